@@ -1,0 +1,49 @@
+"""The compiled module, if this install has one, and what it can do.
+
+`import torch` must come first: the module links against torch's libraries by name and takes the
+ones that the process has loaded. The package works without it, on the references, and says so once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from types import ModuleType
+
+import torch  # noqa: F401  (loads the libraries that the compiled module resolves against)
+
+__all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level"]
+
+STRICT = os.environ.get("VQVAE2_FAST_STRICT", "0") == "1"
+
+module: ModuleType | None = None
+MISSING_REASON = ""
+
+try:
+    module = importlib.import_module("vqvae2_fast._C")
+except ModuleNotFoundError as error:
+    if error.name != "vqvae2_fast._C":
+        raise
+    MISSING_REASON = "this install has no compiled module"
+    warnings.warn(
+        "vqvae2_fast: no compiled module found, every operator runs on its PyTorch reference. "
+        "Install a C++ compiler and run `pip install .` from the source tree to build it.",
+        stacklevel=2,
+    )
+
+if module is not None:
+    # An unsupported VQVAE2_FAST_SIMD is an error here, at import, not at the first call.
+    module.simd_level()
+
+
+def simd_level() -> str:
+    """The SIMD level that the CPU kernels run at: `scalar`, `avx2` or `avx512`."""
+    if module is None:
+        raise RuntimeError(f"simd_level: {MISSING_REASON}.")
+    return str(module.simd_level())
+
+
+def build_info() -> dict[str, object]:
+    """What was built: SIMD levels, the CUDA architectures, the compiler."""
+    return {"native": False} if module is None else {"native": True, **module.build_info()}

@@ -1,0 +1,73 @@
+"""`code_statistics`: how often each code was used, and the sum of the vectors it took."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.code_statistics.reference import code_statistics_reference
+
+__all__ = ["CODE_STATISTICS", "code_statistics"]
+
+
+def _fake(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
+    return (
+        indices.new_empty(num_embeddings),
+        z.new_empty(num_embeddings, z.shape[1], dtype=torch.float32),
+    )
+
+
+def _refusal(z: Tensor, indices: Tensor, num_embeddings: int = 1) -> str | None:
+    if z.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{str(z.dtype).removeprefix('torch.')} input"
+    return None
+
+
+CODE_STATISTICS = register(
+    "code_statistics",
+    "(Tensor z, Tensor indices, int num_embeddings) -> (Tensor counts, Tensor sums)",
+    reference=code_statistics_reference,
+    fake=_fake,
+    owners={"cpu": "cpu"},
+    refusal=_refusal,
+)
+
+
+def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
+    """Counts and sums per code, the inputs of the codebook's moving averages.
+
+    `counts[k] = |{n : indices[n] = k}|`, `sums[k] = Σ_{n : indices[n] = k} z[n]` (n_i and Σ E(x) of
+    section 3.1, https://arxiv.org/abs/1906.00446). The caller all-reduces them between ranks.
+
+    Args:
+        z: Vectors, `[..., D]`, float32, bfloat16 or float16.
+        indices: int64, `[...]`, each in 0..K−1.
+        num_embeddings: K.
+
+    Returns:
+        counts: int64, `[K]`.
+        sums: float32, `[K, D]`, within 2 ulp of Σ|z|: accumulated in float64, rounded once.
+
+    Raises:
+        ValueError: Shapes that do not fit, or num_embeddings < 1.
+        TypeError: z not floating or indices not int64.
+        RuntimeError: Tensors on different devices, or an index outside 0..K−1.
+
+    Note:
+        Deterministic on the CPU for any number of threads. No gradient flows.
+    """
+    check_floating("code_statistics", z=z)
+    if indices.dtype != torch.int64:
+        raise TypeError(f"code_statistics: expected indices int64, got {described(indices)}.")
+    if z.dim() == 0 or indices.shape != z.shape[:-1]:
+        raise ValueError(
+            f"code_statistics: expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "
+            f"got {described(indices)}."
+        )
+    if num_embeddings < 1:
+        raise ValueError(f"code_statistics: expected num_embeddings >= 1, got {num_embeddings}.")
+    check_same_device("code_statistics", z=z, indices=indices)
+    flat = z.detach().reshape(-1, z.shape[-1])  # [N, D]
+    return CODE_STATISTICS(flat, indices.reshape(-1), num_embeddings)

@@ -1,0 +1,52 @@
+"""`dropout_mask`: which entries of a matrix a dropout keeps, a function of seed and position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
+
+__all__ = ["DROPOUT_MASK", "dropout_mask"]
+
+
+def _fake(
+    seed: Tensor, num_samples: int, num_rows: int, num_columns: int, dropout_p: float
+) -> Tensor:
+    return seed.new_empty((num_samples, num_rows, num_columns), dtype=torch.bool)
+
+
+DROPOUT_MASK = register(
+    "dropout_mask",
+    "(Tensor seed, int num_samples, int num_rows, int num_columns, float dropout_p) -> Tensor",
+    reference=dropout_mask_reference,
+    fake=_fake,
+    owners={"cpu": "cpu"},
+)
+
+
+def dropout_mask(
+    seed: Tensor, num_samples: int, num_rows: int, num_columns: int, dropout_p: float
+) -> Tensor:
+    """Bool `[samples, rows, columns]`, False with probability dropout_p.
+
+    The uniform of entry (s, r, c) is Philox's for code c, position r, sample s, purpose 1, compared
+    in float32: u ≥ dropout_p keeps the entry.
+
+    Args:
+        seed: 0-d int64 tensor, so that a compiled graph does not depend on its value.
+        dropout_p: In [0, 1).
+
+    Raises:
+        ValueError: seed not 0-d, or dropout_p outside [0, 1).
+        TypeError: seed not int64.
+    """
+    if seed.dtype != torch.int64:
+        raise TypeError(f"dropout_mask: expected seed int64, got {described(seed)}.")
+    if seed.dim() != 0:
+        raise ValueError(f"dropout_mask: expected seed 0-d, got {described(seed)}.")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_mask: expected dropout_p in [0, 1), got {dropout_p}.")
+    return DROPOUT_MASK(seed, num_samples, num_rows, num_columns, dropout_p)

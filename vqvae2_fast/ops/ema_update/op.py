@@ -1,0 +1,80 @@
+"""`ema_update_`: one step of the codebook's exponential moving averages, in place."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.ema_update.reference import ema_update_reference
+
+__all__ = ["EMA_UPDATE_", "ema_update_"]
+
+
+def _fake(*_: object) -> None:
+    return None
+
+
+EMA_UPDATE_ = register(
+    "ema_update_",
+    "(Tensor counts, Tensor sums, Tensor(a!) cluster_size, Tensor(b!) embed_avg, "
+    "Tensor(c!) codebook, float decay, float epsilon) -> ()",
+    reference=ema_update_reference,
+    fake=_fake,
+)
+
+
+def ema_update_(
+    counts: Tensor,
+    sums: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    codebook: Tensor,
+    decay: float = 0.99,
+    epsilon: float = 1e-5,
+) -> None:
+    """Move the averages towards this step's statistics and set the codebook to their ratio.
+
+    N ← γN + (1−γ)n, m ← γm + (1−γ)Σz (section 3.1 of https://arxiv.org/abs/1906.00446), then
+    e = m / ((N + ε) / (ΣN + Kε) · ΣN), the Laplace smoothing of sonnet's `VectorQuantizerEMA`.
+
+    Args:
+        counts: n, `[K]`, int64 or floating.
+        sums: Σz, `[K, D]`, floating.
+        cluster_size: N, `[K]`, floating, updated in place.
+        embed_avg: m, `[K, D]`, updated in place.
+        codebook: e, `[K, D]`, overwritten.
+        decay: γ, in [0, 1].
+        epsilon: ε, in counts.
+
+    Raises:
+        ValueError: Shapes that do not fit, or decay outside [0, 1].
+        TypeError: sums, cluster_size, embed_avg or codebook not floating.
+        RuntimeError: Tensors on different devices.
+    """
+    check_floating(
+        "ema_update_", sums=sums, cluster_size=cluster_size, embed_avg=embed_avg, codebook=codebook
+    )
+    if codebook.dim() != 2 or codebook.shape[0] == 0:
+        raise ValueError(
+            f"ema_update_: expected codebook [K, D] with K >= 1, got {described(codebook)}."
+        )
+    expected = {
+        "counts": (counts, codebook.shape[:1]),
+        "sums": (sums, codebook.shape),
+        "cluster_size": (cluster_size, codebook.shape[:1]),
+        "embed_avg": (embed_avg, codebook.shape),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor.shape != shape:
+            raise ValueError(
+                f"ema_update_: expected {name} {list(shape)} for codebook {list(codebook.shape)}, "
+                f"got {described(tensor)}."
+            )
+    if not 0 <= decay <= 1:
+        raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
+    check_same_device(
+        "ema_update_", counts=counts, sums=sums, cluster_size=cluster_size, embed_avg=embed_avg,
+        codebook=codebook,
+    )  # fmt: skip
+    EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)

@@ -1,0 +1,53 @@
+"""`gated_residual`: the end of a gated residual layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.gated_residual.reference import gated_residual_reference
+
+__all__ = ["GATED_RESIDUAL", "gated_residual"]
+
+GATED_RESIDUAL = register(
+    "gated_residual",
+    "(Tensor h, Tensor x, Tensor? condition) -> Tensor",
+    reference=gated_residual_reference,
+)
+
+
+def gated_residual(h: Tensor, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    """`a · sigmoid(b) + x`, where a and b are the halves of `h + condition` along the channels.
+
+    The gated linear unit of PixelSNAIL's residual block, section 2 of
+    https://arxiv.org/abs/1712.09763, with the condition added before the gate.
+
+    Args:
+        h: `[B, 2C, H, W]`, floating.
+        x: The residual input, `[B, C, H, W]`.
+        condition: `[B, 2C, H, W]`, or `[B, 2C, 1, 1]` for one vector per image.
+
+    Returns:
+        `[B, C, H, W]`, differentiable in all three.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+        TypeError: A dtype that is not floating.
+        RuntimeError: Tensors on different devices.
+    """
+    check_floating("gated_residual", h=h, x=x)
+    check_same_device("gated_residual", h=h, x=x)
+    if x.dim() != 4 or h.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+        raise ValueError(
+            f"gated_residual: expected h [B, 2C, H, W] for x [B, C, H, W], got h {described(h)} "
+            f"and x {described(x)}."
+        )
+    if condition is not None:
+        check_same_device("gated_residual", h=h, condition=condition)
+        if condition.shape not in (h.shape, (*h.shape[:2], 1, 1)):
+            raise ValueError(
+                f"gated_residual: expected condition {list(h.shape)} or "
+                f"{[*h.shape[:2], 1, 1]}, got {described(condition)}."
+            )
+    return GATED_RESIDUAL(h, x, condition)

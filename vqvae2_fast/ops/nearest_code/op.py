@@ -1,0 +1,72 @@
+"""`nearest_code`: index and squared distance of the nearest codebook row, exact."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_codebook, check_finite
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+
+__all__ = ["NEAREST_CODE", "nearest_code"]
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        z.new_empty(z.shape[:1], dtype=torch.int64),
+        z.new_empty(z.shape[:1], dtype=torch.float32),
+    )
+
+
+def _refusal(z: Tensor, codebook: Tensor) -> str | None:
+    for tensor, name in ((z, "input"), (codebook, "codebook")):
+        if tensor.dtype not in NATIVE_DTYPES:
+            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    return None
+
+
+NEAREST_CODE = register(
+    "nearest_code",
+    "(Tensor z, Tensor codebook) -> (Tensor indices, Tensor sqdist)",
+    reference=nearest_code_reference,
+    fake=_fake,
+    owners={"cpu": "cpu"},
+    refusal=_refusal,
+)
+
+
+def nearest_code(
+    z: Tensor, codebook: Tensor, *, check_values: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Index and squared distance of the codebook row nearest to each vector.
+
+    `indices[n] = argmin_k Σ_d (z[n, d] − codebook[k, d])²`, the sum taken in float64 in the order of
+    d, of the values as given. Every backend returns exactly this.
+
+    Args:
+        z: Vectors, `[..., D]`, float32, bfloat16 or float16 (float64 runs on the reference).
+        codebook: Codes, `[K, D]`.
+        check_values: Raise on NaN or infinity in z or codebook. Synchronises a GPU.
+
+    Returns:
+        indices: int64, `[...]`.
+        sqdist: float32, `[...]`, the squared distance rounded once.
+
+    Raises:
+        ValueError: Shapes that do not fit, an empty codebook, or with `check_values` NaN or infinity.
+        TypeError: A dtype that is not floating.
+        RuntimeError: Tensors on different devices.
+
+    Note:
+        Ties take the lowest index. NaN never wins; a vector without any finite distance gets index 0.
+        No gradient flows to either result.
+    """
+    check_codebook("nearest_code", z, codebook)
+    if check_values:
+        check_finite("nearest_code", z=z, codebook=codebook)
+    leading = z.shape[:-1]
+    indices, sqdist = NEAREST_CODE(z.detach().reshape(-1, z.shape[-1]), codebook.detach())  # [N, D]
+    return indices.view(leading), sqdist.view(leading)

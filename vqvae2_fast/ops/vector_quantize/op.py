@@ -1,0 +1,79 @@
+"""`vector_quantize`: nearest code, straight-through gradient and commitment loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_codebook
+from vqvae2_fast.ops._registry import LIBRARY, register
+from vqvae2_fast.ops.vector_quantize.reference import (
+    vector_quantize_backward,
+    vector_quantize_reference,
+)
+
+__all__ = ["VECTOR_QUANTIZE", "vector_quantize"]
+
+
+def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        z.new_empty(z.shape),
+        z.new_empty(z.shape[:1], dtype=torch.int64),
+        z.new_empty((), dtype=torch.float32),
+    )
+
+
+VECTOR_QUANTIZE = register(
+    "vector_quantize",
+    "(Tensor z, Tensor codebook) -> (Tensor z_q, Tensor indices, Tensor commitment)",
+    reference=vector_quantize_reference,
+    fake=_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    z, codebook = inputs
+    ctx.save_for_backward(z, codebook, output[1])
+
+
+def _backward(
+    ctx: Any, dz_q: Tensor, _dindices: None, dcommitment: Tensor
+) -> tuple[Tensor | None, None]:
+    z, codebook, indices = ctx.saved_tensors
+    if not ctx.needs_input_grad[0]:
+        return None, None
+    return vector_quantize_backward(dz_q, dcommitment, z, codebook, indices), None
+
+
+torch.library.register_autograd(
+    "vqvae2_fast::vector_quantize", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Replace each vector by its nearest code.
+
+    `z_q = e_k`, `k = argmin_j ‖z − e_j‖` and `commitment = mean((z − sg[e_k])²)`, eqs. 1 to 3 of
+    https://arxiv.org/abs/1711.00937 (β is the caller's).
+
+    Args:
+        z: Vectors, `[..., D]`, floating.
+        codebook: Codes, `[K, D]`.
+
+    Returns:
+        z_q: `[..., D]`, the exact codebook row in z's dtype. Its gradient goes straight to z.
+        indices: int64, `[...]`, as `nearest_code` finds them.
+        commitment: float32, 0-d, differentiable in z.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: As `nearest_code`.
+
+    Note:
+        No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
+    """
+    check_codebook("vector_quantize", z, codebook)
+    flat = z.reshape(-1, z.shape[-1])  # [N, D]
+    z_q, indices, commitment = VECTOR_QUANTIZE(flat, codebook.detach())
+    return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment

@@ -1,0 +1,50 @@
+"""rosinality/vq-vae-2-pytorch: change the import and keep the code and the checkpoints.
+
+`from vqvae import VQVAE`, `from pixelsnail import PixelSNAIL` and `from dataset import CodeRow,
+LMDBDataset` become imports from `vqvae2_fast.compat.rosinality`. See
+`docs/migrating-from-rosinality.md`.
+"""
+
+from vqvae2_fast.compat.rosinality.checkpoint import (
+    Checkpoint,
+    StateDictError,
+    load_checkpoint,
+)
+from vqvae2_fast.compat.rosinality.layers import (
+    CausalConv2d,
+    GatedResBlock,
+    WNConv2d,
+    shift_down,
+    shift_right,
+    wn_linear,
+)
+from vqvae2_fast.compat.rosinality.pixelsnail import (
+    CausalAttention,
+    CondResNet,
+    PixelBlock,
+    PixelSNAIL,
+    causal_mask,
+)
+from vqvae2_fast.compat.rosinality.vqvae import VQVAE, Decoder, Encoder, Quantize, ResBlock
+
+__all__ = [
+    "VQVAE",
+    "CausalAttention",
+    "CausalConv2d",
+    "Checkpoint",
+    "CondResNet",
+    "Decoder",
+    "Encoder",
+    "GatedResBlock",
+    "PixelBlock",
+    "PixelSNAIL",
+    "Quantize",
+    "ResBlock",
+    "StateDictError",
+    "WNConv2d",
+    "causal_mask",
+    "load_checkpoint",
+    "shift_down",
+    "shift_right",
+    "wn_linear",
+]

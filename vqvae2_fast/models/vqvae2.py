@@ -1,0 +1,259 @@
+"""The hierarchical VQ-VAE: section 3.1 of https://arxiv.org/abs/1906.00446, for 1 to 4 levels.
+
+Sizes: B images of C channels and H×W pixels, L levels, K codes, D embedding_dim. Level 0 is the
+coarsest (`top`); lists of levels go coarse to fine.
+
+With two levels and strides (4, 2) the layers and their wiring are those of rosinality's port. The
+paper gives no order for more than two levels; here each level is quantised with the decoded context
+of all coarser ones, and the context of a level is that of the coarser ones, upsampled, beside its
+own codes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.modules.decoder import Decoder, upsampler
+from vqvae2_fast.modules.encoder import Encoder
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.configs import VQVAE2Config
+
+__all__ = ["VQVAE2", "VQVAE2Output"]
+
+
+@dataclass
+class VQVAE2Output:
+    """What a forward gives; lists go coarse to fine.
+
+    Args:
+        reconstruction: `[B, C, H, W]`, not clamped.
+        codes: int64, `[B, h, w]` a level.
+        losses: float32, 0-d, differentiable: each level's commitment_cost × commitment by the
+            level's name, and their sum as "commitment".
+        perplexity: float32, 0-d, a level: of this process's batch.
+    """
+
+    reconstruction: Tensor
+    codes: list[Tensor]
+    losses: dict[str, Tensor]
+    perplexity: list[Tensor]
+
+    @property
+    def commitment(self) -> Tensor:
+        return self.losses["commitment"]
+
+
+class VQVAE2(nn.Module):
+    """Images to code maps and back.
+
+    Training takes, per optimiser step, one or more forwards with backward and then one call of
+    `update_codebooks_`. Images may differ in size from `config.image_size`.
+
+    Args:
+        config: Sizes and codebook rules.
+    """
+
+    def __init__(self, config: VQVAE2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.level_names = level_names(config.num_levels)
+        hidden, dim, levels = config.hidden_channels, config.embedding_dim, config.num_levels
+        residual = (config.num_residual_blocks, config.residual_channels)
+        # Fine to coarse: encoder i halves what encoder i − 1 gives.
+        inputs = [config.image_channels] + [hidden] * (levels - 1)
+        self.encoders = nn.ModuleList(
+            Encoder(channels, hidden, stride, *residual)
+            for channels, stride in zip(inputs, config.strides, strict=True)
+        )
+        # Coarse to fine, as everything below; factors[l] leads from level l to level l + 1.
+        factors = config.strides[:0:-1]
+        self.conditioners = nn.ModuleList(
+            Decoder((level + 1) * dim, dim, hidden, factor, *residual)
+            for level, factor in enumerate(factors)
+        )
+        self.upsamplers = nn.ModuleList(
+            upsampler((level + 1) * dim, factor) for level, factor in enumerate(factors)
+        )
+        self.pre_quantize = nn.ModuleList(
+            nn.Conv2d(hidden + (dim if level else 0), dim, 1) for level in range(levels)
+        )
+        self.quantizers = nn.ModuleList(
+            VectorQuantizerEMA(
+                config.num_embeddings,
+                dim,
+                commitment_cost=config.commitment_cost,
+                decay=config.decay,
+                epsilon=config.epsilon,
+                init=config.init,
+                ema_start=config.ema_start,
+                restart=config.restart,
+                gradient=config.gradient,
+                update="step",
+                seed=config.seed,
+                stream=level,
+            )
+            for level in range(levels)
+        )
+        self.decoder = Decoder(
+            levels * dim, config.image_channels, hidden, config.strides[0], *residual
+        )
+        # Statistics of micro-batches belong to their process: DistributedDataParallel, which reads
+        # this attribute, would overwrite them with those of rank 0 at each forward.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if ".pending_" in name
+        ]
+
+    def forward(self, images: Tensor) -> VQVAE2Output:
+        """Reconstruct images; in training mode their codes enter the codebooks' statistics.
+
+        Args:
+            images: `[B, C, H, W]`, floating, in [−1, 1]; H and W multiples of all strides together.
+
+        Raises:
+            ValueError: Other channels or dimensions, or a size that the strides do not divide.
+            TypeError: Images that are not floating.
+        """
+        features = self._encode_features(images)
+        context: Tensor | None = None
+        codes, losses, perplexity = [], {}, []
+        for level, quantizer in enumerate(self.quantizers):
+            z = self._vectors(level, features[level], context)
+            z_q, indices, loss = quantizer(z)
+            context = self._extended(level, context, z_q)
+            codes.append(indices)
+            losses[self.level_names[level]] = loss
+            perplexity.append(quantizer.perplexity)
+        losses["commitment"] = torch.stack(list(losses.values())).sum()
+        return VQVAE2Output(self.decoder(context), codes, losses, perplexity)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Code maps of images `[B, C, H, W]`: int64 `[B, h, w]`, coarse to fine.
+
+        Raises:
+            ValueError, TypeError: As `forward`.
+        """
+        features = self._encode_features(images)
+        context: Tensor | None = None
+        codes = []
+        for level, quantizer in enumerate(self.quantizers):
+            z = self._vectors(level, features[level], context)
+            indices = quantizer.encode(z)
+            context = self._extended(level, context, quantizer.lookup(indices).to(z.dtype))
+            codes.append(indices)
+        return codes
+
+    def decode(self, codes: list[Tensor]) -> Tensor:
+        """Images `[B, C, H, W]`, not clamped, from code maps int64 `[B, h, w]`, coarse to fine.
+
+        Checking the range of the codes synchronises a GPU with its host; it is left out under
+        `torch.compile`.
+
+        Raises:
+            ValueError: Another number of maps, a size that does not follow from the coarsest map,
+                or a code outside 0..K−1.
+            TypeError: Codes that are not int64.
+        """
+        self._check_codes(codes)
+        context: Tensor | None = None
+        for level, quantizer in enumerate(self.quantizers):
+            context = self._extended(level, context, quantizer.lookup(codes[level]))
+        return self.decoder(context)
+
+    def loss(self, images: Tensor, output: VQVAE2Output) -> Tensor:
+        """Mean squared error plus the commitment of all levels, float32 0-d."""
+        return F.mse_loss(output.reconstruction.float(), images.float()) + output.commitment
+
+    def update_codebooks_(self) -> None:
+        """Move all codebooks by the statistics since the last call: once an optimiser step.
+
+        Comes after backward, which needs the codes of the forward.
+        """
+        for quantizer in self.quantizers:
+            quantizer.update_codebook_()
+
+    def _encode_features(self, images: Tensor) -> list[Tensor]:
+        """`[B, hidden, h, w]` for each level, coarse to fine."""
+        self._check_images(images)
+        features = []
+        x = images
+        for encoder in self.encoders:
+            x = encoder(x)
+            features.append(x)
+        return features[::-1]
+
+    def _vectors(self, level: int, features: Tensor, context: Tensor | None) -> Tensor:
+        """What the level quantises, from its features and the context of coarser levels."""
+        if context is not None:
+            features = torch.cat([self.conditioners[level - 1](context), features], dim=1)
+        # A channels_last map is already in this order: no copy.
+        return self.pre_quantize[level](features).permute(0, 2, 3, 1)  # [B, h, w, D]
+
+    def _extended(self, level: int, context: Tensor | None, z_q: Tensor) -> Tensor:
+        """The context with a level's quantised vectors `[B, h, w, D]`: `[B, (level+1)·D, h, w]`."""
+        z_q = z_q.permute(0, 3, 1, 2)  # [B, D, h, w]
+        if context is None:
+            return z_q
+        return torch.cat([self.upsamplers[level - 1](context), z_q], dim=1)
+
+    def _check_images(self, images: Tensor) -> None:
+        channels, stride = self.config.image_channels, math.prod(self.config.strides)
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ValueError(
+                f"VQVAE2: expected images [B, C, H, W] with C={channels}, got {list(images.shape)}."
+            )
+        if not images.is_floating_point():
+            raise TypeError(
+                f"VQVAE2: expected floating images in [-1, 1], got "
+                f"{str(images.dtype).removeprefix('torch.')}: use images / 127.5 - 1 for bytes."
+            )
+        if any(side < stride or side % stride for side in images.shape[2:]):
+            raise ValueError(
+                f"VQVAE2: expected images with H and W multiples of {stride} (strides "
+                f"{self.config.strides}), got {list(images.shape)}: crop or resize them."
+            )
+
+    def _check_codes(self, codes: list[Tensor]) -> None:
+        if len(codes) != self.config.num_levels:
+            raise ValueError(
+                f"VQVAE2: expected {self.config.num_levels} code maps "
+                f"({', '.join(self.level_names)}), got {len(codes)}."
+            )
+        for name, level_codes in zip(self.level_names, codes, strict=True):
+            if level_codes.dtype != torch.int64:
+                raise TypeError(
+                    f"VQVAE2: expected int64 codes, got "
+                    f"{str(level_codes.dtype).removeprefix('torch.')} at level {name}."
+                )
+            if level_codes.dim() != 3:
+                raise ValueError(
+                    f"VQVAE2: expected codes [B, h, w], got {list(level_codes.shape)} at level "
+                    f"{name}."
+                )
+        size = codes[0].shape
+        for level, factor in enumerate(self.config.strides[:0:-1], start=1):
+            size = torch.Size((size[0], size[1] * factor, size[2] * factor))
+            if codes[level].shape != size:
+                raise ValueError(
+                    f"VQVAE2: expected codes {list(size)} at level {self.level_names[level]} for "
+                    f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
+                )
+        if torch.compiler.is_compiling() or codes[0].numel() == 0:
+            return
+        extremes = [torch.stack(level_codes.aminmax()) for level_codes in codes]
+        pairs = torch.stack(extremes).tolist()  # [L, 2], one synchronisation
+        for name, (low, high) in zip(self.level_names, pairs, strict=True):
+            if low < 0 or high >= self.config.num_embeddings:
+                raise ValueError(
+                    f"VQVAE2: expected codes in 0..{self.config.num_embeddings - 1}, got "
+                    f"{low}..{high} at level {name}."
+                )

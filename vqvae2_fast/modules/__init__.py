@@ -1,0 +1,1 @@
+"""Parts of the models: quantiser, encoders and decoders, causal convolutions, attention."""

@@ -1,0 +1,158 @@
+"""What a codebook needs besides lookups: its start, the vectors for restarts, usage, gradients.
+
+Sizes: N vectors of this process, K codes, D embedding_dim. Everything here is the same on every
+process of a group: a choice among the N_global vectors of all processes (in the order of the ranks)
+is a function of a seed, and every collective call has a fixed size. Nothing synchronises a GPU with
+its host.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_words
+
+__all__ = [
+    "all_reduce_",
+    "initial_codebook",
+    "kmeans",
+    "perplexity",
+    "rotate_gradient",
+    "rows_at",
+    "span_of_ranks",
+    "unpack",
+]
+
+_LLOYD_ITERATIONS = 10
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_(tensor: Tensor) -> None:
+    """Sum over the processes of the default group, in place; nothing without a group."""
+    if _is_distributed():
+        dist.all_reduce(tensor)
+
+
+def span_of_ranks(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Number of this process's first row among those of all, and N_global; int64, 0-d."""
+    total = torch.full((), num_rows, dtype=torch.int64, device=device)
+    if not _is_distributed():
+        return torch.zeros_like(total), total
+    rank = dist.get_rank()
+    counts = total.new_zeros(dist.get_world_size())
+    counts[rank] = num_rows
+    dist.all_reduce(counts)
+    return counts[:rank].sum(), counts.sum()
+
+
+def rows_at(
+    z: Tensor,
+    num_embeddings: int,
+    span: tuple[Tensor, Tensor],
+    step: Tensor,
+    *,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """Each code's vector of this step where this process has it, else zeros: `[K, D]` float32.
+
+    Code k gets global row philox(seed, step, k) mod N_global (purpose "restart"): the sum over the
+    processes holds all of them. With N_global = 0 all are zeros.
+
+    Args:
+        z: Vectors of this process, `[N, D]`; N may be 0.
+        span: From `span_of_ranks`.
+        step: int64, 0-d: updates so far, counting the present one; 0 for the start of k-means.
+        stream: Level of the codebook, 0 the coarsest.
+    """
+    num_rows, dim = z.shape
+    if num_rows == 0:
+        return z.new_zeros(num_embeddings, dim, dtype=torch.float32)
+    first, total = span
+    codes = torch.arange(num_embeddings, device=z.device)
+    sample = torch.zeros_like(step)
+    words = random_words(codes, step, sample, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
+    row = words % total - first  # [K]
+    rows = z.index_select(0, row.clamp(0, num_rows - 1)).float()  # [K, D]
+    return torch.where(((row >= 0) & (row < num_rows))[:, None], rows, 0.0)
+
+
+def unpack(packed: Tensor, num_embeddings: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts `[K]`, sums `[K, D]` and what follows, from the flat buffer of one all-reduce."""
+    size = num_embeddings * dim
+    counts, sums, rest = packed.split([num_embeddings, size, len(packed) - num_embeddings - size])
+    return counts, sums.view(num_embeddings, dim), rest
+
+
+def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int) -> Tensor:
+    """The codebook before any data, `[K, D]` float32 on the CPU: a function of the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_embeddings, dim)
+    if init == "uniform":
+        # VarianceScaling(distribution="uniform") of sonnet's VectorQuantizerEMA, fan-in D.
+        limit = (3.0 / dim) ** 0.5
+        return torch.rand(shape, generator=generator, device="cpu") * (2 * limit) - limit
+    return torch.randn(shape, generator=generator, device="cpu")
+
+
+def kmeans(
+    z: Tensor,
+    num_embeddings: int,
+    span: tuple[Tensor, Tensor],
+    *,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """K means of the vectors of all processes, `[K, D]` float32, by ten Lloyd iterations.
+
+    Starts from rows drawn with replacement (`rows_at`, step 0): N_global < K is no special case. A
+    cluster without vectors keeps its mean.
+    """
+    dim = z.shape[1]
+    means = rows_at(z, num_embeddings, span, torch.zeros_like(span[0]), seed=seed, stream=stream)
+    all_reduce_(means)
+    for _ in range(_LLOYD_ITERATIONS):
+        indices, _ = ops.nearest_code(z, means)
+        counts, sums = ops.code_statistics(z, indices, num_embeddings)
+        packed = torch.cat([counts.float(), sums.flatten()])  # [K + K·D]
+        all_reduce_(packed)
+        counts, sums, _ = unpack(packed, num_embeddings, dim)
+        means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), means)
+    return means
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp(entropy) of the use of codes, float32 0-d: K if all are used alike, 1 if one is.
+
+    The formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
+    """
+    share = counts / counts.sum().clamp(min=1)  # [K]
+    return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))
+
+
+def rotate_gradient(z: Tensor, z_q: Tensor) -> Tensor:
+    """z_q with the rotation trick's gradient to z: section 4.2 of https://arxiv.org/abs/2410.06424.
+
+    The gradient is that of λRz, where R, held constant, rotates z onto the direction of its code
+    and λ = ‖e‖/‖z‖ scales it to the code's length. With u = z/‖z‖, q = e/‖e‖, w = (u + q)/‖u + q‖:
+    λRz = λ(z − 2(z·w)w + 2(z·u)q). The value is z_q itself.
+    """
+    e = z_q.detach()
+    wide = z if z.dtype == torch.float64 else z.float()
+    e_wide = e.to(wide.dtype)
+    u = F.normalize(wide.detach(), dim=-1)
+    q = F.normalize(e_wide, dim=-1)
+    w = F.normalize(u + q, dim=-1)
+    scale = e_wide.norm(dim=-1, keepdim=True) / wide.detach().norm(dim=-1, keepdim=True).clamp(1e-6)
+    along_w = (wide * w).sum(-1, keepdim=True)
+    along_u = (wide * u).sum(-1, keepdim=True)
+    rotated = (wide - 2 * along_w * w + 2 * along_u * q) * scale
+    # The difference is zero, with the gradient of its first term.
+    return e + (rotated - rotated.detach()).to(z.dtype)

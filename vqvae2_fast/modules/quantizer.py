@@ -1,0 +1,324 @@
+"""The vector quantiser whose codebook follows its inputs by exponential moving averages.
+
+Sizes: N vectors (the product of the leading sizes), K codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.codebook import (
+    all_reduce_,
+    initial_codebook,
+    kmeans,
+    perplexity,
+    rotate_gradient,
+    rows_at,
+    span_of_ranks,
+    unpack,
+)
+
+__all__ = ["VectorQuantizerEMA"]
+
+_CHOICES = {
+    "init": ("kmeans", "normal", "uniform"),
+    "ema_start": ("one", "zero", "debiased"),
+    "gradient": ("straight_through", "rotation"),
+    "update": ("forward", "step"),
+}
+
+
+def _inside_backward() -> bool:
+    """Whether autograd is running backward: then this forward is a checkpoint's recomputation."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class VectorQuantizerEMA(nn.Module):
+    """Nearest code of each vector, with a codebook that is learnt without gradients.
+
+    In training mode a forward adds the counts and sums of its codes to pending statistics; an
+    update sums them over all processes of the default `torch.distributed` group and moves the
+    averages: N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m/N with Laplace smoothing (section 3.1 of
+    https://arxiv.org/abs/1906.00446 and sonnet's `VectorQuantizerEMA`). Lookups use the codebook
+    from before the update. In evaluation mode nothing changes.
+
+    Args:
+        num_embeddings: K.
+        embedding_dim: D.
+        commitment_cost: β, eq. 3 of https://arxiv.org/abs/1711.00937.
+        decay: γ, in [0, 1).
+        epsilon: Of the Laplace smoothing, in counts.
+        init: Start of the codebook. "kmeans": ten Lloyd iterations on the first training batch of
+            all processes (until then as "normal"); "normal": N(0, 1); "uniform": sonnet's.
+        ema_start: Counts at the start. "one"; "zero": a code without vectors is then flung far out,
+            as in the rosinality port; "debiased": averages divided by 1 − γᵗ, as in sonnet.
+        restart: A code whose average count is below this fraction of the mean over codes starts
+            again from a vector of the latest forward, with that mean as its count. 0: never.
+        gradient: To z from z_q: "straight_through", or "rotation" (https://arxiv.org/abs/2410.06424).
+        update: "forward": at the end of each training forward. "step": when `update_codebook_` is
+            called, once an optimiser step after backward; the statistics of micro-batches add up.
+        seed: Of the start and of restarts; the same on every process.
+        stream: Level of this quantiser, so that levels of one seed draw apart; 0 the coarsest.
+
+    Attributes:
+        perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
+        usage: Share of the K codes that had a vector, on any process, in the latest update.
+
+    Note:
+        In a process group every process takes part in every training forward (with "kmeans", or
+        "forward") and in every update, with no vectors (`z` of N = 0) if it has none.
+        Under autocast all of this is float32. Activation checkpointing does not count twice.
+        Checkpoints hold no pending statistics: save between optimiser steps.
+    """
+
+    codebook: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+    steps: Tensor
+    initialised: Tensor
+    pending_counts: Tensor
+    pending_sums: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        init: Literal["kmeans", "normal", "uniform"] = "kmeans",
+        ema_start: Literal["one", "zero", "debiased"] = "one",
+        restart: float = 0.03,
+        gradient: Literal["straight_through", "rotation"] = "straight_through",
+        update: Literal["forward", "step"] = "forward",
+        seed: int = 0,
+        stream: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
+            if value < 1:
+                raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
+        chosen = {"init": init, "ema_start": ema_start, "gradient": gradient, "update": update}
+        for name, choice in chosen.items():
+            if choice not in _CHOICES[name]:
+                raise ValueError(
+                    f"VectorQuantizerEMA: expected {name} to be one of "
+                    f"{', '.join(_CHOICES[name])}, got {choice!r}."
+                )
+        if not 0 <= decay < 1:
+            raise ValueError(f"VectorQuantizerEMA: expected decay in [0, 1), got {decay}.")
+        if not 0 <= restart < 1:
+            raise ValueError(f"VectorQuantizerEMA: expected restart in [0, 1), got {restart}.")
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.decay = decay
+        self.epsilon = epsilon
+        self.ema_start = ema_start
+        self.restart = restart
+        self.gradient = gradient
+        self.update = update
+        self.seed = seed
+        self.stream = stream
+
+        # Levels of one seed start apart; the generator takes seeds of 64 bits.
+        start_seed = (seed + (stream << 32)) % (1 << 64)
+        codebook = initial_codebook(num_embeddings, embedding_dim, init=init, seed=start_seed)
+        start = torch.full((num_embeddings,), 1.0 if ema_start == "one" else 0.0)
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("cluster_size", start)
+        self.register_buffer("embed_avg", codebook.clone())
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("initialised", torch.tensor(init != "kmeans"))
+        counts = torch.zeros(num_embeddings, dtype=torch.int64)
+        self.register_buffer("pending_counts", counts, persistent=False)
+        self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
+        self.perplexity = torch.ones(())
+        self.usage = torch.zeros(())
+        # The flag as the host knows it: reading the buffer would synchronise a GPU every step.
+        self._is_initialised = init != "kmeans"
+        self._latest_rows: Tensor | None = None
+        self._lookup_codebook: Tensor | None = None
+        self.register_load_state_dict_post_hook(_read_initialised)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, commitment_cost={self.commitment_cost}, "
+            f"decay={self.decay}, ema_start={self.ema_start!r}, restart={self.restart}, "
+            f"gradient={self.gradient!r}, update={self.update!r}"
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors.
+
+        Args:
+            z: `[..., D]`, float32, bfloat16, float16 or float64.
+
+        Returns:
+            z_q: `[..., D]`, the codebook's rows in z's dtype, with the chosen gradient to z.
+            indices: int64, `[...]`.
+            loss: float32, 0-d: commitment_cost × mean((z − z_q)²).
+
+        Raises:
+            ValueError: The last size of z is not D.
+            TypeError: z is not floating, or in training mode the codebook is not float32.
+        """
+        if z.dim() == 0 or z.shape[-1] != self.embedding_dim:
+            raise ValueError(
+                f"VectorQuantizerEMA: expected z [..., D] with D={self.embedding_dim}, "
+                f"got {list(z.shape)}."
+            )
+        with torch.autocast(z.device.type, enabled=False):
+            recomputing = self.training and _inside_backward()
+            learning = self.training and not recomputing
+            if learning:
+                self._prepare(z)
+            z_q, indices, commitment = ops.vector_quantize(z, self._codebook_to_use(recomputing))
+            if self.gradient == "rotation":
+                z_q = rotate_gradient(z, z_q)
+            if learning:
+                self._accumulate(z, indices)
+            elif not recomputing:
+                counts = self.codebook.new_zeros(self.num_embeddings)
+                flat = indices.flatten()
+                counts.index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
+                self.perplexity = perplexity(counts)
+            return z_q, indices, self.commitment_cost * commitment
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        """Indices alone, int64 `[...]`: no statistics, in either mode."""
+        with torch.autocast(z.device.type, enabled=False):
+            return ops.nearest_code(z, self.codebook)[0]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
+        return self.codebook[indices]
+
+    @torch.no_grad()
+    def set_codebook_(
+        self, codebook: Tensor, cluster_size: Tensor | None = None, embed_avg: Tensor | None = None
+    ) -> None:
+        """Start from given codes `[K, D]`, with counts `[K]` and averages `[K, D]` if given.
+
+        Without them the counts are those of `ema_start` and the averages are the codes.
+        """
+        if codebook.shape != self.codebook.shape:
+            raise ValueError(
+                f"VectorQuantizerEMA: expected codebook {list(self.codebook.shape)}, "
+                f"got {list(codebook.shape)}."
+            )
+        self.codebook.copy_(codebook)
+        self.embed_avg.copy_(codebook if embed_avg is None else embed_avg)
+        if cluster_size is None:
+            self.cluster_size.fill_(1.0 if self.ema_start == "one" else 0.0)
+        else:
+            self.cluster_size.copy_(cluster_size)
+        self.initialised.fill_(True)
+        self._is_initialised = True
+
+    @torch.no_grad()
+    def update_codebook_(self) -> None:
+        """Move the codebook by the pending statistics of all processes, and restart unused codes.
+
+        One all-reduce of [counts | sums | vectors for restarts], after a tiny one of the numbers of
+        vectors. Vectors for restarts are those of the latest forward. Does nothing before a
+        codebook that starts by k-means has seen its first vectors.
+        """
+        if not self._is_initialised:
+            return
+        self.steps += 1
+        dim = self.embedding_dim
+        # Counts travel as float32: exact to 2²⁴ vectors of one code in one step.
+        parts = [self.pending_counts.float(), self.pending_sums.flatten()]
+        if self.restart:
+            rows = self._latest_rows
+            if rows is None:
+                rows = self.codebook.new_zeros(0, dim)
+            span = span_of_ranks(len(rows), self.codebook.device)
+            candidates = rows_at(
+                rows, self.num_embeddings, span, self.steps, seed=self.seed, stream=self.stream
+            )
+            parts.append(candidates.flatten())
+        packed = torch.cat(parts)  # [K + K·D (+ K·D)]
+        all_reduce_(packed)
+        counts, sums, rest = unpack(packed, self.num_embeddings, dim)
+
+        decay = self.decay
+        if self.ema_start == "debiased":
+            # An average from zero divided by 1 − γᵗ is one of weight (1−γ)/(1−γᵗ), 1 at t = 1: move
+            # it here, and let the operator (decay 1) only take the ratio.
+            power = self.steps * math.log(decay) if decay else self.steps * -math.inf  # log γᵗ
+            weight = (1 - decay) / -torch.expm1(power)
+            self.cluster_size.lerp_(counts, weight)
+            self.embed_avg.lerp_(sums, weight)
+            decay = 1.0
+        ops.ema_update_(
+            counts, sums, self.cluster_size, self.embed_avg, self.codebook, decay, self.epsilon
+        )
+        if self.restart:
+            self._restart_unused(rest.view(self.num_embeddings, dim), span[1] > 0)
+        self.usage = (counts > 0).float().mean()
+        self.pending_counts.zero_()
+        self.pending_sums.zero_()
+        self._latest_rows = None
+
+    def _restart_unused(self, candidates: Tensor, any_rows: Tensor) -> None:
+        # In the steady state the mean count is N_global / K; in the first steps of ema_start "one"
+        # it is nearer to 1, and with N_global / K itself every code would restart at once.
+        mean = self.cluster_size.mean()
+        unused = (self.cluster_size < self.restart * mean) & any_rows  # [K]
+        column = unused[:, None]
+        self.cluster_size.copy_(torch.where(unused, mean, self.cluster_size))
+        self.embed_avg.copy_(torch.where(column, candidates * mean, self.embed_avg))
+        self.codebook.copy_(torch.where(column, candidates, self.codebook))
+
+    @torch.no_grad()
+    def _prepare(self, z: Tensor) -> None:
+        """Checks and the k-means start, before a lookup that will be counted."""
+        if self.codebook.dtype != torch.float32:
+            raise TypeError(
+                "VectorQuantizerEMA: expected a float32 codebook in training, got "
+                f"{str(self.codebook.dtype).removeprefix('torch.')}. Train under torch.autocast "
+                "instead of converting the module."
+            )
+        if self._is_initialised:
+            return
+        rows = z.detach().reshape(-1, self.embedding_dim)  # [N, D]
+        span = span_of_ranks(len(rows), rows.device)
+        # Once in a training run: a host synchronisation on a GPU.
+        if int(span[1]) > 0:
+            self.set_codebook_(
+                kmeans(rows, self.num_embeddings, span, seed=self.seed, stream=self.stream)
+            )
+
+    def _codebook_to_use(self, recomputing: bool) -> Tensor:
+        if not self.training or self.update == "step":
+            return self.codebook
+        # The update comes before backward: that, and a checkpoint's recomputation, need the codes
+        # which the forward used.
+        if not recomputing or self._lookup_codebook is None:
+            self._lookup_codebook = self.codebook.clone()
+        return self._lookup_codebook
+
+    @torch.no_grad()
+    def _accumulate(self, z: Tensor, indices: Tensor) -> None:
+        counts, sums = ops.code_statistics(z, indices, self.num_embeddings)
+        self.perplexity = perplexity(counts)
+        self.pending_counts += counts
+        self.pending_sums += sums
+        if self.restart:
+            # Kept until the update, which alone knows how many rows the other processes have.
+            self._latest_rows = z.detach().reshape(-1, self.embedding_dim)  # [N, D]
+        if self.update == "forward":
+            self.update_codebook_()
+
+
+def _read_initialised(quantizer: nn.Module, _incompatible_keys: object) -> None:
+    assert isinstance(quantizer, VectorQuantizerEMA)
+    quantizer._is_initialised = bool(quantizer.initialised)

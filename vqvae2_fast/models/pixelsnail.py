@@ -1,0 +1,258 @@
+"""PixelSNAIL over code maps: the prior of one level (section 3.2 of the VQ-VAE-2 paper).
+
+https://arxiv.org/abs/1712.09763 with the paper's changes: causal multi-head attention every few
+layers, dropout on its logits, a 1×1 residual stack on top, conditioning on all coarser maps, and
+classes at any level. With mask `exclude`, weight normalisation and no classes it has the layers of
+the widely used PyTorch port, weight for weight.
+
+Sizes: B batch, K codes, C channels, H W of the code map, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.modules.attention import CausalAttention
+from vqvae2_fast.modules.causal_conv import SameConv2d
+from vqvae2_fast.modules.conditioning import ConditionStack
+from vqvae2_fast.modules.gated import GatedResidual
+from vqvae2_fast.modules.stem import CausalStem
+
+__all__ = ["PixelSNAIL", "PixelSNAILBlock"]
+
+
+def background_coordinates(height: int, width: int) -> Tensor:
+    """`[1, 2, H, W]`: (row − H/2)/H and (column − W/2)/W."""
+    rows = (torch.arange(height) - height / 2) / height
+    columns = (torch.arange(width) - width / 2) / width
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+
+
+class PixelSNAILBlock(nn.Module):
+    """Gated residual layers, then attention over all positions before, or a layer that sees where.
+
+    Keys and values come from (block input, layers' output, coordinates), queries from (layers'
+    output, coordinates), each through a gated residual 1×1 layer; the attention's result enters the
+    last 1×1 layer as its auxiliary input.
+    """
+
+    def __init__(self, config: PixelSNAILConfig) -> None:
+        super().__init__()
+        channels, weight_norm = config.channels, config.weight_norm
+        scale, condition_channels = (1, 1), 0
+        if config.condition_sizes:
+            height, width = config.condition_sizes[-1]
+            scale = (config.size[0] // height, config.size[1] // width)
+            condition_channels = config.condition_channels
+        self.layers = nn.ModuleList(
+            GatedResidual(
+                channels, config.residual_channels, config.kernel_size, config.mask,
+                condition_channels=condition_channels, condition_scale=scale,
+                num_classes=config.num_classes, dropout=config.dropout, weight_norm=weight_norm,
+            )
+            for _ in range(config.layers_per_block)
+        )  # fmt: skip
+        self.attention = self.merge = None
+        if not config.attention:
+            self.merge = SameConv2d(channels + 2, channels, weight_norm=weight_norm)
+            return
+
+        def pointwise(in_channels: int, auxiliary_channels: int = 0) -> GatedResidual:
+            return GatedResidual(
+                in_channels, channels, auxiliary_channels=auxiliary_channels,
+                dropout=config.dropout, weight_norm=weight_norm,
+            )  # fmt: skip
+
+        self.key = pointwise(2 * channels + 2)
+        self.query = pointwise(channels + 2)
+        self.attention = CausalAttention(
+            channels + 2, 2 * channels + 2, channels // 2, config.num_heads,
+            dropout=config.attention_dropout, dropout_on=config.attention_dropout_on,
+            weight_norm=weight_norm,
+        )  # fmt: skip
+        self.out = pointwise(channels, auxiliary_channels=channels // 2)
+
+    def forward(
+        self, x: Tensor, background: Tensor, condition: Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """x `[B, C, H, W]`, background `[B, 2, H, W]` -> `[B, C, H, W]`."""
+        out = x
+        for layer in self.layers:
+            out = layer(out, condition=condition, labels=labels)
+        if self.merge is not None:
+            return self.merge(torch.cat([out, background], dim=1))
+        key = self.key(torch.cat([x, out, background], dim=1))  # [B, 2C+2, H, W]
+        query = self.query(torch.cat([out, background], dim=1))  # [B, C+2, H, W]
+        return self.out(out, auxiliary=self.attention(query, key))
+
+
+class PixelSNAIL(nn.Module):
+    """Autoregressive prior of one level's code map, in raster order.
+
+    Logits at position p depend on codes before p, all coarser maps and the class, on nothing else.
+
+    Raises:
+        ValueError: From `PixelSNAILConfig`, or a kernel_size below 2, an even condition_kernel_size,
+            or condition sizes that do not divide one another.
+    """
+
+    def __init__(self, config: PixelSNAILConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = config.condition_sizes
+        for (height, width), (next_height, next_width) in zip(sizes, sizes[1:], strict=False):
+            if next_height % height or next_width % width:
+                raise ValueError(
+                    "PixelSNAIL: each of condition_sizes must divide the next (coarse to fine), "
+                    f"got {sizes}."
+                )
+        if config.kernel_size < 2:
+            raise ValueError(f"PixelSNAIL: expected kernel_size >= 2, got {config.kernel_size}.")
+        self.register_buffer("background", background_coordinates(*config.size))
+        self.stem = CausalStem(
+            config.num_embeddings, config.channels, config.kernel_size,
+            weight_norm=config.weight_norm,
+        )  # fmt: skip
+        self.condition = None
+        if sizes:
+            self.condition = ConditionStack(
+                config.num_embeddings, config.condition_channels, len(sizes),
+                config.num_condition_layers, config.condition_kernel_size,
+                dropout=config.dropout, weight_norm=config.weight_norm,
+            )  # fmt: skip
+        self.blocks = nn.ModuleList(PixelSNAILBlock(config) for _ in range(config.num_blocks))
+        self.output_layers = nn.ModuleList(
+            GatedResidual(
+                config.channels, config.residual_channels,
+                dropout=config.dropout, weight_norm=config.weight_norm,
+            )
+            for _ in range(config.num_output_layers)
+        )  # fmt: skip
+        self.head = SameConv2d(
+            config.channels, config.num_embeddings, weight_norm=config.weight_norm
+        )
+
+    def forward(
+        self,
+        codes: Tensor,
+        condition: Sequence[Tensor] | Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of each position's code given the codes before it.
+
+        Args:
+            codes: int64 `[B, h, W]`, h <= H: the first rows of a map give the logits of those rows.
+            condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
+                fine; a tensor stands for a list of one.
+            labels: int64 `[B]`; `num_classes` stands for "no class".
+
+        Returns:
+            `[B, K, h, W]`.
+
+        Raises:
+            ValueError: A map of the wrong size, a condition or labels missing, not wanted, or too
+                many, codes or labels out of range.
+            TypeError: Codes, maps or labels not int64.
+
+        Note:
+            Ranges are checked on CPU tensors in eager mode. On other devices a failed check is an
+            assertion on the device, without synchronisation; compiled graphs leave it out.
+        """
+        maps = as_maps(condition)
+        check_inputs(self.config, codes, maps, labels)
+        features = None if self.condition is None else self.condition(maps)
+        x = self.stem(codes)
+        batch, height = codes.shape[:2]
+        background = self.background[:, :, :height].expand(batch, -1, -1, -1)
+        for block in self.blocks:
+            x = block(x, background, features, labels)
+        for layer in self.output_layers:
+            x = layer(x)
+        return self.head(F.elu(x))
+
+    def loss(
+        self,
+        codes: Tensor,
+        condition: Sequence[Tensor] | Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Mean negative log-likelihood of the codes, nats per code; 0-d, float32."""
+        return F.cross_entropy(self(codes, condition, labels).float(), codes)
+
+
+def as_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
+    """The list of coarser maps that a `condition` argument stands for."""
+    if condition is None:
+        return []
+    return [condition] if isinstance(condition, Tensor) else list(condition)
+
+
+def check_inputs(
+    config: PixelSNAILConfig, codes: Tensor, maps: list[Tensor], labels: Tensor | None
+) -> None:
+    """Errors of `PixelSNAIL.forward`, each by the argument's name."""
+    height, width = config.size
+    if codes.dtype != torch.int64:
+        raise TypeError(f"PixelSNAIL: expected codes int64, got {codes.dtype}.")
+    if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
+        raise ValueError(
+            f"PixelSNAIL: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
+            f"{height}×{width}), got {list(codes.shape)}."
+        )
+    check_range("codes", codes, config.num_embeddings)
+    check_condition(config, maps, codes.shape[0])
+    check_labels(config.num_classes, labels, codes.shape[0])
+
+
+def check_condition(config: PixelSNAILConfig, maps: list[Tensor], batch_size: int) -> None:
+    sizes = config.condition_sizes
+    if len(maps) != len(sizes):
+        raise ValueError(
+            f"PixelSNAIL: expected condition to be {len(sizes)} map(s) of sizes {list(sizes)}, "
+            f"coarse to fine, got {len(maps)}."
+        )
+    for index, (codes, size) in enumerate(zip(maps, sizes, strict=True)):
+        name = f"condition[{index}]"
+        if codes.dtype != torch.int64:
+            raise TypeError(f"PixelSNAIL: expected {name} int64, got {codes.dtype}.")
+        if codes.shape != (batch_size, *size):
+            raise ValueError(
+                f"PixelSNAIL: expected {name} {[batch_size, *size]}, got {list(codes.shape)}."
+            )
+        check_range(name, codes, config.num_embeddings)
+
+
+def check_labels(num_classes: int, labels: Tensor | None, batch_size: int) -> None:
+    if num_classes == 0:
+        if labels is not None:
+            raise ValueError("PixelSNAIL: expected no labels: the prior has no classes.")
+        return
+    if labels is None:
+        raise ValueError(
+            f"PixelSNAIL: labels are missing: expected int64 [{batch_size}] in 0..{num_classes}, "
+            f"where {num_classes} stands for \"no class\"."
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"PixelSNAIL: expected labels int64, got {labels.dtype}.")
+    if labels.shape != (batch_size,):
+        raise ValueError(f"PixelSNAIL: expected labels [{batch_size}], got {list(labels.shape)}.")
+    check_range("labels", labels, num_classes + 1)
+
+
+def check_range(name: str, values: Tensor, end: int) -> None:
+    """Error unless all values are in 0..end-1; on a GPU an assertion there, no synchronisation."""
+    if torch.compiler.is_compiling() or values.numel() == 0 or values.is_meta:
+        return
+    if values.device.type != "cpu":
+        torch._assert_async(((values >= 0) & (values < end)).all())
+        return
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= end:
+        raise ValueError(
+            f"PixelSNAIL: expected {name} in 0..{end - 1}, got values in {low}..{high}."
+        )

@@ -1,0 +1,110 @@
+"""Convolutions of the prior: weight-normalised or plain, causal or over the whole neighbourhood.
+
+Sizes: B batch, C channels, H W of a code map. Masks are those of `ops.causal_conv2d`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+
+__all__ = ["CausalConv2d", "ConvWeight", "SameConv2d"]
+
+
+class ConvWeight(nn.Module):
+    """Weight of a convolution: v, or g · v / ‖v‖ (eq. 2 of https://arxiv.org/abs/1602.07868).
+
+    The norm is taken per output channel. Dead taps of v are set to zero before it: their values,
+    which a loaded file may hold, change nothing and get no gradient.
+
+    Args:
+        shape: `[C_out, C_in, kh, kw]`.
+        live: Bool `[kh, kw]`, the taps that count; None for all.
+        one_hot: The input has one 1 among its C_in channels (a code map): the initial weights are
+            scaled for a sum over taps, not over taps and channels.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        *,
+        live: Tensor | None = None,
+        weight_norm: bool = True,
+        one_hot: bool = False,
+    ) -> None:
+        super().__init__()
+        num_taps = shape[2] * shape[3] if live is None else int(live.sum())
+        if num_taps == 0:
+            raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
+        self.register_buffer("live", live, persistent=False)
+        # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
+        bound = 1 / math.sqrt(num_taps * (1 if one_hot else shape[1]))
+        self.weight_v = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.weight_g = nn.Parameter(self._norm(self._masked_v()).detach()) if weight_norm else None
+
+    def _masked_v(self) -> Tensor:
+        return self.weight_v if self.live is None else self.weight_v.where(self.live, 0.0)
+
+    @staticmethod
+    def _norm(v: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)  # [C_out, 1, 1, 1]
+
+    def forward(self) -> Tensor:
+        v = self._masked_v()
+        return v if self.weight_g is None else v * (self.weight_g / self._norm(v))
+
+
+class CausalConv2d(nn.Module):
+    """`ops.causal_conv2d` with its weights; the output has the input's size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask: str,
+        *,
+        weight_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.mask = mask
+        self.kernel = ConvWeight(
+            (out_channels, in_channels, height, width),
+            live=ops.tap_mask(mask, height, width),
+            weight_norm=weight_norm,
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.causal_conv2d(x, self.kernel(), self.bias, self.mask)
+
+
+class SameConv2d(nn.Module):
+    """A convolution that keeps the size and sees all around; kernel size 1 is a pointwise layer."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        weight_norm: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"SameConv2d: expected an odd kernel_size, got {kernel_size}.")
+        self.kernel = ConvWeight(
+            (out_channels, in_channels, kernel_size, kernel_size), weight_norm=weight_norm
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.kernel()
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)

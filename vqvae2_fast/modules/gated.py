@@ -1,0 +1,113 @@
+"""The gated residual layer: two convolutions, a gate that condition and class enter, a skip."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
+
+__all__ = ["GatedResidual", "upsample_nearest"]
+
+# Standard deviation of the class vectors at the start: a nudge on a gate's input, which is of order
+# one. Also GPT-2's for its embeddings.
+_CLASS_STD = 0.02
+
+
+def upsample_nearest(x: Tensor, scale: tuple[int, int], height: int) -> Tensor:
+    """x `[B, C, h, w]` repeated `scale` times (rows, columns), cut to its first `height` rows."""
+    x = x[:, :, : -(-height // scale[0])]
+    if scale == (1, 1):
+        return x
+    batch, channels, rows, columns = x.shape
+    repeated = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(
+        batch, rows, scale[0], columns, scale[1], channels
+    )
+    repeated = repeated.reshape(batch, rows * scale[0], columns * scale[1], channels)  # [B, H, W, C]
+    return repeated.permute(0, 3, 1, 2)[:, :, :height]
+
+
+class GatedResidual(nn.Module):
+    """x + GLU(conv2(dropout(ELU(conv1(ELU(x)) + aux(ELU(auxiliary))))) + condition + class).
+
+    Args:
+        channels: C of input and output.
+        inner_channels: Channels between the two convolutions.
+        kernel_size: Of both.
+        mask: Of both, as in `ops.causal_conv2d`; None where they see all around (kernel size 1:
+            only the position itself).
+        auxiliary_channels: Channels of a second input; 0 for none.
+        condition_channels: Channels of the condition; 0 for none.
+        condition_scale: How many times coarser than x the condition's map is, (rows, columns).
+        num_classes: Classes; 0 for none. Label `num_classes` stands for "no class".
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int,
+        kernel_size: int = 1,
+        mask: str | None = None,
+        *,
+        auxiliary_channels: int = 0,
+        condition_channels: int = 0,
+        condition_scale: tuple[int, int] = (1, 1),
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        weight_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.condition_scale = condition_scale
+
+        def convolution(in_channels: int, out_channels: int) -> nn.Module:
+            if mask is None:
+                return SameConv2d(in_channels, out_channels, kernel_size, weight_norm=weight_norm)
+            return CausalConv2d(in_channels, out_channels, kernel_size, mask, weight_norm=weight_norm)
+
+        self.conv1 = convolution(channels, inner_channels)
+        self.conv2 = convolution(inner_channels, 2 * channels)
+        self.auxiliary = self.condition = self.classes = None
+        if auxiliary_channels:
+            self.auxiliary = SameConv2d(auxiliary_channels, inner_channels, weight_norm=weight_norm)
+        if condition_channels:
+            self.condition = SameConv2d(
+                condition_channels, 2 * channels, weight_norm=weight_norm, bias=False
+            )
+        if num_classes:
+            self.classes = nn.Embedding(num_classes + 1, 2 * channels)
+            nn.init.normal_(self.classes.weight, std=_CLASS_STD)
+
+    def before_gate(self, condition: Tensor | None, labels: Tensor | None, height: int) -> Tensor | None:
+        """What condition and class add to the gate's input: `[B, 2C, H, W]`, `[B, 2C, 1, 1]`, None."""
+        added = None
+        if self.condition is not None:
+            # A pointwise layer commutes with the repetition: taken at the coarse size it is cheaper.
+            added = upsample_nearest(self.condition(condition), self.condition_scale, height)
+        if self.classes is not None:
+            of_class = self.classes(labels)[:, :, None, None]  # [B, 2C] -> [B, 2C, 1, 1]
+            added = of_class if added is None else added + of_class
+        return added
+
+    def forward(
+        self,
+        x: Tensor,
+        auxiliary: Tensor | None = None,
+        condition: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """x `[B, C, H, W]` -> `[B, C, H, W]`.
+
+        Args:
+            auxiliary: `[B, auxiliary_channels, H, W]`.
+            condition: `[B, condition_channels, H / scale, W / scale]`.
+            labels: int64 `[B]`.
+        """
+        h = self.conv1(F.elu(x))
+        if self.auxiliary is not None:
+            h = h + self.auxiliary(F.elu(auxiliary))
+        h = F.dropout(F.elu(h), self.dropout, self.training)
+        return ops.gated_residual(
+            self.conv2(h), x, self.before_gate(condition, labels, x.shape[2])
+        )

@@ -1,0 +1,113 @@
+"""Convolutions of code maps: a sum of gathered weight columns, never a one-hot map.
+
+The stem is what makes a prior strictly causal: it sees codes before a position only.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.causal_conv import ConvWeight
+
+__all__ = ["CausalStem", "CodeConv2d", "gather_sum"]
+
+
+def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
+    """Sum of the convolutions of a one-hot map.
+
+    Args:
+        codes: int64 `[B, H, W]`, each in 0..K-1 (checked by the caller).
+
+    Returns:
+        `[B, C, H, W]`, channels last in memory.
+    """
+    batch, height, width = codes.shape
+    num_embeddings = convolutions[0].num_embeddings
+    # Codes outside the map are K: every tap's table ends in a row of zeros.
+    taps = torch.cat([conv.neighbours(codes) for conv in convolutions], dim=1)  # [B·H·W, T]
+    tables = torch.cat([conv.table() for conv in convolutions])  # [T, K, C]
+    rows = F.pad(tables, (0, 0, 0, 1)).flatten(0, 1)  # [T, K+1, C] -> [T·(K+1), C]
+    first_row = torch.arange(taps.shape[1], device=codes.device) * (num_embeddings + 1)
+    out = F.embedding_bag(taps + first_row, rows, mode="sum")  # [B·H·W, C]
+    out = out + sum(conv.bias for conv in convolutions)
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class CodeConv2d(nn.Module):
+    """Weights of a convolution over one-hot codes, kept as one column per tap and code.
+
+    Args:
+        padding: Rows and columns added to the map on the (left, right, top, bottom), negative to
+            cut: this places the kernel, and a shift of the output is a shift of the padding.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        *,
+        weight_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.kernel_size = kernel_size
+        self.padding = padding
+        self.kernel = ConvWeight(
+            (out_channels, num_embeddings, *kernel_size), weight_norm=weight_norm, one_hot=True
+        )
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """(row, column) of each tap relative to the output position, in the kernel's order."""
+        left, _, top, _ = self.padding
+        height, width = self.kernel_size
+        return [(row - top, column - left) for row in range(height) for column in range(width)]
+
+    def table(self) -> Tensor:
+        """`[taps, K, C]`."""
+        return self.kernel().flatten(2).permute(2, 1, 0)  # [C, K, taps] -> [taps, K, C]
+
+    def neighbours(self, codes: Tensor) -> Tensor:
+        """int64 `[B·H·W, taps]`: the code under each tap, K outside the map."""
+        padded = F.pad(codes, self.padding, value=self.num_embeddings)
+        height, width = self.kernel_size
+        windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, H, W, kh, kw]
+        return windows.reshape(-1, height * width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return gather_sum(codes, [self])
+
+
+class CausalStem(nn.Module):
+    """Two streams added: rows above shifted down, and columns to the left shifted right.
+
+    `above` has a kernel k//2 × k ending one row up, `left` a kernel (k+1)//2 × k//2 ending one
+    column to the left; k is made odd. This is the down-shifted and right-shifted pair of section
+    2 of https://arxiv.org/abs/1712.09763, in the kernel sizes of the PyTorch port.
+    """
+
+    def __init__(
+        self, num_embeddings: int, channels: int, kernel_size: int, *, weight_norm: bool = True
+    ) -> None:
+        super().__init__()
+        if kernel_size < 2:
+            raise ValueError(f"CausalStem: expected kernel_size >= 2, got {kernel_size}.")
+        width = kernel_size + 1 - kernel_size % 2
+        half = width // 2
+        self.above = CodeConv2d(
+            num_embeddings, channels, (half, width), (half, half, half, -1), weight_norm=weight_norm
+        )
+        left_height = (width + 1) // 2
+        self.left = CodeConv2d(
+            num_embeddings, channels, (left_height, half), (half, -1, left_height - 1, 0),
+            weight_norm=weight_norm,
+        )  # fmt: skip
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """int64 `[B, H, W]` -> `[B, C, H, W]`; position p sees codes at positions < p."""
+        return gather_sum(codes, [self.above, self.left])

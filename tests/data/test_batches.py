@@ -1,0 +1,151 @@
+"""The order of training: what a step holds depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2_fast.data import (
+    CodeDataset,
+    ImageFolder,
+    ImageTensorDataset,
+    batches,
+    code_batches,
+    in_order,
+    to_float,
+)
+
+
+@pytest.fixture
+def dataset() -> ImageTensorDataset:
+    """Ten images that differ, each with its own label."""
+    images = torch.arange(10 * 3 * 2 * 2, dtype=torch.uint8).view(10, 3, 2, 2)
+    return ImageTensorDataset(images, torch.arange(10), tuple("abcdefghij"))
+
+
+def take(iterator, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(islice(iterator, count))
+
+
+def same(a, b) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
+
+
+def test_images_are_floats_that_belong_to_their_labels(dataset) -> None:
+    for images, labels in take(batches(dataset, 4, seed=0), 5):
+        assert images.dtype == torch.float32
+        assert torch.equal(images, to_float(dataset.images[labels]))
+
+
+def test_an_epoch_visits_no_image_twice_and_drops_the_rest(dataset) -> None:
+    epoch = torch.cat([labels for _, labels in take(batches(dataset, 4, seed=0), 2)])
+    assert len(epoch.unique()) == 8
+
+
+def test_epochs_and_seeds_differ_in_order(dataset) -> None:
+    first, second = (labels for _, labels in take(batches(dataset, 10, seed=0), 2))
+    other = next(batches(dataset, 10, seed=1))[1]
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_every_image_is_visited_over_epochs(dataset) -> None:
+    seen = torch.cat([labels for _, labels in take(batches(dataset, 4, seed=0), 40)])
+    assert seen.bincount(minlength=10).min() >= 8  # 16 of 20 epochs expected
+
+
+@pytest.mark.parametrize("start", [1, 2, 3, 7])
+def test_resuming_at_a_step_goes_on_exactly(dataset, start) -> None:
+    whole = take(batches(dataset, 4, seed=5, flip=True), 12)
+    resumed = take(batches(dataset, 4, seed=5, flip=True, start_step=start), 12 - start)
+    assert same(whole[start:], resumed)
+
+
+def test_flip_mirrors_about_half_left_to_right(dataset) -> None:
+    flipped = total = 0
+    for images, labels in take(batches(dataset, 10, seed=0, flip=True), 40):
+        plain = to_float(dataset.images[labels])
+        for image, original in zip(images, plain, strict=True):
+            mirrored = torch.equal(image, original.flip(-1))
+            assert mirrored or torch.equal(image, original)
+            flipped, total = flipped + mirrored, total + 1
+    assert 0.4 < flipped / total < 0.6
+
+
+def test_flips_do_not_change_the_order(dataset) -> None:
+    plain = [labels for _, labels in take(batches(dataset, 4, seed=3), 6)]
+    flipped = [labels for _, labels in take(batches(dataset, 4, seed=3, flip=True), 6)]
+    assert all(torch.equal(a, b) for a, b in zip(plain, flipped, strict=True))
+
+
+def test_order_is_pinned(dataset) -> None:
+    """A checkpoint resumes under another version only while this stays."""
+    assert next(batches(dataset, 10, seed=0))[1].tolist() == [6, 8, 3, 1, 9, 4, 2, 0, 7, 5]
+
+
+def test_the_global_generator_is_left_alone(dataset, folder) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(batches(dataset, 4, seed=0, flip=True), 3)
+    take(batches(folder, 4, seed=0, flip=True), 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def folder(tmp_path) -> ImageFolder:
+    for i in range(10):
+        (tmp_path / f"class{i}").mkdir()
+        pixels = np.random.default_rng(i).integers(0, 256, (2, 3, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"class{i}" / "x.png")
+    return ImageFolder(tmp_path, (2, 3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_gives_the_same_steps_as_its_copy_in_memory(folder, workers) -> None:
+    memory = take(batches(folder.in_memory(), 4, seed=2, start_step=1, flip=True), 5)
+    iterator = batches(folder, 4, seed=2, start_step=1, flip=True, num_workers=workers)
+    assert same(memory, take(iterator, 5))
+
+
+@pytest.mark.parametrize("count", [0, 11, -1])
+def test_batch_size_out_of_range_is_named(dataset, count) -> None:
+    with pytest.raises(ValueError, match=rf"between 1 and the 10 items of the set, got {count}"):
+        batches(dataset, count, seed=0)
+
+
+def test_negative_start_is_named(dataset) -> None:
+    with pytest.raises(ValueError, match="start_step must be >= 0, got -1"):
+        batches(dataset, 2, seed=0, start_step=-1)
+
+
+def test_in_order_gives_each_image_once_with_a_short_last_batch(dataset, folder) -> None:
+    for source in (dataset, folder):
+        parts = list(in_order(source, 4))
+        assert [len(images) for images, _ in parts] == [4, 4, 2]
+        assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(10))
+    assert torch.equal(torch.cat([i for i, _ in in_order(dataset, 4)]), to_float(dataset.images))
+
+
+def test_in_order_refuses_an_empty_batch(dataset) -> None:
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        in_order(dataset, 0)
+
+
+def test_code_batches_follow_the_order_of_images(dataset) -> None:
+    top = torch.arange(10).view(10, 1, 1)
+    bottom = top * 10 + torch.arange(4).view(1, 2, 2)
+    codes = CodeDataset([top, bottom], 128, dataset.labels, dataset.class_names)
+    images = take(batches(dataset, 4, seed=1, start_step=3), 4)
+    for (_, expected), (maps, labels) in zip(
+        images, take(code_batches(codes, 4, seed=1, start_step=3), 4), strict=True
+    ):
+        assert torch.equal(labels, expected)
+        assert [level.dtype for level in maps] == [torch.int64, torch.int64]
+        assert torch.equal(maps[0], top[labels])
+        assert torch.equal(maps[1], bottom[labels])

@@ -18,6 +18,7 @@ from vqvae2_fast.compat.rosinality.layers import (
     shift_right,
     wn_linear,
 )
+from vqvae2_fast.compat.rosinality.lmdb_codes import CodeRow, LMDBDataset, import_lmdb_codes
 from vqvae2_fast.compat.rosinality.pixelsnail import (
     CausalAttention,
     CondResNet,
@@ -32,10 +33,12 @@ __all__ = [
     "CausalAttention",
     "CausalConv2d",
     "Checkpoint",
+    "CodeRow",
     "CondResNet",
     "Decoder",
     "Encoder",
     "GatedResBlock",
+    "LMDBDataset",
     "PixelBlock",
     "PixelSNAIL",
     "Quantize",
@@ -43,6 +46,7 @@ __all__ = [
     "StateDictError",
     "WNConv2d",
     "causal_mask",
+    "import_lmdb_codes",
     "load_checkpoint",
     "shift_down",
     "shift_right",

@@ -1,8 +1,8 @@
-"""Reading the port's checkpoint files, without executing a pickle, and explaining what does not fit.
+"""The port's checkpoint files: read without executing a pickle, explained where they do not fit.
 
-Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`), `{"model": ..., "args": Namespace}`
-(`checkpoint/pixelsnail_top_420.pt`), keys prefixed by `module.` (DistributedDataParallel,
-DataParallel) or `_orig_mod.` (torch.compile), and both of torch's weight-norm layouts.
+Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`), `{"model": state dict, "args":
+Namespace}` (`checkpoint/pixelsnail_top_420.pt`), keys prefixed by `module.` (data parallel) or
+`_orig_mod.` (torch.compile), and both of torch's weight-norm layouts.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _ORIGINS = (
     ("quantizers.", "a native VQVAE2 of vqvae2_fast: use vqvae2_fast.load and `from_native`"),
     ("level_blocks.", "OpenAI's Jukebox"),
     ("first_stage_model.", "a latent diffusion model"),
-    ("quantize.embedding.", "CompVis' taming-transformers (VQGAN)"),
+    ("quantize.embedding.", "taming-transformers (VQGAN)"),
     ("_vq_vae.", "a VQ-VAE tutorial with one level"),
-    ("horizontal.conv.conv.", "a PixelSNAIL of the port, the second stage: use its class PixelSNAIL"),
-    ("quantize_t.embed", "a VQVAE of the port, the first stage: use its class VQVAE"),
+    ("horizontal.conv.conv.", "a PixelSNAIL of the port, its second stage: use PixelSNAIL"),
+    ("quantize_t.embed", "a VQVAE of the port, its first stage: use VQVAE"),
 )  # fmt: skip
 
 
@@ -176,13 +176,12 @@ def _likely_source(
             if any(part in key for key in state_dict) and not any(part in key for key in own):
                 return f"{origin}."
         return "another package, or a part of a model; its keys are not those of the port."
-    codebook, mine = (each.get("quantize_t.embed") for each in (state_dict, own))
-    if codebook is not None and mine is not None and codebook.shape == mine.shape[::-1]:
-        if codebook.shape != mine.shape:
-            return (
-                "a file whose codebooks are [K, D]; the port's are [D, K], codes are columns. "
-                "Transpose quantize_*.embed and quantize_*.embed_avg."
-            )
+    shapes = [each["quantize_t.embed"].shape for each in (state_dict, own) if name == "VQVAE"]
+    if shapes and shapes[0] == shapes[1][::-1] != shapes[1]:
+        return (
+            "a file whose codebooks are [K, D]; the port's are [D, K], codes are columns. "
+            "Transpose quantize_*.embed and quantize_*.embed_avg."
+        )
     own_arguments = model.arguments_of(own)
     other = [
         f"{key}={value!r} (this model: {own_arguments.get(key)!r})"

@@ -1,4 +1,4 @@
-"""The weight-normalised layers of the port's PixelSNAIL. Its quirks are listed in `pixelsnail.py`."""
+"""Weight-normalised layers of the port's PixelSNAIL; its quirks are listed in `pixelsnail.py`."""
 
 from __future__ import annotations
 

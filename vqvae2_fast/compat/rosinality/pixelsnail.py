@@ -56,7 +56,7 @@ __all__ = ["CausalAttention", "CondResNet", "PixelBlock", "PixelSNAIL", "causal_
 
 @lru_cache(maxsize=64)
 def causal_mask(size: int) -> tuple[Tensor, Tensor]:
-    """The port's masks: uint8 `[1, size, size]`, 1 where key < query; float `[size, 1]`, 0 at row 0.
+    """The port's masks: uint8 `[1, L, L]`, 1 where key < query, and float `[L, 1]`, 0 at row 0.
 
     For code that used them; `CausalAttention` needs neither.
     """
@@ -114,7 +114,7 @@ class CausalAttention(nn.Module):
 
 
 class PixelBlock(nn.Module):
-    """Gated residual layers, then attention over the map (or a 1×1 layer that sees the position)."""
+    """Gated residual layers, then attention (or a 1×1 layer that sees the position)."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class PixelBlock(nn.Module):
 
 
 class CondResNet(nn.Module):
-    """The conditioning stack, not causal: one-hot `[B, V, h, w]` -> features `[B, channel, h, w]`."""
+    """The conditioning stack, not causal: one-hot `[B, V, h, w]` -> `[B, channel, h, w]`."""
 
     def __init__(self, in_channel: int, channel: int, kernel_size: int, n_res_block: int) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             logits `[B, V, h, W]`, and the cache.
 
         Raises:
-            ValueError: A map that does not fit `shape`, or a condition without a conditioning stack.
+            ValueError: A map that does not fit `shape`, or a condition that the model cannot take.
         """
         cache = {} if cache is None else cache
         height, width = self.background.shape[2:]
@@ -318,12 +318,12 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         def shape(key: str) -> tuple[int, ...]:
             return tuple(state_dict[key].shape)
 
-        def count(pattern: str) -> int:
-            """How many of the keys `pattern` with 0, 1, ... in place of the star there are."""
-            index = 0
+        def count(pattern: str, start: int = 0) -> int:
+            """How many keys there are of `pattern` with start, start + 1, ... for the star."""
+            index = start
             while pattern.replace("*", str(index)) in state_dict:
                 index += 1
-            return index
+            return index - start
 
         channel, n_class, _, kernel_size = shape("horizontal.conv.conv.weight_v")
         first = "blocks.0.resblocks.0.conv1.conv.conv.weight_v"
@@ -338,7 +338,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             "n_res_block": count("blocks.0.resblocks.*.conv1.conv.conv.weight_v"),
             "res_channel": shape(first)[0],
             "attention": "blocks.0.causal_attention.query.weight_v" in state_dict,
-            "n_cond_res_block": count("cond_resnet.blocks.*.conv1.conv.weight_v"),
+            "n_cond_res_block": count("cond_resnet.blocks.*.conv1.conv.weight_v", start=1),
             "cond_res_channel": shape(branch)[1] if branch in state_dict else 0,
             "n_out_res_block": count("out.*.conv1.conv.weight_v"),
         }

@@ -1,4 +1,4 @@
-"""Stage 1 of rosinality/vq-vae-2-pytorch: its modules, with its names and numbers, on our operators.
+"""Stage 1 of rosinality/vq-vae-2-pytorch: its modules and numbers, on our operators.
 
 A checkpoint of the port loads with `load_state_dict`, and a page of code that used the port's
 `vqvae.py` runs with the import changed. Written from a description of the port, tested against
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.compat.rosinality.checkpoint import LoadsPortFiles
 
-__all__ = ["Decoder", "Encoder", "Quantize", "ResBlock", "VQVAE"]
+__all__ = ["VQVAE", "Decoder", "Encoder", "Quantize", "ResBlock"]
 
 
 class Quantize(nn.Module):
@@ -96,9 +96,8 @@ class Quantize(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
-        ops.ema_update_(
-            counts, sums, self.cluster_size, self.embed_avg.t(), self.embed.t(), self.decay, self.eps
-        )
+        averages = (self.cluster_size, self.embed_avg.t(), self.embed.t())
+        ops.ema_update_(counts, sums, *averages, self.decay, self.eps)
 
 
 class ResBlock(nn.Module):

@@ -1,0 +1,224 @@
+"""Files of the port in every form, files that must be refused, and what a misfit is told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from vqvae2_fast.compat.rosinality import VQVAE, PixelSNAIL, load_checkpoint
+
+SMALL = {"channel": 16, "n_res_block": 1, "n_res_channel": 8, "embed_dim": 8, "n_embed": 32}
+
+
+def small_vqvae(seed: int = 0, **changes) -> VQVAE:
+    torch.manual_seed(seed)
+    return VQVAE(**{**SMALL, **changes})
+
+
+def small_prior(seed: int = 0, **changes) -> PixelSNAIL:
+    torch.manual_seed(seed)
+    keywords = {"n_cond_res_block": 1, "cond_res_channel": 8, "n_out_res_block": 1, **changes}
+    return PixelSNAIL([6, 4], 10, 16, 3, 1, 2, 12, **keywords)
+
+
+def equal(state: dict, other: dict) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in state)
+
+
+def new_weight_norm_keys(state: dict) -> dict:
+    """The keys that torch.nn.utils.parametrizations.weight_norm would have given."""
+    return {
+        key.replace("weight_g", "parametrizations.weight.original0").replace(
+            "weight_v", "parametrizations.weight.original1"
+        ): value
+        for key, value in state.items()
+    }
+
+
+FORMS = {
+    "bare": lambda state: state,
+    "module": lambda state: {f"module.{key}": value for key, value in state.items()},
+    "compiled": lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
+    "model_and_args": lambda state: {"model": state, "args": argparse.Namespace(hier="top")},
+    "new_weight_norm": new_weight_norm_keys,
+    "module_in_model": lambda state: {
+        "model": {f"module.{key}": value for key, value in new_weight_norm_keys(state).items()},
+        "args": argparse.Namespace(hier="top"),
+    },
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("make", [small_vqvae, small_prior])
+def test_every_form_of_file_loads_strictly(tmp_path, make, form):
+    source, target = make(0), make(1)
+    assert not equal(source.state_dict(), target.state_dict())
+    torch.save(FORMS[form](source.state_dict()), tmp_path / "file.pt")
+    checkpoint = load_checkpoint(tmp_path / "file.pt")
+    target.load_state_dict(checkpoint.state_dict, strict=True)
+    assert equal(source.state_dict(), target.state_dict())
+    assert (checkpoint.args is not None) == ("model" in form)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_load_state_dict_takes_what_torch_load_gives(form):
+    """A user's page calls `model.load_state_dict(torch.load(path))` and nothing of ours."""
+    source, target = small_prior(0), small_prior(1)
+    target.load_state_dict(FORMS[form](source.state_dict()))
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_a_layer_inside_a_wrapper_loads_new_weight_norm_keys():
+    source, target = small_prior(0), small_prior(1)
+    wrapped = nn.DataParallel(target)
+    state = new_weight_norm_keys(source.state_dict())
+    wrapped.load_state_dict({f"module.{key}": value for key, value in state.items()})
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_tensors_of_a_safetensors_file_load(tmp_path):
+    source, target = small_vqvae(0), small_vqvae(1)
+    save_file(source.state_dict(), tmp_path / "vqvae.safetensors")
+    target.load_state_dict(load_checkpoint(tmp_path / "vqvae.safetensors").state_dict)
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_args_of_the_script_come_along(tmp_path):
+    args = argparse.Namespace(hier="bottom", channel=256, dropout=0.1, ckpt=None)
+    torch.save({"model": small_prior().state_dict(), "args": args}, tmp_path / "prior.pt")
+    assert load_checkpoint(tmp_path / "prior.pt").args == args
+
+
+class Malicious:
+    def __init__(self, trace: str) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (self.trace,)
+
+
+@pytest.mark.parametrize("place", ["whole", "in_args", "in_model", "instead_of_zip"])
+def test_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, place):
+    trace, path = tmp_path / "trace", tmp_path / "file.pt"
+    harm = Malicious(str(trace))
+    contents = {
+        "whole": harm,
+        "in_args": {"model": small_vqvae().state_dict(), "args": argparse.Namespace(path=harm)},
+        "in_model": {"model": {"enc_b.blocks.0.weight": harm}},
+        "instead_of_zip": harm,
+    }[place]
+    if place == "instead_of_zip":
+        path.write_bytes(pickle.dumps(contents, protocol=2))
+        pickle.loads(path.read_bytes())
+    else:
+        torch.save(contents, path)
+        torch.load(path, weights_only=False)
+    assert trace.exists()  # the ordinary loader runs it
+    trace.rmdir()
+
+    with pytest.raises(ValueError, match="is refused, and nothing of it was run"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_args_of_another_type_are_refused(tmp_path):
+    torch.save({"model": small_vqvae().state_dict(), "args": [1]}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"argparse\.Namespace, got list"):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+def test_file_without_a_state_dict_is_explained(tmp_path):
+    torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="expected a state dict .* found epoch, loss"):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+def misfit(model, state) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        model.load_state_dict(state)
+    assert isinstance(caught.value, ValueError)
+    return str(caught.value)
+
+
+def test_other_width_is_named_with_the_call_that_fits():
+    message = misfit(small_vqvae(), small_vqvae(channel=32).state_dict())
+    assert "channel=32 (this model: 16)" in message
+    assert (
+        "It loads into VQVAE(in_channel=3, channel=32, n_res_block=1, n_res_channel=8, "
+        "embed_dim=8, n_embed=32)" in message
+    )
+    assert "enc_b.blocks.0.weight [16, 3, 4, 4], expected [8, 3, 4, 4]" in message
+
+
+@pytest.mark.parametrize("change", [{"n_embed": 64}, {"embed_dim": 4}], ids=["K", "D"])
+def test_wrong_k_or_d_is_explained(change):
+    (name, value), = change.items()
+    message = misfit(small_vqvae(), small_vqvae(**change).state_dict())
+    assert f"made with {name}={value} (this model: {SMALL[name]})." in message
+
+
+def test_codebook_with_codes_as_rows_is_explained():
+    state = small_vqvae().state_dict()
+    for level in "tb":
+        for name in ("embed", "embed_avg"):
+            state[f"quantize_{level}.{name}"] = state[f"quantize_{level}.{name}"].t()
+    assert "codebooks are [K, D]; the port's are [D, K]" in misfit(small_vqvae(), state)
+
+
+def test_missing_and_unexpected_keys_are_listed():
+    state = small_vqvae().state_dict()
+    state["extra.weight"] = state.pop("upsample_t.bias")
+    message = misfit(small_vqvae(), state)
+    assert "1 missing keys: upsample_t.bias" in message
+    assert "1 unexpected keys: extra.weight" in message
+
+
+def test_other_blocks_of_a_prior_are_named():
+    message = misfit(small_prior(), small_prior(attention=False, n_out_res_block=0).state_dict())
+    assert "attention=False (this model: True), n_out_res_block=0 (this model: 1)" in message
+    assert "It loads into PixelSNAIL(shape=[6, 4], n_class=10, channel=16" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("quantizer._codebook.embed", "vector-quantize-pytorch"),
+        ("quantizers.0.codebook", "a native VQVAE2 of vqvae2_fast"),
+        ("quantize.embedding.weight", "taming-transformers"),
+        ("who.knows", "another package"),
+    ],
+)
+def test_keys_of_another_package_name_it(key, source):
+    assert f"Likely source: {source}" in misfit(small_vqvae(), {key: torch.zeros(1)})
+
+
+def test_file_of_the_other_stage_is_named():
+    message = misfit(small_vqvae(), small_prior().state_dict())
+    assert "Likely source: a PixelSNAIL of the port" in message
+    message = misfit(small_prior(), small_vqvae().state_dict())
+    assert "Likely source: a VQVAE of the port" in message
+
+
+def test_not_strict_loads_what_there_is():
+    source, target = small_vqvae(0), small_vqvae(1)
+    state = source.state_dict()
+    del state["upsample_t.bias"]
+    result = target.load_state_dict(state, strict=False)
+    assert result.missing_keys == ["upsample_t.bias"]
+    assert torch.equal(target.upsample_t.weight, source.upsample_t.weight)
+
+
+def test_arguments_are_read_off_the_shapes():
+    prior = small_prior(n_cond_res_block=2, cond_res_kernel=5)
+    assert PixelSNAIL.arguments_of(prior.state_dict()) == {
+        "shape": [6, 4], "n_class": 10, "channel": 16, "kernel_size": 3, "n_block": 1,
+        "n_res_block": 2, "res_channel": 12, "attention": True, "n_cond_res_block": 2,
+        "cond_res_channel": 8, "cond_res_kernel": 5, "n_out_res_block": 1,
+    }  # fmt: skip
+    assert VQVAE.arguments_of(small_vqvae().state_dict()) == {"in_channel": 3, **SMALL}

@@ -1,0 +1,172 @@
+"""The port's code store: rows as extract_code.py pickles them, and pickles that must not run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from collections import namedtuple
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+
+from vqvae2_fast.compat.rosinality import LMDBDataset, import_lmdb_codes
+from vqvae2_fast.data.codes import CodeDataset
+
+
+@pytest.fixture
+def code_row(monkeypatch):
+    """`dataset.CodeRow` as extract_code.py sees it: pickles name the module `dataset`."""
+    module = types.ModuleType("dataset")
+    module.CodeRow = namedtuple("CodeRow", ["top", "bottom", "filename"], module="dataset")
+    monkeypatch.setitem(sys.modules, "dataset", module)
+    return module.CodeRow
+
+
+def write_store(path, values: list[bytes]) -> None:
+    with lmdb.open(str(path), map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for index, value in enumerate(values):
+            transaction.put(str(index).encode(), value)
+        transaction.put(b"length", str(len(values)).encode())
+
+
+def maps(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 512, (4, 5)), generator.integers(0, 512, (8, 10))
+
+
+def run_me(path: str) -> None:
+    with open(path, "w"):
+        pass
+
+
+class Malicious:
+    """Runs `call(*args)` when it is unpickled the ordinary way."""
+
+    def __init__(self, call, *args):
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_rows_are_read_in_every_protocol(tmp_path, code_row, protocol):
+    rows = [code_row(*maps(seed), f"class{seed}/{seed}.png") for seed in range(3)]
+    write_store(tmp_path / "codes", [pickle.dumps(row, protocol=protocol) for row in rows])
+    dataset = LMDBDataset(tmp_path / "codes")
+    assert len(dataset) == 3
+    for (top, bottom, filename), row in zip(dataset, rows, strict=True):
+        assert top.dtype == bottom.dtype == torch.int64
+        assert np.array_equal(top, row.top)
+        assert np.array_equal(bottom, row.bottom)
+        assert filename == row.filename
+
+
+def test_rows_of_numpy_1_are_read(tmp_path, code_row):
+    value = pickle.dumps(code_row(*maps(), "a/b.png"), protocol=4)
+    assert b"numpy._core.multiarray" in value
+    # The string's opcode carries its length.
+    old = value.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+    # The frame's length is that of the bytes after it.
+    old = old[:3] + (len(old) - 11).to_bytes(8, "little") + old[11:]
+    write_store(tmp_path / "codes", [old])
+    assert np.array_equal(LMDBDataset(tmp_path / "codes")[0][0], maps()[0])
+
+
+def test_fortran_order_and_byte_order_are_kept(tmp_path, code_row):
+    top, bottom = maps()
+    row = code_row(np.asfortranarray(top), bottom.astype(">i4"), "x.png")
+    write_store(tmp_path / "codes", [pickle.dumps(row)])
+    read_top, read_bottom, _ = LMDBDataset(tmp_path / "codes")[0]
+    assert np.array_equal(read_top, top)
+    assert np.array_equal(read_bottom, bottom)
+
+
+def test_dataset_travels_to_a_worker_process(tmp_path, code_row):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(), "x.png"))])
+    dataset = pickle.loads(pickle.dumps(LMDBDataset(tmp_path / "codes")))
+    assert np.array_equal(dataset[0][0], maps()[0])
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["value", "inside_a_row"])
+@pytest.mark.parametrize("call", [run_me, os.mkdir, eval], ids=["own", "os", "eval"])
+def test_malicious_pickle_is_refused_and_nothing_runs(tmp_path, code_row, call, wrap):
+    trace = tmp_path / "trace"
+    argument = f"__import__('os').mkdir({str(trace)!r})" if call is eval else str(trace)
+    harm = Malicious(call, argument)
+    value = pickle.dumps(code_row(harm, maps()[1], "x.png") if wrap else harm)
+    pickle.loads(value)
+    assert trace.exists()
+    trace.rmdir() if trace.is_dir() else trace.unlink()
+
+    write_store(tmp_path / "codes", [value])
+    with pytest.raises(ValueError, match=r"record 0 .* refused, and nothing of it was run"):
+        LMDBDataset(tmp_path / "codes")[0]
+    assert not trace.exists()
+
+
+def test_stub_classes_cannot_be_changed_by_a_pickle(tmp_path):
+    # GLOBAL dataset.CodeRow; state (None, {'__len__': 7}); BUILD: sets an attribute of the class.
+    value = b"cdataset\nCodeRow\n(N}X\x07\x00\x00\x00__len__K\x07stb."
+    write_store(tmp_path / "codes", [value])
+    with pytest.raises(ValueError, match="sets the attribute '__len__'"):
+        LMDBDataset(tmp_path / "codes")[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (("x", "y", "z"), "two arrays and a string"),
+        ((np.zeros((2, 2)), np.zeros((4, 4), int), "f"), "not an array of integers"),
+        ((np.zeros(4, int), np.zeros((4, 4), int), "f"), r"shape \(4,\)"),
+        ((np.array([[{}]], object), np.zeros((4, 4), int), "f"), "not an array of integers"),
+    ],
+    ids=["strings", "floats", "one_dimension", "objects"],
+)
+def test_rows_of_other_contents_are_refused(tmp_path, code_row, row, message):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*row))])
+    with pytest.raises(ValueError, match=message):
+        LMDBDataset(tmp_path / "codes")[0]
+
+
+def test_truncated_value_is_refused(tmp_path, code_row):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(), "x.png"))[:-20]])
+    with pytest.raises(ValueError, match="record 0"):
+        LMDBDataset(tmp_path / "codes")[0]
+
+
+def test_import_gives_our_store_with_labels_from_folders(tmp_path, code_row):
+    names = ["dog/1.png", "cat/1.png", "dog/2.png"]
+    rows = [code_row(*maps(seed), name) for seed, name in enumerate(names)]
+    write_store(tmp_path / "codes", [pickle.dumps(row) for row in rows])
+    import_lmdb_codes(tmp_path / "codes", 512).save(tmp_path / "store")
+    dataset = CodeDataset.load(tmp_path / "store")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.level_sizes == ((4, 5), (8, 10))
+    (top, bottom), labels = dataset.batch(torch.arange(3))
+    assert labels.tolist() == [1, 0, 1]
+    assert np.array_equal(top, np.stack([row.top for row in rows]))
+    assert np.array_equal(bottom, np.stack([row.bottom for row in rows]))
+
+
+def test_import_explains_a_wrong_k(tmp_path, code_row):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(), "x.png"))])
+    with pytest.raises(ValueError, match="64"):
+        import_lmdb_codes(tmp_path / "codes", 64)
+
+
+def test_import_refuses_maps_of_different_sizes(tmp_path, code_row):
+    top, bottom = maps()
+    rows = [code_row(top, bottom, "a.png"), code_row(top[:2], bottom, "b.png")]
+    write_store(tmp_path / "codes", [pickle.dumps(row) for row in rows])
+    with pytest.raises(ValueError, match="in record 1"):
+        import_lmdb_codes(tmp_path / "codes", 512)
+
+
+def test_missing_store_is_named(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder with data.mdb"):
+        LMDBDataset(tmp_path / "nothing")

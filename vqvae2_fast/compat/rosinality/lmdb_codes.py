@@ -1,0 +1,246 @@
+"""The port's LMDB store of codes (`extract_code.py`), read without trusting its pickles.
+
+A value is the pickle of `dataset.CodeRow(top, bottom, filename)` with NumPy arrays. The reader here
+knows that one shape: the names which such a pickle mentions are answered by stubs that only keep
+their arguments, every other name is refused, and the arrays are rebuilt from their bytes with
+sizes checked. Neither NumPy's reconstruction functions nor any named class is called.
+
+The store holds no labels, but a filename starts with the class's folder; and it does not tell K.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import namedtuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvae2_fast.data.codes import CodeDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["CodeRow", "LMDBDataset", "import_lmdb_codes"]
+
+CodeRow = namedtuple("CodeRow", ["top", "bottom", "filename"])
+
+_INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4")
+
+
+class _Frozen(type):
+    """A pickle can set attributes on any object that it holds: on the stubs' classes it cannot."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise pickle.UnpicklingError(f"it sets the attribute {name!r} of a class")
+
+
+class _Row(tuple, metaclass=_Frozen):
+    __slots__ = ()
+
+    def __new__(cls, top: object, bottom: object, filename: object) -> _Row:
+        return super().__new__(cls, (top, bottom, filename))
+
+
+class _Dtype(metaclass=_Frozen):
+    __slots__ = ("byte_order", "name")
+
+    def __init__(self, name: str, *_: object) -> None:
+        self.name = name
+        self.byte_order = "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.byte_order = "<" if state[1] == "|" else state[1]
+
+
+class _Array(metaclass=_Frozen):
+    """What `numpy.ndarray.__setstate__` is given: shape, dtype, Fortran order, bytes."""
+
+    __slots__ = ("dtype", "fortran", "raw", "shape")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.dtype, self.fortran, self.raw = state
+
+    def to_tensor(self) -> Tensor:
+        """The map, int64 `[h, w]`."""
+        shape, dtype, raw = self.shape, self.dtype, self.raw
+        if not isinstance(dtype, _Dtype) or dtype.name not in _INTEGERS:
+            raise ValueError("a map is not an array of integers")
+        if dtype.byte_order not in ("<", ">"):
+            raise ValueError(f"a map has byte order {dtype.byte_order!r}")
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) != 2
+            or not all(type(size) is int and size > 0 for size in shape)
+        ):
+            raise ValueError(f"a map has shape {shape!r}, expected [h, w]")
+        if not isinstance(raw, (bytes, bytearray)):
+            raise ValueError("a map's values are not bytes")
+        if len(raw) != shape[0] * shape[1] * int(dtype.name[1]):
+            raise ValueError(f"a map of shape {shape} has {len(raw)} bytes")
+        flat = np.frombuffer(raw, dtype=dtype.byte_order + dtype.name)
+        values = flat.reshape(shape, order="F" if self.fortran else "C").astype(np.int64)
+        return torch.from_numpy(values)  # [h, w]
+
+
+class _NdarrayName(metaclass=_Frozen):
+    """Stands for `numpy.ndarray`, which is named as an argument and never called."""
+
+    def __init__(self, *_: object) -> None:
+        raise pickle.UnpicklingError("it calls numpy.ndarray")
+
+
+class _Reconstruct(metaclass=_Frozen):
+    def __new__(cls, subtype: object, shape: object, typecode: object) -> _Array:  # type: ignore[misc]
+        return _Array()
+
+
+class _FromBuffer(metaclass=_Frozen):
+    def __new__(cls, raw: object, dtype: object, shape: object, order: str) -> _Array:  # type: ignore[misc]
+        array = _Array()
+        array.__setstate__((1, shape, dtype, order == "F", raw))
+        return array
+
+
+# numpy.core became numpy._core in NumPy 2.
+_STUBS: dict[tuple[str, str], type] = {
+    ("dataset", "CodeRow"): _Row,
+    (__name__, "CodeRow"): _Row,
+    ("numpy", "ndarray"): _NdarrayName,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
+    ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
+}
+
+
+class _CodeRowUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        if (module, name) not in _STUBS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return _STUBS[module, name]
+
+
+def _read_row(value: bytes, where: str) -> CodeRow:
+    try:
+        row = _CodeRowUnpickler(io.BytesIO(value)).load()
+        if type(row) is not _Row:
+            raise ValueError(f"it is a {type(row).__name__}")
+        top, bottom, filename = row
+        if type(top) is not _Array or type(bottom) is not _Array or type(filename) is not str:
+            raise ValueError("its fields are not two arrays and a string")
+        return CodeRow(top.to_tensor(), bottom.to_tensor(), filename)
+    except (
+        pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError,
+        OverflowError,
+    ) as error:  # fmt: skip
+        raise ValueError(
+            f"{where}: refused, and nothing of it was run: expected the pickle of a "
+            f"dataset.CodeRow with two integer maps and a filename, but {error}."
+        ) from error
+
+
+class LMDBDataset(Dataset):
+    """The port's store of codes: item i is top int64 `[h, w]`, bottom int64 `[2h, 2w]`, filename.
+
+    Args:
+        path: The folder that `extract_code.py --name` wrote.
+
+    Raises:
+        ModuleNotFoundError: The package `lmdb` is not installed.
+        ValueError: No such store; and, from an item, a value that is not such a row.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._env = _open(self.path)
+        with self._env.begin() as transaction:
+            length = transaction.get(b"length")
+        if length is None or not length.isdigit():
+            raise ValueError(
+                f"LMDBDataset: expected a key `length` with a decimal number in {path}, got "
+                f"{length!r}: the store was not written by extract_code.py, or not to its end."
+            )
+        self.length = int(length)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"LMDBDataset: index {index} is outside 0..{self.length - 1}.")
+        with self._env.begin() as transaction:
+            value = transaction.get(str(index).encode("ascii"))
+        where = f"LMDBDataset: record {index} of {self.path}"
+        if value is None:
+            raise ValueError(f"{where} is missing; `length` says {self.length}.")
+        return tuple(_read_row(value, where))  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
+        return (self[index] for index in range(self.length))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An LMDB environment does not travel to a worker process; the worker opens its own.
+        return {"path": self.path, "length": self.length}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._env = _open(self.path)
+
+
+def _open(path: str) -> Any:
+    try:
+        import lmdb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "LMDBDataset: reading the port's code stores needs the package lmdb: "
+            "pip install 'vqvae2_fast[lmdb]'."
+        ) from error
+    if not (Path(path) / "data.mdb").is_file():
+        raise ValueError(f"LMDBDataset: expected a folder with data.mdb, got {path}.")
+    try:
+        return lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise ValueError(f"LMDBDataset: {path} does not open as an LMDB store: {error}.") from error
+
+
+def import_lmdb_codes(path: str | Path, num_embeddings: int) -> CodeDataset:
+    """The port's store as a `CodeDataset`, whose `save` writes ours.
+
+    Args:
+        path: The folder that `extract_code.py --name` wrote.
+        num_embeddings: K of the VQ-VAE that made the codes; the store does not tell. The port's
+            scripts use 512.
+
+    Returns:
+        Codes top, bottom; labels by the sorted folders of the filenames, as ImageFolder numbers
+        them (all -1 if no filename has a folder).
+
+    Raises:
+        ValueError: A value that is no `CodeRow`, maps of different sizes, codes outside 0..K−1.
+    """
+    dataset = LMDBDataset(path)
+    if not len(dataset):
+        raise ValueError(f"import_lmdb_codes: {path} holds no records.")
+    tops, bottoms, folders = [], [], []
+    for index, (top, bottom, filename) in enumerate(dataset):
+        if tops and (top.shape != tops[0].shape or bottom.shape != bottoms[0].shape):
+            raise ValueError(
+                f"import_lmdb_codes: expected maps {list(tops[0].shape)} and "
+                f"{list(bottoms[0].shape)} as in record 0, got {list(top.shape)} and "
+                f"{list(bottom.shape)} in record {index} of {path}."
+            )
+        tops.append(top)
+        bottoms.append(bottom)
+        folders.append(filename.partition("/")[0] if "/" in filename else "")
+    names = sorted({folder for folder in folders if folder})
+    number = {name: label for label, name in enumerate(names)}
+    labels = torch.tensor([number.get(folder, -1) for folder in folders])
+    codes = [torch.stack(tops), torch.stack(bottoms)]  # [N, h, w], [N, 2h, 2w]
+    return CodeDataset(codes, num_embeddings, labels, tuple(names))

@@ -10,18 +10,22 @@ Sizes: B batch, K codes, C channels, H W of the code map, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.modules.conditioning import ConditionStack
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.stem import CausalStem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.models.configs import PixelSNAILConfig
 
 __all__ = ["PixelSNAIL", "PixelSNAILBlock"]
 
@@ -97,8 +101,8 @@ class PixelSNAIL(nn.Module):
     Logits at position p depend on codes before p, all coarser maps and the class, on nothing else.
 
     Raises:
-        ValueError: From `PixelSNAILConfig`, or a kernel_size below 2, an even condition_kernel_size,
-            or condition sizes that do not divide one another.
+        ValueError: A kernel_size below 2, an even condition_kernel_size, or condition sizes that do
+            not divide one another.
     """
 
     def __init__(self, config: PixelSNAILConfig) -> None:
@@ -235,7 +239,7 @@ def check_labels(num_classes: int, labels: Tensor | None, batch_size: int) -> No
     if labels is None:
         raise ValueError(
             f"PixelSNAIL: labels are missing: expected int64 [{batch_size}] in 0..{num_classes}, "
-            f"where {num_classes} stands for \"no class\"."
+            f'where {num_classes} stands for "no class".'
         )
     if labels.dtype != torch.int64:
         raise TypeError(f"PixelSNAIL: expected labels int64, got {labels.dtype}.")

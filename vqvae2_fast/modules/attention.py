@@ -58,7 +58,8 @@ class CausalAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.
         seed = torch.randint(_SEED_END, (), device=query.device) if dropout > 0 else None
-        q, k, v = self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(key))
+        q = self._heads(self.query(query))
+        k, v = self._heads(self.key(key)), self._heads(self.value(key))
         out = ops.causal_attention(q, k, v, dropout, self.dropout_on, seed)
         # [B, heads, H·W, d] -> [B, H, W, C] -> [B, C, H, W], channels last in memory
         return out.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.gated import GatedResidual, upsample_nearest
 from vqvae2_fast.modules.stem import CodeConv2d
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ConditionStack"]
 

@@ -21,11 +21,11 @@ def upsample_nearest(x: Tensor, scale: tuple[int, int], height: int) -> Tensor:
     if scale == (1, 1):
         return x
     batch, channels, rows, columns = x.shape
-    repeated = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(
-        batch, rows, scale[0], columns, scale[1], channels
-    )
-    repeated = repeated.reshape(batch, rows * scale[0], columns * scale[1], channels)  # [B, H, W, C]
-    return repeated.permute(0, 3, 1, 2)[:, :, :height]
+    down, right = scale
+    x = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # [B, h, 1, w, 1, C]
+    x = x.expand(batch, rows, down, columns, right, channels)
+    x = x.reshape(batch, rows * down, columns * right, channels)  # [B, H, W, C]
+    return x.permute(0, 3, 1, 2)[:, :, :height]
 
 
 class GatedResidual(nn.Module):
@@ -64,7 +64,9 @@ class GatedResidual(nn.Module):
         def convolution(in_channels: int, out_channels: int) -> nn.Module:
             if mask is None:
                 return SameConv2d(in_channels, out_channels, kernel_size, weight_norm=weight_norm)
-            return CausalConv2d(in_channels, out_channels, kernel_size, mask, weight_norm=weight_norm)
+            return CausalConv2d(
+                in_channels, out_channels, kernel_size, mask, weight_norm=weight_norm
+            )
 
         self.conv1 = convolution(channels, inner_channels)
         self.conv2 = convolution(inner_channels, 2 * channels)
@@ -79,11 +81,13 @@ class GatedResidual(nn.Module):
             self.classes = nn.Embedding(num_classes + 1, 2 * channels)
             nn.init.normal_(self.classes.weight, std=_CLASS_STD)
 
-    def before_gate(self, condition: Tensor | None, labels: Tensor | None, height: int) -> Tensor | None:
-        """What condition and class add to the gate's input: `[B, 2C, H, W]`, `[B, 2C, 1, 1]`, None."""
+    def before_gate(
+        self, condition: Tensor | None, labels: Tensor | None, height: int
+    ) -> Tensor | None:
+        """What condition and class add to the gate's input: `[B, 2C, H, W]` or `[B, 2C, 1, 1]`."""
         added = None
         if self.condition is not None:
-            # A pointwise layer commutes with the repetition: taken at the coarse size it is cheaper.
+            # A pointwise layer commutes with the repetition, and is cheaper at the coarse size.
             added = upsample_nearest(self.condition(condition), self.condition_scale, height)
         if self.classes is not None:
             of_class = self.classes(labels)[:, :, None, None]  # [B, 2C] -> [B, 2C, 1, 1]
@@ -108,6 +112,4 @@ class GatedResidual(nn.Module):
         if self.auxiliary is not None:
             h = h + self.auxiliary(F.elu(auxiliary))
         h = F.dropout(F.elu(h), self.dropout, self.training)
-        return ops.gated_residual(
-            self.conv2(h), x, self.before_gate(condition, labels, x.shape[2])
-        )
+        return ops.gated_residual(self.conv2(h), x, self.before_gate(condition, labels, x.shape[2]))

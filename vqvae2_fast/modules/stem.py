@@ -31,8 +31,23 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
     rows = F.pad(tables, (0, 0, 0, 1)).flatten(0, 1)  # [T, K+1, C] -> [T·(K+1), C]
     first_row = torch.arange(taps.shape[1], device=codes.device) * (num_embeddings + 1)
     out = F.embedding_bag(taps + first_row, rows, mode="sum")  # [B·H·W, C]
-    out = out + sum(conv.bias for conv in convolutions)
-    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    out = out.view(batch, height, width, -1) + bias_map(convolutions, height, width)
+    return out.permute(0, 3, 1, 2)
+
+
+def bias_map(convolutions: list[CodeConv2d], height: int, width: int) -> Tensor:
+    """`[H, W, C]`: sum of the biases, each shifted with its convolution (zeros come in)."""
+    total = None
+    for conv in convolutions:
+        rows_down, columns_right = conv.shift
+        if (rows_down, columns_right) == (0, 0):
+            bias = conv.bias.expand(height, width, -1)
+        else:
+            rows = torch.arange(height, device=conv.bias.device) >= rows_down
+            columns = torch.arange(width, device=conv.bias.device) >= columns_right
+            bias = (rows[:, None] & columns)[:, :, None] * conv.bias
+        total = bias if total is None else total + bias
+    return total
 
 
 class CodeConv2d(nn.Module):
@@ -62,6 +77,12 @@ class CodeConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     @property
+    def shift(self) -> tuple[int, int]:
+        """Rows that the output moves down and columns that it moves right, bias included."""
+        _, right, _, bottom = self.padding
+        return max(0, -bottom), max(0, -right)
+
+    @property
     def offsets(self) -> list[tuple[int, int]]:
         """(row, column) of each tap relative to the output position, in the kernel's order."""
         left, _, top, _ = self.padding
@@ -88,7 +109,8 @@ class CausalStem(nn.Module):
 
     `above` has a kernel k//2 × k ending one row up, `left` a kernel (k+1)//2 × k//2 ending one
     column to the left; k is made odd. This is the down-shifted and right-shifted pair of section
-    2 of https://arxiv.org/abs/1712.09763, in the kernel sizes of the PyTorch port.
+    2 of https://arxiv.org/abs/1712.09763, in the kernel sizes of the PyTorch port; as there, the
+    biases are shifted too: row 0 has no bias of `above`, column 0 none of `left`.
     """
 
     def __init__(

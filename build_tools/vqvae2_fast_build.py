@@ -1,0 +1,35 @@
+"""PEP 517 backend: setuptools, asking for torch and cmake only where the machine lacks them.
+
+The kernels use torch's stable ABI alone, so the headers of any torch >= 2.11 will do and the result
+loads into any other. The torch of the environment that pip installs into is used if it is there:
+build isolation hides it from sys.path, not from sysconfig. Without this, `pip install .` into an
+environment that has torch would download it a second time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+from setuptools import build_meta
+from setuptools.build_meta import *  # noqa: F403 (the hooks that stay as they are)
+
+
+def _native_requirements() -> list[str]:
+    if os.environ.get("VQVAE2_FAST_BUILD") == "python":
+        return []
+    header = "torch/include/torch/csrc/stable/library.h"
+    folders = [Path(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")]
+    torch = [] if any((folder / header).exists() for folder in folders) else ["torch>=2.11"]
+    cmake = [] if shutil.which("cmake") else ["cmake>=3.24"]
+    return [*torch, *cmake]
+
+
+def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_native_requirements()]
+
+
+def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_native_requirements()]

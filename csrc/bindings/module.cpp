@@ -1,0 +1,34 @@
+// The Python side of the compiled module: SIMD levels and build facts. pybind11 only: torch's include
+// folder carries a pybind11 of its own that refuses the stable ABI, so it stays off this file's path.
+#include <pybind11/pybind11.h>
+
+#include "../cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace {
+
+py::tuple simd_levels() {
+  py::list names;
+  for (const char* const* name = vqvae2_fast::cpu::simd_levels(); *name; ++name) names.append(*name);
+  return py::tuple(names);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = VQ_COMPILER;
+  info["cuda"] = !py::str(VQ_CUDA_ARCHITECTURES).equal(py::str(""));
+  info["cuda_architectures"] = VQ_CUDA_ARCHITECTURES;
+  info["torch_abi"] = VQ_TORCH_ABI;
+  info["simd_levels"] = simd_levels();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.def("simd_level", [] { return vqvae2_fast::cpu::kernels().name; });
+  m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });
+  m.def("simd_levels", &simd_levels);
+  m.def("build_info", &build_info);
+}

@@ -1,0 +1,43 @@
+// Sixteen lanes of AVX-512.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 16;
+  // 12 rows x 2 vectors of accumulators, 2 of codes and a broadcast leave 5 of the 32 registers.
+  static constexpr int kTileRows = 12;
+  __m512 v;
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  Vec add_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
+  Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
+};
+
+struct IndexVec {
+  __m512i v;
+  static IndexVec broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+};
+
+inline void keep_two_least(Vec score, IndexVec index, Vec& best, IndexVec& best_index,
+                           Vec& second) {
+  const __mmask16 less = _mm512_cmp_ps_mask(score.v, best.v, _CMP_LT_OQ);
+  // max returns its second operand on NaN: a NaN score must not hide behind the best.
+  second.v = _mm512_min_ps(_mm512_max_ps(best.v, score.v), second.v);
+  best.v = _mm512_mask_mov_ps(best.v, less, score.v);
+  best_index.v = _mm512_mask_mov_epi32(best_index.v, less, index.v);
+}
+
+inline uint32_t lanes_at_most(Vec score, float bound) {
+  return _mm512_cmp_ps_mask(score.v, _mm512_set1_ps(bound), _CMP_LE_OQ);
+}
+
+}  // namespace
+}  // namespace vqvae2_fast::cpu

@@ -1,0 +1,86 @@
+"""Drives CMakeLists.txt. Everything declarative is in pyproject.toml.
+
+Environment: VQVAE2_FAST_BUILD=python installs the references alone;
+VQVAE2_FAST_BUILD_CUDA=0|1 forbids or demands the CUDA kernels (unset: if nvcc is found);
+MAX_JOBS limits the compiler processes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+STABLE_HEADER = "include/torch/csrc/stable/library.h"
+NEEDS_COMPILER = """
+vqvae2_fast needs a C++17 compiler to build its kernels, and none was found (tried: {tried}).
+  Debian, Ubuntu:  apt-get install g++
+  Fedora:          dnf install gcc-c++
+  conda:           conda install -c conda-forge cxx-compiler
+Or set CXX to one. To install without kernels, on the slower PyTorch references:
+  VQVAE2_FAST_BUILD=python pip install .
+"""
+
+
+def find_torch() -> Path:
+    """Folder of the torch to build against; its headers need not be those used at run time."""
+    for scheme in ("purelib", "platlib"):
+        # The environment that is installed into: visible here even under build isolation.
+        folder = Path(sysconfig.get_path(scheme)) / "torch"
+        if (folder / STABLE_HEADER).exists():
+            return folder
+    spec = importlib.util.find_spec("torch")
+    if spec and spec.submodule_search_locations:
+        folder = Path(next(iter(spec.submodule_search_locations)))
+        if (folder / STABLE_HEADER).exists():
+            return folder
+    raise SystemExit("vqvae2_fast: found no torch >= 2.11 to build against: pip install torch")
+
+
+def check_compiler() -> None:
+    candidates = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    if not any(shutil.which(candidate) for candidate in candidates):
+        raise SystemExit(NEEDS_COMPILER.format(tried=", ".join(candidates)))
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        check_compiler()
+        import pybind11
+
+        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        cuda = {"0": "OFF", "1": "ON"}.get(os.environ.get("VQVAE2_FAST_BUILD_CUDA", ""), "AUTO")
+        arguments = [
+            "-G", "Ninja",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DVQ_TORCH_DIR={find_torch()}",
+            f"-DVQ_BUILD_CUDA={cuda}",
+        ]  # fmt: skip
+        if importlib.util.find_spec("ninja"):
+            import ninja
+
+            arguments.append(f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+        subprocess.run(["cmake", str(ROOT), *arguments], cwd=build, check=True)
+        subprocess.run(["cmake", "--build", ".", *jobs], cwd=build, check=True)
+
+
+if os.environ.get("VQVAE2_FAST_BUILD") == "python":
+    setup()
+else:
+    setup(
+        ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild}
+    )

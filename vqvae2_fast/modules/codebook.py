@@ -91,15 +91,20 @@ def unpack(packed: Tensor, num_embeddings: int, dim: int) -> tuple[Tensor, Tenso
     return counts, sums.view(num_embeddings, dim), rest
 
 
-def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int) -> Tensor:
-    """The codebook before any data, `[K, D]` float32 on the CPU: a function of the seed alone."""
-    generator = torch.Generator().manual_seed(seed)
+def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, stream: int) -> Tensor:
+    """The codebook before any data, `[K, D]` float32: a function of seed and stream alone."""
+    zero = torch.zeros((), dtype=torch.int64, device="cpu")
+    # A word of both: the generator itself looks at 32 bits of its seed.
+    word = random_words(zero, zero, zero, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
+    generator = torch.Generator().manual_seed(int(word))
     shape = (num_embeddings, dim)
     if init == "uniform":
         # VarianceScaling(distribution="uniform") of sonnet's VectorQuantizerEMA, fan-in D.
         limit = (3.0 / dim) ** 0.5
-        return torch.rand(shape, generator=generator, device="cpu") * (2 * limit) - limit
-    return torch.randn(shape, generator=generator, device="cpu")
+        codebook = torch.rand(shape, generator=generator, device="cpu") * (2 * limit) - limit
+    else:
+        codebook = torch.randn(shape, generator=generator, device="cpu")
+    return codebook.to(torch.get_default_device())
 
 
 def kmeans(

@@ -126,9 +126,9 @@ class VectorQuantizerEMA(nn.Module):
         self.seed = seed
         self.stream = stream
 
-        # Levels of one seed start apart; the generator takes seeds of 64 bits.
-        start_seed = (seed + (stream << 32)) % (1 << 64)
-        codebook = initial_codebook(num_embeddings, embedding_dim, init=init, seed=start_seed)
+        codebook = initial_codebook(
+            num_embeddings, embedding_dim, init=init, seed=seed, stream=stream
+        )
         start = torch.full((num_embeddings,), 1.0 if ema_start == "one" else 0.0)
         self.register_buffer("codebook", codebook)
         self.register_buffer("cluster_size", start)

@@ -1,0 +1,337 @@
+"""Rules of the codebook: lookup, moving averages, micro-batches, state, precision."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+
+K, D = 12, 5
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def state(quantizer: VectorQuantizerEMA) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in quantizer.state_dict().items()}
+
+
+def assert_same_state(one: VectorQuantizerEMA, other: VectorQuantizerEMA) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def one_hot(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """Which code each vector takes, `[N, K]` float64."""
+    indices = torch.cdist(z.double(), codebook.double()).argmin(1)
+    return torch.nn.functional.one_hot(indices, K).double()
+
+
+def smoothed(counts: torch.Tensor, epsilon: float) -> torch.Tensor:
+    total = counts.sum()
+    return (counts + epsilon) / (total + K * epsilon) * total
+
+
+@pytest.mark.parametrize("ema_start", ["one", "zero"])
+def test_updates_follow_the_one_hot_formula(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, decay=0.9, init="normal", ema_start=ema_start, restart=0)
+    codebook = quantizer.codebook.double()
+    sizes = torch.full((K,), 1.0 if ema_start == "one" else 0.0).double()
+    averages = codebook.clone()
+    for _ in range(4):
+        z = torch.randn(64, D)
+        encodings = one_hot(z, codebook)
+        sizes = 0.9 * sizes + 0.1 * encodings.sum(0)
+        averages = 0.9 * averages + 0.1 * encodings.T @ z.double()
+        codebook = averages / smoothed(sizes, 1e-5)[:, None]
+        quantizer(z)
+    # Float32 against float64; a count near epsilon makes the quotient of a code large.
+    torch.testing.assert_close(quantizer.cluster_size.double(), sizes, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(quantizer.embed_avg.double(), averages, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(quantizer.codebook.double(), codebook, rtol=1e-5, atol=1e-5)
+
+
+def test_debiased_start_follows_sonnets_formula() -> None:
+    quantizer = VectorQuantizerEMA(K, D, decay=0.9, init="uniform", ema_start="debiased", restart=0)
+    codebook = quantizer.codebook.double()
+    hidden_sizes, hidden_sums = torch.zeros(K).double(), torch.zeros(K, D).double()
+    for step in range(1, 5):
+        z = torch.randn(64, D)
+        encodings = one_hot(z, codebook)
+        hidden_sizes -= (hidden_sizes - encodings.sum(0)) * (1 - 0.9)
+        hidden_sums -= (hidden_sums - encodings.T @ z.double()) * (1 - 0.9)
+        debias = 1 - 0.9**step
+        codebook = hidden_sums / debias / smoothed(hidden_sizes / debias, 1e-5)[:, None]
+        quantizer(z)
+    torch.testing.assert_close(quantizer.codebook.double(), codebook, rtol=1e-5, atol=1e-6)
+
+
+def test_start_at_zero_flings_an_unused_code_far_out() -> None:
+    quantizer = VectorQuantizerEMA(2, 1, init="normal", ema_start="zero", restart=0)
+    quantizer.set_codebook_(torch.tensor([[0.0], [1.0]]))
+    quantizer(torch.zeros(100, 1))
+    # decay / epsilon, less the part of epsilon in the smoothing: as the rosinality port does.
+    assert quantizer.codebook[1].item() == pytest.approx(0.99 / 1e-5, rel=1e-4)
+
+
+def test_lookup_uses_the_codebook_from_before_the_update() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.5)
+    before = quantizer.codebook.clone()
+    z_q, indices, _ = quantizer(torch.randn(40, D))
+    assert torch.equal(z_q, before[indices])
+    assert not torch.equal(quantizer.codebook, before)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_z_q_is_the_codebook_row_in_the_dtype_of_z(dtype: torch.dtype, gradient: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", gradient=gradient).eval()
+    z_q, indices, loss = quantizer(torch.randn(3, 7, D).to(dtype))
+    assert torch.equal(z_q, quantizer.codebook[indices].to(dtype))
+    assert indices.dtype == torch.int64
+    assert loss.dtype == torch.float32
+
+
+def test_loss_is_commitment_cost_times_mean_squared_distance() -> None:
+    quantizer = VectorQuantizerEMA(K, D, commitment_cost=0.7, init="normal").eval()
+    z = torch.randn(40, D)
+    z_q, _, loss = quantizer(z)
+    expected = 0.7 * (z.double() - z_q.double()).square().mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_evaluation_changes_nothing() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal").eval()
+    before = copy.deepcopy(quantizer)
+    quantizer(torch.randn(40, D))
+    assert_same_state(quantizer, before)
+    assert not quantizer.pending_counts.any()
+
+
+def test_encode_does_not_count_in_training_mode() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", update="step")
+    z = torch.randn(4, 6, D)
+    indices = quantizer.encode(z)
+    assert not quantizer.pending_counts.any()
+    assert torch.equal(indices, quantizer(z)[1])
+
+
+def test_micro_batches_add_up_to_one_batch() -> None:
+    whole = VectorQuantizerEMA(K, D, init="normal", update="step", restart=0)
+    parts = copy.deepcopy(whole)
+    z = torch.randn(96, D)
+    whole(z)
+    for part in z.split(32):
+        parts(part)
+    assert torch.equal(parts.pending_counts, whole.pending_counts)
+    torch.testing.assert_close(parts.pending_sums, whole.pending_sums, rtol=1e-6, atol=1e-6)
+    whole.update_codebook_()
+    parts.update_codebook_()
+    assert torch.equal(parts.cluster_size, whole.cluster_size)
+    torch.testing.assert_close(parts.codebook, whole.codebook, rtol=1e-6, atol=1e-6)
+
+
+def test_update_step_moves_the_codebook_only_when_called() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", update="step")
+    before = copy.deepcopy(quantizer)
+    quantizer(torch.randn(40, D))
+    assert_same_state(quantizer, before)
+    quantizer.update_codebook_()
+    assert not torch.equal(quantizer.codebook, before.codebook)
+    assert not quantizer.pending_counts.any()
+    assert not quantizer.pending_sums.any()
+
+
+def test_both_ways_to_update_give_the_same_codebook() -> None:
+    at_forward = VectorQuantizerEMA(K, D)
+    at_step = VectorQuantizerEMA(K, D, update="step")
+    for _ in range(3):
+        z = torch.randn(50, D)
+        at_forward(z)
+        at_step(z)
+        at_step.update_codebook_()
+    assert_same_state(at_forward, at_step)
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_does_not_count_twice(update: str, use_reentrant: bool) -> None:
+    plain = VectorQuantizerEMA(K, D, init="normal", decay=0.5, update=update)
+    checkpointed = copy.deepcopy(plain)
+    z = torch.randn(40, D)
+    gradients = []
+    for quantizer in (plain, checkpointed):
+        inputs = z.clone().requires_grad_()
+
+        def run(x: torch.Tensor, quantizer: VectorQuantizerEMA = quantizer) -> torch.Tensor:
+            z_q, _, loss = quantizer(x)
+            return z_q.square().sum() + loss
+
+        if quantizer is checkpointed:
+            checkpoint(run, inputs, use_reentrant=use_reentrant).backward()
+        else:
+            run(inputs).backward()
+        if update == "step":
+            assert quantizer.pending_counts.sum() == 40
+            quantizer.update_codebook_()
+        gradients.append(inputs.grad)
+    assert_same_state(plain, checkpointed)
+    # The recomputation looks up the codes of the forward, not the updated ones.
+    assert torch.equal(*gradients)
+
+
+def test_backward_after_the_update_uses_the_codes_of_the_forward() -> None:
+    quantizer = VectorQuantizerEMA(K, D, commitment_cost=1.0, init="normal", decay=0.5)
+    z = torch.randn(40, D, requires_grad=True)
+    z_q, _, loss = quantizer(z)
+    loss.backward()
+    torch.testing.assert_close(z.grad, 2 * (z - z_q).detach() / z.numel())
+
+
+def test_autocast_leaves_the_quantiser_in_float32() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal")
+    plain = copy.deepcopy(quantizer)
+    z = torch.randn(40, D).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        z_q, indices, loss = quantizer(z)
+    _, plain_indices, plain_loss = plain(z.float())
+    assert z_q.dtype == torch.bfloat16
+    assert torch.equal(indices, plain_indices)
+    assert torch.equal(loss, plain_loss)
+    assert_same_state(quantizer, plain)
+
+
+def test_training_with_a_half_codebook_is_an_error() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal").bfloat16()
+    with pytest.raises(TypeError, match="expected a float32 codebook in training, got bfloat16"):
+        quantizer(torch.randn(4, D).bfloat16())
+
+
+def test_perplexity_is_that_of_the_latest_forward() -> None:
+    quantizer = VectorQuantizerEMA(4, 1, init="normal", restart=0)
+    quantizer.set_codebook_(torch.arange(4.0)[:, None])
+    for learning in (True, False):
+        quantizer.train(learning)
+        quantizer(torch.tensor([0.0, 0.0, 1.0, 2.0])[:, None])
+        share = torch.tensor([0.5, 0.25, 0.25])
+        expected = torch.exp(-(share * share.log()).sum())
+        torch.testing.assert_close(quantizer.perplexity, expected)
+        quantizer(torch.zeros(0, 1))
+        assert quantizer.perplexity == 1
+
+
+def test_usage_is_the_share_of_codes_in_the_latest_update() -> None:
+    quantizer = VectorQuantizerEMA(4, 1, init="normal", update="step")
+    quantizer.set_codebook_(torch.arange(4.0)[:, None])
+    quantizer(torch.zeros(3, 1))
+    quantizer(torch.ones(3, 1))
+    quantizer.update_codebook_()
+    assert quantizer.usage == 0.5
+
+
+def test_no_vectors_give_no_nan() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal")
+    z_q, indices, loss = quantizer(torch.zeros(0, D))
+    assert (z_q.shape, indices.shape, loss.item()) == ((0, D), (0,), 0.0)
+    assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())
+
+
+@pytest.mark.parametrize("ema_start", ["one", "debiased"])
+def test_a_loaded_quantiser_continues_to_the_bit(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, ema_start=ema_start, seed=3)
+    batches = [torch.randn(50, D) for _ in range(6)]
+    for z in batches[:3]:
+        quantizer(z)
+    loaded = VectorQuantizerEMA(K, D, ema_start=ema_start, seed=3)
+    loaded.load_state_dict(quantizer.state_dict())
+    for z in batches[3:]:
+        quantizer(z)
+        loaded(z)
+    assert_same_state(quantizer, loaded)
+    assert bool(loaded.initialised)
+    assert loaded.steps == 6
+
+
+def test_loading_an_untrained_quantiser_asks_for_a_start_again() -> None:
+    untrained, trained = VectorQuantizerEMA(K, D), VectorQuantizerEMA(K, D)
+    fresh = state(untrained)
+    z = torch.randn(50, D)
+    untrained(z)
+    trained(z)
+    trained.load_state_dict(fresh)
+    trained(z)
+    assert_same_state(trained, untrained)
+
+
+def test_same_seed_gives_the_same_codebook() -> None:
+    runs = []
+    for _ in range(2):
+        quantizer = VectorQuantizerEMA(K, D, seed=7, restart=0.5)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(5):
+            quantizer(torch.randn(30, D, generator=generator))
+        runs.append(quantizer)
+    assert_same_state(*runs)
+
+
+def test_set_codebook_starts_from_given_averages() -> None:
+    quantizer = VectorQuantizerEMA(K, D)
+    codebook, sizes, averages = torch.randn(K, D), torch.rand(K), torch.randn(K, D)
+    quantizer.set_codebook_(codebook, sizes, averages)
+    quantizer.eval()
+    assert torch.equal(quantizer.lookup(torch.arange(K)), codebook)
+    assert torch.equal(quantizer.cluster_size, sizes)
+    assert torch.equal(quantizer.embed_avg, averages)
+    quantizer.train()
+    z_q, indices, _ = quantizer(torch.randn(40, D))
+    assert torch.equal(z_q, codebook[indices])
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+def test_compiled_evaluation_equals_eager(gradient: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", gradient=gradient).eval()
+    z = torch.randn(4, 6, D)
+    eager = quantizer(z)
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")(z)
+    for a, b in zip(eager, compiled, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_training_equals_eager() -> None:
+    eager = VectorQuantizerEMA(K, D, init="normal")
+    compiled = copy.deepcopy(eager)
+    torch._dynamo.reset()
+    step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        z = torch.randn(40, D)
+        eager(z)
+        step(z)
+    assert_same_state(eager, compiled)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_embeddings": 0}, "expected num_embeddings >= 1, got 0"),
+        ({"embedding_dim": 0}, "expected embedding_dim >= 1, got 0"),
+        ({"init": "zeros"}, "expected init to be one of kmeans, normal, uniform, got 'zeros'"),
+        ({"ema_start": "two"}, "expected ema_start to be one of one, zero, debiased, got 'two'"),
+        ({"gradient": "none"}, "expected gradient to be one of straight_through, rotation"),
+        ({"update": "never"}, "expected update to be one of forward, step, got 'never'"),
+        ({"decay": 1.0}, r"expected decay in \[0, 1\), got 1.0"),
+        ({"restart": 1.5}, r"expected restart in \[0, 1\), got 1.5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizerEMA(**{"num_embeddings": K, "embedding_dim": D, **arguments})
+
+
+def test_wrong_dimension_of_z_is_named() -> None:
+    with pytest.raises(ValueError, match=r"expected z \[\.\.\., D\] with D=5, got \[2, 4\]"):
+        VectorQuantizerEMA(K, D)(torch.randn(2, 4))

@@ -1,0 +1,147 @@
+"""Two gloo processes on shares of given vectors, against one process on the whole.
+
+The two processes run this file as a script, all scenarios in one start.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+
+K, D = 16, 6
+# Vectors of (rank 0, rank 1) in each training forward; a row of two steps or more.
+SHARES = {
+    "halves": [(60, 60)] * 4,
+    "unequal": [(13, 100), (90, 7), (50, 50)],
+    "empty_share": [(80, 0), (0, 80), (80, 0)],
+    "one_process_never_has_any": [(0, 80)] * 3,
+    "fewer_vectors_than_codes": [(3, 4)] * 3,
+    "nobody_has_any_at_first": [(0, 0), (40, 30), (0, 0), (40, 30)],
+}
+WORLD_SIZE = 2
+
+
+def vectors(scenario: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(list(SHARES).index(scenario))
+    return [torch.randn(sum(share), D, generator=generator) for share in SHARES[scenario]]
+
+
+def train(scenario: str, update: str, rank: int | None) -> VectorQuantizerEMA:
+    """The quantiser after all steps, on a rank's share or (None) on the whole."""
+    # A low decay and a high threshold: some codes restart.
+    quantizer = VectorQuantizerEMA(K, D, decay=0.7, restart=0.5, update=update, seed=4, stream=1)
+    for z, (first, _) in zip(vectors(scenario), SHARES[scenario], strict=True):
+        share = z if rank is None else (z[:first], z[first:])[rank]
+        _, _, loss = quantizer(share)
+        assert torch.isfinite(loss)
+        if update == "step":
+            quantizer.update_codebook_()
+    return quantizer
+
+
+def images() -> torch.Tensor:
+    return torch.rand(2, 8, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def train_model(rank: int | None) -> VQVAE2:
+    """One optimiser step of two micro-batches, under DistributedDataParallel in a group."""
+    torch.manual_seed(0)
+    config = VQVAE2Config(
+        image_size=(16, 16), image_channels=1, strides=(2, 2), hidden_channels=8,
+        residual_channels=4, num_embeddings=8, embedding_dim=4,
+    )  # fmt: skip
+    model = VQVAE2(config)
+    wrapped = model if rank is None else torch.nn.parallel.DistributedDataParallel(model)
+    for batch in images():
+        share = batch if rank is None else batch[4 * rank : 4 * rank + 4]
+        model.loss(share, wrapped(share)).backward()
+    model.update_codebooks_()
+    return model
+
+
+def run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=WORLD_SIZE
+    )
+    for update in ("forward", "step"):
+        for scenario in SHARES:
+            quantizer = train(scenario, update, rank)
+            save_file(quantizer.state_dict(), folder / f"{scenario}-{update}-{rank}")
+    save_file(train_model(rank).state_dict(), folder / f"model-{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment)
+        for rank in range(WORLD_SIZE)
+    ]
+    try:
+        # Seconds, where two seconds would do: a hang is a failure, a busy machine is not.
+        codes = [process.wait(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0]
+    return folder
+
+
+def relative_error(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+@pytest.mark.parametrize("scenario", SHARES)
+def test_shares_leave_the_codebook_of_the_whole(folder: Path, scenario: str, update: str) -> None:
+    whole = train(scenario, update, None).state_dict()
+    for rank in range(WORLD_SIZE):
+        shared = load_file(folder / f"{scenario}-{update}-{rank}")
+        assert shared["initialised"]
+        assert torch.equal(shared["steps"], whole["steps"])
+        assert torch.equal(shared["cluster_size"], whole["cluster_size"])
+        assert relative_error(shared["codebook"], whole["codebook"]) < 1e-6
+        assert relative_error(shared["embed_avg"], whole["embed_avg"]) < 1e-6
+
+
+@pytest.mark.parametrize("scenario", SHARES)
+def test_both_processes_have_the_same_codebook_to_the_bit(folder: Path, scenario: str) -> None:
+    first, second = (load_file(folder / f"{scenario}-forward-{rank}") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_scenarios_restart_codes() -> None:
+    with_restarts = train("unequal", "forward", None)
+    mean = with_restarts.cluster_size.mean()
+    without = VectorQuantizerEMA(K, D, decay=0.7, restart=0, seed=4, stream=1)
+    for z in vectors("unequal"):
+        without(z)
+    assert (without.cluster_size < 0.5 * mean).any()
+    assert not torch.equal(with_restarts.codebook, without.codebook)
+
+
+def test_data_parallel_micro_batches_keep_each_process_statistics(folder: Path) -> None:
+    whole = train_model(None).state_dict()
+    shared = load_file(folder / "model-1")
+    for level in range(2):
+        name = f"quantizers.{level}.cluster_size"
+        assert torch.equal(shared[name], whole[name])
+        name = f"quantizers.{level}.codebook"
+        # Convolutions of half a batch may round otherwise.
+        assert relative_error(shared[name], whole[name]) < 1e-5
+
+
+if __name__ == "__main__":
+    run_rank(int(sys.argv[1]), Path(sys.argv[2]))

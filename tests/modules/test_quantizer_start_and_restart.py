@@ -1,0 +1,178 @@
+"""How a codebook starts, and how codes that nobody uses start again."""
+
+import copy
+
+import pytest
+import torch
+
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.ops.gumbel_noise.reference import random_words
+
+K, D = 10, 4
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def restart_rows(num_rows: int, step: int, seed: int = 0, stream: int = 0) -> torch.Tensor:
+    """Row of each code by SEMANTICS: philox(seed, step, k) mod N, purpose 2."""
+    codes, at = torch.arange(K), torch.tensor(step)
+    words = random_words(codes, at, torch.tensor(0), seed=seed, stream=stream, purpose=2)
+    return words % num_rows
+
+
+def test_normal_start_is_standard_normal() -> None:
+    codebook = VectorQuantizerEMA(512, 64, init="normal").codebook
+    assert codebook.mean().abs() < 0.02
+    assert codebook.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_uniform_start_is_sonnets() -> None:
+    codebook = VectorQuantizerEMA(512, 48, init="uniform").codebook
+    limit = (3 / 48) ** 0.5
+    assert 0.99 * limit < codebook.abs().max() <= limit
+    assert codebook.std().item() == pytest.approx(48**-0.5, rel=0.02)
+
+
+def test_start_depends_on_seed_and_stream_alone() -> None:
+    first = VectorQuantizerEMA(K, D, init="normal", seed=5, stream=1).codebook
+    torch.manual_seed(99)
+    assert torch.equal(first, VectorQuantizerEMA(K, D, init="normal", seed=5, stream=1).codebook)
+    assert not torch.equal(first, VectorQuantizerEMA(K, D, init="normal", seed=5).codebook)
+    assert not torch.equal(first, VectorQuantizerEMA(K, D, init="normal", stream=1).codebook)
+
+
+def test_kmeans_start_is_ten_lloyd_iterations_from_chosen_rows() -> None:
+    quantizer = VectorQuantizerEMA(K, D, seed=11, stream=2, update="step")
+    z = torch.randn(200, D)
+    quantizer(z)
+    wide = z.double()
+    means = wide[restart_rows(200, 0, seed=11, stream=2)]
+    for _ in range(10):
+        nearest = torch.cdist(wide, means).argmin(1)
+        for k in nearest.unique():
+            means[k] = wide[nearest == k].mean(0)
+    torch.testing.assert_close(quantizer.codebook.double(), means, rtol=1e-5, atol=1e-6)
+    assert torch.equal(quantizer.embed_avg, quantizer.codebook)
+    assert torch.equal(quantizer.cluster_size, torch.ones(K))
+
+
+def test_kmeans_start_with_fewer_vectors_than_codes_takes_the_vectors() -> None:
+    quantizer = VectorQuantizerEMA(K, D, update="step")
+    z = torch.randn(3, D)
+    quantizer(z)
+    distances = torch.cdist(quantizer.codebook, z).amin(1)
+    assert distances.max() < 1e-6
+
+
+def test_kmeans_start_happens_once() -> None:
+    quantizer = VectorQuantizerEMA(K, D, update="step")
+    quantizer(torch.randn(50, D))
+    codebook = quantizer.codebook.clone()
+    quantizer(torch.randn(50, D) + 100)
+    assert torch.equal(quantizer.codebook, codebook)
+
+
+def test_kmeans_start_waits_for_the_first_vectors() -> None:
+    quantizer = VectorQuantizerEMA(K, D)
+    quantizer(torch.zeros(0, D))
+    assert not quantizer.initialised
+    assert quantizer.steps == 0
+    z = torch.randn(50, D) + 100
+    quantizer(z)
+    assert quantizer.initialised
+    assert (quantizer.codebook - 100).abs().max() < 10
+
+
+def test_kmeans_start_does_not_happen_in_evaluation() -> None:
+    quantizer = VectorQuantizerEMA(K, D).eval()
+    quantizer(torch.randn(50, D))
+    assert not quantizer.initialised
+
+
+@pytest.mark.parametrize("ema_start", ["one", "zero", "debiased"])
+def test_unused_codes_restart_from_the_chosen_rows(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(
+        K, D, decay=0.1, init="normal", ema_start=ema_start, restart=0.5, seed=3, stream=1
+    )
+    # The last half of the codes is out of reach.
+    codebook = torch.randn(K, D)
+    codebook[K // 2 :] += 1000
+    quantizer.set_codebook_(codebook)
+    without = copy.deepcopy(quantizer)
+    without.restart = 0
+    z = torch.randn(400, D)
+    quantizer(z)
+    without(z)
+
+    mean = without.cluster_size.mean()
+    unused = without.cluster_size < 0.5 * mean
+    assert unused[K // 2 :].all()
+    rows = z[restart_rows(400, 1, seed=3, stream=1)]
+    assert torch.equal(quantizer.codebook[unused], rows[unused])
+    torch.testing.assert_close(quantizer.cluster_size[unused], mean.expand(int(unused.sum())))
+    torch.testing.assert_close(quantizer.embed_avg[unused], rows[unused] * mean)
+    assert torch.equal(quantizer.codebook[~unused], without.codebook[~unused])
+    assert torch.equal(quantizer.cluster_size[~unused], without.cluster_size[~unused])
+
+
+def test_restarted_codes_are_used() -> None:
+    quantizer = VectorQuantizerEMA(64, D, decay=0.9, init="normal")
+    quantizer.set_codebook_(quantizer.codebook + 50)
+    for _ in range(60):
+        quantizer(torch.randn(256, D))
+    assert quantizer.usage > 0.9
+
+
+def test_restart_zero_leaves_unused_codes_alone() -> None:
+    quantizer = VectorQuantizerEMA(64, D, decay=0.9, init="normal", restart=0)
+    quantizer.set_codebook_(quantizer.codebook + 50)
+    for _ in range(60):
+        quantizer(torch.randn(256, D))
+    assert quantizer.usage < 0.1
+
+
+def test_no_code_restarts_at_the_first_step_for_having_started_at_one() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal")
+    without = copy.deepcopy(quantizer)
+    without.restart = 0
+    # 1000 vectors a code: N / K is far above all counts, which start at one.
+    z = torch.randn(1000 * K, D)
+    quantizer(z)
+    without(z)
+    assert torch.equal(quantizer.cluster_size, without.cluster_size)
+
+
+def test_restarts_draw_anew_at_each_step() -> None:
+    assert not torch.equal(restart_rows(1000, 1), restart_rows(1000, 2))
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.1, restart=0.5)
+    z = torch.randn(400, D)
+    for step in (1, 2):
+        codebook = torch.randn(K, D)
+        codebook[-1] += 1000
+        quantizer.set_codebook_(codebook)
+        quantizer(z)
+        assert torch.equal(quantizer.codebook[-1], z[restart_rows(400, step)[-1]])
+
+
+def test_micro_batches_restart_from_the_latest() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.1, restart=0.5, update="step")
+    codebook = torch.randn(K, D)
+    codebook[-1] += 1000
+    quantizer.set_codebook_(codebook)
+    first, latest = torch.randn(300, D), torch.randn(200, D)
+    quantizer(first)
+    quantizer(latest)
+    quantizer.update_codebook_()
+    assert torch.equal(quantizer.codebook[-1], latest[restart_rows(200, 1)[-1]])
+
+
+def test_no_restart_without_vectors() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", restart=0.5)
+    sizes = torch.ones(K)
+    sizes[0] = 1e-3
+    quantizer.set_codebook_(torch.randn(K, D), sizes)
+    quantizer(torch.zeros(0, D))
+    assert quantizer.cluster_size[0] < 1e-3

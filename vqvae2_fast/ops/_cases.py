@@ -1,0 +1,50 @@
+"""What an operator gives to the shared tests: inputs to compare on, and calls that must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Case", "ErrorCase", "randn"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of arguments for an operator's overload.
+
+    Args:
+        make: Takes a seeded generator, returns the arguments in the schema's order.
+        gradients: Positions of the arguments that get a gradient.
+        batched: Positions of the arguments whose first dimension runs over independent rows, in
+            which all results run too; empty if there is no such dimension.
+        exact: Results are bit-equal to the reference; otherwise the float bound holds.
+        in_place: Positions of the arguments that are written.
+        has_nan: Results hold NaN, which `opcheck` cannot compare.
+    """
+
+    name: str
+    make: Callable[[torch.Generator], tuple[Any, ...]]
+    gradients: tuple[int, ...] = ()
+    batched: tuple[int, ...] = ()
+    exact: bool = False
+    in_place: tuple[int, ...] = ()
+    has_nan: bool = False
+
+
+@dataclass(frozen=True)
+class ErrorCase:
+    """A call that must raise `error` with a message that contains `text`."""
+
+    name: str
+    call: Callable[[], object]
+    error: type[Exception]
+    text: str
+
+
+def randn(
+    generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    return torch.randn(shape, generator=generator).to(dtype)

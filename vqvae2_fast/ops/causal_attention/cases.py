@@ -1,0 +1,47 @@
+"""Cases of `causal_attention`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.causal_attention.op import causal_attention
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(name: str, b: int, heads: int, length: int, d: int, dv: int, *, dropout_p: float = 0.0,
+          dropout_on: str = "logits", dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        q, k = randn(g, b, heads, length, d, dtype=dtype), randn(g, b, heads, length, d, dtype=dtype)
+        v = randn(g, b, heads, length, dv, dtype=dtype)
+        return q, k, v, dropout_p, dropout_on, torch.tensor(7) if dropout_p else None
+
+    return Case(name, make, gradients=(0, 1, 2), batched=() if dropout_p else (0, 1, 2))
+
+
+CASES = [
+    _case("odd_sizes", 2, 3, 11, 7, 5),
+    _case("one_position", 2, 2, 1, 4, 4),
+    _case("two_positions", 1, 1, 2, 3, 3),
+    _case("no_images", 0, 2, 5, 4, 4),
+    _case("map_8x8", 2, 4, 64, 8, 8),
+    _case("logit_dropout", 2, 3, 13, 4, 6, dropout_p=0.3),
+    _case("probability_dropout", 2, 3, 13, 4, 6, dropout_p=0.3, dropout_on="probabilities"),
+    _case("bfloat16", 2, 2, 16, 8, 8, dtype=torch.bfloat16),
+    _case("float64", 1, 2, 9, 4, 4, dtype=torch.float64),
+]
+
+_Q = torch.zeros(1, 2, 5, 4)
+ERRORS = [
+    ErrorCase("lengths_differ", lambda: causal_attention(_Q, torch.zeros(1, 2, 6, 4), _Q),
+              ValueError, "expected q, k [B, heads, L, d] and v [B, heads, L, dv]"),
+    ErrorCase("dropout_without_seed", lambda: causal_attention(_Q, _Q, _Q, 0.1),
+              ValueError, "dropout needs a seed"),
+    ErrorCase("dropout_of_one", lambda: causal_attention(_Q, _Q, _Q, 1.0),
+              ValueError, "expected dropout_p in [0, 1), got 1.0"),
+    ErrorCase("unknown_dropout_on", lambda: causal_attention(_Q, _Q, _Q, 0.1, "values"),
+              ValueError, "expected dropout_on 'logits' or 'probabilities', got 'values'"),
+]  # fmt: skip

@@ -1,0 +1,50 @@
+"""Cases of `causal_conv2d`: every mask, odd and even kernels, maps smaller than the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d
+from vqvae2_fast.ops.causal_conv2d.reference import MASKS
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(name: str, mask: str, kernel: tuple[int, int], size: tuple[int, int], *, batch: int = 2,
+          bias: bool = True, dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        x = randn(g, batch, 3, *size, dtype=dtype)
+        weight = randn(g, 5, 3, *kernel, dtype=dtype)
+        return x, weight, randn(g, 5, dtype=dtype) if bias else None, mask
+
+    return Case(name, make, gradients=(0, 1, 2) if bias else (0, 1), batched=(0,))
+
+
+CASES = [
+    *(_case(f"{mask}_3x3", mask, (3, 3), (6, 7)) for mask in MASKS),
+    *(_case(f"{mask}_5x5_small_map", mask, (5, 5), (2, 3)) for mask in MASKS),
+    _case("downright_even", "downright", (2, 2), (5, 4)),
+    _case("down_even_height", "down", (2, 5), (5, 6)),
+    _case("one_row", "include", (1, 3), (3, 3)),
+    _case("one_tap", "include", (1, 1), (2, 2)),
+    _case("no_live_current_tap", "exclude", (3, 1), (4, 4)),
+    _case("no_bias", "exclude", (3, 3), (4, 5), bias=False),
+    _case("no_images", "include", (3, 3), (4, 4), batch=0),
+    _case("bfloat16", "exclude", (3, 3), (5, 5), dtype=torch.bfloat16),
+    _case("float64", "downright", (3, 3), (4, 4), dtype=torch.float64),
+]
+
+_X, _W = torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 3, 3)
+ERRORS = [
+    ErrorCase("unknown_mask", lambda: causal_conv2d(_X, _W, None, "causal"),
+              ValueError, "expected mask one of exclude, include, down, downright, got 'causal'"),
+    ErrorCase("channels_differ", lambda: causal_conv2d(torch.zeros(1, 2, 4, 4), _W, None, "down"),
+              ValueError, "expected x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"),
+    ErrorCase("even_width", lambda: causal_conv2d(_X, torch.zeros(5, 3, 3, 2), None, "include"),
+              ValueError, "expected an odd kernel width for mask 'include'"),
+    ErrorCase("bias_of_another_length", lambda: causal_conv2d(_X, _W, torch.zeros(4), "down"),
+              ValueError, "expected bias [5], got [4]"),
+]  # fmt: skip

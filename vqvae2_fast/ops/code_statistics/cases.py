@@ -1,0 +1,53 @@
+"""Cases of `code_statistics`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.code_statistics.op import code_statistics
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _random(n: int, k: int, d: int, dtype: torch.dtype = torch.float32):
+    def make(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
+        return randn(g, n, d, dtype=dtype), torch.randint(k, (n,), generator=g), k
+
+    return make
+
+
+def _one_code_takes_all(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    return randn(g, 2000, 5), torch.full((2000,), 3), 9
+
+
+def _cancelling(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
+    """Sums that float32 accumulation would lose."""
+    z = randn(g, 400, 4)
+    return torch.cat([z * 1e6, -z * 1e6, z]), torch.randint(3, (400,), generator=g).repeat(3), 3
+
+
+CASES = [
+    Case("odd_sizes", _random(301, 23, 7), exact=True),
+    Case("unused_codes", _random(5, 64, 8), exact=True),
+    Case("no_vectors", _random(0, 4, 3), exact=True),
+    Case("one_code_takes_all", _one_code_takes_all, exact=True),
+    Case("cancelling", _cancelling, exact=True),
+    Case("bfloat16", _random(90, 10, 16, torch.bfloat16), exact=True),
+    Case("float16", _random(90, 10, 16, torch.float16), exact=True),
+    Case("float64", _random(90, 10, 16, torch.float64), exact=True),
+]
+
+ERRORS = [
+    ErrorCase("index_too_large", lambda: code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4),
+              RuntimeError, "expected indices in 0..3, got 4 at row 1"),
+    ErrorCase("negative_index", lambda: code_statistics(torch.zeros(2, 3), torch.tensor([-1, 0]), 4),
+              RuntimeError, "expected indices in 0..3, got -1 at row 0"),
+    ErrorCase("shapes_differ", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(3).long(), 4),
+              ValueError, "expected indices [2] for z [2, 3], got [3] int64"),
+    ErrorCase("float_indices", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2), 4),
+              TypeError, "expected indices int64, got [2] float32"),
+    ErrorCase("no_codes", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), 0),
+              ValueError, "expected num_embeddings >= 1, got 0"),
+]  # fmt: skip

@@ -1,0 +1,37 @@
+"""Cases of `vector_quantize`."""
+
+from __future__ import annotations
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.vector_quantize.op import vector_quantize
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(name: str, n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> Case:
+    return Case(
+        name, lambda g: (randn(g, n, d, dtype=dtype), randn(g, k, d, dtype=dtype)), gradients=(0,)
+    )
+
+
+CASES = [
+    _case("odd_sizes", 37, 21, 13),
+    _case("one_of_each", 1, 1, 1),
+    _case("no_vectors", 0, 3, 4),
+    _case("bfloat16", 40, 20, 16, torch.bfloat16),
+    _case("float64", 25, 12, 6, torch.float64),
+    Case(
+        "half_input_float_codebook",
+        lambda g: (randn(g, 30, 8, dtype=torch.float16), randn(g, 10, 8)),
+        gradients=(0,),
+    ),
+]
+
+ERRORS = [
+    ErrorCase("dimensions_differ", lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(4, 5)),
+              ValueError, "vector_quantize: expected z [..., D] with D=5"),
+    ErrorCase("empty_codebook", lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(0, 3)),
+              ValueError, "vector_quantize: expected codebook [K, D] with K, D >= 1"),
+]  # fmt: skip

@@ -1,0 +1,103 @@
+"""What is special to `nearest_code`: exactness under attack, leading shapes, threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+
+
+def assert_exact(z, codebook):
+    indices, sqdist = ops.nearest_code(z, codebook)
+    expected_indices, expected_sqdist = nearest_code_reference(z, codebook)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(sqdist, expected_sqdist)
+
+
+def test_leading_shape_is_kept():
+    indices, sqdist = ops.nearest_code(torch.zeros(2, 3, 5, 4), torch.zeros(6, 4))
+    assert indices.shape == sqdist.shape == (2, 3, 5)
+
+
+def test_ties_take_the_lowest_index():
+    codebook = torch.tensor([[2.0], [-1.0], [1.0], [-1.0]])
+    assert ops.nearest_code(torch.zeros(1, 1), codebook)[0].item() == 1
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_codes_around_a_midpoint(level):
+    """Vectors within a few ulp of the midpoint of two codes: float32 alone cannot decide."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(64, 16, generator=generator)
+    pairs = torch.randint(64, (4000, 2), generator=generator)
+    middle = codebook[pairs].double().mean(dim=1)  # [4000, D]
+    nudge = torch.randint(-3, 4, middle.shape, generator=generator) * 2.0**-24
+    with simd_level(level):
+        assert_exact((middle * (1 + nudge)).float(), codebook)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_midpoints_far_from_the_origin(level):
+    generator = torch.Generator().manual_seed(1)
+    codebook = torch.randn(50, 8, generator=generator) * 1e-3 + 100
+    pairs = torch.randint(50, (2000, 2), generator=generator)
+    with simd_level(level):
+        assert_exact(codebook[pairs].mean(dim=1), codebook)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_norms_over_the_whole_range(level):
+    generator = torch.Generator().manual_seed(2)
+    scale = 10.0 ** torch.randint(-38, 38, (400, 1), generator=generator)
+    z = torch.randn(400, 6, generator=generator) * scale
+    codebook = (torch.randn(90, 6, generator=generator) * scale[:90]).clamp(-3e38, 3e38)
+    with simd_level(level):
+        assert_exact(z, codebook)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 40), k=st.integers(1, 70), d=st.integers(1, 40), seed=st.integers(0, 2**31),
+    dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16, torch.float16])] * 2),
+    transposed=st.booleans(), step=st.integers(1, 3), level=st.sampled_from(simd_levels()),
+)  # fmt: skip
+def test_any_shape_stride_and_dtype(n, k, d, seed, dtypes, transposed, step, level):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn((d, n * step) if transposed else (n * step, d), generator=generator)
+    z = (z.t() if transposed else z)[::step].to(dtypes[0])
+    codebook = torch.randn(k, d, generator=generator).to(dtypes[1])
+    with simd_level(level):
+        assert_exact(z, codebook)
+
+
+def test_number_of_threads_does_not_matter():
+    generator = torch.Generator().manual_seed(3)
+    z, codebook = torch.randn(3000, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = ops.nearest_code(z, codebook)
+        torch.set_num_threads(2)
+        two = ops.nearest_code(z, codebook)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+
+
+def test_infinite_vectors_get_an_index_inside_the_codebook():
+    z = torch.tensor([[torch.inf, 1.0], [torch.nan, torch.nan], [1.0, -torch.inf]])
+    indices, _ = ops.nearest_code(z, torch.randn(5, 2, generator=torch.Generator().manual_seed(4)))
+    assert indices.tolist() == [0, 0, 0]
+
+
+def test_compiles_with_the_default_backend():
+    compiled = torch.compile(ops.nearest_code, fullgraph=True)
+    generator = torch.Generator().manual_seed(5)
+    z, codebook = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    assert torch.equal(compiled(z, codebook)[0], ops.nearest_code(z, codebook)[0])

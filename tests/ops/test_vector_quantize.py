@@ -1,0 +1,47 @@
+"""The gradient of `vector_quantize` against its textbook form."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from vqvae2_fast import ops
+
+
+def inputs(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(5, 7, 6, generator=generator, dtype=dtype, requires_grad=True)
+    return z, torch.randn(11, 6, generator=generator, dtype=dtype)
+
+
+def test_forward_is_the_exact_codebook_row():
+    z, codebook = inputs(torch.float32)
+    z_q, indices, _ = ops.vector_quantize(z, codebook)
+    assert torch.equal(z_q, codebook[indices])
+
+
+def test_gradient_is_straight_through_plus_commitment():
+    z, codebook = inputs()
+    weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=z.dtype)
+
+    z_q, indices, commitment = ops.vector_quantize(z, codebook)
+    (actual,) = torch.autograd.grad((z_q * weight).sum() + 3 * commitment, z)
+
+    code = codebook[indices]
+    straight_through = z + (code - z).detach()
+    loss = (straight_through * weight).sum() + 3 * F.mse_loss(z, code)
+    (expected,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_no_gradient_reaches_the_codebook():
+    z, codebook = inputs()
+    codebook.requires_grad_()
+    z_q, _, commitment = ops.vector_quantize(z, codebook)
+    (z_q.sum() + commitment).backward()
+    assert codebook.grad is None
+
+
+def test_commitment_is_float32_for_half_input():
+    z, codebook = inputs(torch.bfloat16)
+    assert ops.vector_quantize(z, codebook)[2].dtype == torch.float32

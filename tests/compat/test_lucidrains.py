@@ -1,0 +1,343 @@
+"""`compat.lucidrains` against the package itself, installed from the registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import vector_quantize_pytorch
+
+from vqvae2_fast.compat.lucidrains import VectorQuantize
+
+# Relative to the largest value: the package sums in float32 over one-hot matrices.
+TOLERANCE = 2e-5
+
+SEQUENCE, LONG = (2, 9, 12), (2, 40, 12)
+GRID = {
+    "defaults": ({}, SEQUENCE),
+    "decay_and_eps": ({"decay": 0.95, "eps": 1e-3}, SEQUENCE),
+    "one_token": ({}, (7, 12)),
+    "channel_first": ({"channel_last": False}, (2, 12, 9)),
+    "image": ({"accept_image_fmap": True}, (2, 12, 4, 5)),
+    "volume": ({"accept_3d_fmap": True}, (2, 12, 2, 3, 2)),
+    "straight_through": ({"rotation_trick": False}, SEQUENCE),
+    "commitment_weight": ({"commitment_weight": 0.25}, SEQUENCE),
+    "no_commitment": ({"commitment_weight": 0.0}, SEQUENCE),
+    "projection": ({"codebook_dim": 5}, SEQUENCE),
+    "projection_layernorm": ({"codebook_dim": 5, "layernorm_after_project_in": True}, SEQUENCE),
+    "cosine": ({"use_cosine_sim": True}, SEQUENCE),
+    "cosine_image_projection": (
+        {"use_cosine_sim": True, "accept_image_fmap": True, "codebook_dim": 4}, (2, 12, 4, 5)
+    ),
+    "kmeans": ({"kmeans_init": True}, LONG),
+    "kmeans_iterations": ({"kmeans_init": True, "kmeans_iters": 3}, LONG),
+    "kmeans_few_vectors": ({"kmeans_init": True}, SEQUENCE),
+    "kmeans_cosine": ({"kmeans_init": True, "use_cosine_sim": True}, LONG),
+    "dead_codes": ({"threshold_ema_dead_code": 2}, LONG),
+    "dead_codes_cosine": ({"threshold_ema_dead_code": 2, "use_cosine_sim": True}, LONG),
+    "dead_codes_without_ema": ({"threshold_ema_dead_code": 1, "ema_update": False}, LONG),
+    "no_ema": ({"ema_update": False}, SEQUENCE),
+    "frozen": ({"freeze_codebook": True}, SEQUENCE),
+    "heads": ({"heads": 3, "codebook_dim": 4}, SEQUENCE),
+    "heads_projection": ({"heads": 2, "codebook_dim": 5}, SEQUENCE),
+    "heads_image": ({"heads": 3, "codebook_dim": 4, "accept_image_fmap": True}, (2, 12, 4, 5)),
+    "heads_apart": (
+        {"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True}, SEQUENCE
+    ),
+    "heads_apart_everything": (
+        {
+            "heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True, "kmeans_init": True,
+            "threshold_ema_dead_code": 2, "accept_image_fmap": True, "use_cosine_sim": True,
+        },
+        (2, 12, 5, 6),
+    ),
+    "no_gradient_to_input": ({"route_gradients_to_input": False}, SEQUENCE),
+}  # fmt: skip
+NUM_CODES = 20
+
+
+def pair(arguments: dict, seed: int = 0):
+    """The package's module and ours, made at equal states of the generator."""
+    modules = []
+    for kind in (vector_quantize_pytorch.VectorQuantize, VectorQuantize):
+        torch.manual_seed(seed)
+        modules.append(kind(12, NUM_CODES, **arguments))
+    return modules
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    assert actual.shape == expected.shape, what
+    assert actual.dtype == expected.dtype, what
+    scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+    error = float((actual.detach() - expected.detach()).abs().max()) if expected.numel() else 0.0
+    assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: {error} of {scale}"
+
+
+def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
+    """Forward, backward and the state after it."""
+    results, gradients = [], []
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(99))
+    for module in (theirs, ours):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(seed)
+        quantized, indices, loss, breakdown = module(leaf, return_loss_breakdown=True, **call)
+        results.append((quantized, indices, loss, breakdown))
+        if module.training:
+            ((quantized * weight).sum() + loss).backward()
+            named = {"x": leaf.grad} | {name: p.grad for name, p in module.named_parameters()}
+            gradients.append({k: g for k, g in named.items() if g is not None})
+    (quantized, indices, loss, breakdown), (ours_q, ours_indices, ours_loss, ours_parts) = results
+    assert torch.equal(ours_indices, indices)
+    assert_near(ours_q, quantized, "quantized")
+    assert_near(ours_loss, loss, "loss")
+    assert ours_parts._fields == breakdown._fields
+    for name in breakdown._fields:
+        assert_near(getattr(ours_parts, name), getattr(breakdown, name), name)
+    if gradients:
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            assert_near(gradients[1][name], gradient, f"gradient of {name}")
+    expected, actual = theirs.state_dict(), ours.state_dict()
+    assert list(expected) == list(actual)
+    for name, value in expected.items():
+        if value.dtype == torch.bool:
+            assert torch.equal(actual[name], value), name
+        else:
+            assert_near(actual[name], value, name)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_five_training_steps_and_evaluation(name):
+    arguments, shape = GRID[name]
+    theirs, ours = pair(arguments)
+    optimisers = [torch.optim.SGD([*m.parameters(), torch.zeros(1)], 0.1) for m in (theirs, ours)]
+    torch.manual_seed(1)
+    batches = torch.randn(6, *shape)
+    for step in range(5):
+        assert_same_step(theirs, ours, batches[step], seed=step)
+        for optimiser in optimisers:
+            optimiser.step()
+    assert_same_step(theirs.eval(), ours.eval(), batches[5], seed=5)
+
+
+@pytest.mark.parametrize("name", ["defaults", "cosine", "heads_apart", "projection", "image"])
+def test_state_dicts_load_both_ways(name):
+    arguments, shape = GRID[name]
+    theirs, ours = pair(arguments)
+    other_theirs, other_ours = pair(arguments, seed=7)
+    other_ours.load_state_dict(theirs.state_dict(), strict=True)
+    other_theirs.load_state_dict(ours.state_dict(), strict=True)
+    torch.manual_seed(1)
+    assert_same_step(theirs, other_ours, torch.randn(shape), seed=0)
+
+
+def test_a_loaded_codebook_is_not_started_again_by_kmeans():
+    theirs, ours = pair({"kmeans_init": True})
+    x = torch.randn(LONG)
+    theirs(x)
+    ours.load_state_dict(theirs.state_dict())
+    assert_same_step(theirs, ours, torch.randn(LONG), seed=0)
+
+
+@pytest.mark.parametrize("padding", [True, False], ids=["zeros", "input"])
+@pytest.mark.parametrize("by_lens", [True, False], ids=["lens", "mask"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"use_cosine_sim": True}, {"kmeans_init": True}, {"threshold_ema_dead_code": 2}],
+    ids=["defaults", "cosine", "kmeans", "dead_codes"],
+)
+def test_masked_sequences(arguments, by_lens, padding):
+    theirs, ours = pair({**arguments, "return_zeros_for_masked_padding": padding})
+    lens = torch.tensor([40, 23])
+    call = {"lens": lens} if by_lens else {"mask": torch.arange(40) < lens[:, None]}
+    torch.manual_seed(1)
+    for step in range(5):
+        assert_same_step(theirs, ours, torch.randn(LONG), seed=step, **call)
+    assert_same_step(theirs.eval(), ours.eval(), torch.randn(LONG), seed=5, **call)
+
+
+@pytest.mark.parametrize("call", [{"freeze_codebook": True}, {"ema_update": False}], ids=str)
+def test_arguments_of_one_call(call):
+    theirs, ours = pair({})
+    torch.manual_seed(1)
+    before = ours.codebook.clone()
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0, **call)
+    assert torch.equal(ours.codebook, before)
+
+
+def test_unfreezing_for_one_call_moves_the_codebook():
+    theirs, ours = pair({"freeze_codebook": True})
+    torch.manual_seed(1)
+    before = ours.codebook.clone()
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0, freeze_codebook=False)
+    assert not torch.equal(ours.codebook, before)
+
+
+def test_half_precision_input_keeps_its_dtype():
+    theirs, ours = pair({})
+    x = torch.randn(SEQUENCE).bfloat16()
+    for module in (theirs, ours):
+        assert module(x)[0].dtype == torch.bfloat16
+    assert torch.equal(theirs(x)[1], ours(x)[1])
+
+
+@pytest.mark.parametrize(
+    "name", ["defaults", "channel_first", "image", "heads", "heads_apart", "projection"]
+)
+def test_codes_and_outputs_from_indices(name):
+    arguments, shape = GRID[name]
+    theirs, ours = pair(arguments)
+    torch.manual_seed(1)
+    indices = ours.eval()(torch.randn(shape))[1]
+    for method in ("get_codes_from_indices", "get_output_from_indices"):
+        expected = getattr(theirs, method)(indices)
+        assert_near(getattr(ours, method)(indices), expected, method)
+
+
+@pytest.mark.parametrize(
+    "name", ["defaults", "image", "channel_first", "projection", "heads_apart"]
+)
+def test_evaluation_returns_exactly_the_codes(name):
+    arguments, shape = GRID[name]
+    ours = VectorQuantize(12, NUM_CODES, **arguments).eval()
+    quantized, indices, _ = ours(torch.randn(shape))
+    if name == "projection":  # channels last: the projection can act on the codes
+        assert_near(quantized, ours.get_output_from_indices(indices), "output")
+    else:
+        assert torch.equal(quantized, ours.get_codes_from_indices(indices))
+
+
+@pytest.mark.parametrize("name", ["defaults", "image", "heads", "heads_apart"])
+def test_updating_by_given_indices(name):
+    arguments, shape = GRID[name]
+    theirs, ours = pair(arguments)
+    torch.manual_seed(1)
+    x = torch.randn(shape)
+    indices = ours.eval()(x)[1]
+    if name == "image":
+        # The package flattens given image indices only with separate heads' layout in mind.
+        indices = indices.view(2, 4, 5)
+    for module in (theirs.train(), ours.train()):
+        module.update_ema_indices(x, indices)
+    assert_near(ours.codebook, theirs.codebook, "codebook")
+
+
+def test_expiring_by_given_vectors():
+    theirs, ours = pair({"threshold_ema_dead_code": 2})
+    torch.manual_seed(1)
+    x = torch.randn(1, 40, 12)
+    for module in (theirs, ours):
+        torch.manual_seed(2)
+        module.expire_codes_(x)
+    assert torch.equal(ours.codebook, theirs.codebook)
+
+
+def test_more_dead_codes_than_vectors_replaces_as_many_as_there_are():
+    torch.manual_seed(0)
+    ours = VectorQuantize(12, NUM_CODES, threshold_ema_dead_code=2)
+    before = ours.codebook.clone()
+    x = torch.randn(1, 6, 12)
+    ours.expire_codes_(x)
+    changed = (ours.codebook != before).any(1)
+    assert int(changed.sum()) == 6
+    rows = {tuple(row.tolist()) for row in x[0]}
+    assert {tuple(row.tolist()) for row in ours.codebook[changed]} == rows
+
+
+def test_codebook_can_be_assigned():
+    ours = VectorQuantize(12, NUM_CODES)
+    codes = torch.randn(NUM_CODES, 12)
+    ours.codebook = codes
+    assert torch.equal(ours.codebook, codes)
+
+
+def test_perplexity_and_usage_of_the_latest_forward():
+    ours = VectorQuantize(12, NUM_CODES).eval()
+    ours(ours.codebook[:4][None])
+    assert float(ours.perplexity) == pytest.approx(4, rel=1e-5)
+    assert float(ours.usage) == pytest.approx(4 / NUM_CODES)
+
+
+def test_masked_positions_do_not_count_for_usage():
+    ours = VectorQuantize(12, NUM_CODES).eval()
+    ours(ours.codebook[:4][None], lens=torch.tensor([2]))
+    assert float(ours.usage) == pytest.approx(2 / NUM_CODES)
+
+
+def test_mask_with_heads_and_projection_works_where_the_package_does_not():
+    theirs, ours = pair({"heads": 2, "codebook_dim": 5})
+    x, lens = torch.randn(SEQUENCE), torch.tensor([9, 4])
+    with pytest.raises((RuntimeError, IndexError)):
+        theirs(x, lens=lens)
+    quantized, indices, loss = ours(x, lens=lens)
+    assert (indices[1, 4:] == -1).all()
+    assert (quantized[1, 4:] == 0).all()
+    assert loss > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("affine_param", True), ("vq_bridge", torch.nn.Identity()), ("directional_reparam", True),
+        ("sync_update_v", 0.5), ("in_place_codebook_optimizer", torch.optim.SGD),
+        ("learnable_codebook", True), ("orthogonal_reg_weight", 10.0),
+        ("codebook_diversity_loss_weight", 0.1), ("stochastic_sample_codes", True),
+        ("straight_through", True), ("manual_ema_update", True),
+        ("commitment_use_cross_entropy_loss", True),
+    ],
+)  # fmt: skip
+def test_other_arguments_are_refused_by_name(name, value):
+    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+        VectorQuantize(12, NUM_CODES, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("topk", 2), ("codebook_transform_fn", torch.nn.Identity()), ("accum_ema_update", True),
+        ("sample_codebook_temp", 0.5), ("indices", torch.zeros(2, 9, dtype=torch.int64)),
+        ("ema_update_weight", torch.ones(20)),
+    ],
+)  # fmt: skip
+def test_other_arguments_of_forward_are_refused_by_name(name, value):
+    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+        VectorQuantize(12, NUM_CODES)(torch.randn(SEQUENCE), **{name: value})
+
+
+def test_every_argument_of_the_package_is_known_and_has_its_default():
+    import inspect
+
+    theirs = inspect.signature(vector_quantize_pytorch.VectorQuantize).parameters
+    for name, parameter in theirs.items():
+        if parameter.default is not inspect.Parameter.empty:
+            VectorQuantize(12, NUM_CODES, **{name: parameter.default})
+
+
+def test_an_argument_that_nobody_has_is_a_type_error():
+    with pytest.raises(TypeError, match="unexpected argument 'codebok_dim'"):
+        VectorQuantize(12, NUM_CODES, codebok_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "message"),
+    [
+        ({}, (2, 12, 9), r"expected x \[B, N, dim\] with dim=12, got \[2, 12, 9\]"),
+        ({"channel_last": False}, (2, 9, 12), r"expected x \[B, dim, N\]"),
+        ({"accept_image_fmap": True}, (2, 9, 12), r"expected x \[B, dim, H, W\]"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_explained(arguments, shape, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantize(12, NUM_CODES, **arguments)(torch.randn(shape))
+
+
+def test_mask_and_lens_together_are_refused():
+    with pytest.raises(ValueError, match="mask or lens, got both"):
+        VectorQuantize(12, NUM_CODES)(
+            torch.randn(SEQUENCE), mask=torch.ones(2, 9).bool(), lens=torch.tensor([1, 2])
+        )
+
+
+def test_synchronising_without_a_process_group_is_refused():
+    with pytest.raises(RuntimeError, match="there is no process group"):
+        VectorQuantize(12, NUM_CODES, sync_codebook=True)(torch.randn(SEQUENCE))

@@ -33,6 +33,11 @@ def whole():
 
 
 @pytest.fixture(scope="module")
+def sides():
+    return load_emoji("train"), load_emoji("held_out")
+
+
+@pytest.fixture(scope="module")
 def tool():
     spec = importlib.util.spec_from_file_location("build_emoji_sheet", TOOL)
     module = importlib.util.module_from_spec(spec)
@@ -65,16 +70,15 @@ def test_no_country_flag_is_embedded(table) -> None:
     assert regional == []
 
 
-def test_the_splits_partition_the_set(whole) -> None:
-    train, held_out = load_emoji("train"), load_emoji("held_out")
+def test_the_splits_partition_the_set(whole, sides) -> None:
+    train, held_out = sides
     assert (len(train), len(held_out)) == (2819, 308)
     assert set(train.names) | set(held_out.names) == set(whole.names)
     assert set(train.names) & set(held_out.names) == set()
 
 
-def test_no_group_is_on_both_sides(table) -> None:
-    train = {table[name]["group"] for name in load_emoji("train").names}
-    held_out = {table[name]["group"] for name in load_emoji("held_out").names}
+def test_no_group_is_on_both_sides(table, sides) -> None:
+    train, held_out = ({table[name]["group"] for name in side.names} for side in sides)
     assert (len(train), len(held_out)) == (1268, 138)
     assert train & held_out == set()
 
@@ -89,8 +93,8 @@ def test_skin_and_gender_variants_share_a_group(table) -> None:
     assert [base for base, groups in by_base.items() if len(groups) > 1] == []
 
 
-def test_every_class_is_held_out_in_part() -> None:
-    assert load_emoji("held_out").labels.bincount(minlength=9).min() >= 2
+def test_every_class_is_held_out_in_part(sides) -> None:
+    assert sides[1].labels.bincount(minlength=9).min() >= 2
 
 
 def test_tiles_carry_the_right_labels(whole) -> None:
@@ -199,7 +203,7 @@ def test_embedded_groups_are_those_of_the_script(tool, table) -> None:
 def test_script_writes_a_class_folder_with_the_embedded_split(
     tool, package, labels, tmp_path
 ) -> None:
-    rows = [f"1f{i:x},Objects,x,x,0\n" for i in range(0x400, 0x440)]
+    rows = [f"1f468-200d-1f{i:x},Objects,x,x,0\n" for i in range(0x400, 0x440)]
     labels.write_text(labels.read_text() + "".join(rows))
     with tarfile.open(package, "w:gz") as tar:
         names = ["1f33e", "1f9d1-1f3fb-200d-1f33e", "23-fe0f-20e3"]
@@ -217,6 +221,11 @@ def test_script_writes_a_class_folder_with_the_embedded_split(
     assert len(ImageFolder(out, 48, split="all")) == 67
     groups = {tool.base_group(Path(name).stem) for name in held_out.names}
     assert {emoji.side_of_group(group) for group in groups} == {"held_out"}
+
+
+def test_script_knows_an_emoji_in_any_spelling(tool) -> None:
+    assert tool.key_of_file("0023-fe0f-20e3.webp") == "23-20e3"
+    assert tool.key_of_file("1F9D1_1f3fb-200d-2695-FE0F.webp") == "1f9d1-1f3fb-200d-2695"
 
 
 def test_script_names_what_a_source_lacks(tool, package, labels) -> None:

@@ -111,7 +111,7 @@ def in_order(
     """
     if batch_size < 1:
         raise ValueError(f"in_order: batch_size must be >= 1, got {batch_size}.")
-    order = torch.arange(len(dataset)).split(batch_size)
+    order = torch.split(torch.arange(len(dataset)), batch_size)
     plan = iter([(indices, torch.zeros(len(indices), dtype=torch.bool)) for indices in order])
     if isinstance(dataset, ImageTensorDataset):
         return _memory_batches(dataset, plan, flip=False)
@@ -139,7 +139,7 @@ def _folder_batches(
     # With a generator of its own the loader leaves torch's global one, the model's, alone.
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,  # type: ignore[arg-type]
+        batch_sampler=sampler,
         num_workers=num_workers,
         generator=torch.Generator(),
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["CodeDataset"]
 
 
-class CodeDataset(Dataset):
+class CodeDataset(Dataset[tuple[list[Tensor], int]]):
     """Code maps of N images in memory, two bytes a code (four where K > 32,768).
 
     Args:

@@ -67,7 +67,7 @@ def check_split(op: str, split: str) -> None:
         raise ValueError(f"{op}: split must be one of {', '.join(SPLITS)}, got {split!r}.")
 
 
-class ImageTensorDataset(Dataset):
+class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
     """A labelled set of images in memory.
 
     Args:

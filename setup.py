@@ -46,7 +46,8 @@ def find_torch() -> Path:
 
 
 def check_compiler() -> None:
-    candidates = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    chosen = os.environ.get("CXX", "").split()
+    candidates = chosen[:1] or ["c++", "g++", "clang++"]
     if not any(shutil.which(candidate) for candidate in candidates):
         raise SystemExit(NEEDS_COMPILER.format(tried=", ".join(candidates)))
 
@@ -81,6 +82,4 @@ class CMakeBuild(build_ext):
 if os.environ.get("VQVAE2_FAST_BUILD") == "python":
     setup()
 else:
-    setup(
-        ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild}
-    )
+    setup(ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

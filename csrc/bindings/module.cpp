@@ -1,5 +1,6 @@
-// The Python side of the compiled module: SIMD levels and build facts. pybind11 only: torch's include
-// folder carries a pybind11 of its own that refuses the stable ABI, so it stays off this file's path.
+// The Python side of the compiled module: SIMD levels and build facts. pybind11 only: torch's
+// include folder carries a pybind11 of its own that refuses the stable ABI, so it stays off this
+// file's path.
 #include <pybind11/pybind11.h>
 
 #include "../cpu/kernels.h"
@@ -10,7 +11,8 @@ namespace {
 
 py::tuple simd_levels() {
   py::list names;
-  for (const char* const* name = vqvae2_fast::cpu::simd_levels(); *name; ++name) names.append(*name);
+  for (const char* const* name = vqvae2_fast::cpu::simd_levels(); *name; ++name)
+    names.append(*name);
   return py::tuple(names);
 }
 

@@ -122,8 +122,8 @@ inline void search_exactly(const PackedCodebook& codebook, const float* z, int64
     }
   }
   *index = best_index;
-  *sqdist = static_cast<float>(
-      exact_sqdist(z, codebook.codes + best_index * codebook.dim, codebook.dim));
+  *sqdist =
+      static_cast<float>(exact_sqdist(z, codebook.codes + best_index * codebook.dim, codebook.dim));
 }
 
 // The nearest of the codes whose score is at most `bound`.
@@ -133,8 +133,7 @@ inline void search_candidates(const PackedCodebook& codebook, const float* z, co
   int64_t best_index = 0;
   for (int64_t panel = 0; panel < codebook.num_panels; ++panel) {
     Vec scores[2];
-    panel_scores<1>(centered, codebook.dim,
-                    codebook.panels + panel * codebook.dim * kPanelWidth,
+    panel_scores<1>(centered, codebook.dim, codebook.panels + panel * codebook.dim * kPanelWidth,
                     codebook.half_norms + panel * kPanelWidth, &scores[0], &scores[1]);
     for (int half = 0; half < 2; ++half) {
       uint32_t candidates = lanes_at_most(scores[half], bound);

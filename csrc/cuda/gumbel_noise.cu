@@ -1,7 +1,6 @@
-#include "gumbel_noise.cuh"
-
 #include <cuda_runtime.h>
 
+#include "gumbel_noise.cuh"
 #include "gumbel_noise.h"
 
 extern "C" const char* vq_gumbel_noise_cuda(const int64_t* samples, int64_t sample_stride,
@@ -18,9 +17,9 @@ extern "C" const char* vq_gumbel_noise_cuda(const int64_t* samples, int64_t samp
       samples,        sample_stride, positions, position_stride, length,
       num_embeddings, num_counters,  seed,      stream,          noise};
   const int64_t blocks = (num_counters + kThreads - 1) / kThreads;
-  vqvae2_fast::cuda::gumbel_noise_kernel<<<
-      static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks), kThreads, 0,
-      static_cast<cudaStream_t>(cuda_stream)>>>(args);
+  vqvae2_fast::cuda::
+      gumbel_noise_kernel<<<static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks),
+                            kThreads, 0, static_cast<cudaStream_t>(cuda_stream)>>>(args);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -27,9 +27,9 @@ __global__ void gumbel_noise_kernel(GumbelNoiseArgs args) {
     const int64_t row = i / counters_per_row, counter = i % counters_per_row;
     const int64_t sample = args.samples[row / args.length * args.sample_stride];
     const int64_t position = args.positions[row % args.length * args.position_stride];
-    const Words4 words = philox4x32(
-        static_cast<uint32_t>(counter), static_cast<uint32_t>(position),
-        static_cast<uint32_t>(sample), args.stream | kPurposeDraw << 16, args.seed);
+    const Words4 words =
+        philox4x32(static_cast<uint32_t>(counter), static_cast<uint32_t>(position),
+                   static_cast<uint32_t>(sample), args.stream | kPurposeDraw << 16, args.seed);
     float* out = args.noise + row * args.num_embeddings + 4 * counter;
     for (int j = 0; j < 4; ++j) {
       if (4 * counter + j < args.num_embeddings) out[j] = gumbel_from_word(words.w[j]);

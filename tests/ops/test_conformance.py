@@ -121,9 +121,7 @@ def reaches_its_kernel(operator, case):
     return not case.has_nan and not operator.owner(*make(case)).startswith("reference: ")
 
 
-@pytest.mark.parametrize(
-    ("operator", "case"), [p for p in CASES if reaches_its_kernel(*p.values)]
-)
+@pytest.mark.parametrize(("operator", "case"), [p for p in CASES if reaches_its_kernel(*p.values)])
 def test_opcheck(operator, case):
     arguments = list(make(case))
     for position in case.gradients:

@@ -72,7 +72,8 @@ class VQVAE2Config:
         for stride in self.strides:
             if stride < 2 or stride & (stride - 1):
                 raise ValueError(
-                    f"VQVAE2Config: each of strides must be a power of two >= 2, got {self.strides}."
+                    "VQVAE2Config: each of strides must be a power of two >= 2, got "
+                    f"{self.strides}."
                 )
         for name in ("image_channels", "hidden_channels", "residual_channels", "num_embeddings",
                      "embedding_dim"):  # fmt: skip

@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch  # noqa: F401  (loads the libraries that the compiled module resolves against)
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 __all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level"]
 

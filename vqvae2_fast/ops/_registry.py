@@ -1,22 +1,25 @@
-"""The operator table: one schema, one reference and at most one owner per device for each operator.
+"""The operator table: for each operator a schema, a reference and at most one owner per device.
 
-An operator is defined once, here in Python, as a `torch.library` schema. Its reference is registered
-as the default kernel, so it runs on any device; compiled kernels are registered for their dispatch
-key by the native module. `Operator.__call__` asks the predicate whether the owner takes these
-arguments and otherwise runs the reference: a compiled kernel never calls back into Python.
+An operator is defined once, here in Python, as a `torch.library` schema. Its reference is
+registered as the default kernel, so it runs on any device; compiled kernels are registered for
+their dispatch key by the native module. `Operator.__call__` asks the predicate whether the owner
+takes these arguments and otherwise runs the reference: a compiled kernel never calls back into
+Python.
 
 Registration is also what makes the tests: `tests/ops/test_conformance.py` walks `OPERATORS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vqvae2_fast.ops import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["OPERATORS", "Operator", "owner", "register"]
 
@@ -63,7 +66,8 @@ class Operator:
             return self.overload(*args)
         if _native.STRICT:
             raise RuntimeError(
-                f"{self.name}: VQVAE2_FAST_STRICT=1 and no compiled kernel takes this call: {reason}."
+                f"{self.name}: VQVAE2_FAST_STRICT=1 and no compiled kernel takes this call: "
+                f"{reason}."
             )
         return self.reference(*args)
 
@@ -103,9 +107,9 @@ def register(
 ) -> Operator:
     """Define an operator, register its reference as the default kernel and enter it in the table.
 
-    Without `fake` the reference is differentiable composition (`CompositeImplicitAutograd`): tracing
-    and autograd see the calls inside. With it the operator is opaque to both, and a gradient has to
-    be given by `torch.library.register_autograd`.
+    Without `fake` the reference is differentiable composition (`CompositeImplicitAutograd`):
+    tracing and autograd see the calls inside. With it the operator is opaque to both, and a
+    gradient has to be given by `torch.library.register_autograd`.
     """
     differentiable = fake is None
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))

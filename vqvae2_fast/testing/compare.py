@@ -67,7 +67,9 @@ def assert_close_to_float64(
         factor: 2 for values, 3 for gradients.
     """
     if actual.shape != exact.shape:
-        raise AssertionError(f"{what}: expected shape {list(exact.shape)}, got {list(actual.shape)}")
+        raise AssertionError(
+            f"{what}: expected shape {list(exact.shape)}, got {list(actual.shape)}"
+        )
     if exact.numel() == 0:
         return
     exact = exact.double()

@@ -1,6 +1,7 @@
 // The kernel table of one SIMD level: a level file includes its simd/ header, names the table with
-// VQ_LEVEL_TABLE and VQ_LEVEL_NAME, and includes this. Everything else stays in anonymous namespaces,
-// so that no function compiled with one level's flags can be linked into another (`nm` shows none).
+// VQ_LEVEL_TABLE and VQ_LEVEL_NAME, and includes this. Everything else stays in anonymous
+// namespaces, so that no function compiled with one level's flags can be linked into another (`nm`
+// shows none).
 #include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
 #include "../kernels.h"
@@ -8,7 +9,7 @@
 
 namespace vqvae2_fast::cpu {
 
-const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME, kPanelWidth, search_rows, scratch_floats,
+const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME, kPanelWidth, search_rows,      scratch_floats,
                                     sum_codes,     fill_gumbel, fill_dropout_mask};
 
 }  // namespace vqvae2_fast::cpu

@@ -32,8 +32,8 @@ inline void keep_two_least(Vec score, IndexVec index, Vec& best, IndexVec& best_
   // max returns its second operand on NaN: a NaN score must not hide behind the best.
   second.v = _mm256_min_ps(_mm256_max_ps(best.v, score.v), second.v);
   best.v = _mm256_blendv_ps(best.v, score.v, less);
-  best_index.v = _mm256_castps_si256(_mm256_blendv_ps(
-      _mm256_castsi256_ps(best_index.v), _mm256_castsi256_ps(index.v), less));
+  best_index.v = _mm256_castps_si256(
+      _mm256_blendv_ps(_mm256_castsi256_ps(best_index.v), _mm256_castsi256_ps(index.v), less));
 }
 
 inline uint32_t lanes_at_most(Vec score, float bound) {

@@ -15,7 +15,8 @@ __all__ = ["CASES", "ERRORS"]
 def _case(name: str, b: int, heads: int, length: int, d: int, dv: int, *, dropout_p: float = 0.0,
           dropout_on: str = "logits", dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
     def make(g: torch.Generator) -> tuple[Any, ...]:
-        q, k = randn(g, b, heads, length, d, dtype=dtype), randn(g, b, heads, length, d, dtype=dtype)
+        q = randn(g, b, heads, length, d, dtype=dtype)
+        k = randn(g, b, heads, length, d, dtype=dtype)
         v = randn(g, b, heads, length, dv, dtype=dtype)
         return q, k, v, dropout_p, dropout_on, torch.tensor(7) if dropout_p else None
 

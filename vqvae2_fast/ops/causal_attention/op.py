@@ -61,11 +61,12 @@ def causal_attention(
         raise ValueError(f"causal_attention: expected dropout_p in [0, 1), got {dropout_p}.")
     if dropout_on not in ("logits", "probabilities"):
         raise ValueError(
-            f"causal_attention: expected dropout_on 'logits' or 'probabilities', got {dropout_on!r}."
+            "causal_attention: expected dropout_on 'logits' or 'probabilities', "
+            f"got {dropout_on!r}."
         )
     if dropout_p > 0:
         if seed is None:
-            raise ValueError("causal_attention: dropout needs a seed, a 0-d int64 tensor; got None.")
+            raise ValueError("causal_attention: dropout needs a seed (0-d int64), got None.")
         if seed.dtype != torch.int64:
             raise TypeError(f"causal_attention: expected seed int64, got {described(seed)}.")
         if seed.dim() != 0:

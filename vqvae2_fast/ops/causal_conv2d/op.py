@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
@@ -12,6 +12,9 @@ from vqvae2_fast.ops.causal_conv2d.reference import (
     live_taps,
     tap_mask,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CAUSAL_CONV2D", "causal_conv2d", "live_taps", "tap_mask"]
 

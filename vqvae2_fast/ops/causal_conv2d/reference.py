@@ -11,9 +11,7 @@ __all__ = ["MASKS", "causal_conv2d_reference", "live_taps", "tap_mask"]
 MASKS = ("exclude", "include", "down", "downright")
 
 
-def live_taps(
-    mask: str, kernel_height: int, kernel_width: int
-) -> list[tuple[int, int, int, int]]:
+def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[int, int, int, int]]:
     """Live taps of a mask as (row offset, column offset, kernel row, kernel column).
 
     Offsets are from the output position; row offsets are at most 0, and in row 0 column offsets are

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,10 @@ from vqvae2_fast.ops.code_statistics.op import code_statistics
 
 __all__ = ["CASES", "ERRORS"]
 
+Maker = Callable[[torch.Generator], tuple[Tensor, Tensor, int]]
 
-def _random(n: int, k: int, d: int, dtype: torch.dtype = torch.float32):
+
+def _random(n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> Maker:
     def make(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
         return randn(g, n, d, dtype=dtype), torch.randint(k, (n,), generator=g), k
 
@@ -40,9 +44,11 @@ CASES = [
 ]
 
 ERRORS = [
-    ErrorCase("index_too_large", lambda: code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4),
+    ErrorCase("index_too_large",
+              lambda: code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4),
               RuntimeError, "expected indices in 0..3, got 4 at row 1"),
-    ErrorCase("negative_index", lambda: code_statistics(torch.zeros(2, 3), torch.tensor([-1, 0]), 4),
+    ErrorCase("negative_index",
+              lambda: code_statistics(torch.zeros(2, 3), torch.tensor([-1, 0]), 4),
               RuntimeError, "expected indices in 0..3, got -1 at row 0"),
     ErrorCase("shapes_differ", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(3).long(), 4),
               ValueError, "expected indices [2] for z [2, 3], got [3] int64"),

@@ -10,7 +10,9 @@ from vqvae2_fast.ops.dropout_mask.op import dropout_mask
 __all__ = ["CASES", "ERRORS"]
 
 
-def _case(name: str, samples: int, rows: int, columns: int, dropout_p: float, seed: int = 3) -> Case:
+def _case(
+    name: str, samples: int, rows: int, columns: int, dropout_p: float, seed: int = 3
+) -> Case:
     def make(_: torch.Generator) -> tuple[object, ...]:
         return torch.tensor(seed), samples, rows, columns, dropout_p
 

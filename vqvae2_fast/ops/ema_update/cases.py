@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from vqvae2_fast.ops.ema_update.op import ema_update_
 
 __all__ = ["CASES", "ERRORS"]
 
+Maker = Callable[[torch.Generator], tuple[Any, ...]]
 
-def _step(k: int, d: int, *, decay: float = 0.99, used: float = 1.0):
+
+def _step(k: int, d: int, *, decay: float = 0.99, used: float = 1.0) -> Maker:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         counts = torch.randint(1, 20, (k,), generator=g)
         counts *= torch.rand(k, generator=g) < used

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.ema_update.reference import ema_update_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["EMA_UPDATE_", "ema_update_"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.gated_residual.reference import gated_residual_reference
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["GATED_RESIDUAL", "gated_residual"]
 

@@ -12,7 +12,9 @@ from vqvae2_fast.ops.gumbel_noise.reference import gumbel_noise_reference
 __all__ = ["GUMBEL_NOISE", "gumbel_noise"]
 
 
-def _fake(samples: Tensor, positions: Tensor, num_embeddings: int, seed: int, stream: int) -> Tensor:
+def _fake(
+    samples: Tensor, positions: Tensor, num_embeddings: int, seed: int, stream: int
+) -> Tensor:
     shape = (samples.shape[0], positions.shape[0], num_embeddings)
     return samples.new_empty(shape, dtype=torch.float32)
 

@@ -66,7 +66,13 @@ def philox4x32(
 
 
 def random_words(
-    index: Tensor, position: Tensor, sample: Tensor, *, seed: int | Tensor, stream: int, purpose: int
+    index: Tensor,
+    position: Tensor,
+    sample: Tensor,
+    *,
+    seed: int | Tensor,
+    stream: int,
+    purpose: int,
 ) -> Tensor:
     """The 32-bit word, in int64, of (seed, stream, purpose, sample, position, index).
 

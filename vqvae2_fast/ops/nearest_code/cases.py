@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,11 @@ from vqvae2_fast.ops.nearest_code.op import nearest_code
 __all__ = ["CASES", "ERRORS"]
 
 Arguments = tuple[Tensor, Tensor]
+Maker = Callable[[torch.Generator], Arguments]
 
 
 def _gaussian(n: int, k: int, d: int, z_dtype: torch.dtype = torch.float32,
-              codebook_dtype: torch.dtype = torch.float32):  # fmt: skip
+              codebook_dtype: torch.dtype = torch.float32) -> Maker:  # fmt: skip
     def make(g: torch.Generator) -> Arguments:
         return randn(g, n, d, dtype=z_dtype), randn(g, k, d, dtype=codebook_dtype)
 

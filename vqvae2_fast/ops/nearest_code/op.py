@@ -43,8 +43,8 @@ def nearest_code(
 ) -> tuple[Tensor, Tensor]:
     """Index and squared distance of the codebook row nearest to each vector.
 
-    `indices[n] = argmin_k Σ_d (z[n, d] − codebook[k, d])²`, the sum taken in float64 in the order of
-    d, of the values as given. Every backend returns exactly this.
+    `indices[n] = argmin_k Σ_d (z[n, d] − codebook[k, d])²`, the sum taken in float64 in the
+    order of d, of the values as given. Every backend returns exactly this.
 
     Args:
         z: Vectors, `[..., D]`, float32, bfloat16 or float16 (float64 runs on the reference).
@@ -56,13 +56,14 @@ def nearest_code(
         sqdist: float32, `[...]`, the squared distance rounded once.
 
     Raises:
-        ValueError: Shapes that do not fit, an empty codebook, or with `check_values` NaN or infinity.
+        ValueError: Shapes that do not fit, an empty codebook, or with `check_values` NaN or
+            infinity.
         TypeError: A dtype that is not floating.
         RuntimeError: Tensors on different devices.
 
     Note:
-        Ties take the lowest index. NaN never wins; a vector without any finite distance gets index 0.
-        No gradient flows to either result.
+        Ties take the lowest index. NaN never wins; a vector without any finite distance gets
+        index 0. No gradient flows to either result.
     """
     check_codebook("nearest_code", z, codebook)
     if check_values:

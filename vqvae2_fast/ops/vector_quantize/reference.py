@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["vector_quantize_backward", "vector_quantize_reference"]
 

@@ -5,10 +5,17 @@ LMDBDataset` become imports from `vqvae2_fast.compat.rosinality`. See
 `docs/migrating-from-rosinality.md`.
 """
 
+from vqvae2_fast.compat.rosinality import sampling as _registers_the_prior  # noqa: F401
 from vqvae2_fast.compat.rosinality.checkpoint import (
     Checkpoint,
     StateDictError,
     load_checkpoint,
+)
+from vqvae2_fast.compat.rosinality.convert import (
+    from_native,
+    load_pixelsnail,
+    load_vqvae,
+    to_native,
 )
 from vqvae2_fast.compat.rosinality.layers import (
     CausalConv2d,
@@ -46,9 +53,13 @@ __all__ = [
     "StateDictError",
     "WNConv2d",
     "causal_mask",
+    "from_native",
     "import_lmdb_codes",
     "load_checkpoint",
+    "load_pixelsnail",
+    "load_vqvae",
     "shift_down",
     "shift_right",
+    "to_native",
     "wn_linear",
 ]

@@ -1,0 +1,301 @@
+"""The port's models as native ones and back: the same tensors under other names.
+
+Port to native and back gives equal tensors. A native model becomes a port one only where the port
+has its layers; `from_native` says what it lacks.
+
+What the two do differently with equal weights, all of it in training only: the native VQ-VAE moves
+its codebooks when `update_codebooks_` is called, the port's in its forward; the native prior's
+dropout of the conditioning and output stacks follows the configuration, the port's is 0.1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.compat.rosinality.checkpoint import load_checkpoint
+from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
+from vqvae2_fast.compat.rosinality.vqvae import VQVAE
+from vqvae2_fast.models import pixelsnail as native_pixelsnail
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+__all__ = ["from_native", "load_pixelsnail", "load_vqvae", "to_native"]
+
+# Parts of a key, port's and native, in the order in which they are replaced.
+_VQVAE_NAMES = (
+    (r"^enc_b\.blocks", "encoders.0.layers"),
+    (r"^enc_t\.blocks", "encoders.1.layers"),
+    (r"^dec_t\.blocks", "conditioners.0.layers"),
+    (r"^dec\.blocks", "decoder.layers"),
+    (r"\.conv\.", ".layers."),
+    (r"^upsample_t", "upsamplers.0.0"),
+    (r"^quantize_conv_t", "pre_quantize.0"),
+    (r"^quantize_conv_b", "pre_quantize.1"),
+    (r"^quantize_t", "quantizers.0"),
+    (r"^quantize_b", "quantizers.1"),
+    (r"\.embed$", ".codebook"),
+)
+_PRIOR_NAMES = (
+    (r"^horizontal\.conv\.", "stem.above."),
+    (r"^vertical\.conv\.", "stem.left."),
+    (r"^cond_resnet\.blocks\.0\.", "condition.stems.0."),
+    (r"^cond_resnet\.blocks\.(\d+)\.", lambda m: f"condition.layers.{int(m[1]) - 1}."),
+    (r"^out\.(\d+)\.conv\.", "head."),
+    (r"^out\.", "output_layers."),
+    (r"(blocks\.\d+)\.resblocks\.", r"\1.layers."),
+    (r"(blocks\.\d+)\.key_resblock\.", r"\1.key."),
+    (r"(blocks\.\d+)\.query_resblock\.", r"\1.query."),
+    (r"(blocks\.\d+)\.out_resblock\.", r"\1.out."),
+    (r"(blocks\.\d+)\.causal_attention\.", r"\1.attention."),
+    (r"(blocks\.\d+)\.out\.conv\.(bias|weight)", r"\1.merge.\2"),
+    (r"\.aux_conv\.", ".auxiliary."),
+    (r"(\.conv)+\.(bias|weight_[gv])$", r".\2"),
+    (r"\.(weight_[gv])$", r".kernel.\1"),
+)
+
+
+def load_vqvae(path: str | Path) -> VQVAE:
+    """The port's VQVAE of a checkpoint file, in evaluation mode; sizes are read off its tensors.
+
+    Raises:
+        ValueError: The file is refused (see `load_checkpoint`) or is not of this class.
+    """
+    return _loaded(VQVAE, path)
+
+
+def load_pixelsnail(path: str | Path) -> PixelSNAIL:
+    """The port's PixelSNAIL of a file, as `load_vqvae`; dropout is that of the file's `args`."""
+    return _loaded(PixelSNAIL, path)
+
+
+def _loaded(kind: type, path: str | Path) -> nn.Module:
+    checkpoint = load_checkpoint(path)
+    try:
+        arguments = kind.arguments_of(checkpoint.state_dict)
+    except (KeyError, IndexError, ValueError) as error:
+        keys = list(checkpoint.state_dict)
+        raise ValueError(
+            f"load_{kind.__name__.lower()}: {path} is no {kind.__name__} of the port: it has "
+            f"{len(keys)} tensors, the first {', '.join(keys[:3])}."
+        ) from error
+    dropout = getattr(checkpoint.args, "dropout", None)
+    if kind is PixelSNAIL and isinstance(dropout, (int, float)):
+        arguments["dropout"] = dropout
+    model = kind(**arguments)
+    model.load_state_dict(checkpoint.state_dict)
+    return model.eval()
+
+
+def to_native(
+    model: VQVAE | PixelSNAIL, image_size: tuple[int, int] | None = None
+) -> VQVAE2 | native_pixelsnail.PixelSNAIL:
+    """The native model of the same weights, mode, device and dtype.
+
+    Args:
+        model: Of the port.
+        image_size: For a VQVAE, what its configuration says; 256×256, the port's, if left out.
+
+    Raises:
+        TypeError: Not a model of the port.
+        ValueError: A prior that takes a condition in its layers but has no conditioning stack, or
+            whose map cannot be halved.
+    """
+    with torch.random.fork_rng(devices=[]):  # the start of the weights draws from the generator
+        if isinstance(model, VQVAE):
+            return _to_native_vqvae(model, image_size or (256, 256))
+        if isinstance(model, PixelSNAIL):
+            return _to_native_prior(model)
+    raise TypeError(
+        "to_native: expected a VQVAE or PixelSNAIL of vqvae2_fast.compat.rosinality, got "
+        f"{type(model).__module__}.{type(model).__name__}."
+    )
+
+
+def from_native(model: VQVAE2 | native_pixelsnail.PixelSNAIL) -> VQVAE | PixelSNAIL:
+    """The port's model of the same weights, mode, device and dtype.
+
+    Raises:
+        TypeError: Not a native model.
+        ValueError: The port lacks something that the model has; all of it is listed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(model, VQVAE2):
+            return _from_native_vqvae(model)
+        if isinstance(model, native_pixelsnail.PixelSNAIL):
+            return _from_native_prior(model)
+    raise TypeError(
+        "from_native: expected a VQVAE2 or PixelSNAIL of vqvae2_fast, got "
+        f"{type(model).__module__}.{type(model).__name__}."
+    )
+
+
+def _to_native_vqvae(model: VQVAE, image_size: tuple[int, int]) -> VQVAE2:
+    arguments = VQVAE.arguments_of(model.state_dict())
+    config = VQVAE2Config(
+        image_size=image_size,
+        image_channels=arguments["in_channel"],
+        strides=(4, 2),
+        hidden_channels=arguments["channel"],
+        residual_channels=arguments["n_res_channel"],
+        num_residual_blocks=arguments["n_res_block"],
+        num_embeddings=arguments["n_embed"],
+        embedding_dim=arguments["embed_dim"],
+        decay=model.quantize_t.decay,
+        epsilon=model.quantize_t.eps,
+        init="normal",
+        ema_start="zero",
+        restart=0.0,
+    )
+    return _filled(VQVAE2(config), model, _vqvae_name)
+
+
+def _from_native_vqvae(model: VQVAE2) -> VQVAE:
+    config = model.config
+    _refuse_lacking(
+        {
+            f"strides {config.strides}: it has (4, 2)": config.strides != (4, 2),
+            f"decay {config.decay}: it has 0.99": config.decay != 0.99,
+            f"epsilon {config.epsilon}: it has 1e-5": config.epsilon != 1e-5,
+        }
+    )
+    port = VQVAE(
+        config.image_channels, config.hidden_channels, config.num_residual_blocks,
+        config.residual_channels, config.embedding_dim, config.num_embeddings,
+    )  # fmt: skip
+    return _filled(port, model, _vqvae_name)
+
+
+def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
+    arguments = PixelSNAIL.arguments_of(model.state_dict())
+    height, width = arguments["shape"]
+    conditioned = hasattr(model, "cond_resnet")
+    if arguments["cond_res_channel"] and not conditioned:
+        raise ValueError(
+            "to_native: the prior's layers take a condition (cond_res_channel="
+            f"{arguments['cond_res_channel']}), but there is no conditioning stack to make it."
+        )
+    if conditioned and (height % 2 or width % 2):
+        raise ValueError(
+            f"to_native: expected a conditioned map of even height and width, got {height}×{width}."
+        )
+    dropout = model.blocks[0].resblocks[0].dropout.p  # type: ignore[union-attr, index]
+    config = PixelSNAILConfig(
+        size=(height, width),
+        num_embeddings=arguments["n_class"],
+        channels=arguments["channel"],
+        residual_channels=arguments["res_channel"],
+        num_blocks=arguments["n_block"],
+        layers_per_block=arguments["n_res_block"],
+        kernel_size=arguments["kernel_size"],
+        mask="exclude",
+        attention=arguments["attention"],
+        num_heads=8,
+        dropout=dropout,
+        attention_dropout=dropout,
+        attention_dropout_on="probabilities",
+        num_output_layers=arguments["n_out_res_block"],
+        condition_sizes=((height // 2, width // 2),) if conditioned else (),
+        condition_channels=arguments["cond_res_channel"] or 1,
+        num_condition_layers=arguments["n_cond_res_block"],
+        condition_kernel_size=arguments.get("cond_res_kernel", 3),
+    )
+    return _filled(native_pixelsnail.PixelSNAIL(config), model, _prior_name)
+
+
+def _from_native_prior(model: native_pixelsnail.PixelSNAIL) -> PixelSNAIL:
+    config = model.config
+    height, width = config.size
+    halved = ((height // 2, width // 2),)
+    _refuse_lacking(
+        {
+            f"mask {config.mask!r}: it has 'exclude'": config.mask != "exclude",
+            "plain weights: its are weight-normalised": not config.weight_norm,
+            f"{config.num_classes} classes: it has none": config.num_classes > 0,
+            f"{config.num_heads} heads: it has 8": config.attention and config.num_heads != 8,
+            f"condition sizes {config.condition_sizes}: it has one map of half the size": (
+                config.condition_sizes not in ((), halved)
+            ),
+            "a conditioning stack without residual layers": (
+                bool(config.condition_sizes) and config.num_condition_layers == 0
+            ),
+            f"an even kernel_size {config.kernel_size}": config.kernel_size % 2 == 0,
+            f"{config.channels} channels: it has a multiple of 16": (
+                config.attention and config.channels % 16 != 0
+            ),
+        }
+    )
+    conditioned = bool(config.condition_sizes)
+    port = PixelSNAIL(
+        [height, width],
+        config.num_embeddings,
+        config.channels,
+        config.kernel_size,
+        config.num_blocks,
+        config.layers_per_block,
+        config.residual_channels,
+        attention=config.attention,
+        dropout=config.dropout,
+        n_cond_res_block=config.num_condition_layers if conditioned else 0,
+        cond_res_channel=config.condition_channels if conditioned else 0,
+        cond_res_kernel=config.condition_kernel_size,
+        n_out_res_block=config.num_output_layers,
+    )
+    return _filled(port, model, _prior_name)
+
+
+def _refuse_lacking(reasons: dict[str, bool]) -> None:
+    lacking = [reason for reason, holds in reasons.items() if holds]
+    if lacking:
+        raise ValueError(f"from_native: the port has no such model: {'; '.join(lacking)}.")
+
+
+def _renamed(key: str, names: tuple) -> str:
+    for pattern, replacement in names:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _vqvae_name(key: str) -> str:
+    return _renamed(key, _VQVAE_NAMES)
+
+
+def _prior_name(key: str) -> str:
+    return _renamed(key, _PRIOR_NAMES)
+
+
+def _filled(target: nn.Module, source: nn.Module, native_name: Callable[[str], str]) -> nn.Module:
+    """target with source's tensors; one of the two is the port's, `native_name` renames its keys.
+
+    A linear layer is a 1×1 convolution there, and a codebook has codes as rows.
+    """
+    to_native = isinstance(source, (VQVAE, PixelSNAIL))
+    port, native = (source, target) if to_native else (target, source)
+    names = {native_name(key): key for key in port.state_dict()}
+    own = native.state_dict()
+    # What the port has no counterpart of: the codebook's step number and its flag.
+    extra = {key for key in own if key.endswith((".steps", ".initialised"))}
+    assert names.keys() == own.keys() - extra, sorted(names.keys() ^ own.keys())
+
+    def fitted(tensor: Tensor, key: str, like: Tensor) -> Tensor:
+        if re.search(r"quantize_[tb]\.embed", key):
+            return tensor.t()
+        return tensor.reshape(like.shape)
+
+    pairs = names.items() if to_native else ((key, name) for name, key in names.items())
+    given, wanted = source.state_dict(), target.state_dict()
+    for goal, origin in pairs:
+        port_key = origin if to_native else goal
+        wanted[goal] = fitted(given[origin], port_key, wanted[goal]).clone()
+    reference = next(source.parameters())
+    target = target.to(reference.device, reference.dtype)
+    target.load_state_dict(wanted)
+    return target.train(source.training)

@@ -1,11 +1,14 @@
 """Rules of the codebook: lookup, moving averages, micro-batches, state, precision."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from vqvae2_fast import ops
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
 K, D = 12, 5
@@ -205,6 +208,24 @@ def test_autocast_leaves_the_quantiser_in_float32() -> None:
     assert_same_state(quantizer, plain)
 
 
+def test_autocast_is_off_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for name in ("vector_quantize", "nearest_code"):
+        inner = getattr(ops, name)
+
+        def spy(*args: torch.Tensor, inner: Callable = inner) -> tuple[torch.Tensor, ...]:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return inner(*args)
+
+        monkeypatch.setattr(ops, name, spy)
+    quantizer = VectorQuantizerEMA(K, D)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantizer(torch.randn(40, D))
+        quantizer.encode(torch.randn(40, D))
+    assert seen
+    assert not any(seen)
+
+
 def test_training_with_a_half_codebook_is_an_error() -> None:
     quantizer = VectorQuantizerEMA(K, D, init="normal").bfloat16()
     with pytest.raises(TypeError, match="expected a float32 codebook in training, got bfloat16"):
@@ -289,6 +310,24 @@ def test_set_codebook_starts_from_given_averages() -> None:
     quantizer.train()
     z_q, indices, _ = quantizer(torch.randn(40, D))
     assert torch.equal(z_q, codebook[indices])
+
+
+class NoHostReads(TorchDispatchMode):
+    """Fails when a value travels to the host, which on a GPU would wait for it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ema_start", ["one", "debiased"])
+def test_a_training_step_reads_nothing_on_the_host(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, ema_start=ema_start, restart=0.5)
+    quantizer(torch.randn(40, D))
+    z = torch.randn(40, D)
+    with NoHostReads():
+        quantizer(z)
+        quantizer.eval()(z)
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "rotation"])

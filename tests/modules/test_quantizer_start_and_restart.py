@@ -46,10 +46,11 @@ def test_start_depends_on_seed_and_stream_alone() -> None:
 
 def test_kmeans_start_is_ten_lloyd_iterations_from_chosen_rows() -> None:
     quantizer = VectorQuantizerEMA(K, D, seed=11, stream=2, update="step")
-    z = torch.randn(200, D)
+    # Enough vectors that an eleventh iteration would still move the means.
+    z = torch.randn(2000, D)
     quantizer(z)
     wide = z.double()
-    means = wide[restart_rows(200, 0, seed=11, stream=2)]
+    means = wide[restart_rows(2000, 0, seed=11, stream=2)]
     for _ in range(10):
         nearest = torch.cdist(wide, means).argmin(1)
         for k in nearest.unique():

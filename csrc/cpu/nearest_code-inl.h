@@ -37,6 +37,33 @@ inline double exact_sqdist(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
+// The same for COUNT rows at once: a sum is a chain of dependent additions, so one row alone would
+// wait for each of them.
+template <int COUNT>
+inline void exact_sqdists(const float* const* z, const float* const* e, int64_t dim, double* sums) {
+  double sum[COUNT] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    for (int i = 0; i < COUNT; ++i) {
+      const double difference = static_cast<double>(z[i][d]) - static_cast<double>(e[i][d]);
+      sum[i] += difference * difference;
+    }
+  }
+  for (int i = 0; i < COUNT; ++i) sums[i] = sum[i];
+}
+
+// |v|^2 in float64 with eight interleaved sums; the band has room for any order.
+inline double square_norm(const float* v, int64_t dim) {
+  double sums[8] = {};
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8) {
+    for (int l = 0; l < 8; ++l) {
+      sums[l] += static_cast<double>(v[d + l]) * static_cast<double>(v[d + l]);
+    }
+  }
+  for (; d < dim; ++d) sums[0] += static_cast<double>(v[d]) * static_cast<double>(v[d]);
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 // Scores of ROWS centred rows (row r at z + r * dim) against one panel.
 template <int ROWS>
 inline void panel_scores(const float* z, int64_t dim, const float* panel, const float* half_norms,
@@ -151,14 +178,11 @@ inline void search_candidates(const PackedCodebook& codebook, const float* z, co
   *sqdist = static_cast<float>(best);
 }
 
-// Accepts the screen's winner, or searches again among the candidates, or searches exactly.
-inline void settle_row(const PackedCodebook& codebook, const ScreenedRow& row, const float* z,
+// Whether the screen's winner is certain. If not, searches among the candidates, or exactly.
+inline bool settle_row(const PackedCodebook& codebook, const ScreenedRow& row, const float* z,
                        const float* centered, int64_t* index, float* sqdist) {
   const int64_t dim = codebook.dim;
-  double z_square = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    z_square += static_cast<double>(centered[d]) * static_cast<double>(centered[d]);
-  }
+  const double z_square = square_norm(centered, dim);
   const double z_norm = sqrt(z_square);
   const double best_band = score_band(z_norm, codebook.norms[row.index], dim);
   const double distance_square = z_square + 2.0 * (static_cast<double>(row.best) + best_band);
@@ -167,18 +191,15 @@ inline void settle_row(const PackedCodebook& codebook, const ScreenedRow& row, c
   const double radius = (z_norm + sqrt(distance_square > 0 ? distance_square : 0)) * 1.0001;
   if (!(radius < kMaxScreenedNorm) || dim > kMaxScreenedDim) {
     search_exactly(codebook, z, index, sqdist);
-    return;
+    return false;
   }
   const double winner_norm = radius < codebook.max_norm ? radius : codebook.max_norm;
   const double bound = row.best + best_band + score_band(z_norm, winner_norm, dim);
-  if (row.second > bound) {
-    *index = row.index;
-    *sqdist = static_cast<float>(exact_sqdist(z, codebook.codes + row.index * dim, dim));
-    return;
-  }
+  if (row.second > bound) return true;
   // Rounded up to the next float, so that no candidate is cut off by the conversion.
   const float float_bound = nextafterf(static_cast<float>(bound), INFINITY);
   search_candidates(codebook, z, centered, float_bound, index, sqdist);
+  return false;
 }
 
 // Scratch: ROWS rows as given and ROWS centred rows.
@@ -196,9 +217,30 @@ inline void search_tile(const NearestCodeProblem& problem, int64_t first, float*
   }
   ScreenedRow rows[ROWS];
   screen_tile<ROWS>(codebook, centered, rows);
+
+  int certain[ROWS], num_certain = 0;
   for (int r = 0; r < ROWS; ++r) {
-    settle_row(codebook, rows[r], z[r], centered + r * dim, problem.indices + first + r,
-               problem.sqdist + first + r);
+    if (settle_row(codebook, rows[r], z[r], centered + r * dim, problem.indices + first + r,
+                   problem.sqdist + first + r)) {
+      certain[num_certain++] = r;
+    }
+  }
+  constexpr int kGroup = 4;
+  for (int start = 0; start < num_certain; start += kGroup) {
+    // The last group repeats its last row, which costs nothing that one row alone would not.
+    const float *group_z[kGroup], *group_e[kGroup];
+    for (int i = 0; i < kGroup; ++i) {
+      const int r = certain[start + i < num_certain ? start + i : num_certain - 1];
+      group_z[i] = z[r];
+      group_e[i] = codebook.codes + rows[r].index * dim;
+    }
+    double sums[kGroup];
+    exact_sqdists<kGroup>(group_z, group_e, dim, sums);
+    for (int i = 0; i < kGroup && start + i < num_certain; ++i) {
+      const int r = certain[start + i];
+      problem.indices[first + r] = rows[r].index;
+      problem.sqdist[first + r] = static_cast<float>(sums[i]);
+    }
   }
 }
 

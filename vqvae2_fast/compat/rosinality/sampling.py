@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.compat.rosinality.convert import to_native
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
+from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.prior import PriorInterface, interface_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
         return prior(codes, maps[0] if maps else None)[0]
 
     def plan() -> SamplingPlan:
-        return interface_of(to_native(prior)).plan()
+        return pixelsnail_plan(to_native(prior))
 
     return PriorInterface(
         size=(height, width),

@@ -1,0 +1,398 @@
+"""The port's modules: sizes and keys as described, each quirk, and what their misuse is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vqvae2_fast.compat.rosinality import (
+    VQVAE,
+    CausalAttention,
+    CausalConv2d,
+    CondResNet,
+    Decoder,
+    Encoder,
+    GatedResBlock,
+    PixelBlock,
+    PixelSNAIL,
+    Quantize,
+    ResBlock,
+    WNConv2d,
+    causal_mask,
+    shift_down,
+    shift_right,
+    wn_linear,
+)
+
+
+def small_prior(**keywords) -> PixelSNAIL:
+    torch.manual_seed(0)
+    return PixelSNAIL([6, 4], 10, 16, 3, 2, 1, 12, **keywords)
+
+
+def test_default_vqvae_has_the_ports_parameters_and_order_of_keys():
+    model = VQVAE()
+    assert sum(p.numel() for p in model.parameters()) == 1_388_867
+    modules = list(dict.fromkeys(key.split(".")[0] for key in model.state_dict()))
+    assert modules == [
+        "enc_b", "enc_t", "quantize_conv_t", "quantize_t", "dec_t", "quantize_conv_b",
+        "quantize_b", "upsample_t", "dec",
+    ]  # fmt: skip
+    assert list(model.quantize_t.state_dict()) == ["embed", "cluster_size", "embed_avg"]
+    assert model.quantize_t.embed.shape == (64, 512)
+
+
+@pytest.mark.parametrize(
+    ("shape", "keywords", "keys", "parameters"),
+    [
+        ([32, 32], {}, 226, 84.9),
+        ([64, 64], {"attention": False, "n_cond_res_block": 3, "cond_res_channel": 256}, 171, 89.8),
+    ],
+    ids=["top", "bottom"],
+)
+def test_default_priors_have_the_ports_keys_and_size(shape, keywords, keys, parameters):
+    with torch.device("meta"):
+        model = PixelSNAIL(shape, 512, 256, 5, 4, 4, 256, **keywords)
+    assert len(model.state_dict()) == keys
+    assert next(iter(model.state_dict())) == "background"
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == parameters
+
+
+def test_keys_of_a_weight_normed_layer_come_in_the_ports_order():
+    keys = list(GatedResBlock(4, 6, 3, conv="causal", condition_dim=2).state_dict())
+    expected = [
+        f"conv{i}.conv.conv.{name}" for i in (1, 2) for name in ("bias", "weight_g", "weight_v")
+    ]
+    assert keys == [*expected, "condition.conv.weight_g", "condition.conv.weight_v"]
+
+
+def test_decay_of_the_vqvae_is_ignored():
+    model = VQVAE(channel=8, embed_dim=4, n_embed=8, decay=0.5)
+    assert model.quantize_t.decay == model.quantize_b.decay == 0.99
+
+
+def test_an_unused_code_is_flung_out_and_comes_back():
+    """Length of a code that takes no vector, relative to its first."""
+    quantize = Quantize(2, 2)
+    first = torch.tensor([[0.0, 3.0], [0.0, 4.0]])  # codes (0, 0) and (3, 4), as columns
+    quantize.embed.copy_(first)
+    quantize.embed_avg.copy_(first)
+    x, ratio = torch.zeros(64, 2), {}
+    for step in range(1, 1301):
+        # Rows near code 0, wherever it is; code 1 gets none.
+        quantize(x)
+        ratio[step] = float(quantize.embed[:, 1].norm()) / 5
+    assert ratio[1] == pytest.approx(99_003, rel=1e-3)
+    assert ratio[500] == pytest.approx(657, rel=1e-2)
+    assert ratio[1145] == pytest.approx(1.0, rel=2e-2)
+    assert ratio[1300] == pytest.approx(0.21, rel=2e-2)
+
+
+def test_quantize_returns_x_plus_difference_and_passes_gradients_straight():
+    torch.manual_seed(0)
+    quantize = Quantize(4, 8).eval()
+    x = (100 * torch.randn(5, 4)).requires_grad_()
+    out, diff, index = quantize(x)
+    rows = quantize.embed_code(index)
+    assert torch.equal(out, x + (rows - x))
+    assert not torch.equal(out, rows)
+    weight = torch.randn(5, 4)
+    (gradient,) = torch.autograd.grad((out * weight).sum(), x)
+    assert torch.equal(gradient, weight)
+    (gradient,) = torch.autograd.grad(diff, x)
+    assert torch.allclose(gradient, 2 * (x - rows) / x.numel())
+
+
+def test_quantize_looks_up_before_it_updates():
+    torch.manual_seed(0)
+    quantize = Quantize(4, 8)
+    before = quantize.embed.clone()
+    x = torch.randn(30, 4)
+    out, _, index = quantize(x)
+    assert torch.allclose(out, before.t()[index], atol=1e-5)
+    assert not torch.allclose(quantize.embed, before)
+
+
+def test_quantize_computes_in_float32_whatever_comes_in():
+    torch.manual_seed(0)
+    quantize = Quantize(4, 8).eval()
+    x = torch.randn(30, 4).half()
+    out, diff, index = quantize(x)
+    assert out.dtype == diff.dtype == torch.float32
+    assert torch.equal(index, quantize(x.float())[2])
+
+
+def test_encode_returns_the_ports_five():
+    model = VQVAE(channel=8, n_res_channel=4, embed_dim=6, n_embed=16).eval()
+    shapes = [tuple(each.shape) for each in model.encode(torch.randn(2, 3, 40, 48))]
+    assert shapes == [(2, 6, 5, 6), (2, 6, 10, 12), (1,), (2, 5, 6), (2, 10, 12)]
+
+
+@pytest.mark.parametrize("size", [(60, 60), (36, 36), (4, 8), (40, 44)])
+def test_image_sizes_that_are_no_multiples_of_8_are_refused(size):
+    model = VQVAE(channel=8, n_res_channel=4, embed_dim=6, n_embed=16)
+    with pytest.raises(ValueError, match=f"multiples of 8 .* got {size[0]}×{size[1]}"):
+        model(torch.randn(1, 3, *size))
+
+
+def test_other_channels_are_refused():
+    with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\], got \[1, 1, 8, 8\]"):
+        VQVAE(channel=8)(torch.randn(1, 1, 8, 8))
+
+
+def test_codes_that_do_not_fit_are_refused():
+    codes = torch.zeros(1, 2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expected code_b \[B, 2h, 2w\]"):
+        VQVAE(channel=8).decode_code(codes, codes)
+
+
+def test_images_handed_to_quantize_as_nchw_are_explained():
+    with pytest.raises(ValueError, match="Images are NCHW: permute"):
+        Quantize(6, 16)(torch.randn(2, 6, 4, 4))
+
+
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+def test_strides_other_than_2_and_4_are_refused(kind):
+    sizes = (3, 8, 1, 4, 8) if kind is Encoder else (3, 3, 8, 1, 4, 8)
+    with pytest.raises(ValueError, match="expected stride 2 or 4, got 8"):
+        kind(*sizes)
+
+
+def test_resblock_keeps_its_input():
+    x = torch.randn(1, 4, 5, 5)
+    before = x.clone()
+    ResBlock(4, 2)(x)
+    assert torch.equal(x, before)
+
+
+def test_causal_weights_are_masked_in_place_at_forward_and_g_is_of_unmasked_ones():
+    torch.manual_seed(0)
+    conv = CausalConv2d(3, 4, 5, padding="causal")
+    weight_v, weight_g = conv.conv.conv.weight_v, conv.conv.conv.weight_g
+    assert torch.allclose(weight_g.flatten(), weight_v.flatten(1).norm(dim=1))
+    assert weight_v[:, :, -1, 2:].abs().min() > 0
+    conv(torch.randn(1, 3, 6, 6))
+    assert weight_v[:, :, -1, 2:].abs().max() == 0
+    assert weight_v[:, :, -1, :2].abs().min() > 0
+    norm = (weight_g * weight_v / weight_v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).flatten(1)
+    assert torch.allclose(conv.conv.conv.weight.flatten(1), norm)
+
+
+def test_two_forwards_before_one_backward_are_allowed():
+    conv = CausalConv2d(3, 4, 3, padding="causal")
+    (conv(torch.randn(1, 3, 6, 6)).sum() + conv(torch.randn(1, 3, 6, 6)).sum()).backward()
+    assert conv.conv.conv.weight_v.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("padding", "pads"),
+    [("downright", (2, 0, 1, 0)), ("down", (1, 1, 1, 0)), ("causal", (1, 1, 1, 0))],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_causal_convolution_pads_as_described(padding, pads, stride):
+    torch.manual_seed(0)
+    conv = CausalConv2d(3, 4, [2, 3], stride=stride, padding=padding, activation=F.relu)
+    x = torch.randn(2, 3, 5, 6)
+    out = conv(x)
+    weight, bias = conv.conv.conv.weight, conv.conv.conv.bias
+    expected = F.relu(F.conv2d(F.pad(x, pads), weight, bias, stride))
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_unknown_padding_is_refused():
+    with pytest.raises(ValueError, match="'downright', 'down' or 'causal', got 'same'"):
+        CausalConv2d(3, 4, 3, padding="same")
+
+
+def test_plain_convolution_is_weight_normed():
+    torch.manual_seed(0)
+    conv = WNConv2d(3, 4, 3, stride=2, padding=1, bias=False, activation=F.elu)
+    x = torch.randn(2, 3, 6, 6)
+    v, g = conv.conv.weight_v, conv.conv.weight_g
+    weight = g * v / v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(conv(x), F.elu(F.conv2d(x, weight, None, 2, 1)), atol=1e-6)
+
+
+def test_linear_is_weight_normed():
+    torch.manual_seed(0)
+    linear = wn_linear(5, 3)
+    linear.weight_g.data *= 2
+    v = linear.weight_v
+    weight = linear.weight_g * v / v.norm(dim=1, keepdim=True)
+    x = torch.randn(2, 5)
+    assert torch.allclose(linear(x), F.linear(x, weight, linear.bias), atol=1e-6)
+
+
+@pytest.mark.parametrize(("shift", "dim"), [(shift_down, 2), (shift_right, 3)])
+def test_shifts_bring_zeros_in(shift, dim):
+    x = torch.randn(1, 2, 4, 5)
+    out = shift(x, 2)
+    assert out.shape == x.shape
+    assert (out.narrow(dim, 0, 2) == 0).all()
+    size = x.shape[dim] - 2
+    assert torch.equal(out.narrow(dim, 2, size), x.narrow(dim, 0, size))
+
+
+def test_gated_block_takes_auxiliary_input_and_condition():
+    torch.manual_seed(0)
+    block = GatedResBlock(4, 6, 1, auxiliary_channel=3, condition_dim=2).eval()
+    x, aux, condition = (torch.randn(1, c, 2, 2) for c in (4, 3, 2))
+    hidden = F.elu(block.conv1(F.elu(x)) + block.aux_conv(F.elu(aux)))
+    gate = block.conv2(hidden) + block.condition(condition)
+    expected = gate[:, :4] * gate[:, 4:].sigmoid() + x
+    assert torch.allclose(block(x, aux, condition), expected, atol=1e-6)
+
+
+def test_block_without_attention_has_no_residual_path():
+    block = PixelBlock(16, 8, 3, 1, attention=False).eval()
+    for name in ("weight_g", "bias"):
+        getattr(block.out.conv, name).data.zero_()
+    assert (block(torch.randn(1, 16, 4, 4), torch.randn(1, 2, 4, 4)) == 0).all()
+
+
+def test_attention_sees_earlier_positions_only_and_gives_zeros_first():
+    torch.manual_seed(0)
+    attention = CausalAttention(5, 6, 16).eval()
+    query, key = torch.randn(1, 5, 3, 4), torch.randn(1, 6, 3, 4)
+    out = attention(query, key)
+    assert out.shape == (1, 16, 3, 4)
+    assert (out[:, :, 0, 0] == 0).all()
+    key[:, :, 1, 2] += 1
+    changed = (attention(query, key) != out).any(1).flatten()
+    assert changed.nonzero().flatten().tolist() == list(range(7, 12))
+
+
+def test_attention_equals_the_masked_softmax_of_the_description():
+    torch.manual_seed(0)
+    attention = CausalAttention(5, 6, 16, n_head=4).eval()
+    query, key = torch.randn(2, 5, 3, 4), torch.randn(2, 6, 3, 4)
+
+    def heads(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return linear(x.flatten(2).transpose(1, 2)).view(2, 12, 4, 4).transpose(1, 2)
+
+    q, k, v = heads(attention.query, query), heads(attention.key, key), heads(attention.value, key)
+    mask, start_mask = causal_mask(12)
+    logits = (q @ k.transpose(2, 3) / 2).masked_fill(mask == 0, -1e4)
+    out = (logits.softmax(3) * start_mask) @ v
+    expected = out.transpose(1, 2).reshape(2, 12, 16).transpose(1, 2).view(2, 16, 3, 4)
+    assert torch.allclose(attention(query, key), expected, atol=1e-6)
+
+
+def test_attention_drops_in_training_by_the_seed_of_torch():
+    attention = CausalAttention(5, 6, 16, dropout=0.5)
+    query, key = torch.randn(1, 5, 3, 4), torch.randn(1, 6, 3, 4)
+    outs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outs.append(attention(query, key))
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+
+
+def test_dropout_of_conditioning_and_output_stacks_is_a_tenth_whatever_is_asked():
+    model = small_prior(dropout=0.7, n_cond_res_block=1, cond_res_channel=8, n_out_res_block=1)
+    rates = {
+        name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)
+    }
+    for name, rate in rates.items():
+        assert rate == (0.1 if name.startswith(("cond_resnet", "out.")) else 0.7), name
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_logits_depend_on_earlier_codes_only(attention):
+    model = small_prior(attention=attention).eval()
+    torch.manual_seed(1)
+    codes = torch.randint(10, (1, 6, 4))
+    with torch.no_grad():
+        before = model(codes)[0]
+        for position in range(24):
+            other = codes.clone().view(-1)
+            other[position] = (other[position] + 1) % 10
+            after = model(other.view(1, 6, 4))[0]
+            changed = (after != before).any(1).flatten()
+            assert not changed[: position + 1].any()
+            if position % 4 < 3:  # the next one lies in the same row
+                assert changed[position + 1]
+
+
+def test_row_prefix_gives_the_logits_of_the_whole_map():
+    model = small_prior(n_cond_res_block=1, cond_res_channel=8).eval()
+    codes, condition = torch.randint(10, (2, 6, 4)), torch.randint(10, (2, 3, 2))
+    with torch.no_grad():
+        whole = model(codes, condition)[0]
+        for rows in range(1, 7):
+            part = model(codes[:, :rows], condition)[0]
+            assert torch.allclose(part, whole[:, :, :rows], atol=1e-5)
+
+
+def test_condition_is_computed_once_per_cache_and_kept_detached():
+    model = small_prior(n_cond_res_block=1, cond_res_channel=8).eval()
+    codes = torch.randint(10, (1, 6, 4))
+    first, second = (torch.full((1, 3, 2), value) for value in (1, 2))
+    logits, cache = model(codes, first)
+    assert cache["condition"].shape == (1, 8, 6, 4)
+    assert not cache["condition"].requires_grad
+    again, same_cache = model(codes, second, cache)
+    assert same_cache is cache
+    assert torch.equal(again, logits)
+    assert not torch.equal(model(codes, second)[0], logits)
+
+
+def test_condition_gets_gradients_when_it_is_computed():
+    model = small_prior(n_cond_res_block=1, cond_res_channel=8).eval()
+    logits, _ = model(torch.randint(10, (1, 6, 4)), torch.randint(10, (1, 3, 2)))
+    logits.square().sum().backward()
+    assert model.cond_resnet.blocks[0].conv.weight_v.grad.abs().sum() > 0
+
+
+def test_background_is_of_the_shape_that_the_model_was_made_for():
+    background = small_prior().background
+    assert background.shape == (1, 2, 6, 4)
+    assert torch.allclose(background[0, 0, :, 0], (torch.arange(6) - 3) / 6)
+    assert torch.allclose(background[0, 1, 0], (torch.arange(4) - 2) / 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 4), (1, 6, 5), (1, 6, 3), (6, 4)], ids=str)
+def test_maps_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected codes \[B, h, 4\] with h <= 6"):
+        small_prior()(torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 4), (1, 2, 2), (1, 3, 3)], ids=str)
+def test_conditions_that_do_not_fit_are_refused(shape):
+    model = small_prior(n_cond_res_block=1, cond_res_channel=8)
+    with pytest.raises(ValueError, match=r"expected condition \[B, 3, 2\]"):
+        model(torch.zeros(1, 6, 4, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64))
+
+
+def test_a_condition_without_a_stack_is_refused():
+    codes = torch.zeros(1, 6, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="n_cond_res_block=0"):
+        small_prior()(codes, codes[:, :3, :2])
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 4])
+def test_even_kernels_are_refused_when_the_model_is_made(kernel_size):
+    with pytest.raises(ValueError, match=f"an odd kernel_size >= 3, got {kernel_size}"):
+        PixelSNAIL([6, 4], 10, 16, kernel_size, 1, 1, 8)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: GatedResBlock(4, 6, 4, conv="causal"), lambda: CondResNet(4, 6, 4, 1)
+], ids=["gated", "condition"])  # fmt: skip
+def test_even_kernels_of_parts_are_refused(make):
+    with pytest.raises(ValueError, match="expected an odd kernel_size, got 4"):
+        make()
+
+
+def test_channels_must_be_a_multiple_of_16_with_attention_only():
+    with pytest.raises(ValueError, match="multiple of 16 with attention"):
+        PixelSNAIL([6, 4], 10, 24, 3, 1, 1, 8)
+    PixelSNAIL([6, 4], 10, 24, 3, 1, 1, 8, attention=False)
+
+
+def test_unknown_convolution_is_refused():
+    with pytest.raises(ValueError, match="got 'conv2d'"):
+        GatedResBlock(4, 6, 3, conv="conv2d")

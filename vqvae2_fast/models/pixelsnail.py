@@ -16,6 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.models.code_checks import (
+    as_maps,
+    check_int64,
+    check_labels,
+    check_maps,
+    check_range,
+)
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.modules.conditioning import ConditionStack
@@ -168,7 +175,7 @@ class PixelSNAIL(nn.Module):
             assertion on the device, without synchronisation; compiled graphs leave it out.
         """
         maps = as_maps(condition)
-        check_inputs(self.config, codes, maps, labels)
+        self._check(codes, maps, labels)
         features = None if self.condition is None else self.condition(maps)
         x = self.stem(codes)
         batch, height = codes.shape[:2]
@@ -179,6 +186,19 @@ class PixelSNAIL(nn.Module):
             x = layer(x)
         return self.head(F.elu(x))
 
+    def _check(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> None:
+        config, batch = self.config, codes.shape[0]
+        height, width = config.size
+        check_int64("PixelSNAIL", "codes", codes)
+        if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
+            raise ValueError(
+                f"PixelSNAIL: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
+                f"{height}×{width}), got {list(codes.shape)}."
+            )
+        check_range("PixelSNAIL", "codes", codes, 0, config.num_embeddings)
+        check_maps("PixelSNAIL", maps, config.condition_sizes, config.num_embeddings, batch)
+        check_labels("PixelSNAIL", labels, config.num_classes, batch)
+
     def loss(
         self,
         codes: Tensor,
@@ -187,76 +207,3 @@ class PixelSNAIL(nn.Module):
     ) -> Tensor:
         """Mean negative log-likelihood of the codes, nats per code; 0-d, float32."""
         return F.cross_entropy(self(codes, condition, labels).float(), codes)
-
-
-def as_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
-    """The list of coarser maps that a `condition` argument stands for."""
-    if condition is None:
-        return []
-    return [condition] if isinstance(condition, Tensor) else list(condition)
-
-
-def check_inputs(
-    config: PixelSNAILConfig, codes: Tensor, maps: list[Tensor], labels: Tensor | None
-) -> None:
-    """Errors of `PixelSNAIL.forward`, each by the argument's name."""
-    height, width = config.size
-    if codes.dtype != torch.int64:
-        raise TypeError(f"PixelSNAIL: expected codes int64, got {codes.dtype}.")
-    if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
-        raise ValueError(
-            f"PixelSNAIL: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
-            f"{height}×{width}), got {list(codes.shape)}."
-        )
-    check_range("codes", codes, config.num_embeddings)
-    check_condition(config, maps, codes.shape[0])
-    check_labels(config.num_classes, labels, codes.shape[0])
-
-
-def check_condition(config: PixelSNAILConfig, maps: list[Tensor], batch_size: int) -> None:
-    sizes = config.condition_sizes
-    if len(maps) != len(sizes):
-        raise ValueError(
-            f"PixelSNAIL: expected condition to be {len(sizes)} map(s) of sizes {list(sizes)}, "
-            f"coarse to fine, got {len(maps)}."
-        )
-    for index, (codes, size) in enumerate(zip(maps, sizes, strict=True)):
-        name = f"condition[{index}]"
-        if codes.dtype != torch.int64:
-            raise TypeError(f"PixelSNAIL: expected {name} int64, got {codes.dtype}.")
-        if codes.shape != (batch_size, *size):
-            raise ValueError(
-                f"PixelSNAIL: expected {name} {[batch_size, *size]}, got {list(codes.shape)}."
-            )
-        check_range(name, codes, config.num_embeddings)
-
-
-def check_labels(num_classes: int, labels: Tensor | None, batch_size: int) -> None:
-    if num_classes == 0:
-        if labels is not None:
-            raise ValueError("PixelSNAIL: expected no labels: the prior has no classes.")
-        return
-    if labels is None:
-        raise ValueError(
-            f"PixelSNAIL: labels are missing: expected int64 [{batch_size}] in 0..{num_classes}, "
-            f'where {num_classes} stands for "no class".'
-        )
-    if labels.dtype != torch.int64:
-        raise TypeError(f"PixelSNAIL: expected labels int64, got {labels.dtype}.")
-    if labels.shape != (batch_size,):
-        raise ValueError(f"PixelSNAIL: expected labels [{batch_size}], got {list(labels.shape)}.")
-    check_range("labels", labels, num_classes + 1)
-
-
-def check_range(name: str, values: Tensor, end: int) -> None:
-    """Error unless all values are in 0..end-1; on a GPU an assertion there, no synchronisation."""
-    if torch.compiler.is_compiling() or values.numel() == 0 or values.is_meta:
-        return
-    if values.device.type != "cpu":
-        torch._assert_async(((values >= 0) & (values < end)).all())
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= end:
-        raise ValueError(
-            f"PixelSNAIL: expected {name} in 0..{end - 1}, got values in {low}..{high}."
-        )

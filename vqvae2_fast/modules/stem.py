@@ -11,7 +11,38 @@ from torch import Tensor, nn
 
 from vqvae2_fast.modules.causal_conv import ConvWeight
 
-__all__ = ["CausalStem", "CodeConv2d", "gather_sum"]
+__all__ = ["CausalStem", "CodeConv2d", "bias_map", "code_windows", "gather_columns", "gather_sum"]
+
+
+def code_windows(
+    codes: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int, int, int], fill: int
+) -> Tensor:
+    """int64 `[B·H·W, kh·kw]`: the code under each tap of a kernel, `fill` outside the map.
+
+    Args:
+        codes: int64 `[B, H, W]`.
+        padding: Rows and columns added on the (left, right, top, bottom), negative to cut.
+    """
+    padded = F.pad(codes, padding, value=fill)
+    height, width = kernel_size
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, H, W, kh, kw]
+    return windows.reshape(-1, height * width)
+
+
+def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
+    """Σ_t tables[t, taps[:, t]], a code of K adding nothing.
+
+    Args:
+        taps: int64 `[N, T]`, each in 0..K.
+        tables: `[T, K, C]`.
+
+    Returns:
+        `[N, C]`.
+    """
+    num_taps, num_embeddings, _ = tables.shape
+    rows = F.pad(tables, (0, 0, 0, 1)).flatten(0, 1)  # [T, K+1, C] -> [T·(K+1), C]
+    first_row = torch.arange(num_taps, device=taps.device) * (num_embeddings + 1)
+    return F.embedding_bag(taps + first_row, rows, mode="sum")
 
 
 def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
@@ -24,13 +55,11 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
         `[B, C, H, W]`, channels last in memory.
     """
     batch, height, width = codes.shape
-    num_embeddings = convolutions[0].num_embeddings
-    # Codes outside the map are K: every tap's table ends in a row of zeros.
-    taps = torch.cat([conv.neighbours(codes) for conv in convolutions], dim=1)  # [B·H·W, T]
-    tables = torch.cat([conv.table() for conv in convolutions])  # [T, K, C]
-    rows = F.pad(tables, (0, 0, 0, 1)).flatten(0, 1)  # [T, K+1, C] -> [T·(K+1), C]
-    first_row = torch.arange(taps.shape[1], device=codes.device) * (num_embeddings + 1)
-    out = F.embedding_bag(taps + first_row, rows, mode="sum")  # [B·H·W, C]
+    taps = torch.cat(
+        [code_windows(codes, c.kernel_size, c.padding, c.num_embeddings) for c in convolutions],
+        dim=1,
+    )
+    out = gather_columns(taps, torch.cat([conv.table() for conv in convolutions]))  # [B·H·W, C]
     out = out.view(batch, height, width, -1) + bias_map(convolutions, height, width)
     return out.permute(0, 3, 1, 2)
 
@@ -92,13 +121,6 @@ class CodeConv2d(nn.Module):
     def table(self) -> Tensor:
         """`[taps, K, C]`."""
         return self.kernel().flatten(2).permute(2, 1, 0)  # [C, K, taps] -> [taps, K, C]
-
-    def neighbours(self, codes: Tensor) -> Tensor:
-        """int64 `[B·H·W, taps]`: the code under each tap, K outside the map."""
-        padded = F.pad(codes, self.padding, value=self.num_embeddings)
-        height, width = self.kernel_size
-        windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, H, W, kh, kw]
-        return windows.reshape(-1, height * width)
 
     def forward(self, codes: Tensor) -> Tensor:
         return gather_sum(codes, [self])

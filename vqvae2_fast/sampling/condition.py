@@ -1,0 +1,44 @@
+"""Running the conditioning stack of a plan: once per draw, for every engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from vqvae2_fast.modules.gated import upsample_nearest
+from vqvae2_fast.modules.stem import code_windows, gather_columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling.plan import ConditionPlan
+
+__all__ = ["condition_features"]
+
+
+def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
+    """Features of the coarser maps, `[B, h, w, C]`, at the size of the finest of them.
+
+    Args:
+        maps: int64 `[B, h, w]` each, coarse to fine.
+    """
+    kernel, half = plan.kernel_size, plan.kernel_size // 2
+    features = None
+    for codes, table, bias in zip(maps, plan.stems, plan.stem_biases, strict=True):
+        batch, height, width = codes.shape
+        taps = code_windows(codes, (kernel, kernel), (half,) * 4, fill=table.shape[1])
+        own = (gather_columns(taps, table) + bias).view(batch, height, width, -1)
+        own = own.permute(0, 3, 1, 2)  # [B, C, h, w]
+        if features is not None:
+            scale = (height // features.shape[2], width // features.shape[3])
+            own = upsample_nearest(features, scale, height) + own
+        features = own
+    assert features is not None
+    for weight1, bias1, weight2, bias2 in plan.layers:
+        h = F.conv2d(F.elu(features), weight1, bias1, padding=half)
+        h = F.conv2d(F.elu(h), weight2, bias2, padding=half)
+        features = F.glu(h, dim=1) + features
+    return features.permute(0, 2, 3, 1).contiguous()  # [B, h, w, C]

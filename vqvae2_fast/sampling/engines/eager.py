@@ -1,0 +1,207 @@
+"""Engine `eager`: the two phases of SAMPLER.md in PyTorch calls, from a plan alone.
+
+Row phase, when row i begins: the taps above of every convolution, one matrix product each for the
+whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
+Everything that does not depend on codes of this map is computed once. Buffers are allocated at the
+start and have static shapes; only the attention's reach grows with the position.
+
+Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.modules.stem import gather_columns
+from vqvae2_fast.sampling.condition import condition_features
+from vqvae2_fast.sampling.engines.eager_layers import (
+    AttentionCache,
+    CausalLayers,
+    PointwiseLayer,
+    elu,
+    linear,
+)
+from vqvae2_fast.sampling.request import Drawn, log_prob_of
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.engines.eager_layers import Step
+    from vqvae2_fast.sampling.plan import SamplingPlan, StemPlan
+    from vqvae2_fast.sampling.request import DrawRequest
+
+__all__ = ["draw_eager"]
+
+
+@torch.inference_mode()
+def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
+    height, width = plan.size
+    batch, rule = request.batch_size, request.rule
+    network = _Network(plan, request)
+    codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
+    log_prob = torch.zeros(batch, height, width, device=plan.device)
+    logits_map = None
+    if request.want_logits:
+        logits_map = torch.zeros(batch, plan.num_embeddings, height, width, device=plan.device)
+    for i in range(height):
+        network.start_row(i)
+        noise = request.noise.row(i).transpose(0, 1)  # [W, B, K]
+        known = None if request.known is None else request.known[:, i].t().contiguous()  # [W, B]
+        for j in range(width):
+            logits = network.logits_at(j)  # [N, K]
+            if rule.guided:
+                logits = rule.guide(logits[:batch], logits[batch:])
+            code = rule.draw(logits, noise[j])
+            if known is not None:
+                code = torch.where(known[j] >= 0, known[j], code)
+            network.take(j, code)
+        network.finish_row(i)
+        codes[:, i] = network.codes.t()
+        raw = network.logits[:, :batch]  # [W, B, K]
+        if request.want_log_prob:
+            log_prob[:, i] = log_prob_of(raw, network.codes).t()
+        if logits_map is not None:
+            logits_map[:, :, i] = raw.permute(1, 2, 0)
+        if request.progress is not None:
+            request.progress(i + 1, height)
+    return Drawn(codes, log_prob if request.want_log_prob else None, logits_map)
+
+
+class _Network:
+    """The network of a plan on one row of the map.
+
+    logits: `[W, N, K]` of the row; codes: int64 `[W, B]` of the row.
+    """
+
+    def __init__(self, plan: SamplingPlan, request: DrawRequest) -> None:
+        self.plan = plan
+        height, width = plan.size
+        batch, groups = request.batch_size, 2 if request.rule.guided else 1
+        rows, channels = batch * groups, plan.channels
+        labels = request.labels
+        if labels is not None and groups == 2:
+            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
+        new = plan.head.new_zeros
+        self.stem = _Stem(plan.stem, batch, plan.size)
+        self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width, labels)
+        self.attention = [
+            AttentionCache(plan.attention, block, rows, height * width)
+            for block in range(plan.num_blocks if plan.attention is not None else 0)
+        ]
+        self.output_layers = [
+            PointwiseLayer(plan.output_layers, n, rows)
+            for n in range(plan.output_layers.num_layers if plan.output_layers is not None else 0)
+        ]
+        self.features = None
+        if plan.condition is not None:
+            self.features = condition_features(plan.condition, request.maps)  # [B, h, w, C_cond]
+        self._background = new(width, rows, 2)
+        self._merged = new(plan.num_blocks, width, channels)
+        self._last, self._activated = new(rows, channels), new(rows, channels)
+        self.logits = new(width, rows, plan.num_embeddings)
+        self.codes = torch.zeros(width, batch, dtype=torch.int64, device=plan.device)
+        self._condition: Tensor | None = None
+        self._steps = [self._column_steps(j, groups) for j in range(width)]
+
+    def start_row(self, i: int) -> None:
+        self.stem.start_row(i)
+        self._start_condition(i)
+        self.layers.start_row(self._condition)
+        background = self.plan.background[i]  # [W, 2]
+        self._background.copy_(background[:, None])
+        if self.plan.merge is not None:
+            # The part of the layer that sees only the coordinates: [blocks, W, C].
+            of_background = self.plan.merge[:, self.plan.channels :]
+            torch.add(background @ of_background, self.plan.merge_bias[:, None], out=self._merged)
+
+    def _start_condition(self, i: int) -> None:
+        """What the condition adds to each layer's gate in the coarse row above row i."""
+        if self.features is None:
+            return
+        down = self.plan.condition.scale[0]
+        if i % down == 0:
+            row = self.features[:, i // down].flatten(0, 1)  # [B·w, C_cond]
+            added = row @ self.plan.layers.condition  # [n, B·w, 2C]
+            self._condition = added.unflatten(1, (self.features.shape[0], -1))
+
+    def finish_row(self, i: int) -> None:
+        self.stem.finish_row(i, self.codes)
+        self.layers.finish_row()
+
+    def logits_at(self, j: int) -> Tensor:
+        """Pixel phase: logits `[N, K]` at column j, given the codes before."""
+        for step in self._steps[j]:
+            step()
+        return self.logits[j]
+
+    def take(self, j: int, code: Tensor) -> None:
+        """The code `[B]` at column j is chosen."""
+        self.codes[j].copy_(code)
+        self.stem.take(j, code)
+
+    def _column_steps(self, j: int, groups: int) -> list[Step]:
+        plan, layers = self.plan, self.layers
+        first = layers.block_input(0)
+        steps: list[Step] = [partial(first.unflatten(0, (groups, -1)).copy_, self.stem.row[:, j])]
+        steps += layers.common_steps(j)
+        last_out = self.output_layers[0].inputs if self.output_layers else self._last
+        for block in range(plan.num_blocks):
+            steps += layers.block_steps(block, j)
+            x, y = layers.block_input(block), layers.block_output(block)
+            out = layers.block_input(block + 1) if block + 1 < plan.num_blocks else last_out
+            if self.attention:
+                steps += self.attention[block].steps(x, y, self._background[j], out)
+            else:
+                weight = plan.merge[block, : plan.channels]
+                steps.append(linear(y, weight, self._merged[block, j], out=out))
+        outs = [layer.inputs for layer in self.output_layers[1:]] + [self._last]
+        for layer, out in zip(self.output_layers, outs, strict=False):
+            steps += layer.steps(out=out)
+        return [
+            *steps,
+            elu(self._last, out=self._activated),
+            linear(self._activated, plan.head, plan.head_bias, out=self.logits[j]),
+        ]
+
+
+class _Stem:
+    """Sums of gathered columns: those of rows above at once, those to the left as codes come."""
+
+    def __init__(self, plan: StemPlan, batch: int, size: tuple[int, int]) -> None:
+        height, width = size
+        num_left, num_embeddings, channels = plan.left.shape
+        self.plan, self.width = plan, width
+        self.row = plan.bias.new_zeros(batch, width + num_left, channels)
+        columns = [column for _, column in plan.above_offsets]
+        self._top = -min(row for row, _ in plan.above_offsets)
+        self._left = max(0, -min(columns))
+        padded_width = self._left + width + max(0, *columns)
+        # K stands for outside the map: it adds nothing.
+        self._codes = torch.full(
+            (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
+        )
+        # What a code adds to the columns after it, the next one first: [K, taps·C].
+        self._to_right = plan.left.flip(0).transpose(0, 1).flatten(1)
+        self._added = plan.bias.new_zeros(batch, num_left * channels)
+        self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
+
+    def start_row(self, i: int) -> None:
+        taps = [
+            self._codes[:, self._top + i + row, self._left + column :][:, : self.width]
+            for row, column in self.plan.above_offsets
+        ]
+        taps = torch.stack(taps, dim=2)  # [B, W, taps]
+        sums = gather_columns(taps.flatten(0, 1), self.plan.above)  # [B·W, C]
+        batch = self._codes.shape[0]
+        self.row[:, : self.width] = sums.view(batch, self.width, -1) + self.plan.bias[i]
+
+    def take(self, j: int, code: Tensor) -> None:
+        torch.index_select(self._to_right, 0, code, out=self._added)
+        self._targets[j].add_(self._added)
+
+    def finish_row(self, i: int, codes: Tensor) -> None:
+        """codes: int64 `[W, B]`."""
+        start = self._left
+        self._codes[:, self._top + i, start : start + self.width] = codes.t()

@@ -1,0 +1,282 @@
+"""Parts of engine `eager`: static buffers, and the steps that fill them.
+
+A *step* is a call with all its arguments bound: a PyTorch operator that reads and writes views of
+fixed buffers. The steps of a column are made once and replayed in every row, so that a position
+costs little Python, and so that they can be captured.
+
+Sizes: n layers, N rows of the network's batch, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vqvae2_fast.sampling.plan import AttentionPlan, ConvPlan, GatedPlan
+
+    Step = Callable[[], object]
+
+__all__ = [
+    "AttentionCache",
+    "CausalLayers",
+    "PointwiseLayer",
+    "add",
+    "elu",
+    "elu_",
+    "glu",
+    "linear",
+]
+
+
+def elu(x: Tensor, out: Tensor) -> Step:
+    return partial(torch.ops.aten.elu.out, x, out=out)
+
+
+def elu_(x: Tensor) -> Step:
+    return partial(F.elu, x, inplace=True)
+
+
+def glu(x: Tensor, out: Tensor) -> Step:
+    """First half times the sigmoid of the second half of the last dimension."""
+    return partial(torch.ops.aten.glu.out, x, out=out)
+
+
+def add(x: Tensor, y: Tensor, out: Tensor) -> Step:
+    return partial(torch.add, x, y, out=out)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Step:
+    """x `[N, C_in]`, weight `[C_in, C_out]`, bias `[C_out]`."""
+    return partial(torch.addmm, bias, x, weight, out=out)
+
+
+class ConvCache:
+    """Inputs of n causal convolutions around row i, and their outputs in row i.
+
+    values: `[n, N, A + 1, W + padding, C_in]`, the A rows above and row i, as the convolution reads
+        them (activated); zeros outside the map.
+    outputs: `[n, N, W, C_out]`: after `start_row` the bias and the taps above; each column gets its
+        current taps added in place.
+    """
+
+    def __init__(self, plan: ConvPlan, batch: int, width: int) -> None:
+        self.plan = plan
+        num_layers, _, out_channels = plan.current.shape
+        num_columns = plan.columns[1] - plan.columns[0] + 1
+        in_channels = plan.above.shape[1] // (plan.rows_above * num_columns)
+        left, right = -plan.columns[0], max(0, plan.columns[1])
+        new = plan.bias.new_zeros
+        self.left = left
+        self.values = new(num_layers, batch, plan.rows_above + 1, left + width + right, in_channels)
+        self.outputs = new(num_layers, batch, width, out_channels)
+        # Windows of the rows above, overlapping: [n, N, W, A, columns, C_in].
+        strides = self.values.stride()
+        self._windows = self.values.as_strided(
+            (num_layers, batch, width, plan.rows_above, num_columns, in_channels),
+            (strides[0], strides[1], strides[3], strides[2], strides[3], 1),
+        )
+        self._gathered = new(self._windows.shape[1:])
+
+    def start_row(self) -> None:
+        """Row phase: bias and taps above, a matrix product per layer for the whole row."""
+        matrix = self._gathered.view(-1, self.plan.above.shape[1])  # [N·W, A·columns·C_in]
+        for n, outputs in enumerate(self.outputs):
+            # A layer at a time: the gathered inputs of one stay in the cache, those of all do not.
+            self._gathered.copy_(self._windows[n])
+            torch.addmm(
+                self.plan.bias[n], matrix, self.plan.above[n],
+                out=outputs.view(matrix.shape[0], -1),
+            )  # fmt: skip
+
+    def finish_row(self) -> None:
+        self.values[:, :, :-1] = self.values[:, :, 1:].clone()
+
+    def input_at(self, j: int) -> Tensor:
+        """`[n, N, C_in]`: where the input at column j of row i is put."""
+        return self.values[:, :, -1, self.left + j]
+
+    def window_at(self, j: int) -> Tensor:
+        """`[n, N, taps·C_in]`: what the current taps read."""
+        offsets = self.plan.current_offsets
+        start = self.left + j + offsets[0]
+        return self.values[:, :, -1, start : start + len(offsets)].flatten(2)
+
+    def output_at(self, j: int) -> Tensor:
+        return self.outputs[:, :, j]
+
+
+class CausalLayers:
+    """All causal gated layers of a prior, with what condition and class add to their gates."""
+
+    def __init__(
+        self, plan: GatedPlan, layers_per_block: int, batch: int, width: int, labels: Tensor | None
+    ) -> None:
+        self.plan, self.layers_per_block = plan, layers_per_block
+        self.conv1 = ConvCache(plan.conv1, batch, width)
+        self.conv2 = ConvCache(plan.conv2, batch, width)
+        new = plan.conv1.bias.new_zeros
+        self.of_class = None
+        if plan.classes is not None:
+            assert labels is not None
+            self.of_class = plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
+        num_blocks = plan.num_layers // layers_per_block
+        # Per block its input and what each layer adds; and the running sums of these.
+        self._added = new(num_blocks, layers_per_block + 1, batch, plan.channels)
+        self._sums = torch.zeros_like(self._added)
+        self._inner = new(batch, plan.channels)
+
+    def start_row(self, condition: Tensor | None) -> None:
+        """condition: `[n, B, w, 2C]` at its own width, for all N = groups·B rows of the batch."""
+        self.conv1.start_row()
+        self.conv2.start_row()
+        outputs = self.conv2.outputs  # [n, N, W, 2C]
+        if self.of_class is not None:
+            outputs += self.of_class
+        if condition is not None:
+            num_layers, batch, columns, channels = condition.shape
+            spread = outputs.view(
+                num_layers, -1, batch, columns, outputs.shape[2] // columns, channels
+            )
+            spread += condition[:, None, :, :, None]
+
+    def finish_row(self) -> None:
+        self.conv1.finish_row()
+        self.conv2.finish_row()
+
+    def block_input(self, block: int) -> Tensor:
+        return self._added[block, 0]
+
+    def block_output(self, block: int) -> Tensor:
+        return self._sums[block, -1]
+
+    def common_steps(self, j: int) -> list[Step]:
+        """What all layers do side by side at column j: all, if none reads its own position."""
+        if self.plan.conv1.reads_itself:
+            return []
+        steps: list[Step] = []
+        for cache, after in ((self.conv1, self.conv2.input_at(j)), (self.conv2, None)):
+            output = cache.output_at(j)
+            if cache.plan.current_offsets:
+                steps.append(partial(output.baddbmm_, cache.window_at(j), cache.plan.current))
+            if after is not None:
+                steps.append(elu(output, out=after))
+            else:
+                gates = output.unflatten(0, (-1, self.layers_per_block))
+                steps.append(glu(gates, out=self._added[:, 1:]))
+        return steps
+
+    def block_steps(self, block: int, j: int) -> list[Step]:
+        """From `block_input` to `block_output` at column j."""
+        first, last = block * self.layers_per_block, (block + 1) * self.layers_per_block
+        sums, added = self._sums[block], self._added[block]
+        inputs1, inputs2 = self.conv1.input_at(j), self.conv2.input_at(j)
+        if not self.plan.conv1.reads_itself:
+            return [
+                partial(torch.cumsum, added, 0, out=sums),
+                elu(sums[:-1], out=inputs1[first:last]),
+            ]
+        output1, output2 = self.conv1.output_at(j), self.conv2.output_at(j)
+        window1, window2 = self.conv1.window_at(j), self.conv2.window_at(j)
+        x, steps = added[0], []
+        for n in range(first, last):
+            following = sums[n - first + 1]
+            steps += [
+                elu(x, out=inputs1[n]),
+                partial(output1[n].addmm_, window1[n], self.plan.conv1.current[n]),
+                elu(output1[n], out=inputs2[n]),
+                partial(output2[n].addmm_, window2[n], self.plan.conv2.current[n]),
+                glu(output2[n], out=self._inner),
+                add(x, self._inner, out=following),
+            ]
+            x = following
+        return steps
+
+
+class PointwiseLayer:
+    """Layer n of pointwise gated layers: `inputs` is filled by the caller, then `steps` run."""
+
+    def __init__(self, plan: GatedPlan, n: int, batch: int) -> None:
+        weight1 = plan.conv1.current[n]
+        if plan.auxiliary is not None:
+            # Both inputs of the first layer side by side, so that it is one product.
+            weight1 = torch.cat([weight1, plan.auxiliary[n]])
+        self._weights = (weight1, plan.conv1.bias[n], plan.conv2.current[n], plan.conv2.bias[n])
+        new = plan.conv1.bias.new_zeros
+        self.channels = plan.channels
+        self.inputs = new(batch, weight1.shape[0])  # [N, C (+ C_aux)]
+        self._activated = torch.zeros_like(self.inputs)
+        self._inner = new(batch, plan.inner_channels)
+        self._gates = new(batch, 2 * plan.channels)
+        self._added = new(batch, plan.channels)
+
+    def steps(self, out: Tensor) -> list[Step]:
+        weight1, bias1, weight2, bias2 = self._weights
+        return [
+            elu(self.inputs, out=self._activated),
+            linear(self._activated, weight1, bias1, out=self._inner),
+            elu_(self._inner),
+            linear(self._inner, weight2, bias2, out=self._gates),
+            glu(self._gates, out=self._added),
+            add(self.inputs[:, : self.channels], self._added, out=out),
+        ]
+
+
+class AttentionCache:
+    """The attention part of one block, with the keys and values of all positions so far."""
+
+    def __init__(self, plan: AttentionPlan, block: int, batch: int, num_positions: int) -> None:
+        self.key = PointwiseLayer(plan.key, block, batch)
+        self.query = PointwiseLayer(plan.query, block, batch)
+        self.out = PointwiseLayer(plan.out, block, batch)
+        channels, heads = plan.query_bias.shape[1], plan.num_heads
+        new = plan.query_bias.new_zeros
+        scale = (channels // heads) ** -0.5
+        self._query_weight = plan.query_weight[block] * scale, plan.query_bias[block] * scale
+        self._key_value_weight = plan.key_value_weight[block], plan.key_value_bias[block]
+        self._key_features = new(batch, plan.key.channels)
+        self._query_features = new(batch, plan.query.channels)
+        self._query = new(batch, channels)
+        self._key_value = new(batch, 2 * channels)
+        self._attended = new(batch, channels)
+        self._heads = heads
+        # Positions last for keys, so that a query's product with them reads rows.
+        self._keys = new(batch * heads, channels // heads, num_positions)
+        self._values = new(batch * heads, num_positions, channels // heads)
+        self.position = 0
+
+    def steps(self, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
+        """x, y: a block's input and its layers' output, `[N, C]`; background `[N, 2]`."""
+        return [
+            partial(torch.cat, [x, y, background], 1, out=self.key.inputs),
+            *self.key.steps(out=self._key_features),
+            linear(self._key_features, *self._key_value_weight, out=self._key_value),
+            partial(torch.cat, [y, background], 1, out=self.query.inputs),
+            *self.query.steps(out=self._query_features),
+            linear(self._query_features, *self._query_weight, out=self._query),
+            self._attend,
+            partial(torch.cat, [y, self._attended], 1, out=self.out.inputs),
+            *self.out.steps(out=out),
+        ]
+
+    def _attend(self) -> None:
+        """One query against the keys of positions before; then its own key and value join them."""
+        position, batch = self.position, self._query.shape[0]
+        per_head = (batch * self._heads, 1, -1)
+        if position == 0:
+            self._attended.zero_()
+        else:
+            scores = torch.bmm(self._query.view(per_head), self._keys[:, :, :position])
+            weights = torch.softmax(scores, dim=2)  # [N·heads, 1, p]
+            torch.bmm(weights, self._values[:, :position], out=self._attended.view(per_head))
+        # [N, 2, heads, d] -> [N·heads, d] each
+        key, value = self._key_value.view(batch, 2, self._heads, -1).unbind(1)
+        self._keys[:, :, position] = key.flatten(0, 1)
+        self._values[:, position] = value.flatten(0, 1)
+        self.position = position + 1

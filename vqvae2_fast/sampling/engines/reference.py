@@ -1,0 +1,52 @@
+"""Engine `reference`: the whole network on rows 0..i for each code. It is the definition.
+
+It calls the prior's own forward and nothing else, so it is also the baseline of the benchmarks.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.sampling.request import Drawn, log_prob_of
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.prior import PriorInterface
+    from vqvae2_fast.sampling.request import DrawRequest
+
+__all__ = ["draw_reference"]
+
+
+@torch.inference_mode()
+def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
+    height, width = prior.size
+    rule, noise, labels = request.rule, request.noise, request.labels
+    shape = (request.batch_size, height, width)
+    codes = torch.zeros(shape, dtype=torch.int64, device=noise.device)
+    log_prob = torch.zeros(shape, device=noise.device) if request.want_log_prob else None
+    logits_map = None
+    if request.want_logits:
+        logits_map = torch.zeros(shape[0], prior.num_embeddings, *shape[1:], device=noise.device)
+    no_class = None if labels is None else torch.full_like(labels, prior.num_classes)
+    for i in range(height):
+        noise_row = noise.row(i)  # [B, W, K]
+        for j in range(width):
+            rows = codes[:, : i + 1]
+            logits = prior.logits(rows, request.maps, labels)[:, :, i, j].float()  # [B, K]
+            guided = logits
+            if rule.guided:
+                without = prior.logits(rows, request.maps, no_class)[:, :, i, j].float()
+                guided = rule.guide(logits, without)
+            code = rule.draw(guided, noise_row[:, j])
+            if request.known is not None:
+                known = request.known[:, i, j]
+                code = torch.where(known >= 0, known, code)
+            codes[:, i, j] = code
+            if log_prob is not None:
+                log_prob[:, i, j] = log_prob_of(logits, code)
+            if logits_map is not None:
+                logits_map[:, :, i, j] = logits
+        if request.progress is not None:
+            request.progress(i + 1, height)
+    return Drawn(codes, log_prob, logits_map)

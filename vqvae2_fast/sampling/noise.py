@@ -1,0 +1,43 @@
+"""The noise of a draw, by rows of the map so that its memory stays small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast import ops
+
+__all__ = ["DrawNoise"]
+
+
+@dataclass(frozen=True)
+class DrawNoise:
+    """Standard Gumbel noise of a map, given as a tensor or as a function of seed and sample number.
+
+    Args:
+        batch_size: B; row b of the batch is sample `first_sample + b`.
+        width: W.
+        stream: The level, 0 the coarsest.
+        given: float32 `[B, H, W, K]`, or None: then philox (SEMANTICS "Noise").
+    """
+
+    batch_size: int
+    width: int
+    num_embeddings: int
+    device: torch.device
+    seed: int = 0
+    first_sample: int = 0
+    stream: int = 0
+    given: Tensor | None = None
+
+    def row(self, i: int) -> Tensor:
+        """float32 `[B, W, K]`: the noise of map row i."""
+        if self.given is not None:
+            return self.given[:, i]
+        samples = self.first_sample + torch.arange(self.batch_size, device=self.device)
+        positions = i * self.width + torch.arange(self.width, device=self.device)
+        return ops.gumbel_noise(
+            samples, positions, self.num_embeddings, seed=self.seed, stream=self.stream
+        )

@@ -1,0 +1,159 @@
+"""`PixelSNAIL` as a plan: its weights folded and stacked for the engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.modules.stem import bias_map
+from vqvae2_fast.sampling.plan import (
+    AttentionPlan,
+    ConditionPlan,
+    GatedPlan,
+    SamplingPlan,
+    StemPlan,
+    conv_plan,
+    stem_plan,
+)
+from vqvae2_fast.sampling.prior import PriorInterface, interface_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vqvae2_fast.modules.gated import GatedResidual
+    from vqvae2_fast.modules.stem import CausalStem
+
+__all__ = ["pixelsnail_plan"]
+
+
+def _interface_of_pixelsnail(prior: PixelSNAIL) -> PriorInterface:
+    config = prior.config
+
+    def logits(codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
+        return prior(codes, maps, labels)
+
+    return PriorInterface(
+        size=config.size,
+        num_embeddings=config.num_embeddings,
+        num_classes=config.num_classes,
+        condition_sizes=config.condition_sizes,
+        logits=logits,
+        plan=lambda: pixelsnail_plan(prior),
+    )
+
+
+interface_of.register(PixelSNAIL, _interface_of_pixelsnail)
+
+
+def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:
+    """The plan of a `PixelSNAIL` with its weights as they are now."""
+    config = prior.config
+    blocks = list(prior.blocks)
+    attention = merge = merge_bias = None
+    if config.attention:
+        attention = AttentionPlan(
+            num_heads=config.num_heads,
+            key=_gated([block.key for block in blocks]),
+            query=_gated([block.query for block in blocks]),
+            query_weight=_matrices(block.attention.query for block in blocks),
+            query_bias=_biases(block.attention.query for block in blocks),
+            key_value_weight=torch.cat(
+                [
+                    _matrices(block.attention.key for block in blocks),
+                    _matrices(block.attention.value for block in blocks),
+                ],
+                dim=2,
+            ),
+            key_value_bias=torch.cat(
+                [
+                    _biases(block.attention.key for block in blocks),
+                    _biases(block.attention.value for block in blocks),
+                ],
+                dim=1,
+            ),
+            out=_gated([block.out for block in blocks]),
+        )
+    else:
+        merge = _matrices(block.merge for block in blocks)
+        merge_bias = _biases(block.merge for block in blocks)
+    output_layers = _gated(list(prior.output_layers)) if prior.output_layers else None
+    return SamplingPlan(
+        size=config.size,
+        num_embeddings=config.num_embeddings,
+        num_classes=config.num_classes,
+        stem=_stem(prior.stem, config.size),
+        layers=_gated([layer for block in blocks for layer in block.layers], config.mask),
+        layers_per_block=config.layers_per_block,
+        background=prior.background[0].permute(1, 2, 0).contiguous(),  # [H, W, 2]
+        attention=attention,
+        merge=merge,
+        merge_bias=merge_bias,
+        output_layers=output_layers,
+        head=_matrices([prior.head])[0],
+        head_bias=prior.head.bias,
+        condition=_condition(prior),
+    )
+
+
+def _matrices(layers: Iterable[nn.Module]) -> Tensor:
+    """`[n, C_in, C_out]` of 1×1 layers."""
+    return torch.stack([layer.kernel().flatten(1).t() for layer in layers])
+
+
+def _biases(layers: Iterable[nn.Module]) -> Tensor:
+    return torch.stack([layer.bias for layer in layers])
+
+
+def _gated(layers: Sequence[GatedResidual], mask: str | None = None) -> GatedPlan:
+    first = layers[0]
+    conv1_biases = [layer.conv1.bias for layer in layers]
+    auxiliary = condition = classes = None
+    if first.auxiliary is not None:
+        auxiliary = _matrices(layer.auxiliary for layer in layers)
+        conv1_biases = [layer.conv1.bias + layer.auxiliary.bias for layer in layers]
+    if first.condition is not None:
+        condition = _matrices(layer.condition for layer in layers)
+    if first.classes is not None:
+        classes = torch.stack([layer.classes.weight for layer in layers])
+    return GatedPlan(
+        conv1=conv_plan([layer.conv1.kernel() for layer in layers], conv1_biases, mask),
+        conv2=conv_plan(
+            [layer.conv2.kernel() for layer in layers],
+            [layer.conv2.bias for layer in layers],
+            mask,
+        ),
+        auxiliary=auxiliary,
+        condition=condition,
+        classes=classes,
+    )
+
+
+def _stem(stem: CausalStem, size: tuple[int, int]) -> StemPlan:
+    streams = [stem.above, stem.left]
+    taps = [
+        (offset, columns)
+        for stream in streams
+        for offset, columns in zip(stream.offsets, stream.table(), strict=True)
+    ]
+    return stem_plan(taps, bias_map(streams, *size))
+
+
+def _condition(prior: PixelSNAIL) -> ConditionPlan | None:
+    stack, config = prior.condition, prior.config
+    if stack is None:
+        return None
+    height, width = config.condition_sizes[-1]
+    return ConditionPlan(
+        sizes=config.condition_sizes,
+        scale=(config.size[0] // height, config.size[1] // width),
+        kernel_size=config.condition_kernel_size,
+        stems=tuple(stem.table() for stem in stack.stems),
+        stem_biases=tuple(stem.bias for stem in stack.stems),
+        layers=tuple(
+            (layer.conv1.kernel(), layer.conv1.bias, layer.conv2.kernel(), layer.conv2.bias)
+            for layer in stack.layers
+        ),
+    )

@@ -1,0 +1,322 @@
+"""The plan of a prior: what an engine needs to draw from it, as plain data.
+
+A plan holds folded weights (weight normalisation taken, dead taps gone), tap positions and sizes.
+It knows nothing of the module that it came from: every engine but `reference` runs from the plan
+alone, and any prior that can be written as a plan can be drawn from by all of them.
+
+The network
+-----------
+Position p = (i, j) of an H×W map, raster order. All activations are channel vectors.
+
+    x  = stem.bias[i, j] + Σ_t stem.above[t, code at (i, j) + stem.above_offsets[t]]
+                         + Σ_t stem.left[t, code at (i, j + stem.left_offsets[t])]
+         (a code outside the map adds nothing)
+    per block b:
+        y = x;  for each of its layers l:  y = gated(layers, l, y)
+        without attention:  x = merge(b, [y, background[i, j]])
+        with attention:
+            kx = gated(attention.key, b, [x, y, background[i, j]])
+            qx = gated(attention.query, b, [y, background[i, j]])
+            q = query(b, qx);  (k, v) = halves of key_value(b, kx), cached at p
+            a = per head, softmax over positions < p of q·k / √d, applied to v; zeros at p = 0
+            x = gated(attention.out, b, y, auxiliary a)
+    x = gated(output_layers, m, x) for each m
+    logits = head(ELU(x))
+
+    gated(g, n, x, a) = x + first half × sigmoid(second half) of
+        g.conv2[n](ELU(g.conv1[n](ELU(x)) + ELU(a) @ g.auxiliary[n]))
+        + condition features at (i, j) // condition.scale @ g.condition[n] + g.classes[n, label]
+
+Layers of one kind have one shape in every prior, so their weights are stacked: the leading size n
+of a tensor counts layers (or blocks) in the order of the network. Matrices are `[inputs, outputs]`.
+
+The split
+---------
+`ConvPlan` separates taps by when their inputs are known. *Above* taps read rows < i: a whole row of
+outputs is one matrix product when row i begins (row phase). *Current* taps read row i up to j and
+are left for each position (pixel phase). `reads_itself` says whether a current tap reads j: if no
+layer does, all layers' convolutions at a position can run side by side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops import live_taps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "AttentionPlan",
+    "ConditionPlan",
+    "ConvPlan",
+    "GatedPlan",
+    "SamplingPlan",
+    "StemPlan",
+    "conv_plan",
+    "stem_plan",
+]
+
+
+@dataclass(frozen=True)
+class StemPlan:
+    """Gathered columns of the convolutions over one-hot codes.
+
+    Args:
+        above_offsets: (row, column) of each tap in rows above, row < 0.
+        above: `[len(above_offsets), K, C]`.
+        left_offsets: Column of each tap in the current row: -n, …, -1 without gaps.
+        left: `[len(left_offsets), K, C]`.
+        bias: `[H, W, C]`.
+    """
+
+    above_offsets: tuple[tuple[int, int], ...]
+    above: Tensor
+    left_offsets: tuple[int, ...]
+    left: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """n causal convolutions of one shape, taps split into above and current.
+
+    Args:
+        above_offsets: (row, column) of each tap, row < 0: all pairs of `rows` × `columns` in raster
+            order, rows -A, …, -1 and columns without gaps. Empty for a pointwise layer.
+        above: `[n, len(above_offsets)·C_in, C_out]`; input index = tap·C_in + channel.
+        current_offsets: Column of each tap in row i, ascending without gaps, last -1 or 0.
+            Empty for mask `down`; (0,) for a pointwise layer.
+        current: `[n, len(current_offsets)·C_in, C_out]`.
+        bias: `[n, C_out]`.
+    """
+
+    above_offsets: tuple[tuple[int, int], ...]
+    above: Tensor
+    current_offsets: tuple[int, ...]
+    current: Tensor
+    bias: Tensor
+
+    @property
+    def rows_above(self) -> int:
+        return -min((row for row, _ in self.above_offsets), default=0)
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """Smallest and largest column offset of all taps."""
+        offsets = [column for _, column in self.above_offsets] + list(self.current_offsets)
+        return min(offsets), max(offsets)
+
+    @property
+    def reads_itself(self) -> bool:
+        return 0 in self.current_offsets
+
+
+@dataclass(frozen=True)
+class GatedPlan:
+    """n gated residual layers of one shape.
+
+    Args:
+        conv1, conv2: C → R and R → 2C; both causal with the same taps, or both pointwise.
+        auxiliary: `[n, C_aux, R]` or None; its bias is in `conv1.bias`.
+        condition: `[n, C_condition, 2C]` or None; it has no bias.
+        classes: `[n, num_classes + 1, 2C]` or None.
+    """
+
+    conv1: ConvPlan
+    conv2: ConvPlan
+    auxiliary: Tensor | None = None
+    condition: Tensor | None = None
+    classes: Tensor | None = None
+
+    @property
+    def num_layers(self) -> int:
+        return self.conv1.bias.shape[0]
+
+    @property
+    def channels(self) -> int:
+        return self.conv2.bias.shape[1] // 2
+
+    @property
+    def inner_channels(self) -> int:
+        return self.conv1.bias.shape[1]
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The attention part of each block; n counts blocks, A channels of the attention.
+
+    Args:
+        key, query: Pointwise, 2C + 2 and C + 2 channels.
+        query_weight, query_bias: `[n, C + 2, A]`, `[n, A]`.
+        key_value_weight, key_value_bias: `[n, 2C + 2, 2A]`, `[n, 2A]`; keys first. Channels of one
+            head are adjacent: head·d + channel.
+        out: Pointwise, C channels, auxiliary of A.
+    """
+
+    num_heads: int
+    key: GatedPlan
+    query: GatedPlan
+    query_weight: Tensor
+    query_bias: Tensor
+    key_value_weight: Tensor
+    key_value_bias: Tensor
+    out: GatedPlan
+
+
+@dataclass(frozen=True)
+class ConditionPlan:
+    """The conditioning stack. It is not causal and is run once: see `condition_features`.
+
+    Args:
+        sizes: Sizes of the maps, coarse to fine.
+        scale: (rows, columns) of the code map per row and column of the features.
+        stems: One table `[q·q, K, C]` per map: the taps of a centred kernel in raster order.
+        stem_biases: One `[C]` per map.
+        kernel_size: q.
+        layers: Per residual layer (conv1 weight, conv1 bias, conv2 weight, conv2 bias), weights
+            `[C_out, C_in, q, q]`.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    scale: tuple[int, int]
+    kernel_size: int
+    stems: tuple[Tensor, ...]
+    stem_biases: tuple[Tensor, ...]
+    layers: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """A prior as data; see the head of this file for the network it stands for.
+
+    Args:
+        size: (H, W) of the code map.
+        num_embeddings: K.
+        num_classes: 0 for none; label `num_classes` is "no class".
+        layers: All causal gated layers, `layers_per_block` of each block after one another.
+        background: `[H, W, 2]`.
+        attention: Or None, and then `merge`: `[blocks, C + 2, C]` and `merge_bias` `[blocks, C]`.
+        output_layers: Pointwise, or None.
+        head: `[C, K]`; head_bias `[K]`.
+        condition: Or None.
+    """
+
+    size: tuple[int, int]
+    num_embeddings: int
+    num_classes: int
+    stem: StemPlan
+    layers: GatedPlan
+    layers_per_block: int
+    background: Tensor
+    attention: AttentionPlan | None
+    merge: Tensor | None
+    merge_bias: Tensor | None
+    output_layers: GatedPlan | None
+    head: Tensor
+    head_bias: Tensor
+    condition: ConditionPlan | None
+
+    @property
+    def num_blocks(self) -> int:
+        return self.layers.num_layers // self.layers_per_block
+
+    @property
+    def channels(self) -> int:
+        return self.layers.channels
+
+    @property
+    def condition_sizes(self) -> tuple[tuple[int, int], ...]:
+        return () if self.condition is None else self.condition.sizes
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.device
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> SamplingPlan:
+        """The same plan with its tensors moved or rounded."""
+        return _map_tensors(self, lambda tensor: tensor.to(device=device, dtype=dtype))
+
+
+_Plan = TypeVar("_Plan")
+
+
+def _map_tensors(value: _Plan, function: Any) -> _Plan:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(_map_tensors(item, function) for item in value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
+        return replace(value, **changed)
+    return value
+
+
+def conv_plan(
+    weights: Sequence[Tensor], biases: Sequence[Tensor], mask: str | None = None
+) -> ConvPlan:
+    """Stack convolutions of one shape and split their taps.
+
+    Args:
+        weights: Each `[C_out, C_in, kh, kw]`, weight normalisation folded; dead taps are ignored.
+        biases: Each `[C_out]`.
+        mask: As in `ops.causal_conv2d`; None for pointwise layers, kh = kw = 1.
+    """
+    _, in_channels, height, width = weights[0].shape
+    if mask is None and (height, width) != (1, 1):
+        raise ValueError(f"conv_plan: without a mask expected 1×1 weights, got {height}×{width}.")
+    taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
+
+    def stacked(chosen: list[tuple[int, int, int, int]]) -> Tensor:
+        layers = []
+        for weight in weights:
+            columns = [weight[:, :, row, column].t() for _, _, row, column in chosen]
+            empty = weight.new_empty(0, weight.shape[0])
+            layers.append(torch.cat([empty, *columns]))  # [taps·C_in, C_out]
+        return torch.stack(layers)
+
+    above = [tap for tap in taps if tap[0] < 0]
+    current = [tap for tap in taps if tap[0] == 0]
+    plan = ConvPlan(
+        above_offsets=tuple((row, column) for row, column, _, _ in above),
+        above=stacked(above),
+        current_offsets=tuple(column for _, column, _, _ in current),
+        current=stacked(current),
+        bias=torch.stack(list(biases)),
+    )
+    assert plan.above.shape[1] == len(above) * in_channels
+    return plan
+
+
+def stem_plan(taps: Sequence[tuple[tuple[int, int], Tensor]], bias: Tensor) -> StemPlan:
+    """Gather taps of the stem's streams; taps at one offset are added.
+
+    Args:
+        taps: ((row, column), `[K, C]`) each, all before the position in raster order.
+        bias: `[H, W, C]`.
+    """
+    table: dict[tuple[int, int], Tensor] = {}
+    for offset, columns in taps:
+        table[offset] = table[offset] + columns if offset in table else columns
+    above = sorted(offset for offset in table if offset[0] < 0)
+    left = sorted(column for row, column in table if row == 0)
+    if left != list(range(-len(left), 0)) or len(above) + len(left) != len(table):
+        raise ValueError(
+            "stem_plan: expected taps in rows above, and in the current row at columns -n..-1, "
+            f"got {sorted(table)}."
+        )
+    empty = bias.new_empty(0, *taps[0][1].shape)
+    return StemPlan(
+        above_offsets=tuple(above),
+        above=torch.stack([table[offset] for offset in above]) if above else empty,
+        left_offsets=tuple(left),
+        left=torch.stack([table[0, column] for column in left]) if left else empty,
+        bias=bias,
+    )

@@ -1,0 +1,62 @@
+"""One draw, checked: what every engine receives, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling.noise import DrawNoise
+    from vqvae2_fast.sampling.rule import DrawingRule
+
+__all__ = ["DrawRequest", "Drawn"]
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Arguments of a draw, all on the prior's device.
+
+    Args:
+        batch_size: B.
+        maps: Coarser maps, int64 `[B, h, w]`, coarse to fine.
+        labels: int64 `[B]`, or None for a prior without classes.
+        known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
+        want_logits: Also return the raw logits of every position.
+        progress: Called with (rows done, rows of the map) after each row.
+    """
+
+    batch_size: int
+    maps: list[Tensor]
+    labels: Tensor | None
+    known: Tensor | None
+    noise: DrawNoise
+    rule: DrawingRule
+    want_log_prob: bool = False
+    want_logits: bool = False
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Result of a draw.
+
+    Args:
+        codes: int64 `[B, H, W]`.
+        log_prob: float32 `[B, H, W]`, of the raw model: before guidance, temperature and filters.
+        logits: float32 `[B, K, H, W]`, likewise raw.
+    """
+
+    codes: Tensor
+    log_prob: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:
+    """logits `[..., K]`, codes `[...]` -> float32 `[...]`: log-probability of each code."""
+    return torch.log_softmax(logits.float(), dim=-1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)

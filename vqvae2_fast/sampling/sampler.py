@@ -1,0 +1,233 @@
+"""Drawing a code map: arguments checked, an engine chosen, the draw made."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.models.code_checks import (
+    as_maps,
+    check_int64,
+    check_labels,
+    check_maps,
+    check_range,
+)
+from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
+from vqvae2_fast.sampling.engines.eager import draw_eager
+from vqvae2_fast.sampling.engines.reference import draw_reference
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
+from vqvae2_fast.sampling.request import Drawn, DrawRequest
+from vqvae2_fast.sampling.rule import DrawingRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Progress = Callable[[int, int], None]
+
+__all__ = ["ENGINES", "choose_engine", "evaluating", "sample_codes", "teacher_forced_logits"]
+
+# Fastest first. An engine takes the prior, its interface and the request.
+ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
+    "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
+    "reference": lambda _, interface, request: draw_reference(interface, request),
+}
+
+
+def choose_engine(engine: str = "auto") -> tuple[str, str]:
+    """The engine that `sample_codes` uses for an `engine` argument, and why.
+
+    Raises:
+        ValueError: No engine of that name.
+    """
+    if engine == "auto":
+        return "eager", "the two-phase engine takes every prior that has a plan"
+    if engine not in ENGINES:
+        raise ValueError(
+            f"sample_codes: expected engine one of auto, {', '.join(ENGINES)}, got {engine!r}."
+        )
+    return engine, "asked for by name"
+
+
+def sample_codes(
+    prior: nn.Module,
+    batch_size: int,
+    *,
+    condition: Sequence[Tensor] | Tensor | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    first_sample: int = 0,
+    stream: int = 0,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_scale: float = 1.0,
+    known: Tensor | None = None,
+    engine: str = "auto",
+    return_log_prob: bool = False,
+    progress: Progress | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Draw code maps: logits, guidance, temperature, top-k, top-p, Gumbel noise, argmax.
+
+    Args:
+        prior: A `PixelSNAIL`, or any model registered with `sampling.interface_of`. Dropout is
+            never applied: the prior is used in evaluation mode and then set back.
+        batch_size: B.
+        condition: All coarser maps, int64 `[B, h, w]`, coarse to fine; a tensor stands for one.
+        labels: int64 `[B]` for a prior with classes; `num_classes` is "no class".
+        seed, first_sample, stream: The noise is a function of seed, of the sample's number
+            `first_sample + row of the batch`, of stream (the level, 0 the coarsest), position and
+            code: sample 7 of seed 0 has the same noise in every batch.
+        noise: Standard Gumbel noise, float32 `[B, H, W, K]`, in place of that.
+        temperature: Divides the logits; 0 takes the best code.
+        top_k, top_p, guidance_scale: See `DrawingRule`.
+        known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
+        engine: `reference` (the full forward for each code: the definition), `eager`, or `auto`.
+        return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
+            drawn, under the raw model: without guidance, temperature and filters. Nats.
+        progress: Called with (rows done, rows of the map) after each row; an exception that it
+            raises ends the draw.
+
+    Returns:
+        Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
+
+    Raises:
+        ValueError: A value, shape or engine that does not fit, by the argument's name.
+        TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
+
+    Note:
+        The first call folds the prior's weights into a plan, kept with the prior until they change.
+    """
+    interface = interface_of(prior)
+    device = _device(prior)
+    if batch_size < 1:
+        raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
+    if first_sample < 0 or first_sample + batch_size > 1 << 32:
+        raise ValueError(
+            f"sample_codes: expected sample numbers in 0..2^32-1, got first_sample={first_sample} "
+            f"and batch_size={batch_size}."
+        )
+    rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
+    if rule.guided and interface.num_classes == 0:
+        raise ValueError(
+            f"sample_codes: expected guidance_scale=1 for a prior without classes, got "
+            f"{guidance_scale}."
+        )
+    _check_map_arguments(interface, batch_size, known=known, noise=noise)
+    drawn_noise = DrawNoise(
+        batch_size, interface.size[1], interface.num_embeddings, device, seed, first_sample, stream,
+        given=None if noise is None else noise.to(device),
+    )  # fmt: skip
+    request = DrawRequest(
+        batch_size,
+        *_checked_context("sample_codes", interface, batch_size, condition, labels, device),
+        known=None if known is None else known.to(device),
+        noise=drawn_noise,
+        rule=rule,
+        want_log_prob=return_log_prob,
+        progress=progress,
+    )
+    drawn = _draw(prior, interface, request, engine)
+    # Clones are ordinary tensors, where an engine's own are inference tensors: these could not be
+    # used where a gradient is wanted.
+    codes = drawn.codes.clone()
+    if return_log_prob:
+        assert drawn.log_prob is not None
+        return codes, drawn.log_prob.clone()
+    return codes
+
+
+def teacher_forced_logits(
+    prior: nn.Module,
+    codes: Tensor,
+    *,
+    condition: Sequence[Tensor] | Tensor | None = None,
+    labels: Tensor | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """An engine's logits of given codes, float32 `[B, K, H, W]`: what it would draw from.
+
+    The way to compare engines position by position, whatever they would draw.
+
+    Args:
+        codes: int64 `[B, H, W]`.
+        condition, labels, engine: As in `sample_codes`.
+    """
+    interface = interface_of(prior)
+    batch_size = codes.shape[0]
+    _check_map_arguments(interface, batch_size, known=codes, noise=None)
+    device = _device(prior)
+    request = DrawRequest(
+        batch_size,
+        *_checked_context(
+            "teacher_forced_logits", interface, batch_size, condition, labels, device
+        ),
+        known=codes.to(device),
+        noise=DrawNoise(batch_size, interface.size[1], interface.num_embeddings, device),
+        rule=DrawingRule(temperature=0.0),
+        want_logits=True,
+    )
+    logits = _draw(prior, interface, request, engine).logits
+    assert logits is not None
+    return logits.clone()
+
+
+def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
+    name, _ = choose_engine(engine)
+    with evaluating(prior):
+        return ENGINES[name](prior, interface, request)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, and each of its modules back as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(prior: nn.Module) -> torch.device:
+    return next(prior.parameters()).device
+
+
+def _checked_context(
+    where: str,
+    interface: PriorInterface,
+    batch_size: int,
+    condition: Sequence[Tensor] | Tensor | None,
+    labels: Tensor | None,
+    device: torch.device,
+) -> tuple[list[Tensor], Tensor | None]:
+    maps = as_maps(condition)
+    check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
+    check_labels(where, labels, interface.num_classes, batch_size)
+    return [codes.to(device) for codes in maps], None if labels is None else labels.to(device)
+
+
+def _check_map_arguments(
+    interface: PriorInterface, batch_size: int, *, known: Tensor | None, noise: Tensor | None
+) -> None:
+    shape = (batch_size, *interface.size)
+    if known is not None:
+        check_int64("sample_codes", "known", known)
+        if known.shape != shape:
+            raise ValueError(
+                f"sample_codes: expected known {list(shape)}, got {list(known.shape)}."
+            )
+        check_range("sample_codes", "known", known, -1, interface.num_embeddings)
+    if noise is not None:
+        if noise.dtype != torch.float32:
+            raise TypeError(f"sample_codes: expected noise float32, got {noise.dtype}.")
+        if noise.shape != (*shape, interface.num_embeddings):
+            raise ValueError(
+                f"sample_codes: expected noise {[*shape, interface.num_embeddings]} (B, H, W, K), "
+                f"got {list(noise.shape)}."
+            )

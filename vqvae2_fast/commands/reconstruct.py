@@ -1,0 +1,55 @@
+"""`vqvae2-fast reconstruct`: images above what the VQ-VAE makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vqvae2_fast.commands.common import (
+    Command,
+    DataOptions,
+    Result,
+    load_vqvae,
+    open_images,
+    write_result,
+)
+from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
+from vqvae2_fast.data import Split, in_order
+from vqvae2_fast.metrics import reconstruction_error
+
+__all__ = ["Reconstruct"]
+
+
+@dataclass(kw_only=True)
+class Reconstruct(Command):
+    """Encode and decode images; leaves reconstructions.png and result.json with the error."""
+
+    vqvae: Path
+    """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
+    source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    split: Split = "held_out"
+    """Which images: held_out, train, or all."""
+    n: int = 36
+    """Images in the picture, spread evenly over the split; the error is of all."""
+    out: Path = Path("runs/reconstructions")
+    """Folder for what is written."""
+
+    def run(self) -> Result:
+        if self.n < 1:
+            raise ValueError(f"--n: expected 1 or more, got {self.n}.")
+        model = load_vqvae(self.vqvae, self.prepare())
+        config = model.config
+        dataset = open_images(self.source, self.split, config.image_channels, config.image_size)
+        picture = picture_of_reconstructions(
+            model, dataset, self.out / "reconstructions.png", self.n
+        )
+        error = reconstruction_error(model, (batch for batch, _ in in_order(dataset, 128)))
+        values = {"split": self.split, "images": len(dataset), **asdict(error)}
+        write_result(self.out / "result.json", values)
+        return Result(
+            values,
+            [f"{len(dataset)} images ({self.split}): {error.psnr:.2f} dB", f"picture: {picture}"],
+        )

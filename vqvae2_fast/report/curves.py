@@ -1,0 +1,109 @@
+"""Curves of a run's log as one PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vqvae2_fast.metrics import CodecPoint
+
+__all__ = ["plot_curves", "plot_rate"]
+
+Log = Sequence[Mapping[str, Any]]
+
+
+def plot_curves(
+    path: Path,
+    vqvae: Log | None = None,
+    priors: Mapping[str, Log] | None = None,
+    *,
+    marginal_bits: Mapping[str, float] | None = None,
+    num_embeddings: int | None = None,
+) -> None:
+    """Draw what the logs of a VQ-VAE and of priors hold: error, PSNR, use of codes, bits a code.
+
+    Args:
+        vqvae: Lines of the VQ-VAE's log.jsonl.
+        priors: Lines of each prior's, by the name of its level.
+        marginal_bits: Bits a code without a model, by level; drawn as a dashed line.
+    """
+    priors = priors or {}
+    panels = (3 if vqvae else 0) + len(priors)
+    # Not pyplot: it would choose a backend for the caller's process too.
+    figure = Figure(figsize=(4.6 * panels, 3.8))
+    axes = figure.subplots(1, panels, squeeze=False)
+    panel = iter(axes[0])
+    if vqvae:
+        axis = next(panel)
+        axis.plot(*_series(vqvae, "reconstruction"), label="training batch", color="C0", lw=1)
+        axis.plot(*_series(vqvae, "val_mse"), "o-", label="held out", color="C1")
+        axis.set(title="Reconstruction error", xlabel="step", ylabel="MSE, pixels in [-1, 1]")
+        axis.set_yscale("log")
+        axis.legend()
+        axis = next(panel)
+        axis.plot(*_series(vqvae, "val_psnr"), "o-", color="C1")
+        axis.set(title="Held-out PSNR", xlabel="step", ylabel="dB")
+        axis = next(panel)
+        names = [name for name in vqvae[-1] if name.endswith("_codes_used")]
+        for number, name in enumerate(names):
+            level = name.removeprefix("val_").removesuffix("_codes_used")
+            axis.plot(*_series(vqvae, name), "o-", label=level, color=f"C{number + 2}")
+        if num_embeddings:
+            axis.axhline(num_embeddings, color="grey", ls="--", lw=1, label="codebook")
+        axis.set(title="Codes used by held-out images", xlabel="step", ylabel="codes")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    for level, log in priors.items():
+        axis = next(panel)
+        steps, nats = _series(log, "loss")
+        axis.plot(steps, [value / 0.6931471805599453 for value in nats], lw=1, color="C0",
+                  label="training batch")  # fmt: skip
+        axis.plot(*_series(log, "val_bits_per_code"), "o-", color="C1", label="held out")
+        if marginal_bits and level in marginal_bits:
+            axis.axhline(
+                marginal_bits[level], color="grey", ls="--", lw=1, label="marginal entropy"
+            )
+        axis.set(title=f"Prior of the {level} level", xlabel="step", ylabel="bits a code")
+        axis.legend()
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any]) -> None:
+    """Draw quality against bits: WebP's curve, and the point of a pipeline beside it.
+
+    Args:
+        values: From `evaluate_pipeline`.
+    """
+    figure = Figure(figsize=(5.6, 3.8))
+    axis = figure.subplots()
+    points = sorted(webp, key=lambda point: point.bits_per_image)
+    axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "-", color="C0",
+              label="WebP, without its container")  # fmt: skip
+    quality = values["reconstruction"]["psnr"]
+    axis.plot(
+        values["bits_per_image"], quality, "o", color="C3", ms=9, label="codes under the priors"
+    )
+    axis.plot(values["marginal_bits_per_image"], quality, "x", color="C3", ms=8,
+              label="codes by their frequency alone")  # fmt: skip
+    axis.set(title="Held-out images", xlabel="bits an image", ylabel="PSNR, dB")
+    axis.set_xlim(0, 2 * values["marginal_bits_per_image"])
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110)
+
+
+def _series(log: Log, name: str) -> tuple[list[int], list[float]]:
+    lines = [line for line in log if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]

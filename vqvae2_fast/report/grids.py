@@ -1,0 +1,109 @@
+"""Images laid out for the eye: grids with text beside the rows, written as PNG."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vqvae2_fast.data import to_uint8
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["image_grid", "reconstruction_grid", "sample_grid", "save_images"]
+
+_GAP, _MARGIN = 4, 12  # pixels between tiles, and around the grid
+_BACKGROUND, _INK, _FAINT = (246, 246, 246), (30, 30, 30), (110, 110, 110)
+
+
+def image_grid(
+    rows: Sequence[Tensor],
+    labels: Sequence[str] = (),
+    *,
+    title: str = "",
+    gaps: Sequence[int] = (),
+    tile: int = 96,
+) -> Image.Image:
+    """Rows of images with a label left of each.
+
+    Args:
+        rows: Each `[n, C, H, W]` in [-1, 1], all of one size; rows may differ in n.
+        labels: One a row, or none at all.
+        title: A line above the grid.
+        gaps: Numbers of rows that stand apart from the row before.
+        tile: Shorter side, in pixels, to which smaller images are enlarged (bicubic).
+    """
+    height, width = rows[0].shape[-2:]
+    scale = max(1.0, tile / min(height, width))
+    tile_height, tile_width = round(height * scale), round(width * scale)
+    font, title_font = ImageFont.load_default(size=17), ImageFont.load_default(size=20)
+    label_width = max((int(font.getlength(label)) for label in labels), default=0)
+    left = _MARGIN + (label_width + _MARGIN if labels else 0)
+    top = _MARGIN + (34 if title else 0)
+    columns = max(len(row) for row in rows)
+    canvas_width = left + columns * (tile_width + _GAP) - _GAP + _MARGIN
+    canvas_width = max(canvas_width, 2 * _MARGIN + int(title_font.getlength(title)))
+    canvas_height = top + len(rows) * (tile_height + _GAP) + len(gaps) * 5 * _GAP + _MARGIN
+    canvas = Image.new("RGB", (canvas_width, canvas_height), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((_MARGIN, _MARGIN), title, _INK, title_font)
+    y = top
+    for number, row in enumerate(rows):
+        y += 5 * _GAP if number in gaps else 0
+        if labels:
+            middle = (left - _MARGIN, y + tile_height // 2)
+            draw.text(middle, labels[number], _INK, font, anchor="rm")
+        for column, image in enumerate(_pictures(row)):
+            if scale > 1:
+                image = image.resize((tile_width, tile_height), Image.Resampling.BICUBIC)
+            canvas.paste(image, (left + column * (tile_width + _GAP), y))
+        y += tile_height + _GAP
+    return canvas
+
+
+def reconstruction_grid(
+    images: Tensor, reconstructions: Tensor, *, columns: int = 12, title: str = ""
+) -> Image.Image:
+    """Images `[N, C, H, W]` in [-1, 1], each above its reconstruction, in pairs of rows."""
+    rows, labels = [], []
+    for start in range(0, len(images), columns):
+        rows += [images[start : start + columns], reconstructions[start : start + columns]]
+        labels += ["original", "reconstructed"]
+    return image_grid(rows, labels, title=title, gaps=range(2, len(rows), 2))
+
+
+def sample_grid(
+    samples: Tensor, labels: Sequence[int], class_names: Sequence[str], *, title: str = ""
+) -> Image.Image:
+    """Samples `[N, C, H, W]` in [-1, 1], one row a class with its name; without, a square."""
+    if not class_names:
+        columns = max(1, round(len(samples) ** 0.5))
+        return image_grid(list(samples.split(columns)), title=title)
+    shown = [label for label in range(len(class_names)) if label in labels]
+    rows = [samples[[i for i, own in enumerate(labels) if own == label]] for label in shown]
+    if len(shown) == 1 and len(rows[0]) > 12:
+        rows = list(rows[0].split(12))
+        return image_grid(rows, [class_names[shown[0]], *[""] * (len(rows) - 1)], title=title)
+    return image_grid(rows, [class_names[label] for label in shown], title=title)
+
+
+def save_images(images: Tensor, folder: Path, names: Sequence[str]) -> list[Path]:
+    """Each of images `[N, C, H, W]` in [-1, 1] as a PNG of its own size in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in names]
+    for path, picture in zip(paths, _pictures(images), strict=True):
+        picture.save(path)
+    return paths
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()  # [N, C, H, W] -> [N, H, W, C]
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    return [Image.fromarray(picture) for picture in pixels]

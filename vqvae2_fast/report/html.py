@@ -1,0 +1,77 @@
+"""A report as one HTML file that needs nothing beside it: pictures are embedded."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Section", "write_report"]
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1e1e1e; background: #fff; margin: 2rem auto;
+       max-width: 1100px; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { margin-top: 2.2rem; font-size: 1.25rem; }
+p { max-width: 75ch; } img { max-width: 100%; height: auto; border: 1px solid #ddd; }
+table { border-collapse: collapse; } td, th { padding: .3rem .9rem .3rem 0; text-align: left;
+       border-bottom: 1px solid #ddd; vertical-align: top; } td.number { text-align: right;
+       font-variant-numeric: tabular-nums; white-space: nowrap; }
+.met { color: #176b2c; } .missed { color: #a31515; } footer { color: #666; margin-top: 3rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a heading, words, and a table or a picture.
+
+    Args:
+        rows: Cells; a cell "met" or "missed" is coloured. Cells that begin with a digit or a sign
+            stand to the right.
+    """
+
+    heading: str
+    text: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    picture: Path | None = None
+
+
+def write_report(path: Path, title: str, lead: str, sections: Sequence[Section], foot: str) -> None:
+    """Write `path`, an HTML file of its own."""
+    parts = [
+        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>",
+    ]  # fmt: skip
+    for section in sections:
+        parts.append(f"<h2>{escape(section.heading)}</h2>")
+        if section.text:
+            parts.append(f"<p>{escape(section.text)}</p>")
+        if section.rows:
+            parts.append(_table(section))
+        if section.picture:
+            image = base64.b64encode(section.picture.read_bytes()).decode()
+            parts.append(
+                f'<img alt="{escape(section.heading)}" src="data:image/png;base64,{image}">'
+            )
+    parts.append(f"<footer>{escape(foot)}</footer></body></html>\n")
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _table(section: Section) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
+    rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in section.rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _cell(cell: str) -> str:
+    if cell in ("met", "missed"):
+        return f'<td class="{cell}">{cell}</td>'
+    number = cell[:1].isdigit() or cell[:1] in "-+−≤≥"
+    return f'<td class="number">{escape(cell)}</td>' if number else f"<td>{escape(cell)}</td>"

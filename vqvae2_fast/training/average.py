@@ -1,0 +1,49 @@
+"""Polyak average of a model's weights: what is validated, saved and drawn from."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PolyakAverage"]
+
+
+class PolyakAverage:
+    """average ← d·average + (1 − d)·weight after each step, with d = min(decay, (1 + t)/(10 + t)).
+
+    The early steps' smaller d forgets the initial weights, as in TensorFlow's
+    `ExponentialMovingAverage(num_updates)`, so short runs can use the decay of long ones. Buffers
+    (a codebook is its own moving average) are not averaged.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {
+            name: weight.detach().clone() for name, weight in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after `step` steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = [weight.detach() for weight in model.parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights, inside the block."""
+        self._swap(model)
+        try:
+            yield
+        finally:
+            self._swap(model)
+
+    def _swap(self, model: nn.Module) -> None:
+        for name, weight in model.named_parameters():
+            weight.data, self.weights[name] = self.weights[name], weight.data

@@ -1,0 +1,86 @@
+"""Settings of a training run that both stages share, and the learning rate they imply.
+
+Everything counts steps, never seconds: two runs with the same settings and seed are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["TrainConfig", "learning_rate", "step_seed"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how fast a stage trains.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: Images (or code maps) of one micro-batch.
+        accumulate: Micro-batches whose gradients add up to one step.
+        learning_rate: Peak rate of AdamW, reached after the warm-up.
+        warmup_steps: Steps of the linear warm-up.
+        final_learning_rate: Rate at the end of the cosine, as a fraction of the peak.
+        weight_decay: Of matrices and convolutions; biases and gains have none.
+        max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
+        average_decay: Decay of the Polyak average of the weights; 0 keeps none.
+        log_every: Steps between lines of log.jsonl.
+        validate_every: Steps between validations; one more follows the last step.
+        save_every: Steps between checkpoints; one more follows the last step.
+        keep: Checkpoints that stay on the disk; older ones are removed.
+        workers: Processes that load data; 0 loads in this one.
+        precision: `bfloat16` runs the networks under autocast.
+        seed: Of the order of the data, dropout and augmentation.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_learning_rate: float = 0.02
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    average_decay: float = 0.0
+    log_every: int = 20
+    validate_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    workers: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every",
+                     "save_every", "keep"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig: {name} must be >= 1, got {getattr(self, name)}.")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(
+                f"TrainConfig: average_decay must be in [0, 1), got {self.average_decay}."
+            )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of a step, counted from 0: linear warm-up, then half a cosine down to the final rate."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    floor = config.final_learning_rate
+    return config.learning_rate * (floor + (1 - floor) * cosine)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of one step's random numbers, so that a resumed run draws what an unbroken one would.
+
+    The multiplier is odd, so for one seed no two steps below 2^62 share a value.
+    """
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xD1342543DE82EF95 + 1) & 0x3FFFFFFFFFFFFFFF

@@ -1,0 +1,134 @@
+"""Progress with the time left always in sight: bars in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Progress", "Task", "clock"]
+
+# Seconds between plain lines: few enough to read in a log, often enough to see it lives.
+_LINE_INTERVAL = 10.0
+
+
+def clock(seconds: float | None) -> str:
+    """`m:ss`, or `h:mm:ss` from an hour on; `-:--` while unknown."""
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Shows named tasks one after the other and, given a plan, the time left of all of them.
+
+    Args:
+        plan: Names of all tasks to come with their share of the whole time, in any unit; the time
+            left of the whole is estimated from it and from how long the finished part took.
+        stream: Where to write; standard error by default, so that results can be piped.
+        quiet: Show nothing.
+    """
+
+    def __init__(
+        self,
+        plan: Mapping[str, float] | None = None,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._plan = dict(plan or {})
+        self._finished: list[str] = []
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._start = time.monotonic()
+        self._console = Console(file=self._stream)
+        self._bars = self._console.is_terminal and not quiet
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
+        """A task of `total` units, `done` of which were finished before (a resumed run)."""
+        number = f"[{len(self._finished) + 1}/{len(self._plan)}] " if self._plan else ""
+        if self._bars:
+            with RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}"),
+                console=self._console,
+            ) as bars:
+                yield Task(self, name, number, total, done, bars)
+        else:
+            task = Task(self, name, number, total, done, None)
+            yield task
+            task.finish()
+        self._finished.append(name)
+
+    def say(self, text: str) -> None:
+        """A line of its own, outside any task."""
+        if not self._quiet:
+            print(text, file=self._stream, flush=True)
+
+    def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
+        """Of the whole plan, when `fraction` of task `name` is done; None without a plan."""
+        if name not in self._plan:
+            return None
+        done = sum(self._plan.get(finished, 0.0) for finished in self._finished)
+        done += fraction * self._plan[name]
+        if done <= 0:
+            return None
+        elapsed = time.monotonic() - self._start
+        return elapsed * (sum(self._plan.values()) - done) / done
+
+
+class Task:
+    """One task of a `Progress`; `update` tells how far it is."""
+
+    def __init__(
+        self, owner: Progress, name: str, number: str, total: int, done: int,
+        bars: RichProgress | None,
+    ) -> None:  # fmt: skip
+        self._owner, self._name, self._number, self._bars = owner, name, number, bars
+        self._total, self._first, self._done = total, done, done
+        self._start = self._last_line = time.monotonic()
+        self._status = ""
+        if bars is not None:
+            self._bar = bars.add_task(number + name, total=total, completed=done, text="")
+
+    def update(self, done: int, status: str = "") -> None:
+        """Say that `done` of the total units are finished; `status` is shown beside."""
+        self._done, self._status = done, status or self._status
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=done, text=self._text())
+        elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
+            self._line()
+
+    def finish(self) -> None:
+        """The last plain line, with the time taken."""
+        if self._bars is None:
+            self._line()
+
+    def _text(self) -> str:
+        elapsed = time.monotonic() - self._start
+        worked = self._done - self._first
+        left = elapsed * (self._total - self._done) / worked if worked else None
+        parts = [f"{self._done}/{self._total}", self._status]
+        if self._done < self._total:
+            parts.append(f"left {clock(left)}")
+        else:
+            parts.append(f"took {clock(elapsed)}")
+        of_all = self._owner.seconds_left_of_all(self._name, self._done / max(1, self._total))
+        if of_all is not None:
+            parts.append(f"all done in {clock(of_all)}")
+        return "  ".join(part for part in parts if part)
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        self._owner.say(f"{self._number}{self._name}  {self._text()}")

@@ -1,0 +1,76 @@
+"""Stage 2: the prior of one level. Algorithm 2 of https://arxiv.org/abs/1906.00446."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast.data import code_batches
+from vqvae2_fast.metrics import prior_labels, prior_likelihood
+from vqvae2_fast.training.loop import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqvae2_fast.data import CodeDataset
+    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.training.config import TrainConfig
+
+__all__ = ["prior_stage"]
+
+
+def prior_stage(
+    prior: PixelSNAIL,
+    train_set: CodeDataset,
+    held_out: CodeDataset,
+    config: TrainConfig,
+    *,
+    level: int,
+    label_dropout: float = 0.1,
+    name: str = "train prior",
+) -> Stage:
+    """Cross-entropy of one level's codes, given all coarser levels and the class.
+
+    Validation gives `nats_per_code`, `bits_per_code` and `bits_per_image` on the held-out codes.
+
+    Args:
+        level: Which of the maps to model, 0 the coarsest.
+        label_dropout: Share of labels replaced by "no class", so that the prior can be guided.
+    """
+    device = next(prior.parameters()).device
+
+    def loss(batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        maps, labels = batch
+        labels = prior_labels(prior, labels.to(device))
+        if labels is not None and label_dropout:
+            dropped = torch.rand(labels.shape, device=device) < label_dropout
+            labels = torch.where(dropped, prior.config.num_classes, labels)
+        condition = [codes.to(device) for codes in maps[:level]]
+        logits = prior(maps[level].to(device), condition or None, labels)
+        nats = F.cross_entropy(logits.float(), maps[level].to(device))
+        return nats, {}
+
+    def validate(prior: PixelSNAIL) -> dict[str, float]:
+        return asdict(prior_likelihood(prior, held_out_batches(held_out, config.batch_size), level))
+
+    return Stage(
+        name=name,
+        model=prior,
+        batches=lambda first: code_batches(
+            train_set, config.batch_size, seed=config.seed, start_step=first
+        ),
+        loss=loss,
+        validate=validate,
+    )
+
+
+def held_out_batches(
+    dataset: CodeDataset, batch_size: int
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """All records in order; the last batch is as short as it comes."""
+    for indices in torch.arange(len(dataset)).split(batch_size):
+        yield dataset.batch(indices)

@@ -134,8 +134,7 @@ def main() -> None:
         before, after, text = PAGES[name]
         versions = (before + text, after + text)
         results = [run(page)[0] for page in versions]
-        scale = max(map(abs, results[0]))
-        difference = max(abs(a - b) for a, b in zip(*results, strict=True)) / scale
+        difference = max(abs(a - b) / (abs(a) or 1.0) for a, b in zip(*results, strict=True))
         times: list[list[float]] = [[], []]
         for _ in range(options.rounds):
             for each, page in zip(times, versions, strict=True):

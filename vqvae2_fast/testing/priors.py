@@ -1,0 +1,69 @@
+"""Small random priors of every kind that `PixelSNAIL` can be, for tests of engines."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+
+__all__ = ["prior_inputs", "tiny_configs", "tiny_prior"]
+
+_MASKS = ("exclude", "include", "down", "downright")
+
+
+def tiny_prior(seed: int = 0, **overrides: Any) -> PixelSNAIL:
+    """A prior of a 4×6 map and 13 codes in evaluation mode; arguments of `PixelSNAILConfig`.
+
+    No weight is left at a value, such as a zero bias, that would hide a part of the network.
+    """
+    values: dict[str, Any] = {
+        "size": (4, 6), "num_embeddings": 13, "channels": 16, "residual_channels": 12,
+        "num_blocks": 2, "layers_per_block": 2, "kernel_size": 3, "num_heads": 2,
+        "condition_channels": 6, "num_condition_layers": 1,
+    }  # fmt: skip
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    prior = PixelSNAIL(PixelSNAILConfig(**{**values, **overrides}))
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    torch.random.set_rng_state(state)
+    return prior.eval()
+
+
+def tiny_configs() -> dict[str, dict[str, Any]]:
+    """Arguments of `tiny_prior` by name: every mask × attention × condition × classes."""
+    conditions = {"alone": (), "conditioned": ((2, 3),), "conditioned twice": ((1, 3), (2, 3))}
+    configs = {}
+    for mask, attention, (name, sizes), classes in product(
+        _MASKS, (True, False), conditions.items(), (0, 3)
+    ):
+        parts = (mask, "attention" if attention else "no attention", name)
+        label = ", ".join(parts + (("classes",) if classes else ()))
+        configs[label] = {
+            "mask": mask, "attention": attention, "condition_sizes": sizes, "num_classes": classes,
+        }  # fmt: skip
+    return configs
+
+
+def prior_inputs(prior: PixelSNAIL, batch_size: int, seed: int = 0) -> dict[str, Any]:
+    """Random `codes`, `condition` (list of maps) and `labels` (or None) that fit a prior."""
+    config, generator = prior.config, torch.Generator().manual_seed(seed)
+
+    def random_map(size: tuple[int, int]) -> Tensor:
+        shape = (batch_size, *size)
+        return torch.randint(config.num_embeddings, shape, generator=generator)
+
+    labels = None
+    if config.num_classes:
+        labels = torch.randint(config.num_classes + 1, (batch_size,), generator=generator)
+    return {
+        "codes": random_map(config.size),
+        "condition": [random_map(size) for size in config.condition_sizes],
+        "labels": labels,
+    }

@@ -1,0 +1,96 @@
+"""`sample_images`: levels chained, each with its own noise stream."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images, sample_levels
+from vqvae2_fast.testing.priors import tiny_prior
+
+
+@dataclass
+class Decoder:
+    """Keeps the codes it gets; returns an image that leaves [-1, 1]."""
+
+    seen: list = field(default_factory=list)
+
+    def decode(self, codes):
+        self.seen = codes
+        return codes[-1][:, None].float() - 6
+
+
+def levels(num_classes=0):
+    top = tiny_prior(0, size=(2, 3), num_classes=num_classes)
+    middle = tiny_prior(1, size=(2, 6), condition_sizes=((2, 3),))
+    bottom = tiny_prior(
+        2, size=(4, 6), condition_sizes=((2, 3), (2, 6)), attention=False, num_classes=num_classes
+    )
+    return [top, middle, bottom]
+
+
+def test_each_level_draws_its_stream_given_all_levels_before():
+    decoder, priors = Decoder(), levels()
+    sample_images(Pipeline(decoder, priors), 2, seed=3, first_sample=5)
+    maps = []
+    for level, prior in enumerate(priors):
+        maps.append(sample_codes(prior, 2, condition=maps, seed=3, first_sample=5, stream=level))
+    assert all(torch.equal(a, b) for a, b in zip(decoder.seen, maps, strict=True))
+
+
+def test_images_are_clamped_to_their_range():
+    images = sample_images(Pipeline(Decoder(), levels()), 2)
+    assert images.shape == (2, 1, 4, 6)
+    assert images.min() >= -1
+    assert images.max() <= 1
+
+
+def test_settings_are_one_for_all_or_one_per_level():
+    pipeline = Pipeline(Decoder(), levels())
+    greedy = sample_levels(pipeline, 1, temperature=0.0)
+    mixed = sample_levels(pipeline, 1, temperature=[0.0, 0.0, 1.0], seed=4)
+    assert torch.equal(mixed[0], greedy[0])
+    assert torch.equal(mixed[1], greedy[1])
+    assert not torch.equal(mixed[2], greedy[2])
+
+
+def test_labels_reach_every_level_with_classes():
+    pipeline = Pipeline(Decoder(), levels(num_classes=3))
+    first = sample_levels(pipeline, 1, labels=torch.tensor([0]))
+    same_top = [first[0], first[1], torch.full_like(first[2], -1)]
+    other = sample_levels(pipeline, 1, labels=torch.tensor([1]), known=same_top)
+    assert torch.equal(other[1], first[1])
+    assert not torch.equal(other[2], first[2])
+
+
+def test_known_codes_are_per_level():
+    pipeline = Pipeline(Decoder(), levels())
+    known = torch.full((1, 2, 6), -1)
+    known[:, 0] = 5
+    maps = sample_levels(pipeline, 1, known=[None, known, None])
+    assert (maps[1][:, 0] == 5).all()
+
+
+def test_progress_names_the_level():
+    calls = []
+    sample_images(Pipeline(Decoder(), levels()), 1, progress=lambda *call: calls.append(call))
+    assert calls == [(0, 1, 2), (0, 2, 2), (1, 1, 2), (1, 2, 2), *((2, n, 4) for n in (1, 2, 3, 4))]
+
+
+def test_priors_that_do_not_chain_are_an_error():
+    with pytest.raises(ValueError, match=r"priors\[1\] to be conditioned on .*\(2, 3\).*got"):
+        Pipeline(Decoder(), [levels()[0], levels()[2]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": [1.0, 1.0]}, "temperature to be one value or 3, .* got 2"),
+        ({"known": [None]}, "known to be a list of 3 maps or None, .* got 1"),
+        ({"labels": torch.tensor([0])}, "no labels: no prior has classes"),
+        ({"guidance_scale": 2.0}, "guidance_scale=1: no prior has classes, got 2.0"),
+    ],
+)
+def test_bad_argument_is_named(arguments, message):
+    with pytest.raises(ValueError, match=f"sample_images: expected {message}"):
+        sample_images(Pipeline(Decoder(), levels()), 1, **arguments)

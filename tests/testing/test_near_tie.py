@@ -1,0 +1,73 @@
+"""The near-tie rule itself: it accepts rounding and refuses everything else."""
+
+import pytest
+import torch
+
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.testing.near_tie import NearTie, _gaps, assert_near_tie, near_tie
+from vqvae2_fast.testing.priors import tiny_prior
+
+LOGITS = torch.tensor([[2.0, 2.0005, 0.0]])
+ZERO = torch.zeros(1, 3)
+
+
+def gap(rule, code, error=1e-3, logits=LOGITS):
+    gaps, not_best, tolerance = _gaps(rule, logits, ZERO, torch.tensor([code]), error)
+    return bool(gaps[0] <= tolerance), bool(not_best[0])
+
+
+def test_a_code_within_the_tolerance_counts_as_not_best_but_holds():
+    assert gap(DrawingRule(), 0) == (True, True)
+    assert gap(DrawingRule(), 1) == (True, False)
+
+
+def test_a_code_beyond_the_tolerance_does_not_hold():
+    assert gap(DrawingRule(), 2) == (False, True)
+    assert gap(DrawingRule(), 0, error=1e-4) == (False, True)
+
+
+def test_tolerance_is_four_errors_over_the_temperature():
+    _, _, tolerance = _gaps(DrawingRule(temperature=0.5), LOGITS, ZERO, torch.tensor([0]), 1e-3)
+    assert tolerance == pytest.approx(8e-3)
+
+
+def test_a_code_at_the_edge_of_a_filter_holds():
+    # Top-1 keeps code 1; within the error it could as well keep code 0, never code 2.
+    assert gap(DrawingRule(top_k=1), 0)[0]
+    assert not gap(DrawingRule(top_k=1), 2)[0]
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert gap(DrawingRule(top_p=0.5), 1, error=1e-5, logits=logits) == (False, True)
+    noise = torch.tensor([[0.0, 5.0, 0.0]])
+    gaps, _, tolerance = _gaps(DrawingRule(top_p=0.5), logits, noise, torch.tensor([1]), 1e-5)
+    assert gaps[0] <= tolerance
+
+
+def test_more_than_one_code_in_ten_thousand_is_a_failure():
+    found = {"num_beyond": 0, "worst_gap": 0.0, "logit_error": 1e-6, "tolerance": 4e-6}
+    assert NearTie(num_drawn=10_000, num_not_best=1, **found).holds
+    assert not NearTie(num_drawn=10_000, num_not_best=2, **found).holds
+
+
+def test_a_changed_code_is_found():
+    prior = tiny_prior()
+    codes = sample_codes(prior, 4, seed=1)
+    assert_near_tie(prior, codes, seed=1)
+    codes[2, 1, 3] = (codes[2, 1, 3] + 1) % 13
+    assert near_tie(prior, codes, seed=1).num_not_best >= 1
+    with pytest.raises(AssertionError, match="near-tie rule broken"):
+        assert_near_tie(prior, codes, seed=1)
+
+
+def test_codes_of_another_seed_are_refused():
+    prior = tiny_prior()
+    assert not near_tie(prior, sample_codes(prior, 2, seed=1), seed=2).holds
+
+
+def test_known_codes_are_not_judged():
+    prior = tiny_prior()
+    known = torch.full((2, 4, 6), -1)
+    known[:, :2] = 3
+    codes = sample_codes(prior, 2, known=known)
+    result = assert_near_tie(prior, codes, known=known)
+    assert result.num_drawn == 2 * 2 * 6

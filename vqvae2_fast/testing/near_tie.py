@@ -1,0 +1,161 @@
+"""The near-tie rule: whether an engine's codes are those of the reference, rounding aside.
+
+Two engines that add in different orders can differ in a code whose two best scores lie within the
+rounding of the logits, and from there on they draw different maps. So maps are never compared past
+their first difference: the engine's codes are fed to the reference, and each code must be the best
+there, or as good as the best within a tolerance that the measured rounding sets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.models.code_checks import as_maps
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.sampler import evaluating, teacher_forced_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["NearTie", "assert_near_tie", "near_tie"]
+
+# A code in 10^4 may be a near tie that went the other way.
+ALLOWED_SHARE = 1e-4
+# Both scores of a comparison carry the error of a logit, and twice that for what was not measured.
+TOLERANCE_IN_ERRORS = 4
+
+
+@dataclass(frozen=True)
+class NearTie:
+    """What the rule found.
+
+    Args:
+        num_drawn: Codes drawn (known ones are not counted).
+        num_not_best: Codes that are not the reference's best.
+        num_beyond: Codes whose score is further from the best than the tolerance.
+        worst_gap: Largest distance of a code's score from the best.
+        logit_error: Largest difference of the two engines' (guided) logits on these codes.
+        tolerance: τ, 4 × logit_error ÷ temperature.
+    """
+
+    num_drawn: int
+    num_not_best: int
+    num_beyond: int
+    worst_gap: float
+    logit_error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.num_beyond == 0 and self.num_not_best <= ALLOWED_SHARE * self.num_drawn
+
+
+def near_tie(
+    prior: nn.Module,
+    codes: Tensor,
+    *,
+    engine: str = "auto",
+    condition: Sequence[Tensor] | Tensor | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    first_sample: int = 0,
+    stream: int = 0,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_scale: float = 1.0,
+    known: Tensor | None = None,
+) -> NearTie:
+    """Judge codes `[B, H, W]` that `engine` drew with these arguments of `sample_codes`.
+
+    With filters a code at their edge may be in for one engine and out for the other. A drawn code
+    counts if it is in when logits are off by the measured error in its favour, and it has to be as
+    good as the best of the codes that are in whatever the error.
+    """
+    interface = interface_of(prior)
+    rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
+    height, width = interface.size
+    maps, num_embeddings = as_maps(condition), interface.num_embeddings
+
+    def logits_of(labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(reference, engine), each `[B·H·W, K]`."""
+        with evaluating(prior), torch.no_grad():
+            reference = interface.logits(codes, maps, labels).float()
+        own = teacher_forced_logits(prior, codes, condition=maps, labels=labels, engine=engine)
+        return tuple(x.permute(0, 2, 3, 1).reshape(-1, num_embeddings) for x in (reference, own))
+
+    reference, own = logits_of(labels)
+    if rule.guided:
+        assert labels is not None
+        without = logits_of(torch.full_like(labels, interface.num_classes))
+        reference, own = rule.guide(reference, without[0]), rule.guide(own, without[1])
+    error = float((reference - own).abs().max())
+    source = DrawNoise(
+        codes.shape[0], width, num_embeddings, codes.device, seed, first_sample, stream, noise
+    )
+    rows = torch.stack([source.row(i) for i in range(height)], dim=1)  # [B, H, W, K]
+    gaps, not_best, tolerance = _gaps(rule, reference, rows.flatten(0, 2), codes.flatten(), error)
+    if known is not None:
+        drawn = known.flatten() < 0
+        gaps, not_best = gaps[drawn], not_best[drawn]
+    return NearTie(
+        num_drawn=gaps.numel(),
+        num_not_best=int(not_best.sum()),
+        num_beyond=int((gaps > tolerance).sum()),
+        worst_gap=float(gaps.max()) if gaps.numel() else 0.0,
+        logit_error=error,
+        tolerance=tolerance,
+    )
+
+
+def assert_near_tie(prior: nn.Module, codes: Tensor, **arguments: Any) -> NearTie:
+    """`near_tie`, and an AssertionError with its numbers unless the rule holds."""
+    result = near_tie(prior, codes, **arguments)
+    if not result.holds:
+        raise AssertionError(f"near-tie rule broken: {result}")
+    return result
+
+
+def _gaps(
+    rule: DrawingRule, logits: Tensor, noise: Tensor, codes: Tensor, error: float
+) -> tuple[Tensor, Tensor, float]:
+    """Per position the gap of the code's score from the best, whether it is not the best, and τ."""
+    if rule.temperature == 0:
+        tolerance, scores = TOLERANCE_IN_ERRORS * error, logits
+        surely = maybe = torch.ones_like(logits, dtype=torch.bool)
+    else:
+        tolerance = TOLERANCE_IN_ERRORS * error / rule.temperature
+        tempered = rule.tempered(logits)
+        scores = tempered + noise
+        surely, maybe = _inside_filters(rule, tempered, tolerance)
+    best = scores.masked_fill(~surely, -torch.inf).amax(dim=1)
+    own = scores.masked_fill(~maybe, -torch.inf).gather(1, codes[:, None])[:, 0]
+    return (best - own).clamp_min(0), rule.draw(logits, noise) != codes, tolerance
+
+
+def _inside_filters(rule: DrawingRule, logits: Tensor, slack: float) -> tuple[Tensor, Tensor]:
+    """Codes that top-k and top-p keep whatever an error within slack, and those they may keep."""
+    ordered = logits.sort(dim=1, descending=True).values
+    ascending = -ordered
+    # For each code, how many are better by more than the slack, and how many may be better.
+    better = torch.searchsorted(ascending, -(logits + slack).contiguous())
+    maybe_better = torch.searchsorted(ascending, -(logits - slack).contiguous(), right=True) - 1
+    top_k = rule.top_k or logits.shape[1]
+    surely, maybe = maybe_better < top_k, better < top_k
+    if rule.top_p is not None and rule.top_p < 1:
+        kept = ordered.masked_fill(
+            torch.arange(logits.shape[1], device=logits.device) >= top_k, -torch.inf
+        )
+        before = torch.nn.functional.pad(kept.softmax(dim=1).cumsum(dim=1), (1, 0))  # [N, K+1]
+        surely &= before.gather(1, maybe_better) < rule.top_p - slack
+        maybe &= before.gather(1, better) < rule.top_p + slack
+    # The best code is always kept, unless another may be better.
+    surely |= maybe_better == 0
+    return surely, maybe

@@ -1,7 +1,39 @@
-"""vqvae2_fast: VQ-VAE-2 with compiled kernels."""
+"""vqvae2_fast: VQ-VAE-2 (https://arxiv.org/abs/1906.00446) with compiled kernels.
+
+`ops` holds the operators; the modules, models and samplers below are built on them.
+"""
 
 from vqvae2_fast import ops
+from vqvae2_fast.models.configs import (
+    PixelSNAILConfig,
+    PresetConfig,
+    VQVAE2Config,
+    preset,
+    preset_names,
+)
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images
+from vqvae2_fast.training.checkpoint import from_preset, load, save
 
 __version__ = "0.1.0"
 
-__all__ = ["ops"]
+__all__ = [
+    "VQVAE2",
+    "Pipeline",
+    "PixelSNAIL",
+    "PixelSNAILConfig",
+    "PresetConfig",
+    "VQVAE2Config",
+    "VQVAE2Output",
+    "VectorQuantizerEMA",
+    "from_preset",
+    "load",
+    "ops",
+    "preset",
+    "preset_names",
+    "sample_codes",
+    "sample_images",
+    "save",
+]

@@ -225,8 +225,8 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
         "VQ-VAE-2 on emoji",
         f"Trained in {seconds['all'] / 60:.1f} minutes: an encoder that turns a 32×32 image into "
         "two maps of discrete codes and back, and two priors that know which codes go together and "
-        f"draw new ones, class by class. {values['images']} images were never trained on; the numbers "
-        "here are theirs.",
+        f"draw new ones, class by class. {values['images']} images were never trained on; the "
+        "numbers here are theirs.",
         [
             Section("New images", "Each row is drawn with its class as the only wish. Classes with "
                     "few examples (Flags has 8 in all) can only be remembered.",

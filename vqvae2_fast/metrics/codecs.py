@@ -32,7 +32,7 @@ class CodecPoint:
     psnr: float
 
 
-def webp_curve(images: Tensor, qualities: Sequence[int] = range(0, 101, 2)) -> list[CodecPoint]:
+def webp_curve(images: Tensor, qualities: Sequence[int] = range(0, 101, 5)) -> list[CodecPoint]:
     """Rate and quality of WebP's lossy mode (slowest and best method) on each image by itself.
 
     Args:

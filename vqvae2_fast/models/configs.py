@@ -254,7 +254,7 @@ _PRESETS = {
     "emoji32": PresetConfig(
         VQVAE2Config(
             image_size=(32, 32), strides=(2, 2), hidden_channels=48, residual_channels=48,
-            num_embeddings=256, embedding_dim=32,
+            num_embeddings=256, embedding_dim=32, restart=0.3,
         ),
         _small_priors(((8, 8), (16, 16)), 256, num_classes=9),
     ),

@@ -31,7 +31,8 @@ class TrainConfig:
         save_every: Steps between checkpoints; one more follows the last step.
         keep: Checkpoints that stay on the disk; older ones are removed.
         workers: Processes that load data; 0 loads in this one.
-        precision: `bfloat16` runs the networks under autocast.
+        precision: `bfloat16` runs the networks under autocast; `auto` does so where the processor
+            computes in it. The loss, the codebooks and validation stay in float32.
         seed: Of the order of the data, dropout and augmentation.
     """
 
@@ -49,7 +50,7 @@ class TrainConfig:
     save_every: int = 500
     keep: int = 2
     workers: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:

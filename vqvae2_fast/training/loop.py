@@ -84,14 +84,14 @@ def train(
     # Reading the flag waits for a GPU; on a CPU every step is checked.
     check_every = 1 if device.type == "cpu" else config.log_every
     optimizer = _adamw(model, config)
+    autocast = _autocast(device, config)
     average = PolyakAverage(model, config.average_decay) if config.average_decay else None
-    first_step = 0
+    first_step, metrics = 0, {}
     if resume and out is not None and (newest := checkpoint.latest(out)):
-        first_step = _restore(newest, model, optimizer, average, config)
+        first_step, metrics = _restore(newest, model, optimizer, average, config)
     batches = stage.batches(first_step * config.accumulate)
     log = _Log(out / "log.jsonl" if out else None, first_step)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    metrics: dict[str, float] = {}
     start = time.monotonic()
 
     with _own_random_state(device), progress.task(stage.name, config.steps, first_step) as task:
@@ -101,10 +101,11 @@ def train(
                 group["lr"] = learning_rate(step, config)
             model.train()
             for _ in range(config.accumulate):
-                with _precision(device, config):
-                    loss, parts = stage.loss(next(batches))
-                (loss / config.accumulate).backward()
-                finite &= loss.detach().isfinite()
+                with autocast:
+                    total, parts = stage.loss(next(batches))
+                (total / config.accumulate).backward()
+                loss = total.detach()
+                finite &= loss.isfinite()
             norm = nn.utils.clip_grad_norm_(
                 model.parameters(), config.max_grad_norm or float("inf")
             )
@@ -150,8 +151,16 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
 
 
-def _precision(device: torch.device, config: TrainConfig) -> torch.autocast:
-    enabled = config.precision == "bfloat16"
+def _autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
+    if config.precision != "auto":
+        enabled = config.precision == "bfloat16"
+    elif device.type == "cuda":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Without these instructions bfloat16 is emulated, and slower than float32.
+        enabled = device.type == "cpu" and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -197,8 +206,8 @@ def _save(
 def _restore(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     average: PolyakAverage | None, config: TrainConfig,
-) -> int:  # fmt: skip
-    """Load a checkpoint into a run's objects; returns the number of steps it has done."""
+) -> tuple[int, dict[str, float]]:  # fmt: skip
+    """Load a checkpoint into a run's objects; returns its number of steps and its metrics."""
     saved = checkpoint.resume(path)
     if saved.model.config != model.config:
         raise ValueError(
@@ -220,9 +229,11 @@ def _restore(
             if key.rpartition(".")[0] == name
         }
     if average is not None:
-        for name, value in (saved.average or {}).items():
+        # A part without an average may be followed by one with it: that begins here.
+        start = saved.average or {name: w.detach() for name, w in saved.model.named_parameters()}
+        for name, value in start.items():
             average.weights[name].copy_(value)
-    return int(saved.state["step"])
+    return int(saved.state["step"]), dict(saved.state["metrics"])
 
 
 class _Log:
@@ -236,7 +247,9 @@ class _Log:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if first_step and path.exists():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            text = path.read_text(encoding="utf-8")
+            # What follows the last line's end was cut off by a crash.
+            lines = [json.loads(line) for line in text.split("\n")[:-1]]
             self.lines = [line for line in lines if line["step"] <= first_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
 

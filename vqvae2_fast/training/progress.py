@@ -98,7 +98,7 @@ class Task:
         self._owner, self._name, self._number, self._bars = owner, name, number, bars
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.monotonic()
-        self._status = ""
+        self._status, self._shown = "", -1
         if bars is not None:
             self._bar = bars.add_task(number + name, total=total, completed=done, text="")
 
@@ -112,7 +112,7 @@ class Task:
 
     def finish(self) -> None:
         """The last plain line, with the time taken."""
-        if self._bars is None:
+        if self._bars is None and self._shown != self._done:
             self._line()
 
     def _text(self) -> str:
@@ -130,5 +130,5 @@ class Task:
         return "  ".join(part for part in parts if part)
 
     def _line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._shown = time.monotonic(), self._done
         self._owner.say(f"{self._number}{self._name}  {self._text()}")

@@ -1,0 +1,74 @@
+"""Likelihood, entropy and use of codes against known answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from vqvae2_fast.metrics import codebook_use, marginal_entropy, prior_labels, prior_likelihood
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+
+
+def prior(num_classes: int = 0) -> PixelSNAIL:
+    torch.manual_seed(0)
+    return PixelSNAIL(
+        PixelSNAILConfig(
+            size=(2, 3),
+            num_embeddings=8,
+            channels=8,
+            residual_channels=8,
+            num_blocks=1,
+            layers_per_block=1,
+            kernel_size=3,
+            num_heads=2,
+            num_classes=num_classes,
+        )  # fmt: skip
+    ).eval()
+
+
+def test_a_uniform_prior_costs_log2_k_bits_a_code():
+    model = prior()
+    with torch.no_grad():
+        model.head.kernel.weight_g.zero_()
+        model.head.bias.zero_()
+    codes = torch.randint(8, (5, 2, 3), generator=torch.Generator().manual_seed(1))
+    result = prior_likelihood(model, [([codes], torch.full((5,), -1))], 0)
+    assert result.nats_per_code == pytest.approx(math.log(8))
+    assert result.bits_per_code == pytest.approx(3)
+    assert result.bits_per_image == pytest.approx(18)
+
+
+def test_likelihood_is_that_of_the_models_own_loss_whatever_the_batches():
+    model = prior()
+    codes = torch.randint(8, (5, 2, 3), generator=torch.Generator().manual_seed(2))
+    labels = torch.full((5,), -1)
+    result = prior_likelihood(model, [([codes[:4]], labels[:4]), ([codes[4:]], labels[4:])], 0)
+    with torch.no_grad():
+        assert result.nats_per_code == pytest.approx(model.loss(codes).item(), rel=1e-6)
+
+
+def test_images_without_a_label_count_as_no_class():
+    labels = prior_labels(prior(num_classes=3), torch.tensor([0, -1, 2]))
+    assert labels.tolist() == [0, 3, 2]
+    assert prior_labels(prior(), torch.tensor([0, -1, 2])) is None
+
+
+def test_no_codes_are_refused():
+    with pytest.raises(ValueError, match="at least one batch of codes, got none"):
+        prior_likelihood(prior(), [], 0)
+
+
+def test_marginal_entropy_of_known_histograms():
+    assert marginal_entropy(torch.arange(8).view(2, 4), 8) == pytest.approx(3)
+    assert marginal_entropy(torch.zeros(4, 2, dtype=torch.int64), 8) == 0
+    # 1/2, 1/4, 1/4: 1.5 bits
+    assert marginal_entropy(torch.tensor([0, 0, 5, 7]), 8) == pytest.approx(1.5)
+
+
+def test_codebook_use_of_known_histograms():
+    use = codebook_use(torch.tensor([[0, 0, 5, 7]]), 8)
+    assert (use.used, use.share) == (3, 3 / 8)
+    assert use.perplexity == pytest.approx(2**1.5)
+    assert codebook_use(torch.arange(16), 16).perplexity == pytest.approx(16)

@@ -1,0 +1,57 @@
+"""Reconstruction error against hand-worked numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from vqvae2_fast.metrics import psnr, reconstruction_error
+
+
+class Shifted(torch.nn.Module):
+    """A model whose reconstruction is its input plus a constant."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.tensor(shift))
+
+    def encode(self, images):
+        return [images]
+
+    def decode(self, codes):
+        return codes[0] + self.shift
+
+
+def test_psnr_of_known_errors():
+    assert psnr(1.0) == 0
+    assert psnr(0.01) == pytest.approx(20)
+    assert psnr(0.0) == math.inf
+
+
+def test_error_is_the_mean_over_all_pixels_on_both_scales():
+    # 3 images at 0 with an error of 0.2; batches of unequal size must not weigh equally.
+    batches = [torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4)]
+    error = reconstruction_error(Shifted(0.2), batches)
+    assert error.mse == pytest.approx(0.04)
+    assert error.mse_unit == pytest.approx(0.01)
+    assert error.psnr == pytest.approx(20, abs=1e-5)
+
+
+def test_psnr_is_of_the_mean_error_not_the_mean_of_psnrs():
+    class Second(Shifted):
+        def decode(self, codes):
+            return codes[0] + self.shift * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+
+    error = reconstruction_error(Second(0.2), [torch.zeros(2, 1, 2, 2)])
+    assert error.psnr == pytest.approx(-10 * math.log10(0.005), abs=1e-5)
+
+
+def test_reconstructions_are_clipped_to_what_can_be_shown():
+    error = reconstruction_error(Shifted(5.0), [torch.ones(1, 1, 2, 2)])
+    assert error.mse == 0
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match="at least one batch of images, got none"):
+        reconstruction_error(Shifted(0.0), [])

@@ -1,0 +1,224 @@
+"""Checkpoints: what is saved comes back, and what must not load is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.training import checkpoint
+from vqvae2_fast.training.checkpoint import class_names, from_preset, load, resume, save
+
+VQVAE = VQVAE2Config(
+    image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
+    num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
+)  # fmt: skip
+SMALL = {
+    "num_embeddings": 8, "channels": 8, "residual_channels": 8, "num_blocks": 1,
+    "layers_per_block": 1, "kernel_size": 3, "num_heads": 2, "condition_channels": 8,
+    "num_condition_layers": 1,
+}  # fmt: skip
+
+
+def priors() -> list[PixelSNAIL]:
+    torch.manual_seed(1)
+    top = PixelSNAIL(PixelSNAILConfig(size=(2, 2), **SMALL))
+    return [top, PixelSNAIL(PixelSNAILConfig(size=(4, 4), condition_sizes=((2, 2),), **SMALL))]
+
+
+def assert_equal(first, second) -> None:
+    assert first.config == second.config
+    expected, found = first.state_dict(), second.state_dict()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def edit(path, **changes) -> None:
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | changes))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    save(VQVAE2(VQVAE), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("model", [VQVAE2(VQVAE), *priors()], ids=["vqvae", "top", "bottom"])
+def test_a_model_comes_back_as_it_was(model, tmp_path):
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert type(loaded) is type(model)
+    assert not loaded.training
+    assert_equal(model, loaded)
+
+
+def test_a_model_in_another_memory_format_comes_back(tmp_path):
+    model = VQVAE2(VQVAE).to(memory_format=torch.channels_last)
+    save(model, tmp_path / "model")
+    assert_equal(model, load(tmp_path / "model"))
+
+
+def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
+    pipeline = Pipeline(VQVAE2(VQVAE), priors())
+    save(pipeline, tmp_path / "pipeline", class_names=("cat", "dog"))
+    loaded = load(tmp_path / "pipeline")
+    assert_equal(pipeline.vqvae, loaded.vqvae)
+    for prior, other in zip(pipeline.priors, loaded.priors, strict=True):
+        assert_equal(prior, other)
+    assert class_names(tmp_path / "pipeline") == ("cat", "dog")
+
+
+def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(saved):
+    torch.manual_seed(7)
+    model = VQVAE2(VQVAE)
+    save(model, saved)
+    assert_equal(model, load(saved))
+    assert os.listdir(saved.parent) == ["model"]
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(saved, monkeypatch):
+    old = load(saved)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save(VQVAE2(VQVAE), saved)
+    assert os.listdir(saved.parent) == ["model"]
+    assert_equal(old, load(saved))
+
+
+def test_a_save_cut_off_between_its_renames_is_told_on_load(saved):
+    saved.rename(saved.with_name(".model.old"))
+    with pytest.raises(FileNotFoundError, match=r"\.model\.old holds the checkpoint"):
+        load(saved)
+
+
+def test_only_checkpoints_are_replaced(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is no checkpoint"):
+        save(VQVAE2(VQVAE), tmp_path / "precious")
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_other_objects_are_refused(tmp_path):
+    with pytest.raises(
+        TypeError, match="expected one of VQVAE2, PixelSNAIL or Pipeline, got Linea"
+    ):
+        save(torch.nn.Linear(2, 2), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_unknown_kind_is_refused_by_name(saved):
+    edit(saved, kind="diffusion")
+    with pytest.raises(ValueError, match="kind to be one of .*vqvae2.*got 'diffusion'"):
+        load(saved)
+
+
+def test_a_newer_version_is_refused(saved):
+    edit(saved, version=checkpoint.VERSION + 1)
+    with pytest.raises(ValueError, match="has version 2; this package reads up to 1"):
+        load(saved)
+
+
+@pytest.mark.parametrize("version", ["1", None, 0, 1.0], ids=repr)
+def test_a_version_that_is_no_number_is_refused(saved, version):
+    edit(saved, version=version)
+    with pytest.raises(ValueError, match="version to be an integer"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"depth": 3}, "has no field 'depth'"),
+        ({"num_embeddings": "8"}, "num_embeddings of VQVAE2Config to be int, got '8'"),
+        ({"num_embeddings": True}, "num_embeddings of VQVAE2Config to be int, got True"),
+        ({"strides": [3]}, "power of two"),
+        ({"strides": ["a"]}, "does not describe a model"),
+    ],
+    ids=["unknown", "type", "bool", "value", "inner"],
+)
+def test_a_configuration_that_does_not_fit_is_refused_by_field(saved, config, message):
+    edit(saved, config=json.loads((saved / "config.json").read_text())["config"] | config)
+    with pytest.raises(ValueError, match=message):
+        load(saved)
+
+
+def test_missing_weights_are_named(saved):
+    weights = load_file(saved / "model.safetensors")
+    del weights["decoder.layers.0.bias"]
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing: decoder\.layers\.0\.bias"):
+        load(saved)
+
+
+def test_weights_of_another_shape_are_named(saved):
+    weights = load_file(saved / "model.safetensors")
+    weights["decoder.layers.0.bias"] = torch.zeros(3)
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"decoder\.layers\.0\.bias to be .*\[8\], got .*\[3\]"):
+        load(saved)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_cut_file_is_called_damaged(saved, name):
+    content = (saved / name).read_bytes()
+    (saved / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        load(saved)
+
+
+def test_a_pickle_in_place_of_weights_is_refused_and_never_run(saved, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"x": Attack()}, saved / "model.safetensors")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load(saved)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_level_name_that_leads_out_of_the_folder_is_refused(tmp_path):
+    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
+    edit(tmp_path / "pipeline", config={"levels": ["/../../elsewhere"]})
+    with pytest.raises(ValueError, match="names of levels, got '/../../elsewhere'"):
+        load(tmp_path / "pipeline")
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no checkpoint: it has no config.json"):
+        load(tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_a_model_without_a_run_cannot_be_resumed(saved):
+    with pytest.raises(ValueError, match=r"has no state\.json"):
+        resume(saved)
+
+
+def test_from_preset_builds_a_pipeline_that_fits_together():
+    pipeline = from_preset("emoji32")
+    assert [prior.config.size for prior in pipeline.priors] == [(8, 8), (16, 16)]
+    assert pipeline.vqvae.config.level_sizes == ((8, 8), (16, 16))
+
+
+def test_an_unknown_preset_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="emoji32.*got 'emoji33'"):
+        from_preset("emoji33")

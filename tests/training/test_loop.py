@@ -1,0 +1,252 @@
+"""The training loop: the same run twice, resumed, diverged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from vqvae2_fast.data import CodeDataset, ImageTensorDataset
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.training import (
+    DivergedError,
+    Progress,
+    TrainConfig,
+    prior_stage,
+    train,
+    vqvae_stage,
+)
+from vqvae2_fast.training.checkpoint import latest, load
+
+VQVAE = VQVAE2Config(
+    image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
+    num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
+)  # fmt: skip
+PRIOR = PixelSNAILConfig(
+    size=(4, 4), num_embeddings=8, channels=8, residual_channels=8, num_blocks=1,
+    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
+    condition_channels=8, num_condition_layers=1, num_classes=3,
+)  # fmt: skip
+CONFIG = TrainConfig(
+    steps=8, batch_size=4, learning_rate=1e-2, warmup_steps=2, average_decay=0.9, log_every=2,
+    validate_every=4, save_every=4,
+)  # fmt: skip
+QUIET = Progress(quiet=True)
+
+
+def images(count: int = 13) -> ImageTensorDataset:
+    generator = torch.Generator().manual_seed(5)
+    return ImageTensorDataset(
+        torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    )
+
+
+def codes(count: int = 13) -> CodeDataset:
+    generator = torch.Generator().manual_seed(6)
+    maps = [torch.randint(8, (count, side, side), generator=generator) for side in (2, 4)]
+    labels = torch.randint(-1, 3, (count,), generator=generator)
+    return CodeDataset(maps, 8, labels, ("a", "b", "c"))
+
+
+def stage_one(config: TrainConfig):
+    torch.manual_seed(0)
+    return vqvae_stage(VQVAE2(VQVAE), images(), images(5), config, flip=True)
+
+
+def stage_two(config: TrainConfig):
+    torch.manual_seed(0)
+    return prior_stage(PixelSNAIL(PRIOR), codes(), codes(5), config, level=1, label_dropout=0.3)
+
+
+STAGES = pytest.mark.parametrize("make", [stage_one, stage_two], ids=["vqvae", "prior"])
+
+
+def assert_equal(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    for (name, one), other in zip(
+        first.state_dict().items(), second.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+@STAGES
+def test_two_runs_with_one_seed_are_equal(make):
+    runs = []
+    for noise in (1, 2):
+        stage = make(CONFIG)
+        torch.manual_seed(noise)  # what the caller drew before must not matter
+        train(stage, CONFIG, progress=QUIET)
+        runs.append(stage.model)
+    assert_equal(*runs)
+
+
+@STAGES
+def test_another_seed_gives_another_run(make):
+    weights = []
+    for seed in (0, 1):
+        config = replace(CONFIG, seed=seed)
+        stage = make(config)
+        train(stage, config, progress=QUIET)
+        weights.append(torch.cat([w.flatten() for w in stage.model.parameters()]))
+    assert not torch.equal(*weights)
+
+
+@STAGES
+def test_a_resumed_run_equals_an_unbroken_one(make, tmp_path):
+    unbroken = make(CONFIG)
+    whole = train(unbroken, CONFIG, out=tmp_path / "whole", progress=QUIET)
+
+    class Cut(Exception):
+        pass
+
+    stage = make(CONFIG)
+    inner, calls = stage.loss, []
+
+    def loss(batch):
+        calls.append(None)
+        if len(calls) == 7:  # after the checkpoint of step 4, within the steps to the next
+            raise Cut
+        return inner(batch)
+
+    with pytest.raises(Cut):
+        train(replace(stage, loss=loss), CONFIG, out=tmp_path / "parts", progress=QUIET)
+    resumed = make(CONFIG)
+    parts = train(resumed, CONFIG, out=tmp_path / "parts", resume=True, progress=QUIET)
+
+    assert_equal(unbroken.model, resumed.model)
+    assert whole.metrics == parts.metrics
+    logs = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in (tmp_path / run / "log.jsonl").read_text().splitlines()
+        ]
+        for run in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_resume_of_a_finished_run_gives_its_metrics(tmp_path):
+    first = train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
+    again = train(stage_one(CONFIG), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    assert again.metrics == first.metrics
+
+
+def test_resume_with_another_model_names_both_configurations(tmp_path):
+    train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
+    other = vqvae_stage(VQVAE2(replace(VQVAE, hidden_channels=10)), images(), images(5), CONFIG)
+    with pytest.raises(ValueError, match=r"hidden_channels=8(.|\n)*hidden_channels=10"):
+        train(other, CONFIG, out=tmp_path, resume=True, progress=QUIET)
+
+
+def test_resume_with_another_batch_size_is_refused(tmp_path):
+    train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
+    config = replace(CONFIG, batch_size=5)
+    with pytest.raises(ValueError, match="batch_size=4, got 5"):
+        train(stage_one(config), config, out=tmp_path, resume=True, progress=QUIET)
+
+
+@STAGES
+def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
+    stage = make(CONFIG)
+    inner, calls = stage.loss, []
+
+    def loss(batch):
+        calls.append(None)
+        value, parts = inner(batch)
+        return (value * float("nan") if len(calls) == 7 else value), parts
+
+    with pytest.raises(DivergedError, match="step 7 gave loss nan(.|\n)*step-000000004"):
+        train(replace(stage, loss=loss), CONFIG, out=tmp_path, progress=QUIET)
+    kept = latest(tmp_path)
+    assert kept is not None and kept.name == "step-000000004"
+    assert all(weight.isfinite().all() for weight in load(kept).parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_path):
+    stage = stage_two(CONFIG)
+    weight = stage.model.head.bias
+
+    def loss(batch):
+        return (weight - weight.detach()).abs().sqrt().sum(), {}  # 0, with the slope inf · 0
+
+    with pytest.raises(DivergedError, match="gradient norm"):
+        train(replace(stage, loss=loss), CONFIG, progress=QUIET)
+    assert weight.isfinite().all()
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_one_batch():
+    weights = []
+    for accumulate, batch_size in ((1, 12), (3, 4)):
+        config = replace(
+            CONFIG, steps=1, warmup_steps=0, accumulate=accumulate, batch_size=batch_size,
+            average_decay=0.0, max_grad_norm=0.0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        prior = PixelSNAIL(replace(PRIOR, dropout=0.0, attention_dropout=0.0))
+        stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.0)
+        gradients = []
+        hook = prior.head.bias.register_post_accumulate_grad_hook(
+            lambda parameter, gradients=gradients: gradients.append(parameter.grad.clone())
+        )
+        train(stage, config, progress=QUIET)
+        hook.remove()
+        weights.append(gradients[-1])
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_ends_with_its_average(tmp_path):
+    stage = stage_two(CONFIG)
+    train(stage, CONFIG, out=tmp_path, progress=QUIET)
+    assert_equal(stage.model, load(tmp_path))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    config = replace(CONFIG, save_every=2, keep=2)
+    train(stage_one(config), config, out=tmp_path, progress=QUIET)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000006", "step-000000008"]
+
+
+def test_training_leaves_the_callers_random_state_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    stage = stage_two(CONFIG)
+    torch.set_rng_state(before)
+    train(stage, CONFIG, progress=QUIET)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_lowers_the_loss():
+    config = replace(CONFIG, steps=60, average_decay=0.0, validate_every=60)
+    torch.manual_seed(0)
+    colours = torch.randint(256, (13, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 8, 8)
+    plain = ImageTensorDataset(colours.contiguous())
+    log = train(vqvae_stage(VQVAE2(VQVAE), plain, plain, config), config, progress=QUIET).log
+    losses = [line["reconstruction"] for line in log if "reconstruction" in line]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_codebooks_move_once_a_step_whatever_the_micro_batches():
+    config = replace(CONFIG, steps=3, accumulate=2, average_decay=0.0)
+    stage = stage_one(config)
+    train(stage, config, progress=QUIET)
+    assert [int(quantizer.steps) for quantizer in stage.model.quantizers] == [3, 3]
+
+
+def test_dropped_labels_are_the_class_without_a_name():
+    config = replace(CONFIG, steps=1)
+    torch.manual_seed(0)
+    prior = PixelSNAIL(PRIOR)
+    seen = []
+    prior.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
+    stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.999)
+    stage.loss(next(stage.batches(0)))
+    assert seen[0].tolist() == [3, 3, 3, 3]
+
+
+def test_images_of_another_size_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"held_out to be .* \[3, 8, 8\].* got \[3, 4, 4\]"):
+        small = ImageTensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8))
+        vqvae_stage(VQVAE2(VQVAE), images(), small, CONFIG)

@@ -1,0 +1,63 @@
+"""Progress lines: the time left is in them, and a whole plan's too."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from vqvae2_fast.training import progress as module
+from vqvae2_fast.training.progress import Progress, clock
+
+
+@pytest.fixture
+def now(monkeypatch):
+    time = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: time[0])
+    return time
+
+
+def test_clock():
+    assert [clock(s) for s in (None, 0, 65, 3725)] == ["-:--", "0:00", "1:05", "1:02:05"]
+
+
+def test_lines_tell_the_time_left_of_the_task_and_of_the_plan(now):
+    stream = io.StringIO()
+    progress = Progress({"one": 100, "two": 300}, stream=stream)
+    with progress.task("one", 10) as task:
+        now[0] = 20.0
+        task.update(2, "loss 1.5")
+        now[0] = 100.0
+        task.update(10)
+    with progress.task("two", 4) as task:
+        now[0] = 200.0
+        task.update(1)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[1/2] one  2/10  loss 1.5  left 1:20  all done in 6:20"
+    assert lines[1] == "[1/2] one  10/10  loss 1.5  took 1:40  all done in 5:00"
+    # A quarter of "two" is 75 of the plan's 300: 175 took 200 s, so the other 225 take 257 s.
+    assert lines[2] == "[2/2] two  1/4  left 5:00  all done in 4:17"
+
+
+def test_a_resumed_task_estimates_from_what_it_did_itself(now):
+    stream = io.StringIO()
+    with Progress(stream=stream).task("train", 100, done=90) as task:
+        now[0] = 50.0
+        task.update(95)
+    assert stream.getvalue().splitlines()[0] == "train  95/100  left 0:50"
+
+
+def test_lines_are_few(now):
+    stream = io.StringIO()
+    with Progress(stream=stream).task("train", 1000) as task:
+        for step in range(1000):
+            now[0] += 0.1
+            task.update(step + 1)
+    assert len(stream.getvalue().splitlines()) <= 11
+
+
+def test_quiet_says_nothing(now):
+    stream = io.StringIO()
+    with Progress(stream=stream, quiet=True).task("train", 2) as task:
+        now[0] = 60.0
+        task.update(2)
+    assert stream.getvalue() == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vqvae2_fast.metrics import CodecPoint, webp_at_bits, webp_curve
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from vqvae2_fast.metrics import codebook_use, marginal_entropy, prior_labels, prior_likelihood
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from vqvae2_fast.metrics import psnr, reconstruction_error
 
 

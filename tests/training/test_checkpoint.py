@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from vqvae2_fast.data import CodeDataset, ImageTensorDataset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+
 from vqvae2_fast.training import progress as module
 from vqvae2_fast.training.progress import Progress, clock
 

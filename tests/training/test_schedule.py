@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 

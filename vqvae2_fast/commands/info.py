@@ -15,8 +15,6 @@ from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.data import CodeDataset
 from vqvae2_fast.models.configs import preset, preset_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training.checkpoint import checkpoint_folder, load, read_config, resume
 
 __all__ = ["Info"]
@@ -32,6 +30,7 @@ class Info(Command):
     """List the presets with their sizes."""
 
     def run(self) -> Result:
+        self.prepare()
         if self.presets:
             return _presets()
         if self.path is None:
@@ -60,17 +59,13 @@ def _presets() -> Result:
     values, lines = {}, []
     for name in preset_names():
         config = preset(name)
-        # On the meta device nothing is allocated: the largest prior has 1.6·10⁹ weights.
-        with torch.device("meta"):
-            models = [VQVAE2(config.vqvae), *(PixelSNAIL(prior) for prior in config.priors)]
-        sizes = [sum(weight.numel() for weight in model.parameters()) for model in models]
         height, width = config.vqvae.image_size
         maps = ", ".join(f"{h}x{w}" for h, w in config.vqvae.level_sizes)
-        values[name] = {"parameters": {"vqvae": sizes[0], "priors": sizes[1:]}, **asdict(config)}
+        layers = ", ".join(f"{prior.num_layers} of {prior.channels}" for prior in config.priors)
+        values[name] = asdict(config)
         lines.append(
             f"{name}: {height}x{width}x{config.vqvae.image_channels}, maps {maps} of "
-            f"{config.vqvae.num_embeddings} codes; parameters: VQ-VAE {sizes[0] / 1e6:.2f} M, "
-            "priors " + ", ".join(f"{size / 1e6:.2f} M" for size in sizes[1:])
+            f"{config.vqvae.num_embeddings} codes; layers and channels of the priors: {layers}"
         )
     return Result(values, lines)
 

@@ -56,9 +56,9 @@ def test_settings_are_one_for_all_or_one_per_level():
 
 def test_labels_reach_every_level_with_classes():
     pipeline = Pipeline(Decoder(), levels(num_classes=3))
-    first = sample_levels(pipeline, 1, labels=torch.tensor([0]))
+    first = sample_levels(pipeline, 4, labels=torch.zeros(4, dtype=torch.int64))
     same_top = [first[0], first[1], torch.full_like(first[2], -1)]
-    other = sample_levels(pipeline, 1, labels=torch.tensor([1]), known=same_top)
+    other = sample_levels(pipeline, 4, labels=torch.ones(4, dtype=torch.int64), known=same_top)
     assert torch.equal(other[1], first[1])
     assert not torch.equal(other[2], first[2])
 

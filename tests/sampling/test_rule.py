@@ -18,6 +18,12 @@ def test_top_k_keeps_the_lower_index_of_equal_logits():
     assert kept_codes(DrawingRule(top_k=3)) == [1, 2, 3]
 
 
+def test_top_k_among_many_equal_logits_takes_the_lowest_indices():
+    logits = torch.zeros(1, 200)
+    logits[0, ::7] = 1.0
+    assert kept_codes(DrawingRule(top_k=4), logits) == [0, 7, 14, 21]
+
+
 def test_top_k_beyond_k_keeps_all():
     assert DrawingRule(top_k=9).kept(LOGITS) is LOGITS
 

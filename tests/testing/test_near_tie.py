@@ -44,9 +44,14 @@ def test_a_code_at_the_edge_of_a_filter_holds():
 
 
 def test_more_than_one_code_in_ten_thousand_is_a_failure():
-    found = {"num_beyond": 0, "worst_gap": 0.0, "logit_error": 1e-6, "tolerance": 4e-6}
-    assert NearTie(num_drawn=10_000, num_not_best=1, **found).holds
-    assert not NearTie(num_drawn=10_000, num_not_best=2, **found).holds
+    found = {"worst_gap": 0.0, "logit_error": 1e-6, "tolerance": 4e-6, "num_drawn": 10_000}
+    assert NearTie(num_not_best=1, num_beyond=0, **found).holds
+    assert not NearTie(num_not_best=2, num_beyond=0, **found).holds
+
+
+def test_a_single_code_beyond_the_tolerance_is_a_failure():
+    found = {"worst_gap": 1.0, "logit_error": 1e-6, "tolerance": 4e-6, "num_drawn": 10_000}
+    assert not NearTie(num_not_best=1, num_beyond=1, **found).holds
 
 
 def test_a_changed_code_is_found():

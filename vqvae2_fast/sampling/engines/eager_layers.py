@@ -269,9 +269,7 @@ class AttentionCache:
         """One query against the keys of positions before; then its own key and value join them."""
         position, batch = self.position, self._query.shape[0]
         per_head = (batch * self._heads, 1, -1)
-        if position == 0:
-            self._attended.zero_()
-        else:
+        if position > 0:  # the first attends to nothing, and `_attended` starts as zeros
             scores = torch.bmm(self._query.view(per_head), self._keys[:, :, :position])
             weights = torch.softmax(scores, dim=2)  # [N·heads, 1, p]
             torch.bmm(weights, self._values[:, :position], out=self._attended.view(per_head))

@@ -1,0 +1,303 @@
+"""Engine `cpu`: the two phases in the compiled library, a whole map in one call.
+
+This file packs a plan's weights once, in the layout of `csrc/cpu/sampler/plan.h`, and hands a draw
+over. A sample's codes and logits are the same bits whatever the batch, the threads and the SIMD
+level: see README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.request import Drawn
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.plan import ConditionPlan, ConvPlan, GatedPlan, SamplingPlan
+    from vqvae2_fast.sampling.request import DrawRequest
+
+__all__ = ["draw_cpu", "draw_cpu_timed", "why_not_cpu"]
+
+# Columns of a packed panel, and values (or gates) of a panel of gates: kPanel, kHalfPanel.
+PANEL, HALF_PANEL = 32, 16
+
+_packed: dict[int, Any] = {}
+
+
+def why_not_cpu(plan_device: torch.device) -> str | None:
+    """Why this engine cannot draw from a prior on `plan_device`; None if it can."""
+    if _native.module is None:
+        return _native.MISSING_REASON
+    if plan_device.type != "cpu":
+        return f"the prior is on {plan_device}"
+    return None
+
+
+def draw_cpu(plan: SamplingPlan, request: DrawRequest) -> Drawn:
+    """Draw a map; threads as `torch.get_num_threads()` says.
+
+    Raises:
+        RuntimeError: No compiled module, or a prior on another device.
+        KeyboardInterrupt: Between two rows, as anything that `request.progress` raises.
+    """
+    return draw_cpu_timed(plan, request)[0]
+
+
+def draw_cpu_timed(plan: SamplingPlan, request: DrawRequest) -> tuple[Drawn, dict[str, float]]:
+    """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`."""
+    reason = why_not_cpu(plan.device)
+    if reason is not None:
+        raise RuntimeError(f"engine cpu: {reason}.")
+    batch, (height, width) = request.batch_size, plan.size
+    codes = torch.zeros(batch, height, width, dtype=torch.int64)
+    log_prob = torch.zeros(batch, height, width) if request.want_log_prob else None
+    logits = None
+    if request.want_logits:
+        logits = torch.zeros(batch, height, width, plan.num_embeddings)
+    maps = [codes.contiguous() for codes in request.maps]
+    inputs = [
+        None if tensor is None else tensor.contiguous()
+        for tensor in (request.labels, request.known, request.noise.given)
+    ]
+    rule = request.rule
+    seconds = packed_plan(plan).draw(
+        batch=batch,
+        labels=_address(inputs[0]),
+        maps=[_address(codes) for codes in maps],
+        known=_address(inputs[1]),
+        noise=_address(inputs[2]),
+        seed=request.noise.seed & (2**64 - 1),
+        first_sample=request.noise.first_sample,
+        stream=request.noise.stream,
+        temperature=rule.temperature,
+        top_k=rule.top_k or 0,
+        top_p=1.0 if rule.top_p is None else rule.top_p,
+        guidance=rule.guidance_scale,
+        guided=rule.guided,
+        codes=_address(codes),
+        log_prob=_address(log_prob),
+        logits=_address(logits),
+        threads=torch.get_num_threads(),
+        progress=request.progress,
+    )
+    if logits is not None:
+        logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
+    return Drawn(codes, log_prob, logits), seconds
+
+
+def packed_plan(plan: SamplingPlan) -> Any:
+    """The plan's weights packed, kept as long as the plan is: a copy of them in the library."""
+    key = id(plan)
+    if key not in _packed:
+        integers, tensors = _describe(plan)
+        ready = {name: t.detach().float().contiguous() for name, t in tensors.items()}
+        assert _native.module is not None
+        _packed[key] = _native.module.SamplerPlan(
+            integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
+            tensors={name: (t.data_ptr(), t.numel()) for name, t in ready.items()},
+        )
+        weakref.finalize(plan, _packed.pop, key, None)
+    return _packed[key]
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _round_up(size: int) -> int:
+    return -(-size // PANEL) * PANEL
+
+
+def _pad(x: Tensor, parts: list[int], dim: int, *, last: bool = True) -> Tensor:
+    """Each of the parts that x's dimension consists of, filled up with zeros to whole panels.
+
+    Args:
+        last: Whether the last part is filled up too.
+    """
+    pieces = list(x.split(parts, dim))
+    for n, piece in enumerate(pieces):
+        if n + 1 < len(pieces) or last:
+            fill = _round_up(piece.shape[dim]) - piece.shape[dim]
+            pieces[n] = F.pad(piece, [0, 0] * (-dim - 1) + [0, fill])
+    return torch.cat(pieces, dim)
+
+
+def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
+    """`[..., 2C]`, values then gates -> `[..., 2·padded C]` in half panels of each by turns."""
+    halves = [_pad(half, parts, -1).unflatten(-1, (-1, HALF_PANEL)) for half in x.chunk(2, -1)]
+    return torch.stack(halves, dim=-2).flatten(-3)  # [..., C/16, 2, 16] -> [..., 2C]
+
+
+def _panels(weight: Tensor) -> Tensor:
+    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`."""
+    return weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
+
+
+class _Description:
+    """Collects the integers and tensors that `plan.cpp` reads by name."""
+
+    def __init__(self) -> None:
+        self.integers: dict[str, int | list[int]] = {}
+        self.tensors: dict[str, Tensor] = {}
+
+    def matrices(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
+        """weight `[n, inputs, outputs]`, outputs padded."""
+        self.tensors[f"{name}.weight"] = _panels(weight)
+        if bias is not None:
+            self.tensors[f"{name}.bias"] = bias
+
+    def pointwise(
+        self, name: str, plan: GatedPlan, parts: list[int], *, whole: bool = False
+    ) -> None:
+        """n pointwise gated layers over inputs of `parts`; `whole`: the last part padded too."""
+        weight = _pad(plan.conv1.current, parts, -2, last=whole)
+        if plan.auxiliary is not None:
+            weight = torch.cat([weight, plan.auxiliary], dim=-2)
+        inner = plan.inner_channels
+        self.matrices(
+            f"{name}.first", _pad(weight, [inner], -1), _pad(plan.conv1.bias, [inner], -1)
+        )
+        self.matrices(
+            f"{name}.second",
+            _pad_gates(_pad(plan.conv2.current, [inner], -2), parts),
+            _pad_gates(plan.conv2.bias, parts),
+        )
+
+    def convolutions(self, name: str, plan: ConvPlan, in_channels: int, outputs: Any) -> None:
+        """`outputs` pads and orders the last dimension."""
+
+        def by_tap(weight: Tensor, taps: int) -> Tensor:
+            weight = weight.unflatten(1, (taps, in_channels))
+            return outputs(_pad(weight, [in_channels], -2))  # [n, taps, C_in, C_out]
+
+        above = by_tap(plan.above, len(plan.above_offsets))
+        self.tensors[f"{name}.above"] = _panels(above.flatten(1, 2))
+        self.tensors[f"{name}.current"] = _panels(by_tap(plan.current, len(plan.current_offsets)))
+        self.tensors[f"{name}.bias"] = outputs(plan.bias)
+
+
+def _describe(plan: SamplingPlan) -> tuple[dict[str, int | list[int]], dict[str, Tensor]]:
+    d = _Description()
+    channels, layers = plan.channels, plan.layers
+    inner = layers.inner_channels
+    height, width = plan.size
+    d.integers.update(
+        height=height, width=width, num_embeddings=plan.num_embeddings,
+        num_classes=plan.num_classes, channels=_round_up(channels), inner_channels=_round_up(inner),
+        num_layers=layers.num_layers, layers_per_block=plan.layers_per_block,
+        num_output_layers=0 if plan.output_layers is None else plan.output_layers.num_layers,
+    )  # fmt: skip
+    _describe_stem(d, plan)
+    d.tensors["background"] = plan.background
+
+    columns = [column for _, column in layers.conv1.above_offsets]
+    current = layers.conv1.current_offsets
+    d.integers.update({
+        "taps.rows_above": layers.conv1.rows_above,
+        "taps.first_column": min(columns, default=0),
+        "taps.num_columns": max(columns) - min(columns) + 1 if columns else 0,
+        "taps.first_current": min(current, default=0),
+        "taps.num_current": len(current),
+    })  # fmt: skip
+    d.convolutions("conv1", layers.conv1, channels, lambda x: _pad(x, [inner], -1))
+    d.convolutions("conv2", layers.conv2, inner, lambda x: _pad_gates(x, [channels]))
+    if layers.classes is not None:
+        d.tensors["classes"] = _pad_gates(layers.classes, [channels])
+
+    _describe_attention(d, plan)
+    if plan.output_layers is not None:
+        d.pointwise("output", plan.output_layers, [channels], whole=True)
+        d.integers["output.inner_channels"] = _round_up(plan.output_layers.inner_channels)
+    head = _pad(_pad(plan.head, [channels], -2), [plan.num_embeddings], -1)
+    d.matrices("head", head, _pad(plan.head_bias, [plan.num_embeddings], -1))
+    d.integers["condition.sizes"] = [side for size in plan.condition_sizes for side in size]
+    if plan.condition is not None:
+        _describe_condition(d, plan.condition)
+        assert layers.condition is not None
+        features = layers.condition.shape[1]
+        d.matrices(
+            "layer_condition", _pad_gates(_pad(layers.condition, [features], -2), [channels])
+        )
+    return d.integers, d.tensors
+
+
+def _describe_stem(d: _Description, plan: SamplingPlan) -> None:
+    stem, channels = plan.stem, plan.channels
+    d.integers["stem.above_offsets"] = [step for offset in stem.above_offsets for step in offset]
+    d.integers["stem.num_left"] = len(stem.left_offsets)
+    for name, table in (("above", stem.above), ("left", stem.left), ("bias", stem.bias)):
+        d.tensors[f"stem.{name}"] = _pad(table, [channels], -1)
+
+
+def _describe_attention(d: _Description, plan: SamplingPlan) -> None:
+    channels, attention = plan.channels, plan.attention
+    d.integers["attention.num_heads"] = 0
+    if attention is None:
+        assert plan.merge is not None and plan.merge_bias is not None
+        weight = _pad(plan.merge, [channels, 2], -2, last=False)
+        d.matrices("merge", _pad(weight, [channels], -1), _pad(plan.merge_bias, [channels], -1))
+        return
+    width = attention.query_bias.shape[1]
+    head_dim = width // attention.num_heads
+    d.integers["attention.num_heads"] = attention.num_heads
+    d.integers["attention.head_dim"] = head_dim
+    d.integers["attention.inner_channels"] = _round_up(attention.key.inner_channels)
+    joined, without_input = [channels, channels, 2], [channels, 2]
+    d.pointwise("attention.key", attention.key, joined)
+    d.pointwise("attention.query", attention.query, without_input)
+    d.pointwise("attention.out", attention.out, [channels], whole=True)
+    # The scale of the dot products is taken once, here.
+    scale = head_dim**-0.5
+    query = _pad(attention.query_weight * scale, without_input, -2, last=False)
+    d.matrices(
+        "attention.query_weight",
+        _pad(query, [width], -1),
+        _pad(attention.query_bias * scale, [width], -1),
+    )
+    key_value = _pad(attention.key_value_weight, joined, -2, last=False)
+    d.matrices(
+        "attention.key_value_weight",
+        _pad(key_value, [2 * width], -1),
+        _pad(attention.key_value_bias, [2 * width], -1),
+    )
+
+
+def _describe_condition(d: _Description, plan: ConditionPlan) -> None:
+    channels = plan.stem_biases[0].shape[0]
+    inner = plan.layers[0][0].shape[0] if plan.layers else channels
+    d.integers.update({
+        "condition.kernel": plan.kernel_size,
+        "condition.channels": _round_up(channels),
+        "condition.inner_channels": _round_up(inner),
+        "condition.num_layers": len(plan.layers),
+        "condition.down": plan.scale[0],
+        "condition.right": plan.scale[1],
+    })  # fmt: skip
+    for n, (table, bias) in enumerate(zip(plan.stems, plan.stem_biases, strict=True)):
+        d.tensors[f"condition.stem{n}.table"] = _pad(table, [channels], -1)
+        d.tensors[f"condition.stem{n}.bias"] = _pad(bias, [channels], -1)
+    if not plan.layers:
+        return
+
+    def by_tap(weights: list[Tensor], in_channels: int) -> Tensor:
+        taps = torch.stack(weights).flatten(3).permute(0, 3, 2, 1)  # [n, q·q, C_in, C_out]
+        return _pad(taps, [in_channels], -2).flatten(1, 2)
+
+    weights1, biases1, weights2, biases2 = (
+        list(column) for column in zip(*plan.layers, strict=True)
+    )
+    d.matrices(
+        "condition.first",
+        _pad(by_tap(weights1, channels), [inner], -1),
+        _pad(torch.stack(biases1), [inner], -1),
+    )
+    d.matrices(
+        "condition.second",
+        _pad_gates(by_tap(weights2, inner), [channels]),
+        _pad_gates(torch.stack(biases2), [channels]),
+    )

@@ -190,7 +190,7 @@ class PresetConfig:
 
 
 def _paper_top(**overrides: object) -> PixelSNAILConfig:
-    """Top prior of ImageNet 256, PAPER table of priors (recalled, not re-read; see README)."""
+    """Top prior of ImageNet 256, from the paper's appendix (from memory; see README, presets)."""
     values: dict[str, object] = {
         "size": (32, 32), "channels": 512, "residual_channels": 2048, "num_blocks": 4,
         "layers_per_block": 5, "num_heads": 8, "dropout": 0.1, "attention_dropout": 0.1,

@@ -219,6 +219,10 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
          f"{level['perplexity']:.0f}"]
         for name, level in values["levels"].items()
     ]  # fmt: skip
+    levels.append(
+        ["together", "", "", "", f"{values['bits_per_image']:.0f}",
+         f"{values['marginal_bits_per_image']:.0f}", ""]
+    )  # fmt: skip
     seconds, machine = metrics["seconds"], metrics["machine"]
     write_report(
         out / "report.html",

@@ -116,7 +116,7 @@ def draw(
             before = batch * sum(positions)
             images.append(
                 sample_images(
-                    pipeline, size, labels=own, first_sample=options.get("first_sample", 0) + first,
+                    pipeline, size, labels=own, first_sample=first,
                     progress=lambda level, row, rows, before=before: task.update(
                         before + sum(positions[:level]) + row
                     ),

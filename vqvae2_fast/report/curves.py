@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,11 @@ def plot_curves(
     priors = priors or {}
     panels = (3 if vqvae else 0) + len(priors)
     # Not pyplot: it would choose a backend for the caller's process too.
-    figure = Figure(figsize=(4.6 * panels, 3.8))
-    axes = figure.subplots(1, panels, squeeze=False)
-    panel = iter(axes[0])
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.6 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    panel = iter(axes)
     if vqvae:
         axis = next(panel)
         axis.plot(*_series(vqvae, "reconstruction"), label="training batch", color="C0", lw=1)
@@ -62,7 +65,7 @@ def plot_curves(
     for level, log in priors.items():
         axis = next(panel)
         steps, nats = _series(log, "loss")
-        axis.plot(steps, [value / 0.6931471805599453 for value in nats], lw=1, color="C0",
+        axis.plot(steps, [value / math.log(2) for value in nats], lw=1, color="C0",
                   label="training batch")  # fmt: skip
         axis.plot(*_series(log, "val_bits_per_code"), "o-", color="C1", label="held out")
         if marginal_bits and level in marginal_bits:
@@ -71,8 +74,10 @@ def plot_curves(
             )
         axis.set(title=f"Prior of the {level} level", xlabel="step", ylabel="bits a code")
         axis.legend()
-    for axis in axes[0]:
+    for axis in axes[:panels]:
         axis.grid(alpha=0.3)
+    for axis in axes[panels:]:
+        axis.set_axis_off()
     figure.tight_layout()
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110)

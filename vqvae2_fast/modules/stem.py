@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from vqvae2_fast.modules.causal_conv import ConvWeight
 
-__all__ = ["CausalStem", "CodeConv2d", "bias_map", "code_windows", "gather_columns", "gather_sum"]
+__all__ = [
+    "CausalStem",
+    "CodeConv2d",
+    "bias_map",
+    "code_windows",
+    "gather_columns",
+    "gather_sum",
+    "with_outside",
+]
 
 
 def code_windows(
@@ -29,20 +37,24 @@ def code_windows(
     return windows.reshape(-1, height * width)
 
 
+def with_outside(tables: Tensor) -> Tensor:
+    """`[T, K, C]` -> `[T, K + 1, C]`: code K, outside the map, has a column of zeros."""
+    return F.pad(tables, (0, 0, 0, 1))
+
+
 def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
-    """Σ_t tables[t, taps[:, t]], a code of K adding nothing.
+    """Σ_t tables[t, taps[:, t]].
 
     Args:
         taps: int64 `[N, T]`, each in 0..K.
-        tables: `[T, K, C]`.
+        tables: `[T, K + 1, C]`, see `with_outside`.
 
     Returns:
         `[N, C]`.
     """
-    num_taps, num_embeddings, _ = tables.shape
-    rows = F.pad(tables, (0, 0, 0, 1)).flatten(0, 1)  # [T, K+1, C] -> [T·(K+1), C]
-    first_row = torch.arange(num_taps, device=taps.device) * (num_embeddings + 1)
-    return F.embedding_bag(taps + first_row, rows, mode="sum")
+    num_taps, num_codes, _ = tables.shape
+    first_row = torch.arange(num_taps, device=taps.device) * num_codes
+    return F.embedding_bag(taps + first_row, tables.flatten(0, 1), mode="sum")
 
 
 def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
@@ -59,7 +71,8 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
         [code_windows(codes, c.kernel_size, c.padding, c.num_embeddings) for c in convolutions],
         dim=1,
     )
-    out = gather_columns(taps, torch.cat([conv.table() for conv in convolutions]))  # [B·H·W, C]
+    tables = with_outside(torch.cat([conv.table() for conv in convolutions]))
+    out = gather_columns(taps, tables)  # [B·H·W, C]
     out = out.view(batch, height, width, -1) + bias_map(convolutions, height, width)
     return out.permute(0, 3, 1, 2)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 
 from vqvae2_fast.modules.gated import upsample_nearest
-from vqvae2_fast.modules.stem import code_windows, gather_columns
+from vqvae2_fast.modules.stem import code_windows, gather_columns, with_outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
     for codes, table, bias in zip(maps, plan.stems, plan.stem_biases, strict=True):
         batch, height, width = codes.shape
         taps = code_windows(codes, (kernel, kernel), (half,) * 4, fill=table.shape[1])
-        own = (gather_columns(taps, table) + bias).view(batch, height, width, -1)
+        own = (gather_columns(taps, with_outside(table)) + bias).view(batch, height, width, -1)
         own = own.permute(0, 3, 1, 2)  # [B, C, h, w]
         if features is not None:
             scale = (height // features.shape[2], width // features.shape[3])

@@ -156,6 +156,4 @@ def _inside_filters(rule: DrawingRule, logits: Tensor, slack: float) -> tuple[Te
         before = torch.nn.functional.pad(kept.softmax(dim=1).cumsum(dim=1), (1, 0))  # [N, K+1]
         surely &= before.gather(1, maybe_better) < rule.top_p - slack
         maybe &= before.gather(1, better) < rule.top_p + slack
-    # The best code is always kept, unless another may be better.
-    surely |= maybe_better == 0
     return surely, maybe

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.stem import gather_columns
+from vqvae2_fast.modules.stem import gather_columns, with_outside
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_layers import (
     AttentionCache,
@@ -175,6 +175,7 @@ class _Stem:
         self.plan, self.width = plan, width
         self.row = plan.bias.new_zeros(batch, width + num_left, channels)
         columns = [column for _, column in plan.above_offsets]
+        self._above = with_outside(plan.above)
         self._top = -min(row for row, _ in plan.above_offsets)
         self._left = max(0, -min(columns))
         padded_width = self._left + width + max(0, *columns)
@@ -193,7 +194,7 @@ class _Stem:
             for row, column in self.plan.above_offsets
         ]
         taps = torch.stack(taps, dim=2)  # [B, W, taps]
-        sums = gather_columns(taps.flatten(0, 1), self.plan.above)  # [B·W, C]
+        sums = gather_columns(taps.flatten(0, 1), self._above)  # [B·W, C]
         batch = self._codes.shape[0]
         self.row[:, : self.width] = sums.view(batch, self.width, -1) + self.plan.bias[i]
 

@@ -7,6 +7,8 @@
 
 namespace py = pybind11;
 
+void define_sampler(py::module_& m);  // sampler.cpp
+
 namespace {
 
 py::tuple simd_levels() {
@@ -33,4 +35,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });
   m.def("simd_levels", &simd_levels);
   m.def("build_info", &build_info);
+  define_sampler(m);
 }

@@ -7,6 +7,7 @@
 
 #include "nearest_code.h"
 #include "rows.h"
+#include "sampler/kernels.h"
 
 namespace vqvae2_fast::cpu {
 
@@ -32,6 +33,8 @@ struct KernelTable {
   // One row of a dropout mask: keep[c] = uniform(c) >= dropout_p.
   void (*dropout_mask)(uint64_t seed, uint32_t sample, uint32_t row, int64_t num_columns,
                        float dropout_p, uint8_t* keep);
+
+  sampler::Kernels sampler;
 };
 
 extern const KernelTable kScalarKernels;

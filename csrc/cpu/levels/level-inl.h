@@ -6,10 +6,18 @@
 #include "../counter_noise-inl.h"
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
+#include "../sampler/pointwise-inl.h"
 
 namespace vqvae2_fast::cpu {
 
-const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME, kPanelWidth, search_rows,      scratch_floats,
-                                    sum_codes,     fill_gumbel, fill_dropout_mask};
+const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
+                                    kPanelWidth,
+                                    search_rows,
+                                    scratch_floats,
+                                    sum_codes,
+                                    fill_gumbel,
+                                    fill_dropout_mask,
+                                    {sampler::product, sampler::elu, sampler::gate, sampler::add,
+                                     sampler::attend, sampler::exp_shifted}};
 
 }  // namespace vqvae2_fast::cpu

@@ -17,7 +17,25 @@ struct Vec {
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }
+  // The same: the product is never rounded here.
+  Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
   Vec operator-(Vec b) const { return {_mm256_sub_ps(v, b.v)}; }
+  Vec operator+(Vec b) const { return {_mm256_add_ps(v, b.v)}; }
+  Vec operator*(Vec b) const { return {_mm256_mul_ps(v, b.v)}; }
+  Vec operator/(Vec b) const { return {_mm256_div_ps(v, b.v)}; }
+  // this where less than bound, else bound; NaN stays (min and max return their second operand).
+  Vec at_most(Vec bound) const { return {_mm256_min_ps(bound.v, v)}; }
+  Vec at_least(Vec bound) const { return {_mm256_max_ps(bound.v, v)}; }
+  // positive where this > 0, else otherwise.
+  Vec where_positive(Vec positive, Vec otherwise) const {
+    const __m256 is_positive = _mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return {_mm256_blendv_ps(otherwise.v, positive.v, is_positive)};
+  }
+  // 2^n of 1.5 * 2^23 + n, whose low bits hold n; n in -126..127.
+  Vec power_of_two() const {
+    const __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(v), 23);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3F800000)))};
+  }
 };
 
 struct IndexVec {

@@ -17,7 +17,25 @@ struct Vec {
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
+  // The same: the product is never rounded here.
+  Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
   Vec operator-(Vec b) const { return {_mm512_sub_ps(v, b.v)}; }
+  Vec operator+(Vec b) const { return {_mm512_add_ps(v, b.v)}; }
+  Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
+  Vec operator/(Vec b) const { return {_mm512_div_ps(v, b.v)}; }
+  // this where less than bound, else bound; NaN stays (min and max return their second operand).
+  Vec at_most(Vec bound) const { return {_mm512_min_ps(bound.v, v)}; }
+  Vec at_least(Vec bound) const { return {_mm512_max_ps(bound.v, v)}; }
+  // positive where this > 0, else otherwise.
+  Vec where_positive(Vec positive, Vec otherwise) const {
+    const __mmask16 is_positive = _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ);
+    return {_mm512_mask_mov_ps(otherwise.v, is_positive, positive.v)};
+  }
+  // 2^n of 1.5 * 2^23 + n, whose low bits hold n; n in -126..127.
+  Vec power_of_two() const {
+    const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3F800000)))};
+  }
 };
 
 struct IndexVec {

@@ -30,9 +30,59 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] + a.v[l] * b.v[l];
     return r;
   }
+  // this + a * b, rounded once, as the levels with fused multiply-adds have it. Without the
+  // instruction this is a library call: right, not fast.
+  Vec add_product_fused(Vec a, Vec b) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = __builtin_fmaf(a.v[l], b.v[l], v[l]);
+    return r;
+  }
   Vec operator-(Vec b) const {
     Vec r;
     for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] - b.v[l];
+    return r;
+  }
+  Vec operator+(Vec b) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] + b.v[l];
+    return r;
+  }
+  Vec operator*(Vec b) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] * b.v[l];
+    return r;
+  }
+  Vec operator/(Vec b) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] / b.v[l];
+    return r;
+  }
+  // this where less than bound, else bound; NaN stays.
+  Vec at_most(Vec bound) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = bound.v[l] < v[l] ? bound.v[l] : v[l];
+    return r;
+  }
+  Vec at_least(Vec bound) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = bound.v[l] > v[l] ? bound.v[l] : v[l];
+    return r;
+  }
+  // positive where this > 0, else otherwise.
+  Vec where_positive(Vec positive, Vec otherwise) const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] > 0.0f ? positive.v[l] : otherwise.v[l];
+    return r;
+  }
+  // 2^n of 1.5 * 2^23 + n, whose low bits hold n; n in -126..127.
+  Vec power_of_two() const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, &v[l], sizeof(bits));
+      bits = (bits << 23) + 0x3F800000u;
+      __builtin_memcpy(&r.v[l], &bits, sizeof(bits));
+    }
     return r;
   }
 };

@@ -1,0 +1,101 @@
+// The Python side of the sampler: a plan's packed weights held by an object, and the draw.
+//
+// Tensors come as addresses of contiguous memory that the caller keeps until the call returns; the
+// weights are copied. Python has checked shapes, ranges and dtypes of a draw.
+#include "../cpu/sampler/sampler.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+namespace sampler = vqvae2_fast::cpu::sampler;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+std::unique_ptr<sampler::Plan> make_plan(
+    const std::map<std::string, std::vector<int64_t>>& integers,
+    const std::map<std::string, std::pair<Address, int64_t>>& tensors) {
+  sampler::Description description;
+  description.integers = integers;
+  for (const auto& [name, tensor] : tensors) {
+    description.tensors[name] = {pointer<const float>(tensor.first), tensor.second};
+  }
+  return std::make_unique<sampler::Plan>(description);
+}
+
+py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
+              const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
+              int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
+              float guidance, bool guided, Address codes, Address log_prob, Address logits,
+              int threads, const py::object& progress) {
+  sampler::Request request;
+  request.batch = batch;
+  request.guided = guided;
+  request.labels = pointer<const int64_t>(labels);
+  for (const Address map : maps) request.maps.push_back(pointer<const int64_t>(map));
+  request.known = pointer<const int64_t>(known);
+  request.noise = pointer<const float>(noise);
+  request.seed = seed;
+  request.first_sample = first_sample;
+  request.stream = stream;
+  request.rule = {temperature, top_k, top_p, guidance};
+  request.codes = pointer<int64_t>(codes);
+  request.log_prob = pointer<float>(log_prob);
+  request.logits = pointer<float>(logits);
+  request.threads = threads;
+  if (request.maps.size() != plan.condition.maps.size() ||
+      (plan.num_classes > 0) != (labels != 0) || !codes || threads < 1) {
+    throw py::value_error("sampler: the request does not fit the plan.");
+  }
+
+  sampler::Timing timing;
+  std::exception_ptr raised;
+  const auto after_row = [&](int64_t rows_done) {
+    const py::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(rows_done, plan.height);
+    } catch (...) {
+      raised = std::current_exception();
+      return false;
+    }
+    return true;
+  };
+  {
+    const py::gil_scoped_release no_gil;
+    timing = sampler::draw_map(plan, request, after_row);
+  }
+  if (raised) std::rethrow_exception(raised);
+  py::dict seconds;
+  seconds["condition"] = timing.condition;
+  seconds["rows"] = timing.rows;
+  seconds["pixels"] = timing.pixels;
+  return seconds;
+}
+
+}  // namespace
+
+void define_sampler(py::module_& m) {
+  m.attr("SAMPLER_PANEL") = sampler::kPanel;
+  py::class_<sampler::Plan>(m, "SamplerPlan")
+      .def(py::init(&make_plan), py::arg("integers"), py::arg("tensors"))
+      .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
+      .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
+           py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
+           py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+           py::arg("guidance"), py::arg("guided"), py::arg("codes"), py::arg("log_prob"),
+           py::arg("logits"), py::arg("threads"), py::arg("progress"));
+}

@@ -1,0 +1,31 @@
+// Memory of the sampler: zeroed floats on cache-line boundaries, in huge pages where they are
+// large.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu::sampler {
+
+class Buffer {
+ public:
+  Buffer() = default;
+  // Zeroed. Throws std::bad_alloc.
+  explicit Buffer(int64_t size);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) {
+    other.data_ = nullptr;
+    other.size_ = 0;
+  }
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  float* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

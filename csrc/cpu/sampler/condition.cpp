@@ -1,0 +1,150 @@
+// The conditioning stack: seen whole, so run once per draw, as matrix products over padded maps.
+#include "../kernels.h"
+#include "state.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+// A stack of maps with a zero border, [B, h + 2 border, w + 2 border, channels].
+struct PaddedMaps {
+  Buffer memory;
+  int64_t height, width, border, channels;
+
+  PaddedMaps(int64_t batch, int64_t height_, int64_t width_, int64_t border_, int64_t channels_)
+      : height(height_), width(width_), border(border_), channels(channels_) {
+    memory = Buffer(batch * sample_stride());
+  }
+  int64_t row_stride() const { return (width + 2 * border) * channels; }
+  int64_t sample_stride() const { return (height + 2 * border) * row_stride(); }
+  // Row i of a sample from its left border; i from -border.
+  float* row(int64_t sample, int64_t i) const {
+    return memory.data() + sample * sample_stride() + (border + i) * row_stride();
+  }
+};
+
+// Row i of a stem over `codes` [h, w], added to `out` [w, channels].
+void add_stem_row(const Kernels& kernels, const Condition& condition, const Condition::Map& map,
+                  int64_t num_embeddings, const int64_t* codes, int64_t i, float* out) {
+  const int64_t kernel = condition.kernel, half = kernel / 2, channels = condition.channels;
+  for (int64_t j = 0; j < map.width; ++j) {
+    float* sum = out + j * channels;
+    kernels.add(sum, map.bias, sum, channels);
+    for (int64_t t = 0; t < kernel * kernel; ++t) {
+      const int64_t row = i + t / kernel - half, column = j + t % kernel - half;
+      if (row < 0 || row >= map.height || column < 0 || column >= map.width) continue;
+      const int64_t code = codes[row * map.width + column];
+      kernels.add(sum, map.stem + (t * num_embeddings + code) * channels, sum, channels);
+    }
+  }
+}
+
+// out [B, h, w, outputs] of layer n over padded inputs; an item is one panel of one sample.
+void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_t kernel,
+                   const PaddedMaps& in, float* out, int64_t item) {
+  const int64_t panel = item % layers.panels, sample = item / layers.panels;
+  const int64_t outputs = layers.outputs(), row_inputs = kernel * in.channels;
+  float* c = out + sample * in.height * in.width * outputs + panel * kPanel;
+  for (int64_t r = 0; r < kernel; ++r) {
+    const bool first = r == 0;
+    state.kernels.product({in.row(sample, r - kernel / 2), in.row_stride(), in.channels, in.height,
+                           in.width, layers.weight(n, panel) + r * row_inputs * kPanel, 0, 1,
+                           row_inputs, first ? layers.bias(n) + panel * kPanel : c,
+                           first ? 0 : in.width * outputs, first ? 0 : outputs, c,
+                           in.width * outputs, outputs});
+  }
+}
+
+// What the stack needs beside the features, shared by the threads.
+struct Scratch {
+  std::vector<Buffer> coarser;  // features of each map but the finest
+  std::unique_ptr<PaddedMaps> inputs, inner;
+  Buffer first, second;
+
+  explicit Scratch(const State& state) {
+    const Condition& condition = state.plan.condition;
+    for (size_t m = 0; m + 1 < condition.maps.size(); ++m) {
+      const Condition::Map& map = condition.maps[m];
+      coarser.emplace_back(state.batch * map.height * map.width * condition.channels);
+    }
+    if (condition.num_layers == 0) return;
+    const int64_t height = condition.maps.back().height, width = condition.maps.back().width;
+    const int64_t half = condition.kernel / 2, num_inner = condition.first.outputs();
+    inputs = std::make_unique<PaddedMaps>(state.batch, height, width, half, condition.channels);
+    inner = std::make_unique<PaddedMaps>(state.batch, height, width, half, num_inner);
+    first = Buffer(state.batch * height * width * num_inner);
+    second = Buffer(state.batch * height * width * condition.second.outputs());
+  }
+};
+
+void run_stems(State& state, const Scratch& scratch) {
+  const Condition& condition = state.plan.condition;
+  const Kernels& kernels = state.kernels;
+  const int64_t channels = condition.channels;
+  const float* coarser = nullptr;
+  for (size_t m = 0; m < condition.maps.size(); ++m) {
+    const Condition::Map& map = condition.maps[m];
+    float* out = m + 1 < condition.maps.size() ? scratch.coarser[m].data() : state.features.data();
+    state.team.share(state.batch * map.height, [&](int64_t item) {
+      const int64_t sample = item / map.height, i = item % map.height;
+      float* row = out + item * map.width * channels;
+      add_stem_row(kernels, condition, map, state.plan.num_embeddings,
+                   state.request.maps[m] + sample * map.height * map.width, i, row);
+      if (!coarser) return;
+      const Condition::Map& above = condition.maps[m - 1];
+      const int64_t down = map.height / above.height, right = map.width / above.width;
+      const float* from = coarser + (sample * above.height + i / down) * above.width * channels;
+      for (int64_t j = 0; j < map.width; ++j) {
+        kernels.add(row + j * channels, from + j / right * channels, row + j * channels, channels);
+      }
+    });
+    coarser = out;
+  }
+}
+
+void run_layers(State& state, const Scratch& scratch) {
+  const Condition& condition = state.plan.condition;
+  const Kernels& kernels = state.kernels;
+  const int64_t channels = condition.channels;
+  const int64_t height = condition.maps.back().height, width = condition.maps.back().width;
+  for (int64_t n = 0; n < condition.num_layers; ++n) {
+    const PaddedMaps &inputs = *scratch.inputs, &inner = *scratch.inner;
+    state.team.share(state.batch * height, [&](int64_t item) {
+      kernels.elu(state.features.data() + item * width * channels,
+                  inputs.row(item / height, item % height) + inputs.border * channels,
+                  width * channels);
+    });
+    state.team.share(state.batch * condition.first.panels, [&](int64_t item) {
+      convolve_item(state, condition.first, n, condition.kernel, inputs, scratch.first.data(),
+                    item);
+    });
+    state.team.share(state.batch * height, [&](int64_t item) {
+      kernels.elu(scratch.first.data() + item * width * inner.channels,
+                  inner.row(item / height, item % height) + inner.border * inner.channels,
+                  width * inner.channels);
+    });
+    state.team.share(state.batch * condition.second.panels, [&](int64_t item) {
+      convolve_item(state, condition.second, n, condition.kernel, inner, scratch.second.data(),
+                    item);
+    });
+    state.team.share(state.batch * height, [&](int64_t item) {
+      for (int64_t j = 0; j < width; ++j) {
+        float* features = state.features.data() + (item * width + j) * channels;
+        kernels.gate(scratch.second.data() + (item * width + j) * condition.second.outputs(),
+                     condition.second.panels, features, features, nullptr);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void compute_features(State& state) {
+  if (state.plan.condition.maps.empty()) return;
+  const Scratch scratch(state);
+  state.team.run([&](int) {
+    run_stems(state, scratch);
+    run_layers(state, scratch);
+  });
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

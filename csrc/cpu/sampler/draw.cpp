@@ -1,0 +1,102 @@
+#include "draw.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../../common/counter_noise.h"
+#include "../kernels.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+int64_t padded_size(int64_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
+
+int64_t first_largest(const float* values, const float* added, int64_t count) {
+  int64_t best = 0;
+  float largest = -INFINITY;
+  for (int64_t k = 0; k < count; ++k) {
+    const float value = added ? values[k] + added[k] : values[k];
+    if (value > largest) {
+      largest = value;
+      best = k;
+    }
+  }
+  return best;
+}
+
+}  // namespace
+
+Drawer::Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddings)
+    : kernels_(kernels),
+      rule_(rule),
+      num_embeddings_(num_embeddings),
+      padded_(padded_size(num_embeddings)),
+      logits_(padded_),
+      exponentials_(padded_),
+      noise_(padded_),
+      order_(num_embeddings) {}
+
+int64_t Drawer::draw(const float* logits, const float* without_class, const float* noise) {
+  float* values = logits_.data();
+  for (int64_t k = 0; k < num_embeddings_; ++k) values[k] = logits[k];
+  if (without_class) {
+    for (int64_t k = 0; k < num_embeddings_; ++k) {
+      values[k] = without_class[k] + rule_.guidance * (logits[k] - without_class[k]);
+    }
+  }
+  if (rule_.temperature == 0.0f) return first_largest(values, nullptr, num_embeddings_);
+  if (rule_.temperature != 1.0f) {
+    for (int64_t k = 0; k < num_embeddings_; ++k) values[k] /= rule_.temperature;
+  }
+  filter(values);
+  return first_largest(values, noise, num_embeddings_);
+}
+
+void Drawer::filter(float* logits) {
+  const int64_t kept_by_k =
+      rule_.top_k > 0 && rule_.top_k < num_embeddings_ ? rule_.top_k : num_embeddings_;
+  if (kept_by_k == num_embeddings_ && rule_.top_p >= 1.0f) return;
+  const auto before = [logits](int32_t a, int32_t b) {
+    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+  };
+  for (int64_t k = 0; k < num_embeddings_; ++k) order_[k] = static_cast<int32_t>(k);
+  if (kept_by_k < num_embeddings_) {
+    std::nth_element(order_.begin(), order_.begin() + kept_by_k, order_.end(), before);
+    for (int64_t k = kept_by_k; k < num_embeddings_; ++k) logits[order_[k]] = -INFINITY;
+  }
+  if (rule_.top_p >= 1.0f) return;
+
+  // A heap gives the codes best first, and only as many as are kept.
+  const auto after = [&before](int32_t a, int32_t b) { return before(b, a); };
+  const auto begin = order_.begin();
+  auto end = begin + kept_by_k;
+  std::make_heap(begin, end, after);
+  // The scratch behind the codes holds zeros; their exponentials are not read.
+  kernels_.sampler.exp_shifted(logits, logits[order_[0]], exponentials_.data(), padded_);
+  float total = 0.0f;
+  for (int64_t k = 0; k < num_embeddings_; ++k) {
+    if (logits[k] > -INFINITY) total += exponentials_.data()[k];
+  }
+  float cumulative = 0.0f;
+  while (end != begin && cumulative < rule_.top_p) {
+    cumulative += exponentials_.data()[order_[0]] / total;
+    std::pop_heap(begin, end, after);
+    --end;
+  }
+  for (auto left_out = begin; left_out != end; ++left_out) logits[*left_out] = -INFINITY;
+}
+
+float Drawer::log_prob(const float* logits, int64_t code) {
+  float* values = logits_.data();
+  float largest = logits[0];
+  for (int64_t k = 0; k < num_embeddings_; ++k) {
+    values[k] = logits[k];
+    largest = logits[k] > largest ? logits[k] : largest;
+  }
+  kernels_.sampler.exp_shifted(values, largest, exponentials_.data(), padded_);
+  float total = 0.0f;
+  for (int64_t k = 0; k < num_embeddings_; ++k) total += exponentials_.data()[k];
+  return (logits[code] - largest) - fixed_log(total);
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -1,0 +1,51 @@
+// From logits to a code: SEMANTICS "Drawing", the rule of vqvae2_fast/sampling/rule.py.
+//
+// logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
+// on ties. Sums run in one order, so a draw is the same bit for bit at every level.
+#pragma once
+
+#include <stdint.h>
+
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+
+namespace vqvae2_fast::cpu {
+struct KernelTable;
+}
+
+namespace vqvae2_fast::cpu::sampler {
+
+struct Rule {
+  float temperature = 1.0f;  // 0: the best code, whatever the noise
+  int64_t top_k = 0;         // 0: all
+  float top_p = 1.0f;        // 1: all
+  float guidance = 1.0f;     // u + s * (c - u)
+};
+
+// One thread's scratch for drawing.
+class Drawer {
+ public:
+  Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddings);
+
+  // logits of the class, and without a class under guidance (else null); noise of the position.
+  int64_t draw(const float* logits, const float* without_class, const float* noise);
+
+  float log_prob(const float* logits, int64_t code);
+
+  // Scratch of num_embeddings values for the noise.
+  float* noise() { return noise_.data(); }
+
+ private:
+  // Sets what the filters leave out to -infinity.
+  void filter(float* logits);
+
+  const KernelTable& kernels_;
+  const Rule rule_;
+  const int64_t num_embeddings_, padded_;
+  Buffer logits_, exponentials_, noise_;
+  std::vector<int32_t> order_;
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

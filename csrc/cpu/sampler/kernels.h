@@ -1,0 +1,66 @@
+// The sampler's kernels of one SIMD level, as a table. They know vectors and strides, not the
+// network; network.cpp calls them.
+//
+// Widths: outputs come in panels of kPanel columns at every level, so weights are packed once for
+// all levels. Every output is one chain of fused multiply-adds over its inputs in their order,
+// whatever the tile, the level and the thread: results are equal bit for bit. All strides are in
+// elements.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu::sampler {
+
+constexpr int64_t kPanel = 32;
+// A panel of gates holds kHalfPanel values, then the values that their sigmoids are taken of.
+constexpr int64_t kHalfPanel = kPanel / 2;
+
+// c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows.
+struct Product {
+  // a + g * a_group_stride + r * a_stride: `inputs` values.
+  const float* a;
+  int64_t a_group_stride, a_stride;
+  int64_t groups, rows;
+  // Packed: panel p at weights + p * panel_stride, [inputs, kPanel].
+  const float* weights;
+  int64_t panel_stride;
+  int64_t panels, inputs;
+  // May be c itself. Strides of 0 repeat one row (a bias).
+  const float* initial;
+  int64_t initial_group_stride, initial_stride;
+  // c + g * c_group_stride + r * c_stride: panels * kPanel values.
+  float* c;
+  int64_t c_group_stride, c_stride;
+};
+
+struct AttentionHead {
+  const float* query;   // [dim], scaled
+  const float* keys;    // [positions / kPanel rounded up, dim, kPanel]
+  const float* values;  // [positions, value_stride]
+  int64_t positions;    // at least 1
+  int64_t dim;
+  int64_t value_stride;  // dim rounded up to kHalfPanel
+  float* scores;         // scratch, positions rounded up to kPanel
+  float* out;            // [value_stride]
+};
+
+struct Kernels {
+  void (*product)(const Product& product);
+
+  // y[i] = ELU(x[i]); count is a multiple of kHalfPanel. x may be y.
+  void (*elu)(const float* x, float* y, int64_t count);
+
+  // out = residual + value * sigmoid(gate), kHalfPanel values a panel; activated = ELU(out).
+  // residual and activated may be null.
+  void (*gate)(const float* gates, int64_t panels, const float* residual, float* out,
+               float* activated);
+
+  void (*add)(const float* x, const float* y, float* out, int64_t count);
+
+  void (*attend)(const AttentionHead& head);
+
+  // y[i] = exp(x[i] - shift), x at most shift; count is a multiple of kHalfPanel.
+  void (*exp_shifted)(const float* x, float shift, float* y, int64_t count);
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -1,0 +1,180 @@
+#include "plan.h"
+
+#include <string.h>
+
+#include <stdexcept>
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+// Copies the description's tensors into one block, checking each size: the kernels trust them.
+class Reader {
+ public:
+  Reader(const Description& description, float* memory)
+      : description_(description), next_(memory) {}
+
+  static int64_t size_of(const Description& description) {
+    int64_t size = 0;
+    for (const auto& [name, tensor] : description.tensors) size += padded(tensor.size);
+    return size;
+  }
+
+  const std::vector<int64_t>& list(const std::string& name) const {
+    const auto found = description_.integers.find(name);
+    if (found == description_.integers.end()) fail("no '" + name + "'");
+    return found->second;
+  }
+
+  int64_t integer(const std::string& name) const {
+    if (list(name).size() != 1) fail("'" + name + "' is not one integer");
+    return list(name)[0];
+  }
+
+  const float* tensor(const std::string& name, int64_t size) {
+    const auto found = description_.tensors.find(name);
+    if (found == description_.tensors.end()) fail("no tensor '" + name + "'");
+    if (found->second.size != size) {
+      fail("tensor '" + name + "': expected " + std::to_string(size) + " values, got " +
+           std::to_string(found->second.size));
+    }
+    float* copy = next_;
+    memcpy(copy, found->second.data, size * sizeof(float));
+    next_ += padded(size);
+    return copy;
+  }
+
+  Matrices matrices(const std::string& name, int64_t count, int64_t inputs, int64_t outputs,
+                    bool with_bias = true) {
+    Matrices m;
+    m.inputs = inputs;
+    m.panels = panels_of(name, outputs);
+    m.weights = tensor(name + ".weight", count * m.panels * inputs * kPanel);
+    if (with_bias) m.biases = tensor(name + ".bias", count * m.outputs());
+    return m;
+  }
+
+  Convolutions convolutions(const std::string& name, const Taps& taps, int64_t count,
+                            int64_t channels, int64_t outputs) {
+    Convolutions c;
+    c.channels = channels;
+    c.panels = panels_of(name, outputs);
+    const int64_t tap = count * c.panels * channels * kPanel;
+    c.above = tensor(name + ".above", tap * taps.rows_above * taps.num_columns);
+    c.current = tensor(name + ".current", tap * taps.num_current);
+    c.biases = tensor(name + ".bias", count * c.outputs());
+    return c;
+  }
+
+  PointwiseLayers pointwise(const std::string& name, int64_t count, int64_t inputs, int64_t inner,
+                            int64_t out_channels) {
+    return {matrices(name + ".first", count, inputs, inner),
+            matrices(name + ".second", count, inner, 2 * out_channels)};
+  }
+
+ private:
+  [[noreturn]] static void fail(const std::string& what) {
+    throw std::invalid_argument("sampler: bad plan: " + what + ".");
+  }
+
+  static int64_t panels_of(const std::string& name, int64_t outputs) {
+    if (outputs < kPanel || outputs % kPanel) fail("'" + name + "' has no whole panels");
+    return outputs / kPanel;
+  }
+
+  // Each tensor starts a cache line.
+  static int64_t padded(int64_t size) { return (size + 15) / 16 * 16; }
+
+  const Description& description_;
+  float* next_;
+};
+
+}  // namespace
+
+Plan::Plan(const Description& description) : memory_(Reader::size_of(description)) {
+  Reader read(description, memory_.data());
+  height = read.integer("height");
+  width = read.integer("width");
+  num_embeddings = read.integer("num_embeddings");
+  num_classes = read.integer("num_classes");
+  channels = read.integer("channels");
+  const int64_t inner = read.integer("inner_channels");
+  num_layers = read.integer("num_layers");
+  layers_per_block = read.integer("layers_per_block");
+  num_blocks = num_layers / layers_per_block;
+  num_output_layers = read.integer("num_output_layers");
+
+  const std::vector<int64_t>& offsets = read.list("stem.above_offsets");
+  for (size_t t = 0; t + 1 < offsets.size(); t += 2) {
+    stem.above_offsets.emplace_back(offsets[t], offsets[t + 1]);
+  }
+  stem.num_left = read.integer("stem.num_left");
+  const int64_t above_taps = static_cast<int64_t>(stem.above_offsets.size());
+  stem.above = read.tensor("stem.above", above_taps * num_embeddings * channels);
+  stem.left = read.tensor("stem.left", stem.num_left * num_embeddings * channels);
+  stem.bias = read.tensor("stem.bias", height * width * channels);
+  background = read.tensor("background", height * width * 2);
+
+  taps.rows_above = read.integer("taps.rows_above");
+  taps.first_column = read.integer("taps.first_column");
+  taps.num_columns = read.integer("taps.num_columns");
+  taps.first_current = read.integer("taps.first_current");
+  taps.num_current = read.integer("taps.num_current");
+  conv1 = read.convolutions("conv1", taps, num_layers, channels, inner);
+  conv2 = read.convolutions("conv2", taps, num_layers, inner, 2 * channels);
+  if (num_classes > 0) {
+    classes = read.tensor("classes", num_layers * (num_classes + 1) * conv2.outputs());
+  }
+
+  attention.num_heads = read.integer("attention.num_heads");
+  if (attention.num_heads > 0) {
+    attention.head_dim = read.integer("attention.head_dim");
+    const int64_t all = attention.num_heads * attention.head_dim;
+    const int64_t padded = (all + kPanel - 1) / kPanel * kPanel;
+    const int64_t padded_pair = (2 * all + kPanel - 1) / kPanel * kPanel;
+    const int64_t attention_inner = read.integer("attention.inner_channels");
+    attention.key =
+        read.pointwise("attention.key", num_blocks, 2 * channels + 2, attention_inner, joined());
+    attention.query = read.pointwise("attention.query", num_blocks, channels + 2, attention_inner,
+                                     joined() - channels);
+    attention.out =
+        read.pointwise("attention.out", num_blocks, channels + all, attention_inner, channels);
+    attention.query_weight =
+        read.matrices("attention.query_weight", num_blocks, channels + 2, padded);
+    attention.key_value_weight =
+        read.matrices("attention.key_value_weight", num_blocks, 2 * channels + 2, padded_pair);
+  } else {
+    merge = read.matrices("merge", num_blocks, channels + 2, channels);
+  }
+  if (num_output_layers > 0) {
+    output = read.pointwise("output", num_output_layers, channels,
+                            read.integer("output.inner_channels"), channels);
+  }
+  head = read.matrices("head", 1, channels, (num_embeddings + kPanel - 1) / kPanel * kPanel);
+
+  const std::vector<int64_t>& sizes = read.list("condition.sizes");
+  if (sizes.empty()) return;
+  condition.kernel = read.integer("condition.kernel");
+  condition.channels = read.integer("condition.channels");
+  condition.num_layers = read.integer("condition.num_layers");
+  condition.down = read.integer("condition.down");
+  condition.right = read.integer("condition.right");
+  const int64_t condition_inner = read.integer("condition.inner_channels");
+  const int64_t area = condition.kernel * condition.kernel;
+  for (size_t m = 0; 2 * m + 1 < sizes.size(); ++m) {
+    const std::string name = "condition.stem" + std::to_string(m);
+    condition.maps.push_back(
+        {sizes[2 * m], sizes[2 * m + 1],
+         read.tensor(name + ".table", area * num_embeddings * condition.channels),
+         read.tensor(name + ".bias", condition.channels)});
+  }
+  if (condition.num_layers > 0) {
+    condition.first = read.matrices("condition.first", condition.num_layers,
+                                    area * condition.channels, condition_inner);
+    condition.second = read.matrices("condition.second", condition.num_layers,
+                                     area * condition_inner, 2 * condition.channels);
+  }
+  layer_condition = read.matrices("layer_condition", num_layers, condition.channels,
+                                  conv2.outputs(), /*with_bias=*/false);
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

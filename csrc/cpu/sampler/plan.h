@@ -1,0 +1,125 @@
+// A prior as packed weights: vqvae2_fast/sampling/plan.py as the engine keeps it.
+//
+// Every group of channels is padded with zeros to whole panels; weights of padded channels are
+// zero, so padded activations stay zero. Outputs that go through a gate are ordered in panels of
+// kHalfPanel values and kHalfPanel gates. `vqvae2_fast/sampling/engines/cpu.py` packs.
+#pragma once
+
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "buffer.h"
+#include "kernels.h"
+
+namespace vqvae2_fast::cpu::sampler {
+
+// What Python passes: integers by name, and contiguous float32 memory by name.
+struct Description {
+  struct Tensor {
+    const float* data;
+    int64_t size;
+  };
+  std::map<std::string, std::vector<int64_t>> integers;
+  std::map<std::string, Tensor> tensors;
+};
+
+// n matrices of one shape.
+struct Matrices {
+  const float* weights = nullptr;  // [n, panels, inputs, kPanel]
+  const float* biases = nullptr;   // [n, panels * kPanel]
+  int64_t inputs = 0, panels = 0;
+
+  int64_t outputs() const { return panels * kPanel; }
+  const float* weight(int64_t n, int64_t panel) const {
+    return weights + (n * panels + panel) * inputs * kPanel;
+  }
+  const float* bias(int64_t n) const { return biases + n * outputs(); }
+};
+
+// n causal convolutions of one shape, taps split by rows < i and row i.
+struct Convolutions {
+  const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, kPanel]
+  const float* current = nullptr;  // [n, num_current, panels, channels, kPanel]
+  const float* biases = nullptr;   // [n, panels * kPanel]
+  int64_t channels = 0, panels = 0;
+
+  int64_t outputs() const { return panels * kPanel; }
+};
+
+// Two pointwise layers with an ELU between, the second to gates: n of one shape.
+struct PointwiseLayers {
+  Matrices first, second;
+};
+
+// Where the taps of all causal convolutions are.
+struct Taps {
+  int64_t rows_above = 0, first_column = 0, num_columns = 0;  // of rows above
+  int64_t first_current = 0, num_current = 0;                 // of the current row
+
+  bool reads_itself() const { return num_current > 0 && first_current + num_current > 0; }
+  int64_t left() const {
+    const int64_t first = first_column < first_current ? first_column : first_current;
+    return first < 0 ? -first : 0;
+  }
+  int64_t right() const {
+    const int64_t last = first_column + num_columns - 1;
+    return last > 0 ? last : 0;
+  }
+};
+
+struct Stem {
+  std::vector<std::pair<int64_t, int64_t>> above_offsets;
+  const float* above = nullptr;  // [taps, K, channels]
+  int64_t num_left = 0;          // columns -num_left .. -1
+  const float* left = nullptr;   // [num_left, K, channels]
+  const float* bias = nullptr;   // [H * W, channels]
+};
+
+struct Attention {
+  int64_t num_heads = 0, head_dim = 0;
+  PointwiseLayers key, query, out;
+  Matrices query_weight, key_value_weight;
+};
+
+// The conditioning stack: stems of all maps, then residual layers at the finest map's size.
+struct Condition {
+  struct Map {
+    int64_t height, width;
+    const float* stem;  // [kernel * kernel, K, channels]
+    const float* bias;  // [channels]
+  };
+  std::vector<Map> maps;
+  int64_t kernel = 0, channels = 0, num_layers = 0;
+  int64_t down = 1, right = 1;  // code rows and columns per row and column of the features
+  Matrices first, second;       // inputs = kernel * kernel * channels, taps in raster order
+};
+
+struct Plan {
+  explicit Plan(const Description& description);
+
+  int64_t height, width, num_embeddings, num_classes;
+  int64_t channels;  // padded
+  int64_t num_layers, layers_per_block, num_blocks, num_output_layers;
+  Stem stem;
+  const float* background;  // [H * W, 2]
+  Taps taps;
+  Convolutions conv1, conv2;
+  const float* classes = nullptr;  // [layers, num_classes + 1, conv2.outputs()] or null
+  Matrices layer_condition;        // [layers]; weights null without a condition
+  Attention attention;             // num_heads 0 without
+  Matrices merge;                  // [blocks] without attention
+  PointwiseLayers output;
+  Matrices head;
+  Condition condition;
+
+  // Channels of [x, y, coordinates], padded.
+  int64_t joined() const { return 2 * channels + kPanel; }
+  int64_t weight_bytes() const { return memory_.size() * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  Buffer memory_;
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

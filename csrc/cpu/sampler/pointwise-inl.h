@@ -1,0 +1,109 @@
+// Elementwise layers and one head of attention. Include after a simd/ header, inside a level file.
+#pragma once
+
+#include "math-inl.h"
+#include "product-inl.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+inline void elu(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec::kLanes) elu_of(Vec::load(x + i)).store(y + i);
+}
+
+inline void add(const float* x, const float* y, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    (Vec::load(x + i) + Vec::load(y + i)).store(out + i);
+  }
+}
+
+inline void gate(const float* gates, int64_t panels, const float* residual, float* out,
+                 float* activated) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t i = 0; i < kHalfPanel; i += Vec::kLanes) {
+      const float* values = gates + panel * kPanel + i;
+      const int64_t at = panel * kHalfPanel + i;
+      Vec y = Vec::load(values) * sigmoid(Vec::load(values + kHalfPanel));
+      if (residual) y = Vec::load(residual + at) + y;
+      y.store(out + at);
+      if (activated) elu_of(y).store(activated + at);
+    }
+  }
+}
+
+inline void exp_shifted(const float* x, float shift, float* y, int64_t count) {
+  const Vec by = Vec::broadcast(shift);
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    exponential(Vec::load(x + i) - by).store(y + i);
+  }
+}
+
+// A sum is kept in kHalfPanel lanes at every level, then folded in one order.
+inline float fold_lanes(float* lanes) {
+  for (int64_t half = kHalfPanel / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  }
+  return lanes[0];
+}
+
+inline float sum_of(const float* x, int64_t count) {
+  float lanes[kHalfPanel];
+  for (int64_t i = 0; i < kHalfPanel; i += Vec::kLanes) {
+    Vec sum = Vec::broadcast(0.0f);
+    for (int64_t at = i; at < count; at += kHalfPanel) sum = sum + Vec::load(x + at);
+    sum.store(lanes + i);
+  }
+  return fold_lanes(lanes);
+}
+
+inline float largest_of(const float* x, int64_t count) {
+  float lanes[kHalfPanel];
+  for (int64_t i = 0; i < kHalfPanel; i += Vec::kLanes) {
+    Vec largest = Vec::load(x + i);
+    for (int64_t at = i; at < count; at += kHalfPanel)
+      largest = largest.at_least(Vec::load(x + at));
+    largest.store(lanes + i);
+  }
+  float largest = lanes[0];
+  for (int64_t i = 1; i < kHalfPanel; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+// Positions whose values are summed apart: a sum over positions is a chain, and one head may be a
+// single vector wide.
+constexpr int64_t kChains = 4;
+
+inline void attend(const AttentionHead& head) {
+  const int64_t chunks = (head.positions + kPanel - 1) / kPanel;
+  float* weights = head.scores;
+  for (int64_t p = 0; p < chunks * kPanel; ++p) weights[p] = 0.0f;
+  product({head.query, 0, 0, 1, 1, head.keys, head.dim * kPanel, chunks, head.dim, weights, 0, 0,
+           weights, 0, 0});
+  // Positions that are not there weigh nothing: e to -87 below any, then zero.
+  const float lowest = -3.0e38f;
+  for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = lowest;
+  exp_shifted(weights, largest_of(weights, chunks * kPanel), weights, chunks * kPanel);
+  for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = 0.0f;
+  const Vec scale = Vec::broadcast(1.0f / sum_of(weights, chunks * kPanel));
+
+  const int64_t stride = head.value_stride;
+  for (int64_t i = 0; i < stride; i += Vec::kLanes) {
+    Vec sums[kChains];
+    for (int64_t s = 0; s < kChains; ++s) sums[s] = Vec::broadcast(0.0f);
+    int64_t p = 0;
+    for (; p + kChains <= head.positions; p += kChains) {
+      for (int64_t s = 0; s < kChains; ++s) {
+        sums[s] = sums[s].add_product_fused(Vec::broadcast(weights[p + s]),
+                                            Vec::load(head.values + (p + s) * stride + i));
+      }
+    }
+    for (int64_t s = 0; p < head.positions; ++p, ++s) {
+      sums[s] = sums[s].add_product_fused(Vec::broadcast(weights[p]),
+                                          Vec::load(head.values + p * stride + i));
+    }
+    (((sums[0] + sums[1]) + (sums[2] + sums[3])) * scale).store(head.out + i);
+  }
+}
+
+}  // namespace
+}  // namespace vqvae2_fast::cpu::sampler

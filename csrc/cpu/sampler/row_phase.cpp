@@ -1,0 +1,119 @@
+// Row phase: what row i's outputs owe to rows < i, for all layers and columns at once.
+//
+// Every layer's inputs of rows above are final, so all (layer, convolution, panel) products are
+// independent: they are shared among the threads as they become free.
+#include <string.h>
+
+#include "../kernels.h"
+#include "state.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+void stem_row(State& state, int64_t sample, int64_t i) {
+  const Plan& plan = state.plan;
+  const int64_t width = plan.width, channels = plan.channels;
+  const int64_t* codes = state.request.codes + sample * plan.height * width;
+  for (int64_t j = 0; j < width; ++j) {
+    float* sum = state.stem_row.data() + (sample * width + j) * channels;
+    memcpy(sum, plan.stem.bias + (i * width + j) * channels, channels * sizeof(float));
+    for (size_t t = 0; t < plan.stem.above_offsets.size(); ++t) {
+      const int64_t row = i + plan.stem.above_offsets[t].first;
+      const int64_t column = j + plan.stem.above_offsets[t].second;
+      if (row < 0 || column < 0 || column >= width) continue;
+      const int64_t entry = static_cast<int64_t>(t) * plan.num_embeddings;
+      state.kernels.add(sum, plan.stem.above + (entry + codes[row * width + column]) * channels,
+                        sum, channels);
+    }
+  }
+}
+
+// The condition's part of one panel of a layer's gates, for the coarse row above row i.
+void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
+  const Condition& condition = state.plan.condition;
+  const Matrices& matrices = state.plan.layer_condition;
+  const int64_t width = condition.maps.back().width, height = condition.maps.back().height;
+  const int64_t outputs = matrices.outputs();
+  state.kernels.product(
+      {state.features.data() + i / condition.down * width * condition.channels,
+       height * width * condition.channels, condition.channels, state.batch, width,
+       matrices.weight(layer, panel), 0, 1, matrices.inputs, state.zeros.data(), 0, 0,
+       state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
+       width * outputs, outputs});
+}
+
+// Bias, class and condition of one panel: where the sums begin.
+void begin_panel(State& state, int64_t layer, int64_t panel, bool gates, float* out) {
+  const Plan& plan = state.plan;
+  const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
+  const int64_t outputs = convolutions.outputs(), width = plan.width;
+  const float* bias = convolutions.biases + layer * outputs + panel * kPanel;
+  for (int64_t n = 0; n < state.rows; ++n) {
+    float start[kPanel];
+    memcpy(start, bias, sizeof(start));
+    if (gates && plan.classes) {
+      // Rows after the batch are those without a class.
+      const int64_t label = n < state.batch ? state.request.labels[n] : plan.num_classes;
+      const int64_t entry = layer * (plan.num_classes + 1) + label;
+      state.kernels.add(start, plan.classes + entry * outputs + panel * kPanel, start, kPanel);
+    }
+    const float* of_condition = nullptr;
+    if (gates && state.of_condition.size() > 0) {
+      const int64_t columns = plan.condition.maps.back().width;
+      of_condition = state.of_condition.data() +
+                     (layer * state.batch + n % state.batch) * columns * outputs + panel * kPanel;
+    }
+    for (int64_t j = 0; j < width; ++j) {
+      float* column = out + (n * width + j) * outputs;
+      if (of_condition) {
+        const float* added = of_condition + j / plan.condition.right * outputs;
+        state.kernels.add(start, added, column, kPanel);
+      } else {
+        memcpy(column, start, sizeof(start));
+      }
+    }
+  }
+}
+
+void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, int64_t i) {
+  const Plan& plan = state.plan;
+  const Taps& taps = plan.taps;
+  const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
+  const Ring& ring = gates ? state.ring2 : state.ring1;
+  const int64_t outputs = convolutions.outputs(), width = plan.width;
+  float* out = (gates ? state.out2 : state.out1).data() + layer * state.rows * width * outputs +
+               panel * kPanel;
+  if (gates && !plan.condition.maps.empty() && i % plan.condition.down == 0) {
+    condition_panel(state, layer, panel, i);
+  }
+  begin_panel(state, layer, panel, gates, out);
+  const int64_t row_inputs = taps.num_columns * convolutions.channels;
+  const float* weights = convolutions.above + (layer * convolutions.panels + panel) *
+                                                  taps.rows_above * row_inputs * kPanel;
+  for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_inputs * kPanel) {
+    const int64_t row = i - taps.rows_above + r;
+    if (row < 0) continue;  // above the map: zeros
+    state.kernels.product({ring.at(layer, 0, row, taps.first_column), ring.sample_stride(),
+                           ring.channels, state.rows, width, weights, 0, 1, row_inputs, out,
+                           width * outputs, outputs, out, width * outputs, outputs});
+  }
+}
+
+}  // namespace
+
+void row_phase(State& state, int64_t i) {
+  const Plan& plan = state.plan;
+  const int64_t panels1 = plan.conv1.panels, panels = panels1 + plan.conv2.panels;
+  const int64_t num_panels = plan.num_layers * panels;
+  state.team.share(num_panels + state.batch, [&](int64_t item) {
+    if (item >= num_panels) {
+      stem_row(state, item - num_panels, i);
+      return;
+    }
+    const int64_t layer = item / panels, panel = item % panels;
+    const bool gates = panel >= panels1;
+    convolution_panel(state, layer, gates ? panel - panels1 : panel, gates, i);
+  });
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

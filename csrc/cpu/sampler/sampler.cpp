@@ -1,0 +1,44 @@
+#include "sampler.h"
+
+#include <chrono>
+
+#include "../kernels.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+Timing draw_map(const Plan& plan, const Request& request,
+                const std::function<bool(int64_t)>& after_row) {
+  Timing timing;
+  Team team(request.threads);
+  State state(plan, request, kernels(), team);
+  const auto start = Clock::now();
+  compute_features(state);
+  timing.condition = seconds_since(start);
+  bool stopped = false;
+  team.run([&](int thread) {
+    for (int64_t i = 0; i < plan.height && !stopped; ++i) {
+      const auto row_start = Clock::now();
+      row_phase(state, i);
+      const auto pixels_start = Clock::now();
+      pixel_phase(state, thread, i);
+      if (thread == 0) {
+        timing.rows += std::chrono::duration<double>(pixels_start - row_start).count();
+        timing.pixels += seconds_since(pixels_start);
+        stopped = !after_row(i + 1);
+      }
+      team.barrier();
+    }
+  });
+  return timing;
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

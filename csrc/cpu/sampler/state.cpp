@@ -1,0 +1,163 @@
+#include "state.h"
+
+#include <algorithm>
+
+#include "../kernels.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+int64_t rounded_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// What a panel costs beside its inputs: the tile's start and end, and the functions after it.
+constexpr int64_t kPanelCost = 32;
+
+Split split_of(std::initializer_list<const Matrices*> matrices, int threads) {
+  std::vector<int64_t> panels, cost;
+  for (const Matrices* m : matrices) {
+    panels.push_back(m->panels);
+    cost.push_back(m->inputs + kPanelCost);
+  }
+  return split_panels(panels, cost, threads);
+}
+
+Split split_convolutions(const std::vector<const Convolutions*>& convolutions, const Taps& taps,
+                         int threads) {
+  std::vector<int64_t> panels, cost;
+  for (const Convolutions* c : convolutions) {
+    panels.push_back(c->panels);
+    cost.push_back(taps.num_current * c->channels + kPanelCost);
+  }
+  return split_panels(panels, cost, threads);
+}
+
+}  // namespace
+
+Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t>& cost,
+                   int threads) {
+  int64_t total = 0;
+  for (size_t m = 0; m < panels.size(); ++m) total += panels[m] * cost[m];
+  Split split(panels.size(), std::vector<Range>(threads));
+  int64_t done = 0;
+  for (size_t m = 0; m < panels.size(); ++m) {
+    int64_t begin = 0;
+    for (int t = 0; t < threads; ++t) {
+      // Panels that start before this thread's share of the cost ends.
+      const int64_t share_end = total * (t + 1) / threads;
+      const int64_t wanted = (share_end - done + cost[m] - 1) / cost[m];
+      const int64_t end = t + 1 == threads ? panels[m] : std::clamp(wanted, begin, panels[m]);
+      split[m][t] = {begin, end};
+      begin = end;
+    }
+    done += panels[m] * cost[m];
+  }
+  return split;
+}
+
+std::vector<Range> split_evenly(int64_t count, int threads) {
+  std::vector<Range> ranges(threads);
+  for (int t = 0; t < threads; ++t) ranges[t] = {count * t / threads, count * (t + 1) / threads};
+  return ranges;
+}
+
+Ring::Ring(const Taps& taps, int64_t layers, int64_t samples_, int64_t width, int64_t channels_)
+    : samples(samples_),
+      slots(taps.rows_above + 1),
+      columns(taps.left() + width + taps.right()),
+      left(taps.left()),
+      channels(channels_) {
+  memory = Buffer(layers * samples * sample_stride());
+}
+
+int64_t State::key_stride() const {
+  return rounded_up(plan.height * plan.width, kPanel) * plan.attention.head_dim;
+}
+
+int64_t State::value_width() const { return rounded_up(plan.attention.head_dim, kHalfPanel); }
+
+int64_t State::value_stride() const { return plan.height * plan.width * value_width(); }
+
+State::State(const Plan& plan_, const Request& request_, const KernelTable& table_, Team& team_)
+    : plan(plan_),
+      request(request_),
+      table(table_),
+      kernels(table_.sampler),
+      team(team_),
+      batch(request_.batch),
+      rows(request_.batch * (request_.guided ? 2 : 1)),
+      ring1(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv1.channels),
+      ring2(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv2.channels) {
+  const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;
+  const int threads = team.size();
+  out1 = Buffer(layers * rows * width * plan.conv1.outputs());
+  out2 = Buffer(layers * rows * width * plan.conv2.outputs());
+  stem_row = Buffer(batch * width * channels);
+  if (!plan.taps.reads_itself()) gated = Buffer(layers * rows * channels);
+  x = Buffer(rows * channels);
+  y = Buffer(rows * channels);
+  int64_t widest = plan.conv2.outputs();
+  if (!plan.condition.maps.empty()) {
+    const Condition& c = plan.condition;
+    features = Buffer(batch * c.maps.back().height * c.maps.back().width * c.channels);
+    of_condition = Buffer(layers * batch * c.maps.back().width * plan.conv2.outputs());
+    widest = std::max(widest, 2 * c.channels);
+  }
+  zeros = Buffer(widest);
+  if (plan.attention.num_heads > 0) {
+    const Attention& a = plan.attention;
+    joined = Buffer(rows * plan.joined());
+    joined_activated = Buffer(rows * plan.joined());
+    key_inner = Buffer(rows * a.key.first.outputs());
+    query_inner = Buffer(rows * a.query.first.outputs());
+    out_inner = Buffer(rows * a.out.first.outputs());
+    key_gates = Buffer(rows * a.key.second.outputs());
+    query_gates = Buffer(rows * a.query.second.outputs());
+    out_gates = Buffer(rows * a.out.second.outputs());
+    key_features = Buffer(rows * a.key.second.outputs() / 2);
+    query_features = Buffer(rows * a.query.second.outputs() / 2);
+    query = Buffer(rows * a.query_weight.outputs());
+    key_value = Buffer(rows * a.key_value_weight.outputs());
+    out_inputs = Buffer(rows * a.out.first.inputs);
+    keys = Buffer(plan.num_blocks * rows * a.num_heads * key_stride());
+    values = Buffer(plan.num_blocks * rows * a.num_heads * value_stride());
+    scores = Buffer(threads * rounded_up(plan.height * width, kPanel));
+    attended.assign(threads, std::vector<float>(value_width()));
+    of_first = split_of({&a.key.first, &a.query.first}, threads);
+    of_second = split_of({&a.key.second, &a.query.second}, threads);
+    of_third = split_of({&a.query_weight, &a.key_value_weight}, threads);
+    of_out_first = split_of({&a.out.first}, threads);
+    of_out_second = split_of({&a.out.second}, threads);
+    of_heads = split_evenly(rows * a.num_heads, threads);
+  } else {
+    for (Buffer& buffer : merged) buffer = Buffer(rows * (channels + kPanel));
+    of_merge = split_of({&plan.merge}, threads);
+  }
+  if (plan.num_output_layers > 0) {
+    if (out_inner.size() < rows * plan.output.first.outputs()) {
+      out_inner = Buffer(rows * plan.output.first.outputs());
+    }
+    if (out_gates.size() == 0) out_gates = Buffer(rows * plan.output.second.outputs());
+    of_output_first = split_of({&plan.output.first}, threads);
+    of_output_second = split_of({&plan.output.second}, threads);
+  }
+  activated = Buffer(rows * channels);
+  logits = Buffer(rows * plan.head.outputs());
+  of_head = split_of({&plan.head}, threads);
+
+  std::vector<const Convolutions*> all;
+  for (int64_t n = 0; n < layers; ++n) all.insert(all.end(), {&plan.conv1, &plan.conv2});
+  of_convolutions = split_convolutions(all, plan.taps, threads);
+  of_conv1 = split_convolutions({&plan.conv1}, plan.taps, threads);
+  of_conv2 = split_convolutions({&plan.conv2}, plan.taps, threads);
+  of_samples = split_evenly(batch, threads);
+  // In whole panels, so that no two threads write one cache line.
+  of_channels = split_evenly(channels / kPanel, threads);
+  for (Range& range : of_channels) range = {range.begin * kPanel, range.end * kPanel};
+  for (int t = 0; t < threads; ++t) {
+    drawers.push_back(std::make_unique<Drawer>(table, request.rule, plan.num_embeddings));
+  }
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

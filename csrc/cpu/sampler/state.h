@@ -1,0 +1,109 @@
+// The memory of one draw: everything that the two phases read and write.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "draw.h"
+#include "plan.h"
+#include "team.h"
+
+namespace vqvae2_fast::cpu::sampler {
+
+// One draw, checked by Python. Pointers are to contiguous memory.
+struct Request {
+  int64_t batch = 0;
+  bool guided = false;
+  const int64_t* labels = nullptr;   // [B], or null
+  std::vector<const int64_t*> maps;  // [B, h, w] each
+  const int64_t* known = nullptr;    // [B, H, W], -1 to draw; or null
+  const float* noise = nullptr;      // [B, H, W, K]; null: counter-based
+  uint64_t seed = 0;
+  int64_t first_sample = 0;
+  uint32_t stream = 0;
+  Rule rule;
+  int64_t* codes = nullptr;   // [B, H, W]
+  float* log_prob = nullptr;  // [B, H, W], or null
+  float* logits = nullptr;    // [B, H, W, K], or null
+  int threads = 1;
+};
+
+// Inputs of n convolutions, activated: the rows above and the current one, in a ring. Columns
+// outside the map stay zero.
+struct Ring {
+  Buffer memory;
+  int64_t samples, slots, columns, left, channels;
+
+  Ring(const Taps& taps, int64_t layers, int64_t samples, int64_t width, int64_t channels);
+  int64_t row_stride() const { return columns * channels; }
+  int64_t sample_stride() const { return slots * row_stride(); }
+  // Where the input at (row, column) of a layer's sample lies; column may be outside by the taps'
+  // reach.
+  float* at(int64_t layer, int64_t sample, int64_t row, int64_t column) const {
+    return memory.data() + (layer * samples + sample) * sample_stride() +
+           row % slots * row_stride() + (left + column) * channels;
+  }
+};
+
+// Which panels of several matrices a thread takes.
+using Split = std::vector<std::vector<Range>>;  // [matrix][thread]
+
+struct State {
+  State(const Plan& plan, const Request& request, const KernelTable& table, Team& team);
+
+  const Plan& plan;
+  const Request& request;
+  const KernelTable& table;
+  const Kernels& kernels;
+  Team& team;
+  // Network rows: B, or 2B under guidance (with the class, then without).
+  const int64_t batch, rows;
+
+  Ring ring1, ring2;
+  Buffer out1, out2;    // [layers, rows, W, outputs]: bias and taps above, then all taps
+  Buffer features;      // [B, h, w, condition channels]
+  Buffer of_condition;  // [layers, B, w, conv2 outputs] of the coarse row above
+  Buffer stem_row;      // [B, W, channels]
+  Buffer gated;         // [layers, rows, channels]: what each layer adds at this position
+  Buffer x, y;          // [rows, channels]: a block's input, and its layers' sum so far
+  Buffer merged[2];     // [rows, channels + kPanel]: y, coordinates; by parity of the block
+  Buffer joined, joined_activated;           // [rows, joined]: x, y, coordinates
+  Buffer key_inner, query_inner, out_inner;  // [rows, inner]
+  Buffer key_gates, query_gates, out_gates;  // [rows, 2 * channels out]
+  Buffer key_features, query_features;       // [rows, channels out]
+  Buffer query, key_value;                   // [rows, heads * dim], twice that; padded
+  Buffer out_inputs;                         // [rows, channels + heads * dim]: ELU of y, attended
+  Buffer keys, values;                       // [blocks, rows, heads, positions]: attention.cpp
+  Buffer activated;                          // [rows, channels]: ELU(x) for the last layers
+  Buffer logits;                             // [rows, K padded]
+  Buffer scores;                             // [threads, positions padded]
+  Buffer zeros;                              // a row of biases where there are none
+  std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
+  std::vector<std::unique_ptr<Drawer>> drawers;
+
+  // Work of each thread in each stage, by cost.
+  Split of_convolutions;  // conv1 and conv2 of every layer, alternating
+  Split of_conv1, of_conv2, of_merge, of_first, of_second, of_third, of_out_first, of_out_second;
+  Split of_output_first, of_output_second, of_head;
+  std::vector<Range> of_channels, of_heads, of_samples;
+
+  int64_t key_stride() const;    // of one head
+  int64_t value_stride() const;  // of one head
+  int64_t value_width() const;   // of one position
+};
+
+// Contiguous shares of panels, equal in cost: cost[m] is that of one panel of matrix m.
+Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t>& cost,
+                   int threads);
+std::vector<Range> split_evenly(int64_t count, int threads);
+
+// The conditioning stack; starts the team itself.
+void compute_features(State& state);
+// When row i begins; by every thread.
+void row_phase(State& state, int64_t i);
+// Draws the codes of row i; by every thread.
+void pixel_phase(State& state, int thread, int64_t i);
+// Attention of block b at `position` for the thread's heads, whose keys and values then join.
+void attention_heads(State& state, int thread, int64_t block, int64_t position);
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -1,0 +1,90 @@
+// Threads that run one function side by side and meet at barriers, for the length of one draw.
+//
+// A position of the map has about thirty points where all threads must meet, a few microseconds
+// apart: they spin there. A thread that waits long yields, then sleeps, so that a crowded machine
+// is not made worse.
+#pragma once
+
+#include <sched.h>
+#include <stdint.h>
+#include <time.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+namespace vqvae2_fast::cpu::sampler {
+
+struct Range {
+  int64_t begin = 0, end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {}
+  int size() const { return size_; }
+
+  // Calls function(thread) for 0..size-1 side by side, thread 0 on the caller's. It must not throw.
+  template <typename Function>
+  void run(const Function& function) {
+    std::vector<std::thread> others;
+    for (int thread = 1; thread < size_; ++thread) others.emplace_back(function, thread);
+    function(0);
+    for (std::thread& other : others) other.join();
+  }
+
+  // Inside `run`, by every thread: what was written before is seen by all after.
+  void barrier() {
+    if (size_ == 1) {
+      next_.store(0, std::memory_order_relaxed);
+      return;
+    }
+    const uint32_t generation = generation_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+      return;
+    }
+    for (int64_t tries = 0; generation_.load(std::memory_order_acquire) == generation; ++tries) {
+      if (tries < kSpins) {
+        pause();
+      } else if (tries < kSpins + kYields) {
+        sched_yield();
+      } else {
+        const timespec nap = {0, kNapNanoseconds};
+        nanosleep(&nap, nullptr);
+      }
+    }
+  }
+
+  // Inside `run`, by every thread: item(0..count-1), each by whichever thread is free; a barrier.
+  template <typename Item>
+  void share(int64_t count, const Item& item) {
+    for (;;) {
+      const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+      if (index >= count) break;
+      item(index);
+    }
+    barrier();
+  }
+
+ private:
+  // About 25 us of spinning, then some hundreds of yields, then naps.
+  static constexpr int64_t kSpins = 2000, kYields = 500, kNapNanoseconds = 50000;
+
+  static void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  const int size_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  // Of `share`; a barrier sets it back.
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

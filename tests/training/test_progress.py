@@ -33,10 +33,10 @@ def test_lines_tell_the_time_left_of_the_task_and_of_the_plan(now):
         now[0] = 200.0
         task.update(1)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "[1/2] one  2/10  loss 1.5  left 1:20  all done in 6:20"
-    assert lines[1] == "[1/2] one  10/10  loss 1.5  took 1:40  all done in 5:00"
+    assert lines[0] == "[1/2] one  2/10  left 1:20  all left 6:20  loss 1.5"
+    assert lines[1] == "[1/2] one  10/10  took 1:40  all left 5:00  loss 1.5"
     # A quarter of "two" is 75 of the plan's 300: 175 took 200 s, so the other 225 take 257 s.
-    assert lines[2] == "[2/2] two  1/4  left 5:00  all done in 4:17"
+    assert lines[2] == "[2/2] two  1/4  left 5:00  all left 4:17"
 
 
 def test_a_resumed_task_estimates_from_what_it_did_itself(now):
@@ -62,3 +62,21 @@ def test_quiet_says_nothing(now):
         now[0] = 60.0
         task.update(2)
     assert stream.getvalue() == ""
+
+
+def test_a_narrow_terminal_cuts_the_status_never_the_time_left(now, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress({"train prior bottom": 1}, stream=stream)
+    with progress.task("train prior bottom", 1500) as task:
+        now[0] = 600.0
+        task.update(750, "loss 1.234  bits per image 1234.5")
+    assert "750/1500  left 10:00  all left 10:00 " in stream.getvalue()
+    assert "bits per image 1234.5" not in stream.getvalue()

@@ -41,6 +41,7 @@ class Stage:
         batches: Micro-batches without end, beginning with the given one; a function of its number.
         loss: From a collated batch to the loss to descend and named values to log, all 0-d.
         validate: From the model (with averaged weights, in evaluation mode) to metrics.
+        headline: The metric of `validate` to show beside the progress.
         after_step: Called once after each optimiser step.
     """
 
@@ -49,6 +50,7 @@ class Stage:
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
     validate: Callable[[nn.Module], dict[str, float]]
+    headline: str
     after_step: Callable[[], object] = lambda: None
 
 
@@ -132,7 +134,7 @@ def train(
                 if not finite:
                     raise _diverged(stage, step, float(loss), float(norm), config, out)
                 _save(out, done, model, optimizer, average, config, metrics, class_names)
-            task.update(done, "  ".join(f"{name} {value:.4g}" for name, value in log.shown.items()))
+            task.update(done, log.status(stage.headline))
 
     if average is not None:
         model.load_state_dict(average.weights, strict=False)
@@ -242,7 +244,7 @@ class _Log:
     def __init__(self, path: Path | None, first_step: int) -> None:
         self._path = path
         self.lines: list[dict[str, Any]] = []
-        self.shown: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -256,10 +258,13 @@ class _Log:
     def write(self, step: int, **values: float) -> None:
         line = {"step": step, **values}
         self.lines.append(line)
-        self.shown |= {
-            name: value for name, value in values.items()
-            if name == "loss" or name.startswith("val_")
-        }  # fmt: skip
+        self._latest |= values
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def status(self, headline: str) -> str:
+        """The latest loss and the validation metric `headline`, as far as there are any."""
+        shown = {"loss": "loss", f"val_{headline}": headline.replace("_", " ")}
+        parts = [f"{text} {self._latest[n]:.4g}" for n, text in shown.items() if n in self._latest]
+        return "  ".join(parts)

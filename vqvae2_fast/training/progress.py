@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -59,10 +60,16 @@ class Progress:
         number = f"[{len(self._finished) + 1}/{len(self._plan)}] " if self._plan else ""
         if self._bars:
             with RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=12),
+                TextColumn("{task.fields[time]}", table_column=Column(no_wrap=True)),
+                # Where the terminal is narrow this column is cut, never the time left.
+                TextColumn(
+                    "{task.fields[status]}",
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=self._console,
+                expand=True,
             ) as bars:
                 yield Task(self, name, number, total, done, bars)
         else:
@@ -100,13 +107,15 @@ class Task:
         self._start = self._last_line = time.monotonic()
         self._status, self._shown = "", -1
         if bars is not None:
-            self._bar = bars.add_task(number + name, total=total, completed=done, text="")
+            self._bar = bars.add_task(
+                number + name, total=total, completed=done, time="", status=""
+            )
 
     def update(self, done: int, status: str = "") -> None:
         """Say that `done` of the total units are finished; `status` is shown beside."""
         self._done, self._status = done, status or self._status
         if self._bars is not None:
-            self._bars.update(self._bar, completed=done, text=self._text())
+            self._bars.update(self._bar, completed=done, time=self._time(), status=self._status)
         elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self._line()
 
@@ -115,20 +124,21 @@ class Task:
         if self._bars is None and self._shown != self._done:
             self._line()
 
-    def _text(self) -> str:
+    def _time(self) -> str:
         elapsed = time.monotonic() - self._start
         worked = self._done - self._first
         left = elapsed * (self._total - self._done) / worked if worked else None
-        parts = [f"{self._done}/{self._total}", self._status]
+        parts = [f"{self._done}/{self._total}"]
         if self._done < self._total:
             parts.append(f"left {clock(left)}")
         else:
             parts.append(f"took {clock(elapsed)}")
         of_all = self._owner.seconds_left_of_all(self._name, self._done / max(1, self._total))
         if of_all is not None:
-            parts.append(f"all done in {clock(of_all)}")
-        return "  ".join(part for part in parts if part)
+            parts.append(f"all left {clock(of_all)}")
+        return "  ".join(parts)
 
     def _line(self) -> None:
         self._last_line, self._shown = time.monotonic(), self._done
-        self._owner.say(f"{self._number}{self._name}  {self._text()}")
+        status = f"  {self._status}" if self._status else ""
+        self._owner.say(f"{self._number}{self._name}  {self._time()}{status}")

@@ -72,6 +72,7 @@ def vqvae_stage(
         ),
         loss=loss,
         validate=validate,
+        headline="psnr",
         after_step=model.update_codebooks_,
     )  # fmt: skip
 

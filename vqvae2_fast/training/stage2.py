@@ -65,6 +65,7 @@ def prior_stage(
         ),
         loss=loss,
         validate=validate,
+        headline="bits_per_image",
     )
 
 

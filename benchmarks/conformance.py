@@ -1,0 +1,40 @@
+"""Whether an operator may be timed: its conformance tests, run once for each state of its code."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import package_folder
+
+TESTS = Path(__file__).parent.parent / "tests" / "ops" / "test_conformance.py"
+
+
+def fingerprint(op: str) -> str:
+    """Of the compiled module, the operator's folder and the tests."""
+    digest = hashlib.sha256()
+    package = package_folder()
+    sources = [*package.glob("_C*"), *(package / "ops" / op.rstrip("_")).glob("*.py"), TESTS]
+    for path in sorted(sources):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def is_green(op: str) -> bool:
+    marks = Path(tempfile.gettempdir()) / f"vqvae2_fast-conformance-{fingerprint(op)}"
+    if marks.exists():
+        return True
+    # By the id's first word: vector_quantize is not vector_quantize_backward.
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", str(TESTS), "-q", "-x", "-k", f"[{op}-", "--no-header",
+         "-p", "no:cacheprovider"],
+        capture_output=True, text=True, cwd=TESTS.parents[2],
+    )  # fmt: skip
+    if result.returncode != 0:
+        print(result.stdout[-2000:], file=sys.stderr)
+        return False
+    marks.touch()
+    return True

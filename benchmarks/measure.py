@@ -1,0 +1,242 @@
+"""Timing in turns, ceilings of the machine, and the record that a measurement leaves."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+
+import torch
+
+import vqvae2_fast
+from vqvae2_fast import ops
+
+RESULTS = Path(__file__).parent / "results"
+# Rounds of the clock below this many seconds are noise: short calls are repeated up to it.
+SHORTEST = 2e-3
+
+if not ops.build_info()["native"]:
+    raise SystemExit(
+        "benchmarks: this install has no compiled module, its times would be those of the "
+        "references. Run `pip install .` with a C++ compiler, and start from an installed package."
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one workload. Times in ms; ceilings as measured in the same run."""
+
+    op: str
+    owner: str
+    contender: str
+    mode: str
+    dtype: str
+    shape: str
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    gb_per_s: float
+    gflop_per_s: float
+    matmul_gflop_per_s: float
+    copy_gb_per_s: float
+    share_of_ceiling: float
+    peak_mib: float
+    device: str
+    threads: int
+    versions: str
+    commit: str
+    date: str
+    rounds: int
+    clock: str
+    load: float
+
+
+def quantile(values: list[float], q: float) -> float:
+    """Linear between the nearest two."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+Clock = Callable[[], float]
+# cpu: what this process used, for one thread on a machine that others use too.
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def calls_per_round(run: Callable[[], object]) -> int:
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, int(SHORTEST / max(time.perf_counter() - start, 1e-7)))
+
+
+def interleave(
+    runs: dict[str, Callable[[], object]], rounds: int, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds a call of each, one list entry a round: every round runs each once, in an order that
+    turns, so that what else the machine does falls on all alike."""
+    repeats = {name: calls_per_round(run) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    gc.collect()
+    gc.disable()
+    try:
+        for round_number in range(rounds):
+            for i in range(len(names)):
+                name = names[(i + round_number) % len(names)]
+                run, count = runs[name], repeats[name]
+                start = clock()
+                for _ in range(count):
+                    run()
+                seconds[name].append((clock() - start) / count)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def ratio(slower: list[float], faster: list[float]) -> tuple[float, float, float]:
+    """Ratio of medians, and the 20th and 80th percentile of the ratio within a round."""
+    pairs = [a / b for a, b in zip(slower, faster, strict=True)]
+    medians = statistics.median(slower) / statistics.median(faster)
+    return medians, quantile(pairs, 0.2), quantile(pairs, 0.8)
+
+
+MATMUL_SIZE, COPY_BYTES = 1536, 1 << 26
+
+
+def ceilings() -> dict[str, Callable[[], object]]:
+    """A large float32 product and a large copy, to be run among the contenders."""
+    a, b = torch.randn(MATMUL_SIZE, MATMUL_SIZE), torch.randn(MATMUL_SIZE, MATMUL_SIZE)
+    product = torch.empty(MATMUL_SIZE, MATMUL_SIZE)
+    source = torch.zeros(COPY_BYTES // 4)
+    target = torch.zeros_like(source)
+    return {
+        "ceiling:matmul": lambda: torch.mm(a, b, out=product),
+        "ceiling:copy": lambda: target.copy_(source),
+    }
+
+
+def matmul_rate(seconds: list[float]) -> float:
+    """GFLOP/s"""
+    return 2 * MATMUL_SIZE**3 / statistics.median(seconds) / 1e9
+
+
+def copy_rate(seconds: list[float]) -> float:
+    """GB/s, read and written"""
+    return 2 * COPY_BYTES / statistics.median(seconds) / 1e9
+
+
+def device_name() -> str:
+    try:
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        model = None
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, {ops.simd_level()}"
+
+
+def slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def versions() -> str:
+    """Of everything that takes part."""
+    packages = ["torch", "faiss-cpu", "vector-quantize-pytorch"]
+    found = [f"vqvae2_fast {importlib.metadata.version('vqvae2_fast')}"] if installed() else []
+    for name in packages:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join([*found, f"python {platform.python_version()}"])
+
+
+def installed() -> bool:
+    try:
+        importlib.metadata.version("vqvae2_fast")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def commit() -> str:
+    """Short hash of the source tree, with + where it has changes; unknown outside git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        found = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return (
+        found.stdout.strip() + ("+" if changed.stdout else "")
+        if found.returncode == 0
+        else "unknown"
+    )
+
+
+def make_row(
+    workload, contender: str, seconds: dict[str, list[float]], peak_mib: float, clock: str
+) -> Row:
+    times = seconds[contender]
+    median = statistics.median(times)
+    rate = workload.flops / median / 1e9
+    bandwidth = workload.bytes / median / 1e9
+    matmul = matmul_rate(seconds["ceiling:matmul"])
+    copy = copy_rate(seconds["ceiling:copy"])
+    n, k, d = workload.shape
+    owner = contender
+    if contender == "ours":
+        z, codebook = torch.zeros(1, d), torch.zeros(k, d)
+        arguments = {
+            "code_statistics": (z, torch.zeros(1, dtype=torch.int64), k),
+            "ema_update_": (torch.zeros(k), codebook, torch.zeros(k), codebook, codebook, 0.5, 1.0),
+        }
+        owner = ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))
+    return Row(
+        op=workload.op, owner=owner, contender=contender, mode=workload.mode, dtype="float32",
+        shape="x".join(map(str, workload.shape)), median_ms=median * 1e3,
+        p20_ms=quantile(times, 0.2) * 1e3, p80_ms=quantile(times, 0.8) * 1e3,
+        gb_per_s=bandwidth, gflop_per_s=rate, matmul_gflop_per_s=matmul, copy_gb_per_s=copy,
+        share_of_ceiling=max(rate / matmul, bandwidth / copy), peak_mib=peak_mib,
+        device=device_name(), threads=torch.get_num_threads(), versions=versions(),
+        commit=commit(), date=date.today().isoformat(), rounds=len(times), clock=clock,
+        load=os.getloadavg()[0],
+    )  # fmt: skip
+
+
+def save(rows: list[Row]) -> Path:
+    """Append to results/<device>.csv."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{slug(rows[0].device)}.csv"
+    names = [field.name for field in fields(Row)]
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        if new:
+            writer.writeheader()
+        for row in rows:
+            record = asdict(row)
+            writer.writerow(
+                {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items()}
+            )
+    return path
+
+
+def package_folder() -> Path:
+    return Path(vqvae2_fast.__file__).parent

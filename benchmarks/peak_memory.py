@@ -1,0 +1,54 @@
+"""Peak memory of one call above what stood before it, in a process of its own.
+
+    python benchmarks/peak_memory.py search ours
+
+Prints MiB: the high-water mark of resident memory during the second call (the first warms caches
+that last) minus the resident memory before it, outputs included. Linux only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+
+def peak_mib(workload: str, contender: str) -> float:
+    """Runs this file; NaN where the system does not say."""
+    if not Path("/proc/self/clear_refs").exists():
+        return float("nan")
+    # glibc keeps freed blocks below this size, which would hide what a call takes.
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    result = subprocess.run(
+        [sys.executable, __file__, workload, contender],
+        capture_output=True, text=True, env=environment, check=True,
+    )  # fmt: skip
+    return float(result.stdout)
+
+
+def resident(field: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s*(\d+) kB", status)[1]) / 1024  # type: ignore[index]
+
+
+def main() -> None:
+    import torch
+    from workloads import WORKLOADS
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    run = WORKLOADS[sys.argv[1]]().contenders[sys.argv[2]]()
+    run()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    run()
+    print(max(0.0, resident("VmHWM") - before))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Draws results/<device>.csv: bars of times and a roofline, as PNG beside it.
+
+python benchmarks/report.py benchmarks/results/<device>.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = {
+    "ours": "tab:blue", "faiss": "tab:orange", "lean": "tab:green", "lean_compiled": "tab:olive",
+    "onehot": "tab:red", "lucidrains": "tab:purple",
+}  # fmt: skip
+
+
+def latest(path: Path) -> list[dict[str, str]]:
+    """The last row of each workload × contender."""
+    with path.open() as file:
+        rows = {(row["mode"], row["shape"], row["contender"]): row for row in csv.DictReader(file)}
+    return list(rows.values())
+
+
+def draw_bars(rows: list[dict[str, str]], path: Path) -> None:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['mode']} {row['shape']}", []).append(row)
+    figure, axes = plt.subplots(len(groups), 1, figsize=(8, 1.1 * len(rows) * 0.35 + len(groups)),
+                                squeeze=False, constrained_layout=True)  # fmt: skip
+    for axis, (name, members) in zip(axes[:, 0], groups.items(), strict=True):
+        members = sorted(members, key=lambda row: -float(row["median_ms"]))
+        middle = [float(row["median_ms"]) for row in members]
+        low = [m - float(row["p20_ms"]) for m, row in zip(middle, members, strict=True)]
+        high = [float(row["p80_ms"]) - m for m, row in zip(middle, members, strict=True)]
+        labels = [
+            row["owner"] if row["contender"] == "ours" else row["contender"] for row in members
+        ]
+        colours = [COLOURS.get(row["contender"], "tab:gray") for row in members]
+        bars = axis.barh(labels, middle, color=colours, xerr=[low, high])
+        axis.bar_label(bars, fmt="%.3g ms", padding=4, fontsize=7)
+        axis.set_title(name, fontsize=9, loc="left")
+        axis.tick_params(labelsize=7)
+        axis.margins(x=0.15)
+    figure.suptitle(caption(rows[-1]), fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def draw_roofline(rows: list[dict[str, str]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 5), constrained_layout=True)
+    matmul = float(rows[-1]["matmul_gflop_per_s"])
+    copy = float(rows[-1]["copy_gb_per_s"])
+    intensities = [2.0**e for e in range(-4, 11)]
+    axis.plot(intensities, [min(matmul, copy * i) for i in intensities], "k-", linewidth=1,
+              label=f"float32 matmul {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s")  # fmt: skip
+    for row in rows:
+        rate, bandwidth = float(row["gflop_per_s"]), float(row["gb_per_s"])
+        if bandwidth > 0 and not row["mode"].startswith("call"):
+            colour = COLOURS.get(row["contender"], "tab:gray")
+            axis.plot(rate / bandwidth, rate, "o", color=colour, markersize=4)
+    for name, colour in COLOURS.items():
+        axis.plot([], [], "o", color=colour, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="flop per byte of least traffic", ylabel="GFLOP/s")
+    axis.legend(fontsize=7)
+    axis.set_title(caption(rows[-1]), fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def caption(row: dict[str, str]) -> str:
+    machine = f"{row['device']}, {row['threads']} threads, {row['clock']} clock"
+    return f"{machine}, commit {row['commit']}, {row['date']}\n{row['versions']}"
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python benchmarks/report.py benchmarks/results/<device>.csv")
+    path = Path(sys.argv[1])
+    rows = latest(path)
+    draw_bars(rows, path.with_name(f"{path.stem}-times.png"))
+    draw_roofline(rows, path.with_name(f"{path.stem}-roofline.png"))
+
+
+if __name__ == "__main__":
+    main()

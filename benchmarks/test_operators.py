@@ -1,0 +1,49 @@
+"""The pytest-benchmark suite: every workload × contender. `pytest benchmarks/ --benchmark-only`.
+
+Times of different tests are minutes apart: for ratios use `compare.py`, which runs in turns.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import conformance
+from workloads import WORKLOADS, Workload
+
+
+@lru_cache(maxsize=1)
+def workload_of(name: str) -> Workload:
+    return WORKLOADS[name]()
+
+
+CONTENDERS = {
+    "search": ["ours", "faiss", "lean", "cdist"],
+    "step": ["ours", "onehot", "lucidrains", "lean", "lean_compiled"],
+    "statistics": ["ours", "lean", "onehot"],
+    "ema": ["ours", "reference"],
+    "call": ["ours", "lean"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "contender"),
+    [(name, who) for name in WORKLOADS for who in CONTENDERS[name.split("_")[0]]],
+)
+def test_speed(benchmark, name, contender):
+    workload = workload_of(name)
+    if contender == "ours" and not conformance.is_green(workload.op):
+        pytest.fail(f"{workload.op}: conformance tests are red, its speed means nothing")
+    try:
+        run = workload.contenders[contender]()
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed: pip install '.[bench]'")
+    run()
+    benchmark.group = workload.name
+    benchmark.extra_info.update(flops=workload.flops, bytes=workload.bytes)
+    benchmark(run)

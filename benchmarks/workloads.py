@@ -1,0 +1,294 @@
+"""What the benchmarks run: for each piece of work its inputs and who can do it.
+
+A contender is a function that makes a closure: everything that a user does once (building a layer,
+compiling it) happens while making it, everything that recurs happens in the closure. Contenders
+whose package is missing are left out by name. `onehot` is the way of the widely used port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast import ops
+
+Run = Callable[[], object]
+BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A piece of work.
+
+    Args:
+        op: The operator whose conformance tests must be green, and that `owner` is asked about.
+        mode: What is timed, for the table.
+        shape: N, K, D.
+        flops: Arithmetic that the work needs, whoever does it.
+        bytes: Least memory traffic: inputs read once, outputs written once.
+        contenders: Makers by name, ours under "ours".
+    """
+
+    op: str
+    mode: str
+    shape: tuple[int, int, int]
+    flops: int
+    bytes: int
+    contenders: dict[str, Callable[[], Run]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}_{'x'.join(map(str, self.shape))}"
+
+
+def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Vectors `[N, D]` and codes `[K, D]`.
+
+    gaussian: both standard normal, the hardest for a screen among the natural ones. offset: the
+    codes are vectors of the data, which lies 4 sigma from the origin. clustered: a mixture of K
+    clusters whose widths differ, and the codes after two steps of k-means: what an encoder gives
+    its codebook. flung: unused codes at 10^5 times their length, as the port leaves them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, d, generator=generator)
+    codebook = torch.randn(k, d, generator=generator)
+    if kind == "offset":
+        z += 4
+        codebook = z[torch.randperm(n, generator=generator)[:k]].clone()
+    elif kind == "clustered":
+        member = torch.randint(k, (n,), generator=generator)
+        width = 0.1 + torch.rand(k, 1, generator=generator)
+        z = codebook[member] + width[member] * z + 1
+        for _ in range(2):
+            counts, sums = ops.code_statistics(z, ops.nearest_code(z, codebook)[0], k)
+            codebook = torch.where(
+                counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codebook
+            )
+    elif kind == "flung":
+        codebook[::3] *= 1e5
+    elif kind != "gaussian":
+        raise ValueError(f"data: expected gaussian, offset, clustered or flung, got {kind!r}.")
+    return z, codebook
+
+
+def search_ours(z: Tensor, codebook: Tensor) -> Run:
+    return lambda: ops.nearest_code(z, codebook)
+
+
+def search_faiss(z: Tensor, codebook: Tensor) -> Run:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(codebook.shape[1])
+    index.add(codebook.numpy())
+    vectors = z.numpy()
+    return lambda: index.search(vectors, 1)
+
+
+def search_lean(z: Tensor, codebook: Tensor) -> Run:
+    return lambda: lean_search(z, codebook)
+
+
+def search_cdist(z: Tensor, codebook: Tensor) -> Run:
+    return lambda: torch.cdist(z, codebook).argmin(dim=1)
+
+
+def lean_search(z: Tensor, codebook: Tensor) -> Tensor:
+    """What a careful user of plain PyTorch writes: one product, no distances."""
+    half_norms = codebook.square().sum(1) / 2  # [K]
+    return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
+
+
+def compiled(function: Callable[..., object], *arguments: Tensor) -> Run:
+    fast = torch.compile(function)
+    return lambda: fast(*arguments)
+
+
+@dataclass
+class Codebook:
+    """The state of a training step, one for each contender."""
+
+    codebook: Tensor
+    cluster_size: Tensor
+    embed_avg: Tensor
+
+    @classmethod
+    def of(cls, codebook: Tensor) -> Codebook:
+        return cls(codebook.clone(), torch.ones(len(codebook)), codebook.clone())
+
+
+def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
+    state, z = Codebook.of(codebook), z.clone().requires_grad_()
+
+    def run() -> None:
+        z.grad = None
+        z_q, indices, commitment = ops.vector_quantize(z, state.codebook)
+        torch.autograd.backward([z_q, BETA * commitment], [dz_q, torch.ones(())])
+        counts, sums = ops.code_statistics(z, indices, len(codebook))
+        ops.ema_update_(
+            counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
+        )
+
+    return run
+
+
+def plain_step(z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor,
+               embed_avg: Tensor) -> Tensor:  # fmt: skip
+    """Search, gradient and averages in plain PyTorch, no one-hot; returns dz."""
+    indices = lean_search(z, codebook)
+    z_q = codebook[indices]
+    dz = dz_q + (z - z_q) * (2 * BETA / z.numel())
+    counts = torch.zeros_like(cluster_size).index_add_(0, indices, torch.ones(len(z)))
+    sums = torch.zeros_like(codebook).index_add_(0, indices, z)
+    cluster_size.mul_(DECAY).add_(counts, alpha=1 - DECAY)
+    embed_avg.mul_(DECAY).add_(sums, alpha=1 - DECAY)
+    total = cluster_size.sum()
+    size = (cluster_size + EPSILON) / (total + len(cluster_size) * EPSILON) * total
+    codebook.copy_(embed_avg / size[:, None])
+    return dz
+
+
+def step_lean(z: Tensor, codebook: Tensor, dz_q: Tensor, *, compile: bool = False) -> Run:
+    state = Codebook.of(codebook)
+    step = torch.compile(plain_step) if compile else plain_step
+    return lambda: step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
+
+
+def step_onehot(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
+    state, z = Codebook.of(codebook), z.clone().requires_grad_()
+
+    def run() -> None:
+        z.grad = None
+        embed = state.codebook.t()
+        distance = z.pow(2).sum(1, keepdim=True) - 2 * z @ embed + embed.pow(2).sum(0, keepdim=True)
+        indices = (-distance).max(1)[1]
+        onehot = F.one_hot(indices, len(codebook)).type(z.dtype)
+        code = F.embedding(indices, state.codebook)
+        with torch.no_grad():
+            state.cluster_size.mul_(DECAY).add_(onehot.sum(0), alpha=1 - DECAY)
+            state.embed_avg.mul_(DECAY).add_((z.t() @ onehot).t(), alpha=1 - DECAY)
+            total = state.cluster_size.sum()
+            size = (state.cluster_size + EPSILON) / (total + len(codebook) * EPSILON) * total
+        commitment = (code.detach() - z).pow(2).mean()
+        z_q = z + (code - z).detach()
+        torch.autograd.backward([z_q, BETA * commitment], [dz_q, torch.ones(())])
+        with torch.no_grad():
+            state.codebook.copy_(state.embed_avg / size[:, None])
+
+    return run
+
+
+def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
+    from vector_quantize_pytorch import VectorQuantize
+
+    layer = VectorQuantize(
+        dim=z.shape[1], codebook_size=len(codebook), decay=DECAY, commitment_weight=BETA
+    )
+    z, dz_q = z[None].clone().requires_grad_(), dz_q[None]
+
+    def run() -> None:
+        z.grad = None
+        z_q, _, loss = layer(z)
+        torch.autograd.backward([z_q, loss.sum()], [dz_q, torch.ones(())])
+
+    return run
+
+
+def search(kind: str, n: int, k: int, d: int) -> Workload:
+    z, codebook = data(kind, n, k, d)
+    makers = {
+        "ours": search_ours, "faiss": search_faiss, "lean": search_lean, "cdist": search_cdist,
+    }  # fmt: skip
+    mode = "search" if kind == "gaussian" else f"search_{kind}"
+    contenders = {name: partial(make, z, codebook) for name, make in makers.items()}
+    traffic = 4 * (n + k) * d + 12 * n
+    return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, contenders)
+
+
+def training_step(n: int, k: int, d: int) -> Workload:
+    z, codebook = data("clustered", n, k, d)
+    dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": partial(step_ours, z, codebook, dz_q),
+        "onehot": partial(step_onehot, z, codebook, dz_q),
+        "lucidrains": partial(step_lucidrains, z, codebook, dz_q),
+        "lean": partial(step_lean, z, codebook, dz_q),
+        "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
+    }
+    # z and dz_q are read, dz and z_q written, z and z_q read again backward.
+    return Workload("vector_quantize", "step", (n, k, d), 2 * n * k * d, 4 * 6 * n * d + 8 * n,
+                    contenders)  # fmt: skip
+
+
+def statistics(kind: str, n: int, k: int, d: int) -> Workload:
+    z, codebook = data("clustered", n, k, d)
+    indices = ops.nearest_code(z, codebook)[0]
+    if kind == "one_code":
+        indices = torch.full_like(indices, k // 2)
+
+    def lean() -> object:
+        counts = torch.zeros(k).index_add_(0, indices, torch.ones(n))
+        return counts, torch.zeros(k, d).index_add_(0, indices, z)
+
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": lambda: lambda: ops.code_statistics(z, indices, k),
+        "lean": lambda: lean,
+        "onehot": lambda: lambda: F.one_hot(indices, k).float().t() @ z,
+    }
+    mode = "statistics" if kind == "spread" else f"statistics_{kind}"
+    return Workload("code_statistics", mode, (n, k, d), n * d, 4 * (n + k) * d + 8 * n, contenders)
+
+
+def ema(k: int, d: int) -> Workload:
+    _, codebook = data("gaussian", 1, k, d)
+    counts, sums = torch.randint(9, (k,)), torch.randn(k, d)
+
+    def make(update: Callable[..., object]) -> Run:
+        state = Codebook.of(codebook)
+        return lambda: update(
+            counts, sums, state.cluster_size, state.embed_avg, state.codebook, DECAY, EPSILON
+        )
+
+    contenders = {
+        "ours": partial(make, ops.ema_update_),
+        "reference": partial(make, ops.OPERATORS["ema_update_"].reference),
+    }
+    return Workload("ema_update_", "ema", (0, k, d), 4 * k * d, 4 * 6 * k * d, contenders)
+
+
+def overhead(op: str, *, gradients: bool = False) -> Workload:
+    """One vector against a small codebook: what a call costs."""
+    n, k, d = 1, 8, 8
+    z, codebook = data("gaussian", n, k, d)
+    z.requires_grad_(gradients)
+    call = getattr(ops, op)
+    makers: dict[str, Callable[[], Run]] = {
+        "ours": lambda: lambda: call(z, codebook),
+        "lean": lambda: lambda: codebook[lean_search(z, codebook)],
+    }
+    mode = f"call_{op}" + ("_gradients" if gradients else "")
+    return Workload(op, mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)
+
+
+# Name to maker: inputs are made only for the workloads that run.
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "search": partial(search, "gaussian", 65536, 512, 64),
+    "search_offset": partial(search, "offset", 65536, 512, 64),
+    "search_clustered": partial(search, "clustered", 65536, 512, 64),
+    "search_flung": partial(search, "flung", 65536, 512, 64),
+    "search_wide": partial(search, "gaussian", 65536, 1024, 256),
+    "search_many_codes": partial(search, "gaussian", 16384, 8192, 32),
+    "search_small": partial(search, "gaussian", 256, 512, 64),
+    "step": partial(training_step, 65536, 512, 64),
+    "statistics": partial(statistics, "spread", 65536, 512, 64),
+    "statistics_one_code": partial(statistics, "one_code", 65536, 512, 64),
+    "ema": partial(ema, 512, 64),
+    "call_nearest_code": partial(overhead, "nearest_code"),
+    "call_vector_quantize": partial(overhead, "vector_quantize"),
+    "call_vector_quantize_gradients": partial(overhead, "vector_quantize", gradients=True),
+}

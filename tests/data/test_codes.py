@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from vqvae2_fast.data import CodeDataset
-from vqvae2_fast.data.code_store import CodeLayout
+from vqvae2_fast.data.code_layout import CodeLayout
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+SHARD = "shard-000000000000.bin"
 
 
 def random_codes(k: int, count: int = 7, seed: int = 0, sizes=((3, 2), (5, 7))) -> CodeDataset:
@@ -59,7 +62,7 @@ def test_bytes_on_disk_are_the_defined_ones(tmp_path, k) -> None:
         + int(dataset.labels[i]).to_bytes(4, "little", signed=True)
         for i in range(3)
     )
-    assert (tmp_path / "s" / "shard-00000.bin").read_bytes() == expected
+    assert (tmp_path / "s" / SHARD).read_bytes() == expected
 
 
 def test_golden_record() -> None:
@@ -72,7 +75,7 @@ def test_golden_record() -> None:
 def test_manifest_has_the_documented_fields(tmp_path) -> None:
     random_codes(100).save(tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    content = (tmp_path / "s" / "shard-00000.bin").read_bytes()
+    content = (tmp_path / "s" / SHARD).read_bytes()
     assert manifest == {
         "kind": "code_store",
         "version": 1,
@@ -81,8 +84,11 @@ def test_manifest_has_the_documented_fields(tmp_path) -> None:
         "bits": 7,
         "class_names": ["a", "b", "ü"],
         "checkpoint_hash": "sha256:0f",
+        "source_records": 7,
         "records": 7,
-        "shards": [{"name": "shard-00000.bin", "records": 7, "crc32": zlib.crc32(content)}],
+        "shards": [
+            {"name": SHARD, "first": 0, "records": 7, "crc32": zlib.crc32(content)},
+        ],
     }
 
 
@@ -95,7 +101,7 @@ def test_many_shards_read_back_in_order(tmp_path) -> None:
 
 
 def test_maps_larger_than_a_chunk_read_back(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vqvae2_fast.data.code_store._CHUNK_CODES", 64)
+    monkeypatch.setattr("vqvae2_fast.data.code_layout._CHUNK_CODES", 64)
     saved = random_codes(300, count=9)
     saved.save(tmp_path / "s")
     loaded = CodeDataset.load(tmp_path / "s")
@@ -110,7 +116,7 @@ def test_empty_set_reads_back(tmp_path) -> None:
 
 def test_a_shard_that_the_manifest_does_not_name_does_not_count(tmp_path) -> None:
     random_codes(256).save(tmp_path / "s")
-    (tmp_path / "s" / "shard-00001.bin").write_bytes(b"half written")
+    (tmp_path / "s" / "shard-000000000007.bin").write_bytes(b"half written")
     assert len(CodeDataset.load(tmp_path / "s")) == 7
 
 
@@ -188,29 +194,29 @@ def edit(store: Path, **changes) -> None:
 
 
 def test_a_flipped_bit_is_found(store) -> None:
-    path = store / "shard-00000.bin"
+    path = store / SHARD
     content = bytearray(path.read_bytes())
     content[40] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-00000\.bin is damaged: CRC32 \w{8}"):
+    with pytest.raises(ValueError, match=r"shard-0{12}\.bin is damaged: CRC32 \w{8}"):
         CodeDataset.load(store)
 
 
 def test_a_cut_shard_is_found(store) -> None:
-    path = store / "shard-00000.bin"
+    path = store / SHARD
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="has 286 bytes, expected 287 .7 records of 41."):
         CodeDataset.load(store)
 
 
 def test_a_missing_shard_is_named(store) -> None:
-    (store / "shard-00000.bin").unlink()
-    with pytest.raises(ValueError, match=r"shard-00000\.bin is missing"):
+    (store / SHARD).unlink()
+    with pytest.raises(ValueError, match=r"shard-0{12}\.bin is missing"):
         CodeDataset.load(store)
 
 
 def test_codes_out_of_range_are_found_on_load(store) -> None:
-    path = store / "shard-00000.bin"
+    path = store / SHARD
     content = bytearray(path.read_bytes())
     content[0] |= 0x7F  # the first code becomes 127 of 100
     path.write_bytes(content)
@@ -226,18 +232,18 @@ def test_labels_without_a_name_are_found_on_load(store) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../shard-00000.bin", "/etc/passwd", "a/b.bin", "..", ".hidden", "a\\b", "", "x\n", 7]
+    "name", ["../x.bin", "/etc/passwd", "a/b.bin", "..", ".hidden", "a\\b", "", "x\n", 7]
 )
 def test_shard_names_that_are_paths_are_refused(store, name) -> None:
-    (store.parent / "shard-00000.bin").write_bytes((store / "shard-00000.bin").read_bytes())
+    (store.parent / "x.bin").write_bytes((store / SHARD).read_bytes())
     edit(store, shard_name=name)
     with pytest.raises(ValueError, match="is not a plain file name"):
         CodeDataset.load(store)
 
 
 def test_a_shard_that_is_a_link_is_refused(store) -> None:
-    moved = (store / "shard-00000.bin").rename(store.parent / "elsewhere.bin")
-    (store / "shard-00000.bin").symlink_to(moved)
+    moved = (store / SHARD).rename(store.parent / "elsewhere.bin")
+    (store / SHARD).symlink_to(moved)
     with pytest.raises(ValueError, match="no regular file"):
         CodeDataset.load(store)
 
@@ -259,11 +265,18 @@ def test_newer_version_is_refused_by_number(store) -> None:
         ({"bits": 8}, "bits is 8, num_embeddings 100 needs 7"),
         ({"level_sizes": [[3, 0]]}, "level_sizes must be pairs"),
         ({"level_sizes": []}, "level_sizes must be pairs"),
-        ({"level_sizes": [[10**9, 10**9]]}, "expected 6125"),
+        ({"level_sizes": [[10**9, 10**9]]}, "at most 16 maps of at most 4194304 codes together"),
+        ({"level_sizes": [[1, 1]] * 17}, "at most 16 maps"),
+        ({"level_sizes": [[3, 2], [5, 8]]}, "has 287 bytes, expected 315"),
+        ({"source_records": 6}, "ends at record 7 of 6"),
+        ({"shard_first": -1}, "has first -1"),
+        ({"shard_first": 2**60}, "has first a number of 61 bits"),
+        ({"shard_crc32": 2**32}, "has crc32 4294967296"),
+        ({"class_names": ["\ud800", "b", "c"]}, "class_names must be strings"),
         ({"class_names": [1]}, "class_names must be strings"),
         ({"checkpoint_hash": None}, "checkpoint_hash must be a string"),
         ({"shards": None}, "shards must be a list"),
-        ({"shards": [3]}, "a shard needs name, records and crc32"),
+        ({"shards": [3]}, "a shard needs name, first, records and crc32"),
         ({"records": 8}, "records is 8, shards hold 7"),
         ({"shard_records": -7}, "has records -7"),
         ({"shard_crc32": None}, "has crc32 None"),

@@ -1,273 +1,352 @@
-"""The packed store of code maps on disk: records, shards and the manifest.
+"""Reading code stores from the disk, checking them, and comparing them with a prior.
 
-A store is a folder with manifest.json and shards. A shard is records of one fixed length, so that
-record i lies at i · record_bytes and a reader may map the file and take any rows. A record is the
-levels coarse to fine, each map row by row at `bits` bits a code, least significant bit first,
-filled up to a whole byte with zeros; then the label as little-endian int32, -1 for none. A shard
-counts once the manifest, which is replaced by renaming, names it.
+code_layout.py has a record's bits, code_manifest.py the manifest, code_writer.py the writing.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import copy
 import zlib
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_manifest import (
+    Manifest,
+    Shard,
+    check_shard_file,
+    read_manifest,
+    write_manifest,
+)
+from vqvae2_fast.data.durable import locked
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import os
+    from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
+    from vqvae2_fast.data.codes import CodeDataset
+    from vqvae2_fast.models.configs import PixelSNAILConfig
 
-__all__ = [
-    "CodeLayout",
-    "Manifest",
-    "Shard",
-    "append_shard",
-    "create",
-    "read_manifest",
-    "read_shard",
-]
+__all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]
 
-VERSION = 1
-MAX_EMBEDDINGS = 2**24  # a code and its bit offset (up to 7) are then read from 4 bytes
-SHARD_BYTES = 64 * 2**20
-_MANIFEST = "manifest.json"
-_CHUNK_CODES = 2**18  # codes packed at a time: each bit is an int32 on the way, 8-24 MiB
+_IN_MEMORY_STEP = 4096  # records
+_READ_BYTES = 2**20  # at a time, where a shard is read from end to end
 
 
-@dataclass(frozen=True)
-class CodeLayout:
-    """What a record looks like.
+class CodeStore(Dataset[tuple[list[Tensor], int]]):
+    """A code store on the disk, read record by record; may be larger than memory.
+
+    A store that is still being written holds the records that are there, in the order of the set;
+    what is added later shows when it is opened again. Files are mapped, not read, on opening: their
+    sizes are checked then, their checksums by `verify`. Codes and labels that are read are in range
+    or an error is raised.
 
     Args:
-        num_embeddings: K, codes of every level.
-        level_sizes: (height, width) of each map, coarse to fine.
+        path: The store's folder.
+
+    Item: maps int64 `[h, w]`, coarse to fine, and the label, as of a `CodeDataset`.
+
+    Raises:
+        ValueError: No store there, a newer version, a damaged manifest, a shard that is missing, no
+            regular file or of the wrong size.
     """
 
-    num_embeddings: int
-    level_sizes: tuple[tuple[int, int], ...]
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.folder = Path(path)
+        self.manifest = read_manifest(self.folder)
+        self.layout = self.manifest.layout
+        for shard in self.manifest.shards:
+            check_shard_file(self.folder, self.layout, shard)
+        self._ends = np.cumsum([shard.records for shard in self.manifest.shards], dtype=np.int64)
+        self._maps: dict[int, np.ndarray] = {}
+        self._labels: Tensor | None = None
+        self._rows: np.ndarray | None = None  # the records that a filter left, else all
 
     @property
-    def bits(self) -> int:
-        """Bits a code: max(1, ⌈log₂ K⌉)."""
-        return max(1, (self.num_embeddings - 1).bit_length())
+    def num_embeddings(self) -> int:
+        """K."""
+        return self.layout.num_embeddings
 
     @property
-    def map_bytes(self) -> tuple[int, ...]:
-        """Bytes of each map in a record."""
-        return tuple(-(-height * width * self.bits // 8) for height, width in self.level_sizes)
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of each map, coarse to fine."""
+        return self.layout.level_sizes
 
     @property
-    def record_bytes(self) -> int:
-        return sum(self.map_bytes) + 4  # the label
+    def class_names(self) -> tuple[str, ...]:
+        return self.manifest.class_names
 
-    def pack(self, codes: list[Tensor], labels: Tensor) -> np.ndarray:
-        """Records of maps `[n, h, w]` (any integer type) and labels `[n]`: uint8 `[n, bytes]`."""
-        count = len(labels)
-        records = np.zeros((count, self.record_bytes), dtype=np.uint8)
-        start = 0
-        for level, size in zip(codes, self.map_bytes, strict=True):
-            flat = level.reshape(count, -1).numpy().astype(np.int32)  # [n, h * w]
-            step = max(1, _CHUNK_CODES // flat.shape[1])
-            for first in range(0, count, step):
-                part = slice(first, first + step)
-                bits = (flat[part, :, None] >> np.arange(self.bits, dtype=np.int32)) & 1
-                spread = bits.astype(np.uint8).reshape(len(bits), -1)  # [n, h * w * bits]
-                records[part, start : start + size] = np.packbits(spread, axis=1, bitorder="little")
-            start += size
-        records[:, start:] = labels.numpy().astype("<i4").view(np.uint8).reshape(count, 4)
-        return records
+    @property
+    def checkpoint_hash(self) -> str:
+        return self.manifest.checkpoint_hash
 
-    def unpack(self, records: np.ndarray) -> tuple[list[Tensor], Tensor]:
-        """The inverse of `pack`: maps in the storage type, labels int64; values unchecked."""
-        count = len(records)
-        codes = []
-        start = 0
-        for (height, width), size in zip(self.level_sizes, self.map_bytes, strict=True):
-            first_bit = np.arange(height * width) * self.bits
-            byte, shift = first_bit >> 3, (first_bit & 7).astype(np.uint32)
-            flat = np.zeros((count, height * width), dtype=storage_numpy(self.num_embeddings))
-            step = max(1, _CHUNK_CODES // (height * width))
-            for first in range(0, count, step):
-                part = records[first : first + step, start : start + size]
-                # Three bytes of zeros, so that a code's four bytes always exist.
-                padded = np.pad(part, ((0, 0), (0, 3))).astype(np.uint32)
-                word = padded[:, byte]  # [n, h * w]
-                for offset in range(1, (self.bits + 14) // 8):  # bytes that bits + 7 can reach
-                    word |= padded[:, byte + offset] << np.uint32(8 * offset)
-                flat[first : first + step] = (word >> shift) & np.uint32((1 << self.bits) - 1)
-            codes.append(torch.from_numpy(flat).view(count, height, width))  # [n, h, w]
-            start += size
-        labels = np.ascontiguousarray(records[:, start:]).view("<i4").reshape(count)
-        return codes, torch.from_numpy(labels.astype(np.int64))
+    @property
+    def complete(self) -> bool:
+        """Whether no record is missing, as far as the store knows how many there are."""
+        return not self.manifest.missing()
+
+    @property
+    def positions(self) -> Tensor:
+        """Which record of the encoded set each one is, int64 `[N]`."""
+        starts = [torch.arange(shard.first, shard.stop) for shard in self.manifest.shards]
+        every = torch.cat(starts) if starts else torch.zeros(0, dtype=torch.int64)
+        return every if self._rows is None else every[torch.from_numpy(self._rows)]
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 `[N]`, -1 where there is none; read from all shards the first time."""
+        if self._labels is None:
+            # Four bytes of each record, whose pages alone are read where records are longer.
+            parts = [
+                np.ascontiguousarray(self._shard(number)[:, -4:]).view("<i4")[:, 0]
+                for number in range(len(self.manifest.shards))
+            ]
+            labels = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+            self._check_labels(labels, np.arange(len(labels)))
+            self._labels = torch.from_numpy(labels.astype(np.int64))
+        return self._labels if self._rows is None else self._labels[torch.from_numpy(self._rows)]
+
+    def with_labels(self, labels: Sequence[int | str]) -> CodeStore:
+        """The records of these labels, in order; by number or by name of the class.
+
+        Raises:
+            ValueError: A name or number that is no label of the store.
+        """
+        wanted = []
+        for label in labels:
+            if label in self.class_names:
+                label = self.class_names.index(str(label))
+            if not isinstance(label, int) or not -1 <= label < len(self.class_names):
+                raise ValueError(
+                    f"CodeStore: no label {label!r} in {self.folder}; expected -1 (none), a number "
+                    f"below {len(self.class_names)}, or one of {', '.join(self.class_names)}."
+                )
+            wanted.append(label)
+        keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64)).numpy()
+        view = copy.copy(self)
+        view._rows = np.flatnonzero(keep) if self._rows is None else self._rows[keep]
+        return view
+
+    def __len__(self) -> int:
+        if self._rows is not None:
+            return len(self._rows)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
+        codes, labels = self._read(np.array([index]))
+        return [maps[0] for maps in codes], int(labels[0])
+
+    def batch(self, indices: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Maps of the given records, int64 `[B, h, w]` coarse to fine, and labels int64 `[B]`.
+
+        Raises:
+            IndexError: An index is outside [-N, N).
+            ValueError: A code or label of the file is out of range.
+        """
+        return self._read(indices.numpy())
+
+    def in_memory(self) -> CodeDataset:
+        """All records unpacked, two bytes a code (four where K > 32,768); checksums unchecked."""
+        from vqvae2_fast.data.codes import CodeDataset  # which imports this module
+
+        dtype = self.layout.storage_dtype
+        parts = [
+            self._read(np.arange(first, min(first + _IN_MEMORY_STEP, len(self))), dtype)
+            for first in range(0, max(len(self), 1), _IN_MEMORY_STEP)
+        ]
+        return CodeDataset(
+            [torch.cat(maps) for maps in zip(*(codes for codes, _ in parts), strict=True)],
+            self.num_embeddings,
+            torch.cat([labels for _, labels in parts]),
+            self.class_names,
+            self.checkpoint_hash,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process maps the files itself: pickling a map would copy the file.
+        return {**self.__dict__, "_maps": {}}
+
+    def _read(
+        self, indices: np.ndarray, dtype: type[np.signedinteger] = np.int64
+    ) -> tuple[list[Tensor], Tensor]:
+        count = len(self)
+        if len(indices) and not (-count <= indices.min() and indices.max() < count):
+            raise IndexError(
+                f"CodeStore: indices must be in [{-count}, {count}), got {indices.min()} to "
+                f"{indices.max()}."
+            )
+        rows = np.where(indices < 0, indices + count, indices)
+        if self._rows is not None:
+            rows = self._rows[rows]
+        owners = np.searchsorted(self._ends, rows, side="right")
+        if len(rows) and (owners == owners[0]).all():
+            records = self._take(int(owners[0]), rows)
+        else:
+            records = np.empty((len(rows), self.layout.record_bytes), dtype=np.uint8)
+            for number in np.unique(owners):
+                mine = owners == number
+                records[mine] = self._take(int(number), rows[mine])
+        codes, labels = self.layout.unpack(records, dtype)
+        self._check_labels(labels.numpy(), rows)
+        if self.num_embeddings & (self.num_embeddings - 1):  # else no bits make a code >= K
+            for maps in codes:
+                worst = maps.flatten(1).amax(1) if len(rows) else maps.new_zeros(1)
+                if int(worst.max()) >= self.num_embeddings:
+                    raise self._damaged(rows[int(worst.argmax())], f"code {int(worst.max())}")
+        return codes, labels
+
+    def _take(self, number: int, rows: np.ndarray) -> np.ndarray:
+        start = self._ends[number] - self.manifest.shards[number].records
+        return self._shard(number).take(rows - start, axis=0)
+
+    def _shard(self, number: int) -> np.ndarray:
+        """Records uint8 `[n, record_bytes]` of a shard, mapped."""
+        if number not in self._maps:
+            shard = self.manifest.shards[number]
+            path = check_shard_file(self.folder, self.layout, shard)
+            size = shard.records * self.layout.record_bytes
+            # Unlike numpy's, torch's map keeps no file open: a store may have many shards.
+            mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            self._maps[number] = mapped.numpy().reshape(shard.records, -1)  # [n, record_bytes]
+        return self._maps[number]
+
+    def _check_labels(self, labels: np.ndarray, rows: np.ndarray) -> None:
+        bad = (labels < -1) | (labels >= len(self.class_names))
+        if bad.any():
+            at = int(bad.argmax())
+            raise self._damaged(rows[at], f"label {labels[at]}")
+
+    def _damaged(self, row: int, what: str) -> ValueError:
+        shard = self.manifest.shards[int(np.searchsorted(self._ends, row, side="right"))]
+        return ValueError(
+            f"CodeStore: record {row} of {self.folder}, in {shard.name}, has {what}, where "
+            f"{self.num_embeddings} codes and {len(self.class_names)} classes are; the file is "
+            "damaged: discard_damaged removes such shards, then extract again."
+        )
 
 
 @dataclass(frozen=True)
-class Shard:
-    """Records of one file; crc32 is of its bytes."""
+class ShardReport:
+    """What `verify` found: `problem` is "" for a sound shard."""
 
-    name: str
-    records: int
-    crc32: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What manifest.json says."""
-
-    layout: CodeLayout
-    class_names: tuple[str, ...]
-    checkpoint_hash: str
-    shards: tuple[Shard, ...] = ()
+    shard: Shard
+    problem: str
 
 
-def storage_numpy(num_embeddings: int) -> type[np.signedinteger]:
-    """The smaller of int16 and int32 that holds all codes."""
-    return np.int16 if num_embeddings <= 2**15 else np.int32
+def verify(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+) -> list[ShardReport]:
+    """Reads every byte of a store: sizes, checksums, and that codes and labels are in range.
 
-
-def create(folder: Path, manifest: Manifest) -> None:
-    """Makes the folder and an empty store in it.
+    Args:
+        progress: Called with the bytes read and those of all shards.
 
     Raises:
-        ValueError: The folder holds a store already.
+        ValueError: No store there, a newer version or a damaged manifest.
     """
-    if (folder / _MANIFEST).exists():
-        raise ValueError(
-            f"CodeDataset.save: {folder} holds a code store already; remove it or choose "
-            "another folder."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_manifest(folder, manifest)
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    total = manifest.records * manifest.layout.record_bytes
+    reports = []
+    done = 0
+    for shard in manifest.shards:
+        problem = ""
+        try:
+            for records in read_checked_shard(folder, manifest.layout, shard):
+                problem = problem or _out_of_range(manifest, records)
+                done += records.nbytes
+                if progress is not None:
+                    progress(done, total)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+        reports.append(ShardReport(shard, problem))
+    return reports
 
 
-def append_shard(folder: Path, manifest: Manifest, records: np.ndarray) -> Manifest:
-    """Writes one more shard, then the manifest that names it."""
-    name = f"shard-{len(manifest.shards):05d}.bin"
-    content = records.tobytes()
-    _write_synced(folder / name, content)
-    shard = Shard(name, len(records), zlib.crc32(content))
-    manifest = replace(manifest, shards=(*manifest.shards, shard))
-    _write_manifest(folder, manifest)
-    return manifest
+def discard_damaged(path: str | os.PathLike[str]) -> list[ShardReport]:
+    """Takes the shards that `verify` complains of out of the store; gives those.
+
+    Extracting again into the store then writes only what they held.
+    """
+    folder = Path(path)
+    bad = [report for report in verify(folder) if report.problem]
+    names = {report.shard.name for report in bad}
+    with locked(folder):
+        manifest = read_manifest(folder)
+        kept = tuple(shard for shard in manifest.shards if shard.name not in names)
+        if bad:
+            write_manifest(folder, replace(manifest, shards=kept))
+    for name in names:
+        if not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
+    return bad
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    text = json.dumps(
-        {
-            "kind": "code_store",
-            "version": VERSION,
-            "num_embeddings": manifest.layout.num_embeddings,
-            "level_sizes": manifest.layout.level_sizes,
-            "bits": manifest.layout.bits,
-            "class_names": manifest.class_names,
-            "checkpoint_hash": manifest.checkpoint_hash,
-            "records": sum(shard.records for shard in manifest.shards),
-            "shards": [asdict(shard) for shard in manifest.shards],
-        },
-        indent=1,
-    )
-    fresh = folder / (_MANIFEST + ".new")
-    _write_synced(fresh, text.encode("utf-8"))
-    os.replace(fresh, folder / _MANIFEST)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    """Writes a file and waits for the disk, so that the manifest never names what is not there."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the store in `folder`, every field checked.
+def read_checked_shard(folder: Path, layout: CodeLayout, shard: Shard) -> Iterator[np.ndarray]:
+    """The records of a shard, uint8 `[n, bytes]`, a MiB at a time.
 
     Raises:
-        ValueError: No store there, a newer version, a damaged manifest, or a shard name that is
-            not a plain file name.
+        ValueError: The file is missing or of the wrong size; or, after the last records, its
+            checksum is wrong.
     """
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise ValueError(f"CodeDataset.load: no code store at {folder}: {path} is missing.")
-
-    def require(ok: bool, what: str) -> None:
-        if not ok:
-            raise ValueError(f"CodeDataset.load: {path} is damaged: {what}.")
-
-    def count(value: object, least: int) -> bool:
-        return type(value) is int and value >= least
-
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"CodeDataset.load: {path} is damaged: not JSON ({error}).") from error
-    require(isinstance(raw, dict) and raw.get("kind") == "code_store", "kind is not code_store")
-    version = raw.get("version")
-    require(count(version, 1), f"version is {version!r}")
-    if version > VERSION:
-        raise ValueError(
-            f"CodeDataset.load: {path} has version {version}, this release reads up to {VERSION}; "
-            "install a newer vqvae2_fast."
-        )
-    k = raw.get("num_embeddings")
-    require(count(k, 1) and k <= MAX_EMBEDDINGS, f"num_embeddings is {k!r}")
-    sizes = raw.get("level_sizes")
-    require(
-        isinstance(sizes, list)
-        and len(sizes) > 0
-        and all(isinstance(s, list) and len(s) == 2 and all(count(n, 1) for n in s) for s in sizes),
-        "level_sizes must be pairs of height and width",
-    )
-    layout = CodeLayout(k, tuple((height, width) for height, width in sizes))
-    bits = raw.get("bits")
-    require(bits == layout.bits, f"bits is {bits!r}, num_embeddings {k} needs {layout.bits}")
-    names, digest = raw.get("class_names"), raw.get("checkpoint_hash")
-    require(
-        isinstance(names, list) and all(isinstance(name, str) for name in names),
-        "class_names must be strings",
-    )
-    require(isinstance(digest, str), "checkpoint_hash must be a string")
-    entries = raw.get("shards")
-    require(isinstance(entries, list), "shards must be a list")
-    shards = []
-    for entry in entries:
-        require(isinstance(entry, dict) and set(entry) == {"name", "records", "crc32"},
-                "a shard needs name, records and crc32")  # fmt: skip
-        name = entry["name"]
-        plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name)
-        require(bool(plain), f"shard name {name!r} is not a plain file name")
-        require(count(entry["records"], 1), f"shard {name} has records {entry['records']!r}")
-        require(count(entry["crc32"], 0), f"shard {name} has crc32 {entry['crc32']!r}")
-        shards.append(Shard(name, entry["records"], entry["crc32"]))
-    require(len({shard.name for shard in shards}) == len(shards), "a shard is named twice")
-    total = sum(shard.records for shard in shards)
-    require(raw.get("records") == total, f"records is {raw.get('records')!r}, shards hold {total}")
-    return Manifest(layout, tuple(names), digest, tuple(shards))
-
-
-def read_shard(folder: Path, layout: CodeLayout, shard: Shard) -> np.ndarray:
-    """Records uint8 `[n, record_bytes]` of a shard whose size and checksum are right."""
-    path = folder / shard.name
-    if path.is_symlink() or not path.is_file():
-        raise ValueError(f"CodeDataset.load: shard {path} is missing or no regular file.")
-    expected, size = shard.records * layout.record_bytes, path.stat().st_size
-    if size != expected:
-        raise ValueError(
-            f"CodeDataset.load: shard {path} has {size} bytes, expected {expected} "
-            f"({shard.records} records of {layout.record_bytes}); it was cut or replaced."
-        )
-    content = path.read_bytes()
-    crc32 = zlib.crc32(content)
+    path = check_shard_file(folder, layout, shard)
+    step = max(1, _READ_BYTES // layout.record_bytes)
+    crc32 = 0
+    with path.open("rb") as file:
+        for first in range(0, shard.records, step):
+            count = min(step, shard.records - first)
+            content = file.read(count * layout.record_bytes)
+            if len(content) != count * layout.record_bytes:
+                raise ValueError(f"code store: shard {path} was cut while it was read.")
+            crc32 = zlib.crc32(content, crc32)
+            yield np.frombuffer(content, dtype=np.uint8).reshape(count, layout.record_bytes)
     if crc32 != shard.crc32:
         raise ValueError(
-            f"CodeDataset.load: shard {path} is damaged: CRC32 {crc32:08x}, the manifest says "
-            f"{shard.crc32:08x}; extract the codes again."
+            f"code store: shard {path} is damaged: CRC32 {crc32:08x}, the manifest says "
+            f"{shard.crc32:08x}; discard_damaged removes such shards, then extract again."
         )
-    return np.frombuffer(content, dtype=np.uint8).reshape(shard.records, layout.record_bytes)
+
+
+def _out_of_range(manifest: Manifest, records: np.ndarray) -> str:
+    codes, labels = manifest.layout.unpack(records)
+    largest = max(int(maps.max()) for maps in codes)
+    low, high = int(labels.min()), int(labels.max())
+    if largest >= manifest.layout.num_embeddings:
+        return f"codes up to {largest}, num_embeddings is {manifest.layout.num_embeddings}"
+    if low < -1 or high >= len(manifest.class_names):
+        return f"labels from {low} to {high}, there are {len(manifest.class_names)} classes"
+    return ""
+
+
+def check_matches(store: CodeStore | CodeDataset, prior: PixelSNAILConfig) -> None:
+    """Raises unless the store's codes are what the prior models: K, its level's size, the coarser.
+
+    Raises:
+        ValueError: Naming what the store has and what the prior expects.
+    """
+    level = len(prior.condition_sizes)
+    expected = (*prior.condition_sizes, prior.size)
+    classes = len(store.class_names)
+    same = (
+        store.num_embeddings == prior.num_embeddings
+        and tuple(store.level_sizes[: level + 1]) == tuple(map(tuple, expected))
+    )  # fmt: skip
+    if not same:
+        has = CodeLayout(store.num_embeddings, tuple(store.level_sizes)).describe()
+        wants = CodeLayout(prior.num_embeddings, expected).describe()
+        raise ValueError(
+            f"check_matches: the store has {has} (coarse to fine), the prior of level {level} "
+            f"expects {wants} (the last its own); extract with the VQ-VAE that the prior is for."
+        )
+    if prior.num_classes and prior.num_classes != classes:
+        raise ValueError(
+            f"check_matches: the store has {classes} classes, the prior expects "
+            f"{prior.num_classes}; extract a set with those classes, or use a prior of the "
+            "store's."
+        )

@@ -1,4 +1,4 @@
-"""Code maps of a set of images, in memory; code_store.py has their format on disk."""
+"""Code maps of a set of images, in memory; code_store.py reads them from the disk."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.code_store import (
-    MAX_EMBEDDINGS,
-    SHARD_BYTES,
-    CodeLayout,
-    Manifest,
-    append_shard,
-    create,
-    read_manifest,
-    read_shard,
-    storage_numpy,
-)
+from vqvae2_fast.data.code_layout import MAX_EMBEDDINGS, CodeLayout, checked_codes
+from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_store import read_checked_shard
+from vqvae2_fast.data.code_writer import SHARD_BYTES, CodeWriter
 from vqvae2_fast.data.images import check_labels
 
 if TYPE_CHECKING:
     import os
 
 __all__ = ["CodeDataset"]
+
+_SAVE_STEP = 4096  # records
 
 
 class CodeDataset(Dataset[tuple[list[Tensor], int]]):
@@ -57,16 +52,13 @@ class CodeDataset(Dataset[tuple[list[Tensor], int]]):
                 f"CodeDataset: num_embeddings must be in [1, {MAX_EMBEDDINGS}], "
                 f"got {num_embeddings}."
             )
-        if not codes:
-            raise ValueError("CodeDataset: expected at least one level of codes, got none.")
-        count = len(codes[0])
+        count = len(codes[0]) if codes else 0
+        checked_codes("CodeDataset", codes, count, num_embeddings)
+        small = CodeLayout(num_embeddings, ()).storage_dtype is np.int16
+        dtype = torch.int16 if small else torch.int32
+        self.codes = [maps.to("cpu", dtype) for maps in codes]
         if labels is None:
             labels = torch.full((count,), -1, dtype=torch.int64)
-        dtype = torch.int16 if storage_numpy(num_embeddings) is np.int16 else torch.int32
-        self.codes = [
-            _checked(f"codes[{level}]", maps, count, num_embeddings).to("cpu", dtype)
-            for level, maps in enumerate(codes)
-        ]
         labels = labels.to("cpu")
         check_labels("CodeDataset", labels, count, len(class_names))
         self.labels = labels
@@ -95,15 +87,18 @@ class CodeDataset(Dataset[tuple[list[Tensor], int]]):
         Raises:
             ValueError: The folder holds a store already.
         """
-        folder = Path(path)
-        layout = CodeLayout(self.num_embeddings, self.level_sizes)
-        manifest = Manifest(layout, self.class_names, self.checkpoint_hash)
-        create(folder, manifest)
-        step = max(1, shard_bytes // layout.record_bytes)
-        for first in range(0, len(self), step):
-            part = slice(first, first + step)
-            records = layout.pack([maps[part] for maps in self.codes], self.labels[part])
-            manifest = append_shard(folder, manifest, records)
+        if (Path(path) / MANIFEST).exists():
+            raise ValueError(
+                f"CodeDataset.save: {path} holds a code store already; remove it or choose "
+                "another folder."
+            )
+        with CodeWriter(
+            path, self.num_embeddings, self.level_sizes, class_names=self.class_names,
+            checkpoint_hash=self.checkpoint_hash, source_records=len(self),
+            shard_bytes=shard_bytes,
+        ) as writer:  # fmt: skip
+            for part in torch.arange(len(self)).split(_SAVE_STEP):
+                writer.add([maps[part] for maps in self.codes], self.labels[part])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CodeDataset:
@@ -116,7 +111,11 @@ class CodeDataset(Dataset[tuple[list[Tensor], int]]):
         folder = Path(path)
         manifest = read_manifest(folder)
         layout = manifest.layout
-        parts = [layout.unpack(read_shard(folder, layout, shard)) for shard in manifest.shards]
+        parts = [
+            layout.unpack(records)
+            for shard in manifest.shards
+            for records in read_checked_shard(folder, layout, shard)
+        ]
         if not parts:
             parts = [layout.unpack(np.zeros((0, layout.record_bytes), dtype=np.uint8))]
         codes = [torch.cat(maps) for maps in zip(*(part[0] for part in parts), strict=True)]
@@ -131,21 +130,3 @@ class CodeDataset(Dataset[tuple[list[Tensor], int]]):
             )
         except ValueError as error:
             raise ValueError(f"CodeDataset.load: {folder}: {error}") from error
-
-
-def _checked(name: str, maps: Tensor, count: int, num_embeddings: int) -> Tensor:
-    """The maps, if they are integers `[count, h, w]` in [0, num_embeddings)."""
-    if maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool:
-        raise TypeError(f"CodeDataset: expected integer {name}, got {maps.dtype}.")
-    if maps.dim() != 3 or len(maps) != count or 0 in maps.shape[1:]:
-        raise ValueError(
-            f"CodeDataset: expected {name} [{count}, h, w] with h, w >= 1, got {list(maps.shape)}."
-        )
-    if count:
-        low, high = int(maps.min()), int(maps.max())
-        if low < 0 or high >= num_embeddings:
-            raise ValueError(
-                f"CodeDataset: {name} must be in [0, {num_embeddings}) (num_embeddings), "
-                f"got values from {low} to {high}."
-            )
-    return maps

@@ -1,0 +1,153 @@
+"""A record of code maps, bit by bit, and the packing of many at once.
+
+A record is the levels coarse to fine, each map row by row at `bits` bits a code, least significant
+bit first, filled up to a whole byte with zeros; then the label as little-endian int32, -1 for none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_CODES", "MAX_EMBEDDINGS", "MAX_LEVELS", "CodeLayout", "checked_codes"]
+
+MAX_EMBEDDINGS = 2**24  # a code and its bit offset (up to 7) are then read from 4 bytes
+MAX_LEVELS = 16
+MAX_CODES = 2**22  # of a record: 2048×2048
+_CHUNK_CODES = 2**18  # codes at a time: in packing each bit is an int32 on the way, 8-24 MiB
+_FEW_RECORDS = 4  # up to here numpy's `take` row by row wins over one gather: 10 µs against 30
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """What a record looks like.
+
+    Args:
+        num_embeddings: K, codes of every level.
+        level_sizes: (height, width) of each map, coarse to fine.
+    """
+
+    num_embeddings: int
+    level_sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits a code: max(1, ⌈log₂ K⌉)."""
+        return max(1, (self.num_embeddings - 1).bit_length())
+
+    @cached_property
+    def map_bytes(self) -> tuple[int, ...]:
+        """Bytes of each map in a record."""
+        return tuple(-(-height * width * self.bits // 8) for height, width in self.level_sizes)
+
+    @cached_property
+    def record_bytes(self) -> int:
+        return sum(self.map_bytes) + 4  # the label
+
+    @property
+    def codes_per_record(self) -> int:
+        return sum(height * width for height, width in self.level_sizes)
+
+    @property
+    def storage_dtype(self) -> type[np.signedinteger]:
+        """The smaller of int16 and int32 that holds all codes."""
+        return np.int16 if self.num_embeddings <= 2**15 else np.int32
+
+    def describe(self) -> str:
+        sizes = ", ".join(f"{height}x{width}" for height, width in self.level_sizes)
+        return f"num_embeddings {self.num_embeddings} and level sizes {sizes}"
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """First byte in the record (intp) and shift (uint32) of every code of a record."""
+        first_bits = []
+        start = 0
+        for (height, width), size in zip(self.level_sizes, self.map_bytes, strict=True):
+            first_bits.append(start * 8 + np.arange(height * width, dtype=np.intp) * self.bits)
+            start += size
+        first_bit = np.concatenate(first_bits)
+        return first_bit >> 3, (first_bit & 7).astype(np.uint32)
+
+    def pack(self, codes: list[Tensor], labels: Tensor) -> np.ndarray:
+        """Records of maps `[n, h, w]` (any integer type) and labels `[n]`: uint8 `[n, bytes]`."""
+        count = len(labels)
+        records = np.zeros((count, self.record_bytes), dtype=np.uint8)
+        start = 0
+        for level, size in zip(codes, self.map_bytes, strict=True):
+            flat = level.reshape(count, -1).numpy().astype(np.int32)  # [n, h * w]
+            step = max(1, _CHUNK_CODES // flat.shape[1])
+            for first in range(0, count, step):
+                part = slice(first, first + step)
+                bits = (flat[part, :, None] >> np.arange(self.bits, dtype=np.int32)) & 1
+                spread = bits.astype(np.uint8).reshape(len(bits), -1)  # [n, h * w * bits]
+                records[part, start : start + size] = np.packbits(spread, axis=1, bitorder="little")
+            start += size
+        records[:, start:] = labels.numpy().astype("<i4").view(np.uint8).reshape(count, 4)
+        return records
+
+    def unpack(
+        self, records: np.ndarray, dtype: type[np.signedinteger] | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The inverse of `pack`: maps in `dtype` (else the storage type), labels int64; unchecked.
+
+        Args:
+            records: uint8 `[n, record_bytes]`, C-contiguous.
+        """
+        count = len(records)
+        kind = dtype or self.storage_dtype
+        flat = [np.empty((count, height * width), kind) for height, width in self.level_sizes]
+        if count:
+            self._unpack_into(flat, records)
+        codes = [
+            torch.from_numpy(level).view(count, height, width)  # [n, h * w] -> [n, h, w]
+            for level, (height, width) in zip(flat, self.level_sizes, strict=True)
+        ]
+        labels = np.ascontiguousarray(records[:, -4:]).view("<i4").reshape(count)
+        return codes, torch.from_numpy(labels.astype(np.int64))
+
+    def _unpack_into(self, flat: list[np.ndarray], records: np.ndarray) -> None:
+        byte, shift = self._places
+        # The four bytes from each byte on, overlapping and unaligned. The label behind the last map
+        # makes sure that they exist.
+        windows = np.ndarray(
+            (len(records), self.record_bytes - 3), "<u4", records, strides=(records.strides[0], 1)
+        )
+        mask = np.uint32((1 << self.bits) - 1)
+        step = max(1, _CHUNK_CODES // self.codes_per_record)
+        for first in range(0, len(records), step):
+            part = windows[first : first + step]
+            if len(part) <= _FEW_RECORDS:
+                words = np.stack([row.take(byte) for row in part])
+            else:
+                words = part[:, byte]
+            words >>= shift
+            words &= mask
+            start = 0
+            for level in flat:
+                level[first : first + step] = words[:, start : start + level.shape[1]]
+                start += level.shape[1]
+
+
+def checked_codes(op: str, codes: list[Tensor], count: int, num_embeddings: int) -> None:
+    """Raises unless every level is integers `[count, h, w]` in [0, num_embeddings)."""
+    if not codes:
+        raise ValueError(f"{op}: expected at least one level of codes, got none.")
+    for level, maps in enumerate(codes):
+        name = f"codes[{level}]"
+        if maps.is_floating_point() or maps.is_complex() or maps.dtype == torch.bool:
+            raise TypeError(f"{op}: expected integer {name}, got {maps.dtype}.")
+        if maps.dim() != 3 or len(maps) != count or 0 in maps.shape[1:]:
+            raise ValueError(
+                f"{op}: expected {name} [{count}, h, w] with h, w >= 1, got {list(maps.shape)}."
+            )
+        if count:
+            low, high = int(maps.min()), int(maps.max())
+            if low < 0 or high >= num_embeddings:
+                raise ValueError(
+                    f"{op}: {name} must be in [0, {num_embeddings}) (num_embeddings), "
+                    f"got values from {low} to {high}."
+                )

@@ -1,0 +1,263 @@
+"""Code stores from NumPy files and to them, a few records at a time; nothing is ever unpickled.
+
+A .npz file holds one array `[N, h, w]` a level, named `top`, ..., `bottom` as the levels are; then,
+where there are some, `labels` int64 `[N]` and `class_names`; and `num_embeddings`. A level alone
+may also be a .npy file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+
+from vqvae2_fast.data.code_writer import CodeWriter
+from vqvae2_fast.data.durable import renamed_into_place
+from vqvae2_fast.models.configs import level_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.data.code_store import CodeStore
+    from vqvae2_fast.data.codes import CodeDataset
+
+__all__ = ["codes_from_numpy", "codes_to_numpy"]
+
+_STEP = 1024  # records
+_STEP_BYTES = 2**23  # of one level, as the file has it
+_MAX_WHOLE_BYTES = 2**20  # of class_names and num_embeddings
+# What Python's zipfile raises for damaged archives, as found by damaging 20,000 of them.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
+    ValueError, struct.error,
+)  # fmt: skip
+_LABELS, _CLASSES, _K = "labels", "class_names", "num_embeddings"
+
+
+def codes_to_numpy(store: CodeStore | CodeDataset, path: str | os.PathLike[str]) -> None:
+    """Writes the codes as an uncompressed .npz, int16 (int32 where K > 32,768); replaces a file."""
+    target = Path(path)
+    dtype = np.dtype("<i2" if store.num_embeddings <= 2**15 else "<i4")
+    sizes = store.level_sizes
+    small = {_LABELS: store.labels.numpy().astype("<i8"), _K: np.array(store.num_embeddings)}
+    if store.class_names:
+        small[_CLASSES] = np.array(store.class_names, dtype=np.str_)
+    with (
+        renamed_into_place(target) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive,
+    ):
+        for level, name in enumerate(level_names(len(sizes))):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _write_header(member, (len(store), *sizes[level]), dtype)
+                for part_indices in torch.arange(len(store)).split(_STEP):
+                    maps = store.batch(part_indices)[0][level]
+                    member.write(maps.numpy().astype(dtype).tobytes())
+        for name, array in small.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
+
+
+def codes_from_numpy(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    num_embeddings: int | None = None,
+    *,
+    labels: Sequence[int] | np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+    checkpoint_hash: str = "",
+) -> None:
+    """Makes the code store `path` of a .npz file, or of .npy files, one a level, coarse to fine.
+
+    Args:
+        num_embeddings: K; a .npz that names it needs no other.
+        labels: In place of the file's, `[N]`, -1 where there is none.
+        class_names: In place of the file's.
+
+    Raises:
+        ValueError: A file that is no NumPy file, is cut, holds objects or says more than it holds;
+            levels of different length; codes or labels out of range; no num_embeddings; or `path`
+            holds records already.
+    """
+    with ExitStack() as stack:
+        if isinstance(source, (str, os.PathLike)) and Path(source).suffix != ".npy":
+            archive = stack.enter_context(_open_archive(Path(source)))
+            names = [info.filename for info in archive.infolist()]
+            levels = _levels_of(Path(source), names)
+            arrays = [_Rows.member(stack, archive, Path(source), level) for level in levels]
+            given = {
+                key: _Rows.member(stack, archive, Path(source), key)
+                for key in (_LABELS, _CLASSES, _K)
+                if f"{key}.npy" in names
+            }
+        else:
+            files = [source] if isinstance(source, (str, os.PathLike)) else source
+            arrays = [_Rows.file(stack, Path(file)) for file in files]
+            given = {}
+        if num_embeddings is None:
+            if _K not in given:
+                raise ValueError(f"codes_from_numpy: pass num_embeddings, {source} has none.")
+            k = given[_K].whole()
+            if k.shape or k.dtype.kind not in "iu":
+                raise ValueError(f"codes_from_numpy: num_embeddings in {source} is no integer.")
+            num_embeddings = int(k)
+        if class_names is None:
+            class_names = (
+                [str(name) for name in given[_CLASSES].whole().ravel()]
+                if (_CLASSES in given)
+                else []
+            )
+        label_rows = given.get(_LABELS) if labels is None else _Rows.array(labels)
+        _write(arrays, Path(path), num_embeddings, label_rows, class_names, checkpoint_hash)
+
+
+def _write(
+    arrays: list[_Rows],
+    path: Path,
+    num_embeddings: int,
+    labels: _Rows | None,
+    class_names: Sequence[str],
+    checkpoint_hash: str,
+) -> None:
+    for rows in arrays:
+        if len(rows.shape) != 3 or rows.dtype.kind not in "iu":
+            raise ValueError(
+                f"codes_from_numpy: expected {rows.name} to be integers [N, h, w], got "
+                f"{rows.dtype} {list(rows.shape)}."
+            )
+    counts = {rows.shape[0] for rows in arrays}
+    if len(counts) != 1:
+        raise ValueError(
+            "codes_from_numpy: all levels must have the same number of records, got "
+            + ", ".join(f"{rows.shape[0]} in {rows.name}" for rows in arrays)
+            + "."
+        )
+    count = counts.pop()
+    if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in "iu"):
+        raise ValueError(
+            f"codes_from_numpy: expected integer labels [{count}], got {labels.dtype} "
+            f"{list(labels.shape)}."
+        )
+    with CodeWriter(
+        path, num_embeddings, [(rows.shape[1], rows.shape[2]) for rows in arrays],
+        class_names=class_names, checkpoint_hash=checkpoint_hash, source_records=count, first=0,
+    ) as writer:  # fmt: skip
+        largest = max(math.prod(rows.shape[1:]) * rows.dtype.itemsize for rows in arrays)
+        step = max(1, min(_STEP, _STEP_BYTES // largest))
+        for first in range(0, count, step):
+            size = min(step, count - first)
+            maps = [torch.from_numpy(rows.next(size).astype(np.int64)) for rows in arrays]
+            part = None if labels is None else torch.from_numpy(labels.next(size).astype(np.int64))
+            writer.add(maps, part)
+
+
+class _Rows:
+    """An array in a file, read from its first row to its last; its size is what the file holds."""
+
+    def __init__(self, stream: IO[bytes], name: str, size: int) -> None:
+        self.stream = stream
+        self.name = name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # of headers that NumPy finds odd
+                version = npy.read_magic(stream)
+                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                self.shape, by_columns, self.dtype = read(stream)
+        except (*_ZIP_ERRORS, TypeError, SyntaxError, OverflowError, Warning) as error:
+            raise ValueError(f"codes_from_numpy: {name} is no array ({error}).") from error
+        if self.dtype.hasobject:
+            raise ValueError(
+                f"codes_from_numpy: {name} holds Python objects, which are never unpickled."
+            )
+        if by_columns and len(self.shape) > 1:
+            raise ValueError(
+                f"codes_from_numpy: {name} is in Fortran order; save np.ascontiguousarray of it."
+            )
+        if any(n < 0 for n in self.shape):
+            raise ValueError(f"codes_from_numpy: {name} has shape {self.shape}.")
+        expected = math.prod(self.shape) * self.dtype.itemsize
+        if stream.tell() + expected != size:
+            raise ValueError(
+                f"codes_from_numpy: {name} has {size - stream.tell()} bytes of data, expected "
+                f"{expected}; it was cut or its header is wrong."
+            )
+
+    @classmethod
+    def file(cls, stack: ExitStack, path: Path) -> _Rows:
+        if not path.is_file():
+            raise ValueError(f"codes_from_numpy: {path} is no file.")
+        return cls(stack.enter_context(path.open("rb")), str(path), path.stat().st_size)
+
+    @classmethod
+    def member(cls, stack: ExitStack, archive: zipfile.ZipFile, path: Path, name: str) -> _Rows:
+        info = archive.getinfo(f"{name}.npy")
+        try:
+            stream = stack.enter_context(archive.open(info))
+        except _ZIP_ERRORS as error:
+            raise ValueError(f"codes_from_numpy: {name} in {path}: {error}.") from error
+        return cls(stream, f"{name} in {path}", info.file_size)
+
+    @classmethod
+    def array(cls, values: Sequence[int] | np.ndarray) -> _Rows:
+        buffer = io.BytesIO()
+        npy.write_array(buffer, np.ascontiguousarray(values), allow_pickle=False)
+        buffer.seek(0)
+        return cls(buffer, "labels", len(buffer.getvalue()))
+
+    def next(self, rows: int) -> np.ndarray:
+        """The next rows, `[rows, ...]`."""
+        return self._read((rows, *self.shape[1:]))
+
+    def whole(self) -> np.ndarray:
+        """All of a small array."""
+        if math.prod(self.shape) * self.dtype.itemsize > _MAX_WHOLE_BYTES:
+            raise ValueError(f"codes_from_numpy: {self.name} exceeds {_MAX_WHOLE_BYTES} bytes.")
+        return self._read(self.shape)
+
+    def _read(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = math.prod(shape) * self.dtype.itemsize
+        try:
+            content = self.stream.read(size)
+        except _ZIP_ERRORS as error:
+            raise ValueError(f"codes_from_numpy: {self.name} is damaged ({error}).") from error
+        if len(content) != size:
+            raise ValueError(f"codes_from_numpy: {self.name} was cut.")
+        return np.frombuffer(content, dtype=self.dtype).reshape(shape)
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    if not path.is_file():
+        raise ValueError(f"codes_from_numpy: {path} is no file.")
+    try:
+        return zipfile.ZipFile(path)
+    except _ZIP_ERRORS as error:
+        raise ValueError(f"codes_from_numpy: {path} is no .npz file ({error}).") from error
+
+
+def _levels_of(path: Path, names: list[str]) -> list[str]:
+    """The names of the levels, coarse to fine, that the archive holds."""
+    for count in range(16, 0, -1):
+        levels = level_names(count)
+        if all(f"{name}.npy" in names for name in levels):
+            return list(levels)
+    raise ValueError(
+        f"codes_from_numpy: {path} holds no array named top (then middle, bottom); it holds "
+        f"{', '.join(names)[:200] or 'nothing'}."
+    )
+
+
+def _write_header(member: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
+    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    buffer = io.BytesIO()
+    npy.write_array_header_1_0(buffer, header)
+    member.write(buffer.getvalue())

@@ -30,17 +30,20 @@ MAKE = {
     "lucidrains_kmeans_and_dead_codes": lambda: VectorQuantize(
         6, 16, kmeans_init=True, threshold_ema_dead_code=2
     ),
+    "lucidrains_all_codes_dead": lambda: VectorQuantize(6, 16, threshold_ema_dead_code=1e9),
 }  # fmt: skip
 SUMS = ("rosinality", "lucidrains", "lucidrains_cosine_heads")
+
+
+def batches() -> torch.Tensor:
+    return torch.randn(4, 1, 80, 6, generator=torch.Generator().manual_seed(1))
 
 
 def train(name: str, rank: int | None) -> nn.Module:
     """Four steps on a rank's half of the vectors, or (None) on all of them."""
     torch.manual_seed(0)
     module = MAKE[name]()
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(4):
-        x = torch.randn(1, 80, 6, generator=generator)
+    for x in batches():
         module(x if rank is None else x[:, 40 * rank : 40 * rank + 40])
     return module
 
@@ -85,6 +88,14 @@ def test_halves_leave_the_codebook_of_the_whole(ranks: Path, name: str) -> None:
 def test_both_processes_have_the_same_codebook_to_the_bit(ranks: Path, name: str) -> None:
     first, second = (load_file(ranks / f"{name}-{rank}") for rank in range(WORLD_SIZE))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_dead_codes_become_vectors_of_both_processes(ranks: Path) -> None:
+    codes = load_file(ranks / "lucidrains_all_codes_dead-1")["_codebook.embed"][0]
+    rows = [tuple(row.tolist()) for row in batches()[-1, 0]]
+    places = [rows.index(tuple(code.tolist())) for code in codes]
+    assert len(set(places)) == len(places)
+    assert min(places) < 40 <= max(places)
 
 
 def test_without_synchronisation_the_codebooks_differ(ranks: Path) -> None:

@@ -244,6 +244,27 @@ def test_more_dead_codes_than_vectors_replaces_as_many_as_there_are():
     assert {tuple(row.tolist()) for row in ours.codebook[changed]} == rows
 
 
+def test_only_dead_codes_are_replaced_when_vectors_are_few():
+    torch.manual_seed(0)
+    ours = VectorQuantize(12, NUM_CODES, threshold_ema_dead_code=2)
+    ours._codebook.cluster_size[0, 3:] = 5
+    before = ours.codebook.clone()
+    ours.expire_codes_(torch.randn(1, 6, 12))
+    changed = (ours.codebook != before).any(1)
+    assert changed.nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_cosine_takes_the_largest_product_for_codes_of_any_length():
+    """Codes of k-means can be zero: an empty cluster's."""
+    theirs, ours = pair({"use_cosine_sim": True})
+    torch.manual_seed(1)
+    codes = torch.randn(NUM_CODES, 12) * torch.logspace(-2, 2, NUM_CODES)[:, None]
+    codes[5] = 0
+    for module in (theirs, ours):
+        module.codebook = codes
+    assert_same_step(theirs.eval(), ours.eval(), torch.randn(LONG), seed=0)
+
+
 def test_codebook_can_be_assigned():
     ours = VectorQuantize(12, NUM_CODES)
     codes = torch.randn(NUM_CODES, 12)

@@ -20,7 +20,10 @@ class DrawNoise:
         batch_size: B; row b of the batch is sample `first_sample + b`.
         width: W.
         stream: The level, 0 the coarsest.
-        given: float32 `[B, H, W, K]`, or None: then philox (SEMANTICS "Noise").
+        given: float32 `[B, H, W, K]`, or None: then the noise is `ops.gumbel_noise`.
+
+    Raises:
+        ValueError: A seed, stream or sample number that Philox's counter has no room for.
     """
 
     batch_size: int
@@ -31,6 +34,18 @@ class DrawNoise:
     first_sample: int = 0
     stream: int = 0
     given: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # Here and not in the operator alone: a compiled engine makes its noise itself.
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ValueError(f"sample_codes: expected a seed of 64 bits, got {self.seed}.")
+        if not 0 <= self.stream < 1 << 16:
+            raise ValueError(f"sample_codes: expected stream in 0..65535, got {self.stream}.")
+        if self.first_sample < 0 or self.first_sample + self.batch_size > 1 << 32:
+            raise ValueError(
+                "sample_codes: expected sample numbers in 0..2^32-1, got first_sample="
+                f"{self.first_sample} and batch_size={self.batch_size}."
+            )
 
     def row(self, i: int) -> Tensor:
         """float32 `[B, W, K]`: the noise of map row i."""

@@ -1,10 +1,9 @@
 // The sampler's kernels of one SIMD level, as a table. They know vectors and strides, not the
-// network; network.cpp calls them.
+// network: row_phase.cpp, pixel_phase.cpp and condition.cpp call them.
 //
 // Widths: outputs come in panels of kPanel columns at every level, so weights are packed once for
-// all levels. Every output is one chain of fused multiply-adds over its inputs in their order,
-// whatever the tile, the level and the thread: results are equal bit for bit. All strides are in
-// elements.
+// all levels. Every output sums its inputs in one order (product-inl.h), whatever the tile, the
+// level and the thread: results are equal bit for bit. All strides are in elements.
 #pragma once
 
 #include <stdint.h>

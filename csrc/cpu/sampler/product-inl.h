@@ -1,8 +1,10 @@
 // The matrix product of both phases: a register-blocked tile over packed panels.
 //
-// Row phase: many rows; a panel's inputs are taken in blocks that stay in the first cache while all
-// rows pass. Pixel phase: a few rows; the weights stream past once, several panels side by side so
-// that enough independent sums are under way.
+// Inputs are taken in blocks of kInputBlock: within one a chain of fused multiply-adds from zero,
+// and the blocks' sums are added in their order. So the rounding error grows with the block, not
+// with all inputs, and in the row phase a block's weights stay in the first cache while all rows
+// pass. In the pixel phase, with a few rows, the weights stream past once, several panels side by
+// side so that enough independent sums are under way.
 #pragma once
 
 #include "kernels.h"
@@ -24,6 +26,7 @@ constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
 // How far ahead of its use a line of weights is asked for, in inputs (128 bytes each).
 constexpr int64_t kPrefetch = 16;
 
+// c = initial + a times weights, for at most kInputBlock inputs.
 template <int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
@@ -33,10 +36,7 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kColumns; ++v) {
-      sums[r][v] =
-          Vec::load(initial + r * initial_stride + v / VECS * kPanel + v % VECS * Vec::kLanes);
-    }
+    for (int v = 0; v < kColumns; ++v) sums[r][v] = Vec::broadcast(0.0f);
   }
   for (int64_t k = 0; k < inputs; ++k) {
     Vec w[kColumns];
@@ -58,7 +58,9 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
-      sums[r][v].store(c + r * c_stride + v / VECS * kPanel + v % VECS * Vec::kLanes);
+      const int64_t column = v / VECS * kPanel + v % VECS * Vec::kLanes;
+      (Vec::load(initial + r * initial_stride + column) + sums[r][v])
+          .store(c + r * c_stride + column);
     }
   }
 }
@@ -79,62 +81,47 @@ inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, cons
                                    initial_stride, c, c_stride);
 }
 
-inline void product_of_few_rows(const Product& p) {
-  for (int64_t panel = 0; panel < p.panels;) {
-    const bool wide = panel + kFewPanels <= p.panels;
+// All blocks of PANELS panels, from `panel`, for every row.
+template <int ROWS, int PANELS, int VECS>
+inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
+  for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
+    const int64_t left = p.inputs - first;
+    const int64_t inputs = left < kInputBlock ? left : kInputBlock;
+    // The sums of the blocks before wait in c.
+    const float* initial = first == 0 ? p.initial : p.c;
+    const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
+    const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
+    const float* weights = p.weights + panel * p.panel_stride + first * kPanel;
     for (int64_t g = 0; g < p.groups; ++g) {
-      const float* a = p.a + g * p.a_group_stride;
-      const float* weights = p.weights + panel * p.panel_stride;
-      const float* initial = p.initial + g * p.initial_group_stride + panel * kPanel;
-      float* c = p.c + g * p.c_group_stride + panel * kPanel;
-      for (int v = 0; v < kPanelVecs; v += kFewVecs) {
-        const int64_t column = v * Vec::kLanes;
-        if (wide) {
-          product_tile_of<kFewRows, kFewPanels, kFewVecs>(
-              p.rows, a, p.a_stride, weights + column, p.panel_stride, p.inputs, initial + column,
-              p.initial_stride, c + column, p.c_stride);
-        } else {
-          product_tile_of<kFewRows, 1, kFewVecs>(p.rows, a, p.a_stride, weights + column,
-                                                 p.panel_stride, p.inputs, initial + column,
-                                                 p.initial_stride, c + column, p.c_stride);
+      for (int64_t row = 0; row < p.rows; row += tile_rows) {
+        const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
+        const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
+        for (int v = 0; v < kPanelVecs; v += VECS) {
+          const int64_t column = panel * kPanel + v * Vec::kLanes;
+          product_tile_of<ROWS, PANELS, VECS>(
+              rows, a, p.a_stride, weights + v * Vec::kLanes, p.panel_stride, inputs,
+              initial + g * initial_group_stride + row * initial_stride + column, initial_stride,
+              p.c + g * p.c_group_stride + row * p.c_stride + column, p.c_stride);
         }
       }
     }
-    panel += wide ? kFewPanels : 1;
   }
 }
 
 inline void product(const Product& p) {
-  if (p.rows <= kFewRows && p.groups * p.rows <= 2 * kFewRows) {
-    product_of_few_rows(p);
+  if (p.rows <= kFewRows) {
+    int64_t panel = 0;
+    for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
+      product_panels<kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    }
+    for (; panel < p.panels; ++panel) product_panels<kFewRows, 1, kFewVecs>(p, panel, p.rows);
     return;
   }
   // Tiles of nearly one size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
-      const int64_t left = p.inputs - first;
-      const int64_t inputs = left < kInputBlock ? left : kInputBlock;
-      // The sums of the blocks before wait in c.
-      const float* initial = first == 0 ? p.initial : p.c;
-      const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
-      const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
-      for (int64_t g = 0; g < p.groups; ++g) {
-        for (int64_t row = 0; row < p.rows; row += tile_rows) {
-          const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
-          const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
-          const float* weights = p.weights + panel * p.panel_stride + first * kPanel;
-          for (int v = 0; v < kPanelVecs; v += kTileVecs) {
-            const int64_t column = panel * kPanel + v * Vec::kLanes;
-            product_tile_of<Vec::kTileRows, 1, kTileVecs>(
-                rows, a, p.a_stride, weights + v * Vec::kLanes, 0, inputs,
-                initial + g * initial_group_stride + row * initial_stride + column, initial_stride,
-                p.c + g * p.c_group_stride + row * p.c_stride + column, p.c_stride);
-          }
-        }
-      }
-    }
+    product_panels<Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
   }
 }
 

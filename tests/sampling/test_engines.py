@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, teacher_forced_logits
 from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 
 CONFIGS = tiny_configs()
-ENGINES = ["eager"]
+ENGINES = ["eager"] + ([] if _native.module is None else ["cpu"])
 # Larger than `tiny_prior`, as a top and a bottom of the presets: two levels of a pipeline.
 TOP = {
     "size": (8, 8), "num_embeddings": 64, "channels": 32, "residual_channels": 32,

@@ -16,6 +16,7 @@ from vqvae2_fast.models.code_checks import (
     check_range,
 )
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.noise import DrawNoise
@@ -32,19 +33,27 @@ __all__ = ["ENGINES", "choose_engine", "evaluating", "sample_codes", "teacher_fo
 
 # Fastest first. An engine takes the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
+    "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
     "reference": lambda _, interface, request: draw_reference(interface, request),
 }
 
 
-def choose_engine(engine: str = "auto") -> tuple[str, str]:
+def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple[str, str]:
     """The engine that `sample_codes` uses for an `engine` argument, and why.
+
+    Args:
+        prior: The prior to draw from; None stands for one in float32 on the CPU.
 
     Raises:
         ValueError: No engine of that name.
     """
     if engine == "auto":
-        return "eager", "the two-phase engine takes every prior that has a plan"
+        weight = torch.empty(0) if prior is None else next(prior.parameters())
+        reason = why_not_cpu(weight.device, weight.dtype)
+        if reason is None:
+            return "cpu", "the compiled engine takes every float32 prior on the CPU"
+        return "eager", f"not cpu: {reason}"
     if engine not in ENGINES:
         raise ValueError(
             f"sample_codes: expected engine one of auto, {', '.join(ENGINES)}, got {engine!r}."
@@ -86,7 +95,8 @@ def sample_codes(
         temperature: Divides the logits; 0 takes the best code.
         top_k, top_p, guidance_scale: See `DrawingRule`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
-        engine: `reference` (the full forward for each code: the definition), `eager`, or `auto`.
+        engine: `cpu` (compiled, float32), `eager` (any device and dtype), `reference` (the full
+            forward for each code: the definition), or `auto`, the fastest that takes the prior.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
@@ -98,6 +108,7 @@ def sample_codes(
     Raises:
         ValueError: A value, shape or engine that does not fit, by the argument's name.
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
+        RuntimeError: Engine `cpu` asked for by name where it cannot draw from the prior.
 
     Note:
         The first call folds the prior's weights into a plan, kept with the prior until they change.
@@ -106,11 +117,6 @@ def sample_codes(
     device = _device(prior)
     if batch_size < 1:
         raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
-    if first_sample < 0 or first_sample + batch_size > 1 << 32:
-        raise ValueError(
-            f"sample_codes: expected sample numbers in 0..2^32-1, got first_sample={first_sample} "
-            f"and batch_size={batch_size}."
-        )
     rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
     if rule.guided and interface.num_classes == 0:
         raise ValueError(
@@ -177,7 +183,7 @@ def teacher_forced_logits(
 
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
-    name, _ = choose_engine(engine)
+    name, _ = choose_engine(engine, prior)
     with evaluating(prior):
         return ENGINES[name](prior, interface, request)
 

@@ -29,12 +29,14 @@ PANEL, HALF_PANEL = 32, 16
 _packed: dict[int, Any] = {}
 
 
-def why_not_cpu(plan_device: torch.device) -> str | None:
-    """Why this engine cannot draw from a prior on `plan_device`; None if it can."""
+def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this engine cannot draw from such a prior, None if it can."""
     if _native.module is None:
         return _native.MISSING_REASON
-    if plan_device.type != "cpu":
-        return f"the prior is on {plan_device}"
+    if device.type != "cpu":
+        return f"the prior is on {device}"
+    if dtype != torch.float32:
+        return f"the prior's weights are {dtype}, not float32"
     return None
 
 
@@ -42,7 +44,7 @@ def draw_cpu(plan: SamplingPlan, request: DrawRequest) -> Drawn:
     """Draw a map; threads as `torch.get_num_threads()` says.
 
     Raises:
-        RuntimeError: No compiled module, or a prior on another device.
+        RuntimeError: No compiled module, or a prior on another device or of another dtype.
         KeyboardInterrupt: Between two rows, as anything that `request.progress` raises.
     """
     return draw_cpu_timed(plan, request)[0]
@@ -50,7 +52,7 @@ def draw_cpu(plan: SamplingPlan, request: DrawRequest) -> Drawn:
 
 def draw_cpu_timed(plan: SamplingPlan, request: DrawRequest) -> tuple[Drawn, dict[str, float]]:
     """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`."""
-    reason = why_not_cpu(plan.device)
+    reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:
         raise RuntimeError(f"engine cpu: {reason}.")
     batch, (height, width) = request.batch_size, plan.size
@@ -95,7 +97,7 @@ def packed_plan(plan: SamplingPlan) -> Any:
     key = id(plan)
     if key not in _packed:
         integers, tensors = _describe(plan)
-        ready = {name: t.detach().float().contiguous() for name, t in tensors.items()}
+        ready = {name: t.detach().contiguous() for name, t in tensors.items()}
         assert _native.module is not None
         _packed[key] = _native.module.SamplerPlan(
             integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},

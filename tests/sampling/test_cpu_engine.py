@@ -1,0 +1,252 @@
+"""Engine `cpu`: the same bits whatever the batch, the threads and the SIMD level; its own parts."""
+
+import gc
+import threading
+
+import pytest
+import torch
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import (
+    choose_engine,
+    interface_of,
+    plan_of,
+    sample_codes,
+    teacher_forced_logits,
+)
+from vqvae2_fast.sampling.engines import cpu
+from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+
+pytestmark = pytest.mark.skipif(
+    _native.module is None, reason="this install has no compiled module"
+)
+
+# Nothing a multiple of a panel or of a vector, heads of 9 channels, more codes than a noise block.
+ODD = {
+    "channels": 54, "residual_channels": 37, "num_heads": 3, "num_embeddings": 269,
+    "kernel_size": 5, "num_output_layers": 1, "condition_sizes": ((1, 3), (2, 3)),
+    "condition_channels": 21, "num_classes": 3,
+}  # fmt: skip
+MASKS = ["exclude", "include", "down", "downright"]
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def logits_of(prior, inputs):
+    return teacher_forced_logits(
+        prior, inputs["codes"], condition=inputs["condition"], labels=inputs["labels"], engine="cpu"
+    )
+
+
+def rows_of(inputs, rows):
+    labels = inputs["labels"]
+    return {
+        "codes": inputs["codes"][rows],
+        "condition": [codes[rows] for codes in inputs["condition"]],
+        "labels": None if labels is None else labels[rows],
+    }
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+def test_logits_are_bit_equal_in_any_batch(mask, attention):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, 15)
+    logits = logits_of(prior, inputs)
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 6), slice(6, 14)):
+        assert torch.equal(logits_of(prior, rows_of(inputs, rows)), logits[rows])
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+def test_logits_are_bit_equal_with_any_number_of_threads(mask, attention, threads):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, 3)
+    threads(1)
+    expected = logits_of(prior, inputs)
+    for count in (2, 3, 5):
+        threads(count)
+        assert torch.equal(logits_of(prior, inputs), expected)
+
+
+@pytest.mark.parametrize("level", simd_levels()[:-1])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_logits_are_bit_equal_at_any_simd_level(level, mask, attention, batch_size):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, batch_size)
+    expected = logits_of(prior, inputs)
+    with simd_level(level):
+        assert torch.equal(logits_of(prior, inputs), expected)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_a_sample_is_the_same_in_any_batch_and_at_any_level(level, threads):
+    prior = tiny_prior(num_classes=3, num_embeddings=40)
+    labels = torch.arange(64) % 4
+    arguments = {"temperature": 0.9, "top_k": 30, "top_p": 0.95, "guidance_scale": 1.5}
+    with simd_level(level):
+        threads(1)
+        alone = sample_codes(
+            prior, 1, labels=labels[7:8], seed=3, first_sample=7, engine="cpu", **arguments
+        )
+        threads(2)
+        for batch_size in (8, 64):
+            codes = sample_codes(
+                prior, batch_size, labels=labels[:batch_size], seed=3, engine="cpu", **arguments
+            )
+            assert torch.equal(codes[7], alone[0])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"temperature": 0.0},
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.8},
+        {"top_k": 1000, "top_p": 1e-6},
+    ],
+    ids=str,
+)
+def test_codes_are_drawn_by_the_rule(rule):
+    prior = tiny_prior(num_embeddings=71)
+    codes = sample_codes(prior, 4, seed=5, first_sample=2, stream=1, engine="cpu", **rule)
+    logits = teacher_forced_logits(prior, codes, engine="cpu")
+    noise = ops.gumbel_noise(torch.arange(2, 6), torch.arange(24), 71, seed=5, stream=1)
+    by_position = logits.permute(0, 2, 3, 1).reshape(-1, 71)
+    expected = DrawingRule(**rule).draw(by_position, noise.flatten(0, 1))
+    assert torch.equal(codes.flatten(), expected)
+
+
+def test_equal_logits_take_the_lowest_code():
+    prior = tiny_prior(num_embeddings=40)
+    with torch.no_grad():
+        for parameter in prior.head.parameters():
+            parameter.zero_()
+    assert sample_codes(prior, 2, temperature=0.0, engine="cpu").eq(0).all()
+    noise = torch.zeros(2, 4, 6, 40)
+    assert sample_codes(prior, 2, noise=noise, engine="cpu").eq(0).all()
+    assert (
+        sample_codes(prior, 2, noise=noise - torch.arange(40) % 3, top_k=7, engine="cpu")
+        .eq(0)
+        .all()
+    )
+
+
+def test_given_noise_is_that_of_its_seed():
+    prior = tiny_prior(num_embeddings=33)
+    noise = ops.gumbel_noise(torch.arange(3), torch.arange(24), 33, seed=2**40 + 1)
+    given = sample_codes(prior, 3, noise=noise.view(3, 4, 6, 33), engine="cpu")
+    assert torch.equal(given, sample_codes(prior, 3, seed=2**40 + 1, engine="cpu"))
+
+
+def test_log_prob_is_that_of_the_logits():
+    prior = tiny_prior(num_classes=3)
+    labels = torch.tensor([0, 2])
+    codes, log_prob = sample_codes(
+        prior, 2, labels=labels, temperature=0.5, guidance_scale=2.0, engine="cpu",
+        return_log_prob=True,
+    )  # fmt: skip
+    logits = teacher_forced_logits(prior, codes, labels=labels, engine="cpu")
+    expected = torch.log_softmax(logits.double(), 1).gather(1, codes[:, None])[:, 0]
+    # Logits of order one: a few roundings of the sum and the logarithm.
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (3, 40)])
+def test_maps_of_any_size(size, attention):
+    prior = tiny_prior(size=size, attention=attention, kernel_size=5)
+    inputs = prior_inputs(prior, 2)
+    with torch.no_grad():
+        expected = prior(inputs["codes"])
+    # Sums in other orders; logits of order one.
+    torch.testing.assert_close(logits_of(prior, inputs), expected, rtol=0, atol=1e-5)
+
+
+def test_interruption_ends_the_draw_between_rows():
+    rows = []
+
+    def progress(done, total):
+        rows.append((done, total))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_codes(tiny_prior(), 1, engine="cpu", progress=progress)
+    assert rows == [(1, 4), (2, 4)]
+
+
+def test_other_threads_run_during_a_draw():
+    prior = tiny_prior(size=(16, 16), channels=64, residual_channels=64)
+    sample_codes(prior, 1, engine="cpu")  # the plan is folded and packed
+    entered, left, seen = threading.Event(), threading.Event(), []
+
+    def watch():
+        entered.wait()
+        while not left.is_set():
+            seen.append(0)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    entered.set()
+    sample_codes(prior, 16, engine="cpu")
+    count = len(seen)
+    left.set()
+    watcher.join()
+    assert count > 100
+
+
+def test_packed_weights_live_as_long_as_their_plan():
+    prior = tiny_prior()
+    plan = plan_of(prior, interface_of(prior))
+    first = cpu.packed_plan(plan)
+    assert cpu.packed_plan(plan) is first
+    key = id(plan)
+    del plan, prior
+    gc.collect()
+    assert key not in cpu._packed
+
+
+def test_weights_changed_in_place_are_drawn_from():
+    prior = tiny_prior()
+    before = sample_codes(prior, 2, temperature=0.0, engine="cpu")
+    with torch.no_grad():
+        prior.head.bias[5] = 1e3
+    assert not before.eq(5).all()
+    assert sample_codes(prior, 2, temperature=0.0, engine="cpu").eq(5).all()
+
+
+def test_a_plan_that_lacks_values_is_refused():
+    with pytest.raises(ValueError, match="sampler: bad plan: no 'height'"):
+        _native.module.SamplerPlan(integers={}, tensors={})
+    integers, tensors = cpu._describe(plan_of(tiny_prior(), interface_of(tiny_prior())))
+    described = {name: (t.contiguous().data_ptr(), t.numel()) for name, t in tensors.items()}
+    described["head.bias"] = (described["head.bias"][0], 5)
+    with pytest.raises(ValueError, match="tensor 'head.bias': expected 32 values, got 5"):
+        _native.module.SamplerPlan(
+            integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
+            tensors=described,
+        )
+
+
+def test_a_prior_that_does_not_fit_is_refused_with_the_reason():
+    assert cpu.why_not_cpu(torch.device("cpu"), torch.float32) is None
+    assert "the prior is on cuda:0" in cpu.why_not_cpu(torch.device("cuda:0"), torch.float32)
+    prior = tiny_prior().double()
+    with pytest.raises(RuntimeError, match="engine cpu: the prior's weights are torch.float64"):
+        sample_codes(prior, 1, engine="cpu")
+    name, reason = choose_engine("auto", prior)
+    assert (name, "float64" in reason) == ("eager", True)

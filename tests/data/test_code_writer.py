@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +23,6 @@ from vqvae2_fast.data import (
     write_codes,
 )
 from vqvae2_fast.data.code_writer import share
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 K, SIZES = 300, ((2, 3), (4, 5))
 RECORD_BYTES = 7 + 23 + 4  # 6 and 20 codes of 9 bits, and the label
@@ -349,3 +346,12 @@ def test_a_store_is_readable_by_others_who_share_the_disk(tmp_path) -> None:
         os.umask(old)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == {0o644}
+
+
+def test_killed_writers_lose_nothing_that_counted() -> None:
+    tool = Path(__file__).parents[2] / "tools" / "kill_test_store.py"
+    run = subprocess.run(
+        [sys.executable, str(tool), "--kills", "5"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "5 kills, 1 stores completed, no record lost" in run.stdout

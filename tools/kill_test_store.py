@@ -1,0 +1,148 @@
+"""Kills writers of a code store at random moments and checks what they leave.
+
+    python tools/kill_test_store.py [--kills 50] [--writers 2] [--seed 0]
+
+Each round starts writers of one store as processes of their own, reads the store while they write,
+and ends them by SIGKILL after a random time. Then: the manifest names whole shards alone, with the
+right records; no record that counted is gone; no visible file is half written; and the next round
+goes on. A store that gets complete is compared with the set and a new one begun. Prints a line a
+round and exits with 1 at the first failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.data import CodeStore, verify, write_codes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.process import BaseProcess
+
+K, SIZES = 300, ((4, 4), (8, 8))
+RECORDS = 6000
+SHARD_RECORDS = 7  # small, so that many kills hit the closing of a shard
+RECORD_BYTES = 18 + 72 + 4
+BATCH = 5
+
+
+def records(numbers: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Records of a made-up set, each a function of its number."""
+    maps = [
+        (numbers.view(-1, 1, 1) * 7 + torch.arange(h * w).view(1, h, w) * 11) % K for h, w in SIZES
+    ]
+    return maps, numbers % 3
+
+
+def encode(first: int, stop: int) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    for part in torch.arange(first, stop).split(BATCH):
+        yield records(part)
+
+
+def write(path: Path, rank: int, writers: int) -> None:
+    torch.set_num_threads(1)
+    write_codes(
+        path, encode, RECORDS, K, SIZES, class_names="abc", rank=rank, world_size=writers,
+        shard_bytes=SHARD_RECORDS * RECORD_BYTES,
+    )  # fmt: skip
+
+
+def check(path: Path, before: set[int]) -> set[int]:
+    """Raises AssertionError unless the store is sound; gives the records it holds."""
+    for report in verify(path):
+        assert not report.problem, report.problem
+    store = CodeStore(path)
+    positions = store.positions
+    codes, labels = store.batch(torch.arange(len(store)))
+    expected, expected_labels = records(positions)
+    assert all(torch.equal(a, b) for a, b in zip(codes, expected, strict=True)), "wrong codes"
+    assert torch.equal(labels, expected_labels), "wrong labels"
+    held = set(positions.tolist())
+    assert before <= held, f"{len(before - held)} records are gone"
+    for file in path.iterdir():
+        if file.name.startswith(".") or file.name == "manifest.json":
+            continue
+        first, size = int(file.name[6:18]), file.stat().st_size
+        numbers = torch.arange(first, first + size // RECORD_BYTES)
+        content = store.layout.pack(*records(numbers)).tobytes()
+        assert file.read_bytes() == content, f"{file.name} is half written"
+    return held
+
+
+def kill_while_writing(path: Path, writers: int, seconds: float) -> tuple[int, int]:
+    """Starts writers, kills them after some time; gives how many died so, and reads meanwhile."""
+    context = multiprocessing.get_context("fork")
+    processes: list[BaseProcess] = [
+        context.Process(target=write, args=(path, rank, writers)) for rank in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + seconds
+    reads = 0
+    while time.monotonic() < end:
+        if (path / "manifest.json").exists():
+            store = CodeStore(path)
+            store.batch(torch.arange(len(store))[-3:])
+            reads += 1
+        time.sleep(0.002)
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    assert all(process.exitcode in (0, -signal.SIGKILL) for process in processes), "a writer failed"
+    return sum(process.exitcode == -signal.SIGKILL for process in processes), reads
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="rounds that end by a kill")
+    parser.add_argument("--writers", type=int, default=2, help="processes that write at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = random.Random(arguments.seed)
+    kills = stores = orphans = unfinished = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path, held = Path(folder) / "0", set[int]()
+        while kills < arguments.kills:
+            died, reads = kill_while_writing(path, arguments.writers, rng.uniform(0.0, 0.5))
+            kills += died > 0
+            if not (path / "manifest.json").exists():
+                print(f"kill {kills}: before the store was made")
+                continue
+            before, held = held, check(path, held)
+            named = len(CodeStore(path).manifest.shards)
+            orphans += len(list(path.glob("shard-*.bin"))) - named
+            unfinished += len(list(path.glob(".*.part")))
+            print(
+                f"kill {kills}: {died} of {arguments.writers} writers killed, {len(held)} records "
+                f"({len(held) - len(before)} new), {reads} reads meanwhile"
+            )
+            if len(held) == RECORDS:
+                stores, held = stores + 1, set()
+                path = Path(folder) / str(stores)
+        write(path, 0, 1)
+        assert len(check(path, held)) == RECORDS
+        assert CodeStore(path).complete
+        assert not list(path.glob(".*.part")), "an unfinished file is left"
+    print(
+        f"{kills} kills, {stores + 1} stores completed, no record lost. Left behind and cleared: "
+        f"{unfinished} unfinished files, {orphans} whole shards that did not count yet."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

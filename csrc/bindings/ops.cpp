@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <functional>
 #include <tuple>
 #include <vector>
 
@@ -28,6 +29,8 @@ using torch::stable::Tensor;
 
 // Rows a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kRowGrain = 256;
+// Rows for which packing a codebook costs more than searching it as it is.
+constexpr int64_t kDirectRows = 8;
 constexpr int64_t kNoiseGrain = 4096;
 
 cpu::Rows rows_of(const Tensor& matrix) {
@@ -48,24 +51,46 @@ cpu::Rows rows_of(const Tensor& matrix) {
   return rows;
 }
 
+void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
+  torch::stable::parallel_for(0, count, 4, part);
+}
+
+// Solves the problem for all rows, blocks of rows in parallel.
+void search(cpu::NearestCodeProblem problem, int64_t num_rows, const Tensor& codebook,
+            const cpu::KernelTable& kernels) {
+  const cpu::Rows codes = rows_of(codebook);
+  const int64_t num_codes = codebook.size(0), dim = codebook.size(1);
+  const int64_t block = kernels.search_block_rows(dim);
+  const int64_t workspace = kernels.search_workspace(dim);
+  const auto search_blocks = [&](int64_t first, int64_t last) {
+    const auto memory = cpu::aligned<char>(workspace);
+    const int64_t end = last * block < num_rows ? last * block : num_rows;
+    kernels.search_rows(problem, first * block, end, memory.get());
+  };
+  if (num_rows <= kDirectRows) {
+    const cpu::PackedCodebookStorage unpacked = cpu::unpacked_codebook(codes, num_codes, dim);
+    problem.codebook = &unpacked.view;
+    search_blocks(0, (num_rows + block - 1) / block);
+    return;
+  }
+  const auto packed = cpu::packed_codebook(codes, num_codes, dim, kernels, run_parts);
+  problem.codebook = &packed->view;
+  torch::stable::parallel_for(0, (num_rows + block - 1) / block, 1, search_blocks);
+}
+
 std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codebook) {
   STD_TORCH_CHECK(
       z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
       "nearest_code: expected z [N, D] and codebook [K, D] with K >= 1.");
-  const int64_t num_rows = z.size(0), dim = z.size(1);
-  const cpu::KernelTable& kernels = cpu::kernels();
+  const int64_t num_rows = z.size(0);
   Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
   Tensor sqdist = torch::stable::new_empty(z, {num_rows}, ScalarType::Float);
   if (num_rows == 0) return {indices, sqdist};
-  const cpu::PackedCodebookStorage packed =
-      cpu::pack_codebook(rows_of(codebook), codebook.size(0), dim, kernels.panel_width);
-  const cpu::NearestCodeProblem problem = {rows_of(z), &packed.view,
-                                           static_cast<int64_t*>(indices.mutable_data_ptr()),
-                                           static_cast<float*>(sqdist.mutable_data_ptr())};
-  torch::stable::parallel_for(0, num_rows, kRowGrain, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(kernels.nearest_code_scratch(dim));
-    kernels.nearest_code(problem, begin, end, scratch.data());
-  });
+  cpu::NearestCodeProblem problem = {};
+  problem.z = rows_of(z);
+  problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+  problem.sqdist = static_cast<float*>(sqdist.mutable_data_ptr());
+  search(problem, num_rows, codebook, cpu::kernels());
   return {indices, sqdist};
 }
 

@@ -35,6 +35,7 @@ const Levels& levels() {
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         list.add(kAvx512Kernels);
+        if (__builtin_cpu_supports("avx512bf16")) list.add(kAvx512Bf16Kernels);
       }
     }
 #endif

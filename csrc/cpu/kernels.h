@@ -13,13 +13,20 @@ namespace vqvae2_fast::cpu {
 
 struct KernelTable {
   const char* name;
-  // Codes per packed panel of this level's nearest-code microkernel.
-  int64_t panel_width;
+  int64_t panel_width;  // codes of a panel of the search
+  bool has_pairs;       // the search wants panels of bfloat16 pairs too
 
-  // Nearest codes of rows begin..end; scratch holds nearest_code_scratch(D) floats.
-  void (*nearest_code)(const NearestCodeProblem& problem, int64_t begin, int64_t end,
-                       float* scratch);
-  int64_t (*nearest_code_scratch)(int64_t dim);
+  // Solves rows begin..end, begin a multiple of search_block_rows(D), in search_workspace(D) bytes
+  // of 64-byte aligned memory.
+  void (*search_rows)(const NearestCodeProblem& problem, int64_t begin, int64_t end, void* memory);
+  int64_t (*search_workspace)(int64_t dim);
+  int64_t (*search_block_rows)(int64_t dim);
+  // Fills panels first..last of a codebook whose codes and center are there.
+  PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
+                            float* panels, uint32_t* pair_panels, float* half_norms);
+  // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
+  void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
+                            int64_t dim, int64_t begin, int64_t end, void* dz);
 
   // sums[k] for codes first..last: rows order[offsets[k]..offsets[k+1]] are added in that order in
   // float64 and rounded once. accumulator holds D doubles.
@@ -41,6 +48,7 @@ extern const KernelTable kScalarKernels;
 #if defined(VQ_X86)
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAvx512Bf16Kernels;
 #endif
 
 // The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. Throws std::runtime_error

@@ -1,256 +1,174 @@
-// The nearest-code kernel of one SIMD level: include after a simd/ header, inside a level file.
+// The nearest-code search of one SIMD level: include after a simd/ header, inside a level file.
 //
-// A tile of rows meets the packed panels of the codebook; the epilogue keeps, per lane, the least
-// score, its index and the second least. No N x K memory. Rows whose runner-up lies inside the
-// rounding band are searched again and settled by float64 distances.
+// Rows go through in blocks: staged, screened against the whole codebook, settled one by one from
+// what the screen left of them, and finished (distances, codes, errors) while they are in the
+// cache.
 #pragma once
 
-#include <math.h>
-
+#include "exact_distance-inl.h"
 #include "nearest_code.h"
+#include "quantize_rows-inl.h"
+#include "screen-inl.h"
 
 namespace vqvae2_fast::cpu {
 namespace {
 
-constexpr int64_t kPanelWidth = 2 * Vec::kLanes;
-constexpr double kFloatUnit = 0x1p-24;
-// Beyond this many terms the band's constant (1.03) no longer covers the second-order terms.
-constexpr int64_t kMaxScreenedDim = 65536;
-// Norms below this keep every product and sum of the screen far from overflow.
-constexpr double kMaxScreenedNorm = 1e18;
+// Words of the tiles of a block: they should stay in the second-level cache beside the codes.
+constexpr int64_t kBlockWords = 16 << 10;
+constexpr int64_t kMaxBlockTiles = 16;
+// A row with more open lanes than this costs less in the next screen. An open lane is searched
+// code by code, at a quarter of the rate of the screen.
+constexpr int kMaxOpenLanes = 2;
 
-// |computed score - exact score| for a row of norm z and a code of norm e (README, "The band").
-inline double score_band(double z_norm, double e_norm, int64_t dim) {
-  const double underflow = static_cast<double>(dim) * 0x1p-125 * (1.0 + z_norm + e_norm);
-  return 1.03 * kFloatUnit *
-             (2.0 * e_norm * e_norm + static_cast<double>(dim + 3) * z_norm * e_norm) +
-         underflow;
+inline int64_t block_tiles(int64_t dim) {
+  const int64_t tiles = kBlockWords / staged_words(dim);
+  return tiles < 1 ? 1 : tiles > kMaxBlockTiles ? kMaxBlockTiles : tiles;
 }
 
-// The definition: float64, in the order of d.
-inline double exact_sqdist(const float* z, const float* e, int64_t dim) {
-  double sum = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    const double difference = static_cast<double>(z[d]) - static_cast<double>(e[d]);
-    sum += difference * difference;
-  }
-  return sum;
-}
+inline int64_t block_rows(int64_t dim) { return block_tiles(dim) * kTileRows; }
 
-// The same for COUNT rows at once: a sum is a chain of dependent additions, so one row alone would
-// wait for each of them.
-template <int COUNT>
-inline void exact_sqdists(const float* const* z, const float* const* e, int64_t dim, double* sums) {
-  double sum[COUNT] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    for (int i = 0; i < COUNT; ++i) {
-      const double difference = static_cast<double>(z[i][d]) - static_cast<double>(e[i][d]);
-      sum[i] += difference * difference;
-    }
-  }
-  for (int i = 0; i < COUNT; ++i) sums[i] = sum[i];
-}
+// Memory that a thread needs while it searches, in parts of a single allocation.
+struct Workspace {
+  const float** rows;  // [block_rows], contiguous float32
+  float* copies;       // [block_rows, D], rows that were not
+  uint32_t* words;     // staged tiles
+  Vec *best, *second;  // [block_rows]
+  StagedRow* staged;   // [block_rows]
+  int64_t* unsettled;  // [block_rows]
 
-// |v|^2 in float64 with eight interleaved sums; the band has room for any order.
-inline double square_norm(const float* v, int64_t dim) {
-  double sums[8] = {};
-  int64_t d = 0;
-  for (; d + 8 <= dim; d += 8) {
-    for (int l = 0; l < 8; ++l) {
-      sums[l] += static_cast<double>(v[d + l]) * static_cast<double>(v[d + l]);
-    }
-  }
-  for (; d < dim; ++d) sums[0] += static_cast<double>(v[d]) * static_cast<double>(v[d]);
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
+  static int64_t bytes(int64_t dim) { return Workspace(nullptr, dim).end_; }
 
-// Scores of ROWS centred rows (row r at z + r * dim) against one panel.
-template <int ROWS>
-inline void panel_scores(const float* z, int64_t dim, const float* panel, const float* half_norms,
-                         Vec* low, Vec* high) {
-  Vec dot_low[ROWS], dot_high[ROWS];
-#pragma GCC unroll 12
-  for (int r = 0; r < ROWS; ++r) dot_low[r] = dot_high[r] = Vec::broadcast(0.0f);
-  for (int64_t d = 0; d < dim; ++d) {
-    const Vec e_low = Vec::load(panel + d * kPanelWidth);
-    const Vec e_high = Vec::load(panel + d * kPanelWidth + Vec::kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r) {
-      const Vec z_value = Vec::broadcast(z[r * dim + d]);
-      dot_low[r] = dot_low[r].add_product(z_value, e_low);
-      dot_high[r] = dot_high[r].add_product(z_value, e_high);
-    }
+  // 64-byte aligned memory of `bytes`.
+  Workspace(void* memory, int64_t dim) : next_(static_cast<char*>(memory)), start_(next_) {
+    const int64_t rows_in_block = block_rows(dim);
+    words = take<uint32_t>(block_tiles(dim) * staged_words(dim));
+    best = take<Vec>(rows_in_block);
+    second = take<Vec>(rows_in_block);
+    copies = take<float>(rows_in_block * dim);
+    rows = take<const float*>(rows_in_block);
+    staged = take<StagedRow>(rows_in_block);
+    unsettled = take<int64_t>(rows_in_block);
+    end_ = next_ - start_;
   }
-  const Vec norm_low = Vec::load(half_norms), norm_high = Vec::load(half_norms + Vec::kLanes);
-#pragma GCC unroll 12
-  for (int r = 0; r < ROWS; ++r) {
-    low[r] = norm_low - dot_low[r];
-    high[r] = norm_high - dot_high[r];
-  }
-}
 
-struct ScreenedRow {
-  float best, second;
-  int32_t index;
+ private:
+  template <class T>
+  T* take(int64_t count) {
+    char* const part = next_;
+    next_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(part);
+  }
+  char *next_, *start_;
+  int64_t end_;
 };
 
-template <int ROWS>
-inline void screen_tile(const PackedCodebook& codebook, const float* z, ScreenedRow* rows) {
-  Vec best[ROWS], second[ROWS];
-  IndexVec index[ROWS];
-#pragma GCC unroll 12
-  for (int r = 0; r < ROWS; ++r) {
-    best[r] = second[r] = Vec::broadcast(INFINITY);
-    index[r] = IndexVec::broadcast(0);
-  }
-  for (int64_t panel = 0; panel < codebook.num_panels; ++panel) {
-    Vec low[ROWS], high[ROWS];
-    panel_scores<ROWS>(z, codebook.dim, codebook.panels + panel * codebook.dim * kPanelWidth,
-                       codebook.half_norms + panel * kPanelWidth, low, high);
-    const int32_t first_code = static_cast<int32_t>(panel * kPanelWidth);
-    const IndexVec index_low = IndexVec::broadcast(first_code);
-    const IndexVec index_high = IndexVec::broadcast(first_code + Vec::kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r) {
-      keep_two_least(low[r], index_low, best[r], index[r], second[r]);
-      keep_two_least(high[r], index_high, best[r], index[r], second[r]);
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    float lane_best[Vec::kLanes], lane_second[Vec::kLanes];
-    int32_t lane_index[Vec::kLanes];
-    best[r].store(lane_best);
-    second[r].store(lane_second);
-    index[r].store(lane_index);
-    ScreenedRow row = {INFINITY, INFINITY, 0};
-    for (int l = 0; l < Vec::kLanes; ++l) {
-      if (lane_best[l] < row.best) {
-        row.second = row.best < lane_second[l] ? row.best : lane_second[l];
-        row.best = lane_best[l];
-        row.index = lane_index[l] + l;
-      } else {
-        row.second = lane_best[l] < row.second ? lane_best[l] : row.second;
-      }
-    }
-    rows[r] = row;
-  }
-}
-
-// The nearest of all codes by the definition. NaN never wins; ties keep the lowest index.
-inline void search_exactly(const PackedCodebook& codebook, const float* z, int64_t* index,
-                           float* sqdist) {
-  double best = INFINITY;
-  int64_t best_index = 0;
-  for (int64_t k = 0; k < codebook.num_codes; ++k) {
-    const double distance = exact_sqdist(z, codebook.codes + k * codebook.dim, codebook.dim);
-    if (distance < best) {
-      best = distance;
-      best_index = k;
-    }
-  }
-  *index = best_index;
-  *sqdist =
-      static_cast<float>(exact_sqdist(z, codebook.codes + best_index * codebook.dim, codebook.dim));
-}
-
-// The nearest of the codes whose score is at most `bound`.
-inline void search_candidates(const PackedCodebook& codebook, const float* z, const float* centered,
-                              float bound, int64_t* index, float* sqdist) {
-  double best = INFINITY;
-  int64_t best_index = 0;
-  for (int64_t panel = 0; panel < codebook.num_panels; ++panel) {
-    Vec scores[2];
-    panel_scores<1>(centered, codebook.dim, codebook.panels + panel * codebook.dim * kPanelWidth,
-                    codebook.half_norms + panel * kPanelWidth, &scores[0], &scores[1]);
-    for (int half = 0; half < 2; ++half) {
-      uint32_t candidates = lanes_at_most(scores[half], bound);
-      for (; candidates; candidates &= candidates - 1) {
-        const int64_t k = panel * kPanelWidth + half * Vec::kLanes + __builtin_ctz(candidates);
-        const double distance = exact_sqdist(z, codebook.codes + k * codebook.dim, codebook.dim);
-        if (distance < best) {
-          best = distance;
-          best_index = k;
-        }
-      }
-    }
-  }
-  *index = best_index;
-  *sqdist = static_cast<float>(best);
-}
-
-// Whether the screen's winner is certain. If not, searches among the candidates, or exactly.
-inline bool settle_row(const PackedCodebook& codebook, const ScreenedRow& row, const float* z,
-                       const float* centered, int64_t* index, float* sqdist) {
-  const int64_t dim = codebook.dim;
-  const double z_square = square_norm(centered, dim);
-  const double z_norm = sqrt(z_square);
-  const double best_band = score_band(z_norm, codebook.norms[row.index], dim);
-  const double distance_square = z_square + 2.0 * (static_cast<double>(row.best) + best_band);
-  // A winner is no farther than the best code found, so its norm is at most this radius: codes
-  // flung far away do not widen the band.
-  const double radius = (z_norm + sqrt(distance_square > 0 ? distance_square : 0)) * 1.0001;
-  if (!(radius < kMaxScreenedNorm) || dim > kMaxScreenedDim) {
-    search_exactly(codebook, z, index, sqdist);
-    return false;
-  }
-  const double winner_norm = radius < codebook.max_norm ? radius : codebook.max_norm;
-  const double bound = row.best + best_band + score_band(z_norm, winner_norm, dim);
-  if (row.second > bound) return true;
-  // Rounded up to the next float, so that no candidate is cut off by the conversion.
+// What a row's lanes leave open is settled here. False if it is too much.
+template <class Screen>
+inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, StagedRow row, Vec best,
+                       Vec second, const float* z, int64_t* index) {
+  const float least = least_lane(best);
+  const Band<Screen> band(codebook, tags, row);
+  const double bound = candidate_bound<Screen>(codebook, band, row, static_cast<double>(least));
+  if (!(bound < static_cast<double>(kEmptyScore))) return false;
+  // Rounded up, so that no candidate is cut off by the conversion.
   const float float_bound = nextafterf(static_cast<float>(bound), INFINITY);
-  search_candidates(codebook, z, centered, float_bound, index, sqdist);
-  return false;
+  uint32_t lanes = lanes_at_most(best, float_bound);
+  const uint32_t open = lanes_at_most(second, float_bound);
+
+  float lane_best[Vec::kLanes];
+  best.store(lane_best);
+  const auto tag_of = [&](int lane) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &lane_best[lane], sizeof(bits));
+    return static_cast<int64_t>(bits & tags.mask);
+  };
+  if (open == 0 && (lanes & (lanes - 1)) == 0 && tags.vectors_per_tag == 1) {
+    const int lane = __builtin_ctz(lanes);
+    *index = tag_of(lane) * Vec::kLanes + lane;
+    return true;
+  }
+  if (__builtin_popcount(open) > kMaxOpenLanes) return false;
+  Shortlist shortlist(codebook, z);
+  for (; lanes; lanes &= lanes - 1) {
+    const int lane = __builtin_ctz(lanes);
+    const bool all = open >> lane & 1;
+    const int64_t first = all ? 0 : tag_of(lane) * tags.vectors_per_tag;
+    const int64_t last = all ? 2 * codebook.num_panels : first + tags.vectors_per_tag;
+    for (int64_t v = first; v < last; ++v) {
+      const int64_t code = v * Vec::kLanes + lane;
+      if (code < codebook.num_codes) shortlist.add(code);
+    }
+  }
+  *index = shortlist.nearest();
+  return true;
 }
 
-// Scratch: ROWS rows as given and ROWS centred rows.
-inline int64_t scratch_floats(int64_t dim) { return 2 * Vec::kTileRows * dim; }
-
-template <int ROWS>
-inline void search_tile(const NearestCodeProblem& problem, int64_t first, float* scratch) {
-  const PackedCodebook& codebook = *problem.codebook;
-  const int64_t dim = codebook.dim;
-  float* centered = scratch + ROWS * dim;
-  const float* z[ROWS];
-  for (int r = 0; r < ROWS; ++r) {
-    z[r] = row_as_float(problem.z, first + r, dim, scratch + r * dim);
-    for (int64_t d = 0; d < dim; ++d) centered[r * dim + d] = z[r][d] - codebook.center[d];
+// Screens the rows list[0..count) of a block and settles what it can; the list keeps the others.
+template <class Screen>
+inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work, int64_t* list,
+                           int64_t count, int64_t* indices) {
+  using Word = typename Screen::Word;
+  const Tags tags(2 * codebook.num_panels);
+  Word* const words = reinterpret_cast<Word*>(work.words);
+  const int64_t tile_words = staged_words(codebook.dim);
+  const int64_t num_tiles = (count + kTileRows - 1) / kTileRows;
+  for (int64_t i = 0; i < num_tiles * kTileRows; ++i) {
+    // The last tile repeats its last row.
+    const int64_t row = list[i < count ? i : count - 1];
+    work.staged[i] = stage_row<Screen>(work.rows[row], codebook, static_cast<int>(i % kTileRows),
+                                       words + i / kTileRows * tile_words);
   }
-  ScreenedRow rows[ROWS];
-  screen_tile<ROWS>(codebook, centered, rows);
-
-  int certain[ROWS], num_certain = 0;
-  for (int r = 0; r < ROWS; ++r) {
-    if (settle_row(codebook, rows[r], z[r], centered + r * dim, problem.indices + first + r,
-                   problem.sqdist + first + r)) {
-      certain[num_certain++] = r;
+  screen_tiles<Screen>(codebook, tags, words, num_tiles, work.best, work.second);
+  int64_t num_left = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = list[i];
+    if (!settle_row<Screen>(codebook, tags, work.staged[i], work.best[i], work.second[i],
+                            work.rows[row], indices + row)) {
+      list[num_left++] = row;
     }
   }
-  constexpr int kGroup = 4;
-  for (int start = 0; start < num_certain; start += kGroup) {
-    // The last group repeats its last row, which costs nothing that one row alone would not.
-    const float *group_z[kGroup], *group_e[kGroup];
-    for (int i = 0; i < kGroup; ++i) {
-      const int r = certain[start + i < num_certain ? start + i : num_certain - 1];
-      group_z[i] = z[r];
-      group_e[i] = codebook.codes + rows[r].index * dim;
-    }
-    double sums[kGroup];
-    exact_sqdists<kGroup>(group_z, group_e, dim, sums);
-    for (int i = 0; i < kGroup && start + i < num_certain; ++i) {
-      const int r = certain[start + i];
-      problem.indices[first + r] = rows[r].index;
-      problem.sqdist[first + r] = static_cast<float>(sums[i]);
-    }
-  }
+  return num_left;
 }
 
+// Blocks for which the bfloat16 screen is left out after one in which it settled too little.
+constexpr int kBlocksWithoutPairs = 15;
+
+inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,
+                         int64_t* indices, int* skip_pairs) {
+  int64_t left = count;
+  for (int64_t i = 0; i < count; ++i) work.unsettled[i] = i;
+  if (codebook.panels != nullptr) {
+#if defined(VQ_HAS_PAIR_PRODUCTS)
+    if (*skip_pairs > 0) {
+      --*skip_pairs;
+    } else {
+      left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
+      // Both screens for every row cost more than float32 alone.
+      if (3 * left > count) *skip_pairs = kBlocksWithoutPairs;
+    }
+#endif
+    if (left > 0) left = screen_rows<FloatScreen>(codebook, work, work.unsettled, left, indices);
+  }
+  for (int64_t i = 0; i < left; ++i) {
+    const int64_t row = work.unsettled[i];
+    indices[row] = search_directly(codebook, work.rows[row]);
+  }
+  (void)skip_pairs;
+}
+
+// Rows begin..end, begin a multiple of block_rows.
 inline void search_rows(const NearestCodeProblem& problem, int64_t begin, int64_t end,
-                        float* scratch) {
-  int64_t row = begin;
-  for (; row + Vec::kTileRows <= end; row += Vec::kTileRows) {
-    search_tile<Vec::kTileRows>(problem, row, scratch);
+                        void* memory) {
+  const PackedCodebook& codebook = *problem.codebook;
+  const int64_t dim = codebook.dim, rows_in_block = block_rows(dim);
+  const Workspace work(memory, dim);
+  int skip_pairs = 0;
+  for (int64_t first = begin; first < end; first += rows_in_block) {
+    const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
+    load_rows(problem.z, first, count, dim, work.copies, work.rows);
+    search_block(codebook, work, count, problem.indices + first, &skip_pairs);
+    finish_rows(problem, work.rows, first, count, first / rows_in_block);
   }
-  for (; row < end; ++row) search_tile<1>(problem, row, scratch);
 }
 
 }  // namespace

@@ -1,66 +1,172 @@
 #include "pack_codebook.h"
 
+#include <string.h>
+
+#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <mutex>
+#include <vector>
 
 namespace vqvae2_fast::cpu {
+namespace {
 
-PackedCodebookStorage pack_codebook(const Rows& codebook, int64_t num_codes, int64_t dim,
-                                    int64_t panel_width) {
-  PackedCodebookStorage packed;
-  const bool as_is =
-      codebook.dtype == Dtype::kFloat32 && codebook.stride_col == 1 && codebook.stride_row == dim;
-  if (!as_is) {
-    packed.codes.resize(num_codes * dim);
-    for (int64_t k = 0; k < num_codes; ++k) {
-      for (int64_t d = 0; d < dim; ++d) {
-        packed.codes[k * dim + d] = load_element(
-            codebook.data, k * codebook.stride_row + d * codebook.stride_col, codebook.dtype);
-      }
-    }
-  }
-  const float* codes = as_is ? static_cast<const float*>(codebook.data) : packed.codes.data();
+// Codes that the centre is taken from.
+constexpr int64_t kMaxSample = 256;
 
-  std::vector<double> mean(dim, 0.0);
-  for (int64_t k = 0; k < num_codes; ++k) {
-    for (int64_t d = 0; d < dim; ++d) mean[d] += codes[k * dim + d];
-  }
-  packed.center.resize(dim);
-  bool center_finite = true;
-  for (int64_t d = 0; d < dim; ++d) {
-    packed.center[d] = static_cast<float>(mean[d] / static_cast<double>(num_codes));
-    center_finite = center_finite && std::isfinite(packed.center[d]);
-  }
-  // The centre only tightens the band, any value is right: NaN in one code must not reach the rest.
-  if (!center_finite) packed.center.assign(dim, 0.0f);
+bool is_contiguous_float(const Rows& rows, int64_t dim) {
+  return rows.dtype == Dtype::kFloat32 && rows.stride_col == 1 && rows.stride_row == dim;
+}
 
-  const int64_t num_panels = (num_codes + panel_width - 1) / panel_width;
-  packed.panels.assign(num_panels * dim * panel_width, 0.0f);
-  packed.half_norms.assign(num_panels * panel_width, std::numeric_limits<float>::infinity());
-  packed.norms.resize(num_codes);
-  float max_norm = 0;
-  for (int64_t k = 0; k < num_codes; ++k) {
-    float* column = packed.panels.data() + k / panel_width * dim * panel_width + k % panel_width;
+Aligned<float> as_float(const Rows& rows, int64_t num_rows, int64_t dim) {
+  Aligned<float> copy = aligned<float>(num_rows * dim);
+  if (is_contiguous_float(rows, dim)) {
+    memcpy(copy.get(), rows.data, static_cast<size_t>(num_rows * dim) * sizeof(float));
+    return copy;
+  }
+  for (int64_t k = 0; k < num_rows; ++k) {
+    float* row = copy.get() + k * dim;
+    const float* source = row_as_float(rows, k, dim, row);
+    if (source != row) memcpy(row, source, static_cast<size_t>(dim) * sizeof(float));
+  }
+  return copy;
+}
+
+// The mean of the codes that are not far out: any centre is right, one near the data makes the
+// band narrow. Unused codes of the widely used port fly to 10^5 times their length; they may be
+// many, so the scale is taken from the shortest tenth.
+void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* center) {
+  const int64_t step = (num_codes + kMaxSample - 1) / kMaxSample;
+  std::vector<double> norms;
+  for (int64_t k = 0; k < num_codes; k += step) {
     double square = 0;
     for (int64_t d = 0; d < dim; ++d) {
-      const float centered = codes[k * dim + d] - packed.center[d];
-      column[d * panel_width] = centered;
-      square += static_cast<double>(centered) * static_cast<double>(centered);
+      square += static_cast<double>(codes[k * dim + d]) * static_cast<double>(codes[k * dim + d]);
     }
-    packed.half_norms[k] = static_cast<float>(0.5 * square);
-    packed.norms[k] = static_cast<float>(std::sqrt(square));
-    if (packed.norms[k] > max_norm) max_norm = packed.norms[k];
+    norms.push_back(std::isfinite(square) ? square : INFINITY);
   }
-  packed.view = {num_codes,
-                 dim,
-                 num_panels,
-                 codes,
-                 packed.center.data(),
-                 packed.panels.data(),
-                 packed.half_norms.data(),
-                 packed.norms.data(),
-                 max_norm};
+  std::vector<double> sorted(norms);
+  const auto tenth = sorted.begin() + static_cast<int64_t>(sorted.size()) / 10;
+  std::nth_element(sorted.begin(), tenth, sorted.end());
+  const double limit = 64 * *tenth;  // eight times its length
+
+  std::vector<double> sum(dim, 0.0);
+  int64_t count = 0;
+  for (size_t i = 0; i < norms.size(); ++i) {
+    if (!(norms[i] <= limit) || norms[i] == INFINITY) continue;
+    const float* code = codes + static_cast<int64_t>(i) * step * dim;
+    for (int64_t d = 0; d < dim; ++d) sum[d] += static_cast<double>(code[d]);
+    ++count;
+  }
+  for (int64_t d = 0; d < dim; ++d) {
+    center[d] = count ? static_cast<float>(sum[d] / static_cast<double>(count)) : 0.0f;
+  }
+}
+
+std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t num_codes,
+                                                  int64_t dim, const KernelTable& kernels,
+                                                  const RunParts& run_parts) {
+  auto packed = std::make_shared<PackedCodebookStorage>();
+  const int64_t width = kernels.panel_width, num_panels = (num_codes + width - 1) / width;
+  packed->level = kernels.name;
+  packed->codes = std::move(codes);
+  packed->center = aligned<float>(dim);
+  packed->half_norms = aligned<float>(num_panels * width);
+  packed->panels = aligned<float>(num_panels * dim * width);
+  if (kernels.has_pairs)
+    packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
+  fill_center(packed->codes.get(), num_codes, dim, packed->center.get());
+  packed->view = {num_codes,
+                  dim,
+                  packed->codes.get(),
+                  num_panels,
+                  packed->center.get(),
+                  packed->half_norms.get(),
+                  packed->panels.get(),
+                  packed->pair_panels.get(),
+                  0,
+                  0};
+  std::mutex mutex;
+  run_parts(num_panels, [&](int64_t first, int64_t last) {
+    const PanelNorms norms =
+        kernels.fill_panels(packed->view, first, last, packed->panels.get(),
+                            packed->pair_panels.get(), packed->half_norms.get());
+    const std::lock_guard<std::mutex> lock(mutex);
+    packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
+    packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
+  });
   return packed;
+}
+
+// The last codebooks that were packed, most recent first. A hierarchy has two or three; the limit
+// of 2 MiB a codebook keeps what is held below 16 MiB in all, with its panels.
+class Cache {
+ public:
+  static constexpr int kEntries = 3;
+  static constexpr int64_t kMaxFloats = 512 << 10;
+  using Entry = std::shared_ptr<const PackedCodebookStorage>;
+
+  Entry find(const float* codes, int64_t num_codes, int64_t dim, const char* level) {
+    Entry entries[kEntries];
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      std::copy(entries_, entries_ + kEntries, entries);
+    }
+    for (const Entry& entry : entries) {
+      if (entry && entry->level == level && entry->view.num_codes == num_codes &&
+          entry->view.dim == dim &&
+          memcmp(entry->codes.get(), codes, static_cast<size_t>(num_codes * dim) * sizeof(float)) ==
+              0) {
+        return entry;
+      }
+    }
+    return nullptr;
+  }
+
+  void keep(const Entry& entry) {
+    if (entry->view.num_codes * entry->view.dim > kMaxFloats) return;
+    Entry dropped;  // freed after the lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    dropped = std::move(entries_[kEntries - 1]);
+    std::move_backward(entries_, entries_ + kEntries - 1, entries_ + kEntries);
+    entries_[0] = entry;
+  }
+
+ private:
+  std::mutex mutex_;
+  Entry entries_[kEntries];
+};
+
+Cache& cache() {
+  static Cache instance;
+  return instance;
+}
+
+}  // namespace
+
+std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codebook,
+                                                             int64_t num_codes, int64_t dim,
+                                                             const KernelTable& kernels,
+                                                             const RunParts& run_parts) {
+  const bool as_is = is_contiguous_float(codebook, dim);
+  Aligned<float> copy;
+  if (!as_is) copy = as_float(codebook, num_codes, dim);
+  const float* codes = as_is ? static_cast<const float*>(codebook.data) : copy.get();
+  if (auto found = cache().find(codes, num_codes, dim, kernels.name)) return found;
+  if (as_is) copy = as_float(codebook, num_codes, dim);
+  auto packed = pack(std::move(copy), num_codes, dim, kernels, run_parts);
+  cache().keep(packed);
+  return packed;
+}
+
+PackedCodebookStorage unpacked_codebook(const Rows& codebook, int64_t num_codes, int64_t dim) {
+  PackedCodebookStorage storage;
+  if (!is_contiguous_float(codebook, dim)) storage.codes = as_float(codebook, num_codes, dim);
+  storage.view = {};
+  storage.view.num_codes = num_codes;
+  storage.view.dim = dim;
+  storage.view.codes =
+      storage.codes ? storage.codes.get() : static_cast<const float*>(codebook.data);
+  return storage;
 }
 
 }  // namespace vqvae2_fast::cpu

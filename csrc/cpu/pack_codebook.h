@@ -1,20 +1,35 @@
-// Builds a PackedCodebook: float32 copy where needed, centring, panels, norms.
+// Builds a PackedCodebook and keeps the last few, so that a codebook that does not change is packed
+// once.
 #pragma once
 
-#include <vector>
+#include <functional>
+#include <memory>
 
-#include "nearest_code.h"
+#include "aligned.h"
+#include "kernels.h"
 
 namespace vqvae2_fast::cpu {
 
-// Owns the memory that `view` points into; a contiguous float32 codebook is not copied and must
-// outlive this.
 struct PackedCodebookStorage {
-  std::vector<float> codes, center, panels, half_norms, norms;
+  Aligned<float> codes, center, half_norms, panels;
+  Aligned<uint32_t> pair_panels;
   PackedCodebook view;
+  const char* level;  // name of the kernel table
 };
 
-PackedCodebookStorage pack_codebook(const Rows& codebook, int64_t num_codes, int64_t dim,
-                                    int64_t panel_width);
+// Runs a function on parts of 0..count, in parallel or not.
+using RunParts =
+    std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& part)>;
+
+// The packed form of these values: one kept from before if all values are equal bit for bit, which
+// is checked against a copy, in a tenth of the time that packing takes.
+std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codebook,
+                                                             int64_t num_codes, int64_t dim,
+                                                             const KernelTable& kernels,
+                                                             const RunParts& run_parts);
+
+// Codes as contiguous float32 and nothing else: for so few rows that packing does not pay. A
+// codebook that is contiguous float32 already is not copied and must outlive the result.
+PackedCodebookStorage unpacked_codebook(const Rows& codebook, int64_t num_codes, int64_t dim);
 
 }  // namespace vqvae2_fast::cpu

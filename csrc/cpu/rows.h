@@ -33,6 +33,33 @@ inline float float_from_half(uint16_t half) {
   return sign ? -value : value;
 }
 
+inline uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// Nearest even; NaN stays NaN.
+inline uint16_t bfloat16_from_float(float value) {
+  const uint32_t bits = bits_of(value);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint16_t half_from_float(float value) {
+  const uint32_t bits = bits_of(value), magnitude = bits & 0x7FFFFFFFu;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
+  if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and more
+  if (magnitude < 0x38800000u) {
+    // Subnormal: in 0.5 + x the last bit stands for 2^-24.
+    const uint32_t units = bits_of(float_from_bits(magnitude) + 0.5f) - 0x3F000000u;
+    return static_cast<uint16_t>(sign | units);
+  }
+  return static_cast<uint16_t>(sign |
+                               (magnitude - (112u << 23) + 0xFFFu + (magnitude >> 13 & 1)) >> 13);
+}
+
 inline float load_element(const void* data, int64_t offset, Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat32:

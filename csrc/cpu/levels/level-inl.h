@@ -6,14 +6,25 @@
 #include "../counter_noise-inl.h"
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
+#include "../pack_codebook-inl.h"
 #include "../sampler/pointwise-inl.h"
+
+#if defined(VQ_HAS_PAIR_PRODUCTS)
+#define VQ_LEVEL_PAIRS true
+#else
+#define VQ_LEVEL_PAIRS false
+#endif
 
 namespace vqvae2_fast::cpu {
 
 const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     kPanelWidth,
+                                    VQ_LEVEL_PAIRS,
                                     search_rows,
-                                    scratch_floats,
+                                    Workspace::bytes,
+                                    block_rows,
+                                    fill_panels,
+                                    quantize_backward,
                                     sum_codes,
                                     fill_gumbel,
                                     fill_dropout_mask,

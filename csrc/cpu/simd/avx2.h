@@ -38,20 +38,27 @@ struct Vec {
   }
 };
 
-struct IndexVec {
-  __m256i v;
-  static IndexVec broadcast(int32_t x) { return {_mm256_set1_epi32(x)}; }
-  void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
-};
+// Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
+// tag, which says where it came from; a NaN score is dropped (min and max return their second
+// operand).
+inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, Vec& second) {
+  const __m256 clear_bits = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(clear)));
+  const __m256 tag_bits = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(tag)));
+  const __m256 tagged = _mm256_or_ps(_mm256_and_ps(score.v, clear_bits), tag_bits);
+  second.v = _mm256_min_ps(_mm256_max_ps(best.v, tagged), second.v);
+  best.v = _mm256_min_ps(tagged, best.v);
+}
 
-inline void keep_two_least(Vec score, IndexVec index, Vec& best, IndexVec& best_index,
-                           Vec& second) {
-  const __m256 less = _mm256_cmp_ps(score.v, best.v, _CMP_LT_OQ);
-  // max returns its second operand on NaN: a NaN score must not hide behind the best.
-  second.v = _mm256_min_ps(_mm256_max_ps(best.v, score.v), second.v);
-  best.v = _mm256_blendv_ps(best.v, score.v, less);
-  best_index.v = _mm256_castps_si256(
-      _mm256_blendv_ps(_mm256_castsi256_ps(best_index.v), _mm256_castsi256_ps(index.v), less));
+inline float lane_sum(Vec a) {
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+inline float least_lane(Vec a) {
+  __m128 half = _mm_min_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  half = _mm_min_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_min_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
 inline uint32_t lanes_at_most(Vec score, float bound) {

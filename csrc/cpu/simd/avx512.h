@@ -38,20 +38,21 @@ struct Vec {
   }
 };
 
-struct IndexVec {
-  __m512i v;
-  static IndexVec broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
-  void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
-};
-
-inline void keep_two_least(Vec score, IndexVec index, Vec& best, IndexVec& best_index,
-                           Vec& second) {
-  const __mmask16 less = _mm512_cmp_ps_mask(score.v, best.v, _CMP_LT_OQ);
-  // max returns its second operand on NaN: a NaN score must not hide behind the best.
-  second.v = _mm512_min_ps(_mm512_max_ps(best.v, score.v), second.v);
-  best.v = _mm512_mask_mov_ps(best.v, less, score.v);
-  best_index.v = _mm512_mask_mov_epi32(best_index.v, less, index.v);
+// Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
+// tag, which says where it came from; a NaN score is dropped (min and max return their second
+// operand).
+inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, Vec& second) {
+  constexpr int kSelect = 0xEA;  // (score & clear) | tag
+  const __m512 tagged = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(
+      _mm512_castps_si512(score.v), _mm512_set1_epi32(static_cast<int>(clear)),
+      _mm512_set1_epi32(static_cast<int>(tag)), kSelect));
+  second.v = _mm512_min_ps(_mm512_max_ps(best.v, tagged), second.v);
+  best.v = _mm512_min_ps(tagged, best.v);
 }
+
+inline float lane_sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
+
+inline float least_lane(Vec a) { return _mm512_reduce_min_ps(a.v); }
 
 inline uint32_t lanes_at_most(Vec score, float bound) {
   return _mm512_cmp_ps_mask(score.v, _mm512_set1_ps(bound), _CMP_LE_OQ);

@@ -87,29 +87,32 @@ struct Vec {
   }
 };
 
-struct IndexVec {
-  int32_t v[Vec::kLanes];
-
-  static IndexVec broadcast(int32_t x) {
-    IndexVec r;
-    for (int l = 0; l < Vec::kLanes; ++l) r.v[l] = x;
-    return r;
-  }
-  void store(int32_t* p) const {
-    for (int l = 0; l < Vec::kLanes; ++l) p[l] = v[l];
-  }
-};
-
-// Per lane: keeps the least score, the index it came with, and the second least.
-inline void keep_two_least(Vec score, IndexVec index, Vec& best, IndexVec& best_index,
-                           Vec& second) {
+// Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
+// tag, which says where it came from; a NaN score is dropped.
+inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, Vec& second) {
   for (int l = 0; l < Vec::kLanes; ++l) {
-    const bool less = score.v[l] < best.v[l];
-    const float larger = less ? best.v[l] : score.v[l];
+    uint32_t bits;
+    __builtin_memcpy(&bits, &score.v[l], sizeof(bits));
+    bits = (bits & clear) | tag;
+    float tagged;
+    __builtin_memcpy(&tagged, &bits, sizeof(tagged));
+    const bool less = tagged < best.v[l];
+    const float larger = less ? best.v[l] : tagged;
     second.v[l] = larger < second.v[l] ? larger : second.v[l];
-    best_index.v[l] = less ? index.v[l] : best_index.v[l];
-    best.v[l] = less ? score.v[l] : best.v[l];
+    best.v[l] = less ? tagged : best.v[l];
   }
+}
+
+inline float lane_sum(Vec a) {
+  float sum = 0;
+  for (int l = 0; l < Vec::kLanes; ++l) sum += a.v[l];
+  return sum;
+}
+
+inline float least_lane(Vec a) {
+  float least = a.v[0];
+  for (int l = 1; l < Vec::kLanes; ++l) least = a.v[l] < least ? a.v[l] : least;
+  return least;
 }
 
 // Bit l is set where score[l] <= bound.

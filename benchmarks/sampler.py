@@ -1,0 +1,168 @@
+"""Engine `cpu` on the port's default priors: one image's codes, against naive and against ceilings.
+
+    python benchmarks/sampler.py [--batch 1] [--threads 2] [--rounds 3] [--naive-rows 5]
+
+One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
+random weights: time does not depend on them. In this process, by turns with the draws:
+
+- sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
+  share is its live multiplications and additions per second over that.
+- read ceiling: `torch.sum` over as many bytes as a position's weights, the best time seen. The
+  pixel phase's share is that time over a position's. A tap at −d is read once for d positions and
+  counts 1/d of its bytes.
+- naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
+  (trapezium rule).
+
+Prints the load of the machine: on a busy one none of this means anything but the codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import vqvae2_fast
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.rule import DrawingRule
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
+COMMON = {
+    "num_embeddings": 512, "channels": 256, "residual_channels": 256, "num_blocks": 4,
+    "layers_per_block": 4, "kernel_size": 5, "mask": "exclude",
+}  # fmt: skip
+PRIORS = {
+    "top": PixelSNAILConfig(size=(32, 32), attention=True, num_heads=8, **COMMON),
+    "bottom": PixelSNAILConfig(
+        size=(64, 64), attention=False, condition_sizes=((32, 32),), condition_channels=256,
+        num_condition_layers=3, **COMMON,
+    ),
+}  # fmt: skip
+
+
+def seconds_of(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def sgemm_seconds_per_flop() -> float:
+    left, right = torch.randn(1024, 1280), torch.randn(1280, 1024)
+    return min(seconds_of(lambda: left @ right) for _ in range(8)) / (2 * 1024 * 1280 * 1024)
+
+
+def read_seconds(num_bytes: float) -> float:
+    memory = torch.zeros(int(num_bytes) // 4)
+    return min(seconds_of(memory.sum) for _ in range(8))
+
+
+def pixel_bytes(plan: SamplingPlan) -> float:
+    """Weights that a position reads, the mean over a row."""
+    total = 0.0
+    for conv in (plan.layers.conv1, plan.layers.conv2):
+        per_tap = conv.current.numel() * 4 / max(1, len(conv.current_offsets))
+        total += sum(per_tap / max(1, -offset) for offset in conv.current_offsets)
+
+    def matrices(value: object) -> int:
+        if isinstance(value, Tensor):
+            return value.numel() * 4
+        return sum(matrices(part) for part in vars(value).values()) if is_dataclass(value) else 0
+
+    parts = (plan.attention, plan.merge, plan.output_layers, plan.head)
+    return total + sum(matrices(part) for part in parts if part is not None)
+
+
+def row_flops(plan: SamplingPlan, batch: int) -> float:
+    """Multiplications and additions of the taps above, those above the map left out."""
+    convolutions = (plan.layers.conv1, plan.layers.conv2)
+    outside = sum(range(1, convolutions[0].rows_above + 1)) / convolutions[0].rows_above
+    rows = plan.size[0] - outside
+    return 2 * batch * plan.size[1] * rows * sum(conv.above.numel() for conv in convolutions)
+
+
+def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) -> float:
+    height, width = config.size
+    maps = [torch.zeros(batch, *size, dtype=torch.int64) for size in config.condition_sizes]
+    rows = sorted({round(n * (height - 1) / max(1, num_rows - 1)) for n in range(num_rows)})
+    with torch.inference_mode():
+        each = []
+        for row in rows:
+            codes = torch.zeros(batch, row + 1, width, dtype=torch.int64)
+            each.append(min(seconds_of(lambda codes=codes: prior(codes, maps)) for _ in range(2)))
+    pairs = zip(zip(rows, each, strict=True), zip(rows[1:], each[1:], strict=True), strict=False)
+    area = sum((after[0] - before[0]) * (before[1] + after[1]) / 2 for before, after in pairs)
+    # The rule covers height - 1 intervals: half a row is missing at each end.
+    return width * (area + (each[0] + each[-1]) / 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
+    arguments = parser.parse_args()
+    if _native.module is None:
+        raise SystemExit("benchmarks/sampler.py: no compiled module: pip install . first.")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    batch = arguments.batch
+    print(
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
+        f"{torch.__version__}, vqvae2_fast {vqvae2_fast.__version__} {_native.simd_level()}, "
+        f"batch {batch}, load {os.getloadavg()[0]:.1f}"
+    )
+    images, naive = 0.0, 0.0
+    for name, config in PRIORS.items():
+        prior = vqvae2_fast.PixelSNAIL(config).eval()
+        plan = plan_of(prior, interface_of(prior))
+        maps = [torch.randint(512, (batch, *size)) for size in config.condition_sizes]
+        noise = DrawNoise(batch, config.size[1], 512, torch.device("cpu"))
+        request = DrawRequest(batch, maps, None, None, noise, DrawingRule())
+        draw_cpu_timed(plan, request)  # packs the weights
+        draws, flop, read = [], [sgemm_seconds_per_flop()], []
+        for _ in range(arguments.rounds):
+            start = time.perf_counter()
+            parts = draw_cpu_timed(plan, request)[1]
+            draws.append((time.perf_counter() - start, parts))
+            flop.append(sgemm_seconds_per_flop())
+            read.append(read_seconds(pixel_bytes(plan)))
+        draws.sort(key=lambda draw: draw[0])
+        seconds, parts = draws[len(draws) // 2]
+        position = parts["pixels"] / (config.size[0] * config.size[1])
+        row_rate = row_flops(plan, batch) / parts["rows"]
+        print(
+            f"{name}: {seconds:.2f} s ({draws[0][0]:.2f} to {draws[-1][0]:.2f})\n"
+            f"  condition {parts['condition']:.2f} s\n"
+            f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
+            f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
+            f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us a position, "
+            f"{pixel_bytes(plan) / 1e6:.1f} MB, {min(read) / position:.0%} of a read loop at "
+            f"{pixel_bytes(plan) / min(read) / 1e9:.0f} GB/s"
+        )
+        images += statistics.median(draw[0] for draw in draws)
+        if arguments.naive_rows:
+            slow = naive_seconds(config, prior, batch, arguments.naive_rows)
+            naive += slow
+            print(f"  naive {slow:.0f} s, {slow / seconds:.0f} times this")
+    print(f"{batch} image(s): {images:.2f} s")
+    if naive:
+        print(f"naive {naive:.0f} s: {naive / images:.0f} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -69,7 +69,7 @@ class Codebook(nn.Module):
         self.register_buffer("embed", embed)
         # `initted` as the host knows it: reading the buffer synchronises a GPU.
         self._is_initted = not kmeans_init
-        self.register_load_state_dict_post_hook(_read_initted)
+        self.register_load_state_dict_post_hook(_read_initted)  # type: ignore[no-untyped-call]
 
     def search(self, x: Tensor) -> Tensor:
         """Nearest codes, or for cosine of the largest product: `[h, N, D]` -> int64 `[h, N]`."""

@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.compat.lucidrains.arguments import OTHER_ARGUMENTS, refuse_others
 from vqvae2_fast.compat.lucidrains.codebook import Codebook, l2norm
 from vqvae2_fast.modules.codebook import rotate_gradient
 
@@ -32,31 +33,6 @@ __all__ = ["LossBreakdown", "VectorQuantize"]
 LossBreakdown = namedtuple(
     "LossBreakdown", ["commitment", "codebook_diversity", "orthogonal_reg", "inplace_optimize"]
 )
-
-# Arguments that the package has beside those of the signature, and their defaults.
-_OTHER_ARGUMENTS: dict[str, Any] = {
-    "commitment_use_cross_entropy_loss": False,
-    "orthogonal_reg_weight": 0.0,
-    "orthogonal_reg_active_codes_only": False,
-    "orthogonal_reg_max_codes": None,
-    "codebook_diversity_loss_weight": 0.0,
-    "codebook_diversity_temperature": 100.0,
-    "stochastic_sample_codes": False,
-    "sample_codebook_temp": 1.0,
-    "straight_through": False,
-    "directional_reparam": False,
-    "directional_reparam_variance": 5e-3,
-    "sync_affine_param": False,
-    "vq_bridge": None,
-    "manual_ema_update": False,
-    "learnable_codebook": None,
-    "in_place_codebook_optimizer": None,
-    "manual_in_place_optimizer_update": False,
-    "affine_param": False,
-    "affine_param_batch_decay": 0.99,
-    "affine_param_codebook_decay": 0.9,
-    "sync_update_v": 0.0,
-}
 
 
 class VectorQuantize(nn.Module):
@@ -121,7 +97,7 @@ class VectorQuantize(nn.Module):
         **others: Any,
     ) -> None:
         super().__init__()
-        _refuse_others("VectorQuantize", others, _OTHER_ARGUMENTS)
+        refuse_others("VectorQuantize", others, OTHER_ARGUMENTS)
         self.dim = dim
         self.codebook_size = codebook_size
         self.heads = heads
@@ -222,7 +198,7 @@ class VectorQuantize(nn.Module):
             "codebook_transform_fn": codebook_transform_fn, "ema_update_weight": ema_update_weight,
             "accum_ema_update": accum_ema_update or None,
         }  # fmt: skip
-        _refuse_others("VectorQuantize.forward", given, dict.fromkeys(given))
+        refuse_others("VectorQuantize.forward", given, dict.fromkeys(given))
         sequence = self._to_sequence(x)
         mask = _as_mask(x, sequence, mask, lens, self)
         projected = self.project_in(sequence)
@@ -257,7 +233,7 @@ class VectorQuantize(nn.Module):
 
         quantized = self.project_out(self._from_rows(quantized, sequence))
         codes = self._indices_from_rows(row_indices, sequence)
-        if mask is not None:
+        if mask is not None and row_mask is not None:
             padding = torch.zeros_like(sequence)
             padding = padding if self.return_zeros_for_masked_padding else sequence
             quantized = torch.where(mask[..., None], quantized, padding)
@@ -381,17 +357,6 @@ class VectorQuantize(nn.Module):
         else:
             indices = indices.view(batch, self.heads, length).transpose(1, 2)
         return indices if self.heads > 1 else indices[..., 0]
-
-
-def _refuse_others(where: str, given: dict[str, Any], known: dict[str, Any]) -> None:
-    for name, value in given.items():
-        if name not in known:
-            raise TypeError(f"{where}: got an unexpected argument {name!r}.")
-        if value is not known[name] and (callable(value) or value != known[name]):
-            raise NotImplementedError(
-                f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains, only its "
-                f"default {known[name]!r}. Use the package vector-quantize-pytorch for it."
-            )
 
 
 def _as_mask(

@@ -11,7 +11,7 @@ dropout of the conditioning and output stacks follows the configuration, the por
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["from_native", "load_pixelsnail", "load_vqvae", "to_native"]
+
+_Port = TypeVar("_Port", VQVAE, PixelSNAIL)
+_Model = TypeVar("_Model", bound="nn.Module")
 
 # Parts of a key, port's and native, in the order in which they are replaced.
 _VQVAE_NAMES = (
@@ -77,7 +80,7 @@ def load_pixelsnail(path: str | Path) -> PixelSNAIL:
     return _loaded(PixelSNAIL, path)
 
 
-def _loaded(kind: type, path: str | Path) -> nn.Module:
+def _loaded(kind: type[_Port], path: str | Path) -> _Port:
     checkpoint = load_checkpoint(path)
     try:
         arguments = kind.arguments_of(checkpoint.state_dict)
@@ -95,6 +98,10 @@ def _loaded(kind: type, path: str | Path) -> nn.Module:
     return model.eval()
 
 
+@overload
+def to_native(model: VQVAE, image_size: tuple[int, int] | None = None) -> VQVAE2: ...
+@overload
+def to_native(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL: ...
 def to_native(
     model: VQVAE | PixelSNAIL, image_size: tuple[int, int] | None = None
 ) -> VQVAE2 | native_pixelsnail.PixelSNAIL:
@@ -120,6 +127,10 @@ def to_native(
     )
 
 
+@overload
+def from_native(model: VQVAE2) -> VQVAE: ...
+@overload
+def from_native(model: native_pixelsnail.PixelSNAIL) -> PixelSNAIL: ...
 def from_native(model: VQVAE2 | native_pixelsnail.PixelSNAIL) -> VQVAE | PixelSNAIL:
     """The port's model of the same weights, mode, device and dtype.
 
@@ -258,7 +269,7 @@ def _refuse_lacking(reasons: dict[str, bool]) -> None:
         raise ValueError(f"from_native: the port has no such model: {'; '.join(lacking)}.")
 
 
-def _renamed(key: str, names: tuple) -> str:
+def _renamed(key: str, names: tuple[tuple[str, Any], ...]) -> str:
     for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
     return key
@@ -272,7 +283,7 @@ def _prior_name(key: str) -> str:
     return _renamed(key, _PRIOR_NAMES)
 
 
-def _filled(target: nn.Module, source: nn.Module, native_name: Callable[[str], str]) -> nn.Module:
+def _filled(target: _Model, source: nn.Module, native_name: Callable[[str], str]) -> _Model:
     """target with source's tensors; one of the two is the port's, `native_name` renames its keys.
 
     A linear layer is a 1×1 convolution there, and a codebook has codes as rows.

@@ -40,7 +40,7 @@ class _Frozen(type):
         raise pickle.UnpicklingError(f"it sets the attribute {name!r} of a class")
 
 
-class _Row(tuple, metaclass=_Frozen):
+class _Row(tuple[object, ...], metaclass=_Frozen):
     __slots__ = ()
 
     def __new__(cls, top: object, bottom: object, filename: object) -> _Row:
@@ -146,7 +146,7 @@ def _read_row(value: bytes, where: str) -> CodeRow:
         ) from error
 
 
-class LMDBDataset(Dataset):
+class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
     """The port's store of codes: item i is top int64 `[h, w]`, bottom int64 `[2h, 2w]`, filename.
 
     Args:
@@ -180,7 +180,7 @@ class LMDBDataset(Dataset):
         where = f"LMDBDataset: record {index} of {self.path}"
         if value is None:
             raise ValueError(f"{where} is missing; `length` says {self.length}.")
-        return tuple(_read_row(value, where))  # type: ignore[return-value]
+        return tuple(_read_row(value, where))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
         return (self[index] for index in range(self.length))
@@ -228,7 +228,9 @@ def import_lmdb_codes(path: str | Path, num_embeddings: int) -> CodeDataset:
     dataset = LMDBDataset(path)
     if not len(dataset):
         raise ValueError(f"import_lmdb_codes: {path} holds no records.")
-    tops, bottoms, folders = [], [], []
+    tops: list[Tensor] = []
+    bottoms: list[Tensor] = []
+    folders: list[str] = []
     for index, (top, bottom, filename) in enumerate(dataset):
         if tops and (top.shape != tops[0].shape or bottom.shape != bottoms[0].shape):
             raise ValueError(

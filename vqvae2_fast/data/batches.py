@@ -7,27 +7,53 @@ goes on exactly where it stopped by naming the step. Nothing here depends on wor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from vqvae2_fast.data.codes import CodeDataset
-    from vqvae2_fast.data.folder import ImageFolder
+__all__ = ["CodeSource", "ImageSource", "batches", "code_batches", "in_order", "shuffled_indices"]
 
-__all__ = ["batches", "code_batches", "in_order", "shuffled_indices"]
+
+class ImageSource(Protocol):
+    """A set of images to train on: an `ImageTensorDataset`, an `ImageFolder`, ... or your own.
+
+    An item is one image, uint8 `[C, H, W]`, and its label; `labels` is int64 `[N]`, -1 for none.
+    """
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+class CodeSource(Protocol):
+    """A set of code maps: a `CodeDataset` in memory, or a `CodeStore` on the disk."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
 
 
 def shuffled_indices(
     count: int, batch_size: int, *, seed: int, start_step: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (indices int64 [B], flips bool [B]) of steps start_step, start_step + 1, ...
+) -> Iterator[tuple[int, Tensor]]:
+    """Endless (epoch, indices int64 [B]) of steps start_step, start_step + 1, ...
 
     Raises:
         ValueError: batch_size is not in [1, count], or start_step is negative.
@@ -42,114 +68,127 @@ def shuffled_indices(
     return _steps(count, batch_size, seed, start_step)
 
 
-def _steps(
-    count: int, batch_size: int, seed: int, start_step: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _steps(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[tuple[int, Tensor]]:
     steps_per_epoch = count // batch_size
     epoch, step = divmod(start_step, steps_per_epoch)
     while True:
         generator = torch.Generator().manual_seed(stable_hash(f"order/{seed}/{epoch}"))
         order = torch.randperm(count, generator=generator)
-        flips = torch.rand(count, generator=generator) < 0.5
         for first in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
-            yield order[first : first + batch_size], flips[first : first + batch_size]
+            yield epoch, order[first : first + batch_size]
         epoch, step = epoch + 1, 0
 
 
 def batches(
-    dataset: ImageTensorDataset | ImageFolder,
+    dataset: ImageSource,
     batch_size: int,
     *,
     seed: int,
     start_step: int = 0,
     flip: bool = False,
+    crop_padding: int = 0,
     num_workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless training batches; step s has the same content however it is reached.
 
     Args:
-        dataset: Images in memory, or a folder.
+        dataset: Images in memory, or a source that decodes them, such as a folder.
         batch_size: B, images a step.
-        seed: Seed of order and flips.
+        seed: Seed of order and augmentation.
         start_step: The first step to give, to resume.
         flip: Mirror each image left to right with probability 1/2.
-        num_workers: Processes that decode a folder's images; 0 decodes in this one.
+        crop_padding: Crop each image at random after padding each side by so many pixels.
+        num_workers: Processes that decode images; 0 decodes in this one. No use for a set in
+            memory, or mapped there.
 
     Yields:
         images float32 `[B, C, H, W]` in [-1, 1], labels int64 `[B]` (-1 where there is none), on
         the device of a set in memory, else on the CPU.
 
     Raises:
-        ValueError: batch_size is not in [1, len(dataset)], or start_step is negative.
+        ValueError: batch_size is not in [1, len(dataset)], start_step or crop_padding is negative.
     """
+    if crop_padding < 0:
+        raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
     plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    if isinstance(dataset, ImageTensorDataset):
-        return _memory_batches(dataset, plan, flip)
     # Workers read ahead of training, so that they follow a plan of their own, with the same steps.
     ahead = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    return _folder_batches(dataset, plan, ahead, flip, num_workers)
+    read = _reader(dataset, (indices for _, indices in ahead), num_workers)
+
+    def step(epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = read(indices)
+        images = augment(
+            images, indices, seed=seed, epoch=epoch, flip=flip, crop_padding=crop_padding
+        )
+        return to_float(images), labels
+
+    return (step(epoch, indices) for epoch, indices in plan)
 
 
 def code_batches(
-    dataset: CodeDataset, batch_size: int, *, seed: int, start_step: int = 0
+    dataset: CodeSource, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Endless batches of code maps: a list of int64 `[B, h, w]`, coarse to fine, and labels `[B]`.
 
     Order, arguments and errors are those of `batches`.
     """
     plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    return (dataset.batch(indices) for indices, _ in plan)
+    return (dataset.batch(indices) for _, indices in plan)
 
 
 def in_order(
-    dataset: ImageTensorDataset | ImageFolder, batch_size: int, *, num_workers: int = 0
+    dataset: ImageSource,
+    batch_size: int,
+    *,
+    num_workers: int = 0,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each image once, in the set's order, the last batch as short as it comes; else as `batches`.
+    """Images start to stop - 1 (else all) once, in the set's order; else as `batches`.
+
+    The last batch is as short as it comes.
 
     Raises:
-        ValueError: batch_size is not positive.
+        ValueError: batch_size is not positive, or the range is not one of the set's.
     """
     if batch_size < 1:
         raise ValueError(f"in_order: batch_size must be >= 1, got {batch_size}.")
-    order = torch.split(torch.arange(len(dataset)), batch_size)
-    plan = iter([(indices, torch.zeros(len(indices), dtype=torch.bool)) for indices in order])
+    stop = len(dataset) if stop is None else stop
+    if not 0 <= start <= stop <= len(dataset):
+        raise ValueError(
+            f"in_order: start and stop must be a range of the {len(dataset)} images of the set, "
+            f"got {start} and {stop}."
+        )
+    order = torch.arange(start, stop).split(batch_size) if start < stop else ()
+    read = _reader(dataset, iter(order), num_workers)
+    return ((to_float(images), labels) for images, labels in map(read, order))
+
+
+def raw_in_order(
+    dataset: ImageSource, batch_size: int, *, num_workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images as `in_order` gives them, but uint8."""
+    order = torch.arange(len(dataset)).split(batch_size)
+    return map(_reader(dataset, iter(order), num_workers), order)
+
+
+def _reader(
+    dataset: ImageSource, ahead: Iterator[Tensor], num_workers: int
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Gives images uint8 `[B, C, H, W]` and labels `[B]` of indices, asked for in ahead's order."""
     if isinstance(dataset, ImageTensorDataset):
-        return _memory_batches(dataset, plan, flip=False)
-    ahead = iter([(indices, indices) for indices in order])
-    return _folder_batches(dataset, plan, ahead, False, num_workers)
-
-
-def _memory_batches(
-    dataset: ImageTensorDataset, plan: Iterator[tuple[Tensor, Tensor]], flip: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for indices, flips in plan:
-        images = dataset.images[indices.to(dataset.images.device)]
-        labels = dataset.labels[indices.to(dataset.labels.device)]
-        yield _finish(images, flips, flip), labels
-
-
-def _folder_batches(
-    dataset: ImageFolder,
-    plan: Iterator[tuple[Tensor, Tensor]],
-    ahead: Iterator[tuple[Tensor, Tensor]],
-    flip: bool,
-    num_workers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    sampler = (indices.tolist() for indices, _ in ahead)
+        images, labels = dataset.images, dataset.labels
+        return lambda indices: (
+            images[indices.to(images.device)],
+            labels[indices.to(labels.device)],
+        )
     # With a generator of its own the loader leaves torch's global one, the model's, alone.
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        generator=torch.Generator(),
+    loader = iter(
+        DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=(indices.tolist() for indices in ahead),
+            num_workers=num_workers,
+            generator=torch.Generator(),
+        )
     )
-    for (images, labels), (_, flips) in zip(loader, plan, strict=False):
-        yield _finish(images, flips, flip), labels
-
-
-def _finish(images: Tensor, flips: Tensor, flip: bool) -> Tensor:
-    """uint8 `[B, C, H, W]` to float in [-1, 1], mirrored where flips says so."""
-    if flip:
-        mirror = flips.to(images.device).view(-1, 1, 1, 1)  # [B] -> [B, 1, 1, 1]
-        images = torch.where(mirror, images.flip(-1), images)
-    return to_float(images)
+    return lambda indices: next(loader)

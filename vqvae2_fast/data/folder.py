@@ -7,35 +7,29 @@ refused: a folder from a stranger can make reading fail, never reach another fil
 
 from __future__ import annotations
 
+import hashlib
 import os
-import struct
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split, is_held_out
+from vqvae2_fast.data.pixels import (
+    DECODE_ERRORS,
+    FORMATS,
+    CorruptImageError,
+    check_mode,
+    pixels_of,
+    size_of,
+)
 
 __all__ = ["EXTENSIONS", "ImageFolder"]
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# What Pillow raises for damaged files of these formats, as found by damaging 45,000 of them, and
-# what its readers are written to raise besides.
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError,
-    EOFError, struct.error,
-)  # fmt: skip
-_EXIF_ORIENTATION = 0x0112
-_EXIF_TRANSPOSED = (5, 6, 7, 8)
-
-
-class CorruptImageError(ValueError):
-    """An image file that cannot be decoded."""
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
@@ -123,6 +117,18 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self._decode(self.names[index]), int(self.labels[index])
 
+    def fingerprint(self) -> str:
+        """Changes when the list of files does, or the size or time of one, or what is made of them.
+
+        Reads no file, only their entries.
+        """
+        digest = hashlib.sha256(repr((self.image_shape, self.convert_channels)).encode())
+        for name, label in zip(self.names, self.labels.tolist(), strict=True):
+            status = (self.root / name).stat()
+            entry = (name, label, status.st_size, status.st_mtime_ns)
+            digest.update(repr(entry).encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
     def in_memory(self) -> ImageTensorDataset:
         """All images decoded, for sets that fit: N·C·H·W bytes."""
         images = torch.stack([self._decode(name) for name in self.names])  # [N, C, H, W]
@@ -131,74 +137,34 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def _check_header(self, name: str) -> None:
         """Raises if the file is no image, too small, or of the wrong channel count."""
         path = self.root / name
-        try:
-            with Image.open(path, formats=_FORMATS) as image:
-                width, height = image.size
-                if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-                    width, height = height, width
-                mode = image.mode
-        except _DECODE_ERRORS as error:
-            raise _corrupt(path, error) from error
         channels, need_height, need_width = self.image_shape
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                height, width = size_of(image)
+        except DECODE_ERRORS as error:
+            raise _corrupt(path, error) from error
         if height < need_height or width < need_width:
             raise ValueError(
                 f"ImageFolder: {path} is {height}x{width} (height x width), smaller than "
                 f"image_size {need_height}x{need_width}; remove it or use a smaller image_size."
             )
-        if mode in ("I", "F"):
-            raise ValueError(
-                f"ImageFolder: {path} has 32-bit pixels (mode {mode}), whose range is not known; "
-                "convert it to 8 or 16 bits."
-            )
-        found = 1 if mode in ("1", "L", "LA", "La") or mode.startswith("I;16") else 3
-        if found != channels and not self.convert_channels:
-            raise ValueError(
-                f"ImageFolder: {path} has {found} channel(s) (mode {mode}), expected "
-                f"image_channels={channels}; pass image_channels={found} or convert_channels=True."
-            )
+        check_mode(f"ImageFolder: {path}", image, channels, self.convert_channels)
 
     def _decode(self, name: str) -> Tensor:
         """The image as uint8 `[C, H, W]`."""
         path = self.root / name
-        channels, height, width = self.image_shape
         try:
-            with Image.open(path, formats=_FORMATS) as image:
-                pixels = _flatten(ImageOps.exif_transpose(image))
-        except _DECODE_ERRORS as error:
+            with Image.open(path, formats=FORMATS) as image:
+                pixels = pixels_of(image, self.image_shape)
+        except DECODE_ERRORS as error:
             raise _corrupt(path, error) from error
-        if pixels.width < width or pixels.height < height:
+        if pixels is None:
+            _, height, width = self.image_shape
             raise ValueError(
-                f"ImageFolder: {path} is {pixels.height}x{pixels.width} (height x width) now, "
+                f"ImageFolder: {path} is {image.height}x{image.width} (height x width) now, "
                 f"smaller than image_size {height}x{width}; it changed after it was found."
             )
-        pixels = cover(pixels.convert("L" if channels == 1 else "RGB"), height, width)
-        array = np.array(pixels, dtype=np.uint8).reshape(height, width, channels)
-        return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
-
-
-def cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The centre of the image, scaled down (bicubic, antialiased) to just cover the size."""
-    scale = min(image.width / width, image.height / height)
-    left = (image.width - width * scale) / 2
-    top = (image.height - height * scale) / 2
-    box = (left, top, image.width - left, image.height - top)
-    if scale == 1.0:  # a crop of whole pixels: half a pixel aside would blur
-        return image.crop((int(left), int(top), int(left) + width, int(top) + height))
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB: 16 bits to 8, palettes resolved, transparency over white."""
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion to L clips at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image) / 257.0 + 0.5).astype(np.uint8))
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        grey = image.mode in ("1", "L", "LA", "La")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        return white.convert("L" if grey else "RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        return pixels
 
 
 def _corrupt(path: Path, error: BaseException) -> CorruptImageError:

@@ -1,0 +1,88 @@
+"""Augmentations whose randomness is a function of (seed, epoch, image): a resumed run repeats them.
+
+The words come from the counter-based generator that draws noise, under a purpose of their own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.data.images import stable_hash
+from vqvae2_fast.ops.gumbel_noise.reference import random_words
+
+__all__ = ["augment", "crop_offsets", "flips"]
+
+_PURPOSE = 3  # of the counter; 0 to 2 are draws, dropout and restarts
+_FLIP, _ROW, _COLUMN = 0, 1, 2  # words of an image
+
+
+def flips(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """Whether each image is mirrored in this epoch, with probability 1/2: bool `[B]`.
+
+    Args:
+        indices: Numbers of the images in their set, int64 `[B]`.
+    """
+    return _words(indices, seed, epoch, _FLIP) >= 2**31
+
+
+def crop_offsets(indices: Tensor, padding: int, *, seed: int, epoch: int) -> Tensor:
+    """(down, right) shift of each image's window, uniform in [-padding, padding]: int64 `[B, 2]`.
+
+    Raises:
+        ValueError: padding is negative.
+    """
+    if padding < 0:
+        raise ValueError(f"crop_offsets: padding must be >= 0, got {padding}.")
+    words = [_words(indices, seed, epoch, which) for which in (_ROW, _COLUMN)]
+    return (torch.stack(words, dim=1) * (2 * padding + 1) >> 32) - padding  # [B, 2]
+
+
+def augment(
+    images: Tensor,
+    indices: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    flip: bool = False,
+    crop_padding: int = 0,
+) -> Tensor:
+    """The images, each cropped at random from a padded one, and mirrored by chance.
+
+    Padding repeats the pixels of the border, so that a picture on white stays on white.
+
+    Args:
+        images: `[B, C, H, W]`, any type and device.
+        indices: Numbers of the images in their set, int64 `[B]`.
+        flip: Mirror left to right with probability 1/2.
+        crop_padding: Pixels on each side before the crop.
+
+    Raises:
+        ValueError: crop_padding is negative.
+    """
+    if crop_padding:
+        offsets = crop_offsets(indices, crop_padding, seed=seed, epoch=epoch)
+        images = _shifted(images, offsets.to(images.device))
+    if flip:
+        mirrored = flips(indices, seed=seed, epoch=epoch).to(images.device)
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+    return images
+
+
+def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
+    """Each image through a window moved by its offset `[B, 2]`; outside, the border's pixel."""
+    _, _, height, width = images.shape
+    device = images.device
+    rows = (torch.arange(height, device=device) + offsets[:, :1]).clamp(0, height - 1)  # [B, H]
+    columns = (torch.arange(width, device=device) + offsets[:, 1:]).clamp(0, width - 1)  # [B, W]
+    rows = rows[:, None, :, None].expand(-1, images.shape[1], -1, width)
+    columns = columns[:, None, None, :].expand(-1, images.shape[1], height, -1)
+    return images.gather(2, rows).gather(3, columns)  # [B, C, H, W]
+
+
+def _words(indices: Tensor, seed: int, epoch: int, which: int) -> Tensor:
+    """One 32-bit word an image, in int64 `[B]`."""
+    return random_words(
+        torch.tensor(which), torch.tensor(epoch), indices.to("cpu"),
+        seed=stable_hash(f"augment/{seed}"), stream=0, purpose=_PURPOSE,
+    )  # fmt: skip

@@ -1,6 +1,14 @@
 """Data: the embedded emoji, folders of images, code maps, and the order of training."""
 
-from vqvae2_fast.data.batches import batches, code_batches, in_order, shuffled_indices
+from vqvae2_fast.data.augment import augment
+from vqvae2_fast.data.batches import (
+    CodeSource,
+    ImageSource,
+    batches,
+    code_batches,
+    in_order,
+    shuffled_indices,
+)
 from vqvae2_fast.data.code_numpy import codes_from_numpy, codes_to_numpy
 from vqvae2_fast.data.code_store import (
     CodeStore,
@@ -12,20 +20,30 @@ from vqvae2_fast.data.code_store import (
 from vqvae2_fast.data.code_writer import CodeWriter, WriteProgress, write_codes
 from vqvae2_fast.data.codes import CodeDataset
 from vqvae2_fast.data.emoji import EMOJI_CLASSES, load_emoji
+from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
+from vqvae2_fast.data.hugging_face import HuggingFaceImages, open_hugging_face
+from vqvae2_fast.data.image_cache import cached_images
 from vqvae2_fast.data.images import ImageTensorDataset, Split, to_float, to_uint8
+from vqvae2_fast.data.web_dataset import load_web_dataset
 
 __all__ = [
     "EMOJI_CLASSES",
+    "FASHION_MNIST_CLASSES",
     "CodeDataset",
+    "CodeSource",
     "CodeStore",
     "CodeWriter",
+    "HuggingFaceImages",
     "ImageFolder",
+    "ImageSource",
     "ImageTensorDataset",
     "ShardReport",
     "Split",
     "WriteProgress",
+    "augment",
     "batches",
+    "cached_images",
     "check_matches",
     "code_batches",
     "codes_from_numpy",
@@ -33,6 +51,9 @@ __all__ = [
     "discard_damaged",
     "in_order",
     "load_emoji",
+    "load_fashion_mnist",
+    "load_web_dataset",
+    "open_hugging_face",
     "shuffled_indices",
     "to_float",
     "to_uint8",

@@ -1,0 +1,118 @@
+"""Fashion-MNIST: 70,000 pictures of clothes, 28×28 grey, from its four IDX files.
+
+The files are those of https://github.com/zalandoresearch/fashion-mnist, compressed or not; Debian's
+package dataset-fashion-mnist installs them in /usr/share/datasets/fashion-mnist. The files of MNIST
+have the same names and layout, and are read with their own class names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["FASHION_MNIST_CLASSES", "load_fashion_mnist", "read_idx"]
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
+_MAX_IDX_BYTES = 2**30  # the set's largest file has 47 MB
+_UINT8 = 8  # the type code of IDX
+
+
+def load_fashion_mnist(
+    folder: str | os.PathLike[str],
+    split: Split = "train",
+    class_names: Sequence[str] = FASHION_MNIST_CLASSES,
+) -> ImageTensorDataset:
+    """The set as uint8 `[N, 1, 28, 28]`, white on black, with its ten classes.
+
+    Args:
+        folder: Holds {train,t10k}-{images-idx3,labels-idx1}-ubyte, each with .gz or without.
+        split: "train" (60,000), "held_out" (the 10,000 of the test files) or "all".
+
+    Raises:
+        ValueError: Unknown split; a file that is missing, cut, damaged or of another kind.
+    """
+    check_split("load_fashion_mnist", split)
+    parts = {"train": ("train",), "held_out": ("t10k",), "all": ("train", "t10k")}[split]
+    images, labels = [], []
+    for part in parts:
+        images.append(read_idx(_find(Path(folder), f"{part}-images-idx3-ubyte"), 3))
+        labels.append(read_idx(_find(Path(folder), f"{part}-labels-idx1-ubyte"), 1))
+        if len(images[-1]) != len(labels[-1]):
+            raise ValueError(
+                f"load_fashion_mnist: {folder} has {len(images[-1])} images and "
+                f"{len(labels[-1])} labels of {part}; take all files from one set."
+            )
+    return ImageTensorDataset(
+        torch.cat(images).unsqueeze(1),  # [N, H, W] -> [N, 1, H, W]
+        torch.cat(labels).long(),
+        tuple(class_names),
+    )
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """An IDX file of bytes, with .gz or without, as uint8 with `dims` dimensions.
+
+    Raises:
+        ValueError: No IDX file, another type or number of dimensions, or another size than it says.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(4 + 4 * dims)
+            sizes = _sizes(path, header, dims)
+            count = 1
+            for size in sizes:
+                count *= size
+            if count > _MAX_IDX_BYTES:
+                raise ValueError(
+                    f"read_idx: {path} says it has {count} bytes; at most {_MAX_IDX_BYTES} "
+                    "are read."
+                )
+            # One more, to see whether the file ends: a compressed file may be endless.
+            content = file.read(count + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"read_idx: {path} is damaged ({error}); get it again.") from error
+    if len(content) != count:
+        more = "more" if len(content) > count else f"{len(content)}"
+        raise ValueError(
+            f"read_idx: {path} has {more} bytes of data, its header says {count}; get it again."
+        )
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8).view(sizes)
+        if count
+        else (torch.zeros(sizes, dtype=torch.uint8))
+    )
+
+
+def _sizes(path: Path, header: bytes, dims: int) -> list[int]:
+    if header[:4] != bytes((0, 0, _UINT8, dims)) or len(header) != 4 + 4 * dims:
+        raise ValueError(
+            f"read_idx: {path} is no IDX file of bytes with {dims} dimension(s): it begins with "
+            f"{header[:4].hex() or 'nothing'}, expected 000008{dims:02}."
+        )
+    return [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"load_fashion_mnist: {folder} has neither {name} nor {name}.gz; get the four files from "
+        "https://github.com/zalandoresearch/fashion-mnist (or `apt install dataset-fashion-mnist`, "
+        "which puts them in /usr/share/datasets/fashion-mnist)."
+    )

@@ -1,0 +1,196 @@
+"""Decoded images on the disk, mapped into memory: decode once, train for many epochs.
+
+A cache is a folder <name>-<fingerprint> with images.u8, uint8 `[N, C, H, W]` row by row, and
+cache.json. It is renamed into place when complete; the fingerprint stands for all that the pixels
+depend on, so that a set that changed gets another cache and the old one is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.data.batches import ImageSource, raw_in_order
+from vqvae2_fast.data.durable import sync_file, sync_folder, write_all
+from vqvae2_fast.data.images import ImageTensorDataset
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["CacheableSource", "cached_images", "open_cache", "write_cache"]
+
+VERSION = 1
+_BATCH = 64  # images
+_META = "cache.json"
+_IMAGES = "images.u8"
+_MAX_META_BYTES = 2**30  # labels and names of some 10⁷ images
+
+
+class CacheableSource(ImageSource, Protocol):
+    """A source that can say when its images changed."""
+
+    def fingerprint(self) -> str: ...
+
+
+def cached_images(
+    dataset: CacheableSource,
+    folder: str | os.PathLike[str],
+    *,
+    name: str = "images",
+    num_workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageTensorDataset:
+    """The set, decoded into a file below `folder` and mapped from there; N·C·H·W bytes.
+
+    Args:
+        dataset: An `ImageFolder` or another source with a fingerprint.
+        folder: Of caches; made if it is not there.
+        name: Caches of this name and another fingerprint are removed: use one for each set and
+            split that shares the folder.
+        num_workers: Processes that decode.
+        progress: Called with the images decoded and their number.
+
+    Raises:
+        ValueError: A name that is a path; an image that cannot be decoded.
+        OSError: The disk is full, ...; nothing is left behind then.
+    """
+    names = tuple(getattr(dataset, "names", ()))
+
+    def content() -> Iterable[tuple[Tensor, Tensor]]:
+        done = 0
+        for images, labels in raw_in_order(dataset, _BATCH, num_workers=num_workers):
+            yield images, labels
+            done += len(images)
+            if progress is not None:
+                progress(done, len(dataset))
+
+    key = dataset.fingerprint()
+    found = open_cache(folder, name, key)
+    if found is not None:
+        return found
+    return write_cache(
+        folder,
+        name,
+        key,
+        content(),
+        dataset.image_shape,
+        lambda: dataset.class_names,
+        lambda: names,
+    )
+
+
+def open_cache(
+    folder: str | os.PathLike[str], name: str, fingerprint: str
+) -> ImageTensorDataset | None:
+    """The cache of this name and fingerprint, or None if there is none that is whole."""
+    return _open(_path(folder, name, fingerprint))
+
+
+def _open(path: Path) -> ImageTensorDataset | None:
+    try:
+        with (path / _META).open("rb") as file:
+            meta = json.loads(file.read(_MAX_META_BYTES))
+        size = (path / _IMAGES).stat().st_size
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    shape = _shape(meta)
+    if shape is None or shape[0] * shape[1] * shape[2] * shape[3] != size:
+        return None
+    try:
+        return ImageTensorDataset(
+            # A private map: no file stays open, and writing to a pixel would not reach the disk.
+            torch.from_file(str(path / _IMAGES), size=size, dtype=torch.uint8).view(shape)
+            if size
+            else torch.zeros(shape, dtype=torch.uint8),
+            torch.tensor(meta["labels"], dtype=torch.int64),
+            tuple(meta["class_names"]),
+            tuple(meta["names"]),
+        )
+    except (ValueError, TypeError, RuntimeError):  # damaged: made again
+        return None
+
+
+def write_cache(
+    folder: str | os.PathLike[str],
+    name: str,
+    fingerprint: str,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    image_shape: tuple[int, int, int],
+    class_names: Callable[[], tuple[str, ...]],
+    names: Callable[[], tuple[str, ...]],
+) -> ImageTensorDataset:
+    """Makes a cache of batches of uint8 images and labels; names are asked for at the end."""
+    path = _path(folder, name, fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part.mkdir()
+    try:
+        labels: list[int] = []
+        with (part / _IMAGES).open("xb", buffering=0) as file:
+            for images, batch_labels in batches:
+                write_all(file, images.contiguous().numpy().tobytes())
+                labels += batch_labels.tolist()
+            sync_file(file)
+        meta = {
+            "kind": "image_cache", "version": VERSION, "shape": [len(labels), *image_shape],
+            "class_names": class_names(), "labels": labels, "names": names(),
+        }  # fmt: skip
+        with (part / _META).open("xb", buffering=0) as file:
+            write_all(file, json.dumps(meta).encode("utf-8"))
+            sync_file(file)
+        sync_folder(part)
+        _replace_folder(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    for old in path.parent.glob(f"{name}-*"):
+        if old != path and len(old.name) == len(path.name) and (old / _META).is_file():
+            shutil.rmtree(old, ignore_errors=True)
+    made = _open(path)
+    if made is None:
+        raise RuntimeError(f"image cache: {path} could not be read after it was written.")
+    return made
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    """Renames a folder into place; one that another process put there meanwhile is as good."""
+    if path.exists() and _open(path) is None:
+        shutil.rmtree(path)
+    try:
+        os.rename(part, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        shutil.rmtree(part)
+    sync_folder(path.parent)
+
+
+def _path(folder: str | os.PathLike[str], name: str, fingerprint: str) -> Path:
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"image cache: name must be a plain file name, got {name!r}.")
+    digest = hashlib.sha256(f"{VERSION}/{fingerprint}".encode()).hexdigest()[:16]
+    return Path(folder) / f"{name}-{digest}"
+
+
+def _shape(meta: Any) -> tuple[int, int, int, int] | None:
+    """The shape that cache.json names, if it is one of ours."""
+    if not isinstance(meta, dict):
+        return None
+    shape: Any = meta.get("shape")
+    fits = (
+        meta.get("kind") == "image_cache"
+        and meta.get("version") == VERSION
+        and isinstance(shape, list)
+        and len(shape) == 4
+        and all(type(n) is int and 0 <= n < 2**40 for n in shape)
+        and {"labels", "names", "class_names"} <= set(meta)
+    )
+    return (shape[0], shape[1], shape[2], shape[3]) if fits else None

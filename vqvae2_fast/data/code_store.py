@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import zlib
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +65,10 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         self.layout = self.manifest.layout
         for shard in self.manifest.shards:
             check_shard_file(self.folder, self.layout, shard)
-        self._ends = np.cumsum([shard.records for shard in self.manifest.shards], dtype=np.int64)
+        self._stops = list(accumulate(shard.records for shard in self.manifest.shards))
+        self._ends = np.array(self._stops, dtype=np.int64)
+        # Where K is a power of two, its bits make no other code.
+        self._codes_may_exceed = self.num_embeddings != 1 << self.layout.bits
         self._maps: dict[int, np.ndarray] = {}
         self._labels: Tensor | None = None
         self._rows: np.ndarray | None = None  # the records that a filter left, else all
@@ -136,11 +141,25 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     def __len__(self) -> int:
         if self._rows is not None:
             return len(self._rows)
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return self._stops[-1] if self._stops else 0
 
     def __getitem__(self, index: int) -> tuple[list[Tensor], int]:
-        codes, labels = self._read(np.array([index]))
-        return [maps[0] for maps in codes], int(labels[0])
+        count = len(self)
+        if not -count <= index < count:
+            raise self._no_index(index, index)
+        row = index + count if index < 0 else index
+        if self._rows is not None:
+            row = int(self._rows[row])
+        number = bisect_right(self._stops, row)
+        start = self._stops[number - 1] if number else 0
+        codes, label = self.layout.unpack_one(self._shard(number)[row - start])
+        if not -1 <= label < len(self.class_names):
+            raise self._damaged(row, f"label {label}")
+        if self._codes_may_exceed:
+            for maps in codes:
+                if int(maps.max()) >= self.num_embeddings:
+                    raise self._damaged(row, f"code {int(maps.max())}")
+        return codes, label
 
     def batch(self, indices: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps of the given records, int64 `[B, h, w]` coarse to fine, and labels int64 `[B]`.
@@ -177,10 +196,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     ) -> tuple[list[Tensor], Tensor]:
         count = len(self)
         if len(indices) and not (-count <= indices.min() and indices.max() < count):
-            raise IndexError(
-                f"CodeStore: indices must be in [{-count}, {count}), got {indices.min()} to "
-                f"{indices.max()}."
-            )
+            raise self._no_index(indices.min(), indices.max())
         rows = np.where(indices < 0, indices + count, indices)
         if self._rows is not None:
             rows = self._rows[rows]
@@ -194,7 +210,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
                 records[mine] = self._take(int(number), rows[mine])
         codes, labels = self.layout.unpack(records, dtype)
         self._check_labels(labels.numpy(), rows)
-        if self.num_embeddings & (self.num_embeddings - 1):  # else no bits make a code >= K
+        if self._codes_may_exceed:
             for maps in codes:
                 worst = maps.flatten(1).amax(1) if len(rows) else maps.new_zeros(1)
                 if int(worst.max()) >= self.num_embeddings:
@@ -221,6 +237,12 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         if bad.any():
             at = int(bad.argmax())
             raise self._damaged(rows[at], f"label {labels[at]}")
+
+    def _no_index(self, low: int, high: int) -> IndexError:
+        count = len(self)
+        return IndexError(
+            f"CodeStore: indices must be in [{-count}, {count}), got {low} to {high}."
+        )
 
     def _damaged(self, row: int, what: str) -> ValueError:
         shard = self.manifest.shards[int(np.searchsorted(self._ends, row, side="right"))]

@@ -1,0 +1,189 @@
+"""The packed code store beside LMDB with a pickled record a key, in one run, in turns.
+
+    python benchmarks/code_store.py [--records 10000] [--rounds 7] [--folder DIR]
+
+Records have maps of 32² and 64² codes at K = 512 and a label. The LMDB holds what the popular port
+writes: int64 arrays of numpy, pickled. Both give tensors int64. Times are those of random single
+records, random batches of 32, and one pass in order by batches of 256 (MB of int64 codes given and
+of the file read); files are in the page cache, unless --cold asks the system to drop them before
+each round. Prints medians with the 20th and 80th percentile of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+import numpy as np
+import torch
+
+import vqvae2_fast
+from vqvae2_fast.data import CodeStore, CodeWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+K, SIZES = 512, ((32, 32), (64, 64))
+CODE_BYTES = 8 * sum(h * w for h, w in SIZES)  # of a record as int64
+
+
+class PickledLmdb:
+    """Maps of records in an LMDB, each a pickled tuple of arrays int64 and a label."""
+
+    def __init__(self, path: Path, records: int) -> None:
+        self.count = records
+        self.environment = lmdb.open(str(path), map_size=2**36, readahead=False, lock=False)
+
+    def write(self, first: int, maps: list[torch.Tensor], labels: torch.Tensor) -> None:
+        with self.environment.begin(write=True) as transaction:
+            for i in range(len(labels)):
+                row = (*(level[i].numpy() for level in maps), int(labels[i]))
+                transaction.put(str(first + i).encode(), pickle.dumps(row))
+
+    def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int]:
+        with self.environment.begin(write=False) as transaction:
+            *maps, label = pickle.loads(transaction.get(str(index).encode()))
+        return [torch.from_numpy(level) for level in maps], label
+
+    def batch(self, indices: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        with self.environment.begin(write=False) as transaction:
+            rows = [pickle.loads(transaction.get(str(i).encode())) for i in indices.tolist()]
+        levels = zip(*(row[:-1] for row in rows), strict=True)
+        return [torch.from_numpy(np.stack(level)) for level in levels], torch.tensor(
+            [row[-1] for row in rows]
+        )
+
+
+def fill(folder: Path, records: int) -> tuple[CodeStore, PickledLmdb, dict[str, float]]:
+    """Writes the same records into both, in turns; gives them and the seconds of each."""
+    generator = torch.Generator().manual_seed(0)
+    pickled = PickledLmdb(folder / "lmdb", records)
+    seconds = {"store": 0.0, "lmdb": 0.0}
+    with CodeWriter(folder / "store", K, SIZES, class_names=("a",)) as writer:
+        for first in range(0, records, 500):
+            count = min(500, records - first)
+            maps = [torch.randint(0, K, (count, h, w), generator=generator) for h, w in SIZES]
+            labels = torch.zeros(count, dtype=torch.int64)
+            seconds["store"] += timed(lambda: writer.add(maps, labels))  # noqa: B023
+            seconds["lmdb"] += timed(lambda: pickled.write(first, maps, labels))  # noqa: B023
+        seconds["store"] += timed(writer.flush)
+    seconds["lmdb"] += timed(lambda: pickled.environment.sync(True))
+    return CodeStore(folder / "store"), pickled, seconds
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Asks the system to forget the files' pages."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="where to make both stores")
+    parser.add_argument("--cold", action="store_true", help="drop the page cache in each round")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, 1 thread, load "
+        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"numpy {np.__version__}, lmdb {lmdb.__version__}, vqvae2_fast {vqvae2_fast.__version__}; "
+        f"{'cold' if options.cold else 'warm'} files"
+    )
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        store, pickled, seconds = fill(folder, options.records)
+        bytes_of = {
+            kind: sum(path.stat().st_size for path in (folder / kind).rglob("*") if path.is_file())
+            for kind in ("store", "lmdb")
+        }
+        for kind, size in bytes_of.items():
+            print(
+                f"{kind}: {size / options.records:.0f} bytes a record, written at "
+                f"{options.records / seconds[kind]:.0f} records/s"
+            )
+        check_equal(store, pickled)
+        order = torch.randperm(
+            options.records, generator=torch.Generator().manual_seed(1)
+        )[:2000]  # fmt: skip
+        tasks: dict[str, tuple[Callable[[CodeStore | PickledLmdb], None], int]] = {
+            "random records": (lambda s: [s[i] for i in order.tolist()], len(order)),
+            "random batches of 32": (lambda s: [s.batch(part) for part in order.split(32)],
+                                     len(order)),
+            "in order": (
+                lambda s: [s.batch(p) for p in torch.arange(options.records).split(256)],
+                options.records,
+            ),
+        }  # fmt: skip
+        for task, (run, count) in tasks.items():
+            compare(task, run, count, store, pickled, options, bytes_of, folder)
+    print(f"load at the end {os.getloadavg()[0]:.1f}")
+
+
+def check_equal(store: CodeStore, pickled: PickledLmdb) -> None:
+    some = torch.arange(0, pickled.count, 97)
+    (ours, labels), (theirs, their_labels) = store.batch(some), pickled.batch(some)
+    if not all(map(torch.equal, (*ours, labels), (*theirs, their_labels))):
+        sys.exit("the two stores differ: no times are given")
+
+
+def compare(
+    task: str,
+    run: Callable[[CodeStore | PickledLmdb], None],
+    count: int,
+    store: CodeStore,
+    pickled: PickledLmdb,
+    options: argparse.Namespace,
+    bytes_of: dict[str, int],
+    folder: Path,
+) -> None:
+    times: dict[str, list[float]] = {"store": [], "lmdb": []}
+    contenders = {"store": store, "lmdb": pickled}
+    for number in range(options.rounds + 1):
+        # Turned round in every other round, so that neither always comes after the other.
+        for kind in sorted(contenders, reverse=bool(number % 2)):
+            if options.cold:
+                drop_from_cache(folder)
+                contenders["store"] = CodeStore(folder / "store")
+            seconds = timed(lambda: run(contenders[kind]))  # noqa: B023
+            if number or options.cold:  # the first warms up
+                times[kind].append(seconds)
+    parts = []
+    for kind, taken in times.items():
+        median = statistics.median(taken)
+        rate = f"{kind} {count / median:.0f} records/s"
+        if task == "in order":
+            rate += (
+                f" ({count * CODE_BYTES / median / 1e6:.0f} MB/s of codes, "
+                f"{bytes_of[kind] / median / 1e6:.0f} MB/s of file)"
+            )
+        parts.append(rate)
+    ratios = sorted(theirs / ours for ours, theirs in zip(*times.values(), strict=True))
+    low, high = ratios[int(0.2 * (len(ratios) - 1))], ratios[round(0.8 * (len(ratios) - 1))]
+    print(
+        f"{task}: {', '.join(parts)}; store / lmdb = {statistics.median(ratios):.2f} "
+        f"({low:.2f}-{high:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../cpu/code_statistics.h"
 #include "../cpu/kernels.h"
 #include "../cpu/pack_codebook.h"
 #if defined(VQ_WITH_CUDA)
@@ -27,8 +28,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Rows a thread takes at a time: enough to pay for waking it.
-constexpr int64_t kRowGrain = 256;
+// Elements a thread takes at a time: enough to pay for waking it.
+constexpr int64_t kElementGrain = 1 << 15;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kDirectRows = 8;
 constexpr int64_t kNoiseGrain = 4096;
@@ -52,7 +53,7 @@ cpu::Rows rows_of(const Tensor& matrix) {
 }
 
 void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
-  torch::stable::parallel_for(0, count, 4, part);
+  torch::stable::parallel_for(0, count, 1, part);
 }
 
 // Solves the problem for all rows, blocks of rows in parallel.
@@ -94,43 +95,108 @@ std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codeb
   return {indices, sqdist};
 }
 
+std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Tensor& codebook) {
+  STD_TORCH_CHECK(
+      z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
+      "vector_quantize: expected z [N, D] and codebook [K, D] with K >= 1.");
+  const int64_t num_rows = z.size(0), dim = z.size(1);
+  Tensor z_q = torch::stable::new_empty(z, {num_rows, dim});
+  Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
+  Tensor commitment = torch::stable::new_empty(z, {}, ScalarType::Float);
+  float* const mean = static_cast<float*>(commitment.mutable_data_ptr());
+  *mean = 0;
+  if (num_rows == 0) return {z_q, indices, commitment};
+  const cpu::KernelTable& kernels = cpu::kernels();
+  std::vector<double> errors(num_rows / kernels.search_block_rows(dim) + 1, 0.0);
+  cpu::NearestCodeProblem problem = {};
+  problem.z = rows_of(z);
+  problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+  problem.z_q = z_q.mutable_data_ptr();
+  problem.block_errors = errors.data();
+  search(problem, num_rows, codebook, kernels);
+  double total = 0;
+  for (const double error : errors) total += error;
+  *mean = static_cast<float>(total / (static_cast<double>(num_rows) * static_cast<double>(dim)));
+  return {z_q, indices, commitment};
+}
+
+Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitment, const Tensor& z,
+                                    const Tensor& z_q) {
+  STD_TORCH_CHECK(dz_q.dim() == 2 && z.dim() == 2 && z_q.dim() == 2 && dz_q.size(0) == z.size(0) &&
+                      dz_q.size(1) == z.size(1) && z_q.size(0) == z.size(0) &&
+                      z_q.size(1) == z.size(1) && dcommitment.dim() == 0 &&
+                      dcommitment.scalar_type() == ScalarType::Float,
+                  "vector_quantize_backward: expected dz_q, z and z_q [N, D] and dcommitment 0-d "
+                  "float32.");
+  const int64_t num_rows = z.size(0), dim = z.size(1);
+  Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
+  if (num_rows == 0) return dz;
+  const double scale =
+      2 * static_cast<double>(*static_cast<const float*>(dcommitment.const_data_ptr())) /
+      (static_cast<double>(num_rows) * static_cast<double>(dim));
+  const cpu::Rows incoming = rows_of(dz_q), rows = rows_of(z), codes = rows_of(z_q);
+  void* const out = dz.mutable_data_ptr();
+  const cpu::KernelTable& kernels = cpu::kernels();
+  torch::stable::parallel_for(
+      0, num_rows, 1 + kElementGrain / (dim + 1), [&](int64_t begin, int64_t end) {
+        kernels.quantize_backward(incoming, rows, codes, static_cast<float>(scale), dim, begin, end,
+                                  out);
+      });
+  return dz;
+}
+
 std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& indices,
                                                int64_t num_embeddings) {
   STD_TORCH_CHECK(z.dim() == 2 && indices.dim() == 1 && indices.size(0) == z.size(0) &&
                       indices.scalar_type() == ScalarType::Long && num_embeddings > 0,
                   "code_statistics: expected z [N, D] and indices int64 [N].");
-  const int64_t num_rows = z.size(0), dim = z.size(1);
-  const int64_t* index = static_cast<const int64_t*>(indices.const_data_ptr());
-  const int64_t stride = num_rows > 0 ? indices.stride(0) : 1;
-
-  // A counting sort by code, stable, so that each code's rows are added in their own order.
-  std::vector<int64_t> offsets(num_embeddings + 1, 0), order(num_rows);
-  for (int64_t n = 0; n < num_rows; ++n) {
-    const int64_t k = index[n * stride];
-    STD_TORCH_CHECK(k >= 0 && k < num_embeddings, "code_statistics: expected indices in 0..",
-                    num_embeddings - 1, ", got ", k, " at row ", n, ".");
-    ++offsets[k + 1];
-  }
+  const int64_t dim = z.size(1);
   Tensor counts = torch::stable::new_empty(indices, {num_embeddings}, ScalarType::Long);
-  int64_t* count = static_cast<int64_t*>(counts.mutable_data_ptr());
-  for (int64_t k = 0; k < num_embeddings; ++k) {
-    count[k] = offsets[k + 1];
-    offsets[k + 1] += offsets[k];
-  }
-  std::vector<int64_t> next(offsets.begin(), offsets.end() - 1);
-  for (int64_t n = 0; n < num_rows; ++n) order[next[index[n * stride]]++] = n;
-
   Tensor sums = torch::stable::new_empty(z, {num_embeddings, dim}, ScalarType::Float);
-  const cpu::KernelTable& kernels = cpu::kernels();
-  const cpu::Rows rows = rows_of(z);
-  float* sum = static_cast<float*>(sums.mutable_data_ptr());
-  const int64_t grain = 1 + kRowGrain * num_embeddings / (num_rows + 1);
-  torch::stable::parallel_for(0, num_embeddings, grain, [&](int64_t first, int64_t last) {
-    std::vector<double> accumulator(dim);
-    kernels.code_sums(rows, dim, order.data(), offsets.data(), first, last, sum,
-                      accumulator.data());
-  });
+  cpu::StatisticsProblem problem = {};
+  problem.z = rows_of(z);
+  problem.num_rows = z.size(0);
+  problem.dim = dim;
+  problem.num_codes = num_embeddings;
+  problem.indices = static_cast<const int64_t*>(indices.const_data_ptr());
+  problem.indices_stride = indices.stride(0);
+  problem.counts = static_cast<int64_t*>(counts.mutable_data_ptr());
+  problem.sums = static_cast<float*>(sums.mutable_data_ptr());
+  const int64_t bad_row = cpu::code_statistics(problem, cpu::kernels(), run_parts);
+  STD_TORCH_CHECK(bad_row < 0, "code_statistics: expected indices in 0..", num_embeddings - 1,
+                  ", got ", problem.indices[bad_row * problem.indices_stride], " at row ", bad_row,
+                  ".");
   return {counts, sums};
+}
+
+void ema_update_cpu(const Tensor& counts, const Tensor& sums, Tensor cluster_size, Tensor embed_avg,
+                    Tensor codebook, double decay, double epsilon) {
+  const auto is_float = [](const Tensor& tensor) {
+    return tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous();
+  };
+  STD_TORCH_CHECK(is_float(sums) && is_float(cluster_size) && is_float(embed_avg) &&
+                      is_float(codebook) && counts.is_contiguous() && codebook.dim() == 2 &&
+                      counts.numel() == codebook.size(0) &&
+                      cluster_size.numel() == codebook.size(0) &&
+                      sums.numel() == codebook.numel() && embed_avg.numel() == codebook.numel(),
+                  "ema_update_: expected contiguous float32 tensors [K] and [K, D].");
+  cpu::EmaProblem problem = {};
+  problem.num_codes = codebook.size(0);
+  problem.dim = codebook.size(1);
+  if (counts.scalar_type() == ScalarType::Long) {
+    problem.counts = static_cast<const int64_t*>(counts.const_data_ptr());
+  } else {
+    STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Float,
+                    "ema_update_: expected counts int64 or float32.");
+    problem.float_counts = static_cast<const float*>(counts.const_data_ptr());
+  }
+  problem.sums = static_cast<const float*>(sums.const_data_ptr());
+  problem.cluster_size = static_cast<float*>(cluster_size.mutable_data_ptr());
+  problem.embed_avg = static_cast<float*>(embed_avg.mutable_data_ptr());
+  problem.codebook = static_cast<float*>(codebook.mutable_data_ptr());
+  problem.decay = decay;
+  problem.epsilon = epsilon;
+  cpu::kernels().ema_update(problem);
 }
 
 Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t num_embeddings,
@@ -206,6 +272,9 @@ Tensor gumbel_noise_cuda(const Tensor& samples, const Tensor& positions, int64_t
 
 STABLE_TORCH_LIBRARY_IMPL(vqvae2_fast, CPU, m) {
   m.impl("nearest_code", TORCH_BOX(&vqvae2_fast::nearest_code_cpu));
+  m.impl("vector_quantize", TORCH_BOX(&vqvae2_fast::vector_quantize_cpu));
+  m.impl("vector_quantize_backward", TORCH_BOX(&vqvae2_fast::vector_quantize_backward_cpu));
+  m.impl("ema_update_", TORCH_BOX(&vqvae2_fast::ema_update_cpu));
   m.impl("code_statistics", TORCH_BOX(&vqvae2_fast::code_statistics_cpu));
   m.impl("gumbel_noise", TORCH_BOX(&vqvae2_fast::gumbel_noise_cpu));
   m.impl("dropout_mask", TORCH_BOX(&vqvae2_fast::dropout_mask_cpu));

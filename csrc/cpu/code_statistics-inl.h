@@ -1,5 +1,4 @@
-// Sums of the vectors of each code: float64 in row order, rounded once, so the result does not
-// depend on how codes are shared between threads.
+// Sums of rows in float64, one vector of sums for all of them: include inside a level file.
 #pragma once
 
 #include "rows.h"
@@ -7,23 +6,31 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-inline void sum_codes(const Rows& z, int64_t dim, const int64_t* order, const int64_t* offsets,
-                      int64_t first, int64_t last, float* sums, double* accumulator) {
-  for (int64_t k = first; k < last; ++k) {
-    for (int64_t d = 0; d < dim; ++d) accumulator[d] = 0;
-    for (int64_t i = offsets[k]; i < offsets[k + 1]; ++i) {
-      const int64_t start = order[i] * z.stride_row;
-      if (z.dtype == Dtype::kFloat32 && z.stride_col == 1) {
-        const float* row = static_cast<const float*>(z.data) + start;
-        for (int64_t d = 0; d < dim; ++d) accumulator[d] += static_cast<double>(row[d]);
-      } else {
-        for (int64_t d = 0; d < dim; ++d) {
-          accumulator[d] +=
-              static_cast<double>(load_element(z.data, start + d * z.stride_col, z.dtype));
+// sums[d] = the rows order[begin..end), added in that order.
+inline void sum_rows(const Rows& z, int64_t dim, const int64_t* order, int64_t begin, int64_t end,
+                     double* sums) {
+  // Rows of a code lie anywhere: the next ones are asked for while these are added.
+  constexpr int64_t kAhead = 6;
+  for (int64_t d = 0; d < dim; ++d) sums[d] = 0;
+  if (z.dtype == Dtype::kFloat32 && z.stride_col == 1) {
+    const float* const data = static_cast<const float*>(z.data);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) {
+        const char* next = reinterpret_cast<const char*>(data + order[i + kAhead] * z.stride_row);
+        for (int64_t line = 0; line < dim * 4 && line < 1024; line += 64) {
+          __builtin_prefetch(next + line);
         }
       }
+      const float* row = data + order[i] * z.stride_row;
+      for (int64_t d = 0; d < dim; ++d) sums[d] += static_cast<double>(row[d]);
     }
-    for (int64_t d = 0; d < dim; ++d) sums[k * dim + d] = static_cast<float>(accumulator[d]);
+    return;
+  }
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t start = order[i] * z.stride_row;
+    for (int64_t d = 0; d < dim; ++d) {
+      sums[d] += static_cast<double>(load_element(z.data, start + d * z.stride_col, z.dtype));
+    }
   }
 }
 

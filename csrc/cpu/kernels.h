@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "ema_update.h"
 #include "nearest_code.h"
 #include "rows.h"
 #include "sampler/kernels.h"
@@ -28,10 +29,11 @@ struct KernelTable {
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);
 
-  // sums[k] for codes first..last: rows order[offsets[k]..offsets[k+1]] are added in that order in
-  // float64 and rounded once. accumulator holds D doubles.
-  void (*code_sums)(const Rows& z, int64_t dim, const int64_t* order, const int64_t* offsets,
-                    int64_t first, int64_t last, float* sums, double* accumulator);
+  // sums[d] = the rows order[begin..end), added in that order in float64.
+  void (*sum_rows)(const Rows& z, int64_t dim, const int64_t* order, int64_t begin, int64_t end,
+                   double* sums);
+  // One step of the averages: see EmaProblem.
+  void (*ema_update)(const EmaProblem& problem);
 
   // K Gumbel values of one (sample, position).
   void (*gumbel_noise)(uint64_t seed, uint32_t sample, uint32_t position, uint32_t stream,

@@ -12,6 +12,8 @@ namespace {
 
 // Codes that the centre is taken from.
 constexpr int64_t kMaxSample = 256;
+// Below this, waking a thread costs more than it saves.
+constexpr int64_t kParallelFloats = 16 << 10;
 
 bool is_contiguous_float(const Rows& rows, int64_t dim) {
   return rows.dtype == Dtype::kFloat32 && rows.stride_col == 1 && rows.stride_row == dim;
@@ -86,14 +88,19 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
                   0,
                   0};
   std::mutex mutex;
-  run_parts(num_panels, [&](int64_t first, int64_t last) {
+  const auto fill = [&](int64_t first, int64_t last) {
     const PanelNorms norms =
         kernels.fill_panels(packed->view, first, last, packed->panels.get(),
                             packed->pair_panels.get(), packed->half_norms.get());
     const std::lock_guard<std::mutex> lock(mutex);
     packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
-  });
+  };
+  if (num_codes * dim < kParallelFloats) {
+    fill(0, num_panels);
+  } else {
+    run_parts(num_panels, fill);
+  }
   return packed;
 }
 

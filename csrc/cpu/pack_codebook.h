@@ -2,11 +2,11 @@
 // once.
 #pragma once
 
-#include <functional>
 #include <memory>
 
 #include "aligned.h"
 #include "kernels.h"
+#include "run_parts.h"
 
 namespace vqvae2_fast::cpu {
 
@@ -16,10 +16,6 @@ struct PackedCodebookStorage {
   PackedCodebook view;
   const char* level;  // name of the kernel table
 };
-
-// Runs a function on parts of 0..count, in parallel or not.
-using RunParts =
-    std::function<void(int64_t count, const std::function<void(int64_t, int64_t)>& part)>;
 
 // The packed form of these values: one kept from before if all values are equal bit for bit, which
 // is checked against a copy, in a tenth of the time that packing takes.

@@ -4,6 +4,7 @@
 // shows none).
 #include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
+#include "../ema_update-inl.h"
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
@@ -25,7 +26,8 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     block_rows,
                                     fill_panels,
                                     quantize_backward,
-                                    sum_codes,
+                                    sum_rows,
+                                    ema_update,
                                     fill_gumbel,
                                     fill_dropout_mask,
                                     {sampler::product, sampler::elu, sampler::gate, sampler::add,

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.ema_update.reference import ema_update_reference
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["EMA_UPDATE_", "ema_update_"]
 
 
 def _fake(*_: object) -> None:
+    return None
+
+
+def _refusal(
+    counts: Tensor, sums: Tensor, cluster_size: Tensor, embed_avg: Tensor, codebook: Tensor,
+    decay: float = 0.0, epsilon: float = 0.0,
+) -> str | None:  # fmt: skip
+    for tensor in (sums, cluster_size, embed_avg, codebook):
+        if tensor.dtype != torch.float32:
+            return f"{str(tensor.dtype).removeprefix('torch.')} averages"
+    if counts.dtype not in (torch.int64, torch.float32):
+        return f"{str(counts.dtype).removeprefix('torch.')} counts"
+    if not all(t.is_contiguous() for t in (counts, sums, cluster_size, embed_avg, codebook)):
+        return "strided averages"
     return None
 
 
@@ -24,6 +36,8 @@ EMA_UPDATE_ = register(
     "Tensor(c!) codebook, float decay, float epsilon) -> ()",
     reference=ema_update_reference,
     fake=_fake,
+    owners={"cpu": "cpu"},
+    refusal=_refusal,
 )
 
 
@@ -81,3 +95,6 @@ def ema_update_(
         codebook=codebook,
     )  # fmt: skip
     EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
+    if not torch.compiler.is_compiling():
+        # The compiled kernel writes without autograd's knowledge.
+        torch.autograd.graph.increment_version((cluster_size, embed_avg, codebook))

@@ -9,7 +9,7 @@ from vqvae2_fast.ops._checks import check_codebook, check_finite
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 
-__all__ = ["NEAREST_CODE", "nearest_code"]
+__all__ = ["NEAREST_CODE", "nearest_code", "refusal"]
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -21,7 +21,8 @@ def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _refusal(z: Tensor, codebook: Tensor) -> str | None:
+def refusal(z: Tensor, codebook: Tensor) -> str | None:
+    """Why the compiled search does not take these, or None."""
     for tensor, name in ((z, "input"), (codebook, "codebook")):
         if tensor.dtype not in NATIVE_DTYPES:
             return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
@@ -34,7 +35,7 @@ NEAREST_CODE = register(
     reference=nearest_code_reference,
     fake=_fake,
     owners={"cpu": "cpu"},
-    refusal=_refusal,
+    refusal=refusal,
 )
 
 

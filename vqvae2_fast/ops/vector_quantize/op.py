@@ -9,10 +9,9 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_codebook
 from vqvae2_fast.ops._registry import LIBRARY, register
-from vqvae2_fast.ops.vector_quantize.reference import (
-    vector_quantize_backward,
-    vector_quantize_reference,
-)
+from vqvae2_fast.ops.nearest_code.op import refusal
+from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_reference
+from vqvae2_fast.ops.vector_quantize_backward.op import VECTOR_QUANTIZE_BACKWARD
 
 __all__ = ["VECTOR_QUANTIZE", "vector_quantize"]
 
@@ -30,21 +29,21 @@ VECTOR_QUANTIZE = register(
     "(Tensor z, Tensor codebook) -> (Tensor z_q, Tensor indices, Tensor commitment)",
     reference=vector_quantize_reference,
     fake=_fake,
+    owners={"cpu": "cpu"},
+    refusal=refusal,
 )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    z, codebook = inputs
-    ctx.save_for_backward(z, codebook, output[1])
+    ctx.save_for_backward(inputs[0], output[0])
 
 
 def _backward(
     ctx: Any, dz_q: Tensor, _dindices: None, dcommitment: Tensor
 ) -> tuple[Tensor | None, None]:
-    z, codebook, indices = ctx.saved_tensors
     if not ctx.needs_input_grad[0]:
         return None, None
-    return vector_quantize_backward(dz_q, dcommitment, z, codebook, indices), None
+    return VECTOR_QUANTIZE_BACKWARD(dz_q, dcommitment, *ctx.saved_tensors), None
 
 
 torch.library.register_autograd(

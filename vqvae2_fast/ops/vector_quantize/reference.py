@@ -1,27 +1,32 @@
-"""Reference of `vector_quantize`: forward and backward, from `nearest_code` and a gather."""
+"""Reference of `vector_quantize`, differentiable: from `nearest_code` and a gather."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["vector_quantize_reference"]
 
-__all__ = ["vector_quantize_backward", "vector_quantize_reference"]
+
+class _StraightThrough(torch.autograd.Function):
+    """The code itself, not z + (code - z), which is off by an ulp; its gradient is z's."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, code: Tensor) -> Tensor:
+        return code.to(z.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, dz_q: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return dz_q, None
 
 
 def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    indices, sqdist = NEAREST_CODE(z, codebook)
-    z_q = codebook[indices].to(z.dtype)  # [N, D]
-    commitment = sqdist.double().sum().div(max(z.numel(), 1)).float()
-    return z_q, indices, commitment
-
-
-def vector_quantize_backward(
-    dz_q: Tensor, dcommitment: Tensor, z: Tensor, codebook: Tensor, indices: Tensor
-) -> Tensor:
-    """Straight through, plus the gradient of the mean squared error to the fixed code."""
-    scale = dcommitment * (2.0 / max(z.numel(), 1))
-    return dz_q + (scale * (z - codebook[indices])).to(z.dtype)
+    indices, _ = NEAREST_CODE(z.detach(), codebook.detach())
+    code = codebook.detach()[indices]  # [N, D]
+    z_q = _StraightThrough.apply(z, code)
+    commitment = (z.double() - code.double()).square().sum() / max(z.numel(), 1)
+    return z_q, indices, commitment.float()

@@ -1,6 +1,6 @@
 """Engine `cpu` on the port's default priors: one image's codes, against naive and against ceilings.
 
-    python benchmarks/sampler.py [--batch 1] [--threads 2] [--rounds 3] [--naive-rows 5]
+    python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights bfloat16] [--naive-rows 0]
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
 random weights: time does not depend on them. In this process, by turns with the draws:
@@ -70,16 +70,16 @@ def read_seconds(num_bytes: float) -> float:
     return min(seconds_of(memory.sum) for _ in range(8))
 
 
-def pixel_bytes(plan: SamplingPlan) -> float:
+def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> float:
     """Weights that a position reads, the mean over a row."""
     total = 0.0
     for conv in (plan.layers.conv1, plan.layers.conv2):
-        per_tap = conv.current.numel() * 4 / max(1, len(conv.current_offsets))
+        per_tap = conv.current.numel() * weights.itemsize / max(1, len(conv.current_offsets))
         total += sum(per_tap / max(1, -offset) for offset in conv.current_offsets)
 
     def matrices(value: object) -> int:
         if isinstance(value, Tensor):
-            return value.numel() * 4
+            return value.numel() * weights.itemsize
         return sum(matrices(part) for part in vars(value).values()) if is_dataclass(value) else 0
 
     parts = (plan.attention, plan.merge, plan.output_layers, plan.head)
@@ -113,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
     arguments = parser.parse_args()
@@ -120,11 +121,11 @@ def main() -> None:
         raise SystemExit("benchmarks/sampler.py: no compiled module: pip install . first.")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    batch = arguments.batch
+    batch, weights = arguments.batch, getattr(torch, arguments.weights)
     print(
         f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
         f"{torch.__version__}, vqvae2_fast {vqvae2_fast.__version__} {_native.simd_level()}, "
-        f"batch {batch}, load {os.getloadavg()[0]:.1f}"
+        f"batch {batch}, {arguments.weights} weights, load {os.getloadavg()[0]:.1f}"
     )
     images, naive = 0.0, 0.0
     for name, config in PRIORS.items():
@@ -133,14 +134,15 @@ def main() -> None:
         maps = [torch.randint(512, (batch, *size)) for size in config.condition_sizes]
         noise = DrawNoise(batch, config.size[1], 512, torch.device("cpu"))
         request = DrawRequest(batch, maps, None, None, noise, DrawingRule())
-        draw_cpu_timed(plan, request)  # packs the weights
+        draw_cpu_timed(plan, request, weights)  # packs the weights
+        num_bytes = pixel_bytes(plan, weights)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
             start = time.perf_counter()
-            parts = draw_cpu_timed(plan, request)[1]
+            parts = draw_cpu_timed(plan, request, weights)[1]
             draws.append((time.perf_counter() - start, parts))
             flop.append(sgemm_seconds_per_flop())
-            read.append(read_seconds(pixel_bytes(plan)))
+            read.append(read_seconds(num_bytes))
         draws.sort(key=lambda draw: draw[0])
         seconds, parts = draws[len(draws) // 2]
         position = parts["pixels"] / (config.size[0] * config.size[1])
@@ -151,8 +153,8 @@ def main() -> None:
             f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
             f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
             f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us a position, "
-            f"{pixel_bytes(plan) / 1e6:.1f} MB, {min(read) / position:.0%} of a read loop at "
-            f"{pixel_bytes(plan) / min(read) / 1e9:.0f} GB/s"
+            f"{num_bytes / 1e6:.1f} MB, {min(read) / position:.0%} of a read loop at "
+            f"{num_bytes / min(read) / 1e9:.0f} GB/s"
         )
         images += statistics.median(draw[0] for draw in draws)
         if arguments.naive_rows:

@@ -16,6 +16,9 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.engines import cpu
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.rule import DrawingRule
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
@@ -209,12 +212,41 @@ def test_other_threads_run_during_a_draw():
     assert count > 100
 
 
+def logits_with_weights(prior, inputs, weights):
+    """Logits of the inputs' codes by engine cpu with weights of a dtype."""
+    batch = inputs["codes"].shape[0]
+    request = DrawRequest(
+        batch, inputs["condition"], inputs["labels"], inputs["codes"],
+        DrawNoise(batch, prior.config.size[1], prior.config.num_embeddings, torch.device("cpu")),
+        DrawingRule(), want_logits=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        return cpu.draw_cpu(pixelsnail_plan(prior), request, weights).logits
+
+
+@pytest.mark.parametrize("level", simd_levels())
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_bfloat16_weights_are_rounded_and_nothing_else(
+    level, mask, attention, batch_size, monkeypatch
+):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, batch_size)
+    with simd_level(level):
+        logits = logits_with_weights(prior, inputs, torch.bfloat16)
+        assert not torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
+        panels = cpu._panels
+        monkeypatch.setattr(cpu, "_panels", lambda x, dtype: panels(x.bfloat16().float(), dtype))
+        assert torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
+
+
 def test_packed_weights_live_as_long_as_their_plan():
     prior = tiny_prior()
     plan = plan_of(prior, interface_of(prior))
     first = cpu.packed_plan(plan)
     assert cpu.packed_plan(plan) is first
-    key = id(plan)
+    key = (id(plan), torch.float32)
     del plan, prior
     gc.collect()
     assert key not in cpu._packed
@@ -250,3 +282,11 @@ def test_a_prior_that_does_not_fit_is_refused_with_the_reason():
         sample_codes(prior, 1, engine="cpu")
     name, reason = choose_engine("auto", prior)
     assert (name, "float64" in reason) == ("eager", True)
+
+
+def test_bfloat16_is_an_engine_that_auto_never_takes():
+    prior = tiny_prior()
+    inputs = prior_inputs(prior, 2)
+    logits = teacher_forced_logits(prior, inputs["codes"], engine="cpu_bfloat16")
+    assert torch.equal(logits, logits_with_weights(prior, inputs, torch.bfloat16))
+    assert torch.equal(teacher_forced_logits(prior, inputs["codes"]), logits_of(prior, inputs))

@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "choose_engine", "evaluating", "sample_codes", "teacher_forced_logits"]
 
-# Fastest first. An engine takes the prior, its interface and the request.
+# An engine takes the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
     "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
     "reference": lambda _, interface, request: draw_reference(interface, request),
+}
+# These draw from a prior near the one given; `auto` never takes them.
+ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
+    "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
+        plan_of(prior, interface), request, torch.bfloat16
+    ),
 }
 
 
@@ -54,9 +60,10 @@ def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple
         if reason is None:
             return "cpu", "the compiled engine takes every float32 prior on the CPU"
         return "eager", f"not cpu: {reason}"
-    if engine not in ENGINES:
+    known = [*ENGINES, *ROUNDING_ENGINES]
+    if engine not in known:
         raise ValueError(
-            f"sample_codes: expected engine one of auto, {', '.join(ENGINES)}, got {engine!r}."
+            f"sample_codes: expected engine one of auto, {', '.join(known)}, got {engine!r}."
         )
     return engine, "asked for by name"
 
@@ -95,8 +102,10 @@ def sample_codes(
         temperature: Divides the logits; 0 takes the best code.
         top_k, top_p, guidance_scale: See `DrawingRule`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
-        engine: `cpu` (compiled, float32), `eager` (any device and dtype), `reference` (the full
-            forward for each code: the definition), or `auto`, the fastest that takes the prior.
+        engine: `cpu` (compiled, float32), `cpu_bfloat16` (the same with its matrices rounded to
+            bfloat16: faster, and another prior by that rounding), `eager` (any device and dtype),
+            `reference` (the full forward for each code: the definition), or `auto`, the fastest
+            exact one that takes the prior.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
@@ -185,7 +194,7 @@ def teacher_forced_logits(
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
     name, _ = choose_engine(engine, prior)
     with evaluating(prior):
-        return ENGINES[name](prior, interface, request)
+        return {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
 
 
 @contextmanager

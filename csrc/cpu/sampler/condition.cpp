@@ -46,11 +46,11 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   float* c = out + sample * in.height * in.width * outputs + panel * kPanel;
   for (int64_t r = 0; r < kernel; ++r) {
     const bool first = r == 0;
-    state.kernels.product({in.row(sample, r - kernel / 2), in.row_stride(), in.channels, in.height,
-                           in.width, layers.weight(n, panel) + r * row_inputs * kPanel, 0, 1,
-                           row_inputs, first ? layers.bias(n) + panel * kPanel : c,
-                           first ? 0 : in.width * outputs, first ? 0 : outputs, c,
-                           in.width * outputs, outputs});
+    state.kernels.product(
+        {in.row(sample, r - kernel / 2), in.row_stride(), in.channels, in.height, in.width,
+         layers.weight(n, panel) + r * row_inputs * layers.words, layers.words, 0, 1, row_inputs,
+         first ? layers.bias(n) + panel * kPanel : c, first ? 0 : in.width * outputs,
+         first ? 0 : outputs, c, in.width * outputs, outputs});
   }
 }
 

@@ -20,9 +20,11 @@ struct Product {
   const float* a;
   int64_t a_group_stride, a_stride;
   int64_t groups, rows;
-  // Packed: panel p at weights + p * panel_stride, [inputs, kPanel].
+  // Packed: panel p at weights + p * panel_stride, [inputs, words]. words = kPanel is float32;
+  // words = kHalfPanel is bfloat16: word i holds column i in its low half, i + kHalfPanel in its
+  // high half.
   const float* weights;
-  int64_t panel_stride;
+  int64_t words, panel_stride;
   int64_t panels, inputs;
   // May be c itself. Strides of 0 repeat one row (a bias).
   const float* initial;

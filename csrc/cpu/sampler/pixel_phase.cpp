@@ -45,9 +45,9 @@ class Pixel {
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c) {
     if (panels.size() <= 0) return;
-    kernels.product({a, 0, a_stride, 1, s.rows, m.weight(n, panels.begin), m.inputs * kPanel,
-                     panels.size(), m.inputs, m.bias(n) + panels.begin * kPanel, 0, 0,
-                     c + panels.begin * kPanel, 0, m.outputs()});
+    kernels.product({a, 0, a_stride, 1, s.rows, m.weight(n, panels.begin), m.words,
+                     m.inputs * m.words, panels.size(), m.inputs, m.bias(n) + panels.begin * kPanel,
+                     0, 0, c + panels.begin * kPanel, 0, m.outputs()});
   }
 
   // Adds the current taps of one convolution. The tap at -d needs nothing that is nearer than d
@@ -64,18 +64,19 @@ class Pixel {
         columns = plan.width - j < -offset ? plan.width - j : -offset;
       }
       const int64_t matrix = layer * plan.taps.num_current + tap;
-      const float* weights =
-          convolutions.current + (matrix * convolutions.panels + panels.begin) * channels * kPanel;
+      const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
+                                                        channels * convolutions.words;
       float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
       const float* a = ring.at(layer, 0, i, j + offset);
       const int64_t sample_stride = plan.width * outputs;
       if (s.rows == 1) {  // columns as rows: one tile
-        kernels.product({a, 0, channels, 1, columns, weights, channels * kPanel, panels.size(),
-                         channels, c, 0, outputs, c, 0, outputs});
+        kernels.product({a, 0, channels, 1, columns, weights, convolutions.words,
+                         channels * convolutions.words, panels.size(), channels, c, 0, outputs, c,
+                         0, outputs});
       } else {
         kernels.product({a, channels, ring.sample_stride(), columns, s.rows, weights,
-                         channels * kPanel, panels.size(), channels, c, outputs, sample_stride, c,
-                         outputs, sample_stride});
+                         convolutions.words, channels * convolutions.words, panels.size(), channels,
+                         c, outputs, sample_stride, c, outputs, sample_stride});
       }
     }
   }

@@ -48,7 +48,8 @@ class Reader {
     Matrices m;
     m.inputs = inputs;
     m.panels = panels_of(name, outputs);
-    m.weights = tensor(name + ".weight", count * m.panels * inputs * kPanel);
+    m.words = words();
+    m.weights = tensor(name + ".weight", count * m.panels * inputs * m.words);
     if (with_bias) m.biases = tensor(name + ".bias", count * m.outputs());
     return m;
   }
@@ -58,7 +59,8 @@ class Reader {
     Convolutions c;
     c.channels = channels;
     c.panels = panels_of(name, outputs);
-    const int64_t tap = count * c.panels * channels * kPanel;
+    c.words = words();
+    const int64_t tap = count * c.panels * channels * c.words;
     c.above = tensor(name + ".above", tap * taps.rows_above * taps.num_columns);
     c.current = tensor(name + ".current", tap * taps.num_current);
     c.biases = tensor(name + ".bias", count * c.outputs());
@@ -72,6 +74,12 @@ class Reader {
   }
 
  private:
+  int64_t words() const {
+    const int64_t words = integer("words");
+    if (words != kPanel && words != kHalfPanel) fail("unknown words");
+    return words;
+  }
+
   [[noreturn]] static void fail(const std::string& what) {
     throw std::invalid_argument("sampler: bad plan: " + what + ".");
   }

@@ -27,23 +27,25 @@ struct Description {
 
 // n matrices of one shape.
 struct Matrices {
-  const float* weights = nullptr;  // [n, panels, inputs, kPanel]
+  const float* weights = nullptr;  // [n, panels, inputs, words]
   const float* biases = nullptr;   // [n, panels * kPanel]
   int64_t inputs = 0, panels = 0;
+  int64_t words = kPanel;  // as in Product
 
   int64_t outputs() const { return panels * kPanel; }
   const float* weight(int64_t n, int64_t panel) const {
-    return weights + (n * panels + panel) * inputs * kPanel;
+    return weights + (n * panels + panel) * inputs * words;
   }
   const float* bias(int64_t n) const { return biases + n * outputs(); }
 };
 
 // n causal convolutions of one shape, taps split by rows < i and row i.
 struct Convolutions {
-  const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, kPanel]
-  const float* current = nullptr;  // [n, num_current, panels, channels, kPanel]
+  const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, words]
+  const float* current = nullptr;  // [n, num_current, panels, channels, words]
   const float* biases = nullptr;   // [n, panels * kPanel]
   int64_t channels = 0, panels = 0;
+  int64_t words = kPanel;  // as in Product
 
   int64_t outputs() const { return panels * kPanel; }
 };

@@ -77,8 +77,8 @@ inline void attend(const AttentionHead& head) {
   const int64_t chunks = (head.positions + kPanel - 1) / kPanel;
   float* weights = head.scores;
   for (int64_t p = 0; p < chunks * kPanel; ++p) weights[p] = 0.0f;
-  product({head.query, 0, 0, 1, 1, head.keys, head.dim * kPanel, chunks, head.dim, weights, 0, 0,
-           weights, 0, 0});
+  product({head.query, 0, 0, 1, 1, head.keys, kPanel, head.dim * kPanel, chunks, head.dim, weights,
+           0, 0, weights, 0, 0});
   // Positions that are not there weigh nothing: e to -87 below any, then zero.
   const float lowest = -3.0e38f;
   for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = lowest;

@@ -23,11 +23,31 @@ constexpr int kPanelVecs = static_cast<int>(kPanel) / Vec::kLanes;
 constexpr int kFewVecs = kPanelVecs < 4 ? kPanelVecs : 4;
 // Panels side by side with few rows: 8 accumulators a row with 32 registers, else 4.
 constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
-// How far ahead of its use a line of weights is asked for, in inputs (128 bytes each).
+// How far ahead of its use a line of weights is asked for, in panels' rows of float32 (128 bytes).
 constexpr int64_t kPrefetch = 16;
+// Floats of a cache line.
+constexpr int kLine = 16;
+
+// VECS vectors of weights of one input, from word `words` of a panel. Vector v of a tile is at
+// column<WORDS>(v).
+template <int WORDS, int VECS>
+inline void load_weights(const float* words, Vec* w) {
+  if constexpr (WORDS == kPanel) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
+  } else {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; v += 2) Vec::load_halves(words + v / 2 * Vec::kLanes, w[v], w[v + 1]);
+  }
+}
+
+template <int WORDS>
+constexpr int64_t column(int v) {
+  return WORDS == kPanel ? v * Vec::kLanes : v / 2 * Vec::kLanes + v % 2 * kHalfPanel;
+}
 
 // c = initial + a times weights, for at most kInputBlock inputs.
-template <int ROWS, int PANELS, int VECS>
+template <int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
                          int64_t initial_stride, float* c, int64_t c_stride) {
@@ -40,13 +60,17 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
   }
   for (int64_t k = 0; k < inputs; ++k) {
     Vec w[kColumns];
-#pragma GCC unroll 8
-    for (int v = 0; v < kColumns; ++v) {
-      const float* line = weights + v / VECS * panel_stride + v % VECS * Vec::kLanes;
-      w[v] = Vec::load(line);
-      if (ROWS <= kFewRows) __builtin_prefetch(line + kPrefetch * kPanel);
+#pragma GCC unroll 4
+    for (int panel = 0; panel < PANELS; ++panel) {
+      const float* words = weights + panel * panel_stride;
+      load_weights<WORDS, VECS>(words, w + panel * VECS);
+      if (ROWS <= kFewRows) {
+        for (int line = 0; line < WORDS; line += kLine) {
+          __builtin_prefetch(words + line + kPrefetch * kPanel);
+        }
+      }
     }
-    weights += kPanel;
+    weights += WORDS;
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
       const Vec x = Vec::broadcast(a[r * a_stride + k]);
@@ -58,31 +82,30 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
-      const int64_t column = v / VECS * kPanel + v % VECS * Vec::kLanes;
-      (Vec::load(initial + r * initial_stride + column) + sums[r][v])
-          .store(c + r * c_stride + column);
+      const int64_t at = v / VECS * kPanel + column<WORDS>(v % VECS);
+      (Vec::load(initial + r * initial_stride + at) + sums[r][v]).store(c + r * c_stride + at);
     }
   }
 }
 
 // product_tile with `rows` known at run time, 1..ROWS.
-template <int ROWS, int PANELS, int VECS>
+template <int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
                             int64_t panel_stride, int64_t inputs, const float* initial,
                             int64_t initial_stride, float* c, int64_t c_stride) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride, inputs,
-                                              initial, initial_stride, c, c_stride);
+      product_tile_of<WORDS, ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride,
+                                                     inputs, initial, initial_stride, c, c_stride);
       return;
     }
   }
-  product_tile<ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
-                                   initial_stride, c, c_stride);
+  product_tile<WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
+                                          initial_stride, c, c_stride);
 }
 
 // All blocks of PANELS panels, from `panel`, for every row.
-template <int ROWS, int PANELS, int VECS>
+template <int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
     const int64_t left = p.inputs - first;
@@ -91,37 +114,47 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
     const float* initial = first == 0 ? p.initial : p.c;
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
-    const float* weights = p.weights + panel * p.panel_stride + first * kPanel;
+    const float* weights = p.weights + panel * p.panel_stride + first * WORDS;
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
         const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
         for (int v = 0; v < kPanelVecs; v += VECS) {
-          const int64_t column = panel * kPanel + v * Vec::kLanes;
-          product_tile_of<ROWS, PANELS, VECS>(
-              rows, a, p.a_stride, weights + v * Vec::kLanes, p.panel_stride, inputs,
-              initial + g * initial_group_stride + row * initial_stride + column, initial_stride,
-              p.c + g * p.c_group_stride + row * p.c_stride + column, p.c_stride);
+          const int64_t at = panel * kPanel + column<WORDS>(v);
+          product_tile_of<WORDS, ROWS, PANELS, VECS>(
+              rows, a, p.a_stride, weights + v * WORDS / kPanelVecs, p.panel_stride, inputs,
+              initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
+              p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride);
         }
       }
     }
   }
 }
 
-inline void product(const Product& p) {
+template <int WORDS>
+inline void product_of(const Product& p) {
   if (p.rows <= kFewRows) {
     int64_t panel = 0;
     for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-      product_panels<kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+      product_panels<WORDS, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
     }
-    for (; panel < p.panels; ++panel) product_panels<kFewRows, 1, kFewVecs>(p, panel, p.rows);
+    for (; panel < p.panels; ++panel)
+      product_panels<WORDS, kFewRows, 1, kFewVecs>(p, panel, p.rows);
     return;
   }
   // Tiles of nearly one size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    product_panels<Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    product_panels<WORDS, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+  }
+}
+
+inline void product(const Product& p) {
+  if (p.words == kPanel) {
+    product_of<kPanel>(p);
+  } else {
+    product_of<kHalfPanel>(p);
   }
 }
 

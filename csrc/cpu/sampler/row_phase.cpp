@@ -37,8 +37,8 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
   state.kernels.product(
       {state.features.data() + i / condition.down * width * condition.channels,
        height * width * condition.channels, condition.channels, state.batch, width,
-       matrices.weight(layer, panel), 0, 1, matrices.inputs, state.zeros.data(), 0, 0,
-       state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
+       matrices.weight(layer, panel), matrices.words, 0, 1, matrices.inputs, state.zeros.data(), 0,
+       0, state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
        width * outputs, outputs});
 }
 
@@ -89,13 +89,14 @@ void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, i
   begin_panel(state, layer, panel, gates, out);
   const int64_t row_inputs = taps.num_columns * convolutions.channels;
   const float* weights = convolutions.above + (layer * convolutions.panels + panel) *
-                                                  taps.rows_above * row_inputs * kPanel;
-  for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_inputs * kPanel) {
+                                                  taps.rows_above * row_inputs * convolutions.words;
+  for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_inputs * convolutions.words) {
     const int64_t row = i - taps.rows_above + r;
     if (row < 0) continue;  // above the map: zeros
     state.kernels.product({ring.at(layer, 0, row, taps.first_column), ring.sample_stride(),
-                           ring.channels, state.rows, width, weights, 0, 1, row_inputs, out,
-                           width * outputs, outputs, out, width * outputs, outputs});
+                           ring.channels, state.rows, width, weights, convolutions.words, 0, 1,
+                           row_inputs, out, width * outputs, outputs, out, width * outputs,
+                           outputs});
   }
 }
 

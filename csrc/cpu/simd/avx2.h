@@ -15,6 +15,12 @@ struct Vec {
 
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  // kLanes words, two bfloat16 each: the low halves and the high halves.
+  static void load_halves(const float* words, Vec& low, Vec& high) {
+    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(words));
+    low = {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
+    high = {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))};
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.

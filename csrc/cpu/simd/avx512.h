@@ -15,6 +15,12 @@ struct Vec {
 
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+  // kLanes words, two bfloat16 each: the low halves and the high halves.
+  static void load_halves(const float* words, Vec& low, Vec& high) {
+    const __m512i bits = _mm512_castps_si512(_mm512_loadu_ps(words));
+    low = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
+    high = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.

@@ -26,7 +26,8 @@ __all__ = ["draw_cpu", "draw_cpu_timed", "why_not_cpu"]
 # Columns of a packed panel, and values (or gates) of a panel of gates: kPanel, kHalfPanel.
 PANEL, HALF_PANEL = 32, 16
 
-_packed: dict[int, Any] = {}
+# Packed plans by the plan's id and the weights' dtype.
+_packed: dict[tuple[int, torch.dtype], Any] = {}
 
 
 def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -40,17 +41,25 @@ def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def draw_cpu(plan: SamplingPlan, request: DrawRequest) -> Drawn:
+def draw_cpu(
+    plan: SamplingPlan, request: DrawRequest, weights: torch.dtype = torch.float32
+) -> Drawn:
     """Draw a map; threads as `torch.get_num_threads()` says.
+
+    Args:
+        weights: float32, or bfloat16: the matrices are rounded to it, sums and everything else stay
+            float32. Half the bytes to read for a position, and a slightly different prior.
 
     Raises:
         RuntimeError: No compiled module, or a prior on another device or of another dtype.
         KeyboardInterrupt: Between two rows, as anything that `request.progress` raises.
     """
-    return draw_cpu_timed(plan, request)[0]
+    return draw_cpu_timed(plan, request, weights)[0]
 
 
-def draw_cpu_timed(plan: SamplingPlan, request: DrawRequest) -> tuple[Drawn, dict[str, float]]:
+def draw_cpu_timed(
+    plan: SamplingPlan, request: DrawRequest, weights: torch.dtype = torch.float32
+) -> tuple[Drawn, dict[str, float]]:
     """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`."""
     reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:
@@ -67,7 +76,7 @@ def draw_cpu_timed(plan: SamplingPlan, request: DrawRequest) -> tuple[Drawn, dic
         for tensor in (request.labels, request.known, request.noise.given)
     ]
     rule = request.rule
-    seconds = packed_plan(plan).draw(
+    seconds = packed_plan(plan, weights).draw(
         batch=batch,
         labels=_address(inputs[0]),
         maps=[_address(codes) for codes in maps],
@@ -92,11 +101,11 @@ def draw_cpu_timed(plan: SamplingPlan, request: DrawRequest) -> tuple[Drawn, dic
     return Drawn(codes, log_prob, logits), seconds
 
 
-def packed_plan(plan: SamplingPlan) -> Any:
+def packed_plan(plan: SamplingPlan, weights: torch.dtype = torch.float32) -> Any:
     """The plan's weights packed, kept as long as the plan is: a copy of them in the library."""
-    key = id(plan)
+    key = (id(plan), weights)
     if key not in _packed:
-        integers, tensors = _describe(plan)
+        integers, tensors = _describe(plan, weights)
         ready = {name: t.detach().contiguous() for name, t in tensors.items()}
         assert _native.module is not None
         _packed[key] = _native.module.SamplerPlan(
@@ -135,21 +144,29 @@ def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
     return torch.stack(halves, dim=-2).flatten(-3)  # [..., C/16, 2, 16] -> [..., 2C]
 
 
-def _panels(weight: Tensor) -> Tensor:
-    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`."""
-    return weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
+def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`, or of 16 words of two bfloat16."""
+    panels = weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
+    if dtype == torch.float32:
+        return panels
+    # Column i in the low half of word i, column i + 16 in its high half.
+    halves = panels.to(dtype).unflatten(-1, (2, HALF_PANEL)).transpose(-1, -2).flatten(-2)
+    return halves.view(torch.float32)
 
 
 class _Description:
     """Collects the integers and tensors that `plan.cpp` reads by name."""
 
-    def __init__(self) -> None:
-        self.integers: dict[str, int | list[int]] = {}
+    def __init__(self, weights: torch.dtype) -> None:
+        self.weights = weights
+        self.integers: dict[str, int | list[int]] = {
+            "words": PANEL if weights == torch.float32 else HALF_PANEL
+        }
         self.tensors: dict[str, Tensor] = {}
 
     def matrices(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight `[n, inputs, outputs]`, outputs padded."""
-        self.tensors[f"{name}.weight"] = _panels(weight)
+        self.tensors[f"{name}.weight"] = _panels(weight, self.weights)
         if bias is not None:
             self.tensors[f"{name}.bias"] = bias
 
@@ -178,13 +195,16 @@ class _Description:
             return outputs(_pad(weight, [in_channels], -2))  # [n, taps, C_in, C_out]
 
         above = by_tap(plan.above, len(plan.above_offsets))
-        self.tensors[f"{name}.above"] = _panels(above.flatten(1, 2))
-        self.tensors[f"{name}.current"] = _panels(by_tap(plan.current, len(plan.current_offsets)))
+        self.tensors[f"{name}.above"] = _panels(above.flatten(1, 2), self.weights)
+        current = by_tap(plan.current, len(plan.current_offsets))
+        self.tensors[f"{name}.current"] = _panels(current, self.weights)
         self.tensors[f"{name}.bias"] = outputs(plan.bias)
 
 
-def _describe(plan: SamplingPlan) -> tuple[dict[str, int | list[int]], dict[str, Tensor]]:
-    d = _Description()
+def _describe(
+    plan: SamplingPlan, weights: torch.dtype = torch.float32
+) -> tuple[dict[str, int | list[int]], dict[str, Tensor]]:
+    d = _Description(weights)
     channels, layers = plan.channels, plan.layers
     inner = layers.inner_channels
     height, width = plan.size

@@ -3,15 +3,17 @@
     python benchmarks/code_store.py [--records 10000] [--rounds 7] [--folder DIR]
 
 Records have maps of 32² and 64² codes at K = 512 and a label. The LMDB holds what the popular port
-writes: int64 arrays of numpy, pickled. Both give tensors int64. Times are those of random single
-records, random batches of 32, and one pass in order by batches of 256 (MB of int64 codes given and
-of the file read); files are in the page cache, unless --cold asks the system to drop them before
-each round. Prints medians with the 20th and 80th percentile of the ratio within a round.
+writes, pickled int64 arrays of numpy, and is opened as there, without read-ahead (--readahead turns
+it on). Both give tensors int64. Times are those of random single records, random batches of 32, and
+one pass in order by batches of 256 (MB of int64 codes given, and of the file read). Files are in
+the page cache, unless --cold asks the system to drop them before each round. Prints median rates,
+and the ratio of the rates with its 20th and 80th percentile over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import pickle
 import platform
@@ -39,9 +41,9 @@ CODE_BYTES = 8 * sum(h * w for h, w in SIZES)  # of a record as int64
 class PickledLmdb:
     """Maps of records in an LMDB, each a pickled tuple of arrays int64 and a label."""
 
-    def __init__(self, path: Path, records: int) -> None:
+    def __init__(self, path: Path, records: int, readahead: bool) -> None:
         self.count = records
-        self.environment = lmdb.open(str(path), map_size=2**36, readahead=False, lock=False)
+        self.environment = lmdb.open(str(path), map_size=2**36, readahead=readahead, lock=False)
 
     def write(self, first: int, maps: list[torch.Tensor], labels: torch.Tensor) -> None:
         with self.environment.begin(write=True) as transaction:
@@ -63,10 +65,12 @@ class PickledLmdb:
         )
 
 
-def fill(folder: Path, records: int) -> tuple[CodeStore, PickledLmdb, dict[str, float]]:
+def fill(
+    folder: Path, records: int, readahead: bool
+) -> tuple[dict[str, CodeStore | PickledLmdb], dict[str, float]]:
     """Writes the same records into both, in turns; gives them and the seconds of each."""
     generator = torch.Generator().manual_seed(0)
-    pickled = PickledLmdb(folder / "lmdb", records)
+    pickled = PickledLmdb(folder / "lmdb", records, readahead)
     seconds = {"store": 0.0, "lmdb": 0.0}
     with CodeWriter(folder / "store", K, SIZES, class_names=("a",)) as writer:
         for first in range(0, records, 500):
@@ -77,7 +81,7 @@ def fill(folder: Path, records: int) -> tuple[CodeStore, PickledLmdb, dict[str, 
             seconds["lmdb"] += timed(lambda: pickled.write(first, maps, labels))  # noqa: B023
         seconds["store"] += timed(writer.flush)
     seconds["lmdb"] += timed(lambda: pickled.environment.sync(True))
-    return CodeStore(folder / "store"), pickled, seconds
+    return {"store": CodeStore(folder / "store"), "lmdb": pickled}, seconds
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -86,13 +90,26 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def drop_from_cache(folder: Path) -> None:
-    """Asks the system to forget the files' pages."""
+def reopen(
+    contenders: dict[str, CodeStore | PickledLmdb], folder: Path, records: int, readahead: bool
+) -> None:
+    """Opens both anew, after the system was asked to forget the files' pages.
+
+    It forgets no page that is mapped, so that both are closed first.
+    """
+    pickled = contenders["lmdb"]
+    contenders.clear()
+    pickled.environment.close()
+    gc.collect()
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
+    contenders |= {
+        "store": CodeStore(folder / "store"),
+        "lmdb": PickledLmdb(folder / "lmdb", records, readahead),
+    }
 
 
 def main() -> None:
@@ -101,6 +118,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to make both stores")
     parser.add_argument("--cold", action="store_true", help="drop the page cache in each round")
+    parser.add_argument(
+        "--readahead", action="store_true", help="let the system read ahead of LMDB"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -111,7 +131,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        store, pickled, seconds = fill(folder, options.records)
+        contenders, seconds = fill(folder, options.records, options.readahead)
         bytes_of = {
             kind: sum(path.stat().st_size for path in (folder / kind).rglob("*") if path.is_file())
             for kind in ("store", "lmdb")
@@ -121,7 +141,7 @@ def main() -> None:
                 f"{kind}: {size / options.records:.0f} bytes a record, written at "
                 f"{options.records / seconds[kind]:.0f} records/s"
             )
-        check_equal(store, pickled)
+        check_equal(**contenders)
         order = torch.randperm(
             options.records, generator=torch.Generator().manual_seed(1)
         )[:2000]  # fmt: skip
@@ -135,13 +155,13 @@ def main() -> None:
             ),
         }  # fmt: skip
         for task, (run, count) in tasks.items():
-            compare(task, run, count, store, pickled, options, bytes_of, folder)
+            compare(task, run, count, contenders, options, bytes_of, folder)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 
-def check_equal(store: CodeStore, pickled: PickledLmdb) -> None:
-    some = torch.arange(0, pickled.count, 97)
-    (ours, labels), (theirs, their_labels) = store.batch(some), pickled.batch(some)
+def check_equal(store: CodeStore, lmdb: PickledLmdb) -> None:
+    some = torch.arange(0, lmdb.count, 97)
+    (ours, labels), (theirs, their_labels) = store.batch(some), lmdb.batch(some)
     if not all(map(torch.equal, (*ours, labels), (*theirs, their_labels))):
         sys.exit("the two stores differ: no times are given")
 
@@ -150,20 +170,17 @@ def compare(
     task: str,
     run: Callable[[CodeStore | PickledLmdb], None],
     count: int,
-    store: CodeStore,
-    pickled: PickledLmdb,
+    contenders: dict[str, CodeStore | PickledLmdb],
     options: argparse.Namespace,
     bytes_of: dict[str, int],
     folder: Path,
 ) -> None:
     times: dict[str, list[float]] = {"store": [], "lmdb": []}
-    contenders = {"store": store, "lmdb": pickled}
     for number in range(options.rounds + 1):
         # Turned round in every other round, so that neither always comes after the other.
-        for kind in sorted(contenders, reverse=bool(number % 2)):
+        for kind in sorted(times, reverse=bool(number % 2)):
             if options.cold:
-                drop_from_cache(folder)
-                contenders["store"] = CodeStore(folder / "store")
+                reopen(contenders, folder, options.records, options.readahead)
             seconds = timed(lambda: run(contenders[kind]))  # noqa: B023
             if number or options.cold:  # the first warms up
                 times[kind].append(seconds)
@@ -180,7 +197,7 @@ def compare(
     ratios = sorted(theirs / ours for ours, theirs in zip(*times.values(), strict=True))
     low, high = ratios[int(0.2 * (len(ratios) - 1))], ratios[round(0.8 * (len(ratios) - 1))]
     print(
-        f"{task}: {', '.join(parts)}; store / lmdb = {statistics.median(ratios):.2f} "
+        f"{task}: {', '.join(parts)}; rates store / lmdb {statistics.median(ratios):.2f} "
         f"({low:.2f}-{high:.2f})"
     )
 

@@ -30,8 +30,6 @@ using torch::stable::Tensor;
 
 // Elements a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kElementGrain = 1 << 15;
-// Rows for which packing a codebook costs more than searching it as it is.
-constexpr int64_t kDirectRows = 8;
 constexpr int64_t kNoiseGrain = 4096;
 
 cpu::Rows rows_of(const Tensor& matrix) {
@@ -61,6 +59,13 @@ void search(cpu::NearestCodeProblem problem, int64_t num_rows, const Tensor& cod
             const cpu::KernelTable& kernels) {
   const cpu::Rows codes = rows_of(codebook);
   const int64_t num_codes = codebook.size(0), dim = codebook.size(1);
+  if (num_rows <= cpu::kFewRows) {
+    const cpu::PackedCodebookStorage unpacked = cpu::unpacked_codebook(codes, num_codes, dim);
+    problem.codebook = &unpacked.view;
+    const auto copies = cpu::aligned<float>(num_rows * dim);
+    kernels.search_few_rows(problem, num_rows, copies.get());
+    return;
+  }
   const int64_t block = kernels.search_block_rows(dim);
   const int64_t workspace = kernels.search_workspace(dim);
   const auto search_blocks = [&](int64_t first, int64_t last) {
@@ -68,12 +73,6 @@ void search(cpu::NearestCodeProblem problem, int64_t num_rows, const Tensor& cod
     const int64_t end = last * block < num_rows ? last * block : num_rows;
     kernels.search_rows(problem, first * block, end, memory.get());
   };
-  if (num_rows <= kDirectRows) {
-    const cpu::PackedCodebookStorage unpacked = cpu::unpacked_codebook(codes, num_codes, dim);
-    problem.codebook = &unpacked.view;
-    search_blocks(0, (num_rows + block - 1) / block);
-    return;
-  }
   const auto packed = cpu::packed_codebook(codes, num_codes, dim, kernels, run_parts);
   problem.codebook = &packed->view;
   torch::stable::parallel_for(0, (num_rows + block - 1) / block, 1, search_blocks);

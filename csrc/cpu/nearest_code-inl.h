@@ -137,23 +137,31 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
                          int64_t* indices, int* skip_pairs) {
   int64_t left = count;
   for (int64_t i = 0; i < count; ++i) work.unsettled[i] = i;
-  if (codebook.panels != nullptr) {
 #if defined(VQ_HAS_PAIR_PRODUCTS)
-    if (*skip_pairs > 0) {
-      --*skip_pairs;
-    } else {
-      left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
-      // Both screens for every row cost more than float32 alone.
-      if (3 * left > count) *skip_pairs = kBlocksWithoutPairs;
-    }
-#endif
-    if (left > 0) left = screen_rows<FloatScreen>(codebook, work, work.unsettled, left, indices);
+  if (*skip_pairs > 0) {
+    --*skip_pairs;
+  } else {
+    left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
+    // Both screens for every row cost more than float32 alone.
+    if (3 * left > count) *skip_pairs = kBlocksWithoutPairs;
   }
+#endif
+  if (left > 0) left = screen_rows<FloatScreen>(codebook, work, work.unsettled, left, indices);
   for (int64_t i = 0; i < left; ++i) {
     const int64_t row = work.unsettled[i];
     indices[row] = search_directly(codebook, work.rows[row]);
   }
   (void)skip_pairs;
+}
+
+// A few rows against a codebook that is not packed; copies holds num_rows x D floats.
+inline void search_few_rows(const NearestCodeProblem& problem, int64_t num_rows, float* copies) {
+  const float* rows[kFewRows];
+  load_rows(problem.z, 0, num_rows, problem.codebook->dim, copies, rows);
+  for (int64_t i = 0; i < num_rows; ++i) {
+    problem.indices[i] = search_directly(*problem.codebook, rows[i]);
+  }
+  finish_rows(problem, rows, 0, num_rows, 0);
 }
 
 // Rows begin..end, begin a multiple of block_rows.

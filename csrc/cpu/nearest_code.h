@@ -17,12 +17,15 @@ constexpr double kMaxScreenedNorm = 1e18;
 // Score of empty columns: above any score that is screened.
 constexpr float kEmptyScore = 3e38f;
 
+// Rows for which packing a codebook costs more than searching it as it is.
+constexpr int64_t kFewRows = 8;
+
 struct PackedCodebook {
   int64_t num_codes;
   int64_t dim;
   const float* codes;  // [K, D] contiguous float32, the values as given
 
-  // What follows is for the screen; panels == nullptr: every row is searched directly.
+  // What follows is for the screen; few rows are searched without it.
   int64_t num_panels;       // of 2 * kLanes codes
   const float* center;      // [D], m
   const float* half_norms;  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding

@@ -52,13 +52,11 @@ class Operator:
     owners: dict[str, str] = field(default_factory=dict)
     refusal: Callable[..., str | None] = _accepts_everything
     differentiable: bool = False
-
-    @property
-    def overload(self) -> Any:
-        return getattr(torch.ops.vqvae2_fast, self.name).default
+    # Set by `register`: what `torch.ops` gives for this name.
+    overload: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        backend = self.owners.get(_device_type(args))
+        backend = self.owners.get(args[0].device.type)
         if backend is None:
             return self.overload(*args)
         reason = self._why_reference(backend, args)
@@ -72,11 +70,16 @@ class Operator:
         return self.reference(*args)
 
     def _why_reference(self, backend: str, args: tuple[Any, ...]) -> str | None:
-        if backend in ("cpu", "cuda") and _native.module is None:
+        if _native.module is None and backend in ("cpu", "cuda"):
             return _native.MISSING_REASON
         if backend == "cuda" and not _native.build_info()["cuda"]:
             return "the compiled module was built without CUDA"
         return self.refusal(*args)
+
+    def owner_refuses(self, *args: Any) -> bool:
+        """Whether a call with these arguments runs on the reference."""
+        backend = self.owners.get(args[0].device.type)
+        return backend is None or self._why_reference(backend, args) is not None
 
     def owner(self, *args: Any) -> str:
         """Who computes a call with these arguments: see `vqvae2_fast.ops.owner`."""
@@ -117,7 +120,8 @@ def register(
     LIBRARY.impl(name, reference, key)
     if fake is not None:
         torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=LIBRARY)
-    operator = Operator(name, schema, reference, owners or {}, refusal, differentiable)
+    overload = getattr(torch.ops.vqvae2_fast, name).default
+    operator = Operator(name, schema, reference, owners or {}, refusal, differentiable, overload)
     OPERATORS[name] = operator
     return operator
 

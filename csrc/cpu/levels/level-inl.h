@@ -21,6 +21,7 @@ namespace vqvae2_fast::cpu {
 const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     kPanelWidth,
                                     VQ_LEVEL_PAIRS,
+                                    search_few_rows,
                                     search_rows,
                                     Workspace::bytes,
                                     block_rows,

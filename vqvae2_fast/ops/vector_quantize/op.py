@@ -51,6 +51,34 @@ torch.library.register_autograd(
 )
 
 
+class _VectorQuantize(torch.autograd.Function):
+    """What `register_autograd` does, at half its cost a call; tracers take the registered one."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            z_q, indices, commitment = VECTOR_QUANTIZE.overload(z, codebook)
+        ctx.mark_non_differentiable(indices)
+        ctx.save_for_backward(z, z_q)
+        return z_q, indices, commitment
+
+    @staticmethod
+    def backward(
+        ctx: Any, dz_q: Tensor, _dindices: None, dcommitment: Tensor
+    ) -> tuple[Tensor | None, None]:
+        return _backward(ctx, dz_q, _dindices, dcommitment)
+
+
+def _call(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`[N, D]`: the operator by the way that costs least."""
+    if torch.compiler.is_compiling() or VECTOR_QUANTIZE.owner_refuses(z, codebook):
+        return VECTOR_QUANTIZE(z, codebook)
+    if torch.is_grad_enabled() and z.requires_grad:
+        return _VectorQuantize.apply(z, codebook)  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return VECTOR_QUANTIZE.overload(z, codebook)
+
+
 def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Replace each vector by its nearest code.
 
@@ -73,6 +101,9 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
         No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
     """
     check_codebook("vector_quantize", z, codebook)
-    flat = z.reshape(-1, z.shape[-1])  # [N, D]
-    z_q, indices, commitment = VECTOR_QUANTIZE(flat, codebook.detach())
+    if codebook.requires_grad:
+        codebook = codebook.detach()
+    if z.dim() == 2:
+        return _call(z, codebook)
+    z_q, indices, commitment = _call(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
     return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment

@@ -20,13 +20,13 @@ class _StraightThrough(torch.autograd.Function):
         return code.to(z.dtype, copy=True)
 
     @staticmethod
-    def backward(ctx: Any, dz_q: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, dz_q: Tensor) -> tuple[Tensor, None]:
         return dz_q, None
 
 
 def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     indices, _ = NEAREST_CODE(z.detach(), codebook.detach())
     code = codebook.detach()[indices]  # [N, D]
-    z_q = _StraightThrough.apply(z, code)
+    z_q = _StraightThrough.apply(z, code)  # type: ignore[no-untyped-call]
     commitment = (z.double() - code.double()).square().sum() / max(z.numel(), 1)
     return z_q, indices, commitment.float()

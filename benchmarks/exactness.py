@@ -1,0 +1,136 @@
+"""Ten million rows of adversarial data a level: every pick of `nearest_code` against float64.
+
+    python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_bf16
+
+The judge is independent of the kernel and of its reference: float64 scores of all codes from one
+matrix product, and for every row where codes lie within its own rounding of the least, the
+definition (the sum in the order of d, lowest index on ties). Exits with 1 on a wrong pick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+
+CHUNK = 1 << 14
+
+
+def gaussian(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
+
+
+def midpoints(
+    g: torch.Generator, n: int, k: int, d: int, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Within 3 ulp of the middle of two codes."""
+    codebook = torch.randn(k, d, generator=g) + offset
+    middle = codebook[torch.randint(k, (n, 2), generator=g)].double().mean(1)
+    nudge = torch.randint(-3, 4, (n, d), generator=g) * 2.0**-24
+    return (middle * (1 + nudge)).float(), codebook
+
+
+def neighbours(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Codes in pairs that differ in the last bit of one coordinate, vectors close to them."""
+    codebook = torch.randn(k // 2, d, generator=g)
+    above = codebook.clone()
+    above[:, d // 2] = torch.nextafter(above[:, d // 2], torch.tensor(torch.inf))
+    z = codebook[torch.randint(k // 2, (n,), generator=g)] + 1e-2 * torch.randn(n, d, generator=g)
+    return z, torch.cat([above, codebook])
+
+
+def duplicated(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    z, codebook = gaussian(g, n, k, d)
+    return z, codebook[torch.randint(k // 3, (k,), generator=g)]
+
+
+def integers(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    draw = lambda rows: torch.randint(-2, 3, (rows, d), generator=g).float()  # noqa: E731
+    return draw(n), draw(k)
+
+
+def scales(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    z, codebook = gaussian(g, n, k, d)
+    power = lambda rows: 10.0 ** torch.randint(-30, 18, (rows, 1), generator=g)  # noqa: E731
+    return z * power(n), codebook * power(k)
+
+
+def denormal(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    z, codebook = gaussian(g, n, k, d)
+    return z * 1e-41, codebook * 1e-41
+
+
+def flung(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    z, codebook = gaussian(g, n, k, d)
+    codebook[torch.rand(k, generator=g) < 0.6] *= 1e5
+    return z, codebook
+
+
+# Kind, share of the rows in percent, K, D. Denormal data is settled in float64 throughout: few.
+KINDS = {
+    "gaussian": (gaussian, 20, 256, 32),
+    "odd sizes": (gaussian, 10, 131, 19),
+    "midpoints": (midpoints, 20, 128, 16),
+    "midpoints, offset 100": (lambda *a: midpoints(*a, 100.0), 10, 128, 16),
+    "neighbours": (neighbours, 10, 128, 24),
+    "duplicated codes": (duplicated, 10, 128, 16),
+    "small integers": (integers, 9, 96, 6),
+    "norms of every size": (scales, 5, 64, 8),
+    "flung codes": (flung, 5, 256, 32),
+    "denormal": (denormal, 1, 64, 8),
+}
+
+
+def wrong_picks(z: Tensor, codebook: Tensor) -> int:
+    picks, _ = ops.nearest_code(z, codebook)
+    rows, codes = z.double(), codebook.double()
+    norms = codes.square().sum(1)  # [K]
+    scores = torch.addmm(norms, rows, codes.t(), alpha=-2)  # [n, K]
+    # D products, each rounded relative to |z||e|; far above what float64 loses.
+    slack = 1e-13 * (norms.sqrt() * rows.norm(dim=1, keepdim=True) * 2 + norms)  # [n, K]
+    least = (scores + slack).amin(1, keepdim=True)
+    possible = scores - slack <= least
+    wrong = ~possible.gather(1, picks[:, None]).squeeze(1)
+    unsure = (possible.sum(1) > 1).nonzero().squeeze(1)
+    expected, _ = nearest_code_reference(z[unsure], codebook)
+    wrong[unsure] = picks[unsure] != expected
+    return int(wrong.sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    total = 0
+    for level in options.levels:
+        level_total, level_rows, start = 0, 0, time.perf_counter()
+        for kind, (make, percent, k, d) in KINDS.items():
+            wrong, rows = 0, 0
+            generator = torch.Generator().manual_seed(percent + k)
+            while rows * 100 < options.rows * percent:
+                z, codebook = make(generator, CHUNK, k, d)
+                with simd_level(level):
+                    wrong += wrong_picks(z, codebook)
+                rows += CHUNK
+            print(f"{level} {kind}: {wrong} wrong of {rows}", flush=True)
+            level_total += wrong
+            level_rows += rows
+        print(f"{level}: {level_total} wrong picks in {level_rows} rows, "
+              f"{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        total += level_total
+    sys.exit(total > 0)
+
+
+if __name__ == "__main__":
+    main()

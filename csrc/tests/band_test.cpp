@@ -1,0 +1,67 @@
+// The band of the screen, narrowed until the search goes wrong: at its full width it must not, and
+// it must go wrong well before nothing is left, or the band would be a guess. Compiled once for a
+// level: -DVQ_TEST_LEVEL='"../cpu/simd/avx2.h"'. .ci/sanitizers builds and runs it.
+#include <stdio.h>
+
+namespace {
+double band_scale = 1;
+}
+#define VQ_BAND_SCALE band_scale
+
+#include VQ_TEST_LEVEL
+
+#include "../cpu/aligned.h"
+#include "../cpu/nearest_code-inl.h"
+#include "../cpu/pack_codebook-inl.h"
+#include "search_data.h"
+
+namespace {
+
+using namespace vqvae2_fast::cpu;
+
+int64_t wrong_picks(const search_data::Set& set) {
+  const int64_t panels = (set.num_codes + kPanelWidth - 1) / kPanelWidth, dim = set.dim;
+  const auto half_norms = aligned<float>(panels * kPanelWidth);
+  const auto floats = aligned<float>(panels * kPanelWidth * dim);
+  const auto pairs = aligned<uint32_t>(panels * kPanelWidth * (dim + 1) / 2 + kPanelWidth);
+  const search_data::Floats center(dim, set.codes[0]);
+  PackedCodebook codebook = {
+      set.num_codes,    dim,          set.codes.data(), panels, center.data(),
+      half_norms.get(), floats.get(), pairs.get(),      0,      0};
+  const PanelNorms norms =
+      fill_panels(codebook, 0, panels, floats.get(), pairs.get(), half_norms.get());
+  codebook.max_norm = norms.max_norm;
+  codebook.pair_residual = norms.pair_residual;
+  std::vector<int64_t> indices(set.num_rows);
+  const auto memory = aligned<char>(Workspace::bytes(dim));
+  NearestCodeProblem problem = {};
+  problem.z = {set.z.data(), dim, 1, Dtype::kFloat32};
+  problem.codebook = &codebook;
+  problem.indices = indices.data();
+  search_rows(problem, 0, set.num_rows, memory.get());
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < set.num_rows; ++i) wrong += indices[i] != search_data::nearest(set, i);
+  return wrong;
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(2);
+  std::vector<search_data::Set> sets;
+  for (const int64_t dim : {2, 16, 64}) {
+    sets.push_back(search_data::midpoints(random, 4000, 96, dim, 0));
+    sets.push_back(search_data::aligned_roundings(random, 4000, 96, dim));
+  }
+  double broken_at = 0;
+  for (const double scale : {4.0, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.01, 0.0}) {
+    band_scale = scale;
+    int64_t wrong = 0;
+    for (const auto& set : sets) wrong += wrong_picks(set);
+    printf("band x %.2f: %lld wrong picks\n", scale, static_cast<long long>(wrong));
+    if (wrong && !broken_at) broken_at = scale > 0 ? scale : 1e-9;
+  }
+  const bool good = broken_at < 1 && broken_at >= 0.01;
+  printf("%s: wrong first at %.2f of the band\n", good ? "passed" : "FAILED", broken_at);
+  return !good;
+}

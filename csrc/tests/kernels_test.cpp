@@ -1,0 +1,218 @@
+// The CPU kernels of the quantiser without torch: at every SIMD level this CPU has, against plain
+// loops. Memory is allocated to the element, so that AddressSanitizer sees every step outside.
+// .ci/sanitizers builds and runs it.
+#include "../cpu/kernels.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include <memory>
+#include <thread>
+
+#include "../cpu/code_statistics.h"
+#include "../cpu/pack_codebook.h"
+#include "search_data.h"
+
+namespace {
+
+using namespace vqvae2_fast::cpu;
+using search_data::Floats;
+using search_data::Set;
+
+int failures = 0;
+
+void check(bool holds, const char* what, const char* detail) {
+  if (holds) return;
+  ++failures;
+  printf("FAILED at %s: %s (%s)\n", kernels().name, what, detail);
+}
+
+// Two threads, so that a race is seen too.
+void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
+  std::thread other([&] { part(count / 2, count); });
+  part(0, count / 2);
+  other.join();
+}
+
+// Calls `use` with an exact-size copy of the rows in each dtype and stride; the values are rounded
+// in place to what the dtype holds.
+template <class Use>
+void for_each_layout(Floats values, int64_t rows, int64_t dim, const Use& use) {
+  use(Rows{values.data(), dim, 1, Dtype::kFloat32}, values);
+  Floats transposed(values.size());
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t d = 0; d < dim; ++d) transposed[d * rows + i] = values[i * dim + d];
+  }
+  use(Rows{transposed.data(), 1, rows, Dtype::kFloat32}, values);
+  std::vector<uint16_t> halves(values.size());
+  for (const Dtype dtype : {Dtype::kBFloat16, Dtype::kFloat16}) {
+    Floats rounded(values.size());
+    for (size_t i = 0; i < values.size(); ++i) {
+      halves[i] =
+          dtype == Dtype::kBFloat16 ? bfloat16_from_float(values[i]) : half_from_float(values[i]);
+      rounded[i] = load_element(halves.data(), static_cast<int64_t>(i), dtype);
+    }
+    use(Rows{halves.data(), dim, 1, dtype}, rounded);
+  }
+}
+
+void search(NearestCodeProblem problem, int64_t num_rows, const Rows& codes, int64_t num_codes,
+            int64_t dim) {
+  const KernelTable& table = kernels();
+  if (num_rows <= kFewRows) {
+    const PackedCodebookStorage unpacked = unpacked_codebook(codes, num_codes, dim);
+    problem.codebook = &unpacked.view;
+    Floats copies(num_rows * dim);
+    table.search_few_rows(problem, num_rows, copies.data());
+    return;
+  }
+  const auto packed = packed_codebook(codes, num_codes, dim, table, run_parts);
+  problem.codebook = &packed->view;
+  const int64_t block = table.search_block_rows(dim);
+  run_parts((num_rows + block - 1) / block, [&](int64_t first, int64_t last) {
+    if (first == last) return;
+    const auto memory = aligned<char>(table.search_workspace(dim));
+    const int64_t end = last * block < num_rows ? last * block : num_rows;
+    table.search_rows(problem, first * block, end, memory.get());
+  });
+}
+
+void test_search(const Set& set) {
+  for_each_layout(set.z, set.num_rows, set.dim, [&](const Rows& z, const Floats& values) {
+    for_each_layout(set.codes, set.num_codes, set.dim, [&](const Rows& codes, const Floats& code) {
+      const Set rounded = {set.name, set.num_rows, set.num_codes, set.dim, values, code};
+      std::vector<int64_t> indices(set.num_rows);
+      Floats sqdist(set.num_rows);
+      NearestCodeProblem problem = {};
+      problem.z = z;
+      problem.indices = indices.data();
+      problem.sqdist = sqdist.data();
+      search(problem, set.num_rows, codes, set.num_codes, set.dim);
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < set.num_rows; ++i) {
+        const int64_t expected = search_data::nearest(rounded, i);
+        const float exact = static_cast<float>(
+            search_data::distance(&values[i * set.dim], &code[expected * set.dim], set.dim));
+        wrong += indices[i] != expected;
+        wrong += memcmp(&sqdist[i], &exact, sizeof(exact)) != 0 && !(exact != exact);
+      }
+      check(wrong == 0, "nearest codes and distances", set.name);
+    });
+  });
+}
+
+void test_quantize(int64_t rows, int64_t num_codes, int64_t dim) {
+  std::mt19937 random(3);
+  const Floats code = search_data::gaussian(random, num_codes * dim);
+  for_each_layout(
+      search_data::gaussian(random, rows * dim), rows, dim, [&](const Rows& z, const Floats& row) {
+        const bool is_float = z.dtype == Dtype::kFloat32;
+        const size_t bytes = static_cast<size_t>(rows * dim) * (is_float ? 4 : 2);
+        std::vector<char> z_q(bytes), dz(bytes);
+        std::vector<int64_t> indices(rows);
+        std::vector<double> errors(rows / kernels().search_block_rows(dim) + 1, 0.0);
+        NearestCodeProblem problem = {};
+        problem.z = z;
+        problem.indices = indices.data();
+        problem.z_q = z_q.data();
+        problem.block_errors = errors.data();
+        search(problem, rows, Rows{code.data(), dim, 1, Dtype::kFloat32}, num_codes, dim);
+        double expected = 0, total = 0;
+        for (int64_t i = 0; i < rows; ++i) {
+          expected += search_data::distance(&row[i * dim], &code[indices[i] * dim], dim);
+        }
+        for (const double error : errors) total += error;
+        check(fabs(total - expected) <= 1e-6 * expected, "squared error", "gaussian");
+        const Rows codes = {z_q.data(), dim, 1, z.dtype};
+        kernels().quantize_backward(codes, z, codes, 0.5f, dim, 0, rows, dz.data());
+        double largest = 0;
+        for (int64_t i = 0; i < rows * dim; ++i) {
+          const float nearest = load_element(z_q.data(), i, z.dtype);
+          const float gradient = load_element(dz.data(), i, z.dtype);
+          const double exact = nearest + 0.5 * (static_cast<double>(row[i]) - nearest);
+          largest = fmax(largest, fabs(gradient - exact));
+        }
+        check(largest < (is_float ? 1e-6 : 2e-2), "gradient", "gaussian");
+      });
+}
+
+void test_statistics(int64_t rows, int64_t num_codes, int64_t dim, bool one_code) {
+  std::mt19937 random(4);
+  std::vector<int64_t> indices(rows);
+  for (int64_t& index : indices) index = one_code ? num_codes / 2 : random() % num_codes;
+  for_each_layout(
+      search_data::gaussian(random, rows * dim), rows, dim, [&](const Rows& z, const Floats& row) {
+        std::vector<int64_t> counts(num_codes, -1);
+        Floats sums(num_codes * dim, NAN);
+        StatisticsProblem problem = {z, rows,          dim,        num_codes, indices.data(),
+                                     1, counts.data(), sums.data()};
+        check(code_statistics(problem, kernels(), run_parts) == -1, "statistics run", "indices");
+        std::vector<double> expected(num_codes * dim, 0.0);
+        std::vector<int64_t> expected_counts(num_codes, 0);
+        for (int64_t i = 0; i < rows; ++i) {
+          ++expected_counts[indices[i]];
+          for (int64_t d = 0; d < dim; ++d) expected[indices[i] * dim + d] += row[i * dim + d];
+        }
+        double largest = 0;
+        for (int64_t i = 0; i < num_codes * dim; ++i) {
+          largest = fmax(largest, fabs(sums[i] - expected[i]) / (1 + fabs(expected[i])));
+        }
+        check(counts == expected_counts && largest < 1e-7, "statistics", one_code ? "one" : "all");
+        if (rows > 2) {
+          const int64_t kept = indices[2];
+          indices[2] = num_codes;
+          check(code_statistics(problem, kernels(), run_parts) == 2, "bad index", "too large");
+          indices[2] = kept;
+        }
+      });
+}
+
+void test_ema(int64_t num_codes, int64_t dim) {
+  std::mt19937 random(5);
+  const Floats sums = search_data::gaussian(random, num_codes * dim);
+  const std::vector<int64_t> counts(num_codes, 3);
+  Floats size(num_codes, 2.0f), average(num_codes * dim, 1.0f), code(num_codes * dim, NAN);
+  EmaProblem problem = {num_codes,   dim,         counts.data(),  nullptr,
+                        sums.data(), size.data(), average.data(), code.data(),
+                        0.75,        1e-5};
+  kernels().ema_update(problem);
+  double largest = 0;
+  for (int64_t i = 0; i < num_codes * dim; ++i) {
+    largest = fmax(largest, fabs(code[i] - (0.75 + 0.25 * sums[i]) / 2.25));
+  }
+  check(largest < 1e-5, "averages", "all codes alike");
+}
+
+}  // namespace
+
+int main() {
+  for (const char* const* level = simd_levels(); *level; ++level) {
+    set_simd_level(*level);
+    std::mt19937 random(1);
+    for (const auto& [n, k, d] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1},
+                                  {3, 5, 2},
+                                  {8, 40, 17},
+                                  {9, 33, 16},
+                                  {61, 70, 31},
+                                  {211, 129, 65},
+                                  {30, 40, 130}}) {
+      test_search(search_data::midpoints(random, n, k, d, 0));
+      test_search(search_data::midpoints(random, n, k, d, 30));
+      test_search(search_data::aligned_roundings(random, n, k, d));
+      test_search(search_data::scales(random, n, k, d, -38, 38));
+      test_search(search_data::scales(random, n, k, d, -44, -39));
+      test_search(search_data::duplicates(random, n, k, d));
+      test_search(search_data::integers(random, n, k, d));
+      test_search(search_data::not_finite(random, n, k, d));
+      test_quantize(n, k, d);
+      test_statistics(n, k, d, false);
+      test_ema(k, d);
+    }
+    test_search(search_data::duplicates(random, 20, 20000, 3));  // more vectors than tags
+    test_statistics(9000, 40, 5, false);
+    test_statistics(9000, 40, 5, true);
+    printf("%s: done\n", *level);
+  }
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

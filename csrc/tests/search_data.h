@@ -1,0 +1,142 @@
+// Data on which a search goes wrong if anything about it is, and the definition to compare with.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include <random>
+#include <vector>
+
+namespace search_data {
+
+using Floats = std::vector<float>;
+
+struct Set {
+  const char* name;
+  int64_t num_rows, num_codes, dim;
+  Floats z, codes;
+};
+
+inline Floats gaussian(std::mt19937& random, int64_t count) {
+  std::normal_distribution<float> normal;
+  Floats values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Vectors a few ulp from the midpoint of two codes, everything moved by `offset`.
+inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, float offset) {
+  Set set = {offset == 0 ? "midpoints" : "midpoints far out",
+             n,
+             k,
+             d,
+             Floats(n * d),
+             gaussian(random, k * d)};
+  for (float& value : set.codes) value += offset;
+  for (int64_t i = 0; i < n; ++i) {
+    const float* a = &set.codes[random() % k * d];
+    const float* b = &set.codes[random() % k * d];
+    for (int64_t j = 0; j < d; ++j) {
+      const float nudge = 1 + static_cast<float>(static_cast<int>(random() % 7) - 3) * 0x1p-24f;
+      set.z[i * d + j] = (a[j] + b[j]) / 2 * nudge;
+    }
+  }
+  return set;
+}
+
+// Values that bfloat16 rounds the same way all at once: what is lost adds up instead of averaging.
+// Codes differ in which half of the dimensions loses and in a little noise.
+inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = {"aligned roundings", n, k, d, Floats(n * d), Floats(k * d)};
+  std::normal_distribution<float> normal;
+  std::vector<float> sign(d);
+  for (float& s : sign) s = random() % 2 ? 1.0f : -1.0f;
+  for (int64_t i = 0; i < k; ++i) {
+    for (int64_t j = 0; j < d; ++j) {
+      const bool above = (j + i) % 2;
+      set.codes[i * d + j] = sign[j] *
+                             (1 + (above ? 0x1.1p-8f : 0x0.fp-8f) + 0x1p-14f * normal(random)) *
+                             (i % 4 < 2 ? 1.0f : -1.0f);
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const float turn = random() % 2 ? 1.0f : -1.0f;
+    for (int64_t j = 0; j < d; ++j) {
+      const bool above = (j + i) % 2;
+      set.z[i * d + j] =
+          turn * sign[j] * (1 + (above ? 0x1.08p-8f : 0x0.f8p-8f) + 0x1p-14f * normal(random));
+    }
+  }
+  return set;
+}
+
+inline Set scales(std::mt19937& random, int64_t n, int64_t k, int64_t d, int low, int high) {
+  Set set = {high < -30 ? "denormal" : "norms of every size",
+             n,
+             k,
+             d,
+             gaussian(random, n * d),
+             gaussian(random, k * d)};
+  const auto scale = [&](Floats& values) {
+    for (size_t row = 0; row < values.size() / d; ++row) {
+      const double factor = pow(10.0, low + static_cast<int>(random() % (high - low + 1)));
+      for (int64_t j = 0; j < d; ++j) {
+        const double value = values[row * d + j] * factor;
+        values[row * d + j] = static_cast<float>(fmin(fmax(value, -3e38), 3e38));
+      }
+    }
+  };
+  scale(set.z);
+  scale(set.codes);
+  return set;
+}
+
+inline Set duplicates(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = {"duplicated codes", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  for (int64_t i = k / 3; i < k; ++i) {
+    for (int64_t j = 0; j < d; ++j) set.codes[i * d + j] = set.codes[i % (k / 3 + 1) * d + j];
+  }
+  return set;
+}
+
+inline Set integers(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = {"small integers", n, k, d, Floats(n * d), Floats(k * d)};
+  for (float& value : set.z) value = static_cast<float>(static_cast<int>(random() % 5) - 2);
+  for (float& value : set.codes) value = static_cast<float>(static_cast<int>(random() % 5) - 2);
+  return set;
+}
+
+inline Set not_finite(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = {"not finite", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  for (int64_t i = 0; i < n; i += 3) set.z[i * d + i % d] = i % 2 ? INFINITY : NAN;
+  for (int64_t i = 0; i < k; i += 5) set.codes[i * d + i % d] = i % 2 ? -INFINITY : NAN;
+  for (int64_t i = 1; i < k; i += 7) {
+    for (int64_t j = 0; j < d; ++j) set.codes[i * d + j] *= 1e30f;
+  }
+  return set;
+}
+
+inline double distance(const float* z, const float* e, int64_t dim) {
+  double sum = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const double difference = static_cast<double>(z[d]) - static_cast<double>(e[d]);
+    sum += difference * difference;
+  }
+  return sum;
+}
+
+// The definition: least float64 distance, lowest index on ties, NaN never.
+inline int64_t nearest(const Set& set, int64_t row) {
+  double best = INFINITY;
+  int64_t index = 0;
+  for (int64_t k = 0; k < set.num_codes; ++k) {
+    const double candidate = distance(&set.z[row * set.dim], &set.codes[k * set.dim], set.dim);
+    if (candidate < best) {
+      best = candidate;
+      index = k;
+    }
+  }
+  return index;
+}
+
+}  // namespace search_data

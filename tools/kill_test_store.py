@@ -1,6 +1,6 @@
 """Kills writers of a code store at random moments and checks what they leave.
 
-    python tools/kill_test_store.py [--kills 50] [--writers 2] [--seed 0]
+    python tools/kill_test_store.py [--kills 50] [--writers 2] [--records 6000] [--seed 0]
 
 Each round starts writers of one store as processes of their own, reads the store while they write,
 and ends them by SIGKILL after a random time. Then: the manifest names whole shards alone, with the
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
 K, SIZES = 300, ((4, 4), (8, 8))
-RECORDS = 6000
 SHARD_RECORDS = 7  # small, so that many kills hit the closing of a shard
 RECORD_BYTES = 18 + 72 + 4
 BATCH = 5
@@ -50,10 +49,10 @@ def encode(first: int, stop: int) -> Iterator[tuple[list[torch.Tensor], torch.Te
         yield records(part)
 
 
-def write(path: Path, rank: int, writers: int) -> None:
+def write(path: Path, total: int, rank: int, writers: int) -> None:
     torch.set_num_threads(1)
     write_codes(
-        path, encode, RECORDS, K, SIZES, class_names="abc", rank=rank, world_size=writers,
+        path, encode, total, K, SIZES, class_names="abc", rank=rank, world_size=writers,
         shard_bytes=SHARD_RECORDS * RECORD_BYTES,
     )  # fmt: skip
 
@@ -80,11 +79,11 @@ def check(path: Path, before: set[int]) -> set[int]:
     return held
 
 
-def kill_while_writing(path: Path, writers: int, seconds: float) -> tuple[int, int]:
+def kill_while_writing(path: Path, total: int, writers: int, seconds: float) -> tuple[int, int]:
     """Starts writers, kills them after some time; gives how many died so, and reads meanwhile."""
     context = multiprocessing.get_context("fork")
     processes: list[BaseProcess] = [
-        context.Process(target=write, args=(path, rank, writers)) for rank in range(writers)
+        context.Process(target=write, args=(path, total, rank, writers)) for rank in range(writers)
     ]
     for process in processes:
         process.start()
@@ -109,6 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="rounds that end by a kill")
     parser.add_argument("--writers", type=int, default=2, help="processes that write at a time")
+    parser.add_argument("--records", type=int, default=6000, help="of each store")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -117,7 +117,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path, held = Path(folder) / "0", set[int]()
         while kills < arguments.kills:
-            died, reads = kill_while_writing(path, arguments.writers, rng.uniform(0.0, 0.5))
+            died, reads = kill_while_writing(
+                path, arguments.records, arguments.writers, rng.uniform(0.0, 0.5)
+            )
             kills += died > 0
             if not (path / "manifest.json").exists():
                 print(f"kill {kills}: before the store was made")
@@ -130,13 +132,15 @@ def main() -> int:
                 f"kill {kills}: {died} of {arguments.writers} writers killed, {len(held)} records "
                 f"({len(held) - len(before)} new), {reads} reads meanwhile"
             )
-            if len(held) == RECORDS:
+            if len(held) == arguments.records:
                 stores, held = stores + 1, set()
                 path = Path(folder) / str(stores)
-        write(path, 0, 1)
-        assert len(check(path, held)) == RECORDS
+        write(path, arguments.records, 0, 1)
+        assert len(check(path, held)) == arguments.records
         assert CodeStore(path).complete
         assert not list(path.glob(".*.part")), "an unfinished file is left"
+        named = len(CodeStore(path).manifest.shards)
+        assert len(list(path.glob("shard-*.bin"))) == named, "a shard that does not count is left"
     print(
         f"{kills} kills, {stores + 1} stores completed, no record lost. Left behind and cleared: "
         f"{unfinished} unfinished files, {orphans} whole shards that did not count yet."

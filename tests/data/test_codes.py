@@ -304,6 +304,15 @@ def test_one_shard_named_twice_is_refused(store) -> None:
         CodeDataset.load(store)
 
 
+def test_shards_that_overlap_are_refused(tmp_path) -> None:
+    random_codes(100, count=8).save(tmp_path / "s", shard_bytes=4 * 41)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    manifest["shards"][1]["first"] = 3
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="begins at record 3, where the one before it ends at 4"):
+        CodeDataset.load(tmp_path / "s")
+
+
 def test_missing_store_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no code store at .*nowhere"):
         CodeDataset.load(tmp_path / "nowhere")

@@ -90,6 +90,13 @@ def test_a_change_of_files_makes_another_cache_and_removes_the_old(root, cache, 
     assert len(list(cache.iterdir())) == 1
 
 
+def test_a_file_of_another_time_is_another_file(root) -> None:
+    before = ImageFolder(root, 6).fingerprint()
+    assert ImageFolder(root, 6).fingerprint() == before
+    touch(root)  # another picture may have as many bytes
+    assert ImageFolder(root, 6).fingerprint() != before
+
+
 def test_sets_of_other_sizes_and_names_live_side_by_side(root, cache) -> None:
     for split in ("train", "held_out"):
         for size in (6, 8):

@@ -9,8 +9,10 @@ records are found out: the second one's shard is refused.
 
 from __future__ import annotations
 
+import re
 import time
 import zlib
+from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -312,6 +314,8 @@ def write_codes(
                     progress(WriteProgress(done, stop - start, rate, (left - written) / rate))
             if writer.position != last:
                 raise _wrong_count(first, last, writer.position - first)
+    with locked(writer.folder):
+        _remove_orphans(writer.folder, read_manifest(writer.folder))
 
 
 def share(total: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -355,6 +359,23 @@ def _open_or_create(folder: Path, empty: Manifest) -> Manifest:
         manifest = read_manifest(folder)
     _check_same(folder, manifest, empty)
     return manifest
+
+
+def _remove_orphans(folder: Path, manifest: Manifest) -> None:
+    """Removes shards that a writer killed before the manifest named them; the lock is held.
+
+    Only those whose first record the store has by now. Others may be all there is, where somebody
+    put an older manifest back; the next writer of their records replaces them.
+    """
+    named = {shard.name for shard in manifest.shards}
+    starts = [shard.first for shard in manifest.shards]
+    for path in folder.glob("shard-*.bin"):
+        number = path.name[len("shard-") : -len(".bin")]
+        if path.name in named or not re.fullmatch("[0-9]{12}", number):
+            continue
+        before = bisect_right(starts, int(number)) - 1
+        if before >= 0 and int(number) < manifest.shards[before].stop:
+            path.unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, found: Manifest, wanted: Manifest) -> None:

@@ -137,6 +137,19 @@ def test_in_order_refuses_an_empty_batch(dataset) -> None:
         in_order(dataset, 0)
 
 
+def test_in_order_gives_a_range(dataset, folder) -> None:
+    for source in (dataset, folder):
+        parts = [labels.tolist() for _, labels in in_order(source, 3, start=2, stop=9)]
+        assert parts == [[2, 3, 4], [5, 6, 7], [8]]
+        assert list(in_order(source, 3, start=4, stop=4)) == []
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (4, 3), (0, 11)])
+def test_in_order_refuses_a_range_outside_the_set(dataset, span) -> None:
+    with pytest.raises(ValueError, match=f"range of the 10 images .* got {span[0]} and {span[1]}"):
+        in_order(dataset, 2, start=span[0], stop=span[1])
+
+
 def test_code_batches_follow_the_order_of_images(dataset) -> None:
     top = torch.arange(10).view(10, 1, 1)
     bottom = top * 10 + torch.arange(4).view(1, 2, 2)

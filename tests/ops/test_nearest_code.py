@@ -101,3 +101,53 @@ def test_compiles_with_the_default_backend():
     generator = torch.Generator().manual_seed(5)
     z, codebook = torch.randn(9, 4, generator=generator), torch.randn(7, 4, generator=generator)
     assert torch.equal(compiled(z, codebook)[0], ops.nearest_code(z, codebook)[0])
+
+
+def test_a_codebook_changed_in_place_is_seen():
+    """The packed codebook is kept from call to call."""
+    generator = torch.Generator().manual_seed(6)
+    z, codebook = torch.randn(50, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    assert_exact(z, codebook)
+    codebook[-1, -1] += 1
+    codebook[7] = z[3]
+    assert ops.nearest_code(z, codebook)[0][3] == 7
+    assert_exact(z, codebook)
+
+
+def test_codebooks_used_in_turns_are_not_mixed_up():
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(30, 8, generator=generator)
+    codebooks = [torch.randn(40, 8, generator=generator) for _ in range(5)]
+    for codebook in [*codebooks, *reversed(codebooks)]:
+        assert_exact(z, codebook)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_more_codes_than_tags(level):
+    """A score has room for the number of 1,024 vectors of codes; beyond, numbers are shared."""
+    generator = torch.Generator().manual_seed(8)
+    codebook = torch.randn(40_000, 3, generator=generator)
+    z = codebook[torch.randint(40_000, (40,), generator=generator)] + 1e-3
+    with simd_level(level):
+        assert_exact(z, codebook)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_every_vector_between_many_codes(level):
+    """All codes are as near as rounding can tell: no screen helps, the answer stays exact."""
+    generator = torch.Generator().manual_seed(9)
+    codebook = 1 + 2.0**-20 * torch.randn(100, 16, generator=generator)
+    z = 1 + 2.0**-20 * torch.randn(300, 16, generator=generator)
+    with simd_level(level):
+        assert_exact(z, codebook)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_codes_flung_out_do_not_matter(share):
+    generator = torch.Generator().manual_seed(10)
+    z, codebook = (
+        torch.randn(500, 16, generator=generator),
+        torch.randn(80, 16, generator=generator),
+    )
+    codebook[torch.rand(80, generator=generator) < share] *= 1e5
+    assert_exact(z + 5, codebook + 5)

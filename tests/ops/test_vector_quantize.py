@@ -45,3 +45,37 @@ def test_no_gradient_reaches_the_codebook():
 def test_commitment_is_float32_for_half_input():
     z, codebook = inputs(torch.bfloat16)
     assert ops.vector_quantize(z, codebook)[2].dtype == torch.float32
+
+
+def test_backward_does_not_need_the_codebook_as_it_was():
+    """The averages may move the codebook between forward and backward."""
+    z, codebook = inputs(torch.float32)
+    z_q, _, commitment = ops.vector_quantize(z, codebook)
+    (expected,) = torch.autograd.grad(z_q.sum() + commitment, z, retain_graph=True)
+    codebook.zero_()
+    (actual,) = torch.autograd.grad(z_q.sum() + commitment, z)
+    assert torch.equal(actual, expected)
+
+
+def test_commitment_does_not_depend_on_threads():
+    generator = torch.Generator().manual_seed(2)
+    z, codebook = torch.randn(5000, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(ops.vector_quantize(z, codebook)[2])
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1] == results[2]
+
+
+def test_compiled_gradient_equals_eager():
+    z, codebook = inputs(torch.float32)
+    loss = lambda z: sum(r.sum() for r in ops.vector_quantize(z, codebook)[::2])  # noqa: E731
+    (expected,) = torch.autograd.grad(loss(z), z)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    (actual,) = torch.autograd.grad(compiled(z), z)
+    assert torch.equal(actual, expected)

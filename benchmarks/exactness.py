@@ -63,6 +63,12 @@ def scales(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return z * power(n), codebook * power(k)
 
 
+def far(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """So far out that float64 sums round the codes away, some or all: mostly ties."""
+    z, codebook = gaussian(g, n, k, d)
+    return z * 10.0 ** torch.randint(4, 17, (n, 1), generator=g), codebook
+
+
 def denormal(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     z, codebook = gaussian(g, n, k, d)
     return z * 1e-41, codebook * 1e-41
@@ -76,7 +82,7 @@ def flung(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
 
 # Kind, share of the rows in percent, K, D. Denormal data is settled in float64 throughout: few.
 KINDS = {
-    "gaussian": (gaussian, 20, 256, 32),
+    "gaussian": (gaussian, 15, 256, 32),
     "odd sizes": (gaussian, 10, 131, 19),
     "midpoints": (midpoints, 20, 128, 16),
     "midpoints, offset 100": (lambda *a: midpoints(*a, 100.0), 10, 128, 16),
@@ -84,6 +90,7 @@ KINDS = {
     "duplicated codes": (duplicated, 10, 128, 16),
     "small integers": (integers, 9, 96, 6),
     "norms of every size": (scales, 5, 64, 8),
+    "far from all codes": (far, 5, 64, 8),
     "flung codes": (flung, 5, 256, 32),
     "denormal": (denormal, 1, 64, 8),
 }
@@ -94,8 +101,8 @@ def wrong_picks(z: Tensor, codebook: Tensor) -> int:
     rows, codes = z.double(), codebook.double()
     norms = codes.square().sum(1)  # [K]
     scores = torch.addmm(norms, rows, codes.t(), alpha=-2)  # [n, K]
-    # D products, each rounded relative to |z||e|; far above what float64 loses.
-    slack = 1e-13 * (norms.sqrt() * rows.norm(dim=1, keepdim=True) * 2 + norms)  # [n, K]
+    # Well above what float64 loses, here and in the sums of the definition.
+    slack = 4e-14 * (rows.square().sum(1, keepdim=True) + norms)  # [n, K]
     least = (scores + slack).amin(1, keepdim=True)
     possible = scores - slack <= least
     wrong = ~possible.gather(1, picks[:, None]).squeeze(1)

@@ -210,9 +210,11 @@ struct Band {
     const double norm = row.norm, dim = static_cast<double>(codebook.dim);
     const double relative = Screen::roundings(codebook.dim) * kFloatUnit + tags.rounding;
     // 1.05 and more stand for the second-order terms.
-    quadratic = 1.06 * 0.5 * (relative + 2 * kFloatUnit);
+    // The definition's own sums: a vector far from all codes is as near to several of them.
+    const double definition = (dim + 2) * 0x1p-52;
+    quadratic = 1.06 * 0.5 * (relative + 2 * kFloatUnit) + definition;
     linear = 1.06 * (row.error + norm * (Screen::code_residual(codebook) + relative));
-    constant = dim * 0x1p-120 * (1 + norm + codebook.max_norm);
+    constant = dim * 0x1p-120 * (1 + norm + codebook.max_norm) + definition * norm * norm;
   }
 
   double operator()(double code_norm) const {

@@ -201,6 +201,7 @@ int main() {
       test_search(search_data::aligned_roundings(random, n, k, d));
       test_search(search_data::scales(random, n, k, d, -38, 38));
       test_search(search_data::scales(random, n, k, d, -44, -39));
+      test_search(search_data::far_out(random, n, k, d));
       test_search(search_data::duplicates(random, n, k, d));
       test_search(search_data::integers(random, n, k, d));
       test_search(search_data::not_finite(random, n, k, d));

@@ -91,6 +91,15 @@ inline Set scales(std::mt19937& random, int64_t n, int64_t k, int64_t d, int low
   return set;
 }
 
+// So far out that the float64 sums of the definition round the codes away, some or all.
+inline Set far_out(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
+  Set set = {"far from all codes", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  for (int64_t i = 0; i < n * d; ++i) {
+    set.z[i] *= static_cast<float>(pow(10.0, static_cast<int>(4 + i / d % 13)));
+  }
+  return set;
+}
+
 inline Set duplicates(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
   Set set = {"duplicated codes", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
   for (int64_t i = k / 3; i < k; ++i) {

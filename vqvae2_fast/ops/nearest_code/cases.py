@@ -61,6 +61,12 @@ def _far_from_codebook(g: torch.Generator) -> Arguments:
     return z * 1e20, codebook
 
 
+def _rounded_definition(g: torch.Generator) -> Arguments:
+    """So far out that the float64 sums of the definition round the codes away, some or all."""
+    z, codebook = _gaussian(200, 40, 6)(g)
+    return z * 10.0 ** torch.randint(6, 17, (200, 1), generator=g), codebook
+
+
 def _denormal(g: torch.Generator) -> Arguments:
     z, codebook = _gaussian(60, 30, 8)(g)
     return z * 1e-41, codebook * 1e-41
@@ -95,6 +101,7 @@ _MAKERS = {
     "one_ulp_apart": _one_ulp_apart,
     "flung_codes": _flung_codes,
     "far_from_codebook": _far_from_codebook,
+    "rounded_definition": _rounded_definition,
     "denormal": _denormal,
     "not_finite": _not_finite,
 }

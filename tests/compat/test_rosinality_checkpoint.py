@@ -158,7 +158,7 @@ def test_other_width_is_named_with_the_call_that_fits():
 
 @pytest.mark.parametrize("change", [{"n_embed": 64}, {"embed_dim": 4}], ids=["K", "D"])
 def test_wrong_k_or_d_is_explained(change):
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     message = misfit(small_vqvae(), small_vqvae(**change).state_dict())
     assert f"made with {name}={value} (this model: {SMALL[name]})." in message
 

@@ -52,9 +52,7 @@ def test_conversion_to_native_draws_the_same_codes(engine):
     coarse = sample_codes(top, 2, seed=3, engine=engine)
     assert torch.equal(sample_codes(to_native(top), 2, seed=3, engine=engine), coarse)
     fine = sample_codes(bottom, 2, condition=coarse, seed=3, stream=1, engine=engine)
-    native = sample_codes(
-        to_native(bottom), 2, condition=coarse, seed=3, stream=1, engine=engine
-    )
+    native = sample_codes(to_native(bottom), 2, condition=coarse, seed=3, stream=1, engine=engine)
     assert torch.equal(native, fine)
 
 

@@ -121,8 +121,7 @@ class CausalConv2d(nn.Module):
         super().__init__()
         if padding not in ("downright", "down", "causal"):
             raise ValueError(
-                "CausalConv2d: expected padding 'downright', 'down' or 'causal', "
-                f"got {padding!r}."
+                f"CausalConv2d: expected padding 'downright', 'down' or 'causal', got {padding!r}."
             )
         self.conv = WNConv2d(in_channel, out_channel, kernel_size, stride, 0, activation=activation)
         self.padding = padding

@@ -148,9 +148,7 @@ class PixelBlock(nn.Module):
         else:
             self.out = WNConv2d(in_channel + 2, in_channel, 1)
 
-    def forward(
-        self, input: Tensor, background: Tensor, condition: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, input: Tensor, background: Tensor, condition: Tensor | None = None) -> Tensor:
         out = input
         for resblock in self.resblocks:
             out = resblock(out, condition=condition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -41,5 +42,8 @@ def test_parameters_come_in_the_documented_order(function, parameters):
 
 def test_importing_the_package_leaves_plotting_and_the_command_line_alone():
     code = "import sys, vqvae2_fast; print([m for m in ('matplotlib', 'tyro') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    # Elsewhere than the source tree, whose package would shadow the installed one.
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tempfile.gettempdir(), capture_output=True, text=True
+    )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr

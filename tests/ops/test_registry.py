@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from vqvae2_fast.testing.compare import simd_level, simd_levels
 def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
+        # Elsewhere than the source tree, whose package would shadow the installed one.
+        cwd=tempfile.gettempdir(),
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

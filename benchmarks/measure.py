@@ -227,7 +227,7 @@ def save(rows: list[Row]) -> Path:
     names = [field.name for field in fields(Row)]
     new = not path.exists()
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, names)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
         if new:
             writer.writeheader()
         for row in rows:

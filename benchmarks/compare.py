@@ -89,7 +89,7 @@ def main() -> None:
         "--clock",
         choices=list(measure.CLOCKS),
         default="wall",
-        help="cpu: time of this process alone, for one thread on a busy machine",
+        help="cpu: time of the calling thread alone, for a busy machine",
     )
     options = parser.parse_args()
     if options.list:
@@ -99,7 +99,7 @@ def main() -> None:
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
     if options.clock == "cpu" and options.threads != 1:
-        parser.error("--clock cpu adds up the time of all threads: expected --threads 1")
+        parser.error("--clock cpu sees the calling thread alone: expected --threads 1")
     torch.set_num_threads(options.threads)
     print(f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
           f"{options.rounds} rounds, {measure.versions()}, commit {measure.commit()}")  # fmt: skip

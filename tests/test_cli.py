@@ -109,7 +109,22 @@ def test_a_run_is_not_written_over(place, capsys):
 def test_sample_draws_rows_of_the_named_class(place, tmp_path, capsys):
     out = tmp_path / "samples"
     assert (
-        main(["sample", *models(place), "--label", "DO", "--n", "3", "--out", str(out), "--json"])
+        main(
+            [
+                "sample",
+                *models(place),
+                "--label",
+                "DO",
+                "--n",
+                "3",
+                "--temperature",
+                "0.9",
+                "0.7",
+                "--out",
+                str(out),
+                "--json",
+            ]
+        )
         == 0
     )
     values = json.loads(capsys.readouterr().out)

@@ -94,7 +94,7 @@ def _with_preset(command: type[TrainVQVAE] | type[TrainPrior], arguments: list[s
     number = levels.index(level) if level in levels else 0
     return TrainPrior(
         preset=name, level=level, model=replace(config.priors[number]),
-        train=training.priors[number],
+        train=training.priors[number], class_balance=training.class_balance,
     )  # fmt: skip
 
 

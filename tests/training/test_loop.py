@@ -21,6 +21,7 @@ from vqvae2_fast.training import (
     vqvae_stage,
 )
 from vqvae2_fast.training.checkpoint import latest, load
+from vqvae2_fast.training.stage2 import balanced
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
@@ -251,3 +252,17 @@ def test_images_of_another_size_are_refused_by_name():
     with pytest.raises(ValueError, match=r"held_out to be .* \[3, 8, 8\].* got \[3, 4, 4\]"):
         small = ImageTensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8))
         vqvae_stage(VQVAE2(VQVAE), images(), small, CONFIG)
+
+
+def test_balanced_codes_hold_rare_classes_more_often():
+    labels = torch.tensor([0] * 16 + [1] * 4 + [2] + [-1])
+    maps = torch.arange(22).view(22, 1, 1) % 8
+    rows = balanced(CodeDataset([maps], 8, labels, ("a", "b", "c")), 0.5)
+    counts = torch.bincount(rows.labels + 1)
+    assert counts.tolist() == [1, 16, 8, 4]
+    assert rows.codes[0].flatten()[rows.labels == 2].tolist() == [20 % 8] * 4
+
+
+def test_no_balance_leaves_the_codes_as_they_are():
+    dataset = codes()
+    assert balanced(dataset, 0.0) is dataset

@@ -40,14 +40,16 @@ class Sample(Command):
     label: tuple[str, ...] = ()
     """Classes: numbers, or beginnings of their names; all classes if none is named."""
     seed: int = 0
-    temperature: float = 1.0
-    """Below 1 likelier codes are drawn more often; 0 always takes the likeliest."""
+    temperature: tuple[float, ...] = (1.0,)
+    """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. One value, or one
+    a level, coarse to fine."""
     top_k: int | None = None
     """Draw among the k likeliest codes only."""
     top_p: float | None = None
     """Draw among the likeliest codes that together have this probability."""
-    guidance_scale: float = 1.0
-    """Above 1 the class is followed more closely (for priors trained with dropped labels)."""
+    guidance_scale: tuple[float, ...] = (1.0,)
+    """Above 1 the class is followed more closely (for priors trained with dropped labels). One
+    value, or one a level."""
     engine: str = "auto"
     batch_size: int = 128
     """Images drawn at a time."""
@@ -67,8 +69,8 @@ class Sample(Command):
         labels = [label for label in classes for _ in range(self.n)] or None
         images = draw(
             pipeline, len(labels) if labels else self.n, labels, batch_size=self.batch_size,
-            progress=self.progress(), seed=self.seed, temperature=self.temperature,
-            top_k=self.top_k, top_p=self.top_p, guidance_scale=self.guidance_scale,
+            progress=self.progress(), seed=self.seed, temperature=_per_level(self.temperature),
+            top_k=self.top_k, top_p=self.top_p, guidance_scale=_per_level(self.guidance_scale),
             engine=self.engine,
         )  # fmt: skip
         names = [f"{i:05d}" for i in range(len(images))]
@@ -88,6 +90,10 @@ class Sample(Command):
         return Result(
             values, [f"{len(images)} images in {self.out / 'images'}", f"picture: {picture}"]
         )
+
+
+def _per_level(values: tuple[float, ...]) -> float | list[float]:
+    return values[0] if len(values) == 1 else list(values)
 
 
 def draw(

@@ -41,6 +41,8 @@ class TrainPrior(Command):
     """Ignore the labels."""
     label_dropout: float = 0.1
     """Share of labels dropped in training, so that samples can be guided."""
+    class_balance: float = 0.0
+    """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
     model: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -62,7 +64,8 @@ class TrainPrior(Command):
         torch.manual_seed(self.train.seed)
         stage = prior_stage(
             PixelSNAIL(config).to(device), codes, held_out, self.train, level=level,
-            label_dropout=self.label_dropout, name=f"train prior {self.level}",
+            label_dropout=self.label_dropout, class_balance=self.class_balance,
+            name=f"train prior {self.level}",
         )  # fmt: skip
         trained = train(
             stage, self.train, out=out, resume=self.resume, progress=self.progress(),

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.data import code_batches
+from vqvae2_fast.data import CodeDataset, code_batches
 from vqvae2_fast.metrics import prior_labels, prior_likelihood
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae2_fast.data import CodeDataset
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.training.config import TrainConfig
 
@@ -31,6 +30,7 @@ def prior_stage(
     *,
     level: int,
     label_dropout: float = 0.1,
+    class_balance: float = 0.0,
     name: str = "train prior",
 ) -> Stage:
     """Cross-entropy of one level's codes, given all coarser levels and the class.
@@ -40,8 +40,10 @@ def prior_stage(
     Args:
         level: Which of the maps to model, 0 the coarsest.
         label_dropout: Share of labels replaced by "no class", so that the prior can be guided.
+        class_balance: See `balanced`; 0 trains on each record equally often.
     """
     device = next(prior.parameters()).device
+    records = balanced(train_set, class_balance)
 
     def loss(batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         maps, labels = batch
@@ -61,12 +63,35 @@ def prior_stage(
         name=name,
         model=prior,
         batches=lambda first: code_batches(
-            train_set, config.batch_size, seed=config.seed, start_step=first
+            records, config.batch_size, seed=config.seed, start_step=first
         ),
         loss=loss,
         validate=validate,
         headline="bits_per_image",
     )
+
+
+def balanced(codes: CodeDataset, power: float) -> CodeDataset:
+    """Codes in which records of rarer classes stand several times.
+
+    Each record of a class of n occurs (n_max / n)^power times, rounded: 0 leaves the set as it is,
+    1 gives all classes about the size of the largest. Records without a label occur once.
+
+    Raises:
+        ValueError: If power is outside [0, 1].
+    """
+    if not 0 <= power <= 1:
+        raise ValueError(f"prior_stage: class_balance must be in [0, 1], got {power}.")
+    if power == 0 or not codes.class_names:
+        return codes
+    sizes = torch.bincount(codes.labels + 1, minlength=len(codes.class_names) + 1).double()
+    times = (sizes[1:].max() / sizes).pow(power).round().clamp(min=1)  # [1 + classes]
+    times[0] = 1  # no label
+    rows = torch.arange(len(codes)).repeat_interleave(times[codes.labels + 1].long())
+    return CodeDataset(
+        [maps[rows] for maps in codes.codes], codes.num_embeddings, codes.labels[rows],
+        codes.class_names, codes.checkpoint_hash,
+    )  # fmt: skip
 
 
 def held_out_batches(

@@ -14,7 +14,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import checkpoint
-from vqvae2_fast.training.checkpoint import class_names, from_preset, load, resume, save
+from vqvae2_fast.training.checkpoint import class_names, load, resume, save
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
@@ -76,6 +76,47 @@ def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
     for prior, other in zip(pipeline.priors, loaded.priors, strict=True):
         assert_equal(prior, other)
     assert class_names(tmp_path / "pipeline") == ("cat", "dog")
+
+
+def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
+    pipeline = Pipeline(VQVAE2(VQVAE), priors())
+    save(pipeline, tmp_path / "whole")
+    save(pipeline, tmp_path / "rounded", dtype=torch.bfloat16)
+    loaded = load(tmp_path / "rounded")
+    parts = ("vqvae", "prior_top", "prior_bottom")
+    for name, before, after in zip(
+        parts,
+        (pipeline.vqvae, *pipeline.priors),
+        (loaded.vqvae, *loaded.priors),
+        strict=True,
+    ):
+        assert json.loads((tmp_path / "rounded" / name / "config.json").read_text())["dtype"] == (
+            "bfloat16"
+        )
+        found = after.state_dict()
+        for key, tensor in before.state_dict().items():
+            rounded = tensor.bfloat16().float() if tensor.is_floating_point() else tensor
+            assert found[key].dtype == tensor.dtype
+            assert torch.equal(found[key], rounded), key
+        sizes = [
+            sum(tensor.nbytes for tensor in load_file(folder / name / "model.safetensors").values())
+            for folder in (tmp_path / "rounded", tmp_path / "whole")
+        ]
+        assert sizes[0] < 0.51 * sizes[1]
+
+
+def test_other_dtypes_of_the_file_are_refused(tmp_path, saved):
+    with pytest.raises(TypeError, match="one of .*bfloat16.*, got torch.float16"):
+        save(VQVAE2(VQVAE), tmp_path / "half", dtype=torch.float16)
+    edit(saved, dtype="float8")
+    with pytest.raises(ValueError, match="dtype to be one of .*bfloat16.*, got 'float8'"):
+        load(saved)
+
+
+def test_weights_of_another_dtype_than_config_json_says_are_refused(saved):
+    edit(saved, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"to be torch\.bfloat16 .*got torch\.float32"):
+        load(saved)
 
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(saved):
@@ -212,14 +253,3 @@ def test_a_path_that_does_not_exist_is_told(tmp_path):
 def test_a_model_without_a_run_cannot_be_resumed(saved):
     with pytest.raises(ValueError, match=r"has no state\.json"):
         resume(saved)
-
-
-def test_from_preset_builds_a_pipeline_that_fits_together():
-    pipeline = from_preset("emoji32")
-    assert [prior.config.size for prior in pipeline.priors] == [(8, 8), (16, 16)]
-    assert pipeline.vqvae.config.level_sizes == ((8, 8), (16, 16))
-
-
-def test_an_unknown_preset_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="emoji32.*got 'emoji33'"):
-        from_preset("emoji33")

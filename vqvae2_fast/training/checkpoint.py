@@ -1,8 +1,10 @@
 """Checkpoints: folders of safetensors and JSON, renamed into place when complete.
 
-A checkpoint holds config.json (`kind`, `version`, `config`), model.safetensors and, while training,
-average.safetensors (the Polyak average), optimizer.safetensors and state.json. A pipeline is a
-folder of such folders. Nothing is ever unpickled. `load` gives a model to use, `resume` gives all.
+A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.safetensors and, while
+training, average.safetensors (the Polyak average), optimizer.safetensors and state.json. A pipeline
+is a folder of such folders. `dtype` is that of the floating-point numbers in model.safetensors:
+float32, or bfloat16 for half the size. Nothing is ever unpickled. `load` gives a model to use, in
+float32 whatever the file's dtype; `resume` gives all of a run.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names, preset
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -26,12 +29,11 @@ from vqvae2_fast.sampling.pipeline import Pipeline
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import torch
     from torch import Tensor, nn
 
 __all__ = [
-    "VERSION", "TrainingState", "checkpoint_folder", "class_names", "from_preset", "latest", "load",
-    "read_config", "remove_old", "resume", "save", "save_training", "step_folder",
+    "VERSION", "TrainingState", "checkpoint_folder", "class_names", "latest", "load",
+    "read_config", "read_json", "remove_old", "resume", "save", "save_training", "step_folder",
 ]  # fmt: skip
 
 # Raised when a reader of this file could no longer read what a newer one writes.
@@ -42,6 +44,7 @@ _MODELS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
 }
 _KINDS = (*_MODELS, "pipeline")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STEP_FOLDER = "step-"
 
 
@@ -56,17 +59,25 @@ class TrainingState:
 
 
 def save(
-    obj: nn.Module | Pipeline, path: str | os.PathLike[str], *, class_names: Sequence[str] = ()
+    obj: nn.Module | Pipeline,
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype = torch.float32,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Write a model or a pipeline as a folder at `path`, replacing a checkpoint already there.
 
     Args:
+        dtype: Of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8 bits of
+            precision and takes half the space; `load` makes float32 modules of either.
         class_names: Names of the labels, kept in config.json (`class_names` reads them back).
 
     Raises:
-        TypeError: If `obj` is none of VQVAE2, PixelSNAIL, Pipeline.
+        TypeError: If `obj` is none of VQVAE2, PixelSNAIL, Pipeline, or dtype is another one.
         ValueError: If `path` exists and is no checkpoint: only checkpoints are replaced.
     """
+    if dtype not in _DTYPES.values():
+        raise TypeError(f"save: expected dtype to be one of {tuple(_DTYPES)}, got {dtype}.")
     with _replacing(Path(path)) as folder:
         if isinstance(obj, Pipeline):
             _write_json(
@@ -74,11 +85,11 @@ def save(
                 {"kind": "pipeline", "version": VERSION, "class_names": list(class_names),
                  "config": {"levels": list(level_names(len(obj.priors)))}},
             )  # fmt: skip
-            _write_model(obj.vqvae, folder / "vqvae")
+            _write_model(obj.vqvae, folder / "vqvae", dtype=dtype)
             for name, prior in zip(level_names(len(obj.priors)), obj.priors, strict=True):
-                _write_model(prior, folder / f"prior_{name}")
+                _write_model(prior, folder / f"prior_{name}", dtype=dtype)
         else:
-            _write_model(obj, folder, class_names)
+            _write_model(obj, folder, class_names, dtype)
 
 
 def save_training(
@@ -119,7 +130,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> An
     weights = _read_tensors(folder / "model.safetensors")
     if (folder / "average.safetensors").exists():
         weights |= _read_tensors(folder / "average.safetensors")
-    _fill(model, weights, folder)
+    _fill(model, weights, folder, _DTYPES[header["dtype"]])
     return model.to(device).eval()
 
 
@@ -131,22 +142,16 @@ def resume(path: str | os.PathLike[str]) -> TrainingState:
             f"resume: {folder} has no state.json: it holds a model alone, and a run cannot go on "
             "from it. Name the folder of a run, or a checkpoint in its checkpoints folder."
         )
-    model = _build(read_config(folder), folder)
-    _fill(model, _read_tensors(folder / "model.safetensors"), folder)
+    header = read_config(folder)
+    model = _build(header, folder)
+    _fill(model, _read_tensors(folder / "model.safetensors"), folder, _DTYPES[header["dtype"]])
     average = folder / "average.safetensors"
     return TrainingState(
         model=model,
         average=_read_tensors(average) if average.exists() else None,
         optimizer=_read_tensors(folder / "optimizer.safetensors"),
-        state=_read_json(folder / "state.json"),
+        state=read_json(folder / "state.json"),
     )
-
-
-def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
-    """The untrained pipeline of a preset; the list of names is `preset_names()`."""
-    config = preset(name)
-    priors = [PixelSNAIL(prior).to(device).eval() for prior in config.priors]
-    return Pipeline(VQVAE2(config.vqvae).to(device).eval(), priors)
 
 
 def latest(run: str | os.PathLike[str]) -> Path | None:
@@ -193,8 +198,8 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked contents of config.json: `kind`, `version`, `config`."""
-    header = _read_json(folder / "config.json")
+    """The checked contents of config.json: `kind`, `version`, `config`, and a model's `dtype`."""
+    header = read_json(folder / "config.json")
     kind, version = header.get("kind"), header.get("version")
     if kind not in _KINDS:
         raise ValueError(f"load: {folder}: expected kind to be one of {_KINDS}, got {kind!r}.")
@@ -213,6 +218,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"load: {folder}: expected levels to be a list of names in config.json.")
     if not _is_strings(header.get("class_names", [])):
         raise ValueError(f"load: {folder}: expected class_names to be a list of names.")
+    if kind != "pipeline" and header.setdefault("dtype", "float32") not in tuple(_DTYPES):
+        raise ValueError(
+            f"load: {folder}: expected dtype to be one of {tuple(_DTYPES)}, got "
+            f"{header['dtype']!r}."
+        )
     return header
 
 
@@ -263,7 +273,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path, stored: torch.dtype) -> None:
+    """Copy weights, the floating-point ones of dtype `stored`, into the float32 model."""
     expected = model.state_dict()
     missing, unknown = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
     if missing or unknown:
@@ -272,25 +283,38 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
             f"{', '.join(missing[:4]) or 'none'}; unknown: {', '.join(unknown[:4]) or 'none'}."
         )
     for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape or weights[name].dtype != tensor.dtype:
+        dtype = stored if tensor.is_floating_point() else tensor.dtype
+        if weights[name].shape != tensor.shape or weights[name].dtype != dtype:
             raise ValueError(
-                f"load: {folder}: expected {name} to be {tensor.dtype} {list(tensor.shape)}, got "
+                f"load: {folder}: expected {name} to be {dtype} {list(tensor.shape)}, got "
                 f"{weights[name].dtype} {list(weights[name].shape)}."
             )
     model.load_state_dict(weights)
 
 
-def _write_model(model: nn.Module, folder: Path, class_names: Sequence[str] = ()) -> None:
+def _write_model(
+    model: nn.Module,
+    folder: Path,
+    class_names: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> None:
     kinds = {model_class: kind for kind, (model_class, _) in _MODELS.items()}
     if type(model) not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
-    header = {"kind": kinds[type(model)], "version": VERSION, "config": asdict(model.config)}
+    header = {
+        "kind": kinds[type(model)], "version": VERSION, "config": asdict(model.config),
+        "dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
     if class_names:
         header["class_names"] = list(class_names)
     _write_json(folder / "config.json", header)
-    _write_tensors(model.state_dict(), folder / "model.safetensors")
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    _write_tensors(weights, folder / "model.safetensors")
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -315,7 +339,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     _sync(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -319,9 +320,15 @@ def _write_model(
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     # clone: safetensors refuses tensors that share memory, and writes none but contiguous ones.
-    save_file(
-        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path
-    )
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(own, path)
+    except SafetensorError as error:
+        system = re.search(r"os error (\d+)", str(error))
+        if system is None:
+            raise
+        code = int(system[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
     _sync(path)
 
 

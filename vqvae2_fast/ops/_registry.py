@@ -76,11 +76,6 @@ class Operator:
             return "the compiled module was built without CUDA"
         return self.refusal(*args)
 
-    def owner_refuses(self, *args: Any) -> bool:
-        """Whether a call with these arguments runs on the reference."""
-        backend = self.owners.get(args[0].device.type)
-        return backend is None or self._why_reference(backend, args) is not None
-
     def owner(self, *args: Any) -> str:
         """Who computes a call with these arguments: see `vqvae2_fast.ops.owner`."""
         backend = self.owners.get(_device_type(args))

@@ -51,11 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vqvae2-fast: stopped; a run goes on with --resume.", file=sys.stderr)
         return 130
-    print(
-        json.dumps(result.values, indent=2, default=str)
-        if command.json
-        else "\n".join(result.lines)
-    )
+    if result.lines:  # under torchrun one process speaks for all
+        print(
+            json.dumps(result.values, indent=2, default=str)
+            if command.json
+            else "\n".join(result.lines)
+        )
     return 0
 
 

@@ -15,7 +15,6 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.evaluate import evaluation_lines
-from vqvae2_fast.commands.extract import extract_codes
 from vqvae2_fast.commands.sample import draw
 from vqvae2_fast.commands.train_prior import prior_config
 from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
@@ -27,7 +26,15 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training import Progress, prior_stage, save, train, vqvae_stage
+from vqvae2_fast.training import (
+    Progress,
+    Variants,
+    extract_codes,
+    prior_stage,
+    save,
+    train,
+    vqvae_stage,
+)
 from vqvae2_fast.training.presets import train_preset
 
 __all__ = ["Demo"]
@@ -90,13 +97,14 @@ class Demo(Command):
         }  # fmt: skip
         seconds["vqvae"] = time.monotonic() - start
 
-        mirrors = (False, True) if training.flip else (False,)
         codes = extract_codes(
-            vqvae, train_set, mirrors=mirrors, progress=progress, name="extract train"
-        )
-        held_out_codes = extract_codes(vqvae, held_out, progress=progress, name="extract held out")
-        codes.save(self.out / "codes" / "train")
-        held_out_codes.save(self.out / "codes" / "held_out")
+            vqvae, train_set, self.out / "codes" / "train", variants=Variants(flip=training.flip),
+            progress=progress, name="extract train",
+        ).in_memory()  # fmt: skip
+        held_out_codes = extract_codes(
+            vqvae, held_out, self.out / "codes" / "held_out", progress=progress,
+            name="extract held out",
+        ).in_memory()  # fmt: skip
 
         priors = []
         for level, name in enumerate(level_names(len(config.priors))):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
+from torch import distributed
 
 from vqvae2_fast.commands.common import (
     Command,
@@ -18,102 +20,110 @@ from vqvae2_fast.commands.common import (
     open_images,
     write_result,
 )
-from vqvae2_fast.data import CodeDataset, ImageFolder, ImageTensorDataset, in_order
+from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.metrics import codebook_use
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.training import Progress
-from vqvae2_fast.training.checkpoint import checkpoint_folder
+from vqvae2_fast.training.extraction import SHARD_RECORDS, Variants, extract_codes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from vqvae2_fast.models.vqvae2 import VQVAE2
+    from vqvae2_fast.data import Split
 
-__all__ = ["Extract", "extract_codes"]
+__all__ = ["Extract"]
 
-_BATCH = 128  # images
+_STEP = 4096  # records
 
 
 @dataclass(kw_only=True)
 class Extract(Command):
-    """Encode all images by a trained VQ-VAE; leaves code stores OUT/train and OUT/held_out."""
+    """Encode all images by a trained VQ-VAE; leaves code stores OUT/train and OUT/held_out.
+
+    Under torchrun the processes share the work. --flip and --copies add records to the training
+    store alone.
+    """
 
     vqvae: Path
-    """Folder of a VQ-VAE's run, or a checkpoint of one."""
+    """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    variants: Annotated[Variants, tyro.conf.arg(name="")] = field(default_factory=Variants)
     out: Path = Path("runs/codes")
     """Folder for the two stores."""
-    flip: bool = False
-    """Also encode the training images mirrored left to right, as further records."""
+    resume: bool = False
+    """Go on where extraction into --out was broken off."""
+    shard_records: int = SHARD_RECORDS
+    """Records that are saved together: what an interruption costs at most."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in this one."""
 
     def run(self) -> Result:
         device = self.prepare()
-        for split in ("train", "held_out"):
-            if (self.out / split / "manifest.json").exists():
-                raise ValueError(
-                    f"--out: {self.out / split} holds codes already; name another folder."
-                )
-        model = load_vqvae(self.vqvae, device)
-        digest = hashlib.sha256(
-            (checkpoint_folder(self.vqvae) / "model.safetensors").read_bytes()
-        ).hexdigest()
-        progress = self.progress()
-        values: dict[str, object] = {"codes": str(self.out), "checkpoint_sha256": digest}
-        lines = []
-        for split in ("train", "held_out"):
+        splits: tuple[Split, ...] = ("train", "held_out")
+        with _ranks() as (rank, world_size):
+            if not self.resume:
+                self._check_fresh(splits)
+            model = load_vqvae(self.vqvae, device)
             config = model.config
-            images = open_images(self.source, split, config.image_channels, config.image_size)
-            mirrors = (False, True) if self.flip and split == "train" else (False,)
-            codes = extract_codes(
-                model, images, mirrors=mirrors, checkpoint_hash=digest, progress=progress,
-                name=f"extract {split}",
-            )  # fmt: skip
-            codes.save(self.out / split)
+            progress = self.progress() if rank == 0 else Progress(quiet=True)
+            if world_size > 1:
+                distributed.barrier()  # nobody writes before all have seen that nothing was there
+            for split in splits:
+                images = open_images(self.source, split, config.image_channels, config.image_size)
+                extract_codes(
+                    model, images, self.out / split,
+                    variants=self.variants if split == "train" else Variants(),
+                    rank=rank, world_size=world_size, shard_records=self.shard_records,
+                    workers=self.workers, progress=progress, name=f"extract {split}",
+                )  # fmt: skip
+        if rank:
+            return Result({}, [])
+        return self._result({split: CodeStore(self.out / split) for split in splits})
+
+    def _check_fresh(self, splits: Sequence[Split]) -> None:
+        for split in splits:
+            if (self.out / split / MANIFEST).exists():
+                raise ValueError(
+                    f"--out: {self.out / split} holds codes already. Add --resume to go on with "
+                    "them, or name another folder."
+                )
+
+    def _result(self, stores: dict[Split, CodeStore]) -> Result:
+        values: dict[str, Any] = {"codes": str(self.out)}
+        lines = []
+        for split, store in stores.items():
             use = {
-                level: codebook_use(maps, config.num_embeddings)
-                for level, maps in zip(level_names(config.num_levels), codes.codes, strict=True)
+                level: codebook_use(
+                    (maps[number] for maps, _ in codes_in_order(store, _STEP)), store.num_embeddings
+                )
+                for number, level in enumerate(level_names(len(store.level_sizes)))
             }
+            values["checkpoint_hash"] = store.checkpoint_hash
             values[split] = {
-                "records": len(codes),
+                "records": len(store),
                 "codes_used": {level: used.used for level, used in use.items()},
                 "perplexity": {level: used.perplexity for level, used in use.items()},
             }
             shown = ", ".join(f"{level} {used.used}" for level, used in use.items())
             lines.append(
-                f"{split}: {len(codes)} records in {self.out / split}; codes used of "
-                f"{config.num_embeddings}: {shown}"
+                f"{split}: {len(store)} records in {self.out / split}; codes used of "
+                f"{store.num_embeddings}: {shown}"
             )
         write_result(self.out / "result.json", values)
         return Result(values, lines)
 
 
-@torch.no_grad()
-def extract_codes(
-    model: VQVAE2,
-    images: ImageTensorDataset | ImageFolder,
-    *,
-    mirrors: Sequence[bool] = (False,),
-    checkpoint_hash: str = "",
-    progress: Progress | None = None,
-    name: str = "extract",
-) -> CodeDataset:
-    """The code maps of a set, in its order; once for each entry of `mirrors`, True mirrored."""
-    device = next(model.parameters()).device
-    maps: list[list[torch.Tensor]] = []
-    labels = []
-    total = len(images) * len(mirrors)
-    with (progress or Progress(quiet=True)).task(name, total) as task:
-        done = 0
-        for mirrored in mirrors:
-            for batch, batch_labels in in_order(images, _BATCH):
-                batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-                maps.append(
-                    [codes.cpu() for codes in model.encode(batch.flip(-1) if mirrored else batch)]
-                )
-                labels.append(batch_labels)
-                done += len(batch)
-                task.update(done)
-    levels = [torch.cat(level) for level in zip(*maps, strict=True)]
-    return CodeDataset(
-        levels, model.config.num_embeddings, torch.cat(labels), images.class_names, checkpoint_hash
-    )
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """The rank of this process and their number, as torchrun says; all leave the block together."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 1
+        return
+    # The default of half an hour is how long one rank may wait for the slowest.
+    distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    try:
+        yield distributed.get_rank(), distributed.get_world_size()
+        distributed.barrier()
+    finally:
+        distributed.destroy_process_group()

@@ -6,6 +6,7 @@ from vqvae2_fast.data.batches import (
     ImageSource,
     batches,
     code_batches,
+    codes_in_order,
     in_order,
     shuffled_indices,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "check_matches",
     "code_batches",
     "codes_from_numpy",
+    "codes_in_order",
     "codes_to_numpy",
     "discard_damaged",
     "in_order",

@@ -19,7 +19,10 @@ from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CodeSource", "ImageSource", "batches", "code_batches", "in_order", "shuffled_indices"]
+__all__ = [
+    "CodeSource", "ImageSource", "batches", "code_batches", "codes_in_order", "in_order",
+    "shuffled_indices",
+]  # fmt: skip
 
 
 class ImageSource(Protocol):
@@ -134,6 +137,11 @@ def code_batches(
     """
     plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
     return (dataset.batch(indices) for _, indices in plan)
+
+
+def codes_in_order(dataset: CodeSource, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """All records once, in the set's order; the last batch is as short as it comes."""
+    return map(dataset.batch, torch.arange(len(dataset)).split(batch_size))
 
 
 def in_order(

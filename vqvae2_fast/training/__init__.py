@@ -2,15 +2,15 @@
 
 from vqvae2_fast.training.checkpoint import load, resume, save
 from vqvae2_fast.training.config import TrainConfig, learning_rate
+from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, Stage, TrainResult, train
 from vqvae2_fast.training.pretrained import from_preset, pretrained_folder, pretrained_names
 from vqvae2_fast.training.progress import Progress
 from vqvae2_fast.training.stage1 import vqvae_stage
-from vqvae2_fast.training.stage2 import held_out_batches, prior_stage
+from vqvae2_fast.training.stage2 import prior_stage
 
 __all__ = [
-    "DivergedError", "Progress", "Stage", "TrainConfig", "TrainResult", "from_preset",
-    "held_out_batches", "learning_rate", "load", "pretrained_folder",
-    "pretrained_names", "prior_stage", "resume", "save", "train",
-    "vqvae_stage",
+    "DivergedError", "Progress", "Stage", "TrainConfig", "TrainResult", "Variants", "extract_codes",
+    "from_preset", "learning_rate", "load", "pretrained_folder", "pretrained_names", "prior_stage",
+    "resume", "save", "train", "vqvae_stage",
 ]  # fmt: skip

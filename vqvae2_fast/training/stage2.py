@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.data import CodeDataset, code_batches
+from vqvae2_fast.data import CodeDataset, code_batches, codes_in_order
 from vqvae2_fast.metrics import prior_labels, prior_likelihood
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.training.config import TrainConfig
 
@@ -57,7 +55,7 @@ def prior_stage(
         return nats, {}
 
     def validate(prior: PixelSNAIL) -> dict[str, float]:
-        return asdict(prior_likelihood(prior, held_out_batches(held_out, config.batch_size), level))
+        return asdict(prior_likelihood(prior, codes_in_order(held_out, config.batch_size), level))
 
     return Stage(
         name=name,
@@ -92,11 +90,3 @@ def balanced(codes: CodeDataset, power: float) -> CodeDataset:
         [maps[rows] for maps in codes.codes], codes.num_embeddings, codes.labels[rows],
         codes.class_names, codes.checkpoint_hash,
     )  # fmt: skip
-
-
-def held_out_batches(
-    dataset: CodeDataset, batch_size: int
-) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """All records in order; the last batch is as short as it comes."""
-    for indices in torch.arange(len(dataset)).split(batch_size):
-        yield dataset.batch(indices)

@@ -40,7 +40,7 @@ __all__ = [
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-# Kernel -> architecture -> block sizes, num_warps, num_stages; written by benchmarks/tune_triton.py.
+# Kernel -> architecture -> block sizes, num_warps, num_stages.
 _CONFIGURATIONS = json.loads((Path(__file__).parent / "triton_configurations.json").read_text())
 
 

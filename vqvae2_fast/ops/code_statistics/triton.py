@@ -6,7 +6,7 @@ their order, so that results are the same bits in every run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -15,9 +15,11 @@ import triton.language as tl
 from vqvae2_fast.ops._triton import configuration, launch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["code_statistics_triton"]
+__all__ = ["code_statistics_triton", "examples"]
 
 
 @triton.jit
@@ -103,3 +105,10 @@ def code_statistics_triton(
         num_warps=1,
     )  # fmt: skip
     return counts, sums
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    indices = torch.arange(64) % 32
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        yield code_statistics_triton, (torch.ones(64, 64, dtype=dtype), indices, 32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -12,9 +12,11 @@ from vqvae2_fast.ops._triton import configuration, launch
 from vqvae2_fast.ops._triton_noise import random_words, uniform
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["dropout_mask_triton"]
+__all__ = ["dropout_mask_triton", "examples"]
 
 
 @triton.jit
@@ -51,3 +53,8 @@ def dropout_mask_triton(
         **config,
     )  # fmt: skip
     return mask
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    yield dropout_mask_triton, (torch.tensor(1), 4, 1024, 1024, 0.1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -11,9 +11,11 @@ import triton.language as tl
 from vqvae2_fast.ops._triton import configuration, launch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["ema_update_triton"]
+__all__ = ["ema_update_triton", "examples"]
 
 
 @triton.jit
@@ -62,3 +64,10 @@ def ema_update_triton(
         total, embed_avg, codebook, num_embeddings, dimension, float(decay), 1.0 - decay,
         float(epsilon), **config,
     )  # fmt: skip
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    size, rows = torch.ones(512), torch.ones(512, 64)
+    for dtype in (torch.int64, torch.float32):
+        yield ema_update_triton, (size.to(dtype), rows, size, rows, rows, 0.99, 1e-5)

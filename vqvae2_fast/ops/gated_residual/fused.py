@@ -50,10 +50,10 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     h, condition = ctx.saved_tensors
     needs_h, needs_x, needs_condition = ctx.needs_input_grad
     dh = BACKWARD(dout, h, condition) if needs_h or needs_condition else None
-    dcondition = dh
-    if needs_condition and condition.shape != h.shape:
-        dcondition = dh.sum((2, 3), keepdim=True)
-    return dh, dout if needs_x else None, dcondition if needs_condition else None
+    dcondition = dh if needs_condition else None
+    if dcondition is not None and condition.shape != h.shape:
+        dcondition = dcondition.sum((2, 3), keepdim=True)
+    return dh, dout if needs_x else None, dcondition
 
 
 torch.library.register_autograd(

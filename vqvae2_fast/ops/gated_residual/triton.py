@@ -5,6 +5,8 @@ B, C, H, W as in the operator; P = H·W. All strides are in elements.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import triton
 import triton.language as tl
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from vqvae2_fast.ops._triton import configuration, launch
 
-__all__ = ["gated_residual_backward_triton", "gated_residual_fused_triton"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["examples", "gated_residual_backward_triton", "gated_residual_fused_triton"]
 
 
 @triton.jit
@@ -136,3 +141,14 @@ def gated_residual_backward_triton(dout: Tensor, h: Tensor, condition: Tensor | 
         CHANNELS_LAST=_is_channels_last(flat_dh), **config,
     )  # fmt: skip
     return flat_dh if flat_dh is dh else dh.copy_(flat_dh)
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            h = torch.ones(2, 32, 8, 8, dtype=dtype).contiguous(memory_format=layout)
+            x = torch.ones(2, 16, 8, 8, dtype=dtype).contiguous(memory_format=layout)
+            for condition in (None, h):
+                yield gated_residual_fused_triton, (h, x, condition)
+                yield gated_residual_backward_triton, (x, h, condition)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -12,9 +12,11 @@ from vqvae2_fast.ops._triton import configuration, launch
 from vqvae2_fast.ops._triton_noise import fixed_log, random_words, uniform
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
-__all__ = ["gumbel_noise_triton"]
+__all__ = ["examples", "gumbel_noise_triton"]
 
 
 @triton.jit(do_not_specialize=["seed", "stream"])
@@ -48,7 +50,13 @@ def gumbel_noise_triton(
     entries = batch * length * 4 * triton.cdiv(num_embeddings, 4)
     launch(
         _gumbel_noise_kernel, (triton.cdiv(entries, config["BLOCK"]),), samples, positions, noise,
-        samples.stride(0), positions.stride(0), batch * length, length, num_embeddings, seed, stream,
-        enable_fp_fusion=False, **config,
+        samples.stride(0), positions.stride(0), batch * length, length, num_embeddings, seed,
+        stream, enable_fp_fusion=False, **config,
     )  # fmt: skip
     return noise
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    numbers = torch.arange(32)
+    yield gumbel_noise_triton, (numbers, numbers, 512, 1 << 40, 1)

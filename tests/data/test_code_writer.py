@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from vqvae2_fast.data import (
-    CodeDataset,
     CodeStore,
     CodeWriter,
     WriteProgress,
@@ -211,12 +210,17 @@ def test_another_set_or_model_is_refused_by_both_values(tmp_path, change, text) 
         ([torch.zeros(2, 2, 3).long()], None, ValueError, "expected maps of num_embeddings 300"),
         ([torch.zeros(2, 2, 3), torch.zeros(2, 4, 5)], None, TypeError, "integer codes"),
         ([torch.full((2, h, w), K) for h, w in SIZES], None, ValueError, r"in \[0, 300\)"),
+        ([torch.full((2, h, w), -1) for h, w in SIZES], None, ValueError, "from -1 to -1"),
+        ([torch.zeros(2, 6).long()], None, ValueError, r"codes\[0\] \[2, h, w\]"),
+        ([torch.zeros(2, 2, 3).long(), torch.zeros(3, 4, 5).long()], None, ValueError,
+         r"codes\[1\] \[2, h, w\] .* got \[3, 4, 5\]"),
+        ([], None, ValueError, "at least one level"),
         ([torch.zeros(2, h, w).long() for h, w in SIZES], torch.tensor([0, 3]), ValueError,
          r"labels must be -1 \(none\) or in \[0, 3\)"),
         ([torch.zeros(9, h, w).long() for h, w in SIZES], None, ValueError,
          "records 0 to 8 go beyond the source_records=8"),
     ],
-    ids=["levels", "float", "large", "label", "beyond"],
+    ids=["levels", "float", "large", "negative", "flat", "counts", "none", "label", "beyond"],
 )  # fmt: skip
 def test_bad_records_are_refused(tmp_path, codes, labels, error, text) -> None:
     with pytest.raises(error, match=text), writer(tmp_path, source_records=8) as out:
@@ -340,15 +344,6 @@ def test_damaged_shards_are_taken_out_and_written_again(tmp_path) -> None:
     write(tmp_path, 50, encode=lambda *r: asked.append(r) or encode(*r))
     assert asked == [(20, 40)]
     assert_holds(tmp_path, [(0, 50)])
-
-
-def test_a_store_of_a_dataset_is_complete(tmp_path) -> None:
-    maps, labels = records(0, 5)
-    CodeDataset(maps, K, labels, tuple("abc"), "h").save(tmp_path)
-    with writer(tmp_path, source_records=5) as out:
-        assert out.position == 5
-        with pytest.raises(ValueError, match="go beyond the source_records=5"):
-            out.add(*records(5, 6))
 
 
 def test_a_store_is_readable_by_others_who_share_the_disk(tmp_path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.commands.origin import check_origin
 from vqvae2_fast.data import ImageFolder, ImageTensorDataset, Split, load_emoji
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -106,6 +107,7 @@ class ModelOptions:
                 raise ValueError(
                     f"--priors: expected a prior at {path}, found a {type(prior).__name__}."
                 )
+            check_origin(path, vqvae)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
                 f"--priors: expected {vqvae.config.num_levels}, one a level of the VQ-VAE, coarse "

@@ -15,11 +15,12 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.evaluate import evaluation_lines
+from vqvae2_fast.commands.extract import use_of_codes
 from vqvae2_fast.commands.sample import draw
 from vqvae2_fast.commands.train_prior import prior_config
 from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
-from vqvae2_fast.data import in_order, load_emoji
-from vqvae2_fast.metrics import codebook_use, evaluate_pipeline
+from vqvae2_fast.data import CodeStore, in_order, load_emoji
+from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -100,11 +101,11 @@ class Demo(Command):
         codes = extract_codes(
             vqvae, train_set, self.out / "codes" / "train", variants=Variants(flip=training.flip),
             progress=progress, name="extract train",
-        ).in_memory()  # fmt: skip
+        )  # fmt: skip
         held_out_codes = extract_codes(
             vqvae, held_out, self.out / "codes" / "held_out", progress=progress,
             name="extract held out",
-        ).in_memory()  # fmt: skip
+        )  # fmt: skip
 
         priors = []
         for level, name in enumerate(level_names(len(config.priors))):
@@ -132,7 +133,7 @@ class Demo(Command):
             )
             task.update(1)
         samples, labels = self._samples(pipeline, len(classes), progress)
-        metrics = self._metrics(values, codes.codes, config.vqvae.num_embeddings)
+        metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
             vqvae, held_out, self.out / "reconstructions.png",
@@ -173,14 +174,9 @@ class Demo(Command):
         )  # fmt: skip
         return images, labels
 
-    def _metrics(
-        self, values: dict[str, Any], codes: list[Tensor], num_embeddings: int
-    ) -> dict[str, Any]:
+    def _metrics(self, values: dict[str, Any], codes: CodeStore) -> dict[str, Any]:
         """The held-out measures, the use of the codebooks in training, and the aims."""
-        training_use = {
-            name: asdict(codebook_use(maps.long(), num_embeddings))
-            for name, maps in zip(values["levels"], codes, strict=True)
-        }
+        training_use = {name: asdict(use) for name, use in use_of_codes(codes).items()}
         webp = values["webp"]["psnr"]
         targets = {
             "psnr >= 26 dB": values["reconstruction"]["psnr"] >= 26,

@@ -50,7 +50,7 @@ class Evaluate(Command):
                 pipeline.vqvae,
                 list(pipeline.priors),
                 images,
-                codes.in_memory(),
+                codes,
                 to_uint8(torch.cat(images)),
             )
         write_result(self.out / "metrics.json", values)

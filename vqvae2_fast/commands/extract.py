@@ -22,7 +22,7 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_manifest import MANIFEST
-from vqvae2_fast.metrics import codebook_use
+from vqvae2_fast.metrics import CodebookUse, codebook_use
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.training import Progress
 from vqvae2_fast.training.extraction import SHARD_RECORDS, Variants, extract_codes
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data import Split
 
-__all__ = ["Extract"]
+__all__ = ["Extract", "use_of_codes"]
 
 _STEP = 4096  # records
 
@@ -93,12 +93,7 @@ class Extract(Command):
         values: dict[str, Any] = {"codes": str(self.out)}
         lines = []
         for split, store in stores.items():
-            use = {
-                level: codebook_use(
-                    (maps[number] for maps, _ in codes_in_order(store, _STEP)), store.num_embeddings
-                )
-                for number, level in enumerate(level_names(len(store.level_sizes)))
-            }
+            use = use_of_codes(store)
             values["checkpoint_hash"] = store.checkpoint_hash
             values[split] = {
                 "records": len(store),
@@ -112,6 +107,16 @@ class Extract(Command):
             )
         write_result(self.out / "result.json", values)
         return Result(values, lines)
+
+
+def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
+    """How much of its codebook each level of a store uses, by the level's name."""
+    return {
+        level: codebook_use(
+            (maps[number] for maps, _ in codes_in_order(store, _STEP)), store.num_embeddings
+        )
+        for number, level in enumerate(level_names(len(store.level_sizes)))
+    }
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result
-from vqvae2_fast.data import CodeDataset
+from vqvae2_fast.data import CodeStore
 from vqvae2_fast.models.configs import preset, preset_names
 from vqvae2_fast.training.checkpoint import checkpoint_folder, load, read_config, resume
 
@@ -71,7 +71,7 @@ def _presets() -> Result:
 
 
 def _store(path: Path) -> Result:
-    codes = CodeDataset.load(path)
+    codes = CodeStore(path)
     values = {
         "kind": "code store", "records": len(codes), "num_embeddings": codes.num_embeddings,
         "level_sizes": codes.level_sizes, "class_names": codes.class_names,

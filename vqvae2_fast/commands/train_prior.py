@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.origin import check_same_origin, keep_origin
 from vqvae2_fast.commands.train_vqvae import check_fresh
-from vqvae2_fast.data import CodeDataset
+from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -52,8 +53,7 @@ class TrainPrior(Command):
         check_fresh(out, self.resume)
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
-        codes = CodeDataset.load(self.codes / "train")
-        held_out = CodeDataset.load(self.codes / "held_out")
+        codes, held_out = (_open_codes(self.codes / split) for split in ("train", "held_out"))
         levels = level_names(len(codes.level_sizes))
         if self.level not in levels:
             raise ValueError(
@@ -61,6 +61,9 @@ class TrainPrior(Command):
             )
         level = levels.index(self.level)
         config = prior_config(self.model, codes, level, conditional=not self.unconditional)
+        if self.resume:
+            check_same_origin(out, codes)
+        keep_origin(out, codes)
         torch.manual_seed(self.train.seed)
         stage = prior_stage(
             PixelSNAIL(config).to(device), codes, held_out, self.train, level=level,
@@ -71,7 +74,8 @@ class TrainPrior(Command):
             stage, self.train, out=out, resume=self.resume, progress=self.progress(),
             class_names=codes.class_names if config.num_classes else (),
         )  # fmt: skip
-        marginal = marginal_entropy(held_out.codes[level].long(), codes.num_embeddings)
+        maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
+        marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]
         plot_curves(
             out / "curves.png",
@@ -91,7 +95,7 @@ class TrainPrior(Command):
 
 
 def prior_config(
-    config: PixelSNAILConfig, codes: CodeDataset, level: int, *, conditional: bool = True
+    config: PixelSNAILConfig, codes: CodeStore, level: int, *, conditional: bool = True
 ) -> PixelSNAILConfig:
     """`config` with what follows from the codes: sizes, K and classes."""
     sizes = codes.level_sizes
@@ -100,3 +104,15 @@ def prior_config(
         num_embeddings=codes.num_embeddings,
         num_classes=len(codes.class_names) if conditional else 0,
     )  # fmt: skip
+
+
+def _open_codes(path: Path) -> CodeStore:
+    """A store to train on; raises ValueError if it is not whole."""
+    store = CodeStore(path)
+    missing = store.manifest.missing()
+    if missing:
+        raise ValueError(
+            f"--codes: {path} lacks {sum(stop - first for first, stop in missing)} of its "
+            f"{store.manifest.source_records} records; finish it: vqvae2-fast extract --resume ..."
+        )
+    return store

@@ -2,7 +2,6 @@
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.batches import (
-    CodeSource,
     ImageSource,
     batches,
     code_batches,
@@ -19,7 +18,6 @@ from vqvae2_fast.data.code_store import (
     verify,
 )
 from vqvae2_fast.data.code_writer import CodeWriter, WriteProgress, write_codes
-from vqvae2_fast.data.codes import CodeDataset
 from vqvae2_fast.data.emoji import EMOJI_CLASSES, load_emoji
 from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
@@ -31,8 +29,6 @@ from vqvae2_fast.data.web_dataset import load_web_dataset
 __all__ = [
     "EMOJI_CLASSES",
     "FASHION_MNIST_CLASSES",
-    "CodeDataset",
-    "CodeSource",
     "CodeStore",
     "CodeWriter",
     "HuggingFaceImages",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -276,36 +275,43 @@ def test_a_failing_sync_leaves_the_store_as_it_was(tmp_path, monkeypatch, call) 
     write(tmp_path / "other", 3)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a tmpfs needs root"
-)
-def test_a_full_disk_is_told_and_costs_one_shard(tmp_path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs here: {mounted.stderr.decode().strip()}")
-    try:
-        with pytest.raises(OSError, match="cannot write to .*No space left.* go on by") as caught:
-            write(disk / "s", 10_000, per_shard=300)
-        assert caught.value.errno == errno.ENOSPC
-        shards = CodeStore(disk / "s").manifest.shards
-        assert len(shards) >= 3
-        assert not any(report.problem for report in verify(disk / "s"))
-        assert parts(disk / "s") == []
-        shutil.copytree(disk / "s", tmp_path / "larger")
-        kept = len(CodeStore(tmp_path / "larger"))
-        asked = []
-        write(
-            tmp_path / "larger", 10_000, per_shard=300,
-            encode=lambda *r: asked.append(r) or encode(*r),
-        )  # fmt: skip
-        assert asked == [(kept, 10_000)]
-        assert len(CodeStore(tmp_path / "larger")) == 10_000
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def filling(small_disk, at: int, leave: int):
+    """An encoder before whose record `at` the disk is full but for so many bytes."""
+
+    def encode_filling(first: int, stop: int):
+        for start in range(first, stop, 4):
+            if start == at:
+                small_disk.fill(leave)
+            yield records(start, min(start + 4, stop))
+
+    return encode_filling
+
+
+def test_a_full_disk_is_told_and_costs_one_shard(small_disk) -> None:
+    folder, per_shard = small_disk.folder / "s", 2000  # 68 KB
+    encoder = filling(small_disk, at=2 * per_shard, leave=40_000)
+    with pytest.raises(OSError, match="cannot write to .*(space|large).* go on by") as caught:
+        write(folder, 7000, per_shard=per_shard, encode=encoder)
+    small_disk.clear()
+    assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+    assert len(CodeStore(folder)) == 2 * per_shard
+    assert not any(report.problem for report in verify(folder))
+    assert parts(folder) == []
+    asked = []
+    write(folder, 7000, per_shard=per_shard, encode=lambda *r: asked.append(r) or encode(*r))
+    assert asked == [(2 * per_shard, 7000)]
+    assert len(CodeStore(folder)) == 7000
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_the_old_one(small_disk) -> None:
+    folder = small_disk.folder / "s"
+    encoder = filling(small_disk, at=240, leave=4096)  # room for a shard of 4 records
+    with pytest.raises(OSError, match="cannot write to .*(space|large)"):
+        write(folder, 400, per_shard=4, encode=encoder)
+    small_disk.clear()
+    assert (folder / "manifest.json").stat().st_size > 4096
+    assert_holds(folder, [(0, 240)])
+    assert parts(folder) == []
 
 
 def test_unfinished_files_of_the_dead_are_removed_of_the_living_kept(tmp_path) -> None:

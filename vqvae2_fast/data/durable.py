@@ -7,6 +7,7 @@ the disk before anything that refers to it is written.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "aside",
     "create_part",
     "locked",
+    "new_folder",
+    "remove_dead_folders",
     "remove_dead_parts",
     "rename_synced",
     "renamed_into_place",
     "replace_file",
+    "replaced_folder",
     "sync_file",
     "sync_folder",
     "write_all",
@@ -91,6 +96,79 @@ def renamed_into_place(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder, beside `path`, that takes its place at the end of the block.
+
+    A rename cannot replace a folder that holds files, so an old one first steps aside, to
+    `aside(path)`: at every moment either it or the new one is whole on the disk.
+    """
+    with new_folder(path) as part:
+        yield part
+        sync_folder(part)
+        if path.exists():
+            shutil.rmtree(aside(path), ignore_errors=True)
+            os.rename(path, aside(path))
+        os.rename(part, path)
+    sync_folder(path.parent)
+    shutil.rmtree(aside(path), ignore_errors=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, locked while the block lasts, removed on an error.
+
+    What killed writers of the same path left is removed before.
+    """
+    remove_dead_folders(path.parent, f".{path.name}.*.part")
+    unlocked = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    part = unlocked.with_suffix(".part")
+    unlocked.mkdir()
+    descriptor = _lock_folder(unlocked)
+    # Only now does `remove_dead_folders` see it.
+    os.rename(unlocked, part)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_dead_folders(parent: Path, pattern: str) -> None:
+    """Removes unfinished folders of killed writers; nothing where folders cannot be locked."""
+    for part in parent.glob(pattern):
+        descriptor = _lock_folder(part)
+        if descriptor is not None:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed, or its process ends; None without."""
+    if sys.platform == "win32":
+        return None
+    import fcntl  # absent on Windows
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another holds it, or the file system has no locks of folders
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def aside(path: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return path.with_name(f".{path.name}.old")
 
 
 @contextmanager

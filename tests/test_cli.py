@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +68,10 @@ def error_of(capsys, arguments: list[str], code: int = 2) -> str:
 def test_training_leaves_checkpoints_log_pictures_and_a_result(place):
     run = place / "vqvae"
     names = {path.name for path in run.iterdir()}
-    assert names == {"checkpoints", "log.jsonl", "reconstructions.png", "curves.png", "result.json"}
+    assert names == {
+        ".lock", "best", "checkpoints", "log.jsonl", "reconstructions.png", "curves.png",
+        "result.json",
+    }  # fmt: skip
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps[-1] == 6
     assert json.loads((run / "result.json").read_text())["held_out"]["psnr"] > 0
@@ -104,6 +109,21 @@ def test_a_run_is_not_written_over(place, capsys):
     data = ["--data", str(place / "images")]
     arguments = ["train-vqvae", *data, *MODEL, *TRAIN, "--out", str(place / "vqvae")]
     assert "holds a run already. Add --resume" in error_of(capsys, arguments)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_with_its_exit_code(
+    place, tmp_path, capsys, monkeypatch, number, code
+):
+    monkeypatch.setattr(
+        "vqvae2_fast.training.loop.learning_rate",
+        lambda step, config: os.kill(os.getpid(), number) or 1e-3,
+    )
+    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
+    text = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")], code)
+    assert "stopped by signal" in text
+    assert "Go on with --resume" in text
+    assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
 
 
 def test_sample_draws_rows_of_the_named_class(place, tmp_path, capsys):

@@ -19,6 +19,7 @@ from vqvae2_fast.commands.sample import Sample
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.models.configs import level_names, preset
+from vqvae2_fast.training.interrupt import InterruptedRun
 from vqvae2_fast.training.presets import train_preset
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ _DESCRIPTION = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for a run that failed, 2 for a wrong request."""
+    """Run a command; returns the exit code: 0, 1 for a run that failed, 2 for a wrong request.
+
+    128 + its number after a signal: 130 for ctrl-C, 143 for SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
@@ -48,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
         return 1 if isinstance(error, RuntimeError) else 2
+    except InterruptedRun as stopped:
+        print(f"vqvae2-fast: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("vqvae2-fast: stopped; a run goes on with --resume.", file=sys.stderr)
         return 130

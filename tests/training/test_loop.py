@@ -24,7 +24,8 @@ from vqvae2_fast.training import (
     train,
     vqvae_stage,
 )
-from vqvae2_fast.training.checkpoint import latest, load
+from vqvae2_fast.training.checkpoint import load
+from vqvae2_fast.training.run_folder import latest
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,

@@ -11,6 +11,7 @@ import torch
 
 from vqvae2_fast.commands.origin import check_origin
 from vqvae2_fast.data import ImageFolder, ImageTensorDataset, Split, load_emoji
+from vqvae2_fast.data.durable import replace_file
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -181,6 +182,13 @@ def parse_labels(asked: Sequence[str], class_names: Sequence[str], num_classes: 
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:
-    """Write a command's result as JSON, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Write a command's result as JSON, making its folder; a result that was there is replaced.
+
+    Raises:
+        OSError: The disk is full, ...; the old result is then as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error

@@ -37,7 +37,8 @@ class TrainPrior(Command):
     out: Path | None = None
     """Folder of the run; runs/prior_LEVEL if none is named."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out."""
+    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
+    the newest whole one before it and how to go on from that."""
     unconditional: bool = False
     """Ignore the labels."""
     label_dropout: float = 0.1

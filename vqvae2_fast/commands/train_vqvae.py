@@ -34,7 +34,8 @@ class TrainVQVAE(Command):
     out: Path = Path("runs/vqvae")
     """Folder of the run."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out."""
+    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
+    the newest whole one before it and how to go on from that."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     model: VQVAE2Config = field(default_factory=VQVAE2Config)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.models.configs import preset, preset_names
-from vqvae2_fast.training.checkpoint import load, read_json
+from vqvae2_fast.training.checkpoint import load
+from vqvae2_fast.training.checkpoint_files import read_json
 
 if TYPE_CHECKING:
     import torch

@@ -73,6 +73,7 @@ def prior_stage(
         loss=loss,
         validate=validate,
         headline="bits_per_image",
+        lower_is_better=True,
     )
 
 

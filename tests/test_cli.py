@@ -218,7 +218,7 @@ def test_info_describes_a_code_store(place, capsys):
          "--priors: expected 2, one a level"),
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
-        (["train-vqvae", "--data", "nowhere"], "--data: expected `emoji` or a folder"),
+        (["train-vqvae", "--data", "nowhere"], "--data: expected a folder of images, emoji"),
         (["train-vqvae", "--preset", "emoji33"], "preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than image_size 32x32"),
         (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),

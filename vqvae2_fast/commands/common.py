@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vqvae2_fast.commands.origin import check_origin
-from vqvae2_fast.data import ImageFolder, ImageTensorDataset, Split, load_emoji
 from vqvae2_fast.data.durable import replace_file
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
-    "Command", "DataOptions", "ModelOptions", "Result", "load_vqvae", "open_images", "parse_labels",
-    "write_result",
+    "Command", "ModelOptions", "Result", "load_vqvae", "parse_labels", "write_result",
 ]  # fmt: skip
 
 
@@ -65,20 +63,6 @@ class Command:
 
 
 @dataclass
-class DataOptions:
-    """Where images come from."""
-
-    data: str = "emoji"
-    """`emoji` (embedded), or a folder of images: flat, or one subfolder a class."""
-    held_out_fraction: float = 0.1
-    """Share of a folder's images that is never trained on, chosen by their names."""
-    skip_corrupt: bool = False
-    """Leave out files of a folder that cannot be decoded, with a warning."""
-    convert_channels: bool = False
-    """Turn a folder's grey images to RGB or RGB ones to grey where the model wants the other."""
-
-
-@dataclass
 class ModelOptions:
     """Which models: a pipeline, or a VQ-VAE and its priors one by one."""
 
@@ -98,16 +82,14 @@ class ModelOptions:
             if not isinstance(pipeline, Pipeline):
                 raise ValueError(
                     f"--pipeline: expected a pipeline at {self.pipeline}, found a "
-                    f"{type(pipeline).__name__}; name it by --vqvae or --priors."
+                    f"{named(pipeline)}; name it by --vqvae or --priors."
                 )
             return pipeline, class_names(self.pipeline)
         vqvae = load_vqvae(self.vqvae, device)
         priors = [load(path, device) for path in self.priors]
         for path, prior in zip(self.priors, priors, strict=True):
             if not isinstance(prior, PixelSNAIL):
-                raise ValueError(
-                    f"--priors: expected a prior at {path}, found a {type(prior).__name__}."
-                )
+                raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
             check_origin(path, vqvae)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
@@ -136,28 +118,8 @@ def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     if isinstance(model, Pipeline):
         model = model.vqvae
     if not isinstance(model, VQVAE2):
-        raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {type(model).__name__}.")
+        raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {named(model)}.")
     return model
-
-
-def open_images(
-    options: DataOptions, split: Split, channels: int, size: tuple[int, int]
-) -> ImageTensorDataset | ImageFolder:
-    """The images of a split, in the channels and size (height, width) that a model takes."""
-    if options.data == "emoji":
-        if channels != 3 or size[0] != size[1]:
-            raise ValueError(
-                "--data emoji: these are square images of 3 channels, the model takes "
-                f"{channels} channels of {size[0]}x{size[1]}."
-            )
-        return load_emoji(split, size[0])
-    if not Path(options.data).exists():
-        raise ValueError(f"--data: expected `emoji` or a folder of images, got {options.data!r}.")
-    return ImageFolder(
-        options.data, size, image_channels=channels, split=split,
-        held_out_fraction=options.held_out_fraction, skip_corrupt=options.skip_corrupt,
-        convert_channels=options.convert_channels,
-    )  # fmt: skip
 
 
 def parse_labels(asked: Sequence[str], class_names: Sequence[str], num_classes: int) -> list[int]:
@@ -179,6 +141,12 @@ def parse_labels(asked: Sequence[str], class_names: Sequence[str], num_classes: 
             )
         labels += found
     return labels
+
+
+def named(model: object) -> str:
+    """What a loaded checkpoint is, in words."""
+    kinds = {VQVAE2: "VQ-VAE (stage 1)", PixelSNAIL: "prior (stage 2)", Pipeline: "pipeline"}
+    return kinds.get(type(model), type(model).__name__)
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:

@@ -12,12 +12,11 @@ import tyro
 
 from vqvae2_fast.commands.common import (
     Command,
-    DataOptions,
     ModelOptions,
     Result,
-    open_images,
     write_result,
 )
+from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.metrics import evaluate_pipeline
@@ -41,11 +40,14 @@ class Evaluate(Command):
 
     def run(self) -> Result:
         pipeline, _ = self.models.open(self.prepare())
+        progress = self.progress()
         config = pipeline.vqvae.config
-        dataset = open_images(self.source, "held_out", config.image_channels, config.image_size)
+        dataset = open_images(
+            self.source, "held_out", config.image_channels, config.image_size, progress
+        )
         images = [batch for batch, _ in in_order(dataset, 128)]
         with TemporaryDirectory() as folder:
-            codes = extract_codes(pipeline.vqvae, dataset, folder, progress=self.progress())
+            codes = extract_codes(pipeline.vqvae, dataset, folder, progress=progress)
             values, curve = evaluate_pipeline(
                 pipeline.vqvae,
                 list(pipeline.priors),

@@ -14,23 +14,31 @@ from torch import distributed
 
 from vqvae2_fast.commands.common import (
     Command,
-    DataOptions,
     Result,
     load_vqvae,
-    open_images,
     write_result,
 )
+from vqvae2_fast.commands.dry_run import plan_of_extraction
+from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.metrics import CodebookUse, codebook_use
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.training import Progress
-from vqvae2_fast.training.extraction import SHARD_RECORDS, Variants, extract_codes
+from vqvae2_fast.training.extraction import (
+    SHARD_RECORDS,
+    Variants,
+    extract_codes,
+    missing_records,
+)
+from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vqvae2_fast.data import Split
+    from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = ["Extract", "use_of_codes"]
 
@@ -53,6 +61,8 @@ class Extract(Command):
     """Folder for the two stores."""
     resume: bool = False
     """Go on where extraction into --out was broken off."""
+    dry_run: bool = False
+    """Open all, check the images against the model and print what would run; write nothing."""
     shard_records: int = SHARD_RECORDS
     """Records that are saved together: what an interruption costs at most."""
     workers: int = 0
@@ -67,19 +77,46 @@ class Extract(Command):
             model = load_vqvae(self.vqvae, device)
             config = model.config
             progress = self.progress() if rank == 0 else Progress(quiet=True)
+            if self.dry_run:
+                return self._plan(model, splits) if rank == 0 else Result({}, [])
             if world_size > 1:
                 distributed.barrier()  # nobody writes before all have seen that nothing was there
             for split in splits:
-                images = open_images(self.source, split, config.image_channels, config.image_size)
+                images = open_images(
+                    self.source, split, config.image_channels, config.image_size, progress
+                )
                 extract_codes(
                     model, images, self.out / split,
-                    variants=self.variants if split == "train" else Variants(),
+                    variants=self._variants(split),
                     rank=rank, world_size=world_size, shard_records=self.shard_records,
                     workers=self.workers, progress=progress, name=f"extract {split}",
                 )  # fmt: skip
         if rank:
             return Result({}, [])
         return self._result({split: CodeStore(self.out / split) for split in splits})
+
+    def _variants(self, split: Split) -> Variants:
+        return self.variants if split == "train" else Variants()
+
+    def _plan(self, model: VQVAE2, splits: Sequence[Split]) -> Result:
+        config = model.config
+        layout = CodeLayout(config.num_embeddings, config.level_sizes)
+        images: dict[str, int] = {}
+        records: dict[str, int] = {}
+        missing: dict[str, int] = {}
+        for split in splits:
+            source = open_images(
+                self.source, split, config.image_channels, config.image_size, write=False
+            )
+            check_images("extract", model, source, split)
+            images[split] = len(source)
+            records[split] = self._variants(split).count * len(source)
+            missing[split] = sum(
+                stop - first for first, stop in missing_records(self.out / split, records[split])
+            )
+        return plan_of_extraction(
+            model, layout, images=images, records=records, missing=missing, out=self.out
+        )
 
     def _check_fresh(self, splits: Sequence[Split]) -> None:
         for split in splits:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.dry_run import plan_of_training
 from vqvae2_fast.commands.origin import check_same_origin, keep_origin
 from vqvae2_fast.commands.train_vqvae import check_fresh
 from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -39,6 +41,8 @@ class TrainPrior(Command):
     resume: bool = False
     """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
     the newest whole one before it and how to go on from that."""
+    dry_run: bool = False
+    """Build all, check the codes against the model and print what would run; write nothing."""
     unconditional: bool = False
     """Ignore the labels."""
     label_dropout: float = 0.1
@@ -64,13 +68,20 @@ class TrainPrior(Command):
         config = prior_config(self.model, codes, level, conditional=not self.unconditional)
         if self.resume:
             check_same_origin(out, codes)
-        keep_origin(out, codes)
         torch.manual_seed(self.train.seed)
         stage = prior_stage(
             PixelSNAIL(config).to(device), codes, held_out, self.train, level=level,
             label_dropout=self.label_dropout, class_balance=self.class_balance,
             name=f"train prior {self.level}",
         )  # fmt: skip
+        if self.dry_run:
+            layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
+            return plan_of_training(
+                stage, self.train, items={"train": len(codes), "held_out": len(held_out)},
+                maps=layout.describe() + " (the last to be modelled)",
+                shape=f"codes of {config.num_classes or 'no'} classes", out=out, resume=self.resume,
+            )  # fmt: skip
+        keep_origin(out, codes)
         trained = train(
             stage, self.train, out=out, resume=self.resume, progress=self.progress(),
             class_names=codes.class_names if config.num_classes else (),

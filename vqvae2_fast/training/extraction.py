@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["SHARD_RECORDS", "Variants", "extract_codes"]
+__all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records"]
 
 SHARD_RECORDS = 4096
 _BATCH = 128  # images
@@ -121,11 +121,8 @@ def extract_codes(
     records = variants.count * len(images)
     _keep_settings(folder, {"variants": asdict(variants), "images": _fingerprint(images)})
     start, stop = share(records, rank, world_size)
-    done = stop - start
-    if (folder / MANIFEST).exists():
-        done -= sum(last - first for first, last in read_manifest(folder).missing(start, stop))
-    else:
-        done = 0
+    missing = sum(last - first for first, last in missing_records(folder, stop, start))
+    done = stop - start - missing
     with (progress or Progress(quiet=True)).task(name, stop - start, done) as task:
 
         def report(now: WriteProgress) -> None:
@@ -141,6 +138,13 @@ def extract_codes(
         )  # fmt: skip
         task.update(stop - start)
     return CodeStore(folder)
+
+
+def missing_records(path: Path, stop: int, start: int = 0) -> list[tuple[int, int]]:
+    """Ranges (first, stop) of records in [start, stop) that the store `path`, if any, lacks."""
+    if not (path / MANIFEST).exists():
+        return [(start, stop)]
+    return read_manifest(path).missing(start, stop)
 
 
 @torch.no_grad()

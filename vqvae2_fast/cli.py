@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk that is full or broken
 _DESCRIPTION = (
     "Train VQ-VAE-2 (https://arxiv.org/abs/1906.00446) and draw images from it. "
     "Begin with `vqvae2-fast demo`; `vqvae2-fast COMMAND --help` explains a command."
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
-        return 1 if isinstance(error, RuntimeError) else 2
+        failed = isinstance(error, RuntimeError) or getattr(error, "errno", None) in _MACHINE
+        return 1 if failed else 2
     except InterruptedRun as stopped:
         print(f"vqvae2-fast: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,12 +16,10 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import Progress, load
 from vqvae2_fast.training.checkpoint import class_names
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
-    "Command", "ModelOptions", "Result", "load_vqvae", "parse_labels", "write_result",
+    "Command", "ModelOptions", "Result", "load_vqvae", "write_result",
 ]  # fmt: skip
 
 
@@ -64,8 +62,10 @@ class Command:
 
 @dataclass
 class ModelOptions:
-    """Which models: a pipeline, or a VQ-VAE and its priors one by one."""
+    """Which models: a pretrained preset, a pipeline, or a VQ-VAE and its priors one by one."""
 
+    preset: str | None = None
+    """A pretrained pipeline that comes with the package, such as emoji32."""
     pipeline: Path | None = None
     """Folder of a pipeline, as `vqvae2-fast demo` leaves one."""
     vqvae: Path | None = None
@@ -75,16 +75,21 @@ class ModelOptions:
 
     def open(self, device: torch.device) -> tuple[Pipeline, tuple[str, ...]]:
         """The pipeline and the names of its classes."""
-        if (self.pipeline is None) == (self.vqvae is None):
-            raise ValueError("expected either --pipeline, or --vqvae with its --priors.")
-        if self.pipeline is not None:
-            pipeline = load(self.pipeline, device)
+        given = [value for value in (self.preset, self.pipeline, self.vqvae) if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "expected one of --preset, --pipeline, or --vqvae with its --priors, got "
+                f"{len(given)} of them."
+            )
+        if self.vqvae is None:
+            folder = self.pipeline or pretrained_folder(str(self.preset))
+            pipeline = load(folder, device)
             if not isinstance(pipeline, Pipeline):
                 raise ValueError(
-                    f"--pipeline: expected a pipeline at {self.pipeline}, found a "
+                    f"--pipeline: expected a pipeline at {folder}, found a "
                     f"{named(pipeline)}; name it by --vqvae or --priors."
                 )
-            return pipeline, class_names(self.pipeline)
+            return pipeline, class_names(folder)
         vqvae = load_vqvae(self.vqvae, device)
         priors = [load(path, device) for path in self.priors]
         for path, prior in zip(self.priors, priors, strict=True):
@@ -97,6 +102,11 @@ class ModelOptions:
                 f"to fine, got {len(priors)}."
             )
         return Pipeline(vqvae, priors), class_names(self.priors[0])
+
+    def recommended(self) -> dict[str, list[float]]:
+        """Settings of drawing that a pretrained pipeline's card recommends, by their name."""
+        card = {} if self.preset is None else pretrained_card(self.preset)
+        return dict(card.get("drawing", {}))
 
 
 @dataclass
@@ -120,27 +130,6 @@ def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     if not isinstance(model, VQVAE2):
         raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {named(model)}.")
     return model
-
-
-def parse_labels(asked: Sequence[str], class_names: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes from numbers or from beginnings of their names, whatever the case."""
-    labels = []
-    for text in asked:
-        if text.isdigit():
-            found = [int(text)] if int(text) < num_classes else []
-        else:
-            exact = [i for i, name in enumerate(class_names) if name.lower() == text.lower()]
-            found = exact or [
-                i for i, name in enumerate(class_names) if name.lower().startswith(text.lower())
-            ]
-        if len(found) != 1:
-            choice = ", ".join(class_names) or "none named"
-            raise ValueError(
-                f"--label: expected a number below {num_classes} or the beginning of one class "
-                f"name ({choice}), got {text!r}."
-            )
-        labels += found
-    return labels
 
 
 def named(model: object) -> str:

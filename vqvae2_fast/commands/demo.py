@@ -16,7 +16,6 @@ from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.evaluate import evaluation_lines
 from vqvae2_fast.commands.extract import use_of_codes
-from vqvae2_fast.commands.sample import draw
 from vqvae2_fast.commands.train_prior import prior_config
 from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
@@ -26,7 +25,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
-from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
 from vqvae2_fast.training import (
     Progress,
     Variants,
@@ -168,11 +167,14 @@ class Demo(Command):
         self, pipeline: Pipeline, num_classes: int, progress: Progress
     ) -> tuple[Tensor, list[int]]:
         labels = [label for label in range(num_classes) for _ in range(_SAMPLES_A_CLASS)]
-        images = draw(
-            pipeline, len(labels), labels, batch_size=len(labels), progress=progress,
-            seed=self.seed, temperature=_TEMPERATURE, guidance_scale=_GUIDANCE_SCALE,
-        )  # fmt: skip
-        return images, labels
+        device = next(pipeline.priors[0].parameters()).device
+        with progress.task("sample", 1) as task:
+            images = sample_images(
+                pipeline, len(labels), labels=torch.tensor(labels, device=device), seed=self.seed,
+                temperature=_TEMPERATURE, guidance_scale=_GUIDANCE_SCALE,
+            )  # fmt: skip
+            task.update(1)
+        return images.cpu(), labels
 
     def _metrics(self, values: dict[str, Any], codes: CodeStore) -> dict[str, Any]:
         """The held-out measures, the use of the codebooks in training, and the aims."""
@@ -201,8 +203,13 @@ class Demo(Command):
             f"report: {self.out / 'report.html'}",
             f"pictures: {self.out}/reconstructions.png, samples.png, curves.png, rate.png",
             f"metrics: {self.out / 'metrics.json'}",
-            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16",
+            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16 "
+            f"--temperature {_flags(_TEMPERATURE)} --guidance-scale {_flags(_GUIDANCE_SCALE)}",
         ]
+
+
+def _flags(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "aside",
     "create_part",
+    "lock_file",
     "locked",
     "new_folder",
     "remove_dead_folders",
@@ -179,7 +180,7 @@ def locked(folder: Path) -> Iterator[None]:
         RuntimeError: On Windows, which has no such locks.
     """
     with (folder / _LOCK).open("ab") as file:
-        _flock(file, wait=True)
+        lock_file(file, wait=True)
         yield
 
 
@@ -190,7 +191,7 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
     """
     part = folder / f".{name}.{uuid4().hex}.part"
     file = part.open("xb", buffering=0)
-    _flock(file, wait=True)
+    lock_file(file, wait=True)
     return file, part
 
 
@@ -200,17 +201,23 @@ def remove_dead_parts(folder: Path) -> None:
         if part.is_symlink() or not part.is_file():
             continue
         with part.open("rb") as file:
-            if _flock(file, wait=False):
+            if lock_file(file, wait=False):
                 part.unlink(missing_ok=True)
 
 
-def _flock(file: IO[bytes], *, wait: bool) -> bool:
+def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
+    """Locks a file until it is closed; whether it did, which without `wait` it may not.
+
+    Raises:
+        RuntimeError: On Windows, which has no such locks.
+    """
     if sys.platform == "win32":
-        raise RuntimeError("code store: writing needs file locks, which Windows lacks.")
+        raise RuntimeError("writing here needs file locks, which Windows lacks.")
     import fcntl  # absent on Windows
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

@@ -92,7 +92,8 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
             return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
 
         registers = field("vgpr_count")
-        spills = 4 * (field("vgpr_spill_count") + field("sgpr_spill_count"))
+        # Scratch memory; scalar registers that overflow into lanes of vectors stay on chip.
+        spills = field("private_segment_fixed_size")
         # Each of the four SIMDs of a compute unit has 512 registers a lane, in steps of 8.
         by_registers = 4 * min(8, 512 // max(8, -(-registers // 8) * 8)) // warps
     else:

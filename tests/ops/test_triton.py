@@ -13,6 +13,7 @@ import torch
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
 from vqvae2_fast.ops._registry import OPERATORS, TRITON_LAUNCHERS
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.interpreter import interpret_on_cpu
 
 if _triton.INTERPRETED:
@@ -88,3 +89,60 @@ def test_gate_takes_channels_last(condition):
     )
     assert torch.equal(actual, expected)
     assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+def assert_search_is_exact(z, codebook):
+    expected_indices, expected_sqdist = nearest_code_reference(z, codebook)
+    indices, sqdist = OPERATORS["nearest_code"](z, codebook)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(sqdist, expected_sqdist)
+
+
+@interpreted
+def test_codes_around_a_midpoint():
+    """Vectors within a few ulp of the midpoint of two codes: no screen can decide."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(64, 16, generator=generator)
+    pairs = torch.randint(64, (300, 2), generator=generator)
+    middle = codebook[pairs].double().mean(dim=1)  # [300, D]
+    nudge = torch.randint(-3, 4, middle.shape, generator=generator) * 2.0**-24
+    assert_search_is_exact((middle * (1 + nudge)).float(), codebook)
+
+
+@interpreted
+def test_midpoints_far_from_the_origin():
+    generator = torch.Generator().manual_seed(1)
+    codebook = torch.randn(50, 8, generator=generator) * 1e-3 + 100
+    pairs = torch.randint(50, (200, 2), generator=generator)
+    assert_search_is_exact(codebook[pairs].mean(dim=1), codebook)
+
+
+@interpreted
+def test_norms_over_the_whole_range():
+    generator = torch.Generator().manual_seed(2)
+    scale = 10.0 ** torch.randint(-38, 38, (90, 1), generator=generator)
+    z = torch.randn(90, 6, generator=generator) * scale
+    codebook = (torch.randn(60, 6, generator=generator) * scale[:60]).clamp(-3e38, 3e38)
+    assert_search_is_exact(z, codebook)
+
+
+@interpreted
+@pytest.mark.parametrize("counted", [True, False])
+def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
+    """Codes rounded to quarters: exact while the band knows of it, wrong when it does not."""
+    from vqvae2_fast.ops.nearest_code import triton as kernels
+
+    centre = kernels.centre_codebook
+
+    def coarse(codebook):
+        halves, half_norms, mean, facts = centre(codebook)
+        rounded = (halves * 4).round() / 4
+        if counted:
+            facts[2] += (halves - rounded).float().norm(dim=1).max()
+        return rounded, half_norms, mean, facts
+
+    monkeypatch.setattr(kernels, "centre_codebook", coarse)
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = torch.randn(64, 16, generator=generator), torch.randn(64, 16, generator=generator)
+    indices, _ = OPERATORS["nearest_code"](z, codebook)
+    assert torch.equal(indices, nearest_code_reference(z, codebook)[0]) == counted

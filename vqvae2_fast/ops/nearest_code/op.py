@@ -57,7 +57,7 @@ NEAREST_CODE = register(
     "(Tensor z, Tensor codebook) -> (Tensor indices, Tensor sqdist)",
     reference=nearest_code_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=refusal,
 )
 

@@ -29,7 +29,7 @@ VECTOR_QUANTIZE = register(
     "(Tensor z, Tensor codebook) -> (Tensor z_q, Tensor indices, Tensor commitment)",
     reference=vector_quantize_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=refusal,
 )
 

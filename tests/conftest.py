@@ -1,4 +1,4 @@
-"""A disk that gets full, for every test of what is written there."""
+"""A disk that gets full, for every test of what is written there; how long to fuzz."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+# For `--hypothesis-profile=thorough`.
+settings.register_profile("thorough", max_examples=10_000, suppress_health_check=list(HealthCheck))
 
 
 @dataclass

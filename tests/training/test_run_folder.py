@@ -16,7 +16,7 @@ from torch import nn
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.training import InterruptedRun, Progress, Stage, TrainConfig, load, train
-from vqvae2_fast.training.run_folder import best_record, better, latest, locked_run
+from vqvae2_fast.training.run_folder import best_record, better, latest, locked_run, remove_old
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +129,18 @@ def test_what_killed_writers_left_is_removed_and_what_a_living_one_writes_is_not
     train(stage([2, 1.5]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
     assert not dead.exists()
     assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
+
+
+def test_an_old_checkpoint_is_hidden_before_its_files_are_deleted(tmp_path, monkeypatch):
+    def killed(path, **_):
+        raise SystemExit(path)
+
+    cut([3, 1, 2], tmp_path, after=7)
+    monkeypatch.setattr("vqvae2_fast.data.durable.shutil.rmtree", killed)
+    with pytest.raises(SystemExit, match=r"/\.step-000000002\.\S*\.part"):
+        remove_old(tmp_path, keep=1)
+    names = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert names == ["step-000000004"]
 
 
 def test_a_run_is_not_begun_over_another(tmp_path):

@@ -26,6 +26,7 @@ __all__ = [
     "new_folder",
     "remove_dead_folders",
     "remove_dead_parts",
+    "remove_folder",
     "rename_synced",
     "renamed_into_place",
     "replace_file",
@@ -138,6 +139,13 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder; killed meanwhile it leaves all of it, or a rest that is hidden."""
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    os.rename(path, part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_dead_folders(parent: Path, pattern: str) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing",
+    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing", "short",
     "tensor_headers", "write_json", "write_sums", "write_tensors",
 ]  # fmt: skip
 
@@ -43,6 +43,12 @@ _CHUNK = 2**20
 
 class DamagedError(ValueError):
     """A file of a checkpoint is missing, cut off or altered."""
+
+
+def short(value: object) -> str:
+    """What a file holds, or an error about it, short enough for a message."""
+    text = str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -91,7 +97,9 @@ def _safetensors(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, OverflowError) as error:
-        raise DamagedError(f"load: {path} is damaged or no safetensors file: {error}.") from error
+        raise DamagedError(
+            f"load: {path} is damaged or no safetensors file: {short(error)}."
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -108,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"load: {path} is damaged or no JSON: {error}.") from error
+        raise DamagedError(f"load: {path} is damaged or no JSON: {short(error)}.") from error
     if not isinstance(value, dict):
         raise DamagedError(f"load: {path}: expected a JSON object, got {type(value).__name__}.")
     return value

@@ -18,6 +18,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training.checkpoint_files import (
     read_json,
     read_tensors,
+    short,
     tensor_headers,
     write_json,
     write_tensors,
@@ -78,10 +79,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     header = read_json(folder / "config.json")
     kind, version = header.get("kind"), header.get("version")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"load: {folder}: expected kind to be one of {KINDS}, got {short(kind)}.")
+        raise ValueError(
+            f"load: {folder}: expected kind to be one of {KINDS}, got {short(repr(kind))}."
+        )
     if type(version) is not int or version < 1:
         raise ValueError(
-            f"load: {folder}: expected version to be an integer >= 1, got {short(version)}."
+            f"load: {folder}: expected version to be an integer >= 1, got {short(repr(version))}."
         )
     if version > VERSION:
         raise ValueError(
@@ -97,7 +100,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     elif header.setdefault("dtype", "float32") not in tuple(DTYPES):
         raise ValueError(
             f"load: {folder}: expected dtype to be one of {tuple(DTYPES)}, got "
-            f"{short(header['dtype'])}."
+            f"{short(repr(header['dtype']))}."
         )
     return header
 
@@ -108,18 +111,12 @@ def _check_levels(levels: object, folder: Path) -> None:
     if levels not in known:
         raise ValueError(
             f"load: {folder}: expected levels to be names of levels, coarse to fine, such as "
-            f"{list(level_names(2))}, got {short(levels)}."
+            f"{list(level_names(2))}, got {short(repr(levels))}."
         )
 
 
 def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def short(value: object) -> str:
-    """What a file holds, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL:
@@ -171,7 +168,7 @@ def check_tensors(
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(short(name).strip("'") for name in names[:4]) or "none"
+    return ", ".join(short(name) for name in names[:4]) or "none"
 
 
 def _expected_tensors(
@@ -199,7 +196,7 @@ def _expected_tensors(
             return model_class(config).state_dict()
     except _MISFITS as error:
         raise ValueError(
-            f"load: {path.parent}: config.json does not describe a model: {short(str(error))}"
+            f"load: {path.parent}: config.json does not describe a model: {short(error)}"
         ) from error
 
 
@@ -210,7 +207,7 @@ def _config(
     for name, value in values.items():
         if name not in known:
             raise ValueError(
-                f"load: {folder}: {config_class.__name__} has no field {short(name)}; it has "
+                f"load: {folder}: {config_class.__name__} has no field {short(repr(name))}; it has "
                 f"{', '.join(known)}."
             )
         if not _is_a(value, known[name]):
@@ -218,13 +215,13 @@ def _config(
             expected = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ValueError(
                 f"load: {folder}: expected {name} of {config_class.__name__} to be "
-                f"{expected.removeprefix('typing.')}, got {short(value)}."
+                f"{expected.removeprefix('typing.')}, got {short(repr(value))}."
             )
     try:
         return config_class(**{name: _tuples(value) for name, value in values.items()})
     except _MISFITS as error:
         raise ValueError(
-            f"load: {folder}: config.json does not describe a model: {short(str(error))}"
+            f"load: {folder}: config.json does not describe a model: {short(error)}"
         ) from error
 
 

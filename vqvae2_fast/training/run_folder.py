@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.data.durable import aside, remove_dead_folders
+from vqvae2_fast.data.durable import aside, remove_dead_folders, remove_folder
 from vqvae2_fast.training.checkpoint_files import (
     DamagedError,
     check_sums,
@@ -51,7 +51,7 @@ def latest(run: str | os.PathLike[str]) -> Path | None:
 def remove_old(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of a run; best/ stays."""
     for folder in _checkpoints(run)[:-keep]:
-        shutil.rmtree(folder)
+        remove_folder(folder)
 
 
 @contextmanager
@@ -78,6 +78,8 @@ def locked_run(run: Path) -> Iterator[None]:
                 # Else the file system has no locks: it goes without.
         remove_dead_folders(run / _CHECKPOINTS, ".*.part")
         remove_dead_folders(run, f".{_BEST}.*.part")
+        if (run / _BEST).exists():
+            shutil.rmtree(aside(run / _BEST), ignore_errors=True)
         yield
 
 

@@ -115,11 +115,13 @@ class Result:
 
     Args:
         values: For machines, JSON-ready.
-        lines: For people.
+        lines: For people; none under torchrun in all processes but the first.
+        exit_code: Of the command line: 0, or 1 if what was looked for is not sound.
     """
 
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+    exit_code: int = 0
 
 
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from torch import distributed
 
 from vqvae2_fast.commands.common import (
     Command,
@@ -19,6 +15,7 @@ from vqvae2_fast.commands.common import (
     write_result,
 )
 from vqvae2_fast.commands.dry_run import plan_of_extraction
+from vqvae2_fast.commands.ranks import Ranks
 from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
@@ -35,7 +32,7 @@ from vqvae2_fast.training.extraction import (
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from vqvae2_fast.data import Split
     from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -69,31 +66,25 @@ class Extract(Command):
     """Processes that decode images; 0 decodes in this one."""
 
     def run(self) -> Result:
-        device = self.prepare()
+        ranks = Ranks.of_this_run()
+        model = load_vqvae(self.vqvae, ranks.device(self.prepare()))
+        config = model.config
         splits: tuple[Split, ...] = ("train", "held_out")
-        with _ranks() as (rank, world_size):
-            if not self.resume:
-                self._check_fresh(splits)
-            model = load_vqvae(self.vqvae, device)
-            config = model.config
-            progress = self.progress() if rank == 0 else Progress(quiet=True)
-            if self.dry_run:
-                return self._plan(model, splits) if rank == 0 else Result({}, [])
-            if world_size > 1:
-                distributed.barrier()  # nobody writes before all have seen that nothing was there
-            for split in splits:
-                images = open_images(
-                    self.source, split, config.image_channels, config.image_size, progress
-                )
-                extract_codes(
-                    model, images, self.out / split,
-                    variants=self._variants(split),
-                    rank=rank, world_size=world_size, shard_records=self.shard_records,
-                    workers=self.workers, progress=progress, name=f"extract {split}",
-                )  # fmt: skip
-        if rank:
-            return Result({}, [])
-        return self._result({split: CodeStore(self.out / split) for split in splits})
+        # Nobody writes before the first process has seen what was there.
+        ranks.told_by_first(lambda: None if self.resume else self._check_fresh(splits))
+        if self.dry_run:
+            return self._plan(model, splits) if ranks.rank == 0 else Result({}, [])
+        progress = Progress(quiet=self.quiet or ranks.rank > 0)
+        for split in splits:
+            images = open_images(
+                self.source, split, config.image_channels, config.image_size, progress
+            )
+            extract_codes(
+                model, images, self.out / split, variants=self._variants(split), rank=ranks.rank,
+                world_size=ranks.count, shard_records=self.shard_records, workers=self.workers,
+                progress=progress, name=f"extract {split}",
+            )  # fmt: skip
+        return self._result({split: CodeStore(self.out / split) for split in splits}, ranks)
 
     def _variants(self, split: Split) -> Variants:
         return self.variants if split == "train" else Variants()
@@ -126,7 +117,10 @@ class Extract(Command):
                     "them, or name another folder."
                 )
 
-    def _result(self, stores: dict[Split, CodeStore]) -> Result:
+    def _result(self, stores: dict[Split, CodeStore], ranks: Ranks) -> Result:
+        if not all(store.complete for store in stores.values()):
+            lines = ["this process is done, others are still encoding"] if ranks.rank == 0 else []
+            return Result({"codes": str(self.out)}, lines)
         values: dict[str, Any] = {"codes": str(self.out)}
         lines = []
         for split, store in stores.items():
@@ -143,7 +137,7 @@ class Extract(Command):
                 f"{store.num_embeddings}: {shown}"
             )
         write_result(self.out / "result.json", values)
-        return Result(values, lines)
+        return Result(values, lines if ranks.rank == 0 else [])
 
 
 def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
@@ -154,18 +148,3 @@ def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
         )
         for number, level in enumerate(level_names(len(store.level_sizes)))
     }
-
-
-@contextmanager
-def _ranks() -> Iterator[tuple[int, int]]:
-    """The rank of this process and their number, as torchrun says; all leave the block together."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0, 1
-        return
-    # The default of half an hour is how long one rank may wait for the slowest.
-    distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    try:
-        yield distributed.get_rank(), distributed.get_world_size()
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()

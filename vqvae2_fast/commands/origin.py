@@ -42,8 +42,8 @@ def check_same_origin(run: Path, codes: CodeStore) -> None:
 
 def check_origin(prior: Path, vqvae: VQVAE2) -> None:
     """Raises ValueError if a prior's run says that it models the codes of another VQ-VAE."""
-    # `prior` is the run's folder, or a checkpoint in RUN/checkpoints.
-    known = _origin(prior) or _origin(prior.parent.parent)
+    # `prior` is the run's folder, RUN/best or a checkpoint in RUN/checkpoints.
+    known = _origin(prior) or _origin(prior.parent) or _origin(prior.parent.parent)
     found = weights_hash(vqvae) if known else ""
     if known != found:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
 from vqvae2_fast.commands.origin import check_same_origin, keep_origin
-from vqvae2_fast.commands.train_vqvae import check_fresh
+from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.metrics import marginal_entropy
@@ -18,6 +18,7 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, prior_stage, train
+from vqvae2_fast.training.tensorboard import tensorboard_log
 
 __all__ = ["TrainPrior", "prior_config"]
 
@@ -41,6 +42,8 @@ class TrainPrior(Command):
     resume: bool = False
     """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
     the newest whole one before it and how to go on from that."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, into --out/tensorboard."""
     dry_run: bool = False
     """Build all, check the codes against the model and print what would run; write nothing."""
     unconditional: bool = False
@@ -56,6 +59,7 @@ class TrainPrior(Command):
         device = self.prepare()
         out = self.out or Path(f"runs/prior_{self.level}")
         check_fresh(out, self.resume)
+        check_stage(out, "pixelsnail")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes / split) for split in ("train", "held_out"))
@@ -82,10 +86,11 @@ class TrainPrior(Command):
                 shape=f"codes of {config.num_classes or 'no'} classes", out=out, resume=self.resume,
             )  # fmt: skip
         keep_origin(out, codes)
-        trained = train(
-            stage, self.train, out=out, resume=self.resume, progress=self.progress(),
-            class_names=codes.class_names if config.num_classes else (),
-        )  # fmt: skip
+        with tensorboard_log(out if self.tensorboard else None) as on_log:
+            trained = train(
+                stage, self.train, out=out, resume=self.resume, progress=self.progress(),
+                class_names=codes.class_names if config.num_classes else (), on_log=on_log,
+            )  # fmt: skip
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
         marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]

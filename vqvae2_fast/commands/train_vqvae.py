@@ -19,6 +19,9 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import reconstruction_grid
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
+from vqvae2_fast.training.checkpoint import read_config
+from vqvae2_fast.training.run_folder import latest
+from vqvae2_fast.training.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource
@@ -42,6 +45,8 @@ class TrainVQVAE(Command):
     resume: bool = False
     """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
     the newest whole one before it and how to go on from that."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, into --out/tensorboard."""
     dry_run: bool = False
     """Build all, check the data against the model and print what would run; write nothing."""
     flip: bool = False
@@ -52,6 +57,7 @@ class TrainVQVAE(Command):
     def run(self) -> Result:
         device = self.prepare()
         check_fresh(self.out, self.resume)
+        check_stage(self.out, "vqvae2")
         config = self.model
         progress = self.progress()
         splits: tuple[Split, ...] = ("train", "held_out")
@@ -72,10 +78,11 @@ class TrainVQVAE(Command):
                 maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
                 shape=f"images {list(train_set.image_shape)}", out=self.out, resume=self.resume,
             )  # fmt: skip
-        trained = train(
-            stage, self.train, out=self.out, resume=self.resume, progress=progress,
-            class_names=train_set.class_names,
-        )  # fmt: skip
+        with tensorboard_log(self.out if self.tensorboard else None) as on_log:
+            trained = train(
+                stage, self.train, out=self.out, resume=self.resume, progress=progress,
+                class_names=train_set.class_names, on_log=on_log,
+            )  # fmt: skip
         picture = picture_of_reconstructions(model, held_out, self.out / "reconstructions.png")
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
@@ -93,6 +100,17 @@ def check_fresh(out: Path, resume: bool) -> None:
         raise ValueError(
             f"--out: {out} holds a run already. Add --resume to go on with it, or name "
             "another folder."
+        )
+
+
+def check_stage(out: Path, kind: str) -> None:
+    """Raises ValueError if a run's folder holds one of the other stage."""
+    newest = latest(out)
+    if newest and (found := read_config(newest)["kind"]) != kind:
+        names = {"vqvae2": "a VQ-VAE (stage 1)", "pixelsnail": "a prior (stage 2)"}
+        raise ValueError(
+            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
+            "name another folder."
         )
 
 

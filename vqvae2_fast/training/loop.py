@@ -32,7 +32,7 @@ from vqvae2_fast.training.run_folder import (
 from vqvae2_fast.training.run_log import RunLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["DivergedError", "Stage", "TrainResult", "train"]
@@ -93,6 +93,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
+    on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
 ) -> TrainResult:
     """Train `stage.model` in place for `config.steps` steps; it ends with its averaged weights.
 
@@ -104,6 +105,7 @@ def train(
         resume: Go on from the latest checkpoint in `out`; without one, begin. A damaged one stops
             the run: the error names the newest whole one and how to go on from that.
         class_names: Names of the labels, kept in the checkpoints.
+        on_log: Called with the step and the figures of each line of log.jsonl that is written.
 
     Raises:
         DivergedError: If a loss or gradient is not finite; the checkpoints written before stay.
@@ -114,18 +116,19 @@ def train(
     """
     progress = progress or Progress()
     if out is None:
-        return _train(stage, config, None, False, progress, class_names, StopRequest())
+        return _train(stage, config, None, False, progress, class_names, on_log, StopRequest())
     if not resume and latest(out) is not None:
         raise ValueError(
             f"train: {out} holds a run already. Resume it, or name another output folder."
         )
     with locked_run(out), stop_requests() as stop:
-        return _train(stage, config, out, resume, progress, class_names, stop)
+        return _train(stage, config, out, resume, progress, class_names, on_log, stop)
 
 
 def _train(
     stage: Stage, config: TrainConfig, out: Path | None, resume: bool, progress: Progress,
-    class_names: Sequence[str], stop: StopRequest,
+    class_names: Sequence[str], on_log: Callable[[int, Mapping[str, float]], object],
+    stop: StopRequest,
 ) -> TrainResult:  # fmt: skip
     model = stage.model
     device = next(model.parameters()).device
@@ -140,7 +143,7 @@ def _train(
         _tidy(out, position, config)
     first_step = position.step
     batches = stage.batches(first_step * config.accumulate)
-    log = RunLog(out / "log.jsonl" if out else None, first_step)
+    log = RunLog(out / "log.jsonl" if out else None, first_step, on_log)
     finite = torch.ones((), dtype=torch.bool, device=device)
     start = time.monotonic()
 

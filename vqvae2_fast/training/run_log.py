@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vqvae2_fast.data.durable import replace_file, write_all
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 __all__ = ["RunLog"]
@@ -19,10 +20,16 @@ class RunLog:
 
     Args:
         path: A file whose lines up to `first_step` stay; those past it, or unreadable, are dropped.
+        on_log: Called with the step and the figures of each line that is written.
     """
 
-    def __init__(self, path: Path | None, first_step: int) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path | None,
+        first_step: int,
+        on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
+    ) -> None:
+        self._path, self._on_log = path, on_log
         self.lines: list[dict[str, Any]] = []
         self._latest: dict[str, float] = {}
         if path is None:
@@ -46,6 +53,7 @@ class RunLog:
             _append(self._path, (json.dumps(line) + "\n").encode())
         self.lines.append(line)
         self._latest |= values
+        self._on_log(step, values)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""

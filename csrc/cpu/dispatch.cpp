@@ -40,6 +40,8 @@ const Levels& levels() {
         }
       }
     }
+#elif defined(VQ_ARM64)
+    list.add(kNeonKernels);
 #endif
     return list;
   }();

@@ -54,6 +54,8 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+#elif defined(VQ_ARM64)
+extern const KernelTable kNeonKernels;
 #endif
 
 // The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. Throws std::runtime_error

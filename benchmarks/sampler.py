@@ -54,6 +54,12 @@ PRIORS = {
 }  # fmt: skip
 
 
+def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
+    maps = [torch.randint(config.num_embeddings, (batch, *size)) for size in config.condition_sizes]
+    noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"))
+    return DrawRequest(batch, maps, None, None, noise, DrawingRule())
+
+
 def seconds_of(function) -> float:
     start = time.perf_counter()
     function()
@@ -131,9 +137,7 @@ def main() -> None:
     for name, config in PRIORS.items():
         prior = vqvae2_fast.PixelSNAIL(config).eval()
         plan = plan_of(prior, interface_of(prior))
-        maps = [torch.randint(512, (batch, *size)) for size in config.condition_sizes]
-        noise = DrawNoise(batch, config.size[1], 512, torch.device("cpu"))
-        request = DrawRequest(batch, maps, None, None, noise, DrawingRule())
+        request = request_of(config, batch)
         draw_cpu_timed(plan, request, weights)  # packs the weights
         num_bytes = pixel_bytes(plan, weights)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []

@@ -40,7 +40,7 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
               const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
               int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
               float guidance, bool guided, Address codes, Address log_prob, Address logits,
-              int threads, const py::object& progress) {
+              Address profile, int threads, const py::object& progress) {
   sampler::Request request;
   request.batch = batch;
   request.guided = guided;
@@ -55,6 +55,7 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.codes = pointer<int64_t>(codes);
   request.log_prob = pointer<float>(log_prob);
   request.logits = pointer<float>(logits);
+  request.profile = pointer<float>(profile);
   request.threads = threads;
   if (request.maps.size() != plan.condition.maps.size() ||
       (plan.num_classes > 0) != (labels != 0) || !codes || threads < 1) {
@@ -90,6 +91,8 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
 
 void define_sampler(py::module_& m) {
   m.attr("SAMPLER_PANEL") = sampler::kPanel;
+  m.attr("SAMPLER_STAGES") =
+      std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
   py::class_<sampler::Plan>(m, "SamplerPlan")
       .def(py::init(&make_plan), py::arg("integers"), py::arg("tensors"))
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
@@ -97,5 +100,5 @@ void define_sampler(py::module_& m) {
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
            py::arg("guidance"), py::arg("guided"), py::arg("codes"), py::arg("log_prob"),
-           py::arg("logits"), py::arg("threads"), py::arg("progress"));
+           py::arg("logits"), py::arg("profile"), py::arg("threads"), py::arg("progress"));
 }

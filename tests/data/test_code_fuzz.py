@@ -14,8 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vqvae2_fast.data import CodeStore, verify
-from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.data import CodeDataset, CodeStore, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +65,7 @@ changes = st.lists(
 def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "s"
     codes = [torch.arange(60).view(10, 2, 3), torch.arange(120).view(10, 3, 4)]
-    CodeSet(codes, 120, torch.arange(10) % 2, ("a", "b")).write(folder, shard_bytes=5 * 21)
+    CodeDataset(codes, 120, torch.arange(10) % 2, ("a", "b")).save(folder, shard_bytes=5 * 21)
     (folder / "sub").mkdir()
     (folder / "link").symlink_to("/etc/passwd")
     return folder

@@ -23,7 +23,8 @@ void attention_heads(State& state, int thread, int64_t block, int64_t position) 
     } else {
       state.kernels.attend({state.query.data() + n * attention.query_weight.outputs() + head * dim,
                             keys, values, position, dim, value_width,
-                            state.scores.data() + thread * scores_size, out});
+                            state.scores.data() + thread * scores_size, out,
+                            keys + state.key_stride()});
     }
     state.kernels.elu(out, out, value_width);
     memcpy(

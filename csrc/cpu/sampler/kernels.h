@@ -32,6 +32,8 @@ struct Product {
   // c + g * c_group_stride + r * c_stride: panels * kPanel values.
   float* c;
   int64_t c_group_stride, c_stride;
+  // The weights are not read again soon: they should not push others out of the caches.
+  bool once = false;
 };
 
 struct AttentionHead {
@@ -40,9 +42,10 @@ struct AttentionHead {
   const float* values;  // [positions, value_stride]
   int64_t positions;    // at least 1
   int64_t dim;
-  int64_t value_stride;  // dim rounded up to kHalfPanel
-  float* scores;         // scratch, positions rounded up to kPanel
-  float* out;            // [value_stride]
+  int64_t value_stride;    // dim rounded up to kHalfPanel
+  float* scores;           // scratch, positions rounded up to kPanel
+  float* out;              // [value_stride]
+  const float* next_keys;  // asked for ahead: what the thread reads after this
 };
 
 struct Kernels {

@@ -13,19 +13,25 @@ namespace {
 class Pixel {
  public:
   Pixel(State& state, int thread, int64_t i)
-      : s(state), plan(state.plan), kernels(state.kernels), thread(thread), i(i) {}
+      : s(state),
+        plan(state.plan),
+        kernels(state.kernels),
+        thread(thread),
+        i(i),
+        clock(state.request.profile, thread, state.team.size()) {}
 
   void draw_row() {
     const bool side_by_side = !plan.taps.reads_itself();
     for (j = 0; j < plan.width; ++j) {
       // Without a tap at its own position no convolution depends on the code before, or on another
       // layer at this position: they all go while the code before is being drawn.
+      clock.start(i * plan.width + j);
       if (side_by_side) convolve_side_by_side();
-      s.team.barrier();
+      meet(Stage::kConvolutions);
       const Range channels = s.of_channels[thread];
       add_stem(channels);
       begin_block(0, channels);
-      s.team.barrier();
+      meet(Stage::kStem);
       for (int64_t block = 0; block < plan.num_blocks; ++block) {
         if (!side_by_side) convolve_in_turn(block);
         if (plan.attention.num_heads > 0) {
@@ -36,11 +42,19 @@ class Pixel {
       }
       finish();
       draw_codes();
+      clock.worked(Stage::kDraw);
     }
     s.team.barrier();
   }
 
  private:
+  // All threads' work of a stage is done, and seen by all.
+  void meet(Stage stage) {
+    clock.worked(stage);
+    s.team.barrier();
+    clock.met(stage);
+  }
+
   // c = bias + a times the thread's panels of matrix n.
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c) {
@@ -50,34 +64,40 @@ class Pixel {
                      0, 0, c + panels.begin * kPanel, 0, m.outputs()});
   }
 
-  // Adds the current taps of one convolution. The tap at -d needs nothing that is nearer than d
+  // Adds one current tap of one convolution. The tap at -d needs nothing that is nearer than d
   // columns, so its weights serve d columns each time they are read.
-  void add_taps(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
-                Range panels) {
+  void add_tap(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
+               int64_t tap, Range panels) {
     if (panels.size() <= 0) return;
     const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
+    const int64_t offset = plan.taps.first_current + tap;
+    int64_t columns = 1;
+    if (offset < 0) {
+      if (j % -offset != 0 || j == 0) return;  // done before, or left of the map: zeros
+      columns = plan.width - j < -offset ? plan.width - j : -offset;
+    }
+    const int64_t matrix = layer * plan.taps.num_current + tap;
+    const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
+                                                      channels * convolutions.words;
+    float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
+    const float* a = ring.at(layer, 0, i, j + offset);
+    const int64_t sample_stride = plan.width * outputs;
+    if (s.rows == 1) {  // columns as rows: one tile
+      kernels.product({a, 0, channels, 1, columns, weights, convolutions.words,
+                       channels * convolutions.words, panels.size(), channels, c, 0, outputs, c, 0,
+                       outputs, offset < -1});
+    } else {
+      kernels.product({a, channels, ring.sample_stride(), columns, s.rows, weights,
+                       convolutions.words, channels * convolutions.words, panels.size(), channels,
+                       c, outputs, sample_stride, c, outputs, sample_stride, offset < -1});
+    }
+  }
+
+  // All current taps of one convolution.
+  void add_taps(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
+                Range panels) {
     for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
-      const int64_t offset = plan.taps.first_current + tap;
-      int64_t columns = 1;
-      if (offset < 0) {
-        if (j % -offset != 0 || j == 0) continue;  // done before, or left of the map: zeros
-        columns = plan.width - j < -offset ? plan.width - j : -offset;
-      }
-      const int64_t matrix = layer * plan.taps.num_current + tap;
-      const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
-                                                        channels * convolutions.words;
-      float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
-      const float* a = ring.at(layer, 0, i, j + offset);
-      const int64_t sample_stride = plan.width * outputs;
-      if (s.rows == 1) {  // columns as rows: one tile
-        kernels.product({a, 0, channels, 1, columns, weights, convolutions.words,
-                         channels * convolutions.words, panels.size(), channels, c, 0, outputs, c,
-                         0, outputs});
-      } else {
-        kernels.product({a, channels, ring.sample_stride(), columns, s.rows, weights,
-                         convolutions.words, channels * convolutions.words, panels.size(), channels,
-                         c, outputs, sample_stride, c, outputs, sample_stride});
-      }
+      add_tap(convolutions, ring, out, layer, tap, panels);
     }
   }
 
@@ -85,20 +105,34 @@ class Pixel {
     return out.data() + ((layer * s.rows + n) * plan.width + j) * convolutions.outputs();
   }
 
-  void convolve_first(int64_t layer, Range panels) {
-    add_taps(plan.conv1, s.ring1, s.out1.data(), layer, panels);
+  void activate_first(int64_t layer, Range panels) {
+    const int64_t begin = panels.begin * kPanel;
     for (int64_t n = 0; n < s.rows; ++n) {
-      const int64_t begin = panels.begin * kPanel;
       kernels.elu(output_at(s.out1, plan.conv1, layer, n) + begin,
                   s.ring2.at(layer, n, i, j) + begin, panels.size() * kPanel);
     }
   }
 
   void convolve_side_by_side() {
+    const int64_t last = plan.taps.num_current - 1;
+    // Taps that serve several columns first, of all layers: what is read at every position then
+    // comes round sooner, from the last-level cache if that holds it.
+    for (int64_t tap = 0; tap < last; ++tap) {
+      for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
+        add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap,
+                s.of_convolutions[2 * layer][thread]);
+        add_tap(plan.conv2, s.ring2, s.out2.data(), layer, tap,
+                s.of_convolutions[2 * layer + 1][thread]);
+      }
+    }
     for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
-      convolve_first(layer, s.of_convolutions[2 * layer][thread]);
+      const Range panels1 = s.of_convolutions[2 * layer][thread];
       const Range panels = s.of_convolutions[2 * layer + 1][thread];
-      add_taps(plan.conv2, s.ring2, s.out2.data(), layer, panels);
+      if (last >= 0) {
+        add_tap(plan.conv1, s.ring1, s.out1.data(), layer, last, panels1);
+        add_tap(plan.conv2, s.ring2, s.out2.data(), layer, last, panels);
+      }
+      activate_first(layer, panels1);
       for (int64_t n = 0; n < s.rows; ++n) {
         kernels.gate(
             output_at(s.out2, plan.conv2, layer, n) + panels.begin * kPanel, panels.size(), nullptr,
@@ -112,8 +146,9 @@ class Pixel {
   void convolve_in_turn(int64_t block) {
     const int64_t first = block * plan.layers_per_block, end = first + plan.layers_per_block;
     for (int64_t layer = first; layer < end; ++layer) {
-      convolve_first(layer, s.of_conv1[0][thread]);
-      s.team.barrier();
+      add_taps(plan.conv1, s.ring1, s.out1.data(), layer, s.of_conv1[0][thread]);
+      activate_first(layer, s.of_conv1[0][thread]);
+      meet(Stage::kConvolutions);
       const Range panels = s.of_conv2[0][thread];
       const int64_t begin = panels.begin * kHalfPanel;
       add_taps(plan.conv2, s.ring2, s.out2.data(), layer, panels);
@@ -124,7 +159,7 @@ class Pixel {
                      y, y, next);
       }
       if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
-      s.team.barrier();
+      meet(Stage::kConvolutions);
     }
   }
 
@@ -213,7 +248,7 @@ class Pixel {
     multiply(plan.merge, block, panels, s.merged[block % 2].data(), plan.channels + kPanel,
              s.x.data());
     end_block(block, {panels.begin * kPanel, panels.end * kPanel});
-    s.team.barrier();
+    meet(Stage::kMerge);
   }
 
   // ELU of c in the thread's panels, in place.
@@ -245,7 +280,7 @@ class Pixel {
     multiply(a.query.first, block, query1, s.joined_activated.data() + channels, joined,
              s.query_inner.data());
     activate(a.query.first, query1, s.query_inner.data());
-    s.team.barrier();
+    meet(Stage::kFirst);
 
     const Range key2 = s.of_second[0][thread], query2 = s.of_second[1][thread];
     multiply(a.key.second, block, key2, s.key_inner.data(), a.key.first.outputs(),
@@ -256,27 +291,27 @@ class Pixel {
              s.query_gates.data());
     gate(a.query.second, query2, s.query_gates.data(), s.joined.data() + channels, joined,
          s.query_features.data(), nullptr);
-    s.team.barrier();
+    meet(Stage::kSecond);
 
     multiply(a.query_weight, block, s.of_third[0][thread], s.query_features.data(),
              a.query.second.outputs() / 2, s.query.data());
     multiply(a.key_value_weight, block, s.of_third[1][thread], s.key_features.data(),
              a.key.second.outputs() / 2, s.key_value.data());
-    s.team.barrier();
+    meet(Stage::kWeights);
 
     attention_heads(s, thread, block, i * plan.width + j);
-    s.team.barrier();
+    meet(Stage::kHeads);
 
     const Range out1 = s.of_out_first[0][thread], out2 = s.of_out_second[0][thread];
     multiply(a.out.first, block, out1, s.out_inputs.data(), a.out.first.inputs, s.out_inner.data());
     activate(a.out.first, out1, s.out_inner.data());
-    s.team.barrier();
+    meet(Stage::kOutFirst);
 
     multiply(a.out.second, block, out2, s.out_inner.data(), a.out.first.outputs(),
              s.out_gates.data());
     gate(a.out.second, out2, s.out_gates.data(), s.y.data(), channels, s.x.data(), nullptr);
     end_block(block, {out2.begin * kHalfPanel, out2.end * kHalfPanel});
-    s.team.barrier();
+    meet(Stage::kOutSecond);
   }
 
   void finish() {
@@ -285,16 +320,16 @@ class Pixel {
       const Range first = s.of_output_first[0][thread], second = s.of_output_second[0][thread];
       multiply(layers.first, n, first, s.activated.data(), plan.channels, s.out_inner.data());
       activate(layers.first, first, s.out_inner.data());
-      s.team.barrier();
+      meet(Stage::kOutput);
       multiply(layers.second, n, second, s.out_inner.data(), layers.first.outputs(),
                s.out_gates.data());
       gate(layers.second, second, s.out_gates.data(), s.x.data(), plan.channels, s.x.data(),
            s.activated.data());
-      s.team.barrier();
+      meet(Stage::kOutput);
     }
     multiply(plan.head, 0, s.of_head[0][thread], s.activated.data(), plan.channels,
              s.logits.data());
-    s.team.barrier();
+    meet(Stage::kHead);
   }
 
   void draw_codes() {
@@ -325,6 +360,7 @@ class Pixel {
   const int thread;
   const int64_t i;
   int64_t j = 0;
+  StageClock clock;
 };
 
 }  // namespace

@@ -72,6 +72,8 @@ inline float largest_of(const float* x, int64_t count) {
 // Positions whose values are summed apart: a sum over positions is a chain, and one head may be a
 // single vector wide.
 constexpr int64_t kChains = 4;
+// How far ahead of their use values are asked for, in floats.
+constexpr int64_t kValuesAhead = 1024;
 
 inline void attend(const AttentionHead& head) {
   const int64_t chunks = (head.positions + kPanel - 1) / kPanel;
@@ -87,14 +89,17 @@ inline void attend(const AttentionHead& head) {
   const Vec scale = Vec::broadcast(1.0f / sum_of(weights, chunks * kPanel));
 
   const int64_t stride = head.value_stride;
+  const int64_t ahead = head.next_keys - head.values;
   for (int64_t i = 0; i < stride; i += Vec::kLanes) {
     Vec sums[kChains];
     for (int64_t s = 0; s < kChains; ++s) sums[s] = Vec::broadcast(0.0f);
     int64_t p = 0;
     for (; p + kChains <= head.positions; p += kChains) {
       for (int64_t s = 0; s < kChains; ++s) {
-        sums[s] = sums[s].add_product_fused(Vec::broadcast(weights[p + s]),
-                                            Vec::load(head.values + (p + s) * stride + i));
+        const float* value = head.values + (p + s) * stride + i;
+        __builtin_prefetch(value + kValuesAhead);
+        __builtin_prefetch(value + ahead);
+        sums[s] = sums[s].add_product_fused(Vec::broadcast(weights[p + s]), Vec::load(value));
       }
     }
     for (int64_t s = 0; p < head.positions; ++p, ++s) {

@@ -23,8 +23,9 @@ constexpr int kPanelVecs = static_cast<int>(kPanel) / Vec::kLanes;
 constexpr int kFewVecs = kPanelVecs < 4 ? kPanelVecs : 4;
 // Panels side by side with few rows: 8 accumulators a row with 32 registers, else 4.
 constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
-// How far ahead of its use a line of weights is asked for, in panels' rows of float32 (128 bytes).
-constexpr int64_t kPrefetch = 16;
+// How far ahead of its use a line of weights is asked for with few rows, in floats of all panels
+// side by side: 8 KiB are under way.
+constexpr int64_t kPrefetch = 2048;
 // Floats of a cache line.
 constexpr int kLine = 16;
 
@@ -46,8 +47,9 @@ constexpr int64_t column(int v) {
   return WORDS == kPanel ? v * Vec::kLanes : v / 2 * Vec::kLanes + v % 2 * kHalfPanel;
 }
 
-// c = initial + a times weights, for at most kInputBlock inputs.
-template <int WORDS, int ROWS, int PANELS, int VECS>
+// c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
+// __builtin_prefetch: 0 for weights that are not to stay in the caches.
+template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
                          int64_t initial_stride, float* c, int64_t c_stride) {
@@ -66,7 +68,7 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
       load_weights<WORDS, VECS>(words, w + panel * VECS);
       if (ROWS <= kFewRows) {
         for (int line = 0; line < WORDS; line += kLine) {
-          __builtin_prefetch(words + line + kPrefetch * kPanel);
+          __builtin_prefetch(words + line + kPrefetch / PANELS, 0, HINT);
         }
       }
     }
@@ -89,23 +91,23 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 }
 
 // product_tile with `rows` known at run time, 1..ROWS.
-template <int WORDS, int ROWS, int PANELS, int VECS>
+template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
                             int64_t panel_stride, int64_t inputs, const float* initial,
                             int64_t initial_stride, float* c, int64_t c_stride) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<WORDS, ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride,
-                                                     inputs, initial, initial_stride, c, c_stride);
+      product_tile_of<HINT, WORDS, ROWS - 1, PANELS, VECS>(
+          rows, a, a_stride, weights, panel_stride, inputs, initial, initial_stride, c, c_stride);
       return;
     }
   }
-  product_tile<WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
-                                          initial_stride, c, c_stride);
+  product_tile<HINT, WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
+                                                initial_stride, c, c_stride);
 }
 
 // All blocks of PANELS panels, from `panel`, for every row.
-template <int WORDS, int ROWS, int PANELS, int VECS>
+template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
     const int64_t left = p.inputs - first;
@@ -121,7 +123,7 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
         const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
         for (int v = 0; v < kPanelVecs; v += VECS) {
           const int64_t at = panel * kPanel + column<WORDS>(v);
-          product_tile_of<WORDS, ROWS, PANELS, VECS>(
+          product_tile_of<HINT, WORDS, ROWS, PANELS, VECS>(
               rows, a, p.a_stride, weights + v * WORDS / kPanelVecs, p.panel_stride, inputs,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride);
@@ -131,22 +133,43 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   }
 }
 
+// The last 0..PANELS panels with few rows, side by side.
+template <int HINT, int WORDS, int PANELS>
+inline void product_last_panels(const Product& p, int64_t panel) {
+  if constexpr (PANELS > 0) {
+    if (p.panels - panel == PANELS) {
+      product_panels<HINT, WORDS, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
+    } else {
+      product_last_panels<HINT, WORDS, PANELS - 1>(p, panel);
+    }
+  }
+}
+
+template <int HINT, int WORDS>
+inline void product_of_few_rows(const Product& p) {
+  int64_t panel = 0;
+  for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
+    product_panels<HINT, WORDS, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+  }
+  product_last_panels<HINT, WORDS, kFewPanels - 1>(p, panel);
+}
+
 template <int WORDS>
 inline void product_of(const Product& p) {
+  constexpr int kKeep = 3, kUseOnce = 0;
   if (p.rows <= kFewRows) {
-    int64_t panel = 0;
-    for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-      product_panels<WORDS, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    if (p.once) {
+      product_of_few_rows<kUseOnce, WORDS>(p);
+    } else {
+      product_of_few_rows<kKeep, WORDS>(p);
     }
-    for (; panel < p.panels; ++panel)
-      product_panels<WORDS, kFewRows, 1, kFewVecs>(p, panel, p.rows);
     return;
   }
   // Tiles of nearly one size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    product_panels<WORDS, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    product_panels<kKeep, WORDS, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "draw.h"
 #include "plan.h"
+#include "stage_clock.h"
 #include "team.h"
 
 namespace vqvae2_fast::cpu::sampler {
@@ -25,6 +26,7 @@ struct Request {
   int64_t* codes = nullptr;   // [B, H, W]
   float* log_prob = nullptr;  // [B, H, W], or null
   float* logits = nullptr;    // [B, H, W, K], or null
+  float* profile = nullptr;   // see StageClock, or null
   int threads = 1;
 };
 

@@ -58,9 +58,18 @@ def draw_cpu(
 
 
 def draw_cpu_timed(
-    plan: SamplingPlan, request: DrawRequest, weights: torch.dtype = torch.float32
+    plan: SamplingPlan,
+    request: DrawRequest,
+    weights: torch.dtype = torch.float32,
+    profile: Tensor | None = None,
 ) -> tuple[Drawn, dict[str, float]]:
-    """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`."""
+    """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`.
+
+    Args:
+        profile: float32 zeros `[H·W, stages, threads, 2]`: gets what each thread spent at each
+            position working in a stage of the pixel phase (`SAMPLER_STAGES` of the compiled
+            module) and waiting at its end. Microseconds.
+    """
     reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:
         raise RuntimeError(f"engine cpu: {reason}.")
@@ -93,6 +102,7 @@ def draw_cpu_timed(
         codes=_address(codes),
         log_prob=_address(log_prob),
         logits=_address(logits),
+        profile=_address(profile),
         threads=torch.get_num_threads(),
         progress=request.progress,
     )

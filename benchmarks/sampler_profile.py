@@ -1,0 +1,119 @@
+"""Where each microsecond of a position goes: the pixel phase of engine `cpu`, stage by stage.
+
+    python benchmarks/sampler_profile.py [--threads 2] [--weights float32] [--maps top bottom]
+
+The port's default priors at batch 1, as in `benchmarks/sampler.py`. Every thread notes at each
+position how long it works in a stage and how long it waits at its end (two reads of a clock, 50 ns
+a stage). Of all positions of a column's parity (a tap at -2 is read at every second one) the
+quietest are kept, `--keep` of them, so that a busy machine can still be looked at; the mean of both
+parities is shown, the thread that worked longest, and the longest wait.
+
+The floor of a stage is its bytes at the rate of a read loop (`torch.sum`) over all bytes of a
+position, in the same run: weights, and for the heads the keys and values of the positions before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from sampler import PRIORS, pixel_bytes, read_seconds, request_of
+
+import vqvae2_fast
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
+
+def stage_bytes(plan: SamplingPlan, itemsize: float, all_bytes: float) -> dict[str, float]:
+    """Bytes that a position reads in each stage of `SAMPLER_STAGES`, the mean over the map."""
+
+    def matrices(*tensors: torch.Tensor | None) -> float:
+        return sum(t.numel() for t in tensors if t is not None) * itemsize
+
+    found = {"head": matrices(plan.head)}
+    if plan.merge is not None:
+        found["merge"] = matrices(plan.merge)
+    if plan.output_layers is not None:
+        layers = plan.output_layers
+        found["output layers"] = matrices(layers.conv1.current, layers.conv2.current)
+    if plan.attention is not None:
+        a = plan.attention
+        positions = plan.size[0] * plan.size[1]
+        found |= {
+            "attention first": matrices(a.key.conv1.current, a.query.conv1.current),
+            "attention second": matrices(a.key.conv2.current, a.query.conv2.current),
+            "query, key, value": matrices(a.query_weight, a.key_value_weight),
+            "attention out 1": matrices(a.out.conv1.current, a.out.auxiliary),
+            "attention out 2": matrices(a.out.conv2.current),
+        }
+    found["convolutions"] = all_bytes - sum(found.values())
+    if plan.attention is not None:
+        found["heads"] = 4 * (positions - 1) / 2 * plan.attention.key_value_bias.numel()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--weights", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--keep", type=float, default=0.5, help="share of the positions, quietest")
+    arguments = parser.parse_args()
+    if _native.module is None:
+        raise SystemExit("benchmarks/sampler_profile.py: no compiled module: pip install . first.")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    weights = getattr(torch, arguments.weights)
+    stages = _native.module.SAMPLER_STAGES
+    for name in arguments.maps:
+        config = PRIORS[name]
+        prior = vqvae2_fast.PixelSNAIL(config).eval()
+        plan = plan_of(prior, interface_of(prior))
+        request = request_of(config, 1)
+        draw_cpu_timed(plan, request, weights)  # packs the weights
+        height, width = config.size
+        rounds, read = [], []
+        all_bytes = pixel_bytes(plan, weights)
+        for _ in range(arguments.rounds):
+            times = torch.zeros(height * width, len(stages), arguments.threads, 2)
+            draw_cpu_timed(plan, request, weights, times)
+            rounds.append(times)
+            read.append(read_seconds(all_bytes) * 1e6)
+        times = torch.cat(rounds)
+        length = times.sum((1, 3)).amax(1)  # of a position, us
+        kept = []
+        for parity in range(2):
+            own = torch.arange(len(times)) % 2 == parity
+            quiet = length <= length[own].quantile(arguments.keep)
+            kept.append(times[own & quiet].mean(0))
+        mean = torch.stack(kept).mean(0)  # [stages, threads, 2]
+        rate = all_bytes / min(read)  # bytes a us
+        total = mean.sum((0, 2)).amax()
+        print(
+            f"{name}: {total:.0f} us a position, {all_bytes / 1e6:.1f} MB of {arguments.weights} "
+            f"weights; a read loop over them {min(read):.0f} us ({rate / 1e3:.0f} GB/s), "
+            f"{min(read) / total:.0%}; {arguments.threads} threads, load {os.getloadavg()[0]:.1f}\n"
+            f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"
+            f"|---|---|---|---|---|---|"
+        )
+        bytes_of = stage_bytes(plan, weights.itemsize, all_bytes)
+        for stage, each in zip(stages, mean, strict=True):
+            if each.sum() == 0:
+                continue
+            work, wait = each[:, 0].amax().item(), each[:, 1].amax().item()
+            mine = bytes_of.get(stage, 0.0)
+            print(
+                f"| {stage} | {work:.1f} | {wait:.1f} | {mine / 1e6:.2f} | {mine / work / 1e3:.0f} "
+                f"| {mine / rate / work:.0%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@
 #include "nearest_code.h"
 #include "rows.h"
 #include "sampler/kernels.h"
+#include "winograd.h"
 
 namespace vqvae2_fast::cpu {
 
@@ -46,6 +47,8 @@ struct KernelTable {
                        float dropout_p, uint8_t* keep);
 
   sampler::Kernels sampler;
+  // Of kernels 3x3 and 5x5.
+  winograd::Transforms winograd3, winograd5;
 };
 
 extern const KernelTable kScalarKernels;

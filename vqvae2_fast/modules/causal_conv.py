@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
+from vqvae2_fast.ops.normed_conv2d.reference import normed_weight
 
 __all__ = ["CausalConv2d", "ConvWeight", "SameConv2d"]
 
@@ -55,8 +56,11 @@ class ConvWeight(nn.Module):
         return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)  # [C_out, 1, 1, 1]
 
     def forward(self) -> Tensor:
-        v = self._masked_v()
-        return v if self.weight_g is None else v * (self.weight_g / self._norm(v))
+        return normed_weight(self._masked_v(), self.weight_g)
+
+    def convolve(self, x: Tensor, bias: Tensor | None, mask: str) -> Tensor:
+        """x `[B, C_in, H, W]` with this weight; `mask` as in `normed_conv2d`."""
+        return normed_conv2d(x, self.weight_v, self.weight_g, bias, mask, self.live)
 
 
 class CausalConv2d(nn.Module):
@@ -82,7 +86,7 @@ class CausalConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.causal_conv2d(x, self.kernel(), self.bias, self.mask)
+        return self.kernel.convolve(x, self.bias, self.mask)
 
 
 class SameConv2d(nn.Module):
@@ -106,5 +110,4 @@ class SameConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.kernel()
-        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
+        return self.kernel.convolve(x, self.bias, "same")

@@ -24,6 +24,7 @@ class Case:
             which all results run too; empty if there is no such dimension.
         exact: Results are bit-equal to the reference; otherwise the float bound holds.
         in_place: Positions of the arguments that are written.
+        loosening: Factor on the float bound's part that comes from the reference's own error.
         has_nan: Results hold NaN, which `opcheck` cannot compare.
     """
 
@@ -33,6 +34,7 @@ class Case:
     batched: tuple[int, ...] = ()
     exact: bool = False
     in_place: tuple[int, ...] = ()
+    loosening: float = 1
     has_nan: bool = False
 
 

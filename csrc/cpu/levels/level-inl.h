@@ -9,6 +9,7 @@
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
 #include "../sampler/pointwise-inl.h"
+#include "../winograd-inl.h"
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
 #define VQ_LEVEL_PAIRS true
@@ -32,6 +33,8 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     fill_gumbel,
                                     fill_dropout_mask,
                                     {sampler::product, sampler::elu, sampler::gate, sampler::add,
-                                     sampler::attend, sampler::exp_shifted}};
+                                     sampler::attend, sampler::exp_shifted},
+                                    winograd::transforms<3>(),
+                                    winograd::transforms<5>()};
 
 }  // namespace vqvae2_fast::cpu

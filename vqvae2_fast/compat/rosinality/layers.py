@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.compat.rosinality.checkpoint import renamed_weight_norm
+from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,8 +86,11 @@ class WNConv2d(nn.Module):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
-        conv = self.conv
-        out = F.conv2d(input, conv.weight, conv.bias, self.stride, self.padding)
+        conv, (height, width) = self.conv, self.kernel_size
+        if self.stride == 1 and height == width == 2 * self.padding + 1:
+            out = normed_conv2d(input, conv.weight_v, conv.weight_g, conv.bias, "same")
+        else:
+            out = F.conv2d(input, conv.weight, conv.bias, self.stride, self.padding)
         return out if self.activation is None else self.activation(out)
 
 
@@ -136,7 +140,7 @@ class CausalConv2d(nn.Module):
             self.padding == "downright" or (self.padding == "causal" and width % 2)
         ):
             mask = "downright" if self.padding == "downright" else "exclude"
-            out = ops.causal_conv2d(input, conv.weight, conv.bias, mask)
+            out = normed_conv2d(input, conv.weight_v, conv.weight_g, conv.bias, mask)
         else:
             side = width // 2
             across = (width - 1, 0) if self.padding == "downright" else (side, side)

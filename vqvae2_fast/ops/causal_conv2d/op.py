@@ -10,13 +10,14 @@ from vqvae2_fast.ops.causal_conv2d.reference import (
     MASKS,
     causal_conv2d_reference,
     live_taps,
+    placement,
     tap_mask,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CAUSAL_CONV2D", "causal_conv2d", "live_taps", "tap_mask"]
+__all__ = ["CAUSAL_CONV2D", "causal_conv2d", "live_taps", "placement", "tap_mask"]
 
 CAUSAL_CONV2D = register(
     "causal_conv2d",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["MASKS", "causal_conv2d_reference", "live_taps", "tap_mask"]
+__all__ = ["MASKS", "causal_conv2d_reference", "live_taps", "placement", "tap_mask"]
 
 MASKS = ("exclude", "include", "down", "downright")
 
@@ -40,6 +40,19 @@ def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
     for _, _, row, column in live_taps(mask, kernel_height, kernel_width):
         live[row, column] = True
     return live
+
+
+def placement(mask: str, kernel_height: int, kernel_width: int) -> tuple[int, int, int]:
+    """Rows that a kernel begins above the position, columns before it, and the live taps of its
+    last row; mask `same` is a kernel all around."""
+    centre = kernel_width // 2
+    return {
+        "exclude": (kernel_height - 1, centre, centre),
+        "include": (kernel_height - 1, centre, centre + 1),
+        "down": (kernel_height, centre, kernel_width),
+        "downright": (kernel_height - 1, kernel_width - 1, kernel_width),
+        "same": (kernel_height // 2, centre, kernel_width),
+    }[mask]
 
 
 def causal_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> Tensor:

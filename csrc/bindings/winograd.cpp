@@ -1,0 +1,204 @@
+// `normed_conv2d` and its gradient on the CPU: our transforms around torch's batched products, on
+// the stable ABI. Schemas and checks: vqvae2_fast/ops/normed_conv2d/op.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../cpu/kernels.h"
+
+namespace vqvae2_fast {
+namespace {
+
+using torch::stable::Tensor;
+namespace winograd = cpu::winograd;
+
+// Points lie this many floats further apart than they need: at multiples of a large power of two
+// they would share the sets of the caches.
+constexpr int64_t kPointGap = 48;
+// Tiles, outputs or channels that a thread takes at a time.
+constexpr int64_t kTileGrain = 8, kOutputGrain = 4, kChannelGrain = 64;
+
+Tensor as_rows(const Tensor& map) {  // [B, C, H, W] -> [B, H, W, C], channels contiguous
+  const Tensor rows = torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
+  return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
+}
+
+Tensor as_map(const Tensor& rows) {  // [B, H, W, C] -> [B, C, H, W]
+  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
+}
+
+winograd::Map map_of(const Tensor& rows) {
+  winograd::Map map = {rows.size(0),
+                       rows.size(1),
+                       rows.size(2),
+                       rows.size(3),
+                       rows.stride(0),
+                       rows.stride(1),
+                       rows.stride(2),
+                       0,
+                       0};
+  map.tile_rows = (map.height + winograd::kTile - 1) / winograd::kTile;
+  map.tile_columns = (map.width + winograd::kTile - 1) / winograd::kTile;
+  return map;
+}
+
+int64_t tiles_of(const winograd::Map& map) { return map.batch * map.tile_rows * map.tile_columns; }
+
+// [P, rows, channels]
+struct PointTensor {
+  Tensor tensor;
+  winograd::Points layout;
+  float* data() { return static_cast<float*>(tensor.mutable_data_ptr()); }
+};
+
+PointTensor new_points(const Tensor& like, int64_t kernel, int64_t rows, int64_t channels) {
+  const int64_t count = (kernel + 3) * (kernel + 3), size = rows * channels;
+  Tensor memory = torch::stable::new_empty(like, {count, size + kPointGap});
+  const Tensor points =
+      torch::stable::view(torch::stable::narrow(memory, 1, 0, size), {count, rows, channels});
+  return {points, {size + kPointGap, channels}};
+}
+
+const float* floats(const Tensor& tensor) {
+  return static_cast<const float*>(tensor.const_data_ptr());
+}
+
+struct Problem {
+  winograd::Transforms transforms;
+  winograd::Weight weight;
+  int64_t kernel, top, left;
+  Tensor v;
+  std::optional<Tensor> g;
+};
+
+Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
+                   int64_t top, int64_t left, int64_t live) {
+  const int64_t kernel = weight_v.dim() == 4 ? weight_v.size(2) : 0;
+  STD_TORCH_CHECK(
+      x.dim() == 4 && weight_v.dim() == 4 && (kernel == 3 || kernel == 5) &&
+          weight_v.size(3) == kernel && weight_v.size(1) == x.size(1) &&
+          weight_v.size(0) % winograd::kChannels == 0 &&
+          weight_v.size(1) % winograd::kChannels == 0 &&
+          (!weight_g || weight_g->numel() == weight_v.size(0)),
+      "normed_conv2d: expected x [B, C_in, H, W] and a weight 3x3 or 5x5 whose channels "
+      "are multiples of 16.");
+  Problem problem;
+  problem.kernel = kernel, problem.top = top, problem.left = left;
+  problem.v = torch::stable::contiguous(weight_v);
+  if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
+  problem.transforms = kernel == 3 ? cpu::kernels().winograd3 : cpu::kernels().winograd5;
+  problem.weight = {floats(problem.v), problem.g ? floats(*problem.g) : nullptr, weight_v.size(0),
+                    weight_v.size(1), live};
+  return problem;
+}
+
+PointTensor input_points(const Problem& problem, const Tensor& rows) {
+  const winograd::Map map = map_of(rows);
+  PointTensor v = new_points(rows, problem.kernel, tiles_of(map), map.channels);
+  float* const target = v.data();
+  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
+    problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last, v.layout,
+                             target);
+  });
+  return v;
+}
+
+PointTensor weight_points(const Problem& problem, const Tensor& like) {
+  PointTensor u = new_points(like, problem.kernel, problem.weight.outputs, problem.weight.inputs);
+  float* const target = u.data();
+  torch::stable::parallel_for(
+      0, problem.weight.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
+        problem.transforms.weight(problem.weight, first, last, u.layout, target);
+      });
+  return u;
+}
+
+Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
+                         const std::optional<Tensor>& weight_g, const std::optional<Tensor>& bias,
+                         int64_t top, int64_t left, int64_t live) {
+  const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
+  const Tensor rows = as_rows(x);
+  const int64_t outputs = problem.weight.outputs;
+  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), outputs});
+  if (y.numel() == 0) return as_map(y);
+  Tensor m;
+  {
+    const PointTensor v = input_points(problem, rows), u = weight_points(problem, x);
+    m = torch::stable::matmul(v.tensor, torch::stable::transpose(u.tensor, 1, 2));  // [P, T, C_out]
+  }
+  std::optional<Tensor> added;
+  if (bias) added = torch::stable::contiguous(*bias);
+  const winograd::Map map = map_of(y);
+  const winograd::Points points = {m.stride(0), outputs};
+  float* const target = static_cast<float*>(y.mutable_data_ptr());
+  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
+    problem.transforms.output(map, floats(m), points, added ? floats(*added) : nullptr, first, last,
+                              target);
+  });
+  return as_map(y);
+}
+
+std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x,
+                                                              const Tensor& weight_v,
+                                                              const std::optional<Tensor>& weight_g,
+                                                              int64_t top, int64_t left,
+                                                              int64_t live) {
+  const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
+  const winograd::Weight& weight = problem.weight;
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == weight.outputs &&
+                      dy.size(2) == x.size(2) && dy.size(3) == x.size(3),
+                  "normed_conv2d_backward: expected dy [B, C_out, H, W].");
+  Tensor dx = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), x.size(1)});
+  Tensor dv =
+      torch::stable::new_empty(x, {weight.outputs, weight.inputs, problem.kernel, problem.kernel});
+  Tensor dg = torch::stable::new_empty(x, {problem.g ? weight.outputs : 0});
+  if (dy.numel() == 0) {
+    torch::stable::zero_(dv);
+    torch::stable::zero_(dg);
+    return {as_map(dx), dv, dg};
+  }
+  const Tensor gradient = as_rows(dy);
+  const winograd::Map out_map = map_of(gradient);
+  PointTensor dm = new_points(x, problem.kernel, tiles_of(out_map), weight.outputs);
+  float* const dm_data = dm.data();
+  torch::stable::parallel_for(0, tiles_of(out_map), kTileGrain, [&](int64_t first, int64_t last) {
+    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm_data);
+  });
+  {
+    const PointTensor v = input_points(problem, as_rows(x));
+    const Tensor du =  // [P, C_out, C_in]
+        torch::stable::matmul(torch::stable::transpose(dm.tensor, 1, 2), v.tensor);
+    const winograd::Points points = {du.stride(0), weight.inputs};
+    float* const dv_data = static_cast<float*>(dv.mutable_data_ptr());
+    float* const dg_data = static_cast<float*>(dg.mutable_data_ptr());
+    torch::stable::parallel_for(0, weight.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
+      problem.transforms.weight_adjoint(weight, floats(du), points, first, last, dv_data, dg_data);
+    });
+  }
+  const Tensor dpoints =  // [P, T, C_in]
+      torch::stable::matmul(dm.tensor, weight_points(problem, x).tensor);
+  const winograd::Map map = map_of(dx);
+  const winograd::Points points = {dpoints.stride(0), weight.inputs};
+  float* const dx_data = static_cast<float*>(dx.mutable_data_ptr());
+  const int64_t parts = (weight.inputs + kChannelGrain - 1) / kChannelGrain;
+  torch::stable::parallel_for(0, map.batch * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % parts * kChannelGrain, last = first + kChannelGrain;
+      problem.transforms.input_adjoint(map, floats(dpoints), points, problem.top, problem.left,
+                                       i / parts, first,
+                                       last < weight.inputs ? last : weight.inputs, dx_data);
+    }
+  });
+  return {as_map(dx), dv, dg};
+}
+
+}  // namespace
+}  // namespace vqvae2_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vqvae2_fast, CPU, m) {
+  m.impl("normed_conv2d", TORCH_BOX(&vqvae2_fast::normed_conv2d_cpu));
+  m.impl("normed_conv2d_backward", TORCH_BOX(&vqvae2_fast::normed_conv2d_backward_cpu));
+}

@@ -1,0 +1,59 @@
+// Convolutions in Winograd's way (https://arxiv.org/abs/1509.09308): output tiles of 4x4 from
+// (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 3 and 5.
+//
+// Sizes: B images of H x W positions, T tiles, P = (kernel + 3)^2 points of a tile, C channels, all
+// float32. Maps have contiguous channels; a tensor of points is [P, T, C], a transformed weight is
+// [P, C_out, C_in]. The products over channels between them are the caller's.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu::winograd {
+
+constexpr int64_t kTile = 4;
+// Channels must be a multiple of this, whatever the level's vectors.
+constexpr int64_t kChannels = 16;
+
+// A map [B, H, W, C] cut into tiles; strides in elements.
+struct Map {
+  int64_t batch, height, width, channels;
+  int64_t stride_batch, stride_row, stride_column;
+  int64_t tile_rows, tile_columns;  // of one image
+};
+
+// [P, T, C], a point's matrix contiguous.
+struct Points {
+  int64_t stride_point;
+  int64_t channels;
+};
+
+// A weight [C_out, C_in, kernel, kernel], contiguous, and what of it counts.
+struct Weight {
+  const float* v;
+  const float* g;  // [C_out], or null for a weight that is not normalised
+  int64_t outputs, inputs;
+  int64_t live;  // taps of the last kernel row that count
+};
+
+// One set for each kernel size.
+struct Transforms {
+  // Input points of tiles first..last; a tile begins `top` rows above and `left` columns before.
+  void (*input)(const Map& map, const float* x, int64_t top, int64_t left, int64_t first,
+                int64_t last, const Points& points, float* v);
+  // Output tiles first..last from their points, plus bias (null for none).
+  void (*output)(const Map& map, const float* m, const Points& points, const float* bias,
+                 int64_t first, int64_t last, float* y);
+  // The adjoint of `output`: points of the gradient.
+  void (*output_adjoint)(const Map& map, const float* dy, int64_t first, int64_t last,
+                         const Points& points, float* dm);
+  // The adjoint of `input`, for one image and channels first..last: written, zeros included.
+  void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
+                        int64_t left, int64_t image, int64_t first, int64_t last, float* dx);
+  // Points [P, C_out, C_in] of outputs first..last.
+  void (*weight)(const Weight& weight, int64_t first, int64_t last, const Points& points, float* u);
+  // Gradients of v and (if normalised) g from that of the points, outputs first..last.
+  void (*weight_adjoint)(const Weight& weight, const float* du, const Points& points, int64_t first,
+                         int64_t last, float* dv, float* dg);
+};
+
+}  // namespace vqvae2_fast::cpu::winograd

@@ -1,0 +1,66 @@
+"""When a convolution goes through tiles, and that its dead taps stay dead there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
+from vqvae2_fast.ops.normed_conv2d.op import NORMED_CONV2D, normed_conv2d
+
+X_SIZE = (8, 64, 16, 16)  # large enough for tiles with 64 output channels
+
+
+def goes_in_tiles(run, monkeypatch):
+    calls = []
+    real = type(NORMED_CONV2D).__call__
+
+    def spy(self, *args):
+        calls.append(self.name)
+        return real(self, *args)
+
+    monkeypatch.setattr(type(NORMED_CONV2D), "__call__", spy)
+    run()
+    return "normed_conv2d" in calls
+
+
+def test_training_goes_in_tiles(monkeypatch):
+    layer, x = CausalConv2d(64, 64, 3, "include"), torch.randn(X_SIZE)
+    assert goes_in_tiles(lambda: layer(x), monkeypatch)
+
+
+def test_evaluation_does_not(monkeypatch):
+    layer, x = CausalConv2d(64, 64, 3, "include"), torch.randn(X_SIZE)
+    with torch.no_grad():
+        assert not goes_in_tiles(lambda: layer(x), monkeypatch)
+
+
+def test_autocast_does_not(monkeypatch):
+    layer, x = CausalConv2d(64, 64, 3, "include"), torch.randn(X_SIZE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not goes_in_tiles(lambda: layer(x), monkeypatch)
+
+
+@pytest.mark.parametrize("mask", ["exclude", "include", "same"])
+def test_layers_train_as_they_evaluate(mask):
+    torch.manual_seed(0)
+    layer = SameConv2d(64, 64, 3) if mask == "same" else CausalConv2d(64, 64, 5, mask)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(X_SIZE)
+    with torch.no_grad():
+        direct = layer(x)
+    torch.testing.assert_close(layer(x), direct, rtol=0, atol=1e-5 * float(direct.abs().max()))
+
+
+@pytest.mark.parametrize("mask", ["exclude", "include"])
+def test_dead_taps_are_ignored_even_if_nan_and_get_no_gradient(mask):
+    torch.manual_seed(1)
+    x, v, g = torch.randn(X_SIZE), torch.randn(64, 64, 3, 3), torch.rand(64, 1, 1, 1)
+    live = ops.tap_mask(mask, 3, 3)
+    poisoned = v.where(live, torch.nan).requires_grad_()
+    out = normed_conv2d(x, poisoned, g, None, mask, live)
+    assert torch.equal(out, normed_conv2d(x, v.clone().requires_grad_(), g, None, mask, live))
+    out.sum().backward()
+    assert (poisoned.grad[:, :, ~live] == 0).all()
+    assert poisoned.grad[:, :, live].abs().sum() > 0

@@ -1,0 +1,51 @@
+"""Cases of `normed_conv2d`: both kernel sizes, every placement, tiles cut by the map's edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, randn
+from vqvae2_fast.ops.causal_conv2d.reference import placement
+
+__all__ = ["CASES", "ERRORS", "WINOGRAD_LOSS", "arguments"]
+
+# The sums of Winograd's tiles lose more than direct ones: see the op's README.
+WINOGRAD_LOSS = 12
+
+
+def arguments(
+    g: torch.Generator, mask: str, kernel: int, size: tuple[int, int], *, batch: int = 2,
+    inputs: int = 16, outputs: int = 32, normed: bool = True, bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:  # fmt: skip
+    x = randn(g, batch, inputs, *size, dtype=dtype)
+    v = randn(g, outputs, inputs, kernel, kernel, dtype=dtype)
+    scale = 0.5 + randn(g, outputs, 1, 1, 1, dtype=dtype).abs() if normed else None
+    added = randn(g, outputs, dtype=dtype) if bias else None
+    return (x, v, scale, added, *placement(mask, kernel, kernel))
+
+
+def _case(name: str, *sizes: Any, **options: Any) -> Case:
+    gradients = tuple(i for i in range(4) if i < 2 or options.get(("normed", "bias")[i - 2], True))
+    return Case(
+        name, lambda g: arguments(g, *sizes, **options), gradients=gradients, batched=(0,),
+        loosening=WINOGRAD_LOSS,
+    )  # fmt: skip
+
+
+CASES = [
+    *(_case(f"{mask}_3x3", mask, 3, (6, 7)) for mask in ("exclude", "include", "down", "same")),
+    *(_case(f"{mask}_5x5", mask, 5, (9, 5)) for mask in ("exclude", "downright", "same")),
+    _case("smaller_than_a_tile", "include", 5, (2, 3)),
+    _case("whole_tiles", "include", 3, (8, 8), inputs=32, outputs=16),
+    _case("not_normed", "exclude", 5, (6, 6), normed=False),
+    _case("no_bias", "same", 3, (5, 4), bias=False),
+    _case("no_images", "include", 3, (4, 4), batch=0),
+    _case("odd_channels", "include", 3, (4, 4), inputs=3, outputs=5),
+    _case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
+]
+
+# Not public: the layers check their arguments when they are made.
+ERRORS: list[Any] = []

@@ -1,0 +1,124 @@
+"""`normed_conv2d`: a weight-normalised convolution, masked or not, that keeps neither weight nor
+padded input for its gradient."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from vqvae2_fast.ops._registry import LIBRARY, register
+from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, placement
+from vqvae2_fast.ops.normed_conv2d.reference import normed_conv2d_reference, normed_weight
+from vqvae2_fast.ops.normed_conv2d_backward.op import NORMED_CONV2D_BACKWARD
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NORMED_CONV2D", "normed_conv2d"]
+
+# The kernels' vectors lie across channels.
+CHANNELS = 16
+# Products of a call, B·H·W · C_in · C_out, below which direct sums win: see the README.
+LEAST_PRODUCTS = 1 << 22
+
+
+def _fake(
+    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None,
+    top: int, left: int, live: int,
+) -> Tensor:  # fmt: skip
+    batch, _, height, width = x.shape
+    return x.new_empty((batch, height, width, weight_v.shape[0])).permute(0, 3, 1, 2)
+
+
+def _refusal(
+    x: Tensor, weight_v: Tensor, weight_g: Tensor | None = None, bias: Tensor | None = None,
+    top: int = 0, left: int = 0, live: int = 0,
+) -> str | None:  # fmt: skip
+    outputs, inputs, height, width = weight_v.shape
+    for name, tensor in (("x", x), ("weight", weight_v), ("g", weight_g), ("bias", bias)):
+        if tensor is not None and tensor.dtype != torch.float32:
+            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    if height != width or height not in (3, 5):
+        return f"a kernel of {height}×{width}"
+    if outputs % CHANNELS or inputs % CHANNELS:
+        return f"channels {inputs} and {outputs}, not multiples of {CHANNELS}"
+    return None
+
+
+NORMED_CONV2D = register(
+    "normed_conv2d",
+    "(Tensor x, Tensor weight_v, Tensor? weight_g, Tensor? bias, int top, int left, int live) "
+    "-> Tensor",
+    reference=normed_conv2d_reference,
+    fake=_fake,
+    owners={"cpu": "cpu"},
+    refusal=_refusal,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight_v, weight_g, bias, *ctx.placement = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight_v, weight_g)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight_v, weight_g = ctx.saved_tensors
+    dx, dv, dg = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.placement)
+    dg = None if weight_g is None else dg.view(weight_g.shape)
+    dbias = dy.sum((0, 2, 3)) if ctx.has_bias else None
+    return dx, dv, dg, dbias, None, None, None
+
+
+torch.library.register_autograd(
+    "vqvae2_fast::normed_conv2d", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+def normed_conv2d(
+    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None, mask: str,
+    live: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Convolution with the weight `g · v / ‖v‖` (eq. 2 of https://arxiv.org/abs/1602.07868).
+
+    The norm goes over the live taps of an output channel. Not public: the layers of the priors
+    call it.
+
+    Args:
+        x: `[B, C_in, H, W]`.
+        weight_v: `[C_out, C_in, kh, kw]`; dead taps are ignored and get zero gradient.
+        weight_g: `[C_out, 1, 1, 1]`, or None for the weight v itself.
+        bias: `[C_out]` or None.
+        mask: As in `causal_conv2d`, or `same`: all around, for an odd kernel.
+        live: Bool `[kh, kw]`, the mask's live taps; None where v is zero on the dead ones, or none
+            is.
+
+    Returns:
+        `[B, C_out, H, W]`.
+
+    Note:
+        Where a gradient is wanted, large float32 calls on a CPU go through Winograd's tiles: sums
+        in another order, of which a position's may touch later ones whose parts cancel up to
+        rounding. Without gradients every position is summed by itself.
+    """
+    if _goes_in_tiles(x, weight_v, weight_g, bias):
+        return NORMED_CONV2D(x, weight_v, weight_g, bias, *placement(mask, *weight_v.shape[2:]))
+    weight = normed_weight(weight_v if live is None else weight_v.where(live, 0.0), weight_g)
+    if mask == "same":
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    return causal_conv2d(x, weight, bias, mask)
+
+
+def _goes_in_tiles(
+    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None
+) -> bool:
+    if not (torch.is_grad_enabled() and (x.requires_grad or weight_v.requires_grad)):
+        return False
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    products = x.numel() * weight_v.shape[0]
+    if products < LEAST_PRODUCTS or weight_v.device.type != "cpu":
+        return False
+    return NORMED_CONV2D.owner(x, weight_v, weight_g, bias).startswith("cpu:")

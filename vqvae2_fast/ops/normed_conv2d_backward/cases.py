@@ -1,0 +1,33 @@
+"""Cases of `normed_conv2d_backward`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, randn
+from vqvae2_fast.ops.normed_conv2d.cases import WINOGRAD_LOSS, arguments
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(name: str, mask: str, kernel: int, size: tuple[int, int], **options: Any) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        x, v, scale, _, *place = arguments(g, mask, kernel, size, **options)
+        dy = randn(g, len(x), len(v), *size, dtype=options.get("dtype", torch.float32))
+        return dy, x, v, scale, *place
+
+    return Case(name, make, loosening=WINOGRAD_LOSS)
+
+
+CASES = [
+    _case("exclude_3x3", "exclude", 3, (6, 7)),
+    _case("down_5x5", "down", 5, (9, 5)),
+    _case("many_channels", "same", 3, (4, 9), inputs=80, outputs=16),
+    _case("not_normed", "include", 5, (6, 6), normed=False),
+    _case("no_images", "include", 3, (4, 4), batch=0),
+    _case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
+]
+
+ERRORS: list[Any] = []

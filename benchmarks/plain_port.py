@@ -38,6 +38,13 @@ class _Quantize(rosinality.Quantize):
         return input + (quantize - input).detach(), diff, index
 
 
+class _WNConv2d(rosinality.WNConv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        conv = self.conv
+        out = F.conv2d(input, conv.weight, conv.bias, self.stride, self.padding)
+        return out if self.activation is None else self.activation(out)
+
+
 class _CausalConv2d(rosinality.CausalConv2d):
     def forward(self, input: Tensor) -> Tensor:
         conv, (height, width) = self.conv.conv, self.conv.kernel_size
@@ -67,6 +74,7 @@ class _CausalAttention(rosinality.CausalAttention):
 
 _PLAIN = {
     rosinality.Quantize: _Quantize,
+    rosinality.WNConv2d: _WNConv2d,
     rosinality.CausalConv2d: _CausalConv2d,
     rosinality.CausalAttention: _CausalAttention,
 }

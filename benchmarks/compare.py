@@ -54,8 +54,8 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
         peak = peak_mib(name, contender) if options.memory else float("nan")
         row = measure.make_row(workload, contender, seconds, peak, options.clock)
         rows.append(row)
-        line = (f"  {contender:14} {statistics.median(times) * 1e3:9.3f} ms "
-                f"({row.p20_ms:.3f}-{row.p80_ms:.3f}) {row.gflop_per_s:7.1f} GFLOP/s "
+        line = (f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
+                f"({row.p20_ms:.4g}-{row.p80_ms:.4g}) {row.gflop_per_s:7.1f} GFLOP/s "
                 f"{100 * row.share_of_ceiling:4.0f} % of ceiling")  # fmt: skip
         if options.memory:
             line += f" {peak:7.1f} MiB"

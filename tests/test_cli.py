@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import demo
+from vqvae2_fast.commands.info import Info
 from vqvae2_fast.data import ImageTensorDataset, load_emoji
 
 if TYPE_CHECKING:
@@ -66,7 +70,10 @@ def error_of(capsys, arguments: list[str], code: int = 2) -> str:
 def test_training_leaves_checkpoints_log_pictures_and_a_result(place):
     run = place / "vqvae"
     names = {path.name for path in run.iterdir()}
-    assert names == {"checkpoints", "log.jsonl", "reconstructions.png", "curves.png", "result.json"}
+    assert names == {
+        ".lock", "best", "checkpoints", "log.jsonl", "reconstructions.png", "curves.png",
+        "result.json",
+    }  # fmt: skip
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps[-1] == 6
     assert json.loads((run / "result.json").read_text())["held_out"]["psnr"] > 0
@@ -106,44 +113,28 @@ def test_a_run_is_not_written_over(place, capsys):
     assert "holds a run already. Add --resume" in error_of(capsys, arguments)
 
 
-def test_sample_draws_rows_of_the_named_class(place, tmp_path, capsys):
-    out = tmp_path / "samples"
-    assert (
-        main(
-            [
-                "sample",
-                *models(place),
-                "--label",
-                "DO",
-                "--n",
-                "3",
-                "--temperature",
-                "0.9",
-                "0.7",
-                "--out",
-                str(out),
-                "--json",
-            ]
-        )
-        == 0
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_with_its_exit_code(
+    place, tmp_path, capsys, monkeypatch, number, code
+):
+    monkeypatch.setattr(
+        "vqvae2_fast.training.loop.learning_rate",
+        lambda step, config: os.kill(os.getpid(), number) or 1e-3,
     )
-    values = json.loads(capsys.readouterr().out)
-    assert [image["label"] for image in values["images"]] == ["dog"] * 3
-    assert len(list((out / "images").glob("*.png"))) == 3
+    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
+    text = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")], code)
+    assert "stopped by signal" in text
+    assert "Go on with --resume" in text
+    assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
+
+
+def test_sample_draws_from_a_vqvae_and_its_priors(place, tmp_path):
+    out = tmp_path / "samples"
+    assert main(["sample", *models(place), "--n", "4", "--out", str(out), "--quiet"]) == 0
+    names = sorted(path.name for path in (out / "images").glob("*.png"))
+    assert names == ["00000.png", "00001.png", "00002.png", "00003.png"]
     with Image.open(out / "images" / "00000.png") as image:
         assert image.size == (8, 8)
-    assert (out / "samples.png").exists()
-
-
-def test_a_sample_is_the_same_image_in_any_batch(place, tmp_path):
-    images = []
-    for batch_size in ("1", "4"):
-        out = tmp_path / batch_size
-        arguments = ["sample", *models(place), "--n", "2", "--batch-size", batch_size, "--quiet"]
-        assert main([*arguments, "--out", str(out)]) == 0
-        images.append([path.read_bytes() for path in sorted((out / "images").iterdir())])
-    assert len(images[0]) == 4
-    assert images[0] == images[1]
 
 
 def test_reconstruct_leaves_the_error_and_a_picture(place, tmp_path):
@@ -187,18 +178,14 @@ def test_info_describes_a_code_store(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "--label", "x"], "either --pipeline, or --vqvae"),
-        (["sample", "{models}", "--label", "mouse"], "class name (cat, dog), got 'mouse'"),
-        (["sample", "{models}", "--label", "2"], "a number below 2"),
-        (["sample", "{models}", "--n", "0"], "--n: expected 1 or more, got 0"),
-        (["sample", "{models}", "--engine", "warp"], "expected engine one of"),
+        (["sample", "--label", "x"], "one of --preset, --pipeline, or --vqvae"),
         (["sample", "--vqvae", "{place}/prior_top", "--priors", "{place}/prior_top"],
          "expected a VQ-VAE at"),
         (["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_top"],
          "--priors: expected 2, one a level"),
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
-        (["train-vqvae", "--data", "nowhere"], "--data: expected `emoji` or a folder"),
+        (["train-vqvae", "--data", "nowhere"], "--data: expected a folder of images, emoji"),
         (["train-vqvae", "--preset", "emoji33"], "preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than image_size 32x32"),
         (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),
@@ -248,6 +235,117 @@ def test_a_run_that_diverges_exits_with_1(place, tmp_path, capsys):
     text = error_of(capsys, arguments, code=1)
     assert "expected finite numbers" in text
     assert "Lower learning_rate (now 1e+30)" in text
+
+
+def test_priors_of_another_vqvae_are_refused(place, tmp_path, capsys):
+    again = [
+        "train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN, "--train.seed", "1",
+        "--out", str(tmp_path / "other"),
+    ]  # fmt: skip
+    assert main(again) == 0
+    priors = [str(place / "prior_top"), str(place / "prior_bottom" / "best")]
+    message = error_of(
+        capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors]
+    )  # fmt: skip
+    assert "prior_top was trained on codes of VQ-VAE" in message
+    assert "name the one that the codes were extracted with" in message
+    message = error_of(
+        capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors[::-1]]
+    )  # fmt: skip
+    assert "best was trained on codes of VQ-VAE" in message
+
+
+def test_a_prior_does_not_go_on_with_codes_of_another_vqvae(place, tmp_path, capsys):
+    shutil.copytree(place / "prior_top", tmp_path / "run")
+    codes = tmp_path / "codes"
+    shutil.copytree(place / "codes", codes)
+    for split in ("train", "held_out"):
+        manifest = json.loads((codes / split / "manifest.json").read_text())
+        changed = {**manifest, "checkpoint_hash": "0123456789abcdef"}
+        (codes / split / "manifest.json").write_text(json.dumps(changed))
+    arguments = ["train-prior", "--codes", str(codes), "--level", "top", "--resume"]
+    message = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")])
+    assert "was trained on codes of VQ-VAE" in message
+    assert "has codes of 0123456789ab; name the codes of before, or another --out" in message
+
+
+def test_an_unfinished_store_is_not_trained_on(place, tmp_path, capsys):
+    codes = tmp_path / "codes"
+    shutil.copytree(place / "codes", codes)
+    manifest = json.loads((codes / "train" / "manifest.json").read_text())
+    changed = {**manifest, "shards": [], "records": 0}
+    (codes / "train" / "manifest.json").write_text(json.dumps(changed))
+    message = error_of(capsys, ["train-prior", "--codes", str(codes)])
+    assert "lacks 36 of its 36 records" in message
+    assert "extract --resume" in message
+
+
+def test_a_run_of_the_other_stage_is_refused_by_both_names(place, capsys):
+    codes = ["--codes", str(place / "codes")]
+    message = error_of(capsys, ["train-prior", *codes, "--out", str(place / "vqvae"), "--resume"])
+    assert "is the run of a VQ-VAE (stage 1), this trains a prior (stage 2)" in message
+    out = ["--data", str(place / "images"), *MODEL, "--out", str(place / "prior_top"), "--resume"]
+    message = error_of(capsys, ["train-vqvae", *out])
+    assert "is the run of a prior (stage 2), this trains a VQ-VAE (stage 1)" in message
+
+
+def test_tensorboard_gets_both_kinds_of_figures(place, tmp_path, capsys):
+    pytest.importorskip("tensorboard", reason="needs vqvae2_fast[tensorboard]")
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
+    assert main([*arguments, "--tensorboard", "--out", str(tmp_path / "run")]) == 0
+    found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    assert {"train/loss", "held_out/psnr"} <= set(found.Tags()["scalars"])
+
+
+def test_tensorboard_without_its_package_fails_with_the_remedy(
+    place, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("vqvae2_fast.training.tensorboard.find_spec", lambda name: None)
+    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN, "--tensorboard"]
+    message = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")], code=1)
+    assert "pip install 'vqvae2_fast[tensorboard]'" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completions_name_commands_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--completion", shell])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    assert "vqvae2-fast" in text
+    for word in ("train-vqvae", "extract", "--shard-records", "--dry-run"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "x"]])
+def test_completions_of_other_shells_are_refused(arguments, capsys):
+    assert "expected bash or zsh" in error_of(capsys, ["--completion", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("x"), 2), (TypeError("x"), 2), (FileNotFoundError(2, "x"), 2),
+        (PermissionError(13, "x"), 2), (OSError(28, "x"), 1), (OSError(5, "x"), 1),
+        (RuntimeError("x"), 1), (MemoryError("x"), 1), (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)  # fmt: skip
+def test_exit_codes(error, code, capsys, monkeypatch):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Info, "run", fail)
+    error_of(capsys, ["info"], code)
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(Info, "run", lambda self: {}["a mistake in the package"])
+    with pytest.raises(KeyError):
+        main(["info"])
 
 
 def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch):

@@ -12,23 +12,20 @@ round and exits with 1 at the first failure.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import random
-import signal
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from kill import kill_after
 
 from vqvae2_fast.data import CodeStore, verify, write_codes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from multiprocessing.process import BaseProcess
 
 K, SIZES = 300, ((4, 4), (8, 8))
 SHARD_RECORDS = 7  # small, so that many kills hit the closing of a shard
@@ -81,27 +78,17 @@ def check(path: Path, before: set[int]) -> set[int]:
 
 def kill_while_writing(path: Path, total: int, writers: int, seconds: float) -> tuple[int, int]:
     """Starts writers, kills them after some time; gives how many died so, and reads meanwhile."""
-    context = multiprocessing.get_context("fork")
-    processes: list[BaseProcess] = [
-        context.Process(target=write, args=(path, total, rank, writers)) for rank in range(writers)
-    ]
-    for process in processes:
-        process.start()
-    end = time.monotonic() + seconds
     reads = 0
-    while time.monotonic() < end:
+
+    def read() -> None:
+        nonlocal reads
         if (path / "manifest.json").exists():
             store = CodeStore(path)
             store.batch(torch.arange(len(store))[-3:])
             reads += 1
-        time.sleep(0.002)
-    for process in processes:
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGKILL)
-    for process in processes:
-        process.join()
-    assert all(process.exitcode in (0, -signal.SIGKILL) for process in processes), "a writer failed"
-    return sum(process.exitcode == -signal.SIGKILL for process in processes), reads
+
+    targets = [partial(write, path, total, rank, writers) for rank in range(writers)]
+    return kill_after(seconds, targets, read), reads
 
 
 def main() -> int:

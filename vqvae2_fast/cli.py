@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -19,6 +20,7 @@ from vqvae2_fast.commands.sample import Sample
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.models.configs import level_names, preset
+from vqvae2_fast.training.interrupt import InterruptedRun
 from vqvae2_fast.training.presets import train_preset
 
 if TYPE_CHECKING:
@@ -28,35 +30,55 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk that is full or broken
 _DESCRIPTION = (
     "Train VQ-VAE-2 (https://arxiv.org/abs/1906.00446) and draw images from it. "
-    "Begin with `vqvae2-fast demo`; `vqvae2-fast COMMAND --help` explains a command."
+    "Begin with `vqvae2-fast demo`; `vqvae2-fast COMMAND --help` explains a command; "
+    "`vqvae2-fast --completion bash` (or zsh) prints completions for the shell."
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for a run that failed, 2 for a wrong request."""
+    """Run a command; returns the exit code.
+
+    0; 1 for a run that failed (it diverged, the disk is full, `info --verify` found damage, ...);
+    2 for a wrong request (options, files that are not there or not what was asked for); 128 + its
+    number after a signal: 130 for ctrl-C, 143 for SIGTERM.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--completion"]:
+        if arguments[1:] not in (["bash"], ["zsh"]):
+            print("vqvae2-fast: error: --completion: expected bash or zsh.", file=sys.stderr)
+            return 2
+        arguments[0] = "--tyro-print-completion"
     debug = "--debug" in arguments
     try:
         command = _parse(arguments)
         result = command.run()
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         if debug:
             traceback.print_exc()
         else:
             print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
-        return 1 if isinstance(error, RuntimeError) else 2
+        failed = (
+            isinstance(error, (RuntimeError, MemoryError))
+            or getattr(error, "errno", None) in _MACHINE
+        )
+        return 1 if failed else 2
+    except InterruptedRun as stopped:
+        print(f"vqvae2-fast: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
     except KeyboardInterrupt:
         print("vqvae2-fast: stopped; a run goes on with --resume.", file=sys.stderr)
         return 130
-    print(
-        json.dumps(result.values, indent=2, default=str)
-        if command.json
-        else "\n".join(result.lines)
-    )
-    return 0
+    if result.lines:  # under torchrun the first process speaks for all
+        print(
+            json.dumps(result.values, indent=2, default=str)
+            if command.json
+            else "\n".join(result.lines)
+        )
+    return result.exit_code
 
 
 def _parse(arguments: list[str]) -> Command:

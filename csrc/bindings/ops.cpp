@@ -50,6 +50,20 @@ cpu::Rows rows_of(const Tensor& matrix) {
   return rows;
 }
 
+// An output beside the rows of z. `new_empty` goes through the dispatcher, which is a sixth of a
+// call with a few vectors; what it adds is to fill the memory when torch is asked to.
+Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  if (z.size(0) > cpu::kFewRows) return torch::stable::new_empty(z, sizes, dtype);
+  int64_t strides[2] = {1, 1};
+  if (sizes.size() == 2) strides[0] = sizes.begin()[1];
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
   torch::stable::parallel_for(0, count, 1, part);
 }
@@ -83,8 +97,8 @@ std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codeb
       z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
       "nearest_code: expected z [N, D] and codebook [K, D] with K >= 1.");
   const int64_t num_rows = z.size(0);
-  Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
-  Tensor sqdist = torch::stable::new_empty(z, {num_rows}, ScalarType::Float);
+  Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
+  Tensor sqdist = output_of(z, {num_rows}, ScalarType::Float);
   if (num_rows == 0) return {indices, sqdist};
   cpu::NearestCodeProblem problem = {};
   problem.z = rows_of(z);
@@ -99,9 +113,9 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
       z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
       "vector_quantize: expected z [N, D] and codebook [K, D] with K >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1);
-  Tensor z_q = torch::stable::new_empty(z, {num_rows, dim});
-  Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
-  Tensor commitment = torch::stable::new_empty(z, {}, ScalarType::Float);
+  Tensor z_q = output_of(z, {num_rows, dim}, z.scalar_type());
+  Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
+  Tensor commitment = output_of(z, {}, ScalarType::Float);
   float* const mean = static_cast<float*>(commitment.mutable_data_ptr());
   *mean = 0;
   if (num_rows == 0) return {z_q, indices, commitment};

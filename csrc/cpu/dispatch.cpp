@@ -35,9 +35,13 @@ const Levels& levels() {
       if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
         list.add(kAvx512Kernels);
-        if (__builtin_cpu_supports("avx512bf16")) list.add(kAvx512Bf16Kernels);
+        if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) {
+          list.add(kAvx512Bf16Kernels);
+        }
       }
     }
+#elif defined(VQ_ARM64)
+    list.add(kNeonKernels);
 #endif
     return list;
   }();

@@ -16,7 +16,7 @@ namespace vqvae2_fast::cpu {
 struct KernelTable {
   const char* name;
   int64_t panel_width;  // codes of a panel of the search
-  bool has_pairs;       // the search wants panels of bfloat16 pairs too
+  bool has_pairs;       // the search wants panels of int16 pairs too
 
   // Solves all of at most kFewRows rows without packing; copies holds num_rows x D floats.
   void (*search_few_rows)(const NearestCodeProblem& problem, int64_t num_rows, float* copies);
@@ -27,7 +27,8 @@ struct KernelTable {
   int64_t (*search_block_rows)(int64_t dim);
   // Fills panels first..last of a codebook whose codes and center are there.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
-                            float* panels, uint32_t* pair_panels, float* half_norms);
+                            float* panels, uint32_t* pair_panels, float* pair_units,
+                            float* half_norms);
   // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);
@@ -56,6 +57,8 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+#elif defined(VQ_ARM64)
+extern const KernelTable kNeonKernels;
 #endif
 
 // The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. Throws std::runtime_error

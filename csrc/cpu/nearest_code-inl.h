@@ -118,7 +118,7 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
     work.staged[i] = stage_row<Screen>(work.rows[row], codebook, static_cast<int>(i % kTileRows),
                                        words + i / kTileRows * tile_words);
   }
-  screen_tiles<Screen>(codebook, tags, words, num_tiles, work.best, work.second);
+  screen_tiles<Screen>(codebook, tags, words, work.staged, num_tiles, work.best, work.second);
   int64_t num_left = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = list[i];
@@ -130,7 +130,7 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   return num_left;
 }
 
-// Blocks for which the bfloat16 screen is left out after one in which it settled too little.
+// Blocks for which the int16 screen is left out after one in which it settled too little.
 constexpr int kBlocksWithoutPairs = 15;
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,

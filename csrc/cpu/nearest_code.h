@@ -1,8 +1,9 @@
 // Nearest-code search: the packed codebook and the problem that a kernel solves.
 //
 // Scores are screened on centred data, s_k = |e'_k|^2 / 2 - z'.e'_k with z' = z - m and e' = e - m,
-// in bfloat16 or float32; codes inside the rounding band are told apart by float32 distances, and
-// what these leave open by float64. The band and its proof: vqvae2_fast/ops/nearest_code/README.md.
+// in int16 fixed point or float32; codes inside the rounding band are told apart by float32
+// distances, and what these leave open by float64. The band and its proof:
+// vqvae2_fast/ops/nearest_code/README.md.
 #pragma once
 
 #include <stdint.h>
@@ -30,12 +31,24 @@ struct PackedCodebook {
   const float* center;      // [D], m
   const float* half_norms;  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
   const float* panels;      // [num_panels, D, panel_width], e', zero in padding
-  // The same in bfloat16, two dimensions to a word: [num_panels, ceil(D / 2), panel_width]; or
-  // nullptr where the level has no use for it.
+  // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),
+  // panel_width], and the units, [num_panels * panel_width]; or nullptr where the level has no use
+  // for them.
   const uint32_t* pair_panels;
+  const float* pair_units;
   double max_norm;       // of e' among the screened codes
-  double pair_residual;  // |e' - bfloat16(e')| <= pair_residual * |e'| + what underflows
+  double pair_residual;  // |e' - what the int16 say| <= pair_residual * |e'| + what underflows
 };
+
+// The unit of the int16 of a vector of at most this norm: a power of two such that the vector is
+// shorter than 2^15 units, so that a sum of products stays below 2^31 by Cauchy and Schwarz.
+// Shorter than 2^-105 is as good as zero. Any norm is taken, NaN too; what is not screened may
+// overflow.
+inline float pair_unit(float norm) {
+  uint32_t exponent = bits_of(norm) >> 23 & 0xFFu;
+  if (exponent < 22) exponent = 22;
+  return float_from_bits((exponent - 14) << 23);
+}
 
 // Over some panels: the largest |e'| and the least that pair_residual may be.
 struct PanelNorms {

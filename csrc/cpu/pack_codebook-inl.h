@@ -9,73 +9,83 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Nearest even; a denormal result is zero, as the products take it.
-inline uint16_t pair_rounded(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  const uint32_t rounded = (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16;
-  return static_cast<uint16_t>((rounded & 0x7F80u) ? rounded : 0);
+// Nearest, and the nearest end outside the range.
+inline int16_t rounded_to_int16(float value) {
+  // The last bit of 1.5 * 2^23 is one: adding and taking it away leaves the nearest integer.
+  constexpr float kInteger = 0x1.8p23f;
+  const float low = value < -32768.0f ? -32768.0f : value;
+  const float inside = low > 32767.0f ? 32767.0f : low;
+  return static_cast<int16_t>(static_cast<int32_t>((inside + kInteger) - kInteger));
 }
 
 // Panels first..last of a codebook whose codes and center are there.
 inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int64_t last,
-                              float* panels, uint32_t* pair_panels, float* half_norms) {
+                              float* panels, uint32_t* pair_panels, float* pair_units,
+                              float* half_norms) {
   constexpr int64_t kPart = 64;
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
-  // What underflows in rounding to bfloat16, of a whole code.
-  const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-126;
+  // What is below the smallest unit, of a whole code.
+  const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
   PanelNorms norms = {0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
     float* const column = panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
-    uint16_t* const pair_column =
-        pair_panels ? reinterpret_cast<uint16_t*>(
+    int16_t* const pair_column =
+        pair_panels ? reinterpret_cast<int16_t*>(
                           pair_panels + k / kPanelWidth * words * kPanelWidth + k % kPanelWidth)
                     : nullptr;
-    const bool inside = k < codebook.num_codes;
-    double square = 0, residual = 0;
-    for (int64_t start = 0; start < dim && inside; start += kPart) {
+    const float* const code = codebook.codes + k * dim;
+    double square = 0;
+    for (int64_t start = 0; start < dim && k < codebook.num_codes; start += kPart) {
       const int64_t count = dim - start < kPart ? dim - start : kPart;
-      const float* code = codebook.codes + k * dim + start;
-      float centered[kPart];
-      uint16_t rounded[kPart];
-      double squares[8] = {}, residuals[8] = {};
-      for (int64_t i = 0; i < count; ++i) centered[i] = code[i] - codebook.center[start + i];
-      for (int64_t i = 0; i < count; ++i) rounded[i] = pair_rounded(centered[i]);
+      double squares[8] = {};
       for (int64_t i = 0; i < count; ++i) {
         const double exact =
-            static_cast<double>(code[i]) - static_cast<double>(codebook.center[start + i]);
-        const double error =
-            exact - static_cast<double>(float_from_bits(static_cast<uint32_t>(rounded[i]) << 16));
+            static_cast<double>(code[start + i]) - static_cast<double>(codebook.center[start + i]);
         squares[i % 8] += exact * exact;
-        residuals[i % 8] += error * error;
       }
-      for (int i = 0; i < 8; ++i) {
-        square += squares[i];
-        residual += residuals[i];
-      }
-      for (int64_t i = 0; i < count; ++i) column[(start + i) * kPanelWidth] = centered[i];
-      if (pair_column) {
-        for (int64_t i = 0; i < count; ++i) {
-          const int64_t d = start + i;
-          pair_column[d / 2 * 2 * kPanelWidth + d % 2] = rounded[i];
-        }
-      }
+      for (int i = 0; i < 8; ++i) square += squares[i];
     }
     const double norm = sqrt(square);
-    if (inside && norm < kMaxScreenedNorm) {
-      half_norms[k] = static_cast<float>(0.5 * square);
-      if (norm > norms.max_norm) norms.max_norm = norm;
-      const double relative = norm > 0 ? (sqrt(residual) - underflow) / norm : 0;
-      if (relative > norms.pair_residual) norms.pair_residual = relative;
-      if (pair_column && dim % 2) pair_column[(words - 1) * 2 * kPanelWidth + 1] = 0;
+    const float unit = pair_unit(static_cast<float>(norm));
+    if (pair_units) pair_units[k] = unit;
+    if (k >= codebook.num_codes || !(norm < kMaxScreenedNorm)) {
+      // No code, or none that can be screened: a column that never wins.
+      half_norms[k] = kEmptyScore;
+      for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
+      for (int64_t d = 0; pair_column && d < 2 * words; ++d) {
+        pair_column[d / 2 * 2 * kPanelWidth + d % 2] = 0;
+      }
       continue;
     }
-    // No code, or none that can be screened: a column that never wins.
-    half_norms[k] = kEmptyScore;
-    for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
-    for (int64_t d = 0; pair_column && d < 2 * words; ++d) {
-      pair_column[d / 2 * 2 * kPanelWidth + d % 2] = 0;
+    half_norms[k] = static_cast<float>(0.5 * square);
+    if (norm > norms.max_norm) norms.max_norm = norm;
+    double residual = 0;
+    for (int64_t start = 0; start < dim; start += kPart) {
+      const int64_t count = dim - start < kPart ? dim - start : kPart;
+      float centered[kPart];
+      for (int64_t i = 0; i < count; ++i) {
+        centered[i] = code[start + i] - codebook.center[start + i];
+      }
+      for (int64_t i = 0; i < count; ++i) column[(start + i) * kPanelWidth] = centered[i];
+      if (!pair_column) continue;
+      int16_t rounded[kPart];
+      double residuals[8] = {};
+      for (int64_t i = 0; i < count; ++i) rounded[i] = rounded_to_int16(centered[i] / unit);
+      for (int64_t i = 0; i < count; ++i) {
+        const double exact =
+            static_cast<double>(code[start + i]) - static_cast<double>(codebook.center[start + i]);
+        const double error = exact - static_cast<double>(rounded[i]) * static_cast<double>(unit);
+        residuals[i % 8] += error * error;
+      }
+      for (int i = 0; i < 8; ++i) residual += residuals[i];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t d = start + i;
+        pair_column[d / 2 * 2 * kPanelWidth + d % 2] = rounded[i];
+      }
     }
+    if (pair_column && dim % 2) pair_column[(words - 1) * 2 * kPanelWidth + 1] = 0;
+    const double relative = norm > 0 ? (sqrt(residual) - underflow) / norm : 0;
+    if (relative > norms.pair_residual) norms.pair_residual = relative;
   }
   return norms;
 }

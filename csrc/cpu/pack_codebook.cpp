@@ -74,8 +74,10 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
   packed->center = aligned<float>(dim);
   packed->half_norms = aligned<float>(num_panels * width);
   packed->panels = aligned<float>(num_panels * dim * width);
-  if (kernels.has_pairs)
+  if (kernels.has_pairs) {
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
+    packed->pair_units = aligned<float>(num_panels * width);
+  }
   fill_center(packed->codes.get(), num_codes, dim, packed->center.get());
   packed->view = {num_codes,
                   dim,
@@ -85,13 +87,14 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
                   packed->half_norms.get(),
                   packed->panels.get(),
                   packed->pair_panels.get(),
+                  packed->pair_units.get(),
                   0,
                   0};
   std::mutex mutex;
   const auto fill = [&](int64_t first, int64_t last) {
-    const PanelNorms norms =
-        kernels.fill_panels(packed->view, first, last, packed->panels.get(),
-                            packed->pair_panels.get(), packed->half_norms.get());
+    const PanelNorms norms = kernels.fill_panels(
+        packed->view, first, last, packed->panels.get(), packed->pair_panels.get(),
+        packed->pair_units.get(), packed->half_norms.get());
     const std::lock_guard<std::mutex> lock(mutex);
     packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);

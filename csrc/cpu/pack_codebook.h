@@ -11,7 +11,7 @@
 namespace vqvae2_fast::cpu {
 
 struct PackedCodebookStorage {
-  Aligned<float> codes, center, half_norms, panels;
+  Aligned<float> codes, center, half_norms, panels, pair_units;
   Aligned<uint32_t> pair_panels;
   PackedCodebook view;
   const char* level;  // name of the kernel table

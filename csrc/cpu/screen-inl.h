@@ -23,36 +23,53 @@ constexpr int64_t kCachedBytes = 384 << 10;
 // A tag takes the place of at most this many bits of a score.
 constexpr int kMaxTagBits = 10;
 
-// How the words of rows and codes are stored and multiplied.
+// How the words of rows and codes are stored and multiplied, and how sums become scores.
 struct FloatScreen {
   using Word = float;
+  using Sum = Vec;
   static constexpr int kDimsPerWord = 1;
   // Roundings of a sum of D products (scalar levels round products and sums).
   static double roundings(int64_t dim) { return static_cast<double>(dim) + 2; }
   static double code_residual(const PackedCodebook&) { return kFloatUnit; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.panels; }
-  static Vec store(Vec values, Word* words) {
+  static const float* units(const PackedCodebook& codebook) { return codebook.half_norms; }
+  static float unit(float) { return 1; }
+  static Vec store(Vec values, float, Word* words) {
     values.store(words);
     return Vec::broadcast(0.0f);
   }
-  static Vec add_products(Vec sum, Word z, const Word* codes) {
+  static Sum start(Vec half_norms) { return half_norms; }
+  static Sum add_products(Sum sum, Word z, const Word* codes) {
     return sum.add_product(Vec::broadcast(z), Vec::load(codes));
   }
+  static Vec score(Sum sum, float, Vec, Vec) { return sum; }
 };
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
+// Fixed point: two int16 to a word, rows and codes each in a unit of their own, exact sums in
+// int32.
 struct PairScreen {
   using Word = uint32_t;
+  using Sum = PairSum;
   static constexpr int kDimsPerWord = 2;
-  // Two products and sums a word, three roundings each, by truncation or not.
-  static double roundings(int64_t dim) { return 4 * static_cast<double>(dim) + 8; }
+  // The conversion of the sum and the addition of the half norm.
+  static double roundings(int64_t) { return 3; }
   static double code_residual(const PackedCodebook& codebook) { return codebook.pair_residual; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.pair_panels; }
-  static Vec store(Vec values, Word* words) {
-    return store_rounded(values, reinterpret_cast<uint16_t*>(words));
+  static const float* units(const PackedCodebook& codebook) { return codebook.pair_units; }
+  static float unit(float norm) { return pair_unit(norm); }
+  // Returns what rounding took away, exactly: units are powers of two.
+  static Vec store(Vec values, float unit, Word* words) {
+    const Vec integers =
+        store_rounded(values * Vec::broadcast(1 / unit), reinterpret_cast<int16_t*>(words));
+    return values - integers * Vec::broadcast(unit);
   }
-  static Vec add_products(Vec sum, Word z, const Word* codes) {
-    return add_pair_products(sum, z, codes);
+  static Sum start(Vec) { return PairSum::zero(); }
+  static Sum add_products(Sum sum, Word z, const Word* codes) { return sum.add_products(z, codes); }
+  // Units multiply one after the other: their product may underflow where the sum is large.
+  static Vec score(Sum sum, float unit, Vec code_units, Vec half_norms) {
+    const Vec scaled = sum.to_float() * Vec::broadcast(unit);
+    return half_norms.add_product(scaled, code_units);
   }
 };
 #endif
@@ -70,6 +87,7 @@ inline int64_t staged_words(int64_t dim) {
 // A row after staging, upper bounds both: |z'|, and how far z' is from the exact z - m.
 struct StagedRow {
   float norm, error;
+  float unit;  // of its words
 };
 
 inline float norm_above(Vec squares, int64_t dim) {
@@ -78,31 +96,38 @@ inline float norm_above(Vec squares, int64_t dim) {
   return sqrtf(lane_sum(squares) + static_cast<float>(dim) * 0x1p-120f) * factor;
 }
 
+// Calls use(d, m - z of kLanes dimensions from d on, zero past the last) for all of a row.
+template <class Use>
+inline void for_each_centered(const float* z, const PackedCodebook& codebook, const Use& use) {
+  const int64_t dim = codebook.dim;
+  int64_t d = 0;
+  for (; d + Vec::kLanes <= dim; d += Vec::kLanes) {
+    use(d, Vec::load(codebook.center + d) - Vec::load(z + d));
+  }
+  if (d == dim) return;
+  float part[Vec::kLanes] = {};
+  for (int64_t i = d; i < dim; ++i) part[i - d] = codebook.center[i] - z[i];
+  use(d, Vec::load(part));
+}
+
 // Writes m - z (minus z', so that scores are sums) as words of row r of a tile.
 template <class Screen>
 inline StagedRow stage_row(const float* z, const PackedCodebook& codebook, int r,
                            typename Screen::Word* tile) {
   constexpr int64_t kStageDims = kStageWords * Screen::kDimsPerWord;
-  const int64_t dim = codebook.dim;
   Vec squares = Vec::broadcast(0.0f), errors = squares;
-  for (int64_t d = 0; d < dim; d += Vec::kLanes) {
-    Vec values;
-    if (d + Vec::kLanes <= dim) {
-      values = Vec::load(codebook.center + d) - Vec::load(z + d);
-    } else {
-      float part[Vec::kLanes] = {};
-      for (int64_t i = d; i < dim; ++i) part[i - d] = codebook.center[i] - z[i];
-      values = Vec::load(part);
-    }
+  for_each_centered(z, codebook,
+                    [&](int64_t, Vec values) { squares = squares.add_product(values, values); });
+  StagedRow row;
+  row.norm = norm_above(squares, codebook.dim);
+  row.unit = Screen::unit(row.norm);
+  for_each_centered(z, codebook, [&](int64_t d, Vec values) {
     typename Screen::Word* words = tile + d / kStageDims * kTileRows * kStageWords +
                                    r * kStageWords + d % kStageDims / Screen::kDimsPerWord;
-    const Vec error = Screen::store(values, words);
-    squares = squares.add_product(values, values);
+    const Vec error = Screen::store(values, row.unit, words);
     errors = errors.add_product(error, error);
-  }
-  StagedRow row;
-  row.norm = norm_above(squares, dim);
-  row.error = Screen::kDimsPerWord == 1 ? 0 : norm_above(errors, dim);
+  });
+  row.error = Screen::kDimsPerWord == 1 ? 0 : norm_above(errors, codebook.dim);
   row.error += row.norm * 0x1.01p-24f;  // the rounding of m - z
   return row;
 }
@@ -122,46 +147,54 @@ struct Tags {
   }
 };
 
+// Codes of a panel: words, and what makes scores of sums of their products.
+template <class Screen>
+struct Panel {
+  const typename Screen::Word* words;
+  const float *half_norms, *units;
+};
+
 // scores[r], scores[kTileRows + r]: half norms plus products with the two vectors of a panel. Kept
 // out of line: constants of the caller must not take registers from the sums.
 template <class Screen>
-[[gnu::noinline]] void panel_scores(const typename Screen::Word* tile, int64_t words,
-                                    const typename Screen::Word* panel, const float* half_norms,
-                                    Vec* scores) {
-  Vec low[kTileRows], high[kTileRows];
-  const Vec low_norm = Vec::load(half_norms), high_norm = Vec::load(half_norms + Vec::kLanes);
+[[gnu::noinline]] void panel_scores(const typename Screen::Word* tile, const StagedRow* rows,
+                                    int64_t words, Panel<Screen> panel, Vec* scores) {
+  typename Screen::Sum low[kTileRows], high[kTileRows];
+  const Vec low_norms = Vec::load(panel.half_norms);
+  const Vec high_norms = Vec::load(panel.half_norms + Vec::kLanes);
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r) {
-    low[r] = low_norm;
-    high[r] = high_norm;
+    low[r] = Screen::start(low_norms);
+    high[r] = Screen::start(high_norms);
   }
+  const typename Screen::Word* codes = panel.words;
   for (int64_t start = 0; start < words; start += kStageWords) {
     const int64_t count = words - start < kStageWords ? words - start : kStageWords;
     for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 12
       for (int r = 0; r < kTileRows; ++r) {
         const typename Screen::Word z = tile[r * kStageWords + i];
-        low[r] = Screen::add_products(low[r], z, panel);
-        high[r] = Screen::add_products(high[r], z, panel + Vec::kLanes);
+        low[r] = Screen::add_products(low[r], z, codes);
+        high[r] = Screen::add_products(high[r], z, codes + Vec::kLanes);
       }
-      panel += kPanelWidth;
+      codes += kPanelWidth;
     }
     tile += kTileRows * kStageWords;
   }
+  const Vec low_units = Vec::load(panel.units), high_units = Vec::load(panel.units + Vec::kLanes);
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r) {
-    scores[r] = low[r];
-    scores[kTileRows + r] = high[r];
+    scores[r] = Screen::score(low[r], rows[r].unit, low_units, low_norms);
+    scores[kTileRows + r] = Screen::score(high[r], rows[r].unit, high_units, high_norms);
   }
 }
 
 template <class Screen>
-inline void screen_panel(const typename Screen::Word* tile, int64_t words,
-                         const typename Screen::Word* panel, const float* half_norms,
-                         uint32_t clear, uint32_t low_tag, uint32_t high_tag, Vec* best,
-                         Vec* second) {
+inline void screen_panel(const typename Screen::Word* tile, const StagedRow* rows, int64_t words,
+                         Panel<Screen> panel, uint32_t clear, uint32_t low_tag, uint32_t high_tag,
+                         Vec* best, Vec* second) {
   Vec scores[2 * kTileRows];
-  panel_scores<Screen>(tile, words, panel, half_norms, scores);
+  panel_scores<Screen>(tile, rows, words, panel, scores);
 #pragma GCC unroll 12
   for (int r = 0; r < kTileRows; ++r) {
     keep_two_least(scores[r], clear, low_tag, best[r], second[r]);
@@ -172,8 +205,8 @@ inline void screen_panel(const typename Screen::Word* tile, int64_t words,
 // Screens num_tiles staged tiles; best and second hold a vector for each row.
 template <class Screen>
 inline void screen_tiles(const PackedCodebook& codebook, const Tags& tags,
-                         const typename Screen::Word* tiles, int64_t num_tiles, Vec* best,
-                         Vec* second) {
+                         const typename Screen::Word* tiles, const StagedRow* rows,
+                         int64_t num_tiles, Vec* best, Vec* second) {
   const int64_t words = words_of<Screen>(codebook.dim);
   const int64_t tile_words = staged_words(codebook.dim), panel_words = words * kPanelWidth;
   for (int64_t r = 0; r < num_tiles * kTileRows; ++r)
@@ -185,10 +218,11 @@ inline void screen_tiles(const PackedCodebook& codebook, const Tags& tags,
         first + panels_at_once < codebook.num_panels ? first + panels_at_once : codebook.num_panels;
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
       for (int64_t panel = first; panel < last; ++panel) {
-        screen_panel<Screen>(tiles + tile * tile_words, words,
-                             Screen::panels(codebook) + panel * panel_words,
-                             codebook.half_norms + panel * kPanelWidth, ~tags.mask,
-                             static_cast<uint32_t>(2 * panel / tags.vectors_per_tag),
+        screen_panel<Screen>(tiles + tile * tile_words, rows + tile * kTileRows, words,
+                             {Screen::panels(codebook) + panel * panel_words,
+                              codebook.half_norms + panel * kPanelWidth,
+                              Screen::units(codebook) + panel * kPanelWidth},
+                             ~tags.mask, static_cast<uint32_t>(2 * panel / tags.vectors_per_tag),
                              static_cast<uint32_t>((2 * panel + 1) / tags.vectors_per_tag),
                              best + tile * kTileRows, second + tile * kTileRows);
       }
@@ -214,7 +248,7 @@ struct Band {
     const double definition = (dim + 2) * 0x1p-52;
     quadratic = 1.06 * 0.5 * (relative + 2 * kFloatUnit) + definition;
     linear = 1.06 * (row.error + norm * (Screen::code_residual(codebook) + relative));
-    constant = dim * 0x1p-120 * (1 + norm + codebook.max_norm) + definition * norm * norm;
+    constant = dim * 0x1p-119 * (1 + norm + codebook.max_norm) + definition * norm * norm;
   }
 
   double operator()(double code_norm) const {

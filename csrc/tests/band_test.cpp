@@ -23,13 +23,22 @@ int64_t wrong_picks(const search_data::Set& set) {
   const int64_t panels = (set.num_codes + kPanelWidth - 1) / kPanelWidth, dim = set.dim;
   const auto half_norms = aligned<float>(panels * kPanelWidth);
   const auto floats = aligned<float>(panels * kPanelWidth * dim);
+  const auto units = aligned<float>(panels * kPanelWidth);
   const auto pairs = aligned<uint32_t>(panels * kPanelWidth * (dim + 1) / 2 + kPanelWidth);
   const search_data::Floats center(dim, set.codes[0]);
-  PackedCodebook codebook = {
-      set.num_codes,    dim,          set.codes.data(), panels, center.data(),
-      half_norms.get(), floats.get(), pairs.get(),      0,      0};
+  PackedCodebook codebook = {set.num_codes,
+                             dim,
+                             set.codes.data(),
+                             panels,
+                             center.data(),
+                             half_norms.get(),
+                             floats.get(),
+                             pairs.get(),
+                             units.get(),
+                             0,
+                             0};
   const PanelNorms norms =
-      fill_panels(codebook, 0, panels, floats.get(), pairs.get(), half_norms.get());
+      fill_panels(codebook, 0, panels, floats.get(), pairs.get(), units.get(), half_norms.get());
   codebook.max_norm = norms.max_norm;
   codebook.pair_residual = norms.pair_residual;
   std::vector<int64_t> indices(set.num_rows);

@@ -18,7 +18,7 @@ import torch
 
 from vqvae2_fast import cli
 from vqvae2_fast.compat.rosinality import VQVAE, PixelSNAIL
-from vqvae2_fast.data.codes import CodeDataset
+from vqvae2_fast.data import CodeStore
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating-from-rosinality.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -61,7 +61,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
     assert torch.allclose(by_native, by_port, rtol=0, atol=1e-5)
     before, after = scope["vqvae"].state_dict(), scope["again"].state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert len(CodeDataset.load("runs/codes/train")) == 1
+    assert len(CodeStore("runs/codes/train")) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from vqvae2_fast.compat.rosinality import LMDBDataset, import_lmdb_codes
-from vqvae2_fast.data.codes import CodeDataset
 
 
 @pytest.fixture
@@ -143,8 +142,8 @@ def test_import_gives_our_store_with_labels_from_folders(tmp_path, code_row):
     names = ["dog/1.png", "cat/1.png", "dog/2.png"]
     rows = [code_row(*maps(seed), name) for seed, name in enumerate(names)]
     write_store(tmp_path / "codes", [pickle.dumps(row) for row in rows])
-    import_lmdb_codes(tmp_path / "codes", 512).save(tmp_path / "store")
-    dataset = CodeDataset.load(tmp_path / "store")
+    dataset = import_lmdb_codes(tmp_path / "codes", tmp_path / "store", 512)
+    assert dataset.complete
     assert dataset.class_names == ("cat", "dog")
     assert dataset.level_sizes == ((4, 5), (8, 10))
     (top, bottom), labels = dataset.batch(torch.arange(3))
@@ -156,7 +155,7 @@ def test_import_gives_our_store_with_labels_from_folders(tmp_path, code_row):
 def test_import_explains_a_wrong_k(tmp_path, code_row):
     write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(), "x.png"))])
     with pytest.raises(ValueError, match="64"):
-        import_lmdb_codes(tmp_path / "codes", 64)
+        import_lmdb_codes(tmp_path / "codes", tmp_path / "store", 64)
 
 
 def test_import_refuses_maps_of_different_sizes(tmp_path, code_row):
@@ -164,7 +163,15 @@ def test_import_refuses_maps_of_different_sizes(tmp_path, code_row):
     rows = [code_row(top, bottom, "a.png"), code_row(top[:2], bottom, "b.png")]
     write_store(tmp_path / "codes", [pickle.dumps(row) for row in rows])
     with pytest.raises(ValueError, match="in record 1"):
-        import_lmdb_codes(tmp_path / "codes", 512)
+        import_lmdb_codes(tmp_path / "codes", tmp_path / "store", 512)
+    assert not (tmp_path / "store").exists()
+
+
+def test_import_leaves_codes_that_are_there_alone(tmp_path, code_row):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(), "x.png"))])
+    import_lmdb_codes(tmp_path / "codes", tmp_path / "store", 512)
+    with pytest.raises(ValueError, match="store holds codes already"):
+        import_lmdb_codes(tmp_path / "codes", tmp_path / "store", 512)
 
 
 def test_missing_store_is_named(tmp_path):

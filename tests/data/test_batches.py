@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from vqvae2_fast.data import (
-    CodeDataset,
     ImageFolder,
     ImageTensorDataset,
     batches,
@@ -18,6 +17,7 @@ from vqvae2_fast.data import (
     in_order,
     to_float,
 )
+from vqvae2_fast.testing.codes import CodeSet
 
 
 @pytest.fixture
@@ -150,10 +150,10 @@ def test_in_order_refuses_a_range_outside_the_set(dataset, span) -> None:
         in_order(dataset, 2, start=span[0], stop=span[1])
 
 
-def test_code_batches_follow_the_order_of_images(dataset) -> None:
+def test_code_batches_follow_the_order_of_images(dataset, tmp_path) -> None:
     top = torch.arange(10).view(10, 1, 1)
     bottom = top * 10 + torch.arange(4).view(1, 2, 2)
-    codes = CodeDataset([top, bottom], 128, dataset.labels, dataset.class_names)
+    codes = CodeSet([top, bottom], 128, dataset.labels, dataset.class_names).write(tmp_path)
     images = take(batches(dataset, 4, seed=1, start_step=3), 4)
     for (_, expected), (maps, labels) in zip(
         images, take(code_batches(codes, 4, seed=1, start_step=3), 4), strict=True

@@ -14,7 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vqvae2_fast.data import CodeDataset, CodeStore, verify
+from vqvae2_fast.data import CodeStore, verify
+from vqvae2_fast.testing.codes import CodeSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +66,7 @@ changes = st.lists(
 def store(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz") / "s"
     codes = [torch.arange(60).view(10, 2, 3), torch.arange(120).view(10, 3, 4)]
-    CodeDataset(codes, 120, torch.arange(10) % 2, ("a", "b")).save(folder, shard_bytes=5 * 21)
+    CodeSet(codes, 120, torch.arange(10) % 2, ("a", "b")).write(folder, shard_bytes=5 * 21)
     (folder / "sub").mkdir()
     (folder / "link").symlink_to("/etc/passwd")
     return folder

@@ -11,27 +11,25 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.data import CodeDataset, CodeStore, codes_from_numpy, codes_to_numpy
+from vqvae2_fast.data import CodeStore, codes_from_numpy, codes_to_numpy
+from vqvae2_fast.testing.codes import CodeSet, random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def random_codes(k: int = 300, levels: int = 2, count: int = 9) -> CodeDataset:
-    generator = torch.Generator().manual_seed(levels)
-    codes = [
-        torch.randint(0, k, (count, 2 + i, 3 * i + 1), generator=generator) for i in range(levels)
-    ]
-    labels = torch.randint(-1, 2, (count,), generator=generator)
-    return CodeDataset(codes, k, labels, ("a", "ü"), "h")
+def made_up(k: int = 300, levels: int = 2, count: int = 9) -> CodeSet:
+    sizes = tuple((2 + i, 3 * i + 1) for i in range(levels))
+    return random_codes(k, count, sizes=sizes, class_names=("a", "ü"), seed=levels)
 
 
-def assert_same(store: CodeStore | CodeDataset, wanted: CodeDataset) -> None:
-    copy = store.in_memory() if isinstance(store, CodeStore) else store
-    assert copy.num_embeddings == wanted.num_embeddings
-    assert copy.class_names == wanted.class_names
-    assert torch.equal(copy.labels, wanted.labels)
-    for maps, expected in zip(copy.codes, wanted.codes, strict=True):
+def assert_same(store: CodeStore, wanted: CodeSet) -> None:
+    assert store.num_embeddings == wanted.num_embeddings
+    assert store.class_names == wanted.class_names
+    codes, labels = store.batch(torch.arange(len(wanted)))
+    assert len(store) == len(wanted)
+    assert torch.equal(labels, wanted.labels)
+    for maps, expected in zip(codes, wanted.codes, strict=True):
         assert torch.equal(maps, expected)
 
 
@@ -39,17 +37,16 @@ def assert_same(store: CodeStore | CodeDataset, wanted: CodeDataset) -> None:
 @pytest.mark.parametrize("k", [2, 300, 70000])
 def test_there_and_back_is_the_same(tmp_path, levels, k, monkeypatch) -> None:
     monkeypatch.setattr("vqvae2_fast.data.code_numpy._STEP", 4)
-    codes = random_codes(k, levels)
-    codes_to_numpy(codes, tmp_path / "c.npz")
+    codes = made_up(k, levels)
+    codes_to_numpy(codes.write(tmp_path / "first"), tmp_path / "c.npz")
     codes_from_numpy(tmp_path / "c.npz", tmp_path / "s", checkpoint_hash="h")
     assert_same(CodeStore(tmp_path / "s"), codes)
     assert CodeStore(tmp_path / "s").complete
 
 
 def test_numpy_reads_what_is_written(tmp_path) -> None:
-    codes = random_codes(levels=3)
-    codes.save(tmp_path / "s")
-    codes_to_numpy(CodeStore(tmp_path / "s"), tmp_path / "c.npz")
+    codes = made_up(levels=3)
+    codes_to_numpy(codes.write(tmp_path / "s"), tmp_path / "c.npz")
     with np.load(tmp_path / "c.npz") as arrays:
         assert list(arrays) == [
             "top", "middle", "bottom", "labels", "num_embeddings", "class_names",
@@ -64,7 +61,7 @@ def test_numpy_reads_what_is_written(tmp_path) -> None:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, ">i4"])
 def test_what_numpy_writes_is_read(tmp_path, save, dtype) -> None:
-    codes = random_codes()
+    codes = made_up()
     top, bottom = (maps.numpy().astype(dtype) for maps in codes.codes)
     save(tmp_path / "c.npz", top=top, bottom=bottom, other=np.zeros(3))
     codes_from_numpy(
@@ -74,7 +71,7 @@ def test_what_numpy_writes_is_read(tmp_path, save, dtype) -> None:
 
 
 def test_npy_files_are_levels(tmp_path) -> None:
-    codes = random_codes()
+    codes = made_up()
     for i, maps in enumerate(codes.codes):
         np.save(tmp_path / f"{i}.npy", maps.numpy())
     codes_from_numpy(
@@ -83,7 +80,8 @@ def test_npy_files_are_levels(tmp_path) -> None:
     )  # fmt: skip
     assert_same(CodeStore(tmp_path / "s"), codes)
     codes_from_numpy(tmp_path / "1.npy", tmp_path / "t", 300)
-    assert torch.equal(CodeStore(tmp_path / "t").in_memory().codes[0], codes.codes[1])
+    (maps,), _ = CodeStore(tmp_path / "t").batch(torch.arange(len(codes)))
+    assert torch.equal(maps, codes.codes[1])
 
 
 TOP = np.zeros((4, 2, 3), np.int64)
@@ -155,7 +153,7 @@ def test_a_store_with_records_is_not_overwritten(tmp_path) -> None:
 
 
 def test_damaged_archives_are_refused_or_read_never_worse(tmp_path) -> None:
-    codes = random_codes(levels=1, count=3)
+    codes = made_up(levels=1, count=3)
     np.savez_compressed(
         tmp_path / "good.npz", top=codes.codes[0].numpy(), labels=codes.labels.numpy(),
         num_embeddings=300, class_names=np.array(["a", "b"]),

@@ -7,36 +7,29 @@ import pickle
 import resource
 import zlib
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from vqvae2_fast.data import CodeDataset, CodeStore, check_matches, code_batches, verify
+from vqvae2_fast.data import CodeStore, check_matches, verify
 from vqvae2_fast.data.code_manifest import read_manifest, write_manifest
 from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.testing.codes import CodeSet, random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def random_codes(k: int = 300, count: int = 23) -> CodeDataset:
-    generator = torch.Generator().manual_seed(0)
-    codes = [torch.randint(0, k, (count, h, w), generator=generator) for h, w in ((3, 2), (5, 7))]
-    labels = torch.randint(-1, 3, (count,), generator=generator)
-    return CodeDataset(codes, k, labels, ("a", "b", "ü"), "sha256:0f")
-
-
 @pytest.fixture
-def memory() -> CodeDataset:
-    return random_codes()
+def memory() -> CodeSet:
+    return random_codes(300, 23)
 
 
 @pytest.fixture
 def path(tmp_path, memory) -> Path:
-    memory.save(tmp_path / "s", shard_bytes=5 * 51)  # 5 records a shard
+    memory.write(tmp_path / "s", shard_bytes=5 * 51)  # 5 records a shard
     return tmp_path / "s"
 
 
@@ -67,19 +60,11 @@ def test_batches_are_those_of_the_set_in_memory(path, memory, indices) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 128, 512, 8192, 32769, 2**24])
 def test_any_number_of_codes_reads_back(tmp_path, k) -> None:
-    memory = random_codes(k)
-    memory.save(tmp_path / "s")
+    memory = random_codes(k, 23)
+    memory.write(tmp_path / "s")
     for count in (1, 4, 5, 23):  # both ways of unpacking
         assert same(CodeStore(tmp_path / "s").batch(torch.arange(count)),
                     memory.batch(torch.arange(count)))  # fmt: skip
-
-
-def test_training_takes_it_in_place_of_the_set_in_memory(path, memory) -> None:
-    steps = [
-        list(islice(code_batches(source, 4, seed=3, start_step=2), 9))
-        for source in (CodeStore(path), memory)
-    ]
-    assert all(same(a, b) for a, b in zip(*steps, strict=True))
 
 
 def test_indices_out_of_range_are_refused(path) -> None:
@@ -117,27 +102,28 @@ def test_filters_add_up_and_leave_the_store_alone(path, memory) -> None:
     assert len(store) == 23
 
 
+def test_a_selection_gives_its_records_in_its_order_and_as_often(path, memory) -> None:
+    chosen = torch.tensor([7, 2, 2, 22])
+    view = CodeStore(path).select(chosen)
+    assert len(view) == 4
+    assert same(view.batch(torch.arange(4)), memory.batch(chosen))
+    assert torch.equal(view.labels, memory.labels[chosen])
+    again = view.select(torch.tensor([3, 0]))
+    assert again.positions.tolist() == [22, 7]
+
+
 @pytest.mark.parametrize("label", [3, -2, "c", 1.0])
 def test_unknown_labels_are_named_with_the_known(path, label) -> None:
     with pytest.raises(ValueError, match=f"no label {label!r} in .* one of a, b, ü"):
         CodeStore(path).with_labels([label])
 
 
-def test_in_memory_gives_the_set(path, memory) -> None:
-    copy = CodeStore(path).in_memory()
-    assert all(torch.equal(a, b) for a, b in zip(copy.codes, memory.codes, strict=True))
-    assert [maps.dtype for maps in copy.codes] == [torch.int16] * 2
-    assert torch.equal(copy.labels, memory.labels)
-    filtered = CodeStore(path).with_labels(["a"]).in_memory()
-    assert torch.equal(filtered.codes[1], memory.codes[1][memory.labels == 0])
-
-
 def test_an_empty_store_has_its_shape(tmp_path) -> None:
-    CodeDataset([torch.zeros(0, 2, 3, dtype=torch.int64)], 16).save(tmp_path / "s")
-    store = CodeStore(tmp_path / "s")
+    nothing = torch.zeros(0, dtype=torch.int64)
+    store = CodeSet([nothing.view(0, 2, 3)], 16, nothing).write(tmp_path / "s")
     assert (len(store), store.complete, verify(tmp_path / "s")) == (0, True, [])
     assert store.batch(torch.arange(0))[0][0].shape == (0, 2, 3)
-    assert (len(store.labels), len(store.positions), len(store.in_memory())) == (0, 0, 0)
+    assert (len(store.labels), len(store.positions)) == (0, 0)
 
 
 def test_worker_processes_read_the_same(path, memory) -> None:
@@ -157,7 +143,7 @@ def test_a_pickled_store_holds_no_records(path, memory) -> None:
 
 
 def test_maps_keep_no_file_open(tmp_path) -> None:
-    random_codes(count=200).save(tmp_path / "s", shard_bytes=1)
+    random_codes(300, 200).write(tmp_path / "s", shard_bytes=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
     try:
@@ -237,15 +223,13 @@ def prior(**changes) -> PixelSNAILConfig:
 @pytest.fixture
 def matching(tmp_path) -> CodeStore:
     codes = [torch.zeros(2, 3, 2).long(), torch.zeros(2, 6, 4).long()]
-    CodeDataset(codes, 300, class_names=("a", "b", "c")).save(tmp_path / "m")
-    return CodeStore(tmp_path / "m")
+    return CodeSet(codes, 300, torch.tensor([-1, 2]), ("a", "b", "c")).write(tmp_path / "m")
 
 
 def test_priors_of_the_store_match(matching) -> None:
-    for store in (matching, matching.in_memory()):
-        check_matches(store, prior())
-        check_matches(store, prior(num_classes=0))
-        check_matches(store, prior(size=(3, 2), condition_sizes=()))
+    check_matches(matching, prior())
+    check_matches(matching, prior(num_classes=0))
+    check_matches(matching, prior(size=(3, 2), condition_sizes=()))
 
 
 @pytest.mark.parametrize(

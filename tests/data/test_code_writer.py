@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from vqvae2_fast.data import (
-    CodeDataset,
     CodeStore,
     CodeWriter,
     WriteProgress,
@@ -211,12 +209,17 @@ def test_another_set_or_model_is_refused_by_both_values(tmp_path, change, text) 
         ([torch.zeros(2, 2, 3).long()], None, ValueError, "expected maps of num_embeddings 300"),
         ([torch.zeros(2, 2, 3), torch.zeros(2, 4, 5)], None, TypeError, "integer codes"),
         ([torch.full((2, h, w), K) for h, w in SIZES], None, ValueError, r"in \[0, 300\)"),
+        ([torch.full((2, h, w), -1) for h, w in SIZES], None, ValueError, "from -1 to -1"),
+        ([torch.zeros(2, 6).long()], None, ValueError, r"codes\[0\] \[2, h, w\]"),
+        ([torch.zeros(2, 2, 3).long(), torch.zeros(3, 4, 5).long()], None, ValueError,
+         r"codes\[1\] \[2, h, w\] .* got \[3, 4, 5\]"),
+        ([], None, ValueError, "at least one level"),
         ([torch.zeros(2, h, w).long() for h, w in SIZES], torch.tensor([0, 3]), ValueError,
          r"labels must be -1 \(none\) or in \[0, 3\)"),
         ([torch.zeros(9, h, w).long() for h, w in SIZES], None, ValueError,
          "records 0 to 8 go beyond the source_records=8"),
     ],
-    ids=["levels", "float", "large", "label", "beyond"],
+    ids=["levels", "float", "large", "negative", "flat", "counts", "none", "label", "beyond"],
 )  # fmt: skip
 def test_bad_records_are_refused(tmp_path, codes, labels, error, text) -> None:
     with pytest.raises(error, match=text), writer(tmp_path, source_records=8) as out:
@@ -272,36 +275,43 @@ def test_a_failing_sync_leaves_the_store_as_it_was(tmp_path, monkeypatch, call) 
     write(tmp_path / "other", 3)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0, reason="mounting a tmpfs needs root"
-)
-def test_a_full_disk_is_told_and_costs_one_shard(tmp_path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs here: {mounted.stderr.decode().strip()}")
-    try:
-        with pytest.raises(OSError, match="cannot write to .*No space left.* go on by") as caught:
-            write(disk / "s", 10_000, per_shard=300)
-        assert caught.value.errno == errno.ENOSPC
-        shards = CodeStore(disk / "s").manifest.shards
-        assert len(shards) >= 3
-        assert not any(report.problem for report in verify(disk / "s"))
-        assert parts(disk / "s") == []
-        shutil.copytree(disk / "s", tmp_path / "larger")
-        kept = len(CodeStore(tmp_path / "larger"))
-        asked = []
-        write(
-            tmp_path / "larger", 10_000, per_shard=300,
-            encode=lambda *r: asked.append(r) or encode(*r),
-        )  # fmt: skip
-        assert asked == [(kept, 10_000)]
-        assert len(CodeStore(tmp_path / "larger")) == 10_000
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def filling(small_disk, at: int, leave: int):
+    """An encoder before whose record `at` the disk is full but for so many bytes."""
+
+    def encode_filling(first: int, stop: int):
+        for start in range(first, stop, 4):
+            if start == at:
+                small_disk.fill(leave)
+            yield records(start, min(start + 4, stop))
+
+    return encode_filling
+
+
+def test_a_full_disk_is_told_and_costs_one_shard(small_disk) -> None:
+    folder, per_shard = small_disk.folder / "s", 2000  # 68 KB
+    encoder = filling(small_disk, at=2 * per_shard, leave=40_000)
+    with pytest.raises(OSError, match="cannot write to .*(space|large).* go on by") as caught:
+        write(folder, 7000, per_shard=per_shard, encode=encoder)
+    small_disk.clear()
+    assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+    assert len(CodeStore(folder)) == 2 * per_shard
+    assert not any(report.problem for report in verify(folder))
+    assert parts(folder) == []
+    asked = []
+    write(folder, 7000, per_shard=per_shard, encode=lambda *r: asked.append(r) or encode(*r))
+    assert asked == [(2 * per_shard, 7000)]
+    assert len(CodeStore(folder)) == 7000
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_the_old_one(small_disk) -> None:
+    folder = small_disk.folder / "s"
+    encoder = filling(small_disk, at=240, leave=4096)  # room for a shard of 4 records
+    with pytest.raises(OSError, match="cannot write to .*(space|large)"):
+        write(folder, 400, per_shard=4, encode=encoder)
+    small_disk.clear()
+    assert (folder / "manifest.json").stat().st_size > 4096
+    assert_holds(folder, [(0, 240)])
+    assert parts(folder) == []
 
 
 def test_unfinished_files_of_the_dead_are_removed_of_the_living_kept(tmp_path) -> None:
@@ -340,15 +350,6 @@ def test_damaged_shards_are_taken_out_and_written_again(tmp_path) -> None:
     write(tmp_path, 50, encode=lambda *r: asked.append(r) or encode(*r))
     assert asked == [(20, 40)]
     assert_holds(tmp_path, [(0, 50)])
-
-
-def test_a_store_of_a_dataset_is_complete(tmp_path) -> None:
-    maps, labels = records(0, 5)
-    CodeDataset(maps, K, labels, tuple("abc"), "h").save(tmp_path)
-    with writer(tmp_path, source_records=5) as out:
-        assert out.position == 5
-        with pytest.raises(ValueError, match="go beyond the source_records=5"):
-            out.add(*records(5, 6))
 
 
 def test_a_store_is_readable_by_others_who_share_the_disk(tmp_path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from itertools import islice
@@ -134,14 +133,18 @@ def edit(path: Path, **changes) -> None:
     (path / "cache.json").write_text(json.dumps({**meta, **changes}))
 
 
-def test_a_full_disk_leaves_nothing_behind(root, cache, monkeypatch) -> None:
-    def full(*_) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        cached_images(ImageFolder(root, 6), cache)
-    assert list(cache.iterdir()) == []
+def test_a_full_disk_leaves_the_old_cache_and_nothing_beside_it(root, small_disk) -> None:
+    cached_images(ImageFolder(root, 6), small_disk.folder)
+    before = sorted(small_disk.folder.rglob("*"))
+    (root / "class0" / "00.png").unlink()
+    for leave in (4096, 65 * 3 * 6 * 6):  # room for a batch of images, for all but their names
+        small_disk.fill(leave)
+        with pytest.raises(OSError, match="image cache: cannot write .*(space|large).* make room"):
+            cached_images(ImageFolder(root, 6), small_disk.folder)
+        small_disk.clear()
+        assert sorted(small_disk.folder.rglob("*")) == before
+    folder = ImageFolder(root, 6)
+    assert torch.equal(cached_images(folder, small_disk.folder).images, folder.in_memory().images)
 
 
 def test_writing_to_the_images_does_not_reach_the_disk(root, cache) -> None:

@@ -250,3 +250,10 @@ def test_equals_itself_after_a_round_trip_of_its_state():
     other.load_state_dict(prior.state_dict())
     inputs = prior_inputs(prior, 2)
     assert torch.equal(logits_of(other, inputs), logits_of(prior, inputs))
+
+
+def test_is_built_on_the_meta_device_with_the_same_parameters():
+    prior = tiny_prior(condition_sizes=((2, 3),))
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in PixelSNAIL(prior.config).named_parameters()}
+    assert shapes == {name: p.shape for name, p in prior.named_parameters()}

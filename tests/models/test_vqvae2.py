@@ -272,6 +272,11 @@ def test_bytes_are_refused_with_the_remedy() -> None:
         small()(torch.zeros(2, 3, 32, 64, dtype=torch.uint8))
 
 
+def test_image_size_of_one_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"image_size must be \(height, width\), got \(8,\)"):
+        VQVAE2Config(image_size=(8,), strides=(2,))  # type: ignore[arg-type]
+
+
 def codes_of(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.zeros(shape, dtype=torch.int64) for shape in shapes]
 

@@ -34,6 +34,15 @@ def test_gradient_is_straight_through_plus_commitment():
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
 
 
+def test_gradient_of_each_result_alone():
+    z, codebook = inputs(torch.float32)
+    z_q, indices, commitment = ops.vector_quantize(z, codebook)
+    (straight,) = torch.autograd.grad(z_q.sum(), z, retain_graph=True)
+    assert torch.equal(straight, torch.ones_like(z))
+    (pulled,) = torch.autograd.grad(commitment, z)
+    torch.testing.assert_close(pulled, 2 * (z - codebook[indices]).detach() / z.numel())
+
+
 def test_no_gradient_reaches_the_codebook():
     z, codebook = inputs()
     codebook.requires_grad_()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
-from vqvae2_fast.data import CodeDataset, ImageTensorDataset
+from vqvae2_fast.data import CodeStore, ImageTensorDataset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.training import (
     DivergedError,
     Progress,
@@ -20,8 +24,8 @@ from vqvae2_fast.training import (
     train,
     vqvae_stage,
 )
-from vqvae2_fast.training.checkpoint import latest, load
-from vqvae2_fast.training.stage2 import balanced
+from vqvae2_fast.training.checkpoint import load
+from vqvae2_fast.training.run_folder import latest
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
@@ -37,6 +41,7 @@ CONFIG = TrainConfig(
     validate_every=4, save_every=4,
 )  # fmt: skip
 QUIET = Progress(quiet=True)
+STORES = TemporaryDirectory()
 
 
 def images(count: int = 13) -> ImageTensorDataset:
@@ -46,11 +51,12 @@ def images(count: int = 13) -> ImageTensorDataset:
     )
 
 
-def codes(count: int = 13) -> CodeDataset:
+@cache
+def codes(count: int = 13) -> CodeStore:
     generator = torch.Generator().manual_seed(6)
     maps = [torch.randint(8, (count, side, side), generator=generator) for side in (2, 4)]
     labels = torch.randint(-1, 3, (count,), generator=generator)
-    return CodeDataset(maps, 8, labels, ("a", "b", "c"))
+    return CodeSet(maps, 8, labels, ("a", "b", "c")).write(Path(STORES.name) / str(count))
 
 
 def stage_one(config: TrainConfig):
@@ -252,17 +258,3 @@ def test_images_of_another_size_are_refused_by_name():
     with pytest.raises(ValueError, match=r"held_out to be .* \[3, 8, 8\].* got \[3, 4, 4\]"):
         small = ImageTensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8))
         vqvae_stage(VQVAE2(VQVAE), images(), small, CONFIG)
-
-
-def test_balanced_codes_hold_rare_classes_more_often():
-    labels = torch.tensor([0] * 16 + [1] * 4 + [2] + [-1])
-    maps = torch.arange(22).view(22, 1, 1) % 8
-    rows = balanced(CodeDataset([maps], 8, labels, ("a", "b", "c")), 0.5)
-    counts = torch.bincount(rows.labels + 1)
-    assert counts.tolist() == [1, 16, 8, 4]
-    assert rows.codes[0].flatten()[rows.labels == 2].tolist() == [20 % 8] * 4
-
-
-def test_no_balance_leaves_the_codes_as_they_are():
-    dataset = codes()
-    assert balanced(dataset, 0.0) is dataset

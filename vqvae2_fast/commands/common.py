@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
+from typing import Any
 
 import torch
 
-from vqvae2_fast.data import ImageFolder, ImageTensorDataset, Split, load_emoji
+from vqvae2_fast.commands.origin import check_origin
+from vqvae2_fast.data.durable import replace_file
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import Progress, load
 from vqvae2_fast.training.checkpoint import class_names
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
-    "Command", "DataOptions", "ModelOptions", "Result", "load_vqvae", "open_images", "parse_labels",
-    "write_result",
+    "Command", "ModelOptions", "Result", "load_vqvae", "write_result",
 ]  # fmt: skip
 
 
@@ -63,23 +61,11 @@ class Command:
 
 
 @dataclass
-class DataOptions:
-    """Where images come from."""
-
-    data: str = "emoji"
-    """`emoji` (embedded), or a folder of images: flat, or one subfolder a class."""
-    held_out_fraction: float = 0.1
-    """Share of a folder's images that is never trained on, chosen by their names."""
-    skip_corrupt: bool = False
-    """Leave out files of a folder that cannot be decoded, with a warning."""
-    convert_channels: bool = False
-    """Turn a folder's grey images to RGB or RGB ones to grey where the model wants the other."""
-
-
-@dataclass
 class ModelOptions:
-    """Which models: a pipeline, or a VQ-VAE and its priors one by one."""
+    """Which models: a pretrained preset, a pipeline, or a VQ-VAE and its priors one by one."""
 
+    preset: str | None = None
+    """A pretrained pipeline that comes with the package, such as emoji32."""
     pipeline: Path | None = None
     """Folder of a pipeline, as `vqvae2-fast demo` leaves one."""
     vqvae: Path | None = None
@@ -89,29 +75,38 @@ class ModelOptions:
 
     def open(self, device: torch.device) -> tuple[Pipeline, tuple[str, ...]]:
         """The pipeline and the names of its classes."""
-        if (self.pipeline is None) == (self.vqvae is None):
-            raise ValueError("expected either --pipeline, or --vqvae with its --priors.")
-        if self.pipeline is not None:
-            pipeline = load(self.pipeline, device)
+        given = [value for value in (self.preset, self.pipeline, self.vqvae) if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "expected one of --preset, --pipeline, or --vqvae with its --priors, got "
+                f"{len(given)} of them."
+            )
+        if self.vqvae is None:
+            folder = self.pipeline or pretrained_folder(str(self.preset))
+            pipeline = load(folder, device)
             if not isinstance(pipeline, Pipeline):
                 raise ValueError(
-                    f"--pipeline: expected a pipeline at {self.pipeline}, found a "
-                    f"{type(pipeline).__name__}; name it by --vqvae or --priors."
+                    f"--pipeline: expected a pipeline at {folder}, found a "
+                    f"{named(pipeline)}; name it by --vqvae or --priors."
                 )
-            return pipeline, class_names(self.pipeline)
+            return pipeline, class_names(folder)
         vqvae = load_vqvae(self.vqvae, device)
         priors = [load(path, device) for path in self.priors]
         for path, prior in zip(self.priors, priors, strict=True):
             if not isinstance(prior, PixelSNAIL):
-                raise ValueError(
-                    f"--priors: expected a prior at {path}, found a {type(prior).__name__}."
-                )
+                raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
+            check_origin(path, vqvae)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
                 f"--priors: expected {vqvae.config.num_levels}, one a level of the VQ-VAE, coarse "
                 f"to fine, got {len(priors)}."
             )
         return Pipeline(vqvae, priors), class_names(self.priors[0])
+
+    def recommended(self) -> dict[str, list[float]]:
+        """Settings of drawing that a pretrained pipeline's card recommends, by their name."""
+        card = {} if self.preset is None else pretrained_card(self.preset)
+        return dict(card.get("drawing", {}))
 
 
 @dataclass
@@ -120,11 +115,13 @@ class Result:
 
     Args:
         values: For machines, JSON-ready.
-        lines: For people.
+        lines: For people; none under torchrun in all processes but the first.
+        exit_code: Of the command line: 0, or 1 if what was looked for is not sound.
     """
 
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
+    exit_code: int = 0
 
 
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
@@ -133,52 +130,24 @@ def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     if isinstance(model, Pipeline):
         model = model.vqvae
     if not isinstance(model, VQVAE2):
-        raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {type(model).__name__}.")
+        raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {named(model)}.")
     return model
 
 
-def open_images(
-    options: DataOptions, split: Split, channels: int, size: tuple[int, int]
-) -> ImageTensorDataset | ImageFolder:
-    """The images of a split, in the channels and size (height, width) that a model takes."""
-    if options.data == "emoji":
-        if channels != 3 or size[0] != size[1]:
-            raise ValueError(
-                "--data emoji: these are square images of 3 channels, the model takes "
-                f"{channels} channels of {size[0]}x{size[1]}."
-            )
-        return load_emoji(split, size[0])
-    if not Path(options.data).exists():
-        raise ValueError(f"--data: expected `emoji` or a folder of images, got {options.data!r}.")
-    return ImageFolder(
-        options.data, size, image_channels=channels, split=split,
-        held_out_fraction=options.held_out_fraction, skip_corrupt=options.skip_corrupt,
-        convert_channels=options.convert_channels,
-    )  # fmt: skip
-
-
-def parse_labels(asked: Sequence[str], class_names: Sequence[str], num_classes: int) -> list[int]:
-    """Numbers of classes from numbers or from beginnings of their names, whatever the case."""
-    labels = []
-    for text in asked:
-        if text.isdigit():
-            found = [int(text)] if int(text) < num_classes else []
-        else:
-            exact = [i for i, name in enumerate(class_names) if name.lower() == text.lower()]
-            found = exact or [
-                i for i, name in enumerate(class_names) if name.lower().startswith(text.lower())
-            ]
-        if len(found) != 1:
-            choice = ", ".join(class_names) or "none named"
-            raise ValueError(
-                f"--label: expected a number below {num_classes} or the beginning of one class "
-                f"name ({choice}), got {text!r}."
-            )
-        labels += found
-    return labels
+def named(model: object) -> str:
+    """What a loaded checkpoint is, in words."""
+    kinds = {VQVAE2: "VQ-VAE (stage 1)", PixelSNAIL: "prior (stage 2)", Pipeline: "pipeline"}
+    return kinds.get(type(model), type(model).__name__)
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:
-    """Write a command's result as JSON, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    """Write a command's result as JSON, making its folder; a result that was there is replaced.
+
+    Raises:
+        OSError: The disk is full, ...; the old result is then as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error

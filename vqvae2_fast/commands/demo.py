@@ -15,19 +15,26 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.evaluate import evaluation_lines
-from vqvae2_fast.commands.extract import extract_codes
-from vqvae2_fast.commands.sample import draw
+from vqvae2_fast.commands.extract import use_of_codes
 from vqvae2_fast.commands.train_prior import prior_config
 from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
-from vqvae2_fast.data import in_order, load_emoji
-from vqvae2_fast.metrics import codebook_use, evaluate_pipeline
+from vqvae2_fast.data import CodeStore, in_order, load_emoji
+from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
-from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training import Progress, prior_stage, save, train, vqvae_stage
+from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
+from vqvae2_fast.training import (
+    Progress,
+    Variants,
+    extract_codes,
+    prior_stage,
+    save,
+    train,
+    vqvae_stage,
+)
 from vqvae2_fast.training.presets import train_preset
 
 __all__ = ["Demo"]
@@ -90,13 +97,14 @@ class Demo(Command):
         }  # fmt: skip
         seconds["vqvae"] = time.monotonic() - start
 
-        mirrors = (False, True) if training.flip else (False,)
         codes = extract_codes(
-            vqvae, train_set, mirrors=mirrors, progress=progress, name="extract train"
-        )
-        held_out_codes = extract_codes(vqvae, held_out, progress=progress, name="extract held out")
-        codes.save(self.out / "codes" / "train")
-        held_out_codes.save(self.out / "codes" / "held_out")
+            vqvae, train_set, self.out / "codes" / "train", variants=Variants(flip=training.flip),
+            progress=progress, name="extract train",
+        )  # fmt: skip
+        held_out_codes = extract_codes(
+            vqvae, held_out, self.out / "codes" / "held_out", progress=progress,
+            name="extract held out",
+        )  # fmt: skip
 
         priors = []
         for level, name in enumerate(level_names(len(config.priors))):
@@ -124,7 +132,7 @@ class Demo(Command):
             )
             task.update(1)
         samples, labels = self._samples(pipeline, len(classes), progress)
-        metrics = self._metrics(values, codes.codes, config.vqvae.num_embeddings)
+        metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
             vqvae, held_out, self.out / "reconstructions.png",
@@ -159,20 +167,18 @@ class Demo(Command):
         self, pipeline: Pipeline, num_classes: int, progress: Progress
     ) -> tuple[Tensor, list[int]]:
         labels = [label for label in range(num_classes) for _ in range(_SAMPLES_A_CLASS)]
-        images = draw(
-            pipeline, len(labels), labels, batch_size=len(labels), progress=progress,
-            seed=self.seed, temperature=_TEMPERATURE, guidance_scale=_GUIDANCE_SCALE,
-        )  # fmt: skip
-        return images, labels
+        device = next(pipeline.priors[0].parameters()).device
+        with progress.task("sample", 1) as task:
+            images = sample_images(
+                pipeline, len(labels), labels=torch.tensor(labels, device=device), seed=self.seed,
+                temperature=_TEMPERATURE, guidance_scale=_GUIDANCE_SCALE,
+            )  # fmt: skip
+            task.update(1)
+        return images.cpu(), labels
 
-    def _metrics(
-        self, values: dict[str, Any], codes: list[Tensor], num_embeddings: int
-    ) -> dict[str, Any]:
+    def _metrics(self, values: dict[str, Any], codes: CodeStore) -> dict[str, Any]:
         """The held-out measures, the use of the codebooks in training, and the aims."""
-        training_use = {
-            name: asdict(codebook_use(maps.long(), num_embeddings))
-            for name, maps in zip(values["levels"], codes, strict=True)
-        }
+        training_use = {name: asdict(use) for name, use in use_of_codes(codes).items()}
         webp = values["webp"]["psnr"]
         targets = {
             "psnr >= 26 dB": values["reconstruction"]["psnr"] >= 26,
@@ -197,8 +203,13 @@ class Demo(Command):
             f"report: {self.out / 'report.html'}",
             f"pictures: {self.out}/reconstructions.png, samples.png, curves.png, rate.png",
             f"metrics: {self.out / 'metrics.json'}",
-            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16",
+            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16 "
+            f"--temperature {_flags(_TEMPERATURE)} --guidance-scale {_flags(_GUIDANCE_SCALE)}",
         ]
+
+
+def _flags(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -11,17 +12,16 @@ import tyro
 
 from vqvae2_fast.commands.common import (
     Command,
-    DataOptions,
     ModelOptions,
     Result,
-    open_images,
     write_result,
 )
-from vqvae2_fast.commands.extract import extract_codes
+from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.report.curves import plot_rate
+from vqvae2_fast.training import extract_codes
 
 __all__ = ["Evaluate", "evaluation_lines"]
 
@@ -40,13 +40,21 @@ class Evaluate(Command):
 
     def run(self) -> Result:
         pipeline, _ = self.models.open(self.prepare())
+        progress = self.progress()
         config = pipeline.vqvae.config
-        dataset = open_images(self.source, "held_out", config.image_channels, config.image_size)
-        codes = extract_codes(pipeline.vqvae, dataset, progress=self.progress())
-        images = [batch for batch, _ in in_order(dataset, 128)]
-        values, curve = evaluate_pipeline(
-            pipeline.vqvae, list(pipeline.priors), images, codes, to_uint8(torch.cat(images))
+        dataset = open_images(
+            self.source, "held_out", config.image_channels, config.image_size, progress
         )
+        images = [batch for batch, _ in in_order(dataset, 128)]
+        with TemporaryDirectory() as folder:
+            codes = extract_codes(pipeline.vqvae, dataset, folder, progress=progress)
+            values, curve = evaluate_pipeline(
+                pipeline.vqvae,
+                list(pipeline.priors),
+                images,
+                codes,
+                to_uint8(torch.cat(images)),
+            )
         write_result(self.out / "metrics.json", values)
         picture = picture_of_reconstructions(
             pipeline.vqvae, dataset, self.out / "reconstructions.png"

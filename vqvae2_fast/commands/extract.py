@@ -2,118 +2,149 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
 from vqvae2_fast.commands.common import (
     Command,
-    DataOptions,
     Result,
     load_vqvae,
-    open_images,
     write_result,
 )
-from vqvae2_fast.data import CodeDataset, ImageFolder, ImageTensorDataset, in_order
-from vqvae2_fast.metrics import codebook_use
+from vqvae2_fast.commands.dry_run import plan_of_extraction
+from vqvae2_fast.commands.ranks import Ranks
+from vqvae2_fast.commands.sources import DataOptions, open_images
+from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.metrics import CodebookUse, codebook_use
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.training import Progress
-from vqvae2_fast.training.checkpoint import checkpoint_folder
+from vqvae2_fast.training.extraction import (
+    SHARD_RECORDS,
+    Variants,
+    extract_codes,
+    missing_records,
+)
+from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vqvae2_fast.data import Split
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["Extract", "extract_codes"]
+__all__ = ["Extract", "use_of_codes"]
 
-_BATCH = 128  # images
+_STEP = 4096  # records
 
 
 @dataclass(kw_only=True)
 class Extract(Command):
-    """Encode all images by a trained VQ-VAE; leaves code stores OUT/train and OUT/held_out."""
+    """Encode all images by a trained VQ-VAE; leaves code stores OUT/train and OUT/held_out.
+
+    Under torchrun the processes share the work. --flip and --copies add records to the training
+    store alone.
+    """
 
     vqvae: Path
-    """Folder of a VQ-VAE's run, or a checkpoint of one."""
+    """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    variants: Annotated[Variants, tyro.conf.arg(name="")] = field(default_factory=Variants)
     out: Path = Path("runs/codes")
     """Folder for the two stores."""
-    flip: bool = False
-    """Also encode the training images mirrored left to right, as further records."""
+    resume: bool = False
+    """Go on where extraction into --out was broken off."""
+    dry_run: bool = False
+    """Open all, check the images against the model and print what would run; write nothing."""
+    shard_records: int = SHARD_RECORDS
+    """Records that are saved together: what an interruption costs at most."""
+    workers: int = 0
+    """Processes that decode images; 0 decodes in this one."""
 
     def run(self) -> Result:
-        device = self.prepare()
-        for split in ("train", "held_out"):
-            if (self.out / split / "manifest.json").exists():
-                raise ValueError(
-                    f"--out: {self.out / split} holds codes already; name another folder."
-                )
-        model = load_vqvae(self.vqvae, device)
-        digest = hashlib.sha256(
-            (checkpoint_folder(self.vqvae) / "model.safetensors").read_bytes()
-        ).hexdigest()
-        progress = self.progress()
-        values: dict[str, object] = {"codes": str(self.out), "checkpoint_sha256": digest}
-        lines = []
-        for split in ("train", "held_out"):
-            config = model.config
-            images = open_images(self.source, split, config.image_channels, config.image_size)
-            mirrors = (False, True) if self.flip and split == "train" else (False,)
-            codes = extract_codes(
-                model, images, mirrors=mirrors, checkpoint_hash=digest, progress=progress,
-                name=f"extract {split}",
+        ranks = Ranks.of_this_run()
+        model = load_vqvae(self.vqvae, ranks.device(self.prepare()))
+        config = model.config
+        splits: tuple[Split, ...] = ("train", "held_out")
+        # Nobody writes before the first process has seen what was there.
+        ranks.told_by_first(lambda: None if self.resume else self._check_fresh(splits))
+        if self.dry_run:
+            return self._plan(model, splits) if ranks.rank == 0 else Result({}, [])
+        progress = Progress(quiet=self.quiet or ranks.rank > 0)
+        for split in splits:
+            images = open_images(
+                self.source, split, config.image_channels, config.image_size, progress
+            )
+            extract_codes(
+                model, images, self.out / split, variants=self._variants(split), rank=ranks.rank,
+                world_size=ranks.count, shard_records=self.shard_records, workers=self.workers,
+                progress=progress, name=f"extract {split}",
             )  # fmt: skip
-            codes.save(self.out / split)
-            use = {
-                level: codebook_use(maps, config.num_embeddings)
-                for level, maps in zip(level_names(config.num_levels), codes.codes, strict=True)
-            }
+        return self._result({split: CodeStore(self.out / split) for split in splits}, ranks)
+
+    def _variants(self, split: Split) -> Variants:
+        return self.variants if split == "train" else Variants()
+
+    def _plan(self, model: VQVAE2, splits: Sequence[Split]) -> Result:
+        config = model.config
+        layout = CodeLayout(config.num_embeddings, config.level_sizes)
+        images: dict[str, int] = {}
+        records: dict[str, int] = {}
+        missing: dict[str, int] = {}
+        for split in splits:
+            source = open_images(
+                self.source, split, config.image_channels, config.image_size, write=False
+            )
+            check_images("extract", model, source, split)
+            images[split] = len(source)
+            records[split] = self._variants(split).count * len(source)
+            missing[split] = sum(
+                stop - first for first, stop in missing_records(self.out / split, records[split])
+            )
+        return plan_of_extraction(
+            model, layout, images=images, records=records, missing=missing, out=self.out
+        )
+
+    def _check_fresh(self, splits: Sequence[Split]) -> None:
+        for split in splits:
+            if (self.out / split / MANIFEST).exists():
+                raise ValueError(
+                    f"--out: {self.out / split} holds codes already. Add --resume to go on with "
+                    "them, or name another folder."
+                )
+
+    def _result(self, stores: dict[Split, CodeStore], ranks: Ranks) -> Result:
+        if not all(store.complete for store in stores.values()):
+            lines = ["this process is done, others are still encoding"] if ranks.rank == 0 else []
+            return Result({"codes": str(self.out)}, lines)
+        values: dict[str, Any] = {"codes": str(self.out)}
+        lines = []
+        for split, store in stores.items():
+            use = use_of_codes(store)
+            values["checkpoint_hash"] = store.checkpoint_hash
             values[split] = {
-                "records": len(codes),
+                "records": len(store),
                 "codes_used": {level: used.used for level, used in use.items()},
                 "perplexity": {level: used.perplexity for level, used in use.items()},
             }
             shown = ", ".join(f"{level} {used.used}" for level, used in use.items())
             lines.append(
-                f"{split}: {len(codes)} records in {self.out / split}; codes used of "
-                f"{config.num_embeddings}: {shown}"
+                f"{split}: {len(store)} records in {self.out / split}; codes used of "
+                f"{store.num_embeddings}: {shown}"
             )
         write_result(self.out / "result.json", values)
-        return Result(values, lines)
+        return Result(values, lines if ranks.rank == 0 else [])
 
 
-@torch.no_grad()
-def extract_codes(
-    model: VQVAE2,
-    images: ImageTensorDataset | ImageFolder,
-    *,
-    mirrors: Sequence[bool] = (False,),
-    checkpoint_hash: str = "",
-    progress: Progress | None = None,
-    name: str = "extract",
-) -> CodeDataset:
-    """The code maps of a set, in its order; once for each entry of `mirrors`, True mirrored."""
-    device = next(model.parameters()).device
-    maps: list[list[torch.Tensor]] = []
-    labels = []
-    total = len(images) * len(mirrors)
-    with (progress or Progress(quiet=True)).task(name, total) as task:
-        done = 0
-        for mirrored in mirrors:
-            for batch, batch_labels in in_order(images, _BATCH):
-                batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-                maps.append(
-                    [codes.cpu() for codes in model.encode(batch.flip(-1) if mirrored else batch)]
-                )
-                labels.append(batch_labels)
-                done += len(batch)
-                task.update(done)
-    levels = [torch.cat(level) for level in zip(*maps, strict=True)]
-    return CodeDataset(
-        levels, model.config.num_embeddings, torch.cat(labels), images.class_names, checkpoint_hash
-    )
+def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
+    """How much of its codebook each level of a store uses, by the level's name."""
+    return {
+        level: codebook_use(
+            (maps[number] for maps, _ in codes_in_order(store, _STEP)), store.num_embeddings
+        )
+        for number, level in enumerate(level_names(len(store.level_sizes)))
+    }

@@ -13,7 +13,8 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result
-from vqvae2_fast.data import CodeDataset
+from vqvae2_fast.data import verify
+from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import preset, preset_names
 from vqvae2_fast.training.checkpoint import checkpoint_folder, load, read_config, resume
 
@@ -22,12 +23,18 @@ __all__ = ["Info"]
 
 @dataclass(kw_only=True)
 class Info(Command):
-    """Describe this installation, or a run, checkpoint, pipeline or code store."""
+    """Describe this installation, or a run, checkpoint, pipeline or code store.
+
+    Exit code 1 if --verify finds damage.
+    """
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
-    """What to describe; nothing: the installation."""
+    """What to describe, or the folder of two stores that `extract` left; nothing: the
+    installation."""
     presets: bool = False
     """List the presets with their sizes."""
+    verify: bool = False
+    """Read every byte of code stores and compare checksums; checkpoints are always read whole."""
 
     def run(self) -> Result:
         self.prepare()
@@ -35,9 +42,50 @@ class Info(Command):
             return _presets()
         if self.path is None:
             return _installation()
-        if (self.path / "manifest.json").is_file():
-            return _store(self.path)
+        if (self.path / MANIFEST).is_file():
+            return self._store(self.path)
+        stores = [self.path / split for split in ("train", "held_out")]
+        if any((store / MANIFEST).is_file() for store in stores):
+            return self._stores([store for store in stores if (store / MANIFEST).is_file()])
         return _checkpoint(self.path)
+
+    def _stores(self, paths: list[Path]) -> Result:
+        parts = {path.name: self._store(path) for path in paths}
+        return Result(
+            {name: part.values for name, part in parts.items()},
+            [line for name, part in parts.items() for line in (f"{name}:", *part.lines)],
+            max(part.exit_code for part in parts.values()),
+        )
+
+    def _store(self, path: Path) -> Result:
+        manifest = read_manifest(path)
+        missing = sum(stop - first for first, stop in manifest.missing())
+        values: dict[str, Any] = {
+            "kind": "code store", "path": str(path), "records": manifest.records,
+            "missing": missing, "shards": len(manifest.shards),
+            "bytes": manifest.records * manifest.layout.record_bytes,
+            "bytes_per_record": manifest.layout.record_bytes,
+            "num_embeddings": manifest.layout.num_embeddings,
+            "level_sizes": manifest.layout.level_sizes, "class_names": manifest.class_names,
+            "checkpoint_hash": manifest.checkpoint_hash,
+        }  # fmt: skip
+        if not self.verify:
+            return Result(values, _lines(values))
+        with self.progress().task(f"verify {path.name}", values["bytes"]) as task:
+            reports = verify(path, lambda done, total: task.update(done))
+        values["damaged"] = {
+            report.shard.name: report.problem for report in reports if report.problem
+        }
+        lines = _lines({name: value for name, value in values.items() if name != "damaged"})
+        lines += [f"damaged: {name}: {problem}" for name, problem in values["damaged"].items()]
+        if values["damaged"]:
+            lines.append(
+                f"{len(values['damaged'])} of {len(reports)} shards are damaged: take them out by "
+                "vqvae2_fast.data.discard_damaged, then extract with --resume."
+            )
+        else:
+            lines.append(f"verified: {len(reports)} shards are sound")
+        return Result(values, lines, exit_code=1 if values["damaged"] else 0)
 
 
 def _installation() -> Result:
@@ -70,18 +118,13 @@ def _presets() -> Result:
     return Result(values, lines)
 
 
-def _store(path: Path) -> Result:
-    codes = CodeDataset.load(path)
-    values = {
-        "kind": "code store", "records": len(codes), "num_embeddings": codes.num_embeddings,
-        "level_sizes": codes.level_sizes, "class_names": codes.class_names,
-        "checkpoint_hash": codes.checkpoint_hash,
-    }  # fmt: skip
-    return Result(values, [f"{name}: {value}" for name, value in values.items()])
-
-
 def _checkpoint(path: Path) -> Result:
-    folder = checkpoint_folder(path)
+    try:
+        folder = checkpoint_folder(path)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"info: expected a run, checkpoint, pipeline or code store: {error}"
+        ) from error
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if header["kind"] == "pipeline":
@@ -94,7 +137,11 @@ def _checkpoint(path: Path) -> Result:
         if (folder / "state.json").exists():
             state = resume(folder).state
             values |= {"step": state["step"], "train": state["train"], "metrics": state["metrics"]}
-    return Result(values, [f"{name}: {value}" for name, value in values.items()])
+    return Result(values, _lines(values))
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    return [f"{name}: {value}" for name, value in values.items()]
 
 
 def _size(model: torch.nn.Module) -> int:

@@ -10,12 +10,11 @@ import tyro
 
 from vqvae2_fast.commands.common import (
     Command,
-    DataOptions,
     Result,
     load_vqvae,
-    open_images,
     write_result,
 )
+from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.metrics import reconstruction_error
@@ -41,8 +40,10 @@ class Reconstruct(Command):
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
         model = load_vqvae(self.vqvae, self.prepare())
-        config = model.config
-        dataset = open_images(self.source, self.split, config.image_channels, config.image_size)
+        config, progress = model.config, self.progress()
+        dataset = open_images(
+            self.source, self.split, config.image_channels, config.image_size, progress
+        )
         picture = picture_of_reconstructions(
             model, dataset, self.out / "reconstructions.png", self.n
         )

@@ -1,132 +1,237 @@
-"""`vqvae2-fast sample`: new images."""
+"""`vqvae2-fast sample`: new images, many if need be."""
 
 from __future__ import annotations
 
+import math
+import time
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
-from torch import Tensor
 
-from vqvae2_fast.commands.common import (
-    Command,
-    ModelOptions,
-    Result,
-    parse_labels,
-    write_result,
-)
-from vqvae2_fast.report import sample_grid, save_images
-from vqvae2_fast.sampling import sample_images
+from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.commands.completion import open_known
+from vqvae2_fast.commands.draw_plan import DrawPlan, batches_of, drawing_settings, labels_of
+from vqvae2_fast.commands.ranks import Ranks
+from vqvae2_fast.data.durable import renamed_into_place
+from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.report.grids import pictures
+from vqvae2_fast.report.samples import folder_grid
+from vqvae2_fast.sampling import interface_of
+from vqvae2_fast.sampling.stream import codes_per_image, draw_batch
+from vqvae2_fast.training.progress import Progress
 
 if TYPE_CHECKING:
-    from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.training import Progress
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Sample", "draw"]
+    from vqvae2_fast.training.progress import Task
+
+__all__ = ["Sample"]
+
+_COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each of the known ones
+# Codes of a batch without --batch-size: 128 images of emoji32, 8 of 256x256, from where on the
+# engine gains little by more.
+_BATCH_CODES, _BATCH_IMAGES = 40_960, 128
 
 
 @dataclass(kw_only=True)
 class Sample(Command):
-    """Draw images; leaves samples.png (rows by class), each image as a PNG, and result.json.
+    """Draw images; leaves images/*.png as they are drawn, their index samples.jsonl (class and
+    log-probabilities of each), settings.json, and samples.png to look at.
 
-    Sample i of a seed is the same image whatever --n and --batch-size are.
+    Image i of a seed and settings is the same whatever --n, --batch-size and the number of
+    processes are. Under torchrun they share the work: `torchrun --nproc-per-node 2 --no-python --
+    vqvae2-fast sample ...`.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    n: int = 10
-    """Images, of each label where there are classes."""
+    n: int | None = None
+    """Images in all, the classes or the images of --known taking turns; by default 100, or 8 for
+    each of --known where that is fewer."""
     label: tuple[str, ...] = ()
-    """Classes: numbers, or beginnings of their names; all classes if none is named."""
+    """Classes: numbers, or beginnings of their names, or `none` to draw without one; all classes
+    in equal parts if none is named."""
     seed: int = 0
-    temperature: tuple[float, ...] = (1.0,)
-    """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. One value, or one
-    a level, coarse to fine."""
-    top_k: int | None = None
-    """Draw among the k likeliest codes only."""
-    top_p: float | None = None
-    """Draw among the likeliest codes that together have this probability."""
-    guidance_scale: tuple[float, ...] = (1.0,)
-    """Above 1 the class is followed more closely (for priors trained with dropped labels). One
-    value, or one a level."""
+    temperature: tuple[float, ...] = ()
+    """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. This and the next
+    three: one value, or one a level, coarse to fine; by default what --preset comes with, or 1."""
+    top_k: tuple[int, ...] = ()
+    """Draw among the k likeliest codes only; 0 for no limit."""
+    top_p: tuple[float, ...] = ()
+    """Draw among the likeliest codes that together have this probability; 1 for no limit."""
+    guidance_scale: tuple[float, ...] = ()
+    """Above 1 the class is followed more closely (for priors trained with dropped labels)."""
+    known: str | None = None
+    """Complete images: an image, a folder of them, a code store, or `emoji` (the held-out ones)."""
+    keep: float = 0.5
+    """Share of the rows of --known that is kept, from above: the priors draw downwards."""
     engine: str = "auto"
-    batch_size: int = 128
-    """Images drawn at a time."""
-    out: Path = Path("runs/samples")
-    """Folder for what is written."""
+    """How codes are drawn, see `sample_codes`; `auto` takes the fastest exact one."""
+    batch_size: int = 0
+    """Images drawn at a time; 0 chooses by their size."""
+    out: Path | None = None
+    """Folder for what is written; by default runs/samples, or the first free of runs/samples-2, ...
+    """
+    resume: bool = False
+    """Go on with what is missing in --out; with a greater --n, add to it."""
 
     def run(self) -> Result:
-        for name in ("n", "batch_size"):
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag}: expected 1 or more, got {getattr(self, name)}.")
-        pipeline, class_names = self.models.open(self.prepare())
-        num_classes = pipeline.priors[0].config.num_classes
-        if self.label and not num_classes:
-            raise ValueError(f"--label: the priors have no classes, got {', '.join(self.label)}.")
-        classes = parse_labels(self.label, class_names, num_classes) or list(range(num_classes))
-        labels = [label for label in classes for _ in range(self.n)] or None
-        images = draw(
-            pipeline, len(labels) if labels else self.n, labels, batch_size=self.batch_size,
-            progress=self.progress(), seed=self.seed, temperature=_per_level(self.temperature),
-            top_k=self.top_k, top_p=self.top_p, guidance_scale=_per_level(self.guidance_scale),
+        for name, value in (("n", self.n), ("batch-size", self.batch_size or None)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name}: expected 1 or more, got {value}.")
+        if self.resume and self.out is None:
+            raise ValueError("--resume: name the folder to go on with by --out.")
+        ranks = Ranks.of_this_run()
+        plan = self._plan(ranks)
+        most = _COUNT if plan.known is None else _COMPLETIONS * len(plan.known)
+        total = self.n or min(_COUNT, most)
+        size = self.batch_size or max(
+            1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(plan.pipeline))
+        )
+        with ExitStack() as stack:
+            begun: list[SampleFolder] = []
+
+            def begin() -> dict[str, Any]:
+                out = self.out or _free_folder(Path("runs/samples"))
+                with _explained(out):
+                    folder = SampleFolder.begin(
+                        out, total, plan.identity(), resume=self.resume, alone=ranks.count == 1
+                    )
+                    begun.append(stack.enter_context(closing(folder)))
+                    return {"out": str(out), "missing": folder.missing()}
+
+            told = ranks.told_by_first(begin)
+            out = Path(told["out"])
+            if not begun:
+                begun.append(stack.enter_context(closing(SampleFolder.join(out, total))))
+            batches = batches_of(told["missing"], size)[ranks.rank :: ranks.count]
+            # The first process speaks for all, which share the work evenly.
+            progress = Progress(quiet=self.quiet or ranks.rank > 0)
+            with _explained(out):
+                draw_into(begun[0], plan, batches, progress, total if ranks.count == 1 else None)
+                return self._finish(begun[0], plan, ranks)
+
+    def _plan(self, ranks: Ranks) -> DrawPlan:
+        pipeline, class_names = self.models.open(ranks.device(self.prepare()))
+        recommended = self.models.recommended()
+        settings = drawing_settings(
+            pipeline, seed=self.seed,
+            temperature=self.temperature or recommended.get("temperature", (1.0,)),
+            top_k=self.top_k or (0,), top_p=self.top_p or (1.0,),
+            guidance_scale=self.guidance_scale or recommended.get("guidance_scale", (1.0,)),
             engine=self.engine,
         )  # fmt: skip
-        names = [f"{i:05d}" for i in range(len(images))]
-        save_images(images, self.out / "images", names)
-        shown = [class_names[i] if class_names else str(i) for i in range(num_classes)]
-        picture = self.out / "samples.png"
-        sample_grid(images, labels or [], shown).save(picture)
+        known = None if self.known is None else open_known(self.known, self.keep, pipeline)
+        classes, known_labels = labels_of(self.label, class_names, pipeline.num_classes, known)
+        return DrawPlan(pipeline, class_names, settings, classes, known, known_labels)
+
+    def _finish(self, folder: SampleFolder, plan: DrawPlan, ranks: Ranks) -> Result:
+        out = folder.path
+        if not folder.finish():
+            if ranks.rank:
+                return Result({}, [])
+            return Result({"out": str(out)}, ["this process is done, others are still drawing"])
+        picture = out / "samples.png"
+        with renamed_into_place(picture) as part:
+            folder_grid(out, plan.known).save(part, format="PNG")
         values = {
-            "picture": str(picture), "seed": self.seed,
-            "images": [
-                {"file": f"images/{name}.png",
-                 "label": shown[labels[i]] if labels else None}
-                for i, name in enumerate(names)
-            ],
+            "images": folder.count, "folder": str(out / "images"),
+            "index": str(out / "samples.jsonl"), "picture": str(picture),
+            "classes": [plan.class_name(label) for label in plan.classes],
+            "settings": vars(plan.settings),
         }  # fmt: skip
-        write_result(self.out / "result.json", values)
         return Result(
-            values, [f"{len(images)} images in {self.out / 'images'}", f"picture: {picture}"]
+            values,
+            [
+                f"{folder.count} images in {out / 'images'} ({_described(plan)})",
+                f"index: {values['index']}",
+                f"picture: {picture}",
+            ],
         )
 
 
-def _per_level(values: tuple[float, ...]) -> float | list[float]:
-    return values[0] if len(values) == 1 else list(values)
-
-
-def draw(
-    pipeline: Pipeline,
-    count: int,
-    labels: list[int] | None,
-    *,
-    batch_size: int,
+def draw_into(
+    folder: SampleFolder,
+    plan: DrawPlan,
+    batches: list[range],
     progress: Progress,
-    name: str = "sample",
-    **options: object,
-) -> Tensor:
-    """`count` images `[count, C, H, W]` by batches; `options` are those of `sample_images`."""
-    images: list[Tensor] = []
-    device = next(pipeline.vqvae.parameters()).device
-    positions = [prior.config.size[0] for prior in pipeline.priors]
-    batches = -(-count // batch_size)
-    with progress.task(name, batches * sum(positions)) as task:
-        for batch, first in enumerate(range(0, count, batch_size)):
-            size = min(batch_size, count - first)
-            own = (
-                None
-                if labels is None
-                else torch.tensor(labels[first : first + size], device=device)
+    total: int | None = None,
+) -> None:
+    """Draw batches of samples into a folder.
+
+    Args:
+        total: Samples of the folder, of which those not in `batches` are done already.
+    """
+    each, wanted = codes_per_image(plan.pipeline), sum(map(len, batches))
+    if not wanted:
+        return
+    before = 0 if total is None else total - wanted
+    start = time.monotonic()
+    with progress.task("sample", (before + wanted) * each, before * each) as task:
+        done = 0
+        for samples in batches:
+            shown = _row_by_row(plan, task, start, before, done, len(samples))
+            drawn = draw_batch(
+                plan.pipeline, samples, plan.settings, progress=shown, **plan.batch(samples)
             )
-            before = batch * sum(positions)
-            images.append(
-                sample_images(
-                    pipeline, size, labels=own, first_sample=first,
-                    progress=lambda level, row, rows, before=before: task.update(
-                        before + sum(positions[:level]) + row
-                    ),
-                    **options,
-                ).cpu()
-            )  # fmt: skip
-    return torch.cat(images)
+            folder.add(samples, pictures(drawn.images), plan.rows(drawn))
+            done += len(samples)
+
+
+def _row_by_row(
+    plan: DrawPlan, task: Task, start: float, before: int, done: int, size: int
+) -> Callable[[int, int, int], None]:
+    """Progress of a batch for `draw_batch`: codes drawn, their rate, whole images."""
+    widths = [math.prod(interface_of(prior).size) for prior in plan.pipeline.priors]
+    each = sum(widths)
+
+    def update(level: int, row: int, rows: int) -> None:
+        codes = done * each + size * (sum(widths[:level]) + widths[level] * row // rows)
+        seconds = max(1e-9, time.monotonic() - start)
+        images = before + codes // each
+        task.update(
+            before * each + codes,
+            f"{codes / seconds:,.0f} codes/s, {codes / each / seconds:.3g} images/s, "
+            f"{images} images",
+        )
+
+    return update
+
+
+@contextmanager
+def _explained(out: Path) -> Iterator[None]:
+    """Says of a failing disk what it means."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write to {out}: {error.strerror}. All images of its index are whole; when "
+            f"there is room, `--resume --out {out}` goes on",
+        ) from error
+
+
+def _free_folder(path: Path) -> Path:
+    numbered = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in count(1))
+    return next(folder for folder in numbered if not folder.exists())
+
+
+def _described(plan: DrawPlan) -> str:
+    """Classes and settings in words."""
+    parts = []
+    if plan.classes == tuple(range(plan.pipeline.num_classes)) and len(plan.classes) > 1:
+        parts.append(f"{len(plan.classes)} classes")
+    elif plan.classes:
+        parts.append(", ".join(plan.class_name(label) or "no class" for label in plan.classes))
+    settings = vars(plan.settings)
+    parts.append(f"seed {plan.settings.seed}")
+    for name, none in (("temperature", 1), ("top_k", None), ("top_p", None), ("guidance_scale", 1)):
+        values = settings[name]
+        if any(value != none for value in values):
+            shown = values[:1] if len(set(values)) == 1 else values
+            texts = ("all" if value is None else f"{value:g}" for value in shown)
+            parts.append(f"{name.replace('_', ' ')} {' and '.join(texts)}")
+    return ", ".join(parts)

@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 
 from vqvae2_fast.commands.common import Command, Result, write_result
-from vqvae2_fast.commands.train_vqvae import check_fresh
-from vqvae2_fast.data import CodeDataset
+from vqvae2_fast.commands.dry_run import plan_of_training
+from vqvae2_fast.commands.origin import check_same_origin, keep_origin
+from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
+from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, prior_stage, train
+from vqvae2_fast.training.tensorboard import tensorboard_log
 
 __all__ = ["TrainPrior", "prior_config"]
 
@@ -36,7 +40,12 @@ class TrainPrior(Command):
     out: Path | None = None
     """Folder of the run; runs/prior_LEVEL if none is named."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out."""
+    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
+    the newest whole one before it and how to go on from that."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, into --out/tensorboard."""
+    dry_run: bool = False
+    """Build all, check the codes against the model and print what would run; write nothing."""
     unconditional: bool = False
     """Ignore the labels."""
     label_dropout: float = 0.1
@@ -50,10 +59,10 @@ class TrainPrior(Command):
         device = self.prepare()
         out = self.out or Path(f"runs/prior_{self.level}")
         check_fresh(out, self.resume)
+        check_stage(out, "pixelsnail")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
-        codes = CodeDataset.load(self.codes / "train")
-        held_out = CodeDataset.load(self.codes / "held_out")
+        codes, held_out = (_open_codes(self.codes / split) for split in ("train", "held_out"))
         levels = level_names(len(codes.level_sizes))
         if self.level not in levels:
             raise ValueError(
@@ -61,17 +70,29 @@ class TrainPrior(Command):
             )
         level = levels.index(self.level)
         config = prior_config(self.model, codes, level, conditional=not self.unconditional)
+        if self.resume:
+            check_same_origin(out, codes)
         torch.manual_seed(self.train.seed)
         stage = prior_stage(
             PixelSNAIL(config).to(device), codes, held_out, self.train, level=level,
             label_dropout=self.label_dropout, class_balance=self.class_balance,
             name=f"train prior {self.level}",
         )  # fmt: skip
-        trained = train(
-            stage, self.train, out=out, resume=self.resume, progress=self.progress(),
-            class_names=codes.class_names if config.num_classes else (),
-        )  # fmt: skip
-        marginal = marginal_entropy(held_out.codes[level].long(), codes.num_embeddings)
+        if self.dry_run:
+            layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
+            return plan_of_training(
+                stage, self.train, items={"train": len(codes), "held_out": len(held_out)},
+                maps=layout.describe() + " (the last to be modelled)",
+                shape=f"codes of {config.num_classes or 'no'} classes", out=out, resume=self.resume,
+            )  # fmt: skip
+        keep_origin(out, codes)
+        with tensorboard_log(out if self.tensorboard else None) as on_log:
+            trained = train(
+                stage, self.train, out=out, resume=self.resume, progress=self.progress(),
+                class_names=codes.class_names if config.num_classes else (), on_log=on_log,
+            )  # fmt: skip
+        maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
+        marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]
         plot_curves(
             out / "curves.png",
@@ -91,7 +112,7 @@ class TrainPrior(Command):
 
 
 def prior_config(
-    config: PixelSNAILConfig, codes: CodeDataset, level: int, *, conditional: bool = True
+    config: PixelSNAILConfig, codes: CodeStore, level: int, *, conditional: bool = True
 ) -> PixelSNAILConfig:
     """`config` with what follows from the codes: sizes, K and classes."""
     sizes = codes.level_sizes
@@ -100,3 +121,15 @@ def prior_config(
         num_embeddings=codes.num_embeddings,
         num_classes=len(codes.class_names) if conditional else 0,
     )  # fmt: skip
+
+
+def _open_codes(path: Path) -> CodeStore:
+    """A store to train on; raises ValueError if it is not whole."""
+    store = CodeStore(path)
+    missing = store.manifest.missing()
+    if missing:
+        raise ValueError(
+            f"--codes: {path} lacks {sum(stop - first for first, stop in missing)} of its "
+            f"{store.manifest.source_records} records; finish it: vqvae2-fast extract --resume ..."
+        )
+    return store

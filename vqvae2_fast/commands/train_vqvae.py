@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, DataOptions, Result, open_images, write_result
-from vqvae2_fast.data import in_order
+from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.dry_run import plan_of_training
+from vqvae2_fast.commands.sources import DataOptions, open_images
+from vqvae2_fast.data import Split, in_order
+from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import reconstruction_grid
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
+from vqvae2_fast.training.checkpoint import read_config
+from vqvae2_fast.training.run_folder import latest
+from vqvae2_fast.training.tensorboard import tensorboard_log
+
+if TYPE_CHECKING:
+    from vqvae2_fast.data import ImageSource
 
 __all__ = ["TrainVQVAE", "picture_of_reconstructions"]
 
@@ -34,7 +43,12 @@ class TrainVQVAE(Command):
     out: Path = Path("runs/vqvae")
     """Folder of the run."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out."""
+    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
+    the newest whole one before it and how to go on from that."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, into --out/tensorboard."""
+    dry_run: bool = False
+    """Build all, check the data against the model and print what would run; write nothing."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
@@ -43,19 +57,33 @@ class TrainVQVAE(Command):
     def run(self) -> Result:
         device = self.prepare()
         check_fresh(self.out, self.resume)
+        check_stage(self.out, "vqvae2")
         config = self.model
-        sets = [
-            open_images(self.source, split, config.image_channels, config.image_size)
-            for split in ("train", "held_out")
-        ]
+        progress = self.progress()
+        splits: tuple[Split, ...] = ("train", "held_out")
+        train_set, held_out = (
+            open_images(
+                self.source, split, config.image_channels, config.image_size, progress,
+                write=not self.dry_run,
+            )
+            for split in splits
+        )  # fmt: skip
         torch.manual_seed(self.train.seed)
         model = VQVAE2(config).to(device)
-        stage = vqvae_stage(model, *sets, self.train, flip=self.flip)
-        trained = train(
-            stage, self.train, out=self.out, resume=self.resume, progress=self.progress(),
-            class_names=sets[0].class_names,
-        )  # fmt: skip
-        picture = picture_of_reconstructions(model, sets[1], self.out / "reconstructions.png")
+        stage = vqvae_stage(model, train_set, held_out, self.train, flip=self.flip)
+        if self.dry_run:
+            return plan_of_training(
+                stage, self.train,
+                items={"train": len(train_set), "held_out": len(held_out)},
+                maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
+                shape=f"images {list(train_set.image_shape)}", out=self.out, resume=self.resume,
+            )  # fmt: skip
+        with tensorboard_log(self.out if self.tensorboard else None) as on_log:
+            trained = train(
+                stage, self.train, out=self.out, resume=self.resume, progress=progress,
+                class_names=train_set.class_names, on_log=on_log,
+            )  # fmt: skip
+        picture = picture_of_reconstructions(model, held_out, self.out / "reconstructions.png")
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
         write_result(self.out / "result.json", values)
@@ -75,9 +103,20 @@ def check_fresh(out: Path, resume: bool) -> None:
         )
 
 
+def check_stage(out: Path, kind: str) -> None:
+    """Raises ValueError if a run's folder holds one of the other stage."""
+    newest = latest(out)
+    if newest and (found := read_config(newest)["kind"]) != kind:
+        names = {"vqvae2": "a VQ-VAE (stage 1)", "pixelsnail": "a prior (stage 2)"}
+        raise ValueError(
+            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
+            "name another folder."
+        )
+
+
 @torch.no_grad()
 def picture_of_reconstructions(
-    model: VQVAE2, dataset: object, path: Path, count: int = 36, title: str = ""
+    model: VQVAE2, dataset: ImageSource, path: Path, count: int = 36, title: str = ""
 ) -> Path:
     """Held-out images, spread evenly over the set, each above its reconstruction."""
     images = torch.cat([batch for batch, _ in in_order(dataset, 256)])

@@ -2,10 +2,10 @@
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.batches import (
-    CodeSource,
     ImageSource,
     batches,
     code_batches,
+    codes_in_order,
     in_order,
     shuffled_indices,
 )
@@ -18,11 +18,10 @@ from vqvae2_fast.data.code_store import (
     verify,
 )
 from vqvae2_fast.data.code_writer import CodeWriter, WriteProgress, write_codes
-from vqvae2_fast.data.codes import CodeDataset
 from vqvae2_fast.data.emoji import EMOJI_CLASSES, load_emoji
 from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
-from vqvae2_fast.data.hugging_face import HuggingFaceImages, open_hugging_face
+from vqvae2_fast.data.hugging_face import HuggingFaceImages, hugging_face_splits, open_hugging_face
 from vqvae2_fast.data.image_cache import cached_images
 from vqvae2_fast.data.images import ImageTensorDataset, Split, to_float, to_uint8
 from vqvae2_fast.data.web_dataset import load_web_dataset
@@ -30,8 +29,6 @@ from vqvae2_fast.data.web_dataset import load_web_dataset
 __all__ = [
     "EMOJI_CLASSES",
     "FASHION_MNIST_CLASSES",
-    "CodeDataset",
-    "CodeSource",
     "CodeStore",
     "CodeWriter",
     "HuggingFaceImages",
@@ -47,8 +44,10 @@ __all__ = [
     "check_matches",
     "code_batches",
     "codes_from_numpy",
+    "codes_in_order",
     "codes_to_numpy",
     "discard_damaged",
+    "hugging_face_splits",
     "in_order",
     "load_emoji",
     "load_fashion_mnist",

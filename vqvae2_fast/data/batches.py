@@ -19,7 +19,11 @@ from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["CodeSource", "ImageSource", "batches", "code_batches", "in_order", "shuffled_indices"]
+    from vqvae2_fast.data.code_store import CodeStore
+
+__all__ = [
+    "ImageSource", "batches", "code_batches", "codes_in_order", "in_order", "shuffled_indices",
+]  # fmt: skip
 
 
 class ImageSource(Protocol):
@@ -40,14 +44,6 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
-
-
-class CodeSource(Protocol):
-    """A set of code maps: a `CodeDataset` in memory, or a `CodeStore` on the disk."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
 
 
 def shuffled_indices(
@@ -126,14 +122,19 @@ def batches(
 
 
 def code_batches(
-    dataset: CodeSource, batch_size: int, *, seed: int, start_step: int = 0
+    store: CodeStore, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Endless batches of code maps: a list of int64 `[B, h, w]`, coarse to fine, and labels `[B]`.
 
     Order, arguments and errors are those of `batches`.
     """
-    plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    return (dataset.batch(indices) for _, indices in plan)
+    plan = shuffled_indices(len(store), batch_size, seed=seed, start_step=start_step)
+    return (store.batch(indices) for _, indices in plan)
+
+
+def codes_in_order(store: CodeStore, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """All records once, in the store's order; the last batch is as short as it comes."""
+    return map(store.batch, torch.arange(len(store)).split(batch_size))
 
 
 def in_order(

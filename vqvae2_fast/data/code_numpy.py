@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vqvae2_fast.data.code_store import CodeStore
-    from vqvae2_fast.data.codes import CodeDataset
 
 __all__ = ["codes_from_numpy", "codes_to_numpy"]
 
@@ -45,7 +44,7 @@ _ZIP_ERRORS = (
 _LABELS, _CLASSES, _K = "labels", "class_names", "num_embeddings"
 
 
-def codes_to_numpy(store: CodeStore | CodeDataset, path: str | os.PathLike[str]) -> None:
+def codes_to_numpy(store: CodeStore, path: str | os.PathLike[str]) -> None:
     """Writes the codes as an uncompressed .npz, int16 (int32 where K > 32,768); replaces a file."""
     target = Path(path)
     dtype = np.dtype("<i2" if store.num_embeddings <= 2**15 else "<i4")

@@ -32,12 +32,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
-    from vqvae2_fast.data.codes import CodeDataset
     from vqvae2_fast.models.configs import PixelSNAILConfig
 
 __all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]
 
-_IN_MEMORY_STEP = 4096  # records
 _READ_BYTES = 2**20  # at a time, where a shard is read from end to end
 
 
@@ -52,7 +50,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     Args:
         path: The store's folder.
 
-    Item: maps int64 `[h, w]`, coarse to fine, and the label, as of a `CodeDataset`.
+    Item: maps int64 `[h, w]`, coarse to fine, and the label, -1 for none.
 
     Raises:
         ValueError: No store there, a newer version, a damaged manifest, a shard that is missing, no
@@ -71,7 +69,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         self._codes_may_exceed = self.num_embeddings != 1 << self.layout.bits
         self._maps: dict[int, np.ndarray] = {}
         self._labels: Tensor | None = None
-        self._rows: np.ndarray | None = None  # the records that a filter left, else all
+        self._rows: np.ndarray | None = None  # the records of a selection, else all
 
     @property
     def num_embeddings(self) -> int:
@@ -133,9 +131,14 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
                     f"below {len(self.class_names)}, or one of {', '.join(self.class_names)}."
                 )
             wanted.append(label)
-        keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64)).numpy()
+        keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64))
+        return self.select(keep.nonzero()[:, 0])
+
+    def select(self, indices: Tensor) -> CodeStore:
+        """The records of these numbers, int64 `[n]` in [0, N), in this order; some may repeat."""
+        rows = indices.numpy()
         view = copy.copy(self)
-        view._rows = np.flatnonzero(keep) if self._rows is None else self._rows[keep]
+        view._rows = rows if self._rows is None else self._rows[rows]
         return view
 
     def __len__(self) -> int:
@@ -170,30 +173,11 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         """
         return self._read(indices.numpy())
 
-    def in_memory(self) -> CodeDataset:
-        """All records unpacked, two bytes a code (four where K > 32,768); checksums unchecked."""
-        from vqvae2_fast.data.codes import CodeDataset  # which imports this module
-
-        dtype = self.layout.storage_dtype
-        parts = [
-            self._read(np.arange(first, min(first + _IN_MEMORY_STEP, len(self))), dtype)
-            for first in range(0, max(len(self), 1), _IN_MEMORY_STEP)
-        ]
-        return CodeDataset(
-            [torch.cat(maps) for maps in zip(*(codes for codes, _ in parts), strict=True)],
-            self.num_embeddings,
-            torch.cat([labels for _, labels in parts]),
-            self.class_names,
-            self.checkpoint_hash,
-        )
-
     def __getstate__(self) -> dict[str, Any]:
         # A worker process maps the files itself: pickling a map would copy the file.
         return {**self.__dict__, "_maps": {}}
 
-    def _read(
-        self, indices: np.ndarray, dtype: type[np.signedinteger] = np.int64
-    ) -> tuple[list[Tensor], Tensor]:
+    def _read(self, indices: np.ndarray) -> tuple[list[Tensor], Tensor]:
         count = len(self)
         if len(indices) and not (-count <= indices.min() and indices.max() < count):
             raise self._no_index(indices.min(), indices.max())
@@ -208,7 +192,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
             for number in np.unique(owners):
                 mine = owners == number
                 records[mine] = self._take(int(number), rows[mine])
-        codes, labels = self.layout.unpack(records, dtype)
+        codes, labels = self.layout.unpack(records, np.int64)
         self._check_labels(labels.numpy(), rows)
         if self._codes_may_exceed:
             for maps in codes:
@@ -346,7 +330,7 @@ def _out_of_range(manifest: Manifest, records: np.ndarray) -> str:
     return ""
 
 
-def check_matches(store: CodeStore | CodeDataset, prior: PixelSNAILConfig) -> None:
+def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
     """Raises unless the store's codes are what the prior models: K, its level's size, the coarser.
 
     Raises:

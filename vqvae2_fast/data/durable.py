@@ -7,6 +7,7 @@ the disk before anything that refers to it is written.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "aside",
     "create_part",
+    "lock_file",
     "locked",
+    "new_folder",
+    "remove_dead_folders",
     "remove_dead_parts",
+    "remove_folder",
     "rename_synced",
     "renamed_into_place",
     "replace_file",
+    "replaced_folder",
     "sync_file",
     "sync_folder",
     "write_all",
@@ -94,6 +101,86 @@ def renamed_into_place(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder, beside `path`, that takes its place at the end of the block.
+
+    A rename cannot replace a folder that holds files, so an old one first steps aside, to
+    `aside(path)`: at every moment either it or the new one is whole on the disk.
+    """
+    with new_folder(path) as part:
+        yield part
+        sync_folder(part)
+        if path.exists():
+            shutil.rmtree(aside(path), ignore_errors=True)
+            os.rename(path, aside(path))
+        os.rename(part, path)
+    sync_folder(path.parent)
+    shutil.rmtree(aside(path), ignore_errors=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, locked while the block lasts, removed on an error.
+
+    What killed writers of the same path left is removed before.
+    """
+    remove_dead_folders(path.parent, f".{path.name}.*.part")
+    unlocked = path.with_name(f".{path.name}.{uuid4().hex}.new")
+    part = unlocked.with_suffix(".part")
+    unlocked.mkdir()
+    descriptor = _lock_folder(unlocked)
+    # Only now does `remove_dead_folders` see it.
+    os.rename(unlocked, part)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a folder; killed meanwhile it leaves all of it, or a rest that is hidden."""
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    os.rename(path, part)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_dead_folders(parent: Path, pattern: str) -> None:
+    """Removes unfinished folders of killed writers; nothing where folders cannot be locked."""
+    for part in parent.glob(pattern):
+        descriptor = _lock_folder(part)
+        if descriptor is not None:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed, or its process ends; None without."""
+    if sys.platform == "win32":
+        return None
+    import fcntl  # absent on Windows
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another holds it, or the file system has no locks of folders
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def aside(path: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, waiting for it; the system drops the lock of a process that dies.
 
@@ -101,7 +188,7 @@ def locked(folder: Path) -> Iterator[None]:
         RuntimeError: On Windows, which has no such locks.
     """
     with (folder / _LOCK).open("ab") as file:
-        _flock(file, wait=True)
+        lock_file(file, wait=True)
         yield
 
 
@@ -112,7 +199,7 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
     """
     part = folder / f".{name}.{uuid4().hex}.part"
     file = part.open("xb", buffering=0)
-    _flock(file, wait=True)
+    lock_file(file, wait=True)
     return file, part
 
 
@@ -122,17 +209,23 @@ def remove_dead_parts(folder: Path) -> None:
         if part.is_symlink() or not part.is_file():
             continue
         with part.open("rb") as file:
-            if _flock(file, wait=False):
+            if lock_file(file, wait=False):
                 part.unlink(missing_ok=True)
 
 
-def _flock(file: IO[bytes], *, wait: bool) -> bool:
+def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
+    """Locks a file until it is closed; whether it did, which without `wait` it may not.
+
+    Raises:
+        RuntimeError: On Windows, which has no such locks.
+    """
     if sys.platform == "win32":
-        raise RuntimeError("code store: writing needs file locks, which Windows lacks.")
+        raise RuntimeError("writing here needs file locks, which Windows lacks.")
     import fcntl  # absent on Windows
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

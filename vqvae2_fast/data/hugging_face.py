@@ -5,6 +5,7 @@ The package `datasets` finds, downloads and keeps the data; here an item is made
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     import datasets
 
-__all__ = ["HuggingFaceImages", "open_hugging_face"]
+__all__ = ["HuggingFaceImages", "hugging_face_splits", "open_hugging_face"]
 
 
 class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
@@ -128,10 +129,7 @@ def open_hugging_face(
         RuntimeError: The package `datasets` is not installed.
         ValueError: The folder has no such split.
     """
-    if find_spec("datasets") is None:
-        raise RuntimeError(
-            "open_hugging_face: needs the package datasets: pip install 'vqvae2_fast[hf]'"
-        )
+    _need_package("open_hugging_face")
     import datasets
 
     saved = Path(name)
@@ -145,6 +143,28 @@ def open_hugging_face(
             )
         return found[split]
     return found
+
+
+def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the splits that `open_hugging_face` gives of a data set.
+
+    Raises:
+        RuntimeError: The package `datasets` is not installed.
+    """
+    _need_package("hugging_face_splits")
+    import datasets
+
+    saved = Path(name)
+    if (saved / "dataset_dict.json").exists():
+        return tuple(json.loads((saved / "dataset_dict.json").read_bytes())["splits"])
+    if (saved / "dataset_info.json").exists():
+        return ("train",)  # which is the default of open_hugging_face
+    return tuple(datasets.get_dataset_split_names(str(name)))
+
+
+def _need_package(op: str) -> None:
+    if find_spec("datasets") is None:
+        raise RuntimeError(f"{op}: needs the package datasets: pip install 'vqvae2_fast[hf]'")
 
 
 def _columns(source: datasets.Dataset, kind: str) -> list[str]:

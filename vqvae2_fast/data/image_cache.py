@@ -11,19 +11,19 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from vqvae2_fast.data.batches import ImageSource, raw_in_order
-from vqvae2_fast.data.durable import sync_file, sync_folder, write_all
+from vqvae2_fast.data.durable import new_folder, replace_file, sync_file, sync_folder, write_all
 from vqvae2_fast.data.images import ImageTensorDataset
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["CacheableSource", "cached_images", "open_cache", "write_cache"]
 
@@ -130,27 +130,23 @@ def write_cache(
     """Makes a cache of batches of uint8 images and labels; names are asked for at the end."""
     path = _path(folder, name, fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    part.mkdir()
-    try:
+    with new_folder(path) as part:
         labels: list[int] = []
         with (part / _IMAGES).open("xb", buffering=0) as file:
             for images, batch_labels in batches:
-                write_all(file, images.contiguous().numpy().tobytes())
+                with _explained(path):
+                    write_all(file, images.contiguous().numpy().tobytes())
                 labels += batch_labels.tolist()
-            sync_file(file)
+            with _explained(path):
+                sync_file(file)
         meta = {
             "kind": "image_cache", "version": VERSION, "shape": [len(labels), *image_shape],
             "class_names": class_names(), "labels": labels, "names": names(),
         }  # fmt: skip
-        with (part / _META).open("xb", buffering=0) as file:
-            write_all(file, json.dumps(meta).encode("utf-8"))
-            sync_file(file)
-        sync_folder(part)
-        _replace_folder(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        with _explained(path):
+            replace_file(part / _META, json.dumps(meta).encode("utf-8"))
+            sync_folder(part)
+            _replace_folder(part, path)
     for old in path.parent.glob(f"{name}-*"):
         if old != path and len(old.name) == len(path.name) and (old / _META).is_file():
             shutil.rmtree(old, ignore_errors=True)
@@ -158,6 +154,18 @@ def write_cache(
     if made is None:
         raise RuntimeError(f"image cache: {path} could not be read after it was written.")
     return made
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"image cache: cannot write {path}: {error.strerror}. Caches made before are as they "
+            "were; make room, or name another folder",
+        ) from error
 
 
 def _replace_folder(part: Path, path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from vqvae2_fast.data.image_cache import open_cache, write_cache
+from vqvae2_fast.data.images import check_split, is_held_out
 from vqvae2_fast.data.pixels import (
     DECODE_ERRORS,
     FORMATS,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vqvae2_fast.data.images import ImageTensorDataset
+    from vqvae2_fast.data.images import ImageTensorDataset, Split
 
 __all__ = ["load_web_dataset"]
 
@@ -47,6 +48,8 @@ def load_web_dataset(
     cache: str | os.PathLike[str],
     *,
     image_channels: int = 3,
+    split: Split = "all",
+    held_out_fraction: float = 0.1,
     class_names: Sequence[str] = (),
     label_key: str = "cls",
     convert_channels: bool = False,
@@ -59,6 +62,9 @@ def load_web_dataset(
         shards: Local .tar files; a string may hold braces, as in "train-{000..099}.tar".
         image_size: (height, width), or one number for both, in pixels.
         cache: Folder of caches, N·C·H·W bytes in all; made again when a shard changes.
+        split: "train", "held_out" or "all"; a sample is held out by a hash of its shard's file
+            name and its key.
+        held_out_fraction: Share of the samples to hold out.
         class_names: One name a class; without them the classes are numbered as far as labels go.
         label_key: Member of a sample that holds its label as a decimal number, or, if it ends in
             "json", as the entry "label" of an object. Samples without it have label -1.
@@ -82,7 +88,13 @@ def load_web_dataset(
             "load_web_dataset: image_size must be >= 1 and image_channels 1 or 3, got "
             f"{(height, width)} and {image_channels}."
         )
-    key = _fingerprint(paths, (shape, convert_channels, label_key, tuple(class_names)))
+    check_split("load_web_dataset", split)
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise ValueError(
+            f"load_web_dataset: held_out_fraction must be in [0, 1), got {held_out_fraction}."
+        )
+    made = (shape, convert_channels, label_key, tuple(class_names), split, held_out_fraction)
+    key = _fingerprint(paths, made)
     found = open_cache(cache, name, key)
     if found is not None:
         return found
@@ -96,11 +108,15 @@ def load_web_dataset(
         labels: list[int] = []
         for sample in _samples(paths):
             where = f"load_web_dataset: sample {sample['__key__']} of {sample['__url__']}"
+            label = _label(where, sample, label_key)
+            # Classes are numbered as far as the labels of all samples go, whatever the split.
+            highest = max(highest, label)
+            if class_names and label >= len(class_names):
+                raise ValueError(f"{where} has label {label} of {len(class_names)} classes.")
+            if split != "all" and _held_out(sample, held_out_fraction) != (split == "held_out"):
+                continue
             images.append(_pixels(where, sample, shape, convert_channels))
-            labels.append(_label(where, sample, label_key))
-            highest = max(highest, labels[-1])
-            if class_names and labels[-1] >= len(class_names):
-                raise ValueError(f"{where} has label {labels[-1]} of {len(class_names)} classes.")
+            labels.append(label)
             keys.append(sample["__key__"])
             if len(images) == _BATCH:
                 yield torch.stack(images), torch.tensor(labels)
@@ -115,6 +131,10 @@ def load_web_dataset(
         lambda: tuple(class_names) or tuple(str(label) for label in range(highest + 1)),
         lambda: tuple(keys),
     )  # fmt: skip
+
+
+def _held_out(sample: dict[str, Any], fraction: float) -> bool:
+    return is_held_out(f"{Path(sample['__url__']).name}/{sample['__key__']}", fraction)
 
 
 def _local(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:

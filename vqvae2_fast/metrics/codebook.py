@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-__all__ = ["CodebookUse", "codebook_use"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["CodebookUse", "code_counts", "codebook_use"]
 
 
 @dataclass(frozen=True)
@@ -19,13 +23,21 @@ class CodebookUse:
     perplexity: float
 
 
-def codebook_use(codes: Tensor, num_embeddings: int) -> CodebookUse:
-    """Use of a codebook of `num_embeddings` by a set of codes, any shape, int64.
+def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor:
+    """How often each code occurs in codes int64, one tensor or many of any shapes: int64 `[K]`."""
+    counts = torch.zeros(num_embeddings, dtype=torch.int64)
+    for part in [codes] if isinstance(codes, Tensor) else codes:
+        counts += torch.bincount(part.flatten(), minlength=num_embeddings).cpu()
+    return counts
+
+
+def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> CodebookUse:
+    """Use of a codebook of `num_embeddings` by a set of codes int64, one tensor or many.
 
     Perplexity is 2 to the entropy of the histogram in bits: `num_embeddings` if all are used
     equally, 1 if one is used alone (sonnet `vqvae.py`, `perplexity`).
     """
-    counts = torch.bincount(codes.flatten(), minlength=num_embeddings).double()
+    counts = code_counts(codes, num_embeddings).double()
     shares = counts[counts > 0] / counts.sum()
     used = int((counts > 0).sum())
     entropy = float(-(shares * shares.log2()).sum())

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.metrics.codebook import code_counts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -62,13 +64,13 @@ def prior_labels(prior: PixelSNAIL, labels: Tensor) -> Tensor | None:
     return torch.where(labels < 0, num_classes, labels)
 
 
-def marginal_entropy(codes: Tensor, num_embeddings: int) -> float:
+def marginal_entropy(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> float:
     """Bits a code if each were coded by its own frequency in `codes`, whatever its position.
 
     The entropy of the histogram of `codes` itself: the least that a coder which knows neither
     neighbours nor classes could reach on exactly these codes, so a prior is measured against a
     bound that no real coder without context attains.
     """
-    counts = torch.bincount(codes.flatten(), minlength=num_embeddings).double()
+    counts = code_counts(codes, num_embeddings).double()
     shares = counts[counts > 0] / counts.sum()
     return max(0.0, float(-(shares * shares.log2()).sum()))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from vqvae2_fast.data import codes_in_order
 from vqvae2_fast.metrics.codebook import codebook_use
 from vqvae2_fast.metrics.codecs import CodecPoint, webp_at_bits, webp_curve
 from vqvae2_fast.metrics.likelihood import marginal_entropy, prior_likelihood
@@ -15,9 +13,11 @@ from vqvae2_fast.metrics.reconstruction import reconstruction_error
 from vqvae2_fast.models.configs import level_names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from vqvae2_fast.data import CodeDataset
+    from torch import Tensor
+
+    from vqvae2_fast.data import CodeStore
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
@@ -30,7 +30,7 @@ def evaluate_pipeline(
     vqvae: VQVAE2,
     priors: Sequence[PixelSNAIL],
     images: Sequence[Tensor],
-    codes: CodeDataset,
+    codes: CodeStore,
     pixels: Tensor,
 ) -> tuple[dict[str, Any], list[CodecPoint]]:
     """Reconstruction, bits and use of codes on held-out images, and WebP beside them.
@@ -48,17 +48,18 @@ def evaluate_pipeline(
     num_embeddings = vqvae.config.num_embeddings
     levels: dict[str, dict[str, Any]] = {}
     for level, name in enumerate(level_names(vqvae.config.num_levels)):
-        maps = codes.codes[level].long()
-        positions = maps[0].numel()
-        marginal = marginal_entropy(maps, num_embeddings)
+        height, width = codes.level_sizes[level]
+        positions = height * width
+        marginal = marginal_entropy(_maps(codes, level), num_embeddings)
+        use = codebook_use(_maps(codes, level), num_embeddings)
         levels[name] = {
             "codes": positions,
-            "codes_used": codebook_use(maps, num_embeddings).used,
-            "perplexity": codebook_use(maps, num_embeddings).perplexity,
+            "codes_used": use.used,
+            "perplexity": use.perplexity,
             "marginal_bits_per_code": marginal,
             "marginal_bits_per_image": marginal * positions,
         }
-        batches = (codes.batch(rows) for rows in torch.arange(len(codes)).split(_BATCH))
+        batches = codes_in_order(codes, _BATCH)
         levels[name] |= asdict(prior_likelihood(priors[level], batches, level))
     curve = webp_curve(pixels)
     bits = sum(values["bits_per_image"] for values in levels.values())
@@ -71,3 +72,7 @@ def evaluate_pipeline(
         "webp": {"bits_per_image": bits, "psnr": webp_at_bits(curve, bits)},
     }
     return values, curve
+
+
+def _maps(codes: CodeStore, level: int) -> Iterator[Tensor]:
+    return (maps[level] for maps, _ in codes_in_order(codes, _BATCH))

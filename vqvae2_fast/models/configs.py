@@ -80,6 +80,10 @@ class VQVAE2Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"VQVAE2Config: {name} must be >= 1, got {getattr(self, name)}.")
         total = math.prod(self.strides)
+        if len(self.image_size) != 2:
+            raise ValueError(
+                f"VQVAE2Config: image_size must be (height, width), got {tuple(self.image_size)}."
+            )
         if any(side < total or side % total for side in self.image_size):
             raise ValueError(
                 f"VQVAE2Config: image_size must be a multiple of {total} (strides {self.strides}) "

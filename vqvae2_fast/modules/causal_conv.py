@@ -25,7 +25,7 @@ class ConvWeight(nn.Module):
 
     Args:
         shape: `[C_out, C_in, kh, kw]`.
-        live: Bool `[kh, kw]`, the taps that count; None for all.
+        live: Bool `[kh, kw]` on the CPU, the taps that count; None for all.
         one_hot: The input has one 1 among its C_in channels (a code map): the initial weights are
             scaled for a sum over taps, not over taps and channels.
     """
@@ -42,10 +42,11 @@ class ConvWeight(nn.Module):
         num_taps = shape[2] * shape[3] if live is None else int(live.sum())
         if num_taps == 0:
             raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
-        self.register_buffer("live", live, persistent=False)
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
         bound = 1 / math.sqrt(num_taps * (1 if one_hot else shape[1]))
         self.weight_v = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        live = None if live is None else live.to(self.weight_v.device)
+        self.register_buffer("live", live, persistent=False)
         self.weight_g = nn.Parameter(self._norm(self._masked_v()).detach()) if weight_norm else None
 
     def _masked_v(self) -> Tensor:

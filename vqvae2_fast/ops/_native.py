@@ -41,7 +41,7 @@ if module is not None:
 
 
 def simd_level() -> str:
-    """The SIMD level that the CPU kernels run at: `scalar`, `avx2`, `avx512` or `avx512_bf16`."""
+    """The level of the CPU kernels: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `neon`."""
     if module is None:
         raise RuntimeError(f"simd_level: {MISSING_REASON}.")
     return str(module.simd_level())

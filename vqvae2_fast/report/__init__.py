@@ -1,8 +1,8 @@
 """Pictures, curves and reports of runs."""
 
-from vqvae2_fast.report.grids import image_grid, reconstruction_grid, sample_grid, save_images
+from vqvae2_fast.report.grids import image_grid, pictures, reconstruction_grid, sample_grid
 from vqvae2_fast.report.html import Section, write_report
 
 __all__ = [
-    "Section", "image_grid", "reconstruction_grid", "sample_grid", "save_images", "write_report",
+    "Section", "image_grid", "pictures", "reconstruction_grid", "sample_grid", "write_report",
 ]  # fmt: skip

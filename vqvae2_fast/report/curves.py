@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from matplotlib.figure import Figure
 
     from vqvae2_fast.metrics import CodecPoint
 
@@ -36,10 +35,9 @@ def plot_curves(
     """
     priors = priors or {}
     panels = (3 if vqvae else 0) + len(priors)
-    # Not pyplot: it would choose a backend for the caller's process too.
     columns = min(3, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.6 * rows))
+    figure = _figure(4.4 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     panel = iter(axes)
     if vqvae:
@@ -79,7 +77,6 @@ def plot_curves(
     for axis in axes[panels:]:
         axis.set_axis_off()
     figure.tight_layout()
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110)
 
 
@@ -89,7 +86,7 @@ def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any])
     Args:
         values: From `evaluate_pipeline`.
     """
-    figure = Figure(figsize=(5.6, 3.8))
+    figure = _figure(5.6, 3.8)
     axis = figure.subplots()
     points = sorted(webp, key=lambda point: point.bits_per_image)
     axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "-", color="C0",
@@ -105,8 +102,19 @@ def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any])
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that is written as PNG."""
+    # Here, since it takes as long to import as all of the package: commands that plot nothing wait
+    # for it too. And not pyplot, which would choose a backend for the caller's process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _series(log: Log, name: str) -> tuple[list[int], list[float]]:

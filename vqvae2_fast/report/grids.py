@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvae2_fast.data import to_uint8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["image_grid", "reconstruction_grid", "sample_grid", "save_images"]
+__all__ = ["image_grid", "pictures", "reconstruction_grid", "sample_grid"]
 
 _GAP, _MARGIN = 4, 12  # pixels between tiles, and around the grid
 _BACKGROUND, _INK, _FAINT = (246, 246, 246), (30, 30, 30), (110, 110, 110)
@@ -59,7 +57,7 @@ def image_grid(
         if labels:
             middle = (left - _MARGIN, y + tile_height // 2)
             draw.text(middle, labels[number], _INK, font, anchor="rm")
-        for column, image in enumerate(_pictures(row)):
+        for column, image in enumerate(pictures(row)):
             if scale > 1:
                 image = image.resize((tile_width, tile_height), Image.Resampling.BICUBIC)
             canvas.paste(image, (left + column * (tile_width + _GAP), y))
@@ -81,29 +79,25 @@ def reconstruction_grid(
 def sample_grid(
     samples: Tensor, labels: Sequence[int], class_names: Sequence[str], *, title: str = ""
 ) -> Image.Image:
-    """Samples `[N, C, H, W]` in [-1, 1], one row a class with its name; without, a square."""
+    """Samples `[N, C, H, W]` in [-1, 1], one row a class with its name; without, a block."""
     if not class_names:
-        columns = max(1, round(len(samples) ** 0.5))
-        return image_grid(list(samples.split(columns)), title=title)
+        return image_grid(list(samples.split(block_columns(len(samples)))), title=title)
     shown = [label for label in range(len(class_names)) if label in labels]
     rows = [samples[[i for i, own in enumerate(labels) if own == label]] for label in shown]
-    if len(shown) == 1 and len(rows[0]) > 12:
-        rows = list(rows[0].split(12))
+    if len(shown) == 1:
+        rows = list(rows[0].split(block_columns(len(rows[0]))))
         return image_grid(rows, [class_names[shown[0]], *[""] * (len(rows) - 1)], title=title)
     return image_grid(rows, [class_names[label] for label in shown], title=title)
 
 
-def save_images(images: Tensor, folder: Path, names: Sequence[str]) -> list[Path]:
-    """Each of images `[N, C, H, W]` in [-1, 1] as a PNG of its own size in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in names]
-    for path, picture in zip(paths, _pictures(images), strict=True):
-        picture.save(path)
-    return paths
+def block_columns(count: int) -> int:
+    """Columns for a block of so many images: up to 12, leaving the fewest places empty."""
+    if count <= 6:
+        return max(1, count)
+    return min(range(12, 5, -1), key=lambda columns: -count % columns)
 
 
-def _pictures(images: Tensor) -> list[Image.Image]:
+def pictures(images: Tensor) -> list[Image.Image]:
+    """Images `[N, C, H, W]` in [-1, 1] as RGB ones, grey ones of one channel."""
     pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()  # [N, C, H, W] -> [N, H, W, C]
-    if pixels.shape[-1] == 1:
-        pixels = np.repeat(pixels, 3, axis=-1)
-    return [Image.fromarray(picture) for picture in pixels]
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

@@ -15,7 +15,7 @@ from vqvae2_fast.sampling.sampler import evaluating, sample_codes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Pipeline", "sample_images", "sample_levels"]
+__all__ = ["Pipeline", "decoded", "sample_images", "sample_levels"]
 
 
 class Decoder(Protocol):
@@ -73,9 +73,14 @@ def sample_levels(
     guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
+    return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
-) -> list[Tensor]:
-    """Draw the code maps of all levels, coarse to fine; arguments as in `sample_images`."""
+) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """Draw the code maps of all levels, coarse to fine; arguments as in `sample_images`.
+
+    Args:
+        return_log_prob: Also return float32 `[B, h, w]` per level, as `sample_codes` does.
+    """
     num_levels = len(pipeline.priors)
     values = {
         name: _per_level(name, value, num_levels)
@@ -98,6 +103,7 @@ def sample_levels(
                 f"{guidance_scale}."
             )
     maps: list[Tensor] = []
+    log_probs: list[Tensor] = []
     for level, prior in enumerate(pipeline.priors):
         arguments: dict[str, Any] = {name: value[level] for name, value in values.items()}
         if interface_of(prior).num_classes == 0:
@@ -106,14 +112,17 @@ def sample_levels(
             arguments["labels"] = None
         else:
             arguments["labels"] = labels
-        maps.append(
-            sample_codes(
-                prior, batch_size, condition=maps, seed=seed, first_sample=first_sample,
-                stream=level, known=None if known is None else known[level], engine=engine,
-                progress=None if progress is None else _at_level(progress, level), **arguments,
-            )  # type: ignore[arg-type]
+        codes = sample_codes(
+            prior, batch_size, condition=maps, seed=seed, first_sample=first_sample,
+            stream=level, known=None if known is None else known[level], engine=engine,
+            return_log_prob=return_log_prob,
+            progress=None if progress is None else _at_level(progress, level), **arguments,
         )  # fmt: skip
-    return maps
+        if isinstance(codes, tuple):
+            codes, log_prob = codes
+            log_probs.append(log_prob)
+        maps.append(codes)
+    return (maps, log_probs) if return_log_prob else maps
 
 
 def sample_images(
@@ -154,6 +163,12 @@ def sample_images(
         temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
         known=known, engine=engine, progress=progress,
     )  # fmt: skip
+    assert isinstance(maps, list)
+    return decoded(pipeline, maps)
+
+
+def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
+    """Images `[B, C, H, W]` in [-1, 1] of code maps, coarse to fine."""
     with torch.no_grad():
         if not isinstance(pipeline.vqvae, nn.Module):
             return pipeline.vqvae.decode(maps).clamp(-1, 1)

@@ -28,8 +28,9 @@ class TrainConfig:
         average_decay: Decay of the Polyak average of the weights; 0 keeps none.
         log_every: Steps between lines of log.jsonl.
         validate_every: Steps between validations; one more follows the last step.
-        save_every: Steps between checkpoints; one more follows the last step.
-        keep: Checkpoints that stay on the disk; older ones are removed.
+        save_every: Steps between checkpoints; one more follows the last step, and each validation
+            that is the best so far.
+        keep: Newest checkpoints that stay on the disk, beside the best; older ones are removed.
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where the processor
             computes in it. The loss, the codebooks and validation stay in float32.

@@ -6,7 +6,6 @@ learning rate depend on nothing else, so runs repeat and resume bit for bit on a
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -15,13 +14,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.training import checkpoint
 from vqvae2_fast.training.average import PolyakAverage
+from vqvae2_fast.training.checkpoint import resume as read_checkpoint
+from vqvae2_fast.training.checkpoint import save_training
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
+from vqvae2_fast.training.interrupt import InterruptedRun, StopRequest, stop_requests
 from vqvae2_fast.training.progress import Progress
+from vqvae2_fast.training.run_folder import (
+    best_record,
+    better,
+    keep_best,
+    latest,
+    locked_run,
+    remove_old,
+    step_folder,
+)
+from vqvae2_fast.training.run_log import RunLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["DivergedError", "Stage", "TrainResult", "train"]
@@ -41,8 +52,10 @@ class Stage:
         batches: Micro-batches without end, beginning with the given one; a function of its number.
         loss: From a collated batch to the loss to descend and named values to log, all 0-d.
         validate: From the model (with averaged weights, in evaluation mode) to metrics.
-        headline: The metric of `validate` to show beside the progress.
+        headline: The metric of `validate` that is shown beside the progress and that says which
+            checkpoint is the best.
         after_step: Called once after each optimiser step.
+        lower_is_better: Whether the best `headline` is the lowest.
     """
 
     name: str
@@ -52,6 +65,7 @@ class Stage:
     validate: Callable[[nn.Module], dict[str, float]]
     headline: str
     after_step: Callable[[], object] = lambda: None
+    lower_is_better: bool = False
 
 
 @dataclass
@@ -62,6 +76,15 @@ class TrainResult:
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass
+class _Position:
+    """How far a run is, and what its validations gave."""
+
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+
+
 def train(
     stage: Stage,
     config: TrainConfig,
@@ -70,29 +93,57 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
+    on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
 ) -> TrainResult:
     """Train `stage.model` in place for `config.steps` steps; it ends with its averaged weights.
 
+    Ctrl-C or SIGTERM stops a run with an `out` after the step at hand, with a checkpoint of it;
+    ctrl-C again, a second later, stops at once.
+
     Args:
-        out: Folder of the run: log.jsonl and checkpoints/. None writes nothing.
-        resume: Go on from the latest checkpoint in `out`; without one, begin.
+        out: Folder of the run: log.jsonl, checkpoints/ and best/. None writes nothing.
+        resume: Go on from the latest checkpoint in `out`; without one, begin. A damaged one stops
+            the run: the error names the newest whole one and how to go on from that.
         class_names: Names of the labels, kept in the checkpoints.
+        on_log: Called with the step and the figures of each line of log.jsonl that is written.
 
     Raises:
         DivergedError: If a loss or gradient is not finite; the checkpoints written before stay.
+        InterruptedRun: After ctrl-C or SIGTERM (a KeyboardInterrupt).
+        ValueError: If `out` holds a run and `resume` is not asked for, or that of other settings.
+        OSError: If the disk is full, ...; checkpoints and lines written before stay.
+        RuntimeError: If another process is training in `out`.
     """
-    model, progress = stage.model, progress or Progress()
+    progress = progress or Progress()
+    if out is None:
+        return _train(stage, config, None, False, progress, class_names, on_log, StopRequest())
+    if not resume and latest(out) is not None:
+        raise ValueError(
+            f"train: {out} holds a run already. Resume it, or name another output folder."
+        )
+    with locked_run(out), stop_requests() as stop:
+        return _train(stage, config, out, resume, progress, class_names, on_log, stop)
+
+
+def _train(
+    stage: Stage, config: TrainConfig, out: Path | None, resume: bool, progress: Progress,
+    class_names: Sequence[str], on_log: Callable[[int, Mapping[str, float]], object],
+    stop: StopRequest,
+) -> TrainResult:  # fmt: skip
+    model = stage.model
     device = next(model.parameters()).device
     # Reading the flag waits for a GPU; on a CPU every step is checked.
     check_every = 1 if device.type == "cpu" else config.log_every
     optimizer = _adamw(model, config)
     autocast = _autocast(device, config)
     average = PolyakAverage(model, config.average_decay) if config.average_decay else None
-    first_step, metrics = 0, {}
-    if resume and out is not None and (newest := checkpoint.latest(out)):
-        first_step, metrics = _restore(newest, model, optimizer, average, config)
+    position = _Position()
+    if resume and out and (newest := latest(out)):
+        position = _restore(newest, model, optimizer, average, config)
+        _tidy(out, position, config)
+    first_step = position.step
     batches = stage.batches(first_step * config.accumulate)
-    log = _Log(out / "log.jsonl" if out else None, first_step)
+    log = RunLog(out / "log.jsonl" if out else None, first_step, on_log)
     finite = torch.ones((), dtype=torch.bool, device=device)
     start = time.monotonic()
 
@@ -120,7 +171,8 @@ def train(
             if average is not None:
                 average.update(model, step)
 
-            done = step + 1
+            done = position.step = step + 1
+            is_best = False
             if done % config.log_every == 0 or done == config.steps:
                 values = {name: float(value) for name, value in parts.items()}
                 log.write(done, loss=float(loss), **values, grad_norm=float(norm),
@@ -128,18 +180,37 @@ def train(
                           seconds=round(time.monotonic() - start, 3))  # fmt: skip
             if done % config.validate_every == 0 or done == config.steps:
                 with average.applied(model) if average else nullcontext():
-                    metrics = stage.validate(model.eval())
-                log.write(done, **{f"val_{name}": value for name, value in metrics.items()})
-            if out and (done % config.save_every == 0 or done == config.steps):
+                    position.metrics = stage.validate(model.eval())
+                log.write(done, **{f"val_{name}": v for name, v in position.metrics.items()})
+                is_best = _note_best(position, stage)
+            due = done % config.save_every == 0 or done == config.steps or is_best
+            if out and (due or stop.number is not None):
                 if not finite:
                     raise _diverged(stage, step, float(loss), float(norm), config, out)
-                _save(out, done, model, optimizer, average, config, metrics, class_names)
+                log.sync()
+                _save(out, position, model, optimizer, average, config, class_names)
             task.update(done, log.status(stage.headline))
+            if out and stop.number is not None:
+                raise InterruptedRun(
+                    f"{stage.name}: stopped by signal {stop.number} after step {done}; "
+                    f"{step_folder(out, done)} holds it. Go on with --resume.",
+                    stop.number,
+                )
 
     if average is not None:
         model.load_state_dict(average.weights, strict=False)
     model.eval()
-    return TrainResult(metrics, log.lines)
+    return TrainResult(position.metrics, log.lines)
+
+
+def _note_best(position: _Position, stage: Stage) -> bool:
+    """Whether the latest validation is the best so far; it is then the record."""
+    value = position.metrics[stage.headline]
+    record = position.best["value"] if position.best else None
+    if not better(value, record, lower=stage.lower_is_better):
+        return False
+    position.best = {"step": position.step, "metric": stage.headline, "value": value}
+    return True
 
 
 def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -177,7 +248,7 @@ def _own_random_state(device: torch.device) -> Iterator[None]:
 def _diverged(
     stage: Stage, step: int, loss: float, norm: float, config: TrainConfig, out: Path | None
 ) -> DivergedError:
-    kept = checkpoint.latest(out) if out else None
+    kept = latest(out) if out else None
     return DivergedError(
         f"{stage.name}: step {step + 1} gave loss {loss:g} and gradient norm {norm:g}; expected "
         f"finite numbers. The last good checkpoint is {kept or 'none: none was due before'}. "
@@ -187,9 +258,8 @@ def _diverged(
 
 
 def _save(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
-    average: PolyakAverage | None, config: TrainConfig, metrics: dict[str, float],
-    class_names: Sequence[str],
+    run: Path, position: _Position, model: nn.Module, optimizer: torch.optim.Optimizer,
+    average: PolyakAverage | None, config: TrainConfig, class_names: Sequence[str],
 ) -> None:  # fmt: skip
     tensors = {
         f"{name}.{key}": value
@@ -197,20 +267,35 @@ def _save(
         for key, value in optimizer.state[weight].items()
     }
     # The random numbers and the batch of each step follow from (seed, step): nothing else to keep.
-    state = {"step": step, "train": asdict(config), "metrics": metrics}
-    checkpoint.save_training(
-        checkpoint.step_folder(run, step), model, optimizer=tensors, state=state,
+    state = {
+        "step": position.step, "train": asdict(config), "metrics": position.metrics,
+        "best": position.best,
+    }  # fmt: skip
+    save_training(
+        step_folder(run, position.step), model, optimizer=tensors, state=state,
         average=average.weights if average else None, class_names=class_names,
     )  # fmt: skip
-    checkpoint.remove_old(run, config.keep)
+    _tidy(run, position, config)
+
+
+def _tidy(run: Path, position: _Position, config: TrainConfig) -> None:
+    """Bring best/ and the number of checkpoints in line with the newest one."""
+    if position.best is not None:
+        keep_best(run, position.best["step"])
+    remove_old(run, config.keep)
 
 
 def _restore(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
     average: PolyakAverage | None, config: TrainConfig,
-) -> tuple[int, dict[str, float]]:  # fmt: skip
-    """Load a checkpoint into a run's objects; returns its number of steps and its metrics."""
-    saved = checkpoint.resume(path)
+) -> _Position:  # fmt: skip
+    """Load a checkpoint into a run's objects; returns how far it is."""
+    saved = read_checkpoint(path)
+    if type(saved.model) is not type(model):
+        raise ValueError(
+            f"train: {path} holds a {type(saved.model).__name__}, the run is one of a "
+            f"{type(model).__name__}. Name another output folder."
+        )
     if saved.model.config != model.config:
         raise ValueError(
             f"train: {path} was made with another configuration.\n  there: {saved.model.config}\n"
@@ -218,15 +303,16 @@ def _restore(
         )
     for name, value in asdict(config).items():
         # The order of the data follows from these; the rest may change between parts of a run.
-        if name in ("batch_size", "accumulate", "seed") and saved.state["train"][name] != value:
+        found = saved.state["train"].get(name)
+        if name in ("batch_size", "accumulate", "seed") and found != value:
             raise ValueError(
-                f"train: {path} was made with {name}={saved.state['train'][name]}, got {value}: "
+                f"train: {path} was made with {name}={found}, got {value}: "
                 "the run could not read on where it stopped."
             )
     model.load_state_dict(saved.model.state_dict())
     for name, weight in model.named_parameters():
         optimizer.state[weight] = {
-            key.removeprefix(f"{name}."): value if value.ndim == 0 else value.to(weight.device)
+            key.removeprefix(f"{name}."): _as_moment(value, weight)
             for key, value in saved.optimizer.items()
             if key.rpartition(".")[0] == name
         }
@@ -235,36 +321,12 @@ def _restore(
         start = saved.average or {name: w.detach() for name, w in saved.model.named_parameters()}
         for name, value in start.items():
             average.weights[name].copy_(value)
-    return int(saved.state["step"]), dict(saved.state["metrics"])
+    return _Position(saved.state["step"], saved.state["metrics"], best_record(saved.state))
 
 
-class _Log:
-    """JSON lines, one write each; lines past the step that a run resumes from are dropped."""
+def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
+    """An optimiser's tensor where and as an unbroken run has it; counts of steps stay on the CPU.
 
-    def __init__(self, path: Path | None, first_step: int) -> None:
-        self._path = path
-        self.lines: list[dict[str, Any]] = []
-        self._latest: dict[str, float] = {}
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if first_step and path.exists():
-            text = path.read_text(encoding="utf-8")
-            # What follows the last line's end was cut off by a crash.
-            lines = [json.loads(line) for line in text.split("\n")[:-1]]
-            self.lines = [line for line in lines if line["step"] <= first_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-
-    def write(self, step: int, **values: float) -> None:
-        line = {"step": step, **values}
-        self.lines.append(line)
-        self._latest |= values
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def status(self, headline: str) -> str:
-        """The latest loss and the validation metric `headline`, as far as there are any."""
-        shown = {"loss": "loss", f"val_{headline}": headline.replace("_", " ")}
-        parts = [f"{text} {self._latest[n]:.4g}" for n, text in shown.items() if n in self._latest]
-        return "  ".join(parts)
+    In another memory format the update would run through other loops, and round differently.
+    """
+    return value if value.ndim == 0 else torch.empty_like(weight).copy_(value).detach()

@@ -7,13 +7,10 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from rich.progress import Progress as Bars
 
 __all__ = ["Progress", "Task", "clock"]
 
@@ -51,26 +48,14 @@ class Progress:
         self._stream = stream or sys.stderr
         self._quiet = quiet
         self._start = time.monotonic()
-        self._console = Console(file=self._stream)
-        self._bars = self._console.is_terminal and not quiet
+        self._bars = self._stream.isatty() and not quiet
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         """A task of `total` units, `done` of which were finished before (a resumed run)."""
         number = f"[{len(self._finished) + 1}/{len(self._plan)}] " if self._plan else ""
         if self._bars:
-            with RichProgress(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-                BarColumn(bar_width=12),
-                TextColumn("{task.fields[time]}", table_column=Column(no_wrap=True)),
-                # Where the terminal is narrow this column is cut, never the time left.
-                TextColumn(
-                    "{task.fields[status]}",
-                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-                ),
-                console=self._console,
-                expand=True,
-            ) as bars:
+            with _bars(self._stream) as bars:
                 yield Task(self, name, number, total, done, bars)
         else:
             task = Task(self, name, number, total, done, None)
@@ -100,7 +85,7 @@ class Task:
 
     def __init__(
         self, owner: Progress, name: str, number: str, total: int, done: int,
-        bars: RichProgress | None,
+        bars: Bars | None,
     ) -> None:  # fmt: skip
         self._owner, self._name, self._number, self._bars = owner, name, number, bars
         self._total, self._first, self._done = total, done, done
@@ -142,3 +127,23 @@ class Task:
         self._last_line, self._shown = time.monotonic(), self._done
         status = f"  {self._status}" if self._status else ""
         self._owner.say(f"{self._number}{self._name}  {self._time()}{status}")
+
+
+def _bars(stream: TextIO) -> Bars:
+    # Here, since all of the package would wait for it, and a tenth of a second is all its own.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    return Progress(
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=12),
+        TextColumn("{task.fields[time]}", table_column=Column(no_wrap=True)),
+        # Where the terminal is narrow this column is cut, never the time left.
+        TextColumn(
+            "{task.fields[status]}",
+            table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        ),
+        console=Console(file=stream),
+        expand=True,
+    )

@@ -9,13 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.data import CodeDataset, code_batches
+from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
 from vqvae2_fast.metrics import prior_labels, prior_likelihood
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.training.config import TrainConfig
 
@@ -24,8 +22,8 @@ __all__ = ["prior_stage"]
 
 def prior_stage(
     prior: PixelSNAIL,
-    train_set: CodeDataset,
-    held_out: CodeDataset,
+    train_set: CodeStore,
+    held_out: CodeStore,
     config: TrainConfig,
     *,
     level: int,
@@ -41,7 +39,14 @@ def prior_stage(
         level: Which of the maps to model, 0 the coarsest.
         label_dropout: Share of labels replaced by "no class", so that the prior can be guided.
         class_balance: See `balanced`; 0 trains on each record equally often.
+
+    Raises:
+        ValueError: A store that has no records, whose codes are not what the prior models, or that
+            is of another VQ-VAE than the other store.
     """
+    for store in (train_set, held_out):
+        check_matches(store, prior.config)
+    _check_one_source(train_set, held_out)
     device = next(prior.parameters()).device
     records = balanced(train_set, class_balance)
 
@@ -57,7 +62,7 @@ def prior_stage(
         return nats, {}
 
     def validate(prior: PixelSNAIL) -> dict[str, float]:
-        return asdict(prior_likelihood(prior, held_out_batches(held_out, config.batch_size), level))
+        return asdict(prior_likelihood(prior, codes_in_order(held_out, config.batch_size), level))
 
     return Stage(
         name=name,
@@ -68,14 +73,15 @@ def prior_stage(
         loss=loss,
         validate=validate,
         headline="bits_per_image",
+        lower_is_better=True,
     )
 
 
-def balanced(codes: CodeDataset, power: float) -> CodeDataset:
-    """Codes in which records of rarer classes stand several times.
+def balanced(codes: CodeStore, power: float) -> CodeStore:
+    """The store's records, those of rarer classes several times.
 
-    Each record of a class of n occurs (n_max / n)^power times, rounded: 0 leaves the set as it is,
-    1 gives all classes about the size of the largest. Records without a label occur once.
+    Each record of a class of n occurs (n_max / n)^power times, rounded: 0 leaves the store as it
+    is, 1 gives all classes about the size of the largest. Records without a label occur once.
 
     Raises:
         ValueError: If power is outside [0, 1].
@@ -87,16 +93,13 @@ def balanced(codes: CodeDataset, power: float) -> CodeDataset:
     sizes = torch.bincount(codes.labels + 1, minlength=len(codes.class_names) + 1).double()
     times = (sizes[1:].max() / sizes).pow(power).round().clamp(min=1)  # [1 + classes]
     times[0] = 1  # no label
-    rows = torch.arange(len(codes)).repeat_interleave(times[codes.labels + 1].long())
-    return CodeDataset(
-        [maps[rows] for maps in codes.codes], codes.num_embeddings, codes.labels[rows],
-        codes.class_names, codes.checkpoint_hash,
-    )  # fmt: skip
+    return codes.select(torch.arange(len(codes)).repeat_interleave(times[codes.labels + 1].long()))
 
 
-def held_out_batches(
-    dataset: CodeDataset, batch_size: int
-) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """All records in order; the last batch is as short as it comes."""
-    for indices in torch.arange(len(dataset)).split(batch_size):
-        yield dataset.batch(indices)
+def _check_one_source(train_set: CodeStore, held_out: CodeStore) -> None:
+    first, second = train_set.checkpoint_hash, held_out.checkpoint_hash
+    if first and second and first != second:  # codes from elsewhere may name none
+        raise ValueError(
+            f"prior_stage: {train_set.folder} has codes of VQ-VAE {first[:12]}, "
+            f"{held_out.folder} of {second[:12]}; extract both with one."
+        )

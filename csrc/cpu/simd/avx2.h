@@ -44,6 +44,33 @@ struct Vec {
   }
 };
 
+#define VQ_HAS_PAIR_PRODUCTS
+
+// Eight sums of products of int16 pairs. The type has the lanes that the intrinsics have: GCC 12
+// keeps an array of another type, such as __m256i, in memory.
+struct PairSum {
+  typedef unsigned Lanes __attribute__((vector_size(32)));
+  Lanes v;
+
+  static PairSum zero() { return {Lanes{}}; }
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high.
+  PairSum add_products(uint32_t z, const uint32_t* codes) const {
+    const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
+    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    return {v + reinterpret_cast<Lanes>(_mm256_madd_epi16(row, code))};
+  }
+  Vec to_float() const { return {_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(v))}; }
+};
+
+// Writes kLanes values as int16, nearest, and returns what they stand for.
+inline Vec store_rounded(Vec values, int16_t* rounded) {
+  const __m256i integers = _mm256_cvtps_epi32(values.v);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(integers), _mm256_extracti128_si256(integers, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(rounded), words);
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(words))};
+}
+
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
 // tag, which says where it came from; a NaN score is dropped (min and max return their second
 // operand).

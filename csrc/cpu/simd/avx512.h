@@ -44,6 +44,39 @@ struct Vec {
   }
 };
 
+#define VQ_HAS_PAIR_PRODUCTS
+
+// Sixteen sums of products of int16 pairs. The type has the lanes that the intrinsics have: GCC 12
+// keeps an array of another type, such as __m512i, in memory.
+struct PairSum {
+#if defined(__AVX512VNNI__)
+  typedef int Lanes __attribute__((vector_size(64)));
+#else
+  typedef unsigned Lanes __attribute__((vector_size(64)));
+#endif
+  Lanes v;
+
+  static PairSum zero() { return {Lanes{}}; }
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high.
+  PairSum add_products(uint32_t z, const uint32_t* codes) const {
+    const __m512i row = _mm512_set1_epi32(static_cast<int>(z));
+    const __m512i code = _mm512_loadu_si512(codes);
+#if defined(__AVX512VNNI__)
+    return {reinterpret_cast<Lanes>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(v), row, code))};
+#else
+    return {v + reinterpret_cast<Lanes>(_mm512_madd_epi16(row, code))};
+#endif
+  }
+  Vec to_float() const { return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(v))}; }
+};
+
+// Writes kLanes values as int16, nearest, and returns what they stand for.
+inline Vec store_rounded(Vec values, int16_t* rounded) {
+  const __m256i words = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(values.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rounded), words);
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(words))};
+}
+
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
 // tag, which says where it came from; a NaN score is dropped (min and max return their second
 // operand).

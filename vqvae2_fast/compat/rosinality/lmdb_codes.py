@@ -21,12 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.codes import CodeDataset
+from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_store import CodeStore
+from vqvae2_fast.data.code_writer import CodeWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["CodeRow", "LMDBDataset", "import_lmdb_codes"]
+
+_STEP = 1024  # records
 
 CodeRow = namedtuple("CodeRow", ["top", "bottom", "filename"])
 
@@ -210,8 +214,8 @@ def _open(path: str) -> Any:
         raise ValueError(f"LMDBDataset: {path} does not open as an LMDB store: {error}.") from error
 
 
-def import_lmdb_codes(path: str | Path, num_embeddings: int) -> CodeDataset:
-    """The port's store as a `CodeDataset`, whose `save` writes ours.
+def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) -> CodeStore:
+    """Writes the port's store as ours, into the folder `out`; a few records are in memory.
 
     Args:
         path: The folder that `extract_code.py --name` wrote.
@@ -223,26 +227,32 @@ def import_lmdb_codes(path: str | Path, num_embeddings: int) -> CodeDataset:
         them (all -1 if no filename has a folder).
 
     Raises:
-        ValueError: A value that is no `CodeRow`, maps of different sizes, codes outside 0..K−1.
+        ValueError: A value that is no `CodeRow`, maps of different sizes, codes outside 0..K−1; or
+            `out` holds codes already.
     """
+    if (Path(out) / MANIFEST).exists():
+        raise ValueError(f"import_lmdb_codes: {out} holds codes already; name another folder.")
     dataset = LMDBDataset(path)
     if not len(dataset):
         raise ValueError(f"import_lmdb_codes: {path} holds no records.")
-    tops: list[Tensor] = []
-    bottoms: list[Tensor] = []
+    first = [tuple(maps.shape) for maps in dataset[0][:2]]
+    # Classes are numbered by their names, so that all are needed before a record is written.
     folders: list[str] = []
     for index, (top, bottom, filename) in enumerate(dataset):
-        if tops and (top.shape != tops[0].shape or bottom.shape != bottoms[0].shape):
+        sizes = [tuple(top.shape), tuple(bottom.shape)]
+        if sizes != first:
             raise ValueError(
-                f"import_lmdb_codes: expected maps {list(tops[0].shape)} and "
-                f"{list(bottoms[0].shape)} as in record 0, got {list(top.shape)} and "
-                f"{list(bottom.shape)} in record {index} of {path}."
+                f"import_lmdb_codes: expected maps {first} as in record 0, got {sizes} in record "
+                f"{index} of {path}."
             )
-        tops.append(top)
-        bottoms.append(bottom)
         folders.append(filename.partition("/")[0] if "/" in filename else "")
-    names = sorted({folder for folder in folders if folder})
-    number = {name: label for label, name in enumerate(names)}
-    labels = torch.tensor([number.get(folder, -1) for folder in folders])
-    codes = [torch.stack(tops), torch.stack(bottoms)]  # [N, h, w], [N, 2h, 2w]
-    return CodeDataset(codes, num_embeddings, labels, tuple(names))
+    names = sorted(set(folders) - {""})
+    number = {name: label for label, name in enumerate(names)} | {"": -1}
+    with CodeWriter(
+        out, num_embeddings, first, class_names=names, source_records=len(dataset)
+    ) as writer:
+        for rows in torch.arange(len(dataset)).split(_STEP):
+            levels = zip(*(dataset[int(row)][:2] for row in rows), strict=True)
+            labels = torch.tensor([number[folders[int(row)]] for row in rows])
+            writer.add([torch.stack(maps) for maps in levels], labels)  # [n, h, w], [n, 2h, 2w]
+    return CodeStore(out)

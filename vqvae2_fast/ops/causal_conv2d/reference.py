@@ -35,8 +35,9 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
 
 
 def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
-    """Bool `[kh, kw]`: True where a tap is live."""
-    live = torch.zeros(kernel_height, kernel_width, dtype=torch.bool)
+    """Bool `[kh, kw]` on the CPU: True where a tap is live."""
+    # On the CPU even while a model is built on another device: its taps are counted there.
+    live = torch.zeros(kernel_height, kernel_width, dtype=torch.bool, device="cpu")
     for _, _, row, column in live_taps(mask, kernel_height, kernel_width):
         live[row, column] = True
     return live

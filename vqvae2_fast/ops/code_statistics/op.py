@@ -30,7 +30,7 @@ CODE_STATISTICS = register(
     "(Tensor z, Tensor indices, int num_embeddings) -> (Tensor counts, Tensor sums)",
     reference=code_statistics_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=_refusal,
 )
 

@@ -23,7 +23,7 @@ DROPOUT_MASK = register(
     "(Tensor seed, int num_samples, int num_rows, int num_columns, float dropout_p) -> Tensor",
     reference=dropout_mask_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
 )
 
 

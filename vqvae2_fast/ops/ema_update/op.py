@@ -36,7 +36,7 @@ EMA_UPDATE_ = register(
     "Tensor(c!) codebook, float decay, float epsilon) -> ()",
     reference=ema_update_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=_refusal,
 )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_codebook
 from vqvae2_fast.ops._registry import LIBRARY, register
-from vqvae2_fast.ops.nearest_code.op import refusal
+from vqvae2_fast.ops.nearest_code.op import fits_kernel, refusal
 from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_reference
 from vqvae2_fast.ops.vector_quantize_backward.op import VECTOR_QUANTIZE_BACKWARD
 
@@ -29,7 +29,7 @@ VECTOR_QUANTIZE = register(
     "(Tensor z, Tensor codebook) -> (Tensor z_q, Tensor indices, Tensor commitment)",
     reference=vector_quantize_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=refusal,
 )
 
@@ -58,22 +58,28 @@ class _VectorQuantize(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             z_q, indices, commitment = VECTOR_QUANTIZE.overload(z, codebook)
-        ctx.mark_non_differentiable(indices)
+        # No zeros are made for results without a gradient, which indices always are.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(z, z_q)
         return z_q, indices, commitment
 
     @staticmethod
     def backward(
-        ctx: Any, dz_q: Tensor, _dindices: None, dcommitment: Tensor
+        ctx: Any, dz_q: Tensor | None, _dindices: None, dcommitment: Tensor | None
     ) -> tuple[Tensor | None, None]:
-        return _backward(ctx, dz_q, _dindices, dcommitment)
+        z, z_q = ctx.saved_tensors
+        if dz_q is None:
+            dz_q = torch.zeros_like(z_q)
+        if dcommitment is None:
+            return dz_q, None
+        return VECTOR_QUANTIZE_BACKWARD(dz_q, dcommitment, z, z_q), None
 
 
 def _call(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`[N, D]`: the operator by the way that costs least."""
-    if torch.compiler.is_compiling() or VECTOR_QUANTIZE.owner_refuses(z, codebook):
+    """A call that fits the kernel, by the way that costs least."""
+    if torch.compiler.is_compiling():
         return VECTOR_QUANTIZE(z, codebook)
-    if torch.is_grad_enabled() and z.requires_grad:
+    if z.requires_grad and torch.is_grad_enabled():
         return _VectorQuantize.apply(z, codebook)  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
         return VECTOR_QUANTIZE.overload(z, codebook)
@@ -100,10 +106,14 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     Note:
         No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
     """
-    check_codebook("vector_quantize", z, codebook)
     if codebook.requires_grad:
         codebook = codebook.detach()
-    if z.dim() == 2:
+    if fits_kernel(z, codebook):
         return _call(z, codebook)
-    z_q, indices, commitment = _call(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
+    check_codebook("vector_quantize", z, codebook)
+    if z.dim() == 2:
+        return VECTOR_QUANTIZE(z, codebook)
+    flat = z.reshape(-1, z.shape[-1])  # [N, D]
+    quantize = _call if fits_kernel(flat, codebook) else VECTOR_QUANTIZE
+    z_q, indices, commitment = quantize(flat, codebook)
     return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment

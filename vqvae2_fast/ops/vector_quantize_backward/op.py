@@ -33,6 +33,6 @@ VECTOR_QUANTIZE_BACKWARD = register(
     "(Tensor dz_q, Tensor dcommitment, Tensor z, Tensor z_q) -> Tensor",
     reference=vector_quantize_backward_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=_refusal,
 )

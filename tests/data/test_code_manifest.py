@@ -1,4 +1,4 @@
-"""Code maps in memory and their packed store."""
+"""The bytes of a code store, and manifests that are refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.data import CodeDataset
+from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.testing.codes import CodeSet, random_codes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
 SHARD = "shard-000000000000.bin"
 
 
-def random_codes(k: int, count: int = 7, seed: int = 0, sizes=((3, 2), (5, 7))) -> CodeDataset:
-    generator = torch.Generator().manual_seed(seed)
-    codes = [torch.randint(0, k, (count, h, w), generator=generator) for h, w in sizes]
-    codes[0][0, 0, 0], codes[-1][-1, -1, -1] = 0, k - 1
-    labels = torch.randint(-1, 3, (count,), generator=generator)
-    return CodeDataset(codes, k, labels, ("a", "b", "ü"), "sha256:0f")
+def assert_equal(store: CodeStore, saved: CodeSet) -> None:
+    codes, labels = store.batch(torch.arange(len(saved)))
+    assert len(store) == len(saved)
+    assert all(torch.equal(a, b) for a, b in zip(codes, saved.codes, strict=True))
+    assert torch.equal(labels, saved.labels)
 
 
 def pack_by_bits(values: list[int], bits: int) -> bytes:
@@ -41,11 +41,10 @@ def pack_by_bits(values: list[int], bits: int) -> bytes:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 100, 128, 256, 257, 512, 8192, 32768, 32769, 2**24])
 def test_store_gives_back_what_was_saved(tmp_path, k) -> None:
-    saved = random_codes(k)
-    saved.save(tmp_path / "s")
-    loaded = CodeDataset.load(tmp_path / "s")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.codes, saved.codes, strict=True))
-    assert torch.equal(loaded.labels, saved.labels)
+    saved = random_codes(k, 7)
+    saved.write(tmp_path / "s")
+    loaded = CodeStore(tmp_path / "s")
+    assert_equal(loaded, saved)
     assert loaded.num_embeddings == k
     assert loaded.class_names == ("a", "b", "ü")
     assert loaded.checkpoint_hash == "sha256:0f"
@@ -54,8 +53,8 @@ def test_store_gives_back_what_was_saved(tmp_path, k) -> None:
 
 @pytest.mark.parametrize("k", [1, 3, 200, 512, 70000])
 def test_bytes_on_disk_are_the_defined_ones(tmp_path, k) -> None:
-    dataset = random_codes(k, count=3)
-    dataset.save(tmp_path / "s")
+    dataset = random_codes(k, 3)
+    dataset.write(tmp_path / "s")
     bits = max(1, math.ceil(math.log2(k)))
     expected = b"".join(
         b"".join(pack_by_bits(level[i].flatten().tolist(), bits) for level in dataset.codes)
@@ -73,7 +72,7 @@ def test_golden_record() -> None:
 
 
 def test_manifest_has_the_documented_fields(tmp_path) -> None:
-    random_codes(100).save(tmp_path / "s")
+    random_codes(100, 7).write(tmp_path / "s")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     content = (tmp_path / "s" / SHARD).read_bytes()
     assert manifest == {
@@ -93,35 +92,29 @@ def test_manifest_has_the_documented_fields(tmp_path) -> None:
 
 
 def test_many_shards_read_back_in_order(tmp_path) -> None:
-    saved = random_codes(256, count=23)
-    saved.save(tmp_path / "s", shard_bytes=200)
+    saved = random_codes(256, 23)
+    saved.write(tmp_path / "s", shard_bytes=200)
     assert len(list((tmp_path / "s").glob("shard-*.bin"))) > 3
-    loaded = CodeDataset.load(tmp_path / "s")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.codes, saved.codes, strict=True))
+    loaded = CodeStore(tmp_path / "s")
+    assert_equal(loaded, saved)
 
 
 def test_maps_larger_than_a_chunk_read_back(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("vqvae2_fast.data.code_layout._CHUNK_CODES", 64)
-    saved = random_codes(300, count=9)
-    saved.save(tmp_path / "s")
-    loaded = CodeDataset.load(tmp_path / "s")
-    assert all(torch.equal(a, b) for a, b in zip(loaded.codes, saved.codes, strict=True))
-
-
-def test_empty_set_reads_back(tmp_path) -> None:
-    CodeDataset([torch.zeros(0, 2, 3, dtype=torch.int64)], 16).save(tmp_path / "s")
-    loaded = CodeDataset.load(tmp_path / "s")
-    assert (len(loaded), loaded.level_sizes) == (0, ((2, 3),))
+    saved = random_codes(300, 9)
+    saved.write(tmp_path / "s")
+    loaded = CodeStore(tmp_path / "s")
+    assert_equal(loaded, saved)
 
 
 def test_a_shard_that_the_manifest_does_not_name_does_not_count(tmp_path) -> None:
-    random_codes(256).save(tmp_path / "s")
+    random_codes(256, 7).write(tmp_path / "s")
     (tmp_path / "s" / "shard-000000000007.bin").write_bytes(b"half written")
-    assert len(CodeDataset.load(tmp_path / "s")) == 7
+    assert len(CodeStore(tmp_path / "s")) == 7
 
 
 def test_any_record_can_be_unpacked_alone() -> None:
-    dataset = random_codes(512, count=11)
+    dataset = random_codes(512, 11)
     layout = CodeLayout(512, dataset.level_sizes)
     records = layout.pack(dataset.codes, dataset.labels)
     rows = np.array([9, 2, 2])
@@ -131,56 +124,9 @@ def test_any_record_can_be_unpacked_alone() -> None:
     assert torch.equal(labels, expected_labels)
 
 
-def test_codes_are_stored_in_two_bytes_and_given_as_int64() -> None:
-    small, large = random_codes(32768), random_codes(32769)
-    assert [maps.dtype for maps in small.codes] == [torch.int16, torch.int16]
-    assert [maps.dtype for maps in large.codes] == [torch.int32, torch.int32]
-    maps, label = small[3]
-    assert [m.dtype for m in maps] == [torch.int64, torch.int64]
-    assert torch.equal(maps[1], small.codes[1][3].long())
-    assert label == int(small.labels[3])
-
-
-def test_existing_store_is_not_overwritten(tmp_path) -> None:
-    random_codes(16).save(tmp_path / "s")
-    with pytest.raises(ValueError, match="holds a code store already; remove it"):
-        random_codes(16).save(tmp_path / "s")
-
-
-@pytest.mark.parametrize(
-    ("codes", "k", "labels", "error", "text"),
-    [
-        ([torch.full((2, 2, 2), 8)], 8, None, ValueError, r"codes\[0\] must be in \[0, 8\)"),
-        ([torch.full((2, 2, 2), -1)], 8, None, ValueError, "got values from -1 to -1"),
-        ([torch.zeros(2, 2, 2)], 8, None, TypeError, r"integer codes\[0\], got torch.float32"),
-        ([torch.zeros(2, 4, dtype=torch.int64)], 8, None, ValueError, r"\[2, h, w\]"),
-        ([], 8, None, ValueError, "at least one level"),
-        ([torch.zeros(2, 1, 1).long()], 0, None, ValueError, "num_embeddings must be in"),
-        (
-            [torch.zeros(2, 1, 1).long(), torch.zeros(3, 2, 2).long()],
-            8,
-            None,
-            ValueError,
-            r"codes\[1\] \[2, h, w\] .* got \[3, 2, 2\]",
-        ),
-        (
-            [torch.zeros(2, 1, 1).long()],
-            8,
-            torch.tensor([0, 3]),
-            ValueError,
-            r"labels must be -1 \(none\) or in \[0, 3\)",
-        ),
-    ],
-    ids=["large", "negative", "float", "flat", "no_level", "no_k", "counts", "label"],
-)
-def test_bad_codes_are_refused(codes, k, labels, error, text) -> None:
-    with pytest.raises(error, match=text):
-        CodeDataset(codes, k, labels, ("a", "b", "c"))
-
-
 @pytest.fixture
 def store(tmp_path) -> Path:
-    random_codes(100).save(tmp_path / "s")
+    random_codes(100, 7).write(tmp_path / "s")
     return tmp_path / "s"
 
 
@@ -193,42 +139,17 @@ def edit(store: Path, **changes) -> None:
     (store / "manifest.json").write_text(json.dumps({**manifest, **changes}))
 
 
-def test_a_flipped_bit_is_found(store) -> None:
-    path = store / SHARD
-    content = bytearray(path.read_bytes())
-    content[40] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"shard-0{12}\.bin is damaged: CRC32 \w{8}"):
-        CodeDataset.load(store)
-
-
 def test_a_cut_shard_is_found(store) -> None:
     path = store / SHARD
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="has 286 bytes, expected 287 .7 records of 41."):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 def test_a_missing_shard_is_named(store) -> None:
     (store / SHARD).unlink()
     with pytest.raises(ValueError, match=r"shard-0{12}\.bin is missing"):
-        CodeDataset.load(store)
-
-
-def test_codes_out_of_range_are_found_on_load(store) -> None:
-    path = store / SHARD
-    content = bytearray(path.read_bytes())
-    content[0] |= 0x7F  # the first code becomes 127 of 100
-    path.write_bytes(content)
-    edit(store, shard_crc32=zlib.crc32(content))
-    with pytest.raises(ValueError, match=r"codes\[0\] must be in \[0, 100\)"):
-        CodeDataset.load(store)
-
-
-def test_labels_without_a_name_are_found_on_load(store) -> None:
-    edit(store, class_names=["a"])
-    with pytest.raises(ValueError, match=r"labels must be -1 \(none\) or in \[0, 1\)"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 @pytest.mark.parametrize(
@@ -238,20 +159,20 @@ def test_shard_names_that_are_paths_are_refused(store, name) -> None:
     (store.parent / "x.bin").write_bytes((store / SHARD).read_bytes())
     edit(store, shard_name=name)
     with pytest.raises(ValueError, match="is not a plain file name"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 def test_a_shard_that_is_a_link_is_refused(store) -> None:
     moved = (store / SHARD).rename(store.parent / "elsewhere.bin")
     (store / SHARD).symlink_to(moved)
     with pytest.raises(ValueError, match="no regular file"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 def test_newer_version_is_refused_by_number(store) -> None:
     edit(store, version=2)
     with pytest.raises(ValueError, match="has version 2, this release reads up to 1; install"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +207,14 @@ def test_newer_version_is_refused_by_number(store) -> None:
 def test_a_damaged_manifest_names_the_field(store, changes, text) -> None:
     edit(store, **changes)
     with pytest.raises(ValueError, match=text):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100000], ids=range(5))
 def test_a_manifest_that_is_no_json_object_is_refused(store, text) -> None:
     (store / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 def test_one_shard_named_twice_is_refused(store) -> None:
@@ -301,18 +222,18 @@ def test_one_shard_named_twice_is_refused(store) -> None:
     manifest["shards"] *= 2
     (store / "manifest.json").write_text(json.dumps({**manifest, "records": 14}))
     with pytest.raises(ValueError, match="a shard is named twice"):
-        CodeDataset.load(store)
+        CodeStore(store)
 
 
 def test_shards_that_overlap_are_refused(tmp_path) -> None:
-    random_codes(100, count=8).save(tmp_path / "s", shard_bytes=4 * 41)
+    random_codes(100, 8).write(tmp_path / "s", shard_bytes=4 * 41)
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     manifest["shards"][1]["first"] = 3
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="begins at record 3, where the one before it ends at 4"):
-        CodeDataset.load(tmp_path / "s")
+        CodeStore(tmp_path / "s")
 
 
 def test_missing_store_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"no code store at .*nowhere"):
-        CodeDataset.load(tmp_path / "nowhere")
+        CodeStore(tmp_path / "nowhere")

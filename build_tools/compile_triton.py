@@ -1,0 +1,173 @@
+"""Compiles every Triton kernel for every target as its launcher would ask for it. Needs no GPU.
+
+    python build_tools/compile_triton.py --out triton_kernels.csv
+
+Launchers run on small CPU tensors in recording mode (`ops/_triton.py`), once for each target, so
+that what is compiled is what users get: kernel, block sizes, dtypes, alignment. A kernel that
+spills registers or asks for more shared memory than a block may have fails the command. The
+verdict belongs to one version of Triton: `.ci/constraints.txt` names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vqvae2_fast.ops import _registry
+from vqvae2_fast.ops._triton import Launch, recording
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16",
+    torch.uint8: "*u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor: shared memory a block may have and an SM has, and warps an SM holds."""
+
+    gpu: GPUTarget
+    block_shared: int
+    shared: int
+    warps: int
+
+
+# Compute capabilities table of the CUDA programming guide; CDNA 3 ISA reference.
+TARGETS = {
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 163 << 10, 164 << 10, 64),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 227 << 10, 228 << 10, 64),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, 228 << 10, 64),
+    "sm_120": Target(GPUTarget("cuda", 120, 32), 99 << 10, 100 << 10, 48),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, 64 << 10, 32),
+}
+
+
+def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
+    """What Triton compiles for a launch, a readable label, and the compiler's options."""
+    signature, constants, attributes, label = {}, {}, {}, []
+    for position, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, launch.arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(position,)] = [["tt.divisibility", 16]]
+            label.append(signature[name][1:])
+        elif parameter.is_constexpr or value is None or (value == 1 and type(value) is int):
+            signature[name], constants[name] = "constexpr", value
+            if parameter.is_constexpr:
+                label.append(f"{name}={value}")
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(position,)] = [["tt.divisibility", 16]]
+    options = {key: value for key, value in launch.options.items() if key in OPTIONS}
+    return ASTSource(launch.kernel, signature, constants, attributes), " ".join(label), options
+
+
+def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
+    """Registers a thread, bytes of spills a thread, shared memory a block, warps that fit an SM."""
+    warps = compiled.metadata.num_warps
+    shared = compiled.metadata.shared
+    if target.gpu.backend == "hip":
+        text = compiled.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            return int(re.search(rf"\.{name}:\s+(\d+)", text).group(1))
+
+        registers = field("vgpr_count")
+        # Scratch memory; scalar registers that overflow into lanes of vectors stay on chip.
+        spills = field("private_segment_fixed_size")
+        # Each of the four SIMDs of a compute unit has 512 registers a lane, in steps of 8.
+        by_registers = 4 * min(8, 512 // max(8, -(-registers // 8) * 8)) // warps
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            dump = subprocess.run(
+                [CUOBJDUMP, "--dump-resource-usage", file.name],
+                capture_output=True, text=True, check=True,
+            ).stdout  # fmt: skip
+        registers = int(re.search(r"REG:(\d+)", dump).group(1))
+        spills = int(re.search(r"STACK:(\d+)", dump).group(1))
+        # 65,536 registers an SM, given to warps in steps of 256.
+        by_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
+    blocks = min(by_registers, target.warps // warps, 32)
+    if shared:
+        blocks = min(blocks, target.shared // (shared + 1024 * (target.gpu.backend == "cuda")))
+    return registers, spills, shared, blocks * warps
+
+
+def launches(target: str) -> list[Launch]:
+    """One launch for each thing that the examples of all kernel files have `target` compile."""
+    folders = sorted({
+        path.parent.name for path in Path(_registry.__file__).parent.glob("*/triton.py")
+    })  # fmt: skip
+    with recording(target) as recorded:
+        for folder in folders:
+            module = importlib.import_module(f"vqvae2_fast.ops.{folder}.triton")
+            for function, arguments in module.examples():
+                function(*arguments)
+    return recorded
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the table as CSV")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--only", default="", help="part of the kernels' names")
+    options = parser.parse_args()
+    rows, failures, start = [], 0, time.time()
+    for name in options.targets:
+        target, seen = TARGETS[name], set()
+        for launch in launches(name):
+            source, label, compiler_options = source_of(launch)
+            key = (launch.kernel.__name__, label)
+            if key in seen or options.only not in key[0]:
+                continue
+            seen.add(key)
+            compiled = triton.compile(source, target=target.gpu, options=compiler_options)
+            registers, spills, shared, warps = resources(compiled, target)
+            ok = spills == 0 and shared <= target.block_shared
+            if not compiler_options.get("enable_fp_fusion", True):
+                # The bits of these kernels are defined: no multiply-add may be contracted.
+                ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
+            failures += not ok
+            rows.append({
+                "kernel": key[0], "target": name, "variant": label,
+                "warps": compiled.metadata.num_warps, "registers": registers,
+                "spill_bytes": spills, "shared_bytes": shared,
+                "occupancy": f"{warps / target.warps:.2f}", "triton": triton.__version__,
+            })  # fmt: skip
+            verdict = "ok  " if ok else "FAIL"
+            print(f"{verdict} {name:7} {key[0]:32} {registers:4} registers {spills:4} spilled "
+                  f"{shared:7} shared  {warps}/{target.warps} warps  {label}",
+                  flush=True)  # fmt: skip
+    if options.out:
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: (row["kernel"], row["target"])))
+    print(f"{len(rows) - failures} compiled without spills, {failures} failed, "
+          f"{time.time() - start:.0f} s")  # fmt: skip
+    return failures > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

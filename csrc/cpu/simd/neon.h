@@ -1,0 +1,69 @@
+// Four lanes of Advanced SIMD, which every 64-bit Arm processor has.
+//
+// No int16 products here: `smlal` multiplies four pairs, as many as a float32 multiply-add.
+#pragma once
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 4;
+  // 12 rows x 2 vectors of accumulators, 2 of codes and a broadcast leave 5 of the 32 registers.
+  static constexpr int kTileRows = 12;
+  float32x4_t v;
+
+  static Vec load(const float* p) { return {vld1q_f32(p)}; }
+  static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
+  // kLanes words, two bfloat16 each: the low halves and the high halves.
+  static void load_halves(const float* words, Vec& low, Vec& high) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(vld1q_f32(words));
+    low = {vreinterpretq_f32_u32(vshlq_n_u32(bits, 16))};
+    high = {vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xFFFF0000u)))};
+  }
+  void store(float* p) const { vst1q_f32(p, v); }
+  Vec add_product(Vec a, Vec b) const { return {vfmaq_f32(v, a.v, b.v)}; }
+  // The same: the product is never rounded here.
+  Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
+  Vec operator-(Vec b) const { return {vsubq_f32(v, b.v)}; }
+  Vec operator+(Vec b) const { return {vaddq_f32(v, b.v)}; }
+  Vec operator*(Vec b) const { return {vmulq_f32(v, b.v)}; }
+  Vec operator/(Vec b) const { return {vdivq_f32(v, b.v)}; }
+  // this where less than bound, else bound; NaN stays.
+  Vec at_most(Vec bound) const { return {vminq_f32(v, bound.v)}; }
+  Vec at_least(Vec bound) const { return {vmaxq_f32(v, bound.v)}; }
+  // positive where this > 0, else otherwise.
+  Vec where_positive(Vec positive, Vec otherwise) const {
+    return {vbslq_f32(vcgtq_f32(v, vdupq_n_f32(0.0f)), positive.v, otherwise.v)};
+  }
+  // 2^n of 1.5 * 2^23 + n, whose low bits hold n; n in -126..127.
+  Vec power_of_two() const {
+    const uint32x4_t shifted = vshlq_n_u32(vreinterpretq_u32_f32(v), 23);
+    return {vreinterpretq_f32_u32(vaddq_u32(shifted, vdupq_n_u32(0x3F800000u)))};
+  }
+};
+
+// Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
+// tag, which says where it came from; a NaN score is dropped: `vmax` gives NaN then, and `vminnm`
+// the other operand.
+inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, Vec& second) {
+  const uint32x4_t bits = vandq_u32(vreinterpretq_u32_f32(score.v), vdupq_n_u32(clear));
+  const float32x4_t tagged = vreinterpretq_f32_u32(vorrq_u32(bits, vdupq_n_u32(tag)));
+  second.v = vminnmq_f32(vmaxq_f32(best.v, tagged), second.v);
+  best.v = vminnmq_f32(tagged, best.v);
+}
+
+inline float lane_sum(Vec a) { return vaddvq_f32(a.v); }
+
+inline float least_lane(Vec a) { return vminvq_f32(a.v); }
+
+// Bit l is set where score[l] <= bound.
+inline uint32_t lanes_at_most(Vec score, float bound) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vcleq_f32(score.v, vdupq_n_f32(bound)), bit));
+}
+
+}  // namespace
+}  // namespace vqvae2_fast::cpu

@@ -1,0 +1,92 @@
+// What must be the same bit for bit at every SIMD level: the sampler's kernels and the noise, here
+// against the scalar level. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
+#include <stdio.h>
+#include <string.h>
+
+#include "../cpu/kernels.h"
+#include "search_data.h"
+
+namespace {
+
+using namespace vqvae2_fast::cpu;
+using search_data::Floats;
+
+int failures = 0;
+
+void check_same(const Floats& actual, const Floats& expected, const char* what) {
+  if (memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)) == 0) return;
+  ++failures;
+  printf("FAILED at %s: %s is not that of scalar\n", kernels().name, what);
+}
+
+// Calls compute() at the scalar level and at this one.
+template <class Compute>
+void compare(const char* level, const char* what, const Compute& compute) {
+  set_simd_level("scalar");
+  const Floats expected = compute();
+  set_simd_level(level);
+  check_same(compute(), expected, what);
+}
+
+Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
+  std::mt19937 random(6);
+  const int64_t columns = panels * sampler::kPanel;
+  const Floats a = search_data::gaussian(random, rows * inputs);
+  Floats weights = search_data::gaussian(random, panels * inputs * words);
+  const Floats bias = search_data::gaussian(random, columns);
+  Floats c(rows * columns);
+  sampler::Product call = {};
+  call.a = a.data();
+  call.a_stride = inputs;
+  call.groups = 1;
+  call.rows = rows;
+  call.weights = weights.data();
+  call.words = words;
+  call.panel_stride = inputs * words;
+  call.panels = panels;
+  call.inputs = inputs;
+  call.initial = bias.data();
+  call.c = c.data();
+  call.c_stride = columns;
+  kernels().sampler.product(call);
+  return c;
+}
+
+Floats pointwise(bool gate) {
+  std::mt19937 random(7);
+  Floats x = search_data::gaussian(random, 4 * sampler::kPanel);
+  for (float& value : x) value *= 30;
+  Floats out(2 * x.size());
+  if (gate) {
+    kernels().sampler.gate(x.data(), 4, nullptr, out.data(), out.data() + x.size());
+  } else {
+    kernels().sampler.elu(x.data(), out.data(), static_cast<int64_t>(x.size()));
+    kernels().sampler.exp_shifted(x.data(), 100.0f, out.data() + x.size(),
+                                  static_cast<int64_t>(x.size()));
+  }
+  return out;
+}
+
+Floats noise() {
+  Floats values(133);
+  kernels().gumbel_noise(5, 6, 7, 1, static_cast<int64_t>(values.size()), values.data());
+  return values;
+}
+
+}  // namespace
+
+int main() {
+  for (const char* const* level = simd_levels(); *level; ++level) {
+    for (const int64_t rows : {1, 3, 13}) {
+      compare(*level, "float32 product", [&] { return product(sampler::kPanel, rows, 3, 37); });
+      compare(*level, "bfloat16 product",
+              [&] { return product(sampler::kHalfPanel, rows, 3, 37); });
+    }
+    compare(*level, "gate", [] { return pointwise(true); });
+    compare(*level, "ELU and exp", [] { return pointwise(false); });
+    compare(*level, "noise", noise);
+    printf("%s: done\n", *level);
+  }
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,81 @@
+"""A folder of images and small models of both stages, made without training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2_fast.cli import main
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.training import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """18 images to train on and 6 held out, of two classes, 9×9."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        side = "held_out" if number < 6 else "train"
+        path = root / side / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(256, size=(9, 9, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def vqvae(tmp_path_factory) -> Path:
+    """A VQ-VAE of 8×8 images whose codebooks lie among its vectors."""
+    torch.manual_seed(0)
+    config = VQVAE2Config(
+        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
+        num_residual_blocks=1, num_embeddings=16, embedding_dim=4,
+    )  # fmt: skip
+    model = VQVAE2(config)
+    model(torch.rand(64, 3, 8, 8) * 2 - 1)
+    path = tmp_path_factory.mktemp("models") / "vqvae"
+    save(model.eval(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def codes(tmp_path_factory, images, vqvae) -> Path:
+    """What `extract` makes of them."""
+    out = tmp_path_factory.mktemp("codes") / "codes"
+    arguments = ["extract", "--vqvae", str(vqvae), "--data", str(images), "--out", str(out)]
+    assert main([*arguments, "--quiet"]) == 0
+    return out
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line: gives the exit code, what it printed, and what it complained of."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def files():
+    """What lies below a folder: the bytes of each file by its path."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return read

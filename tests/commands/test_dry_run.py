@@ -1,0 +1,89 @@
+"""`--dry-run`: all is checked, what would run is told, nothing is touched."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+
+MODEL = [
+    "--model.image-size", 8, 8, "--model.strides", 2, 2, "--model.hidden-channels", 8,
+    "--model.residual-channels", 4, "--model.num-embeddings", 16, "--model.embedding-dim", 4,
+]  # fmt: skip
+PRIOR = ["--model.channels", 8, "--model.residual-channels", 8, "--model.num-heads", 2]
+
+
+def test_train_vqvae_tells_its_plan_and_touches_nothing(images, tmp_path, run, monkeypatch, files):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train-vqvae", "--data", images, *MODEL, "--train.steps", 7, "--dry-run",
+                 "--train.batch-size", 4, "--cache", tmp_path / "cache"]  # fmt: skip
+    code, text, _ = run(*arguments)
+    assert code == 0
+    for part in ("7 steps of 4", "train 18, held_out 6", "[3, 8, 8]", "level sizes 2x2, 4x4",
+                 "out: runs/vqvae", "nothing was written"):  # fmt: skip
+        assert part in text
+    values = json.loads(run(*arguments, "--json")[1])
+    config = VQVAE2Config(
+        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
+        num_embeddings=16, embedding_dim=4,
+    )  # fmt: skip
+    count = sum(weight.numel() for weight in VQVAE2(config).parameters())
+    assert values["parameters"] == count
+    assert values["model_bytes"] > 4 * count
+    assert values["training_bytes"] - values["model_bytes"] == 3 * 4 * count  # gradients, moments
+    assert not list(tmp_path.iterdir())
+
+
+def test_extract_tells_its_records(images, vqvae, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["extract", "--vqvae", vqvae, "--data", images, "--flip", "--copies", 1]
+    values = json.loads(run(*arguments, "--dry-run", "--json")[1])
+    assert values["images"] == {"train": 18, "held_out": 6}
+    assert values["records"] == values["missing"] == {"train": 54, "held_out": 6}
+    assert values["store_bytes"] == 60 * (2 + 8 + 4)  # 4 and 16 codes of 4 bits, and the label
+    assert not list(tmp_path.iterdir())
+
+
+def test_extract_with_resume_tells_what_is_left(images, vqvae, codes, run, files):
+    before = files(codes)
+    arguments = ["extract", "--vqvae", vqvae, "--data", images, "--out", codes, "--resume"]
+    values = json.loads(run(*arguments, "--dry-run", "--json")[1])
+    assert values["missing"] == {"train": 0, "held_out": 0}
+    assert files(codes) == before
+
+
+def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = run("train-prior", "--codes", codes, "--level", "bottom", *PRIOR, "--dry-run",
+                        "--train.batch-size", 4)  # fmt: skip
+    assert code == 0
+    assert "train 18, held_out 6, codes of 2 classes" in text
+    assert "num_embeddings 16 and level sizes 2x2, 4x4 (the last to be modelled)" in text
+    assert "out: runs/prior_bottom" in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train-vqvae", "--data", "{images}", "--dry-run"], "smaller than image_size 32x32"),
+        (["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
+         "batch_size must be between 1 and the 18 items"),
+        (["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"], "--data: expected a"),
+        (["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
+         "batch_size must be between 1 and the 18 items"),
+    ],
+    ids=["size", "batch", "model", "codes"],
+)  # fmt: skip
+def test_what_would_fail_fails(
+    arguments, message, images, vqvae, codes, tmp_path, run, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    filled = [str(a).format(images=images, vqvae=vqvae, codes=codes) for a in arguments]
+    code, _, error = run(*filled)
+    assert code == 2
+    assert message in error
+    assert not list(tmp_path.iterdir())

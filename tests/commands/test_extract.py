@@ -1,0 +1,107 @@
+"""`extract` as it is called: records, going on, and processes that share the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from vqvae2_fast.data import CodeStore
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.priors import tiny_prior
+from vqvae2_fast.training import save
+
+
+def test_flip_and_copies_add_records_to_the_training_store_alone(images, vqvae, tmp_path, run):
+    out = tmp_path / "codes"
+    options = ["--flip", "--copies", 3, "--shift", 1, "--quiet", "--out", out]
+    assert run("extract", "--vqvae", vqvae, "--data", images, *options)[0] == 0
+    values = json.loads((out / "result.json").read_text())
+    assert values["train"]["records"] == 18 * 5
+    assert values["held_out"]["records"] == 6
+    assert values["train"]["codes_used"]["bottom"] > 4
+    assert values["checkpoint_hash"] == CodeStore(out / "train").checkpoint_hash
+
+
+def test_a_finished_extraction_is_not_written_over(images, vqvae, codes, run, files):
+    before = files(codes)
+    code, _, error = run("extract", "--vqvae", vqvae, "--data", images, "--out", codes)
+    assert code == 2
+    assert "holds codes already. Add --resume" in error
+    assert files(codes) == before
+
+
+def test_resume_finishes_what_was_broken_off(images, vqvae, tmp_path, run, monkeypatch, files):
+    out = tmp_path / "codes"
+    arguments = ["extract", "--vqvae", vqvae, "--data", images, "--out", out, "--quiet",
+                 "--shard-records", 5]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(VQVAE2, "encode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        code, _, error = run(*arguments)
+    assert code == 130
+    assert "goes on with --resume" in error
+    assert run(*arguments, "--resume")[0] == 0
+    assert CodeStore(out / "train").complete
+    assert CodeStore(out / "held_out").complete
+    once = files(out)
+    assert run(*arguments, "--resume")[0] == 0  # nothing is left to do
+    assert files(out) == once
+
+
+def test_resume_with_other_images_is_refused(vqvae, codes, run):
+    code, _, error = run(
+        "extract", "--vqvae", vqvae, "--data", "emoji", "--out", codes, "--resume", "--flip"
+    )
+    assert code == 2
+    assert "was begun with" in error
+
+
+def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images, run):
+    save(tiny_prior(), tmp_path / "prior")
+    code, _, error = run("extract", "--vqvae", tmp_path / "prior", "--data", images)
+    assert code == 2
+    assert "--vqvae: expected a VQ-VAE" in error
+    assert "found a prior" in error
+
+
+def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
+    out = tmp_path / "codes"
+    script = "import sys; from vqvae2_fast.cli import main; sys.exit(main())"
+    command = [
+        sys.executable, "-c", script, "extract", "--vqvae", str(vqvae), "--data", str(images),
+        "--out", str(out), "--quiet", "--threads", "1",
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            command, env={**environment, "RANK": str(rank)}, cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert said[0][0]  # the first speaks for all
+    assert said[1][0] == ""
+    assert json.loads((out / "result.json").read_text())["train"]["records"] == 18
+    for split in ("train", "held_out"):
+        store, alone = CodeStore(out / split), CodeStore(codes / split)
+        assert store.complete
+        assert len(store.manifest.shards) == 2
+        assert all(
+            (a == b).all() and label == other
+            for i in range(len(store))
+            for (maps, label), (wanted, other) in [(store[i], alone[i])]
+            for a, b in zip(maps, wanted, strict=True)
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

@@ -1,0 +1,93 @@
+"""`info` on everything that the package writes, and on what it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.priors import tiny_prior
+from vqvae2_fast.training import load, save
+
+
+def test_a_code_store_is_described(codes, run):
+    code, text, _ = run("info", codes / "train")
+    assert code == 0
+    assert "records: 18" in text
+    values = json.loads(run("info", codes / "train", "--json")[1])
+    assert values["kind"] == "code store"
+    assert (values["missing"], values["shards"], values["bytes"]) == (0, 1, 18 * 14)
+    assert values["level_sizes"] == [[2, 2], [4, 4]]
+    assert values["class_names"] == ["cat", "dog"]
+
+
+def test_both_stores_of_an_extraction_are_described(codes, run):
+    values = json.loads(run("info", codes, "--json")[1])
+    assert {name: store["records"] for name, store in values.items()} == {
+        "train": 18, "held_out": 6,
+    }  # fmt: skip
+
+
+def test_verify_reads_sound_stores(codes, run):
+    code, text, _ = run("info", codes, "--verify", "--quiet")
+    assert code == 0
+    assert text.count("verified: 1 shards are sound") == 2
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "missing"])
+def test_verify_exits_with_1_and_names_the_shard_that_is_damaged(codes, tmp_path, run, damage):
+    copy = tmp_path / "codes"
+    shutil.copytree(codes, copy)
+    shard = copy / "train" / "shard-000000000000.bin"
+    content = bytearray(shard.read_bytes())
+    if damage == "bit":
+        content[7] ^= 4
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:-1])
+    else:
+        shard.unlink()
+    code, text, _ = run("info", copy, "--verify", "--quiet")
+    assert code == 1
+    assert "damaged: shard-000000000000.bin: " in text
+    assert "1 of 1 shards are damaged" in text
+    assert "verified: 1 shards are sound" in text  # the other store
+    values = json.loads(run("info", copy / "train", "--verify", "--quiet", "--json")[1])
+    assert list(values["damaged"]) == ["shard-000000000000.bin"]
+
+
+def test_a_model_is_described(vqvae, run):
+    values = json.loads(run("info", vqvae, "--json")[1])
+    assert values["kind"] == "vqvae2"
+    assert values["config"]["num_embeddings"] == 16
+    assert values["parameters"] == sum(w.numel() for w in load(vqvae).parameters())
+
+
+def test_a_pipeline_is_described_part_by_part(vqvae, tmp_path, run):
+    sizes = {"num_embeddings": 16, "num_classes": 2}
+    priors = [
+        tiny_prior(size=(2, 2), **sizes),
+        tiny_prior(size=(4, 4), condition_sizes=((2, 2),), **sizes),
+    ]
+    save(Pipeline(load(vqvae), priors), tmp_path / "pipeline", class_names=("cat", "dog"))
+    values = json.loads(run("info", tmp_path / "pipeline", "--json")[1])
+    assert values["kind"] == "pipeline"
+    assert values["class_names"] == ["cat", "dog"]
+    counts = [sum(w.numel() for w in prior.parameters()) for prior in priors]
+    assert [values["parameters"][name] for name in ("top", "bottom")] == counts
+
+
+@pytest.mark.parametrize("what", ["folder", "file", "nothing"])
+def test_what_is_none_of_these_is_told(tmp_path, run, what):
+    path = tmp_path / "thing"
+    if what == "folder":
+        (path / "photos").mkdir(parents=True)
+    elif what == "file":
+        path.write_text("x")
+    code, _, error = run("info", path)
+    assert code == 2
+    assert "expected a run, checkpoint, pipeline or code store" in error
+    assert str(path) in error
+    assert "Traceback" not in error

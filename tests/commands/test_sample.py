@@ -1,0 +1,313 @@
+"""`vqvae2-fast sample`: what it leaves, that it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2_fast.cli import main
+from vqvae2_fast.commands import common
+from vqvae2_fast.data import to_uint8, write_codes
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
+from vqvae2_fast.sampling import sample_images
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+from vqvae2_fast.training import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLASSES = ("cat", "cow", "dog")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sample")
+    save(tiny_pipeline(), root / "classes", class_names=CLASSES)
+    save(tiny_pipeline(0, image_channels=1), root / "plain")
+    return root
+
+
+def sample(place: Path, out: Path, *arguments: str, pipeline: str = "classes") -> int:
+    return main(
+        ["sample", "--pipeline", str(place / pipeline), "--out", str(out), "--quiet", *arguments]
+    )
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def column(out: Path, name: str) -> list[Any]:
+    return [row[name] for row in read_index(out)]
+
+
+def pixels(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.tensor(list(image.tobytes()), dtype=torch.uint8)
+
+
+def error_of(capsys, code: int, expected: int = 2) -> str:
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    assert code == expected
+    return text
+
+
+def test_it_leaves_images_their_index_settings_and_a_picture(place, tmp_path):
+    assert sample(place, tmp_path / "out", "--n", "5") == 0
+    expected = {"samples.jsonl", "settings.json", "samples.png"}
+    expected |= {f"images/0000{n}.png" for n in range(5)}
+    assert set(files(tmp_path / "out")) == expected
+    with Image.open(tmp_path / "out" / "images" / "00000.png") as image:
+        assert (image.size, image.mode) == ((16, 16), "RGB")
+
+
+def test_classes_take_turns(place, tmp_path):
+    assert sample(place, tmp_path, "--n", "7") == 0
+    assert column(tmp_path, "class") == ["cat", "cow", "dog", "cat", "cow", "dog", "cat"]
+
+
+def test_labels_are_found_by_number_name_or_its_beginning(place, tmp_path):
+    assert sample(place, tmp_path, "--n", "4", "--label", "DO", "0", "none", "cow") == 0
+    assert column(tmp_path, "class") == ["dog", "cat", None, "cow"]
+    assert column(tmp_path, "label") == [2, 0, 3, 1]
+
+
+def test_images_are_those_of_the_python_function(place, tmp_path):
+    arguments = ["--n", "2", "--label", "dog", "--seed", "5", "--temperature", "0.9", "0.7",
+                 "--top-k", "0", "4", "--top-p", "0.9", "--guidance-scale", "2"]  # fmt: skip
+    assert sample(place, tmp_path, *arguments) == 0
+    expected = sample_images(
+        tiny_pipeline(), 2, labels=torch.tensor([2, 2]), seed=5, temperature=[0.9, 0.7],
+        top_k=[None, 4], top_p=0.9, guidance_scale=2.0,
+    )  # fmt: skip
+    for number, image in enumerate(to_uint8(expected)):
+        found = pixels(tmp_path / "images" / f"0000{number}.png")
+        difference = found.int() - image.permute(1, 2, 0).flatten().int()
+        assert difference.abs().max() <= 1  # batches round differently
+
+
+def test_rows_tell_the_log_probability_of_each_level_and_the_settings(place, tmp_path):
+    assert sample(place, tmp_path, "--n", "2", "--temperature", "0.5", "1") == 0
+    for row in read_index(tmp_path):
+        assert set(row["log_prob"]) == {"top", "bottom"}
+        assert all(value < 0 for value in row["log_prob"].values())
+        assert row["settings"] == {
+            "seed": 0, "temperature": [0.5, 1.0], "top_k": [None, None], "top_p": [None, None],
+            "guidance_scale": [1.0, 1.0], "engine": row["settings"]["engine"],
+        }  # fmt: skip
+
+
+def test_grey_images_stay_grey(place, tmp_path):
+    assert sample(place, tmp_path, "--n", "1", pipeline="plain") == 0
+    with Image.open(tmp_path / "images" / "00000.png") as image:
+        assert image.mode == "L"
+    assert column(tmp_path, "class") == [None]
+
+
+def test_a_folder_is_the_same_in_any_batch(place, tmp_path):
+    assert sample(place, tmp_path / "a", "--n", "7", "--batch-size", "1") == 0
+    assert sample(place, tmp_path / "b", "--n", "7", "--batch-size", "5") == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_resume_draws_what_is_missing_and_more(place, tmp_path):
+    assert sample(place, tmp_path / "a", "--n", "7") == 0
+    assert sample(place, tmp_path / "b", "--n", "5") == 0
+    for number in (1, 2, 4):
+        (tmp_path / "b" / "images" / f"0000{number}.png").unlink()
+    kept = (tmp_path / "b" / "images" / "00003.png").stat()
+    assert sample(place, tmp_path / "b", "--n", "7", "--resume") == 0
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert (tmp_path / "b" / "images" / "00003.png").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_resume_of_nothing_begins(place, tmp_path):
+    assert sample(place, tmp_path / "out", "--n", "1", "--resume") == 0
+    assert column(tmp_path / "out", "sample") == [0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n", "2"], "holds samples already. Add --resume"),
+        (["--n", "2", "--resume", "--seed", "1"], "(seed: 0 there, 1 now)"),
+        (["--n", "2", "--resume", "--label", "cat"], "(labels: 'all' there, [0] now)"),
+        (["--n", "2", "--resume", "--engine", "reference"], "'reference' now"),
+        (["--n", "1", "--resume"], "begun for 2 samples, got 1"),
+    ],
+)
+def test_a_folder_keeps_to_its_settings(place, tmp_path, capsys, arguments, message):
+    assert sample(place, tmp_path, "--n", "2") == 0
+    before = files(tmp_path)
+    assert message in error_of(capsys, sample(place, tmp_path, *arguments))
+    assert files(tmp_path) == before
+
+
+def test_other_weights_are_other_settings(place, tmp_path, capsys):
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        next(pipeline.vqvae.parameters()).add_(0.1)
+    save(pipeline, tmp_path / "changed", class_names=CLASSES)
+    assert sample(place, tmp_path / "out", "--n", "1") == 0
+    code = sample(tmp_path, tmp_path / "out", "--n", "1", "--resume", pipeline="changed")
+    assert "weights" in error_of(capsys, code)
+
+
+def test_without_a_folder_it_takes_the_first_that_is_free(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sample", "--pipeline", str(place / "classes"), "--n", "1", "--quiet", "--json"]
+    folders = []
+    for _ in range(2):
+        assert main(arguments) == 0
+        folders.append(json.loads(capsys.readouterr().out)["folder"])
+    assert folders == ["runs/samples/images", "runs/samples-2/images"]
+
+
+def test_a_preset_draws_by_what_its_card_recommends(place, tmp_path, monkeypatch):
+    card = {"drawing": {"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5]}}
+    monkeypatch.setattr(common, "pretrained_folder", lambda name: place / "classes")
+    monkeypatch.setattr(common, "pretrained_card", lambda name: card)
+    arguments = ["sample", "--preset", "emoji32", "--n", "1", "--quiet", "--top-k", "5"]
+    assert main([*arguments, "--temperature", "0.5", "--out", str(tmp_path)]) == 0
+    settings = column(tmp_path, "settings")[0]
+    assert settings["temperature"] == [0.5, 0.5]
+    assert settings["guidance_scale"] == [2.0, 1.5]
+
+
+def test_completion_keeps_the_upper_rows(place, tmp_path):
+    assert sample(place, tmp_path / "whole", "--n", "1", "--label", "cat") == 0
+    image = str(tmp_path / "whole" / "images" / "00000.png")
+    arguments = ["--known", image, "--label", "cat", "--n", "3"]
+    assert sample(place, tmp_path / "all", *arguments, "--keep", "1") == 0
+    assert sample(place, tmp_path / "half", *arguments, "--keep", "0.5", "--seed", "1") == 0
+    copies = [pixels(tmp_path / "all" / "images" / f"0000{n}.png") for n in range(3)]
+    assert torch.equal(copies[0], copies[1])
+    half = [pixels(tmp_path / "half" / "images" / f"0000{n}.png") for n in range(3)]
+    assert not torch.equal(half[0], half[1])
+    # Far above the part that was drawn, all see the same codes.
+    rows = 16 * 3 * 2
+    assert torch.equal(half[0][:rows], copies[0][:rows])
+    assert column(tmp_path / "half", "known") == [0, 0, 0]
+
+
+def test_known_images_take_turns_and_their_classes_with_them(place, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randint(13, (2, size, size), generator=generator) for size in (4, 8)]
+    labels = torch.tensor([2, -1])
+    encode = lambda *_: [(maps, labels)]  # noqa: E731
+    write_codes(tmp_path / "codes", encode, 2, 13, [(4, 4), (8, 8)], class_names=CLASSES)
+    out = tmp_path / "out"
+    assert sample(place, out, "--known", str(tmp_path / "codes"), "--n", "3", "--keep", "0.25") == 0
+    assert column(out, "known") == [0, 1, 0]
+    assert column(out, "class") == ["dog", None, "dog"]
+    with Image.open(out / "samples.png") as picture:
+        assert picture.width > picture.height  # a row each: what was given, its two completions
+
+
+def test_each_known_image_is_completed_in_every_class(place, tmp_path):
+    for number in range(2):
+        folder = tmp_path / "photos"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 16), (9 * number, 60, 200)).save(folder / f"{number}.png")
+    arguments = ["--known", str(tmp_path / "photos"), "--label", "cat", "dog", "--n", "4"]
+    assert sample(place, tmp_path / "out", *arguments) == 0
+    assert column(tmp_path / "out", "known") == [0, 1, 0, 1]
+    assert column(tmp_path / "out", "class") == ["cat", "cat", "dog", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label", "c"], "'c' is the beginning of cat, cow; write more"),
+        (["--label", "mouse"], "class name (cat, cow, dog), got 'mouse'"),
+        (["--label", "3"], "a number below 3"),
+        (["--n", "0"], "--n: expected 1 or more, got 0"),
+        (["--batch-size", "-1"], "--batch-size: expected 1 or more, got -1"),
+        (["--engine", "warp"], "expected engine one of"),
+        (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one a level"),
+        (["--temperature", "-1"], "expected temperature >= 0 and finite, got -1"),
+        (["--top-p", "0"], "expected top_p in (0, 1]"),
+        (["--top-k", "-2"], "expected top_k >= 1"),
+        (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
+        (["--known", "emoji"], "the known images have not the classes"),
+        (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
+        (["--known", "{place}/classes/config.json"], "cannot be decoded as an image"),
+        (["--pipeline", "{place}/plain", "--label", "cat"], "--label: the priors have no classes"),
+        (["--pipeline", "{place}/plain", "--guidance-scale", "2"], "--guidance-scale: the priors"),
+        (["--preset", "emoji32"], "one of --preset, --pipeline, or --vqvae"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_request_is_told_and_leaves_no_folder(place, tmp_path, capsys, arguments, message):
+    filled = [argument.format(place=place) for argument in arguments]
+    assert message in error_of(capsys, sample(place, tmp_path / "out", *filled))
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_needs_a_folder(place, capsys):
+    code = main(["sample", "--pipeline", str(place / "classes"), "--resume"])
+    assert "--resume: name the folder" in error_of(capsys, code)
+
+
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_full_disk_is_told_and_goes_on_when_there_is_room(
+    place, small_disk, tmp_path, capsys, monkeypatch, batches
+):
+    out, arguments = small_disk.folder / "out", ["--n", "12", "--batch-size", "4", "--resume"]
+    add, calls = SampleFolder.add, []
+
+    def fill_and_add(*batch):
+        calls.append(batch)
+        if len(calls) > batches:
+            small_disk.fill(0)
+        add(*batch)
+
+    monkeypatch.setattr(SampleFolder, "add", fill_and_add)
+    text = error_of(capsys, sample(place, out, *arguments), expected=1)
+    small_disk.clear()
+    monkeypatch.undo()
+    assert re.search(r"cannot write to \S+out: (No space left|File too large).* goes on", text)
+    images = [name for name in files(out) if name.startswith("images/")]
+    assert sorted(images) == [row["file"] for row in read_index(out)]
+    assert len(images) == 4 * batches
+    assert sample(place, out, *arguments) == 0
+    assert sample(place, tmp_path / "peace", *arguments) == 0
+    assert files(out) == files(tmp_path / "peace")
+
+
+def test_processes_share_the_work_and_draw_the_same_folder(place, tmp_path, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["--pipeline", str(place / "classes"), "--n", "5", "--quiet", "--batch-size", "2"]
+    arguments = ["sample", *arguments, "--out", str(tmp_path / "two")]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"},
+    ) as other:  # fmt: skip
+        with monkeypatch.context() as first:
+            for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+                first.setenv(name, value)
+            assert main(arguments) == 0
+        outputs = [capsys.readouterr().out, other.communicate()[0]]
+    assert other.returncode == 0
+    # The last one to finish tells.
+    assert sum("5 images in" in output for output in outputs) == 1
+    assert sample(place, tmp_path / "one", "--n", "5") == 0
+    assert files(tmp_path / "one") == files(tmp_path / "two")

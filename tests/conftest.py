@@ -1,0 +1,77 @@
+"""A disk that gets full, for every test of what is written there; how long to fuzz."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+# For `--hypothesis-profile=thorough`.
+settings.register_profile("thorough", max_examples=10_000, suppress_health_check=list(HealthCheck))
+
+
+@dataclass
+class SmallDisk:
+    """Room for 16 MiB below `folder`; after `fill(n)` a write of more than about n bytes fails.
+
+    The bound is one of the disk (in pages of 4 KiB) or one of each file, whichever this machine
+    can set: a new file of n + 4097 bytes fits in neither.
+    """
+
+    folder: Path
+    fill: Callable[[int], None]
+    clear: Callable[[], None]
+
+
+@pytest.fixture(params=["tmpfs", "limit"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SmallDisk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if request.param == "limit":
+        yield from _limited_files(folder)
+    else:
+        yield from _tmpfs(folder)
+
+
+def _tmpfs(folder: Path) -> Iterator[SmallDisk]:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root on Linux")
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs here: {mounted.stderr.strip()}")
+    filler = folder / ".filler"
+
+    def fill(leave: int) -> None:
+        filler.unlink(missing_ok=True)
+        free = os.statvfs(folder)
+        with filler.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave)
+
+    try:
+        yield SmallDisk(folder, fill, lambda: filler.unlink(missing_ok=True))
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _limited_files(folder: Path) -> Iterator[SmallDisk]:
+    resource = pytest.importorskip("resource", reason="limits of files need Unix")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+    try:
+        yield SmallDisk(folder, limit, lambda: limit(soft))
+    finally:
+        limit(soft)

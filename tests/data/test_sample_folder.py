@@ -1,0 +1,197 @@
+"""A folder of samples: its index never names what is not there, and a broken run goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+from vqvae2_fast.data import sample_folder
+from vqvae2_fast.data.sample_folder import SampleFolder, image_name, read_index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+SETTINGS = {"seed": 0, "temperature": [1.0]}
+
+
+def picture(number: int) -> Image.Image:
+    return Image.new("RGB", (8, 8), (number, 2 * number, 3 * number))
+
+
+def add(folder: SampleFolder, samples: Iterable[int]) -> None:
+    for n in samples:
+        folder.add(range(n, n + 1), [picture(n)], [{"label": n % 3}])
+
+
+def begin(path: Path, count: int = 5, **options: object) -> SampleFolder:
+    return SampleFolder.begin(path, count, SETTINGS, **options)
+
+
+def numbers(path: Path) -> list[int]:
+    return [row["sample"] for row in read_index(path)]
+
+
+def test_samples_get_an_image_and_a_line(tmp_path):
+    folder = begin(tmp_path / "out")
+    folder.add(range(1, 3), [picture(1), picture(2)], [{"label": 7}, {"label": 8}])
+    assert list(read_index(tmp_path / "out")) == [
+        {"sample": 1, "file": "images/00001.png", "label": 7},
+        {"sample": 2, "file": "images/00002.png", "label": 8},
+    ]
+    with Image.open(tmp_path / "out" / image_name(2)) as image:
+        assert image.getpixel((0, 0)) == (2, 4, 6)
+
+
+def test_a_resumed_run_is_told_what_is_missing(tmp_path):
+    folder = begin(tmp_path)
+    add(folder, [0, 3])
+    folder.close()
+    assert begin(tmp_path, resume=True).missing() == [1, 2, 4]
+
+
+def test_lines_without_an_image_are_drawn_again(tmp_path):
+    folder = begin(tmp_path)
+    add(folder, [0, 1])
+    folder.close()
+    (tmp_path / image_name(0)).unlink()
+    assert 0 in begin(tmp_path, resume=True).missing()
+    assert numbers(tmp_path) == [1]
+
+
+def test_a_line_cut_off_by_a_kill_is_cleared(tmp_path):
+    folder = begin(tmp_path)
+    add(folder, [0])
+    with (tmp_path / "samples.jsonl").open("ab") as index:
+        index.write(b'{"sample": 1, "fi')
+    assert numbers(tmp_path) == [0]
+    add(folder, [2])
+    assert numbers(tmp_path) == [0, 2]
+
+
+def test_the_finished_index_is_sorted(tmp_path):
+    folder = begin(tmp_path, 3)
+    add(folder, [2, 0])
+    assert not folder.finish()
+    add(folder, [1])
+    assert folder.finish()
+    assert numbers(tmp_path) == [0, 1, 2]
+
+
+def test_a_folder_that_holds_samples_is_not_written_over(tmp_path):
+    begin(tmp_path).close()
+    with pytest.raises(ValueError, match=r"holds samples already. Add --resume"):
+        begin(tmp_path)
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    begin(tmp_path).close()
+    with pytest.raises(ValueError, match=r"temperature: \[1.0\] there, \[0.5\] now\)"):
+        SampleFolder.begin(tmp_path, 5, {"seed": 0, "temperature": [0.5]}, resume=True)
+
+
+def test_more_samples_can_be_asked_for_but_not_fewer(tmp_path):
+    folder = begin(tmp_path, 2)
+    add(folder, [0, 1])
+    folder.close()
+    with pytest.raises(ValueError, match="begun for 2 samples, got 1"):
+        begin(tmp_path, 1, resume=True)
+    assert begin(tmp_path, 3, resume=True).missing() == [2]
+    assert json.loads((tmp_path / "settings.json").read_text())["count"] == 3
+
+
+def test_files_of_something_else_are_not_mixed_in(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / image_name(0)).write_bytes(b"a photo")
+    with pytest.raises(ValueError, match="holds files of something else"):
+        begin(tmp_path)
+    assert (tmp_path / image_name(0)).read_bytes() == b"a photo"
+
+
+def test_a_folder_takes_one_run_at_a_time(tmp_path):
+    folder = begin(tmp_path)
+    with pytest.raises(RuntimeError, match="another run is writing"):
+        begin(tmp_path, resume=True)
+    folder.close()
+    begin(tmp_path, resume=True)
+
+
+def test_processes_of_a_run_share_the_folder(tmp_path):
+    first = begin(tmp_path, 4, alone=False)
+    second = SampleFolder.join(tmp_path, 4)
+    add(first, [0, 2])
+    add(second, [1, 3])
+    first.close()
+    with pytest.raises(RuntimeError, match="another run is writing"):
+        begin(tmp_path, 4, resume=True)
+    assert second.finish()
+    assert numbers(tmp_path) == [0, 1, 2, 3]
+
+
+def test_unfinished_files_are_cleared(tmp_path):
+    begin(tmp_path).close()
+    part = tmp_path / "images" / ".00001.png.0.part"
+    part.write_bytes(b"half")
+    begin(tmp_path, resume=True)
+    assert not part.exists()
+
+
+def test_a_batch_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    folder = begin(tmp_path)
+    add(folder, [0])
+
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sample_folder, "write_all", full)
+    with pytest.raises(OSError, match="No space"):
+        folder.add(range(1, 3), [picture(1), picture(2)], [{}, {}])
+    assert [path.name for path in (tmp_path / "images").glob("*.png")] == ["00000.png"]
+    assert not list((tmp_path / "images").glob(".*.part"))
+    assert numbers(tmp_path) == [0]
+
+
+def test_an_index_that_cannot_grow_leaves_no_image_without_a_line(tmp_path, monkeypatch):
+    folder = begin(tmp_path)
+    add(folder, [0])
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    write = sample_folder.write_all
+
+    def short(file, content):
+        if content.startswith(b"{"):
+            write(file, content[:9])
+            raise OSError(28, "No space left on device")
+        write(file, content)
+
+    monkeypatch.setattr(sample_folder, "write_all", short)
+    with pytest.raises(OSError, match="No space"):
+        add(folder, [1])
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+    assert [path.name for path in (tmp_path / "images").glob("*.png")] == ["00000.png"]
+
+
+@pytest.mark.parametrize("line", [b"no json\n", b"[1]\n", b'{"sample": "1"}\n', b"\xff\n"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    folder = begin(tmp_path)
+    add(folder, [0])
+    with (tmp_path / "samples.jsonl").open("ab") as index:
+        index.write(line)
+    with pytest.raises(ValueError, match=r"samples.jsonl: line 2 is damaged"):
+        list(read_index(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is not of a folder"),
+        ('{"count": 1, "settings": {}, "version": 9}', "has version 9, this package reads 1"),
+    ],
+)
+def test_damaged_settings_are_told(tmp_path, content, message):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        begin(tmp_path, resume=True)

@@ -1,0 +1,148 @@
+"""Triton kernels: who runs them, with which configuration, and what they promise beyond the cases
+of `test_conformance.py`. Tests that run a kernel need `TRITON_INTERPRET=1` (see `.ci/triton`)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+
+import pytest
+import torch
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops import _triton
+from vqvae2_fast.ops._registry import OPERATORS, TRITON_LAUNCHERS
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
+from vqvae2_fast.testing.interpreter import interpret_on_cpu
+
+if _triton.INTERPRETED:
+    interpret_on_cpu()
+interpreted = pytest.mark.skipif(
+    not _triton.INTERPRETED, reason="runs under TRITON_INTERPRET=1, as .ci/triton does"
+)
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import sys, vqvae2_fast.ops; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tempfile.gettempdir(), check=True)
+
+
+def test_unknown_architecture_takes_the_row_of_the_one_before():
+    table = _triton._CONFIGURATIONS["gumbel_noise"]
+    assert _triton._configuration("gumbel_noise", "sm_89") == table["sm_80"]
+
+
+def test_every_amd_architecture_takes_the_row_of_gfx942():
+    table = _triton._CONFIGURATIONS["gumbel_noise"]
+    assert _triton._configuration("gumbel_noise", "gfx1100") == table["gfx942"]
+
+
+@pytest.mark.skipif(_triton.INTERPRETED, reason="there Triton runs on the CPU")
+def test_processors_are_refused():
+    reason = _triton.why_not_triton(torch.device("cpu"))
+    assert reason in ("triton is not installed", "Triton kernels do not run on cpu")
+
+
+def test_missing_triton_is_told(monkeypatch):
+    monkeypatch.setattr(_triton, "_HAS_TRITON", False)
+    assert _triton.why_not_triton(torch.device("cuda")) == "triton is not installed"
+
+
+@interpreted
+def test_every_interpreted_operator_is_owned_by_triton():
+    for name in ("gumbel_noise", "dropout_mask", "ema_update_", "code_statistics"):
+        assert OPERATORS[name].owners["cpu"] == "triton"
+        assert name in TRITON_LAUNCHERS
+
+
+@interpreted
+def test_index_outside_is_an_error():
+    with pytest.raises(RuntimeError, match=r"expected indices in 0\.\.3, got one outside"):
+        ops.code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4)
+
+
+@interpreted
+def test_failed_launch_names_kernel_and_shapes():
+    from vqvae2_fast.ops.dropout_mask.triton import _dropout_mask_kernel
+
+    with pytest.raises(RuntimeError, match=r"_dropout_mask_kernel: the launch of \[1\] programs"
+                       r" on \[\] int64 on cpu, \[3\] uint8 on cpu failed"):  # fmt: skip
+        _triton.launch(
+            _dropout_mask_kernel, (1,), torch.tensor(1), torch.zeros(3, dtype=torch.uint8),
+            1, 1, 3, 0.5, BLOCK=3,
+        )  # fmt: skip
+
+
+@interpreted
+@pytest.mark.parametrize("condition", [None, "map", "vector"])
+def test_gate_takes_channels_last(condition):
+    generator = torch.Generator().manual_seed(0)
+    h, x = torch.randn(2, 6, 3, 5, generator=generator), torch.randn(2, 3, 3, 5)
+    size = {None: None, "map": (3, 5), "vector": (1, 1)}[condition]
+    added = None if size is None else torch.randn(2, 6, *size, generator=generator)
+    expected = ops.gated_residual(h, x, added)
+    actual = ops.gated_residual(
+        h.contiguous(memory_format=torch.channels_last),
+        x.contiguous(memory_format=torch.channels_last),
+        added,
+    )
+    assert torch.equal(actual, expected)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+def assert_search_is_exact(z, codebook):
+    expected_indices, expected_sqdist = nearest_code_reference(z, codebook)
+    indices, sqdist = OPERATORS["nearest_code"](z, codebook)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(sqdist, expected_sqdist)
+
+
+@interpreted
+def test_codes_around_a_midpoint():
+    """Vectors within a few ulp of the midpoint of two codes: no screen can decide."""
+    generator = torch.Generator().manual_seed(0)
+    codebook = torch.randn(64, 16, generator=generator)
+    pairs = torch.randint(64, (300, 2), generator=generator)
+    middle = codebook[pairs].double().mean(dim=1)  # [300, D]
+    nudge = torch.randint(-3, 4, middle.shape, generator=generator) * 2.0**-24
+    assert_search_is_exact((middle * (1 + nudge)).float(), codebook)
+
+
+@interpreted
+def test_midpoints_far_from_the_origin():
+    generator = torch.Generator().manual_seed(1)
+    codebook = torch.randn(50, 8, generator=generator) * 1e-3 + 100
+    pairs = torch.randint(50, (200, 2), generator=generator)
+    assert_search_is_exact(codebook[pairs].mean(dim=1), codebook)
+
+
+@interpreted
+def test_norms_over_the_whole_range():
+    generator = torch.Generator().manual_seed(2)
+    scale = 10.0 ** torch.randint(-38, 38, (90, 1), generator=generator)
+    z = torch.randn(90, 6, generator=generator) * scale
+    codebook = (torch.randn(60, 6, generator=generator) * scale[:60]).clamp(-3e38, 3e38)
+    assert_search_is_exact(z, codebook)
+
+
+@interpreted
+@pytest.mark.parametrize("counted", [True, False])
+def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
+    """Codes rounded to quarters: exact while the band knows of it, wrong when it does not."""
+    from vqvae2_fast.ops.nearest_code import triton as kernels
+
+    centre = kernels.centre_codebook
+
+    def coarse(codebook):
+        halves, half_norms, mean, facts = centre(codebook)
+        rounded = (halves * 4).round() / 4
+        if counted:
+            facts[2] += (halves - rounded).float().norm(dim=1).max()
+        return rounded, half_norms, mean, facts
+
+    monkeypatch.setattr(kernels, "centre_codebook", coarse)
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = torch.randn(64, 16, generator=generator), torch.randn(64, 16, generator=generator)
+    indices, _ = OPERATORS["nearest_code"](z, codebook)
+    assert torch.equal(indices, nearest_code_reference(z, codebook)[0]) == counted

@@ -1,0 +1,33 @@
+"""The entry of the command line, before torch is there."""
+
+import os
+import subprocess
+import sys
+import tempfile
+
+_READ = "import os, sys; import vqvae2_fast_command as c; {then}"
+_WITHOUT_TORCH = "assert 'torch' not in sys.modules"
+_RUN = "sys.argv[1:] = ['info']; c.main(); print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+def _python(then: str, **environment: str) -> str:
+    unset = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    return subprocess.run(
+        [sys.executable, "-c", _READ.format(then=then)],
+        # Elsewhere than in the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(), env=kept | environment, check=True, capture_output=True,
+        text=True,
+    ).stdout  # fmt: skip
+
+
+def test_is_loaded_before_torch():
+    _python(_WITHOUT_TORCH)
+
+
+def test_threads_sleep_soon_where_nothing_else_is_asked_for():
+    assert _python(_RUN).splitlines()[-1] == "1000"
+
+
+def test_what_the_user_set_stays():
+    assert _python(_RUN, OMP_WAIT_POLICY="active").splitlines()[-1] == "None"

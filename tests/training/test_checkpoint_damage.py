@@ -1,0 +1,258 @@
+"""Checkpoints that are damaged or made to harm: a reason is given, and nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.training.checkpoint import DamagedError, load, resume, save, save_training
+
+VQVAE = VQVAE2Config(
+    image_size=(4, 4), strides=(2,), hidden_channels=4, residual_channels=4, num_embeddings=4,
+    embedding_dim=2,
+)  # fmt: skip
+PRIOR = PixelSNAILConfig(
+    size=(2, 2), num_embeddings=4, channels=4, residual_channels=4, num_blocks=1,
+    layers_per_block=1, kernel_size=3, num_heads=1,
+)  # fmt: skip
+FILES = ("config.json", "model.safetensors", "average.safetensors", "optimizer.safetensors",
+         "state.json")  # fmt: skip
+
+
+def save_step(run, step: int) -> None:
+    torch.manual_seed(step)
+    model = VQVAE2(VQVAE)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    save_training(
+        run / "checkpoints" / f"step-{step:09d}", model, average=weights,
+        optimizer={f"{name}.exp_avg": weight for name, weight in weights.items()},
+        state={"step": step, "train": {}, "metrics": {}},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with two checkpoints."""
+    for step in (4, 8):
+        save_step(tmp_path / "run", step)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def step(run):
+    """The newer one, without the checksums that would find any change first."""
+    folder = run / "checkpoints" / "step-000000008"
+    (folder / "files.json").unlink()
+    return folder
+
+
+def flip(path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+def test_a_flipped_bit_in_any_file_is_found(run, name, place):
+    path = run / "checkpoints" / "step-000000008" / name
+    size = path.stat().st_size
+    flip(path, {"start": 0, "middle": size // 2, "end": size - 1}[place])
+    with pytest.raises(DamagedError, match=f"{name} is damaged: crc32 is"):
+        resume(run)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(run, name):
+    path = run / "checkpoints" / "step-000000008"
+    (path / name).unlink()
+    with pytest.raises((DamagedError, FileNotFoundError, ValueError), match=name):
+        resume(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("sums", [True, False], ids=["checksums", "none"])
+def test_a_cut_file_is_called_damaged(run, name, sums):
+    folder = run / "checkpoints" / "step-000000008"
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    if not sums:
+        (folder / "files.json").unlink()
+    with pytest.raises(DamagedError, match=f"{name} is damaged"):
+        resume(folder)
+
+
+def test_the_average_cannot_go_missing_unnoticed(run):
+    folder = run / "checkpoints" / "step-000000008"
+    (folder / "average.safetensors").unlink()
+    with pytest.raises(DamagedError, match=r"average\.safetensors is missing"):
+        load(folder)
+
+
+def test_a_file_that_was_added_is_refused(tmp_path):
+    save(VQVAE2(VQVAE), tmp_path / "model")
+    shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model/average.safetensors")
+    with pytest.raises(DamagedError, match=r"files\.json does not know average\.safetensors"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize("read", [load, resume])
+def test_the_newest_whole_checkpoint_before_a_damaged_one_is_offered(run, read):
+    save_step(run, 12)
+    folder = run / "checkpoints"
+    for damaged in (8, 12):
+        flip(folder / f"step-{damaged:09d}" / "model.safetensors", -1)
+    with pytest.raises(
+        DamagedError,
+        match=r"12/model\.safetensors is damaged(.|\n)*is whole: \S*step-000000004\. Load",
+    ) as caught:
+        read(run)
+    command = str(caught.value).split("`")[1].split()
+    assert command[0] == "mv"
+    os.rename(*command[1:])
+    shutil.move(folder / "step-000000008", folder / "step-000000008.damaged")
+    assert resume(run).state["step"] == 4
+
+
+def test_without_an_earlier_checkpoint_none_is_offered(run):
+    shutil.rmtree(run / "checkpoints" / "step-000000004")
+    flip(run / "checkpoints" / "step-000000008" / "model.safetensors", -1)
+    with pytest.raises(DamagedError) as caught:
+        load(run)
+    assert "before it" not in str(caught.value)
+
+
+def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    for name in FILES:
+        torch.save({"x": Attack()}, step / name)
+    with pytest.raises(DamagedError, match=r"config\.json is damaged or no JSON"):
+        load(step)
+    save(VQVAE2(VQVAE), tmp_path / "model")
+    (tmp_path / "model" / "files.json").unlink()
+    torch.save({"x": Attack()}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(DamagedError, match="no safetensors file"):
+        load(tmp_path / "model")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("size", [2**63, 2**40, 10**8, 2**23 + 1, 0, 1])
+def test_a_header_that_claims_any_size_is_refused(step, size):
+    path = step / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged or no safetensors"):
+        load(step)
+
+
+def test_a_header_of_a_sparse_file_without_end_is_not_read(step):
+    path = step / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(struct.pack("<Q", 2**39))
+        file.truncate(2**40)
+    with pytest.raises(DamagedError, match=r"its first 8 bytes give its header 549755813888 bytes"):
+        load(step)
+
+
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
+def test_a_text_without_end_is_not_read(step, name):
+    with (step / name).open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(DamagedError, match=f"{name} is larger than 8388608 bytes"):
+        resume(step)
+
+
+def test_a_file_that_a_read_would_wait_for_is_refused(step):
+    (step / "model.safetensors").unlink()
+    os.mkfifo(step / "model.safetensors")
+    with pytest.raises(DamagedError, match=r"model\.safetensors is missing"):
+        load(step)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_channels": 2**40},
+        {"num_residual_blocks": 10**9},
+        {"num_embeddings": 2**40},
+        {"embedding_dim": 10**9},
+        {"image_channels": 10**12},
+        {"strides": [2**62]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(step, change):
+    header = json.loads((step / "config.json").read_text())
+    header["config"] |= change | ({"image_size": [2**62] * 2} if "strides" in change else {})
+    (step / "config.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match="larger model than|not describe a model|to be torch"):
+        load(step)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_blocks": 10**9},
+        {"layers_per_block": 10**9},
+        {"num_output_layers": 10**9},
+        {"num_condition_layers": 10**9},
+        {"kernel_size": 10**5 + 1},
+        {"channels": 2**40},
+        {"size": [2**40, 2**40]},
+        {"num_classes": 10**12},
+        {"num_heads": 0},
+        {"condition_sizes": [[0, 1]]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_prior_larger_than_its_weights_is_refused_before_it_is_built(tmp_path, change):
+    save(PixelSNAIL(PRIOR), tmp_path / "prior")
+    (tmp_path / "prior" / "files.json").unlink()
+    header = json.loads((tmp_path / "prior" / "config.json").read_text())
+    header["config"] |= change
+    (tmp_path / "prior" / "config.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=r"larger model than|not describe a model|to be torch|fit"):
+        load(tmp_path / "prior")
+
+
+def test_a_pipeline_that_contains_itself_is_refused(tmp_path):
+    save(Pipeline(VQVAE2(VQVAE), [PixelSNAIL(PRIOR)]), tmp_path / "pipeline")
+    shutil.rmtree(tmp_path / "pipeline" / "prior_top")
+    (tmp_path / "pipeline" / "prior_top").symlink_to(tmp_path / "pipeline")
+    with pytest.raises(ValueError, match="expected a pixelsnail in a pipeline, found a pipeline"):
+        load(tmp_path / "pipeline")
+
+
+def test_an_optimiser_of_other_shapes_is_refused(step):
+    moments = load_file(step / "optimizer.safetensors")
+    name = next(iter(moments))
+    save_file(moments | {name: torch.zeros(3, 5, 7)}, step / "optimizer.safetensors")
+    with pytest.raises(ValueError, match=f"{name} fits no weight of the model"):
+        resume(step)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"step": -1}, "step to be an integer >= 0, got -1"),
+     ({"step": "8"}, "step to be an integer >= 0, got '8'"),
+     ({"train": []}, "train to be an object"),
+     ({"metrics": None}, "metrics to be an object")],
+    ids=["negative", "text", "train", "metrics"],
+)  # fmt: skip
+def test_a_state_that_is_none_of_ours_is_refused_by_field(step, change, message):
+    state = json.loads((step / "state.json").read_text())
+    (step / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(ValueError, match=message):
+        resume(step)

@@ -1,0 +1,108 @@
+"""A disk that gets full while a run writes: the old files stay whole, and the run goes on after."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vqvae2_fast.commands.common import write_result
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.training import Progress, Stage, TrainConfig, load, resume, train
+from vqvae2_fast.training.checkpoint import save_training
+from vqvae2_fast.training.run_folder import latest
+
+CONFIG = TrainConfig(
+    steps=4, batch_size=1, learning_rate=1e-2, warmup_steps=0, log_every=1, validate_every=4,
+    save_every=2, average_decay=0.9,
+)  # fmt: skip
+QUIET = Progress(quiet=True)
+FULL = "No space left|File too large"
+
+
+def stage() -> Stage:
+    torch.manual_seed(0)
+    model = VQVAE2(
+        VQVAE2Config(image_size=(4, 4), strides=(2,), hidden_channels=8, residual_channels=4,
+                     num_embeddings=4, embedding_dim=2)
+    )  # fmt: skip
+    return Stage(
+        name="train", model=model, batches=lambda first: iter(range(first, 1000)),
+        loss=lambda batch: (sum(w.square().sum() for w in model.parameters()), {}),
+        validate=lambda model: {"bits": 1.0}, headline="bits",
+    )  # fmt: skip
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_and_the_run_goes_on(small_disk):
+    run = small_disk.folder / "run"
+    whole, parts = stage(), stage()
+    train(whole, CONFIG, progress=QUIET)
+
+    def loss(batch):
+        if batch == 3:
+            small_disk.fill(8 * 1024)  # a line of the log, not a checkpoint
+        return stage_loss(batch)
+
+    stage_loss = parts.loss
+    with pytest.raises(OSError, match=rf"save: cannot write \S*step-000000004: .*({FULL})"):
+        train(replace(parts, loss=loss), CONFIG, out=run, progress=QUIET)
+    small_disk.clear()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002"]
+    assert resume(run).state["step"] == 2
+    resumed = stage()
+    train(resumed, CONFIG, out=run, resume=True, progress=QUIET)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 12 * 1024, 24 * 1024])
+def test_a_full_disk_at_any_file_of_a_checkpoint_leaves_the_old_one(small_disk, leave):
+    model = stage().model
+    path = small_disk.folder / "checkpoint"
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    moments = {f"{name}.exp_avg": weight for name, weight in weights.items()}
+    parts = {"optimizer": moments, "average": weights}
+    save_training(path, model, state={"step": 1, "train": {}, "metrics": {}}, **parts)
+    small_disk.fill(leave)
+    with pytest.raises(OSError, match=FULL):
+        # The text is the last file, and larger than what is left.
+        state = {"step": 2, "train": {}, "metrics": {}, "note": "x" * 32 * 1024}
+        save_training(path, model, state=state, **parts)
+    small_disk.clear()
+    assert [entry.name for entry in small_disk.folder.iterdir()] == ["checkpoint"]
+    assert resume(path).state["step"] == 1
+
+
+def test_a_best_that_finds_no_room_is_made_on_resume(small_disk, monkeypatch):
+    from vqvae2_fast.training import checkpoint_files
+
+    run = small_disk.folder / "run"
+    real = checkpoint_files.os.link
+
+    def full(*_):
+        small_disk.fill(0)
+        raise OSError("no links here")
+
+    monkeypatch.setattr(checkpoint_files.os, "link", full)
+    with pytest.raises(OSError, match=FULL):
+        train(stage(), CONFIG, out=run, progress=QUIET)
+    small_disk.clear()
+    assert latest(run).name == "step-000000004"
+    assert not (run / "best").exists()
+    monkeypatch.setattr(checkpoint_files.os, "link", real)
+    train(stage(), CONFIG, out=run, resume=True, progress=QUIET)
+    assert load(run / "best").config == stage().model.config
+
+
+def test_a_result_that_finds_no_room_leaves_the_old_one(small_disk):
+    path = small_disk.folder / "metrics.json"
+    write_result(path, {"psnr": 26.5})
+    small_disk.fill(0)
+    with pytest.raises(OSError, match=rf"cannot write \S*metrics\.json: ({FULL})"):
+        write_result(path, {"psnr": 27.5, "note": "x" * 8192})
+    small_disk.clear()
+    assert json.loads(path.read_text()) == {"psnr": 26.5}
+    assert [entry.name for entry in small_disk.folder.iterdir()] == ["metrics.json"]

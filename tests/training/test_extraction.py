@@ -1,0 +1,186 @@
+"""Extraction: which records a store holds, and that interruptions leave no trace in it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.training import Variants, extract_codes, extraction
+
+COUNT = 13
+
+
+def model(seed: int = 0) -> VQVAE2:
+    torch.manual_seed(seed)
+    config = VQVAE2Config(
+        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
+        num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
+    )  # fmt: skip
+    made = VQVAE2(config)
+    made(to_float(images().images))  # in training: the codebooks begin among the vectors
+    return made.eval()
+
+
+def images(seed: int = 5, size: int = 8) -> ImageTensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (COUNT, 3, size, size), generator=generator, dtype=torch.uint8)
+    return ImageTensorDataset(pixels, torch.arange(COUNT) % 3, ("a", "b", "c"))
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """Batches of 4, so that shards end and interruptions fall within them."""
+    monkeypatch.setattr(extraction, "_BATCH", 4)
+
+
+def files(path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+class Interrupted(Exception):
+    pass
+
+
+def break_off(monkeypatch, after: int) -> None:
+    """Makes the model fail once it has encoded so many batches."""
+    encode, calls = VQVAE2.encode, [0]
+
+    def failing(self, batch):
+        calls[0] += 1
+        if calls[0] > after:
+            raise Interrupted
+        return encode(self, batch)
+
+    monkeypatch.setattr(VQVAE2, "encode", failing)
+
+
+def test_records_are_the_images_their_mirrors_and_their_copies(tmp_path):
+    vqvae, dataset = model(), images()
+    store = extract_codes(
+        vqvae, dataset, tmp_path, variants=Variants(flip=True, copies=2, shift=3, seed=7)
+    )
+    assert len(store) == 4 * COUNT
+    assert all(len(maps.unique()) > 4 for maps in store.batch(torch.arange(len(store)))[0])
+    assert store.class_names == ("a", "b", "c")
+    assert store.labels.tolist() == dataset.labels.tolist() * 4
+    every = torch.arange(COUNT)
+    versions = [dataset.images, dataset.images.flip(-1)] + [
+        augment(dataset.images, every, seed=7, epoch=copy, flip=True, crop_padding=3)
+        for copy in (1, 2)
+    ]
+    for number, pixels in enumerate(versions):
+        # Batch by batch as extraction has them: sums of other batches may differ by rounding.
+        expected = [vqvae.encode(to_float(part)) for part in pixels.split(4)]
+        found, _ = store.batch(every + number * COUNT)
+        for level in range(2):
+            wanted = torch.cat([maps[level] for maps in expected])
+            assert torch.equal(found[level], wanted), (number, level)
+    assert not torch.equal(versions[2], versions[3])
+
+
+def test_copies_without_flip_are_never_mirrored():
+    variants = Variants(copies=1, shift=0)
+    batch = torch.rand(COUNT, 3, 8, 8)
+    assert variants.count == 2
+    assert torch.equal(variants.apply(batch, torch.arange(COUNT), 1), batch)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_an_interrupted_store_ends_byte_for_byte_as_one_made_in_peace(tmp_path, monkeypatch, after):
+    variants = Variants(flip=True)
+    extract_codes(model(), images(), tmp_path / "peace", variants=variants, shard_records=5)
+    with monkeypatch.context() as patch:
+        break_off(patch, after)
+        with pytest.raises(Interrupted):
+            extract_codes(
+                model(), images(), tmp_path / "broken", variants=variants, shard_records=5
+            )
+    extract_codes(model(), images(), tmp_path / "broken", variants=variants, shard_records=5)
+    assert files(tmp_path / "broken") == files(tmp_path / "peace")
+
+
+def test_going_on_encodes_only_what_is_missing(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        break_off(patch, 3)
+        with pytest.raises(Interrupted):
+            extract_codes(model(), images(), tmp_path, shard_records=4)
+    encoded = []
+    encode = VQVAE2.encode
+    monkeypatch.setattr(
+        VQVAE2, "encode", lambda self, batch: encoded.append(len(batch)) or encode(self, batch)
+    )
+    extract_codes(model(), images(), tmp_path, shard_records=4)
+    assert encoded == [1]  # 12 of 13 were there
+    extract_codes(model(), images(), tmp_path, shard_records=4)
+    assert encoded == [1]
+
+
+def test_ranks_write_the_records_of_one_process(tmp_path):
+    alone = extract_codes(model(), images(), tmp_path / "alone", variants=Variants(copies=1))
+    for rank in (2, 0, 1):
+        shared = extract_codes(
+            model(), images(), tmp_path / "shared", variants=Variants(copies=1), rank=rank,
+            world_size=3,
+        )  # fmt: skip
+    assert shared.complete
+    every = torch.arange(2 * COUNT)
+    for mine, other in zip(shared.batch(every)[0], alone.batch(every)[0], strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(shared.labels, alone.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": Variants(copies=1, seed=1)}, "was begun with .*'seed': 0.*, not .*'seed': 1"),
+        ({"images": images(6)}, "was begun with .* go on with the same images"),
+        ({"model": model(1)}, "checkpoint_hash"),
+    ],
+    ids=["variants", "images", "model"],
+)
+def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message):
+    given = {"model": model(), "images": images(), "variants": Variants(copies=1)}
+    extract_codes(given["model"], given["images"], tmp_path, variants=given["variants"])
+    before = files(tmp_path)
+    given |= change
+    with pytest.raises(ValueError, match=message):
+        extract_codes(given["model"], given["images"], tmp_path, variants=given["variants"])
+    assert files(tmp_path) == before
+
+
+def test_a_store_that_was_not_extracted_is_left_alone(tmp_path):
+    extract_codes(model(), images(), tmp_path)
+    (tmp_path / "extraction.json").unlink()
+    with pytest.raises(ValueError, match="holds codes that were not extracted"):
+        extract_codes(model(), images(), tmp_path)
+    assert len(CodeStore(tmp_path)) == COUNT
+
+
+def test_damaged_settings_are_refused(tmp_path):
+    extract_codes(model(), images(), tmp_path)
+    (tmp_path / "extraction.json").write_text(json.dumps({"variants": 1})[:-3])
+    with pytest.raises(ValueError, match="extraction.json is damaged"):
+        extract_codes(model(), images(), tmp_path)
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"extract_codes: expected images .* got \[3, 4, 4\]"):
+        extract_codes(model(), images(size=4), tmp_path / "codes")
+    assert not (tmp_path / "codes").exists()
+
+
+@pytest.mark.parametrize("name", ["copies", "shift", "seed"])
+def test_negative_variants_are_refused(name):
+    with pytest.raises(ValueError, match=f"Variants: {name} must be >= 0, got -1"):
+        Variants(**{name: -1})
+
+
+def test_the_hash_is_of_the_weights_wherever_they_are(tmp_path):
+    first = extract_codes(model(), images(), tmp_path / "first").checkpoint_hash
+    assert first == extract_codes(model(), images(), tmp_path / "second").checkpoint_hash
+    assert first != extract_codes(model(1), images(), tmp_path / "third").checkpoint_hash

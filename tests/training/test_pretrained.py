@@ -1,0 +1,83 @@
+"""Pretrained pipelines: found by the names of presets, described by a card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, preset
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.training import from_preset, pretrained_folder, pretrained_names, save
+from vqvae2_fast.training import pretrained as module
+from vqvae2_fast.training.pretrained import pretrained_card
+
+CARD = {"licence": "MIT", "data": "squares", "command": "train", "metrics": {"psnr": 26.0}}
+PACKAGED = pretrained_names()
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A package that has weights of emoji32 alone."""
+    torch.manual_seed(0)
+    vqvae = VQVAE2(
+        VQVAE2Config(image_size=(4, 4), strides=(2,), hidden_channels=4,
+                     residual_channels=4, num_embeddings=4, embedding_dim=2)
+    )  # fmt: skip
+    prior = PixelSNAIL(
+        PixelSNAILConfig(size=(2, 2), num_embeddings=4, channels=4, residual_channels=4,
+                         num_blocks=1, layers_per_block=1, kernel_size=3, num_heads=1)
+    )  # fmt: skip
+    pipeline = Pipeline(vqvae, [prior])
+    save(pipeline, tmp_path / "emoji32", dtype=torch.bfloat16, class_names=("cat", "dog"))
+    (tmp_path / "emoji32" / "card.json").write_text(json.dumps(CARD))
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    return pipeline
+
+
+def test_from_preset_gives_the_pipeline_in_the_package(tiny):
+    loaded = from_preset("emoji32")
+    assert loaded.vqvae.config == tiny.vqvae.config
+    weight = tiny.priors[0].head.bias.bfloat16().float()
+    assert torch.equal(loaded.priors[0].head.bias, weight)
+    assert not loaded.vqvae.training
+
+
+def test_a_preset_without_weights_names_those_that_have_them(tiny):
+    with pytest.raises(ValueError, match="no weights of 'emoji64'; it has those of emoji32"):
+        from_preset("emoji64")
+
+
+def test_an_unknown_preset_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="emoji32.*got 'emoji33'"):
+        from_preset("emoji33")
+
+
+def test_the_card_says_licence_and_metrics(tiny):
+    assert pretrained_card("emoji32") == CARD
+
+
+def test_a_card_without_a_licence_is_refused(tiny):
+    path = pretrained_folder("emoji32") / "card.json"
+    path.write_text(json.dumps({name: CARD[name] for name in ("data", "command", "metrics")}))
+    with pytest.raises(ValueError, match=r"card\.json: expected licence to be of type str"):
+        pretrained_card("emoji32")
+
+
+@pytest.mark.skipif(not PACKAGED, reason="the package has no pretrained pipeline")
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_packaged_pipeline_fits_its_preset_and_has_a_card(name):
+    pipeline, config = from_preset(name), preset(name)
+    assert pipeline.vqvae.config.level_sizes == config.vqvae.level_sizes
+    assert [prior.config.size for prior in pipeline.priors] == list(config.vqvae.level_sizes)
+    assert pretrained_card(name)["metrics"]
+
+
+@pytest.mark.skipif(not PACKAGED, reason="the package has no pretrained pipeline")
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_packaged_pipeline_is_small(name):
+    files = [path for path in pretrained_folder(name).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 5 * 10**6  # bytes

@@ -1,0 +1,227 @@
+"""What a run keeps: the newest checkpoints and the best; and what a resumed one puts right."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.training import InterruptedRun, Progress, Stage, TrainConfig, load, train
+from vqvae2_fast.training.run_folder import best_record, better, latest, locked_run, remove_old
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PRIOR = PixelSNAILConfig(
+    size=(2, 2), num_embeddings=4, channels=4, residual_channels=4, num_blocks=1,
+    layers_per_block=1, kernel_size=3, num_heads=1,
+)  # fmt: skip
+CONFIG = TrainConfig(
+    steps=8, batch_size=1, learning_rate=1e-2, warmup_steps=0, log_every=1, validate_every=2,
+    save_every=4, keep=2,
+)  # fmt: skip
+QUIET = Progress(quiet=True)
+
+
+def stage(figures: list[float], *, lower: bool = True) -> Stage:
+    """A run whose validations give these figures, one after the other."""
+    torch.manual_seed(0)
+    prior = PixelSNAIL(PRIOR)
+    left = list(figures)
+    return Stage(
+        name="train", model=prior, batches=lambda first: iter(range(first, 1000)),
+        loss=lambda batch: (sum(w.square().sum() for w in prior.parameters()), {}),
+        validate=lambda model: {"bits": left.pop(0)}, headline="bits", lower_is_better=lower,
+    )  # fmt: skip
+
+
+def kept(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+
+
+def state(folder: Path) -> dict:
+    return json.loads((folder / "state.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("figures", "lower", "best"),
+    [([3, 1, 2, 2], True, 4), ([3, 1, 2, 2], False, 2), ([1, 1, 1, 1], True, 2),
+     ([float("nan"), 5, float("nan"), 6], True, 4), ([4, 3, 2, 1], True, 8)],
+    ids=["lowest", "highest", "first of equals", "never nan", "last"],
+)  # fmt: skip
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path, figures, lower, best):
+    train(stage(figures, lower=lower), CONFIG, out=tmp_path, progress=QUIET)
+    assert kept(tmp_path)[-1] == 8
+    assert len(kept(tmp_path)) == 2
+    record = state(tmp_path / "best")["best"]
+    assert record == {"step": best, "metric": "bits", "value": figures[best // 2 - 1]}
+    assert state(tmp_path / "best")["step"] == best
+    assert state(tmp_path / "checkpoints" / "step-000000008")["best"] == record
+    assert isinstance(load(tmp_path / "best"), nn.Module)
+
+
+def test_a_validation_that_is_the_best_is_saved_though_no_checkpoint_is_due(tmp_path):
+    train(stage([4, 3, 5, 6]), replace(CONFIG, keep=9), out=tmp_path, progress=QUIET)
+    assert kept(tmp_path) == [2, 4, 8]
+
+
+def test_the_best_costs_no_space_while_its_step_is_there(tmp_path):
+    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    names = ("model.safetensors", "state.json")
+    for name in names:
+        assert (tmp_path / "best" / name).samefile(tmp_path / "checkpoints/step-000000008" / name)
+
+
+def cut(figures: list[float], run: Path, after: int) -> None:
+    """A run that ends after so many steps without a further word."""
+    one = stage(figures)
+    steps = iter(range(after))
+    inner = one.loss
+
+    def loss(batch):
+        if next(steps, None) is None:
+            raise ConnectionError
+        return inner(batch)
+
+    with pytest.raises(ConnectionError):
+        train(replace(one, loss=loss), CONFIG, out=run, progress=QUIET)
+
+
+def test_a_resumed_run_remembers_the_best(tmp_path):
+    cut([3, 1, 2], tmp_path, after=7)
+    train(stage([2, 1.5]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    assert state(tmp_path / "best")["best"]["value"] == 1
+    assert state(latest(tmp_path))["best"]["step"] == 4
+
+
+def test_a_best_that_was_not_linked_before_a_kill_is_linked_on_resume(tmp_path):
+    cut([3, 1, 2], tmp_path, after=5)
+    for file in (tmp_path / "best").iterdir():
+        file.unlink()
+    (tmp_path / "best").rmdir()
+    train(stage([2, 1.5]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    assert state(tmp_path / "best")["step"] == 4
+
+
+def test_a_run_that_goes_back_takes_its_best_back_with_it(tmp_path):
+    train(stage([3, 2, 1, 0]), replace(CONFIG, keep=9), out=tmp_path, progress=QUIET)
+    for step in (6, 8):
+        folder = tmp_path / "checkpoints" / f"step-{step:09d}"
+        folder.rename(folder.with_name(f"{folder.name}.damaged"))
+    train(stage([7, 8]), replace(CONFIG, keep=9), out=tmp_path, resume=True, progress=QUIET)
+    assert state(tmp_path / "best")["best"] == {"step": 4, "metric": "bits", "value": 2}
+
+
+def test_what_killed_writers_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    cut([3, 1, 2], tmp_path, after=5)
+    dead = tmp_path / "checkpoints" / ".step-000000009.0123.part"
+    dead.mkdir()
+    (dead / "config.json").write_text("{")
+    train(stage([2, 1.5]), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+    assert not dead.exists()
+    assert [path.name for path in tmp_path.rglob(".*")] == [".lock"]
+
+
+def test_an_old_checkpoint_is_hidden_before_its_files_are_deleted(tmp_path, monkeypatch):
+    def killed(path, **_):
+        raise SystemExit(path)
+
+    cut([3, 1, 2], tmp_path, after=7)
+    monkeypatch.setattr("vqvae2_fast.data.durable.shutil.rmtree", killed)
+    with pytest.raises(SystemExit, match=r"/\.step-000000002\.\S*\.part"):
+        remove_old(tmp_path, keep=1)
+    names = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert names == ["step-000000004"]
+
+
+def test_a_run_is_not_begun_over_another(tmp_path):
+    cut([3, 1, 2], tmp_path, after=5)
+    with pytest.raises(ValueError, match="holds a run already. Resume it, or name another"):
+        train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
+
+
+def _hold(run: Path, ready, end) -> None:
+    with locked_run(run):
+        ready.set()
+        end.wait(60)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready, end))
+    other.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(RuntimeError, match="another process is training in"):
+            train(stage([3, 1, 2, 2]), CONFIG, out=tmp_path, progress=QUIET)
+    finally:
+        end.set()
+        other.join()
+    train(stage([3, 1, 2, 2]), CONFIG, out=tmp_path, progress=QUIET)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint_of_it(tmp_path, number):
+    before = signal.getsignal(number)
+    whole, parts = stage([3, 1, 2, 2]), stage([3])
+    train(whole, CONFIG, out=tmp_path / "whole", progress=QUIET)
+    inner = parts.loss
+
+    def loss(batch):
+        if batch == 2:
+            os.kill(os.getpid(), number)
+        return inner(batch)
+
+    with pytest.raises(InterruptedRun, match="after step 3; .*step-000000003 holds it") as caught:
+        train(replace(parts, loss=loss), CONFIG, out=tmp_path / "parts", progress=QUIET)
+    assert caught.value.signal_number == number
+    assert signal.getsignal(number) is before
+    resumed = stage([1, 2, 2])
+    train(resumed, CONFIG, out=tmp_path / "parts", resume=True, progress=QUIET)
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_ctrl_c_again_after_a_second_stops_at_once(tmp_path, monkeypatch):
+    one, now = stage([]), [0.0]
+    monkeypatch.setattr("vqvae2_fast.training.interrupt.time.monotonic", lambda: now[0])
+
+    def loss(batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as a launcher passes it on
+        now[0] = 2.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(replace(one, loss=loss), CONFIG, out=tmp_path, progress=QUIET)
+    assert not isinstance(caught.value, InterruptedRun)
+    assert latest(tmp_path) is None
+
+
+def test_steps_of_any_length_are_ordered_as_numbers(tmp_path):
+    for name in ("step-999999999", "step-1000000000", "step-000000001", "step-2x", "step--1"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "config.json").write_text("{}")
+    assert latest(tmp_path).name == "step-1000000000"
+
+
+def test_a_figure_is_better_than_none_and_nan_than_nothing():
+    assert better(1.0, None, lower=True)
+    assert not better(float("nan"), None, lower=True)
+
+
+def test_a_record_that_is_none_of_ours_is_refused():
+    with pytest.raises(ValueError, match="best to be a step, metric and value, got 3"):
+        best_record({"best": 3})

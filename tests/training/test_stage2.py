@@ -1,0 +1,102 @@
+"""Training priors on code stores: which records they see, and which stores are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.testing.codes import CodeSet, random_codes
+from vqvae2_fast.training import TrainConfig, prior_stage
+from vqvae2_fast.training.stage2 import balanced
+
+PRIOR = PixelSNAILConfig(
+    size=(4, 4), num_embeddings=8, channels=8, residual_channels=8, num_blocks=1,
+    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
+    condition_channels=8, num_condition_layers=1, num_classes=3,
+)  # fmt: skip
+CONFIG = TrainConfig(steps=8, batch_size=4)
+
+
+def code_set(count: int = 13) -> CodeSet:
+    return random_codes(8, count, sizes=((2, 2), (4, 4)))
+
+
+def labelled() -> CodeSet:
+    """Records of 16, 4 and 1 of three classes, and one without; each says its number."""
+    labels = torch.tensor([0] * 16 + [1] * 4 + [2] + [-1])
+    return CodeSet([torch.arange(22).view(22, 1, 1)], 32, labels, ("a", "b", "c"))
+
+
+def test_balanced_codes_hold_rare_classes_more_often(tmp_path):
+    rows = balanced(labelled().write(tmp_path), 0.5)
+    assert torch.bincount(rows.labels + 1).tolist() == [1, 16, 8, 4]
+    (maps,), labels = rows.batch(torch.arange(len(rows)))
+    assert maps.flatten()[labels == 2].tolist() == [20] * 4
+
+
+def test_no_balance_leaves_the_codes_as_they_are(tmp_path):
+    store = labelled().write(tmp_path)
+    assert balanced(store, 0.0) is store
+
+
+def test_a_balance_that_is_no_share_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"class_balance must be in \[0, 1\], got 1.5"):
+        balanced(labelled().write(tmp_path), 1.5)
+
+
+def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
+    saved = code_set()
+    store = saved.write(tmp_path, shard_bytes=50)
+    assert len(store.manifest.shards) > 2
+    stage = prior_stage(PixelSNAIL(PRIOR), store, store, CONFIG, level=1)
+    seen = torch.zeros(0, dtype=torch.int64)
+    for maps, labels in islice(stage.batches(3), 3):  # the second epoch
+        # Each record of the made-up set is another.
+        rows = torch.tensor([
+            next(i for i in range(13) if torch.equal(saved.codes[1][i], bottom))
+            for bottom in maps[1]
+        ])  # fmt: skip
+        assert torch.equal(maps[0], saved.codes[0][rows])
+        assert torch.equal(labels, saved.labels[rows])
+        seen = torch.cat([seen, rows])
+    assert len(seen.unique()) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_embeddings": 16}, "store has num_embeddings 8 .* expects num_embeddings 16"),
+        ({"size": (4, 8)}, "level sizes 2x2, 4x4 .* level sizes 2x2, 4x8"),
+        ({"num_classes": 2}, "store has 3 classes, the prior expects 2"),
+    ],
+    ids=["codes", "size", "classes"],
+)
+def test_a_store_that_the_prior_is_not_for_is_refused_by_both(tmp_path, changes, message):
+    store = code_set().write(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        prior_stage(PixelSNAIL(replace(PRIOR, **changes)), store, store, CONFIG, level=1)
+
+
+def test_a_held_out_store_of_other_codes_is_refused(tmp_path):
+    ours = code_set().write(tmp_path / "ours")
+    other = random_codes(8, 5, sizes=((2, 2), (4, 8))).write(tmp_path / "other")
+    with pytest.raises(ValueError, match="level sizes 2x2, 4x8 .* level sizes 2x2, 4x4"):
+        prior_stage(PixelSNAIL(PRIOR), ours, other, CONFIG, level=1)
+
+
+def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
+    ours = code_set().write(tmp_path / "ours")
+    theirs = replace(code_set(), checkpoint_hash="fedcba987654321").write(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"ours has codes of VQ-VAE sha256:0f, .* fedcba987654"):
+        prior_stage(PixelSNAIL(PRIOR), ours, theirs, CONFIG, level=1)
+
+
+def test_codes_that_name_no_model_are_taken(tmp_path):
+    ours = code_set().write(tmp_path / "ours")
+    unnamed = replace(code_set(), checkpoint_hash="").write(tmp_path / "unnamed")
+    prior_stage(PixelSNAIL(PRIOR), ours, unnamed, CONFIG, level=1)

@@ -1,0 +1,71 @@
+"""What the tools that kill writers share: ending processes by SIGKILL, and comparing folders."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from multiprocessing.process import BaseProcess
+    from pathlib import Path
+
+__all__ = ["contents", "kill_after", "unfinished"]
+
+
+def kill_after(
+    seconds: float,
+    targets: Sequence[Callable[[], object]],
+    meanwhile: Callable[[], object] = lambda: None,
+) -> int:
+    """Runs each target in a process of its own and kills those that live after so many seconds.
+
+    Processes are forked: what is imported is there at once, and a target may be a closure. Keep
+    this process to one thread. The wait ends early when all have finished.
+
+    Args:
+        meanwhile: Called again and again in this process until then.
+
+    Returns:
+        How many were killed.
+
+    Raises:
+        AssertionError: A target failed by itself.
+    """
+    context = multiprocessing.get_context("fork")
+    processes: list[BaseProcess] = [context.Process(target=target) for target in targets]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and any(process.is_alive() for process in processes):
+        meanwhile()
+        time.sleep(0.002)
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    assert all(code in (0, -signal.SIGKILL) for code in codes), f"exit codes {codes}"
+    return codes.count(-signal.SIGKILL)
+
+
+def contents(folder: Path, *, leave_out: Sequence[str] = ()) -> dict[str, bytes]:
+    """The bytes of every file below a folder by its path in it, hidden files with them."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in leave_out
+    }
+
+
+def unfinished(folder: Path) -> list[str]:
+    """Hidden files and folders below a folder, locks aside: what a killed writer left."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob(".*"))
+        if path.name != ".lock"
+    ]

@@ -1,0 +1,222 @@
+"""Kills training at random moments, resumes it, and compares it with a run made in peace.
+
+    python tools/kill_test_training.py training [--kills 50] [--seed 0]
+    python tools/kill_test_training.py writing  [--kills 50] [--seed 0]
+
+Runs of both stages in turn, on the embedded emoji and on made-up codes, each in a process of its
+own, are ended by SIGKILL after a random time and resumed. `training` kills at any moment. `writing`
+kills within the writing of checkpoints, which happens after each step there and is slowed down by a
+pause before each wait for the disk: the process killed tells through shared memory whether it was
+writing, and only such kills count.
+
+After each kill: every visible checkpoint is whole, the newest is no older than before, best/ holds
+the record or is about to, each line of log.jsonl is that of the run made in peace. A run that gets
+to its end must leave log.jsonl (but for the seconds), weights, average, optimiser, state and best/
+bit for bit as in peace, and nothing unfinished. Prints a line a kill, exits with 1 at the first
+failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from kill import contents, kill_after, unfinished
+
+from vqvae2_fast.data import ImageTensorDataset, Split, load_emoji
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.training import (
+    Progress,
+    Stage,
+    TrainConfig,
+    loop,
+    prior_stage,
+    resume,
+    train,
+    vqvae_stage,
+)
+from vqvae2_fast.training.checkpoint_files import check_sums
+from vqvae2_fast.training.run_folder import latest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VQVAE = VQVAE2Config(
+    image_size=(8, 8), strides=(2, 2), hidden_channels=16, residual_channels=8,
+    num_embeddings=32, embedding_dim=8, restart=0.3,
+)  # fmt: skip
+PRIOR = PixelSNAILConfig(
+    size=(4, 4), num_embeddings=16, channels=16, residual_channels=16, num_blocks=1,
+    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
+    condition_channels=8, num_condition_layers=1, num_classes=3,
+)  # fmt: skip
+TRAINING = TrainConfig(
+    steps=150, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=3,
+    validate_every=20, save_every=10, keep=3,
+)  # fmt: skip
+WRITING = TrainConfig(
+    steps=40, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=1,
+    validate_every=2, save_every=1, keep=2,
+)  # fmt: skip
+PAUSE = 0.008  # seconds before each wait for the disk, of which a checkpoint has eight
+
+
+def image_stage(place: Path, config: TrainConfig) -> Stage:
+    return vqvae_stage(VQVAE2(VQVAE), image_set("train"), image_set("held_out"), config, flip=True)
+
+
+def code_stage(place: Path, config: TrainConfig) -> Stage:
+    sets = code_set(place, 200), code_set(place, 40)
+    return prior_stage(PixelSNAIL(PRIOR), *sets, config, level=1)
+
+
+@cache
+def image_set(split: Split) -> ImageTensorDataset:
+    return load_emoji(split, 8)
+
+
+@cache
+def code_set(place: Path, count: int) -> Any:
+    generator = torch.Generator().manual_seed(count)
+    maps = [torch.randint(16, (count, side, side), generator=generator) for side in (2, 4)]
+    labels = torch.randint(-1, 3, (count,), generator=generator)
+    folder = Path(tempfile.mkdtemp(dir=place))
+    return CodeSet(maps, 16, labels, ("a", "b", "c")).write(folder / "codes")
+
+
+def run(
+    make: Callable[[Path, TrainConfig], Stage], place: Path, config: TrainConfig, out: Path,
+    slow: bool, writing: Any,
+) -> None:  # fmt: skip
+    """Begin or resume a run; `writing` is 1 while it writes a checkpoint."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    stage = make(place, config)
+    save, sync = loop._save, os.fsync
+
+    def telling_save(*arguments: Any) -> None:
+        writing.value = 1
+        save(*arguments)
+        writing.value = 0
+
+    def slow_sync(descriptor: int) -> None:
+        time.sleep(PAUSE)
+        sync(descriptor)
+
+    loop._save = telling_save
+    if slow:
+        os.fsync = slow_sync
+    train(stage, config, out=out, resume=True, progress=Progress(quiet=True))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log, without the seconds."""
+    read = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    return [{name: v for name, v in line.items() if name != "seconds"} for line in read]
+
+
+def check_broken_off(out: Path, peace: Path, before: int) -> int:
+    """What a killed run left is whole; returns the step of its newest checkpoint."""
+    newest = latest(out)
+    step = resume(newest).state["step"] if newest else 0
+    assert step >= before, f"the newest checkpoint is of step {step}, it was of {before}"
+    for folder in [*out.glob("checkpoints/step-*"), *out.glob("best")]:
+        assert (folder / "files.json").exists(), folder
+        check_sums(folder)
+    if (out / "log.jsonl").exists():
+        found = lines(out / "log.jsonl")
+        assert found == lines(peace / "log.jsonl")[: len(found)], "the log differs"
+        saved = [line for line in lines(peace / "log.jsonl") if line["step"] <= step]
+        assert len(found) >= len(saved), f"the log lacks lines up to step {step}"
+    return step
+
+
+def check_finished(out: Path, peace: Path) -> None:
+    assert lines(out / "log.jsonl") == lines(peace / "log.jsonl"), "the logs differ"
+    found, expected = (contents(f, leave_out=(".lock", "log.jsonl")) for f in (out, peace))
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, data in expected.items():
+        assert found[name] == data, f"{name} differs"
+    assert not unfinished(out), unfinished(out)
+
+
+def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bool) -> None:
+    """Kill and resume runs of both stages in turn until so many kills have hit."""
+    config = WRITING if within_writing else TRAINING
+    writing = multiprocessing.get_context("fork").RawValue("i", 0)
+    peace, seconds = {}, {}
+    for make in (image_stage, code_stage):
+        make(place, config)  # reads the data, once for all processes
+        peace[make] = place / f"{make.__name__}-peace"
+        begun = time.monotonic()
+        kill_after(600.0, [partial(run, make, place, config, peace[make], within_writing, writing)])
+        seconds[make] = time.monotonic() - begun
+    hits = others = finished = 0
+    rests: Counter[str] = Counter()
+    make, other = image_stage, code_stage
+    out, step = place / "0", 0
+    while hits < kills or step:
+        writing.value = 0
+        # Beyond the kills that were asked for, the last run is brought to its end.
+        limit = rng.uniform(0, seconds[make] / 4) if hits < kills else 600.0
+        if kill_after(limit, [partial(run, make, place, config, out, within_writing, writing)]):
+            counts = bool(writing.value) or not within_writing
+            hits, others = hits + counts, others + (not counts)
+            left = unfinished(out) if out.exists() else []
+            rests.update(rest_of(name) for name in left if name.count("/") < 2)
+            before, step = step, check_broken_off(out, peace[make], step)
+            print(
+                f"{'hit' if counts else 'missed'} {hits} after {limit:.2f} s: {make.__name__}, "
+                f"{'writing' if writing.value else 'training'}, checkpoint of step {step} "
+                f"({step - before} new), unfinished: {', '.join(left[:1]) or 'none'}",
+                flush=True,
+            )
+            continue
+        check_finished(out, peace[make])
+        finished += 1
+        make, other = other, make
+        out, step = place / str(finished), 0
+    found = ", ".join(f"{count} {name}" for name, count in sorted(rests.items()))
+    print(
+        f"{hits} kills {'within the writing of checkpoints' if within_writing else 'in training'}"
+        f"{f' ({others} more outside)' if within_writing else ''}, {finished} runs finished, each "
+        f"bit for bit as in peace. Left by kills and cleared: {found or 'nothing'}."
+    )
+
+
+def rest_of(name: str) -> str:
+    """What kind of rest a hidden path is."""
+    base = Path(name).name
+    what = next((n for n in ("step", "best", "log") if base.startswith(f".{n}")), "other")
+    return f"{what}{Path(base).suffix}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("moments", choices=("training", "writing"))
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rng, within_writing = random.Random(arguments.seed), arguments.moments == "writing"
+    with tempfile.TemporaryDirectory() as folder:
+        kill_runs(Path(folder), arguments.kills, rng, within_writing=within_writing)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

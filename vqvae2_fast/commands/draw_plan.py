@@ -1,0 +1,223 @@
+"""What `vqvae2-fast sample` draws: each sample's label, known codes and settings, and the batches.
+
+All of it is a function of the sample's number, so that any process can draw any sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.sampling import DrawingRule, DrawSettings, SampleBatch, choose_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from vqvae2_fast.commands.completion import Known
+    from vqvae2_fast.sampling import Pipeline
+
+__all__ = ["DrawPlan", "batches_of", "drawing_settings", "labels_of"]
+
+NO_CLASS = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class DrawPlan:
+    """A run's samples.
+
+    Args:
+        classes: Labels that take turns; empty where the priors have none. `num_classes` is "no
+            class".
+        known: What is completed: sample n completes image n modulo their number.
+        known_labels: int64, a label for each known image, in place of `classes`.
+    """
+
+    pipeline: Pipeline
+    class_names: tuple[str, ...]
+    settings: DrawSettings
+    classes: tuple[int, ...] = ()
+    known: Known | None = None
+    known_labels: Tensor | None = None
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return level_names(len(self.pipeline.priors))
+
+    def known_image(self, sample: int) -> int:
+        """Number of the image that a sample completes; 0 where nothing is known."""
+        return sample % len(self.known) if self.known is not None else 0
+
+    def label(self, sample: int) -> int | None:
+        if self.known_labels is not None:
+            return int(self.known_labels[self.known_image(sample)])
+        if not self.classes:
+            return None
+        # Each known image in every class: its completions come once a round through the images.
+        turn = sample // len(self.known) if self.known is not None else sample
+        return self.classes[turn % len(self.classes)]
+
+    def class_name(self, label: int | None) -> str | None:
+        """Of a label; None without classes and for "no class"."""
+        if label is None or label == self.pipeline.num_classes:
+            return None
+        return self.class_names[label] if self.class_names else str(label)
+
+    def batch(self, samples: range) -> dict[str, Any]:
+        """`labels` and `known` of these samples, for `draw_batch`."""
+        arguments: dict[str, Any] = {}
+        if self.label(samples.start) is not None:
+            device = next(self.pipeline.priors[0].parameters()).device
+            arguments["labels"] = torch.tensor([self.label(n) for n in samples], device=device)
+        if self.known is not None:
+            arguments["known"] = self.known.batch([self.known_image(n) for n in samples])
+        return arguments
+
+    def rows(self, drawn: SampleBatch) -> list[dict[str, Any]]:
+        """What the index says of each sample of a batch."""
+        rows = []
+        for row, log_prob in enumerate(drawn.log_prob):
+            sample = drawn.first_sample + row
+            label = self.label(sample)
+            values: dict[str, Any] = {"label": label, "class": self.class_name(label)}
+            if self.known is not None:
+                values["known"] = self.known_image(sample)
+            rounded = [round(value, 4) for value in log_prob]
+            values["log_prob"] = dict(zip(self.levels, rounded, strict=True))
+            rows.append({**values, "settings": self._drawing()})
+        return rows
+
+    def identity(self) -> dict[str, Any]:
+        """All that the samples are a function of, JSON-ready: what a resumed run must keep to."""
+        models = dict(zip(self.levels, map(weights_hash, self.pipeline.priors), strict=True))
+        known = self.known and {"source": self.known.source, "keep": self.known.keep}
+        labels: str | list[int] = list(self.classes)
+        if self.known_labels is not None:
+            labels = "of the known images"
+        elif self.classes == tuple(range(self.pipeline.num_classes)):
+            labels = "all"
+        return {
+            "weights": {"vqvae": weights_hash(self.pipeline.vqvae), **models},
+            "labels": labels, "known": known, **self._drawing(),
+        }  # fmt: skip
+
+    def _drawing(self) -> dict[str, Any]:
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self.settings).items()
+        }
+
+
+def drawing_settings(
+    pipeline: Pipeline,
+    *,
+    seed: int,
+    temperature: Sequence[float],
+    top_k: Sequence[int],
+    top_p: Sequence[float],
+    guidance_scale: Sequence[float],
+    engine: str,
+) -> DrawSettings:
+    """Settings with one value a level and the engine that `auto` means here.
+
+    Args:
+        top_k, top_p: 0 and 1 for no limit.
+
+    Raises:
+        ValueError: A value out of range, of another number than one or one a level, or guidance
+            where there are no classes.
+    """
+    given = {
+        "temperature": temperature, "top_k": [k or None for k in top_k],
+        "top_p": [None if p == 1 else p for p in top_p], "guidance_scale": guidance_scale,
+    }  # fmt: skip
+    levels = level_names(len(pipeline.priors))
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if len(value) not in (1, len(levels)):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: expected one value, or {len(levels)}, one a level "
+                f"({', '.join(levels)}), got {len(value)}."
+            )
+        values[name] = tuple(value) * (len(levels) // len(value))
+    for level in range(len(levels)):
+        DrawingRule(**{name: value[level] for name, value in values.items()})
+    if not pipeline.num_classes and any(scale != 1 for scale in guidance_scale):
+        raise ValueError("--guidance-scale: the priors have no classes to guide to; leave it out.")
+    engines = {choose_engine(engine, prior)[0] for prior in pipeline.priors}
+    return DrawSettings(seed=seed, engine=engines.pop() if len(engines) == 1 else engine, **values)
+
+
+def labels_of(
+    asked: Sequence[str], class_names: Sequence[str], num_classes: int, known: Known | None
+) -> tuple[tuple[int, ...], Tensor | None]:
+    """The labels that take turns, or those of the known images.
+
+    Raises:
+        ValueError: Labels for priors without classes, an unknown or ambiguous one, or none for
+            known images that have not these classes.
+    """
+    if not num_classes:
+        if asked:
+            raise ValueError(f"--label: the priors have no classes, got {', '.join(asked)}.")
+        return (), None
+    if asked:
+        return tuple(
+            num_classes if text.lower() == NO_CLASS else match_class(text, class_names, num_classes)
+            for text in asked
+        ), None
+    if known is None:
+        return tuple(range(num_classes)), None
+    labels = known.labels_for(tuple(class_names))
+    if labels is None:
+        raise ValueError(
+            "--label: the known images have not the classes of the priors; name the class, or "
+            f"`{NO_CLASS}` to draw without one."
+        )
+    return (), torch.where(labels < 0, num_classes, labels)
+
+
+def match_class(text: str, class_names: Sequence[str], num_classes: int) -> int:
+    """Number of a class from its number, its name or the beginning of one, whatever the case.
+
+    Raises:
+        ValueError: No class, or several, which are listed.
+    """
+    if text.isdigit():
+        found = [int(text)] if int(text) < num_classes else []
+    else:
+        lower = [name.lower() for name in class_names]
+        found = [i for i, name in enumerate(lower) if name == text.lower()]
+        found = found or [i for i, name in enumerate(lower) if name.startswith(text.lower())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"--label: {text!r} is the beginning of {_listed([class_names[i] for i in found])}; "
+            "write more of the one you mean."
+        )
+    raise ValueError(
+        f"--label: expected a number below {num_classes} or the beginning of a class name "
+        f"({_listed(class_names) or 'none named'}), got {text!r}."
+    )
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def batches_of(samples: Sequence[int], size: int) -> list[range]:
+    """Runs of consecutive numbers, `size` at most, that hold these (ascending) numbers."""
+    runs: list[range] = []
+    for sample in samples:
+        if runs and runs[-1].stop == sample and len(runs[-1]) < size:
+            runs[-1] = range(runs[-1].start, sample + 1)
+        else:
+            runs.append(range(sample, sample + 1))
+    return runs

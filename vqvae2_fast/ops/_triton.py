@@ -1,0 +1,168 @@
+"""Running Triton kernels: whether they can run here, with which configuration, and the launch.
+
+Importing this module does not import Triton: machines without it never load a kernel file. An
+architecture is named as compilers do (`sm_90`, `gfx942`), or `interpreter` where Triton runs its
+kernels on the CPU (`TRITON_INTERPRET=1`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "INTERPRETED",
+    "Launch",
+    "architecture",
+    "configuration",
+    "dot_precision",
+    "launch",
+    "launcher",
+    "recording",
+    "why_not_triton",
+]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+# Kernel -> architecture -> block sizes, num_warps, num_stages.
+_CONFIGURATIONS = json.loads((Path(__file__).parent / "triton_configurations.json").read_text())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: the kernel, its arguments by name, and the compiler's options."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+_recorded: list[Launch] | None = None
+_recorded_architecture = ""
+
+
+@contextmanager
+def recording(target: str) -> Iterator[list[Launch]]:
+    """Launches inside are noted as `target` would get them, and not run."""
+    global _recorded, _recorded_architecture
+    _recorded, _recorded_architecture = [], target
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+@functools.cache
+def _device_architecture(index: int) -> str:
+    if torch.version.hip:
+        name: str = torch.cuda.get_device_properties(index).gcnArchName
+        return name.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+def architecture(device: torch.device) -> str:
+    """What kernels on this device are compiled for: `sm_90`, `gfx942` or `interpreter`."""
+    if _recorded is not None:
+        return _recorded_architecture
+    if device.type == "cuda":
+        return _device_architecture(torch.cuda.current_device() if device.index is None
+                                    else device.index)  # fmt: skip
+    return "interpreter"
+
+
+def why_not_triton(device: torch.device) -> str | None:
+    """Why no Triton kernel runs on this device, or None."""
+    if not _HAS_TRITON:
+        return "triton is not installed"
+    if device.type == "cuda":
+        major = torch.cuda.get_device_properties(device).major
+        if torch.version.hip is None and major < 8:
+            return f"compute capability {major}: the Triton kernels need 8.0 or later"
+    elif not INTERPRETED:
+        return f"Triton kernels do not run on {device.type}"
+    return None
+
+
+def launcher(folder: str, name: str) -> Callable[..., Any]:
+    """The host side of an operator's Triton kernels; the kernel file loads at the first call."""
+
+    def call(*args: Any) -> Any:
+        module = importlib.import_module(f"vqvae2_fast.ops.{folder}.triton")
+        return getattr(module, f"{name.rstrip('_')}_triton")(*args)
+
+    return call
+
+
+@functools.cache
+def _configuration(kernel: str, arch: str) -> dict[str, int]:
+    table: dict[str, dict[str, int]] = _CONFIGURATIONS[kernel]
+    if arch in table:
+        return table[arch]
+    if not arch.startswith("sm_"):
+        return table["gfx942"]
+    known = [int(name[3:]) for name in table if name.startswith("sm_")]
+    return table[f"sm_{max(number for number in known if number <= int(arch[3:]))}"]
+
+
+def configuration(kernel: str, device: torch.device) -> dict[str, int]:
+    """Block sizes and compiler options of a kernel: a table lookup, never a measurement.
+
+    A device that has no row takes the row of the newest architecture before it.
+    """
+    return _configuration(kernel, architecture(device))
+
+
+def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """How `tl.dot` multiplies: float32 as three TF32 products, unless PyTorch allows TF32."""
+    if dtype != torch.float32 or not architecture(device).startswith("sm_"):
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """`kernel[grid](*args, **options)` on the device of the first tensor.
+
+    An empty grid launches nothing.
+
+    Raises:
+        RuntimeError: The kernel did not compile or launch; names it, with its tensors.
+    """
+    if 0 in grid:
+        return
+    if _recorded is not None:
+        arguments = dict(zip(kernel.arg_names, args, strict=False))
+        arguments.update((name, options.pop(name)) for name in kernel.arg_names if name in options)
+        _recorded.append(Launch(kernel, grid, arguments, options))
+        return
+    from triton.errors import TritonError
+
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    try:
+        if tensors[0].is_cuda:
+            with torch.cuda.device(tensors[0].device):
+                kernel[grid](*args, **options)
+        else:
+            kernel[grid](*args, **options)
+    except (RuntimeError, TritonError) as error:
+        shapes = ", ".join(described(tensor) for tensor in tensors)
+        raise RuntimeError(
+            f"{kernel.__name__}: the launch of {list(grid)} programs on {shapes} failed: {error}"
+        ) from error

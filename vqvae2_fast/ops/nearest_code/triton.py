@@ -1,0 +1,326 @@
+"""`nearest_code` in Triton: tensor cores screen, a certified band decides who is compared exactly.
+
+N vectors, K codes, D dimensions. Scores are of centred and scaled values in float16, products added
+in float32; codes inside the band are compared by the definition, float64 sums in the order of d.
+Rows that the screen cannot settle go to a second kernel. The band is derived in the README.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vqvae2_fast.ops._triton import configuration, launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["examples", "nearest_code_triton"]
+
+# Scores of codes that are not there or not screened, and what is still below them.
+UNSCREENED = tl.constexpr(1e30)
+SCREENED = tl.constexpr(1e29)
+# Largest norm, in units of the codebook's spread, that float16 screens.
+LARGEST_NORM = 30000.0
+# Beyond, the band's first-order terms do not bound the rest.
+LARGEST_DIMENSION = 65536
+SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
+
+
+@triton.jit
+def _centred(z_ptr, mean_ptr, inverse, rows, d, N, D, z_stride_n, z_stride_d):
+    """(z − m) / spread in float32, 0 outside."""
+    inside = (rows < N)[:, None] & (d < D)[None, :]
+    at = rows[:, None] * z_stride_n + d[None, :] * z_stride_d
+    z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + d, mask=d < D, other=0.0)
+    return tl.where(inside, (z - mean[None, :]) * inverse, 0.0)
+
+
+@triton.jit
+def _halves(z):
+    """float16 without denormals: hardware that drops them makes no error that is not measured."""
+    return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
+
+
+@triton.jit
+def _band(e, z, dz, de, q, largest, D):
+    """ε(z, e) of the README: how far a computed score of a code of norm ≤ e may be off."""
+    u: tl.constexpr = 5.960464477539063e-08
+    product = (q + 2 * u) * 0.5 * e * e + dz * e + z * (de + q * e)
+    definition = (D + 2) * 2.220446049250313e-16 * (z * z + e * e)
+    return 1.06 * product + definition + D * 7.52316384526264e-37 * (1.0 + z + largest)
+
+
+@triton.jit
+def _exact_distance(
+    z_ptr, codebook_ptr, rows, codes, inside, D, z_stride_n, z_stride_d, code_stride_k,
+    code_stride_d,
+):  # fmt: skip
+    """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
+    total = tl.zeros(rows.shape, tl.float64)
+    for d in range(0, D):
+        z = tl.load(z_ptr + rows * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
+        e = tl.load(
+            codebook_ptr + codes * code_stride_k + d * code_stride_d, mask=inside, other=0.0
+        )
+        difference = z.to(tl.float64) - e.to(tl.float64)
+        total += difference * difference
+    return total
+
+
+@triton.jit
+def _nearest_code_screen_kernel(
+    z_ptr, codebook_ptr, halves_ptr, half_norms_ptr, mean_ptr, facts_ptr, indices_ptr, sqdist_ptr,
+    hard_ptr, hard_count_ptr, N, K, D, z_stride_n, z_stride_d, code_stride_k, code_stride_d,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
+    TAG_BITS: tl.constexpr, MOST: tl.constexpr,
+):  # fmt: skip
+    """Settles rows, or lists them as hard; 2·N·K·D flops, reads z once, writes 12 bytes a row.
+
+    Column j of a tile is a lane: it sees codes j, j + BLOCK_K, … and keeps two least scores, the
+    low TAG_BITS of a score replaced by the number of its tile.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    lanes = tl.arange(0, BLOCK_K)
+    d = tl.arange(0, BLOCK_D)
+    inverse = tl.load(facts_ptr)
+    largest = tl.load(facts_ptr + 1)
+    code_error = tl.load(facts_ptr + 2)
+    least_unscreened = tl.load(facts_ptr + 3)
+
+    square = tl.zeros((BLOCK_N,), tl.float32)
+    square_error = tl.zeros((BLOCK_N,), tl.float32)
+    z_half = tl.zeros((BLOCK_N, BLOCK_D), tl.float16)
+    for first in range(0, D, BLOCK_D):
+        z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_stride_n, z_stride_d)
+        z_half = _halves(z)
+        lost = z - z_half.to(tl.float32)
+        square += tl.sum(z * z, axis=1)
+        square_error += tl.sum(lost * lost, axis=1)
+
+    best = tl.full((BLOCK_N, BLOCK_K), UNSCREENED, tl.float32)
+    second = tl.full((BLOCK_N, BLOCK_K), UNSCREENED, tl.float32)
+    for tile in range(0, (K + BLOCK_K - 1) // BLOCK_K):
+        k = tile * BLOCK_K + lanes
+        product = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        if WHOLE:
+            at = k.to(tl.int64)[None, :] * D + d[:, None]
+            e = tl.load(
+                halves_ptr + at, mask=(k < K)[None, :] & (d < D)[:, None], other=0.0
+            )  # [BLOCK_D, BLOCK_K]
+            product = tl.dot(z_half, e, product)
+        else:
+            for first in range(0, D, BLOCK_D):
+                z = _centred(
+                    z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_stride_n, z_stride_d
+                )
+                inside = (k < K)[None, :] & (first + d < D)[:, None]
+                at = k.to(tl.int64)[None, :] * D + (first + d)[:, None]
+                e = tl.load(halves_ptr + at, mask=inside, other=0.0)
+                product = tl.dot(_halves(z), e, product)
+        half_norm = tl.load(half_norms_ptr + k, mask=k < K, other=UNSCREENED)
+        bits = (half_norm[None, :] - product).to(tl.int32, bitcast=True)
+        score = ((bits >> TAG_BITS << TAG_BITS) | tile).to(tl.float32, bitcast=True)
+        second = tl.minimum(second, tl.maximum(best, score))
+        best = tl.minimum(best, score)
+
+    # The bound below which the winner's score must be; norms are raised by what their sums lose.
+    raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
+    z_norm = tl.sqrt(square) * raised
+    z_error = tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
+    q = (4 * D + 8) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
+    least = tl.min(best, axis=1)
+    reach = tl.full((BLOCK_N,), 0.0, tl.float32) + largest
+    radius = reach
+    for _ in tl.static_range(2):
+        band = _band(reach, z_norm, z_error, code_error, q, largest, D)
+        inner = tl.maximum(z_norm * z_norm + 2.0 * (least + band), 0.0)
+        radius = 1.0001 * (z_norm + tl.sqrt(inner))
+        reach = tl.minimum(reach, radius)
+    band = _band(reach, z_norm, z_error, code_error, q, largest, D)
+    bound = least + 2.0 * band + 2.4e-07 * tl.abs(least)
+
+    certain = (z_norm < 30000.0) & (least < SCREENED) & (bound < SCREENED)
+    certain = certain & (radius < least_unscreened)
+    candidates = (best <= bound[:, None]) & certain[:, None]
+    number = tl.sum(candidates.to(tl.int32), axis=1)
+    beyond = tl.sum((second <= bound[:, None]).to(tl.int32), axis=1)
+    certain = certain & (number <= MOST) & (beyond == 0)
+    settled = certain & (rows < N)
+    candidates = candidates & settled[:, None]
+
+    distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
+    index = tl.zeros((BLOCK_N,), tl.int64)
+    for _ in range(0, tl.max(tl.where(settled, number, 0))):
+        least, lane = tl.min(tl.where(candidates, best, UNSCREENED), axis=1, return_indices=True)
+        candidates = candidates & (lanes[None, :] != lane[:, None])
+        found = settled & (least < SCREENED)
+        tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
+        code = (tag * BLOCK_K + lane).to(tl.int64)
+        exact = _exact_distance(
+            z_ptr, codebook_ptr, rows, code, found, D, z_stride_n, z_stride_d, code_stride_k,
+            code_stride_d,
+        )  # fmt: skip
+        # Ties take the lowest index.
+        nearer = found & ((exact < distance) | ((exact == distance) & (code < index)))
+        distance = tl.where(nearer, exact, distance)
+        index = tl.where(nearer, code, index)
+    tl.store(indices_ptr + rows, index, mask=settled)
+    tl.store(sqdist_ptr + rows, distance.to(tl.float32), mask=settled)
+
+    hard = (rows < N) & (certain == 0)
+    number = tl.sum(hard.to(tl.int32), axis=0)
+    if number > 0:
+        slot = tl.atomic_add(hard_count_ptr, number) + tl.cumsum(hard.to(tl.int32), axis=0) - 1
+        tl.store(hard_ptr + slot, rows, mask=hard)
+
+
+@triton.jit
+def _distances(z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
+               code_stride_d, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Σ (z − e)² in float32, infinite where it is NaN and for codes that are not there."""
+    total = tl.zeros((BLOCK_K,), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        z = tl.load(z_ptr + row * z_stride_n + d * z_stride_d, mask=d < D, other=0.0)
+        e = tl.load(
+            codebook_ptr + k[:, None] * code_stride_k + d[None, :] * code_stride_d,
+            mask=(k < K)[:, None] & (d < D)[None, :], other=0.0,
+        )  # fmt: skip
+        difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
+        difference = tl.where((d < D)[None, :], difference, 0.0)
+        total += tl.sum(difference * difference, axis=1)
+    return tl.where((k < K) & (total == total), total, float("inf"))
+
+
+@triton.jit
+def _nearest_code_hard_kernel(
+    z_ptr, codebook_ptr, indices_ptr, sqdist_ptr, hard_ptr, hard_count_ptr, K, D,
+    z_stride_n, z_stride_d, code_stride_k, code_stride_d,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A listed row a turn: float32 distances to all codes, then float64 for those in their band."""
+    for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
+        row = tl.load(hard_ptr + place)
+        least = tl.full((BLOCK_K,), float("inf"), tl.float32)
+        for first in range(0, K, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            least = tl.minimum(least, _distances(
+                z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
+                code_stride_d, BLOCK_K, BLOCK_D,
+            ))  # fmt: skip
+        bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
+        bound += D * 7.52316384526264e-37
+        distance = tl.full((), float("inf"), tl.float64)
+        index = tl.full((), 0, tl.int64)
+        for first in range(0, K, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            total = _distances(
+                z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
+                code_stride_d, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
+            near = (k < K) & (total <= bound)
+            if tl.sum(near.to(tl.int32), axis=0) > 0:
+                exact = _exact_distance(
+                    z_ptr, codebook_ptr, row + k * 0, k, near, D, z_stride_n, z_stride_d,
+                    code_stride_k, code_stride_d,
+                )  # fmt: skip
+                # NaN never wins.
+                exact = tl.where(near & (exact == exact), exact, float("inf"))
+                nearest, lane = tl.min(exact, axis=0, return_indices=True)
+                # Tiles come in the order of codes: ties keep the lowest index.
+                if nearest < distance:
+                    distance = nearest
+                    index = first + lane.to(tl.int64)
+        if distance == float("inf"):
+            # No finite distance: index 0, with its distance as it is.
+            one = tl.arange(0, 1).to(tl.int64)
+            zeroth = _exact_distance(
+                z_ptr, codebook_ptr, row + one, one, one == 0, D, z_stride_n, z_stride_d,
+                code_stride_k, code_stride_d,
+            )  # fmt: skip
+            distance = tl.sum(zeroth, axis=0)
+        tl.store(indices_ptr + row, index)
+        tl.store(sqdist_ptr + row, distance.to(tl.float32))
+
+
+def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the screen reads instead of the codebook; a few small launches, no synchronisation.
+
+    Returns:
+        halves: (e − m) / spread, float16 `[K, D]`, zero for codes that are not screened.
+        half_norms: ‖halves before rounding‖² / 2, float32 `[K]`.
+        mean: m, float32 `[D]`: of the codes that are not far out.
+        facts: float32 `[4]`: 1 / spread (a power of two), the largest norm of a screened code, the
+            largest norm of what rounding to float16 took from one, and the least norm of a code
+            that is not screened.
+    """
+    codes = codebook.float()
+    norms = codes.norm(dim=1)  # [K]
+    typical = norms.sort().values[len(norms) // 2]
+    near = norms <= 4 * typical
+    number = near.sum().clamp(min=1)
+    mean = torch.where(near[:, None], codes, 0).sum(0) / number  # [D]
+    centred = codes - mean
+    spread = torch.where(near[:, None], centred, 0).square().mean().mul(len(codes) / number).sqrt()
+    exponent = torch.where(spread > 0, spread, 1).log2().round().clamp(-100, 100)
+    inverse = torch.exp2(-exponent)
+    centred = centred * inverse
+    wide = centred.double()
+    norms = wide.norm(dim=1)
+    screened = norms < LARGEST_NORM  # False for NaN
+    small = centred.abs() < SMALLEST_NORMAL.value
+    halves = torch.where(screened[:, None] & ~small, centred, 0).half()
+    half_norms = torch.where(screened, norms.square() / 2, UNSCREENED.value).float()
+    # Centring and scaling round once each: two units of 2⁻²⁴.
+    lost = (wide - halves.double()).norm(dim=1) + 2.0**-23 * norms
+    facts = torch.stack([
+        inverse.double(),
+        torch.where(screened, norms, 0).amax() * (1 + 1e-6),
+        torch.where(screened, lost, 0).amax() * (1 + 1e-6),
+        torch.where(screened | norms.isnan(), torch.inf, norms).amin() * (1 - 1e-6),
+    ]).float()  # fmt: skip
+    return halves, half_norms, mean, facts
+
+
+def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    (n, dimension), num_codes = z.shape, len(codebook)
+    indices = z.new_empty(n, dtype=torch.int64)
+    sqdist = z.new_empty(n, dtype=torch.float32)
+    hard = z.new_empty(n, dtype=torch.int64)
+    hard_count = z.new_zeros((), dtype=torch.int32)
+    halves, half_norms, mean, facts = centre_codebook(codebook)
+    if dimension > LARGEST_DIMENSION:
+        facts[3] = 0  # any code may be the winner for all that the screen says
+    width = triton.next_power_of_2(max(dimension, 16))
+    config = dict(configuration("nearest_code_screen", z.device))
+    chunk = config.pop("CHUNK_D")
+    block_d = width if width <= config.pop("MAX_D") else chunk
+    tiles = triton.cdiv(num_codes, config["BLOCK_K"])
+    launch(
+        _nearest_code_screen_kernel, (triton.cdiv(n, config["BLOCK_N"]),), z, codebook, halves,
+        half_norms, mean, facts, indices, sqdist, hard, hard_count, n, num_codes, dimension,
+        *z.stride(), *codebook.stride(), BLOCK_D=block_d, WHOLE=block_d >= dimension,
+        TAG_BITS=max(1, (tiles - 1).bit_length()), MOST=8, enable_fp_fusion=False, **config,
+    )  # fmt: skip
+    config = dict(configuration("nearest_code_hard", z.device))
+    programs = min(n, config.pop("PROGRAMS"))
+    launch(
+        _nearest_code_hard_kernel, (programs,), z, codebook, indices, sqdist, hard, hard_count,
+        num_codes, dimension, *z.stride(), *codebook.stride(),
+        BLOCK_D=min(width, config.pop("MAX_D")), enable_fp_fusion=False, **config,
+    )  # fmt: skip
+    return indices, sqdist
+
+
+def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Calls that compile every variant that users meet."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        yield nearest_code_triton, (torch.ones(64, 64, dtype=dtype), torch.ones(512, 64))
+    for codes, dimension in ((256, 32), (1024, 256), (8192, 512)):
+        yield nearest_code_triton, (torch.ones(64, dimension), torch.ones(codes, dimension))

@@ -1,0 +1,226 @@
+"""The files of a checkpoint: written whole with their checksums, read with distrust.
+
+files.json holds size and CRC32 of each other file of its folder, so that a flipped bit is found
+before it becomes a weight. Sizes are checked before anything is read, and no reader executes or
+allocates what a file merely claims.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from vqvae2_fast.data.durable import replace_file, replaced_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = [
+    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing", "short",
+    "tensor_headers", "write_json", "write_sums", "write_tensors",
+]  # fmt: skip
+
+SUMS = "files.json"
+NAMES = (
+    "config.json", "model.safetensors", "average.safetensors", "optimizer.safetensors",
+    "state.json",
+)  # fmt: skip
+# The largest preset has a configuration of 2 KiB and 120 KiB of names and shapes.
+MAX_TEXT_BYTES = 8 * 2**20
+_CHUNK = 2**20
+
+
+class DamagedError(ValueError):
+    """A file of a checkpoint is missing, cut off or altered."""
+
+
+def short(value: object) -> str:
+    """What a file holds, or an error about it, short enough for a message."""
+    text = str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError if the disk is full."""
+    # clone: safetensors refuses tensors that share memory, and writes none but contiguous ones.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(own, path)
+    except SafetensorError as error:
+        system = re.search(r"os error (\d+)", str(error))
+        if system is None:
+            raise
+        code = int(system[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+    _sync(path)
+
+
+def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor of a file, none of them read.
+
+    Raises:
+        DamagedError: If it is no safetensors file, or its header claims more than there is.
+    """
+    _check_regular(path)
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > min(MAX_TEXT_BYTES, path.stat().st_size):
+        raise DamagedError(
+            f"load: {path} is damaged or no safetensors file: its first 8 bytes give its header "
+            f"{size} bytes, of a file of {path.stat().st_size} (at most {MAX_TEXT_BYTES} are read)."
+        )
+    with _safetensors(path), safe_open(path, "pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises DamagedError as `tensor_headers` does."""
+    tensor_headers(path)
+    with _safetensors(path):
+        return load_file(path)
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise DamagedError(
+            f"load: {path} is damaged or no safetensors file: {short(error)}."
+        ) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises DamagedError if there is none."""
+    _check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise DamagedError(f"load: {path} is larger than {MAX_TEXT_BYTES} bytes.")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"load: {path} is damaged or no JSON: {short(error)}.") from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"load: {path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def write_sums(folder: Path) -> None:
+    """Write files.json for all that is in a folder."""
+    write_json(
+        folder / SUMS,
+        {
+            path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+            for path in sorted(folder.iterdir())
+            if path.name in NAMES
+        },
+    )
+
+
+def check_sums(folder: Path, names: Collection[str] = NAMES) -> None:
+    """Compare those of a checkpoint's files that are in `names` with files.json.
+
+    A folder without files.json (made by another program) has nothing to compare.
+
+    Raises:
+        DamagedError: If a file is missing, was added, or is not the one that was written.
+    """
+    if not (folder / SUMS).exists():
+        return
+    listed = read_json(folder / SUMS)
+    for name in names:
+        path = folder / name
+        if name not in listed:
+            if path.exists():
+                raise DamagedError(f"load: {folder} is damaged: {SUMS} does not know {name}.")
+            continue
+        _check_regular(path)
+        found = {"bytes": path.stat().st_size}
+        if found["bytes"] == _entry(listed[name], "bytes"):
+            found["crc32"] = _crc32(path)
+        for key, value in found.items():
+            if value != _entry(listed[name], key):
+                raise DamagedError(
+                    f"load: {path} is damaged: {key} is {value}, {SUMS} says "
+                    f"{_entry(listed[name], key)}. (If you changed the file yourself, delete "
+                    f"{folder / SUMS}.)"
+                )
+
+
+def _entry(entry: object, key: str) -> int | None:
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if type(value) is int else None
+
+
+def _check_regular(path: Path) -> None:
+    # Not a folder, and nothing that a read could wait for without end.
+    if not path.is_file():
+        raise DamagedError(f"load: {path.parent} is damaged: {path.name} is missing.")
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends without an error.
+
+    Raises:
+        ValueError: If `path` exists and is no checkpoint: it is left as it is.
+        OSError: If it cannot be written; a checkpoint that was there is as it was.
+    """
+    if (
+        path.exists()
+        and not (path / "config.json").is_file()
+        and (not path.is_dir() or any(path.iterdir()))
+    ):
+        raise ValueError(
+            f"save: {path} exists and is no checkpoint; it is left as it is. Name another path."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_folder(path) as folder:
+            yield folder
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"save: cannot write {path}: {error.strerror}. What was saved before is as it was",
+        ) from error
+
+
+def link_folder(source: Path, path: Path) -> None:
+    """Give a checkpoint a second name: its files are linked, or copied where links cannot be."""
+    with replacing(path) as folder:
+        for file in source.iterdir():
+            try:
+                os.link(file, folder / file.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(file, folder / file.name)
+                _sync(folder / file.name)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

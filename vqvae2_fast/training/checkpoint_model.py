@@ -1,0 +1,247 @@
+"""A model and its configuration in a checkpoint's folder: config.json and model.safetensors.
+
+Nothing is built that the weights beside config.json do not fill: a model is first made without
+memory (torch's meta device) and its names and shapes compared with the file's header.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.training.checkpoint_files import (
+    read_json,
+    read_tensors,
+    short,
+    tensor_headers,
+    write_json,
+    write_tensors,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+__all__ = ["DTYPES", "VERSION", "read_config", "read_model", "write_model"]
+
+# Raised when a reader of this file could no longer read what a newer one writes.
+VERSION = 1
+
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "vqvae2": (VQVAE2, VQVAE2Config),
+    "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
+}
+KINDS = (*MODELS, "pipeline")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64,
+                 "BOOL": torch.bool}  # fmt: skip
+# What a constructor raises on numbers that fit no model.
+_MISFITS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError)
+_LARGEST_INT = 2**63 - 1
+
+
+def write_model(
+    model: nn.Module,
+    folder: Path,
+    class_names: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write config.json and model.safetensors, floating-point numbers rounded to dtype."""
+    kinds = {model_class: kind for kind, (model_class, _) in MODELS.items()}
+    if not isinstance(model, (VQVAE2, PixelSNAIL)) or type(model) not in kinds:
+        names = ", ".join(known.__name__ for known in kinds)
+        raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
+    folder.mkdir(exist_ok=True)
+    header = {
+        "kind": kinds[type(model)], "version": VERSION, "config": asdict(model.config),
+        "dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+    if class_names:
+        header["class_names"] = list(class_names)
+    write_json(folder / "config.json", header)
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    write_tensors(weights, folder / "model.safetensors")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked contents of config.json: `kind`, `version`, `config`, and a model's `dtype`."""
+    header = read_json(folder / "config.json")
+    kind, version = header.get("kind"), header.get("version")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(
+            f"load: {folder}: expected kind to be one of {KINDS}, got {short(repr(kind))}."
+        )
+    if type(version) is not int or version < 1:
+        raise ValueError(
+            f"load: {folder}: expected version to be an integer >= 1, got {short(repr(version))}."
+        )
+    if version > VERSION:
+        raise ValueError(
+            f"load: {folder} has version {short(version)}; this package reads up to {VERSION}. "
+            "Install a newer vqvae2_fast."
+        )
+    if not isinstance(header.get("config"), dict):
+        raise ValueError(f"load: {folder}: expected config to be an object in config.json.")
+    if not _is_strings(header.setdefault("class_names", [])):
+        raise ValueError(f"load: {folder}: expected class_names to be a list of names.")
+    if kind == "pipeline":
+        _check_levels(header["config"].get("levels"), folder)
+    elif header.setdefault("dtype", "float32") not in tuple(DTYPES):
+        raise ValueError(
+            f"load: {folder}: expected dtype to be one of {tuple(DTYPES)}, got "
+            f"{short(repr(header['dtype']))}."
+        )
+    return header
+
+
+def _check_levels(levels: object, folder: Path) -> None:
+    # A name becomes part of a path: only what level_names gives is let through.
+    known = [list(level_names(count)) for count in range(1, 5)]
+    if levels not in known:
+        raise ValueError(
+            f"load: {folder}: expected levels to be names of levels, coarse to fine, such as "
+            f"{list(level_names(2))}, got {short(repr(levels))}."
+        )
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL:
+    """The model of a header from `read_config`, float32, with the weights of model.safetensors.
+
+    Leaves torch's random state as it was.
+
+    Raises:
+        ValueError: If the configuration fits no model, or not the weights.
+    """
+    if header["kind"] not in MODELS:
+        raise ValueError(
+            f"load: {folder} holds a {header['kind']}; expected one of {tuple(MODELS)}."
+        )
+    model_class, config_class = MODELS[header["kind"]]
+    config = _config(config_class, header["config"], folder)
+    path = folder / "model.safetensors"
+    expected = _expected_tensors(model_class, config, path)
+    check_tensors(expected, path, DTYPES[header["dtype"]])
+    with torch.random.fork_rng(devices=[]):
+        model: VQVAE2 | PixelSNAIL = model_class(config)
+    model.load_state_dict(read_tensors(path))
+    return model
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raises ValueError unless a file holds tensors of these names, shapes and types.
+
+    Args:
+        dtype: Of the floating-point numbers in the file.
+    """
+    found = tensor_headers(path)
+    missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
+    if missing or unknown:
+        raise ValueError(
+            f"load: {path}: the weights do not fit the configuration; missing: "
+            f"{_some(missing)}; unknown: {_some(unknown)}."
+        )
+    for name, tensor in expected.items():
+        kind, shape = found[name]
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        if _HEADER_TYPES.get(kind) != wanted or shape != tuple(tensor.shape):
+            raise ValueError(
+                f"load: {path}: expected {name} to be {wanted} {list(tensor.shape)}, got "
+                f"{_HEADER_TYPES.get(kind, kind)} {list(shape)}."
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(short(name) for name in names[:4]) or "none"
+
+
+def _expected_tensors(
+    model_class: type[Any], config: VQVAE2Config | PixelSNAILConfig, path: Path
+) -> dict[str, Tensor]:
+    """Names, shapes and types of a configuration's weights, made without memory for them."""
+    headers = tensor_headers(path)
+    elements = sum(math.prod(shape) for _, shape in headers.values())
+    # What takes memory all the same: layers as objects, a codebook's start, the mask of a kernel.
+    # Each layer has a tensor of its own, and the file holds the codebook and the kernels.
+    if isinstance(config, VQVAE2Config):
+        layers = config.num_residual_blocks + sum(s.bit_length() for s in config.strides)
+        numbers = config.num_embeddings * config.embedding_dim
+    else:
+        layers = config.num_blocks * max(config.layers_per_block, 1) + config.num_output_layers
+        layers += config.num_condition_layers + len(config.condition_sizes)
+        numbers = config.kernel_size**2
+    if layers > len(headers) or numbers > elements:
+        raise ValueError(
+            f"load: {path.parent}: config.json describes a larger model than the {len(headers)} "
+            f"tensors and {elements} numbers of {path.name}."
+        )
+    try:
+        with torch.device("meta"):
+            return model_class(config).state_dict()
+    except _MISFITS as error:
+        raise ValueError(
+            f"load: {path.parent}: config.json does not describe a model: {short(error)}"
+        ) from error
+
+
+def _config(
+    config_class: type[Any], values: dict[str, Any], folder: Path
+) -> VQVAE2Config | PixelSNAILConfig:
+    known = get_type_hints(config_class)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"load: {folder}: {config_class.__name__} has no field {short(repr(name))}; it has "
+                f"{', '.join(known)}."
+            )
+        if not _is_a(value, known[name]):
+            hint = known[name]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ValueError(
+                f"load: {folder}: expected {name} of {config_class.__name__} to be "
+                f"{expected.removeprefix('typing.')}, got {short(repr(value))}."
+            )
+    try:
+        return config_class(**{name: _tuples(value) for name, value in values.items()})
+    except _MISFITS as error:
+        raise ValueError(
+            f"load: {folder}: config.json does not describe a model: {short(error)}"
+        ) from error
+
+
+def _is_a(value: object, hint: Any) -> bool:
+    """Whether a value from JSON, where tuples are lists, is of the type that a field has."""
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)
+        if not isinstance(value, list):
+            return False
+        if inner[-1] is ...:
+            return all(_is_a(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(map(_is_a, value, inner))
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < _LARGEST_INT  # type: ignore[arg-type]
+    if hint is int:
+        return type(value) is int and abs(value) <= _LARGEST_INT
+    return type(value) is hint
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,200 @@
+"""Between the stages: images to a store of code maps, by a trained VQ-VAE.
+
+What a store holds is a function of the model, the images and the variants alone, byte for byte: it
+does not matter how often the writing was broken off. So images are always encoded in the same
+batches, since sums in another order can move a vector to another code, and a shard ends after a
+number of records, never after a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.data import CodeStore, WriteProgress, augment, in_order, write_codes
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.code_writer import share
+from vqvae2_fast.data.durable import locked, replace_file
+from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.training.progress import Progress
+from vqvae2_fast.training.stage1 import check_images
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+
+__all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records"]
+
+SHARD_RECORDS = 4096
+_BATCH = 128  # images
+_SETTINGS = "extraction.json"
+_SAMPLE = 64  # images of a set in memory that stand for all of them
+
+
+@dataclass(frozen=True)
+class Variants:
+    """How often each image is encoded, and what is done to it before.
+
+    The records of a store go variant by variant: all images as they are; then, with `flip`, all
+    mirrored; then `copies` times all with random changes, a function of (seed, copy, image). Priors
+    of small sets overfit later on more records.
+    """
+
+    flip: bool = False
+    """Also encode each image mirrored left to right, and mirror half of the copies."""
+    copies: int = 0
+    """Also encode so many randomly shifted copies of each image."""
+    shift: int = 2
+    """Pixels that a copy is shifted at most, each way; the border is repeated."""
+    seed: int = 0
+    """Of the copies' random changes."""
+
+    def __post_init__(self) -> None:
+        for name in ("copies", "shift", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
+
+    @property
+    def count(self) -> int:
+        """Records an image."""
+        return 1 + self.flip + self.copies
+
+    def apply(self, images: Tensor, indices: Tensor, variant: int) -> Tensor:
+        """Variant 0 to count - 1 of images `[B, C, H, W]` with these numbers in their set."""
+        copy = variant - self.flip
+        if copy > 0:
+            return augment(
+                images, indices, seed=self.seed, epoch=copy, flip=self.flip, crop_padding=self.shift
+            )
+        return images.flip(-1) if variant else images
+
+
+_AS_THEY_ARE = Variants()
+
+
+def extract_codes(
+    model: VQVAE2,
+    images: ImageSource,
+    path: str | os.PathLike[str],
+    *,
+    variants: Variants = _AS_THEY_ARE,
+    rank: int = 0,
+    world_size: int = 1,
+    shard_records: int = SHARD_RECORDS,
+    workers: int = 0,
+    progress: Progress | None = None,
+    name: str = "extract",
+) -> CodeStore:
+    """Encodes a set of images into the code store `path`, or goes on where that was broken off.
+
+    Each of `world_size` processes calls this with its rank; the store is complete when all have
+    returned. A few batches of maps are in memory at a time.
+
+    Args:
+        shard_records: Records that are saved together: an interruption costs fewer than these.
+        workers: Processes that decode images; see `batches`.
+
+    Returns:
+        The store as it is when this process has done its share.
+
+    Raises:
+        ValueError: Images of another size or channels than the model's; `path` holds a store of
+            another model, set or variants; shard_records is not positive.
+        OSError: The disk is full, ...; what was saved before stays.
+    """
+    if shard_records < 1:
+        raise ValueError(f"extract_codes: shard_records must be >= 1, got {shard_records}.")
+    check_images("extract_codes", model, images, "images")
+    folder, config = Path(path), model.config
+    layout = CodeLayout(config.num_embeddings, config.level_sizes)
+    records = variants.count * len(images)
+    _keep_settings(folder, {"variants": asdict(variants), "images": _fingerprint(images)})
+    start, stop = share(records, rank, world_size)
+    missing = sum(last - first for first, last in missing_records(folder, stop, start))
+    done = stop - start - missing
+    with (progress or Progress(quiet=True)).task(name, stop - start, done) as task:
+
+        def report(now: WriteProgress) -> None:
+            task.update(now.done, f"{now.records_per_second:.0f} images/s")
+
+        write_codes(
+            folder,
+            lambda first, last: _encoded(model, images, variants, first, last, workers),
+            records, config.num_embeddings, config.level_sizes, class_names=images.class_names,
+            checkpoint_hash=weights_hash(model), rank=rank, world_size=world_size,
+            shard_bytes=shard_records * layout.record_bytes, shard_seconds=math.inf,
+            progress=report,
+        )  # fmt: skip
+        task.update(stop - start)
+    return CodeStore(folder)
+
+
+def missing_records(path: Path, stop: int, start: int = 0) -> list[tuple[int, int]]:
+    """Ranges (first, stop) of records in [start, stop) that the store `path`, if any, lacks."""
+    if not (path / MANIFEST).exists():
+        return [(start, stop)]
+    return read_manifest(path).missing(start, stop)
+
+
+@torch.no_grad()
+def _encoded(
+    model: VQVAE2, images: ImageSource, variants: Variants, first: int, stop: int, workers: int
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Codes and labels of records first to stop - 1, from whole batches of the set."""
+    device = next(model.parameters()).device
+    count = len(images)
+    for variant in range(first // count, -(-stop // count)):
+        low, high = max(first - variant * count, 0), min(stop - variant * count, count)
+        at = low - low % _BATCH
+        end = min(-(-high // _BATCH) * _BATCH, count)
+        for batch, labels in in_order(images, _BATCH, num_workers=workers, start=at, stop=end):
+            batch = variants.apply(batch, torch.arange(at, at + len(batch)), variant)
+            maps = model.encode(batch.to(device).contiguous(memory_format=torch.channels_last))
+            wanted = slice(max(low - at, 0), high - at)
+            yield [codes[wanted].cpu() for codes in maps], labels[wanted].cpu()
+            at += len(batch)
+
+
+def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes what the manifest does not say of the records, or compares it with what is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _SETTINGS
+    with locked(folder):
+        if not path.exists():
+            if (folder / MANIFEST).exists():
+                raise ValueError(
+                    f"extract_codes: {folder} holds codes that were not extracted; name another "
+                    "folder."
+                )
+            replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
+            return
+        try:
+            found = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"extract_codes: {path} is damaged: no JSON ({error}).") from error
+    if found != settings:
+        raise ValueError(
+            f"extract_codes: {folder} was begun with {found}, not {settings}; go on with the same "
+            "images and variants, or name another folder."
+        )
+
+
+def _fingerprint(images: ImageSource) -> str:
+    """Changes with the images, as far as can be seen without reading all of them."""
+    if hasattr(images, "fingerprint"):
+        return str(images.fingerprint())
+    digest = hashlib.sha256(repr(images.labels.tolist()).encode())
+    for index in torch.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).long().tolist():
+        digest.update(images[index][0].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

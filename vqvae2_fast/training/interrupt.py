@@ -1,0 +1,68 @@
+"""Ctrl-C and SIGTERM while training: the step is finished and saved, then the run stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["InterruptedRun", "StopRequest", "stop_requests"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds. One ctrl-C gives several signals where a launcher such as torchrun passes it on.
+_IMPATIENCE = 1.0
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """A run stopped by a signal after a whole step, which its checkpoint holds.
+
+    Args:
+        signal_number: A command ends with exit code 128 + this: 130 for ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class StopRequest:
+    """`number` is that of the signal that came, None before; `since` when, in seconds."""
+
+    number: int | None = None
+    since: float = 0.0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Notes the first SIGINT or SIGTERM inside; ctrl-C a second later raises KeyboardInterrupt.
+
+    Only the main thread can take signals: elsewhere nothing is noted, and they do what they did.
+    """
+    request, owner = StopRequest(), os.getpid()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        if os.getpid() != owner:
+            # A forked worker: ctrl-C reaches it too, and it goes on until the run closes it.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if request.number is None:
+            request.number, request.since = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - request.since >= _IMPATIENCE:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,67 @@
+"""Pretrained pipelines that come with the package.
+
+Each is a folder vqvae2_fast/pretrained/<preset>/, written by `save(pipeline, folder,
+dtype=torch.bfloat16)`, with card.json beside its config.json: an object with `licence`, `data`,
+`command` (how it was made) and `metrics` (held out).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vqvae2_fast.models.configs import preset, preset_names
+from vqvae2_fast.training.checkpoint import load
+from vqvae2_fast.training.checkpoint_files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+__all__ = ["from_preset", "pretrained_card", "pretrained_folder", "pretrained_names"]
+
+_FOLDER = Path(__file__).parents[1] / "pretrained"
+_CARD_FIELDS = {"licence": str, "data": str, "command": str, "metrics": dict}
+
+
+def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
+    """The pretrained pipeline of a preset, in evaluation mode; its weights are in the package.
+
+    An untrained model of any preset is made of its configuration: `VQVAE2(preset(name).vqvae)`.
+
+    Raises:
+        ValueError: If there is no such preset, or the package has no weights of it.
+    """
+    return load(pretrained_folder(name), device)
+
+
+def pretrained_names() -> tuple[str, ...]:
+    """The presets whose weights are in the package."""
+    return tuple(name for name in preset_names() if (_FOLDER / name / "config.json").is_file())
+
+
+def pretrained_folder(name: str) -> Path:
+    """Where a preset's pretrained pipeline stands. Raises as `from_preset` does."""
+    preset(name)
+    if name not in pretrained_names():
+        raise ValueError(
+            f"from_preset: the package has no weights of {name!r}; it has those of "
+            f"{', '.join(pretrained_names()) or 'none'}. Train one: "
+            f"vqvae2-fast train-vqvae --preset {name}"
+        )
+    return _FOLDER / name
+
+
+def pretrained_card(name: str) -> dict[str, Any]:
+    """What card.json says of a preset's weights: `licence`, `data`, `command`, `metrics`.
+
+    Raises:
+        ValueError: As `from_preset`, or a field is missing.
+    """
+    path = pretrained_folder(name) / "card.json"
+    card = read_json(path)
+    for field, kind in _CARD_FIELDS.items():
+        if not isinstance(card.get(field), kind):
+            raise ValueError(f"{path}: expected {field} to be of type {kind.__name__}.")
+    return card

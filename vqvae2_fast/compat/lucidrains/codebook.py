@@ -82,9 +82,7 @@ class Codebook(nn.Module):
             rest = (norm.amax(1, keepdim=True) - norm).clamp(min=0).sqrt()
             codebooks = torch.cat([codebooks, rest], dim=-1)  # [h, K, D + 1]
             x = F.pad(x, (0, 1))  # [h, N, D + 1]
-        return torch.stack(
-            [ops.nearest_code(*each)[0] for each in zip(x, codebooks, strict=True)]
-        )  # [h, N]
+        return ops.nearest_code(x, codebooks)[0]  # [h, N]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """int64 `[h, N]` -> a copy of the rows, `[h, N, D]`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._checks import check_codebook, check_finite
+from vqvae2_fast.ops._heads import for_each_head
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 
@@ -72,7 +75,7 @@ def nearest_code(
 
     Args:
         z: Vectors, `[..., D]`, float32, bfloat16 or float16 (float64 runs on the reference).
-        codebook: Codes, `[K, D]`.
+        codebook: Codes, `[K, D]`; or of H heads, `[H, K, D]`, and z is `[H, ..., D]`.
         check_values: Raise on NaN or infinity in z or codebook. Synchronises a GPU.
 
     Returns:
@@ -94,6 +97,10 @@ def nearest_code(
         z, codebook = z.detach(), codebook.detach()
     if not check_values and fits_kernel(z, codebook):
         return NEAREST_CODE.overload(z, codebook)
+    if codebook.dim() == 3:
+        search = partial(nearest_code, check_values=check_values)
+        indices, sqdist = for_each_head("nearest_code", search, z, codebook)
+        return indices, sqdist
     check_codebook("nearest_code", z, codebook)
     if check_values:
         check_finite("nearest_code", z=z, codebook=codebook)

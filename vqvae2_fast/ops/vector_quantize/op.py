@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_codebook
+from vqvae2_fast.ops._heads import for_each_head
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.nearest_code.op import fits_kernel, refusal
 from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_reference
@@ -93,7 +94,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     Args:
         z: Vectors, `[..., D]`, floating.
-        codebook: Codes, `[K, D]`.
+        codebook: Codes, `[K, D]`; or of H heads, `[H, K, D]`, and z is `[H, ..., D]`.
 
     Returns:
         z_q: `[..., D]`, the exact codebook row in z's dtype. Its gradient goes straight to z.
@@ -110,6 +111,9 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
         codebook = codebook.detach()
     if fits_kernel(z, codebook):
         return _call(z, codebook)
+    if codebook.dim() == 3:
+        z_q, indices, each = for_each_head("vector_quantize", vector_quantize, z, codebook)
+        return z_q, indices, each.mean()
     check_codebook("vector_quantize", z, codebook)
     if z.dim() == 2:
         return VECTOR_QUANTIZE(z, codebook)

@@ -5,9 +5,9 @@
 
 Runs of both stages in turn, on the embedded emoji and on made-up codes, each in a process of its
 own, are ended by SIGKILL after a random time and resumed. `training` kills at any moment. `writing`
-kills within the writing of checkpoints, which happens after each step there and is slowed down by a
-pause before each wait for the disk: the process killed tells through shared memory whether it was
-writing, and only such kills count.
+kills a random time after the writing of a checkpoint has begun, which happens after each step there
+and is slowed down by a pause before each wait for the disk: the process killed tells through shared
+memory when it writes, and only kills that hit it so count.
 
 After each kill: every visible checkpoint is whole, the newest is no older than before, best/ holds
 the record or is about to, each line of log.jsonl is that of the run made in peace. A run that gets
@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -72,7 +73,7 @@ WRITING = TrainConfig(
     steps=40, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=1,
     validate_every=2, save_every=1, keep=2,
 )  # fmt: skip
-PAUSE = 0.008  # seconds before each wait for the disk, of which a checkpoint has eight
+PAUSE = 0.02  # seconds before each wait for the disk, of which a checkpoint has a dozen
 
 
 def image_stage(place: Path, config: TrainConfig) -> Stage:
@@ -102,16 +103,16 @@ def run(
     make: Callable[[Path, TrainConfig], Stage], place: Path, config: TrainConfig, out: Path,
     slow: bool, writing: Any,
 ) -> None:  # fmt: skip
-    """Begin or resume a run; `writing` is 1 while it writes a checkpoint."""
+    """Begin or resume a run; `writing` is n while it writes its nth checkpoint, −n after it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stage = make(place, config)
     save, sync = loop._save, os.fsync
 
     def telling_save(*arguments: Any) -> None:
-        writing.value = 1
+        writing.value = abs(writing.value) + 1
         save(*arguments)
-        writing.value = 0
+        writing.value = -writing.value
 
     def slow_sync(descriptor: int) -> None:
         time.sleep(PAUSE)
@@ -172,16 +173,23 @@ def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bo
     while hits < kills or step:
         writing.value = 0
         # Beyond the kills that were asked for, the last run is brought to its end.
-        limit = rng.uniform(0, seconds[make] / 4) if hits < kills else 600.0
-        if kill_after(limit, [partial(run, make, place, config, out, within_writing, writing)]):
-            counts = bool(writing.value) or not within_writing
+        limit, meanwhile = 600.0, lambda: None
+        if hits < kills and within_writing:
+            meanwhile = killing_writers(writing, rng)
+        elif hits < kills:
+            limit = rng.uniform(0, seconds[make] / 4)
+        begun = time.monotonic()
+        target = partial(run, make, place, config, out, within_writing, writing)
+        if kill_after(limit, [target], meanwhile):
+            counts = writing.value > 0 or not within_writing
             hits, others = hits + counts, others + (not counts)
             left = unfinished(out) if out.exists() else []
             rests.update(rest_of(name) for name in left if name.count("/") < 2)
             before, step = step, check_broken_off(out, peace[make], step)
             print(
-                f"{'hit' if counts else 'missed'} {hits} after {limit:.2f} s: {make.__name__}, "
-                f"{'writing' if writing.value else 'training'}, checkpoint of step {step} "
+                f"{'hit' if counts else 'missed'} {hits} after {time.monotonic() - begun:.1f} s: "
+                f"{make.__name__}, "
+                f"{'writing' if writing.value > 0 else 'training'}, checkpoint of step {step} "
                 f"({step - before} new), unfinished: {', '.join(left[:1]) or 'none'}",
                 flush=True,
             )
@@ -196,6 +204,20 @@ def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bo
         f"{f' ({others} more outside)' if within_writing else ''}, {finished} runs finished, each "
         f"bit for bit as in peace. Left by kills and cleared: {found or 'nothing'}."
     )
+
+
+def killing_writers(writing: Any, rng: random.Random) -> Callable[[], None]:
+    """Kills this process's children a random time after one began to write its nth checkpoint."""
+    number, delay, begun = rng.randint(1, 5), rng.uniform(0, 14 * PAUSE), [0.0]
+
+    def kill() -> None:
+        if writing.value == number and not begun[0]:
+            begun[0] = time.monotonic()
+        if begun[0] and time.monotonic() - begun[0] >= delay:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid or 0, signal.SIGKILL)
+
+    return kill
 
 
 def rest_of(name: str) -> str:

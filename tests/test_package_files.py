@@ -1,0 +1,20 @@
+"""What the package reads at run time is in what is built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BUILT = {".py", ".pyc", ".so", ".pyd", ".typed"}
+
+
+def test_every_data_file_is_named_in_pyproject():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["vqvae2_fast"]
+    package = ROOT / "vqvae2_fast"
+    named = {path for pattern in patterns for path in package.glob(pattern)}
+    found = {path for path in package.rglob("*") if path.is_file() and path.suffix not in BUILT}
+    assert not found - named

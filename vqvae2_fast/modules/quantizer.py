@@ -9,6 +9,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
@@ -30,6 +31,7 @@ _CHOICES = {
     "ema_start": ("one", "zero", "debiased"),
     "gradient": ("straight_through", "rotation"),
     "update": ("forward", "step"),
+    "metric": ("euclidean", "cosine"),
 }
 
 
@@ -62,6 +64,10 @@ class VectorQuantizerEMA(nn.Module):
         gradient: To z from z_q: "straight_through", or "rotation" (https://arxiv.org/abs/2410.06424).
         update: "forward": at the end of each training forward. "step": when `update_codebook_` is
             called, once an optimiser step after backward; the statistics of micro-batches add up.
+        metric: "cosine": vectors are divided by their length before all else (gradients go through
+            that), and codes kept at length one: the nearest code is the one of largest cosine, z_q
+            has length one, and the loss compares the two unit vectors. Averages are of unit vectors
+            (`use_cosine_sim` of vector-quantize-pytorch).
         seed: Of the start and of restarts; the same on every process.
         stream: Level of this quantiser, so that levels of one seed draw apart; 0 the coarsest.
 
@@ -98,12 +104,16 @@ class VectorQuantizerEMA(nn.Module):
         update: Literal["forward", "step"] = "forward",
         seed: int = 0,
         stream: int = 0,
+        metric: Literal["euclidean", "cosine"] = "euclidean",
     ) -> None:
         super().__init__()
         for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
             if value < 1:
                 raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
-        chosen = {"init": init, "ema_start": ema_start, "gradient": gradient, "update": update}
+        chosen = {
+            "init": init, "ema_start": ema_start, "gradient": gradient, "update": update,
+            "metric": metric,
+        }  # fmt: skip
         for name, choice in chosen.items():
             if choice not in _CHOICES[name]:
                 raise ValueError(
@@ -123,11 +133,12 @@ class VectorQuantizerEMA(nn.Module):
         self.restart = restart
         self.gradient = gradient
         self.update = update
+        self.metric = metric
         self.seed = seed
         self.stream = stream
 
-        codebook = initial_codebook(
-            num_embeddings, embedding_dim, init=init, seed=seed, stream=stream
+        codebook = self._on_sphere(
+            initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
         )
         start = torch.full((num_embeddings,), 1.0 if ema_start == "one" else 0.0)
         self.register_buffer("codebook", codebook)
@@ -150,8 +161,12 @@ class VectorQuantizerEMA(nn.Module):
         return (
             f"{self.num_embeddings}, {self.embedding_dim}, commitment_cost={self.commitment_cost}, "
             f"decay={self.decay}, ema_start={self.ema_start!r}, restart={self.restart}, "
-            f"gradient={self.gradient!r}, update={self.update!r}"
+            f"gradient={self.gradient!r}, update={self.update!r}, metric={self.metric!r}"
         )
+
+    def _on_sphere(self, vectors: Tensor) -> Tensor:
+        """`[..., D]` as the metric compares them; a vector of zeros stays."""
+        return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
@@ -162,7 +177,7 @@ class VectorQuantizerEMA(nn.Module):
         Returns:
             z_q: `[..., D]`, the codebook's rows in z's dtype, with the chosen gradient to z.
             indices: int64, `[...]`.
-            loss: float32, 0-d: commitment_cost × mean((z − z_q)²).
+            loss: float32, 0-d: commitment_cost × mean((z − z_q)²), with "cosine" of z / ‖z‖.
 
         Raises:
             ValueError: The last size of z is not D.
@@ -176,6 +191,7 @@ class VectorQuantizerEMA(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             recomputing = self.training and _inside_backward()
             learning = self.training and not recomputing
+            z = self._on_sphere(z)
             if learning:
                 self._prepare(z)
             z_q, indices, commitment = ops.vector_quantize(z, self._codebook_to_use(recomputing))
@@ -194,7 +210,7 @@ class VectorQuantizerEMA(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """Indices alone, int64 `[...]`: no statistics, in either mode."""
         with torch.autocast(z.device.type, enabled=False):
-            return ops.nearest_code(z, self.codebook)[0]
+            return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
@@ -206,15 +222,16 @@ class VectorQuantizerEMA(nn.Module):
     ) -> None:
         """Start from given codes `[K, D]`, with counts `[K]` and averages `[K, D]` if given.
 
-        Without them the counts are those of `ema_start` and the averages are the codes.
+        Without them the counts are those of `ema_start` and the averages are the codes. With the
+        cosine metric codes are divided by their length.
         """
         if codebook.shape != self.codebook.shape:
             raise ValueError(
                 f"VectorQuantizerEMA: expected codebook {list(self.codebook.shape)}, "
                 f"got {list(codebook.shape)}."
             )
-        self.codebook.copy_(codebook)
-        self.embed_avg.copy_(codebook if embed_avg is None else embed_avg)
+        self.codebook.copy_(self._on_sphere(codebook))
+        self.embed_avg.copy_(self.codebook if embed_avg is None else embed_avg)
         if cluster_size is None:
             self.cluster_size.fill_(1.0 if self.ema_start == "one" else 0.0)
         else:
@@ -261,6 +278,8 @@ class VectorQuantizerEMA(nn.Module):
         ops.ema_update_(
             counts, sums, self.cluster_size, self.embed_avg, self.codebook, decay, self.epsilon
         )
+        if self.metric == "cosine":
+            self.codebook.copy_(self._on_sphere(self.codebook))
         if self.restart:
             self._restart_unused(rest.view(self.num_embeddings, dim), span[1] > 0)
         self.usage = (counts > 0).float().mean()

@@ -62,7 +62,7 @@ class Stage:
     model: nn.Module
     batches: Callable[[int], Iterator[Any]]
     loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
-    validate: Callable[[nn.Module], dict[str, float]]
+    validate: Callable[[Any], dict[str, float]]
     headline: str
     after_step: Callable[[], object] = lambda: None
     lower_is_better: bool = False

@@ -51,8 +51,8 @@ def prior_stage(
     records = balanced(train_set, class_balance)
 
     def loss(batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        maps, labels = batch
-        labels = prior_labels(prior, labels.to(device))
+        maps, found = batch
+        labels = prior_labels(prior, found.to(device))
         if labels is not None and label_dropout:
             dropped = torch.rand(labels.shape, device=device) < label_dropout
             labels = torch.where(dropped, prior.config.num_classes, labels)

@@ -34,6 +34,12 @@ Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
   const Floats a = search_data::gaussian(random, rows * inputs);
   Floats weights = search_data::gaussian(random, panels * inputs * words);
   const Floats bias = search_data::gaussian(random, columns);
+  if (words == sampler::kQuarterPanel) {  // any bytes
+    const size_t size = weights.size() * sizeof(float);
+    auto* bytes = reinterpret_cast<int8_t*>(weights.data());
+    for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<int8_t>(random() % 255 - 127);
+  }
+  const Floats scales = search_data::gaussian(random, columns);
   Floats c(rows * columns);
   sampler::Product call = {};
   call.a = a.data();
@@ -48,6 +54,7 @@ Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
   call.initial = bias.data();
   call.c = c.data();
   call.c_stride = columns;
+  call.scales = scales.data();
   kernels().sampler.product(call);
   return c;
 }
@@ -79,6 +86,7 @@ int main() {
   for (const char* const* level = simd_levels(); *level; ++level) {
     for (const int64_t rows : {1, 3, 13}) {
       compare(*level, "float32 product", [&] { return product(sampler::kPanel, rows, 3, 37); });
+      compare(*level, "int8 product", [&] { return product(sampler::kQuarterPanel, rows, 3, 37); });
       compare(*level, "bfloat16 product",
               [&] { return product(sampler::kHalfPanel, rows, 3, 37); });
     }

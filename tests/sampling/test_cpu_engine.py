@@ -241,6 +241,53 @@ def test_bfloat16_weights_are_rounded_and_nothing_else(
         assert torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
 
 
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+def test_int8_weights_are_rounded_to_their_scale_and_nothing_else(mask, attention, monkeypatch):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, 3)
+    logits = logits_with_weights(prior, inputs, torch.int8)
+    exact = logits_with_weights(prior, inputs, torch.float32)
+
+    def rounded(self, name, *weights):
+        scale = cpu.int8_scales(*weights)
+        return [
+            cpu.to_int8(w, scale) * scale.view(len(scale), *[1] * (w.ndim - 2), -1) for w in weights
+        ]
+
+    monkeypatch.setattr(cpu._Description, "scaled", rounded)
+    same = logits_with_weights(prior, inputs, torch.float32)
+    # A scale is taken of a block's sum and not of each weight: float32 roundings apart.
+    torch.testing.assert_close(logits, same, rtol=0, atol=2e-5 * float(same.abs().max()))
+    assert (logits - exact).abs().max() > 100 * (logits - same).abs().max()
+
+
+def test_int8_scales_span_the_largest_weight_of_each_output():
+    weights = torch.tensor([[[1.0, -0.5, 0.0], [-2.54, 0.5, 0.0]]])  # [1, inputs, outputs]
+    scale = cpu.int8_scales(weights, torch.full((1, 2, 3), 0.127))
+    torch.testing.assert_close(scale, torch.tensor([[0.02, 0.5 / 127, 0.001]]))
+    assert cpu.to_int8(weights, scale).tolist() == [[[50, -127, 0], [-127, 127, 0]]]
+    assert cpu.int8_scales(torch.zeros(1, 2, 3)).eq(1).all()
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("mask", ["exclude", "include"])
+def test_int8_logits_are_bit_equal_in_any_batch_with_any_threads_and_level(
+    mask, attention, threads
+):
+    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    inputs = prior_inputs(prior, 6)
+    threads(1)
+    expected = logits_with_weights(prior, inputs, torch.int8)
+    for level in simd_levels():
+        with simd_level(level):
+            for rows in (slice(0, 1), slice(1, 3), slice(0, 6)):
+                part = logits_with_weights(prior, rows_of(inputs, rows), torch.int8)
+                assert torch.equal(part, expected[rows])
+    threads(2)
+    assert torch.equal(logits_with_weights(prior, inputs, torch.int8), expected)
+
+
 def test_packed_weights_live_as_long_as_their_plan():
     prior = tiny_prior()
     plan = plan_of(prior, interface_of(prior))
@@ -284,9 +331,11 @@ def test_a_prior_that_does_not_fit_is_refused_with_the_reason():
     assert (name, "float64" in reason) == ("eager", True)
 
 
-def test_bfloat16_is_an_engine_that_auto_never_takes():
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_rounded_weights_are_an_engine_that_auto_never_takes(weights):
     prior = tiny_prior()
     inputs = prior_inputs(prior, 2)
-    logits = teacher_forced_logits(prior, inputs["codes"], engine="cpu_bfloat16")
-    assert torch.equal(logits, logits_with_weights(prior, inputs, torch.bfloat16))
+    logits = teacher_forced_logits(prior, inputs["codes"], engine=f"cpu_{weights}")
+    assert torch.equal(logits, logits_with_weights(prior, inputs, getattr(torch, weights)))
+    assert not torch.equal(logits, logits_of(prior, inputs))
     assert torch.equal(teacher_forced_logits(prior, inputs["codes"]), logits_of(prior, inputs))

@@ -42,6 +42,9 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
     "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
         plan_of(prior, interface), request, torch.bfloat16
     ),
+    "cpu_int8": lambda prior, interface, request: draw_cpu(
+        plan_of(prior, interface), request, torch.int8
+    ),
 }
 
 
@@ -103,7 +106,8 @@ def sample_codes(
         top_k, top_p, guidance_scale: See `DrawingRule`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
         engine: `cpu` (compiled, float32), `cpu_bfloat16` (the same with its matrices rounded to
-            bfloat16: faster, and another prior by that rounding), `eager` (any device and dtype),
+            bfloat16: faster, and another prior by that rounding), `cpu_int8` (likewise, int8 with a
+            scale per output, float32 sums), `eager` (any device and dtype),
             `reference` (the full forward for each code: the definition), or `auto`, the fastest
             exact one that takes the prior.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or

@@ -50,7 +50,7 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
         {in.row(sample, r - kernel / 2), in.row_stride(), in.channels, in.height, in.width,
          layers.weight(n, panel) + r * row_inputs * layers.words, layers.words, 0, 1, row_inputs,
          first ? layers.bias(n) + panel * kPanel : c, first ? 0 : in.width * outputs,
-         first ? 0 : outputs, c, in.width * outputs, outputs});
+         first ? 0 : outputs, c, in.width * outputs, outputs, layers.scale(n, panel)});
   }
 }
 

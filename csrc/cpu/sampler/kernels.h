@@ -13,6 +13,7 @@ namespace vqvae2_fast::cpu::sampler {
 constexpr int64_t kPanel = 32;
 // A panel of gates holds kHalfPanel values, then the values that their sigmoids are taken of.
 constexpr int64_t kHalfPanel = kPanel / 2;
+constexpr int64_t kQuarterPanel = kPanel / 4;
 
 // c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows.
 struct Product {
@@ -22,7 +23,7 @@ struct Product {
   int64_t groups, rows;
   // Packed: panel p at weights + p * panel_stride, [inputs, words]. words = kPanel is float32;
   // words = kHalfPanel is bfloat16: word i holds column i in its low half, i + kHalfPanel in its
-  // high half.
+  // high half; words = kQuarterPanel is int8, column after column.
   const float* weights;
   int64_t words, panel_stride;
   int64_t panels, inputs;
@@ -32,6 +33,8 @@ struct Product {
   // c + g * c_group_stride + r * c_stride: panels * kPanel values.
   float* c;
   int64_t c_group_stride, c_stride;
+  // Of int8 weights, [panels * kPanel]: a block's sum times its column's scale is what is added.
+  const float* scales = nullptr;
   // The weights are not read again soon: they should not push others out of the caches.
   bool once = false;
 };

@@ -61,7 +61,7 @@ class Pixel {
     if (panels.size() <= 0) return;
     kernels.product({a, 0, a_stride, 1, s.rows, m.weight(n, panels.begin), m.words,
                      m.inputs * m.words, panels.size(), m.inputs, m.bias(n) + panels.begin * kPanel,
-                     0, 0, c + panels.begin * kPanel, 0, m.outputs()});
+                     0, 0, c + panels.begin * kPanel, 0, m.outputs(), m.scale(n, panels.begin)});
   }
 
   // Adds one current tap of one convolution. The tap at -d needs nothing that is nearer than d
@@ -79,17 +79,18 @@ class Pixel {
     const int64_t matrix = layer * plan.taps.num_current + tap;
     const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
                                                       channels * convolutions.words;
+    const float* scales = convolutions.scale(layer, panels.begin);
     float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
     const float* a = ring.at(layer, 0, i, j + offset);
     const int64_t sample_stride = plan.width * outputs;
     if (s.rows == 1) {  // columns as rows: one tile
       kernels.product({a, 0, channels, 1, columns, weights, convolutions.words,
                        channels * convolutions.words, panels.size(), channels, c, 0, outputs, c, 0,
-                       outputs, offset < -1});
+                       outputs, scales, offset < -1});
     } else {
       kernels.product({a, channels, ring.sample_stride(), columns, s.rows, weights,
                        convolutions.words, channels * convolutions.words, panels.size(), channels,
-                       c, outputs, sample_stride, c, outputs, sample_stride, offset < -1});
+                       c, outputs, sample_stride, c, outputs, sample_stride, scales, offset < -1});
     }
   }
 

@@ -51,6 +51,7 @@ class Reader {
     m.words = words();
     m.weights = tensor(name + ".weight", count * m.panels * inputs * m.words);
     if (with_bias) m.biases = tensor(name + ".bias", count * m.outputs());
+    m.scales = scales(name, count * m.outputs());
     return m;
   }
 
@@ -64,6 +65,7 @@ class Reader {
     c.above = tensor(name + ".above", tap * taps.rows_above * taps.num_columns);
     c.current = tensor(name + ".current", tap * taps.num_current);
     c.biases = tensor(name + ".bias", count * c.outputs());
+    c.scales = scales(name, count * c.outputs());
     return c;
   }
 
@@ -76,8 +78,12 @@ class Reader {
  private:
   int64_t words() const {
     const int64_t words = integer("words");
-    if (words != kPanel && words != kHalfPanel) fail("unknown words");
+    if (words != kPanel && words != kHalfPanel && words != kQuarterPanel) fail("unknown words");
     return words;
+  }
+
+  const float* scales(const std::string& name, int64_t size) {
+    return words() == kQuarterPanel ? tensor(name + ".scale", size) : nullptr;
   }
 
   [[noreturn]] static void fail(const std::string& what) {

@@ -29,6 +29,7 @@ struct Description {
 struct Matrices {
   const float* weights = nullptr;  // [n, panels, inputs, words]
   const float* biases = nullptr;   // [n, panels * kPanel]
+  const float* scales = nullptr;   // [n, panels * kPanel] of int8 weights, else null
   int64_t inputs = 0, panels = 0;
   int64_t words = kPanel;  // as in Product
 
@@ -37,6 +38,9 @@ struct Matrices {
     return weights + (n * panels + panel) * inputs * words;
   }
   const float* bias(int64_t n) const { return biases + n * outputs(); }
+  const float* scale(int64_t n, int64_t panel) const {
+    return scales ? scales + n * outputs() + panel * kPanel : nullptr;
+  }
 };
 
 // n causal convolutions of one shape, taps split by rows < i and row i.
@@ -44,10 +48,14 @@ struct Convolutions {
   const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, words]
   const float* current = nullptr;  // [n, num_current, panels, channels, words]
   const float* biases = nullptr;   // [n, panels * kPanel]
+  const float* scales = nullptr;   // as in Matrices; of all taps
   int64_t channels = 0, panels = 0;
   int64_t words = kPanel;  // as in Product
 
   int64_t outputs() const { return panels * kPanel; }
+  const float* scale(int64_t n, int64_t panel) const {
+    return scales ? scales + n * outputs() + panel * kPanel : nullptr;
+  }
 };
 
 // Two pointwise layers with an ELU between, the second to gates: n of one shape.

@@ -36,6 +36,10 @@ inline void load_weights(const float* words, Vec* w) {
   if constexpr (WORDS == kPanel) {
 #pragma GCC unroll 8
     for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
+  } else if constexpr (WORDS == kQuarterPanel) {
+    const auto* bytes = reinterpret_cast<const int8_t*>(words);
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) w[v] = Vec::load_bytes(bytes + v * Vec::kLanes);
   } else {
 #pragma GCC unroll 8
     for (int v = 0; v < VECS; v += 2) Vec::load_halves(words + v / 2 * Vec::kLanes, w[v], w[v + 1]);
@@ -44,7 +48,7 @@ inline void load_weights(const float* words, Vec* w) {
 
 template <int WORDS>
 constexpr int64_t column(int v) {
-  return WORDS == kPanel ? v * Vec::kLanes : v / 2 * Vec::kLanes + v % 2 * kHalfPanel;
+  return WORDS == kHalfPanel ? v / 2 * Vec::kLanes + v % 2 * kHalfPanel : v * Vec::kLanes;
 }
 
 // c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
@@ -52,7 +56,7 @@ constexpr int64_t column(int v) {
 template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
-                         int64_t initial_stride, float* c, int64_t c_stride) {
+                         int64_t initial_stride, float* c, int64_t c_stride, const float* scales) {
   constexpr int kColumns = PANELS * VECS;
   Vec sums[ROWS][kColumns];
 #pragma GCC unroll 12
@@ -85,7 +89,12 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
       const int64_t at = v / VECS * kPanel + column<WORDS>(v % VECS);
-      (Vec::load(initial + r * initial_stride + at) + sums[r][v]).store(c + r * c_stride + at);
+      const Vec before = Vec::load(initial + r * initial_stride + at);
+      Vec after = before + sums[r][v];
+      if constexpr (WORDS == kQuarterPanel) {
+        after = before.add_product_fused(sums[r][v], Vec::load(scales + at));
+      }
+      after.store(c + r * c_stride + at);
     }
   }
 }
@@ -94,16 +103,18 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
                             int64_t panel_stride, int64_t inputs, const float* initial,
-                            int64_t initial_stride, float* c, int64_t c_stride) {
+                            int64_t initial_stride, float* c, int64_t c_stride,
+                            const float* scales) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<HINT, WORDS, ROWS - 1, PANELS, VECS>(
-          rows, a, a_stride, weights, panel_stride, inputs, initial, initial_stride, c, c_stride);
+      product_tile_of<HINT, WORDS, ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride,
+                                                           inputs, initial, initial_stride, c,
+                                                           c_stride, scales);
       return;
     }
   }
   product_tile<HINT, WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
-                                                initial_stride, c, c_stride);
+                                                initial_stride, c, c_stride, scales);
 }
 
 // All blocks of PANELS panels, from `panel`, for every row.
@@ -126,7 +137,8 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
           product_tile_of<HINT, WORDS, ROWS, PANELS, VECS>(
               rows, a, p.a_stride, weights + v * WORDS / kPanelVecs, p.panel_stride, inputs,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
-              p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride);
+              p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
+              p.scales ? p.scales + at : nullptr);
         }
       }
     }
@@ -176,8 +188,10 @@ inline void product_of(const Product& p) {
 inline void product(const Product& p) {
   if (p.words == kPanel) {
     product_of<kPanel>(p);
-  } else {
+  } else if (p.words == kHalfPanel) {
     product_of<kHalfPanel>(p);
+  } else {
+    product_of<kQuarterPanel>(p);
   }
 }
 

@@ -39,7 +39,7 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
        height * width * condition.channels, condition.channels, state.batch, width,
        matrices.weight(layer, panel), matrices.words, 0, 1, matrices.inputs, state.zeros.data(), 0,
        0, state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
-       width * outputs, outputs});
+       width * outputs, outputs, matrices.scale(layer, panel)});
 }
 
 // Bias, class and condition of one panel: where the sums begin.
@@ -95,8 +95,8 @@ void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, i
     if (row < 0) continue;  // above the map: zeros
     state.kernels.product({ring.at(layer, 0, row, taps.first_column), ring.sample_stride(),
                            ring.channels, state.rows, width, weights, convolutions.words, 0, 1,
-                           row_inputs, out, width * outputs, outputs, out, width * outputs,
-                           outputs});
+                           row_inputs, out, width * outputs, outputs, out, width * outputs, outputs,
+                           convolutions.scale(layer, panel)});
   }
 }
 

@@ -21,6 +21,11 @@ struct Vec {
     low = {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))};
     high = {_mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(-0x10000)))};
   }
+  // kLanes signed bytes.
+  static Vec load_bytes(const int8_t* bytes) {
+    const __m128i packed = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed))};
+  }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.

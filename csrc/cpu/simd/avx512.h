@@ -21,6 +21,11 @@ struct Vec {
     low = {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
     high = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000)))};
   }
+  // kLanes signed bytes.
+  static Vec load_bytes(const int8_t* bytes) {
+    const __m128i packed = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed))};
+  }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   Vec add_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.

@@ -23,6 +23,12 @@ struct Vec {
     low = {vreinterpretq_f32_u32(vshlq_n_u32(bits, 16))};
     high = {vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xFFFF0000u)))};
   }
+  // kLanes signed bytes.
+  static Vec load_bytes(const int8_t* bytes) {
+    int8_t eight[8] = {};
+    __builtin_memcpy(eight, bytes, kLanes);
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(eight)))))};
+  }
   void store(float* p) const { vst1q_f32(p, v); }
   Vec add_product(Vec a, Vec b) const { return {vfmaq_f32(v, a.v, b.v)}; }
   // The same: the product is never rounded here.

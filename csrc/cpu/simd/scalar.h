@@ -31,6 +31,12 @@ struct Vec {
       __builtin_memcpy(&high.v[l], &high_bits, sizeof(bits));
     }
   }
+  // kLanes signed bytes.
+  static Vec load_bytes(const int8_t* bytes) {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = static_cast<float>(bytes[l]);
+    return r;
+  }
   void store(float* p) const {
     for (int l = 0; l < kLanes; ++l) p[l] = v[l];
   }

@@ -25,6 +25,8 @@ __all__ = ["draw_cpu", "draw_cpu_timed", "why_not_cpu"]
 
 # Columns of a packed panel, and values (or gates) of a panel of gates: kPanel, kHalfPanel.
 PANEL, HALF_PANEL = 32, 16
+# Words of 4 bytes that a panel's 32 weights of one input take.
+_WORDS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
 # Packed plans by the plan's id and the weights' dtype.
 _packed: dict[tuple[int, torch.dtype], Any] = {}
@@ -47,8 +49,9 @@ def draw_cpu(
     """Draw a map; threads as `torch.get_num_threads()` says.
 
     Args:
-        weights: float32, or bfloat16: the matrices are rounded to it, sums and everything else stay
-            float32. Half the bytes to read for a position, and a slightly different prior.
+        weights: float32; or bfloat16: the matrices are rounded to it; or int8: to multiples of
+            1/127 of the largest of each output's weights. Sums and everything else stay float32:
+            half or a quarter of the bytes to read for a position, and a slightly different prior.
 
     Raises:
         RuntimeError: No compiled module, or a prior on another device or of another dtype.
@@ -155,13 +158,31 @@ def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`, or of 16 words of two bfloat16."""
+    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`, or of 16 words of two bfloat16, or of
+    8 words of four int8 (a weight that is int8 already)."""
     panels = weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
     if dtype == torch.float32:
         return panels
+    if dtype == torch.int8:
+        return panels.contiguous().view(torch.float32)
     # Column i in the low half of word i, column i + 16 in its high half.
     halves = panels.to(dtype).unflatten(-1, (2, HALF_PANEL)).transpose(-1, -2).flatten(-2)
     return halves.view(torch.float32)
+
+
+def int8_scales(*weights: Tensor) -> Tensor:
+    """Weights `[n, ..., outputs]` -> `[n, outputs]`: the largest magnitude of each output / 127."""
+    largest = torch.zeros(weights[0].shape[0], weights[0].shape[-1])
+    for weight in weights:
+        if weight.numel():
+            largest = torch.maximum(largest, weight.flatten(1, -2).abs().amax(1))
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
+def to_int8(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weight `[n, ..., outputs]` over its scale `[n, outputs]`, rounded: in -127..127."""
+    shape = (scale.shape[0], *[1] * (weight.ndim - 2), scale.shape[1])
+    return (weight / scale.view(shape)).round().to(torch.int8)
 
 
 class _Description:
@@ -169,13 +190,20 @@ class _Description:
 
     def __init__(self, weights: torch.dtype) -> None:
         self.weights = weights
-        self.integers: dict[str, int | list[int]] = {
-            "words": PANEL if weights == torch.float32 else HALF_PANEL
-        }
+        self.integers: dict[str, int | list[int]] = {"words": _WORDS[weights]}
         self.tensors: dict[str, Tensor] = {}
+
+    def scaled(self, name: str, *weights: Tensor) -> list[Tensor]:
+        """Weights `[n, ..., outputs]` as they are to be packed, with one scale per n and output."""
+        if self.weights != torch.int8:
+            return list(weights)
+        scale = int8_scales(*weights)
+        self.tensors[f"{name}.scale"] = scale
+        return [to_int8(weight, scale) for weight in weights]
 
     def matrices(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight `[n, inputs, outputs]`, outputs padded."""
+        (weight,) = self.scaled(name, weight)
         self.tensors[f"{name}.weight"] = _panels(weight, self.weights)
         if bias is not None:
             self.tensors[f"{name}.bias"] = bias
@@ -205,8 +233,9 @@ class _Description:
             return outputs(_pad(weight, [in_channels], -2))  # [n, taps, C_in, C_out]
 
         above = by_tap(plan.above, len(plan.above_offsets))
-        self.tensors[f"{name}.above"] = _panels(above.flatten(1, 2), self.weights)
         current = by_tap(plan.current, len(plan.current_offsets))
+        above, current = self.scaled(name, above, current)
+        self.tensors[f"{name}.above"] = _panels(above.flatten(1, 2), self.weights)
         self.tensors[f"{name}.current"] = _panels(current, self.weights)
         self.tensors[f"{name}.bias"] = outputs(plan.bias)
 
@@ -246,7 +275,7 @@ def _describe(
         d.pointwise("output", plan.output_layers, [channels], whole=True)
         d.integers["output.inner_channels"] = _round_up(plan.output_layers.inner_channels)
     head = _pad(_pad(plan.head, [channels], -2), [plan.num_embeddings], -1)
-    d.matrices("head", head, _pad(plan.head_bias, [plan.num_embeddings], -1))
+    d.matrices("head", head[None], _pad(plan.head_bias, [plan.num_embeddings], -1))
     d.integers["condition.sizes"] = [side for size in plan.condition_sizes for side in size]
     if plan.condition is not None:
         _describe_condition(d, plan.condition)

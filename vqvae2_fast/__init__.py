@@ -14,7 +14,13 @@ from vqvae2_fast.models.configs import (
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
-from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images, stream_images
+from vqvae2_fast.sampling import (
+    Pipeline,
+    sample_codes,
+    sample_images,
+    score_codes,
+    stream_images,
+)
 from vqvae2_fast.training.checkpoint import load, save
 from vqvae2_fast.training.pretrained import from_preset
 
@@ -37,5 +43,6 @@ __all__ = [
     "sample_codes",
     "sample_images",
     "save",
+    "score_codes",
     "stream_images",
 ]

@@ -4,7 +4,12 @@ from vqvae2_fast.sampling.pipeline import Pipeline, sample_images, sample_levels
 from vqvae2_fast.sampling.plan import SamplingPlan
 from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
 from vqvae2_fast.sampling.rule import DrawingRule
-from vqvae2_fast.sampling.sampler import choose_engine, sample_codes, teacher_forced_logits
+from vqvae2_fast.sampling.sampler import (
+    choose_engine,
+    sample_codes,
+    score_codes,
+    teacher_forced_logits,
+)
 from vqvae2_fast.sampling.stream import DrawSettings, SampleBatch, draw_batch, stream_images
 
 __all__ = [
@@ -21,6 +26,7 @@ __all__ = [
     "sample_codes",
     "sample_images",
     "sample_levels",
+    "score_codes",
     "stream_images",
     "teacher_forced_logits",
 ]

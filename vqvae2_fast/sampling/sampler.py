@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
-__all__ = ["ENGINES", "choose_engine", "evaluating", "sample_codes", "teacher_forced_logits"]
+__all__ = [
+    "ENGINES",
+    "choose_engine",
+    "evaluating",
+    "sample_codes",
+    "score_codes",
+    "teacher_forced_logits",
+]
 
 # An engine takes the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
@@ -136,7 +143,10 @@ def sample_codes(
             f"sample_codes: expected guidance_scale=1 for a prior without classes, got "
             f"{guidance_scale}."
         )
-    _check_map_arguments(interface, batch_size, known=known, noise=noise)
+    if known is not None:
+        _check_codes("sample_codes", "known", known, interface, batch_size, lowest=-1)
+    if noise is not None:
+        _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
         batch_size, interface.size[1], interface.num_embeddings, device, seed, first_sample, stream,
         given=None if noise is None else noise.to(device),
@@ -173,26 +183,68 @@ def teacher_forced_logits(
     The way to compare engines position by position, whatever they would draw.
 
     Args:
-        codes: int64 `[B, H, W]`.
+        codes: int64 `[B, H, W]`, in 0..K-1.
         condition, labels, engine: As in `sample_codes`.
     """
+    where = "teacher_forced_logits"
+    logits = _teacher_forced(where, prior, codes, condition, labels, engine, logits=True).logits
+    assert logits is not None
+    return logits.clone()
+
+
+def score_codes(
+    prior: nn.Module,
+    codes: Tensor,
+    condition: Sequence[Tensor] | Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    engine: str = "auto",
+) -> Tensor:
+    """Log-likelihood of each code given those before it, float32 `[B, H, W]`, nats.
+
+    Teacher forcing through the engine that draws: what `sample_codes(..., known=codes,
+    return_log_prob=True)` returns, bit for bit, and under engine `cpu` the same in any batch. The
+    sum over a map is its log-likelihood. For held-out sets on which only the mean counts,
+    `metrics.prior_likelihood` runs the full network once a batch and is faster.
+
+    Args:
+        codes: int64 `[B, H, W]`, in 0..K-1.
+        condition, labels, engine: As in `sample_codes`.
+
+    Raises:
+        ValueError, TypeError: As `sample_codes`.
+    """
+    where = "score_codes"
+    log_prob = _teacher_forced(where, prior, codes, condition, labels, engine).log_prob
+    assert log_prob is not None
+    return log_prob.clone()
+
+
+def _teacher_forced(
+    where: str,
+    prior: nn.Module,
+    codes: Tensor,
+    condition: Sequence[Tensor] | Tensor | None,
+    labels: Tensor | None,
+    engine: str,
+    *,
+    logits: bool = False,
+) -> Drawn:
+    """Logits, or log-probabilities, of given codes."""
     interface = interface_of(prior)
-    batch_size = codes.shape[0]
-    _check_map_arguments(interface, batch_size, known=codes, noise=None)
+    batch_size = codes.shape[0] if codes.ndim == 3 else 1
+    _check_codes(where, "codes", codes, interface, batch_size, lowest=0)
     device = _device(prior)
     request = DrawRequest(
         batch_size,
-        *_checked_context(
-            "teacher_forced_logits", interface, batch_size, condition, labels, device
-        ),
+        *_checked_context(where, interface, batch_size, condition, labels, device),
         known=codes.to(device),
         noise=DrawNoise(batch_size, interface.size[1], interface.num_embeddings, device),
         rule=DrawingRule(temperature=0.0),
-        want_logits=True,
+        want_log_prob=not logits,
+        want_logits=logits,
     )
-    logits = _draw(prior, interface, request, engine).logits
-    assert logits is not None
-    return logits.clone()
+    return _draw(prior, interface, request, engine)
 
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
@@ -231,22 +283,27 @@ def _checked_context(
     return [codes.to(device) for codes in maps], None if labels is None else labels.to(device)
 
 
-def _check_map_arguments(
-    interface: PriorInterface, batch_size: int, *, known: Tensor | None, noise: Tensor | None
+def _check_codes(
+    where: str,
+    name: str,
+    codes: Tensor,
+    interface: PriorInterface,
+    batch_size: int,
+    *,
+    lowest: int,
 ) -> None:
     shape = (batch_size, *interface.size)
-    if known is not None:
-        check_int64("sample_codes", "known", known)
-        if known.shape != shape:
-            raise ValueError(
-                f"sample_codes: expected known {list(shape)}, got {list(known.shape)}."
-            )
-        check_range("sample_codes", "known", known, -1, interface.num_embeddings)
-    if noise is not None:
-        if noise.dtype != torch.float32:
-            raise TypeError(f"sample_codes: expected noise float32, got {noise.dtype}.")
-        if noise.shape != (*shape, interface.num_embeddings):
-            raise ValueError(
-                f"sample_codes: expected noise {[*shape, interface.num_embeddings]} (B, H, W, K), "
-                f"got {list(noise.shape)}."
-            )
+    check_int64(where, name, codes)
+    if codes.shape != shape:
+        raise ValueError(f"{where}: expected {name} {list(shape)}, got {list(codes.shape)}.")
+    check_range(where, name, codes, lowest, interface.num_embeddings)
+
+
+def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> None:
+    shape = (batch_size, *interface.size, interface.num_embeddings)
+    if noise.dtype != torch.float32:
+        raise TypeError(f"sample_codes: expected noise float32, got {noise.dtype}.")
+    if noise.shape != shape:
+        raise ValueError(
+            f"sample_codes: expected noise {list(shape)} (B, H, W, K), got {list(noise.shape)}."
+        )

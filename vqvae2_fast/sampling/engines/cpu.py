@@ -158,8 +158,8 @@ def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`, or of 16 words of two bfloat16, or of
-    8 words of four int8 (a weight that is int8 already)."""
+    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`; bfloat16 and int8 (which the weight
+    is already) as 16 and 8 words of 4 bytes."""
     panels = weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
     if dtype == torch.float32:
         return panels

@@ -1,0 +1,76 @@
+"""`score_codes`: the log-likelihood of given codes."""
+
+import pytest
+import torch
+
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
+from vqvae2_fast.testing.compare import assert_close_to_float64
+from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
+
+CONFIGS = tiny_configs()
+ENGINES = ["reference", "eager"] + ([] if _native.module is None else ["cpu"])
+
+
+def log_prob_of(prior, inputs, dtype):
+    logits = prior.to(dtype)(*inputs.values())
+    chosen = logits.log_softmax(1).gather(1, inputs["codes"][:, None])[:, 0]
+    prior.float()
+    return chosen
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_are_those_of_the_full_network(name, engine):
+    prior = tiny_prior(**CONFIGS[name])
+    inputs = prior_inputs(prior, 2)
+    scores = score_codes(prior, *inputs.values(), engine=engine)
+    assert (scores.shape, scores.dtype) == ((2, 4, 6), torch.float32)
+    with torch.no_grad():
+        full, exact = (log_prob_of(prior, inputs, t) for t in (torch.float32, torch.float64))
+    assert_close_to_float64(scores, full, exact, factor=2, what="scores")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scores_are_the_log_probabilities_returned_for_known_codes(engine):
+    prior = tiny_prior(num_classes=3, condition_sizes=((2, 3),))
+    inputs = prior_inputs(prior, 3)
+    context = {"condition": inputs["condition"], "labels": inputs["labels"], "engine": engine}
+    scores = score_codes(prior, inputs["codes"], **context)
+    _, known = sample_codes(prior, 3, known=inputs["codes"], return_log_prob=True, **context)
+    assert torch.equal(scores, known)
+    drawn, log_prob = sample_codes(prior, 3, return_log_prob=True, **context)
+    assert torch.equal(score_codes(prior, drawn, **context), log_prob)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+def test_scores_of_a_map_are_the_same_bits_in_any_batch():
+    prior = tiny_prior()
+    codes = prior_inputs(prior, 5)["codes"]
+    together = score_codes(prior, codes, engine="cpu")
+    for n in range(5):
+        assert torch.equal(score_codes(prior, codes[n : n + 1], engine="cpu")[0], together[n])
+
+
+@pytest.mark.parametrize("function", [score_codes, teacher_forced_logits])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda codes: codes - 1, ValueError, r"codes in 0\.\.12, got values in -1\.\."),
+        (lambda codes: codes + 13, ValueError, r"codes in 0\.\.12"),
+        (lambda codes: codes[:, :3], ValueError, r"codes \[2, 4, 6\], got \[2, 3, 6\]"),
+        (lambda codes: codes[0], ValueError, r"codes \[1, 4, 6\], got \[4, 6\]"),
+        (lambda codes: codes.float(), TypeError, "codes int64"),
+    ],
+    ids=["below 0", "beyond K", "rows", "no batch", "dtype"],
+)
+def test_bad_codes_are_named(function, change, error, message):
+    codes = torch.zeros(2, 4, 6, dtype=torch.int64)
+    with pytest.raises(error, match=f"{function.__name__}: expected {message}"):
+        function(tiny_prior(), change(codes))
+
+
+def test_context_is_checked_under_the_functions_name():
+    prior = tiny_prior(num_classes=3)
+    with pytest.raises(ValueError, match="score_codes: .*labels are missing"):
+        score_codes(prior, torch.zeros(1, 4, 6, dtype=torch.int64))

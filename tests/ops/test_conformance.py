@@ -43,12 +43,23 @@ def levels_of(operator):
     return simd_levels() if operator.owners.get("cpu") == "cpu" else simd_levels()[-1:]
 
 
-# Interpreted kernels are slow: all cases for results and gradients, four for what else must hold.
-FEW = 4 if INTERPRETED else None
+def make(case, change=lambda value: value):
+    return tuple(change(value) for value in case.make(torch.Generator().manual_seed(0)))
+
+
+def few_cases_of(name):
+    """Interpreted kernels are slow: all cases for results and gradients, four that reach a kernel
+    for what else must hold."""
+    cases = cases_of(name).CASES
+    if not INTERPRETED:
+        return cases
+    return [case for case in cases if OPERATORS[name].owner(*make(case)) == "triton"][:4]
+
+
 CASES = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
     for name, operator in OPERATORS.items()
-    for case in cases_of(name).CASES[:FEW]
+    for case in few_cases_of(name)
 ]
 ALL_BY_LEVEL = [
     pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
@@ -59,7 +70,7 @@ ALL_BY_LEVEL = [
 CASES_BY_LEVEL = [
     pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
     for name, operator in OPERATORS.items()
-    for case in cases_of(name).CASES[:FEW]
+    for case in few_cases_of(name)
     for level in levels_of(operator)
 ]
 ERRORS = [
@@ -68,10 +79,6 @@ ERRORS = [
     for error in cases_of(name).ERRORS
     if not INTERPRETED or f"{name}-{error.name}" not in TOLD_WITHOUT_POSITION
 ]
-
-
-def make(case, change=lambda value: value):
-    return tuple(change(value) for value in case.make(torch.Generator().manual_seed(0)))
 
 
 def clone(value):

@@ -13,6 +13,7 @@ import torch
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
 from vqvae2_fast.ops._registry import OPERATORS, TRITON_LAUNCHERS
+from vqvae2_fast.ops.gumbel_noise.reference import uniform_from_words
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.interpreter import interpret_on_cpu
 
@@ -89,6 +90,35 @@ def test_gate_takes_channels_last(condition):
     )
     assert torch.equal(actual, expected)
     assert actual.is_contiguous(memory_format=torch.channels_last)
+
+
+@interpreted
+def test_attention_is_owned_where_logits_are_dropped():
+    q, seed = torch.zeros(1, 2, 5, 4), torch.tensor(1)
+    operator = OPERATORS["causal_attention"]
+    assert operator.owner(q, q, q, 0.1, "logits", seed) == "triton"
+    assert operator.owner(q, q, q, 0.0, "logits", None) == "reference"
+    reason = operator.owner(q, q, q, 0.1, "probabilities", seed)
+    assert reason == "reference: dropout on probabilities"
+
+
+@interpreted
+def test_wide_heads_are_left_to_the_reference():
+    q, seed = torch.zeros(1, 1, 3, 65), torch.tensor(1)
+    reason = OPERATORS["causal_attention"].owner(q, q, q, 0.1, "logits", seed)
+    assert reason == "reference: heads of 65 and 65 values, more than 64 or none"
+    assert OPERATORS["causal_attention"].owner(*[q.half()] * 3, 0.1, "logits", seed) == "triton"
+
+
+@interpreted
+@pytest.mark.parametrize("dropout_p", [0.1, 0.3, 0.5, 1 / 3, 2.0**-23, 1 - 2.0**-23])
+def test_word_that_is_kept_is_the_one_whose_uniform_is(dropout_p):
+    from vqvae2_fast.ops.causal_attention.triton import _threshold
+
+    threshold = _threshold(dropout_p)
+    words = torch.tensor([threshold - 1, threshold]).clamp(min=0)
+    kept = uniform_from_words(words) >= dropout_p
+    assert kept.tolist() == [threshold == 0, True]
 
 
 def assert_search_is_exact(z, codebook):

@@ -7,6 +7,11 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.causal_attention.fused import (
+    fused_causal_attention,
+    is_without_dropout,
+    refusal,
+)
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
 
 __all__ = ["CAUSAL_ATTENTION", "causal_attention"]
@@ -15,6 +20,10 @@ CAUSAL_ATTENTION = register(
     "causal_attention",
     "(Tensor q, Tensor k, Tensor v, float dropout_p, str dropout_on, Tensor? seed) -> Tensor",
     reference=causal_attention_reference,
+    owners={"cuda": "triton"},
+    refusal=refusal,
+    by_design=is_without_dropout,
+    fused=fused_causal_attention,
 )
 
 
@@ -48,7 +57,8 @@ def causal_attention(
         RuntimeError: Tensors on different devices.
 
     Note:
-        Without dropout no L×L matrix is formed. With dropout the reference forms it.
+        No L×L matrix is formed without dropout, nor with dropout on logits where Triton owns the
+        call; the reference forms it with dropout.
     """
     check_floating("causal_attention", q=q, k=k, v=v)
     check_same_device("causal_attention", q=q, k=k, v=v)

@@ -27,6 +27,7 @@ def vqvae_stage(
     config: TrainConfig,
     *,
     flip: bool = False,
+    crop_padding: int = 0,
 ) -> Stage:
     """Mean squared error of the reconstruction plus the commitment losses of all levels.
 
@@ -35,6 +36,7 @@ def vqvae_stage(
 
     Args:
         flip: Mirror half of the training images left to right.
+        crop_padding: Shift training images at random by up to so many pixels; see `batches`.
     """
     check_images("vqvae_stage", model, train_set, "train_set")
     check_images("vqvae_stage", model, held_out, "held_out")
@@ -68,7 +70,7 @@ def vqvae_stage(
         model=model,
         batches=lambda first: batches(
             train_set, config.batch_size, seed=config.seed, start_step=first, flip=flip,
-            num_workers=config.workers,
+            crop_padding=crop_padding, num_workers=config.workers,
         ),
         loss=loss,
         validate=validate,

@@ -93,7 +93,8 @@ def write_card(out: Path, pipeline: Pipeline, held_out: CodeStore) -> None:
     card = {
         "licence": "MIT, as the emoji they are trained on (Microsoft Fluent Emoji)",
         "data": f"2,819 emoji of 32x32 pixels, mirrored; measured on {len(images)} others",
-        "command": f"python tools/train_pretrained.py --out vqvae2_fast/pretrained/{PRESET}",
+        "command": "OMP_NUM_THREADS=1 python tools/train_pretrained.py "
+        f"--out vqvae2_fast/pretrained/{PRESET}",
         "metrics": values,
         "sampling": {"temperature": TEMPERATURE, "guidance_scale": GUIDANCE_SCALE},
     }

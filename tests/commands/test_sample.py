@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_without_a_folder_it_takes_the_first_that_is_free(place, tmp_path, monke
 
 
 def test_a_preset_draws_by_what_its_card_recommends(place, tmp_path, monkeypatch):
-    card = {"drawing": {"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5]}}
+    card = {"sampling": {"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5]}}
     monkeypatch.setattr(common, "pretrained_folder", lambda name: place / "classes")
     monkeypatch.setattr(common, "pretrained_card", lambda name: card)
     arguments = ["sample", "--preset", "emoji32", "--n", "1", "--quiet", "--top-k", "5"]
@@ -287,6 +288,31 @@ def test_a_full_disk_is_told_and_goes_on_when_there_is_room(
     assert sample(place, out, *arguments) == 0
     assert sample(place, tmp_path / "peace", *arguments) == 0
     assert files(out) == files(tmp_path / "peace")
+
+
+def test_a_signal_stops_it_and_it_goes_on(place, tmp_path, capsys, monkeypatch):
+    add, out = SampleFolder.add, tmp_path / "out"
+
+    def add_and_signal(*batch):
+        add(*batch)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SampleFolder, "add", add_and_signal)
+    arguments = ["--n", "5", "--batch-size", "2"]
+    text = error_of(capsys, sample(place, out, *arguments), expected=143)
+    assert f"2 of 5 images are whole and in the index. Go on with --resume --out {out}" in text
+    monkeypatch.undo()
+    assert column(out, "sample") == [0, 1]
+    assert sample(place, out, *arguments, "--resume") == 0
+    assert sample(place, tmp_path / "peace", *arguments) == 0
+    assert files(out) == files(tmp_path / "peace")
+
+
+def test_progress_tells_images_and_codes_a_second(place, tmp_path, capsys):
+    arguments = ["--pipeline", str(place / "classes"), "--n", "3", "--out", str(tmp_path)]
+    assert main(["sample", *arguments]) == 0
+    text = capsys.readouterr().err
+    assert re.search(r"sample  240/240  took 0:0\d  3/3 images  [\d,]+ codes/s  ", text)
 
 
 def test_processes_share_the_work_and_draw_the_same_folder(place, tmp_path, monkeypatch, capsys):

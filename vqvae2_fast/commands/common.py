@@ -106,7 +106,7 @@ class ModelOptions:
     def recommended(self) -> dict[str, list[float]]:
         """Settings of drawing that a pretrained pipeline's card recommends, by their name."""
         card = {} if self.preset is None else pretrained_card(self.preset)
-        return dict(card.get("drawing", {}))
+        return dict(card.get("sampling", {}))
 
 
 @dataclass

@@ -22,11 +22,13 @@ from vqvae2_fast.report.grids import pictures
 from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.sampling import interface_of
 from vqvae2_fast.sampling.stream import codes_per_image, draw_batch
+from vqvae2_fast.training.interrupt import InterruptedRun, stop_requests
 from vqvae2_fast.training.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from vqvae2_fast.sampling import Pipeline
     from vqvae2_fast.training.progress import Task
 
 __all__ = ["Sample"]
@@ -169,36 +171,48 @@ def draw_into(
     if not wanted:
         return
     before = 0 if total is None else total - wanted
-    start = time.monotonic()
     with progress.task("sample", (before + wanted) * each, before * each) as task:
-        done = 0
-        for samples in batches:
-            shown = _row_by_row(plan, task, start, before, done, len(samples))
-            drawn = draw_batch(
-                plan.pipeline, samples, plan.settings, progress=shown, **plan.batch(samples)
-            )
-            folder.add(samples, pictures(drawn.images), plan.rows(drawn))
-            done += len(samples)
+        pace = _Pace(plan.pipeline, task, before, before + wanted)
+        with stop_requests() as stop:
+            for samples in batches:
+
+                def drawn_row(level: int, row: int, rows: int, size: int = len(samples)) -> None:
+                    pace.update(size, level, row / rows)
+                    if stop.number is not None:
+                        # What is drawn of this batch is lost; nothing of it is on the disk.
+                        raise InterruptedRun(
+                            f"sample: stopped by signal {stop.number}; {pace.images} of "
+                            f"{pace.total} images are whole and in the index. Go on with "
+                            f"--resume --out {folder.path}.",
+                            stop.number,
+                        )
+
+                drawn = draw_batch(
+                    plan.pipeline, samples, plan.settings, progress=drawn_row, **plan.batch(samples)
+                )
+                folder.add(samples, pictures(drawn.images), plan.rows(drawn))
+                pace.images += len(samples)
+                pace.update(0, 0, 0.0)
 
 
-def _row_by_row(
-    plan: DrawPlan, task: Task, start: float, before: int, done: int, size: int
-) -> Callable[[int, int, int], None]:
-    """Progress of a batch for `draw_batch`: codes drawn, their rate, whole images."""
-    widths = [math.prod(interface_of(prior).size) for prior in plan.pipeline.priors]
-    each = sum(widths)
+class _Pace:
+    """How far a run is, and how fast: `images` of `total` are written."""
 
-    def update(level: int, row: int, rows: int) -> None:
-        codes = done * each + size * (sum(widths[:level]) + widths[level] * row // rows)
-        seconds = max(1e-9, time.monotonic() - start)
-        images = before + codes // each
-        task.update(
-            before * each + codes,
-            f"{codes / seconds:,.0f} codes/s, {codes / each / seconds:.3g} images/s, "
-            f"{images} images",
+    def __init__(self, pipeline: Pipeline, task: Task, images: int, total: int) -> None:
+        self.images, self.total = images, total
+        self._sizes = [math.prod(interface_of(prior).size) for prior in pipeline.priors]
+        self._task, self._first, self._start = task, images, time.monotonic()
+
+    def update(self, batch: int, level: int, share: float) -> None:
+        """A share of a level's codes is drawn for so many images more."""
+        each = sum(self._sizes)
+        codes = self.images * each
+        codes += int(batch * (sum(self._sizes[:level]) + self._sizes[level] * share))
+        rate = (codes - self._first * each) / max(1e-9, time.monotonic() - self._start)
+        self._task.update(
+            codes,
+            f"{self.images}/{self.total} images  {rate:,.0f} codes/s  {rate / each:.3g} images/s",
         )
-
-    return update
 
 
 @contextmanager

@@ -24,6 +24,7 @@ import time
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from kill import contents, kill_after, unfinished
@@ -32,6 +33,9 @@ from vqvae2_fast.cli import main as vqvae2_fast
 from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.training import save
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BATCH = 4
 # Their only job is to be taken in turns.
@@ -53,6 +57,19 @@ def sample(
              str(BATCH), "--temperature", "0.9", "0.8", "--quiet", "--out", str(out), *more]
         )  # fmt: skip
     assert code == 0, f"sample failed with {code}"
+
+
+def writing(
+    place: Path, out: Path, images: int, writers: int, *more: str
+) -> list[Callable[[], None]]:
+    """What each of the processes does."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        partial(sample, place, out, images, *more, rank=rank, writers=writers, port=port)
+        for rank in range(writers)
+    ]
 
 
 def held(out: Path, peace: dict[str, bytes]) -> set[int]:
@@ -81,22 +98,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         save(tiny_pipeline(), place / "pipeline", class_names=("cat", "dog", "emu"))
-        sample(place, place / "first", count)  # which loads code and warms caches
-        begun = time.monotonic()
-        sample(place, place / "peace", count)
-        seconds = time.monotonic() - begun
+        sample(place, place / "peace", count)  # which loads code and warms caches, too
         peace = contents(place / "peace", leave_out=LOCK)
+        begun = time.monotonic()
+        assert kill_after(600.0, writing(place, place / "shared", count, writers)) == 0
+        seconds = time.monotonic() - begun
+        assert contents(place / "shared", leave_out=LOCK) == peace
 
         kills = folders = left = orphans = 0
         out, before, more = place / "0", set[int](), ()
         while kills < arguments.kills or more:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            targets = [
-                partial(sample, place, out, count, *more, rank=rank, writers=writers, port=port)
-                for rank in range(writers)
-            ]
+            targets = writing(place, out, count, writers, *more)
             # Beyond the kills that were asked for, the last folder is brought to its end.
             limit = rng.uniform(0, seconds) if kills < arguments.kills else 600.0
             if kill_after(limit, targets):

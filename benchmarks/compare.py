@@ -1,6 +1,7 @@
 """Contenders in turns in one process: ratios of medians with their spread.
 
     python benchmarks/compare.py search step --rounds 31 --threads 2 --save
+    python benchmarks/compare.py "search*" "cost*" --save
     python benchmarks/compare.py --list
 
 Prints each contender's median and how many times as long as ours it takes: ratio of medians, in
@@ -11,6 +12,7 @@ tests are red gets no ratio. `VQVAE2_FAST_SIMD` chooses the level of ours.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
 import statistics
 import sys
@@ -51,13 +53,14 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for contender in runs:
         times = seconds[contender]
-        peak = peak_mib(name, contender) if options.memory else float("nan")
+        wants_memory = options.memory and not workload.mode.startswith("cost_")
+        peak = peak_mib(name, contender) if wants_memory else float("nan")
         row = measure.make_row(workload, contender, seconds, peak, options.clock)
         rows.append(row)
         line = (f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
                 f"({row.p20_ms:.4g}-{row.p80_ms:.4g}) {row.gflop_per_s:7.1f} GFLOP/s "
                 f"{100 * row.share_of_ceiling:4.0f} % of ceiling")  # fmt: skip
-        if options.memory:
+        if wants_memory:
             line += f" {peak:7.1f} MiB"
         if contender != "ours" and "ours" in runs:
             middle, low, high = measure.ratio(times, seconds["ours"])
@@ -74,7 +77,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("workloads", nargs="*", default=["search", "step"])
+    parser.add_argument(
+        "workloads", nargs="*", default=["*"], help="names, or patterns of them; default all"
+    )
     parser.add_argument(
         "--against", nargs="*", default=[], help="contenders beside ours; default all"
     )
@@ -95,7 +100,8 @@ def main() -> None:
     if options.list:
         print("\n".join(WORKLOADS))
         return
-    unknown = sorted(set(options.workloads) - set(WORKLOADS))
+    names = [[n for n in WORKLOADS if fnmatch.fnmatch(n, each)] for each in options.workloads]
+    unknown = [each for each, found in zip(options.workloads, names, strict=True) if not found]
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
     if options.clock == "cpu" and options.threads != 1:
@@ -103,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
           f"{options.rounds} rounds, {measure.versions()}, commit {measure.commit()}")  # fmt: skip
-    for name in options.workloads:
+    for name in dict.fromkeys(sum(names, [])):
         rows = compare(name, options)
         if options.save:
             measure.save(rows)

@@ -1,4 +1,4 @@
-"""Draws results/<device>.csv: bars of times and a roofline, as PNG beside it.
+"""Draws results/<device>.csv: bars of times, a roofline and curves of cost, as PNG beside it.
 
 python benchmarks/report.py benchmarks/results/<device>.csv
 """
@@ -71,6 +71,28 @@ def draw_roofline(rows: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_costs(rows: list[dict[str, str]], path: Path) -> None:
+    """Time against N, K and D; the dotted line is proportional, through our last point."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), constrained_layout=True)
+    for position, (axis, size) in enumerate(zip(axes, "nkd", strict=True)):
+        points = [row for row in rows if row["mode"] == f"cost_{size}"]
+        for contender in dict.fromkeys(row["contender"] for row in points):
+            curve = sorted(
+                (int(row["shape"].split("x")[position]), float(row["median_ms"]))
+                for row in points
+                if row["contender"] == contender
+            )
+            colour = COLOURS.get(contender, "tab:gray")
+            axis.plot(*zip(*curve, strict=True), "o-", color=colour, label=contender, markersize=4)
+            if contender == "ours":
+                (first, _), (last, time) = curve[0], curve[-1]
+                axis.plot([first, last], [time * first / last, time], "k:", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel=size.upper(), ylabel="ms")
+        axis.legend(fontsize=7)
+    figure.suptitle(caption(rows[-1]), fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
 def caption(row: dict[str, str]) -> str:
     machine = f"{row['device']}, {row['threads']} threads, {row['clock']} clock"
     return f"{machine}, commit {row['commit']}, {row['date']}\n{row['versions']}"
@@ -81,6 +103,10 @@ def main() -> None:
         raise SystemExit("usage: python benchmarks/report.py benchmarks/results/<device>.csv")
     path = Path(sys.argv[1])
     rows = latest(path)
+    costs = [row for row in rows if row["mode"].startswith("cost_")]
+    if costs:
+        draw_costs(costs, path.with_name(f"{path.stem}-costs.png"))
+        rows = [row for row in rows if row not in costs]
     draw_bars(rows, path.with_name(f"{path.stem}-times.png"))
     draw_roofline(rows, path.with_name(f"{path.stem}-roofline.png"))
 

@@ -28,6 +28,7 @@ CONTENDERS = {
     "statistics": ["ours", "lean", "onehot"],
     "ema": ["ours", "reference"],
     "call": ["ours", "lean"],
+    "cost": ["ours", "faiss"],
 }
 
 

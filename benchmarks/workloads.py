@@ -52,8 +52,13 @@ def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     gaussian: both standard normal, the hardest for a screen among the natural ones. offset: the
     codes are vectors of the data, which lies 4 sigma from the origin. clustered: a mixture of K
     clusters whose widths differ, and the codes after two steps of k-means: what an encoder gives
-    its codebook. flung: unused codes at 10^5 times their length, as the port leaves them.
+    its codebook. flung: unused codes at 10^5 times their length, as the port leaves them. trained:
+    of a trained encoder, whose preset says K and D.
     """
+    if kind == "trained":
+        from trained_encoder import trained_vectors
+
+        return trained_vectors(n)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(n, d, generator=generator)
     codebook = torch.randn(k, d, generator=generator)
@@ -72,7 +77,9 @@ def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     elif kind == "flung":
         codebook[::3] *= 1e5
     elif kind != "gaussian":
-        raise ValueError(f"data: expected gaussian, offset, clustered or flung, got {kind!r}.")
+        raise ValueError(
+            f"data: expected gaussian, offset, clustered, flung or trained, got {kind!r}."
+        )
     return z, codebook
 
 
@@ -210,6 +217,16 @@ def search(kind: str, n: int, k: int, d: int) -> Workload:
     return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, contenders)
 
 
+def cost(size: str, n: int, k: int, d: int) -> Workload:
+    """A point of the curve over one of n, k and d."""
+    z, codebook = data("gaussian", n, k, d)
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": partial(search_ours, z, codebook), "faiss": partial(search_faiss, z, codebook),
+    }  # fmt: skip
+    traffic = 4 * (n + k) * d + 12 * n
+    return Workload("nearest_code", f"cost_{size}", (n, k, d), 2 * n * k * d, traffic, contenders)
+
+
 def training_step(n: int, k: int, d: int) -> Workload:
     z, codebook = data("clustered", n, k, d)
     dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
@@ -281,6 +298,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "search_offset": partial(search, "offset", 65536, 512, 64),
     "search_clustered": partial(search, "clustered", 65536, 512, 64),
     "search_flung": partial(search, "flung", 65536, 512, 64),
+    "search_trained": partial(search, "trained", 65536, 256, 32),
     "search_wide": partial(search, "gaussian", 65536, 1024, 256),
     "search_many_codes": partial(search, "gaussian", 16384, 8192, 32),
     "search_small": partial(search, "gaussian", 256, 512, 64),
@@ -291,4 +309,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "call_nearest_code": partial(overhead, "nearest_code"),
     "call_vector_quantize": partial(overhead, "vector_quantize"),
     "call_vector_quantize_gradients": partial(overhead, "vector_quantize", gradients=True),
+    **{f"cost_n_{n}": partial(cost, "n", n, 512, 64) for n in (256 * 4**i for i in range(6))},
+    **{f"cost_k_{k}": partial(cost, "k", 16384, k, 64) for k in (16 * 4**i for i in range(6))},
+    **{f"cost_d_{d}": partial(cost, "d", 16384, 512, d) for d in (8 * 4**i for i in range(4))},
 }

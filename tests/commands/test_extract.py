@@ -56,7 +56,7 @@ def test_resume_with_other_images_is_refused(vqvae, codes, run):
         "extract", "--vqvae", vqvae, "--data", "emoji", "--out", codes, "--resume", "--flip"
     )
     assert code == 2
-    assert "was begun with" in error
+    assert "was begun with flip False, not True" in error
 
 
 def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images, run):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float
+from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float, verify
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training import Variants, extract_codes, extraction
@@ -137,11 +135,13 @@ def test_ranks_write_the_records_of_one_process(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": Variants(copies=1, seed=1)}, "was begun with .*'seed': 0.*, not .*'seed': 1"),
-        ({"images": images(6)}, "was begun with .* go on with the same images"),
+        ({"variants": Variants(copies=1, seed=1)}, "was begun with seed 0, not 1"),
+        ({"variants": Variants(copies=1, shift=1)}, "was begun with shift 2, not 1"),
+        ({"variants": Variants(flip=True)}, "was begun with flip False, not True"),
+        ({"images": images(6)}, "was begun with other images; go on with what it was begun with"),
         ({"model": model(1)}, "checkpoint_hash"),
     ],
-    ids=["variants", "images", "model"],
+    ids=["seed", "shift", "flip", "images", "model"],
 )
 def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message):
     given = {"model": model(), "images": images(), "variants": Variants(copies=1)}
@@ -153,6 +153,30 @@ def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message
     assert files(tmp_path) == before
 
 
+def test_settings_of_copies_count_only_where_there_are_some(tmp_path):
+    extract_codes(model(), images(), tmp_path)
+    store = extract_codes(model(), images(), tmp_path, variants=Variants(shift=5, seed=1))
+    assert len(store) == COUNT
+
+
+def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(small_disk, monkeypatch):
+    variants, path = Variants(copies=200), small_disk.folder / "codes"
+    with monkeypatch.context() as patch:
+        break_off(patch, 300)
+        with pytest.raises(Interrupted):
+            extract_codes(model(), images(), path, variants=variants, shard_records=900)
+    before = files(path)
+    assert len(CodeStore(path)) == 900
+    small_disk.fill(4 * 1024)  # a shard has 12 bytes a record
+    with pytest.raises(OSError, match="cannot write to .* make room and go on by the same call"):
+        extract_codes(model(), images(), path, variants=variants, shard_records=900)
+    assert files(path) == before
+    small_disk.clear()
+    store = extract_codes(model(), images(), path, variants=variants, shard_records=900)
+    assert len(store) == 201 * COUNT
+    assert not [report for report in verify(path) if report.problem]
+
+
 def test_a_store_that_was_not_extracted_is_left_alone(tmp_path):
     extract_codes(model(), images(), tmp_path)
     (tmp_path / "extraction.json").unlink()
@@ -161,9 +185,10 @@ def test_a_store_that_was_not_extracted_is_left_alone(tmp_path):
     assert len(CodeStore(tmp_path)) == COUNT
 
 
-def test_damaged_settings_are_refused(tmp_path):
+@pytest.mark.parametrize("text", ['{"flip', "[]", "\\x00"])
+def test_damaged_settings_are_refused(tmp_path, text):
     extract_codes(model(), images(), tmp_path)
-    (tmp_path / "extraction.json").write_text(json.dumps({"variants": 1})[:-3])
+    (tmp_path / "extraction.json").write_text(text)
     with pytest.raises(ValueError, match="extraction.json is damaged"):
         extract_codes(model(), images(), tmp_path)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +70,11 @@ class Variants:
         """Records an image."""
         return 1 + self.flip + self.copies
 
+    def settings(self) -> dict[str, int]:
+        """The fields that the records depend on."""
+        names = ("flip", "copies", "shift", "seed") if self.copies else ("flip", "copies")
+        return {name: getattr(self, name) for name in names}
+
     def apply(self, images: Tensor, indices: Tensor, variant: int) -> Tensor:
         """Variant 0 to count - 1 of images `[B, C, H, W]` with these numbers in their set."""
         copy = variant - self.flip
@@ -119,7 +124,7 @@ def extract_codes(
     folder, config = Path(path), model.config
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
     records = variants.count * len(images)
-    _keep_settings(folder, {"variants": asdict(variants), "images": _fingerprint(images)})
+    _keep_settings(folder, {**variants.settings(), "images": _fingerprint(images)})
     start, stop = share(records, rank, world_size)
     missing = sum(last - first for first, last in missing_records(folder, stop, start))
     done = stop - start - missing
@@ -183,11 +188,15 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
             found = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise ValueError(f"extract_codes: {path} is damaged: no JSON ({error}).") from error
-    if found != settings:
-        raise ValueError(
-            f"extract_codes: {folder} was begun with {found}, not {settings}; go on with the same "
-            "images and variants, or name another folder."
-        )
+    if not isinstance(found, dict):
+        raise ValueError(f"extract_codes: {path} is damaged: no JSON object.")
+    for name, value in settings.items():
+        if found.get(name) != value:
+            what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"
+            raise ValueError(
+                f"extract_codes: {folder} was begun with {what}; go on with what it was begun "
+                "with, or name another folder."
+            )
 
 
 def _fingerprint(images: ImageSource) -> str:

@@ -20,12 +20,7 @@ def upsample_nearest(x: Tensor, scale: tuple[int, int], height: int) -> Tensor:
     x = x[:, :, : -(-height // scale[0])]
     if scale == (1, 1):
         return x
-    batch, channels, rows, columns = x.shape
-    down, right = scale
-    x = x.permute(0, 2, 3, 1)[:, :, None, :, None]  # [B, h, 1, w, 1, C]
-    x = x.expand(batch, rows, down, columns, right, channels)
-    x = x.reshape(batch, rows * down, columns * right, channels)  # [B, H, W, C]
-    return x.permute(0, 3, 1, 2)[:, :, :height]
+    return F.interpolate(x, scale_factor=(float(scale[0]), float(scale[1])))[:, :, :height]
 
 
 class GatedResidual(nn.Module):

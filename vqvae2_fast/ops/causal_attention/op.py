@@ -13,6 +13,7 @@ from vqvae2_fast.ops.causal_attention.fused import (
     refusal,
 )
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
+from vqvae2_fast.ops.dropped_attention.op import DROPPED_ATTENTION
 
 __all__ = ["CAUSAL_ATTENTION", "causal_attention"]
 
@@ -81,4 +82,6 @@ def causal_attention(
             raise TypeError(f"causal_attention: expected seed int64, got {described(seed)}.")
         if seed.dim() != 0:
             raise ValueError(f"causal_attention: expected seed 0-d, got {described(seed)}.")
+        if q.device.type == "cpu":
+            return DROPPED_ATTENTION(q, k, v, dropout_p, dropout_on, seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What to run first where a GPU is at hand: builds, tests on the device, checks memory, measures.
+# One command, under ten minutes, no network; needs Python >= 3.10, torch >= 2.11 with CUDA and its
+# triton, and for the build setuptools, pybind11, ninja, cmake. Leaves benchmarks/results/<device>.csv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+part() {
+  local name=$1 start=$SECONDS
+  shift
+  echo "=== $name"
+  "$@"
+  echo "=== $name: $((SECONDS - start)) s"
+}
+
+memcheck() {
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "no compute-sanitizer on this machine: skipped"
+    return
+  fi
+  # The sanitizer slows each launch a hundredfold: the forward cases alone.
+  timeout 150 compute-sanitizer --error-exitcode 9 python -m pytest -q tests/ops/test_cuda.py \
+    -k 'test_forward_matches_reference and not rounded' || {
+      code=$?
+      [ $code -eq 124 ] && echo "compute-sanitizer: no error in 150 s, stopped there" || exit $code
+    }
+}
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv || true
+part build pip install -q --no-build-isolation --no-deps .
+part tests timeout 200 python -m pytest -q -m cuda
+part memcheck memcheck
+part benchmarks timeout 180 python benchmarks/gpu.py --save

@@ -1,0 +1,126 @@
+"""Measures block sizes of the Triton kernels on this GPU and rewrites its rows of the table.
+
+    python benchmarks/tune_triton.py --only nearest
+
+For each kernel the configurations near the one in use run in turns; the fastest becomes the row of
+this architecture in `vqvae2_fast/ops/triton_configurations.json`. Check it with
+`build_tools/compile_triton.py` and the tests before it is committed. No user's call tunes anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import measure
+from gpu import clock
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops import _triton
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
+# These change what is computed, not how fast: left as they are.
+FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "PROGRAMS")
+
+
+def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:
+    """Half and double of every block size and number of warps, and one stage more or less."""
+    choices = []
+    for name, value in config.items():
+        if name in FIXED:
+            choices.append([value])
+        elif name == "num_stages":
+            choices.append(sorted({max(1, value - 1), value, value + 1}))
+        else:
+            choices.append([value // 2, value, 2 * value])
+    for values in itertools.product(*choices):
+        candidate = dict(zip(config, values, strict=True))
+        blocks = [v for k, v in candidate.items() if k in ("BLOCK_M", "BLOCK_N", "BLOCK_K")]
+        if all(v >= 16 for v in blocks) and 1 <= candidate.get("num_warps", 4) <= 16:
+            yield candidate
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    """A call in which each kernel's time is seen, at the sizes of the benchmarks."""
+    z, codebook = torch.randn(524_288, 64, device="cuda"), torch.randn(512, 64, device="cuda")
+    indices = torch.randint(512, (len(z),), device="cuda")
+    h, x = torch.randn(64, 512, 32, 32, device="cuda"), torch.randn(64, 256, 32, 32, device="cuda")
+    seed, number = torch.tensor(1, device="cuda"), torch.arange(256, device="cuda")
+    found = {
+        "nearest_code_screen": partial(ops.nearest_code, z, codebook),
+        "code_pieces": partial(ops.code_statistics, z, indices, 512),
+        "gated_residual": partial(ops.gated_residual, h, x),
+        "dropout_mask": partial(ops.dropout_mask, seed, 64, 1024, 1024, 0.1),
+        "gumbel_noise": partial(ops.gumbel_noise, number, number, 512),
+    }
+    for suffix, width, dtype in (("", 16, torch.bfloat16), ("_wide", 128, torch.bfloat16)):
+        q, k, v = (
+            torch.randn(8, 8, 1024, width, device="cuda", dtype=dtype, requires_grad=True)
+            for _ in range(3)
+        )
+
+        def step(q=q, k=k, v=v) -> None:
+            torch.autograd.grad(ops.causal_attention(q, k, v, 0.1, "logits", seed).sum(), (q, k, v))
+
+        for kernel in ("fwd", "bwd_dkdv", "bwd_dq"):
+            found[f"causal_attention_{kernel}{suffix}"] = step
+    return found
+
+
+def fastest(kernel: str, call: Callable[[], object], arch: str, rounds: int) -> dict[str, int]:
+    row = _triton._CONFIGURATIONS[kernel]
+    start = dict(_triton._configuration(kernel, arch))
+    best, best_time = start, float("inf")
+    for candidate in [start, *neighbours(start)]:
+        row[arch] = candidate
+        _triton._configuration.cache_clear()
+        try:
+            seconds = measure.interleave({"call": call}, rounds, clock)["call"]
+        except RuntimeError as error:
+            print(f"  {candidate}: {str(error).splitlines()[0][:100]}")
+            continue
+        median = statistics.median(seconds)
+        print(f"  {candidate}: {median * 1e3:.4f} ms", flush=True)
+        if median < best_time:
+            best, best_time = candidate, median
+    row[arch] = best
+    _triton._configuration.cache_clear()
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="part of the kernels' names")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks/tune_triton.py: no CUDA device.")
+    arch = _triton.architecture(torch.device("cuda"))
+    for kernel, call in calls().items():
+        if options.only in kernel:
+            print(f"{kernel}, {arch}")
+            print(f"  -> {fastest(kernel, call, arch, options.rounds)}")
+    lines = [
+        f"  {json.dumps(kernel)}: {{\n"
+        + ",\n".join(f"    {json.dumps(a)}: {json.dumps(c)}" for a, c in row.items())
+        + "\n  }"
+        for kernel, row in _triton._CONFIGURATIONS.items()
+    ]
+    TABLE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
 # These change what is computed, not how fast: left as they are.
-FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "PROGRAMS")
+FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "CHUNK_D", "PROGRAMS")
 
 
 def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:

@@ -6,8 +6,8 @@
 Runs of both stages in turn, on the embedded emoji and on made-up codes, each in a process of its
 own, are ended by SIGKILL after a random time and resumed. `training` kills at any moment. `writing`
 kills a random time after the writing of a checkpoint has begun, which happens after each step there
-and is slowed down by a pause before each wait for the disk: the process killed tells through shared
-memory when it writes, and only kills that hit it so count.
+and is slowed down by a pause before each wait for the disk and each renaming of a folder: the
+process killed tells through shared memory when it writes, and only kills that hit it so count.
 
 After each kill: every visible checkpoint is whole, the newest is no older than before, best/ holds
 the record or is about to, each line of log.jsonl is that of the run made in peace. A run that gets
@@ -73,7 +73,7 @@ WRITING = TrainConfig(
     steps=40, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=1,
     validate_every=2, save_every=1, keep=2,
 )  # fmt: skip
-PAUSE = 0.02  # seconds before each wait for the disk, of which a checkpoint has a dozen
+PAUSE = 0.02  # seconds; a checkpoint has a dozen waits, and up to five renamings at its end
 
 
 def image_stage(place: Path, config: TrainConfig) -> Stage:
@@ -107,7 +107,7 @@ def run(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stage = make(place, config)
-    save, sync = loop._save, os.fsync
+    save, sync, rename = loop._save, os.fsync, os.rename
 
     def telling_save(*arguments: Any) -> None:
         writing.value = abs(writing.value) + 1
@@ -118,9 +118,14 @@ def run(
         time.sleep(PAUSE)
         sync(descriptor)
 
+    def slow_rename(source: Path, target: Path) -> None:
+        time.sleep(2 * PAUSE)
+        rename(source, target)
+        time.sleep(PAUSE)
+
     loop._save = telling_save
     if slow:
-        os.fsync = slow_sync
+        os.fsync, os.rename = slow_sync, slow_rename
     train(stage, config, out=out, resume=True, progress=Progress(quiet=True))
 
 
@@ -208,7 +213,7 @@ def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bo
 
 def killing_writers(writing: Any, rng: random.Random) -> Callable[[], None]:
     """Kills this process's children a random time after one began to write its nth checkpoint."""
-    number, delay, begun = rng.randint(1, 5), rng.uniform(0, 14 * PAUSE), [0.0]
+    number, delay, begun = rng.randint(1, 5), rng.uniform(0, 30 * PAUSE), [0.0]
 
     def kill() -> None:
         if writing.value == number and not begun[0]:

@@ -125,12 +125,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     What killed writers of the same path left is removed before.
     """
     remove_dead_folders(path.parent, f".{path.name}.*.part")
-    unlocked = path.with_name(f".{path.name}.{uuid4().hex}.new")
-    part = unlocked.with_suffix(".part")
-    unlocked.mkdir()
-    descriptor = _lock_folder(unlocked)
-    # Only now does `remove_dead_folders` see it.
-    os.rename(unlocked, part)
+    while True:
+        part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        part.mkdir()
+        descriptor = _lock_folder(part, wait=True)
+        if part.exists():  # else another process took it for that of a dead one, before the lock
+            break
+        if descriptor is not None:
+            os.close(descriptor)
     try:
         yield part
     except BaseException:
@@ -151,13 +153,13 @@ def remove_folder(path: Path) -> None:
 def remove_dead_folders(parent: Path, pattern: str) -> None:
     """Removes unfinished folders of killed writers; nothing where folders cannot be locked."""
     for part in parent.glob(pattern):
-        descriptor = _lock_folder(part)
+        descriptor = _lock_folder(part, wait=False)
         if descriptor is not None:
             shutil.rmtree(part, ignore_errors=True)
             os.close(descriptor)
 
 
-def _lock_folder(folder: Path) -> int | None:
+def _lock_folder(folder: Path, *, wait: bool) -> int | None:
     """A descriptor that locks a folder until it is closed, or its process ends; None without."""
     if sys.platform == "win32":
         return None
@@ -168,7 +170,7 @@ def _lock_folder(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:  # another holds it, or the file system has no locks of folders
         os.close(descriptor)
         return None

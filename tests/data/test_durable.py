@@ -1,0 +1,81 @@
+"""Folders that are written whole, and what their killed writers leave."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vqvae2_fast.data import durable
+from vqvae2_fast.data.durable import aside, new_folder, remove_dead_folders, replaced_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+    for text in ("old", "new"):
+        with replaced_folder(tmp_path / "x") as part:
+            (part / "a.txt").write_text(text)
+    assert (tmp_path / "x" / "a.txt").read_text() == "new"
+    assert names(tmp_path) == ["x"]
+
+
+def test_an_error_leaves_the_old_folder(tmp_path):
+    with replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("old")
+    with pytest.raises(OSError, match="disk"), replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("new")
+        raise OSError("disk")
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("rename", [0, 1])
+def test_a_kill_at_either_renaming_leaves_the_old_or_the_new_folder(tmp_path, monkeypatch, rename):
+    with replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("old")
+    real, calls = os.rename, []
+
+    def killed(source, target):
+        calls.append(source)
+        if len(calls) > rename:
+            raise SystemExit
+        real(source, target)
+
+    monkeypatch.setattr(durable.os, "rename", killed)
+    with pytest.raises(SystemExit), replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("new")
+    found = aside(tmp_path / "x") if rename else tmp_path / "x"
+    assert (found / "a.txt").read_text() == "old"
+
+
+def test_an_unfinished_folder_is_removed_when_its_writer_is_dead_and_not_before(tmp_path):
+    dead = tmp_path / ".x.0123.part"
+    dead.mkdir()
+    with new_folder(tmp_path / "x") as living:
+        assert not dead.exists()
+        remove_dead_folders(tmp_path, ".*.part")
+        assert living.is_dir()
+
+
+def test_a_folder_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(
+    tmp_path, monkeypatch
+):
+    real, calls = durable._lock_folder, []
+
+    def late(folder: Path, *, wait: bool) -> int | None:
+        calls.append(folder)
+        if len(calls) == 1:
+            remove_dead_folders(tmp_path, ".*.part")
+        return real(folder, wait=wait)
+
+    monkeypatch.setattr(durable, "_lock_folder", late)
+    with new_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("new")
+    assert not calls[0].exists()

@@ -44,8 +44,8 @@ inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, floa
   return set;
 }
 
-// Values that a short format rounds the same way all at once: what is lost adds up instead of averaging.
-// Codes differ in which half of the dimensions loses and in a little noise.
+// Values that a short format rounds the same way all at once: what is lost adds up instead of
+// averaging. Codes differ in which half of the dimensions loses and in a little noise.
 inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
   Set set = {"aligned roundings", n, k, d, Floats(n * d), Floats(k * d)};
   std::normal_distribution<float> normal;

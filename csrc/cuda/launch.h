@@ -1,0 +1,82 @@
+// Launching kernels from host code that nvcc and the CPU harness both build: no <<<>>>, and errors
+// as texts that carry the kernel's name and the launch's shape.
+#pragma once
+
+#include <stddef.h>
+#include <stdio.h>
+
+#include "portable.h"
+
+namespace vqvae2_fast::cuda {
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes = 0;  // dynamic; above 48 KiB the kernel is opted in
+  void* stream = nullptr;   // a cudaStream_t
+  // All blocks resident at once, so that they may wait for each other.
+  bool cooperative = false;
+};
+
+// A text that lives until the thread's next error.
+inline const char* launch_error(const char* name, const LaunchShape& shape, cudaError_t error) {
+  static thread_local char text[256];
+  snprintf(text, sizeof(text), "%s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes shared%s: %s",
+           name, shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y,
+           shape.block.z, shape.shared_bytes, shape.cooperative ? ", cooperative" : "",
+           cudaGetErrorString(error));
+  return text;
+}
+
+namespace detail {
+
+template <class Kernel>
+cudaError_t opt_into_shared(Kernel* kernel, size_t shared_bytes) {
+  constexpr size_t kWithoutOptIn = 48 << 10;
+  if (shared_bytes <= kWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
+}  // namespace detail
+
+// Null, or what went wrong. Asynchronous: errors of the running kernel come with a later call.
+template <class... Parameters, class... Arguments>
+const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
+                   Arguments&&... arguments) {
+  cudaError_t error = detail::opt_into_shared(kernel, shape.shared_bytes);
+  if (error == cudaSuccess) {
+    cudaLaunchAttribute cooperative = {};
+    cooperative.id = cudaLaunchAttributeCooperative;
+    cooperative.val.cooperative = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(shape.stream);
+    config.attrs = &cooperative;
+    config.numAttrs = shape.cooperative ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+  }
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // it has been told: the next call starts clean
+  return launch_error(name, shape, error);
+}
+
+// The most blocks of a cooperative launch of this kernel on the current device; 0 where the kernel
+// does not fit. On a GPU registers count too.
+template <class Kernel>
+int co_resident_blocks(Kernel* kernel, int threads, size_t shared_bytes) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  if (detail::opt_into_shared(kernel, shared_bytes) != cudaSuccess ||
+      cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) !=
+          cudaSuccess ||
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes) !=
+          cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return multiprocessors * blocks;
+}
+
+}  // namespace vqvae2_fast::cuda

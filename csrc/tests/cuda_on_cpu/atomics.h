@@ -1,0 +1,133 @@
+// Atomics, fences and cached loads. CUDA's atomics order nothing but themselves, and neither do
+// these; a __threadfence beside one orders memory, as ThreadSanitizer is told (scheduler.h).
+#pragma once
+
+#include <string.h>
+
+#include <type_traits>
+
+#include "scheduler.h"
+
+namespace cuda_on_cpu {
+
+// A read-modify-write. `change` may be called more than once.
+template <class T, class Change>
+T read_modify_write(T* address, Change change) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  T old, changed;
+  __atomic_load(address, &old, __ATOMIC_RELAXED);
+  bool done = false;
+  while (!done) {
+    changed = change(old);
+    done = store_releases() ? __atomic_compare_exchange(address, &old, &changed, false,
+                                                        __ATOMIC_RELEASE, __ATOMIC_RELAXED)
+                            : __atomic_compare_exchange(address, &old, &changed, false,
+                                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  }
+  observed(address);
+  note_progress();
+  return old;
+}
+
+template <class T>
+using Value = std::common_type_t<T>;  // not deduced: the pointer alone tells the type
+
+}  // namespace cuda_on_cpu
+
+template <class T>
+T atomicAdd(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) -> T { return old + value; });
+}
+template <class T>
+T atomicSub(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) -> T { return old - value; });
+}
+template <class T>
+T atomicMin(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) { return value < old ? value : old; });
+}
+template <class T>
+T atomicMax(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) { return old < value ? value : old; });
+}
+template <class T>
+T atomicAnd(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) -> T { return old & value; });
+}
+template <class T>
+T atomicOr(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) -> T { return old | value; });
+}
+template <class T>
+T atomicXor(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T old) -> T { return old ^ value; });
+}
+template <class T>
+T atomicExch(T* address, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address, [=](T) -> T { return value; });
+}
+template <class T>
+T atomicCAS(T* address, cuda_on_cpu::Value<T> expected, cuda_on_cpu::Value<T> value) {
+  return cuda_on_cpu::read_modify_write(address,
+                                        [=](T old) -> T { return old == expected ? value : old; });
+}
+
+inline void __threadfence() { cuda_on_cpu::fence(); }
+inline void __threadfence_block() { cuda_on_cpu::fence(); }
+inline void __threadfence_system() { cuda_on_cpu::fence(); }
+
+// Which cache a load goes through is not played: see README.md.
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+template <class T>
+T __ldcg(const T* address) {
+  return *address;
+}
+template <class T>
+T __ldcs(const T* address) {
+  return *address;
+}
+template <class T>
+void __stcg(T* address, T value) {
+  *address = value;
+}
+template <class T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
+
+namespace cuda_on_cpu {
+
+// The primitives of csrc/cuda/portable.h, for types of 4 or 8 bytes.
+template <class T>
+T load(const T* address, bool acquires) {
+  T value;
+  if (acquires) {
+    __atomic_load(address, &value, __ATOMIC_ACQUIRE);
+  } else {
+    __atomic_load(address, &value, __ATOMIC_RELAXED);
+    observed(address);
+  }
+  return value;
+}
+
+template <class T>
+void store(T* address, T value, bool releases) {
+  if (releases || store_releases()) {
+    __atomic_store(address, &value, __ATOMIC_RELEASE);
+  } else {
+    __atomic_store(address, &value, __ATOMIC_RELAXED);
+  }
+  note_progress();
+}
+
+inline uint32_t fetch_add(uint32_t* address, uint32_t value, bool acquires) {
+  const uint32_t old = acquires ? __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL)
+                                : __atomic_fetch_add(address, value, __ATOMIC_RELEASE);
+  note_progress();
+  return old;
+}
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,13 @@
+// What csrc/cuda/portable.h includes in the place of CUDA's headers when a host compiler builds it.
+// README.md tells what running a kernel here proves, and what not.
+#pragma once
+
+#include "async_copy.h"
+#include "atomics.h"
+#include "cooperative_groups.h"
+#include "device_math.h"
+#include "intrinsics.h"
+#include "language.h"
+#include "matrix.h"
+#include "runtime.h"
+#include "scheduler.h"

@@ -1,0 +1,152 @@
+#include "runtime.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <map>
+
+namespace {
+
+// Opt-ins to more than 48 KiB of dynamic shared memory, as cudaFuncSetAttribute made them.
+std::map<const void*, size_t>& shared_limits() {
+  static std::map<const void*, size_t> limits;
+  return limits;
+}
+
+cudaError_t last_error = cudaSuccess;
+
+cudaError_t remember(cudaError_t error) {
+  if (error != cudaSuccess) last_error = error;
+  return error;
+}
+
+}  // namespace
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+  }
+  return "unrecognized error code";
+}
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last_error;
+  last_error = cudaSuccess;
+  return error;
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const cuda_on_cpu::Device& card = cuda_on_cpu::device();
+  switch (attribute) {
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = static_cast<int>(card.shared_per_block);
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = card.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = card.major;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = card.minor;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = static_cast<int>(card.shared_per_multiprocessor);
+      return cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      *value = 1;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(card.shared_per_block_optin);
+      return cudaSuccess;
+  }
+  return remember(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaMalloc(void** pointer, size_t bytes) {
+  if (posix_memalign(pointer, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
+  memset(*pointer, 0xFF, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFree(void* pointer) {
+  free(pointer);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
+  memset(pointer, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+namespace cuda_on_cpu {
+
+cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes) {
+  if (bytes < 0 || static_cast<size_t>(bytes) > device().shared_per_block_optin) {
+    return remember(cudaErrorInvalidValue);
+  }
+  shared_limits()[kernel] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t occupancy(int* blocks, const void*, int threads, size_t shared_bytes) {
+  if (threads < 1 || threads > device().max_threads_per_block) {
+    return remember(cudaErrorInvalidValue);
+  }
+  *blocks = resident_blocks_per_multiprocessor(static_cast<unsigned>(threads), shared_bytes);
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
+                   const std::function<void()>& body) {
+  const Device& card = device();
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
+  const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+  if (threads == 0 || threads > static_cast<uint64_t>(card.max_threads_per_block) || block.z > 64 ||
+      blocks == 0 || grid.x > 0x7FFFFFFFu || grid.y > 65535 || grid.z > 65535) {
+    return remember(cudaErrorInvalidConfiguration);
+  }
+  const auto opt_in = shared_limits().find(kernel);
+  const size_t limit = opt_in != shared_limits().end() && opt_in->second > card.shared_per_block
+                           ? opt_in->second
+                           : card.shared_per_block;
+  if (config.dynamicSmemBytes > limit) return remember(cudaErrorInvalidValue);
+  bool cooperative = false;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    cooperative |= config.attrs[i].id == cudaLaunchAttributeCooperative &&
+                   config.attrs[i].val.cooperative != 0;
+  }
+  if (cooperative) {
+    const uint64_t resident =
+        static_cast<uint64_t>(card.multiprocessors) *
+        resident_blocks_per_multiprocessor(static_cast<unsigned>(threads), config.dynamicSmemBytes);
+    if (blocks > resident) return remember(cudaErrorCooperativeLaunchTooLarge);
+  }
+  run_grid({grid, block, config.dynamicSmemBytes, cooperative}, body);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_on_cpu

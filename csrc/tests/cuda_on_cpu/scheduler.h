@@ -1,0 +1,116 @@
+// The GPU that a kernel sees: threads as fibers, blocks, warps, barriers, collectives.
+//
+// A thread runs until it meets a barrier or a collective, or spins on a flag; then the next one
+// that can run does. Whoever arrives last releases the others. Where nobody can run any more, the
+// program aborts and says who waits where. A worker (an OS thread) runs the blocks of an ordinary
+// launch one after another, each to its end; the blocks of a cooperative launch are all resident
+// from the start, dealt out over the workers.
+//
+// This header is compiled with the kernels, under whatever sanitizer they are; scheduler.cpp is
+// not, so that ThreadSanitizer sees the kernels' memory alone, ordered by barriers and flags alone.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <functional>
+
+#include "language.h"
+
+namespace cuda_on_cpu {
+
+// A place in the source, taken at the call by a default argument.
+struct Where {
+  const char* file;
+  int line;
+  static constexpr Where here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
+
+// Prints the message with the current thread's coordinates, and aborts.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// The card that is played. The defaults are one H100's limits with few processors.
+struct Device {
+  int multiprocessors = 8;
+  int max_threads_per_block = 1024;
+  int max_threads_per_multiprocessor = 2048;
+  int max_blocks_per_multiprocessor = 32;
+  size_t shared_per_multiprocessor = 228 << 10;
+  size_t shared_per_block = 48 << 10;
+  size_t shared_per_block_optin = 227 << 10;
+  size_t shared_reserved_per_block = 1 << 10;
+  int major = 9, minor = 0;
+};
+Device& device();
+
+// Order in which threads and blocks run where CUDA promises none.
+enum class Order { kForward, kReverse, kShuffled };
+
+struct Schedule {
+  Order order = Order::kForward;
+  uint64_t seed = 0;  // of kShuffled
+  int workers = 1;
+};
+// Read once from CUDA_ON_CPU_ORDER (forward, reverse or a seed) and CUDA_ON_CPU_THREADS.
+Schedule& schedule();
+
+// Blocks of this size that fit one multiprocessor, as far as threads and shared memory tell.
+int resident_blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
+
+struct LaunchShape {
+  dim3 grid, block;
+  size_t shared_bytes;  // dynamic
+  bool cooperative;
+};
+// Runs `kernel` on every thread of the grid and returns when all have ended. The shape is valid.
+void run_grid(const LaunchShape& shape, const std::function<void()>& kernel);
+
+// Called on a CUDA thread.
+
+unsigned rank_in_block();
+unsigned lane();
+unsigned threads_in_block();
+void* dynamic_shared();
+// One allocation per (block, key), filled with 0xFF bytes: NaN as a float, -1 as an int.
+void* static_shared(const void* key, size_t bytes);
+
+enum class BarrierKind { kSync, kAnd, kOr, kCount };
+unsigned block_barrier(BarrierKind kind, bool predicate, Where where);
+// Named barriers 1 to 15 between some warps of a block; `threads` arrivals complete a phase.
+void named_barrier(int id, unsigned threads, bool waits, Where where);
+void grid_barrier(Where where);
+
+// What one lane hands to the others.
+struct alignas(16) Slot {
+  unsigned char bytes[64];
+};
+// Meets the other lanes of `mask` in the same collective at the same place. Returns 32 slots, whose
+// contents stay until this lane's next collective with this mask. Orders memory only if told to.
+const Slot* meet(uint32_t mask, const char* what, const void* value, size_t bytes,
+                 bool orders_memory, Where where);
+
+// The thread waits for something that another thread will store. `value` is what it saw last.
+void spin(const char* what, const void* flag, uint64_t wanted, uint64_t value, Where where);
+// Something was stored that a spinning thread may wait for.
+void note_progress();
+
+// Fences as ThreadSanitizer cannot see them: a relaxed atomic store after a fence releases, and a
+// fence after relaxed atomic loads acquires what these loads saw.
+void fence();
+bool store_releases();
+void observed(const void* address);
+
+// cp.async of this thread: copies that have been issued and not yet waited for.
+struct Copy {
+  void* destination;
+  const void* source;
+  uint32_t bytes, zeros;
+};
+void push_copy(const Copy& copy);
+void commit_copies();
+// Takes the next copy of all groups but the last `groups`; false when there is none.
+bool pop_copy(size_t groups, Copy& copy);
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,150 @@
+// What the scheduler keeps about threads, warps, blocks, workers and the grid.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <deque>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "fiber.h"
+#include "scheduler.h"
+
+namespace cuda_on_cpu {
+
+struct Barrier;
+struct Block;
+struct Worker;
+
+enum class State { kRuns, kWaits, kSpins, kEnded };
+
+struct Thread {
+  Fiber fiber;
+  Block* block = nullptr;
+  uint3 index = {};
+  unsigned rank = 0, lane = 0, warp = 0;
+  State state = State::kRuns;
+  // Where it waits, for the report.
+  const char* what = nullptr;
+  Where where = {};
+  uint32_t mask = 0;
+  const void* flag = nullptr;
+  uint64_t wanted = 0, value = 0;
+  const Barrier* waits_at = nullptr;
+  // cp.async: copies in flight, the sizes of the committed groups, and the group still open.
+  std::deque<Copy> copies;
+  std::deque<size_t> groups;
+  size_t open_group = 0;
+  // The fence model.
+  bool fenced = false;
+  std::array<const void*, 32> observed = {};
+  unsigned num_observed = 0;
+};
+
+// The lanes of one mask meet here. Slots alternate, so that the last meeting's stay readable.
+struct Collective {
+  uint32_t mask = 0, arrived = 0;
+  unsigned generation = 0;
+  const char* what = nullptr;
+  Where where = {};
+  Slot slots[2][32];
+  char tags[2];  // addresses for release() and acquire()
+};
+
+struct Barrier {
+  unsigned arrived = 0, generation = 0;
+  unsigned wanted = 0;  // of a named barrier
+  BarrierKind kind = BarrierKind::kSync;
+  Where where = {};
+  unsigned gathered = 0, result = 0;
+  char tags[2];
+};
+
+struct Warp {
+  uint32_t lanes = 0, alive = 0;
+  uint32_t at_barrier = 0;
+  Where barrier_where = {};
+  std::vector<std::unique_ptr<Collective>> collectives;
+};
+
+struct Grid;
+
+struct Block {
+  Grid* grid = nullptr;
+  uint3 index = {};
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  unsigned alive = 0;
+  Barrier barrier;
+  std::array<Barrier, 16> named;
+  void* dynamic_shared = nullptr;
+  size_t shared_bytes = 0;
+  std::vector<std::pair<const void*, void*>> statics;
+  char* stacks = nullptr;
+};
+
+// Threads that can run, first in first out. Its memory is fixed at the start: a thread is never in
+// it twice.
+class ReadyQueue {
+ public:
+  void reset(size_t capacity) {
+    ring_.assign(capacity + 1, nullptr);
+    head_ = size_ = 0;
+  }
+  size_t size() const { return size_; }
+  Thread*& operator[](size_t i) { return ring_[(head_ + i) % ring_.size()]; }
+  void push(Thread* thread) { (*this)[size_++] = thread; }
+  Thread* pop() {
+    Thread* thread = (*this)[0];
+    head_ = (head_ + 1) % ring_.size();
+    --size_;
+    return thread;
+  }
+
+ private:
+  std::vector<Thread*> ring_;
+  size_t head_ = 0, size_ = 0;
+};
+
+struct Worker {
+  Grid* grid = nullptr;
+  Fiber origin;
+  std::vector<std::unique_ptr<Block>> resident;
+  ReadyQueue ready;
+  std::vector<Thread*> spinning;
+  uint64_t random = 0;
+  // Written by this worker, read by the others.
+  std::atomic<uint64_t> progress{0};
+  std::atomic<uint64_t> stuck_at{0};  // the grid's progress + 1 when nothing moved any more
+  std::atomic<bool> finished{false};
+  uint64_t seen = 0;
+  int idle_rounds = 0;
+};
+
+struct Grid {
+  const LaunchShape* shape = nullptr;
+  const std::function<void()>* kernel = nullptr;
+  unsigned threads = 0;
+  uint64_t blocks = 0;
+  std::vector<std::unique_ptr<Worker>> workers;
+  std::atomic<uint64_t> next_block{0};
+  std::atomic<uint32_t> barrier_arrived{0}, barrier_generation{0};
+  std::atomic<bool> reported{false};
+  char start_tag, end_tag, barrier_tags[2];
+};
+
+extern __thread Thread* current;
+extern __thread Worker* worker;
+
+// Lets others run; returns when somebody has made the current thread ready again.
+void park();
+void make_ready(Thread* thread);
+// In the order that the schedule asks for.
+void make_ready(Thread* const* threads, size_t count);
+// A thread has ended: barriers and collectives that waited for it.
+void leave_barriers(Thread* thread);
+
+[[noreturn]] void report_deadlock(const Grid& grid, const char* why);
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,289 @@
+// Barriers, warp collectives, fences, shared memory and cp.async queues of the running thread.
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "scheduler_state.h"
+
+namespace cuda_on_cpu {
+namespace {
+
+bool same(const Where& a, const Where& b) {
+  return a.line == b.line && (a.file == b.file || strcmp(a.file, b.file) == 0);
+}
+
+void wait_at(const char* what, uint32_t mask, const Barrier* barrier, Where where) {
+  Thread* self = current;
+  self->state = State::kWaits;
+  self->what = what;
+  self->mask = mask;
+  self->waits_at = barrier;
+  self->where = where;
+  park();
+  self->waits_at = nullptr;
+}
+
+// Completes the phase: whoever waits here may run again.
+void complete(Barrier& barrier, Block& block) {
+  barrier.result = barrier.gathered;
+  barrier.arrived = 0;
+  barrier.gathered = 0;
+  ++barrier.generation;
+  note_progress();
+  const bool reverse = schedule().order == Order::kReverse;
+  const size_t count = block.threads.size();
+  for (size_t i = 0; i < count; ++i) {
+    Thread& thread = block.threads[reverse ? count - 1 - i : i];
+    if (thread.state == State::kWaits && thread.waits_at == &barrier) {
+      thread.state = State::kRuns;
+      make_ready(&thread);
+    }
+  }
+}
+
+void complete_block_barrier(Block& block) {
+  for (Warp& warp : block.warps) warp.at_barrier = 0;
+  complete(block.barrier, block);
+}
+
+const char* name_of(BarrierKind kind) {
+  switch (kind) {
+    case BarrierKind::kAnd:
+      return "__syncthreads_and";
+    case BarrierKind::kOr:
+      return "__syncthreads_or";
+    case BarrierKind::kCount:
+      return "__syncthreads_count";
+    default:
+      return "__syncthreads";
+  }
+}
+
+}  // namespace
+
+unsigned block_barrier(BarrierKind kind, bool predicate, Where where) {
+  Thread* self = current;
+  Block& block = *self->block;
+  Barrier& barrier = block.barrier;
+  Warp& warp = block.warps[self->warp];
+  if (warp.at_barrier == 0) {
+    warp.barrier_where = where;
+  } else if (!same(warp.barrier_where, where)) {
+    // The instruction is an aligned one: all lanes of a warp execute the same.
+    fail("threads of one warp meet different barriers: %s at %s:%d, others at %s:%d", name_of(kind),
+         where.file, where.line, warp.barrier_where.file, warp.barrier_where.line);
+  }
+  warp.at_barrier |= 1u << self->lane;
+  if (barrier.arrived == 0) {
+    barrier.kind = kind;
+    barrier.where = where;
+    barrier.gathered = kind == BarrierKind::kAnd;
+  } else if (barrier.kind != kind) {
+    fail("threads of one block meet different barriers: %s at %s:%d, %s at %s:%d", name_of(kind),
+         where.file, where.line, name_of(barrier.kind), barrier.where.file, barrier.where.line);
+  }
+  if (kind == BarrierKind::kAnd) barrier.gathered &= predicate;
+  if (kind == BarrierKind::kOr) barrier.gathered |= predicate;
+  if (kind == BarrierKind::kCount) barrier.gathered += predicate;
+  char* tag = &barrier.tags[barrier.generation & 1];
+  release(tag);
+  if (++barrier.arrived == block.alive) {
+    complete_block_barrier(block);
+  } else {
+    wait_at(name_of(kind), 0, &barrier, where);
+  }
+  acquire(tag);
+  return barrier.result;
+}
+
+void named_barrier(int id, unsigned threads, bool waits, Where where) {
+  if (id < 1 || id > 15 || threads == 0 || threads % 32 != 0) {
+    fail("named barrier %d of %u threads: expected 1 to 15 and a multiple of 32", id, threads);
+  }
+  Block& block = *current->block;
+  Barrier& barrier = block.named[id];
+  if (barrier.arrived == 0) {
+    barrier.wanted = threads;
+    barrier.where = where;
+  } else if (barrier.wanted != threads) {
+    fail("named barrier %d: %u threads at %s:%d, %u at %s:%d", id, threads, where.file, where.line,
+         barrier.wanted, barrier.where.file, barrier.where.line);
+  }
+  char* tag = &barrier.tags[barrier.generation & 1];
+  release(tag);
+  if (++barrier.arrived == threads) {
+    complete(barrier, block);
+  } else if (waits) {
+    wait_at("a named barrier", static_cast<uint32_t>(id), &barrier, where);
+  }
+  if (waits) acquire(tag);
+}
+
+void grid_barrier(Where where) {
+  Grid& grid = *current->block->grid;
+  if (!grid.shape->cooperative) fail("grid.sync() in a launch that is not cooperative");
+  block_barrier(BarrierKind::kSync, false, where);
+  if (current->rank == 0) {
+    const uint32_t generation = grid.barrier_generation.load();
+    char* tag = &grid.barrier_tags[generation & 1];
+    release(tag);
+    if (grid.barrier_arrived.fetch_add(1) + 1 == grid.blocks) {
+      grid.barrier_arrived.store(0);
+      grid.barrier_generation.fetch_add(1);
+      note_progress();
+    }
+    while (grid.barrier_generation.load() == generation) {
+      spin("grid.sync()", nullptr, grid.blocks, grid.barrier_arrived.load(), where);
+    }
+    acquire(tag);
+  }
+  block_barrier(BarrierKind::kSync, false, where);
+}
+
+const Slot* meet(uint32_t mask, const char* what, const void* value, size_t bytes,
+                 bool orders_memory, Where where) {
+  Thread* self = current;
+  Warp& warp = self->block->warps[self->warp];
+  const auto at = [&] { return where; };
+  if ((mask >> self->lane & 1) == 0) {
+    fail("%s at %s:%d: the lane is not in the mask 0x%08x it calls with", what, at().file,
+         at().line, mask);
+  }
+  if ((mask & ~warp.lanes) != 0) {
+    fail("%s at %s:%d: the mask 0x%08x names lanes that the block does not have (0x%08x are there)",
+         what, at().file, at().line, mask, warp.lanes);
+  }
+  if ((mask & ~warp.alive) != 0) {
+    fail("%s at %s:%d: the mask 0x%08x names lanes that have exited (0x%08x are alive)", what,
+         at().file, at().line, mask, warp.alive);
+  }
+  Collective* collective = nullptr;
+  for (const auto& known : warp.collectives) {
+    if (known->mask == mask) collective = known.get();
+  }
+  if (collective == nullptr) {
+    const Unseen unseen;
+    warp.collectives.push_back(std::make_unique<Collective>());
+    collective = warp.collectives.back().get();
+    collective->mask = mask;
+  }
+  if (collective->arrived == 0) {
+    collective->what = what;
+    collective->where = where;
+  } else if (collective->what != what || !same(collective->where, where)) {
+    fail("lanes of one warp meet different collectives: %s at %s:%d, others %s at %s:%d", what,
+         where.file, where.line, collective->what, collective->where.file, collective->where.line);
+  }
+  const unsigned phase = collective->generation & 1;
+  Slot* slots = collective->slots[phase];
+  // A loop, for memcpy would be seen by ThreadSanitizer.
+  for (size_t i = 0; i < bytes; ++i) {
+    reinterpret_cast<volatile unsigned char*>(slots[self->lane].bytes)[i] =
+        static_cast<const unsigned char*>(value)[i];
+  }
+  if (orders_memory) release(&collective->tags[phase]);
+  collective->arrived |= 1u << self->lane;
+  if (collective->arrived == mask) {
+    collective->arrived = 0;
+    ++collective->generation;
+    note_progress();
+    const bool reverse = schedule().order == Order::kReverse;
+    for (unsigned i = 0; i < 32; ++i) {
+      const unsigned other = reverse ? 31 - i : i;
+      if ((mask >> other & 1) != 0 && other != self->lane) {
+        make_ready(&self->block->threads[self->warp * 32 + other]);
+      }
+    }
+  } else {
+    wait_at(what, mask, nullptr, where);
+  }
+  if (orders_memory) acquire(&collective->tags[phase]);
+  return slots;
+}
+
+void leave_barriers(Thread* thread) {
+  Block& block = *thread->block;
+  Warp& warp = block.warps[thread->warp];
+  warp.alive &= ~(1u << thread->lane);
+  --block.alive;
+  for (const auto& collective : warp.collectives) {
+    if (collective->arrived != 0 && (collective->mask >> thread->lane & 1) != 0) {
+      fail("the thread exits while lanes of its warp wait for it: %s at %s:%d, mask 0x%08x",
+           collective->what, collective->where.file, collective->where.line, collective->mask);
+    }
+  }
+  // A thread that has exited counts as arrived, as on a GPU since Volta.
+  if (block.barrier.arrived != 0 && block.barrier.arrived == block.alive) {
+    release(&block.barrier.tags[block.barrier.generation & 1]);
+    complete_block_barrier(block);
+  }
+}
+
+void* dynamic_shared() { return current->block->dynamic_shared; }
+
+void* static_shared(const void* key, size_t bytes) {
+  Block& block = *current->block;
+  for (const auto& known : block.statics) {
+    if (known.first == key) return known.second;
+  }
+  const Unseen unseen;
+  block.shared_bytes += bytes;
+  if (block.shared_bytes > device().shared_per_block_optin) {
+    fail("the block's static and dynamic shared memory, %zu bytes, exceed the limit of %zu",
+         block.shared_bytes, device().shared_per_block_optin);
+  }
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, bytes) != 0) fail("no memory for a shared array");
+  memset(memory, 0xFF, bytes);
+  block.statics.emplace_back(key, memory);
+  return memory;
+}
+
+void fence() {
+  Thread* self = current;
+  for (unsigned i = 0; i < self->num_observed; ++i) {
+    acquire(const_cast<void*>(self->observed[i]));
+  }
+  self->num_observed = 0;
+  self->fenced = true;
+}
+
+bool store_releases() { return current->fenced; }
+
+void observed(const void* address) {
+  Thread* self = current;
+  const auto end = self->observed.begin() + self->num_observed;
+  if (std::find(self->observed.begin(), end, address) != end) return;
+  if (self->num_observed < self->observed.size()) self->observed[self->num_observed++] = address;
+}
+
+void push_copy(const Copy& copy) {
+  const Unseen unseen;
+  current->copies.push_back(copy);
+  ++current->open_group;
+}
+
+void commit_copies() {
+  const Unseen unseen;
+  current->groups.push_back(current->open_group);
+  current->open_group = 0;
+}
+
+bool pop_copy(size_t groups, Copy& copy) {
+  const Unseen unseen;
+  Thread* self = current;
+  while (self->groups.size() > groups) {
+    if (self->groups.front() == 0) {
+      self->groups.pop_front();
+      continue;
+    }
+    --self->groups.front();
+    copy = self->copies.front();
+    self->copies.pop_front();
+    return true;
+  }
+  return false;
+}
+
+}  // namespace cuda_on_cpu

@@ -1,18 +1,33 @@
-"""Measures of both stages: reconstruction, likelihood, use of the codebooks, codecs beside them."""
+"""Measures of both stages: reconstruction, likelihood, use of the codebooks, codecs beside them;
+and distances of sets of images in the features of a network."""
 
+from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.metrics.codebook import CodebookUse, codebook_use
 from vqvae2_fast.metrics.codecs import CodecPoint, webp_at_bits, webp_curve
+from vqvae2_fast.metrics.distances import compare_sets
+from vqvae2_fast.metrics.estimates import Estimate
+from vqvae2_fast.metrics.feature_set import FeatureSet, extract_features
+from vqvae2_fast.metrics.features import open_features
+from vqvae2_fast.metrics.frechet import Moments, frechet_distance
+from vqvae2_fast.metrics.inception_score import inception_score
+from vqvae2_fast.metrics.kernel_distance import kernel_distance
 from vqvae2_fast.metrics.likelihood import (
     Likelihood,
     marginal_entropy,
     prior_labels,
     prior_likelihood,
 )
+from vqvae2_fast.metrics.neighbours import Neighbours, neighbour_measures
+from vqvae2_fast.metrics.perceptual import LPIPS, load_lpips
 from vqvae2_fast.metrics.pipeline import evaluate_pipeline
 from vqvae2_fast.metrics.reconstruction import Reconstruction, psnr, reconstruction_error
+from vqvae2_fast.metrics.structural import structural_similarity
 
 __all__ = [
-    "CodebookUse", "CodecPoint", "Likelihood", "Reconstruction", "codebook_use",
-    "evaluate_pipeline", "marginal_entropy", "prior_labels", "prior_likelihood", "psnr",
-    "reconstruction_error", "webp_at_bits", "webp_curve",
+    "LPIPS", "Accuracy", "CodebookUse", "CodecPoint", "Estimate", "FeatureSet", "Likelihood",
+    "Moments", "Neighbours", "Reconstruction", "classification_accuracy", "codebook_use",
+    "compare_sets", "evaluate_pipeline", "extract_features", "frechet_distance", "inception_score",
+    "kernel_distance", "load_lpips", "marginal_entropy", "neighbour_measures", "open_features",
+    "prior_labels", "prior_likelihood", "psnr", "reconstruction_error", "structural_similarity",
+    "webp_at_bits", "webp_curve",
 ]  # fmt: skip

@@ -2,10 +2,10 @@
 
 A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.safetensors and, while
 training, average.safetensors (the Polyak average), optimizer.safetensors and state.json; files.json
-has the checksums of all of them. `kind` is vqvae2 or pixelsnail, or pipeline: a folder of such
-folders. `dtype` is that of the floating-point numbers in model.safetensors: float32, or bfloat16
-for half the size. Nothing is ever unpickled. `load` gives a model to use, in float32 whatever the
-file's dtype; `resume` gives all of a run.
+has the checksums of all of them. `kind` is vqvae2, pixelsnail or classifier, or pipeline: a folder
+of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32, or
+bfloat16 for half the size. Nothing is ever unpickled. `load` gives a model to use, in float32
+whatever the file's dtype; `resume` gives all of a run.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
@@ -63,7 +64,7 @@ class TrainingState:
         state: `step`, `train` (the settings), `metrics`, and what the run added.
     """
 
-    model: VQVAE2 | PixelSNAIL
+    model: VQVAE2 | PixelSNAIL | Classifier
     average: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
@@ -84,7 +85,8 @@ def save(
         class_names: Names of the labels, kept in config.json (`class_names` reads them back).
 
     Raises:
-        TypeError: If `obj` is none of VQVAE2, PixelSNAIL, Pipeline, or dtype is another one.
+        TypeError: If `obj` is none of VQVAE2, PixelSNAIL, Classifier, Pipeline, or dtype is another
+            one.
         ValueError: If `path` exists and is no checkpoint: only checkpoints are replaced.
         OSError: If it cannot be written (a full disk, ...); what was there is as it was.
     """
@@ -129,7 +131,7 @@ def save_training(
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
-    """The VQVAE2, PixelSNAIL or Pipeline saved at `path`, in evaluation mode.
+    """The VQVAE2, PixelSNAIL, Classifier or Pipeline saved at `path`, in evaluation mode.
 
     A model from a run comes with its averaged weights where the run kept an average. `path` may
     also be the folder of a run: its latest checkpoint is taken. RUN/best is the run's best one.

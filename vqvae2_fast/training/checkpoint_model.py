@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import torch
 
+from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -38,6 +39,7 @@ VERSION = 1
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "vqvae2": (VQVAE2, VQVAE2Config),
     "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
+    "classifier": (Classifier, ClassifierConfig),
 }
 KINDS = (*MODELS, "pipeline")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,7 +58,7 @@ def write_model(
 ) -> None:
     """Write config.json and model.safetensors, floating-point numbers rounded to dtype."""
     kinds = {model_class: kind for kind, (model_class, _) in MODELS.items()}
-    if not isinstance(model, (VQVAE2, PixelSNAIL)) or type(model) not in kinds:
+    if not isinstance(model, (VQVAE2, PixelSNAIL, Classifier)) or type(model) not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
@@ -119,7 +121,7 @@ def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL:
+def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL | Classifier:
     """The model of a header from `read_config`, float32, with the weights of model.safetensors.
 
     Leaves torch's random state as it was.
@@ -137,7 +139,7 @@ def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL:
     expected = _expected_tensors(model_class, config, path)
     check_tensors(expected, path, DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]):
-        model: VQVAE2 | PixelSNAIL = model_class(config)
+        model: VQVAE2 | PixelSNAIL | Classifier = model_class(config)
     model.load_state_dict(read_tensors(path))
     return model
 
@@ -172,7 +174,7 @@ def _some(names: list[str]) -> str:
 
 
 def _expected_tensors(
-    model_class: type[Any], config: VQVAE2Config | PixelSNAILConfig, path: Path
+    model_class: type[Any], config: VQVAE2Config | PixelSNAILConfig | ClassifierConfig, path: Path
 ) -> dict[str, Tensor]:
     """Names, shapes and types of a configuration's weights, made without memory for them."""
     headers = tensor_headers(path)
@@ -182,6 +184,8 @@ def _expected_tensors(
     if isinstance(config, VQVAE2Config):
         layers = config.num_residual_blocks + sum(s.bit_length() for s in config.strides)
         numbers = config.num_embeddings * config.embedding_dim
+    elif isinstance(config, ClassifierConfig):
+        layers, numbers = 0, 0  # as many layers as its network has
     else:
         layers = config.num_blocks * max(config.layers_per_block, 1) + config.num_output_layers
         layers += config.num_condition_layers + len(config.condition_sizes)
@@ -202,7 +206,7 @@ def _expected_tensors(
 
 def _config(
     config_class: type[Any], values: dict[str, Any], folder: Path
-) -> VQVAE2Config | PixelSNAILConfig:
+) -> VQVAE2Config | PixelSNAILConfig | ClassifierConfig:
     known = get_type_hints(config_class)
     for name, value in values.items():
         if name not in known:

@@ -11,6 +11,8 @@ from typing import Literal
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
 
+_TENTHS = (30, 60, 80)  # epochs of 90 after which the rate falls, https://arxiv.org/abs/1706.02677
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -20,7 +22,10 @@ class TrainConfig:
         steps: Optimiser steps.
         batch_size: Images (or code maps) of one micro-batch.
         accumulate: Micro-batches whose gradients add up to one step.
-        learning_rate: Peak rate of AdamW, reached after the warm-up.
+        optimizer: `adamw`, or `momentum`: SGD with a momentum of 0.9.
+        schedule: What follows the warm-up: `cosine`, or `steps`: a tenth after 30, 60 and 80 of
+            every 90 parts of the run each.
+        learning_rate: Peak rate of the optimiser, reached after the warm-up.
         warmup_steps: Steps of the linear warm-up.
         final_learning_rate: Rate at the end of the cosine, as a fraction of the peak.
         weight_decay: Of matrices and convolutions; biases and gains have none.
@@ -40,6 +45,8 @@ class TrainConfig:
     steps: int = 10_000
     batch_size: int = 32
     accumulate: int = 1
+    optimizer: Literal["adamw", "momentum"] = "adamw"
+    schedule: Literal["cosine", "steps"] = "cosine"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     final_learning_rate: float = 0.02
@@ -71,9 +78,13 @@ class TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of a step, counted from 0: linear warm-up, then half a cosine down to the final rate."""
+    """Rate of a step, counted from 0: linear warm-up, then half a cosine down to the final rate, or
+    the constant parts of schedule `steps`."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "steps":
+        passed = sum(90 * step >= part * config.steps for part in _TENTHS)
+        return config.learning_rate * 0.1**passed
     progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     floor = config.final_learning_rate

@@ -134,7 +134,7 @@ def _train(
     device = next(model.parameters()).device
     # Reading the flag waits for a GPU; on a CPU every step is checked.
     check_every = 1 if device.type == "cpu" else config.log_every
-    optimizer = _adamw(model, config)
+    optimizer = _optimizer(model, config)
     autocast = _autocast(device, config)
     average = PolyakAverage(model, config.average_decay) if config.average_decay else None
     position = _Position()
@@ -213,13 +213,15 @@ def _note_best(position: _Position, stage: Stage) -> bool:
     return True
 
 
-def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW whose decay spares biases, gains and other vectors."""
+def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser; its decay spares biases, gains and other vectors."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
+    if config.optimizer == "momentum":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
     # 0.95 forgets the early, large gradients of a short run sooner than AdamW's 0.999.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
 
@@ -303,8 +305,8 @@ def _restore(
         )
     for name, value in asdict(config).items():
         # The order of the data follows from these; the rest may change between parts of a run.
-        found = saved.state["train"].get(name)
-        if name in ("batch_size", "accumulate", "seed") and found != value:
+        found = saved.state["train"].get(name, value)
+        if name in ("batch_size", "accumulate", "seed", "optimizer") and found != value:
             raise ValueError(
                 f"train: {path} was made with {name}={found}, got {value}: "
                 "the run could not read on where it stopped."

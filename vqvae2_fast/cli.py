@@ -17,6 +17,7 @@ from vqvae2_fast.commands.extract import Extract
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.commands.reconstruct import Reconstruct
 from vqvae2_fast.commands.sample import Sample
+from vqvae2_fast.commands.train_classifier import TrainClassifier
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.models.configs import level_names, preset
@@ -87,6 +88,7 @@ def _parse(arguments: list[str]) -> Command:
         "train-vqvae": TrainVQVAE,
         "extract": Extract,
         "train-prior": TrainPrior,
+        "train-classifier": TrainClassifier,
         "sample": Sample,
         "reconstruct": Reconstruct,
         "evaluate": Evaluate,

@@ -159,7 +159,7 @@ def test_only_checkpoints_are_replaced(tmp_path):
 
 def test_other_objects_are_refused(tmp_path):
     with pytest.raises(
-        TypeError, match="expected one of VQVAE2, PixelSNAIL or Pipeline, got Linea"
+        TypeError, match="expected one of VQVAE2, PixelSNAIL, Classifier or Pipeline, got Linea"
     ):
         save(torch.nn.Linear(2, 2), tmp_path / "model")
     assert not (tmp_path / "model").exists()

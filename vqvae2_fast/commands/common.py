@@ -11,6 +11,7 @@ import torch
 
 from vqvae2_fast.commands.origin import check_origin
 from vqvae2_fast.data.durable import replace_file
+from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -19,7 +20,7 @@ from vqvae2_fast.training.checkpoint import class_names
 from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
-    "Command", "ModelOptions", "Result", "load_vqvae", "write_result",
+    "Command", "ModelOptions", "Result", "load_classifier", "load_vqvae", "write_result",
 ]  # fmt: skip
 
 
@@ -134,9 +135,43 @@ def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     return model
 
 
+def load_classifier(
+    path: Path, device: torch.device, classes: tuple[str, ...], shape: tuple[int, int, int]
+) -> Classifier:
+    """The classifier at a path. Raises ValueError unless it is one for these classes and images.
+
+    Args:
+        classes: Names, in the order of the labels that it is to judge.
+        shape: (C, H, W) of the images.
+    """
+    model = load(path, device)
+    if not isinstance(model, Classifier):
+        raise ValueError(f"--classifier: expected a classifier at {path}, found a {named(model)}.")
+    own = class_names(path)
+    if own != classes:
+        raise ValueError(
+            f"--classifier: {path} was trained on {len(own)} classes ({_some(own)}), the labels "
+            f"are of {len(classes)} ({_some(classes)}). Train one on these: "
+            "`vqvae2-fast train-classifier`."
+        )
+    expected = (model.config.image_channels, *model.config.image_size)
+    if expected != shape:
+        raise ValueError(
+            f"--classifier: {path} takes images of {list(expected)} (C, H, W), these are "
+            f"{list(shape)}; train one with --image-size {shape[1]} {shape[2]} --image-channels "
+            f"{shape[0]}."
+        )
+    return model
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "") if names else "none named"
+
+
 def named(model: object) -> str:
     """What a loaded checkpoint is, in words."""
-    kinds = {VQVAE2: "VQ-VAE (stage 1)", PixelSNAIL: "prior (stage 2)", Pipeline: "pipeline"}
+    kinds = {VQVAE2: "VQ-VAE (stage 1)", PixelSNAIL: "prior (stage 2)", Pipeline: "pipeline",
+             Classifier: "classifier"}  # fmt: skip
     return kinds.get(type(model), type(model).__name__)
 
 

@@ -107,7 +107,8 @@ def check_stage(out: Path, kind: str) -> None:
     """Raises ValueError if a run's folder holds one of the other stage."""
     newest = latest(out)
     if newest and (found := read_config(newest)["kind"]) != kind:
-        names = {"vqvae2": "a VQ-VAE (stage 1)", "pixelsnail": "a prior (stage 2)"}
+        names = {"vqvae2": "a VQ-VAE (stage 1)", "pixelsnail": "a prior (stage 2)",
+                 "classifier": "a classifier"}  # fmt: skip
         raise ValueError(
             f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
             "name another folder."

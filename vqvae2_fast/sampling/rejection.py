@@ -1,0 +1,119 @@
+"""Rejection sampling: of the images drawn, those stay that a classifier is surest about.
+
+Section 3.3 of https://arxiv.org/abs/1906.00446: an image is scored by the probability that a
+classifier gives its class. What is kept looks more like its class and varies less; what share is
+kept sets the trade.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.classifier import Classifier
+
+__all__ = ["RejectionRule", "class_probability", "keep_share"]
+
+
+@dataclass(frozen=True)
+class RejectionRule:
+    """Which of the candidates stay: the best `keep` of each `among` that follow one another, or
+    those of a probability of `threshold` or more.
+
+    Both look at `among` candidates at most at a time, so that images can be drawn without end.
+
+    Args:
+        keep, among: 1 <= keep <= among. The candidates of a group are of one class.
+        threshold: In [0, 1]; with it keep and among are 1.
+
+    Raises:
+        ValueError: Out of these.
+    """
+
+    keep: int = 1
+    among: int = 1
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.among:
+            raise ValueError(
+                f"RejectionRule: expected 1 <= keep <= among, got keep={self.keep} and "
+                f"among={self.among}."
+            )
+        if self.threshold is not None and (self.among != 1 or not 0 <= self.threshold <= 1):
+            raise ValueError(
+                "RejectionRule: expected a threshold in [0, 1], and keep = among = 1 with it, got "
+                f"threshold={self.threshold}, keep={self.keep} and among={self.among}."
+            )
+
+    def kept(self, probabilities: Tensor) -> Tensor:
+        """Which candidates stay: bool `[N]`.
+
+        Ties take the earlier candidate.
+
+        Args:
+            probabilities: Of each candidate's class, `[N]`; whole groups, N a multiple of `among`.
+
+        Raises:
+            ValueError: N is no multiple of `among`.
+        """
+        if self.threshold is not None:
+            return probabilities >= self.threshold
+        if len(probabilities) % self.among:
+            raise ValueError(
+                f"RejectionRule: expected whole groups of {self.among}, got {len(probabilities)} "
+                "candidates."
+            )
+        groups = probabilities.reshape(-1, self.among)
+        best = groups.sort(dim=1, descending=True, stable=True).indices[:, : self.keep]
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(1, best, True).flatten()
+
+
+@torch.no_grad()
+def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Probability of each image's own class, float32 `[B]` on the CPU.
+
+    Args:
+        classifier: In evaluation mode.
+        images: `[B, C, H, W]` in [-1, 1].
+        labels: int64 `[B]`.
+
+    Raises:
+        ValueError: A label that is none of the classifier's classes.
+    """
+    classes = classifier.config.num_classes
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f"class_probability: expected labels in [0, {classes}), the classes of the classifier, "
+            f"got {int(labels.min())} to {int(labels.max())}."
+        )
+    device = next(classifier.parameters()).device
+    probabilities = classifier(images.to(device)).float().softmax(1)
+    return probabilities.gather(1, labels.to(device)[:, None])[:, 0].cpu()
+
+
+def keep_share(probabilities: Tensor, labels: Tensor, share: float) -> Tensor:
+    """Rows of the best share of each class, ascending: a point of the trade-off curve.
+
+    At least one of each class stays.
+
+    Args:
+        probabilities, labels: `[N]` each.
+        share: In (0, 1].
+
+    Raises:
+        ValueError: share is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"keep_share: expected a share in (0, 1], got {share}.")
+    rows = []
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        count = max(1, round(share * len(own)))
+        best = probabilities[own].sort(descending=True, stable=True).indices[:count]
+        rows.append(own[best])
+    return torch.cat(rows).sort().values

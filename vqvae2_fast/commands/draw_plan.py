@@ -5,7 +5,7 @@ All of it is a function of the sample's number, so that any process can draw any
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.sampling import DrawingRule, DrawSettings, SampleBatch, choose_engine
+from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.commands.completion import Known
+    from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.sampling import Pipeline
 
-__all__ = ["DrawPlan", "batches_of", "drawing_settings", "labels_of"]
+__all__ = ["DrawPlan", "Judge", "batches_of", "drawing_settings", "labels_of"]
 
 NO_CLASS = "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A classifier of the classes that are drawn, and what stays by its word."""
+
+    classifier: Classifier
+    rule: RejectionRule
+
+    def identity(self) -> dict[str, Any]:
+        return {"classifier": weights_hash(self.classifier), **asdict(self.rule)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +49,7 @@ class DrawPlan:
             class".
         known: What is completed: sample n completes image n modulo their number.
         known_labels: int64, a label for each known image, in place of `classes`.
+        judge: What rejects samples, with its rule.
     """
 
     pipeline: Pipeline
@@ -44,6 +58,12 @@ class DrawPlan:
     classes: tuple[int, ...] = ()
     known: Known | None = None
     known_labels: Tensor | None = None
+    judge: Judge | None = None
+
+    @property
+    def group(self) -> int:
+        """Samples that are drawn and judged together, all of one class."""
+        return 1 if self.judge is None else self.judge.rule.among
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -51,7 +71,7 @@ class DrawPlan:
 
     def known_image(self, sample: int) -> int:
         """Number of the image that a sample completes; 0 where nothing is known."""
-        return sample % len(self.known) if self.known is not None else 0
+        return sample // self.group % len(self.known) if self.known is not None else 0
 
     def label(self, sample: int) -> int | None:
         if self.known_labels is not None:
@@ -59,7 +79,8 @@ class DrawPlan:
         if not self.classes:
             return None
         # Each known image in every class: its completions come once a round through the images.
-        turn = sample // len(self.known) if self.known is not None else sample
+        turn = sample // self.group
+        turn = turn // len(self.known) if self.known is not None else turn
         return self.classes[turn % len(self.classes)]
 
     def class_name(self, label: int | None) -> str | None:
@@ -78,7 +99,21 @@ class DrawPlan:
             arguments["known"] = self.known.batch([self.known_image(n) for n in samples])
         return arguments
 
-    def rows(self, drawn: SampleBatch) -> list[dict[str, Any]]:
+    def judged(self, drawn: SampleBatch) -> tuple[list[bool], list[float] | None]:
+        """Which samples of a batch are kept, and the probabilities that this is by."""
+        if self.judge is None:
+            return [True] * len(drawn), None
+        assert drawn.labels is not None
+        # A group at a time: a network rounds differently in another batch.
+        groups = zip(drawn.images.split(self.group), drawn.labels.split(self.group), strict=True)
+        probabilities = torch.cat(
+            [class_probability(self.judge.classifier, *group) for group in groups]
+        )
+        return self.judge.rule.kept(probabilities).tolist(), probabilities.tolist()
+
+    def rows(
+        self, drawn: SampleBatch, probabilities: list[float] | None = None
+    ) -> list[dict[str, Any]]:
         """What the index says of each sample of a batch."""
         rows = []
         for row, log_prob in enumerate(drawn.log_prob):
@@ -89,6 +124,8 @@ class DrawPlan:
                 values["known"] = self.known_image(sample)
             rounded = [round(value, 4) for value in log_prob]
             values["log_prob"] = dict(zip(self.levels, rounded, strict=True))
+            if probabilities is not None:
+                values["class_probability"] = round(probabilities[row], 6)
             rows.append({**values, "settings": self._drawing()})
         return rows
 
@@ -104,6 +141,7 @@ class DrawPlan:
         return {
             "weights": {"vqvae": weights_hash(self.pipeline.vqvae), **models},
             "labels": labels, "known": known, **self._drawing(),
+            **({} if self.judge is None else {"rejection": self.judge.identity()}),
         }  # fmt: skip
 
     def _drawing(self) -> dict[str, Any]:
@@ -212,8 +250,13 @@ def _listed(names: Sequence[str], most: int = 20) -> str:
     return ", ".join(names[:most]) + more
 
 
-def batches_of(samples: Sequence[int], size: int) -> list[range]:
-    """Runs of consecutive numbers, `size` at most, that hold these (ascending) numbers."""
+def batches_of(samples: Sequence[int], size: int, group: int = 1) -> list[range]:
+    """Runs of consecutive numbers, `size` at most, that hold these (ascending) numbers.
+
+    Args:
+        group: Runs are of whole groups of so many, and of one at least.
+    """
+    size = max(group, size // group * group)
     runs: list[range] = []
     for sample in samples:
         if runs and runs[-1].stop == sample and len(runs[-1]) < size:

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.commands.common import Command, ModelOptions, Result, load_classifier
 from vqvae2_fast.commands.completion import open_known
-from vqvae2_fast.commands.draw_plan import DrawPlan, batches_of, drawing_settings, labels_of
+from vqvae2_fast.commands.draw_plan import (
+    DrawPlan,
+    Judge,
+    batches_of,
+    drawing_settings,
+    labels_of,
+)
 from vqvae2_fast.commands.ranks import Ranks
 from vqvae2_fast.data.durable import renamed_into_place
-from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.report.grids import pictures
 from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.sampling import interface_of
+from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.stream import codes_per_image, draw_batch
 from vqvae2_fast.training.interrupt import InterruptedRun, stop_requests
 from vqvae2_fast.training.progress import Progress
@@ -70,6 +77,13 @@ class Sample(Command):
     """Complete images: an image, a folder of them, a code store, or `emoji` (the held-out ones)."""
     keep: float = 0.5
     """Share of the rows of --known that is kept, from above: the priors draw downwards."""
+    classifier: Path | None = None
+    """Reject samples by the probability that this classifier (`train-classifier`) gives their
+    class: with --best or --threshold. --n then counts what is drawn, not what is kept."""
+    best: tuple[int, int] | None = None
+    """Of every so many (the second number) samples of a class keep the best few (the first)."""
+    threshold: float | None = None
+    """Keep samples of this probability or more."""
     engine: str = "auto"
     """How codes are drawn, see `sample_codes`; `auto` takes the fastest exact one."""
     batch_size: int = 0
@@ -89,7 +103,11 @@ class Sample(Command):
         ranks = Ranks.of_this_run()
         plan = self._plan(ranks)
         most = _COUNT if plan.known is None else _COMPLETIONS * len(plan.known)
-        total = self.n or min(_COUNT, most)
+        total = self.n or min(_COUNT, most) // plan.group * plan.group or plan.group
+        if total % plan.group:
+            raise ValueError(
+                f"--n: expected a multiple of the {plan.group} candidates of --best, got {total}."
+            )
         size = self.batch_size or max(
             1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(plan.pipeline))
         )
@@ -103,13 +121,13 @@ class Sample(Command):
                         out, total, plan.identity(), resume=self.resume, alone=ranks.count == 1
                     )
                     begun.append(stack.enter_context(closing(folder)))
-                    return {"out": str(out), "missing": folder.missing()}
+                    return {"out": str(out), "missing": folder.missing(plan.group)}
 
             told = ranks.told_by_first(begin)
             out = Path(told["out"])
             if not begun:
                 begun.append(stack.enter_context(closing(SampleFolder.join(out, total))))
-            batches = batches_of(told["missing"], size)[ranks.rank :: ranks.count]
+            batches = batches_of(told["missing"], size, plan.group)[ranks.rank :: ranks.count]
             # The first process speaks for all, which share the work evenly.
             progress = Progress(quiet=self.quiet or ranks.rank > 0)
             with _explained(out):
@@ -128,7 +146,27 @@ class Sample(Command):
         )  # fmt: skip
         known = None if self.known is None else open_known(self.known, self.keep, pipeline)
         classes, known_labels = labels_of(self.label, class_names, pipeline.num_classes, known)
-        return DrawPlan(pipeline, class_names, settings, classes, known, known_labels)
+        judge = self._judge(pipeline, class_names, classes)
+        return DrawPlan(pipeline, class_names, settings, classes, known, known_labels, judge)
+
+    def _judge(
+        self, pipeline: Pipeline, class_names: tuple[str, ...], classes: tuple[int, ...]
+    ) -> Judge | None:
+        if self.classifier is None:
+            if self.best is not None or self.threshold is not None:
+                raise ValueError("--classifier: --best and --threshold need one to judge by.")
+            return None
+        if (self.best is None) == (self.threshold is None):
+            raise ValueError("--classifier: expected one of --best M N and --threshold P with it.")
+        if pipeline.num_classes in classes or not pipeline.num_classes:
+            raise ValueError("--classifier: samples without a class have no probability of it.")
+        config = pipeline.vqvae.config
+        model = load_classifier(
+            self.classifier, next(pipeline.priors[0].parameters()).device, class_names,
+            (config.image_channels, *config.image_size),
+        )  # fmt: skip
+        keep, among = self.best or (1, 1)
+        return Judge(model, RejectionRule(keep, among, self.threshold))
 
     def _finish(self, folder: SampleFolder, plan: DrawPlan, ranks: Ranks) -> Result:
         out = folder.path
@@ -137,10 +175,12 @@ class Sample(Command):
                 return Result({}, [])
             return Result({"out": str(out)}, ["this process is done, others are still drawing"])
         picture = out / "samples.png"
-        with renamed_into_place(picture) as part:
-            folder_grid(out, plan.known).save(part, format="PNG")
+        kept = sum(row["file"] is not None for row in read_index(out))
+        if kept:
+            with renamed_into_place(picture) as part:
+                folder_grid(out, plan.known).save(part, format="PNG")
         values = {
-            "images": folder.count, "folder": str(out / "images"),
+            "images": kept, "drawn": folder.count, "folder": str(out / "images"),
             "index": str(out / "samples.jsonl"), "picture": str(picture),
             "classes": [plan.class_name(label) for label in plan.classes],
             "settings": vars(plan.settings),
@@ -148,7 +188,8 @@ class Sample(Command):
         return Result(
             values,
             [
-                f"{folder.count} images in {out / 'images'} ({_described(plan)})",
+                f"{kept} images in {out / 'images'} ({_described(plan)})",
+                *([] if plan.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
                 f"picture: {picture}",
             ],
@@ -190,7 +231,12 @@ def draw_into(
                 drawn = draw_batch(
                     plan.pipeline, samples, plan.settings, progress=drawn_row, **plan.batch(samples)
                 )
-                folder.add(samples, pictures(drawn.images), plan.rows(drawn))
+                kept, probabilities = plan.judged(drawn)
+                images = [
+                    image if keep else None
+                    for image, keep in zip(pictures(drawn.images), kept, strict=True)
+                ]
+                folder.add(samples, images, plan.rows(drawn, probabilities))
                 pace.images += len(samples)
                 pace.update(0, 0, 0.0)
 

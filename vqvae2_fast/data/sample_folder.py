@@ -1,7 +1,8 @@
 """A folder of drawn images with an index, whole at every moment: what a killed run leaves goes on.
 
 images/00000.png ...   one file a sample, under its number
-samples.jsonl          one line a sample: `sample`, `file`, and what its writer says of it
+samples.jsonl          one line a sample: `sample`, `file`, and what its writer says of it; `file`
+                       is null for one that was drawn and rejected
 settings.json          how the samples are drawn, and how many there are to be
 
 A file gets its name when its bytes are on the disk, a line is added when its file has its name.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -130,29 +132,46 @@ class SampleFolder:
         """Let other runs write here; the end of the process does it too."""
         self._lock.close()
 
-    def missing(self) -> list[int]:
-        """Numbers of the samples still to be drawn; lines whose image is gone leave the index."""
+    def missing(self, group: int = 1) -> list[int]:
+        """Numbers of the samples still to be drawn; lines whose image is gone leave the index.
+
+        Args:
+            group: Samples that are drawn together: of a group that is not whole all are missing.
+        """
         there = set(os.listdir(self.path / _IMAGES))
         with locked(self.path):
             kept = {
                 row["sample"]: line
                 for row, line in _lines_of(self.path / _INDEX)
-                if image_name(row["sample"]).rpartition("/")[2] in there
+                if row.get("file", "") is None
+                or image_name(row["sample"]).rpartition("/")[2] in there
             }
+            if group > 1:
+                whole = Counter(sample // group for sample in kept)
+                kept = {n: line for n, line in kept.items() if whole[n // group] == group}
             self._write_index(list(kept.values()))
         return [sample for sample in range(self.count) if sample not in kept]
 
-    def add(self, samples: range, images: Sequence[Image], rows: Sequence[dict[str, Any]]) -> None:
+    def add(
+        self, samples: range, images: Sequence[Image | None], rows: Sequence[dict[str, Any]]
+    ) -> None:
         """Write the images of consecutive samples and their lines; all of them, or none.
+
+        Args:
+            images: None for a sample that was rejected: it gets a line alone.
 
         Raises:
             OSError: The disk is full or fails. The folder is as it was.
         """
-        names = [image_name(sample) for sample in samples]
+        files = [
+            None if image is None else image_name(sample)
+            for sample, image in zip(samples, images, strict=True)
+        ]
+        names = [name for name in files if name is not None]
         parts = [self._part(name) for name in names]
         try:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                list(pool.map(_write_png, parts, images))
+                list(pool.map(_write_png, parts, [image for image in images if image is not None]))
         except BaseException:
             for part in parts:
                 part.unlink(missing_ok=True)
@@ -162,7 +181,7 @@ class SampleFolder:
         sync_folder(self.path / _IMAGES)
         lines = [
             _line({"sample": sample, "file": name, **row})
-            for sample, name, row in zip(samples, names, rows, strict=True)
+            for sample, name, row in zip(samples, files, rows, strict=True)
         ]
         try:
             self._append(b"".join(lines))

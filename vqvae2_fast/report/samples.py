@@ -16,6 +16,7 @@ from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.report.grids import image_grid, sample_grid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -37,12 +38,12 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     """
     if known is not None:
         return _completions(folder, known)
-    names = sorted({row["class"] for row in read_index(folder) if row["class"] is not None})
+    names = sorted({row["class"] for row in _kept(folder) if row["class"] is not None})
     most = _COLUMNS if len(names) > 1 else _BLOCK
     shown: list[dict[str, Any]] = []
     total = 0
     counts: dict[str | None, int] = dict.fromkeys([*names[:_CLASSES], None], 0)
-    for row in read_index(folder):
+    for row in _kept(folder):
         total += 1
         if counts.get(row["class"], most) < most:
             counts[row["class"]] += 1
@@ -55,9 +56,13 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     return sample_grid(_read(folder, shown), labels, names, title=left_out)
 
 
+def _kept(folder: Path) -> Iterator[dict[str, Any]]:
+    return (row for row in read_index(folder) if row["file"] is not None)
+
+
 def _completions(folder: Path, known: Known) -> Image.Image:
     of_image: dict[int, list[dict[str, Any]]] = {}
-    for row in read_index(folder):
+    for row in _kept(folder):
         own = of_image.get(row["known"], [])
         if len(own) < _COLUMNS - 1 and (own or len(of_image) < _KNOWN):
             of_image[row["known"]] = [*own, row]

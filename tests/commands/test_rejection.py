@@ -143,6 +143,6 @@ def test_train_classifier_leaves_one_that_judges(tmp_path, images, capsys):
 def test_train_classifier_needs_labels(tmp_path, images, capsys):
     flat = images / "train" / "cat"
     arguments = ["train-classifier", "--data", str(flat), "--image-size", "8", "8"]
-    code = main([*arguments, "--out", str(tmp_path / "run")])
+    code = main([*arguments, "--out", str(tmp_path / "run"), "--held-out-fraction", "0.5"])
     assert code == 2
     assert "have none" in capsys.readouterr().err

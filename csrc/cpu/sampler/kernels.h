@@ -14,6 +14,9 @@ constexpr int64_t kPanel = 32;
 // A panel of gates holds kHalfPanel values, then the values that their sigmoids are taken of.
 constexpr int64_t kHalfPanel = kPanel / 2;
 constexpr int64_t kQuarterPanel = kPanel / 4;
+// Inputs of a block (product-inl.h): 128 * kPanel floats are 16 KiB, half of a 32 KiB first cache;
+// the rest is for rows of a.
+constexpr int64_t kInputBlock = 128;
 
 // c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows.
 struct Product {

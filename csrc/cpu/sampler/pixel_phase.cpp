@@ -83,14 +83,15 @@ class Pixel {
     float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
     const float* a = ring.at(layer, 0, i, j + offset);
     const int64_t sample_stride = plan.width * outputs;
+    const bool once = s.reads_once && offset < -1;
     if (s.rows == 1) {  // columns as rows: one tile
       kernels.product({a, 0, channels, 1, columns, weights, convolutions.words,
                        channels * convolutions.words, panels.size(), channels, c, 0, outputs, c, 0,
-                       outputs, scales, offset < -1});
+                       outputs, scales, once});
     } else {
       kernels.product({a, channels, ring.sample_stride(), columns, s.rows, weights,
                        convolutions.words, channels * convolutions.words, panels.size(), channels,
-                       c, outputs, sample_stride, c, outputs, sample_stride, scales, offset < -1});
+                       c, outputs, sample_stride, c, outputs, sample_stride, scales, once});
     }
   }
 

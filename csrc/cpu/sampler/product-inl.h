@@ -12,9 +12,6 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-// Inputs of a block: 128 * kPanel floats are 16 KiB, half of a 32 KiB first cache; the rest is for
-// rows of a.
-constexpr int64_t kInputBlock = 128;
 // Rows up to which the pixel phase's tiles are used.
 constexpr int64_t kFewRows = 2;
 // Vectors that a tile covers: two columns of accumulators, or with few rows the whole panel.
@@ -26,8 +23,8 @@ constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
 // How far ahead of its use a line of weights is asked for with few rows, in floats of all panels
 // side by side: 8 KiB are under way.
 constexpr int64_t kPrefetch = 2048;
-// Floats of a cache line.
-constexpr int kLine = 16;
+// Floats of a cache line, and the second cache as __builtin_prefetch calls it.
+constexpr int kLine = 16, kSecondCache = 2;
 
 // VECS vectors of weights of one input, from word `words` of a panel. Vector v of a tile is at
 // column<WORDS>(v).
@@ -52,17 +49,28 @@ constexpr int64_t column(int v) {
 }
 
 // c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
-// __builtin_prefetch: 0 for weights that are not to stay in the caches.
+// __builtin_prefetch: 0 for weights that are not to stay in the caches. With more than kFewRows
+// rows, memory from `ahead` is asked for, a line every `ahead_step` floats for each input.
 template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
-                         int64_t initial_stride, float* c, int64_t c_stride, const float* scales) {
+                         int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
+                         const float* ahead, int64_t ahead_step) {
   constexpr int kColumns = PANELS * VECS;
   Vec sums[ROWS][kColumns];
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) sums[r][v] = Vec::broadcast(0.0f);
+  }
+  // Every third row has a pointer of its own, so that the loop's addresses fit the registers: left
+  // to itself the compiler keeps an offset of each row, and some of them in vector registers.
+  constexpr int kThirds = (ROWS + 2) / 3;
+  const float* thirds[kThirds];
+#pragma GCC unroll 4
+  for (int i = 0; i < kThirds; ++i) {
+    thirds[i] = a + 3 * i * a_stride;
+    asm("" : "+r"(thirds[i]));
   }
   for (int64_t k = 0; k < inputs; ++k) {
     Vec w[kColumns];
@@ -77,12 +85,18 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
       }
     }
     weights += WORDS;
+    if (ROWS > kFewRows) {
+      __builtin_prefetch(ahead, 0, kSecondCache);
+      ahead += ahead_step;
+    }
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
-      const Vec x = Vec::broadcast(a[r * a_stride + k]);
+      const Vec x = Vec::broadcast(thirds[r / 3][r % 3 * a_stride]);
 #pragma GCC unroll 8
       for (int v = 0; v < kColumns; ++v) sums[r][v] = sums[r][v].add_product_fused(x, w[v]);
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < kThirds; ++i) ++thirds[i];
   }
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
@@ -103,23 +117,28 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
                             int64_t panel_stride, int64_t inputs, const float* initial,
-                            int64_t initial_stride, float* c, int64_t c_stride,
-                            const float* scales) {
+                            int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
+                            const float* ahead, int64_t ahead_step) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
       product_tile_of<HINT, WORDS, ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride,
                                                            inputs, initial, initial_stride, c,
-                                                           c_stride, scales);
+                                                           c_stride, scales, ahead, ahead_step);
       return;
     }
   }
   product_tile<HINT, WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
-                                                initial_stride, c, c_stride, scales);
+                                                initial_stride, c, c_stride, scales, ahead,
+                                                ahead_step);
 }
 
 // All blocks of PANELS panels, from `panel`, for every row.
 template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
+  // The next block is asked for in equal parts by this one's tiles. A lone tile asks for every
+  // second line: the one beside it comes along.
+  const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
+  const int64_t ahead_step = (WORDS + tiles - 1) / tiles;
   for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
     const int64_t left = p.inputs - first;
     const int64_t inputs = left < kInputBlock ? left : kInputBlock;
@@ -128,6 +147,7 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
     const float* weights = p.weights + panel * p.panel_stride + first * WORDS;
+    const float* ahead = weights + kInputBlock * WORDS;
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
@@ -138,7 +158,8 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
               rows, a, p.a_stride, weights + v * WORDS / kPanelVecs, p.panel_stride, inputs,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
-              p.scales ? p.scales + at : nullptr);
+              p.scales ? p.scales + at : nullptr, ahead, ahead_step);
+          ahead += kInputBlock * ahead_step;
         }
       }
     }

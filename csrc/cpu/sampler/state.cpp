@@ -33,6 +33,18 @@ Split split_convolutions(const std::vector<const Convolutions*>& convolutions, c
   return split_panels(panels, cost, threads);
 }
 
+// Whether a line asked for to be read once leaves the others in the last-level cache, at no cost.
+// AMD Zen 4: so, 7 % of a position. Intel Sapphire Rapids: such lines go round the second cache and
+// its prefetcher, 9 GB/s a core where others come at 30.
+bool keeps_reads_once_out() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t>& cost,
@@ -87,6 +99,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       team(team_),
       batch(request_.batch),
       rows(request_.batch * (request_.guided ? 2 : 1)),
+      reads_once(keeps_reads_once_out()),
       ring1(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv1.channels),
       ring2(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv2.channels) {
   const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;

@@ -60,6 +60,8 @@ struct State {
   Team& team;
   // Network rows: B, or 2B under guidance (with the class, then without).
   const int64_t batch, rows;
+  // Whether weights that are not read again soon are asked for as such (Product::once).
+  const bool reads_once;
 
   Ring ring1, ring2;
   Buffer out1, out2;    // [layers, rows, W, outputs]: bias and taps above, then all taps

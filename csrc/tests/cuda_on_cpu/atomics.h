@@ -76,11 +76,14 @@ inline void __threadfence() { cuda_on_cpu::fence(); }
 inline void __threadfence_block() { cuda_on_cpu::fence(); }
 inline void __threadfence_system() { cuda_on_cpu::fence(); }
 
-// Which cache a load goes through is not played: see README.md.
 template <class T>
-T __ldg(const T* address) {
-  return *address;
+T __ldg(const T* address, cuda_on_cpu::Where where = cuda_on_cpu::Where::here()) {
+  static_assert(sizeof(T) <= 16);
+  const T value = *address;
+  cuda_on_cpu::read_only(address, &value, sizeof(T), where);
+  return value;
 }
+// Which other cache a load or store goes through is not played.
 template <class T>
 T __ldcg(const T* address) {
   return *address;

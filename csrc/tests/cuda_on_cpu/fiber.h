@@ -52,6 +52,7 @@ void fiber_started();
 // True while nothing has written below the lowest quarter kibibyte of the stack.
 bool stack_intact(const Fiber& fiber);
 
+bool under_asan();
 bool under_tsan();
 
 // For ThreadSanitizer: everything before release(tag) happens before what follows acquire(tag).

@@ -119,8 +119,7 @@ cudaError_t occupancy(int* blocks, const void*, int threads, size_t shared_bytes
   return cudaSuccess;
 }
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
-                   const std::function<void()>& body) {
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body) {
   const Device& card = device();
   const dim3 grid = config.gridDim, block = config.blockDim;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
@@ -130,10 +129,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
     return remember(cudaErrorInvalidConfiguration);
   }
   const auto opt_in = shared_limits().find(kernel);
-  const size_t limit = opt_in != shared_limits().end() && opt_in->second > card.shared_per_block
-                           ? opt_in->second
-                           : card.shared_per_block;
-  if (config.dynamicSmemBytes > limit) return remember(cudaErrorInvalidValue);
+  const bool opted_in = opt_in != shared_limits().end() && opt_in->second > card.shared_per_block;
+  if (config.dynamicSmemBytes > (opted_in ? opt_in->second : card.shared_per_block)) {
+    return remember(cudaErrorInvalidValue);
+  }
+  const size_t limit = opted_in ? card.shared_per_block_optin : card.shared_per_block;
   bool cooperative = false;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     cooperative |= config.attrs[i].id == cudaLaunchAttributeCooperative &&
@@ -145,7 +145,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
         resident_blocks_per_multiprocessor(static_cast<unsigned>(threads), config.dynamicSmemBytes);
     if (blocks > resident) return remember(cudaErrorCooperativeLaunchTooLarge);
   }
-  run_grid({grid, block, config.dynamicSmemBytes, cooperative}, body);
+  run_grid({grid, block, config.dynamicSmemBytes, limit, cooperative}, body);
   return cudaSuccess;
 }
 

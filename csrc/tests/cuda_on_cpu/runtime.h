@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#include <tuple>
+
 #include "scheduler.h"
 
 enum cudaError_t {
@@ -64,8 +66,7 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 namespace cuda_on_cpu {
 
 cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes);
-cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
-                   const std::function<void()>& body);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared_bytes);
 
 }  // namespace cuda_on_cpu
@@ -73,8 +74,18 @@ cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t share
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel),
-                             [&] { kernel(static_cast<Parameters>(arguments)...); });
+  static_assert((sizeof(Parameters) + ... + 0) <= 32764, "a kernel's parameters are limited");
+  // Copied, as a GPU does: the kernel sees what the arguments were at the launch.
+  struct Call {
+    void (*kernel)(Parameters...);
+    std::tuple<Parameters...> parameters;
+  };
+  const Call call = {kernel, std::tuple<Parameters...>(static_cast<Parameters>(arguments)...)};
+  const auto run = [](const void* pointer) {
+    const Call& own = *static_cast<const Call*>(pointer);
+    std::apply(own.kernel, own.parameters);
+  };
+  return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel), {run, &call});
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {

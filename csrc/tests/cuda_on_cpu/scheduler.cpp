@@ -114,10 +114,10 @@ void thread_main() {
   Thread* self = current;
   Grid& grid = *self->block->grid;
   acquire(&grid.start_tag);
-  (*grid.kernel)();
+  grid.kernel->call(grid.kernel->arguments);
   release(&grid.end_tag);
-  if (!self->copies.empty()) {
-    fail("the thread ends with %zu cp.async copies that it never waited for", self->copies.size());
+  if (const size_t left = self->copies.size() - self->landed_copies) {
+    fail("the thread ends with %zu cp.async copies that it never waited for", left);
   }
   if (!stack_intact(self->fiber)) {
     fail("the thread overflowed its stack of %zu bytes", stack_bytes());
@@ -129,7 +129,7 @@ void thread_main() {
 }
 
 std::unique_ptr<Block> make_block(Grid& grid, uint64_t number) {
-  const LaunchShape& shape = *grid.shape;
+  const GridShape& shape = *grid.shape;
   auto block = std::make_unique<Block>();
   block->grid = &grid;
   block->index = {static_cast<unsigned>(number % shape.grid.x),
@@ -193,11 +193,22 @@ void run_resident() {
   worker->resident.clear();
 }
 
+void check_read_only(const Worker& done) {
+  for (const auto& [address, read] : done.read_only) {
+    if (memcmp(address, read.value, read.bytes) != 0) {
+      fail(
+          "__ldg at %s:%d read memory that the same launch wrote later, through a cache that does "
+          "not follow it",
+          read.where.file, read.where.line);
+    }
+  }
+}
+
 void work(Grid& grid, size_t number) {
   worker = grid.workers[number].get();
   worker->grid = &grid;
   worker->random = schedule().seed * 0x9E3779B97F4A7C15u + number;
-  const LaunchShape& shape = *grid.shape;
+  const GridShape& shape = *grid.shape;
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
   const auto in_order = [&](uint64_t i) {
@@ -240,7 +251,7 @@ int resident_blocks_per_multiprocessor(unsigned threads, size_t shared_bytes) {
       {by_threads, by_shared, static_cast<size_t>(card.max_blocks_per_multiprocessor)}));
 }
 
-void run_grid(const LaunchShape& shape, const std::function<void()>& kernel) {
+void run_grid(const GridShape& shape, const Kernel& kernel) {
   if (worker != nullptr) fail("a kernel launches a kernel");
   Grid grid;
   grid.shape = &shape;
@@ -255,6 +266,7 @@ void run_grid(const LaunchShape& shape, const std::function<void()>& kernel) {
   work(grid, 0);
   for (std::thread& other : others) other.join();
   acquire(&grid.end_tag);
+  for (const auto& done : grid.workers) check_read_only(*done);
 }
 
 void park() {

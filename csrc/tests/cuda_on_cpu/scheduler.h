@@ -13,8 +13,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <functional>
-
 #include "language.h"
 
 namespace cuda_on_cpu {
@@ -59,13 +57,19 @@ Schedule& schedule();
 // Blocks of this size that fit one multiprocessor, as far as threads and shared memory tell.
 int resident_blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
 
-struct LaunchShape {
+struct GridShape {
   dim3 grid, block;
   size_t shared_bytes;  // dynamic
+  size_t shared_limit;  // of static and dynamic together
   bool cooperative;
 };
+// A kernel with its arguments.
+struct Kernel {
+  void (*call)(const void* arguments);
+  const void* arguments;
+};
 // Runs `kernel` on every thread of the grid and returns when all have ended. The shape is valid.
-void run_grid(const LaunchShape& shape, const std::function<void()>& kernel);
+void run_grid(const GridShape& shape, const Kernel& kernel);
 
 // Called on a CUDA thread.
 
@@ -101,6 +105,10 @@ void note_progress();
 void fence();
 bool store_releases();
 void observed(const void* address);
+
+// __ldg goes through a cache that does not follow what other blocks store. Under AddressSanitizer
+// the value is kept, and a launch that changes it ends with an error.
+void read_only(const void* address, const void* value, uint32_t bytes, Where where);
 
 // cp.async of this thread: copies that have been issued and not yet waited for.
 struct Copy {

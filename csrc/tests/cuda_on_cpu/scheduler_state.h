@@ -3,8 +3,8 @@
 
 #include <array>
 #include <atomic>
-#include <deque>
 #include <memory>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -32,10 +32,11 @@ struct Thread {
   const void* flag = nullptr;
   uint64_t wanted = 0, value = 0;
   const Barrier* waits_at = nullptr;
-  // cp.async: copies in flight, the sizes of the committed groups, and the group still open.
-  std::deque<Copy> copies;
-  std::deque<size_t> groups;
-  size_t open_group = 0;
+  // cp.async: what was issued, the sizes of the committed groups and of the open one, and how much
+  // of both has been waited for.
+  std::vector<Copy> copies;
+  std::vector<size_t> groups;
+  size_t open_group = 0, landed_copies = 0, landed_groups = 0;
   // The fence model.
   bool fenced = false;
   std::array<const void*, 32> observed = {};
@@ -70,6 +71,13 @@ struct Warp {
 
 struct Grid;
 
+// A word that __ldg has read.
+struct ReadOnly {
+  unsigned char value[16];
+  uint32_t bytes;
+  Where where;
+};
+
 struct Block {
   Grid* grid = nullptr;
   uint3 index = {};
@@ -89,15 +97,17 @@ struct Block {
 class ReadyQueue {
  public:
   void reset(size_t capacity) {
-    ring_.assign(capacity + 1, nullptr);
+    size_t places = 1;
+    while (places < capacity) places *= 2;
+    ring_.assign(places, nullptr);
     head_ = size_ = 0;
   }
   size_t size() const { return size_; }
-  Thread*& operator[](size_t i) { return ring_[(head_ + i) % ring_.size()]; }
+  Thread*& operator[](size_t i) { return ring_[(head_ + i) & (ring_.size() - 1)]; }
   void push(Thread* thread) { (*this)[size_++] = thread; }
   Thread* pop() {
     Thread* thread = (*this)[0];
-    head_ = (head_ + 1) % ring_.size();
+    ++head_;
     --size_;
     return thread;
   }
@@ -114,6 +124,7 @@ struct Worker {
   ReadyQueue ready;
   std::vector<Thread*> spinning;
   uint64_t random = 0;
+  std::unordered_map<const void*, ReadOnly> read_only;
   // Written by this worker, read by the others.
   std::atomic<uint64_t> progress{0};
   std::atomic<uint64_t> stuck_at{0};  // the grid's progress + 1 when nothing moved any more
@@ -123,8 +134,8 @@ struct Worker {
 };
 
 struct Grid {
-  const LaunchShape* shape = nullptr;
-  const std::function<void()>* kernel = nullptr;
+  const GridShape* shape = nullptr;
+  const Kernel* kernel = nullptr;
   unsigned threads = 0;
   uint64_t blocks = 0;
   std::vector<std::unique_ptr<Worker>> workers;

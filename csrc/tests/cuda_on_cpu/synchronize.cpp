@@ -145,18 +145,17 @@ const Slot* meet(uint32_t mask, const char* what, const void* value, size_t byte
                  bool orders_memory, Where where) {
   Thread* self = current;
   Warp& warp = self->block->warps[self->warp];
-  const auto at = [&] { return where; };
   if ((mask >> self->lane & 1) == 0) {
-    fail("%s at %s:%d: the lane is not in the mask 0x%08x it calls with", what, at().file,
-         at().line, mask);
+    fail("%s at %s:%d: the lane is not in the mask 0x%08x it calls with", what, where.file,
+         where.line, mask);
   }
   if ((mask & ~warp.lanes) != 0) {
     fail("%s at %s:%d: the mask 0x%08x names lanes that the block does not have (0x%08x are there)",
-         what, at().file, at().line, mask, warp.lanes);
+         what, where.file, where.line, mask, warp.lanes);
   }
   if ((mask & ~warp.alive) != 0) {
     fail("%s at %s:%d: the mask 0x%08x names lanes that have exited (0x%08x are alive)", what,
-         at().file, at().line, mask, warp.alive);
+         where.file, where.line, mask, warp.alive);
   }
   Collective* collective = nullptr;
   for (const auto& known : warp.collectives) {
@@ -229,9 +228,19 @@ void* static_shared(const void* key, size_t bytes) {
   }
   const Unseen unseen;
   block.shared_bytes += bytes;
-  if (block.shared_bytes > device().shared_per_block_optin) {
+  const Grid& grid = *block.grid;
+  if (block.shared_bytes > grid.shape->shared_limit) {
     fail("the block's static and dynamic shared memory, %zu bytes, exceed the limit of %zu",
-         block.shared_bytes, device().shared_per_block_optin);
+         block.shared_bytes, grid.shape->shared_limit);
+  }
+  const uint64_t resident = static_cast<uint64_t>(device().multiprocessors) *
+                            resident_blocks_per_multiprocessor(grid.threads, block.shared_bytes);
+  if (grid.shape->cooperative && grid.blocks > resident) {
+    fail(
+        "with %zu bytes of static and dynamic shared memory no more than %llu blocks are resident; "
+        "the cooperative launch has %llu",
+        block.shared_bytes, static_cast<unsigned long long>(resident),
+        static_cast<unsigned long long>(grid.blocks));
   }
   void* memory = nullptr;
   if (posix_memalign(&memory, 128, bytes) != 0) fail("no memory for a shared array");
@@ -258,6 +267,15 @@ void observed(const void* address) {
   if (self->num_observed < self->observed.size()) self->observed[self->num_observed++] = address;
 }
 
+void read_only(const void* address, const void* value, uint32_t bytes, Where where) {
+  if (!under_asan()) return;
+  ReadOnly& read = worker->read_only[address];
+  if (read.bytes != 0) return;
+  memcpy(read.value, value, bytes);
+  read.bytes = bytes;
+  read.where = where;
+}
+
 void push_copy(const Copy& copy) {
   const Unseen unseen;
   current->copies.push_back(copy);
@@ -271,17 +289,24 @@ void commit_copies() {
 }
 
 bool pop_copy(size_t groups, Copy& copy) {
-  const Unseen unseen;
   Thread* self = current;
-  while (self->groups.size() > groups) {
-    if (self->groups.front() == 0) {
-      self->groups.pop_front();
+  while (self->groups.size() - self->landed_groups > groups) {
+    size_t& group = self->groups[self->landed_groups];
+    if (group == 0) {
+      ++self->landed_groups;
       continue;
     }
-    --self->groups.front();
-    copy = self->copies.front();
-    self->copies.pop_front();
+    --group;
+    copy = self->copies[self->landed_copies++];
     return true;
+  }
+  if (self->landed_copies == self->copies.size()) {
+    self->copies.clear();
+    self->landed_copies = 0;
+  }
+  if (self->landed_groups == self->groups.size()) {
+    self->groups.clear();
+    self->landed_groups = 0;
   }
   return false;
 }

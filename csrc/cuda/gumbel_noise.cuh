@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/counter_noise.h"
+#include "portable.h"
 
 namespace vqvae2_fast::cuda {
 

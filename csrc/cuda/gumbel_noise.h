@@ -1,4 +1,4 @@
-// Plain C launcher of the CUDA noise kernel; returns null or the CUDA error's text.
+// Plain C launcher of the CUDA noise kernel; returns null or what went wrong.
 #pragma once
 
 #include <stdint.h>

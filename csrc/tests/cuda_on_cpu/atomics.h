@@ -14,17 +14,14 @@ namespace cuda_on_cpu {
 template <class T, class Change>
 T read_modify_write(T* address, Change change) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  before_relaxed_store(address);
   T old, changed;
   __atomic_load(address, &old, __ATOMIC_RELAXED);
-  bool done = false;
-  while (!done) {
+  do {
     changed = change(old);
-    done = store_releases() ? __atomic_compare_exchange(address, &old, &changed, false,
-                                                        __ATOMIC_RELEASE, __ATOMIC_RELAXED)
-                            : __atomic_compare_exchange(address, &old, &changed, false,
-                                                        __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-  }
-  observed(address);
+  } while (!__atomic_compare_exchange(address, &old, &changed, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED));
+  after_relaxed_load(address);
   note_progress();
   return old;
 }
@@ -111,16 +108,17 @@ T load(const T* address, bool acquires) {
     __atomic_load(address, &value, __ATOMIC_ACQUIRE);
   } else {
     __atomic_load(address, &value, __ATOMIC_RELAXED);
-    observed(address);
+    after_relaxed_load(address);
   }
   return value;
 }
 
 template <class T>
 void store(T* address, T value, bool releases) {
-  if (releases || store_releases()) {
+  if (releases) {
     __atomic_store(address, &value, __ATOMIC_RELEASE);
   } else {
+    before_relaxed_store(address);
     __atomic_store(address, &value, __ATOMIC_RELAXED);
   }
   note_progress();

@@ -10,6 +10,9 @@
 
 namespace cuda_test {
 
+using vqvae2_fast::cuda::launch;
+using vqvae2_fast::cuda::LaunchShape;
+
 inline void must(cudaError_t error) {
   if (error == cudaSuccess) return;
   printf("CUDA: %s\n", cudaGetErrorString(error));

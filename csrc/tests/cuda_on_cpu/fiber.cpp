@@ -23,8 +23,8 @@ WEAK void AnnotateIgnoreReadsEnd(const char* file, int line);
 WEAK void AnnotateIgnoreWritesBegin(const char* file, int line);
 WEAK void AnnotateIgnoreWritesEnd(const char* file, int line);
 WEAK void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t bytes);
+WEAK void* __asan_region_is_poisoned(void* address, size_t bytes);
 WEAK void __sanitizer_finish_switch_fiber(void* fake_stack, const void** bottom, size_t* bytes);
-WEAK void __asan_unpoison_memory_region(const volatile void* address, size_t bytes);
 #undef WEAK
 }
 
@@ -33,6 +33,7 @@ namespace {
 
 constexpr unsigned char kCanary = 0xC5;
 constexpr size_t kCanaryBytes = 256;
+constexpr unsigned kNoSynchronisation = 1;
 
 // Stacks of earlier blocks, touched already: the next launch is faster by its page faults.
 std::mutex kept_mutex;
@@ -40,7 +41,7 @@ std::vector<std::pair<char*, size_t>> kept;
 
 }  // namespace
 
-bool under_asan() { return __asan_unpoison_memory_region != nullptr; }
+bool under_asan() { return __asan_region_is_poisoned != nullptr; }
 bool under_tsan() { return __tsan_create_fiber != nullptr; }
 
 #if defined(CUDA_ON_CPU_UCONTEXT)
@@ -124,7 +125,6 @@ void free_stacks(char* stacks, size_t count) {
 void make_fiber(Fiber& fiber, char* stack, void (*entry)()) {
   fiber.stack = stack;
   fiber.stack_bytes = stack_bytes();
-  if (under_asan()) __asan_unpoison_memory_region(stack, stack_bytes());
   memset(stack, kCanary, kCanaryBytes);
   make_context(fiber.context, stack, entry);
   if (under_tsan()) fiber.tsan = __tsan_create_fiber(0);
@@ -150,7 +150,6 @@ void switch_fiber(Fiber& from, Fiber& to, bool ends) {
     __sanitizer_start_switch_fiber(ends ? nullptr : &from.asan_fake_stack, to.stack,
                                    to.stack_bytes);
   }
-  constexpr unsigned kNoSynchronisation = 1;
   if (under_tsan()) __tsan_switch_to_fiber(to.tsan, kNoSynchronisation);
   switch_context(from.context, to.context);
   if (under_asan()) __sanitizer_finish_switch_fiber(from.asan_fake_stack, nullptr, nullptr);
@@ -173,6 +172,33 @@ void release(void* tag) {
 
 void acquire(void* tag) {
   if (under_tsan()) __tsan_acquire(tag);
+}
+
+Moment::~Moment() {
+  if (clock_ != nullptr) __tsan_destroy_fiber(clock_);
+}
+
+void Moment::take() {
+  taken_ = true;
+  if (!under_tsan()) return;
+  // Born of another thread's context it would know nothing; born here it knows this very moment.
+  void* self = __tsan_get_current_fiber();
+  if (clock_ == nullptr) {
+    clock_ = __tsan_create_fiber(0);
+    return;
+  }
+  __tsan_release(&tag_);
+  __tsan_switch_to_fiber(clock_, kNoSynchronisation);
+  __tsan_acquire(&tag_);
+  __tsan_switch_to_fiber(self, kNoSynchronisation);
+}
+
+void Moment::release_to(void* address) const {
+  if (!under_tsan() || !taken_) return;
+  void* self = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(clock_, kNoSynchronisation);
+  __tsan_release(address);
+  __tsan_switch_to_fiber(self, kNoSynchronisation);
 }
 
 Unseen::Unseen() {

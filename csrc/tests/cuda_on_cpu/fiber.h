@@ -59,6 +59,25 @@ bool under_tsan();
 void release(void* tag);
 void acquire(void* tag);
 
+// A moment that ThreadSanitizer can be told of later: what a thread had done when it fenced.
+class Moment {
+ public:
+  Moment() = default;
+  Moment(const Moment&) = delete;
+  Moment& operator=(const Moment&) = delete;
+  ~Moment();
+  // Adds all that the current thread has done.
+  void take();
+  bool taken() const { return taken_; }
+  // What acquires `address` from here on happens after the moment.
+  void release_to(void* address) const;
+
+ private:
+  void* clock_ = nullptr;  // a fiber that only ever learns of these moments
+  bool taken_ = false;
+  char tag_ = 0;
+};
+
 // While it lives, ThreadSanitizer does not see this thread's libc calls.
 class Unseen {
  public:

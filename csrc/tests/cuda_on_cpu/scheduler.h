@@ -100,11 +100,11 @@ void spin(const char* what, const void* flag, uint64_t wanted, uint64_t value, W
 // Something was stored that a spinning thread may wait for.
 void note_progress();
 
-// Fences as ThreadSanitizer cannot see them: a relaxed atomic store after a fence releases, and a
-// fence after relaxed atomic loads acquires what these loads saw.
+// Fences, of which ThreadSanitizer knows nothing: what came before a fence is released by the
+// relaxed atomic stores after it, and a fence acquires what the relaxed loads before it saw.
 void fence();
-bool store_releases();
-void observed(const void* address);
+void before_relaxed_store(void* address);
+void after_relaxed_load(const void* address);
 
 // __ldg goes through a cache that does not follow what other blocks store. Under AddressSanitizer
 // the value is kept, and a launch that changes it ends with an error.

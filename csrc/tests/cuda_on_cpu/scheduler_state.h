@@ -38,7 +38,7 @@ struct Thread {
   std::vector<size_t> groups;
   size_t open_group = 0, landed_copies = 0, landed_groups = 0;
   // The fence model.
-  bool fenced = false;
+  Moment fence;
   std::array<const void*, 32> observed = {};
   unsigned num_observed = 0;
 };

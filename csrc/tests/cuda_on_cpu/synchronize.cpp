@@ -255,12 +255,12 @@ void fence() {
     acquire(const_cast<void*>(self->observed[i]));
   }
   self->num_observed = 0;
-  self->fenced = true;
+  self->fence.take();
 }
 
-bool store_releases() { return current->fenced; }
+void before_relaxed_store(void* address) { current->fence.release_to(address); }
 
-void observed(const void* address) {
+void after_relaxed_load(const void* address) {
   Thread* self = current;
   const auto end = self->observed.begin() + self->num_observed;
   if (std::find(self->observed.begin(), end, address) != end) return;

@@ -1,0 +1,95 @@
+// The mistakes that planted_bugs.cu can make, each one line of a kernel that is right without it.
+#pragma once
+
+#include <string.h>
+
+namespace planted {
+
+enum class Bug {
+  kNone,
+  // Inside a block (block_kernels.cuh).
+  kDivergentBarrier,
+  kBarrierSkippedBySome,
+  kLaneOutsideMask,
+  kLanesMissing,
+  kExitedLane,
+  kShuffleFromOutside,
+  kMissingSyncthreads,
+  kMissingSyncwarp,
+  kMissingBarrierInLoop,
+  kUninitialisedShared,
+  kMissingCopyWait,
+  kCopyIntoBufferInUse,
+  kCopyNeverAwaited,
+  kDynamicSharedOverflow,
+  kStaticSharedOverflow,
+  kGlobalOverflow,
+  kMisalignedVector,
+  kPlainHistogram,
+  kRaceBetweenBlocks,
+  kSwappedFragments,
+  // Between blocks (grid_kernels.cuh).
+  kMissingGridBarrier,
+  kRelaxedFlag,
+  kRelaxedWait,
+  kFlagBeforeBarrier,
+  kNoBarrierAfterWait,
+  kFlagNeverReached,
+  kBufferReusedTooEarly,
+  kReadOnlyCache,
+  kMissingFence,
+  kFenceTooEarly,
+  kOrdinaryLaunch,
+  kTooManyBlocks,
+  kTooMuchShared,
+};
+
+constexpr const char* kNames[] = {
+    "none",
+    "divergent_barrier",
+    "barrier_skipped_by_some",
+    "lane_outside_mask",
+    "lanes_missing",
+    "exited_lane",
+    "shuffle_from_outside",
+    "missing_syncthreads",
+    "missing_syncwarp",
+    "missing_barrier_in_loop",
+    "uninitialised_shared",
+    "missing_copy_wait",
+    "copy_into_buffer_in_use",
+    "copy_never_awaited",
+    "dynamic_shared_overflow",
+    "static_shared_overflow",
+    "global_overflow",
+    "misaligned_vector",
+    "plain_histogram",
+    "race_between_blocks",
+    "swapped_fragments",
+    "missing_grid_barrier",
+    "relaxed_flag",
+    "relaxed_wait",
+    "flag_before_barrier",
+    "no_barrier_after_wait",
+    "flag_never_reached",
+    "buffer_reused_too_early",
+    "read_only_cache",
+    "missing_fence",
+    "fence_too_early",
+    "ordinary_launch",
+    "too_many_blocks",
+    "too_much_shared",
+};
+
+// The bug of that name; false where there is none.
+inline bool find(const char* name, Bug& bug) {
+  for (size_t i = 0; i < sizeof(kNames) / sizeof(*kNames); ++i) {
+    if (strcmp(kNames[i], name) == 0) {
+      bug = static_cast<Bug>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace planted

@@ -1,0 +1,87 @@
+// Kernels of planted_bugs.cu whose blocks hand each other values.
+#pragma once
+
+#include "../../cuda/portable.h"
+#include "planted_block_kernels.cuh"
+
+namespace planted {
+
+constexpr int kBlocks = 4;
+constexpr int kSteps = 5;
+
+struct Mailboxes {
+  float* values;   // [2, blocks, threads]
+  uint32_t* full;  // [blocks] rows written
+  uint32_t* read;  // [blocks] rows read by the successor
+};
+
+// A step: every block publishes a row and takes its predecessor's, turned. Two rows a block take
+// turns, so a row is written again when its reader has said that it is done.
+__device__ inline void hand_round(const Mailboxes& mail, float& value, int step, Bug bug) {
+  const unsigned block = blockIdx.x, t = threadIdx.x, blocks = gridDim.x;
+  const unsigned previous = (block + blocks - 1) % blocks;
+  float* half = mail.values + step % 2 * blocks * kThreads;
+  if (step >= 2 && bug != Bug::kBufferReusedTooEarly) {
+    if (t == 0) wait_at_least(&mail.read[block], static_cast<uint32_t>(step - 1));
+    __syncthreads();
+  }
+  half[block * kThreads + t] = value;
+  if (bug != Bug::kFlagBeforeBarrier) __syncthreads();
+  if (t == 0) {
+    const uint32_t rows = static_cast<uint32_t>(step + 1);
+    if (bug == Bug::kRelaxedFlag) {
+      store_relaxed(&mail.full[block], rows);
+    } else {
+      store_release(&mail.full[block], rows);
+    }
+  }
+  if (t == 0 || bug == Bug::kNoBarrierAfterWait) {
+    const uint32_t wanted = static_cast<uint32_t>(step + (bug == Bug::kFlagNeverReached ? 2 : 1));
+    if (bug == Bug::kRelaxedWait) {
+      while (load_relaxed(&mail.full[previous]) < wanted) spin_pause();
+    } else if (t == 0) {
+      wait_at_least(&mail.full[previous], wanted);
+    }
+  }
+  if (bug != Bug::kNoBarrierAfterWait) __syncthreads();
+  const float* theirs = &half[previous * kThreads + kThreads - 1 - t];
+  value += bug == Bug::kReadOnlyCache ? __ldg(theirs) : *theirs;
+  __syncthreads();
+  if (t == 0) store_release(&mail.read[previous], static_cast<uint32_t>(step + 1));
+}
+
+// out [blocks, threads]; totals [blocks, threads] are exchanged by a grid barrier; *sum by the last
+// block to arrive.
+__global__ void grid_kernel(Mailboxes mail, float* totals, float* out, float* sum,
+                            uint32_t* counters, Bug bug) {
+  VQ_SHARED(bool, is_last, [1]);
+  const unsigned block = blockIdx.x, t = threadIdx.x, blocks = gridDim.x;
+  float value = static_cast<float>(block * kThreads + t);
+  for (int step = 0; step < kSteps; ++step) hand_round(mail, value, step, bug);
+
+  totals[block * kThreads + t] = value;
+  if (bug == Bug::kMissingGridBarrier) {
+    __syncthreads();
+  } else {
+    grid_sync(&counters[0]);
+  }
+  float all = 0;
+  for (unsigned other = 0; other < blocks; ++other) all += totals[other * kThreads + t];
+  if (bug == Bug::kFenceTooEarly) __threadfence();
+  out[block * kThreads + t] = all;
+  __syncthreads();
+
+  if (t == 0) {
+    if (bug != Bug::kMissingFence && bug != Bug::kFenceTooEarly) __threadfence();
+    is_last[0] = atomicAdd(&counters[1], 1u) == blocks - 1;
+  }
+  __syncthreads();
+  if (is_last[0] && t == 0) {
+    if (bug != Bug::kMissingFence) __threadfence();
+    float everything = 0;
+    for (unsigned i = 0; i < blocks * kThreads; ++i) everything += out[i];
+    *sum = everything;
+  }
+}
+
+}  // namespace planted

@@ -28,8 +28,25 @@ memcheck() {
     }
 }
 
+# The primitives that CUDA kernels are written in, which CI knows from the CPU alone.
+portable_cuda() {
+  if ! command -v nvcc > /dev/null; then
+    echo "no nvcc on this machine: skipped"
+    return
+  fi
+  for test in portable_test gumbel_noise_test; do
+    nvcc -std=c++17 -O3 -arch=native "csrc/tests/cuda_on_cpu/$test.cu" -o "$work/$test"
+    "$work/$test"
+  done
+  if command -v compute-sanitizer > /dev/null; then
+    # It tries launches that must fail: these errors are no finding.
+    timeout 60 compute-sanitizer --report-api-errors no --error-exitcode 9 "$work/portable_test"
+  fi
+}
+
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv || true
 part build pip install -q --no-build-isolation --no-deps .
 part tests timeout 200 python -m pytest -q -m cuda
 part memcheck memcheck
 part benchmarks timeout 180 python benchmarks/gpu.py --save
+part portable-cuda portable_cuda

@@ -49,9 +49,12 @@
 #define VQ_DYNAMIC_SHARED(type, name)                                 \
   extern __shared__ __align__(128) unsigned char vq_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(vq_dynamic_shared)
-// A caller's place in the source, for the harness's reports; nothing under nvcc.
+// A caller's place in the source, for the harness's reports, as the only or the last parameter and
+// argument; nothing under nvcc.
 #define VQ_WHERE_ONLY
 #define VQ_WHERE
+#define VQ_PASS_WHERE_ONLY
+#define VQ_PASS_WHERE
 #else
 #include "cuda_on_cpu.h"  // of csrc/tests/cuda_on_cpu, on the harness's include path
 
@@ -64,6 +67,8 @@
   type* const name = static_cast<type*>(::cuda_on_cpu::dynamic_shared())
 #define VQ_WHERE_ONLY ::cuda_on_cpu::Where where = ::cuda_on_cpu::Where::here()
 #define VQ_WHERE , VQ_WHERE_ONLY
+#define VQ_PASS_WHERE_ONLY where
+#define VQ_PASS_WHERE , where
 #endif
 
 namespace vqvae2_fast::cuda {
@@ -188,28 +193,17 @@ __device__ __forceinline__ void wait_at_least(const uint32_t* flag, uint32_t val
 }
 
 // All threads of all blocks of a cooperative launch. `counter`: one word of global memory, zero
-// before the launch, used by nothing else; it ends as blocks * barriers, modulo 2^32.
+// before the first launch that uses it, used by nothing else; it ends as blocks * barriers, which
+// stays below 2^32.
 __device__ __forceinline__ void grid_sync(uint32_t* counter VQ_WHERE) {
-#if defined(CUDA_ON_CPU)
-  __syncthreads(where);
-#else
-  __syncthreads();
-#endif
+  __syncthreads(VQ_PASS_WHERE_ONLY);
   if ((threadIdx.x | threadIdx.y | threadIdx.z) == 0) {
     const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
     const uint32_t arrived = fetch_add_acq_rel(counter, 1);
     const uint32_t phase_end = arrived - arrived % blocks + blocks;
-#if defined(CUDA_ON_CPU)
-    wait_at_least(counter, phase_end, where);
-#else
-    wait_at_least(counter, phase_end);
-#endif
+    wait_at_least(counter, phase_end VQ_PASS_WHERE);
   }
-#if defined(CUDA_ON_CPU)
-  __syncthreads(where);
-#else
-  __syncthreads();
-#endif
+  __syncthreads(VQ_PASS_WHERE_ONLY);
 }
 
 // ---- Barriers between some warps of a block. id: 1 to 15; threads: a multiple of 32, all who take

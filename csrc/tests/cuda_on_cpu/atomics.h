@@ -22,7 +22,8 @@ T read_modify_write(T* address, Change change) {
   } while (!__atomic_compare_exchange(address, &old, &changed, false, __ATOMIC_RELAXED,
                                       __ATOMIC_RELAXED));
   after_relaxed_load(address);
-  note_progress();
+  // A loop that polls by atomics changes nothing while it waits.
+  if (memcmp(&old, &changed, sizeof(T)) != 0) note_progress();
   return old;
 }
 

@@ -29,6 +29,10 @@ inline void __syncwarp(unsigned mask = ~0u, cuda_on_cpu::Where where = cuda_on_c
   cuda_on_cpu::meet(mask, "__syncwarp", nullptr, 0, true, where);
 }
 
+inline void __nanosleep(unsigned, cuda_on_cpu::Where where = cuda_on_cpu::Where::here()) {
+  cuda_on_cpu::spin("__nanosleep", nullptr, 0, 0, where);
+}
+
 namespace cuda_on_cpu {
 
 template <class T>

@@ -58,6 +58,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMultiProcessorCount:
       *value = card.multiprocessors;
       return cudaSuccess;
+    case cudaDevAttrL2CacheSize:
+      *value = static_cast<int>(card.l2_bytes);
+      return cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      *value = card.max_threads_per_multiprocessor;
+      return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       *value = card.major;
       return cudaSuccess;

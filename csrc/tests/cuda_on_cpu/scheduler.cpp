@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <thread>
 
@@ -193,6 +194,22 @@ void run_resident() {
   worker->resident.clear();
 }
 
+// The number of the block that an ordinary launch runs as its i-th.
+uint64_t block_in_order(uint64_t i, uint64_t blocks) {
+  switch (schedule().order) {
+    case Order::kReverse:
+      return blocks - 1 - i;
+    case Order::kShuffled: {
+      // Any step that shares no factor with their number visits all of them.
+      uint64_t step = schedule().seed * 0x9E3779B9u % blocks + 1;
+      while (std::gcd(step, blocks) != 1) ++step;
+      return (i * step + schedule().seed) % blocks;
+    }
+    default:
+      return i;
+  }
+}
+
 void check_read_only(const Worker& done) {
   for (const auto& [address, read] : done.read_only) {
     if (memcmp(address, read.value, read.bytes) != 0) {
@@ -211,9 +228,6 @@ void work(Grid& grid, size_t number) {
   const GridShape& shape = *grid.shape;
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
-  const auto in_order = [&](uint64_t i) {
-    return schedule().order == Order::kReverse ? grid.blocks - 1 - i : i;
-  };
   if (shape.cooperative) {
     for (uint64_t i = number; i < grid.blocks; i += grid.workers.size()) {
       worker->resident.push_back(make_block(grid, i));
@@ -221,7 +235,7 @@ void work(Grid& grid, size_t number) {
     run_resident();
   } else {
     for (uint64_t i; (i = grid.next_block.fetch_add(1)) < grid.blocks;) {
-      worker->resident.push_back(make_block(grid, in_order(i)));
+      worker->resident.push_back(make_block(grid, block_in_order(i, grid.blocks)));
       run_resident();
     }
   }

@@ -39,6 +39,7 @@ struct Device {
   size_t shared_per_block = 48 << 10;
   size_t shared_per_block_optin = 227 << 10;
   size_t shared_reserved_per_block = 1 << 10;
+  size_t l2_bytes = 50 << 20;
   int major = 9, minor = 0;
 };
 Device& device();

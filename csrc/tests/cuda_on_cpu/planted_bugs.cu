@@ -144,5 +144,8 @@ int main(int argc, char** argv) {
   const int block_result = run_block_kernel(bug);
   const int matrix_result = run_matrix_kernel(bug);
   const int grid_result = run_grid_kernel(bug);
+  if (bug == Bug::kNone && block_result + matrix_result + grid_result == 0) {
+    printf("nothing planted, nothing found\n");
+  }
   return block_result != 0 ? block_result : matrix_result != 0 ? matrix_result : grid_result;
 }

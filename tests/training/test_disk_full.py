@@ -7,10 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from vqvae2_fast.commands.common import write_result
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.report import write_report
+from vqvae2_fast.report.curves import plot_curves
+from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.training import Progress, Stage, TrainConfig, load, resume, train
 from vqvae2_fast.training.checkpoint import save_training
 from vqvae2_fast.training.run_folder import latest
@@ -95,6 +99,28 @@ def test_a_best_that_finds_no_room_is_made_on_resume(small_disk, monkeypatch):
     monkeypatch.setattr(checkpoint_files.os, "link", real)
     train(stage(), CONFIG, out=run, resume=True, progress=QUIET)
     assert load(run / "best").config == stage().model.config
+
+
+@pytest.mark.parametrize("name", ["curves", "image", "page"])
+def test_a_picture_or_page_that_finds_no_room_leaves_the_old_one(small_disk, name):
+    def write(steps):
+        if name == "curves":
+            log = [{"step": step, "loss": 0.1, "val_bits_per_code": 2} for step in range(1, steps)]
+            plot_curves(small_disk.folder / name, priors={"top": log})
+        elif name == "image":
+            noise = torch.randint(256, (steps, 99, 3), dtype=torch.uint8).numpy()
+            write_picture(small_disk.folder / name, Image.fromarray(noise))
+        else:
+            write_report(small_disk.folder / name, "Runs", "x" * 300 * steps, [], "")
+
+    write(30)
+    before = (small_disk.folder / name).read_bytes()
+    small_disk.fill(0)
+    with pytest.raises(OSError, match=rf"cannot write \S*/{name}: ({FULL})"):
+        write(60)
+    small_disk.clear()
+    assert (small_disk.folder / name).read_bytes() == before
+    assert [entry.name for entry in small_disk.folder.iterdir()] == [name]
 
 
 def test_a_result_that_finds_no_room_leaves_the_old_one(small_disk):

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 
 from vqvae2_fast.commands.origin import check_origin
-from vqvae2_fast.data.durable import replace_file
+from vqvae2_fast.data.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import Progress, load
-from vqvae2_fast.training.checkpoint import class_names
+from vqvae2_fast.training.checkpoint import check_prior, class_names
 from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
-    "Command", "ModelOptions", "Result", "load_classifier", "load_vqvae", "write_result",
+    "Command", "ModelOptions", "Result", "check_out", "load_classifier", "load_vqvae",
+    "write_result",
 ]  # fmt: skip
 
 
@@ -102,6 +103,8 @@ class ModelOptions:
                 f"--priors: expected {vqvae.config.num_levels}, one a level of the VQ-VAE, coarse "
                 f"to fine, got {len(priors)}."
             )
+        for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
+            check_prior(f"--priors: {path}", vqvae, prior, level)
         return Pipeline(vqvae, priors), class_names(self.priors[0])
 
     def recommended(self) -> dict[str, list[float]]:
@@ -175,14 +178,16 @@ def named(model: object) -> str:
     return kinds.get(type(model), type(model).__name__)
 
 
+def check_out(out: Path) -> None:
+    """Raises ValueError if --out cannot be a folder."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
+
+
 def write_result(path: Path, values: dict[str, Any]) -> None:
     """Write a command's result as JSON, making its folder; a result that was there is replaced.
 
     Raises:
         OSError: The disk is full, ...; the old result is then as it was.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    write_file(path, (json.dumps(values, indent=2) + "\n").encode())

@@ -25,6 +25,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
+from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
 from vqvae2_fast.training import (
     Progress,
@@ -139,9 +140,8 @@ class Demo(Command):
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "
                   f"{values['bits_per_image']:.0f} bits an image",
         )  # fmt: skip
-        sample_grid(samples, labels, classes, title=f"New images by class: {_DRAWN}").save(
-            self.out / "samples.png"
-        )
+        title = f"New images by class: {_DRAWN}"
+        write_picture(self.out / "samples.png", sample_grid(samples, labels, classes, title=title))
         plot_curves(
             self.out / "curves.png", logs["vqvae"],
             {name: log for name, log in logs.items() if name != "vqvae"},

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.common import Command, Result, check_out, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
 from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.data import Split, in_order
@@ -18,6 +18,7 @@ from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import reconstruction_grid
 from vqvae2_fast.report.curves import plot_curves
+from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
 from vqvae2_fast.training.checkpoint import read_config
 from vqvae2_fast.training.run_folder import latest
@@ -95,7 +96,8 @@ class TrainVQVAE(Command):
 
 
 def check_fresh(out: Path, resume: bool) -> None:
-    """Raises ValueError if a run would write over another."""
+    """Raises ValueError if a run would write over another, or into no folder."""
+    check_out(out)
     if not resume and (out / "checkpoints").exists():
         raise ValueError(
             f"--out: {out} holds a run already. Add --resume to go on with it, or name "
@@ -124,6 +126,5 @@ def picture_of_reconstructions(
     chosen = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
     device = next(model.parameters()).device
     reconstructed = model.decode(model.encode(chosen.to(device))).cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    reconstruction_grid(chosen, reconstructed, title=title).save(path)
+    write_picture(path, reconstruction_grid(chosen, reconstructed, title=title))
     return path

@@ -34,6 +34,7 @@ __all__ = [
     "sync_file",
     "sync_folder",
     "write_all",
+    "write_file",
 ]
 
 _LOCK = ".lock"
@@ -84,6 +85,19 @@ def replace_file(path: Path, content: bytes, before: Callable[[], None] | None =
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Gives `path` this content, making its folder.
+
+    Raises:
+        OSError: The disk is full, ...; names the path, which is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.report.files import write_picture
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -77,7 +79,7 @@ def plot_curves(
     for axis in axes[panels:]:
         axis.set_axis_off()
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)
 
 
 def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any]) -> None:
@@ -102,7 +104,7 @@ def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any])
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    write_picture(path, figure)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from vqvae2_fast.data.durable import write_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -61,7 +63,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section],
                 f'<img alt="{escape(section.heading)}" src="data:image/png;base64,{image}">'
             )
     parts.append(f"<footer>{escape(foot)}</footer></body></html>\n")
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_file(path, "\n".join(parts).encode())
 
 
 def _table(section: Section) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.checkpoint_files import (
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = [
-    "VERSION", "DamagedError", "TrainingState", "checkpoint_folder", "class_names", "load",
-    "read_config", "resume", "save", "save_training",
+    "VERSION", "DamagedError", "TrainingState", "check_prior", "checkpoint_folder", "class_names",
+    "load", "read_config", "resume", "save", "save_training",
 ]  # fmt: skip
 
 
@@ -165,14 +166,26 @@ def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) 
             f"load: {folder}: expected priors of the VQ-VAE's {vqvae.config.num_levels} levels, "
             f"got {len(levels)}."
         )
-    for prior, level, size in zip(priors, levels, vqvae.config.level_sizes, strict=True):
-        found = (prior.config.num_embeddings, prior.config.size)
-        if found != (vqvae.config.num_embeddings, size):
-            raise ValueError(
-                f"load: {folder}: the prior of {level} is for {found[0]} codes on a map of "
-                f"{found[1]}, the VQ-VAE has {vqvae.config.num_embeddings} codes on {size}."
-            )
+    for number, (prior, level) in enumerate(zip(priors, levels, strict=True)):
+        check_prior(f"load: {folder}: prior_{level}", vqvae, prior, number)
     return Pipeline(vqvae, priors)
+
+
+def check_prior(name: str, vqvae: VQVAE2, prior: PixelSNAIL, level: int) -> None:
+    """Raises ValueError, about `name`, unless a prior models the VQ-VAE's codes of a level.
+
+    Args:
+        level: Number of the level, 0 the coarsest.
+    """
+    sizes, config = vqvae.config.level_sizes, prior.config
+    has = CodeLayout(vqvae.config.num_embeddings, sizes[: level + 1])
+    wants = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
+    if has != wants:
+        raise ValueError(
+            f"{name}: expected the prior of level {level_names(len(sizes))[level]}, of "
+            f"{has.describe()} (coarse to fine, the last its own), as the VQ-VAE has them; got one "
+            f"of {wants.describe()}."
+        )
 
 
 def _load_model(folder: Path, header: dict[str, Any], device: str | torch.device) -> Any:

@@ -150,15 +150,28 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
             f"load: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
             f"interrupted save was replacing. Rename it to {folder.name}."
         )
-    if not folder.exists():
-        what = "does not exist"
-    elif not folder.is_dir():
-        what = "is a file; expected the folder of a checkpoint, a pipeline or a run"
-    elif (folder / "manifest.json").is_file():
-        what = "is a code store, no checkpoint"
-    else:
-        what = "is no checkpoint: it has no config.json"
-    raise FileNotFoundError(f"load: {folder} {what}.")
+    raise FileNotFoundError(
+        f"load: {folder} {_what_is_there(folder)}; expected the folder of a checkpoint, a pipeline "
+        "or a run."
+    )
+
+
+def _what_is_there(path: Path) -> str:
+    """What a path that is no checkpoint holds, in words."""
+    if not path.exists():
+        return "does not exist"
+    if not path.is_dir():
+        return "is a file"
+    if (path / "manifest.json").is_file():
+        return "is a code store"
+    if any(path.glob("*/manifest.json")):
+        return "holds code stores"
+    below = sorted({p.parent for p in path.glob("*/config.json")}
+                   | {p.parent for p in path.glob(f"*/{_CHECKPOINTS}")})  # fmt: skip
+    if below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        return f"holds {', '.join(folder.name for folder in below[:3])}{more}, one of which to name"
+    return "is no checkpoint: it has no config.json"
 
 
 def _checkpoints(run: Path) -> list[Path]:

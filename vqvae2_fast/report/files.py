@@ -1,0 +1,29 @@
+"""Pictures and pages on the disk: whole, or what was there before."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from vqvae2_fast.data.durable import write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+__all__ = ["write_picture"]
+
+_DPI = 110  # of figures
+
+
+def write_picture(path: Path, picture: Image.Image | Figure) -> None:
+    """Write a picture as PNG, making its folder. Raises as `write_file` does."""
+    png = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(png, format="PNG")
+    else:
+        picture.savefig(png, dpi=_DPI, format="png")
+    write_file(path, png.getvalue())

@@ -189,7 +189,13 @@ def test_info_describes_a_code_store(place, capsys):
         (["train-vqvae", "--preset", "emoji33"], "preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than image_size 32x32"),
         (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),
-        (["train-prior", "--codes", "{place}/images"], "no code store at"),
+        (["train-prior", "--codes", "{place}/images"], "as `vqvae2-fast extract` leaves it; "),
+        (["train-prior", "--codes", "{place}/codes/train"], "train is a code store itself"),
+        (["train-vqvae", "--out", "{place}/codes/result.json"], "result.json is a file; expected"),
+        (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes/result.json"],
+         "--out: "),
+        (["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_bottom",
+          "{place}/prior_top"], "prior_bottom: expected the prior of level top, of num_embeddings"),
         (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes"], "holds codes already"),
         (["info", "--device", "abacus"], "--device: expected"),
         (["info", "--threads", "-1"], "--threads: expected 0 or more"),
@@ -340,6 +346,21 @@ def test_exit_codes(error, code, capsys, monkeypatch):
 
     monkeypatch.setattr(Info, "run", fail)
     error_of(capsys, ["info"], code)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(OSError(28, "cannot write x: No space left"), "error: cannot write x: No space left\n"),
+     (PermissionError(13, "Permission denied", "x/y"), "error: x/y: Permission denied\n"),
+     (FileNotFoundError("load: x does not exist"), "error: load: x does not exist\n")],
+    ids=["ours", "the system's", "without a number"],
+)  # fmt: skip
+def test_an_error_of_the_system_is_told_by_path_and_words(error, text, capsys, monkeypatch):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Info, "run", fail)
+    assert text in error_of(capsys, ["info"], 1 if error.errno == 28 else 2)
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch):

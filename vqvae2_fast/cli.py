@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"vqvae2-fast: error: {error}\n(--debug shows where)", file=sys.stderr)
+            print(f"vqvae2-fast: error: {_message(error)}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
         failed = (
             isinstance(error, (RuntimeError, MemoryError))
@@ -80,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else "\n".join(result.lines)
         )
     return result.exit_code
+
+
+def _message(error: Exception) -> str:
+    """What an error says, without the system's number of it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -53,9 +54,22 @@ def test_verify_exits_with_1_and_names_the_shard_that_is_damaged(codes, tmp_path
     assert code == 1
     assert "damaged: shard-000000000000.bin: " in text
     assert "1 of 1 shards are damaged" in text
+    assert text.rstrip().endswith("damaged stores: train; see above")
     assert "verified: 1 shards are sound" in text  # the other store
     values = json.loads(run("info", copy / "train", "--verify", "--quiet", "--json")[1])
     assert list(values["damaged"]) == ["shard-000000000000.bin"]
+
+
+def test_the_remedy_for_damaged_shards_is_a_command_that_works(codes, tmp_path, run):
+    copy = tmp_path / "my codes"
+    shutil.copytree(codes / "train", copy)
+    (copy / "shard-000000000000.bin").write_bytes(b"")
+    _, text, _ = run("info", copy, "--verify", "--quiet")
+    python, *rest = shlex.split(text.split("Take them out: ")[1].split("; then extract")[0])
+    assert python == "python"
+    assert rest[0] == "-c"
+    exec(rest[1])
+    assert run("info", copy, "--verify", "--quiet")[0] == 0
 
 
 def test_a_model_is_described(vqvae, run):

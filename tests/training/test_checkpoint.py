@@ -245,8 +245,19 @@ def test_a_model_without_a_run_cannot_be_resumed(saved):
 
 def test_a_code_store_is_no_checkpoint_and_called_by_its_name(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="is a code store, no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="is a code store; expected the folder of a"):
         load(tmp_path)
+
+
+def test_a_folder_of_stores_or_of_runs_is_told_by_what_it_holds(tmp_path):
+    (tmp_path / "codes" / "train").mkdir(parents=True)
+    (tmp_path / "codes" / "train" / "manifest.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"codes holds code stores; expected the folder"):
+        load(tmp_path / "codes")
+    for name in ("prior_top", "vqvae"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"runs holds prior_top, vqvae, one of which to na"):
+        load(tmp_path / "runs")
 
 
 def test_a_file_is_no_checkpoint(tmp_path):
@@ -265,7 +276,9 @@ def test_a_prior_in_the_place_of_a_pipelines_vqvae_is_refused_by_kind(tmp_path):
 def test_a_prior_for_another_number_of_codes_is_refused_with_both(tmp_path):
     save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
     save(VQVAE2(replace(VQVAE, num_embeddings=9)), tmp_path / "pipeline" / "vqvae")
-    with pytest.raises(ValueError, match=r"prior of top is for 8 codes .* VQ-VAE has 9 codes"):
+    with pytest.raises(
+        ValueError, match=r"prior_top: .*num_embeddings 9 and .*got .*num_embeddings 8"
+    ):
         load(tmp_path / "pipeline")
 
 

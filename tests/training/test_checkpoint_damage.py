@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import struct
 
@@ -144,7 +145,10 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
     save(VQVAE2(VQVAE), tmp_path / "model")
     (tmp_path / "model" / "files.json").unlink()
     torch.save({"x": Attack()}, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(DamagedError, match="no safetensors file"):
+    with pytest.raises(DamagedError, match=r"no safetensors file but a pickle.* never read here"):
+        load(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(DamagedError, match=r"no safetensors file but a pickle.* never read here"):
         load(tmp_path / "model")
     assert not (tmp_path / "owned").exists()
 

@@ -11,6 +11,7 @@ import tyro
 from vqvae2_fast.commands.common import (
     Command,
     Result,
+    check_out,
     load_vqvae,
     write_result,
 )
@@ -71,7 +72,7 @@ class Extract(Command):
         config = model.config
         splits: tuple[Split, ...] = ("train", "held_out")
         # Nobody writes before the first process has seen what was there.
-        ranks.told_by_first(lambda: None if self.resume else self._check_fresh(splits))
+        ranks.told_by_first(lambda: self._check_out(splits))
         if self.dry_run:
             return self._plan(model, splits) if ranks.rank == 0 else Result({}, [])
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
@@ -109,7 +110,10 @@ class Extract(Command):
             model, layout, images=images, records=records, missing=missing, out=self.out
         )
 
-    def _check_fresh(self, splits: Sequence[Split]) -> None:
+    def _check_out(self, splits: Sequence[Split]) -> None:
+        check_out(self.out)
+        if self.resume:
+            return
         for split in splits:
             if (self.out / split / MANIFEST).exists():
                 raise ValueError(

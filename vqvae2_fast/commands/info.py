@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import Annotated, Any
@@ -51,10 +52,12 @@ class Info(Command):
 
     def _stores(self, paths: list[Path]) -> Result:
         parts = {path.name: self._store(path) for path in paths}
+        lines = [line for name, part in parts.items() for line in (f"{name}:", *part.lines)]
+        damaged = [name for name, part in parts.items() if part.exit_code]
+        if damaged:
+            lines.append(f"damaged stores: {', '.join(damaged)}; see above")
         return Result(
-            {name: part.values for name, part in parts.items()},
-            [line for name, part in parts.items() for line in (f"{name}:", *part.lines)],
-            max(part.exit_code for part in parts.values()),
+            {name: part.values for name, part in parts.items()}, lines, 1 if damaged else 0
         )
 
     def _store(self, path: Path) -> Result:
@@ -79,9 +82,10 @@ class Info(Command):
         lines = _lines({name: value for name, value in values.items() if name != "damaged"})
         lines += [f"damaged: {name}: {problem}" for name, problem in values["damaged"].items()]
         if values["damaged"]:
+            call = f"from vqvae2_fast.data import discard_damaged; discard_damaged({str(path)!r})"
             lines.append(
-                f"{len(values['damaged'])} of {len(reports)} shards are damaged: take them out by "
-                "vqvae2_fast.data.discard_damaged, then extract with --resume."
+                f"{len(values['damaged'])} of {len(reports)} shards are damaged. Take them out: "
+                f"{shlex.join(['python', '-c', call])}; then extract again with --resume."
             )
         else:
             lines.append(f"verified: {len(reports)} shards are sound")

@@ -11,6 +11,7 @@ import tyro
 from vqvae2_fast.commands.common import (
     Command,
     Result,
+    check_out,
     load_vqvae,
     write_result,
 )
@@ -39,6 +40,7 @@ class Reconstruct(Command):
     def run(self) -> Result:
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
+        check_out(self.out)
         model = load_vqvae(self.vqvae, self.prepare())
         config, progress = model.config, self.progress()
         dataset = open_images(

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vqvae2_fast.commands.common import Command, ModelOptions, Result, load_classifier
+from vqvae2_fast.commands.common import (
+    Command,
+    ModelOptions,
+    Result,
+    check_out,
+    load_classifier,
+)
 from vqvae2_fast.commands.completion import open_known
 from vqvae2_fast.commands.draw_plan import (
     DrawPlan,
@@ -100,6 +106,8 @@ class Sample(Command):
                 raise ValueError(f"--{name}: expected 1 or more, got {value}.")
         if self.resume and self.out is None:
             raise ValueError("--resume: name the folder to go on with by --out.")
+        if self.out is not None:
+            check_out(self.out)
         ranks = Ranks.of_this_run()
         plan = self._plan(ranks)
         most = _COUNT if plan.known is None else _COMPLETIONS * len(plan.known)

@@ -13,6 +13,7 @@ from vqvae2_fast.commands.origin import check_same_origin, keep_origin
 from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -62,7 +63,7 @@ class TrainPrior(Command):
         check_stage(out, "pixelsnail")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
-        codes, held_out = (_open_codes(self.codes / split) for split in ("train", "held_out"))
+        codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
         levels = level_names(len(codes.level_sizes))
         if self.level not in levels:
             raise ValueError(
@@ -123,8 +124,15 @@ def prior_config(
     )  # fmt: skip
 
 
-def _open_codes(path: Path) -> CodeStore:
-    """A store to train on; raises ValueError if it is not whole."""
+def _open_codes(folder: Path, split: str) -> CodeStore:
+    """A store to train on; raises ValueError if it is not there, or not whole."""
+    path = folder / split
+    if not (path / MANIFEST).is_file():
+        what = "is a code store itself" if (folder / MANIFEST).is_file() else f"has no {path.name}/"
+        raise ValueError(
+            f"--codes: expected a folder with the code stores train/ and held_out/, as "
+            f"`vqvae2-fast extract` leaves it; {folder} {what}."
+        )
     store = CodeStore(path)
     missing = store.manifest.missing()
     if missing:

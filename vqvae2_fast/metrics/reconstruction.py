@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.metrics.structural import structural_similarity
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["Reconstruction", "psnr", "reconstruction_error"]
+__all__ = ["PairMeasures", "Reconstruction", "pair_measures", "psnr", "reconstruction_error"]
 
 
 def psnr(mse: float) -> float:
@@ -52,3 +55,43 @@ def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruct
         raise ValueError("reconstruction_error: expected at least one batch of images, got none.")
     mse = float(total) / count
     return Reconstruction(mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
+
+
+@dataclass(frozen=True)
+class PairMeasures:
+    """Errors of reconstructions with the measures that see structure; LPIPS is None without it."""
+
+    mse: float
+    mse_unit: float
+    psnr: float
+    ssim: float
+    lpips: float | None
+
+
+@torch.no_grad()
+def pair_measures(
+    model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
+) -> PairMeasures:
+    """`reconstruction_error` with the means of SSIM and LPIPS over the images.
+
+    Args:
+        images: Batches `[B, C, H, W]` in [-1, 1] of 11 pixels or more.
+    """
+    device = next(model.parameters()).device
+    totals = torch.zeros(3, dtype=torch.float64)
+    count = pixels = 0
+    for batch in images:
+        batch = batch.to(device)
+        reconstructed = model.decode(model.encode(batch)).clamp(-1, 1)
+        squares = (reconstructed - batch).square().sum(dtype=torch.float64)
+        similarity = structural_similarity(reconstructed, batch).sum(dtype=torch.float64)
+        distance = squares.new_zeros(())
+        if perceptual is not None:
+            distance = perceptual(reconstructed, batch).sum(dtype=torch.float64)
+        totals += torch.stack([squares, similarity, distance]).cpu()
+        count, pixels = count + len(batch), pixels + batch.numel()
+    if not count:
+        raise ValueError("pair_measures: expected at least one batch of images, got none.")
+    mse = float(totals[0]) / pixels
+    lpips = None if perceptual is None else float(totals[2]) / count
+    return PairMeasures(mse, mse / 4, psnr(mse / 4), float(totals[1]) / count, lpips)

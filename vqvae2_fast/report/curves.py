@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.metrics import CodecPoint
 
-__all__ = ["plot_curves", "plot_rate"]
+__all__ = ["new_figure", "plot_curves", "plot_rate"]
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -39,7 +39,7 @@ def plot_curves(
     panels = (3 if vqvae else 0) + len(priors)
     columns = min(3, panels)
     rows = -(-panels // columns)
-    figure = _figure(4.4 * columns, 3.6 * rows)
+    figure = new_figure(4.4 * columns, 3.6 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     panel = iter(axes)
     if vqvae:
@@ -82,17 +82,26 @@ def plot_curves(
     write_picture(path, figure)
 
 
-def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any]) -> None:
-    """Draw quality against bits: WebP's curve, and the point of a pipeline beside it.
+def plot_rate(
+    path: Path,
+    webp: Sequence[CodecPoint],
+    values: Mapping[str, Any],
+    jpeg: Sequence[CodecPoint] = (),
+) -> None:
+    """Draw quality against bits: curves of codecs, and the point of a pipeline beside them.
 
     Args:
         values: From `evaluate_pipeline`.
     """
-    figure = _figure(5.6, 3.8)
+    figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
     points = sorted(webp, key=lambda point: point.bits_per_image)
     axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "-", color="C0",
               label="WebP, without its container")  # fmt: skip
+    if jpeg:
+        points = sorted(jpeg, key=lambda point: point.bits_per_image)
+        axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "--", color="C2",
+                  label="JPEG, scan alone")  # fmt: skip
     quality = values["reconstruction"]["psnr"]
     axis.plot(
         values["bits_per_image"], quality, "o", color="C3", ms=9, label="codes under the priors"
@@ -107,7 +116,7 @@ def plot_rate(path: Path, webp: Sequence[CodecPoint], values: Mapping[str, Any])
     write_picture(path, figure)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, that is written as PNG."""
     # Here, since it takes as long to import as all of the package: commands that plot nothing wait
     # for it too. And not pyplot, which would choose a backend for the caller's process.

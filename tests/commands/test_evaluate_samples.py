@@ -1,0 +1,110 @@
+"""`vqvae2-fast evaluate --images`: what it measures of samples, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2_fast.cli import main
+from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+from vqvae2_fast.training import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLASSES = ("cat", "cow", "dog")
+NUMBER = 200
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("evaluation")
+    generator = np.random.default_rng(0)
+    for side, count in (("train", NUMBER), ("held_out", NUMBER)):
+        for number in range(count):
+            path = root / "images" / side / CLASSES[number % 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coarse = generator.integers(256, size=(4, 4, 3), dtype=np.uint8)
+            Image.fromarray(coarse.repeat(4, 0).repeat(4, 1)).save(path)
+    save(tiny_pipeline(), root / "pipeline", class_names=CLASSES)
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig((16, 16), 3, 3, "small", 8)).eval()
+    save(model, root / "judge", class_names=CLASSES)
+    return root
+
+
+def evaluate(place: Path, out: Path, *arguments: str) -> int:
+    return main(
+        ["evaluate", "--pipeline", str(place / "pipeline"), "--data", str(place / "images"),
+         "--out", str(out), "--quiet", *arguments]
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(place) -> Path:
+    out = place / "out"
+    arguments = ("--images", str(NUMBER), "--classifier", str(place / "judge"), "--features",
+                 "classifier", "--cas-epochs", "1")  # fmt: skip
+    assert evaluate(place, out, *arguments) == 0
+    return out
+
+
+def test_all_measures_are_there(found):
+    values = json.loads((found / "metrics.json").read_text())
+    rows = values["distances"]["classifier"]["rows"]
+    assert set(rows) == {"floor", "reconstructed", "sampled", "sampled_vs_reconstructed"}
+    assert set(rows["floor"]) == {
+        "frechet", "spatial", "kernel", "score", "precision", "recall", "density", "coverage"
+    }  # fmt: skip
+    assert all(e["low"] <= e["value"] <= e["high"] for row in rows.values() for e in row.values())
+    assert [row["trained_on"] for row in values["cas"]] == ["real", "reconstructed", "sampled"]
+    assert [point["images"] for point in values["rejection"]["points"]][:3] == [200, 101, 50]
+    for level in values["levels"].values():
+        gap = level["nats_per_code"] - level["train_nats_per_code"]
+        assert level["overfitting_gap"] == pytest.approx(gap)
+    assert values["bits_per_dim"] == pytest.approx(values["bits_per_image"] / (3 * 16 * 16))
+    assert values["reconstruction"]["ssim"] <= 1
+
+
+def test_the_report_shows_every_picture_and_what_was_left_out(found):
+    text = (found / "report.html").read_text()
+    assert text.count("data:image/png;base64,") == 5
+    for words in ("FD-classifier", "floor", "trained on", "share kept"):
+        assert words in text
+    for name in ("samples", "best", "trade_off", "rate", "reconstructions"):
+        assert (found / f"{name}.png").exists()
+
+
+def test_samples_on_the_disk_are_used_again(place, found, capsys):
+    before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
+    arguments = ("--images", str(NUMBER), "--classifier", str(place / "judge"), "--features",
+                 "classifier", "--json")  # fmt: skip
+    assert evaluate(place, found, *arguments) == 0
+    assert (found / "samples" / "samples.jsonl").stat().st_mtime_ns == before
+    assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--images", "199"), "expected 200 or more, got 199"),
+        (("--images", "201"), "200 at most, got 201"),
+        (("--classifier", "JUDGE"), "name how many samples"),
+        (("--images", "200", "--features", "classifier"), "needs one, named by --classifier"),
+        (("--images", "200", "--features", "resnet"), "expected auto, inception or efficientnet"),
+        (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),
+        (("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),
+         "there is no file /no/such; get weights-inception-2015-12-05"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_at_once(place, tmp_path, capsys, arguments, text):
+    arguments = tuple(str(place / "judge") if a == "JUDGE" else a for a in arguments)
+    assert evaluate(place, tmp_path / "out", *arguments) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

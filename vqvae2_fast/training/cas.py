@@ -1,0 +1,92 @@
+"""Classification accuracy score: how well a classifier learns from generated images.
+
+https://arxiv.org/abs/1905.10887: replace every training image by a generated one of its class,
+train, test on real images. Unlike an Inception score or a Fréchet distance it falls when a class
+lacks variety, whatever its images look like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.data import in_order
+from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
+from vqvae2_fast.models.classifier import Classifier
+from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage
+from vqvae2_fast.training.loop import train
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.training.progress import Progress
+
+__all__ = ["CasRow", "classification_accuracy_score"]
+
+_TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class CasRow:
+    """A classifier trained on one kind of images, and its accuracy on each set of test images."""
+
+    trained_on: str
+    images: int
+    accuracies: dict[str, Accuracy]
+    classifier: Classifier
+
+
+def classification_accuracy_score(
+    train_sets: Mapping[str, ImageSource],
+    test_sets: Mapping[str, ImageSource],
+    *,
+    out: Path,
+    steps: int | None = None,
+    epochs: int = 10,
+    flip: bool = False,
+    seed: int = 0,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
+) -> list[CasRow]:
+    """One classifier a training set, by one recipe, from one start, for one number of steps.
+
+    Args:
+        train_sets: By name, such as real, reconstructed, sampled; best of equal numbers.
+        test_sets: By name; the first decides which checkpoints are called best.
+        out: Folder of the runs: one that is there goes on.
+        steps: In place of `epochs` of the first training set.
+
+    Raises:
+        ValueError: Images without labels, or of different classes.
+    """
+    rows = []
+    first = next(iter(train_sets.values()))
+    config, settings = classifier_recipe(
+        first.image_shape, max(2, len(first.class_names)), len(first), epochs=epochs
+    )
+    steps = steps or settings.steps
+    settings = replace(
+        settings, seed=seed, steps=steps, validate_every=steps,
+        warmup_steps=min(settings.warmup_steps, steps // 10),
+    )  # fmt: skip
+    test = next(iter(test_sets.values()))
+    for name, images in train_sets.items():
+        torch.manual_seed(seed)
+        model = Classifier(config).to(device or torch.device("cpu"))
+        stage = classifier_stage(
+            model, images, test, settings, flip=flip, name=f"train on {name} images"
+        )
+        train(
+            stage, settings, out=out / name, resume=True, progress=progress,
+            class_names=images.class_names,
+        )  # fmt: skip
+        found = {
+            kind: classification_accuracy(model, in_order(own, _TEST_BATCH))
+            for kind, own in test_sets.items()
+        }
+        rows.append(CasRow(name, len(images), found, model))
+    return rows

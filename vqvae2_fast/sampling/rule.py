@@ -10,7 +10,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DrawingRule"]
+__all__ = ["DrawScratch", "DrawingRule"]
+
+
+@dataclass(frozen=True)
+class DrawScratch:
+    """Where a draw puts what it computes: None for new tensors, or buffers that serve every draw.
+
+    Args:
+        guided, tempered, ordered, probabilities, cumulative, kept, noisy: float32 `[B, K]`.
+        order: int64 `[B, K]`.
+        dropped: bool `[B, K]`.
+    """
+
+    guided: Tensor | None = None
+    tempered: Tensor | None = None
+    ordered: Tensor | None = None
+    order: Tensor | None = None
+    probabilities: Tensor | None = None
+    cumulative: Tensor | None = None
+    dropped: Tensor | None = None
+    kept: Tensor | None = None
+    noisy: Tensor | None = None
+
+    @classmethod
+    def like(cls, logits: Tensor) -> DrawScratch:
+        """Buffers for logits `[B, K]`."""
+        names = ("guided", "tempered", "ordered", "probabilities", "cumulative", "kept", "noisy")
+        return cls(
+            **{name: torch.empty_like(logits) for name in names},
+            order=torch.empty_like(logits, dtype=torch.int64),
+            dropped=torch.empty_like(logits, dtype=torch.bool),
+        )
+
+
+_NEW = DrawScratch()
 
 
 @dataclass(frozen=True)
@@ -52,31 +86,45 @@ class DrawingRule:
     def guided(self) -> bool:
         return self.guidance_scale != 1.0
 
-    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+    def guide(
+        self, conditional: Tensor, unconditional: Tensor, scratch: DrawScratch = _NEW
+    ) -> Tensor:
+        difference = torch.sub(conditional, unconditional, out=scratch.guided)
+        return difference.mul_(self.guidance_scale).add_(unconditional)
 
-    def draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+    def draw(
+        self,
+        logits: Tensor,
+        noise: Tensor,
+        scratch: DrawScratch = _NEW,
+        out: Tensor | None = None,
+    ) -> Tensor:
         """logits (guided) and noise `[B, K]`, float32 -> codes int64 `[B]`."""
         if self.temperature == 0:
-            return logits.argmax(dim=1)
-        return (self.kept(self.tempered(logits)) + noise).argmax(dim=1)
+            return torch.argmax(logits, dim=1, out=out)
+        kept = self.kept(self.tempered(logits, scratch), scratch)
+        return torch.argmax(torch.add(kept, noise, out=scratch.noisy), dim=1, out=out)
 
-    def tempered(self, logits: Tensor) -> Tensor:
-        return logits if self.temperature == 1 else logits / self.temperature
+    def tempered(self, logits: Tensor, scratch: DrawScratch = _NEW) -> Tensor:
+        if self.temperature == 1:
+            return logits
+        return torch.div(logits, self.temperature, out=scratch.tempered)
 
-    def kept(self, logits: Tensor) -> Tensor:
+    def kept(self, logits: Tensor, scratch: DrawScratch = _NEW) -> Tensor:
         """The tempered logits `[B, K]` with −∞ for codes that the filters leave out."""
         top_k = min(self.top_k or logits.shape[1], logits.shape[1])
         top_p = self.top_p or 1.0
         if top_k == logits.shape[1] and top_p == 1.0:
             return logits
         # Stable: equal logits stay in the order of their index.
-        ordered, codes = logits.sort(dim=1, descending=True, stable=True)
-        ordered, codes = ordered[:, :top_k], codes[:, :top_k]
+        buffers = None if scratch.ordered is None else (scratch.ordered, scratch.order)
+        ordered, codes = torch.sort(logits, dim=1, descending=True, stable=True, out=buffers)
+        ordered[:, top_k:].fill_(-torch.inf)
         if top_p < 1.0:
-            cumulative = ordered.softmax(dim=1).cumsum(dim=1)
+            probabilities = torch.softmax(ordered, dim=1, out=scratch.probabilities)
+            cumulative = torch.cumsum(probabilities, dim=1, out=scratch.cumulative)
             # A code stays while those before it have less than p; the first always does.
-            dropped = torch.zeros_like(cumulative, dtype=torch.bool)
-            dropped[:, 1:] = cumulative[:, :-1] >= top_p
-            ordered = ordered.masked_fill(dropped, -torch.inf)
-        return torch.full_like(logits, -torch.inf).scatter(1, codes, ordered)
+            dropped = torch.ge(cumulative, top_p, out=scratch.dropped)
+            ordered[:, 1:].masked_fill_(dropped[:, :-1], -torch.inf)
+        kept = torch.empty_like(logits) if scratch.kept is None else scratch.kept
+        return kept.scatter_(1, codes, ordered)

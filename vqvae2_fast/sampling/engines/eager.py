@@ -3,7 +3,9 @@
 Row phase, when row i begins: the taps above of every convolution, one matrix product each for the
 whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
 Everything that does not depend on codes of this map is computed once. Buffers are allocated at the
-start and have static shapes; only the attention's reach grows with the position.
+start; the pixel phase of a row, the draws too, is one list of calls on them that is the same for
+every row, as a CUDA graph wants it. On a CPU attention looks back as far as the end of its row, on
+a GPU over the whole map: the shapes, too, are then those of every row.
 
 Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
 """
@@ -22,10 +24,12 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     AttentionCache,
     CausalLayers,
     PointwiseLayer,
+    Positions,
     elu,
     linear,
 )
 from vqvae2_fast.sampling.request import Drawn, log_prob_of
+from vqvae2_fast.sampling.rule import DrawScratch
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.eager_layers import Step
@@ -38,7 +42,7 @@ __all__ = ["draw_eager"]
 @torch.inference_mode()
 def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
     height, width = plan.size
-    batch, rule = request.batch_size, request.rule
+    batch = request.batch_size
     network = _Network(plan, request)
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
     log_prob = torch.zeros(batch, height, width, device=plan.device)
@@ -47,16 +51,7 @@ def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
         logits_map = torch.zeros(batch, plan.num_embeddings, height, width, device=plan.device)
     for i in range(height):
         network.start_row(i)
-        noise = request.noise.row(i).transpose(0, 1)  # [W, B, K]
-        known = None if request.known is None else request.known[:, i].t().contiguous()  # [W, B]
-        for j in range(width):
-            logits = network.logits_at(j)  # [N, K]
-            if rule.guided:
-                logits = rule.guide(logits[:batch], logits[batch:])
-            code = rule.draw(logits, noise[j])
-            if known is not None:
-                code = torch.where(known[j] >= 0, known[j], code)
-            network.take(j, code)
+        network.draw_row()
         network.finish_row(i)
         codes[:, i] = network.codes.t()
         raw = network.logits[:, :batch]  # [W, B, K]
@@ -76,7 +71,7 @@ class _Network:
     """
 
     def __init__(self, plan: SamplingPlan, request: DrawRequest) -> None:
-        self.plan = plan
+        self.plan, self._request = plan, request
         height, width = plan.size
         batch, groups = request.batch_size, 2 if request.rule.guided else 1
         rows, channels = batch * groups, plan.channels
@@ -86,8 +81,9 @@ class _Network:
         new = plan.head.new_zeros
         self.stem = _Stem(plan.stem, batch, plan.size)
         self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width, labels)
+        self.positions = Positions(height * width, plan.head)
         self.attention = [
-            AttentionCache(plan.attention, block, rows, height * width)
+            AttentionCache(plan.attention, block, rows, self.positions)
             for block in range(plan.num_blocks if plan.attention is not None else 0)
         ]
         self.output_layers = [
@@ -103,12 +99,27 @@ class _Network:
         self.logits = new(width, rows, plan.num_embeddings)
         self.codes = torch.zeros(width, batch, dtype=torch.int64, device=plan.device)
         self._condition: Tensor | None = None
+        self._noise = torch.zeros(width, batch, plan.num_embeddings, device=plan.device)
+        self._known = torch.zeros_like(self.codes)
+        self._is_known = torch.zeros_like(self.codes, dtype=torch.bool)
+        self._drawn = torch.zeros_like(self.codes[0])
+        self._scratch = DrawScratch.like(self._noise[0])
         self._steps = [self._column_steps(j, groups) for j in range(width)]
 
     def start_row(self, i: int) -> None:
         self.stem.start_row(i)
         self._start_condition(i)
         self.layers.start_row(self._condition)
+        width = self.plan.size[1]
+        self.positions.index.fill_(i * width)
+        if self._noise.device.type == "cpu":
+            self.positions.reach = (i + 1) * width
+            for attention in self.attention:
+                attention.look_back()
+        self._noise.copy_(self._request.noise.row(i).transpose(0, 1))
+        if self._request.known is not None:
+            self._known.copy_(self._request.known[:, i].t())
+            torch.ge(self._known, 0, out=self._is_known)
         background = self.plan.background[i]  # [W, 2]
         self._background.copy_(background[:, None])
         if self.plan.merge is not None:
@@ -130,16 +141,11 @@ class _Network:
         self.stem.finish_row(i, self.codes)
         self.layers.finish_row()
 
-    def logits_at(self, j: int) -> Tensor:
-        """Pixel phase: logits `[N, K]` at column j, given the codes before."""
-        for step in self._steps[j]:
-            step()
-        return self.logits[j]
-
-    def take(self, j: int, code: Tensor) -> None:
-        """The code `[B]` at column j is chosen."""
-        self.codes[j].copy_(code)
-        self.stem.take(j, code)
+    def draw_row(self) -> None:
+        """Pixel phase: `logits` and `codes` of the row."""
+        for column in self._steps:
+            for step in column:
+                step()
 
     def _column_steps(self, j: int, groups: int) -> list[Step]:
         plan, layers = self.plan, self.layers
@@ -163,7 +169,27 @@ class _Network:
             *steps,
             elu(self._last, out=self._activated),
             linear(self._activated, plan.head, plan.head_bias, out=self.logits[j]),
+            *self._draw_steps(j),
+            *self.stem.take(j, self.codes[j]),
+            *self.positions.steps(),
         ]
+
+    def _draw_steps(self, j: int) -> list[Step]:
+        """From the logits of column j to its codes."""
+        rule, scratch = self._request.rule, self._scratch
+        batch, logits, noise = self._request.batch_size, self.logits[j], self._noise[j]
+        code = self.codes[j] if self._request.known is None else self._drawn
+
+        def draw() -> None:
+            guided = logits
+            if rule.guided:
+                guided = rule.guide(logits[:batch], logits[batch:], scratch)
+            rule.draw(guided, noise, scratch, out=code)
+
+        if self._request.known is None:
+            return [draw]
+        keep = partial(torch.where, self._is_known[j], self._known[j], code, out=self.codes[j])
+        return [draw, keep]
 
 
 class _Stem:
@@ -198,9 +224,12 @@ class _Stem:
         batch = self._codes.shape[0]
         self.row[:, : self.width] = sums.view(batch, self.width, -1) + self.plan.bias[i]
 
-    def take(self, j: int, code: Tensor) -> None:
-        torch.index_select(self._to_right, 0, code, out=self._added)
-        self._targets[j].add_(self._added)
+    def take(self, j: int, codes: Tensor) -> list[Step]:
+        """Adds what the codes `[B]` of column j owe to the columns after it."""
+        return [
+            partial(torch.index_select, self._to_right, 0, codes, out=self._added),
+            partial(self._targets[j].add_, self._added),
+        ]
 
     def finish_row(self, i: int, codes: Tensor) -> None:
         """codes: int64 `[W, B]`."""

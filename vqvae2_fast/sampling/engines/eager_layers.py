@@ -2,7 +2,8 @@
 
 A *step* is a call with all its arguments bound: a PyTorch operator that reads and writes views of
 fixed buffers. The steps of a column are made once and replayed in every row, so that a position
-costs little Python, and so that they can be captured.
+costs little Python, and so that they can be captured: none allocates, looks at a value or changes
+its shapes within a row.
 
 Sizes: n layers, N rows of the network's batch, W columns, C channels.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionCache",
     "CausalLayers",
     "PointwiseLayer",
+    "Positions",
     "add",
     "elu",
     "elu_",
@@ -228,31 +230,74 @@ class PointwiseLayer:
         ]
 
 
-class AttentionCache:
-    """The attention part of one block, with the keys and values of all positions so far."""
+class Positions:
+    """Which positions of the map attention sees: those before the current one.
 
-    def __init__(self, plan: AttentionPlan, block: int, batch: int, num_positions: int) -> None:
+    Where it is stands in tensors, so that the steps of a column are the same in every row: `index`
+    int64 `[1]`, and `bias` `[1, 1, positions]`, zero before it and from it on as low as weighs
+    nothing. `reach` positions are looked at: fixed shapes for a whole row at least.
+    """
+
+    def __init__(self, num_positions: int, like: Tensor) -> None:
+        self.index = torch.zeros(1, dtype=torch.int64, device=like.device)
+        # Half of the lowest, so that no score added to it overflows.
+        lowest = torch.finfo(like.dtype).min / 2
+        self.bias = torch.full((1, 1, num_positions), lowest, dtype=like.dtype, device=like.device)
+        self._flat = self.bias.view(-1)
+        self.reach = num_positions
+
+    def steps(self) -> list[Step]:
+        """On to the next position."""
+        return [partial(self._flat.index_fill_, 0, self.index, 0.0), partial(self.index.add_, 1)]
+
+
+class AttentionCache:
+    """The attention part of one block, with the keys and values of all positions so far.
+
+    The first position sees nothing: its weights are all equal, of values that are still zero.
+    """
+
+    def __init__(self, plan: AttentionPlan, block: int, batch: int, positions: Positions) -> None:
         self.key = PointwiseLayer(plan.key, block, batch)
         self.query = PointwiseLayer(plan.query, block, batch)
         self.out = PointwiseLayer(plan.out, block, batch)
         channels, heads = plan.query_bias.shape[1], plan.num_heads
+        dim, num_positions = channels // heads, positions.bias.shape[2]
         new = plan.query_bias.new_zeros
-        scale = (channels // heads) ** -0.5
+        scale = dim**-0.5
         self._query_weight = plan.query_weight[block] * scale, plan.query_bias[block] * scale
         self._key_value_weight = plan.key_value_weight[block], plan.key_value_bias[block]
         self._key_features = new(batch, plan.key.channels)
         self._query_features = new(batch, plan.query.channels)
         self._query = new(batch, channels)
-        self._key_value = new(batch, 2 * channels)
         self._attended = new(batch, channels)
-        self._heads = heads
+        self._key_value = new(batch, 2 * channels)
+        # [N, 2, heads, d] -> [N·heads, d, 1] and [N·heads, 1, d]
+        key, value = self._key_value.view(batch, 2, heads, dim).unbind(1)
+        self._key, self._value = key[..., None], value[:, :, None]
         # Positions last for keys, so that a query's product with them reads rows.
-        self._keys = new(batch * heads, channels // heads, num_positions)
-        self._values = new(batch * heads, num_positions, channels // heads)
-        self.position = 0
+        self._keys = new(batch, heads, dim, num_positions)
+        self._values = new(batch, heads, num_positions, dim)
+        self._scores, self._weights = (new(batch * heads, 1, num_positions) for _ in range(2))
+        self._positions = positions
+        self._query_of_head = self._query.view(-1, 1, dim)
+        self._attended_of_head = self._attended.view(-1, 1, dim)
+        self.look_back()
+
+    def look_back(self) -> None:
+        """After a change of `positions.reach`."""
+        reach = self._positions.reach
+        self._seen = (
+            self._positions.bias[..., :reach],
+            self._keys.flatten(0, 1)[..., :reach],
+            self._values.flatten(0, 1)[:, :reach],
+            self._scores[..., :reach],
+            self._weights[..., :reach],
+        )
 
     def steps(self, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
         """x, y: a block's input and its layers' output, `[N, C]`; background `[N, 2]`."""
+        index = self._positions.index
         return [
             partial(torch.cat, [x, y, background], 1, out=self.key.inputs),
             *self.key.steps(out=self._key_features),
@@ -261,20 +306,15 @@ class AttentionCache:
             *self.query.steps(out=self._query_features),
             linear(self._query_features, *self._query_weight, out=self._query),
             self._attend,
+            partial(self._keys.index_copy_, 3, index, self._key),
+            partial(self._values.index_copy_, 2, index, self._value),
             partial(torch.cat, [y, self._attended], 1, out=self.out.inputs),
             *self.out.steps(out=out),
         ]
 
     def _attend(self) -> None:
-        """One query against the keys of positions before; then its own key and value join them."""
-        position, batch = self.position, self._query.shape[0]
-        per_head = (batch * self._heads, 1, -1)
-        if position > 0:  # the first attends to nothing, and `_attended` starts as zeros
-            scores = torch.bmm(self._query.view(per_head), self._keys[:, :, :position])
-            weights = torch.softmax(scores, dim=2)  # [N·heads, 1, p]
-            torch.bmm(weights, self._values[:, :position], out=self._attended.view(per_head))
-        # [N, 2, heads, d] -> [N·heads, d] each
-        key, value = self._key_value.view(batch, 2, self._heads, -1).unbind(1)
-        self._keys[:, :, position] = key.flatten(0, 1)
-        self._values[:, position] = value.flatten(0, 1)
-        self.position = position + 1
+        """One query against the keys of the positions before."""
+        bias, keys, values, scores, weights = self._seen
+        torch.baddbmm(bias, self._query_of_head, keys, out=scores)
+        torch.softmax(scores, dim=2, out=weights)
+        torch.bmm(weights, values, out=self._attended_of_head)

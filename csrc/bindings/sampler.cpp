@@ -40,7 +40,7 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
               const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
               int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
               float guidance, bool guided, Address codes, Address log_prob, Address logits,
-              Address profile, int threads, const py::object& progress) {
+              Address profile, int64_t window, int threads, const py::object& progress) {
   sampler::Request request;
   request.batch = batch;
   request.guided = guided;
@@ -56,9 +56,10 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.log_prob = pointer<float>(log_prob);
   request.logits = pointer<float>(logits);
   request.profile = pointer<float>(profile);
+  request.window = window;
   request.threads = threads;
   if (request.maps.size() != plan.condition.maps.size() ||
-      (plan.num_classes > 0) != (labels != 0) || !codes || threads < 1) {
+      (plan.num_classes > 0) != (labels != 0) || !codes || window < 1 || threads < 1) {
     throw py::value_error("sampler: the request does not fit the plan.");
   }
 
@@ -84,6 +85,7 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   seconds["condition"] = timing.condition;
   seconds["rows"] = timing.rows;
   seconds["pixels"] = timing.pixels;
+  seconds["steps"] = static_cast<double>(timing.steps);
   return seconds;
 }
 
@@ -100,5 +102,6 @@ void define_sampler(py::module_& m) {
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
            py::arg("guidance"), py::arg("guided"), py::arg("codes"), py::arg("log_prob"),
-           py::arg("logits"), py::arg("profile"), py::arg("threads"), py::arg("progress"));
+           py::arg("logits"), py::arg("profile"), py::arg("window"), py::arg("threads"),
+           py::arg("progress"));
 }

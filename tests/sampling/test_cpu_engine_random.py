@@ -1,5 +1,7 @@
 """Randomly built priors: engine `cpu` against the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -52,12 +54,17 @@ def prior_arguments(draw):
     max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
-@given(prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]))
-def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size):
+@given(
+    prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]), st.sampled_from([2, 3, 8])
+)
+def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size, window):
     prior = tiny_prior(seed, **arguments)
     inputs = prior_inputs(prior, batch_size, seed)
     context = {"condition": inputs["condition"], "labels": inputs["labels"]}
-    codes = sample_codes(prior, batch_size, seed=seed, engine="cpu", **context)
+    draw = partial(sample_codes, prior, batch_size, seed=seed, return_log_prob=True, **context)
+    codes, log_prob = draw(engine="cpu")
+    for own, one in zip(draw(engine="cpu", window=window), (codes, log_prob), strict=True):
+        assert torch.equal(own, one)
     assert_near_tie(prior, codes, seed=seed, engine="cpu", **context)
 
     logits = teacher_forced_logits(prior, codes, engine="cpu", **context)

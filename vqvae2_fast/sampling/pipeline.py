@@ -73,6 +73,7 @@ def sample_levels(
     guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
+    window: int | Sequence[int] = 1,
     return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
@@ -86,7 +87,7 @@ def sample_levels(
         name: _per_level(name, value, num_levels)
         for name, value in (
             ("temperature", temperature), ("top_k", top_k), ("top_p", top_p),
-            ("guidance_scale", guidance_scale),
+            ("guidance_scale", guidance_scale), ("window", window),
         )
     }  # fmt: skip
     if known is not None and len(known) != num_levels:
@@ -138,6 +139,7 @@ def sample_images(
     guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
+    window: int | Sequence[int] = 1,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> Tensor:
     """Draw images: the code maps level by level, coarse to fine, then decoded.
@@ -147,8 +149,8 @@ def sample_images(
 
     Args:
         labels: int64 `[B]`, given to every prior with classes.
-        temperature, top_k, top_p, guidance_scale: One value, or one per level, coarse to fine; see
-            `sample_codes`.
+        temperature, top_k, top_p, guidance_scale, window: One value, or one per level, coarse to
+            fine; see `sample_codes`.
         known: Per level int64 `[B, h, w]` with -1 where a code is to be drawn, or None.
         progress: Called with (level, rows done, rows of its map).
 
@@ -161,7 +163,7 @@ def sample_images(
     maps = sample_levels(
         pipeline, batch_size, labels=labels, seed=seed, first_sample=first_sample,
         temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
-        known=known, engine=engine, progress=progress,
+        known=known, engine=engine, window=window, progress=progress,
     )  # fmt: skip
     assert isinstance(maps, list)
     return decoded(pipeline, maps)

@@ -94,6 +94,7 @@ def sample_codes(
     guidance_scale: float = 1.0,
     known: Tensor | None = None,
     engine: str = "auto",
+    window: int = 1,
     return_log_prob: bool = False,
     progress: Progress | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -117,6 +118,10 @@ def sample_codes(
             scale per output, float32 sums), `eager` (any device and dtype),
             `reference` (the full forward for each code: the definition), or `auto`, the fastest
             exact one that takes the prior.
+        window: Codes of one step of the compiled engines. With noise fixed, a step may guess the
+            next codes of the row, compute all as if the guesses were right, and keep those that
+            are: the same bits as one at a time, in fewer steps that each cost more. It pays at
+            batch 1 where codes are easy to guess; engines/README.md has measurements.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
@@ -129,6 +134,7 @@ def sample_codes(
         ValueError: A value, shape or engine that does not fit, by the argument's name.
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
         RuntimeError: Engine `cpu` asked for by name where it cannot draw from the prior.
+        NotImplementedError: A window of several codes with an engine that draws one at a time.
 
     Note:
         The first call folds the prior's weights into a plan, kept with the prior until they change.
@@ -137,6 +143,8 @@ def sample_codes(
     device = _device(prior)
     if batch_size < 1:
         raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
+    if window < 1:
+        raise ValueError(f"sample_codes: expected window >= 1, got {window}.")
     rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
     if rule.guided and interface.num_classes == 0:
         raise ValueError(
@@ -159,6 +167,7 @@ def sample_codes(
         rule=rule,
         want_log_prob=return_log_prob,
         progress=progress,
+        window=window,
     )
     drawn = _draw(prior, interface, request, engine)
     # Clones are ordinary tensors, where an engine's own are inference tensors: these could not be
@@ -249,6 +258,11 @@ def _teacher_forced(
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
     name, _ = choose_engine(engine, prior)
+    if request.window > 1 and name in ("eager", "reference"):
+        raise NotImplementedError(
+            f"sample_codes: engine {name} draws one code at a time; expected window=1 or a "
+            f"compiled engine, got window={request.window}."
+        )
     with evaluating(prior):
         return {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
 

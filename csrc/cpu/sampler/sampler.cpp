@@ -38,6 +38,7 @@ Timing draw_map(const Plan& plan, const Request& request,
       team.barrier();
     }
   });
+  timing.steps = state.steps;
   return timing;
 }
 

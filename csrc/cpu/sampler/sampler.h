@@ -8,9 +8,10 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// Where the time of a draw went, seconds of the calling thread.
+// Where the time of a draw went, seconds of the calling thread; and the steps of its pixel phases.
 struct Timing {
   double condition = 0, rows = 0, pixels = 0;
+  int64_t steps = 0;
 };
 
 // Draws the codes of `request`. after_row(rows done) is called on the calling thread after each row

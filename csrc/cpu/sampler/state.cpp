@@ -87,6 +87,8 @@ int64_t State::key_stride() const {
   return rounded_up(plan.height * plan.width, kPanel) * plan.attention.head_dim;
 }
 
+int64_t State::noise_stride() const { return rounded_up(plan.num_embeddings, kPanel); }
+
 int64_t State::value_width() const { return rounded_up(plan.attention.head_dim, kHalfPanel); }
 
 int64_t State::value_stride() const { return plan.height * plan.width * value_width(); }
@@ -100,16 +102,26 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       batch(request_.batch),
       rows(request_.batch * (request_.guided ? 2 : 1)),
       reads_once(keeps_reads_once_out()),
+      window(std::clamp<int64_t>(request_.window, 1, plan_.width)),
       ring1(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv1.channels),
       ring2(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv2.channels) {
   const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;
+  const int64_t step = rows * window;
   const int threads = team.size();
   out1 = Buffer(layers * rows * width * plan.conv1.outputs());
   out2 = Buffer(layers * rows * width * plan.conv2.outputs());
+  if (window > 1) {
+    window1 = Buffer(step * plan.conv1.outputs());
+    window2 = Buffer(step * plan.conv2.outputs());
+    matches.assign(batch * window, 0);
+    if (!request.noise && request.rule.temperature != 0.0f) {
+      row_noise = Buffer(batch * width * noise_stride());
+    }
+  }
   stem_row = Buffer(batch * width * channels);
-  if (!plan.taps.reads_itself()) gated = Buffer(layers * rows * channels);
-  x = Buffer(rows * channels);
-  y = Buffer(rows * channels);
+  if (side_by_side()) gated = Buffer(layers * rows * channels);
+  x = Buffer(step * channels);
+  y = Buffer(step * channels);
   int64_t widest = plan.conv2.outputs();
   if (!plan.condition.maps.empty()) {
     const Condition& c = plan.condition;
@@ -120,19 +132,19 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   zeros = Buffer(widest);
   if (plan.attention.num_heads > 0) {
     const Attention& a = plan.attention;
-    joined = Buffer(rows * plan.joined());
-    joined_activated = Buffer(rows * plan.joined());
-    key_inner = Buffer(rows * a.key.first.outputs());
-    query_inner = Buffer(rows * a.query.first.outputs());
-    out_inner = Buffer(rows * a.out.first.outputs());
-    key_gates = Buffer(rows * a.key.second.outputs());
-    query_gates = Buffer(rows * a.query.second.outputs());
-    out_gates = Buffer(rows * a.out.second.outputs());
-    key_features = Buffer(rows * a.key.second.outputs() / 2);
-    query_features = Buffer(rows * a.query.second.outputs() / 2);
-    query = Buffer(rows * a.query_weight.outputs());
-    key_value = Buffer(rows * a.key_value_weight.outputs());
-    out_inputs = Buffer(rows * a.out.first.inputs);
+    joined = Buffer(step * plan.joined());
+    joined_activated = Buffer(step * plan.joined());
+    key_inner = Buffer(step * a.key.first.outputs());
+    query_inner = Buffer(step * a.query.first.outputs());
+    out_inner = Buffer(step * a.out.first.outputs());
+    key_gates = Buffer(step * a.key.second.outputs());
+    query_gates = Buffer(step * a.query.second.outputs());
+    out_gates = Buffer(step * a.out.second.outputs());
+    key_features = Buffer(step * a.key.second.outputs() / 2);
+    query_features = Buffer(step * a.query.second.outputs() / 2);
+    query = Buffer(step * a.query_weight.outputs());
+    key_value = Buffer(step * a.key_value_weight.outputs());
+    out_inputs = Buffer(step * a.out.first.inputs);
     keys = Buffer(plan.num_blocks * rows * a.num_heads * key_stride());
     values = Buffer(plan.num_blocks * rows * a.num_heads * value_stride());
     scores = Buffer(threads * rounded_up(plan.height * width, kPanel));
@@ -144,19 +156,19 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
     of_out_second = split_of({&a.out.second}, threads);
     of_heads = split_evenly(rows * a.num_heads, threads);
   } else {
-    for (Buffer& buffer : merged) buffer = Buffer(rows * (channels + kPanel));
+    for (Buffer& buffer : merged) buffer = Buffer(step * (channels + kPanel));
     of_merge = split_of({&plan.merge}, threads);
   }
   if (plan.num_output_layers > 0) {
-    if (out_inner.size() < rows * plan.output.first.outputs()) {
-      out_inner = Buffer(rows * plan.output.first.outputs());
+    if (out_inner.size() < step * plan.output.first.outputs()) {
+      out_inner = Buffer(step * plan.output.first.outputs());
     }
-    if (out_gates.size() == 0) out_gates = Buffer(rows * plan.output.second.outputs());
+    if (out_gates.size() == 0) out_gates = Buffer(step * plan.output.second.outputs());
     of_output_first = split_of({&plan.output.first}, threads);
     of_output_second = split_of({&plan.output.second}, threads);
   }
-  activated = Buffer(rows * channels);
-  logits = Buffer(rows * plan.head.outputs());
+  activated = Buffer(step * channels);
+  logits = Buffer(step * plan.head.outputs());
   of_head = split_of({&plan.head}, threads);
 
   std::vector<const Convolutions*> all;
@@ -164,7 +176,6 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   of_convolutions = split_convolutions(all, plan.taps, threads);
   of_conv1 = split_convolutions({&plan.conv1}, plan.taps, threads);
   of_conv2 = split_convolutions({&plan.conv2}, plan.taps, threads);
-  of_samples = split_evenly(batch, threads);
   // In whole panels, so that no two threads write one cache line.
   of_channels = split_evenly(channels / kPanel, threads);
   for (Range& range : of_channels) range = {range.begin * kPanel, range.end * kPanel};

@@ -27,6 +27,7 @@ struct Request {
   float* log_prob = nullptr;  // [B, H, W], or null
   float* logits = nullptr;    // [B, H, W, K], or null
   float* profile = nullptr;   // see StageClock, or null
+  int64_t window = 1;         // columns of a step: all but the first are guesses
   int threads = 1;
 };
 
@@ -62,15 +63,19 @@ struct State {
   const int64_t batch, rows;
   // Whether weights that are not read again soon are asked for as such (Product::once).
   const bool reads_once;
+  // Columns of a step, at most the map's. Buffers of a step hold window * rows network rows.
+  const int64_t window;
+  int64_t steps = 0;
 
   Ring ring1, ring2;
-  Buffer out1, out2;    // [layers, rows, W, outputs]: bias and taps above, then all taps
-  Buffer features;      // [B, h, w, condition channels]
-  Buffer of_condition;  // [layers, B, w, conv2 outputs] of the coarse row above
-  Buffer stem_row;      // [B, W, channels]
-  Buffer gated;         // [layers, rows, channels]: what each layer adds at this position
-  Buffer x, y;          // [rows, channels]: a block's input, and its layers' sum so far
-  Buffer merged[2];     // [rows, channels + kPanel]: y, coordinates; by parity of the block
+  Buffer out1, out2;        // [layers, rows, W, outputs]: bias and taps above, then all taps
+  Buffer window1, window2;  // [window * rows, outputs]: all taps of one layer, if window > 1
+  Buffer features;          // [B, h, w, condition channels]
+  Buffer of_condition;      // [layers, B, w, conv2 outputs] of the coarse row above
+  Buffer stem_row;          // [B, W, channels]
+  Buffer gated;             // [layers, rows, channels]: what each layer adds at this position
+  Buffer x, y;              // [rows, channels]: a block's input, and its layers' sum so far
+  Buffer merged[2];         // [rows, channels + kPanel]: y, coordinates; by parity of the block
   Buffer joined, joined_activated;           // [rows, joined]: x, y, coordinates
   Buffer key_inner, query_inner, out_inner;  // [rows, inner]
   Buffer key_gates, query_gates, out_gates;  // [rows, 2 * channels out]
@@ -82,6 +87,8 @@ struct State {
   Buffer logits;                             // [rows, K padded]
   Buffer scores;                             // [threads, positions padded]
   Buffer zeros;                              // a row of biases where there are none
+  Buffer row_noise;                          // [B, W, noise_stride], if window > 1
+  std::vector<char> matches;                 // [B, columns]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
   std::vector<std::unique_ptr<Drawer>> drawers;
 
@@ -89,8 +96,11 @@ struct State {
   Split of_convolutions;  // conv1 and conv2 of every layer, alternating
   Split of_conv1, of_conv2, of_merge, of_first, of_second, of_third, of_out_first, of_out_second;
   Split of_output_first, of_output_second, of_head;
-  std::vector<Range> of_channels, of_heads, of_samples;
+  std::vector<Range> of_channels, of_heads;
 
+  // Whether the convolutions of all layers at a position go at once.
+  bool side_by_side() const { return window == 1 && !plan.taps.reads_itself(); }
+  int64_t noise_stride() const;
   int64_t key_stride() const;    // of one head
   int64_t value_stride() const;  // of one head
   int64_t value_width() const;   // of one position
@@ -107,7 +117,7 @@ void compute_features(State& state);
 void row_phase(State& state, int64_t i);
 // Draws the codes of row i; by every thread.
 void pixel_phase(State& state, int thread, int64_t i);
-// Attention of block b at `position` for the thread's heads, whose keys and values then join.
-void attention_heads(State& state, int thread, int64_t block, int64_t position);
+// Attention of block b at `columns` positions from `position` on, for the thread's heads.
+void attention_heads(State& state, int thread, int64_t block, int64_t position, int64_t columns);
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -66,7 +66,7 @@ def draw_cpu_timed(
     weights: torch.dtype = torch.float32,
     profile: Tensor | None = None,
 ) -> tuple[Drawn, dict[str, float]]:
-    """`draw_cpu`, and the seconds of its parts: `condition`, `rows` and `pixels`.
+    """`draw_cpu`, and what it took: seconds of `condition`, `rows` and `pixels`, number of `steps`.
 
     Args:
         profile: float32 zeros `[H·W, stages, threads, 2]`: gets what each thread spent at each
@@ -106,6 +106,7 @@ def draw_cpu_timed(
         log_prob=_address(log_prob),
         logits=_address(logits),
         profile=_address(profile),
+        window=request.window,
         threads=torch.get_num_threads(),
         progress=request.progress,
     )

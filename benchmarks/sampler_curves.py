@@ -1,0 +1,115 @@
+"""Cost of a code of engine `cpu` against the size of the map and the batch, as CSV and PNG.
+
+    python benchmarks/sampler_curves.py [--out benchmarks/results/DEVICE-sampler-curves]
+
+Priors of one shape on maps of 8x8 to 128x128, with and without attention, batch 1; and batches of 1
+to 64 on a 16x16 map. A code should cost the same on every map, but for attention, which looks at
+all positions before; and less in a batch, until the arithmetic is all there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from sampler import request_of
+
+import vqvae2_fast
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+
+SIZES, BATCHES = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32, 64)
+SHAPE = {
+    "num_embeddings": 512, "channels": 64, "residual_channels": 64, "num_blocks": 2,
+    "layers_per_block": 2, "kernel_size": 5, "mask": "exclude", "num_heads": 4,
+}  # fmt: skip
+BATCH_MAP = 16
+
+
+def code_microseconds(side: int, attention: bool, batch: int, rounds: int) -> dict[str, float]:
+    """Of one code of one sample: whole, and in the row and the pixel phase; medians."""
+    config = PixelSNAILConfig(size=(side, side), attention=attention, **SHAPE)
+    prior = vqvae2_fast.PixelSNAIL(config).eval()
+    plan, request = plan_of(prior, interface_of(prior)), request_of(config, batch)
+    draw_cpu_timed(plan, request)  # packs the weights
+    times: dict[str, list[float]] = {"whole": [], "rows": [], "pixels": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        parts = draw_cpu_timed(plan, request)[1]
+        parts["whole"] = time.perf_counter() - start
+        for name, values in times.items():
+            values.append(parts[name] / (side * side * batch) * 1e6)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def draw(rows: list[dict[str, object]], caption: str, path: Path) -> None:
+    figure, (by_size, by_batch) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for attention, colour in ((False, "tab:blue"), (True, "tab:orange")):
+        name = "with attention" if attention else "without attention"
+        for axis, curve, of in ((by_size, "size", "side"), (by_batch, "batch", "batch")):
+            points = [r for r in rows if r["curve"] == curve and r["attention"] == attention]
+            x = [point[of] for point in points]
+            axis.loglog(x, [p["whole"] for p in points], "o-", color=colour, label=name)
+            axis.loglog(x, [p["pixels"] for p in points], ":", color=colour)
+    for axis, ticks, label in (
+        (by_size, SIZES, "side of the map, batch 1"),
+        (by_batch, BATCHES, f"batch, {BATCH_MAP}x{BATCH_MAP} map"),
+    ):
+        axis.set_xlabel(label)
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
+        axis.set_ylabel("us a code (dotted: pixel phase)")
+        axis.set_ylim(bottom=1)
+        axis.grid(alpha=0.3, which="both")
+        axis.legend()
+    figure.suptitle(caption, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("sampler-curves"))
+    arguments = parser.parse_args()
+    if _native.module is None:
+        raise SystemExit("benchmarks/sampler_curves.py: no compiled module: pip install . first.")
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    load = os.getloadavg()[0]
+    points = [("size", side, 1) for side in SIZES] + [("batch", BATCH_MAP, n) for n in BATCHES]
+    rows: list[dict[str, object]] = []
+    for curve, side, batch in points:
+        for attention in (False, True):
+            times = code_microseconds(side, attention, batch, arguments.rounds)
+            rows.append({
+                "curve": curve, "side": side, "batch": batch, "attention": attention,
+                **{name: round(value, 3) for name, value in times.items()},
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    with arguments.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    caption = (
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
+        f"{torch.__version__}, {_native.simd_level()}, load {load:.1f}; 64 channels, 2 x 2 layers "
+        f"of 5x5, 512 codes"
+    )
+    draw(rows, caption, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Several codes a step (`window` of engine `cpu`): how many are kept, what a step costs and wins.
+
+    python benchmarks/sampler_window.py [--pipeline emoji32] [--windows 1 2 4 8 16] [--port]
+
+Batch 1. Trained priors: the windows of a map are drawn by turns, the same samples for all; steps
+are counted over all samples, times are the medians of whole maps. `--port` adds the cost of a step
+of the port's default priors (four rows of each map; random weights, on which time does not depend
+but the codes kept do). What a window would win there follows from that cost and from the codes that
+a trained prior keeps; no trained prior of that size is at hand to measure it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from sampler import PRIORS, request_of
+
+import vqvae2_fast
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.request import DrawRequest
+from vqvae2_fast.sampling.rule import DrawingRule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling import SamplingPlan
+
+HEADER = (
+    "| window | ms a map | times window 1 | codes a step | us a step | times a step of window 1 |\n"
+    "|---|---|---|---|---|---|"
+)
+
+
+def sample_requests(
+    plan: SamplingPlan, maps: Sequence[Sequence[Tensor]], samples: int, temperature: float
+) -> list[DrawRequest]:
+    """A request of batch 1 for each sample, the classes by turns; maps[n] condition sample n."""
+    requests = []
+    for n in range(samples):
+        noise = DrawNoise(1, plan.size[1], plan.num_embeddings, torch.device("cpu"), first_sample=n)
+        labels = torch.tensor([n % plan.num_classes]) if plan.num_classes else None
+        rule = DrawingRule(temperature)
+        requests.append(DrawRequest(1, list(maps[n]), labels, None, noise, rule))
+    return requests
+
+
+def measure(
+    plan: SamplingPlan, requests: list[DrawRequest], windows: Sequence[int], rounds: int
+) -> list[Tensor]:
+    """Prints a line a window; returns the codes of each request."""
+    seconds: dict[int, list[float]] = {window: [] for window in windows}
+    pixels: dict[int, list[float]] = {window: [] for window in windows}
+    steps = dict.fromkeys(windows, 0.0)
+    codes = []
+    for n, request in enumerate(requests * rounds):
+        for window in windows:
+            start = time.perf_counter()
+            drawn, parts = draw_cpu_timed(plan, replace(request, window=window))
+            seconds[window].append(time.perf_counter() - start)
+            pixels[window].append(parts["pixels"] / parts["steps"])
+            steps[window] += parts["steps"]
+            if window == windows[0]:
+                expected = drawn.codes
+            elif not torch.equal(drawn.codes, expected):
+                raise SystemExit(f"window {window} drew other codes.")
+        if n < len(requests):
+            codes.append(expected)
+    drawn_codes = plan.size[0] * plan.size[1] * len(requests) * rounds
+    first = windows[0]
+    for window in windows:
+        whole, step = statistics.median(seconds[window]), statistics.median(pixels[window])
+        base, base_step = statistics.median(seconds[first]), statistics.median(pixels[first])
+        print(
+            f"| {window} | {whole * 1e3:.2f} | {base / whole:.2f} "
+            f"| {drawn_codes / steps[window]:.2f} | {step * 1e6:.1f} | {step / base_step:.2f} |"
+        )
+    return codes
+
+
+def measure_pipeline(name: str, arguments: argparse.Namespace) -> None:
+    path = Path(name)
+    pipeline = vqvae2_fast.load(path) if path.exists() else vqvae2_fast.from_preset(name)
+    maps: list[list[Tensor]] = [[] for _ in range(arguments.samples)]
+    for level, prior in enumerate(pipeline.priors):
+        plan = plan_of(prior.eval(), interface_of(prior))
+        requests = sample_requests(plan, maps, arguments.samples, arguments.temperature)
+        size = "x".join(map(str, plan.size))
+        print(f"\n{name}, level {level}, {size}, temperature {arguments.temperature}\n{HEADER}")
+        for sample, codes in zip(
+            maps, measure(plan, requests, arguments.windows, arguments.rounds), strict=True
+        ):
+            sample.append(codes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pipeline", nargs="*", default=["emoji32"], help="preset or folder")
+    parser.add_argument("--windows", nargs="+", type=int, default=[1, 2, 3, 4, 6, 8, 16])
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--samples", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--port", action="store_true")
+    arguments = parser.parse_args()
+    if _native.module is None:
+        raise SystemExit("benchmarks/sampler_window.py: no compiled module: pip install . first.")
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        print(
+            f"\n{platform.processor() or platform.machine()}, {threads} threads, torch "
+            f"{torch.__version__}, {_native.simd_level()}, load {os.getloadavg()[0]:.1f}"
+        )
+        for name in arguments.pipeline:
+            measure_pipeline(name, arguments)
+    if arguments.port:
+        torch.manual_seed(0)
+        for name, config in PRIORS.items():
+            few_rows = replace(config, size=(4, config.size[1]), condition_sizes=())
+            prior = vqvae2_fast.PixelSNAIL(few_rows).eval()
+            plan = plan_of(prior, interface_of(prior))
+            print(f"\nport's {name}, four rows, untrained: only the cost of a step\n{HEADER}")
+            measure(plan, [request_of(few_rows, 1)], arguments.windows, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()

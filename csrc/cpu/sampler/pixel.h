@@ -1,0 +1,70 @@
+// One thread's work at a few neighbouring columns of the current row: the class behind
+// pixel_phase.cpp. All threads run it side by side, each on its own panels of outputs, channels,
+// heads or positions, and meet at a barrier wherever one's outputs become another's inputs.
+//
+// A step computes `columns` columns from j. One column, and all that it reads is final. Or a
+// window of guesses (State::window > 1): codes[j..] hold guesses, each column is computed as if
+// those before it were right, and the codes drawn replace them; the first is right in any case, and
+// column k if the guesses before it were drawn again. Everything behind the last right one is
+// computed anew in the next step. Network row r = n * columns + k is column j + k of row n of the
+// batch.
+#pragma once
+
+#include "../kernels.h"
+#include "state.h"
+
+namespace vqvae2_fast::cpu::sampler {
+
+class Pixel {
+ public:
+  Pixel(State& state, int thread, int64_t i);
+
+  void draw_row();
+
+ private:
+  int64_t num_rows() const { return s.rows * columns; }
+  // All threads' work of a stage is done, and seen by all.
+  void meet(Stage stage);
+  Range share_of(int64_t count) const;
+
+  // pixel_convolutions.cpp: the current taps, and the gates of the causal layers.
+  void convolve_side_by_side();
+  void convolve_in_turn(int64_t block);
+  void add_tap(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
+               int64_t tap, Range panels);
+  void add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row, Buffer& window,
+                int64_t layer, Range panels);
+  const float* output_at(const Convolutions& convolutions, const Buffer& row, const Buffer& window,
+                         int64_t layer, int64_t n, int64_t k) const;
+  void activate_first(int64_t layer, Range panels);
+
+  // pixel_phase.cpp: what is pointwise, attention, and the draw.
+  void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
+                float* c);
+  void activate(const Matrices& m, Range panels, float* c);
+  void gate(const Matrices& m, Range panels, const float* gates, const float* residual,
+            int64_t residual_stride, float* out, float* activated);
+  void add_stem(Range channels);
+  void begin_block(int64_t block, Range channels);
+  void end_layers(int64_t block, Range channels);
+  void end_block(int64_t block, Range channels);
+  void merge(int64_t block);
+  void attend(int64_t block);
+  void finish();
+
+  // pixel_draw.cpp
+  void guess_row();
+  void draw_codes();
+  int64_t num_right() const;
+  void record(int64_t count);
+
+  State& s;
+  const Plan& plan;
+  const Kernels& kernels;
+  const int thread;
+  const int64_t i;
+  int64_t j = 0, columns = 1;
+  StageClock clock;
+};
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -1,0 +1,145 @@
+// Pixel phase: the causal convolutions' taps in the current row.
+#include "pixel.h"
+
+namespace vqvae2_fast::cpu::sampler {
+namespace {
+
+// Columns that one reading of the tap at `offset` serves: it needs nothing nearer than -offset. A
+// power of two, so that a column gets its taps in one order, the farthest first, as in a window.
+int64_t columns_served(int64_t offset) {
+  int64_t served = 1;
+  while (2 * served <= -offset) served *= 2;
+  return served;
+}
+
+}  // namespace
+
+// Adds one current tap of one convolution to the row's sums, at the columns that it serves.
+void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* out, int64_t layer,
+                    int64_t tap, Range panels) {
+  if (panels.size() <= 0) return;
+  const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
+  const int64_t offset = plan.taps.first_current + tap;
+  int64_t served = columns_served(offset);
+  if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map: zeros
+  if (plan.width - j < served) served = plan.width - j;
+  const int64_t matrix = layer * plan.taps.num_current + tap;
+  const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
+                                                    channels * convolutions.words;
+  const float* scales = convolutions.scale(layer, panels.begin);
+  float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
+  const float* a = ring.at(layer, 0, i, j + offset);
+  const int64_t sample_stride = plan.width * outputs;
+  const bool once = s.reads_once && served > 1;
+  if (s.rows == 1) {  // columns as rows: one tile
+    kernels.product({a, 0, channels, 1, served, weights, convolutions.words,
+                     channels * convolutions.words, panels.size(), channels, c, 0, outputs, c, 0,
+                     outputs, scales, once});
+  } else {
+    kernels.product({a, channels, ring.sample_stride(), served, s.rows, weights, convolutions.words,
+                     channels * convolutions.words, panels.size(), channels, c, outputs,
+                     sample_stride, c, outputs, sample_stride, scales, once});
+  }
+}
+
+// All current taps of one convolution. In a window the sums go beside the row's, which stay as the
+// taps above left them: a column may be computed again.
+void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row,
+                     Buffer& window, int64_t layer, Range panels) {
+  if (s.window == 1) {
+    for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
+      add_tap(convolutions, ring, row.data(), layer, tap, panels);
+    }
+    return;
+  }
+  if (panels.size() <= 0) return;
+  const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
+  const int64_t at = panels.begin * kPanel;
+  float* c = window.data() + at;
+  const float* initial = row.data() + (layer * s.rows * plan.width + j) * outputs + at;
+  int64_t initial_group_stride = plan.width * outputs;
+  for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
+    const int64_t matrix = layer * plan.taps.num_current + tap;
+    const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
+                                                      channels * convolutions.words;
+    kernels.product({ring.at(layer, 0, i, j + plan.taps.first_current + tap), ring.sample_stride(),
+                     channels, s.rows, columns, weights, convolutions.words,
+                     channels * convolutions.words, panels.size(), channels, initial,
+                     initial_group_stride, outputs, c, columns * outputs, outputs,
+                     convolutions.scale(layer, panels.begin)});
+    initial = c;
+    initial_group_stride = columns * outputs;
+  }
+}
+
+// Where a layer's sums of column j + k are once its current taps are added.
+const float* Pixel::output_at(const Convolutions& convolutions, const Buffer& row,
+                              const Buffer& window, int64_t layer, int64_t n, int64_t k) const {
+  if (s.window > 1 && plan.taps.num_current > 0) {
+    return window.data() + (n * columns + k) * convolutions.outputs();
+  }
+  return row.data() + ((layer * s.rows + n) * plan.width + j + k) * convolutions.outputs();
+}
+
+void Pixel::activate_first(int64_t layer, Range panels) {
+  const int64_t begin = panels.begin * kPanel;
+  for (int64_t r = 0; r < num_rows(); ++r) {
+    const int64_t n = r / columns, k = r % columns;
+    kernels.elu(output_at(plan.conv1, s.out1, s.window1, layer, n, k) + begin,
+                s.ring2.at(layer, n, i, j + k) + begin, panels.size() * kPanel);
+  }
+}
+
+// One column, where no layer reads its own: all layers at once.
+void Pixel::convolve_side_by_side() {
+  const int64_t last = plan.taps.num_current - 1;
+  // Taps that serve several columns first, of all layers: what is read at every position then
+  // comes round sooner, from the last-level cache if that holds it.
+  for (int64_t tap = 0; tap < last; ++tap) {
+    for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
+      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap, s.of_convolutions[2 * layer][thread]);
+      add_tap(plan.conv2, s.ring2, s.out2.data(), layer, tap,
+              s.of_convolutions[2 * layer + 1][thread]);
+    }
+  }
+  for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
+    const Range panels1 = s.of_convolutions[2 * layer][thread];
+    const Range panels = s.of_convolutions[2 * layer + 1][thread];
+    if (last >= 0) {
+      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, last, panels1);
+      add_tap(plan.conv2, s.ring2, s.out2.data(), layer, last, panels);
+    }
+    activate_first(layer, panels1);
+    for (int64_t n = 0; n < s.rows; ++n) {
+      kernels.gate(
+          output_at(plan.conv2, s.out2, s.window2, layer, n, 0) + panels.begin * kPanel,
+          panels.size(), nullptr,
+          s.gated.data() + (layer * s.rows + n) * plan.channels + panels.begin * kHalfPanel,
+          nullptr);
+    }
+  }
+}
+
+// The layers of a block one after another: each needs the one before at these columns.
+void Pixel::convolve_in_turn(int64_t block) {
+  const int64_t first = block * plan.layers_per_block, end = first + plan.layers_per_block;
+  for (int64_t layer = first; layer < end; ++layer) {
+    add_taps(plan.conv1, s.ring1, s.out1, s.window1, layer, s.of_conv1[0][thread]);
+    activate_first(layer, s.of_conv1[0][thread]);
+    meet(Stage::kConvolutions);
+    const Range panels = s.of_conv2[0][thread];
+    const int64_t begin = panels.begin * kHalfPanel;
+    add_taps(plan.conv2, s.ring2, s.out2, s.window2, layer, panels);
+    for (int64_t r = 0; r < num_rows(); ++r) {
+      const int64_t n = r / columns, k = r % columns;
+      float* y = s.y.data() + r * plan.channels + begin;
+      float* next = layer + 1 < end ? s.ring1.at(layer + 1, n, i, j + k) + begin : nullptr;
+      kernels.gate(output_at(plan.conv2, s.out2, s.window2, layer, n, k) + panels.begin * kPanel,
+                   panels.size(), y, y, next);
+    }
+    if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
+    meet(Stage::kConvolutions);
+  }
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -1,0 +1,84 @@
+// Pixel phase: codes from logits, guesses, and how many of a window's codes are right.
+#include <string.h>
+
+#include "pixel.h"
+
+namespace vqvae2_fast::cpu::sampler {
+
+// Guesses of the whole row, before its first step: the codes above. Where a window comes again, its
+// own last draws are the guess. Noise, too, is made once.
+void Pixel::guess_row() {
+  const Request& request = s.request;
+  const int64_t width = plan.width, k = plan.num_embeddings;
+  const Range columns_here = share_of(width);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t column = columns_here.begin; column < columns_here.end; ++column) {
+      const int64_t position = i * width + column, at = b * plan.height * width + position;
+      const int64_t known = request.known ? request.known[at] : -1;
+      request.codes[at] = known >= 0 ? known : i > 0 ? request.codes[at - width] : 0;
+      if (s.row_noise.size() > 0 && known < 0) {
+        s.table.gumbel_noise(request.seed, static_cast<uint32_t>(request.first_sample + b),
+                             static_cast<uint32_t>(position), request.stream, k,
+                             s.row_noise.data() + (b * width + column) * s.noise_stride());
+      }
+    }
+  }
+  s.team.barrier();
+}
+
+void Pixel::draw_codes() {
+  const Request& request = s.request;
+  const int64_t k = plan.num_embeddings, stride = plan.head.outputs();
+  Drawer& drawer = *s.drawers[thread];
+  const Range items = share_of(s.batch * columns);
+  for (int64_t item = items.begin; item < items.end; ++item) {
+    const int64_t b = item / columns, column = j + item % columns;
+    const int64_t position = i * plan.width + column, at = b * plan.height * plan.width + position;
+    const float* logits = s.logits.data() + item * stride;
+    int64_t code = request.known ? request.known[at] : -1;
+    if (code < 0) {
+      const float* noise = drawer.noise();
+      if (request.noise) {
+        noise = request.noise + at * k;
+      } else if (s.row_noise.size() > 0) {
+        noise = s.row_noise.data() + (b * plan.width + column) * s.noise_stride();
+      } else if (request.rule.temperature != 0.0f) {
+        s.table.gumbel_noise(request.seed, static_cast<uint32_t>(request.first_sample + b),
+                             static_cast<uint32_t>(position), request.stream, k, drawer.noise());
+      }
+      const float* without_class = logits + s.batch * columns * stride;
+      code = drawer.draw(logits, request.guided ? without_class : nullptr, noise);
+    }
+    if (s.window > 1) s.matches[item] = request.codes[at] == code;
+    request.codes[at] = code;
+  }
+}
+
+// How many columns of the step are right in every sample; after all threads have drawn.
+int64_t Pixel::num_right() const {
+  for (int64_t k = 0; k + 1 < columns; ++k) {
+    for (int64_t b = 0; b < s.batch; ++b) {
+      if (!s.matches[b * columns + k]) return k + 1;
+    }
+  }
+  return columns;
+}
+
+// What was asked for of the first `count` columns of the step.
+void Pixel::record(int64_t count) {
+  const Request& request = s.request;
+  if (!request.log_prob && !request.logits) return;
+  const int64_t k = plan.num_embeddings;
+  const Range items = share_of(s.batch * count);
+  for (int64_t item = items.begin; item < items.end; ++item) {
+    const int64_t b = item / count, column = item % count;
+    const int64_t at = (b * plan.height + i) * plan.width + j + column;
+    const float* logits = s.logits.data() + (b * columns + column) * plan.head.outputs();
+    if (request.log_prob) {
+      request.log_prob[at] = s.drawers[thread]->log_prob(logits, request.codes[at]);
+    }
+    if (request.logits) memcpy(request.logits + at * k, logits, k * sizeof(float));
+  }
+}
+
+}  // namespace vqvae2_fast::cpu::sampler

@@ -93,6 +93,60 @@ def test_kmeans_start_does_not_happen_in_evaluation() -> None:
     assert not quantizer.initialised
 
 
+def waiting_quantizer(updates: int) -> VectorQuantizerEMA:
+    return VectorQuantizerEMA(K, D, update="step", quantize_after=updates)
+
+
+def test_vectors_pass_unchanged_while_quantisation_waits() -> None:
+    quantizer = waiting_quantizer(2)
+    z = torch.randn(50, D, requires_grad=True)
+    z_q, indices, loss = quantizer(z)
+    assert torch.equal(z_q, z)
+    assert torch.equal(indices, torch.zeros(50, dtype=torch.int64))
+    (z_q.sum() + loss).backward()
+    assert torch.equal(z.grad, torch.ones_like(z))
+
+
+def test_kmeans_starts_from_the_batch_after_the_wait() -> None:
+    quantizer = waiting_quantizer(2)
+    for _ in range(2):
+        quantizer(torch.randn(50, D))
+        quantizer.update_codebook_()
+        assert not quantizer.initialised
+    at_once = VectorQuantizerEMA(K, D, update="step")
+    z = torch.randn(50, D) + 100
+    quantizer(z)
+    at_once(z)
+    assert torch.equal(quantizer.codebook, at_once.codebook)
+
+
+def test_forwards_without_an_update_do_not_shorten_the_wait() -> None:
+    quantizer = waiting_quantizer(1)
+    for _ in range(3):
+        quantizer(torch.randn(50, D))
+    assert not quantizer.initialised
+
+
+def test_a_loaded_quantizer_waits_for_what_is_left() -> None:
+    quantizer = waiting_quantizer(3)
+    for _ in range(2):
+        quantizer(torch.randn(50, D))
+        quantizer.update_codebook_()
+    loaded = waiting_quantizer(3)
+    loaded.load_state_dict(quantizer.state_dict())
+    loaded(torch.randn(50, D))
+    assert not loaded.initialised
+    loaded.update_codebook_()
+    loaded(torch.randn(50, D))
+    assert loaded.initialised
+
+
+@pytest.mark.parametrize("other", [{"init": "normal"}, {"update": "forward"}])
+def test_waiting_needs_kmeans_and_updates_by_step(other: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match='expected init="kmeans" and update="step"'):
+        VectorQuantizerEMA(K, D, **{"update": "step", "quantize_after": 5, **other})
+
+
 @pytest.mark.parametrize("ema_start", ["one", "zero", "debiased"])
 def test_unused_codes_restart_from_the_chosen_rows(ema_start: str) -> None:
     quantizer = VectorQuantizerEMA(

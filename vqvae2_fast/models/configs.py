@@ -45,7 +45,8 @@ class VQVAE2Config:
         num_embeddings: K, codes per level.
         embedding_dim: D, dimension of a code.
         commitment_cost: Weight β of the commitment loss, eq. 3 of https://arxiv.org/abs/1711.00937.
-        init, ema_start, restart, gradient: Codebook rules, see `VectorQuantizerEMA`.
+        init, ema_start, restart, gradient, quantize_after: Codebook rules, see
+            `VectorQuantizerEMA`.
         seed: Seed of the codebook's start and restarts.
     """
 
@@ -65,6 +66,7 @@ class VQVAE2Config:
     restart: float = 0.03
     gradient: Literal["straight_through", "rotation"] = "straight_through"
     seed: int = 0
+    quantize_after: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.strides) <= 4:
@@ -265,14 +267,14 @@ _PRESETS = {
     "emoji64": PresetConfig(
         VQVAE2Config(
             image_size=(64, 64), strides=(4, 2), hidden_channels=64, residual_channels=64,
-            num_embeddings=512, embedding_dim=64,
+            num_embeddings=512, embedding_dim=64, quantize_after=100,
         ),
         _small_priors(((8, 8), (16, 16)), 512, num_classes=9),
     ),
     "fashion28": PresetConfig(
         VQVAE2Config(
             image_size=(28, 28), image_channels=1, strides=(2, 2), hidden_channels=48,
-            residual_channels=48, num_embeddings=128, embedding_dim=32,
+            residual_channels=48, num_embeddings=128, embedding_dim=32, quantize_after=100,
         ),
         _small_priors(((7, 7), (14, 14)), 128, num_classes=10),
     ),

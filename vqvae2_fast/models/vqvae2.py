@@ -98,6 +98,7 @@ class VQVAE2(nn.Module):
                 restart=config.restart,
                 gradient=config.gradient,
                 update="step",
+                quantize_after=config.quantize_after,
                 seed=config.seed,
                 stream=level,
             )

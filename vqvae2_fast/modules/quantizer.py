@@ -68,6 +68,10 @@ class VectorQuantizerEMA(nn.Module):
             that), and codes kept at length one: the nearest code is the one of largest cosine, z_q
             has length one, and the loss compares the two unit vectors. Averages are of unit vectors
             (`use_cosine_sim` of vector-quantize-pytorch).
+        quantize_after: For so many updates nothing is quantised: z_q is z, codes are 0 and the loss
+            is 0; then k-means starts the codebook. An encoder's first outputs hardly differ between
+            images, and an optimiser moves them faster than averages follow: one code takes all, and
+            the commitment pulls the rest onto it. Needs init "kmeans" and update "step".
         seed: Of the start and of restarts; the same on every process.
         stream: Level of this quantiser, so that levels of one seed draw apart; 0 the coarsest.
 
@@ -105,6 +109,7 @@ class VectorQuantizerEMA(nn.Module):
         seed: int = 0,
         stream: int = 0,
         metric: Literal["euclidean", "cosine"] = "euclidean",
+        quantize_after: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
@@ -124,6 +129,15 @@ class VectorQuantizerEMA(nn.Module):
             raise ValueError(f"VectorQuantizerEMA: expected decay in [0, 1), got {decay}.")
         if not 0 <= restart < 1:
             raise ValueError(f"VectorQuantizerEMA: expected restart in [0, 1), got {restart}.")
+        if quantize_after < 0:
+            raise ValueError(
+                f"VectorQuantizerEMA: expected quantize_after >= 0, got {quantize_after}."
+            )
+        if quantize_after and (init != "kmeans" or update != "step"):
+            raise ValueError(
+                'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='
+                f"{quantize_after}, got init={init!r} and update={update!r}."
+            )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
@@ -134,6 +148,7 @@ class VectorQuantizerEMA(nn.Module):
         self.gradient = gradient
         self.update = update
         self.metric = metric
+        self.quantize_after = quantize_after
         self.seed = seed
         self.stream = stream
 
@@ -151,8 +166,10 @@ class VectorQuantizerEMA(nn.Module):
         self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
         self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
-        # The flag as the host knows it: reading the buffer would synchronise a GPU every step.
+        # Flags as the host knows them: reading the buffers would synchronise a GPU every step.
         self._is_initialised = init != "kmeans"
+        self._updates_to_wait = quantize_after
+        self._is_waiting = quantize_after > 0
         self._latest_rows: Tensor | None = None
         self._lookup_codebook: Tensor | None = None
         self.register_load_state_dict_post_hook(_read_initialised)
@@ -161,7 +178,8 @@ class VectorQuantizerEMA(nn.Module):
         return (
             f"{self.num_embeddings}, {self.embedding_dim}, commitment_cost={self.commitment_cost}, "
             f"decay={self.decay}, ema_start={self.ema_start!r}, restart={self.restart}, "
-            f"gradient={self.gradient!r}, update={self.update!r}, metric={self.metric!r}"
+            f"gradient={self.gradient!r}, update={self.update!r}, metric={self.metric!r}, "
+            f"quantize_after={self.quantize_after}"
         )
 
     def _on_sphere(self, vectors: Tensor) -> Tensor:
@@ -192,6 +210,9 @@ class VectorQuantizerEMA(nn.Module):
             recomputing = self.training and _inside_backward()
             learning = self.training and not recomputing
             z = self._on_sphere(z)
+            if self.training and self._is_waiting:
+                indices = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
+                return z, indices, z.new_zeros((), dtype=torch.float32)
             if learning:
                 self._prepare(z)
             z_q, indices, commitment = ops.vector_quantize(z, self._codebook_to_use(recomputing))
@@ -238,15 +259,22 @@ class VectorQuantizerEMA(nn.Module):
             self.cluster_size.copy_(cluster_size)
         self.initialised.fill_(True)
         self._is_initialised = True
+        self._is_waiting = False
 
     @torch.no_grad()
     def update_codebook_(self) -> None:
         """Move the codebook by the pending statistics of all processes, and restart unused codes.
 
         One all-reduce of [counts | sums | vectors for restarts], after a tiny one of the numbers of
-        vectors. Vectors for restarts are those of the latest forward. Does nothing before a
-        codebook that starts by k-means has seen its first vectors.
+        vectors. Vectors for restarts are those of the latest forward. Only counts while
+        `quantize_after` holds, and does nothing before a codebook that starts by k-means has seen
+        its first vectors.
         """
+        if self._is_waiting:
+            self.steps += 1
+            self._updates_to_wait -= 1
+            self._is_waiting = self._updates_to_wait > 0
+            return
         if not self._is_initialised:
             return
         self.steps += 1
@@ -341,3 +369,5 @@ class VectorQuantizerEMA(nn.Module):
 def _read_initialised(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
     quantizer._is_initialised = bool(quantizer.initialised)
+    quantizer._updates_to_wait = max(0, quantizer.quantize_after - int(quantizer.steps))
+    quantizer._is_waiting = quantizer._updates_to_wait > 0 and not quantizer._is_initialised

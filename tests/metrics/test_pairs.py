@@ -155,3 +155,30 @@ def test_a_pickle_of_arrays_is_read(tmp_path):
     arrays = {"a": [np.arange(6, dtype=np.float32).reshape(2, 3)]}
     (tmp_path / "file").write_bytes(pickle.dumps(arrays))
     assert np.array_equal(load_arrays(tmp_path / "file")["a"][0], arrays["a"][0])
+
+
+def test_training_takes_lpips_into_its_loss(tmp_path):
+    from vqvae2_fast import VQVAE2, VQVAE2Config
+    from vqvae2_fast.data import ImageTensorDataset
+    from vqvae2_fast.training import TrainConfig, vqvae_stage
+
+    fake_weights(tmp_path / "weights")
+    torch.manual_seed(0)
+    model = VQVAE2(VQVAE2Config((16, 16), strides=(2, 2), hidden_channels=8, residual_channels=8))
+    images = ImageTensorDataset(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8))
+    settings = TrainConfig(steps=1, batch_size=4)
+
+    def loss(weight):
+        perceptual = load_lpips(path=tmp_path / "weights")
+        stage = vqvae_stage(
+            model, images, images, settings, perceptual=perceptual, perceptual_weight=weight
+        )
+        return stage.loss(next(stage.batches(0)))
+
+    model.eval()  # no statistics between the two
+    (plain, _), (total, parts) = loss(0.0), loss(0.5)
+    assert float((total - plain).detach()) == pytest.approx(0.5 * float(parts["lpips"]), rel=1e-3)
+    total.backward()
+    assert all(w.grad is not None for w in model.decoder.parameters())
+    with pytest.raises(ValueError, match="perceptual_weight"):
+        vqvae_stage(model, images, images, settings, perceptual_weight=0.5)

@@ -90,6 +90,23 @@ int run_matrix_kernel(Bug bug) {
   return finish(error, out.values() == expected);
 }
 
+#if defined(CUDA_ON_CPU)
+// Two threads that never meet: the second may write into the stack of the first, which has ended.
+__global__ void stack_kernel(int* out) {
+  if (threadIdx.x == 0) return;
+  volatile char local[64 << 10];
+  for (int i = 0; i < static_cast<int>(sizeof(local)); ++i) local[i] = 1;
+  out[threadIdx.x] = local[out[threadIdx.x]];
+}
+
+int run_stack_kernel() {
+  auto out = zeros<int>(2);
+  LaunchShape shape;
+  shape.block = dim3(2);
+  return finish(launch("stack_kernel", stack_kernel, shape, out.data()), true);
+}
+#endif
+
 int run_grid_kernel(Bug bug) {
   const int blocks = bug == Bug::kTooManyBlocks ? 100000 : kBlocks;
   const size_t size = static_cast<size_t>(blocks) * kThreads;
@@ -140,6 +157,9 @@ int main(int argc, char** argv) {
     fprintf(stderr, "usage: planted_bugs NAME, or --list\n");
     return 2;
   }
+#if defined(CUDA_ON_CPU)
+  if (bug == Bug::kStackOverflow) return run_stack_kernel();
+#endif
   // Runs even when the first has gone wrong: the later ones must not hide behind it.
   const int block_result = run_block_kernel(bug);
   const int matrix_result = run_matrix_kernel(bug);

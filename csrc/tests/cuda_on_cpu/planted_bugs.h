@@ -26,6 +26,7 @@ enum class Bug {
   kGlobalOverflow,
   kMisalignedVector,
   kPlainHistogram,
+  kStackOverflow,
   kRaceBetweenBlocks,
   kSwappedFragments,
   // Between blocks (grid_kernels.cuh).
@@ -64,6 +65,7 @@ constexpr const char* kNames[] = {
     "global_overflow",
     "misaligned_vector",
     "plain_histogram",
+    "stack_overflow",
     "race_between_blocks",
     "swapped_fragments",
     "missing_grid_barrier",

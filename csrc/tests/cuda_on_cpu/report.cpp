@@ -19,22 +19,23 @@ std::string describe(const Thread& thread) {
     case State::kEnded:
       return "ended";
     case State::kRuns:
-      return "can run";
+      return "running";
     case State::kSpins:
       if (thread.flag != nullptr) {
-        snprintf(text, sizeof(text), "spins at %s (%s:%d) on flag %p: wants %llu, saw %llu",
+        snprintf(text, sizeof(text), "spinning at %s (%s:%d) on flag %p: wants %llu, saw %llu",
                  thread.what, file, thread.where.line, thread.flag,
                  static_cast<unsigned long long>(thread.wanted),
                  static_cast<unsigned long long>(thread.value));
       } else {
-        snprintf(text, sizeof(text), "spins at %s (%s:%d)", thread.what, file, thread.where.line);
+        snprintf(text, sizeof(text), "spinning at %s (%s:%d)", thread.what, file,
+                 thread.where.line);
       }
       return text;
     case State::kWaits:
       if (thread.waits_at != nullptr) {
-        snprintf(text, sizeof(text), "waits at %s (%s:%d)", thread.what, file, thread.where.line);
+        snprintf(text, sizeof(text), "waiting at %s (%s:%d)", thread.what, file, thread.where.line);
       } else {
-        snprintf(text, sizeof(text), "waits at %s (%s:%d) for the lanes of mask 0x%08x",
+        snprintf(text, sizeof(text), "waiting at %s (%s:%d) for the lanes of mask 0x%08x",
                  thread.what, file, thread.where.line, thread.mask);
       }
       return text;
@@ -50,7 +51,11 @@ void print_block(const Block& block) {
     const std::string text = describe(block.threads[first]);
     size_t last = first;
     while (last + 1 < count && describe(block.threads[last + 1]) == text) ++last;
-    fprintf(stderr, "    threads %zu to %zu: %s\n", first, last, text.c_str());
+    if (last == first) {
+      fprintf(stderr, "    thread %zu: %s\n", first, text.c_str());
+    } else {
+      fprintf(stderr, "    threads %zu to %zu: %s\n", first, last, text.c_str());
+    }
     first = last + 1;
   }
 }
@@ -92,11 +97,6 @@ void report_deadlock(const Grid& grid, const char* why) {
     }
   }
   if (left != 0) fprintf(stderr, "  and %d blocks more\n", left);
-  if (!grid.shape->cooperative && grid.blocks > 1) {
-    fprintf(stderr,
-            "  The launch is an ordinary one: its blocks run one after another, and one may not\n"
-            "  wait for another. A cooperative launch has all of them resident.\n");
-  }
   abort();
 }
 

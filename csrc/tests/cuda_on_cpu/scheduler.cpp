@@ -73,7 +73,12 @@ void end_of_spinning_round() {
     if (!other->finished.load() && other->stuck_at.load() != progress + 1) return;
   }
   if (total_progress(grid) != progress) return;
-  report_deadlock(grid, "every thread that can run spins on a flag that nobody sets");
+  report_deadlock(
+      grid, grid.shape->cooperative
+                ? "every thread that can run spins on a flag that nobody sets"
+                : "every thread that can run spins on a flag that nobody sets; the launch is an "
+                  "ordinary one, whose blocks run one after another: one may not wait for "
+                  "another, as in a cooperative launch");
 }
 
 Thread* next_thread() {

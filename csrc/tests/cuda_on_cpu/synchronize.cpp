@@ -1,9 +1,11 @@
-// Barriers, warp collectives, fences, shared memory and cp.async queues of the running thread.
+// Barriers, warp collectives and matrix products, fences, shared memory and cp.async queues of the
+// running thread.
 #include <stdlib.h>
 #include <string.h>
 
 #include <algorithm>
 
+#include "matrix.h"
 #include "scheduler_state.h"
 
 namespace cuda_on_cpu {
@@ -199,6 +201,57 @@ const Slot* meet(uint32_t mask, const char* what, const void* value, size_t byte
   }
   if (orders_memory) acquire(&collective->tags[phase]);
   return slots;
+}
+
+namespace {
+
+struct Operands {
+  uint32_t a[4], b[2];
+};
+
+float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// d += a b over `steps` quarters of k. Lane 4 g + t holds rows g and g + 8 of a and column g of b,
+// and of each half of k the t-th quarter; `element(word, i)` is a word's i-th element.
+template <int kPerWord, class Element>
+void multiply(const Slot* slots, float (&d)[4], Element element) {
+  const auto lane_of = [&](unsigned i) -> const Operands& {
+    return *reinterpret_cast<const Operands*>(slots[i].bytes);
+  };
+  const unsigned group = current->lane / 4, in_group = current->lane % 4;
+  for (int half = 0; half < 2; ++half) {
+    for (unsigned t = 0; t < 4; ++t) {
+      const Operands& rows = lane_of(group * 4 + t);
+      const Operands* const columns[2] = {&lane_of(in_group * 8 + t),
+                                          &lane_of(in_group * 8 + 4 + t)};
+      for (int i = 0; i < kPerWord; ++i) {
+        for (int output = 0; output < 4; ++output) {
+          d[output] +=
+              element(rows.a[output / 2 + 2 * half], i) * element(columns[output % 2]->b[half], i);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
+  const Operands own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const Slot* slots = meet(~0u, "mma.m16n8k16", &own, sizeof(own), false, where);
+  multiply<2>(slots, d, [](uint32_t pair, int i) {
+    return float_of(i != 0 ? pair & 0xFFFF0000u : pair << 16);
+  });
+}
+
+void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
+  const Operands own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const Slot* slots = meet(~0u, "mma.m16n8k8", &own, sizeof(own), false, where);
+  multiply<1>(slots, d, [](uint32_t word, int) { return float_of(word & 0xFFFFE000u); });
 }
 
 void leave_barriers(Thread* thread) {

@@ -1,7 +1,20 @@
-"""One thread: the priors are so small that a second one would only wait, long on a busy machine."""
+"""One thread: the priors are so small that a second one would only wait, long on a busy machine.
+
+And the CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run as they stand.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
+
+from vqvae2_fast.sampling.engines.cuda_library import Library
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -10,3 +23,35 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def sampler_on_cpu(tmp_path_factory):
+    """The library of engine `cuda`, its kernels executed on the CPU."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    folder = tmp_path_factory.mktemp("sampler_on_cpu")
+    harness = ["fiber", "scheduler", "synchronize", "report", "runtime"]
+    sources = [Path("csrc/tests/cuda_on_cpu") / f"{name}.cpp" for name in harness]
+    sampler = Path("csrc/cuda/sampler")
+    sources += [path.relative_to(ROOT) for path in sorted((ROOT / sampler).glob("*.cpp"))]
+    sources.append(sampler / "sampler.cu")
+
+    def build(*arguments):
+        subprocess.run([compiler, *arguments], cwd=ROOT, check=True)
+
+    def compile_one(source):
+        target = str(folder / f"{source.parent.name}_{source.name}.o")
+        build(
+            "-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-fno-math-errno",
+            "-Wno-unknown-pragmas", "-Icsrc/tests/cuda_on_cpu",
+            "-x", "c++", "-c", str(source), "-o", target,
+        )  # fmt: skip
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    library = folder / "libsampler_on_cpu.so"
+    build("-shared", *objects, "-pthread", "-o", str(library))
+    return Library(str(library))

@@ -17,6 +17,7 @@ from vqvae2_fast.models.code_checks import (
 )
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
+from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.noise import DrawNoise
@@ -41,6 +42,7 @@ __all__ = [
 # An engine takes the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
     "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
+    "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
     "reference": lambda _, interface, request: draw_reference(interface, request),
 }
@@ -51,6 +53,12 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
     ),
     "cpu_int8": lambda prior, interface, request: draw_cpu(
         plan_of(prior, interface), request, torch.int8
+    ),
+    "cuda_tf32": lambda prior, interface, request: draw_cuda(
+        plan_of(prior, interface), request, "cuda_tf32"
+    ),
+    "cuda_bfloat16": lambda prior, interface, request: draw_cuda(
+        plan_of(prior, interface), request, "cuda_bfloat16"
     ),
 }
 
@@ -69,7 +77,14 @@ def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple
         reason = why_not_cpu(weight.device, weight.dtype)
         if reason is None:
             return "cpu", "the compiled engine takes every float32 prior on the CPU"
-        return "eager", f"not cpu: {reason}"
+        if weight.device.type != "cuda":
+            return "eager", f"not cpu: {reason}"
+        reason = why_not_cuda(weight.device, weight.dtype)
+        if reason is None and prior is not None:
+            reason = why_not_prior(plan_of(prior, interface_of(prior)))
+        if reason is None:
+            return "cuda", "the persistent kernels take this prior on this card"
+        return "eager", f"not cuda: {reason}"
     known = [*ENGINES, *ROUNDING_ENGINES]
     if engine not in known:
         raise ValueError(
@@ -115,7 +130,8 @@ def sample_codes(
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
         engine: `cpu` (compiled, float32), `cpu_bfloat16` (the same with its matrices rounded to
             bfloat16: faster, and another prior by that rounding), `cpu_int8` (likewise, int8 with a
-            scale per output, float32 sums), `eager` (any device and dtype),
+            scale per output, float32 sums), `cuda` (persistent kernels, float32), `cuda_tf32` and
+            `cuda_bfloat16` (likewise, products on tensor cores), `eager` (any device and dtype),
             `reference` (the full forward for each code: the definition), or `auto`, the fastest
             exact one that takes the prior.
         window: Codes of one step of the compiled engines. With noise fixed, a step may guess the
@@ -133,7 +149,7 @@ def sample_codes(
     Raises:
         ValueError: A value, shape or engine that does not fit, by the argument's name.
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
-        RuntimeError: Engine `cpu` asked for by name where it cannot draw from the prior.
+        RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior.
         NotImplementedError: A window of several codes with an engine that draws one at a time.
 
     Note:
@@ -258,7 +274,7 @@ def _teacher_forced(
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
     name, _ = choose_engine(engine, prior)
-    if request.window > 1 and name in ("eager", "reference"):
+    if request.window > 1 and not name.startswith("cpu"):
         raise NotImplementedError(
             f"sample_codes: engine {name} draws one code at a time; expected window=1 or a "
             f"compiled engine, got window={request.window}."

@@ -1,0 +1,120 @@
+// Attention of one position over those before: partial results of a chunk of positions by a warp,
+// merged in the order of the chunks by whoever reads them.
+#pragma once
+
+#include "math.cuh"
+#include "memory.cuh"
+#include "program.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFu, value, step));
+  }
+  return value;
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
+  }
+  return value;
+}
+
+__device__ __forceinline__ int chunks_before(int position) {
+  return (position + kChunk - 1) / kChunk;
+}
+
+// Item (n, head, chunk) of a block at `position`: positions chunk * kChunk .. below `position`.
+// `weights` is the warp's scratch of kChunk floats in shared memory.
+__device__ __forceinline__ void attend_chunk(const Network& net, int block, int position, int n,
+                                             int head, int chunk, float* weights, int lane) {
+  constexpr int kPerLane = kChunk / kLanes;
+  const int dim = net.head_dim, first = chunk * kChunk;
+  const int count = min(kChunk, position - first);
+  const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
+  const int64_t cached =
+      ((static_cast<int64_t>(block) * net.rows + n) * net.num_heads + head) * positions * dim;
+  const float* query = net.query + (n * net.num_heads + head) * dim;
+  const float* keys = net.keys + cached + static_cast<int64_t>(first) * dim + lane;
+  float scores[kPerLane];
+#pragma unroll
+  for (int t = 0; t < kPerLane; ++t) scores[t] = 0.0f;
+  for (int c = 0; c < dim; ++c) {
+    const float q = fresh(query + c);
+#pragma unroll
+    for (int t = 0; t < kPerLane; ++t) {
+      if (t * kLanes < count) {
+        scores[t] = fmaf(q, fresh(keys + (t * dim + c) * kLanes), scores[t]);
+      }
+    }
+  }
+  float largest = -INFINITY;
+#pragma unroll
+  for (int t = 0; t < kPerLane; ++t) {
+    if (t * kLanes + lane < count) largest = fmaxf(largest, scores[t]);
+  }
+  largest = warp_max(largest);
+  float total = 0.0f;
+  __syncwarp();  // the scratch is read no more
+#pragma unroll
+  for (int t = 0; t < kPerLane; ++t) {
+    const int p = t * kLanes + lane;
+    const float weight = p < count ? exponential(scores[t] - largest) : 0.0f;
+    weights[p] = weight;
+    total += weight;
+  }
+  total = warp_sum(total);
+  __syncwarp();
+
+  float* partial =
+      net.partials + ((n * net.num_heads + head) * net.max_chunks + chunk) * (dim + kPartialHead);
+  if (lane == 0) {
+    partial[0] = largest;
+    partial[1] = total;
+  }
+  // Heads narrower than a warp: several positions side by side, added by halves.
+  int width = 1;
+  while (width < dim && width < kLanes) width *= 2;
+  const int together = kLanes / width, own = lane / width;
+  const float* values = net.values + cached + static_cast<int64_t>(first) * dim;
+  for (int c = lane % width; c < (dim + width - 1) / width * width; c += width) {
+    float sum = 0.0f;
+    if (c < dim) {
+      for (int p = own; p < count; p += together) {
+        sum = fmaf(weights[p], fresh(values + p * dim + c), sum);
+      }
+    }
+    for (int step = kLanes / 2; step >= width; step /= 2) {
+      sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+    }
+    if (own == 0 && c < dim) partial[kPartialHead + c] = sum;
+  }
+}
+
+// Channel c of a network row's attended values at `position`; 0 for the first position.
+__device__ __forceinline__ float attended(const Network& net, int position, int n, int c) {
+  const int chunks = chunks_before(position), size = net.head_dim + kPartialHead;
+  const float* partial =
+      net.partials + (n * net.num_heads + c / net.head_dim) * net.max_chunks * size;
+  if (chunks == 0) return 0.0f;
+  float largest = fresh(partial);
+#pragma unroll 4
+  for (int chunk = 1; chunk < chunks; ++chunk) {
+    largest = fmaxf(largest, fresh(partial + chunk * size));
+  }
+  float total = 0.0f, sum = 0.0f;
+#pragma unroll 4
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const float* at = partial + chunk * size;
+    const float scale = exponential(fresh(at) - largest);
+    total = fmaf(scale, fresh(at + 1), total);
+    sum = fmaf(scale, fresh(at + kPartialHead + c % net.head_dim), sum);
+  }
+  return sum / total;
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,54 @@
+// What is published of the cards that the report's model knows, and the model's own assumptions.
+// Nothing here was measured by this project.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace vqvae2_fast::cuda::sampler {
+
+struct CardModel {
+  const char* name;
+  int32_t multiprocessors, shared_bytes;     // that a block may have
+  double clock;                              // Hz, an estimate of what is held
+  double l2_bytes, l2_bandwidth;             // bytes, bytes/s over all multiprocessors (estimates)
+  double memory_bandwidth;                   // bytes/s
+  double float32, tensor_float32, bfloat16;  // multiply-adds/s, dense, by the data sheets
+};
+
+// Data sheets of A100 SXM 80 GB, H100 SXM, B200; L2 bandwidths are estimates.
+constexpr CardModel kCardModels[] = {
+    {"a100", 108, 163 << 10, 1.41e9, 40e6, 4.0e12, 2.04e12, 9.7e12, 78e12, 156e12},
+    {"h100", 132, 227 << 10, 1.75e9, 50e6, 5.5e12, 3.35e12, 33e12, 247e12, 494e12},
+    {"b200", 148, 227 << 10, 1.8e9, 126e6, 8.0e12, 8.0e12, 37e12, 550e12, 1125e12},
+};
+
+inline const CardModel* card_model(const char* name) {
+  for (const CardModel& card : kCardModels) {
+    if (strcmp(card.name, name) == 0) return &card;
+  }
+  return nullptr;
+}
+
+// One block tells another: its barrier, the write of its word, the read that sees it, the reader's
+// barrier. Two trips to the L2 cache at about 0.3 us, and what the barriers take.
+constexpr double kHandover = 0.9e-6;
+// Inputs come from the L2 cache into shared memory, one trip; sums over lanes and what follows
+// them.
+constexpr double kStageLatency = 0.7e-6;
+// One trip to the L2 cache on a loaded card, where more inputs are staged than come at once.
+constexpr double kL2Trip = 0.5e-6;
+// Drawing a code by one block: noise, filters, argmax.
+constexpr double kDrawing = 2.0e-6;
+// A kernel launch that follows another on a stream.
+constexpr double kLaunch = 2.5e-6;
+// Bytes that a multiprocessor reads of its shared memory in a cycle, and of the L2 cache.
+constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
+// Multiply-adds of a multiprocessor in a cycle.
+constexpr double kFmaPerCycle = 128;
+// The share of the data sheet's rate that the row phase is taken to reach.
+constexpr double kRowEfficiency32 = 0.4, kRowEfficiencyTensor = 0.25;
+// The share of the L2 cache that keeps what is read at every position.
+constexpr double kL2Share = 0.8;
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,187 @@
+// From logits to a code, by one block: SEMANTICS "Drawing", the rule of
+// vqvae2_fast/sampling/rule.py. logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel
+// noise -> argmax, lowest index on ties. No step depends on the number of threads.
+#pragma once
+
+#include "../../common/counter_noise.h"
+#include "attention.cuh"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// Scratch in shared memory, K words each unless it says so.
+struct DrawScratch {
+  float *raw, *logits, *scores;
+  int* ranks;
+  float* sums;  // kLanes floats
+  int* codes;   // kLanes ints
+};
+
+// Sum of values[0..count) by the first warp, in an order of its own: every 32nd value, then halves.
+template <typename Value>
+__device__ __forceinline__ float first_warp_sum(int count, const Value& value) {
+  float sum = 0.0f;
+  for (int k = threadIdx.x; k < count; k += kLanes) sum += value(k);
+  return warp_sum(sum);
+}
+
+__device__ __forceinline__ float block_max(const float* values, int count, DrawScratch s) {
+  float largest = -INFINITY;
+  for (int k = threadIdx.x; k < count; k += blockDim.x) largest = fmaxf(largest, values[k]);
+  largest = warp_max(largest);
+  if (threadIdx.x % kLanes == 0) s.sums[threadIdx.x / kLanes] = largest;
+  __syncthreads();
+  largest = s.sums[0];
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kLanes; ++w) {
+    largest = fmaxf(largest, s.sums[w]);
+  }
+  __syncthreads();
+  return largest;
+}
+
+// Index of the largest value, the lowest one on ties.
+__device__ __forceinline__ int block_argmax(const float* values, int count, DrawScratch s) {
+  constexpr unsigned kAll = 0xFFFFFFFFu;
+  float best = -INFINITY;
+  int code = 0x7FFFFFFF;
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    if (values[k] > best) {
+      best = values[k];
+      code = k;
+    }
+  }
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    const float other = __shfl_xor_sync(kAll, best, step);
+    const int other_code = __shfl_xor_sync(kAll, code, step);
+    if (other > best || (other == best && other_code < code)) {
+      best = other;
+      code = other_code;
+    }
+  }
+  if (threadIdx.x % kLanes == 0) {
+    s.sums[threadIdx.x / kLanes] = best;
+    s.codes[threadIdx.x / kLanes] = code;
+  }
+  __syncthreads();
+  best = s.sums[0];
+  code = s.codes[0];
+  for (int w = 1; w < static_cast<int>(blockDim.x) / kLanes; ++w) {
+    if (s.sums[w] > best || (s.sums[w] == best && s.codes[w] < code)) {
+      best = s.sums[w];
+      code = s.codes[w];
+    }
+  }
+  __syncthreads();
+  return code == 0x7FFFFFFF ? 0 : code;  // nothing but NaN or -infinity
+}
+
+// Sets what the filters leave out of s.logits to -infinity; uses s.scores.
+__device__ __forceinline__ void filter(const Network& net, DrawScratch s) {
+  const int count = net.num_embeddings, top_k = net.rule.top_k;
+  if (top_k >= count && net.rule.top_p >= 1.0f) return;
+  const float largest = block_max(s.logits, count, s);
+  // A code's rank: how many come before it by (logit descending, index ascending).
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    const float logit = s.logits[k];
+    int rank = 0;
+    for (int other = 0; other < count; ++other) {
+      rank += s.logits[other] > logit || (s.logits[other] == logit && other < k);
+    }
+    s.ranks[k] = rank;
+    s.scores[rank] = rank < top_k ? exponential(logit - largest) : 0.0f;
+  }
+  __syncthreads();
+  // s.codes[0]: how many codes stay.
+  if (threadIdx.x < kLanes) {
+    int kept = min(top_k, count);
+    if (net.rule.top_p < 1.0f) {
+      const float total = first_warp_sum(kept, [&](int k) { return s.scores[k]; });
+      float cumulative = 0.0f;
+      int rank = 0;
+      while (rank < kept && cumulative < net.rule.top_p) cumulative += s.scores[rank++] / total;
+      kept = rank;
+    }
+    if (threadIdx.x == 0) s.codes[0] = kept;
+  }
+  __syncthreads();
+  const int kept = s.codes[0];
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    if (s.ranks[k] >= kept) s.logits[k] = -INFINITY;
+  }
+  __syncthreads();
+}
+
+// log softmax of s.raw at `code`.
+__device__ __forceinline__ float log_probability(const Network& net, int code, DrawScratch s) {
+  const float largest = block_max(s.raw, net.num_embeddings, s);
+  if (threadIdx.x >= kLanes) return 0.0f;
+  const float total =
+      first_warp_sum(net.num_embeddings, [&](int k) { return exponential(s.raw[k] - largest); });
+  return (s.raw[code] - largest) - fixed_log(total);
+}
+
+// scores = logits + noise of the position.
+__device__ __forceinline__ void add_noise(const Network& net, int sample, int position,
+                                          DrawScratch s) {
+  const int count = net.num_embeddings;
+  if (net.noise) {
+    const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
+    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+      s.scores[k] = s.logits[k] + net.noise[at * count + k];
+    }
+    return;
+  }
+  for (int counter = threadIdx.x; 4 * counter < count; counter += blockDim.x) {
+    const Words4 words = philox4x32(static_cast<uint32_t>(counter), static_cast<uint32_t>(position),
+                                    static_cast<uint32_t>(net.first_sample + sample),
+                                    net.stream | kPurposeDraw << 16, net.seed);
+    for (int w = 0; w < 4; ++w) {
+      const int k = 4 * counter + w;
+      if (k < count) s.scores[k] = VQ_ADD(s.logits[k], gumbel_from_word(words.w[w]));
+    }
+  }
+}
+
+// Draws the code of a sample at a place; by all threads of a block.
+__device__ __forceinline__ void draw_code(const Network& net, int sample, int i, int j,
+                                          DrawScratch s) {
+  const int count = net.num_embeddings, position = i * net.width + j;
+  const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
+  const float* logits = net.logits + static_cast<int64_t>(sample) * net.code_stride;
+  const float* without = logits + static_cast<int64_t>(net.batch) * net.code_stride;
+  const bool guided = net.rows > net.batch;
+  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    const float raw = fresh(logits + k);
+    float value = raw;
+    if (guided) {
+      const float base = fresh(without + k);
+      value = VQ_ADD(base, VQ_MUL(net.rule.guidance, VQ_ADD(raw, -base)));
+    }
+    if (net.rule.temperature != 0.0f && net.rule.temperature != 1.0f) {
+      value = value / net.rule.temperature;
+    }
+    s.raw[k] = raw;
+    s.logits[k] = value;
+    if (net.all_logits) net.all_logits[at * count + k] = raw;
+  }
+  __syncthreads();
+  int code = net.known ? static_cast<int>(net.known[at]) : -1;
+  if (code < 0) {
+    if (net.rule.temperature == 0.0f) {
+      code = block_argmax(s.logits, count, s);
+    } else {
+      filter(net, s);
+      add_noise(net, sample, position, s);
+      __syncthreads();
+      code = block_argmax(s.scores, count, s);
+    }
+  }
+  if (threadIdx.x == 0) net.codes[at] = code;
+  if (net.log_prob) {
+    const float value = log_probability(net, code, s);
+    if (threadIdx.x == 0) net.log_prob[at] = value;
+  }
+  __syncthreads();
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,35 @@
+// Reading what other blocks write while the kernel runs.
+#pragma once
+
+#include "../portable.h"
+#include "network.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// From the L2 cache: a multiprocessor's own cache may hold an older value.
+template <typename T>
+__device__ __forceinline__ T fresh(const T* address) {
+  return __ldcg(address);
+}
+
+__device__ __forceinline__ float4 fresh_four(const float* address) {
+  return __ldcg(reinterpret_cast<const float4*>(address));
+}
+
+// Asks the L2 cache for the line of 128 bytes at an address: a hint.
+__device__ __forceinline__ void ask_for(const void* address) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+  static_cast<void>(address);
+#endif
+}
+
+// Where the input at (row i, column) of a layer's network row n lies.
+__device__ __forceinline__ float* ring_at(const Network& net, const Ring& ring, int layer, int n,
+                                          int i, int column) {
+  const int64_t row = (static_cast<int64_t>(layer) * net.rows + n) * net.slots + i % net.slots;
+  return ring.values + (row * ring.columns + ring.left + column) * ring.channels;
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,274 @@
+// Pixel phase: one row of the map by one cooperative launch. Each block keeps its share of the
+// weights in shared memory as far as they fit and reads the rest from the L2 cache, and follows its
+// part of the program (program.h) at every position.
+#pragma once
+
+#include "draw.cuh"
+#include "epilogue.cuh"
+#include "flags.cuh"
+#include "product.cuh"
+
+namespace vqvae2_fast::cuda::sampler {
+
+constexpr int kMaxThreads = 512;
+constexpr int kLine = 128;  // bytes of a cache line
+
+// A block's part of shared memory.
+struct BlockMemory {
+  const Step* steps;
+  const Work* works;
+  float* buffer;  // inputs of products, or scratch
+  const unsigned char* weights;
+};
+
+// Inputs of network rows first .. first + count of an operation, in shared memory. A thread's loads
+// come before its stores, so that their latencies overlap.
+__device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op, Place at,
+                                             int first, int count, float* buffer) {
+  constexpr int kAhead = 4;
+  const float* input =
+      op.input + at.j * op.input_column + at.i % net.slots * op.input_slot + first * op.input_row;
+  const int padded = op.padded_inputs;
+  const int step = blockDim.x;
+  if (op.by_four) {
+    const int in_row = padded / kGroup, items = count * in_row;
+    for (int begin = threadIdx.x; begin < items; begin += kAhead * step) {
+      float4 values[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int item = begin + a * step, r = item / in_row, k = item % in_row * kGroup;
+        values[a] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (item < items && k < op.inputs) values[a] = fresh_four(input + r * op.input_row + k);
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int item = begin + a * step;
+        if (item < items) reinterpret_cast<float4*>(buffer)[item] = values[a];
+      }
+    }
+    return;
+  }
+  const int plain = op.attended < 0 ? op.inputs : op.attended, items = count * padded;
+  for (int begin = threadIdx.x; begin < items; begin += kAhead * step) {
+    float values[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int item = begin + a * step, r = item / padded, k = item % padded;
+      values[a] = item < items && k < plain ? fresh(input + r * op.input_row + k) : 0.0f;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int item = begin + a * step, k = item % padded;
+      if (item < items && (k < plain || k >= op.inputs)) buffer[item] = values[a];
+    }
+  }
+  // Few rows: their attended values are merged here rather than in a stage of their own.
+  const int merged = op.inputs - plain;
+  for (int item = threadIdx.x; item < count * merged; item += step) {
+    const int r = item / merged, c = item % merged;
+    buffer[r * padded + plain + c] = elu(attended(net, at.i * net.width + at.j, first + r, c));
+  }
+}
+
+// Sums of a unit for ROWS network rows, those of row r in lanes r * 32 / ROWS and on.
+template <int ROWS, typename Weight>
+__device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* inputs,
+                                           int padded_inputs, int lane) {
+  float2 sums[ROWS];
+  add_products<ROWS>(weights, inputs, padded_inputs, padded_inputs, lane, sums);
+  return add_lanes<ROWS>(sums, lane);
+}
+
+template <typename Weight>
+__device__ void do_work(const Network& net, const Work& work, Place at, const BlockMemory& memory,
+                        int buffer_floats) {
+  const Operation& op = work.operation;
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  const int warps = blockDim.x / kLanes;
+  const int unit_weights = op.padded_inputs * kUnit;
+  int tile = op.padded_inputs == 0 ? net.rows : buffer_floats / op.padded_inputs;
+  if (tile > net.rows) tile = net.rows;
+  for (int first = 0; first < net.rows; first += tile) {
+    const int count = min(tile, net.rows - first);
+    stage_inputs(net, op, at, first, count, memory.buffer);
+    __syncthreads();
+    // A warp's item is a unit for 8 network rows, or for 2 or 1 of those that are left.
+    const int eights = count / 8, pairs = count % 8 / 2, groups = eights + pairs + count % 2;
+    const int items = (work.end_unit - work.first_unit) * groups;
+    for (int item = warp; item < items; item += warps) {
+      const int unit = work.first_unit + item / groups, group = item % groups;
+      const Weight* weights =
+          static_cast<const Weight*>(op.weights) + static_cast<int64_t>(unit) * unit_weights;
+      if (unit < work.resident_end) {
+        weights = reinterpret_cast<const Weight*>(memory.weights + work.shared_offset) +
+                  (unit - work.first_unit) * unit_weights;
+      }
+      int r = 8 * group, rows = 8;
+      if (group >= eights) {
+        r = 8 * eights + 2 * (group - eights);
+        rows = group < eights + pairs ? 2 : 1;
+      }
+      const float* inputs = memory.buffer + r * op.padded_inputs;
+      float2 sum;
+      if (rows == 8) {
+        sum = sum_unit<8>(weights, inputs, op.padded_inputs, lane);
+      } else if (rows == 2) {
+        sum = sum_unit<2>(weights, inputs, op.padded_inputs, lane);
+      } else {
+        sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
+      }
+      const int lanes_of_row = kLanes / rows;
+      if (lane % lanes_of_row == 0) {
+        finish_unit(net, op, at, unit, first + r + lane / lanes_of_row, sum.x, sum.y);
+      }
+    }
+    __syncthreads();  // the buffer is read no more
+  }
+}
+
+// x of samples first .. end: what rows above gave and the codes to the left; into the first block.
+__device__ __forceinline__ void begin_samples(const Network& net, const Step& step, Place at) {
+  const int channels = net.channels;
+  const int count = (step.end - step.first) * channels;
+  for (int item = threadIdx.x; item < count; item += blockDim.x) {
+    const int sample = step.first + item / channels, c = item % channels;
+    const int64_t* codes =
+        net.codes + (static_cast<int64_t>(sample) * net.height + at.i) * net.width;
+    float x = net.stem_row[(static_cast<int64_t>(sample) * net.width + at.j) * channels + c];
+    for (int t = 0; t < net.num_stem_left; ++t) {
+      const int column = at.j - net.num_stem_left + t;
+      if (column < 0) continue;
+      const int64_t code = fresh(codes + column);
+      x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
+    }
+    for (int n = sample; n < net.rows; n += net.batch) begin_block(net, at, 0, n, c, x);
+  }
+}
+
+__device__ __forceinline__ void attend(const Network& net, const Step& step, Place at,
+                                       float* buffer) {
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
+  const int warps = blockDim.x / kLanes;
+  const int position = at.i * net.width + at.j, chunks = chunks_before(position);
+  const int count = net.rows * net.num_heads * chunks;
+  // Items are dealt out to all warps of the stage's blocks: step.first of step.end blocks.
+  for (int item = warp * step.end + step.first; item < count; item += warps * step.end) {
+    const int chunk = item % chunks, head = item / chunks % net.num_heads;
+    const int n = item / chunks / net.num_heads;
+    attend_chunk(net, step.index, position, n, head, chunk, buffer + warp * kChunk, lane);
+  }
+}
+
+// Attended values of all network rows, by all threads of the stage's blocks.
+__device__ __forceinline__ void merge_heads(const Network& net, const Step& step, Place at) {
+  const int all = net.num_heads * net.head_dim, count = net.rows * all;
+  const int threads = blockDim.x * step.end;
+  for (int item = step.first * blockDim.x + threadIdx.x; item < count; item += threads) {
+    const int n = item / all, c = item % all;
+    net.out_inputs[n * net.out_stride + net.channels + c] =
+        elu(attended(net, at.i * net.width + at.j, n, c));
+  }
+}
+
+// Weights of a step that are not in shared memory, into the L2 cache.
+template <typename Weight>
+__device__ __forceinline__ void ask_for_weights(const Step& step, const Work* works) {
+  if (step.kind != StepKind::kProducts) return;
+  for (int w = step.first; w < step.end; ++w) {
+    const Work& work = works[w];
+    const int64_t unit_bytes =
+        static_cast<int64_t>(work.operation.padded_inputs) * kUnit * sizeof(Weight);
+    const unsigned char* weights = static_cast<const unsigned char*>(work.operation.weights);
+    const int64_t end = work.end_unit * unit_bytes;
+    for (int64_t at = work.resident_end * unit_bytes + threadIdx.x * kLine; at < end;
+         at += blockDim.x * kLine) {
+      ask_for(weights + at);
+    }
+  }
+}
+
+template <typename Weight>
+__device__ __forceinline__ void copy_resident_weights(const Work& work, unsigned char* weights) {
+  const int64_t unit_bytes =
+      static_cast<int64_t>(work.operation.padded_inputs) * kUnit * sizeof(Weight);
+  const int64_t words = (work.resident_end - work.first_unit) * unit_bytes / sizeof(uint4);
+  const uint4* from = reinterpret_cast<const uint4*>(
+      static_cast<const unsigned char*>(work.operation.weights) + work.first_unit * unit_bytes);
+  uint4* to = reinterpret_cast<uint4*>(weights + work.shared_offset);
+  for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = from[w];
+}
+
+template <typename Weight>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    pixel_phase_kernel(const Program program, const unsigned char* memory, int i) {
+  VQ_DYNAMIC_SHARED(unsigned char, shared);
+  const Network& net = program.network;
+  const int block = blockIdx.x;
+  const BlockProgram own =
+      reinterpret_cast<const BlockProgram*>(memory + program.blocks_offset)[block];
+  const int num_steps = own.end_step - own.first_step, num_works = own.end_work - own.first_work;
+  Work* works = reinterpret_cast<Work*>(shared + program.program_offset);
+  Step* steps = reinterpret_cast<Step*>(works + program.max_works);
+  const Step* all_steps = reinterpret_cast<const Step*>(memory + program.steps_offset);
+  const Work* all_works = reinterpret_cast<const Work*>(memory + program.works_offset);
+  for (int s = threadIdx.x; s < num_steps; s += blockDim.x)
+    steps[s] = all_steps[own.first_step + s];
+  for (int w = threadIdx.x; w < num_works; w += blockDim.x)
+    works[w] = all_works[own.first_work + w];
+  __syncthreads();
+  for (int w = 0; w < num_works; ++w) {
+    copy_resident_weights<Weight>(works[w], shared + program.weights_offset);
+  }
+  const BlockMemory mine = {steps, works, reinterpret_cast<float*>(shared),
+                            shared + program.weights_offset};
+  __syncthreads();
+
+  const uint32_t stages = program.num_stages;
+  for (int j = 0; j < net.width; ++j) {
+    const Place at = {i, j};
+    // Stage s of this position is number `before` + s + 1 of the map.
+    const uint32_t before = (static_cast<uint32_t>(i) * net.width + j) * stages;
+    for (int s = 0; s < num_steps; ++s) {
+      const Step& step = steps[s];
+      // At the first position everything of the position before was done by the launch before.
+      if (step.wait_count > 0 && (!step.wait_before || j > 0)) {
+        const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
+        wait_for_blocks(net.progress + step.wait_first, step.wait_count, number);
+      }
+      // While this step's weights go from the L2 cache to the multiprocessors, the next one's come
+      // from memory.
+      ask_for_weights<Weight>(steps[s + 1 < num_steps ? s + 1 : 0], works);
+      switch (step.kind) {
+        case StepKind::kProducts:
+          for (int w = step.first; w < step.end; ++w) {
+            do_work<Weight>(net, works[w], at, mine, program.buffer_floats);
+          }
+          break;
+        case StepKind::kBegin:
+          begin_samples(net, step, at);
+          break;
+        case StepKind::kAttend:
+          attend(net, step, at, mine.buffer);
+          break;
+        case StepKind::kMergeHeads:
+          merge_heads(net, step, at);
+          break;
+        case StepKind::kDraw: {
+          float* scratch = mine.buffer;
+          const int k = net.num_embeddings;
+          const DrawScratch parts = {
+              scratch,         scratch + k,
+              scratch + 2 * k, reinterpret_cast<int*>(scratch + 3 * k),
+              scratch + 4 * k, reinterpret_cast<int*>(scratch + 4 * k + kLanes)};
+          for (int sample = step.first; sample < step.end; ++sample) {
+            draw_code(net, sample, i, j, parts);
+          }
+          break;
+        }
+      }
+      tell_done(net.progress + block, before + step.stage + 1);
+    }
+  }
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,86 @@
+// Plans a draw: which block of the persistent kernel makes which outputs, what of its weights stays
+// in shared memory, who waits for whom. Plain C++; the kernels run what is planned here, and
+// report.cpp prints it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "program.h"
+#include "row_product.h"
+#include "values.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// The part of a card that the plan depends on.
+struct Card {
+  int32_t blocks;        // of the persistent launch, all resident: one a multiprocessor
+  int32_t threads;       // of a block
+  int32_t shared_bytes;  // that a block may have
+};
+
+// How the matrix products of the row phase are made.
+enum class RowMode : int32_t { kFloat32, kTensorFloat32, kBFloat16 };
+
+// One product of a stage, before it is shared out.
+struct Product {
+  Operation operation;
+  int32_t units;
+  const char* name;
+};
+
+struct Stage {
+  const char* name;
+  StepKind kind;
+  std::vector<Product> products;
+  int32_t index = 0;         // block of the network
+  int32_t wait_stage = -1;   // -1: at once
+  bool wait_before = false;  // at the position before
+  int32_t blocks = 0;        // 0 .. blocks take part
+};
+
+// The row phase: row products at row i are these, with segments set by `at_row`.
+struct RowPhase {
+  RowMode mode;
+  RowProduct conv1, conv2, condition;  // condition.layers = 0 without
+  int32_t rows_above, first_column, down;
+  int32_t condition_row;  // floats of a row of features
+
+  RowProduct at_row(const RowProduct& product, int slots, const Ring& ring, int i) const;
+};
+
+// Memory that only operations refer to.
+struct Scratch {
+  float *key_inner, *query_inner, *out_inner;  // [N, inner_row]
+  float *key_features, *query_features;        // [N, joined_stride], [N, merged_stride]
+  int64_t inner_row;
+};
+
+struct Plan {
+  Card card;
+  int32_t weight_bytes;  // of one weight of the pixel phase: 4 or 2
+  Network network;
+  Scratch scratch;
+  RowPhase row_phase;
+  std::vector<Stage> stages;
+  Program program;
+  std::vector<BlockProgram> blocks;
+  std::vector<Step> steps;
+  std::vector<Work> works;
+  int64_t workspace_bytes;
+
+  // Addresses in `values` may be 0 where only sizes are wanted.
+  explicit Plan(const Values& values);
+
+ private:
+  void build_stages(const Values& values);
+  void share_out();
+  void place_weights();
+};
+
+struct CardModel;  // cards.h
+
+// The plan as a table, with the times that the model of a card expects.
+std::string report(const Plan& plan, const CardModel& card);
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,31 @@
+// One matrix product of the row phase, for all its layers. Plain data, passed to the kernel by
+// value; strides in elements.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae2_fast::cuda::sampler {
+
+constexpr int kMaxSegments = 8;
+
+// output[layer, m, o] = bias, class, condition + sum over segments s and inputs k of
+//   input[layer * input_layer + segments[s] + n * input_sample + j * input_column + k]
+//   * weights[layer, first_segment + s, k, o]            with m = n * width + j.
+struct RowProduct {
+  int32_t layers, rows, width;  // rows = network rows times width
+  int32_t inputs, outputs;      // inputs of a segment
+  int32_t num_segments, first_segment, all_segments;
+  const float* input;
+  int64_t input_layer, input_sample, input_column;
+  int64_t segments[kMaxSegments];
+  const void* weights;   // words [layers, all_segments, words, outputs]: floats or bfloat16 pairs
+  const float* bias;     // [layers, outputs], or null
+  const float* classes;  // [layers, num_classes + 1, outputs], or null
+  const int64_t* labels;
+  int32_t num_classes, batch;
+  const float* condition;  // [layers, batch, condition_width, outputs], or null
+  int32_t condition_width, condition_scale;
+  float* output;  // [layers, rows, outputs]
+};
+
+}  // namespace vqvae2_fast::cuda::sampler

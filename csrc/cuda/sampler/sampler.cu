@@ -1,0 +1,94 @@
+// The part of the C interface that launches kernels.
+#include "../launch.h"
+#include "packed_program.h"
+#include "pixel_phase.cuh"
+#include "row_phase.cuh"
+#include "sampler.h"
+
+namespace vqvae2_fast::cuda::sampler {
+namespace {
+
+template <typename Mode>
+const char* launch_products(const RowProduct& first, const RowProduct& second, void* stream) {
+  const auto tiles = [](int a, int b, int tile) {
+    return static_cast<unsigned>(((a > b ? a : b) + tile - 1) / tile);
+  };
+  LaunchShape shape;
+  shape.grid = dim3(tiles(first.rows, second.rows, kTileRows),
+                    tiles(first.outputs, second.outputs, kTileColumns),
+                    static_cast<unsigned>(first.layers + second.layers));
+  shape.block = dim3(kRowThreads);
+  shape.stream = stream;
+  return launch("sampler row phase", row_phase_kernel<Mode>, shape, first, second);
+}
+
+const char* launch_products(RowMode mode, const RowProduct& first, const RowProduct& second,
+                            void* stream) {
+  switch (mode) {
+    case RowMode::kFloat32:
+      return launch_products<Float32>(first, second, stream);
+    case RowMode::kTensorFloat32:
+      return launch_products<TensorFloat32>(first, second, stream);
+    default:
+      return launch_products<BFloat16Pair>(first, second, stream);
+  }
+}
+
+const char* row_phase(const PackedProgram& packed, int i, void* stream) {
+  const Network& net = packed.program.network;
+  const RowPhase& phase = packed.row_phase;
+  if (phase.condition.layers > 0 && i % phase.down == 0) {
+    RowProduct condition = phase.condition, none = {};
+    condition.segments[0] = static_cast<int64_t>(i / phase.down) * phase.condition_row;
+    if (const char* error = launch_products(phase.mode, condition, none, stream)) return error;
+  }
+  LaunchShape shape;
+  const int64_t count = static_cast<int64_t>(net.batch) * net.width * net.channels;
+  constexpr int64_t kMaxBlocks = 1024;  // enough to fill any card; the kernel strides over the rest
+  const int64_t blocks = (count + kStemThreads - 1) / kStemThreads;
+  shape.grid = dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks));
+  shape.block = dim3(kStemThreads);
+  shape.stream = stream;
+  if (const char* error = launch("sampler stem", stem_row_kernel, shape, net, i)) return error;
+  return launch_products(phase.mode, phase.at_row(phase.conv1, net.slots, net.ring1, i),
+                         phase.at_row(phase.conv2, net.slots, net.ring2, i), stream);
+}
+
+template <typename Weight>
+const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i, void* stream) {
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(packed.program.grid));
+  shape.block = dim3(static_cast<unsigned>(packed.program.threads));
+  shape.shared_bytes = packed.program.shared_bytes;
+  shape.stream = stream;
+  shape.cooperative = true;
+  return launch("sampler pixel phase", pixel_phase_kernel<Weight>, shape, packed.program,
+                static_cast<const unsigned char*>(on_card), i);
+}
+
+}  // namespace
+}  // namespace vqvae2_fast::cuda::sampler
+
+using namespace vqvae2_fast::cuda::sampler;
+
+const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, void* stream) {
+  const PackedProgram& packed = *static_cast<const PackedProgram*>(program);
+  if (const char* error = row_phase(packed, i, stream)) return error;
+  return packed.weight_bytes == 4 ? pixel_phase<float>(packed, on_card, i, stream)
+                                  : pixel_phase<BFloat16>(packed, on_card, i, stream);
+}
+
+const char* vq_sampler_card(int64_t card[2]) {
+  int device = 0, multiprocessors = 0, shared_bytes = 0, cooperative = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  const auto read = [&](int* value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(value, attribute, device);
+  };
+  read(&multiprocessors, cudaDevAttrMultiProcessorCount);
+  read(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  read(&cooperative, cudaDevAttrCooperativeLaunch);
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  card[0] = cooperative ? multiprocessors : 0;
+  card[1] = cooperative ? shared_bytes : 0;
+  return nullptr;
+}

@@ -1,0 +1,29 @@
+// The CUDA sampler's C interface: Python calls it through ctypes, tests through a build that runs
+// the kernels on the CPU.
+//
+// A draw: `vq_sampler_sizes` says how much memory it takes; the caller provides that, and
+// `vq_sampler_program` writes the program into host memory; the caller copies it to the card;
+// `vq_sampler_row` then launches row after row. What is passed by name stands in values.h and
+// vqvae2_fast/sampling/engines/cuda.py. Everything returns null or an error's text, which lives
+// until the thread's next error.
+#pragma once
+
+#include <stdint.h>
+
+#define VQ_API extern "C" __attribute__((visibility("default")))
+
+// sizes: bytes of the zeroed workspace, of the program, blocks of the grid, stages, shared memory.
+VQ_API const char* vq_sampler_sizes(const char* const* names, const int64_t* values, int64_t count,
+                                    int64_t sizes[5]);
+VQ_API const char* vq_sampler_program(const char* const* names, const int64_t* values,
+                                      int64_t count, void* program);
+// The plan as a table for a card known by name, into `text` of `size` bytes, zero-terminated.
+VQ_API const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
+                                     const char* card, char* text, int64_t size);
+
+// Draws row i on `stream`. `program` is the host's copy, `on_card` the card's.
+VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
+                                  void* stream);
+// multiprocessors, and bytes of shared memory that a block may have, of the current device; zeros
+// where it cannot launch cooperatively.
+VQ_API const char* vq_sampler_card(int64_t card[2]);

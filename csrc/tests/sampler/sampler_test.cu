@@ -1,0 +1,100 @@
+// The CUDA sampler, on a GPU or executed on the CPU: a sample's codes and logits are the same bits
+// whatever the batch, the grid, the threads of a block and the place of the weights. What they have
+// to be is tested from Python (tests/sampling/test_cuda_engine.py).
+//
+// `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
+// mistakes.
+#include <string.h>
+
+#include "random_prior.h"
+
+namespace {
+
+using namespace sampler_test;
+
+cuda_test::Checks check;
+
+template <typename T>
+bool same(const std::vector<T>& part, const std::vector<T>& whole, size_t first) {
+  return memcmp(part.data(), whole.data() + first, part.size() * sizeof(T)) == 0;
+}
+
+bool all_finite(const std::vector<float>& values) {
+  for (const float value : values) {
+    if (!(value - value == 0.0f)) return false;
+  }
+  return true;
+}
+
+// Draws of `samples` samples from `first` on, against those of a whole draw.
+void compare(RandomPrior& prior, const Drawn& whole, const Draw& part, const char* what) {
+  const Drawn drawn = prior.draw(part);
+  const size_t first =
+      static_cast<size_t>(part.first_sample) * RandomPrior::kHeight * RandomPrior::kWidth;
+  check(same(drawn.codes, whole.codes, first), what);
+  check(same(drawn.logits, whole.logits, first * RandomPrior::kCodes), what);
+}
+
+bool several_codes(const std::vector<int64_t>& codes) {
+  for (const int64_t code : codes) {
+    if (code < 0 || code >= RandomPrior::kCodes) return false;
+  }
+  for (const int64_t code : codes) {
+    if (code != codes[0]) return true;
+  }
+  return false;
+}
+
+void test_kind(const Kind& kind, bool quick) {
+  RandomPrior prior(kind);
+  Draw all;
+  all.batch = quick ? 2 : 8;
+  all.guided = kind.classes;
+  all.top_k = kind.classes ? 30 : 0;
+  all.top_p = kind.classes ? 0.9 : 1.0;
+  const Drawn whole = prior.draw(all);
+  check(several_codes(whole.codes), "codes in range, and not all one");
+  check(all_finite(whole.logits), "logits are finite");
+  Draw one = all;
+  one.batch = 1;
+  one.first_sample = all.batch - 1;
+  one.blocks = 7;
+  compare(prior, whole, one, "a sample alone, with another grid");
+  if (quick) return;
+  Draw three = all;
+  three.batch = 3;
+  three.first_sample = 2;
+  three.threads = 96;
+  three.shared_bytes = 32 << 10;
+  compare(prior, whole, three, "three samples, with larger blocks and less shared memory");
+  three.blocks = 1;
+  three.shared_bytes = 220 << 10;
+  compare(prior, whole, three, "three samples by one block");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const bool quick = count > 1 && strcmp(arguments[1], "quick") == 0;
+  Kind kind;
+  kind.classes = true;
+  test_kind(kind, quick);
+  kind = {};
+  kind.reads_itself = kind.condition = true;
+  test_kind(kind, quick);
+  kind = {};
+  kind.attention = false;
+  kind.output_layers = 0;
+  test_kind(kind, quick);
+  if (!quick) {
+    kind.weight_bytes = 2;
+    kind.row_mode = 2;
+    test_kind(kind, quick);
+    kind.weight_bytes = 4;
+    kind.row_mode = 1;
+    test_kind(kind, quick);
+    kind.reads_itself = kind.condition = true;
+    test_kind(kind, quick);
+  }
+  return check.finish("sampler_test");
+}

@@ -1,0 +1,239 @@
+"""Engine `cuda`: its kernels executed on the CPU, every thread a fiber, five blocks resident.
+
+That shows that they compute what the reference does and wait for each other as they must. Races are
+looked for by the thread sanitizer (.ci/cuda_sampler); speed and a GPU's own arithmetic are not.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import choose_engine, plan_of, sample_codes, teacher_forced_logits
+from vqvae2_fast.sampling import sampler as sampler_module
+from vqvae2_fast.sampling.engines import cuda
+from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.testing.near_tie import assert_near_tie
+from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+
+CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
+MASKS = ("exclude", "include", "down", "downright")
+
+
+@pytest.fixture
+def card():
+    """The card of a test, to be replaced in it."""
+    return [CARD]
+
+
+@pytest.fixture
+def engines(sampler_on_cpu, card, monkeypatch):
+    """`on_cpu`, `on_cpu_tf32`, `on_cpu_bfloat16`: engine names that draw on the CPU."""
+    for name, precision in cuda.PRECISIONS.items():
+
+        def draw(prior, interface, request, precision=precision):
+            plan = plan_of(prior, interface)
+            return cuda.draw_with(sampler_on_cpu, card[0], 0, plan, request, precision)
+
+        monkeypatch.setitem(sampler_module.ENGINES, name.replace("cuda", "on_cpu"), draw)
+
+
+def logits_of(prior, inputs, engine="on_cpu"):
+    return teacher_forced_logits(
+        prior, inputs["codes"], condition=inputs["condition"], labels=inputs["labels"],
+        engine=engine,
+    )  # fmt: skip
+
+
+KINDS = {
+    f"{mask}, {'attention' if attention else 'no attention'}": {
+        "mask": mask,
+        "attention": attention,
+        # Every second kind is conditioned, every second pair has classes.
+        "condition_sizes": ((1, 2), (3, 2)) if n % 2 else (),
+        "num_classes": 3 if n // 2 % 2 else 0,
+        "num_output_layers": n % 3,
+    }
+    for n, (mask, attention) in enumerate(product(MASKS, (True, False)))
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_priors_of_every_kind_draw_as_the_reference_does(kind, engines):
+    prior = tiny_prior(size=(3, 4), **KINDS[kind])
+    inputs = prior_inputs(prior, 2)
+    context = {"condition": inputs["condition"], "labels": inputs["labels"], "seed": 5}
+    codes = sample_codes(prior, 2, engine="on_cpu", **context)
+    result = assert_near_tie(prior, codes, engine="on_cpu", **context)
+    assert result.logit_error < 2e-6  # logits of order one, sums in another order
+    assert torch.equal(codes, sample_codes(prior, 2, engine="reference", **context))
+
+
+@pytest.mark.parametrize("mask", ["exclude", "include"])
+def test_work_of_many_blocks(mask, engines, card):
+    # 64 channels and 5×5 kernels: every block has units of every stage, some weights are streamed.
+    prior = tiny_prior(
+        size=(2, 5), channels=64, residual_channels=40, kernel_size=5, num_heads=4, mask=mask,
+        num_embeddings=70,
+    )  # fmt: skip
+    inputs = prior_inputs(prior, 3)
+    with torch.no_grad():
+        expected = prior(inputs["codes"])
+    logits = logits_of(prior, inputs)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=3e-6)
+    for blocks, shared in ((3, 32 << 10), (8, 160 << 10)):
+        card[0] = cuda.Card(blocks, shared, 96)
+        assert torch.equal(logits_of(prior, inputs), logits)
+
+
+def test_a_sample_is_the_same_in_any_batch(engines):
+    prior = tiny_prior(size=(2, 4), num_blocks=1, num_classes=3)
+    labels = torch.arange(64) % 4
+    arguments = {"temperature": 0.9, "top_k": 9, "top_p": 0.95, "guidance_scale": 1.5, "seed": 3}
+    whole = sample_codes(prior, 64, labels=labels, engine="on_cpu", **arguments)
+    for first, count in ((7, 1), (20, 3)):
+        part = sample_codes(
+            prior, count, labels=labels[first : first + count], first_sample=first,
+            engine="on_cpu", **arguments,
+        )  # fmt: skip
+        assert torch.equal(part, whole[first : first + count])
+
+
+def test_more_positions_than_a_chunk_of_attention(engines):
+    prior = tiny_prior(size=(10, 16), num_blocks=1, layers_per_block=1, channels=8, num_heads=2)
+    inputs = prior_inputs(prior, 1)
+    with torch.no_grad():
+        expected = prior(inputs["codes"])
+    torch.testing.assert_close(logits_of(prior, inputs), expected, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.7},
+        {"top_k": 5},
+        {"top_p": 0.6},
+        {"temperature": 1.3, "top_k": 40, "top_p": 0.8},
+        {"top_k": 1000, "top_p": 1e-6},
+    ],
+    ids=str,
+)
+def test_codes_are_drawn_by_the_rule(rule, engines):
+    prior = tiny_prior(
+        size=(2, 4), num_embeddings=71, attention=False, num_blocks=1, layers_per_block=1
+    )
+    codes = sample_codes(prior, 3, seed=5, first_sample=2, stream=1, engine="on_cpu", **rule)
+    logits = teacher_forced_logits(prior, codes, engine="on_cpu")
+    noise = ops.gumbel_noise(torch.arange(2, 5), torch.arange(8), 71, seed=5, stream=1)
+    by_position = logits.permute(0, 2, 3, 1).reshape(-1, 71)
+    expected = DrawingRule(**rule).draw(by_position, noise.flatten(0, 1))
+    assert torch.equal(codes.flatten(), expected)
+
+
+def test_known_codes_given_noise_and_log_prob(engines):
+    prior = tiny_prior(size=(2, 4), attention=False, num_blocks=1)
+    noise = ops.gumbel_noise(torch.arange(2), torch.arange(8), 13, seed=2**40 + 1)
+    known = torch.full((2, 2, 4), -1)
+    known[:, 0, 1:3] = 7
+    codes, log_prob = sample_codes(
+        prior, 2, noise=noise.view(2, 2, 4, 13), known=known, engine="on_cpu", return_log_prob=True
+    )
+    assert codes[:, 0, 1:3].eq(7).all()
+    same = sample_codes(prior, 2, seed=2**40 + 1, known=known, engine="reference")
+    assert torch.equal(codes, same)
+    logits = teacher_forced_logits(prior, codes, engine="on_cpu")
+    expected = torch.log_softmax(logits.double(), 1).gather(1, codes[:, None])[:, 0]
+    # Logits of order one: a few roundings of the sum and the logarithm.
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_logits_take_the_lowest_code(engines):
+    prior = tiny_prior(size=(1, 3), num_embeddings=40, attention=False, num_blocks=1)
+    with torch.no_grad():
+        for parameter in prior.head.parameters():
+            parameter.zero_()
+    noise = torch.zeros(2, 1, 3, 40)
+    arguments = {"engine": "on_cpu", "noise": noise - torch.arange(40) % 3}
+    assert sample_codes(prior, 2, temperature=0.0, engine="on_cpu").eq(0).all()
+    assert sample_codes(prior, 2, top_k=7, **arguments).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("engine", "bits"), [("on_cpu_tf32", 11), ("on_cpu_bfloat16", 8)], ids=["tf32", "bfloat16"]
+)
+@pytest.mark.parametrize("mask", ["exclude", "include"])
+def test_products_on_tensor_cores_round_their_inputs(engine, bits, mask, engines):
+    prior = tiny_prior(size=(3, 4), mask=mask, condition_sizes=((3, 2),), num_output_layers=1)
+    inputs = prior_inputs(prior, 2)
+    exact = logits_of(prior, inputs)
+    error = (logits_of(prior, inputs, engine) - exact).abs().max()
+    # Two rounded factors a product; logits of order one sum the errors of all layers.
+    assert 0 < error < 16 * 2.0**-bits
+
+
+def test_progress_is_told_row_by_row(engines):
+    rows = []
+    sample_codes(
+        tiny_prior(size=(3, 2), attention=False), 1, engine="on_cpu",
+        progress=lambda *done: rows.append(done),
+    )  # fmt: skip
+    assert rows == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
+    plan = sampler_module.plan_of(tiny_prior(), sampler_module.interface_of(tiny_prior()))
+    values = cuda.plan_values(plan, CARD, cuda.PRECISIONS["cuda"], 40, guided=False)
+    needed = [sampler_on_cpu.sizes({**values, "batch": b}).workspace_bytes for b in (16, 17)]
+    assert cuda.largest_batch(sampler_on_cpu, values, needed[1] - 1) == 16
+    assert cuda.largest_batch(sampler_on_cpu, values, 0) == 0
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (needed[0], 1 << 40))
+    with pytest.raises(torch.OutOfMemoryError, match=r"a batch of 40 needs .* 16 would fit"):
+        cuda._workspace(sampler_on_cpu, values, 1 << 40, torch.device("cpu"))
+
+
+def test_a_prior_too_large_for_the_card_is_refused_with_the_reason(sampler_on_cpu):
+    prior = tiny_prior(channels=512, kernel_size=9)
+    plan = plan_of(prior, sampler_module.interface_of(prior))
+    assert cuda.why_not_plan(sampler_on_cpu, CARD, plan) is None
+    small = cuda.Card(blocks=4, shared_bytes=8 << 10, threads=64)
+    assert "bytes of shared memory a block" in cuda.why_not_plan(sampler_on_cpu, small, plan)
+    tall = tiny_prior(kernel_size=21)
+    plan = plan_of(tall, sampler_module.interface_of(tall))
+    assert "20 rows above, more than 8" in cuda.why_not_plan(sampler_on_cpu, CARD, plan)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+def test_a_prior_elsewhere_is_refused_with_the_reason():
+    assert cuda.why_not_cuda(torch.device("cpu"), torch.float32) == "the prior is on cpu"
+    with pytest.raises(RuntimeError, match="engine cuda: the prior is on cpu"):
+        sample_codes(tiny_prior(), 1, engine="cuda")
+    assert choose_engine("auto", tiny_prior())[0] == "cpu"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_priors_of_every_kind_on_a_gpu(kind):
+    prior = tiny_prior(size=(6, 8), channels=64, residual_channels=48, **KINDS[kind]).cuda()
+    inputs = prior_inputs(prior, 5)
+    context = {
+        "condition": [codes.cuda() for codes in inputs["condition"]],
+        "labels": None if inputs["labels"] is None else inputs["labels"].cuda(),
+    }
+    assert choose_engine("auto", prior)[0] == "cuda"
+    codes = sample_codes(prior, 5, seed=5, engine="cuda", **context)
+    assert_near_tie(prior, codes, seed=5, engine="cuda", **context)
+    last = {
+        "condition": [codes[-1:] for codes in context["condition"]],
+        "labels": None if context["labels"] is None else context["labels"][-1:],
+    }
+    alone = sample_codes(prior, 1, seed=5, first_sample=4, engine="cuda", **last)
+    assert torch.equal(alone, codes[-1:])

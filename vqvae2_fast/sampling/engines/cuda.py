@@ -1,0 +1,252 @@
+"""Engine `cuda`: per row of the map one set of matrix products and one persistent launch.
+
+This file provides the memory of a draw and hands it to `csrc/cuda/sampler`. A sample's codes and
+logits are the same bits whatever the batch: see README.md there.
+
+No synchronisation happens between rows, unless `progress` is given.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.condition import condition_features
+from vqvae2_fast.sampling.engines.cuda_library import native_library
+from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
+from vqvae2_fast.sampling.request import Drawn
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.engines.cuda_library import Library
+    from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.request import DrawRequest
+
+__all__ = [
+    "PRECISIONS",
+    "Card",
+    "Precision",
+    "draw_cuda",
+    "draw_with",
+    "largest_batch",
+    "plan_values",
+    "why_not_cuda",
+    "why_not_plan",
+    "why_not_prior",
+]
+
+# kMaxThreads of pixel_phase.cuh; kMaxSegments of row_product.h.
+THREADS, MAX_ROWS_ABOVE = 512, 8
+# What the kernels are compiled for, and later.
+MIN_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How products are made.
+
+    Args:
+        pixel: dtype of the weights of the pixel phase; its sums are float32.
+        row: dtype of the weights of the row phase.
+        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16 on tensor cores.
+    """
+
+    pixel: torch.dtype
+    row: torch.dtype
+    row_mode: int
+
+
+PRECISIONS = {
+    "cuda": Precision(torch.float32, torch.float32, 0),
+    "cuda_tf32": Precision(torch.float32, torch.float32, 1),
+    "cuda_bfloat16": Precision(torch.bfloat16, torch.bfloat16, 2),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Where the persistent launch runs: blocks that are resident at once, and their size."""
+
+    blocks: int
+    shared_bytes: int
+    threads: int = THREADS
+
+    @staticmethod
+    def current(library: Library) -> Card:
+        return Card(*library.card())
+
+
+def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this engine cannot draw from priors there, None if it can."""
+    if device.type != "cuda":
+        return f"the prior is on {device}"
+    if _native.module is None:
+        return _native.MISSING_REASON
+    if not native_library().has_kernels:
+        return "this install was built without CUDA"
+    if dtype != torch.float32:
+        return f"the prior's weights are {dtype}, not float32"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"the card's compute capability is {capability}, below {MIN_CAPABILITY}"
+    with torch.cuda.device(device):
+        if Card.current(native_library()).blocks == 0:
+            return "the card launches no cooperative kernels"
+    return None
+
+
+def why_not_plan(library: Library, card: Card, plan: SamplingPlan) -> str | None:
+    """Why this engine cannot draw from this prior on a card, None if it can."""
+    rows_above = plan.layers.conv1.rows_above
+    if rows_above > MAX_ROWS_ABOVE:
+        return f"its convolutions read {rows_above} rows above, more than {MAX_ROWS_ABOVE}"
+    try:
+        library.sizes(plan_values(plan, card, PRECISIONS["cuda"], 1, guided=False))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def why_not_prior(plan: SamplingPlan) -> str | None:
+    """`why_not_plan` on the plan's own card."""
+    with torch.cuda.device(plan.device):
+        library = native_library()
+        return why_not_plan(library, Card.current(library), plan)
+
+
+def draw_cuda(plan: SamplingPlan, request: DrawRequest, engine: str = "cuda") -> Drawn:
+    """Draw a map on the plan's card.
+
+    Args:
+        engine: A key of `PRECISIONS`.
+
+    Raises:
+        RuntimeError: A prior on another device, of another dtype, or too large for the card.
+        torch.OutOfMemoryError: With the largest batch that would have fitted.
+    """
+    reason = why_not_cuda(plan.device, plan.head.dtype) or why_not_prior(plan)
+    if reason is not None:
+        raise RuntimeError(f"engine {engine}: {reason}.")
+    library = native_library()
+    with torch.cuda.device(plan.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        card = Card.current(library)
+        return draw_with(library, card, stream, plan, request, PRECISIONS[engine])
+
+
+@torch.inference_mode()
+def draw_with(
+    library: Library, card: Card, stream: int, plan: SamplingPlan, request: DrawRequest,
+    precision: Precision,
+) -> Drawn:  # fmt: skip
+    """Draw with a given build of the kernels, on a given card."""
+    batch, (height, width) = request.batch_size, plan.size
+    device, rule = plan.device, request.rule
+    new = {"device": device}
+    codes = torch.zeros(batch, height, width, dtype=torch.int64, **new)
+    log_prob = torch.zeros(batch, height, width, **new) if request.want_log_prob else None
+    logits = None
+    if request.want_logits:
+        logits = torch.zeros(batch, height, width, plan.num_embeddings, **new)
+    features = None
+    if plan.condition is not None:
+        # A sample at a time: libraries add in another order in another batch.
+        features = torch.cat(
+            [
+                condition_features(plan.condition, [codes[n : n + 1] for codes in request.maps])
+                for n in range(batch)
+            ]
+        )
+    inputs = {
+        "labels": request.labels, "known": request.known, "noise": request.noise.given,
+        "condition.features": features, "codes": codes, "log_prob": log_prob, "logits": logits,
+    }  # fmt: skip
+    inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
+    tensors = _packed_plan(plan, precision)
+    values = plan_values(plan, card, precision, batch, guided=rule.guided) | {
+        "seed": request.noise.seed, "first_sample": request.noise.first_sample,
+        "stream": request.noise.stream, "temperature": float(rule.temperature),
+        "top_k": min(rule.top_k or plan.num_embeddings, plan.num_embeddings),
+        "top_p": 1.0 if rule.top_p is None else float(rule.top_p),
+        "guidance": float(rule.guidance_scale),
+    }  # fmt: skip
+    values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
+    sizes = library.sizes(values)
+    workspace = _workspace(library, values, sizes.workspace_bytes, device)
+    values["workspace"] = workspace.data_ptr()
+    program = torch.empty(sizes.program_bytes, dtype=torch.uint8)
+    library.program(values, program.data_ptr())
+    on_card = program.to(device)
+    for i in range(height):
+        library.row(program.data_ptr(), on_card.data_ptr(), i, stream)
+        if request.progress is not None:
+            if device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+            request.progress(i + 1, height)
+    if logits is not None:
+        logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
+    return Drawn(codes, log_prob, logits)
+
+
+def plan_values(
+    plan: SamplingPlan, card: Card, precision: Precision, batch: int, *, guided: bool
+) -> dict[str, int | float]:
+    """What `planner.h` reads, with null addresses and the plainest rule: enough for sizes."""
+    return sizes_of(plan) | {
+        "card.blocks": card.blocks, "card.threads": card.threads,
+        "card.shared_bytes": card.shared_bytes,
+        "weight_bytes": precision.pixel.itemsize, "row_mode": precision.row_mode,
+        "batch": batch, "guided": int(guided), "workspace": 0,
+        "seed": 0, "first_sample": 0, "stream": 0,
+        "temperature": 1.0, "top_k": plan.num_embeddings, "top_p": 1.0, "guidance": 1.0,
+    }  # fmt: skip
+
+
+# Packed weights by the plan's id and precision, as long as the plan lives.
+_packed: dict[tuple[int, Precision], dict[str, Tensor]] = {}
+
+
+def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
+    key = (id(plan), precision)
+    if key not in _packed:
+        _packed[key] = pack(plan, precision.pixel, precision.row)
+        weakref.finalize(plan, _packed.pop, key, None)
+    return _packed[key]
+
+
+def _workspace(
+    library: Library, values: dict[str, int | float], size: int, device: torch.device
+) -> Tensor:
+    """Zeroed memory of a draw.
+
+    Raises:
+        torch.OutOfMemoryError: With the largest batch that would have fitted.
+    """
+    try:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(device)[0]
+        batch = int(values["batch"])
+        fits = largest_batch(library, values, free)
+        remedy = f"a batch of {fits} would fit" if fits else "not even a batch of 1 would fit"
+        raise torch.OutOfMemoryError(
+            f"engine cuda: a batch of {batch} needs {size / 2**20:.0f} MiB beside the weights, "
+            f"{free / 2**20:.0f} MiB are free: {remedy}."
+        ) from error
+
+
+def largest_batch(library: Library, values: dict[str, int | float], free: int) -> int:
+    """The largest batch whose memory fits into `free` bytes; 0 if none does."""
+    fitting, beyond = 0, int(values["batch"]) + 1
+    while beyond - fitting > 1:
+        middle = (fitting + beyond) // 2
+        if library.sizes({**values, "batch": middle}).workspace_bytes <= free:
+            fitting = middle
+        else:
+            beyond = middle
+    return fitting

@@ -1,0 +1,108 @@
+"""The C interface of `csrc/cuda/sampler/sampler.h`, by ctypes.
+
+The compiled module holds it; a test may load another build, which runs the kernels on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.ops import _native
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Library", "Sizes", "native_library"]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a draw takes: bytes on the card, and the shape of the persistent launch."""
+
+    workspace_bytes: int
+    program_bytes: int
+    blocks: int
+    stages: int
+    shared_bytes: int
+
+
+class Library:
+    """Calls into a shared library that has the sampler.
+
+    Raises:
+        RuntimeError: By every call, with the library's own text.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)
+        for name in ("sizes", "program", "report", "row", "card"):
+            function = getattr(self._library, f"vq_sampler_{name}", None)
+            if function is not None:
+                function.restype = ctypes.c_char_p
+
+    @property
+    def has_kernels(self) -> bool:
+        return hasattr(self._library, "vq_sampler_row")
+
+    def sizes(self, values: Mapping[str, int | float]) -> Sizes:
+        sizes = (ctypes.c_int64 * 5)()
+        self._call("sizes", *_by_name(values), sizes)
+        return Sizes(*sizes)
+
+    def program(self, values: Mapping[str, int | float], address: int) -> None:
+        """Writes the program to host memory at `address`."""
+        self._call("program", *_by_name(values), ctypes.c_void_p(address))
+
+    def report(self, values: Mapping[str, int | float], card: str) -> str:
+        """The plan as a table, with expected times on a card known by name."""
+        text = ctypes.create_string_buffer(1 << 16)
+        self._call("report", *_by_name(values), card.encode(), text, ctypes.c_int64(len(text)))
+        return text.value.decode()
+
+    def row(self, program: int, on_card: int, i: int, stream: int) -> None:
+        """Launches the kernels of row i on a stream."""
+        self._call(
+            "row", ctypes.c_void_p(program), ctypes.c_void_p(on_card), ctypes.c_int32(i),
+            ctypes.c_void_p(stream),
+        )  # fmt: skip
+
+    def card(self) -> tuple[int, int]:
+        """Multiprocessors and bytes of shared memory a block, of the current device; zeros where
+        it cannot launch cooperatively."""
+        card = (ctypes.c_int64 * 2)()
+        self._call("card", card)
+        return card[0], card[1]
+
+    def _call(self, name: str, *arguments: object) -> None:
+        error = getattr(self._library, f"vq_sampler_{name}")(*arguments)
+        if error is not None:
+            raise RuntimeError(error.decode())
+
+
+def _by_name(values: Mapping[str, int | float]) -> tuple[object, object, object]:
+    """Names, values (of a float its bits as a double) and their number."""
+    count = len(values)
+    names = (ctypes.c_char_p * count)(*(name.encode() for name in values))
+    bits = (
+        struct.unpack("q", struct.pack("d", value))[0]
+        if isinstance(value, float)
+        else (value + (1 << 63)) % (1 << 64) - (1 << 63)  # as a signed word
+        for value in values.values()
+    )
+    return names, (ctypes.c_int64 * count)(*bits), ctypes.c_int64(count)
+
+
+@cache
+def native_library() -> Library:
+    """That of the compiled module.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+    if _native.module is None:
+        raise RuntimeError(_native.MISSING_REASON)
+    return Library(_native.module.__file__)

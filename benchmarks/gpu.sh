@@ -38,6 +38,10 @@ portable_cuda() {
     nvcc -std=c++17 -O3 -arch=native "csrc/tests/cuda_on_cpu/$test.cu" -o "$work/$test"
     "$work/$test"
   done
+  # A sample's bits in other batches, grids and places of the weights.
+  nvcc -std=c++17 -O3 -arch=native csrc/tests/sampler/sampler_test.cu \
+    csrc/cuda/sampler/sampler.cu csrc/cuda/sampler/*.cpp -o "$work/sampler_test"
+  "$work/sampler_test"
   if command -v compute-sanitizer > /dev/null; then
     # It tries launches that must fail: these errors are no finding.
     timeout 60 compute-sanitizer --report-api-errors no --error-exitcode 9 "$work/portable_test"
@@ -49,4 +53,5 @@ part build pip install -q --no-build-isolation --no-deps .
 part tests timeout 200 python -m pytest -q -m cuda
 part memcheck memcheck
 part benchmarks timeout 180 python benchmarks/gpu.py --save
+part sampler timeout 120 python benchmarks/gpu_sampler.py --save
 part portable-cuda portable_cuda

@@ -105,3 +105,19 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
     assert "expected a run, checkpoint, pipeline or code store" in error
     assert str(path) in error
     assert "Traceback" not in error
+
+
+def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp_path, run):
+    code, text, _ = run("info", "--sampler", "--preset", "imagenet256", "--card", "a100")
+    assert code == 0
+    assert "top prior, engine cuda" in text
+    assert "a100: 108 blocks of 512 threads, batch 1" in text
+    assert text.count("expected, not measured") == 2
+    save(tiny_prior(), tmp_path / "prior")
+    arguments = ("--engine", "cuda_bfloat16", "--batch-size", "8", "--json")
+    values = json.loads(run("info", "--sampler", tmp_path / "prior", *arguments)[1])
+    assert values["batch_size"] == 8
+    assert "batch 8 (8 network rows), weights of 2 bytes" in values["plans"]["the"][0]
+    code, _, error = run("info", "--sampler")
+    assert code == 2
+    assert "expected the path of a prior or pipeline, or --preset" in error

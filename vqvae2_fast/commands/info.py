@@ -6,7 +6,7 @@ import platform
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -14,6 +14,7 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.commands.common import Command, Result
+from vqvae2_fast.commands.sampler_plan import sampler_plan
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import preset, preset_names
@@ -37,10 +38,24 @@ class Info(Command):
     verify: bool = False
     """Read every byte of code stores and compare checksums; checkpoints are always read whole."""
 
+    sampler: bool = False
+    """How engine `cuda` would draw from a prior, a pipeline or the priors of --preset: what is kept
+    where, who waits for whom, and the time that a model of the card expects. Needs no GPU."""
+    preset: str | None = None
+    """With --sampler: the preset whose priors to plan for."""
+    card: Literal["a100", "h100", "b200"] = "h100"
+    """With --sampler: the card."""
+    engine: Literal["cuda", "cuda_tf32", "cuda_bfloat16"] = "cuda"
+    """With --sampler: how products are made."""
+    batch_size: int = 1
+    """With --sampler: images drawn side by side."""
+
     def run(self) -> Result:
         self.prepare()
         if self.presets:
             return _presets()
+        if self.sampler:
+            return sampler_plan(self.path, self.preset, self.card, self.engine, self.batch_size)
         if self.path is None:
             return _installation()
         if (self.path / MANIFEST).is_file():

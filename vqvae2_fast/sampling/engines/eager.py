@@ -4,8 +4,8 @@ Row phase, when row i begins: the taps above of every convolution, one matrix pr
 whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
 Everything that does not depend on codes of this map is computed once. Buffers are allocated at the
 start; the pixel phase of a row, the draws too, is one list of calls on them that is the same for
-every row, as a CUDA graph wants it. On a CPU attention looks back as far as the end of its row, on
-a GPU over the whole map: the shapes, too, are then those of every row.
+every row: on CUDA it is captured once and replayed. On a CPU attention looks back as far as the end
+of its row, on a GPU over the whole map: the shapes, too, are then those of every row.
 
 Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vqvae2_fast.modules.stem import gather_columns, with_outside
 from vqvae2_fast.sampling.condition import condition_features
+from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.engines.eager_layers import (
     AttentionCache,
     CausalLayers,
@@ -38,12 +39,20 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_eager"]
 
+# Where the pixel phase of a row is captured.
+CAPTURING_DEVICES = ("cuda",)
+
 
 @torch.inference_mode()
 def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
     height, width = plan.size
     batch = request.batch_size
     network = _Network(plan, request)
+    draw_row = network.draw_row
+    if plan.device.type in CAPTURING_DEVICES:
+        network.start_row(0)
+        draw_row = captured(draw_row)
+        network.forget()
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
     log_prob = torch.zeros(batch, height, width, device=plan.device)
     logits_map = None
@@ -51,7 +60,7 @@ def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
         logits_map = torch.zeros(batch, plan.num_embeddings, height, width, device=plan.device)
     for i in range(height):
         network.start_row(i)
-        network.draw_row()
+        draw_row()
         network.finish_row(i)
         codes[:, i] = network.codes.t()
         raw = network.logits[:, :batch]  # [W, B, K]
@@ -140,6 +149,13 @@ class _Network:
     def finish_row(self, i: int) -> None:
         self.stem.finish_row(i, self.codes)
         self.layers.finish_row()
+
+    def forget(self) -> None:
+        """As before the first row. What a row that was drawn left in other buffers is overwritten
+        before it is read."""
+        self.positions.forget()
+        for attention in self.attention:
+            attention.forget()
 
     def draw_row(self) -> None:
         """Pixel phase: `logits` and `codes` of the row."""

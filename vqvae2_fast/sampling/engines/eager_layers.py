@@ -240,11 +240,16 @@ class Positions:
 
     def __init__(self, num_positions: int, like: Tensor) -> None:
         self.index = torch.zeros(1, dtype=torch.int64, device=like.device)
-        # Half of the lowest, so that no score added to it overflows.
-        lowest = torch.finfo(like.dtype).min / 2
-        self.bias = torch.full((1, 1, num_positions), lowest, dtype=like.dtype, device=like.device)
+        self.bias = like.new_empty(1, 1, num_positions)
         self._flat = self.bias.view(-1)
         self.reach = num_positions
+        self.forget()
+
+    def forget(self) -> None:
+        """No position has been seen."""
+        self.index.zero_()
+        # Half of the lowest, so that no score added to it overflows.
+        self.bias.fill_(torch.finfo(self.bias.dtype).min / 2)
 
     def steps(self) -> list[Step]:
         """On to the next position."""
@@ -294,6 +299,11 @@ class AttentionCache:
             self._scores[..., :reach],
             self._weights[..., :reach],
         )
+
+    def forget(self) -> None:
+        """No position has been seen."""
+        self._keys.zero_()
+        self._values.zero_()
 
     def steps(self, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
         """x, y: a block's input and its layers' output, `[N, C]`; background `[N, 2]`."""

@@ -1,0 +1,30 @@
+"""Work on fixed buffers as a CUDA graph: replayed without a launch for each of its kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["captured"]
+
+
+def captured(function: Callable[[], None]) -> Callable[[], None]:
+    """The function as the replay of a graph.
+
+    It reads and writes fixed buffers of the current CUDA device and does nothing that waits for it.
+    It runs once before it is captured, as libraries set themselves up at their first call; what
+    that leaves in the buffers is for the caller to undo.
+    """
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        function()
+    torch.cuda.current_stream().wait_stream(warm_up)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay

@@ -8,6 +8,9 @@
 #include "planted_block_kernels.cuh"
 #include "planted_bugs.h"
 #include "planted_grid_kernels.cuh"
+#if defined(CUDA_ON_CPU)
+#include "planted_misuse.cuh"
+#endif
 
 namespace {
 
@@ -91,19 +94,26 @@ int run_matrix_kernel(Bug bug) {
 }
 
 #if defined(CUDA_ON_CPU)
-// Two threads that never meet: the second may write into the stack of the first, which has ended.
-__global__ void stack_kernel(int* out) {
-  if (threadIdx.x == 0) return;
-  volatile char local[64 << 10];
-  for (int i = 0; i < static_cast<int>(sizeof(local)); ++i) local[i] = 1;
-  out[threadIdx.x] = local[out[threadIdx.x]];
-}
-
-int run_stack_kernel() {
-  auto out = zeros<int>(2);
+int run_misuse(Bug bug) {
+  auto out = zeros<int>(kMisuseThreads);
   LaunchShape shape;
-  shape.block = dim3(2);
-  return finish(launch("stack_kernel", stack_kernel, shape, out.data()), true);
+  shape.block = dim3(bug == Bug::kStackOverflow ? 2 : kMisuseThreads);
+  const char* error = nullptr;
+  if (bug == Bug::kStackOverflow) {
+    error = launch("stack_kernel", stack_kernel, shape, out.data());
+  } else if (bug == Bug::kSharedOverLimit || bug == Bug::kSharedNotResident) {
+    // 30 KiB beside the kernel's own 24: more than a block has without opting in. Or 4 KiB, with
+    // which by dynamic memory alone 21 blocks would fit a multiprocessor, but 7 do.
+    shape.shared_bytes = (bug == Bug::kSharedOverLimit ? 30 : 4) << 10;
+    shape.cooperative = bug == Bug::kSharedNotResident;
+    if (shape.cooperative) {
+      shape.grid = dim3(co_resident_blocks(static_shared_kernel, kMisuseThreads, 4 << 10));
+    }
+    error = launch("static_shared_kernel", static_shared_kernel, shape, out.data());
+  } else {
+    error = launch("misuse_kernel", misuse_kernel, shape, out.data(), bug);
+  }
+  return finish(error, true);
 }
 #endif
 
@@ -158,7 +168,7 @@ int main(int argc, char** argv) {
     return 2;
   }
 #if defined(CUDA_ON_CPU)
-  if (bug == Bug::kStackOverflow) return run_stack_kernel();
+  if (bug >= Bug::kStackOverflow) return run_misuse(bug);
 #endif
   // Runs even when the first has gone wrong: the later ones must not hide behind it.
   const int block_result = run_block_kernel(bug);

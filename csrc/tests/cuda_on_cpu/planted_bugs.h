@@ -26,7 +26,6 @@ enum class Bug {
   kGlobalOverflow,
   kMisalignedVector,
   kPlainHistogram,
-  kStackOverflow,
   kRaceBetweenBlocks,
   kSwappedFragments,
   // Between blocks (grid_kernels.cuh).
@@ -43,6 +42,20 @@ enum class Bug {
   kOrdinaryLaunch,
   kTooManyBlocks,
   kTooMuchShared,
+  // Misused primitives, known to the harness alone (planted_misuse.cuh).
+  kStackOverflow,
+  kSharedOverLimit,
+  kSharedNotResident,
+  kMisalignedCopy,
+  kShuffleWidth,
+  kMisalignedMatrixRow,
+  kMixedBarrierKinds,
+  kNamedBarrierCounts,
+  kNamedBarrierNumber,
+  kGridSyncOfGroups,
+  kLanesOfNoThread,
+  kMixedCollectives,
+  kExitWhileAwaited,
 };
 
 constexpr const char* kNames[] = {
@@ -65,7 +78,6 @@ constexpr const char* kNames[] = {
     "global_overflow",
     "misaligned_vector",
     "plain_histogram",
-    "stack_overflow",
     "race_between_blocks",
     "swapped_fragments",
     "missing_grid_barrier",
@@ -81,6 +93,19 @@ constexpr const char* kNames[] = {
     "ordinary_launch",
     "too_many_blocks",
     "too_much_shared",
+    "stack_overflow",
+    "shared_over_limit",
+    "shared_not_resident",
+    "misaligned_copy",
+    "shuffle_width",
+    "misaligned_matrix_row",
+    "mixed_barrier_kinds",
+    "named_barrier_counts",
+    "named_barrier_number",
+    "grid_sync_of_groups",
+    "lanes_of_no_thread",
+    "mixed_collectives",
+    "exit_while_awaited",
 };
 
 // The bug of that name; false where there is none.

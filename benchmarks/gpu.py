@@ -233,6 +233,16 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
     return rows
 
 
+def save(rows: list[dict[str, object]], suffix: str = "") -> None:
+    """Writes results/<device><suffix>.csv."""
+    path = measure.RESULTS / f"{measure.slug(torch.cuda.get_device_name())}{suffix}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21)
@@ -245,12 +255,7 @@ def main() -> None:
         rows += measured(make(), options.rounds)
         torch.cuda.empty_cache()
     if options.save:
-        path = measure.RESULTS / f"{measure.slug(torch.cuda.get_device_name())}.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        print(path)
+        save(rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ in each draw: that time is in its own. The same sample is drawn at every batch a
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from datetime import date
@@ -22,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
-from gpu import clock
+from gpu import clock, save
 from sampler import PRIORS
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -112,13 +111,7 @@ def main() -> None:
     for batch in options.batches:
         rows += measured(priors, batch, options.rounds)
     if options.save:
-        device = measure.slug(torch.cuda.get_device_name())
-        path = measure.RESULTS / f"{device}-sampler.csv"
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        print(path)
+        save(rows, "-sampler")
 
 
 if __name__ == "__main__":

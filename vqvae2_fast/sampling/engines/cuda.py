@@ -23,7 +23,7 @@ from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.cuda_library import Library
-    from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
 __all__ = [
@@ -152,15 +152,7 @@ def draw_with(
     logits = None
     if request.want_logits:
         logits = torch.zeros(batch, height, width, plan.num_embeddings, **new)
-    features = None
-    if plan.condition is not None:
-        # A sample at a time: libraries add in another order in another batch.
-        features = torch.cat(
-            [
-                condition_features(plan.condition, [codes[n : n + 1] for codes in request.maps])
-                for n in range(batch)
-            ]
-        )
+    features = None if plan.condition is None else _features(plan.condition, request.maps)
     inputs = {
         "labels": request.labels, "known": request.known, "noise": request.noise.given,
         "condition.features": features, "codes": codes, "log_prob": log_prob, "logits": logits,
@@ -191,6 +183,19 @@ def draw_with(
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)
+
+
+def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
+    """`condition_features`, the same bits for a sample in any batch: one sample at a time, by
+    algorithms that are chosen by the shape alone, in float32."""
+    with torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    ):
+        samples = [
+            condition_features(plan, [codes[n : n + 1] for codes in maps])
+            for n in range(len(maps[0]))
+        ]
+    return torch.cat(samples)
 
 
 def plan_values(

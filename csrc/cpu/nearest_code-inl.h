@@ -62,18 +62,36 @@ struct Workspace {
   int64_t end_;
 };
 
+// The lanes whose best score is at most a bound, and of these the ones whose second is too.
+struct OpenLanes {
+  uint32_t best, second;
+
+  OpenLanes(Vec best_scores, Vec second_scores, double bound) {
+    // Rounded up, so that no candidate is cut off by the conversion.
+    const float nearest = static_cast<float>(bound);
+    const float above = nearest + fabsf(nearest) * 0x1p-22f + 0x1p-126f;
+    best = lanes_at_most(best_scores, above);
+    second = lanes_at_most(second_scores, above);
+  }
+
+  bool is_one() const { return second == 0 && (best & (best - 1)) == 0; }
+};
+
 // What a row's lanes leave open is settled here. False if it is too much.
 template <class Screen>
 inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, StagedRow row, Vec best,
                        Vec second, const float* z, int64_t* index) {
-  const float least = least_lane(best);
+  const double least = static_cast<double>(least_lane(best));
   const Band<Screen> band(codebook, tags, row);
-  const double bound = candidate_bound<Screen>(codebook, band, row, static_cast<double>(least));
+  // The bound without roots settles nearly all rows.
+  double bound = loose_bound<Screen>(codebook, band, row, least);
+  OpenLanes open(best, second, bound);
+  if (!open.is_one() || tags.vectors_per_tag != 1) {
+    bound = candidate_bound<Screen>(codebook, band, row, least);
+    open = OpenLanes(best, second, bound);
+  }
   if (!(bound < static_cast<double>(kEmptyScore))) return false;
-  // Rounded up, so that no candidate is cut off by the conversion.
-  const float float_bound = nextafterf(static_cast<float>(bound), INFINITY);
-  uint32_t lanes = lanes_at_most(best, float_bound);
-  const uint32_t open = lanes_at_most(second, float_bound);
+  uint32_t lanes = open.best;
 
   float lane_best[Vec::kLanes];
   best.store(lane_best);
@@ -82,16 +100,16 @@ inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, StagedR
     __builtin_memcpy(&bits, &lane_best[lane], sizeof(bits));
     return static_cast<int64_t>(bits & tags.mask);
   };
-  if (open == 0 && (lanes & (lanes - 1)) == 0 && tags.vectors_per_tag == 1) {
+  if (open.is_one() && tags.vectors_per_tag == 1) {
     const int lane = __builtin_ctz(lanes);
     *index = tag_of(lane) * Vec::kLanes + lane;
     return true;
   }
-  if (__builtin_popcount(open) > kMaxOpenLanes) return false;
+  if (__builtin_popcount(open.second) > kMaxOpenLanes) return false;
   Shortlist shortlist(codebook, z);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
-    const bool all = open >> lane & 1;
+    const bool all = open.second >> lane & 1;
     const int64_t first = all ? 0 : tag_of(lane) * tags.vectors_per_tag;
     const int64_t last = all ? 2 * codebook.num_panels : first + tags.vectors_per_tag;
     for (int64_t v = first; v < last; ++v) {

@@ -256,6 +256,17 @@ struct Band {
   }
 };
 
+// As `candidate_bound` with the codebook's largest norm for the reach; infinity where that may not
+// do.
+template <class Screen>
+inline double loose_bound(const PackedCodebook& codebook, const Band<Screen>& band, StagedRow row,
+                          double best) {
+  constexpr double kLimit = 0.4 * kMaxScreenedNorm;
+  const double norm = row.norm, width = band(codebook.max_norm);
+  const bool within = norm < kLimit && norm * norm + 2 * (best + width) < kLimit * kLimit;
+  return within ? best + 2 * width : INFINITY;
+}
+
 // Scores up to this may belong to the nearest code, none above; infinity if nothing is certain.
 template <class Screen>
 inline double candidate_bound(const PackedCodebook& codebook, const Band<Screen>& band,

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../cpu/kernels.h"
+#include "maps.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -20,14 +21,11 @@ namespace winograd = cpu::winograd;
 constexpr int64_t kPointGap = 48;
 // Tiles, outputs or channels that a thread takes at a time.
 constexpr int64_t kTileGrain = 8, kOutputGrain = 4, kChannelGrain = 64;
+constexpr int64_t kRowGrain = 64;  // positions
 
 Tensor as_rows(const Tensor& map) {  // [B, C, H, W] -> [B, H, W, C], channels contiguous
-  const Tensor rows = torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
+  const Tensor rows = to_last(map);
   return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
-}
-
-Tensor as_map(const Tensor& rows) {  // [B, H, W, C] -> [B, C, H, W]
-  return torch::stable::transpose(torch::stable::transpose(rows, 2, 3), 1, 2);
 }
 
 winograd::Map map_of(const Tensor& rows) {
@@ -60,10 +58,6 @@ PointTensor new_points(const Tensor& like, int64_t kernel, int64_t rows, int64_t
   const Tensor points =
       torch::stable::view(torch::stable::narrow(memory, 1, 0, size), {count, rows, channels});
   return {points, {size + kPointGap, channels}};
-}
-
-const float* floats(const Tensor& tensor) {
-  return static_cast<const float*>(tensor.const_data_ptr());
 }
 
 struct Problem {
@@ -116,61 +110,86 @@ PointTensor weight_points(const Problem& problem, const Tensor& like) {
   return u;
 }
 
+cpu::Activation activation_of(const Tensor& x, bool elu, double dropout_p,
+                              const std::optional<Tensor>& seed) {
+  STD_TORCH_CHECK(dropout_p == 0 || (seed && seed->dim() == 0 &&
+                                     seed->scalar_type() == torch::headeronly::ScalarType::Long),
+                  "normed_conv2d: expected a seed, 0-d int64, for dropout.");
+  const uint64_t value = dropout_p == 0 ? 0 : *static_cast<const uint64_t*>(seed->const_data_ptr());
+  return {elu, static_cast<float>(dropout_p), value, x.size(2) * x.size(3)};
+}
+
+// rows [B, H, W, C] after the activation: themselves where it is none.
+Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
+  if (!activation.elu && activation.dropout_p == 0) return rows;
+  const Tensor x = torch::stable::contiguous(rows);
+  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  const int64_t channels = x.size(3);
+  float* const target = static_cast<float*>(y.mutable_data_ptr());
+  const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
+  torch::stable::parallel_for(0, x.numel() / channels, kRowGrain, [&](int64_t first, int64_t last) {
+    kernels.activate(activation, floats(x), channels, first, last, target);
+  });
+  return y;
+}
+
 Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
                          const std::optional<Tensor>& weight_g, const std::optional<Tensor>& bias,
-                         int64_t top, int64_t left, int64_t live) {
+                         int64_t top, int64_t left, int64_t live, bool elu, double dropout_p,
+                         const std::optional<Tensor>& seed) {
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
-  const Tensor rows = as_rows(x);
+  const cpu::Activation activation = activation_of(x, elu, dropout_p, seed);
   const int64_t outputs = problem.weight.outputs;
-  Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), outputs});
-  if (y.numel() == 0) return as_map(y);
+  Tensor y = new_map(x.size(0), outputs, x.size(2), x.size(3));
+  if (y.numel() == 0) return y;
   Tensor m;
   {
-    const PointTensor v = input_points(problem, rows), u = weight_points(problem, x);
+    const PointTensor v = input_points(problem, activated(as_rows(x), activation));
+    const PointTensor u = weight_points(problem, x);
     m = torch::stable::matmul(v.tensor, torch::stable::transpose(u.tensor, 1, 2));  // [P, T, C_out]
   }
   std::optional<Tensor> added;
   if (bias) added = torch::stable::contiguous(*bias);
-  const winograd::Map map = map_of(y);
+  const winograd::Map map = map_of(to_last(y));
   const winograd::Points points = {m.stride(0), outputs};
   float* const target = static_cast<float*>(y.mutable_data_ptr());
   torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
     problem.transforms.output(map, floats(m), points, added ? floats(*added) : nullptr, first, last,
                               target);
   });
-  return as_map(y);
+  return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x,
-                                                              const Tensor& weight_v,
-                                                              const std::optional<Tensor>& weight_g,
-                                                              int64_t top, int64_t left,
-                                                              int64_t live) {
+std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(
+    const Tensor& dy, const Tensor& x, const Tensor& weight_v,
+    const std::optional<Tensor>& weight_g, int64_t top, int64_t left, int64_t live, bool elu,
+    double dropout_p, const std::optional<Tensor>& seed) {
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
+  const cpu::Activation activation = activation_of(x, elu, dropout_p, seed);
   const winograd::Weight& weight = problem.weight;
   STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == weight.outputs &&
                       dy.size(2) == x.size(2) && dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
-  Tensor dx = torch::stable::new_empty(x, {x.size(0), x.size(2), x.size(3), x.size(1)});
+  Tensor dx = new_map(x.size(0), x.size(1), x.size(2), x.size(3));
   Tensor dv =
       torch::stable::new_empty(x, {weight.outputs, weight.inputs, problem.kernel, problem.kernel});
   Tensor dg = torch::stable::new_empty(x, {problem.g ? weight.outputs : 0});
   if (dy.numel() == 0) {
     torch::stable::zero_(dv);
     torch::stable::zero_(dg);
-    return {as_map(dx), dv, dg};
+    return {dx, dv, dg};
   }
   const Tensor gradient = as_rows(dy);
   const winograd::Map out_map = map_of(gradient);
-  PointTensor dm = new_points(x, problem.kernel, tiles_of(out_map), weight.outputs);
-  float* const dm_data = dm.data();
+  std::optional<PointTensor> dm = new_points(x, problem.kernel, tiles_of(out_map), weight.outputs);
+  float* const dm_data = dm->data();
   torch::stable::parallel_for(0, tiles_of(out_map), kTileGrain, [&](int64_t first, int64_t last) {
-    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm_data);
+    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm->layout, dm_data);
   });
   {
-    const PointTensor v = input_points(problem, as_rows(x));
+    const PointTensor v = input_points(problem, activated(as_rows(x), activation));
     const Tensor du =  // [P, C_out, C_in]
-        torch::stable::matmul(torch::stable::transpose(dm.tensor, 1, 2), v.tensor);
+        torch::stable::matmul(torch::stable::transpose(dm->tensor, 1, 2), v.tensor);
     const winograd::Points points = {du.stride(0), weight.inputs};
     float* const dv_data = static_cast<float*>(dv.mutable_data_ptr());
     float* const dg_data = static_cast<float*>(dg.mutable_data_ptr());
@@ -179,8 +198,9 @@ std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(const Tensor& dy, 
     });
   }
   const Tensor dpoints =  // [P, T, C_in]
-      torch::stable::matmul(dm.tensor, weight_points(problem, x).tensor);
-  const winograd::Map map = map_of(dx);
+      torch::stable::matmul(dm->tensor, weight_points(problem, x).tensor);
+  dm.reset();
+  const winograd::Map map = map_of(to_last(dx));
   const winograd::Points points = {dpoints.stride(0), weight.inputs};
   float* const dx_data = static_cast<float*>(dx.mutable_data_ptr());
   const int64_t parts = (weight.inputs + kChannelGrain - 1) / kChannelGrain;
@@ -192,7 +212,15 @@ std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(const Tensor& dy, 
                                        last < weight.inputs ? last : weight.inputs, dx_data);
     }
   });
-  return {as_map(dx), dv, dg};
+  if (activation.elu || activation.dropout_p > 0) {
+    const Tensor rows = torch::stable::contiguous(as_rows(x));
+    const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
+    const int64_t channels = weight.inputs, count = rows.numel() / channels;
+    torch::stable::parallel_for(0, count, kRowGrain, [&](int64_t first, int64_t end) {
+      kernels.activate_backward(activation, floats(rows), dx_data, channels, first, end, dx_data);
+    });
+  }
+  return {dx, dv, dg};
 }
 
 }  // namespace

@@ -8,12 +8,13 @@ namespace vqvae2_fast::cpu {
 namespace {
 
 // Counters whose words are held at a time: integer and float halves vectorise apart.
-constexpr int kNoiseBlock = 64;
+constexpr int kNoiseBlock = 64, kShortNoiseBlock = 16;
 
-// words[4 * i + j] of counters first..first+kNoiseBlock.
+// words[4 * i + j] of counters first..first+kBlock.
+template <int kBlock = kNoiseBlock>
 inline void fill_words(uint64_t seed, uint32_t first, uint32_t row, uint32_t sample, uint32_t last,
                        uint32_t* words) {
-  for (uint32_t i = 0; i < kNoiseBlock; ++i) {
+  for (uint32_t i = 0; i < kBlock; ++i) {
     const Words4 block = philox4x32(first + i, row, sample, last, seed);
     for (int j = 0; j < 4; ++j) words[4 * i + j] = block.w[j];
   }

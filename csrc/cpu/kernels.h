@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "ema_update.h"
+#include "gated_layer.h"
 #include "nearest_code.h"
 #include "rows.h"
 #include "sampler/kernels.h"
@@ -50,6 +51,7 @@ struct KernelTable {
   sampler::Kernels sampler;
   // Of kernels 3x3 and 5x5.
   winograd::Transforms winograd3, winograd5;
+  GatedLayer gated_layer;
 };
 
 extern const KernelTable kScalarKernels;

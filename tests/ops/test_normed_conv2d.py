@@ -64,3 +64,11 @@ def test_dead_taps_are_ignored_even_if_nan_and_get_no_gradient(mask):
     out.sum().backward()
     assert (poisoned.grad[:, :, ~live] == 0).all()
     assert poisoned.grad[:, :, live].abs().sum() > 0
+
+
+def test_results_may_be_changed_in_place():
+    x, v = torch.randn(X_SIZE), torch.randn(64, 64, 3, 3, requires_grad=True)
+    out = normed_conv2d(x, v, None, None, "same")
+    torch.nn.functional.elu(out, inplace=True).sum().backward()
+    h = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    ops.gated_residual(h, h[:, :4]).relu_().sum().backward()

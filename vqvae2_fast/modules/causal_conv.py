@@ -59,9 +59,14 @@ class ConvWeight(nn.Module):
     def forward(self) -> Tensor:
         return normed_weight(self._masked_v(), self.weight_g)
 
-    def convolve(self, x: Tensor, bias: Tensor | None, mask: str) -> Tensor:
-        """x `[B, C_in, H, W]` with this weight; `mask` as in `normed_conv2d`."""
-        return normed_conv2d(x, self.weight_v, self.weight_g, bias, mask, self.live)
+    def convolve(
+        self, x: Tensor, bias: Tensor | None, mask: str, *, elu: bool = False,
+        dropout_p: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """x `[B, C_in, H, W]` with this weight; arguments as in `normed_conv2d`."""
+        return normed_conv2d(
+            x, self.weight_v, self.weight_g, bias, mask, self.live, elu=elu, dropout_p=dropout_p
+        )
 
 
 class CausalConv2d(nn.Module):
@@ -86,8 +91,9 @@ class CausalConv2d(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.kernel.convolve(x, self.bias, self.mask)
+    def forward(self, x: Tensor, *, elu: bool = False, dropout_p: float = 0.0) -> Tensor:
+        """The convolution of dropout(ELU(x)), or of x."""
+        return self.kernel.convolve(x, self.bias, self.mask, elu=elu, dropout_p=dropout_p)
 
 
 class SameConv2d(nn.Module):
@@ -110,5 +116,6 @@ class SameConv2d(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.kernel.convolve(x, self.bias, "same")
+    def forward(self, x: Tensor, *, elu: bool = False, dropout_p: float = 0.0) -> Tensor:
+        """The convolution of dropout(ELU(x)), or of x."""
+        return self.kernel.convolve(x, self.bias, "same", elu=elu, dropout_p=dropout_p)

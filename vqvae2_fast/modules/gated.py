@@ -80,13 +80,13 @@ class GatedResidual(nn.Module):
         self, condition: Tensor | None, labels: Tensor | None, height: int
     ) -> Tensor | None:
         """What condition and class add to the gate's input: `[B, 2C, H, W]` or `[B, 2C, 1, 1]`."""
-        added = None
-        if self.condition is not None:
-            # A pointwise layer commutes with the repetition, and is cheaper at the coarse size.
-            added = upsample_nearest(self.condition(condition), self.condition_scale, height)
+        # A pointwise layer and a sum commute with the repetition, and are cheaper before it.
+        added = None if self.condition is None else self.condition(condition)
         if self.classes is not None:
             of_class = self.classes(labels)[:, :, None, None]  # [B, 2C] -> [B, 2C, 1, 1]
             added = of_class if added is None else added + of_class
+        if self.condition is not None:
+            added = upsample_nearest(added, self.condition_scale, height)
         return added
 
     def forward(
@@ -103,8 +103,8 @@ class GatedResidual(nn.Module):
             condition: `[B, condition_channels, H / scale, W / scale]`.
             labels: int64 `[B]`.
         """
-        h = self.conv1(F.elu(x))
+        h = self.conv1(x, elu=True)
         if self.auxiliary is not None:
-            h = h + self.auxiliary(F.elu(auxiliary))
-        h = F.dropout(F.elu(h), self.dropout, self.training)
-        return ops.gated_residual(self.conv2(h), x, self.before_gate(condition, labels, x.shape[2]))
+            h = h + self.auxiliary(auxiliary, elu=True)
+        h = self.conv2(h, elu=True, dropout_p=self.dropout if self.training else 0.0)
+        return ops.gated_residual(h, x, self.before_gate(condition, labels, x.shape[2]))

@@ -5,6 +5,7 @@
 #include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
 #include "../ema_update-inl.h"
+#include "../gated_layer-inl.h"
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
@@ -35,6 +36,7 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     {sampler::product, sampler::elu, sampler::gate, sampler::add,
                                      sampler::attend, sampler::exp_shifted},
                                     winograd::transforms<3>(),
-                                    winograd::transforms<5>()};
+                                    winograd::transforms<5>(),
+                                    gated_layer::kKernels};
 
 }  // namespace vqvae2_fast::cpu

@@ -1,4 +1,4 @@
-"""`gated_residual` as one kernel each way, where Triton owns it: schemas and gradient."""
+"""`gated_residual` as one kernel each way, where it has an owner: schemas and gradient."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, define_triton
 
-__all__ = ["fused_gated_residual", "refusal"]
+__all__ = ["fused_gated_residual", "is_reference", "refusal"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -23,12 +24,29 @@ def refusal(h: Tensor, x: Tensor, condition: Tensor | None = None) -> str | None
     return None
 
 
+def is_reference(h: Tensor, x: Tensor, condition: Tensor | None = None) -> bool:
+    """The kernel of the CPU is for training in float32."""
+    if h.device.type != "cpu":
+        return False
+    return any(t is not None and t.dtype != torch.float32 for t in (h, x, condition))
+
+
+def _new_map(like: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
+    """A result of the size of `like`, in the order that the kernel writes for a map x."""
+    if x.device.type != "cpu":
+        return torch.empty_like(like)
+    is_vector = condition is not None and condition.shape[2:] != x.shape[2:]
+    if is_vector or (x.shape[1] > 1 and x.stride(1) == 1):
+        return new_channels_last(like, like.shape[1])
+    return like.new_empty(like.shape)
+
+
 def _fake(h: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
-    return torch.empty_like(x)
+    return _new_map(x, x, condition)
 
 
 def _fake_backward(dout: Tensor, h: Tensor, condition: Tensor | None) -> Tensor:
-    return torch.empty_like(h)
+    return _new_map(h, dout, condition)
 
 
 FUSED = define_triton(

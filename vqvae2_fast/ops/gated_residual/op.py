@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.gated_residual.fused import fused_gated_residual, refusal
+from vqvae2_fast.ops.gated_residual.fused import (
+    fused_gated_residual,
+    is_reference,
+    refusal,
+)
 from vqvae2_fast.ops.gated_residual.reference import gated_residual_reference
 
 if TYPE_CHECKING:
@@ -18,8 +22,9 @@ GATED_RESIDUAL = register(
     "gated_residual",
     "(Tensor h, Tensor x, Tensor? condition) -> Tensor",
     reference=gated_residual_reference,
-    owners={"cuda": "triton"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     refusal=refusal,
+    by_design=is_reference,
     fused=fused_gated_residual,
 )
 

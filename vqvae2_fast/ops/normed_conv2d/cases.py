@@ -18,13 +18,14 @@ WINOGRAD_LOSS = 12
 def arguments(
     g: torch.Generator, mask: str, kernel: int, size: tuple[int, int], *, batch: int = 2,
     inputs: int = 16, outputs: int = 32, normed: bool = True, bias: bool = True,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.float32, elu: bool = False, dropout_p: float = 0.0,
 ) -> tuple[Any, ...]:  # fmt: skip
     x = randn(g, batch, inputs, *size, dtype=dtype)
     v = randn(g, outputs, inputs, kernel, kernel, dtype=dtype)
     scale = 0.5 + randn(g, outputs, 1, 1, 1, dtype=dtype).abs() if normed else None
     added = randn(g, outputs, dtype=dtype) if bias else None
-    return (x, v, scale, added, *placement(mask, kernel, kernel))
+    seed = torch.tensor(-7) if dropout_p else None
+    return (x, v, scale, added, *placement(mask, kernel, kernel), elu, dropout_p, seed)
 
 
 def _case(name: str, *sizes: Any, **options: Any) -> Case:
@@ -41,6 +42,9 @@ CASES = [
     _case("smaller_than_a_tile", "include", 5, (2, 3)),
     _case("whole_tiles", "include", 3, (8, 8), inputs=32, outputs=16),
     _case("not_normed", "exclude", 5, (6, 6), normed=False),
+    _case("after_elu", "include", 3, (6, 7), elu=True),
+    _case("after_dropout", "include", 3, (6, 7), inputs=80, dropout_p=0.3),
+    _case("after_elu_and_dropout", "exclude", 5, (5, 6), elu=True, dropout_p=0.1),
     _case("no_bias", "same", 3, (5, 4), bias=False),
     _case("no_images", "include", 3, (4, 4), batch=0),
     _case("odd_channels", "include", 3, (4, 4), inputs=3, outputs=5),

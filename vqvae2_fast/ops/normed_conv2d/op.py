@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, placement
 from vqvae2_fast.ops.normed_conv2d.reference import normed_conv2d_reference, normed_weight
@@ -22,19 +23,21 @@ __all__ = ["NORMED_CONV2D", "normed_conv2d"]
 CHANNELS = 16
 # Products of a call, B·H·W · C_in · C_out, below which direct sums win: see the README.
 LEAST_PRODUCTS = 1 << 22
+# Seeds of the dropout are drawn below this; any int64 would do.
+_SEED_END = 2**62
 
 
 def _fake(
     x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None,
-    top: int, left: int, live: int,
+    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width, weight_v.shape[0])).permute(0, 3, 1, 2)
+    return new_channels_last(x, weight_v.shape[0])
 
 
 def _refusal(
     x: Tensor, weight_v: Tensor, weight_g: Tensor | None = None, bias: Tensor | None = None,
-    top: int = 0, left: int = 0, live: int = 0,
+    top: int = 0, left: int = 0, live: int = 0, elu: bool = False, dropout_p: float = 0.0,
+    seed: Tensor | None = None,
 ) -> str | None:  # fmt: skip
     outputs, inputs, height, width = weight_v.shape
     for name, tensor in (("x", x), ("weight", weight_v), ("g", weight_g), ("bias", bias)):
@@ -49,8 +52,8 @@ def _refusal(
 
 NORMED_CONV2D = register(
     "normed_conv2d",
-    "(Tensor x, Tensor weight_v, Tensor? weight_g, Tensor? bias, int top, int left, int live) "
-    "-> Tensor",
+    "(Tensor x, Tensor weight_v, Tensor? weight_g, Tensor? bias, int top, int left, int live, "
+    "bool elu, float dropout_p, Tensor? seed) -> Tensor",
     reference=normed_conv2d_reference,
     fake=_fake,
     owners={"cpu": "cpu"},
@@ -59,17 +62,17 @@ NORMED_CONV2D = register(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight_v, weight_g, bias, *ctx.placement = inputs
+    x, weight_v, weight_g, bias, *ctx.options, seed = inputs
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight_v, weight_g)
+    ctx.save_for_backward(x, weight_v, weight_g, seed)
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight_v, weight_g = ctx.saved_tensors
-    dx, dv, dg = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.placement)
+    x, weight_v, weight_g, seed = ctx.saved_tensors
+    dx, dv, dg = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.options, seed)
     dg = None if weight_g is None else dg.view(weight_g.shape)
     dbias = dy.sum((0, 2, 3)) if ctx.has_bias else None
-    return dx, dv, dg, dbias, None, None, None
+    return dx, dv, dg, dbias, *(None,) * 6
 
 
 torch.library.register_autograd(
@@ -79,7 +82,7 @@ torch.library.register_autograd(
 
 def normed_conv2d(
     x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None, mask: str,
-    live: Tensor | None = None,
+    live: Tensor | None = None, *, elu: bool = False, dropout_p: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Convolution with the weight `g · v / ‖v‖` (eq. 2 of https://arxiv.org/abs/1602.07868).
 
@@ -94,6 +97,8 @@ def normed_conv2d(
         mask: As in `causal_conv2d`, or `same`: all around, for an odd kernel.
         live: Bool `[kh, kw]`, the mask's live taps; None where v is zero on the dead ones, or none
             is.
+        elu: Convolve ELU(x).
+        dropout_p: Drop what is convolved, by torch's generator.
 
     Returns:
         `[B, C_out, H, W]`.
@@ -104,7 +109,11 @@ def normed_conv2d(
         rounding. Without gradients every position is summed by itself.
     """
     if _goes_in_tiles(x, weight_v, weight_g, bias):
-        return NORMED_CONV2D(x, weight_v, weight_g, bias, *placement(mask, *weight_v.shape[2:]))
+        # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.
+        seed = torch.randint(_SEED_END, ()) if dropout_p > 0 else None
+        where = placement(mask, *weight_v.shape[2:])
+        return NORMED_CONV2D(x, weight_v, weight_g, bias, *where, elu, dropout_p, seed)
+    x = F.dropout(F.elu(x) if elu else x, dropout_p)
     weight = normed_weight(weight_v if live is None else weight_v.where(live, 0.0), weight_g)
     if mask == "same":
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)

@@ -26,6 +26,8 @@ CASES = [
     _case("down_5x5", "down", 5, (9, 5)),
     _case("many_channels", "same", 3, (4, 9), inputs=80, outputs=16),
     _case("not_normed", "include", 5, (6, 6), normed=False),
+    _case("after_elu", "include", 3, (6, 7), elu=True),
+    _case("after_elu_and_dropout", "exclude", 5, (5, 6), inputs=80, elu=True, dropout_p=0.1),
     _case("no_images", "include", 3, (4, 4), batch=0),
     _case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
 ]

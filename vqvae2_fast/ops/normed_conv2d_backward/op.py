@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.normed_conv2d_backward.reference import normed_conv2d_backward_reference
 
@@ -17,17 +18,16 @@ __all__ = ["NORMED_CONV2D_BACKWARD"]
 
 def _fake(
     dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int,
+    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    batch, channels, height, width = x.shape
-    dx = x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    dx = new_channels_last(x, x.shape[1])
     outputs = 0 if weight_g is None else weight_v.shape[0]
     return dx, weight_v.new_empty(weight_v.shape), weight_v.new_empty(outputs)
 
 
 def _refusal(
     dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int,
+    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
 ) -> str | None:  # fmt: skip
     if dy.dtype != torch.float32:
         return f"{str(dy.dtype).removeprefix('torch.')} gradient"
@@ -40,8 +40,8 @@ def _refusal(
 # dg `[C_out]`, empty without g.
 NORMED_CONV2D_BACKWARD = register(
     "normed_conv2d_backward",
-    "(Tensor dy, Tensor x, Tensor weight_v, Tensor? weight_g, int top, int left, int live) "
-    "-> (Tensor dx, Tensor dv, Tensor dg)",
+    "(Tensor dy, Tensor x, Tensor weight_v, Tensor? weight_g, int top, int left, int live, "
+    "bool elu, float dropout_p, Tensor? seed) -> (Tensor dx, Tensor dv, Tensor dg)",
     reference=normed_conv2d_backward_reference,
     fake=_fake,
     owners={"cpu": "cpu"},

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from vqvae2_fast.ops.normed_conv2d.reference import activation
+
 __all__ = ["normed_conv2d_backward_reference"]
 
 
 def normed_conv2d_backward_reference(
     dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int,
+    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     height, width = weight_v.shape[2:]
     is_live = torch.ones(height, width, dtype=torch.bool, device=x.device)
@@ -23,9 +25,14 @@ def normed_conv2d_backward_reference(
         scale = weight_g / norm
     weight = v if scale is None else v * scale
     padding = (left, width - 1 - left, top, height - 1 - top)
-    padded = F.pad(x, padding)
+    with torch.enable_grad():
+        before = x.detach().requires_grad_()
+        after = activation(before, elu, dropout_p, seed)
+    padded = F.pad(after.detach(), padding)
     dpadded = conv2d_input(padded.shape, weight, dy)
     dx = F.pad(dpadded, [-size for size in padding])
+    if after is not before:
+        (dx,) = torch.autograd.grad(after, before, dx)
     dweight = conv2d_weight(padded, weight.shape, dy).where(is_live, 0.0)
     if scale is None:
         return dx, dweight, x.new_empty(0)

@@ -1,0 +1,125 @@
+// `gated_residual` and its gradient on the CPU, float32, on the stable ABI. Schemas and checks:
+// vqvae2_fast/ops/gated_residual/fused.py.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "../cpu/kernels.h"
+#include "maps.h"
+
+namespace vqvae2_fast {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kGrain = 1 << 14;  // values that a thread takes at a time
+
+// A map as rows in which the two halves of h follow one another: positions of a map whose channels
+// are last, else whole images.
+struct Layout {
+  bool channels_last;
+  int64_t rows, channels;  // of x
+};
+
+Layout layout_of(const Tensor& x, const std::optional<Tensor>& condition) {
+  const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3);
+  // One condition for all positions of an image needs them as rows.
+  const bool is_vector = condition && condition->size(2) * condition->size(3) < positions;
+  if ((channels > 1 && x.stride(1) == 1) || is_vector) return {true, batch * positions, channels};
+  return {false, batch, channels * positions};
+}
+
+Tensor in_layout(const Tensor& map, const Layout& layout) {
+  return torch::stable::contiguous(layout.channels_last ? to_last(map) : map);
+}
+
+Tensor new_map_in(const Layout& layout, const Tensor& like) {
+  const int64_t batch = like.size(0), channels = like.size(1), height = like.size(2);
+  if (layout.channels_last) return new_map(batch, channels, height, like.size(3));
+  return torch::stable::new_empty(like, {batch, channels, height, like.size(3)});
+}
+
+// The condition of each row: one a row, or one an image.
+class Condition {
+ public:
+  Condition(const std::optional<Tensor>& condition, const Tensor& h, const Layout& layout) {
+    if (!condition) return;
+    const int64_t positions = h.size(2) * h.size(3);
+    if (condition->size(2) == h.size(2) && condition->size(3) == h.size(3)) {
+      values_.emplace(in_layout(*condition, layout));
+    } else {
+      values_.emplace(torch::stable::contiguous(*condition));
+      rows_each_ = positions;
+    }
+    data_ = floats(*values_);
+    width_ = 2 * layout.channels;
+  }
+
+  const float* of_row(int64_t row) const {
+    return data_ ? data_ + row / rows_each_ * width_ : nullptr;
+  }
+
+ private:
+  std::optional<Tensor> values_;
+  const float* data_ = nullptr;
+  int64_t width_ = 0, rows_each_ = 1;
+};
+
+void check(const Tensor& h, const Tensor& x, const std::optional<Tensor>& condition) {
+  STD_TORCH_CHECK(x.dim() == 4 && h.dim() == 4 && h.size(0) == x.size(0) &&
+                      h.size(1) == 2 * x.size(1) && h.size(2) == x.size(2) &&
+                      h.size(3) == x.size(3) &&
+                      (!condition || (condition->dim() == 4 && condition->size(0) == h.size(0) &&
+                                      condition->size(1) == h.size(1))),
+                  "gated_residual: expected h [B, 2C, H, W] and x [B, C, H, W].");
+}
+
+Tensor gated_residual_cpu(const Tensor& h, const Tensor& x,
+                          const std::optional<Tensor>& condition) {
+  check(h, x, condition);
+  const Layout layout = layout_of(x, condition);
+  const Tensor gates = in_layout(h, layout), skip = in_layout(x, layout);
+  const Condition added(condition, h, layout);
+  Tensor out = new_map_in(layout, x);
+  float* const target = static_cast<float*>(out.mutable_data_ptr());
+  const int64_t channels = layout.channels;
+  const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
+  torch::stable::parallel_for(
+      0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+          kernels.gate(floats(gates) + row * 2 * channels, added.of_row(row),
+                       floats(skip) + row * channels, channels, target + row * channels);
+        }
+      });
+  return out;
+}
+
+Tensor gated_residual_backward_cpu(const Tensor& dout, const Tensor& h,
+                                   const std::optional<Tensor>& condition) {
+  check(h, dout, condition);
+  const Layout layout = layout_of(dout, condition);
+  const Tensor above = in_layout(dout, layout), gates = in_layout(h, layout);
+  const Condition added(condition, h, layout);
+  Tensor dh = new_map_in(layout, h);
+  float* const target = static_cast<float*>(dh.mutable_data_ptr());
+  const int64_t channels = layout.channels;
+  const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
+  torch::stable::parallel_for(
+      0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+          kernels.gate_backward(floats(above) + row * channels, floats(gates) + row * 2 * channels,
+                                added.of_row(row), channels, target + row * 2 * channels);
+        }
+      });
+  return dh;
+}
+
+}  // namespace
+}  // namespace vqvae2_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vqvae2_fast, CPU, m) {
+  m.impl("gated_residual_fused", TORCH_BOX(&vqvae2_fast::gated_residual_cpu));
+  m.impl("gated_residual_backward", TORCH_BOX(&vqvae2_fast::gated_residual_backward_cpu));
+}

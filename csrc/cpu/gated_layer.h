@@ -1,0 +1,32 @@
+// What a gated residual layer does around its convolutions, in training: dropout(ELU(x)) before
+// one, the gate after the second, and their gradients. Rows are the channels of a position.
+#pragma once
+
+#include <stdint.h>
+
+namespace vqvae2_fast::cpu {
+
+// ELU, dropout or both, of maps of `positions` rows an image.
+struct Activation {
+  bool elu;
+  float dropout_p;  // 0 for none
+  uint64_t seed;    // entry (image, position, channel) is dropped as `dropout_mask` says
+  int64_t positions;
+};
+
+struct GatedLayer {
+  // y = activation(x) of rows first..last, both [B * positions, channels] and contiguous.
+  void (*activate)(const Activation& activation, const float* x, int64_t channels, int64_t first,
+                   int64_t last, float* y);
+  // dx = dy * activation'(x); dx may be dy.
+  void (*activate_backward)(const Activation& activation, const float* x, const float* dy,
+                            int64_t channels, int64_t first, int64_t last, float* dx);
+  // out = a * sigmoid(b) + x, (a, b) the halves of h + condition (null for none).
+  void (*gate)(const float* h, const float* condition, const float* x, int64_t channels,
+               float* out);
+  // The gradient of h and of the condition from that of out.
+  void (*gate_backward)(const float* dout, const float* h, const float* condition, int64_t channels,
+                        float* dh);
+};
+
+}  // namespace vqvae2_fast::cpu

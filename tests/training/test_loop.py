@@ -248,7 +248,7 @@ def test_dropped_labels_are_the_class_without_a_name():
     torch.manual_seed(0)
     prior = PixelSNAIL(PRIOR)
     seen = []
-    prior.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
+    prior.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
     stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.999)
     stage.loss(next(stage.batches(0)))
     assert seen[0].tolist() == [3, 3, 3, 3]

@@ -25,6 +25,7 @@ from vqvae2_fast.models.code_checks import (
 )
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
+from vqvae2_fast.modules.code_loss import code_cross_entropy
 from vqvae2_fast.modules.conditioning import ConditionStack
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.stem import CausalStem
@@ -174,6 +175,12 @@ class PixelSNAIL(nn.Module):
             Ranges are checked on CPU tensors in eager mode. On other devices a failed check is an
             assertion on the device, without synchronisation; compiled graphs leave it out.
         """
+        return self.head(F.elu(self._features(codes, condition, labels)))
+
+    def _features(
+        self, codes: Tensor, condition: Sequence[Tensor] | Tensor | None, labels: Tensor | None
+    ) -> Tensor:
+        """`[B, C, h, W]`: what the head makes logits of."""
         maps = as_maps(condition)
         self._check(codes, maps, labels)
         features = None if self.condition is None else self.condition(maps)
@@ -184,7 +191,7 @@ class PixelSNAIL(nn.Module):
             x = block(x, background, features, labels)
         for layer in self.output_layers:
             x = layer(x)
-        return self.head(F.elu(x))
+        return x
 
     def _check(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> None:
         config, batch = self.config, codes.shape[0]
@@ -206,4 +213,7 @@ class PixelSNAIL(nn.Module):
         labels: Tensor | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the codes, nats per code; 0-d, float32."""
-        return F.cross_entropy(self(codes, condition, labels).float(), codes)
+        features = F.elu(self._features(codes, condition, labels))
+        rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
+        weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]
+        return code_cross_entropy(rows, weight, self.head.bias, codes.flatten())

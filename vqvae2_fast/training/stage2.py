@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
@@ -57,9 +56,7 @@ def prior_stage(
             dropped = torch.rand(labels.shape, device=device) < label_dropout
             labels = torch.where(dropped, prior.config.num_classes, labels)
         condition = [codes.to(device) for codes in maps[:level]]
-        logits = prior(maps[level].to(device), condition or None, labels)
-        nats = F.cross_entropy(logits.float(), maps[level].to(device))
-        return nats, {}
+        return prior.loss(maps[level].to(device), condition or None, labels), {}
 
     def validate(prior: PixelSNAIL) -> dict[str, float]:
         return asdict(prior_likelihood(prior, codes_in_order(held_out, config.batch_size), level))

@@ -4,7 +4,8 @@
     python benchmarks/training_step.py emoji64_top --rounds 21 --threads 1 --clock cpu
     python benchmarks/training_step.py port_top_small --against port --profile
 
-A step is forward, loss, backward and Adam's update. Contenders run in turns in this process;
+A step is forward, loss, backward and Adam's update, for ours and the references in its fused form
+as in `training/loop.py`, for the port as in its scripts. Contenders run in turns in this process;
 printed are medians, the ratio of medians to ours, and in brackets the 20th and 80th percentile of
 the ratio within a round. Peak memory is that of a process for each contender: how far the resident
 memory rises during the third step above what stood before it (weights and Adam's moments, printed
@@ -12,7 +13,7 @@ as `held`), so gradients, activations and workspace are counted.
 
 Contenders: `port` is `plain_port.py`, the port's arithmetic in plain PyTorch (the port is not on a
 registry), `drop_in` our modules under its names, `reference` our model with every operator its
-PyTorch reference, `compiled` the same through torch.compile.
+PyTorch reference, `compiled` the same with its loss through torch.compile.
 """
 
 from __future__ import annotations
@@ -76,9 +77,11 @@ def references():
 class Step:
     """One contender: `run` is a whole training step."""
 
-    def __init__(self, model: nn.Module, loss, after=lambda: None) -> None:
+    def __init__(
+        self, model: nn.Module, loss, after=lambda: None, *, fused: bool = False
+    ) -> None:  # fmt: skip
         self.model, self.loss, self.after = model.train(), loss, after
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=fused)
 
     def run(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,6 +117,8 @@ def prior_step(name: str, contender: str) -> Step:
         labels = torch.randint(config.num_classes, (batch,))
 
     def loss(model: nn.Module) -> Tensor:
+        if contender == "ours":
+            return model.loss(codes, condition, labels)
         return F.cross_entropy(model(codes, condition, labels), codes)
 
     return our_step(contender, model, loss)
@@ -121,10 +126,10 @@ def prior_step(name: str, contender: str) -> Step:
 
 def our_step(contender: str, model: nn.Module, loss, after=lambda: None) -> Step:
     if contender == "ours":
-        return Step(model, loss, after)
-    step = ReferenceStep(model, loss, after)
+        return Step(model, loss, after, fused=True)
+    step = ReferenceStep(model, loss, after, fused=True)
     if contender == "compiled":
-        step.model = torch.compile(model)
+        step.loss = torch.compile(loss)
     return step
 
 

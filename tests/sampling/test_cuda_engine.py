@@ -88,6 +88,22 @@ def test_work_of_many_blocks(mask, engines, card):
         assert torch.equal(logits_of(prior, inputs), logits)
 
 
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize(("mask", "kernel_size"), [("exclude", 5), ("downright", 4)])
+def test_sizes_that_are_multiples_of_nothing(mask, kernel_size, attention, engines):
+    prior = tiny_prior(
+        size=(2, 3), mask=mask, kernel_size=kernel_size, attention=attention, channels=54,
+        residual_channels=37, num_heads=3, num_embeddings=41, num_output_layers=1,
+        condition_sizes=((1, 1), (2, 3)), condition_channels=21, num_classes=3,
+    )  # fmt: skip
+    inputs = prior_inputs(prior, 11)
+    with torch.no_grad():
+        expected = prior(inputs["codes"], inputs["condition"], inputs["labels"])
+    torch.testing.assert_close(logits_of(prior, inputs), expected, rtol=0, atol=3e-6)
+    rounded = logits_of(prior, inputs, "on_cpu_bfloat16")
+    torch.testing.assert_close(rounded, expected, rtol=0, atol=0.1)  # 2^-8 of sums of order ten
+
+
 def test_a_sample_is_the_same_in_any_batch(engines):
     prior = tiny_prior(size=(2, 4), num_blocks=1, num_classes=3)
     labels = torch.arange(64) % 4

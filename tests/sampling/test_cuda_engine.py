@@ -4,12 +4,16 @@ That shows that they compute what the reference does and wait for each other as 
 looked for by the thread sanitizer (.ci/cuda_sampler); speed and a GPU's own arithmetic are not.
 """
 
+import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vqvae2_fast import ops
+from vqvae2_fast.compat import rosinality
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import choose_engine, plan_of, sample_codes, teacher_forced_logits
 from vqvae2_fast.sampling import sampler as sampler_module
@@ -19,6 +23,7 @@ from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MASKS = ("exclude", "include", "down", "downright")
 
 
@@ -69,6 +74,18 @@ def test_priors_of_every_kind_draw_as_the_reference_does(kind, engines):
     result = assert_near_tie(prior, codes, engine="on_cpu", **context)
     assert result.logit_error < 2e-6  # logits of order one, sums in another order
     assert torch.equal(codes, sample_codes(prior, 2, engine="reference", **context))
+
+
+@pytest.mark.parametrize("name", ["pixelsnail_top", "pixelsnail_bottom"])
+def test_the_ports_golden_maps_are_drawn(name, engines):
+    spec = json.loads((GOLDEN / "golden.json").read_text())[name]
+    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    prior = rosinality.PixelSNAIL(*spec["constructor"], **spec["keywords"]).eval()
+    prior.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("state.")})
+    codes = sample_codes(
+        prior, 2, condition=tensors.get("condition"), noise=tensors["gumbel"], engine="on_cpu"
+    )
+    assert torch.equal(codes, tensors["sampled"])
 
 
 @pytest.mark.parametrize("mask", ["exclude", "include"])

@@ -66,14 +66,20 @@ class Evaluate(Command):
         pipeline, class_names = self.models.open(device)
         progress = self.progress()
         config = pipeline.vqvae.config
-        held_out, train_set = (
-            open_images(self.source, split, config.image_channels, config.image_size, progress)
-            for split in ("held_out", "train")
+        held_out = open_images(
+            self.source, "held_out", config.image_channels, config.image_size, progress
         )
+        train_set = held_out  # not looked at, unless one of these asks for it
+        if self.train_images or self.samples.images:
+            train_set = open_images(
+                self.source, "train", config.image_channels, config.image_size, progress
+            )
         classifier = None
         if self.samples.classifier is not None:
             shape = (config.image_channels, *config.image_size)
             classifier = load_classifier(self.samples.classifier, device, class_names, shape)
+        if self.train_images < 0:
+            raise ValueError(f"--train-images: expected 0 or more, got {self.train_images}.")
         evaluation = SampleEvaluation(
             self.samples, pipeline, class_names, train_set, held_out, self.out, device, progress,
             classifier,

@@ -24,7 +24,7 @@ import time
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kill import contents, kill_after, unfinished
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 4
+PAUSE = 0.004  # seconds more for each wait for the disk, so that kills hit between the writes
 # Their only job is to be taken in turns.
 LOCK = (".lock",)
 
@@ -59,6 +60,18 @@ def sample(
     assert code == 0, f"sample failed with {code}"
 
 
+def sample_slowly(*arguments: Any, **options: Any) -> None:
+    """`sample`, in a process of its own, on a slow disk."""
+    sync = os.fsync
+
+    def slow_sync(descriptor: int) -> None:
+        time.sleep(PAUSE)
+        sync(descriptor)
+
+    os.fsync = slow_sync
+    sample(*arguments, **options)
+
+
 def writing(
     place: Path, out: Path, images: int, writers: int, *more: str
 ) -> list[Callable[[], None]]:
@@ -67,7 +80,7 @@ def writing(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     return [
-        partial(sample, place, out, images, *more, rank=rank, writers=writers, port=port)
+        partial(sample_slowly, place, out, images, *more, rank=rank, writers=writers, port=port)
         for rank in range(writers)
     ]
 

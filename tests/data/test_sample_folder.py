@@ -173,7 +173,9 @@ def test_an_index_that_cannot_grow_leaves_no_image_without_a_line(tmp_path, monk
     assert [path.name for path in (tmp_path / "images").glob("*.png")] == ["00000.png"]
 
 
-@pytest.mark.parametrize("line", [b"no json\n", b"[1]\n", b'{"sample": "1"}\n', b"\xff\n"])
+@pytest.mark.parametrize(
+    "line", [b"no json\n", b"[1]\n", b"[" * 10**5 + b"\n", b'{"sample": "1"}\n', b"\xff\n"]
+)
 def test_a_damaged_line_is_named(tmp_path, line):
     folder = begin(tmp_path)
     add(folder, [0])
@@ -187,7 +189,8 @@ def test_a_damaged_line_is_named(tmp_path, line):
     ("content", "message"),
     [
         ("{", "is damaged"),
-        ("[]", "is not of a folder"),
+        ("[]", "is damaged: expected a JSON object, got list"),
+        ("{}", "is not of a folder"),
         ('{"count": 1, "settings": {}, "version": 9}', "has version 9, this package reads 1"),
     ],
 )

@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.data.durable import replace_file
+from vqvae2_fast.data.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
 
 if TYPE_CHECKING:
@@ -55,10 +56,7 @@ def check_origin(prior: Path, vqvae: VQVAE2) -> None:
 def _origin(run: Path) -> str:
     """The hash that a run's folder keeps, or "" where it keeps none."""
     try:
-        values = json.loads((run / _FILE).read_bytes())
+        known = read_object(run / _FILE).get("checkpoint_hash")
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{run / _FILE} is damaged: no JSON ({error}).") from error
-    known = values.get("checkpoint_hash") if isinstance(values, dict) else None
     return known if isinstance(known, str) else ""

@@ -28,6 +28,7 @@ from vqvae2_fast.data.durable import (
     sync_folder,
     write_all,
 )
+from vqvae2_fast.data.json_file import read_object, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -236,8 +237,8 @@ def _lines_of(index: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 return
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{index}: line {number} is damaged: {error}.") from error
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{index}: line {number} is damaged: {short(error)}.") from error
             if not isinstance(row, dict) or type(row.get("sample")) is not int:
                 raise ValueError(f"{index}: line {number} is damaged: it has no sample number.")
             yield row, line
@@ -272,16 +273,12 @@ def _remove_parts(folder: Path) -> None:
 
 def _read_settings(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads((path / _SETTINGS).read_text(encoding="utf-8"))
+        values = read_object(path / _SETTINGS)
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--out: {path / _SETTINGS} is damaged: {error}.") from error
-    if (
-        not isinstance(values, dict)
-        or type(values.get("count")) is not int
-        or not isinstance(values.get("settings"), dict)
-    ):
+    except ValueError as error:
+        raise ValueError(f"--out: {error}") from error
+    if type(values.get("count")) is not int or not isinstance(values.get("settings"), dict):
         raise ValueError(f"--out: {path / _SETTINGS} is not of a folder of samples.")
     if values.get("version") != _VERSION:
         raise ValueError(

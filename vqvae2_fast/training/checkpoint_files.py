@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.data.durable import replace_file, replaced_folder
+from vqvae2_fast.data.json_file import MAX_TEXT_BYTES, read_object, short
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing", "short",
+    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing",
     "tensor_headers", "write_json", "write_sums", "write_tensors",
 ]  # fmt: skip
 
@@ -36,8 +37,6 @@ NAMES = (
     "config.json", "model.safetensors", "average.safetensors", "optimizer.safetensors",
     "state.json",
 )  # fmt: skip
-# The largest preset has a configuration of 2 KiB and 120 KiB of names and shapes.
-MAX_TEXT_BYTES = 8 * 2**20
 _CHUNK = 2**20
 # How a ZIP archive and pickles of the protocols since 2 begin: lengths of headers far too long,
 # but for the few bytes of `\x80\x02` and zeros.
@@ -46,12 +45,6 @@ _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)
 
 class DamagedError(ValueError):
     """A file of a checkpoint is missing, cut off or altered."""
-
-
-def short(value: object) -> str:
-    """What a file holds, or an error about it, short enough for a message."""
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -118,17 +111,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DamagedError if there is none."""
     _check_regular(path)
-    with path.open("rb") as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
-    if len(content) > MAX_TEXT_BYTES:
-        raise DamagedError(f"load: {path} is larger than {MAX_TEXT_BYTES} bytes.")
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"load: {path} is damaged or no JSON: {short(error)}.") from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"load: {path}: expected a JSON object, got {type(value).__name__}.")
-    return value
+        return read_object(path)
+    except ValueError as error:
+        raise DamagedError(f"load: {error}") from error
 
 
 def write_sums(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import torch
 
+from vqvae2_fast.data.json_file import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -19,7 +20,6 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.training.checkpoint_files import (
     read_json,
     read_tensors,
-    short,
     tensor_headers,
     write_json,
     write_tensors,

@@ -23,6 +23,7 @@ from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.data.durable import locked, replace_file
+from vqvae2_fast.data.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.training.progress import Progress
 from vqvae2_fast.training.stage1 import check_images
@@ -185,11 +186,9 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
             replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
         try:
-            found = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"extract_codes: {path} is damaged: no JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"extract_codes: {path} is damaged: no JSON object.")
+            found = read_object(path)
+        except ValueError as error:
+            raise ValueError(f"extract_codes: {error}") from error
     for name, value in settings.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"

@@ -226,7 +226,8 @@ class CodeWriter:
             raise OSError(
                 error.errno,
                 f"CodeWriter: cannot write to {self.folder}: {error.strerror}. The store is what "
-                "it was before the unfinished shard; make room and go on by the same call",
+                "it was before the unfinished shard; make room and go on by the same call (of "
+                "the command line, with --resume)",
             ) from error
 
 

@@ -30,9 +30,11 @@ __all__ = [
     "Launch",
     "architecture",
     "configuration",
+    "convolution_precision",
     "dot_precision",
     "launch",
     "launcher",
+    "operand_type",
     "recording",
     "why_not_triton",
 ]
@@ -130,11 +132,28 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     return _configuration(kernel, architecture(device))
 
 
-def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """How `tl.dot` multiplies: float32 as three TF32 products, unless PyTorch allows TF32."""
+def _precision(dtype: torch.dtype, device: torch.device, tf32: bool) -> str:
     if dtype != torch.float32 or not architecture(device).startswith("sm_"):
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if tf32 else "tf32x3"
+
+
+def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """How `tl.dot` multiplies: float32 as three TF32 products, unless PyTorch allows TF32."""
+    return _precision(dtype, device, torch.backends.cuda.matmul.allow_tf32)
+
+
+def convolution_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """The same for convolutions, in which PyTorch allows TF32 unless told otherwise."""
+    return _precision(dtype, device, torch.backends.cudnn.allow_tf32)
+
+
+def operand_type(dtype: torch.dtype) -> Any:
+    """What operands of `tl.dot` are cast to: the interpreter multiplies the bits of bfloat16."""
+    import triton.language as tl
+
+    names = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    return tl.float32 if INTERPRETED else names[dtype]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

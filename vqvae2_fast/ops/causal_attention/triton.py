@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vqvae2_fast.ops._triton import INTERPRETED, configuration, dot_precision, launch
+from vqvae2_fast.ops._triton import configuration, dot_precision, launch, operand_type
 from vqvae2_fast.ops._triton_noise import random_words
 
 if TYPE_CHECKING:
@@ -244,12 +244,10 @@ def _configuration(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
 
 def _common(q: Tensor, v: Tensor) -> dict[str, Any]:
     """Compile-time arguments that the kernels share."""
-    names = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
     return {
         "BLOCK_D": max(16, triton.next_power_of_2(q.shape[3])),
         "BLOCK_DV": max(16, triton.next_power_of_2(v.shape[3])),
-        # The interpreter multiplies the bits of bfloat16.
-        "OPERAND": tl.float32 if INTERPRETED else names[q.dtype],
+        "OPERAND": operand_type(q.dtype),
         "PRECISION": dot_precision(q.dtype, q.device),
     }
 

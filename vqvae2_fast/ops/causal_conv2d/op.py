@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described
 from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.causal_conv2d.fused import (
+    fused_causal_conv2d,
+    is_left_to_the_library,
+    refusal,
+)
 from vqvae2_fast.ops.causal_conv2d.reference import (
     MASKS,
     causal_conv2d_reference,
@@ -23,6 +28,10 @@ CAUSAL_CONV2D = register(
     "causal_conv2d",
     "(Tensor x, Tensor weight, Tensor? bias, str mask) -> Tensor",
     reference=causal_conv2d_reference,
+    owners={"cuda": "triton"},
+    refusal=refusal,
+    by_design=is_left_to_the_library,
+    fused=fused_causal_conv2d,
 )
 
 

@@ -6,55 +6,17 @@ The stem is what makes a prior strictly causal: it sees codes before a position 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast import ops
 from vqvae2_fast.modules.causal_conv import ConvWeight
 
 __all__ = [
     "CausalStem",
     "CodeConv2d",
     "bias_map",
-    "code_windows",
-    "gather_columns",
     "gather_sum",
-    "with_outside",
 ]
-
-
-def code_windows(
-    codes: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int, int, int], fill: int
-) -> Tensor:
-    """int64 `[B·H·W, kh·kw]`: the code under each tap of a kernel, `fill` outside the map.
-
-    Args:
-        codes: int64 `[B, H, W]`.
-        padding: Rows and columns added on the (left, right, top, bottom), negative to cut.
-    """
-    padded = F.pad(codes, padding, value=fill)
-    height, width = kernel_size
-    windows = padded.unfold(1, height, 1).unfold(2, width, 1)  # [B, H, W, kh, kw]
-    return windows.reshape(-1, height * width)
-
-
-def with_outside(tables: Tensor) -> Tensor:
-    """`[T, K, C]` -> `[T, K + 1, C]`: code K, outside the map, has a column of zeros."""
-    return F.pad(tables, (0, 0, 0, 1))
-
-
-def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
-    """Σ_t tables[t, taps[:, t]].
-
-    Args:
-        taps: int64 `[N, T]`, each in 0..K.
-        tables: `[T, K + 1, C]`, see `with_outside`.
-
-    Returns:
-        `[N, C]`.
-    """
-    num_taps, num_codes, _ = tables.shape
-    first_row = torch.arange(num_taps, device=taps.device) * num_codes
-    return F.embedding_bag(taps + first_row, tables.flatten(0, 1), mode="sum")
 
 
 def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
@@ -66,15 +28,11 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
     Returns:
         `[B, C, H, W]`, channels last in memory.
     """
-    batch, height, width = codes.shape
-    taps = torch.cat(
-        [code_windows(codes, c.kernel_size, c.padding, c.num_embeddings) for c in convolutions],
-        dim=1,
-    )
-    tables = with_outside(torch.cat([conv.table() for conv in convolutions]))
-    out = gather_columns(taps, tables)  # [B·H·W, C]
-    out = out.view(batch, height, width, -1) + bias_map(convolutions, height, width)
-    return out.permute(0, 3, 1, 2)
+    height, width = codes.shape[1:]
+    table = torch.cat([conv.table() for conv in convolutions])
+    offsets = [offset for conv in convolutions for offset in conv.offsets]
+    out = ops.code_conv2d(codes, table, offsets)  # [B, C, H, W]
+    return out + bias_map(convolutions, height, width).permute(2, 0, 1)
 
 
 def bias_map(convolutions: list[CodeConv2d], height: int, width: int) -> Tensor:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
+from vqvae2_fast import ops
 from vqvae2_fast.modules.gated import upsample_nearest
-from vqvae2_fast.modules.stem import code_windows, gather_columns, with_outside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,12 +26,11 @@ def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
         maps: int64 `[B, h, w]` each, coarse to fine.
     """
     kernel, half = plan.kernel_size, plan.kernel_size // 2
+    around = [(row - half, column - half) for row in range(kernel) for column in range(kernel)]
     features = None
     for codes, table, bias in zip(maps, plan.stems, plan.stem_biases, strict=True):
-        batch, height, width = codes.shape
-        taps = code_windows(codes, (kernel, kernel), (half,) * 4, fill=table.shape[1])
-        own = (gather_columns(taps, with_outside(table)) + bias).view(batch, height, width, -1)
-        own = own.permute(0, 3, 1, 2)  # [B, C, h, w]
+        own = ops.code_conv2d(codes, table, around) + bias[:, None, None]  # [B, C, h, w]
+        height, width = codes.shape[1:]
         if features is not None:
             scale = (height // features.shape[2], width // features.shape[3])
             own = upsample_nearest(features, scale, height) + own

@@ -1,6 +1,6 @@
 """`code_statistics` in Triton: rows sorted by code, then float64 sums over pieces of each code.
 
-Sorting is PyTorch's stable radix sort. The pieces depend on the indices alone and are added in
+The pieces depend on the indices alone and are added in
 their order, so that results are the same bits in every run.
 """
 
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops._triton_rows import rows_by_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,12 +83,7 @@ def code_statistics_triton(
     torch._assert_async(
         inside, f"code_statistics: expected indices in 0..{num_embeddings - 1}, got one outside."
     )
-    # The sort takes a pass for each byte of its keys.
-    keys = indices.to(torch.int16 if num_embeddings <= 1 << 15 else torch.int32)
-    keys, order = torch.sort(keys, stable=True)
-    codes = torch.arange(num_embeddings + 1, device=z.device, dtype=torch.int32).to(keys.dtype)
-    bounds = torch.searchsorted(keys, codes[:num_embeddings], right=False)  # [K]
-    bounds = torch.nn.functional.pad(bounds, (0, 1), value=len(indices))  # [K + 1]
+    order, bounds = rows_by_code(indices, num_embeddings)
     dimension = z.shape[1]
     config = configuration("code_pieces", z.device)
     blocks = triton.cdiv(dimension, config["BLOCK_D"])

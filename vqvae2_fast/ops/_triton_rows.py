@@ -1,0 +1,28 @@
+"""Rows sorted by their code, for kernels that sum over the rows of each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["rows_by_code"]
+
+
+def rows_by_code(indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
+    """Row numbers sorted by code, equal codes in their order, and where each code's rows begin.
+
+    PyTorch's stable radix sort; nothing waits for the device.
+
+    Args:
+        indices: int64 `[N]`; rows whose code is not in 0..K−1 lie outside all bounds.
+
+    Returns:
+        order int64 `[N]` and bounds int64 `[K + 1]`: rows of code k are
+        `order[bounds[k] : bounds[k + 1]]`.
+    """
+    # The sort takes a pass for each byte of its keys.
+    keys = indices.clamp(-1, num_embeddings)
+    keys = keys.to(torch.int16 if num_embeddings < 1 << 15 else torch.int32)
+    keys, order = torch.sort(keys, stable=True)
+    codes = torch.arange(num_embeddings + 1, device=indices.device, dtype=torch.int32)
+    return order, torch.searchsorted(keys, codes.to(keys.dtype), right=False)

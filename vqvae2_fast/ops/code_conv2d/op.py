@@ -1,0 +1,64 @@
+"""`code_conv2d`: a convolution of a map of codes, as sums of gathered weight columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.code_conv2d.fused import fused_code_conv2d, refusal
+from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["CODE_CONV2D", "code_conv2d"]
+
+CODE_CONV2D = register(
+    "code_conv2d",
+    "(Tensor codes, Tensor table, int[] offsets) -> Tensor",
+    reference=code_conv2d_reference,
+    owners={"cuda": "triton"},
+    refusal=refusal,
+    fused=fused_code_conv2d,
+)
+
+
+def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
+    """`out[b, :, i, j] = Σ_t table[t, codes[b, i + row_t, j + column_t]]`, zero off the map.
+
+    The convolution of a one-hot map whose weight has a column for each tap and code.
+
+    Args:
+        codes: int64 `[B, H, W]`, each in 0..K−1.
+        table: `[T, K, C]`, floating.
+        offsets: (row, column) of each tap from the position, T of them.
+
+    Returns:
+        `[B, C, H, W]`, channels last in memory, differentiable in table.
+
+    Raises:
+        ValueError: Shapes that do not fit, or no taps.
+        TypeError: codes not int64, or a table that is not floating.
+        RuntimeError: Tensors on different devices.
+
+    Note:
+        Codes out of range are an error where the reference runs; the Triton kernels add nothing for
+        them and read nothing out of bounds. The models check the codes that they are given.
+    """
+    check_floating("code_conv2d", table=table)
+    check_same_device("code_conv2d", codes=codes, table=table)
+    if codes.dtype != torch.int64:
+        raise TypeError(f"code_conv2d: expected codes int64, got {described(codes)}.")
+    if codes.dim() != 3:
+        raise ValueError(f"code_conv2d: expected codes [B, H, W], got {described(codes)}.")
+    if not offsets or table.dim() != 3 or table.shape[0] != len(offsets):
+        raise ValueError(
+            f"code_conv2d: expected table [T, K, C] with T={len(offsets)} as offsets, at least 1, "
+            f"got {described(table)}."
+        )
+    return CODE_CONV2D(codes, table, [distance for offset in offsets for distance in offset])

@@ -1,0 +1,54 @@
+"""Reference of `code_conv2d`: gathered columns of the weight, never a one-hot map."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["code_conv2d_reference", "gather_columns", "with_outside"]
+
+
+def with_outside(tables: Tensor) -> Tensor:
+    """`[T, K, C]` -> `[T, K + 1, C]`: code K, outside the map, has a column of zeros."""
+    return F.pad(tables, (0, 0, 0, 1))
+
+
+def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
+    """Σ_t tables[t, taps[:, t]].
+
+    Args:
+        taps: int64 `[N, T]`, each in 0..K.
+        tables: `[T, K + 1, C]`, see `with_outside`.
+
+    Returns:
+        `[N, C]`.
+    """
+    num_taps, num_codes, _ = tables.shape
+    first_row = torch.arange(num_taps, device=taps.device) * num_codes
+    return F.embedding_bag(taps + first_row, tables.flatten(0, 1), mode="sum")
+
+
+def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Tensor:
+    """int64 `[B·H·W, T]`: the code (row, column) from each position, `outside` off the map."""
+    _, height, width = codes.shape
+    rows, columns = offsets[::2], offsets[1::2]
+    top, left = max(0, -min(rows)), max(0, -min(columns))
+    bottom, right = max(0, *rows), max(0, *columns)
+    padded = F.pad(codes, (left, right, top, bottom), value=outside)
+    taps = [
+        padded[:, top + row :, left + column :][:, :height, :width]
+        for row, column in zip(rows, columns, strict=True)
+    ]
+    return torch.stack(taps, dim=3).flatten(0, 2)  # [B, H, W, T] -> [B·H·W, T]
+
+
+def code_conv2d_reference(codes: Tensor, table: Tensor, offsets: Sequence[int]) -> Tensor:
+    taps = _codes_under_taps(codes, offsets, table.shape[1])
+    out = gather_columns(taps, with_outside(table))  # [B·H·W, C]
+    return out.view(*codes.shape, table.shape[2]).permute(0, 3, 1, 2)

@@ -4,7 +4,9 @@ from vqvae2_fast.ops._native import build_info, simd_level
 from vqvae2_fast.ops._registry import OPERATORS, owner
 from vqvae2_fast.ops.causal_attention.op import causal_attention
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, live_taps, tap_mask
+from vqvae2_fast.ops.code_conv2d.op import code_conv2d
 from vqvae2_fast.ops.code_statistics.op import code_statistics
+from vqvae2_fast.ops.draw_codes.op import draw_codes
 from vqvae2_fast.ops.dropout_mask.op import dropout_mask
 from vqvae2_fast.ops.ema_update.op import ema_update_
 from vqvae2_fast.ops.gated_residual.op import gated_residual
@@ -17,7 +19,9 @@ __all__ = [
     "build_info",
     "causal_attention",
     "causal_conv2d",
+    "code_conv2d",
     "code_statistics",
+    "draw_codes",
     "dropout_mask",
     "ema_update_",
     "gated_residual",

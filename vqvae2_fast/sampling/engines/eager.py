@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.modules.stem import gather_columns, with_outside
+from vqvae2_fast.ops.code_conv2d.reference import gather_columns, with_outside
+from vqvae2_fast.ops.draw_codes.reference import DrawScratch
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.engines.eager_layers import (
@@ -30,7 +31,6 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     linear,
 )
 from vqvae2_fast.sampling.request import Drawn, log_prob_of
-from vqvae2_fast.sampling.rule import DrawScratch
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.eager_layers import Step
@@ -197,10 +197,8 @@ class _Network:
         code = self.codes[j] if self._request.known is None else self._drawn
 
         def draw() -> None:
-            guided = logits
-            if rule.guided:
-                guided = rule.guide(logits[:batch], logits[batch:], scratch)
-            rule.draw(guided, noise, scratch, out=code)
+            without = logits[batch:] if rule.guided else None
+            rule.draw_into(code, logits[:batch], noise, without, scratch)
 
         if self._request.known is None:
             return [draw]

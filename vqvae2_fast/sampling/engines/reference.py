@@ -34,14 +34,12 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
         for j in range(width):
             rows = codes[:, : i + 1]
             logits = prior.logits(rows, request.maps, labels)[:, :, i, j].float()  # [B, K]
-            guided = logits
+            without = known = None
             if rule.guided:
                 without = prior.logits(rows, request.maps, no_class)[:, :, i, j].float()
-                guided = rule.guide(logits, without)
-            code = rule.draw(guided, noise_row[:, j])
             if request.known is not None:
                 known = request.known[:, i, j]
-                code = torch.where(known >= 0, known, code)
+            code = rule.draw(logits, noise_row[:, j], without, known=known)
             codes[:, i, j] = code
             if log_prob is not None:
                 log_prob[:, i, j] = log_prob_of(logits, code)

@@ -1,0 +1,78 @@
+"""Cases of `draw_codes`: every filter, ties, what is known, noise of `gumbel_noise`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.draw_codes.op import draw_codes
+from vqvae2_fast.ops.gumbel_noise.reference import gumbel_noise_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _rounded(logits: torch.Tensor) -> torch.Tensor:
+    """To quarters, with zeros of both signs: many ties."""
+    return (logits * 4).round() / 4
+
+
+def _case(name: str, batch: int, num_embeddings: int, *, temperature: float = 1.0, top_k: int = 0,
+          top_p: float = 1.0, guidance: float | None = None, known: bool = False,
+          log_prob: bool = True,
+          change: Callable[[torch.Tensor], torch.Tensor] = lambda v: 2 * v) -> Case:  # fmt: skip
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        logits = change(randn(g, batch, num_embeddings))
+        without = None if guidance is None else change(randn(g, batch, num_embeddings))
+        samples = torch.arange(batch)
+        noise = gumbel_noise_reference(samples, torch.tensor([5]), num_embeddings, 3, 1)[:, 0]
+        kept = torch.arange(batch) % (num_embeddings + 1) - 1 if known else None
+        return (logits, without, noise, kept, temperature, top_k, top_p,
+                1.0 if guidance is None else guidance, log_prob)  # fmt: skip
+
+    return Case(name, make, batched=(0, *((1,) if guidance is not None else ()), 2,
+                                     *((3,) if known else ())) if log_prob else ())  # fmt: skip
+
+
+# Few rows: Triton's interpreter takes tens of milliseconds to sort one.
+CASES = [
+    _case("odd_sizes", 2, 29, top_k=20, top_p=0.9, temperature=0.8, guidance=1.7, known=True),
+    _case("no_filter", 3, 100),
+    _case("no_log_prob", 2, 31, temperature=3.5, log_prob=False),
+    _case("no_rows", 0, 8, top_p=0.5),
+    _case("whole_block", 4, 32, top_p=0.95),
+    _case("one_code", 2, 1, top_k=1, top_p=0.5),
+    _case("top_k_of_one", 3, 13, top_k=1),
+    _case("top_k_beyond_k", 2, 13, top_k=50),
+    _case("least_top_p", 3, 13, top_p=1e-6),
+    _case("ties", 8, 30, top_k=7, top_p=0.8, change=_rounded),
+    _case("greedy_ties", 8, 50, temperature=0.0, top_k=3, change=_rounded),
+    _case("guided_greedy", 3, 50, temperature=0.0, guidance=-0.5),
+    _case("forbidden_codes", 3, 15, top_k=12, change=lambda v: v.masked_fill(v < 0, -torch.inf)),
+    _case("all_forbidden", 2, 9, top_k=4, log_prob=False,
+          change=lambda v: torch.full_like(v, -torch.inf)),
+]  # fmt: skip
+
+_L = torch.zeros(2, 4)
+ERRORS = [
+    ErrorCase("one_row", lambda: draw_codes(_L[0], _L[0]),
+              ValueError, "expected logits [B, K] with K >= 1, got [4] float32"),
+    ErrorCase("noise_of_another_size", lambda: draw_codes(_L, _L[:, :3]),
+              ValueError, "expected noise [2, 4] as logits, got [2, 3]"),
+    ErrorCase("unconditional_of_another_size", lambda: draw_codes(_L, _L, unconditional=_L[:1]),
+              ValueError, "expected unconditional [2, 4] as logits, got [1, 4]"),
+    ErrorCase("float_known", lambda: draw_codes(_L, _L, known=_L[:, 0]),
+              TypeError, "expected known int64, got [2] float32"),
+    ErrorCase("known_of_another_size", lambda: draw_codes(_L, _L, known=torch.zeros(3).long()),
+              ValueError, "expected known [2], got [3]"),
+    ErrorCase("integer_logits", lambda: draw_codes(_L.long(), _L),
+              TypeError, "expected logits of a floating dtype"),
+    ErrorCase("negative_temperature", lambda: draw_codes(_L, _L, temperature=-1.0),
+              ValueError, "draw_codes: expected temperature >= 0 and finite, got -1.0"),
+    ErrorCase("top_p_of_zero", lambda: draw_codes(_L, _L, top_p=0.0),
+              ValueError, "draw_codes: expected top_p in (0, 1] or None, got 0.0"),
+]  # fmt: skip

@@ -1,0 +1,129 @@
+"""`draw_codes`: from logits and noise to codes, by the rule of every sampling engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
+
+__all__ = ["DRAW_CODES", "check_rule", "draw_codes"]
+
+# Beyond this the sort of one row takes more registers than a block of threads has.
+_MOST_CODES = 1 << 13
+
+
+def _fake(
+    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None,
+    temperature: float, top_k: int, top_p: float, guidance_scale: float, log_prob: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    codes = logits.new_empty(logits.shape[0], dtype=torch.int64)
+    return codes, logits.new_empty(logits.shape[0] if log_prob else 0)
+
+
+def _refusal(
+    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None = None,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, guidance_scale: float = 1.0,
+    log_prob: bool = False,
+) -> str | None:  # fmt: skip
+    if logits.dtype != torch.float32 or noise.dtype != torch.float32:
+        return "logits or noise that are not float32"
+    if unconditional is not None and unconditional.dtype != torch.float32:
+        return "unconditional logits that are not float32"
+    if logits.shape[1] > _MOST_CODES:
+        return f"{logits.shape[1]} codes, more than {_MOST_CODES}"
+    return None
+
+
+DRAW_CODES = register(
+    "draw_codes",
+    "(Tensor logits, Tensor? unconditional, Tensor noise, Tensor? known, float temperature, "
+    "int top_k, float top_p, float guidance_scale, bool log_prob) -> (Tensor codes, Tensor taken)",
+    reference=draw_codes_reference,
+    fake=_fake,
+    owners={"cuda": "triton"},
+    refusal=_refusal,
+)
+
+
+def check_rule(
+    op: str, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
+) -> None:
+    """Raise ValueError for a value out of range, in the name of `op`."""
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"{op}: expected temperature >= 0 and finite, got {temperature}.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"{op}: expected top_k >= 1 or None, got {top_k}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"{op}: expected top_p in (0, 1] or None, got {top_p}.")
+    if not abs(guidance_scale) < float("inf"):
+        raise ValueError(f"{op}: expected a finite guidance_scale, got {guidance_scale}.")
+
+
+def draw_codes(
+    logits: Tensor,
+    noise: Tensor,
+    *,
+    unconditional: Tensor | None = None,
+    known: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """The code of each row and its log-probability under the raw logits.
+
+    logits → u + s·(logits − u) → ÷ temperature → top-k → top-p → + noise → argmax, lowest index on
+    ties. With standard Gumbel noise (`gumbel_noise`) this draws from the softmax.
+
+    Args:
+        logits: `[B, K]`, floating, with the class where there is guidance.
+        noise: `[B, K]`.
+        unconditional: u, the logits without the class, `[B, K]`; None for no guidance.
+        known: int64 `[B]`: codes to keep, −1 where one is drawn.
+        temperature: 0 takes the best code, whatever the noise and the filters.
+        top_k: Keep the k best codes by (logit descending, index ascending); None for all.
+        top_p: Of what is left, in that order, keep the shortest prefix whose cumulative float32
+            probability is at least p, one code at least; None for all.
+        guidance_scale: s (classifier-free guidance, https://arxiv.org/abs/2207.12598).
+
+    Returns:
+        codes int64 `[B]`, in 0..K−1 whatever the logits, and their log-probability `[B]`: that of
+        the logits as given, before guidance, temperature and filters.
+
+    Raises:
+        ValueError: Shapes that do not fit, no codes, or a value out of range.
+        TypeError: A dtype that is not floating, or known not int64.
+        RuntimeError: Tensors on different devices.
+    """
+    check_rule("draw_codes", temperature, top_k, top_p, guidance_scale)
+    floats = {"logits": logits, "noise": noise}
+    if unconditional is not None:
+        floats["unconditional"] = unconditional
+    check_floating("draw_codes", **floats)
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(
+            f"draw_codes: expected logits [B, K] with K >= 1, got {described(logits)}."
+        )
+    for name, tensor in floats.items():
+        if tensor.shape != logits.shape:
+            raise ValueError(
+                f"draw_codes: expected {name} {list(logits.shape)} as logits, got "
+                f"{described(tensor)}."
+            )
+    if known is not None:
+        if known.dtype != torch.int64:
+            raise TypeError(f"draw_codes: expected known int64, got {described(known)}.")
+        if known.shape != logits.shape[:1]:
+            raise ValueError(
+                f"draw_codes: expected known [{logits.shape[0]}], got {described(known)}."
+            )
+        floats["known"] = known
+    check_same_device("draw_codes", **floats)
+    codes, taken = DRAW_CODES(
+        logits, unconditional, noise, known, temperature, top_k or 0, top_p or 1.0, guidance_scale,
+        True,
+    )  # fmt: skip
+    return codes, taken

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What to run first where a GPU is at hand: builds, tests on the device, checks memory, measures.
 # One command, under ten minutes, no network; needs Python >= 3.10, torch >= 2.11 with CUDA and its
-# triton, and for the build setuptools, pybind11, ninja, cmake. Leaves benchmarks/results/<device>.csv.
+# triton, and for the build setuptools, pybind11, ninja, cmake. Leaves benchmarks/results/<device>.csv
+# and its plots.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -21,7 +22,7 @@ memcheck() {
     return
   fi
   # The sanitizer slows each launch a hundredfold: the forward cases alone.
-  timeout 150 compute-sanitizer --error-exitcode 9 python -m pytest -q tests/ops/test_cuda.py \
+  timeout 150 compute-sanitizer --error-exitcode 9 python "$(command -v pytest)" -q tests/ops/test_cuda.py \
     -k 'test_forward_matches_reference and not rounded' || {
       code=$?
       [ $code -eq 124 ] && echo "compute-sanitizer: no error in 150 s, stopped there" || exit $code
@@ -48,9 +49,35 @@ portable_cuda() {
   fi
 }
 
-nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv || true
+python - << 'EOF'
+import importlib.util
+import sys
+
+problems = []
+if sys.version_info < (3, 10):
+    problems.append(f"expected Python 3.10 or later, got {sys.version.split()[0]}")
+if importlib.util.find_spec("torch") is None:
+    problems.append("torch is not installed: a CUDA build of torch 2.11 or later is needed")
+else:
+    import torch
+
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 11):
+        problems.append(f"expected torch 2.11 or later, got {torch.__version__}")
+    if not torch.cuda.is_available():
+        problems.append(f"torch {torch.__version__} sees no GPU: nothing to test or measure here")
+for package in ("triton", "setuptools", "pybind11", "ninja", "pytest", "matplotlib"):
+    if importlib.util.find_spec(package) is None:
+        problems.append(f"{package} is not installed")
+for problem in problems:
+    print(f"gpu.sh: {problem}", file=sys.stderr)
+sys.exit(bool(problems))
+EOF
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total --format=csv ||
+  echo "no nvidia-smi on this machine: the device is named in the table"
 part build pip install -q --no-build-isolation --no-deps .
-part tests timeout 200 python -m pytest -q -m cuda
+part tests timeout 200 pytest -q -m cuda
 part memcheck memcheck
 part benchmarks timeout 180 python benchmarks/gpu.py --save
 part sampler timeout 120 python benchmarks/gpu_sampler.py --save

@@ -111,7 +111,7 @@ def main() -> None:
     for batch in options.batches:
         rows += measured(priors, batch, options.rounds)
     if options.save:
-        save(rows, "-sampler")
+        print(save(rows, "-sampler"))
 
 
 if __name__ == "__main__":

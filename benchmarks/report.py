@@ -17,6 +17,11 @@ import matplotlib.pyplot as plt
 COLOURS = {
     "ours": "tab:blue", "faiss": "tab:orange", "lean": "tab:green", "lean_compiled": "tab:olive",
     "onehot": "tab:red", "lucidrains": "tab:purple",
+    # On a GPU.
+    "eager": "tab:green", "compile": "tab:olive", "lean compile": "tab:olive", "one-hot": "tab:red",
+    "one-hot compile": "tab:pink", "flash-kmeans": "tab:orange", "cuvs": "tab:brown",
+    "cudnn": "tab:cyan", "kernel": "navy", "index_add": "tab:purple",
+    "sdpa without dropout": "tab:gray",
 }  # fmt: skip
 
 
@@ -55,16 +60,19 @@ def draw_roofline(rows: list[dict[str, str]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 5), constrained_layout=True)
     matmul = float(rows[-1]["matmul_gflop_per_s"])
     copy = float(rows[-1]["copy_gb_per_s"])
+    product = "float16" if rows[-1]["clock"] == "device" else "float32"
     intensities = [2.0**e for e in range(-4, 11)]
     axis.plot(intensities, [min(matmul, copy * i) for i in intensities], "k-", linewidth=1,
-              label=f"float32 matmul {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s")  # fmt: skip
+              label=f"{product} product {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s")  # fmt: skip
     for row in rows:
         rate, bandwidth = float(row["gflop_per_s"]), float(row["gb_per_s"])
         if bandwidth > 0 and not row["mode"].startswith("call"):
             colour = COLOURS.get(row["contender"], "tab:gray")
             axis.plot(rate / bandwidth, rate, "o", color=colour, markersize=4)
+    present = {row["contender"] for row in rows}
     for name, colour in COLOURS.items():
-        axis.plot([], [], "o", color=colour, label=name)
+        if name in present:
+            axis.plot([], [], "o", color=colour, label=name)
     axis.set(xscale="log", yscale="log", xlabel="flop per byte of least traffic", ylabel="GFLOP/s")
     axis.legend(fontsize=7)
     axis.set_title(caption(rows[-1]), fontsize=7)
@@ -95,13 +103,13 @@ def draw_costs(rows: list[dict[str, str]], path: Path) -> None:
 
 def caption(row: dict[str, str]) -> str:
     machine = f"{row['device']}, {row['threads']} threads, {row['clock']} clock"
+    if row["clock"] == "device":
+        machine = row["device"]
     return f"{machine}, commit {row['commit']}, {row['date']}\n{row['versions']}"
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/report.py benchmarks/results/<device>.csv")
-    path = Path(sys.argv[1])
+def draw(path: Path) -> None:
+    """The plots of a table, beside it."""
     rows = latest(path)
     costs = [row for row in rows if row["mode"].startswith("cost_")]
     if costs:
@@ -109,6 +117,12 @@ def main() -> None:
         rows = [row for row in rows if row not in costs]
     draw_bars(rows, path.with_name(f"{path.stem}-times.png"))
     draw_roofline(rows, path.with_name(f"{path.stem}-roofline.png"))
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python benchmarks/report.py benchmarks/results/<device>.csv")
+    draw(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

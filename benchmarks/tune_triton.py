@@ -27,13 +27,14 @@ from gpu import clock
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
+from vqvae2_fast.ops.causal_conv2d.fused import FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
 # These change what is computed, not how fast: left as they are.
-FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "CHUNK_D", "PROGRAMS")
+FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS")
 
 
 def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -66,6 +67,28 @@ def calls() -> dict[str, Callable[[], object]]:
         "dropout_mask": partial(ops.dropout_mask, seed, 64, 1024, 1024, 0.1),
         "gumbel_noise": partial(ops.gumbel_noise, number, number, 512),
     }
+    codes = indices[: 32 * 1024].view(32, 32, 32)
+    table = torch.randn(33, 512, 256, device="cuda", requires_grad=True)
+    offsets = [(row, column) for row in range(-3, 1) for column in range(-4, 5)][:33]
+    dstem = torch.randn(32, 256, 32, 32, device="cuda").contiguous(
+        memory_format=torch.channels_last
+    )
+
+    def stem() -> None:
+        torch.autograd.grad(ops.code_conv2d(codes, table, offsets), table, dstem)
+
+    found["code_conv2d_fwd"] = found["code_conv2d_bwd"] = stem
+    for suffix, dtype in (("", torch.float32), ("_half", torch.bfloat16)):
+        x = torch.randn(32, 256, 32, 32, device="cuda", dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        weight = torch.randn(512, 256, 5, 5, device="cuda", dtype=dtype, requires_grad=True)
+
+        def convolve(x=x, weight=weight) -> None:
+            out = FUSED(x, weight, None, "exclude")
+            torch.autograd.grad(out, (x, weight), out.detach())
+
+        found[f"causal_conv2d_fwd{suffix}"] = convolve
+        found[f"causal_conv2d_bwd_dweight{suffix}"] = convolve
     for suffix, width, dtype in (("", 16, torch.bfloat16), ("_wide", 128, torch.bfloat16)):
         q, k, v = (
             torch.randn(8, 8, 1024, width, device="cuda", dtype=dtype, requires_grad=True)
@@ -108,6 +131,8 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/tune_triton.py: no CUDA device.")
+    # Convolutions are tuned as they are owned: three TF32 products each.
+    torch.backends.cudnn.allow_tf32 = False
     arch = _triton.architecture(torch.device("cuda"))
     for kernel, call in calls().items():
         if options.only in kernel:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops.causal_conv2d.fused import FUSED
+from vqvae2_fast.ops.causal_conv2d.reference import MASKS, causal_conv2d_reference
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.compare import assert_close_to_float64, to_float64
 
@@ -17,6 +19,15 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def without_tf32():
+    """What a convolution owns, and the bounds of all, are those of float32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 OPERATORS = {name: op for name, op in ops.OPERATORS.items() if "cuda" in op.owners}
 CASES = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
@@ -129,6 +140,68 @@ def test_long_attention_matches_float64(length):
     eager = operator.reference(q, k, v, *arguments)
     actual = operator(q, k, v, *arguments)
     assert_close_to_float64(actual, eager, exact, factor=2, what="attention")
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("inputs", "outputs"), [(32, 64), (48, 200)])
+def test_kernels_of_a_convolution_match_float64(mask, dtype, inputs, outputs):
+    """The kernels themselves, whoever owns the call."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, inputs, 17, 13, generator=generator).to(dtype)
+    weight = torch.randn(outputs, inputs, 5, 5, generator=generator).to(dtype) / 30
+    bias = torch.randn(outputs, generator=generator).to(dtype)
+    dout = torch.randn(3, outputs, 17, 13, generator=generator).to(dtype)
+
+    def run(function, change):
+        leaves = [change(tensor).detach().requires_grad_() for tensor in (x, weight, bias)]
+        out = function(*leaves, mask)
+        return [out.detach(), *torch.autograd.grad(out, leaves, change(dout))]
+
+    actual = run(FUSED, lambda tensor: tensor.to(DEVICE))
+    eager = run(causal_conv2d_reference, lambda tensor: tensor.clone())
+    exact = run(causal_conv2d_reference, lambda tensor: tensor.double())
+    for name, a, e, t in zip(("out", "dx", "dweight", "dbias"), actual, eager, exact, strict=True):
+        assert_close_to_float64(a.cpu(), e, t, factor=3, what=name)
+
+
+@pytest.mark.parametrize("one_code", [False, True])
+def test_long_rows_of_a_code_convolution_match_float64(one_code):
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(512, (8, 32, 32), generator=generator)
+    if one_code:
+        codes.fill_(17)
+    offsets = [-1, -1, -1, 0, 0, -2, 0, -1]
+    table = torch.randn(4, 512, 130, generator=generator)
+    dout = torch.randn(8, 130, 32, 32, generator=generator)
+    operator = ops.OPERATORS["code_conv2d"]
+
+    def run(function, codes, table, dout):
+        leaf = table.detach().requires_grad_()
+        out = function(codes, leaf, offsets)
+        return out.detach(), torch.autograd.grad(out, leaf, dout)[0]
+
+    actual = run(operator, *(tensor.to(DEVICE) for tensor in (codes, table, dout)))
+    eager = run(operator.reference, codes, table, dout)
+    exact = run(operator.reference, codes, table.double(), dout.double())
+    for name, a, e, t in zip(("out", "dtable"), actual, eager, exact, strict=True):
+        assert_close_to_float64(a.cpu(), e, t, factor=3, what=name)
+
+
+@pytest.mark.parametrize("num_embeddings", [512, 1000, 8192])
+def test_draws_are_those_of_the_reference(num_embeddings):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(300, num_embeddings, generator=generator)
+    samples, positions = torch.arange(300), torch.tensor([77])
+    noise = ops.gumbel_noise(samples, positions, num_embeddings, seed=5)[:, 0]
+    on_card = ops.gumbel_noise(samples.to(DEVICE), positions.to(DEVICE), num_embeddings, seed=5)
+    assert torch.equal(on_card[:, 0].cpu(), noise)
+    for top_k in (None, 40):
+        expected, _ = ops.draw_codes(logits, noise, temperature=0.9, top_k=top_k)
+        codes, _ = ops.draw_codes(
+            logits.to(DEVICE), on_card[:, 0], temperature=0.9, top_k=top_k
+        )  # fmt: skip
+        assert torch.equal(codes.cpu(), expected)
 
 
 def test_training_step_can_be_captured_in_a_graph():

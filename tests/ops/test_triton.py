@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
 from vqvae2_fast.ops._registry import OPERATORS, TRITON_LAUNCHERS
+from vqvae2_fast.ops.causal_conv2d.fused import is_left_to_the_library
 from vqvae2_fast.ops.gumbel_noise.reference import uniform_from_words
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.interpreter import interpret_on_cpu
@@ -52,7 +54,7 @@ def test_missing_triton_is_told(monkeypatch):
 
 @interpreted
 def test_every_interpreted_operator_is_owned_by_triton():
-    for name in ("gumbel_noise", "dropout_mask", "ema_update_", "code_statistics"):
+    for name in ("gumbel_noise", "dropout_mask", "ema_update_", "code_statistics", "draw_codes"):
         assert OPERATORS[name].owners["cpu"] == "triton"
         assert name in TRITON_LAUNCHERS
 
@@ -176,3 +178,78 @@ def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
     z, codebook = torch.randn(64, 16, generator=generator), torch.randn(64, 16, generator=generator)
     indices, _ = OPERATORS["nearest_code"](z, codebook)
     assert torch.equal(indices, nearest_code_reference(z, codebook)[0]) == counted
+
+
+def conv_inputs(channels=32, dtype=torch.float32):
+    """Stand-ins for tensors on a GPU: the predicate looks at nothing else."""
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    return x, torch.zeros(2 * channels, channels, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("capability", "tf32", "inputs", "left"),
+    [
+        ((9, 0), False, conv_inputs(), False),
+        ((9, 0), True, conv_inputs(), True),
+        ((9, 0), False, conv_inputs(dtype=torch.bfloat16), True),
+        ((9, 0), False, conv_inputs(channels=16), True),
+        ((12, 0), False, conv_inputs(), True),
+    ],
+    ids=["float32", "tf32_allowed", "bfloat16", "few_channels", "slow_tensor_cores"],
+)
+def test_convolutions_are_owned_where_three_tf32_products_win(
+    monkeypatch, capability, tf32, inputs, left
+):
+    properties = SimpleNamespace(major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        assert is_left_to_the_library(*inputs) == left
+
+
+@pytest.mark.parametrize(
+    ("target", "tf32", "expected"),
+    [("sm_90", True, "tf32"), ("sm_90", False, "tf32x3"), ("gfx942", True, "ieee")],
+)
+def test_convolutions_use_tf32_only_where_pytorch_allows_it(target, tf32, expected):
+    with (
+        _triton.recording(target),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32),
+    ):
+        device = torch.device("cpu")
+        assert _triton.convolution_precision(torch.float32, device) == expected
+        assert _triton.convolution_precision(torch.bfloat16, device) == "ieee"
+
+
+@interpreted
+def test_dead_taps_of_a_convolution_are_not_read():
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(1, 4, 5, 6, generator=generator), torch.randn(3, 4, 3, 3)
+    expected = ops.causal_conv2d(x, weight, None, "exclude")
+    spoilt = weight.masked_fill(~ops.tap_mask("exclude", 3, 3), torch.nan)
+    assert torch.equal(ops.causal_conv2d(x, spoilt, None, "exclude"), expected)
+
+
+@interpreted
+def test_codes_out_of_range_add_nothing_to_a_code_convolution():
+    codes = torch.tensor([[[0, 1], [-1, 7]]])
+    table = torch.tensor([[[1.0], [10.0]]]).requires_grad_()
+    out = ops.code_conv2d(codes, table, [(0, 0)])
+    assert out.flatten().tolist() == [1.0, 10.0, 0.0, 0.0]
+    out.sum().backward()
+    assert table.grad.flatten().tolist() == [1.0, 1.0]
+
+
+@interpreted
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_draw_from_logits_that_are_not_numbers_is_in_range(top_k):
+    logits = torch.full((1, 5), torch.nan)
+    logits[0, 0] = 1.0
+    codes, _ = ops.draw_codes(logits, torch.zeros(1, 5), top_k=top_k)
+    assert codes.item() == logits.argmax().item() == 1
+
+
+@interpreted
+def test_wide_rows_of_logits_are_left_to_the_reference():
+    logits = torch.zeros(1, 8193)
+    reason = OPERATORS["draw_codes"].owner(logits, None, logits)
+    assert reason == "reference: 8193 codes, more than 8192"

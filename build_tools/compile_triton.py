@@ -1,11 +1,12 @@
 """Compiles every Triton kernel for every target as its launcher would ask for it. Needs no GPU.
 
-    python build_tools/compile_triton.py --out triton_kernels.csv
+    python build_tools/compile_triton.py --out triton_kernels.csv --summary docs/triton-kernels.csv
 
 Launchers run on small CPU tensors in recording mode (`ops/_triton.py`), once for each target, so
 that what is compiled is what users get: kernel, block sizes, dtypes, alignment. A kernel that
 spills registers or asks for more shared memory than a block may have fails the command. The
-verdict belongs to one version of Triton: `.ci/constraints.txt` names it.
+verdict belongs to one version of Triton: `.ci/constraints.txt` names it. The summary, one line for
+each kernel and target, is committed; `--check` fails where it is not what this command finds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import io
 import re
 import subprocess
 import sys
@@ -127,45 +129,82 @@ def launches(target: str) -> list[Launch]:
     return recorded
 
 
+def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
+    """What a launch takes on a target, and whether that is allowed."""
+    target = TARGETS[name]
+    source, label, options = source_of(launch)
+    compiled = triton.compile(source, target=target.gpu, options=options)
+    registers, spills, shared, warps = resources(compiled, target)
+    ok = spills == 0 and shared <= target.block_shared
+    if not options.get("enable_fp_fusion", True):
+        # The bits of these kernels are defined: no multiply-add may be contracted.
+        ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
+    row = {
+        "kernel": launch.kernel.__name__, "target": name, "variant": label,
+        "warps": compiled.metadata.num_warps, "registers": registers,
+        "spill_bytes": spills, "shared_bytes": shared,
+        "occupancy": f"{warps / target.warps:.2f}", "triton": triton.__version__,
+    }  # fmt: skip
+    return row, ok
+
+
+def summary(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """One row for each kernel and target: the most that its variants take."""
+    groups: dict[tuple[object, object], list[dict[str, object]]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["target"]), []).append(row)
+    lines = []
+    for (kernel, target), members in sorted(groups.items()):
+        line = {"kernel": kernel, "target": target, "variants": len(members)}
+        for column in ("registers", "spill_bytes", "shared_bytes"):
+            line[f"most_{column}"] = max(row[column] for row in members)
+        line["least_occupancy"] = min(row["occupancy"] for row in members)
+        lines.append({**line, "triton": triton.__version__})
+    return lines
+
+
+def csv_text(rows: list[dict[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the table as CSV")
+    parser.add_argument("--out", type=Path, help="write a row for every variant as CSV")
+    parser.add_argument("--summary", type=Path, help="write a row for every kernel as CSV")
+    parser.add_argument("--check", type=Path, help="compare this summary with what is found")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--only", default="", help="part of the kernels' names")
     options = parser.parse_args()
     rows, failures, start = [], 0, time.time()
     for name in options.targets:
-        target, seen = TARGETS[name], set()
+        seen = set()
         for launch in launches(name):
-            source, label, compiler_options = source_of(launch)
-            key = (launch.kernel.__name__, label)
+            key = (launch.kernel.__name__, source_of(launch)[1])
             if key in seen or options.only not in key[0]:
                 continue
             seen.add(key)
-            compiled = triton.compile(source, target=target.gpu, options=compiler_options)
-            registers, spills, shared, warps = resources(compiled, target)
-            ok = spills == 0 and shared <= target.block_shared
-            if not compiler_options.get("enable_fp_fusion", True):
-                # The bits of these kernels are defined: no multiply-add may be contracted.
-                ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
+            row, ok = compiled_row(launch, name)
+            rows.append(row)
             failures += not ok
-            rows.append({
-                "kernel": key[0], "target": name, "variant": label,
-                "warps": compiled.metadata.num_warps, "registers": registers,
-                "spill_bytes": spills, "shared_bytes": shared,
-                "occupancy": f"{warps / target.warps:.2f}", "triton": triton.__version__,
-            })  # fmt: skip
-            verdict = "ok  " if ok else "FAIL"
-            print(f"{verdict} {name:7} {key[0]:32} {registers:4} registers {spills:4} spilled "
-                  f"{shared:7} shared  {warps}/{target.warps} warps  {label}",
-                  flush=True)  # fmt: skip
+            print(f"{'ok  ' if ok else 'FAIL'} {name:7} {key[0]:32} {row['registers']:4} registers "
+                  f"{row['spill_bytes']:4} spilled {row['shared_bytes']:7} shared  "
+                  f"{row['occupancy']} occupied  {key[1]}", flush=True)  # fmt: skip
+    found = csv_text(summary(rows))
+    print(found)
     if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: (row["kernel"], row["target"])))
-    print(f"{len(rows) - failures} compiled without spills, {failures} failed, "
-          f"{time.time() - start:.0f} s")  # fmt: skip
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        order = sorted(rows, key=lambda row: (row["kernel"], row["target"], row["variant"]))
+        options.out.write_text(csv_text(order))
+    if options.summary:
+        options.summary.write_text(found)
+    if options.check and options.check.read_text() != found:
+        failures += 1
+        print(f"{options.check} is not what was found: write it anew with --summary")
+    print(f"{len(rows)} compiled, {failures} failed, {time.time() - start:.0f} s")
     return failures > 0
 
 

@@ -1,0 +1,63 @@
+"""Writes what compiled Triton kernels take, as docs/triton-kernels.csv has it, into the READMEs.
+
+    python build_tools/triton_tables.py
+
+`build_tools/compile_triton.py --summary docs/triton-kernels.csv` comes first. A table is replaced
+where it stands; a README that has none gets one at its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SUMMARY = ROOT / "docs" / "triton-kernels.csv"
+TARGET = "sm_90"
+HEADER = (
+    f"| compiled for {TARGET}, the most that a variant takes "
+    "| registers a thread | spills | shared memory a block | occupancy |"
+)
+
+
+def table(kernels: set[str], rows: list[dict[str, str]]) -> str:
+    """The lines of some kernels, without a line break at the end."""
+    lines = [HEADER, "|---|---|---|---|---|"]
+    for row in rows:
+        if row["kernel"] in kernels and row["target"] == TARGET:
+            lines.append(
+                f"| `{row['kernel']}`, {row['variants']} variants | {row['most_registers']} | "
+                f"{row['most_spill_bytes']} B | {int(row['most_shared_bytes']) / 1024:.3g} KiB | "
+                f"{100 * float(row['least_occupancy']):.0f} % |"
+            )
+    return "\n".join(lines)
+
+
+def with_table(text: str, new: str) -> str:
+    """A README's text with this table in place of the one that it has."""
+    pattern = re.compile(re.escape(HEADER) + r"(?:\n\|[^\n]*)*")
+    if pattern.search(text):
+        return pattern.sub(lambda _: new, text)
+    return f"{text.rstrip()}\n\n{new}\n"
+
+
+def readmes() -> dict[Path, str]:
+    """Each README beside Triton kernels, and the text that it should have."""
+    with SUMMARY.open() as file:
+        rows = list(csv.DictReader(file))
+    texts = {}
+    for source in sorted((ROOT / "vqvae2_fast" / "ops").glob("*/triton.py")):
+        kernels = set(re.findall(r"def (_\w+_kernel)\(", source.read_text()))
+        readme = source.with_name("README.md")
+        texts[readme] = with_table(readme.read_text(), table(kernels, rows))
+    return texts
+
+
+def main() -> None:
+    for readme, text in readmes().items():
+        readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

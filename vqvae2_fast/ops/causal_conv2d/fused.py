@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, define_triton
 
 __all__ = ["fused_causal_conv2d", "is_left_to_the_library", "refusal"]
@@ -46,17 +47,12 @@ def refusal(
     return None
 
 
-def _channels_last(x: Tensor, channels: int) -> Tensor:
-    batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
-
-
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> Tensor:
-    return _channels_last(x, weight.shape[0])
+    return new_channels_last(x, weight.shape[0])
 
 
 def _fake_input_gradient(dout: Tensor, weight: Tensor, mask: str) -> Tensor:
-    return _channels_last(dout, weight.shape[1])
+    return new_channels_last(dout, weight.shape[1])
 
 
 def _fake_weight_gradient(dout: Tensor, x: Tensor, height: int, width: int, mask: str) -> Tensor:

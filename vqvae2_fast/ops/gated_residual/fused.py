@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, define_triton
+from vqvae2_fast.ops._triton import INTERPRETED
 
 __all__ = ["fused_gated_residual", "is_reference", "refusal"]
 
@@ -24,16 +25,21 @@ def refusal(h: Tensor, x: Tensor, condition: Tensor | None = None) -> str | None
     return None
 
 
+def _is_compiled(x: Tensor) -> bool:
+    """Whether it is the C++ kernel that computes on this device, and not a Triton one."""
+    return x.device.type == "cpu" and not INTERPRETED
+
+
 def is_reference(h: Tensor, x: Tensor, condition: Tensor | None = None) -> bool:
     """The kernel of the CPU is for training in float32."""
-    if h.device.type != "cpu":
+    if not _is_compiled(h):
         return False
     return any(t is not None and t.dtype != torch.float32 for t in (h, x, condition))
 
 
 def _new_map(like: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:
     """A result of the size of `like`, in the order that the kernel writes for a map x."""
-    if x.device.type != "cpu":
+    if not _is_compiled(x):
         return torch.empty_like(like)
     is_vector = condition is not None and condition.shape[2:] != x.shape[2:]
     if is_vector or (x.shape[1] > 1 and x.stride(1) == 1):

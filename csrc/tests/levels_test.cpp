@@ -74,6 +74,27 @@ Floats pointwise(bool gate) {
   return out;
 }
 
+// Forward and backward of rows whose channels fill neither a vector nor a block of noise.
+Floats gated_layer(int64_t channels, bool dropout, bool condition) {
+  std::mt19937 random(8);
+  const GatedLayer& layer = kernels().gated_layer;
+  const int64_t rows = 3;
+  const Activation activation = {true, dropout ? 0.25f : 0.0f, 9, 2};
+  const Floats x = search_data::gaussian(random, rows * channels);
+  const Floats h = search_data::gaussian(random, 2 * channels);
+  const Floats added = search_data::gaussian(random, 2 * channels);
+  Floats out((2 * rows + 3) * channels);
+  float* target = out.data();
+  layer.activate(activation, x.data(), channels, 0, rows, target);
+  target += rows * channels;
+  layer.activate_backward(activation, x.data(), x.data(), channels, 0, rows, target);
+  target += rows * channels;
+  const float* of_row = condition ? added.data() : nullptr;
+  layer.gate(h.data(), of_row, x.data(), channels, target);
+  layer.gate_backward(x.data(), h.data(), of_row, channels, target + channels);
+  return out;
+}
+
 Floats noise() {
   Floats values(133);
   kernels().gumbel_noise(5, 6, 7, 1, static_cast<int64_t>(values.size()), values.data());
@@ -92,6 +113,11 @@ int main() {
     }
     compare(*level, "gate", [] { return pointwise(true); });
     compare(*level, "ELU and exp", [] { return pointwise(false); });
+    for (const int64_t channels : {1, 37, 80}) {
+      compare(*level, "gated layer", [&] { return gated_layer(channels, false, false); });
+      compare(*level, "gated layer with dropout and condition",
+              [&] { return gated_layer(channels, true, true); });
+    }
     compare(*level, "noise", noise);
     printf("%s: done\n", *level);
   }

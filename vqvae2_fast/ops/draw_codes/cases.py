@@ -21,15 +21,23 @@ def _rounded(logits: torch.Tensor) -> torch.Tensor:
     return (logits * 4).round() / 4
 
 
+def _zeros_and_ones(logits: torch.Tensor) -> torch.Tensor:
+    """Zeros of both signs, and some ones."""
+    return torch.where(logits > 1, 1.0, logits * 0)
+
+
 def _case(name: str, batch: int, num_embeddings: int, *, temperature: float = 1.0, top_k: int = 0,
           top_p: float = 1.0, guidance: float | None = None, known: bool = False,
-          log_prob: bool = True,
+          log_prob: bool = True, takes_last: bool = False,
           change: Callable[[torch.Tensor], torch.Tensor] = lambda v: 2 * v) -> Case:  # fmt: skip
     def make(g: torch.Generator) -> tuple[Any, ...]:
         logits = change(randn(g, batch, num_embeddings))
         without = None if guidance is None else change(randn(g, batch, num_embeddings))
         samples = torch.arange(batch)
         noise = gumbel_noise_reference(samples, torch.tensor([5]), num_embeddings, 3, 1)[:, 0]
+        if takes_last:
+            # Turned so that the last code that the filters keep is taken: the edge is seen.
+            noise = 0.01 * torch.arange(num_embeddings) - 4 * logits
         kept = torch.arange(batch) % (num_embeddings + 1) - 1 if known else None
         return (logits, without, noise, kept, temperature, top_k, top_p,
                 1.0 if guidance is None else guidance, log_prob)  # fmt: skip
@@ -44,12 +52,14 @@ CASES = [
     _case("no_filter", 3, 100),
     _case("no_log_prob", 2, 31, temperature=3.5, log_prob=False),
     _case("no_rows", 0, 8, top_p=0.5),
-    _case("whole_block", 4, 32, top_p=0.95),
+    _case("whole_block", 4, 32, top_p=0.95, takes_last=True),
     _case("one_code", 2, 1, top_k=1, top_p=0.5),
-    _case("top_k_of_one", 3, 13, top_k=1),
+    _case("top_k_of_one", 3, 13, top_k=1, takes_last=True),
     _case("top_k_beyond_k", 2, 13, top_k=50),
-    _case("least_top_p", 3, 13, top_p=1e-6),
-    _case("ties", 8, 30, top_k=7, top_p=0.8, change=_rounded),
+    _case("least_top_p", 3, 13, top_p=1e-6, takes_last=True),
+    _case("ties", 8, 30, top_k=7, top_p=0.8, change=_rounded, takes_last=True),
+    _case("zeros_of_both_signs", 3, 15, top_k=9, change=_zeros_and_ones, takes_last=True),
+    _case("guided", 6, 20, temperature=0.7, guidance=3.0),
     _case("greedy_ties", 8, 50, temperature=0.0, top_k=3, change=_rounded),
     _case("guided_greedy", 3, 50, temperature=0.0, guidance=-0.5),
     _case("forbidden_codes", 3, 15, top_k=12, change=lambda v: v.masked_fill(v < 0, -torch.inf)),

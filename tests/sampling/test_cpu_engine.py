@@ -100,14 +100,14 @@ def test_a_sample_is_the_same_in_any_batch_and_at_any_level(level, threads):
     with simd_level(level):
         threads(1)
         alone = sample_codes(
-            prior, 1, labels=labels[7:8], seed=3, first_sample=7, engine="cpu", **arguments
+            prior, 1, labels=labels[2:3], seed=3, first_sample=2, engine="cpu", **arguments
         )
         threads(2)
-        for batch_size in (8, 64):
+        for batch_size in (3, 64):
             codes = sample_codes(
                 prior, batch_size, labels=labels[:batch_size], seed=3, engine="cpu", **arguments
             )
-            assert torch.equal(codes[7], alone[0])
+            assert torch.equal(codes[2], alone[0])
 
 
 @pytest.mark.parametrize(

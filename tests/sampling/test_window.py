@@ -109,8 +109,9 @@ def test_an_engine_of_single_codes_refuses_a_window():
     for engine in ("eager", "reference"):
         with pytest.raises(NotImplementedError, match=f"engine {engine} draws one code at a time"):
             sample_codes(tiny_prior(), 1, engine=engine, window=2)
-    with pytest.raises(ValueError, match="expected window >= 1, got 0"):
-        sample_codes(tiny_prior(), 1, window=0)
+    for window in (0, 2.5):
+        with pytest.raises(ValueError, match=f"expected window an integer >= 1, got {window}"):
+            sample_codes(tiny_prior(), 1, window=window)
 
 
 def test_images_are_drawn_with_a_window_per_level():

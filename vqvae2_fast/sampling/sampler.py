@@ -159,8 +159,8 @@ def sample_codes(
     device = _device(prior)
     if batch_size < 1:
         raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
-    if window < 1:
-        raise ValueError(f"sample_codes: expected window >= 1, got {window}.")
+    if not isinstance(window, int) or window < 1:
+        raise ValueError(f"sample_codes: expected window an integer >= 1, got {window!r}.")
     rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
     if rule.guided and interface.num_classes == 0:
         raise ValueError(

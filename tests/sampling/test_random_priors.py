@@ -1,4 +1,4 @@
-"""Randomly built priors: engine `cpu` against the reference."""
+"""Randomly built priors: engines `cpu` and `eager` against the reference."""
 
 from functools import partial
 
@@ -12,10 +12,6 @@ from vqvae2_fast.sampling import sample_codes, teacher_forced_logits
 from vqvae2_fast.testing.compare import assert_close_to_float64, simd_level, simd_levels
 from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
-
-pytestmark = pytest.mark.skipif(
-    _native.module is None, reason="this install has no compiled module"
-)
 
 
 @st.composite
@@ -50,6 +46,7 @@ def prior_arguments(draw):
     }
 
 
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 @settings(
     max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -84,3 +81,21 @@ def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size, w
     }
     alone = teacher_forced_logits(prior, codes[-1:], engine="cpu", **last)
     assert torch.equal(alone, logits[-1:])
+
+
+@settings(
+    max_examples=20, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+@given(prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3]))
+def test_random_priors_draw_in_pytorch_calls_as_the_reference_does(arguments, seed, batch_size):
+    prior = tiny_prior(seed, **arguments)
+    inputs = prior_inputs(prior, batch_size, seed)
+    context = {"condition": inputs["condition"], "labels": inputs["labels"]}
+    codes = sample_codes(prior, batch_size, seed=seed, engine="eager", **context)
+    assert_near_tie(prior, codes, seed=seed, engine="eager", **context)
+    logits = teacher_forced_logits(prior, codes, engine="eager", **context)
+    with torch.no_grad():
+        full = prior(codes, *context.values())
+        exact = prior.double()(codes, *context.values())
+    assert_close_to_float64(logits, full, exact, factor=2, what="logits")

@@ -1,0 +1,81 @@
+"""Engine `eager` against the naive sampler on the port's default priors, one image at batch 1.
+
+    python benchmarks/sampler_eager.py [--threads 2] [--rounds 2] [--naive-rows 3] [--profile]
+
+The naive time is the full forward for each code, measured at some rows and summed, as in
+`benchmarks/sampler.py`. `--profile` adds where a position's time goes: each call of a column timed
+alone, the least of some repetitions, summed by operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import platform
+import statistics
+import time
+
+import torch
+from sampler import PRIORS, naive_seconds, request_of, seconds_of
+
+import vqvae2_fast
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.eager import _Network, draw_eager
+
+
+@torch.inference_mode()
+def profile(plan, request) -> None:
+    network = _Network(plan, request)
+    row = min(seconds_of(lambda: network.start_row(0)) for _ in range(3))
+    network.draw_row()
+    column = plan.size[1] // 2
+    calls, least = collections.Counter(), collections.Counter()
+    for step in network._steps[column]:
+        function = getattr(step, "func", step)
+        name = getattr(function, "__name__", str(function))
+        calls[name] += 1
+        least[name] += min(seconds_of(step) for _ in range(7))
+    print(f"  row phase {row * 1e3:.0f} ms; a position {sum(least.values()) * 1e6:.0f} us:")
+    for name, seconds in least.most_common(8):
+        print(f"    {name} x {calls[name]}: {seconds * 1e6:.0f} us")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--naive-rows", type=int, default=3, help="0: do not run the naive sampler")
+    parser.add_argument("--profile", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
+        f"{torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    )
+    image = naive = 0.0
+    for name, config in PRIORS.items():
+        prior = vqvae2_fast.PixelSNAIL(config).eval()
+        plan, request = plan_of(prior, interface_of(prior)), request_of(config, 1)
+        each = []
+        for _ in range(arguments.rounds):
+            start = time.perf_counter()
+            draw_eager(plan, request)
+            each.append(time.perf_counter() - start)
+        seconds = statistics.median(each)
+        image += seconds
+        print(f"{name}: {seconds:.2f} s ({min(each):.2f} to {max(each):.2f})", flush=True)
+        if arguments.profile:
+            profile(plan, request)
+        if arguments.naive_rows:
+            slow = naive_seconds(config, prior, 1, arguments.naive_rows)
+            naive += slow
+            print(f"  naive {slow:.0f} s, {slow / seconds:.0f} times this", flush=True)
+    print(f"an image: {image:.2f} s")
+    if naive:
+        print(f"naive {naive:.0f} s: {naive / image:.0f} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -3,8 +3,9 @@
     python benchmarks/sampler_window.py [--pipeline emoji32] [--windows 1 2 4 8 16] [--port]
 
 Batch 1. Trained priors: the windows of a map are drawn by turns, the same samples for all; steps
-are counted over all samples, times are the medians of whole maps. `--port` adds the cost of a step
-of the port's default priors (four rows of each map; random weights, on which time does not depend
+are counted over all samples, times are medians: of CPU time with one thread, which a busy machine
+disturbs little, else of wall time. `--port` adds the cost of a step of the port's default priors
+(the first row of each map, so hardly any row phase; random weights, on which time does not depend
 but the codes kept do). What a window would win there follows from that cost and from the codes that
 a trained prior keeps; no trained prior of that size is at hand to measure it.
 """
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling import SamplingPlan
 
 HEADER = (
-    "| window | ms a map | times window 1 | codes a step | us a step | times a step of window 1 |\n"
+    "| window | ms a draw | times window 1 | codes a step | us a step | steps of window 1 |\n"
     "|---|---|---|---|---|---|"
 )
 
@@ -61,16 +62,15 @@ def measure(
     plan: SamplingPlan, requests: list[DrawRequest], windows: Sequence[int], rounds: int
 ) -> list[Tensor]:
     """Prints a line a window; returns the codes of each request."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[int, list[float]] = {window: [] for window in windows}
-    pixels: dict[int, list[float]] = {window: [] for window in windows}
     steps = dict.fromkeys(windows, 0.0)
     codes = []
     for n, request in enumerate(requests * rounds):
         for window in windows:
-            start = time.perf_counter()
+            start = clock()
             drawn, parts = draw_cpu_timed(plan, replace(request, window=window))
-            seconds[window].append(time.perf_counter() - start)
-            pixels[window].append(parts["pixels"] / parts["steps"])
+            seconds[window].append(clock() - start)
             steps[window] += parts["steps"]
             if window == windows[0]:
                 expected = drawn.codes
@@ -78,14 +78,15 @@ def measure(
                 raise SystemExit(f"window {window} drew other codes.")
         if n < len(requests):
             codes.append(expected)
-    drawn_codes = plan.size[0] * plan.size[1] * len(requests) * rounds
+    draws = len(requests) * rounds
+    whole = {window: statistics.median(values) for window, values in seconds.items()}
+    step = {window: whole[window] * draws / steps[window] for window in windows}
     first = windows[0]
     for window in windows:
-        whole, step = statistics.median(seconds[window]), statistics.median(pixels[window])
-        base, base_step = statistics.median(seconds[first]), statistics.median(pixels[first])
+        kept = plan.size[0] * plan.size[1] * draws / steps[window]
         print(
-            f"| {window} | {whole * 1e3:.2f} | {base / whole:.2f} "
-            f"| {drawn_codes / steps[window]:.2f} | {step * 1e6:.1f} | {step / base_step:.2f} |"
+            f"| {window} | {whole[window] * 1e3:.2f} | {whole[first] / whole[window]:.2f} "
+            f"| {kept:.2f} | {step[window] * 1e6:.1f} | {step[window] / step[first]:.2f} |"
         )
     return codes
 
@@ -103,6 +104,16 @@ def measure_pipeline(name: str, arguments: argparse.Namespace) -> None:
             maps, measure(plan, requests, arguments.windows, arguments.rounds), strict=True
         ):
             sample.append(codes)
+
+
+def measure_port(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(0)
+    for name, config in PRIORS.items():
+        first_row = replace(config, size=(1, config.size[1]), condition_sizes=())
+        prior = vqvae2_fast.PixelSNAIL(first_row).eval()
+        plan = plan_of(prior, interface_of(prior))
+        print(f"\nport's {name}, first row, untrained: for the cost of a step alone\n{HEADER}")
+        measure(plan, [request_of(first_row, 1)], arguments.windows, arguments.rounds)
 
 
 def main() -> None:
@@ -125,14 +136,8 @@ def main() -> None:
         )
         for name in arguments.pipeline:
             measure_pipeline(name, arguments)
-    if arguments.port:
-        torch.manual_seed(0)
-        for name, config in PRIORS.items():
-            few_rows = replace(config, size=(4, config.size[1]), condition_sizes=())
-            prior = vqvae2_fast.PixelSNAIL(few_rows).eval()
-            plan = plan_of(prior, interface_of(prior))
-            print(f"\nport's {name}, four rows, untrained: only the cost of a step\n{HEADER}")
-            measure(plan, [request_of(few_rows, 1)], arguments.windows, arguments.rounds)
+        if arguments.port:
+            measure_port(arguments)
 
 
 if __name__ == "__main__":

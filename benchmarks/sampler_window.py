@@ -16,13 +16,12 @@ import argparse
 import os
 import platform
 import statistics
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from sampler import PRIORS, request_of
+from sampler import PRIORS, clock, request_of
 
 import vqvae2_fast
 from vqvae2_fast.ops import _native
@@ -62,7 +61,6 @@ def measure(
     plan: SamplingPlan, requests: list[DrawRequest], windows: Sequence[int], rounds: int
 ) -> list[Tensor]:
     """Prints a line a window; returns the codes of each request."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[int, list[float]] = {window: [] for window in windows}
     steps = dict.fromkeys(windows, 0.0)
     codes = []

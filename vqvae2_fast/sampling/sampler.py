@@ -134,7 +134,7 @@ def sample_codes(
             `cuda_bfloat16` (likewise, products on tensor cores), `eager` (any device and dtype),
             `reference` (the full forward for each code: the definition), or `auto`, the fastest
             exact one that takes the prior.
-        window: Codes of one step of the compiled engines. With noise fixed, a step may guess the
+        window: Codes of a step of engine `cpu` or a rounded one. With noise fixed, it may guess the
             next codes of the row, compute all as if the guesses were right, and keep those that
             are: the same bits as one at a time, in fewer steps that each cost more. It pays at
             batch 1 where codes are easy to guess; engines/README.md has measurements.
@@ -276,8 +276,8 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, eng
     name, _ = choose_engine(engine, prior)
     if request.window > 1 and not name.startswith("cpu"):
         raise NotImplementedError(
-            f"sample_codes: engine {name} draws one code at a time; expected window=1 or a "
-            f"compiled engine, got window={request.window}."
+            f"sample_codes: engine {name} draws one code at a time; expected window=1 or "
+            f"engine cpu, got window={request.window}."
         )
     with evaluating(prior):
         return {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)

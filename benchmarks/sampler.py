@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
     arguments = parser.parse_args()

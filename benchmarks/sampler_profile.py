@@ -61,7 +61,7 @@ def stage_bytes(plan: SamplingPlan, itemsize: float, all_bytes: float) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--keep", type=float, default=0.5, help="share of the positions, quietest")

@@ -48,10 +48,21 @@ constexpr int64_t column(int v) {
   return WORDS == kHalfPanel ? v / 2 * Vec::kLanes + v % 2 * kHalfPanel : v * Vec::kLanes;
 }
 
+// A block of one panel as float32, [inputs, kPanel].
+template <int WORDS>
+inline void unpack_block(const float* words, int64_t inputs, float* weights) {
+  for (int64_t k = 0; k < inputs; ++k, words += WORDS, weights += kPanel) {
+    Vec w[kPanelVecs];
+    load_weights<WORDS, kPanelVecs>(words, w);
+#pragma GCC unroll 8
+    for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + column<WORDS>(v));
+  }
+}
+
 // c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
 // __builtin_prefetch: 0 for weights that are not to stay in the caches. With more than kFewRows
 // rows, memory from `ahead` is asked for, a line every `ahead_step` floats for each input.
-template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
+template <int HINT, int WORDS, bool SCALED, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
                          int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
@@ -105,7 +116,7 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
       const int64_t at = v / VECS * kPanel + column<WORDS>(v % VECS);
       const Vec before = Vec::load(initial + r * initial_stride + at);
       Vec after = before + sums[r][v];
-      if constexpr (WORDS == kQuarterPanel) {
+      if constexpr (SCALED) {
         after = before.add_product_fused(sums[r][v], Vec::load(scales + at));
       }
       after.store(c + r * c_stride + at);
@@ -114,27 +125,31 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 }
 
 // product_tile with `rows` known at run time, 1..ROWS.
-template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
+template <int HINT, int WORDS, bool SCALED, int ROWS, int PANELS, int VECS>
 inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
                             int64_t panel_stride, int64_t inputs, const float* initial,
                             int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
                             const float* ahead, int64_t ahead_step) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<HINT, WORDS, ROWS - 1, PANELS, VECS>(rows, a, a_stride, weights, panel_stride,
-                                                           inputs, initial, initial_stride, c,
-                                                           c_stride, scales, ahead, ahead_step);
+      product_tile_of<HINT, WORDS, SCALED, ROWS - 1, PANELS, VECS>(
+          rows, a, a_stride, weights, panel_stride, inputs, initial, initial_stride, c, c_stride,
+          scales, ahead, ahead_step);
       return;
     }
   }
-  product_tile<HINT, WORDS, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs, initial,
-                                                initial_stride, c, c_stride, scales, ahead,
-                                                ahead_step);
+  product_tile<HINT, WORDS, SCALED, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs,
+                                                        initial, initial_stride, c, c_stride,
+                                                        scales, ahead, ahead_step);
 }
 
-// All blocks of PANELS panels, from `panel`, for every row.
-template <int HINT, int WORDS, int ROWS, int PANELS, int VECS>
+// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is made float32 before
+// its rows pass, which pays from three tiles on.
+template <int HINT, int WORDS, bool UNPACKS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
+  constexpr int kWords = UNPACKS ? static_cast<int>(kPanel) : WORDS;
+  constexpr bool kScaled = WORDS == kQuarterPanel;
+  alignas(64) float unpacked[UNPACKS ? kInputBlock * kPanel : 1];
   // The next block is asked for in equal parts by this one's tiles. A lone tile asks for every
   // second line: the one beside it comes along.
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
@@ -148,14 +163,18 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
     const float* weights = p.weights + panel * p.panel_stride + first * WORDS;
     const float* ahead = weights + kInputBlock * WORDS;
+    if constexpr (UNPACKS) {
+      unpack_block<WORDS>(weights, inputs, unpacked);
+      weights = unpacked;
+    }
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
         const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
         for (int v = 0; v < kPanelVecs; v += VECS) {
-          const int64_t at = panel * kPanel + column<WORDS>(v);
-          product_tile_of<HINT, WORDS, ROWS, PANELS, VECS>(
-              rows, a, p.a_stride, weights + v * WORDS / kPanelVecs, p.panel_stride, inputs,
+          const int64_t at = panel * kPanel + column<kWords>(v);
+          product_tile_of<HINT, kWords, kScaled, ROWS, PANELS, VECS>(
+              rows, a, p.a_stride, weights + v * kWords / kPanelVecs, p.panel_stride, inputs,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
               p.scales ? p.scales + at : nullptr, ahead, ahead_step);
@@ -171,7 +190,7 @@ template <int HINT, int WORDS, int PANELS>
 inline void product_last_panels(const Product& p, int64_t panel) {
   if constexpr (PANELS > 0) {
     if (p.panels - panel == PANELS) {
-      product_panels<HINT, WORDS, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
+      product_panels<HINT, WORDS, false, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
     } else {
       product_last_panels<HINT, WORDS, PANELS - 1>(p, panel);
     }
@@ -182,7 +201,7 @@ template <int HINT, int WORDS>
 inline void product_of_few_rows(const Product& p) {
   int64_t panel = 0;
   for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-    product_panels<HINT, WORDS, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    product_panels<HINT, WORDS, false, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
   }
   product_last_panels<HINT, WORDS, kFewPanels - 1>(p, panel);
 }
@@ -201,8 +220,13 @@ inline void product_of(const Product& p) {
   // Tiles of nearly one size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
+  constexpr bool kUnpacks = WORDS != kPanel;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
-    product_panels<kKeep, WORDS, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    if (p.groups * tiles > 2) {
+      product_panels<kKeep, WORDS, kUnpacks, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    } else {
+      product_panels<kKeep, WORDS, false, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+    }
   }
 }
 

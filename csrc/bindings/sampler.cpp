@@ -98,6 +98,7 @@ void define_sampler(py::module_& m) {
   py::class_<sampler::Plan>(m, "SamplerPlan")
       .def(py::init(&make_plan), py::arg("integers"), py::arg("tensors"))
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
+      .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),

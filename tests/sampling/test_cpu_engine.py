@@ -16,6 +16,7 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.engines import cpu
+from vqvae2_fast.sampling.engines.cpu_memory import cache_bytes
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.request import DrawRequest
@@ -297,6 +298,19 @@ def test_packed_weights_live_as_long_as_their_plan():
     del plan, prior
     gc.collect()
     assert key not in cpu._packed
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_caches_take_the_bytes_of_the_formula(mask, attention, conditioned):
+    sizes = ODD["condition_sizes"] if conditioned else ()
+    prior = tiny_prior(mask=mask, attention=attention, **ODD | {"condition_sizes": sizes})
+    plan = plan_of(prior, interface_of(prior))
+    packed = cpu.packed_plan(plan)
+    for batch, guided in ((1, False), (5, True)):
+        by_formula = sum(cache_bytes(plan, batch, guided=guided).values())
+        assert packed.cache_bytes(batch=batch, guided=guided) == by_formula
 
 
 def test_weights_changed_in_place_are_drawn_from():

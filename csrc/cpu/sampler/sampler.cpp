@@ -42,4 +42,18 @@ Timing draw_map(const Plan& plan, const Request& request,
   return timing;
 }
 
+int64_t cache_bytes(const Plan& plan, int64_t batch, bool guided) {
+  Request request;
+  request.batch = batch;
+  request.guided = guided;
+  Team team(1);
+  const State state(plan, request, kernels(), team);
+  int64_t size = 0;
+  for (const Buffer* buffer : {&state.ring1.memory, &state.ring2.memory, &state.out1, &state.out2,
+                               &state.features, &state.of_condition, &state.keys, &state.values}) {
+    size += buffer->size();
+  }
+  return size * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace vqvae2_fast::cpu::sampler

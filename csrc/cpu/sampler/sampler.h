@@ -19,4 +19,7 @@ struct Timing {
 Timing draw_map(const Plan& plan, const Request& request,
                 const std::function<bool(int64_t)>& after_row);
 
+// Bytes that a draw keeps from one code to the next, counted from what it allocates.
+int64_t cache_bytes(const Plan& plan, int64_t batch, bool guided);
+
 }  // namespace vqvae2_fast::cpu::sampler

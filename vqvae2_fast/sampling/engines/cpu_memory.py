@@ -1,0 +1,59 @@
+"""Memory of a draw by engine `cpu`: its caches by formula."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.sampling.engines.cpu import HALF_PANEL, PANEL
+
+if TYPE_CHECKING:
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
+__all__ = ["cache_bytes"]
+
+
+def cache_bytes(plan: SamplingPlan, batch_size: int, *, guided: bool = False) -> dict[str, int]:
+    """Bytes that a draw keeps from one code to the next, by what they are.
+
+    With N network rows (`batch_size`, twice that if `guided`), n layers of C → R → 2C channels,
+    A rows of taps above, an H×W map, L blocks with attention of h heads of d channels, and a
+    condition of c channels at h'×w'; C, R and c count in whole panels of 32, 4 bytes a value:
+
+        inputs      n·N·(A + 1)·(W + columns outside the map that a tap reads)·(C + R)
+        outputs     n·N·W·(R + 2C)
+        attention   L·N·h·(d·⌈HW⌉ to 32 + ⌈d⌉ to 16·HW)
+        condition   B·w'·(h'·c + n·2C)
+
+    What a draw holds besides is one position's activations, and the packed weights: once per prior
+    and dtype.
+    """
+    rows = batch_size * (2 if guided else 1)
+    height, width = plan.size
+    layers, conv = plan.layers, plan.layers.conv1
+    channels, inner = _up(layers.channels), _up(layers.inner_channels)
+    above = [column for _, column in conv.above_offsets]
+    left = -min(above + list(conv.current_offsets), default=0)
+    columns = max(left, 0) + width + max(above, default=0)
+    per_row = layers.num_layers * rows
+    values = {
+        "inputs": per_row * (conv.rows_above + 1) * columns * (channels + inner),
+        "outputs": per_row * width * (inner + 2 * channels),
+        "attention": 0,
+        "condition": 0,
+    }
+    if plan.attention is not None:
+        heads = plan.attention.num_heads
+        dim = plan.attention.query_bias.shape[1] // heads
+        area = height * width
+        per_head = dim * _up(area) + _up(dim, HALF_PANEL) * area
+        values["attention"] = plan.num_blocks * rows * heads * per_head
+    if plan.condition is not None:
+        above_height, above_width = plan.condition_sizes[-1]
+        features = _up(plan.condition.stem_biases[0].shape[0])
+        per_column = above_height * features + layers.num_layers * 2 * channels
+        values["condition"] = batch_size * above_width * per_column
+    return {name: 4 * count for name, count in values.items()}
+
+
+def _up(size: int, multiple: int = PANEL) -> int:
+    return -(-size // multiple) * multiple

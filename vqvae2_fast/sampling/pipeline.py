@@ -73,9 +73,9 @@ def sample_levels(
     guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
-    window: int | Sequence[int] = 1,
     return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
+    window: int | Sequence[int] = 1,
 ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
     """Draw the code maps of all levels, coarse to fine; arguments as in `sample_images`.
 
@@ -139,8 +139,8 @@ def sample_images(
     guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
     engine: str = "auto",
-    window: int | Sequence[int] = 1,
     progress: Callable[[int, int, int], None] | None = None,
+    window: int | Sequence[int] = 1,
 ) -> Tensor:
     """Draw images: the code maps level by level, coarse to fine, then decoded.
 

@@ -109,9 +109,9 @@ def sample_codes(
     guidance_scale: float = 1.0,
     known: Tensor | None = None,
     engine: str = "auto",
-    window: int = 1,
     return_log_prob: bool = False,
     progress: Progress | None = None,
+    window: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Draw code maps: logits, guidance, temperature, top-k, top-p, Gumbel noise, argmax.
 
@@ -134,14 +134,14 @@ def sample_codes(
             `cuda_bfloat16` (likewise, products on tensor cores), `eager` (any device and dtype),
             `reference` (the full forward for each code: the definition), or `auto`, the fastest
             exact one that takes the prior.
-        window: Codes of a step of engine `cpu` or a rounded one. With noise fixed, it may guess the
-            next codes of the row, compute all as if the guesses were right, and keep those that
-            are: the same bits as one at a time, in fewer steps that each cost more. It pays at
-            batch 1 where codes are easy to guess; engines/README.md has measurements.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
             raises ends the draw.
+        window: Codes of a step of engine `cpu` or a rounded one. With noise fixed, it may guess the
+            next codes of the row, compute all as if the guesses were right, and keep those that
+            are: the same bits as one at a time, in fewer steps that each cost more. It pays at
+            batch 1 where codes are easy to guess; engines/README.md has measurements.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.

@@ -194,8 +194,8 @@ class SampleFolder:
     def finish(self) -> bool:
         """Sort the index if all samples are there; whether they are.
 
-        Each process of a run calls it at its end: the last one finds all, or both of two that end at
-        once.
+        Each process of a run calls it at its end: the last one finds all, or both of two that end
+        at once.
         """
         with locked(self.path):
             lines = {row["sample"]: line for row, line in _lines_of(self.path / _INDEX)}

@@ -131,6 +131,15 @@ def test_processes_of_a_run_share_the_folder(tmp_path):
     assert numbers(tmp_path) == [0, 1, 2, 3]
 
 
+def test_of_processes_that_end_at_once_the_last_finds_all(tmp_path):
+    first = begin(tmp_path, 2, alone=False)
+    second = SampleFolder.join(tmp_path, 2)
+    add(first, [0])
+    add(second, [1])
+    assert not first.finish()
+    assert second.finish()
+
+
 def test_unfinished_files_are_cleared(tmp_path):
     begin(tmp_path).close()
     part = tmp_path / "images" / ".00001.png.0.part"

@@ -192,17 +192,18 @@ class SampleFolder:
             raise
 
     def finish(self) -> bool:
-        """Sort the index if all samples are there; whether they are.
+        """Sort the index if all samples are there; whether they are, and no other process is.
 
-        Each process of a run calls it at its end: the last one finds all, or both of two that end
-        at once.
+        Each process of a run calls it at its end: the last one finds all.
         """
         with locked(self.path):
+            # In vain, this gives up the shared lock: the next process to come here finds one less.
+            alone = lock_file(self._lock, wait=False)
             lines = {row["sample"]: line for row, line in _lines_of(self.path / _INDEX)}
             if lines.keys() != set(range(self.count)):
                 return False
             self._write_index([lines[sample] for sample in range(self.count)])
-        return True
+        return alone
 
     def _part(self, name: str) -> Path:
         path = self.path / name

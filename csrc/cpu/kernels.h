@@ -5,6 +5,7 @@
 
 #include <stdint.h>
 
+#include "attention.h"
 #include "ema_update.h"
 #include "gated_layer.h"
 #include "nearest_code.h"
@@ -52,6 +53,7 @@ struct KernelTable {
   // Of kernels 3x3 and 5x5.
   winograd::Transforms winograd3, winograd5;
   GatedLayer gated_layer;
+  AttentionKernels attention;
 };
 
 extern const KernelTable kScalarKernels;

@@ -1,4 +1,4 @@
-"""Maps `[B, C, H, W]` as the CPU's kernels write them."""
+"""Maps `[B, C, H, W]` and heads `[B, heads, L, d]` as the CPU's kernels write them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["new_channels_last"]
+__all__ = ["new_channels_last", "new_heads"]
 
 
 def new_channels_last(like: Tensor, channels: int) -> Tensor:
@@ -15,3 +15,10 @@ def new_channels_last(like: Tensor, channels: int) -> Tensor:
     batch, _, height, width = like.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return like.new_empty_strided((batch, channels, height, width), strides)
+
+
+def new_heads(like: Tensor, channels: int) -> Tensor:
+    """Empty `[B, heads, L, channels]`, in memory `[B, L, heads, channels]` and no view."""
+    batch, heads, length, _ = like.shape
+    strides = (length * heads * channels, channels, heads * channels, 1)
+    return like.new_empty_strided((batch, heads, length, channels), strides)

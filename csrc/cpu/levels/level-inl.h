@@ -2,6 +2,7 @@
 // VQ_LEVEL_TABLE and VQ_LEVEL_NAME, and includes this. Everything else stays in anonymous
 // namespaces, so that no function compiled with one level's flags can be linked into another (`nm`
 // shows none).
+#include "../attention-inl.h"
 #include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
 #include "../ema_update-inl.h"
@@ -37,6 +38,7 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                      sampler::attend, sampler::exp_shifted},
                                     winograd::transforms<3>(),
                                     winograd::transforms<5>(),
-                                    gated_layer::kKernels};
+                                    gated_layer::kKernels,
+                                    attention::kKernels};
 
 }  // namespace vqvae2_fast::cpu

@@ -83,5 +83,16 @@ def causal_attention(
         if seed.dim() != 0:
             raise ValueError(f"causal_attention: expected seed 0-d, got {described(seed)}.")
         if q.device.type == "cpu":
-            return DROPPED_ATTENTION(q, k, v, dropout_p, dropout_on, seed)
+            return _dropped_on_cpu(q, k, v, dropout_p, dropout_on, seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)
+
+
+def _dropped_on_cpu(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float, dropout_on: str,
+    seed: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """The kernel is float32: half precision is widened for it, so no L×L matrix is kept."""
+    dtype = q.dtype
+    if all(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (q, k, v)):
+        q, k, v = q.float(), k.float(), v.float()
+    return DROPPED_ATTENTION(q, k, v, dropout_p, dropout_on, seed).to(dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops.dropout_mask.op import DROPOUT_MASK
 
-__all__ = ["causal_attention_reference"]
+__all__ = ["causal_attention_reference", "dropped_weights"]
 
 
 def causal_attention_reference(
@@ -21,6 +21,16 @@ def causal_attention_reference(
         )
         return F.pad(out, (0, 0, 1, 0))
     assert seed is not None
+    weights, keep = dropped_weights(q, k, dropout_p, dropout_on, seed)
+    if dropout_on == "probabilities":
+        weights = torch.where(keep, weights / (1 - dropout_p), 0.0)
+    return F.pad(weights[:, :, 1:] @ v, (0, 0, 1, 0))
+
+
+def dropped_weights(
+    q: Tensor, k: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The softmax of the logits, and what the dropout keeps: `[B, heads, L, L]` both."""
     batch, heads, length, _ = q.shape
     keep = DROPOUT_MASK(seed, batch * heads, length, length, dropout_p)
     keep = keep.view(batch, heads, length, length)
@@ -28,8 +38,5 @@ def causal_attention_reference(
     if dropout_on == "logits":
         logits = torch.where(keep, logits / (1 - dropout_p), 0.0)
     future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu()
-    future[0] = False  # position 0 attends to nothing: any finite row will do, it is zeroed below
-    weights = logits.masked_fill(future, -torch.inf).softmax(dim=3)
-    if dropout_on == "probabilities":
-        weights = torch.where(keep, weights / (1 - dropout_p), 0.0)
-    return F.pad(weights[:, :, 1:] @ v, (0, 0, 1, 0))
+    future[0] = False  # position 0 attends to nothing: any finite row will do, it gives zeros
+    return logits.masked_fill(future, -torch.inf).softmax(dim=3), keep

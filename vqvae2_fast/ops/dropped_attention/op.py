@@ -1,4 +1,4 @@
-"""`dropped_attention`: `causal_attention` with dropout, in blocks, keeping no L×L matrix."""
+"""`dropped_attention`: `causal_attention` with dropout in float32, keeping no L×L matrix."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.ops._maps import new_heads
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
-from vqvae2_fast.ops.dropped_attention.blocks import dropped_attention_blocks
 from vqvae2_fast.ops.dropped_attention_backward.op import DROPPED_ATTENTION_BACKWARD
 
 if TYPE_CHECKING:
@@ -20,7 +20,16 @@ __all__ = ["DROPPED_ATTENTION"]
 def _fake(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
 ) -> Tensor:
-    return q.new_empty((*q.shape[:3], v.shape[3]))
+    return new_heads(q, v.shape[3])
+
+
+def _refusal(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
+) -> str | None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dtype != torch.float32:
+            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    return None
 
 
 # Not public: `causal_attention` calls it on CPUs. Arguments and result are its own.
@@ -29,9 +38,9 @@ DROPPED_ATTENTION = register(
     "(Tensor q, Tensor k, Tensor v, float dropout_p, str dropout_on, Tensor seed) -> Tensor",
     reference=causal_attention_reference,
     fake=_fake,
-    owners={"cpu": "blocks"},
+    owners={"cpu": "cpu"},
+    refusal=_refusal,
 )
-LIBRARY.impl("dropped_attention", dropped_attention_blocks, "CPU")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

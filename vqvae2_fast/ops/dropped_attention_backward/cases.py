@@ -23,6 +23,9 @@ def _case(name: str, *sizes: Any, **options: Any) -> Case:
 CASES = [
     _case("logits", 3, 13, 4, 6, "logits"),
     _case("probabilities", 1, 300, 4, 6, "probabilities"),
+    _case("wide_heads", 2, 33, 40, 17, "logits"),
+    _case("one_position", 2, 1, 4, 4, "logits"),
+    _case("no_images", 2, 5, 4, 4, "logits", batch=0),
     _case("float64", 2, 9, 4, 4, "logits", dtype=torch.float64),
 ]
 

@@ -1,0 +1,76 @@
+// The kernels of training that sum in the level's own order: near the scalar level, inside memory
+// of exactly the size they ask for. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
+#include <math.h>
+#include <stdio.h>
+
+#include "../cpu/aligned.h"
+#include "../cpu/kernels.h"
+#include "search_data.h"
+
+namespace {
+
+using namespace vqvae2_fast::cpu;
+using search_data::Floats;
+
+int failures = 0;
+
+// Calls compute() at the scalar level and at this one.
+template <class Compute>
+void compare(const char* level, const char* what, const Compute& compute) {
+  set_simd_level("scalar");
+  const Floats expected = compute();
+  set_simd_level(level);
+  const Floats actual = compute();
+  double largest = 0, error = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    largest = fmax(largest, fabs(expected[i]));
+    error = fmax(error, fabs(actual[i] - expected[i]));
+  }
+  if (error <= 1e-5 * largest) return;
+  ++failures;
+  printf("FAILED at %s: %s is %g from scalar, of %g\n", level, what, error, largest);
+}
+
+Floats attention(int64_t length, int64_t dim, int64_t value_dim, bool on_logits) {
+  std::mt19937 random(9);
+  const Floats q = search_data::gaussian(random, length * dim);
+  const Floats k = search_data::gaussian(random, length * dim);
+  const Floats v = search_data::gaussian(random, length * value_dim);
+  const Floats dout = search_data::gaussian(random, length * value_dim);
+  AttentionHead head = {};
+  head.q = {q.data(), dim, 1};
+  head.k = {k.data(), 1, length};
+  head.v = {v.data(), value_dim, 1};
+  head.length = length, head.dim = dim, head.value_dim = value_dim;
+  head.scale = 0.5f, head.dropout_p = 0.25f, head.on_logits = on_logits;
+  head.seed = 5, head.group = 3;
+  const AttentionKernels& kernel = kernels().attention;
+  Floats results(2 * length * (dim + value_dim));
+  float* const dq = results.data() + length * value_dim;
+  float* const dk = dq + length * dim;
+  {
+    const auto memory = aligned<float>(kernel.workspace(length, dim, value_dim, false));
+    kernel.forward(head, results.data(), value_dim, memory.get());
+  }
+  const auto memory = aligned<float>(kernel.workspace(length, dim, value_dim, true));
+  kernel.backward(head, {dout.data(), value_dim, 1}, dq, dk, dk + length * dim, dim, value_dim,
+                  memory.get());
+  return results;
+}
+
+}  // namespace
+
+int main() {
+  const int64_t sizes[][3] = {{1, 1, 1}, {5, 3, 17}, {33, 40, 17}, {70, 8, 8}};
+  for (const char* const* level = simd_levels(); *level; ++level) {
+    for (const auto& size : sizes) {
+      compare(*level, "attention with dropout on logits",
+              [&] { return attention(size[0], size[1], size[2], true); });
+      compare(*level, "attention with dropout on probabilities",
+              [&] { return attention(size[0], size[1], size[2], false); });
+    }
+    printf("%s: done\n", *level);
+  }
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -4,6 +4,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "../cpu/gated_layer.h"
+
 namespace vqvae2_fast {
 namespace {
 
@@ -25,6 +31,62 @@ inline torch::stable::Tensor new_map(int64_t batch, int64_t channels, int64_t he
 
 inline const float* floats(const torch::stable::Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
+}
+
+inline float* mutable_floats(const torch::stable::Tensor& tensor) {
+  return static_cast<float*>(tensor.mutable_data_ptr());
+}
+
+// [B, C, H, W] -> [B, H, W, C], channels contiguous.
+inline torch::stable::Tensor as_rows(const torch::stable::Tensor& map) {
+  const torch::stable::Tensor rows = to_last(map);
+  return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
+}
+
+// What stands before a convolution of x [B, C, H, W].
+inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, double dropout_p,
+                                     const std::optional<torch::stable::Tensor>& seed) {
+  STD_TORCH_CHECK(dropout_p == 0 || (seed && seed->dim() == 0 &&
+                                     seed->scalar_type() == torch::headeronly::ScalarType::Long),
+                  "normed_conv2d: expected a seed, 0-d int64, for dropout.");
+  const uint64_t value = dropout_p == 0 ? 0 : *static_cast<const uint64_t*>(seed->const_data_ptr());
+  return {elu, static_cast<float>(dropout_p), value, x.size(2) * x.size(3)};
+}
+
+// rows [B, H, W, C] -> [C], the same sum for any number of threads.
+inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
+  constexpr int64_t kBlock = 32, kParts = 8;  // a block is summed in float32
+  const torch::stable::Tensor source = torch::stable::contiguous(rows);
+  const int64_t channels = source.size(3), count = channels ? source.numel() / channels : 0;
+  const int64_t each = (count + kParts - 1) / kParts;
+  std::vector<double> sums(static_cast<size_t>(kParts * channels));
+  torch::stable::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> block(static_cast<size_t>(channels));
+    for (int64_t part = begin; part < end; ++part) {
+      double* const total = sums.data() + part * channels;
+      const int64_t last = std::min(count, (part + 1) * each);
+      for (int64_t row = part * each; row < last; row += kBlock) {
+        std::fill(block.begin(), block.end(), 0.0f);
+        const int64_t stop = std::min(last, row + kBlock);
+        for (int64_t r = row; r < stop; ++r) {
+          const float* values = floats(source) + r * channels;
+          for (int64_t c = 0; c < channels; ++c) block[static_cast<size_t>(c)] += values[c];
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          total[c] += static_cast<double>(block[static_cast<size_t>(c)]);
+        }
+      }
+    }
+  });
+  torch::stable::Tensor result = torch::stable::new_empty(rows, {channels});
+  for (int64_t c = 0; c < channels; ++c) {
+    double total = 0;
+    for (int64_t part = 0; part < kParts; ++part) {
+      total += sums[static_cast<size_t>(part * channels + c)];
+    }
+    mutable_floats(result)[c] = static_cast<float>(total);
+  }
+  return result;
 }
 
 }  // namespace

@@ -1,14 +1,14 @@
 // `normed_conv2d` and its gradient on the CPU: our transforms around torch's batched products, on
-// the stable ABI. Schemas and checks: vqvae2_fast/ops/normed_conv2d/op.py.
+// the stable ABI; kernels 1x1 are pointwise.cpp's. Schemas: vqvae2_fast/ops/normed_conv2d/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <tuple>
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "pointwise.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -22,11 +22,6 @@ constexpr int64_t kPointGap = 48;
 // Tiles, outputs or channels that a thread takes at a time.
 constexpr int64_t kTileGrain = 8, kOutputGrain = 4, kChannelGrain = 64;
 constexpr int64_t kRowGrain = 64;  // positions
-
-Tensor as_rows(const Tensor& map) {  // [B, C, H, W] -> [B, H, W, C], channels contiguous
-  const Tensor rows = to_last(map);
-  return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
-}
 
 winograd::Map map_of(const Tensor& rows) {
   winograd::Map map = {rows.size(0),
@@ -110,15 +105,6 @@ PointTensor weight_points(const Problem& problem, const Tensor& like) {
   return u;
 }
 
-cpu::Activation activation_of(const Tensor& x, bool elu, double dropout_p,
-                              const std::optional<Tensor>& seed) {
-  STD_TORCH_CHECK(dropout_p == 0 || (seed && seed->dim() == 0 &&
-                                     seed->scalar_type() == torch::headeronly::ScalarType::Long),
-                  "normed_conv2d: expected a seed, 0-d int64, for dropout.");
-  const uint64_t value = dropout_p == 0 ? 0 : *static_cast<const uint64_t*>(seed->const_data_ptr());
-  return {elu, static_cast<float>(dropout_p), value, x.size(2) * x.size(3)};
-}
-
 // rows [B, H, W, C] after the activation: themselves where it is none.
 Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   if (!activation.elu && activation.dropout_p == 0) return rows;
@@ -128,7 +114,8 @@ Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   float* const target = static_cast<float*>(y.mutable_data_ptr());
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
   torch::stable::parallel_for(0, x.numel() / channels, kRowGrain, [&](int64_t first, int64_t last) {
-    kernels.activate(activation, floats(x), channels, first, last, target);
+    kernels.activate(activation, floats(x) + first * channels, channels, first, last,
+                     target + first * channels);
   });
   return y;
 }
@@ -137,6 +124,9 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
                          const std::optional<Tensor>& weight_g, const std::optional<Tensor>& bias,
                          int64_t top, int64_t left, int64_t live, bool elu, double dropout_p,
                          const std::optional<Tensor>& seed) {
+  if (is_pointwise(weight_v)) {
+    return pointwise_forward(x, weight_v, weight_g, bias, activation_of(x, elu, dropout_p, seed));
+  }
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
   const cpu::Activation activation = activation_of(x, elu, dropout_p, seed);
   const int64_t outputs = problem.weight.outputs;
@@ -160,10 +150,13 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(
-    const Tensor& dy, const Tensor& x, const Tensor& weight_v,
-    const std::optional<Tensor>& weight_g, int64_t top, int64_t left, int64_t live, bool elu,
-    double dropout_p, const std::optional<Tensor>& seed) {
+Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& weight_v,
+                                     const std::optional<Tensor>& weight_g, int64_t top,
+                                     int64_t left, int64_t live, bool elu, double dropout_p,
+                                     const std::optional<Tensor>& seed) {
+  if (is_pointwise(weight_v)) {
+    return pointwise_backward(dy, x, weight_v, weight_g, activation_of(x, elu, dropout_p, seed));
+  }
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
   const cpu::Activation activation = activation_of(x, elu, dropout_p, seed);
   const winograd::Weight& weight = problem.weight;
@@ -177,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(
   if (dy.numel() == 0) {
     torch::stable::zero_(dv);
     torch::stable::zero_(dg);
-    return {dx, dv, dg};
+    return {dx, dv, dg, sum_over_rows(as_rows(dy))};
   }
   const Tensor gradient = as_rows(dy);
   const winograd::Map out_map = map_of(gradient);
@@ -217,10 +210,12 @@ std::tuple<Tensor, Tensor, Tensor> normed_conv2d_backward_cpu(
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
     const int64_t channels = weight.inputs, count = rows.numel() / channels;
     torch::stable::parallel_for(0, count, kRowGrain, [&](int64_t first, int64_t end) {
-      kernels.activate_backward(activation, floats(rows), dx_data, channels, first, end, dx_data);
+      float* const part = dx_data + first * channels;
+      kernels.activate_backward(activation, floats(rows) + first * channels, part, channels, first,
+                                end, part);
     });
   }
-  return {dx, dv, dg};
+  return {dx, dv, dg, sum_over_rows(gradient)};
 }
 
 }  // namespace

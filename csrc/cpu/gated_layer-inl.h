@@ -42,19 +42,20 @@ inline void dropout_factors(const Activation& activation, int64_t row, int64_t f
   }
 }
 
-// Calls use(x, factors, out, count, array...) for parts of rows, the factors null without dropout.
+// Calls use(offset from row `first`, count, factors) for parts of rows, the factors null without
+// dropout.
 template <class Use>
 inline void for_each_part(const Activation& activation, int64_t channels, int64_t first,
                           int64_t last, const Use& use) {
   if (activation.dropout_p == 0) {
-    use(first * channels, (last - first) * channels, nullptr);
+    use(0, (last - first) * channels, nullptr);
     return;
   }
   float factors[kPart];
   for (int64_t row = first; row < last; ++row) {
     for (int64_t c = 0; c < channels; c += kPart) {
       dropout_factors(activation, row, c, factors);
-      use(row * channels + c, channels - c < kPart ? channels - c : kPart, factors);
+      use((row - first) * channels + c, channels - c < kPart ? channels - c : kPart, factors);
     }
   }
 }

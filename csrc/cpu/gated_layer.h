@@ -15,7 +15,8 @@ struct Activation {
 };
 
 struct GatedLayer {
-  // y = activation(x) of rows first..last, both [B * positions, channels] and contiguous.
+  // y = activation(x) of rows first..last of [B * positions, channels]: x and y are contiguous and
+  // begin with row `first`.
   void (*activate)(const Activation& activation, const float* x, int64_t channels, int64_t first,
                    int64_t last, float* y);
   // dx = dy * activation'(x); dx may be dy.

@@ -9,6 +9,7 @@
 #include "ema_update.h"
 #include "gated_layer.h"
 #include "nearest_code.h"
+#include "pointwise.h"
 #include "rows.h"
 #include "sampler/kernels.h"
 #include "winograd.h"
@@ -54,6 +55,7 @@ struct KernelTable {
   winograd::Transforms winograd3, winograd5;
   GatedLayer gated_layer;
   AttentionKernels attention;
+  PointwiseKernels pointwise;
 };
 
 extern const KernelTable kScalarKernels;

@@ -58,6 +58,29 @@ Floats attention(int64_t length, int64_t dim, int64_t value_dim, bool on_logits)
   return results;
 }
 
+Floats pointwise(int64_t rows, int64_t inputs, int64_t outputs, bool normed) {
+  std::mt19937 random(10);
+  const Floats x = search_data::gaussian(random, rows * inputs);
+  const Floats dy = search_data::gaussian(random, rows * outputs);
+  const Floats v = search_data::gaussian(random, outputs * inputs);
+  const Floats bias = search_data::gaussian(random, outputs);
+  const PointwiseLayer layer = {
+      {true, 0.25f, 7, 5}, v.data(), normed ? bias.data() : nullptr, outputs, inputs};
+  const PointwiseKernels& kernel = kernels().pointwise;
+  const auto memory = aligned<float>(kernel.workspace(outputs, inputs));
+  const auto packed = aligned<float>(kernel.packed_floats(outputs, inputs));
+  const auto part = aligned<float>(kernel.part_floats(outputs, inputs));
+  Floats results(rows * (inputs + outputs) + outputs * (inputs + 1));
+  float* const dx = results.data() + rows * outputs;
+  float* const dv = dx + rows * inputs;
+  kernel.pack(layer, false, packed.get());
+  kernel.forward(layer, packed.get(), bias.data(), x.data(), 0, rows, memory.get(), results.data());
+  kernel.pack(layer, true, packed.get());
+  kernel.backward(layer, packed.get(), dy.data(), x.data(), 0, rows, memory.get(), part.get(), dx);
+  kernel.weight_gradient(layer, part.get(), 1, 0, outputs, dv, dv + outputs * inputs);
+  return results;
+}
+
 }  // namespace
 
 int main() {
@@ -68,6 +91,12 @@ int main() {
               [&] { return attention(size[0], size[1], size[2], true); });
       compare(*level, "attention with dropout on probabilities",
               [&] { return attention(size[0], size[1], size[2], false); });
+    }
+    for (const auto& size : sizes) {
+      compare(*level, "pointwise layer",
+              [&] { return pointwise(size[0], size[1], size[2], false); });
+      compare(*level, "normed pointwise layer",
+              [&] { return pointwise(size[0], size[1], size[2], true); });
     }
     printf("%s: done\n", *level);
   }

@@ -10,6 +10,7 @@
 #include "../kernels.h"
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
+#include "../pointwise-inl.h"
 #include "../sampler/pointwise-inl.h"
 #include "../winograd-inl.h"
 
@@ -39,6 +40,7 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     winograd::transforms<3>(),
                                     winograd::transforms<5>(),
                                     gated_layer::kKernels,
-                                    attention::kKernels};
+                                    attention::kKernels,
+                                    pointwise::kKernels};
 
 }  // namespace vqvae2_fast::cpu

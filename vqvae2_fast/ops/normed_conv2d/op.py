@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NORMED_CONV2D", "normed_conv2d"]
 
-# The kernels' vectors lie across channels.
+# The tiles' vectors lie across channels.
 CHANNELS = 16
-# Products of a call, B·H·W · C_in · C_out, below which direct sums win: see the README.
+# Products of a call, B·H·W · C_in · C_out, below which direct sums beat tiles, and a convolution
+# of torch a pointwise layer: see the README.
 LEAST_PRODUCTS = 1 << 22
+LEAST_POINTWISE_PRODUCTS = 1 << 16
 # Seeds of the dropout are drawn below this; any int64 would do.
 _SEED_END = 2**62
 
@@ -43,9 +45,9 @@ def _refusal(
     for name, tensor in (("x", x), ("weight", weight_v), ("g", weight_g), ("bias", bias)):
         if tensor is not None and tensor.dtype != torch.float32:
             return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
-    if height != width or height not in (3, 5):
+    if height != width or height not in (1, 3, 5):
         return f"a kernel of {height}×{width}"
-    if outputs % CHANNELS or inputs % CHANNELS:
+    if height > 1 and (outputs % CHANNELS or inputs % CHANNELS):
         return f"channels {inputs} and {outputs}, not multiples of {CHANNELS}"
     return None
 
@@ -69,10 +71,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight_v, weight_g, seed = ctx.saved_tensors
-    dx, dv, dg = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.options, seed)
+    dx, dv, dg, dbias = NORMED_CONV2D_BACKWARD(dy, x, weight_v, weight_g, *ctx.options, seed)
     dg = None if weight_g is None else dg.view(weight_g.shape)
-    dbias = dy.sum((0, 2, 3)) if ctx.has_bias else None
-    return dx, dv, dg, dbias, *(None,) * 6
+    return dx, dv, dg, dbias if ctx.has_bias else None, *(None,) * 6
 
 
 torch.library.register_autograd(
@@ -108,7 +109,7 @@ def normed_conv2d(
         in another order, of which a position's may touch later ones whose parts cancel up to
         rounding. Without gradients every position is summed by itself.
     """
-    if _goes_in_tiles(x, weight_v, weight_g, bias):
+    if _has_kernels(x, weight_v, weight_g, bias):
         # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.
         seed = torch.randint(_SEED_END, ()) if dropout_p > 0 else None
         where = placement(mask, *weight_v.shape[2:])
@@ -120,14 +121,13 @@ def normed_conv2d(
     return causal_conv2d(x, weight, bias, mask)
 
 
-def _goes_in_tiles(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None
-) -> bool:
+def _has_kernels(x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None) -> bool:
     if not (torch.is_grad_enabled() and (x.requires_grad or weight_v.requires_grad)):
         return False
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
-    products = x.numel() * weight_v.shape[0]
-    if products < LEAST_PRODUCTS or weight_v.device.type != "cpu":
+    is_pointwise = weight_v.shape[2:] == (1, 1)
+    least = LEAST_POINTWISE_PRODUCTS if is_pointwise else LEAST_PRODUCTS
+    if x.numel() * weight_v.shape[0] < least or weight_v.device.type != "cpu":
         return False
     return NORMED_CONV2D.owner(x, weight_v, weight_g, bias).startswith("cpu:")

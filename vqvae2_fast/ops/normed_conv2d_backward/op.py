@@ -1,4 +1,4 @@
-"""`normed_conv2d_backward`: the gradients of `normed_conv2d` but for the bias."""
+"""`normed_conv2d_backward`: the gradients of `normed_conv2d`."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ __all__ = ["NORMED_CONV2D_BACKWARD"]
 def _fake(
     dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
     top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dx = new_channels_last(x, x.shape[1])
-    outputs = 0 if weight_g is None else weight_v.shape[0]
-    return dx, weight_v.new_empty(weight_v.shape), weight_v.new_empty(outputs)
+    outputs = weight_v.shape[0]
+    dg = weight_v.new_empty(0 if weight_g is None else outputs)
+    return dx, weight_v.new_empty(weight_v.shape), dg, weight_v.new_empty(outputs)
 
 
 def _refusal(
@@ -36,12 +37,13 @@ def _refusal(
     return NORMED_CONV2D.refusal(x, weight_v, weight_g)
 
 
-# Not public: `normed_conv2d` calls it. dy `[B, C_out, H, W]` and its other arguments to dx, dv and
-# dg `[C_out]`, empty without g.
+# Not public: `normed_conv2d` calls it. dy `[B, C_out, H, W]` and its other arguments to dx, dv,
+# dg `[C_out]`, empty without g, and dbias `[C_out]`.
 NORMED_CONV2D_BACKWARD = register(
     "normed_conv2d_backward",
     "(Tensor dy, Tensor x, Tensor weight_v, Tensor? weight_g, int top, int left, int live, "
-    "bool elu, float dropout_p, Tensor? seed) -> (Tensor dx, Tensor dv, Tensor dg)",
+    "bool elu, float dropout_p, Tensor? seed) -> (Tensor dx, Tensor dv, Tensor dg, "
+    "Tensor dbias)",
     reference=normed_conv2d_backward_reference,
     fake=_fake,
     owners={"cpu": "cpu"},

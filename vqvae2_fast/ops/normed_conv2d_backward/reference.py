@@ -15,7 +15,7 @@ __all__ = ["normed_conv2d_backward_reference"]
 def normed_conv2d_backward_reference(
     dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
     top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     height, width = weight_v.shape[2:]
     is_live = torch.ones(height, width, dtype=torch.bool, device=x.device)
     is_live[-1, live:] = False
@@ -34,8 +34,9 @@ def normed_conv2d_backward_reference(
     if after is not before:
         (dx,) = torch.autograd.grad(after, before, dx)
     dweight = conv2d_weight(padded, weight.shape, dy).where(is_live, 0.0)
+    dbias = dy.sum((0, 2, 3))
     if scale is None:
-        return dx, dweight, x.new_empty(0)
+        return dx, dweight, x.new_empty(0), dbias
     dg = (dweight * v).sum((1, 2, 3), keepdim=True) / norm
     dv = scale * (dweight - v * (dg / norm))
-    return dx, dv, dg.flatten()
+    return dx, dv, dg.flatten(), dbias

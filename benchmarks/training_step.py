@@ -215,12 +215,30 @@ def profile(name: str, contender: str) -> None:
                                         max_name_column_width=50))  # fmt: skip
 
 
+class Progress:
+    """Lines on the standard error about what begins, at most one in ten seconds."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= 10:
+            self.last = now
+            print(f"  {now - self.start:.0f} s: {text}", file=sys.stderr, flush=True)
+
+
+progress = Progress()
+
+
 def compare(name: str, options: argparse.Namespace) -> None:
     names = contenders_of(name, options.against)
     flops = flops_of(name)
+    progress(f"{name}: contenders {', '.join(names)}")
     steps = {contender: make_step(name, contender) for contender in names}
     clock = measure.CLOCKS[options.clock]
-    for step in steps.values():
+    for contender, step in steps.items():
+        progress(f"{name}: first step of {contender}")
         step.run()  # compiles, packs, takes the start of codebooks
     rounds = options.rounds or ROUNDS.get(name, 15)
     seconds: dict[str, list[float]] = {contender: [] for contender in names}
@@ -229,6 +247,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
     for round_number in range(rounds):
         for i in range(len(names)):
             contender = names[(i + round_number) % len(names)]
+            progress(f"{name}: round {round_number + 1} of {rounds}, {contender}")
             start = clock()
             steps[contender].run()
             seconds[contender].append(clock() - start)
@@ -251,6 +270,7 @@ def report(
 ) -> measure.Row:  # fmt: skip
     times = seconds[contender]
     median = statistics.median(times)
+    progress(f"{name}: peak memory of {contender}")
     peak, held = peak_mib(name, contender) if options.memory else (float("nan"),) * 2
     line = f"  {contender:10} {median * 1e3:10.1f} ms, peak {peak:7.1f} MiB, held {held:6.1f} MiB"
     if contender != "ours":

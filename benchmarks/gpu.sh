@@ -81,4 +81,5 @@ part tests timeout 200 pytest -q -m cuda
 part memcheck memcheck
 part benchmarks timeout 180 python benchmarks/gpu.py --save
 part sampler timeout 120 python benchmarks/gpu_sampler.py --save
+part windows timeout 60 python benchmarks/sampler_window.py --device cuda --threads 1 --port
 part portable-cuda portable_cuda

@@ -1,7 +1,7 @@
 """Engine `cuda` on a GPU: the port's default priors, one image and many, against captured `eager`.
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save]
-    python benchmarks/gpu_sampler.py --plan h100         # what is expected; needs no GPU
+    python benchmarks/gpu_sampler.py --plan h100 [--window 1]    # what is expected; needs no GPU
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, random weights: time does not depend on them.
 Engines draw by turns in one process; ratios are those of medians. `eager` captures its graphs anew
@@ -34,7 +34,7 @@ ENGINES = (*PRECISIONS, "eager")
 IMAGES = 50_000
 
 
-def plans(card: str, batches: list[int]) -> None:
+def plans(card: str, batches: list[int], window: int) -> None:
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name says its size
     for level, config in PRIORS.items():
         with torch.device("meta"), torch.no_grad():
@@ -42,6 +42,7 @@ def plans(card: str, batches: list[int]) -> None:
         for engine, precision in PRECISIONS.items():
             for batch in batches:
                 values = plan_values(plan, nowhere, precision, batch, guided=False)
+                values["window"] = window
                 print(f"{level}, engine {engine}")
                 print(native_library().report(values, card))
 
@@ -97,10 +98,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--plan", choices=["a100", "h100", "b200"])
+    parser.add_argument("--window", type=int, default=1, help="codes of a step, with --plan")
     parser.add_argument("--save", action="store_true", help="write results/<device>-sampler.csv")
     options = parser.parse_args()
     if options.plan:
-        plans(options.plan, options.batches)
+        plans(options.plan, options.batches, options.window)
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")

@@ -1,13 +1,14 @@
-"""Several codes a step (`window` of engine `cpu`): how many are kept, what a step costs and wins.
+"""Several codes a step (`window`): how many are kept, what a step costs and wins.
 
     python benchmarks/sampler_window.py [--pipeline emoji32] [--windows 1 2 4 8 16] [--port]
+    python benchmarks/sampler_window.py --device cuda    # engine `cuda` in place of `cpu`
 
 Batch 1. Trained priors: the windows of a map are drawn by turns, the same samples for all; steps
 are counted over all samples, times are medians: of CPU time with one thread, which a busy machine
-disturbs little, else of wall time. `--port` adds the cost of a step of the port's default priors
-(the first row of each map, so hardly any row phase; random weights, on which time does not depend
-but the codes kept do). What a window would win there follows from that cost and from the codes that
-a trained prior keeps; no trained prior of that size is at hand to measure it.
+disturbs little, else, and on a GPU, of wall time. `--port` adds the cost of a step of the port's
+default priors (the first row of each map, so hardly any row phase; random weights, on which time
+does not depend but the codes kept do). What a window would win there follows from that cost and
+from the codes that a trained prior keeps; no trained prior of that size is at hand to measure it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import os
 import platform
 import statistics
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,7 @@ import vqvae2_fast
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
+from vqvae2_fast.sampling.engines.cuda import draw_cuda
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.rule import DrawingRule
@@ -50,11 +53,29 @@ def sample_requests(
     """A request of batch 1 for each sample, the classes by turns; maps[n] condition sample n."""
     requests = []
     for n in range(samples):
-        noise = DrawNoise(1, plan.size[1], plan.num_embeddings, torch.device("cpu"), first_sample=n)
-        labels = torch.tensor([n % plan.num_classes]) if plan.num_classes else None
+        noise = DrawNoise(1, plan.size[1], plan.num_embeddings, plan.device, first_sample=n)
+        labels = None
+        if plan.num_classes:
+            labels = torch.tensor([n % plan.num_classes], device=plan.device)
         rule = DrawingRule(temperature)
         requests.append(DrawRequest(1, list(maps[n]), labels, None, noise, rule))
     return requests
+
+
+def draw(plan: SamplingPlan, request: DrawRequest) -> tuple[Tensor, float, float]:
+    """Codes, steps, seconds."""
+    if plan.device.type == "cpu":
+        start = clock()
+        drawn, parts = draw_cpu_timed(plan, request)
+        return drawn.codes, parts["steps"], clock() - start
+    counted = torch.zeros(1, dtype=torch.int64, device=plan.device)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    drawn = draw_cuda(plan, request, steps=counted)
+    steps = int(counted)  # waits for the draw
+    seconds = time.perf_counter() - start
+    # Without windows steps are not counted: one a code.
+    return drawn.codes, plan.size[0] * plan.size[1] if request.window == 1 else steps, seconds
 
 
 def measure(
@@ -66,13 +87,12 @@ def measure(
     codes = []
     for n, request in enumerate(requests * rounds):
         for window in windows:
-            start = clock()
-            drawn, parts = draw_cpu_timed(plan, replace(request, window=window))
-            seconds[window].append(clock() - start)
-            steps[window] += parts["steps"]
+            drawn, own_steps, own_seconds = draw(plan, replace(request, window=window))
+            seconds[window].append(own_seconds)
+            steps[window] += own_steps
             if window == windows[0]:
-                expected = drawn.codes
-            elif not torch.equal(drawn.codes, expected):
+                expected = drawn
+            elif not torch.equal(drawn, expected):
                 raise SystemExit(f"window {window} drew other codes.")
         if n < len(requests):
             codes.append(expected)
@@ -94,7 +114,8 @@ def measure_pipeline(name: str, arguments: argparse.Namespace) -> None:
     pipeline = vqvae2_fast.load(path) if path.exists() else vqvae2_fast.from_preset(name)
     maps: list[list[Tensor]] = [[] for _ in range(arguments.samples)]
     for level, prior in enumerate(pipeline.priors):
-        plan = plan_of(prior.eval(), interface_of(prior))
+        prior.eval().to(arguments.device)
+        plan = plan_of(prior, interface_of(prior))
         requests = sample_requests(plan, maps, arguments.samples, arguments.temperature)
         size = "x".join(map(str, plan.size))
         print(f"\n{name}, level {level}, {size}, temperature {arguments.temperature}\n{HEADER}")
@@ -108,10 +129,12 @@ def measure_port(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     for name, config in PRIORS.items():
         first_row = replace(config, size=(1, config.size[1]), condition_sizes=())
-        prior = vqvae2_fast.PixelSNAIL(first_row).eval()
+        prior = vqvae2_fast.PixelSNAIL(first_row).eval().to(arguments.device)
         plan = plan_of(prior, interface_of(prior))
         print(f"\nport's {name}, first row, untrained: for the cost of a step alone\n{HEADER}")
-        measure(plan, [request_of(first_row, 1)], arguments.windows, arguments.rounds)
+        request = request_of(first_row, 1)
+        request = replace(request, noise=replace(request.noise, device=plan.device))
+        measure(plan, [request], arguments.windows, arguments.rounds)
 
 
 def main() -> None:
@@ -123,6 +146,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--port", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     if _native.module is None:
         raise SystemExit("benchmarks/sampler_window.py: no compiled module: pip install . first.")
@@ -130,7 +154,8 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(
             f"\n{platform.processor() or platform.machine()}, {threads} threads, torch "
-            f"{torch.__version__}, {_native.simd_level()}, load {os.getloadavg()[0]:.1f}"
+            f"{torch.__version__}, {_native.simd_level()}, load {os.getloadavg()[0]:.1f}, "
+            f"device {arguments.device}"
         )
         for name in arguments.pipeline:
             measure_pipeline(name, arguments)

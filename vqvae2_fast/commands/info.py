@@ -49,13 +49,17 @@ class Info(Command):
     """With --sampler: how products are made."""
     batch_size: int = 1
     """With --sampler: images drawn side by side."""
+    window: int = 1
+    """With --sampler: codes of a step, guesses but the first."""
 
     def run(self) -> Result:
         self.prepare()
         if self.presets:
             return _presets()
         if self.sampler:
-            return sampler_plan(self.path, self.preset, self.card, self.engine, self.batch_size)
+            return sampler_plan(
+                self.path, self.preset, self.card, self.engine, self.batch_size, self.window
+            )
         if self.path is None:
             return _installation()
         if (self.path / MANIFEST).is_file():

@@ -24,17 +24,25 @@ __all__ = ["sampler_plan"]
 
 
 def sampler_plan(
-    path: Path | None, preset_name: str | None, card: str, engine: str, batch_size: int
+    path: Path | None,
+    preset_name: str | None,
+    card: str,
+    engine: str,
+    batch_size: int,
+    window: int = 1,
 ) -> Result:
     """The plans of a prior's, a pipeline's or a preset's priors.
 
     Args:
         card: `a100`, `h100` or `b200`.
         engine: `cuda`, `cuda_tf32` or `cuda_bfloat16`.
+        window: Codes of a step; at most a row of the map.
 
     Raises:
-        ValueError: Neither a path nor a preset, or a path without a prior.
+        ValueError: Neither a path nor a preset, a path without a prior, or a window below 1.
     """
+    if window < 1:
+        raise ValueError(f"info --sampler: expected --window >= 1, got {window}.")
     library = native_library()
     plans = {}
     for name, config in _configs(path, preset_name).items():
@@ -44,11 +52,13 @@ def sampler_plan(
         # The report takes the card's size by its name.
         nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)
         values = plan_values(plan, nowhere, PRECISIONS[engine], batch_size, guided=False)
+        values["window"] = min(window, plan.size[1])
         plans[name] = library.report(values, card).splitlines()
     lines = [
         line for name, plan in plans.items() for line in (f"{name} prior, engine {engine}", *plan)
     ]
-    return Result({"card": card, "engine": engine, "batch_size": batch_size, "plans": plans}, lines)
+    values = {"card": card, "engine": engine, "batch_size": batch_size, "window": window}
+    return Result({**values, "plans": plans}, lines)
 
 
 def _configs(path: Path | None, preset_name: str | None) -> dict[str, PixelSNAILConfig]:

@@ -29,7 +29,7 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
-        window: Codes of a step, guesses but the first; engine `cpu` alone knows more than one.
+        window: Codes of a step, guesses but the first; engines `cpu` and `cuda` know more than one.
     """
 
     batch_size: int

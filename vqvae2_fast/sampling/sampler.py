@@ -138,10 +138,11 @@ def sample_codes(
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
             raises ends the draw.
-        window: Codes of a step of engine `cpu` or a rounded one. With noise fixed, it may guess the
-            next codes of the row, compute all as if the guesses were right, and keep those that
-            are: the same bits as one at a time, in fewer steps that each cost more. It pays at
-            batch 1 where codes are easy to guess; engines/README.md has measurements.
+        window: Codes of a step of engine `cpu`, `cuda` or a rounded one. With noise fixed, it may
+            guess the next codes of the row, compute all as if the guesses were right, and keep
+            those that are: the same bits as one at a time, in fewer steps that each cost more. It
+            pays at batch 1 where codes are easy to guess; engines/README.md has measurements of
+            `cpu`, csrc/cuda/sampler/README.md what to expect of `cuda`.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
@@ -274,10 +275,10 @@ def _teacher_forced(
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
     name, _ = choose_engine(engine, prior)
-    if request.window > 1 and not name.startswith("cpu"):
+    if request.window > 1 and name in ("eager", "reference"):
         raise NotImplementedError(
             f"sample_codes: engine {name} draws one code at a time; expected window=1 or "
-            f"engine cpu, got window={request.window}."
+            f"engine cpu or cuda, got window={request.window}."
         )
     with evaluating(prior):
         return {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)

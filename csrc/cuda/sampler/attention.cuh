@@ -3,8 +3,7 @@
 #pragma once
 
 #include "math.cuh"
-#include "memory.cuh"
-#include "program.h"
+#include "places.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -28,17 +27,17 @@ __device__ __forceinline__ int chunks_before(int position) {
   return (position + kChunk - 1) / kChunk;
 }
 
-// Item (n, head, chunk) of a block at `position`: positions chunk * kChunk .. below `position`.
+// Item (step row, head, chunk) of a block: positions chunk * kChunk .. below the row's own.
 // `weights` is the warp's scratch of kChunk floats in shared memory.
-__device__ __forceinline__ void attend_chunk(const Network& net, int block, int position, int n,
-                                             int head, int chunk, float* weights, int lane) {
+__device__ __forceinline__ void attend_chunk(const Network& net, Place place, int block, int head,
+                                             int chunk, float* weights, int lane) {
   constexpr int kPerLane = kChunk / kLanes;
   const int dim = net.head_dim, first = chunk * kChunk;
-  const int count = min(kChunk, position - first);
+  const int count = min(kChunk, place.i * net.width + place.j - first);
   const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
   const int64_t cached =
-      ((static_cast<int64_t>(block) * net.rows + n) * net.num_heads + head) * positions * dim;
-  const float* query = net.query + (n * net.num_heads + head) * dim;
+      ((static_cast<int64_t>(block) * net.rows + place.n) * net.num_heads + head) * positions * dim;
+  const float* query = net.query + (place.r * net.num_heads + head) * dim;
   const float* keys = net.keys + cached + static_cast<int64_t>(first) * dim + lane;
   float scores[kPerLane];
 #pragma unroll
@@ -70,8 +69,8 @@ __device__ __forceinline__ void attend_chunk(const Network& net, int block, int 
   total = warp_sum(total);
   __syncwarp();
 
-  float* partial =
-      net.partials + ((n * net.num_heads + head) * net.max_chunks + chunk) * (dim + kPartialHead);
+  float* partial = net.partials + ((place.r * net.num_heads + head) * net.max_chunks + chunk) *
+                                      (dim + kPartialHead);
   if (lane == 0) {
     partial[0] = largest;
     partial[1] = total;
@@ -95,11 +94,12 @@ __device__ __forceinline__ void attend_chunk(const Network& net, int block, int 
   }
 }
 
-// Channel c of a network row's attended values at `position`; 0 for the first position.
-__device__ __forceinline__ float attended(const Network& net, int position, int n, int c) {
-  const int chunks = chunks_before(position), size = net.head_dim + kPartialHead;
+// Channel c of a step row's attended values; 0 for the first position.
+__device__ __forceinline__ float attended(const Network& net, Place place, int c) {
+  const int chunks = chunks_before(place.i * net.width + place.j),
+            size = net.head_dim + kPartialHead;
   const float* partial =
-      net.partials + (n * net.num_heads + c / net.head_dim) * net.max_chunks * size;
+      net.partials + (place.r * net.num_heads + c / net.head_dim) * net.max_chunks * size;
   if (chunks == 0) return 0.0f;
   float largest = fresh(partial);
 #pragma unroll 4

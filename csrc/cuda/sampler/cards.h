@@ -40,6 +40,8 @@ constexpr double kStageLatency = 0.7e-6;
 constexpr double kL2Trip = 0.5e-6;
 // Drawing a code by one block: noise, filters, argmax.
 constexpr double kDrawing = 2.0e-6;
+// Where each window goes on: one trip to the L2 cache for what was drawn, two barriers.
+constexpr double kMoving = 0.6e-6;
 // A kernel launch that follows another on a stream.
 constexpr double kLaunch = 2.5e-6;
 // Bytes that a multiprocessor reads of its shared memory in a cycle, and of the L2 cache.

@@ -142,13 +142,13 @@ __device__ __forceinline__ void add_noise(const Network& net, int sample, int po
   }
 }
 
-// Draws the code of a sample at a place; by all threads of a block.
-__device__ __forceinline__ void draw_code(const Network& net, int sample, int i, int j,
-                                          DrawScratch s) {
-  const int count = net.num_embeddings, position = i * net.width + j;
+// Draws the code at a place of network row and sample place.n; by all threads of a block.
+__device__ __forceinline__ void draw_code(const Network& net, Place place, DrawScratch s) {
+  const int count = net.num_embeddings, sample = place.n;
+  const int position = place.i * net.width + place.j;
   const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
-  const float* logits = net.logits + static_cast<int64_t>(sample) * net.code_stride;
-  const float* without = logits + static_cast<int64_t>(net.batch) * net.code_stride;
+  const float* logits = net.logits + static_cast<int64_t>(place.r) * net.code_stride;
+  const float* without = logits + static_cast<int64_t>(net.batch) * net.window * net.code_stride;
   const bool guided = net.rows > net.batch;
   for (int k = threadIdx.x; k < count; k += blockDim.x) {
     const float raw = fresh(logits + k);
@@ -176,7 +176,10 @@ __device__ __forceinline__ void draw_code(const Network& net, int sample, int i,
       code = block_argmax(s.scores, count, s);
     }
   }
-  if (threadIdx.x == 0) net.codes[at] = code;
+  if (threadIdx.x == 0) {
+    if (net.window > 1) net.matches[place.r] = fresh(net.codes + at) == code;
+    net.codes[at] = code;
+  }
   if (net.log_prob) {
     const float value = log_probability(net, code, s);
     if (threadIdx.x == 0) net.log_prob[at] = value;

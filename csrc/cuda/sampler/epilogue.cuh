@@ -1,36 +1,31 @@
 // What follows a sum, channel by channel: activations, gates, the chain of a block's layers.
 #pragma once
 
+#include "../../common/counter_noise.h"
 #include "math.cuh"
-#include "memory.cuh"
-#include "program.h"
+#include "places.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
-// A position of the map.
-struct Place {
-  int i, j;
-};
-
 // y, a block's output of its layers, is known in channel c: puts it where the rest of the block
 // reads it.
-__device__ __forceinline__ void end_layers(const Network& net, Place at, int block, int n, int c,
-                                           float x, float y) {
+__device__ __forceinline__ void end_layers(const Network& net, Place at, int block, int c, float x,
+                                           float y) {
   const float* background = net.background + (at.i * net.width + at.j) * 2;
   if (net.num_heads == 0) {
-    float* merged = net.merged[block % 2] + n * net.merged_stride;
+    float* merged = net.merged[block % 2] + at.r * net.merged_stride;
     merged[c] = y;
     if (c < 2) merged[net.channels + c] = background[c];
     return;
   }
-  float* joined = net.joined + n * net.joined_stride;
-  float* activated = net.joined_activated + n * net.joined_stride;
+  float* joined = net.joined + at.r * net.joined_stride;
+  float* activated = net.joined_activated + at.r * net.joined_stride;
   const float activated_y = elu(y);
   joined[c] = x;
   joined[net.channels + c] = y;
   activated[c] = elu(x);
   activated[net.channels + c] = activated_y;
-  net.out_inputs[n * net.out_stride + c] = activated_y;
+  net.out_inputs[at.r * net.out_stride + c] = activated_y;
   if (c < 2) {
     joined[2 * net.channels + c] = background[c];
     activated[2 * net.channels + c] = elu(background[c]);
@@ -38,9 +33,9 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
 }
 
 // x, a block's input, is known in channel c: as far into the block as that goes alone.
-__device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int n, int c,
+__device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c,
                                             float x) {
-  const int channel = n * net.channels + c;
+  const int channel = at.r * net.channels + c;
   net.x[channel] = x;
   if (block == net.num_blocks) {
     net.activated[channel] = elu(x);
@@ -51,37 +46,37 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   if (net.side_by_side) {
 #pragma unroll 4
     for (int layer = first; layer < first + net.layers_per_block; ++layer) {
-      ring_at(net, net.ring1, layer, n, at.i, at.j)[c] = elu(y);
+      ring_at(net, net.ring1, layer, at.n, at.i, at.j)[c] = elu(y);
       y += fresh(net.gated + layer * net.rows * net.channels + channel);
     }
-    end_layers(net, at, block, n, c, x, y);
+    end_layers(net, at, block, c, x, y);
   } else {
     net.y[channel] = y;
-    ring_at(net, net.ring1, first, n, at.i, at.j)[c] = elu(y);
+    ring_at(net, net.ring1, first, at.n, at.i, at.j)[c] = elu(y);
   }
 }
 
 // Gate `gate` of a layer that reads its own position is known in channel c.
-__device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int n, int c,
+__device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c,
                                           float gate) {
-  const int channel = n * net.channels + c;
+  const int channel = at.r * net.channels + c;
   const float y = fresh(net.y + channel) + gate;
   net.y[channel] = y;
   if ((layer + 1) % net.layers_per_block != 0) {
-    ring_at(net, net.ring1, layer + 1, n, at.i, at.j)[c] = elu(y);
+    ring_at(net, net.ring1, layer + 1, at.n, at.i, at.j)[c] = elu(y);
   } else {
-    end_layers(net, at, layer / net.layers_per_block, n, c, fresh(net.x + channel), y);
+    end_layers(net, at, layer / net.layers_per_block, c, fresh(net.x + channel), y);
   }
 }
 
 // The key or value `value` of output o joins the caches of a block.
-__device__ __forceinline__ void cache_key_value(const Network& net, Place at, int block, int n,
-                                                int o, float value) {
+__device__ __forceinline__ void cache_key_value(const Network& net, Place at, int block, int o,
+                                                float value) {
   const int all = net.num_heads * net.head_dim, of = o % all;
   const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
   const int64_t position = at.i * net.width + at.j;
   const int64_t head =
-      (static_cast<int64_t>(block) * net.rows + n) * net.num_heads + of / net.head_dim;
+      (static_cast<int64_t>(block) * net.rows + at.n) * net.num_heads + of / net.head_dim;
   const int c = of % net.head_dim;
   if (o < all) {
     const int64_t group =
@@ -94,27 +89,29 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
 
 // Sums (v0, v1) of a unit without what they begin with.
 __device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
-                                            int unit, int n, float v0, float v1) {
-  const float* initial = op.initial + n * op.initial_row + at.j * op.initial_column + kUnit * unit;
+                                            int unit, float v0, float v1) {
+  const float* initial = op.initial + row_of(at, op.initial_column) * op.initial_row +
+                         at.j * op.initial_column + kUnit * unit;
   v0 += initial[0];
   v1 += initial[1];
-  float* output =
-      op.output + n * op.output_row + at.j * op.output_column + at.i % net.slots * op.output_slot;
+  float* output = op.output + row_of(at, op.output_column) * op.output_row +
+                  at.j * op.output_column + at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
-    const float gate = v0 * sigmoid(v1);
+    // Rounded here, whether it is stored or added at once: the same bits with windows and without.
+    const float gate = VQ_MUL(v0, sigmoid(v1));
     if (op.epilogue == Epilogue::kGate) {
       output[unit] = gate;
     } else if (op.epilogue == Epilogue::kGateLayer) {
-      end_layer(net, at, op.index, n, unit, gate);
+      end_layer(net, at, op.index, unit, gate);
     } else {
-      const float sum = fresh(op.residual + n * op.residual_row + unit) + gate;
+      const float sum = fresh(op.residual + at.r * op.residual_row + unit) + gate;
       if (op.epilogue == Epilogue::kGateResidual) {
         output[unit] = sum;
       } else if (op.epilogue == Epilogue::kGateBlock) {
-        begin_block(net, at, op.index + 1, n, unit, sum);
+        begin_block(net, at, op.index + 1, unit, sum);
       } else {
-        net.x[n * net.channels + unit] = sum;
-        net.activated[n * net.channels + unit] = elu(sum);
+        net.x[at.r * net.channels + unit] = sum;
+        net.activated[at.r * net.channels + unit] = elu(sum);
       }
     }
     return;
@@ -129,10 +126,10 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
         output[o] = elu(v0);
         break;
       case Epilogue::kKeyValue:
-        cache_key_value(net, at, op.index, n, o, v0);
+        cache_key_value(net, at, op.index, o, v0);
         break;
       default:  // kMerge
-        begin_block(net, at, op.index + 1, n, o, v0);
+        begin_block(net, at, op.index + 1, o, v0);
     }
   }
 }

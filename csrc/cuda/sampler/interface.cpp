@@ -77,7 +77,9 @@ const char* vq_sampler_report(const char* const* names, const int64_t* values, i
     Values planned(names, values, count);
     planned.set("card.blocks", model->multiprocessors);
     planned.set("card.shared_bytes", model->shared_bytes);
-    const std::string lines = report(Plan(planned), *model);
+    const Plan plan(planned);
+    planned.set("window", 1);
+    const std::string lines = report(plan, Plan(planned), *model);
     if (static_cast<int64_t>(lines.size()) >= size) {
       throw std::invalid_argument("sampler: no room for the report.");
     }

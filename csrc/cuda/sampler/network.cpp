@@ -39,6 +39,13 @@ Plan::Plan(const Values& values) {
   net.width = values.small("width");
   net.batch = values.small("batch");
   net.rows = net.batch * (values.integer("guided") ? 2 : 1);
+  net.window = values.small("window");
+  if (net.window < 1 || net.window > net.width) {
+    throw std::invalid_argument("sampler: expected a window of 1 to " + std::to_string(net.width) +
+                                " columns, a row of the map, got " + std::to_string(net.window) +
+                                ".");
+  }
+  net.step_rows = net.rows * net.window;
   net.channels = values.small("channels");
   net.inner = values.small("inner_channels");
   net.num_embeddings = values.small("num_embeddings");
@@ -50,7 +57,8 @@ Plan::Plan(const Values& values) {
   net.head_dim = values.small("head_dim");
   const int32_t num_current = values.small("num_current");
   const int32_t first_current = values.small("first_current");
-  net.side_by_side = num_current == 0 || first_current + num_current <= 0;
+  // In a window a convolution reads the columns before, so the layers before.
+  net.side_by_side = net.window == 1 && (num_current == 0 || first_current + num_current <= 0);
   const int32_t rows_above = values.small("rows_above");
   net.slots = rows_above + 1;
   const int32_t positions = net.height * net.width;
@@ -78,12 +86,13 @@ Plan::Plan(const Values& values) {
   net.codes = values.pointer<int64_t>("codes");
   net.log_prob = values.pointer<float>("log_prob");
   net.all_logits = values.pointer<float>("logits");
+  net.steps = values.pointer<int64_t>("steps");
 
   const int32_t first_column = values.small("first_column");
   const int32_t last_column = first_column + values.small("num_columns") - 1;
   const int32_t left = -std::min({first_column, first_current, 0});
   const int32_t columns = left + net.width + std::max(last_column, 0);
-  const int64_t rows = net.rows, layers = net.num_layers;
+  const int64_t rows = net.rows, layers = net.num_layers, step_rows = net.step_rows;
   Workspace workspace(values.integer("workspace"));
   const auto ring = [&](int32_t channels) {
     float* memory = workspace.take<float>(layers * rows * net.slots * columns * channels);
@@ -95,20 +104,20 @@ Plan::Plan(const Values& values) {
   net.row1 = workspace.take<float>(layers * rows * net.width * inner_pairs);
   net.row2 = workspace.take<float>(layers * rows * net.width * 2 * net.channels);
   net.stem_row = workspace.take<float>(static_cast<int64_t>(net.batch) * net.width * net.channels);
-  net.gated = workspace.take<float>(layers * rows * net.channels);
-  net.x = workspace.take<float>(rows * net.channels);
-  net.y = workspace.take<float>(rows * net.channels);
-  for (float*& merged : net.merged) merged = workspace.take<float>(rows * net.merged_stride);
-  net.activated = workspace.take<float>(rows * net.channels);
-  net.logits = workspace.take<float>(rows * net.code_stride);
+  if (net.side_by_side) net.gated = workspace.take<float>(layers * rows * net.channels);
+  net.x = workspace.take<float>(step_rows * net.channels);
+  net.y = workspace.take<float>(step_rows * net.channels);
+  for (float*& merged : net.merged) merged = workspace.take<float>(step_rows * net.merged_stride);
+  net.activated = workspace.take<float>(step_rows * net.channels);
+  net.logits = workspace.take<float>(step_rows * net.code_stride);
   if (net.num_heads > 0) {
     const int64_t all = static_cast<int64_t>(net.num_heads) * net.head_dim;
     const int64_t cached = net.num_blocks * rows * rounded_up(positions, kLanes) * all;
-    net.joined = workspace.take<float>(rows * net.joined_stride);
-    net.joined_activated = workspace.take<float>(rows * net.joined_stride);
-    net.out_inputs = workspace.take<float>(rows * net.out_stride);
-    net.query = workspace.take<float>(rows * all);
-    net.partials = workspace.take<float>(rows * net.num_heads * net.max_chunks *
+    net.joined = workspace.take<float>(step_rows * net.joined_stride);
+    net.joined_activated = workspace.take<float>(step_rows * net.joined_stride);
+    net.out_inputs = workspace.take<float>(step_rows * net.out_stride);
+    net.query = workspace.take<float>(step_rows * all);
+    net.partials = workspace.take<float>(step_rows * net.num_heads * net.max_chunks *
                                          (net.head_dim + kPartialHead));
     net.keys = workspace.take<float>(cached);
     net.values = workspace.take<float>(cached);
@@ -116,14 +125,15 @@ Plan::Plan(const Values& values) {
   const int32_t attention_inner = values.small("attention.inner_channels");
   const int32_t output_inner = values.small("output.inner_channels");
   scratch.inner_row = rounded_up(std::max(attention_inner, output_inner), kGroup);
-  scratch.out_inner = workspace.take<float>(rows * scratch.inner_row);
+  scratch.out_inner = workspace.take<float>(step_rows * scratch.inner_row);
   if (net.num_heads > 0) {
-    scratch.key_inner = workspace.take<float>(rows * scratch.inner_row);
-    scratch.query_inner = workspace.take<float>(rows * scratch.inner_row);
-    scratch.key_features = workspace.take<float>(rows * net.joined_stride);
-    scratch.query_features = workspace.take<float>(rows * net.merged_stride);
+    scratch.key_inner = workspace.take<float>(step_rows * scratch.inner_row);
+    scratch.query_inner = workspace.take<float>(step_rows * scratch.inner_row);
+    scratch.key_features = workspace.take<float>(step_rows * net.joined_stride);
+    scratch.query_features = workspace.take<float>(step_rows * net.merged_stride);
   }
   net.progress = workspace.take<uint32_t>(card.blocks);
+  net.matches = workspace.take<int32_t>(net.batch * net.window);
 
   row_phase = {};
   row_phase.mode = static_cast<RowMode>(values.small("row_mode"));

@@ -1,6 +1,7 @@
 // Pixel phase: one row of the map by one cooperative launch. Each block keeps its share of the
 // weights in shared memory as far as they fit and reads the rest from the L2 cache, and follows its
-// part of the program (program.h) at every position.
+// part of the program (program.h) at every step: a position, or a window of guessed codes
+// (places.cuh).
 #pragma once
 
 #include "draw.cuh"
@@ -21,13 +22,20 @@ struct BlockMemory {
   const unsigned char* weights;
 };
 
-// Inputs of network rows first .. first + count of an operation, in shared memory. A thread's loads
-// come before its stores, so that their latencies overlap.
-__device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op, Place at,
-                                             int first, int count, float* buffer) {
+// Where the inputs of a step row begin; `inputs` is the operation's, at the row of the map.
+__device__ __forceinline__ const float* input_of(const Operation& op, const float* inputs,
+                                                 Place at) {
+  return inputs + row_of(at, op.input_column) * op.input_row + at.j * op.input_column;
+}
+
+// Inputs of step rows first .. first + count of an operation, in shared memory; zeros for rows that
+// stand nowhere. A thread's loads come before its stores, so that their latencies overlap.
+template <bool kWindow>
+__device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op,
+                                             const Places<kWindow>& places, int first, int count,
+                                             float* buffer) {
   constexpr int kAhead = 4;
-  const float* input =
-      op.input + at.j * op.input_column + at.i % net.slots * op.input_slot + first * op.input_row;
+  const float* inputs = op.input + places.i % net.slots * op.input_slot;
   const int padded = op.padded_inputs;
   const int step = blockDim.x;
   if (op.by_four) {
@@ -38,7 +46,10 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Operation
       for (int a = 0; a < kAhead; ++a) {
         const int item = begin + a * step, r = item / in_row, k = item % in_row * kGroup;
         values[a] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (item < items && k < op.inputs) values[a] = fresh_four(input + r * op.input_row + k);
+        if (item < items && k < op.inputs) {
+          const Place at = places.at(first + r);
+          if (on_map<kWindow>(at)) values[a] = fresh_four(input_of(op, inputs, at) + k);
+        }
       }
 #pragma unroll
       for (int a = 0; a < kAhead; ++a) {
@@ -54,7 +65,11 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Operation
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       const int item = begin + a * step, r = item / padded, k = item % padded;
-      values[a] = item < items && k < plain ? fresh(input + r * op.input_row + k) : 0.0f;
+      values[a] = 0.0f;
+      if (item < items && k < plain) {
+        const Place at = places.at(first + r);
+        if (on_map<kWindow>(at)) values[a] = fresh(input_of(op, inputs, at) + k);
+      }
     }
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
@@ -66,11 +81,12 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Operation
   const int merged = op.inputs - plain;
   for (int item = threadIdx.x; item < count * merged; item += step) {
     const int r = item / merged, c = item % merged;
-    buffer[r * padded + plain + c] = elu(attended(net, at.i * net.width + at.j, first + r, c));
+    const Place at = places.at(first + r);
+    buffer[r * padded + plain + c] = on_map<kWindow>(at) ? elu(attended(net, at, c)) : 0.0f;
   }
 }
 
-// Sums of a unit for ROWS network rows, those of row r in lanes r * 32 / ROWS and on.
+// Sums of a unit for ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
 template <int ROWS, typename Weight>
 __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* inputs,
                                            int padded_inputs, int lane) {
@@ -79,20 +95,20 @@ __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* i
   return add_lanes<ROWS>(sums, lane);
 }
 
-template <typename Weight>
-__device__ void do_work(const Network& net, const Work& work, Place at, const BlockMemory& memory,
-                        int buffer_floats) {
+template <typename Weight, bool kWindow>
+__device__ void do_work(const Network& net, const Work& work, const Places<kWindow>& places,
+                        const BlockMemory& memory, int buffer_floats) {
   const Operation& op = work.operation;
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
-  int tile = op.padded_inputs == 0 ? net.rows : buffer_floats / op.padded_inputs;
-  if (tile > net.rows) tile = net.rows;
-  for (int first = 0; first < net.rows; first += tile) {
-    const int count = min(tile, net.rows - first);
-    stage_inputs(net, op, at, first, count, memory.buffer);
+  int tile = op.padded_inputs == 0 ? net.step_rows : buffer_floats / op.padded_inputs;
+  if (tile > net.step_rows) tile = net.step_rows;
+  for (int first = 0; first < net.step_rows; first += tile) {
+    const int count = min(tile, net.step_rows - first);
+    stage_inputs(net, op, places, first, count, memory.buffer);
     __syncthreads();
-    // A warp's item is a unit for 8 network rows, or for 2 or 1 of those that are left.
+    // A warp's item is a unit for 8 step rows, or for 2 or 1 of those that are left.
     const int eights = count / 8, pairs = count % 8 / 2, groups = eights + pairs + count % 2;
     const int items = (work.end_unit - work.first_unit) * groups;
     for (int item = warp; item < items; item += warps) {
@@ -119,19 +135,25 @@ __device__ void do_work(const Network& net, const Work& work, Place at, const Bl
       }
       const int lanes_of_row = kLanes / rows;
       if (lane % lanes_of_row == 0) {
-        finish_unit(net, op, at, unit, first + r + lane / lanes_of_row, sum.x, sum.y);
+        const Place at = places.at(first + r + lane / lanes_of_row);
+        if (on_map<kWindow>(at)) finish_unit(net, op, at, unit, sum.x, sum.y);
       }
     }
     __syncthreads();  // the buffer is read no more
   }
 }
 
-// x of samples first .. end: what rows above gave and the codes to the left; into the first block.
-__device__ __forceinline__ void begin_samples(const Network& net, const Step& step, Place at) {
+// x of samples' columns first .. end: what rows above gave and the codes to the left; into the
+// first block.
+template <bool kWindow>
+__device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
+                                              const Places<kWindow>& places) {
   const int channels = net.channels;
   const int count = (step.end - step.first) * channels;
   for (int item = threadIdx.x; item < count; item += blockDim.x) {
-    const int sample = step.first + item / channels, c = item % channels;
+    const Place at = places.at(step.first + item / channels);
+    if (!on_map<kWindow>(at)) continue;
+    const int sample = at.n, c = item % channels;
     const int64_t* codes =
         net.codes + (static_cast<int64_t>(sample) * net.height + at.i) * net.width;
     float x = net.stem_row[(static_cast<int64_t>(sample) * net.width + at.j) * channels + c];
@@ -141,32 +163,41 @@ __device__ __forceinline__ void begin_samples(const Network& net, const Step& st
       const int64_t code = fresh(codes + column);
       x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
     }
-    for (int n = sample; n < net.rows; n += net.batch) begin_block(net, at, 0, n, c, x);
+    for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
+      begin_block(net, places.at(r), 0, c, x);
+    }
   }
 }
 
-__device__ __forceinline__ void attend(const Network& net, const Step& step, Place at,
-                                       float* buffer) {
+template <bool kWindow>
+__device__ __forceinline__ void attend(const Network& net, const Step& step,
+                                       const Places<kWindow>& places, float* buffer) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int warps = blockDim.x / kLanes;
-  const int position = at.i * net.width + at.j, chunks = chunks_before(position);
-  const int count = net.rows * net.num_heads * chunks;
+  // Columns of a window see different numbers of chunks: as many items as the row's last may need.
+  const int last = kWindow ? net.width - 1 : places.j;
+  const int chunks = chunks_before(places.i * net.width + last);
+  const int count = net.step_rows * net.num_heads * chunks;
   // Items are dealt out to all warps of the stage's blocks: step.first of step.end blocks.
   for (int item = warp * step.end + step.first; item < count; item += warps * step.end) {
     const int chunk = item % chunks, head = item / chunks % net.num_heads;
-    const int n = item / chunks / net.num_heads;
-    attend_chunk(net, step.index, position, n, head, chunk, buffer + warp * kChunk, lane);
+    const Place at = places.at(item / chunks / net.num_heads);
+    if (kWindow && (at.j < 0 || chunk >= chunks_before(at.i * net.width + at.j))) continue;
+    attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane);
   }
 }
 
-// Attended values of all network rows, by all threads of the stage's blocks.
-__device__ __forceinline__ void merge_heads(const Network& net, const Step& step, Place at) {
-  const int all = net.num_heads * net.head_dim, count = net.rows * all;
+// Attended values of all step rows, by all threads of the stage's blocks.
+template <bool kWindow>
+__device__ __forceinline__ void merge_heads(const Network& net, const Step& step,
+                                            const Places<kWindow>& places) {
+  const int all = net.num_heads * net.head_dim, count = net.step_rows * all;
   const int threads = blockDim.x * step.end;
   for (int item = step.first * blockDim.x + threadIdx.x; item < count; item += threads) {
-    const int n = item / all, c = item % all;
-    net.out_inputs[n * net.out_stride + net.channels + c] =
-        elu(attended(net, at.i * net.width + at.j, n, c));
+    const Place at = places.at(item / all);
+    const int c = item % all;
+    if (!on_map<kWindow>(at)) continue;
+    net.out_inputs[at.r * net.out_stride + net.channels + c] = elu(attended(net, at, c));
   }
 }
 
@@ -198,7 +229,7 @@ __device__ __forceinline__ void copy_resident_weights(const Work& work, unsigned
   for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = from[w];
 }
 
-template <typename Weight>
+template <typename Weight, bool kWindow>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     pixel_phase_kernel(const Program program, const unsigned char* memory, int i) {
   VQ_DYNAMIC_SHARED(unsigned char, shared);
@@ -223,15 +254,25 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                             shared + program.weights_offset};
   __syncthreads();
 
+  int2* const rows = reinterpret_cast<int2*>(shared + program.places_offset);
+  int* const columns = reinterpret_cast<int*>(rows + net.step_rows);  // of a window
+
   const uint32_t stages = program.num_stages;
-  for (int j = 0; j < net.width; ++j) {
-    const Place at = {i, j};
-    // Stage s of this position is number `before` + s + 1 of the map.
-    const uint32_t before = (static_cast<uint32_t>(i) * net.width + j) * stages;
+  // A step makes one column or more of each sample, so a row takes `width` steps at most.
+  for (int t = 0; t < net.width; ++t) {
+    const Places<kWindow> places = {i, t, rows};
+    // Stage s of this step is number `before` + s + 1 of the map.
+    const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * stages;
+    if constexpr (kWindow) {
+      if (num_steps == 0) break;
+      if (t > 0) wait_for_blocks(net.progress, program.drawing, before);
+      if (!move_windows(net, t, columns, rows)) break;
+      if (net.steps && block == 0 && threadIdx.x == 0) ++*net.steps;
+    }
     for (int s = 0; s < num_steps; ++s) {
       const Step& step = steps[s];
-      // At the first position everything of the position before was done by the launch before.
-      if (step.wait_count > 0 && (!step.wait_before || j > 0)) {
+      // At the first step everything of the step before was done by the launch before.
+      if (step.wait_count > 0 && (!step.wait_before || t > 0)) {
         const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
         wait_for_blocks(net.progress + step.wait_first, step.wait_count, number);
       }
@@ -241,17 +282,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       switch (step.kind) {
         case StepKind::kProducts:
           for (int w = step.first; w < step.end; ++w) {
-            do_work<Weight>(net, works[w], at, mine, program.buffer_floats);
+            do_work<Weight>(net, works[w], places, mine, program.buffer_floats);
           }
           break;
         case StepKind::kBegin:
-          begin_samples(net, step, at);
+          begin_columns(net, step, places);
           break;
         case StepKind::kAttend:
-          attend(net, step, at, mine.buffer);
+          attend(net, step, places, mine.buffer);
           break;
         case StepKind::kMergeHeads:
-          merge_heads(net, step, at);
+          merge_heads(net, step, places);
           break;
         case StepKind::kDraw: {
           float* scratch = mine.buffer;
@@ -260,8 +301,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
               scratch,         scratch + k,
               scratch + 2 * k, reinterpret_cast<int*>(scratch + 3 * k),
               scratch + 4 * k, reinterpret_cast<int*>(scratch + 4 * k + kLanes)};
-          for (int sample = step.first; sample < step.end; ++sample) {
-            draw_code(net, sample, i, j, parts);
+          for (int r = step.first; r < step.end; ++r) {
+            const Place at = places.at(r);
+            if (on_map<kWindow>(at)) draw_code(net, at, parts);
           }
           break;
         }

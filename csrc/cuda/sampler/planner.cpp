@@ -51,7 +51,8 @@ int32_t rounded_up(int64_t value, int32_t unit) {
 void Plan::share_out() {
   const Network& net = network;
   const int32_t grid = card.blocks;
-  const int32_t drawing = std::min(net.batch, grid);
+  const int32_t draws = net.batch * net.window;  // of a step
+  const int32_t drawing = std::min(draws, grid);
   std::vector<std::vector<Step>> steps_of(grid);
   std::vector<std::vector<Work>> works_of(grid);
   std::vector<Runs> runs_of(stages.size());
@@ -119,13 +120,14 @@ void Plan::share_out() {
         step.first = b;
         step.end = stage.blocks;
       } else {
-        step.first = static_cast<int32_t>(static_cast<int64_t>(net.batch) * b / drawing);
-        step.end = static_cast<int32_t>(static_cast<int64_t>(net.batch) * (b + 1) / drawing);
+        step.first = static_cast<int32_t>(static_cast<int64_t>(draws) * b / drawing);
+        step.end = static_cast<int32_t>(static_cast<int64_t>(draws) * (b + 1) / drawing);
       }
       steps_of[b].push_back(step);
     }
   }
   program = {};
+  program.drawing = drawing;
   for (int32_t b = 0; b < grid; ++b) {
     const int32_t first_step = static_cast<int32_t>(steps.size());
     const int32_t first_work = static_cast<int32_t>(works.size());
@@ -143,19 +145,25 @@ void Plan::place_weights() {
   constexpr int32_t kMaxBuffer = 64 << 10;  // bytes: more rows of inputs side by side gain little
   int32_t inputs = 0;
   for (const Work& work : works) inputs = std::max(inputs, work.operation.padded_inputs);
-  const int32_t wanted = std::min<int64_t>(static_cast<int64_t>(inputs) * net.rows, kMaxBuffer / 4);
+  const int32_t wanted =
+      std::min<int64_t>(static_cast<int64_t>(inputs) * net.step_rows, kMaxBuffer / 4);
   const int32_t scratch_floats =
       std::max(4 * net.num_embeddings + 2 * kLanes, card.threads / kLanes * kChunk);
   program.buffer_floats = rounded_up(std::max({inputs, wanted, scratch_floats}), kLanes);
   program.program_offset = program.buffer_floats * 4;
-  program.weights_offset = rounded_up(
+  program.places_offset = rounded_up(
       program.program_offset + program.max_steps * sizeof(Step) + program.max_works * sizeof(Work),
-      128);
+      8);
+  // Network row and column of each step row, first column of each sample.
+  const int64_t places =
+      net.window == 1 ? 0 : (2 * net.step_rows + net.batch) * int64_t{sizeof(int32_t)};
+  program.weights_offset = rounded_up(program.places_offset + places, 128);
   const int64_t room = card.shared_bytes - program.weights_offset;
   if (room < 0) {
     throw std::invalid_argument(
         "sampler: the kernel needs " + std::to_string(program.weights_offset) +
-        " bytes of shared memory a block for inputs and program, the card has " +
+        " bytes of shared memory a block for inputs, program and the places of " +
+        std::to_string(net.window == 1 ? 0 : net.step_rows) + " rows of windows, the card has " +
         std::to_string(card.shared_bytes) + ".");
   }
   // First the weights of the chain, where a block waits for them; then those of the convolutions

@@ -80,7 +80,8 @@ struct Plan {
 
 struct CardModel;  // cards.h
 
-// The plan as a table, with the times that the model of a card expects.
-std::string report(const Plan& plan, const CardModel& card);
+// The plan as a table, with the times that the model of a card expects. `single`: the same with one
+// code a step, which a plan with windows is compared with.
+std::string report(const Plan& plan, const Plan& single, const CardModel& card);
 
 }  // namespace vqvae2_fast::cuda::sampler

@@ -21,7 +21,7 @@ constexpr int kLanes = 32;
 constexpr int kGroup = 4;                     // neighbouring inputs of a lane
 constexpr int kInputChunk = kLanes * kGroup;  // inputs of a warp at a time; what is left goes by 32
 
-// What happens to a unit's sums (v0, v1) of network row n.
+// What happens to a unit's sums (v0, v1) of row n.
 enum class Epilogue : int32_t {
   kStore,     // output = v
   kActivate,  // output = ELU(v)
@@ -35,7 +35,8 @@ enum class Epilogue : int32_t {
   kGateOutput,    // x += gate, activated = ELU(x)
 };
 
-// n products of one matrix: sums over `inputs` values of each network row.
+// n products of one matrix: sums over `inputs` values of each step row. An operand with a stride of
+// columns has rows by network row, another by step row.
 struct Operation {
   const float* input;  // + n * input_row + column * input_column + slot * input_slot
   int64_t input_row;
@@ -72,7 +73,7 @@ struct Step {
   // The step may begin when blocks wait_first .. + wait_count have done wait_stage, at this
   // position or, with wait_before, at the one before. wait_count = 0: at once.
   int32_t wait_stage, wait_before, wait_first, wait_count;
-  int32_t first, end;  // works of the block, or samples, or its rank among `end` blocks
+  int32_t first, end;  // works of the block, or samples' columns, or its rank among `end` blocks
   int32_t index;       // block of the network
 };
 
@@ -88,7 +89,8 @@ struct Program {
   int32_t buffer_floats;  // for activations in shared memory
   int32_t shared_bytes;   // in all
   int32_t max_steps, max_works;
-  int32_t program_offset, weights_offset;  // in shared memory
+  int32_t drawing;                                        // blocks 0 .. draw
+  int32_t program_offset, places_offset, weights_offset;  // in shared memory
   int64_t blocks_offset, steps_offset, works_offset;
 };
 

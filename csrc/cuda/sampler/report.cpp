@@ -17,9 +17,9 @@ std::string line(const char* format, Values... values) {
   return std::string(text) + "\n";
 }
 
-// What the block with the most of it does in a stage at a position.
+// What the block with the most of it does in a stage at a step.
 struct Load {
-  double shared = 0, streamed = 0;  // bytes of weights, read once for 8 network rows
+  double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
   double staged = 0;                // bytes of inputs into shared memory
   double products = 0;              // multiply-adds
   double all_streamed = 0;          // of all blocks
@@ -43,7 +43,8 @@ class Model {
     const Stage& stage = plan_.stages[s];
     const Network& net = plan_.network;
     if (stage.kind == StepKind::kDraw) {
-      return kHandover + kDrawing * ((net.batch + stage.blocks - 1) / stage.blocks);
+      const int32_t draws = net.batch * net.window;
+      return kHandover + kDrawing * ((draws + stage.blocks - 1) / stage.blocks);
     }
     const double latency = kHandover + kStageLatency;
     if (stage.kind == StepKind::kBegin || stage.kind == StepKind::kMergeHeads) return latency;
@@ -52,10 +53,10 @@ class Model {
       const double cached = static_cast<double>(net.rows) * net.num_heads * net.head_dim *
                             net.height * net.width * sizeof(float);
       const bool fits = 2 * cached * net.num_blocks < kL2Share * card_.l2_bytes;
-      return latency + cached / (fits ? card_.l2_bandwidth : card_.memory_bandwidth);
+      return latency + net.window * cached / (fits ? card_.l2_bandwidth : card_.memory_bandwidth);
     }
     const Load& l = loads_[s];
-    const double passes = (net.rows + 7) / 8;
+    const double passes = (net.step_rows + 7) / 8;
     const double shared = (l.shared * passes + l.products / kUnit * sizeof(float)) /
                           (kSharedBytesPerCycle * card_.clock);
     const double streamed = std::max(l.streamed * passes / (kL2BytesPerCycle * card_.clock),
@@ -67,10 +68,10 @@ class Model {
     return latency + staged + std::max({shared, streamed, products});
   }
 
-  // Seconds of a position: the chain of stages, or what it takes to bring the weights from memory,
+  // Seconds of a step: the chain of stages, or what it takes to bring the weights from memory,
   // for each stage's are asked for while the one before is made. Convolutions that go side by side
   // do so while the last layers and the draw of the position before go on.
-  double position() const {
+  double step() const {
     const bool side_by_side = plan_.network.side_by_side;
     double chain = 0, tail = 0;
     for (size_t s = side_by_side ? 1 : 0; s < plan_.stages.size(); ++s) {
@@ -78,6 +79,7 @@ class Model {
       (in_tail ? tail : chain) += seconds(s);
     }
     chain += side_by_side ? std::max(tail, seconds(0)) : tail;
+    if (plan_.network.window > 1) chain += kMoving;
     return std::max(chain, streams_from_memory() ? streamed_ / card_.memory_bandwidth : 0.0);
   }
 
@@ -100,7 +102,7 @@ class Model {
 
  private:
   void add(const BlockProgram& block) {
-    const double rows = plan_.network.rows;
+    const double rows = plan_.network.step_rows;
     for (int32_t s = block.first_step; s < block.end_step; ++s) {
       const Step& step = plan_.steps[s];
       Load& most = loads_[step.stage];
@@ -127,7 +129,7 @@ class Model {
   const Plan& plan_;
   const CardModel& card_;
   std::vector<Load> loads_;
-  double streamed_ = 0;  // bytes of a position, of all blocks
+  double streamed_ = 0;  // bytes of a step, of all blocks
 };
 
 struct Bytes {
@@ -148,7 +150,7 @@ Bytes bytes_of(const Plan& plan, const BlockProgram& block) {
 
 }  // namespace
 
-std::string report(const Plan& plan, const CardModel& card) {
+std::string report(const Plan& plan, const Plan& single, const CardModel& card) {
   const Network& net = plan.network;
   const Model model(plan, card);
   Bytes all, most;
@@ -164,14 +166,18 @@ std::string report(const Plan& plan, const CardModel& card) {
     }
   }
   constexpr double kMB = 1e6, kKiB = 1024, kMicro = 1e6;
-  const double position = model.position(), row = model.row();
-  const double map = net.height * (row + kLaunch + net.width * position);
+  const double step = model.step(), row = model.row();
+  const auto map = [&](double kept) {
+    return net.height * (row + kLaunch + net.width / kept * step);
+  };
+  const bool windows = net.window > 1;
+  const std::string of_a = windows ? "a step" : "a position";
   std::string text;
   text +=
       line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d bytes",
            card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows, plan.weight_bytes);
-  text +=
-      line("  %-28s %9.2f MB", "weights read at a position", (all.resident + all.streamed) / kMB);
+  text += line("  %-28s %9.2f MB", ("weights read at " + of_a).c_str(),
+               (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (none are kept there)", "in registers", 0.0);
   text += line("    %-26s %9.2f MB  at most %.1f KiB a block", "in shared memory",
                all.resident / kMB, most.resident / kKiB);
@@ -185,7 +191,7 @@ std::string report(const Plan& plan, const CardModel& card) {
            (plan.program.shared_bytes - plan.program.weights_offset) / kKiB);
   text += line("  %-28s %9.2f MB", "memory of the draw", plan.workspace_bytes / kMB);
   text +=
-      line("  stages a position %d; flags written %zu, waits on flags %lld, grid barriers 0",
+      line("  stages %s %d; flags written %zu, waits on flags %lld, grid barriers 0", of_a.c_str(),
            static_cast<int>(plan.stages.size()), plan.steps.size(), static_cast<long long>(waits));
   text += line("  %-20s %5s %7s %12s %14s %9s", "stage", "times", "blocks", "KiB shared",
                "KiB streamed", "us each");
@@ -206,11 +212,24 @@ std::string report(const Plan& plan, const CardModel& card) {
     text += line("  %-20s %5d %7d %12.1f %14.1f %9.2f", stage.c_str(), times, model.load(s).blocks,
                  shared / kKiB, streamed / kKiB, seconds / times * kMicro);
   }
+  text += line("  expected, not measured: %.1f us %s, %.0f us a row of the map for taps above,",
+               step * kMicro, of_a.c_str(), row * kMicro);
+  if (!windows) {
+    text += line("  %.3f s a map of %dx%d (%.3f s of it taps above), %.2f maps a second", map(1),
+                 net.height, net.width, net.height * row, net.batch / map(1));
+    return text;
+  }
+  const double alone = Model(single, card).step();
   text +=
-      line("  expected, not measured: %.1f us a position, %.0f us a row of the map for taps above,",
-           position * kMicro, row * kMicro);
-  text += line("  %.3f s a map of %dx%d (%.3f s of it taps above), %.2f maps a second", map,
-               net.height, net.width, net.height * row, net.batch / map);
+      line("  a window of %d columns; one code a step takes %.1f us, so windows win from %.2f kept",
+           net.window, alone * kMicro, step / alone);
+  text +=
+      line("  codes a step; a map of %dx%d (%.3f s of it taps above) takes, by codes kept a step:",
+           net.height, net.width, net.height * row);
+  for (int32_t kept = 1; kept <= net.window;
+       kept = kept < net.window ? std::min(2 * kept, net.window) : kept + 1) {
+    text += line("  %5d %9.3f s", kept, map(kept));
+  }
   return text;
 }
 

@@ -54,7 +54,7 @@ const char* row_phase(const PackedProgram& packed, int i, void* stream) {
                          phase.at_row(phase.conv2, net.slots, net.ring2, i), stream);
 }
 
-template <typename Weight>
+template <typename Weight, bool kWindow>
 const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i, void* stream) {
   LaunchShape shape;
   shape.grid = dim3(static_cast<unsigned>(packed.program.grid));
@@ -62,7 +62,7 @@ const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i,
   shape.shared_bytes = packed.program.shared_bytes;
   shape.stream = stream;
   shape.cooperative = true;
-  return launch("sampler pixel phase", pixel_phase_kernel<Weight>, shape, packed.program,
+  return launch("sampler pixel phase", pixel_phase_kernel<Weight, kWindow>, shape, packed.program,
                 static_cast<const unsigned char*>(on_card), i);
 }
 
@@ -74,8 +74,13 @@ using namespace vqvae2_fast::cuda::sampler;
 const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, void* stream) {
   const PackedProgram& packed = *static_cast<const PackedProgram*>(program);
   if (const char* error = row_phase(packed, i, stream)) return error;
-  return packed.weight_bytes == 4 ? pixel_phase<float>(packed, on_card, i, stream)
-                                  : pixel_phase<BFloat16>(packed, on_card, i, stream);
+  const bool windows = packed.program.network.window > 1;
+  if (packed.weight_bytes == 4) {
+    return windows ? pixel_phase<float, true>(packed, on_card, i, stream)
+                   : pixel_phase<float, false>(packed, on_card, i, stream);
+  }
+  return windows ? pixel_phase<BFloat16, true>(packed, on_card, i, stream)
+                 : pixel_phase<BFloat16, false>(packed, on_card, i, stream);
 }
 
 const char* vq_sampler_card(int64_t card[2]) {

@@ -142,7 +142,7 @@ void Plan::build_stages(const Values& values) {
         pointwise("out.first", block, net.out_inputs, net.out_stride, channels + all_heads, inner,
                   Epilogue::kActivate, scratch.out_inner, inner_row);
     // Few rows: every block merges what it reads, and a stage is saved.
-    if (net.rows * all_heads <= 2 * card.threads) {
+    if (net.step_rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {
       add("merge heads", StepKind::kMergeHeads, block);

@@ -25,14 +25,17 @@ struct Kind {
 struct Draw {
   int batch = 1, first_sample = 0;
   bool guided = false;
+  int window = 1;
   int blocks = 5, threads = 64, shared_bytes = 64 << 10;
   int top_k = 0;  // 0: all
   double top_p = 1, temperature = 1;
+  std::vector<int64_t> known;  // [B, H, W], -1 to draw; or empty
 };
 
 struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
+  int64_t steps = 0;           // taken by windows
 };
 
 // 3 x 5 map, 3 x 3 convolutions, 64 channels: a unit for every warp of every block, and more.
@@ -123,9 +126,13 @@ class RandomPrior {
     const size_t positions = static_cast<size_t>(draw.batch) * kHeight * kWidth;
     DeviceArray<int64_t> codes{std::vector<int64_t>(positions)};
     DeviceArray<float> logits{std::vector<float>(positions * kCodes)};
+    DeviceArray<int64_t> known{draw.known.empty() ? std::vector<int64_t>(1) : draw.known};
+    DeviceArray<int64_t> steps{std::vector<int64_t>(1)};
     values.insert({{"batch", draw.batch},
                    {"guided", draw.guided},
-                   {"known", 0},
+                   {"window", draw.window},
+                   {"steps", address(steps.data())},
+                   {"known", draw.known.empty() ? 0 : address(known.data())},
                    {"noise", 0},
                    {"seed", 3},
                    {"first_sample", draw.first_sample},
@@ -155,7 +162,7 @@ class RandomPrior {
     for (int i = 0; i < kHeight; ++i) {
       must(vq_sampler_row(program.data(), on_card.data(), i, nullptr));
     }
-    return {codes.values(), logits.values()};
+    return {codes.values(), logits.values(), steps.values()[0]};
   }
 
  private:

@@ -1,6 +1,6 @@
 // The CUDA sampler, on a GPU or executed on the CPU: a sample's codes and logits are the same bits
-// whatever the batch, the grid, the threads of a block and the place of the weights. What they have
-// to be is tested from Python (tests/sampling/test_cuda_engine.py).
+// whatever the batch, the grid, the threads of a block, the place of the weights and the window.
+// What they have to be is tested from Python (tests/sampling/test_cuda_engine.py).
 //
 // `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
 // mistakes.
@@ -45,6 +45,27 @@ bool several_codes(const std::vector<int64_t>& codes) {
   return false;
 }
 
+// Draws a part again in windows, some of its codes known: samples keep different numbers of
+// columns.
+void test_windows(RandomPrior& prior, const Drawn& whole, Draw part, int window, const char* what) {
+  constexpr int kPositions = RandomPrior::kHeight * RandomPrior::kWidth;
+  part.window = window;
+  const auto first = whole.codes.begin() + part.first_sample * kPositions;
+  part.known.assign(first, first + part.batch * kPositions);
+  for (size_t n = kPositions; n < part.known.size(); ++n) {
+    if (n % 3 != 0) part.known[n] = -1;
+  }
+  compare(prior, whole, part, what);
+}
+
+// All codes known, all guesses right.
+void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int window) {
+  all.window = window;
+  all.known = whole.codes;
+  const int steps = RandomPrior::kHeight * ((RandomPrior::kWidth + window - 1) / window);
+  check(prior.draw(all).steps == steps, "a window keeps all columns that are guessed right");
+}
+
 void test_kind(const Kind& kind, bool quick) {
   RandomPrior prior(kind);
   Draw all;
@@ -60,13 +81,21 @@ void test_kind(const Kind& kind, bool quick) {
   one.first_sample = all.batch - 1;
   one.blocks = 7;
   compare(prior, whole, one, "a sample alone, with another grid");
-  if (quick) return;
+  if (quick) {
+    test_windows(prior, whole, all, 3, "windows of 3");
+    return;
+  }
+  test_right_guesses(prior, whole, all, 3);
+  one.window = 2;
+  compare(prior, whole, one, "a sample alone, in windows of 2");
   Draw three = all;
   three.batch = 3;
   three.first_sample = 2;
   three.threads = 96;
   three.shared_bytes = 32 << 10;
   compare(prior, whole, three, "three samples, with larger blocks and less shared memory");
+  test_windows(prior, whole, three, RandomPrior::kWidth,
+               "windows as wide as the map, with larger blocks");
   three.blocks = 1;
   three.shared_bytes = 220 << 10;
   compare(prior, whole, three, "three samples by one block");

@@ -118,11 +118,14 @@ def why_not_prior(plan: SamplingPlan) -> str | None:
         return why_not_plan(library, Card.current(library), plan)
 
 
-def draw_cuda(plan: SamplingPlan, request: DrawRequest, engine: str = "cuda") -> Drawn:
+def draw_cuda(
+    plan: SamplingPlan, request: DrawRequest, engine: str = "cuda", steps: Tensor | None = None
+) -> Drawn:
     """Draw a map on the plan's card.
 
     Args:
         engine: A key of `PRECISIONS`.
+        steps: int64 `[1]` on the card, to be raised by the number of steps that windows took.
 
     Raises:
         RuntimeError: A prior on another device, of another dtype, or too large for the card.
@@ -135,15 +138,15 @@ def draw_cuda(plan: SamplingPlan, request: DrawRequest, engine: str = "cuda") ->
     with torch.cuda.device(plan.device):
         stream = torch.cuda.current_stream().cuda_stream
         card = Card.current(library)
-        return draw_with(library, card, stream, plan, request, PRECISIONS[engine])
+        return draw_with(library, card, stream, plan, request, PRECISIONS[engine], steps)
 
 
 @torch.inference_mode()
 def draw_with(
     library: Library, card: Card, stream: int, plan: SamplingPlan, request: DrawRequest,
-    precision: Precision,
+    precision: Precision, steps: Tensor | None = None,
 ) -> Drawn:  # fmt: skip
-    """Draw with a given build of the kernels, on a given card."""
+    """`draw_cuda` with a given build of the kernels, on a given card."""
     batch, (height, width) = request.batch_size, plan.size
     device, rule = plan.device, request.rule
     new = {"device": device}
@@ -156,6 +159,7 @@ def draw_with(
     inputs = {
         "labels": request.labels, "known": request.known, "noise": request.noise.given,
         "condition.features": features, "codes": codes, "log_prob": log_prob, "logits": logits,
+        "steps": steps,
     }  # fmt: skip
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
@@ -165,6 +169,7 @@ def draw_with(
         "top_k": min(rule.top_k or plan.num_embeddings, plan.num_embeddings),
         "top_p": 1.0 if rule.top_p is None else float(rule.top_p),
         "guidance": float(rule.guidance_scale),
+        "window": min(request.window, width),
     }  # fmt: skip
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
     values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
@@ -206,7 +211,7 @@ def plan_values(
         "card.blocks": card.blocks, "card.threads": card.threads,
         "card.shared_bytes": card.shared_bytes,
         "weight_bytes": precision.pixel.itemsize, "row_mode": precision.row_mode,
-        "batch": batch, "guided": int(guided), "workspace": 0,
+        "batch": batch, "guided": int(guided), "window": 1, "workspace": 0,
         "seed": 0, "first_sample": 0, "stream": 0,
         "temperature": 1.0, "top_k": plan.num_embeddings, "top_p": 1.0, "guidance": 1.0,
     }  # fmt: skip

@@ -1,0 +1,75 @@
+// Where the rows of a step stand on the map, and how windows of guessed codes move along it.
+//
+// In a window the codes at columns from a sample's first on are guesses. A step computes all of its
+// columns as if they were right, and draws; a column is right if all guesses before it were drawn
+// again, the first in any case. The next step begins behind the last right column, and its guesses
+// are what this one drew there. What wrong columns left in the rings and caches is computed anew
+// before it is read.
+#pragma once
+
+#include "memory.cuh"
+#include "program.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// A step row's position of the map, its network row n, and its own number r; r = n without windows.
+struct Place {
+  int i, j, n, r;
+};
+
+// The places of all step rows.
+template <bool kWindow>
+struct Places {
+  int i, j;  // j: of all rows, without windows
+  const int2*
+      rows;  // network row and column of each, in shared memory; column -1: none, off the map
+
+  __device__ __forceinline__ Place at(int r) const {
+    if constexpr (kWindow) return {i, rows[r].y, rows[r].x, r};
+    return {i, j, r, r};
+  }
+};
+
+template <bool kWindow>
+__device__ __forceinline__ bool on_map(Place at) {
+  return !kWindow || at.j >= 0;
+}
+
+// The row of an operand of an operation: those with a stride of columns (the rings, and what the
+// taps above gave) have one row for each network row, others one for each step row.
+__device__ __forceinline__ int64_t row_of(Place at, int column_stride) {
+  return column_stride ? at.n : at.r;
+}
+
+// Moves each sample's window on, by all threads of a block, after the draws of step t - 1 of the
+// row; false when the row is done. Every block has its own copy of `columns` and `rows`.
+// `matches` is written again by the draws of step t, which come after all blocks' work in step t,
+// and that after this.
+__device__ __forceinline__ bool move_windows(const Network& net, int t, int* columns, int2* rows) {
+  bool more = false;
+  for (int b = threadIdx.x; b < net.batch; b += blockDim.x) {
+    int column = 0;
+    if (t > 0) {
+      column = columns[b];
+      const int32_t* matches = net.matches + b * net.window;
+      const int count = min(net.window, net.width - column);
+      int right = count;
+#pragma unroll 4
+      for (int k = count - 2; k >= 0; --k) {
+        if (!fresh(matches + k)) right = k + 1;
+      }
+      column += right;
+    }
+    columns[b] = column;
+    more |= column < net.width;
+  }
+  if (!__syncthreads_or(more)) return false;
+  for (int r = threadIdx.x; r < net.step_rows; r += blockDim.x) {
+    const int n = r / net.window, column = columns[n % net.batch] + r % net.window;
+    rows[r] = make_int2(n, column < net.width ? column : -1);
+  }
+  __syncthreads();
+  return true;
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

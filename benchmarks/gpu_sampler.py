@@ -4,8 +4,9 @@
     python benchmarks/gpu_sampler.py --plan h100 [--window 1]    # what is expected; needs no GPU
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, random weights: time does not depend on them.
-Engines draw by turns in one process; ratios are those of medians. `eager` captures its graphs anew
-in each draw: that time is in its own. The same sample is drawn at every batch and must be the same.
+Engines draw by turns in one process; ratios are those of medians. `eager` replays the graphs
+that its first draw at a batch captured. The same sample is drawn at every batch and must be the
+same.
 """
 
 from __future__ import annotations

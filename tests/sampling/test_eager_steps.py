@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.sampling import interface_of, plan_of
-from vqvae2_fast.sampling.engines.eager import _Network
+from vqvae2_fast.sampling.engines.eager import Kind, _Network
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.rule import DrawingRule
@@ -45,7 +45,9 @@ def network_of(mask, attention, rule, known):
     request = DrawRequest(
         2, inputs["condition"], inputs["labels"], inputs["codes"] if known else None, noise, rule
     )
-    return _Network(plan_of(prior, interface_of(prior)), request)
+    network = _Network(plan_of(prior, interface_of(prior)), Kind.of(request))
+    network.start_map(request)
+    return network
 
 
 @pytest.mark.parametrize("mask", ["exclude", "include", "down"])

@@ -4,14 +4,17 @@ Row phase, when row i begins: the taps above of every convolution, one matrix pr
 whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
 Everything that does not depend on codes of this map is computed once. Buffers are allocated at the
 start; the pixel phase of a row, the draws too, is one list of calls on them that is the same for
-every row: on CUDA it is captured once and replayed. On a CPU attention looks back as far as the end
-of its row, on a GPU over the whole map: the shapes, too, are then those of every row.
+every row: on CUDA it is captured once, replayed in every row, and kept with the plan for the next
+draws of its kind. On a CPU attention looks back as far as the end of its row, on a GPU over the
+whole map: the shapes, too, are then those of every row.
 
 Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,12 +33,16 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     elu,
     linear,
 )
+from vqvae2_fast.sampling.engines.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, log_prob_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vqvae2_fast.sampling.engines.eager_layers import Step
     from vqvae2_fast.sampling.plan import SamplingPlan, StemPlan
     from vqvae2_fast.sampling.request import DrawRequest
+    from vqvae2_fast.sampling.rule import DrawingRule
 
 __all__ = ["draw_eager"]
 
@@ -43,16 +50,84 @@ __all__ = ["draw_eager"]
 CAPTURING_DEVICES = ("cuda",)
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What the steps of a row depend on beside the plan: draws of one kind share a captured row.
+
+    Args:
+        batch_size: B: shapes.
+        rule: Its numbers are constants of the steps.
+        keeps_known: Some codes are given.
+        surroundings: Settings under which PyTorch picks its kernels, and the stream, on which draws
+            with the same buffers follow one another.
+    """
+
+    batch_size: int
+    rule: DrawingRule
+    keeps_known: bool
+    surroundings: tuple[object, ...] = ()
+
+    @staticmethod
+    def of(request: DrawRequest, surroundings: tuple[object, ...] = ()) -> Kind:
+        known = request.known is not None
+        return Kind(request.batch_size, request.rule, known, surroundings)
+
+
+@dataclass(frozen=True)
+class _CapturedRow:
+    network: _Network
+    draw_row: Callable[[], None]
+
+
+# Two kinds of draw a plan, as each holds a draw's memory: the batch that is drawn again and again,
+# and a last, smaller one.
+_captured_rows: Kept[_CapturedRow] = Kept(capacity=2)
+
+
 @torch.inference_mode()
 def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
-    height, width = plan.size
-    batch = request.batch_size
-    network = _Network(plan, request)
-    draw_row = network.draw_row
-    if plan.device.type in CAPTURING_DEVICES:
+    if plan.device.type not in CAPTURING_DEVICES:
+        network = _Network(plan, Kind.of(request))
+        return _draw(network, network.draw_row, request)
+    on_card = plan.device.type == "cuda"
+    with torch.cuda.device(plan.device) if on_card else nullcontext():
+        return _draw_captured(plan, request)
+
+
+def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
+    """On the current device, by a row captured in an earlier draw of the same kind or now."""
+    kind = Kind.of(request, surroundings())
+
+    def capture() -> _CapturedRow:
+        # On a copy, as what is kept with the plan must not hold it.
+        network = _Network(replace(plan), kind)
+        network.start_map(request)
         network.start_row(0)
-        draw_row = captured(draw_row)
-        network.forget()
+        return _CapturedRow(network, captured(network.draw_row))
+
+    row = _captured_rows.take(plan, kind, capture)
+    drawn = _draw(row.network, row.draw_row, request)
+    # After an error it is not: what it left could be anything.
+    _captured_rows.put_back(plan, kind, row)
+    return drawn
+
+
+def surroundings() -> tuple[object, ...]:
+    """What PyTorch looks at when it picks the kernels of a step, and the current stream."""
+    matmul = torch.backends.cuda.matmul
+    return (
+        torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else None,
+        matmul.fp32_precision,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest) -> Drawn:
+    plan, batch = network.plan, request.batch_size
+    height, width = plan.size
+    network.start_map(request)
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
     log_prob = torch.zeros(batch, height, width, device=plan.device)
     logits_map = None
@@ -70,6 +145,7 @@ def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
             logits_map[:, :, i] = raw.permute(1, 2, 0)
         if request.progress is not None:
             request.progress(i + 1, height)
+    network.finish_map()
     return Drawn(codes, log_prob if request.want_log_prob else None, logits_map)
 
 
@@ -79,17 +155,14 @@ class _Network:
     logits: `[W, N, K]` of the row; codes: int64 `[W, B]` of the row.
     """
 
-    def __init__(self, plan: SamplingPlan, request: DrawRequest) -> None:
-        self.plan, self._request = plan, request
+    def __init__(self, plan: SamplingPlan, kind: Kind) -> None:
+        self.plan, self._kind = plan, kind
         height, width = plan.size
-        batch, groups = request.batch_size, 2 if request.rule.guided else 1
+        batch, groups = kind.batch_size, 2 if kind.rule.guided else 1
         rows, channels = batch * groups, plan.channels
-        labels = request.labels
-        if labels is not None and groups == 2:
-            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
         new = plan.head.new_zeros
         self.stem = _Stem(plan.stem, batch, plan.size)
-        self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width, labels)
+        self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width)
         self.positions = Positions(height * width, plan.head)
         self.attention = [
             AttentionCache(plan.attention, block, rows, self.positions)
@@ -99,14 +172,14 @@ class _Network:
             PointwiseLayer(plan.output_layers, n, rows)
             for n in range(plan.output_layers.num_layers if plan.output_layers is not None else 0)
         ]
-        self.features = None
-        if plan.condition is not None:
-            self.features = condition_features(plan.condition, request.maps)  # [B, h, w, C_cond]
         self._background = new(width, rows, 2)
         self._merged = new(plan.num_blocks, width, channels)
         self._last, self._activated = new(rows, channels), new(rows, channels)
         self.logits = new(width, rows, plan.num_embeddings)
         self.codes = torch.zeros(width, batch, dtype=torch.int64, device=plan.device)
+        # Of the map that is being drawn.
+        self._request: DrawRequest | None = None
+        self._features: Tensor | None = None  # [B, h, w, C_cond]
         self._condition: Tensor | None = None
         self._noise = torch.zeros(width, batch, plan.num_embeddings, device=plan.device)
         self._known = torch.zeros_like(self.codes)
@@ -115,19 +188,43 @@ class _Network:
         self._scratch = DrawScratch.like(self._noise[0])
         self._steps = [self._column_steps(j, groups) for j in range(width)]
 
+    def start_map(self, request: DrawRequest) -> None:
+        """Another draw, of the network's kind: nothing of the one before is left.
+
+        What a row that was drawn left in buffers that are not named here is overwritten before it
+        is read.
+        """
+        plan, labels = self.plan, request.labels
+        if labels is not None and self._kind.rule.guided:
+            labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
+        self._request = request
+        self.stem.forget()
+        self.layers.start_map(labels)
+        self.positions.forget()
+        for attention in self.attention:
+            attention.forget()
+        if plan.condition is not None:
+            self._features = condition_features(plan.condition, request.maps)
+
+    def finish_map(self) -> None:
+        """Lets go of what belongs to the draw."""
+        self._request = self._features = self._condition = None
+
     def start_row(self, i: int) -> None:
+        request = self._request
+        assert request is not None, "no map was started"
         self.stem.start_row(i)
         self._start_condition(i)
         self.layers.start_row(self._condition)
         width = self.plan.size[1]
         self.positions.index.fill_(i * width)
-        if self._noise.device.type == "cpu":
+        if self.plan.device.type not in CAPTURING_DEVICES:
             self.positions.reach = (i + 1) * width
             for attention in self.attention:
                 attention.look_back()
-        self._noise.copy_(self._request.noise.row(i).transpose(0, 1))
-        if self._request.known is not None:
-            self._known.copy_(self._request.known[:, i].t())
+        self._noise.copy_(request.noise.row(i).transpose(0, 1))
+        if request.known is not None:
+            self._known.copy_(request.known[:, i].t())
             torch.ge(self._known, 0, out=self._is_known)
         background = self.plan.background[i]  # [W, 2]
         self._background.copy_(background[:, None])
@@ -138,24 +235,17 @@ class _Network:
 
     def _start_condition(self, i: int) -> None:
         """What the condition adds to each layer's gate in the coarse row above row i."""
-        if self.features is None:
+        if self._features is None:
             return
         down = self.plan.condition.scale[0]
         if i % down == 0:
-            row = self.features[:, i // down].flatten(0, 1)  # [B·w, C_cond]
+            row = self._features[:, i // down].flatten(0, 1)  # [B·w, C_cond]
             added = row @ self.plan.layers.condition  # [n, B·w, 2C]
-            self._condition = added.unflatten(1, (self.features.shape[0], -1))
+            self._condition = added.unflatten(1, (self._features.shape[0], -1))
 
     def finish_row(self, i: int) -> None:
         self.stem.finish_row(i, self.codes)
         self.layers.finish_row()
-
-    def forget(self) -> None:
-        """As before the first row. What a row that was drawn left in other buffers is overwritten
-        before it is read."""
-        self.positions.forget()
-        for attention in self.attention:
-            attention.forget()
 
     def draw_row(self) -> None:
         """Pixel phase: `logits` and `codes` of the row."""
@@ -192,15 +282,15 @@ class _Network:
 
     def _draw_steps(self, j: int) -> list[Step]:
         """From the logits of column j to its codes."""
-        rule, scratch = self._request.rule, self._scratch
-        batch, logits, noise = self._request.batch_size, self.logits[j], self._noise[j]
-        code = self.codes[j] if self._request.known is None else self._drawn
+        rule, scratch = self._kind.rule, self._scratch
+        batch, logits, noise = self._kind.batch_size, self.logits[j], self._noise[j]
+        code = self._drawn if self._kind.keeps_known else self.codes[j]
 
         def draw() -> None:
             without = logits[batch:] if rule.guided else None
             rule.draw_into(code, logits[:batch], noise, without, scratch)
 
-        if self._request.known is None:
+        if not self._kind.keeps_known:
             return [draw]
         keep = partial(torch.where, self._is_known[j], self._known[j], code, out=self.codes[j])
         return [draw, keep]
@@ -219,7 +309,7 @@ class _Stem:
         self._top = -min(row for row, _ in plan.above_offsets)
         self._left = max(0, -min(columns))
         padded_width = self._left + width + max(0, *columns)
-        # K stands for outside the map: it adds nothing.
+        # K stands for outside the map, and for codes to come: it adds nothing.
         self._codes = torch.full(
             (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
         )
@@ -227,6 +317,10 @@ class _Stem:
         self._to_right = plan.left.flip(0).transpose(0, 1).flatten(1)
         self._added = plan.bias.new_zeros(batch, num_left * channels)
         self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
+
+    def forget(self) -> None:
+        """No code has been drawn."""
+        self._codes.fill_(self.plan.above.shape[1])
 
     def start_row(self, i: int) -> None:
         taps = [

@@ -86,6 +86,10 @@ class ConvCache:
         )
         self._gathered = new(self._windows.shape[1:])
 
+    def forget(self) -> None:
+        """As before the first row."""
+        self.values.zero_()
+
     def start_row(self) -> None:
         """Row phase: bias and taps above, a matrix product per layer for the whole row."""
         matrix = self._gathered.view(-1, self.plan.above.shape[1])  # [N·W, A·columns·C_in]
@@ -117,30 +121,33 @@ class ConvCache:
 class CausalLayers:
     """All causal gated layers of a prior, with what condition and class add to their gates."""
 
-    def __init__(
-        self, plan: GatedPlan, layers_per_block: int, batch: int, width: int, labels: Tensor | None
-    ) -> None:
+    def __init__(self, plan: GatedPlan, layers_per_block: int, batch: int, width: int) -> None:
         self.plan, self.layers_per_block = plan, layers_per_block
         self.conv1 = ConvCache(plan.conv1, batch, width)
         self.conv2 = ConvCache(plan.conv2, batch, width)
         new = plan.conv1.bias.new_zeros
-        self.of_class = None
-        if plan.classes is not None:
-            assert labels is not None
-            self.of_class = plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
+        self._of_class: Tensor | None = None
         num_blocks = plan.num_layers // layers_per_block
         # Per block its input and what each layer adds; and the running sums of these.
         self._added = new(num_blocks, layers_per_block + 1, batch, plan.channels)
         self._sums = torch.zeros_like(self._added)
         self._inner = new(batch, plan.channels)
 
+    def start_map(self, labels: Tensor | None) -> None:
+        """labels: int64 `[N]` for a prior with classes."""
+        self.conv1.forget()
+        self.conv2.forget()
+        if self.plan.classes is not None:
+            assert labels is not None
+            self._of_class = self.plan.classes[:, labels][:, :, None]  # [n, N, 1, 2C]
+
     def start_row(self, condition: Tensor | None) -> None:
         """condition: `[n, B, w, 2C]` at its own width, for all N = groups·B rows of the batch."""
         self.conv1.start_row()
         self.conv2.start_row()
         outputs = self.conv2.outputs  # [n, N, W, 2C]
-        if self.of_class is not None:
-            outputs += self.of_class
+        if self._of_class is not None:
+            outputs += self._of_class
         if condition is not None:
             num_layers, batch, columns, channels = condition.shape
             spread = outputs.view(

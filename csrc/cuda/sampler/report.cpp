@@ -38,8 +38,8 @@ class Model {
   // Weights that do not fit the L2 cache with the others come from memory.
   bool streams_from_memory() const { return streamed_ > kL2Share * card_.l2_bytes; }
 
-  // Seconds of a stage.
-  double seconds(size_t s) const {
+  // Seconds of a stage; `free_weights`: if those in shared memory cost nothing to read.
+  double seconds(size_t s, bool free_weights = false) const {
     const Stage& stage = plan_.stages[s];
     const Network& net = plan_.network;
     if (stage.kind == StepKind::kDraw) {
@@ -57,8 +57,9 @@ class Model {
     }
     const Load& l = loads_[s];
     const double passes = (net.step_rows + 7) / 8;
-    const double shared = (l.shared * passes + l.products / kUnit * sizeof(float)) /
-                          (kSharedBytesPerCycle * card_.clock);
+    const double weights = free_weights ? 0 : l.shared * passes;
+    const double shared =
+        (weights + l.products / kUnit * sizeof(float)) / (kSharedBytesPerCycle * card_.clock);
     const double streamed = std::max(l.streamed * passes / (kL2BytesPerCycle * card_.clock),
                                      l.all_streamed * passes / card_.l2_bandwidth);
     // A thread asks for 64 bytes at a time.
@@ -71,14 +72,14 @@ class Model {
   // Seconds of a step: the chain of stages, or what it takes to bring the weights from memory,
   // for each stage's are asked for while the one before is made. Convolutions that go side by side
   // do so while the last layers and the draw of the position before go on.
-  double step() const {
+  double step(bool free_weights = false) const {
     const bool side_by_side = plan_.network.side_by_side;
     double chain = 0, tail = 0;
     for (size_t s = side_by_side ? 1 : 0; s < plan_.stages.size(); ++s) {
       const bool in_tail = side_by_side && static_cast<int32_t>(s) > plan_.stages[0].wait_stage;
-      (in_tail ? tail : chain) += seconds(s);
+      (in_tail ? tail : chain) += seconds(s, free_weights);
     }
-    chain += side_by_side ? std::max(tail, seconds(0)) : tail;
+    chain += side_by_side ? std::max(tail, seconds(0, free_weights)) : tail;
     if (plan_.network.window > 1) chain += kMoving;
     return std::max(chain, streams_from_memory() ? streamed_ / card_.memory_bandwidth : 0.0);
   }
@@ -178,7 +179,8 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
            card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows, plan.weight_bytes);
   text += line("  %-28s %9.2f MB", ("weights read at " + of_a).c_str(),
                (all.resident + all.streamed) / kMB);
-  text += line("    %-26s %9.2f MB  (none are kept there)", "in registers", 0.0);
+  text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",
+               "in registers", 0.0, (step - model.step(true)) * kMicro);
   text += line("    %-26s %9.2f MB  at most %.1f KiB a block", "in shared memory",
                all.resident / kMB, most.resident / kKiB);
   text += line("    %-26s %9.2f MB  at most %.1f KiB a block",

@@ -5,6 +5,7 @@
 // cache.
 #pragma once
 
+#include "band-inl.h"
 #include "exact_distance-inl.h"
 #include "nearest_code.h"
 #include "quantize_rows-inl.h"
@@ -29,12 +30,13 @@ inline int64_t block_rows(int64_t dim) { return block_tiles(dim) * kTileRows; }
 
 // Memory that a thread needs while it searches, in parts of a single allocation.
 struct Workspace {
-  const float** rows;  // [block_rows], contiguous float32
-  float* copies;       // [block_rows, D], rows that were not
-  uint32_t* words;     // staged tiles
-  Vec *best, *second;  // [block_rows]
-  StagedRow* staged;   // [block_rows]
-  int64_t* unsettled;  // [block_rows]
+  const float** rows;     // [block_rows], contiguous float32
+  float* copies;          // [block_rows, D], rows that were not
+  uint32_t* words;        // staged tiles
+  Vec *best, *second;     // [block_rows]
+  StagedRows staged;      // [block_rows] each
+  float *least, *bounds;  // [block_rows]
+  int64_t* unsettled;     // [block_rows]
 
   static int64_t bytes(int64_t dim) { return Workspace(nullptr, dim).end_; }
 
@@ -46,7 +48,10 @@ struct Workspace {
     second = take<Vec>(rows_in_block);
     copies = take<float>(rows_in_block * dim);
     rows = take<const float*>(rows_in_block);
-    staged = take<StagedRow>(rows_in_block);
+    const int64_t whole_vectors = rows_in_block + Vec::kLanes - 1;
+    staged = {take<float>(whole_vectors), take<float>(whole_vectors), take<float>(whole_vectors)};
+    least = take<float>(whole_vectors);
+    bounds = take<float>(whole_vectors);
     unsettled = take<int64_t>(rows_in_block);
     end_ = next_ - start_;
   }
@@ -62,56 +67,26 @@ struct Workspace {
   int64_t end_;
 };
 
-// The lanes whose best score is at most a bound, and of these the ones whose second is too.
-struct OpenLanes {
-  uint32_t best, second;
-
-  OpenLanes(Vec best_scores, Vec second_scores, double bound) {
-    // Rounded up, so that no candidate is cut off by the conversion.
-    const float nearest = static_cast<float>(bound);
-    const float above = nearest + fabsf(nearest) * 0x1p-22f + 0x1p-126f;
-    best = lanes_at_most(best_scores, above);
-    second = lanes_at_most(second_scores, above);
-  }
-
-  bool is_one() const { return second == 0 && (best & (best - 1)) == 0; }
-};
-
-// What a row's lanes leave open is settled here. False if it is too much.
-template <class Screen>
-inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, StagedRow row, Vec best,
-                       Vec second, const float* z, int64_t* index) {
-  const double least = static_cast<double>(least_lane(best));
-  const Band<Screen> band(codebook, tags, row);
-  // The bound without roots settles nearly all rows.
-  double bound = loose_bound<Screen>(codebook, band, row, least);
-  OpenLanes open(best, second, bound);
-  if (!open.is_one() || tags.vectors_per_tag != 1) {
-    bound = candidate_bound<Screen>(codebook, band, row, least);
-    open = OpenLanes(best, second, bound);
-  }
-  if (!(bound < static_cast<double>(kEmptyScore))) return false;
-  uint32_t lanes = open.best;
-
-  float lane_best[Vec::kLanes];
-  best.store(lane_best);
-  const auto tag_of = [&](int lane) {
-    uint32_t bits;
-    __builtin_memcpy(&bits, &lane_best[lane], sizeof(bits));
-    return static_cast<int64_t>(bits & tags.mask);
-  };
-  if (open.is_one() && tags.vectors_per_tag == 1) {
-    const int lane = __builtin_ctz(lanes);
-    *index = tag_of(lane) * Vec::kLanes + lane;
+// What a row's lanes leave open up to a bound is settled here. False if it is too much.
+inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float least, float bound,
+                       Vec best, Vec second, const float* z, int64_t* index) {
+  if (!(bound < kEmptyScore)) return false;
+  uint32_t lanes = lanes_at_most(best, bound);
+  const uint32_t open = lanes_at_most(second, bound);
+  if (open == 0 && (lanes & (lanes - 1)) == 0 && tags.shift == 0) {
+    *index = static_cast<int64_t>(bits_of(least) & tags.mask) * Vec::kLanes + __builtin_ctz(lanes);
     return true;
   }
-  if (__builtin_popcount(open.second) > kMaxOpenLanes) return false;
+  if (__builtin_popcount(open) > kMaxOpenLanes) return false;
+  float lane_best[Vec::kLanes];
+  best.store(lane_best);
   Shortlist shortlist(codebook, z);
   for (; lanes; lanes &= lanes - 1) {
     const int lane = __builtin_ctz(lanes);
-    const bool all = open.second >> lane & 1;
-    const int64_t first = all ? 0 : tag_of(lane) * tags.vectors_per_tag;
-    const int64_t last = all ? 2 * codebook.num_panels : first + tags.vectors_per_tag;
+    const bool all = open >> lane & 1;
+    const int64_t tag = bits_of(lane_best[lane]) & tags.mask;
+    const int64_t first = all ? 0 : tag << tags.shift;
+    const int64_t last = all ? 2 * codebook.num_panels : (tag + 1) << tags.shift;
     for (int64_t v = first; v < last; ++v) {
       const int64_t code = v * Vec::kLanes + lane;
       if (code < codebook.num_codes) shortlist.add(code);
@@ -128,20 +103,18 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   using Word = typename Screen::Word;
   const Tags tags(2 * codebook.num_panels);
   Word* const words = reinterpret_cast<Word*>(work.words);
-  const int64_t tile_words = staged_words(codebook.dim);
   const int64_t num_tiles = (count + kTileRows - 1) / kTileRows;
-  for (int64_t i = 0; i < num_tiles * kTileRows; ++i) {
-    // The last tile repeats its last row.
-    const int64_t row = list[i < count ? i : count - 1];
-    work.staged[i] = stage_row<Screen>(work.rows[row], codebook, static_cast<int>(i % kTileRows),
-                                       words + i / kTileRows * tile_words);
-  }
-  screen_tiles<Screen>(codebook, tags, words, work.staged, num_tiles, work.best, work.second);
+  // The last tile repeats its last row.
+  for (int64_t i = count; i < num_tiles * kTileRows; ++i) list[i] = list[count - 1];
+  stage_rows<Screen>(codebook, work.rows, list, num_tiles * kTileRows, words, work.staged);
+  screen_tiles<Screen>(codebook, tags, words, work.staged.units, num_tiles, work.best, work.second);
+  for (int64_t i = 0; i < count; ++i) work.least[i] = least_lane(work.best[i]);
+  candidate_bounds<Screen>(codebook, tags, work.staged, work.least, count, work.bounds);
   int64_t num_left = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t row = list[i];
-    if (!settle_row<Screen>(codebook, tags, work.staged[i], work.best[i], work.second[i],
-                            work.rows[row], indices + row)) {
+    if (!settle_row(codebook, tags, work.least[i], work.bounds[i], work.best[i], work.second[i],
+                    work.rows[row], indices + row)) {
       list[num_left++] = row;
     }
   }

@@ -84,17 +84,11 @@ inline int64_t staged_words(int64_t dim) {
   return (dim + kStageWords - 1) / kStageWords * kStageWords * kTileRows;
 }
 
-// A row after staging, upper bounds both: |z'|, and how far z' is from the exact z - m.
-struct StagedRow {
-  float norm, error;
-  float unit;  // of its words
+// What staging finds out about rows: upper bounds of |z'| and of the error of z', and the units of
+// their words.
+struct StagedRows {
+  float *norms, *errors, *units;
 };
-
-inline float norm_above(Vec squares, int64_t dim) {
-  // Squares that underflow, the rounding of the sum and of the root.
-  const float factor = 1.0001f + static_cast<float>(dim) * 0x1p-22f;
-  return sqrtf(lane_sum(squares) + static_cast<float>(dim) * 0x1p-120f) * factor;
-}
 
 // Calls use(d, m - z of kLanes dimensions from d on, zero past the last) for all of a row.
 template <class Use>
@@ -110,182 +104,131 @@ inline void for_each_centered(const float* z, const PackedCodebook& codebook, co
   use(d, Vec::load(part));
 }
 
-// Writes m - z (minus z', so that scores are sums) as words of row r of a tile.
-template <class Screen>
-inline StagedRow stage_row(const float* z, const PackedCodebook& codebook, int r,
-                           typename Screen::Word* tile) {
-  constexpr int64_t kStageDims = kStageWords * Screen::kDimsPerWord;
-  Vec squares = Vec::broadcast(0.0f), errors = squares;
-  for_each_centered(z, codebook,
-                    [&](int64_t, Vec values) { squares = squares.add_product(values, values); });
-  StagedRow row;
-  row.norm = norm_above(squares, codebook.dim);
-  row.unit = Screen::unit(row.norm);
-  for_each_centered(z, codebook, [&](int64_t d, Vec values) {
-    typename Screen::Word* words = tile + d / kStageDims * kTileRows * kStageWords +
-                                   r * kStageWords + d % kStageDims / Screen::kDimsPerWord;
-    const Vec error = Screen::store(values, row.unit, words);
-    errors = errors.add_product(error, error);
-  });
-  row.error = Screen::kDimsPerWord == 1 ? 0 : norm_above(errors, codebook.dim);
-  row.error += row.norm * 0x1.01p-24f;  // the rounding of m - z
-  return row;
+// An upper bound of a length whose square was summed in float32: squares that underflow, the
+// rounding of the sum and of the root.
+inline float norm_above(float square, int64_t dim) {
+  const float factor = 1.0001f + static_cast<float>(dim) * 0x1p-22f;
+  return sqrtf(square + static_cast<float>(dim) * 0x1p-120f) * factor;
 }
 
-// How scores are tagged: vector v of codes has tag v / vectors_per_tag.
+// Writes m - z (minus z', so that scores are sums) of the rows that a list names as words of tiles.
+// In passes over all rows: the sums of a row and their roots are chains of dependent instructions,
+// which run side by side this way.
+template <class Screen>
+inline void stage_rows(const PackedCodebook& codebook, const float* const* rows,
+                       const int64_t* list, int64_t count, typename Screen::Word* tiles,
+                       StagedRows staged) {
+  constexpr int64_t kStageDims = kStageWords * Screen::kDimsPerWord;
+  const int64_t dim = codebook.dim, tile_words = staged_words(dim);
+  for (int64_t i = 0; i < count; ++i) {
+    Vec squares = Vec::broadcast(0.0f);
+    for_each_centered(rows[list[i]], codebook,
+                      [&](int64_t, Vec values) { squares = squares.add_product(values, values); });
+    staged.norms[i] = lane_sum(squares);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    staged.norms[i] = norm_above(staged.norms[i], dim);
+    staged.units[i] = Screen::unit(staged.norms[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    typename Screen::Word* const tile =
+        tiles + i / kTileRows * tile_words + i % kTileRows * kStageWords;
+    Vec errors = Vec::broadcast(0.0f);
+    for_each_centered(rows[list[i]], codebook, [&](int64_t d, Vec values) {
+      const Vec error = Screen::store(
+          values, staged.units[i],
+          tile + d / kStageDims * kTileRows * kStageWords + d % kStageDims / Screen::kDimsPerWord);
+      errors = errors.add_product(error, error);
+    });
+    staged.errors[i] = Screen::kDimsPerWord == 1 ? 0 : lane_sum(errors);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float rounded = Screen::kDimsPerWord == 1 ? 0 : norm_above(staged.errors[i], dim);
+    staged.errors[i] = rounded + staged.norms[i] * 0x1.01p-24f;  // the rounding of m - z
+  }
+}
+
+// How scores are tagged: vector v of codes has tag v >> shift.
 struct Tags {
   uint32_t mask;
-  int64_t vectors_per_tag;
+  int shift;
   double rounding;  // relative change of a score
 
   explicit Tags(int64_t num_vectors) {
     int bits = 0;
     while (bits < kMaxTagBits && (int64_t{1} << bits) < num_vectors) ++bits;
     mask = (1u << bits) - 1;
-    vectors_per_tag = (num_vectors + mask) >> bits;
+    shift = 0;
+    while (((num_vectors - 1) >> shift) > mask) ++shift;
     rounding = bits ? static_cast<double>(uint32_t{1} << bits) * 0x1p-23 : 0;
   }
 };
 
-// Codes of a panel: words, and what makes scores of sums of their products.
+// Panels first..last against a tile: half norms plus products with the two vectors of a panel are
+// summed in registers and go into the two least of each row. Kept out of line: constants of the
+// caller must not take registers from the sums.
 template <class Screen>
-struct Panel {
-  const typename Screen::Word* words;
-  const float *half_norms, *units;
-};
-
-// scores[r], scores[kTileRows + r]: half norms plus products with the two vectors of a panel. Kept
-// out of line: constants of the caller must not take registers from the sums.
-template <class Screen>
-[[gnu::noinline]] void panel_scores(const typename Screen::Word* tile, const StagedRow* rows,
-                                    int64_t words, Panel<Screen> panel, Vec* scores) {
-  typename Screen::Sum low[kTileRows], high[kTileRows];
-  const Vec low_norms = Vec::load(panel.half_norms);
-  const Vec high_norms = Vec::load(panel.half_norms + Vec::kLanes);
+[[gnu::noinline]] void screen_tile(const PackedCodebook& codebook, Tags tags, int64_t first,
+                                   int64_t last, const typename Screen::Word* tile,
+                                   const float* row_units, Vec* best, Vec* second) {
+  const int64_t words = words_of<Screen>(codebook.dim);
+  const typename Screen::Word* codes = Screen::panels(codebook) + first * words * kPanelWidth;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const float* const half_norms = codebook.half_norms + panel * kPanelWidth;
+    const float* const units = Screen::units(codebook) + panel * kPanelWidth;
+    typename Screen::Sum low[kTileRows], high[kTileRows];
 #pragma GCC unroll 12
-  for (int r = 0; r < kTileRows; ++r) {
-    low[r] = Screen::start(low_norms);
-    high[r] = Screen::start(high_norms);
-  }
-  const typename Screen::Word* codes = panel.words;
-  for (int64_t start = 0; start < words; start += kStageWords) {
-    const int64_t count = words - start < kStageWords ? words - start : kStageWords;
-    for (int64_t i = 0; i < count; ++i) {
-#pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) {
-        const typename Screen::Word z = tile[r * kStageWords + i];
-        low[r] = Screen::add_products(low[r], z, codes);
-        high[r] = Screen::add_products(high[r], z, codes + Vec::kLanes);
-      }
-      codes += kPanelWidth;
+    for (int r = 0; r < kTileRows; ++r) {
+      low[r] = Screen::start(Vec::load(half_norms));
+      high[r] = Screen::start(Vec::load(half_norms + Vec::kLanes));
     }
-    tile += kTileRows * kStageWords;
-  }
-  const Vec low_units = Vec::load(panel.units), high_units = Vec::load(panel.units + Vec::kLanes);
+    const typename Screen::Word* rows = tile;
+    for (int64_t start = 0; start < words; start += kStageWords) {
+      const int64_t count = words - start < kStageWords ? words - start : kStageWords;
+      for (int64_t i = 0; i < count; ++i) {
 #pragma GCC unroll 12
-  for (int r = 0; r < kTileRows; ++r) {
-    scores[r] = Screen::score(low[r], rows[r].unit, low_units, low_norms);
-    scores[kTileRows + r] = Screen::score(high[r], rows[r].unit, high_units, high_norms);
-  }
-}
-
-template <class Screen>
-inline void screen_panel(const typename Screen::Word* tile, const StagedRow* rows, int64_t words,
-                         Panel<Screen> panel, uint32_t clear, uint32_t low_tag, uint32_t high_tag,
-                         Vec* best, Vec* second) {
-  Vec scores[2 * kTileRows];
-  panel_scores<Screen>(tile, rows, words, panel, scores);
+        for (int r = 0; r < kTileRows; ++r) {
+          const typename Screen::Word z = rows[r * kStageWords + i];
+          low[r] = Screen::add_products(low[r], z, codes);
+          high[r] = Screen::add_products(high[r], z, codes + Vec::kLanes);
+        }
+        codes += kPanelWidth;
+      }
+      rows += kTileRows * kStageWords;
+    }
+    const uint32_t low_tag = static_cast<uint32_t>((2 * panel) >> tags.shift);
+    const uint32_t high_tag = static_cast<uint32_t>((2 * panel + 1) >> tags.shift);
 #pragma GCC unroll 12
-  for (int r = 0; r < kTileRows; ++r) {
-    keep_two_least(scores[r], clear, low_tag, best[r], second[r]);
-    keep_two_least(scores[kTileRows + r], clear, high_tag, best[r], second[r]);
+    for (int r = 0; r < kTileRows; ++r) {
+      const Vec low_score =
+          Screen::score(low[r], row_units[r], Vec::load(units), Vec::load(half_norms));
+      keep_two_least(low_score, ~tags.mask, low_tag, best[r], second[r]);
+      const Vec high_score = Screen::score(high[r], row_units[r], Vec::load(units + Vec::kLanes),
+                                           Vec::load(half_norms + Vec::kLanes));
+      keep_two_least(high_score, ~tags.mask, high_tag, best[r], second[r]);
+    }
   }
 }
 
 // Screens num_tiles staged tiles; best and second hold a vector for each row.
 template <class Screen>
 inline void screen_tiles(const PackedCodebook& codebook, const Tags& tags,
-                         const typename Screen::Word* tiles, const StagedRow* rows,
+                         const typename Screen::Word* tiles, const float* row_units,
                          int64_t num_tiles, Vec* best, Vec* second) {
-  const int64_t words = words_of<Screen>(codebook.dim);
-  const int64_t tile_words = staged_words(codebook.dim), panel_words = words * kPanelWidth;
+  const int64_t panel_bytes = words_of<Screen>(codebook.dim) * kPanelWidth * 4;
   for (int64_t r = 0; r < num_tiles * kTileRows; ++r)
     best[r] = second[r] = Vec::broadcast(INFINITY);
-  int64_t panels_at_once = kCachedBytes / (panel_words * static_cast<int64_t>(sizeof(float)));
+  int64_t panels_at_once = kCachedBytes / panel_bytes;
   if (panels_at_once < 1) panels_at_once = 1;
   for (int64_t first = 0; first < codebook.num_panels; first += panels_at_once) {
     const int64_t last =
         first + panels_at_once < codebook.num_panels ? first + panels_at_once : codebook.num_panels;
     for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      for (int64_t panel = first; panel < last; ++panel) {
-        screen_panel<Screen>(tiles + tile * tile_words, rows + tile * kTileRows, words,
-                             {Screen::panels(codebook) + panel * panel_words,
-                              codebook.half_norms + panel * kPanelWidth,
-                              Screen::units(codebook) + panel * kPanelWidth},
-                             ~tags.mask, static_cast<uint32_t>(2 * panel / tags.vectors_per_tag),
-                             static_cast<uint32_t>((2 * panel + 1) / tags.vectors_per_tag),
-                             best + tile * kTileRows, second + tile * kTileRows);
-      }
+      const int64_t row = tile * kTileRows;
+      screen_tile<Screen>(codebook, tags, first, last, tiles + tile * staged_words(codebook.dim),
+                          row_units + row, best + row, second + row);
     }
   }
-}
-
-// csrc/tests/band_test.cpp narrows the band, to see that it is needed.
-#if !defined(VQ_BAND_SCALE)
-#define VQ_BAND_SCALE 1.0
-#endif
-
-// |score of the screen - exact score| <= quadratic e^2 + linear e + constant for a code of norm e.
-template <class Screen>
-struct Band {
-  double quadratic, linear, constant;
-
-  Band(const PackedCodebook& codebook, const Tags& tags, StagedRow row) {
-    const double norm = row.norm, dim = static_cast<double>(codebook.dim);
-    const double relative = Screen::roundings(codebook.dim) * kFloatUnit + tags.rounding;
-    // 1.05 and more stand for the second-order terms.
-    // The definition's own sums: a vector far from all codes is as near to several of them.
-    const double definition = (dim + 2) * 0x1p-52;
-    quadratic = 1.06 * 0.5 * (relative + 2 * kFloatUnit) + definition;
-    linear = 1.06 * (row.error + norm * (Screen::code_residual(codebook) + relative));
-    constant = dim * 0x1p-119 * (1 + norm + codebook.max_norm) + definition * norm * norm;
-  }
-
-  double operator()(double code_norm) const {
-    return VQ_BAND_SCALE * ((quadratic * code_norm + linear) * code_norm + constant);
-  }
-};
-
-// As `candidate_bound` with the codebook's largest norm for the reach; infinity where that may not
-// do.
-template <class Screen>
-inline double loose_bound(const PackedCodebook& codebook, const Band<Screen>& band, StagedRow row,
-                          double best) {
-  constexpr double kLimit = 0.4 * kMaxScreenedNorm;
-  const double norm = row.norm, width = band(codebook.max_norm);
-  const bool within = norm < kLimit && norm * norm + 2 * (best + width) < kLimit * kLimit;
-  return within ? best + 2 * width : INFINITY;
-}
-
-// Scores up to this may belong to the nearest code, none above; infinity if nothing is certain.
-template <class Screen>
-inline double candidate_bound(const PackedCodebook& codebook, const Band<Screen>& band,
-                              StagedRow row, double best) {
-  const double norm = row.norm;
-  // The norms of the best code found and of the winner are at most `reach`. Neither is farther
-  // from z than the best code's band allows, so that codes flung far away do not widen it; each
-  // step starts from a better bound than the last.
-  double reach = codebook.max_norm;
-  for (int step = 0; step < 8; ++step) {
-    const double square = norm * norm + 2 * (best + band(reach));
-    const double radius = (norm + sqrt(square > 0 ? square : 0)) * 1.0001;
-    if (!(radius < kMaxScreenedNorm)) return INFINITY;
-    if (radius >= reach) break;
-    const bool settled = radius > 0.8 * reach;
-    reach = radius;
-    if (settled) break;
-  }
-  return best + 2 * band(reach);
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ struct Vec {
   Vec operator+(Vec b) const { return {_mm256_add_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm256_mul_ps(v, b.v)}; }
   Vec operator/(Vec b) const { return {_mm256_div_ps(v, b.v)}; }
+  Vec square_root() const { return {_mm256_sqrt_ps(v)}; }
   // this where less than bound, else bound; NaN stays (min and max return their second operand).
   Vec at_most(Vec bound) const { return {_mm256_min_ps(bound.v, v)}; }
   Vec at_least(Vec bound) const { return {_mm256_max_ps(bound.v, v)}; }

@@ -34,6 +34,7 @@ struct Vec {
   Vec operator+(Vec b) const { return {_mm512_add_ps(v, b.v)}; }
   Vec operator*(Vec b) const { return {_mm512_mul_ps(v, b.v)}; }
   Vec operator/(Vec b) const { return {_mm512_div_ps(v, b.v)}; }
+  Vec square_root() const { return {_mm512_sqrt_ps(v)}; }
   // this where less than bound, else bound; NaN stays (min and max return their second operand).
   Vec at_most(Vec bound) const { return {_mm512_min_ps(bound.v, v)}; }
   Vec at_least(Vec bound) const { return {_mm512_max_ps(bound.v, v)}; }
@@ -49,16 +50,15 @@ struct Vec {
   }
 };
 
+#if defined(__AVX512VNNI__)
+// Without VNNI int16 takes two instructions, multiplication and addition, for the products of two
+// float32 ones, at the same rate on the processors whose best level that is.
 #define VQ_HAS_PAIR_PRODUCTS
 
 // Sixteen sums of products of int16 pairs. The type has the lanes that the intrinsics have: GCC 12
 // keeps an array of another type, such as __m512i, in memory.
 struct PairSum {
-#if defined(__AVX512VNNI__)
   typedef int Lanes __attribute__((vector_size(64)));
-#else
-  typedef unsigned Lanes __attribute__((vector_size(64)));
-#endif
   Lanes v;
 
   static PairSum zero() { return {Lanes{}}; }
@@ -66,11 +66,7 @@ struct PairSum {
   PairSum add_products(uint32_t z, const uint32_t* codes) const {
     const __m512i row = _mm512_set1_epi32(static_cast<int>(z));
     const __m512i code = _mm512_loadu_si512(codes);
-#if defined(__AVX512VNNI__)
     return {reinterpret_cast<Lanes>(_mm512_dpwssd_epi32(reinterpret_cast<__m512i>(v), row, code))};
-#else
-    return {v + reinterpret_cast<Lanes>(_mm512_madd_epi16(row, code))};
-#endif
   }
   Vec to_float() const { return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(v))}; }
 };
@@ -81,6 +77,7 @@ inline Vec store_rounded(Vec values, int16_t* rounded) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(rounded), words);
   return {_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(words))};
 }
+#endif
 
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a
 // tag, which says where it came from; a NaN score is dropped (min and max return their second

@@ -37,6 +37,7 @@ struct Vec {
   Vec operator+(Vec b) const { return {vaddq_f32(v, b.v)}; }
   Vec operator*(Vec b) const { return {vmulq_f32(v, b.v)}; }
   Vec operator/(Vec b) const { return {vdivq_f32(v, b.v)}; }
+  Vec square_root() const { return {vsqrtq_f32(v)}; }
   // this where less than bound, else bound; NaN stays.
   Vec at_most(Vec bound) const { return {vminq_f32(v, bound.v)}; }
   Vec at_least(Vec bound) const { return {vmaxq_f32(v, bound.v)}; }

@@ -73,6 +73,11 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) r.v[l] = v[l] / b.v[l];
     return r;
   }
+  Vec square_root() const {
+    Vec r;
+    for (int l = 0; l < kLanes; ++l) r.v[l] = __builtin_sqrtf(v[l]);
+    return r;
+  }
   // this where less than bound, else bound; NaN stays.
   Vec at_most(Vec bound) const {
     Vec r;

@@ -226,11 +226,11 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
       line("  a window of %d columns; one code a step takes %.1f us, so windows win from %.2f kept",
            net.window, alone * kMicro, step / alone);
   text +=
-      line("  codes a step; a map of %dx%d (%.3f s of it taps above) takes, by codes kept a step:",
-           net.height, net.width, net.height * row);
+      line("  codes a step; a map of %dx%d (%.2f ms of it taps above) takes, by codes kept a step:",
+           net.height, net.width, net.height * row * 1e3);
   for (int32_t kept = 1; kept <= net.window;
        kept = kept < net.window ? std::min(2 * kept, net.window) : kept + 1) {
-    text += line("  %5d %9.3f s", kept, map(kept));
+    text += line("  %5d %9.2f ms", kept, map(kept) * 1e3);
   }
   return text;
 }

@@ -191,14 +191,12 @@ class _Network:
     def start_map(self, request: DrawRequest) -> None:
         """Another draw, of the network's kind: nothing of the one before is left.
 
-        What a row that was drawn left in buffers that are not named here is overwritten before it
-        is read.
+        What is not named here is overwritten before it is read.
         """
         plan, labels = self.plan, request.labels
         if labels is not None and self._kind.rule.guided:
             labels = torch.cat([labels, torch.full_like(labels, plan.num_classes)])
         self._request = request
-        self.stem.forget()
         self.layers.start_map(labels)
         self.positions.forget()
         for attention in self.attention:
@@ -309,7 +307,7 @@ class _Stem:
         self._top = -min(row for row, _ in plan.above_offsets)
         self._left = max(0, -min(columns))
         padded_width = self._left + width + max(0, *columns)
-        # K stands for outside the map, and for codes to come: it adds nothing.
+        # K stands for outside the map: it adds nothing.
         self._codes = torch.full(
             (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
         )
@@ -317,10 +315,6 @@ class _Stem:
         self._to_right = plan.left.flip(0).transpose(0, 1).flatten(1)
         self._added = plan.bias.new_zeros(batch, num_left * channels)
         self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
-
-    def forget(self) -> None:
-        """No code has been drawn."""
-        self._codes.fill_(self.plan.above.shape[1])
 
     def start_row(self, i: int) -> None:
         taps = [

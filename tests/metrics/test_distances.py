@@ -182,6 +182,16 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     assert (found.high - found.value) / 2.262 == pytest.approx(1000**-0.5, rel=0.5)
 
 
+def test_intervals_hold_no_value_that_a_measure_cannot_take():
+    parts = [0.0, 0.3] * 5
+    assert jackknife(0.1, parts, 100).low < 0
+    found = jackknife(0.1, parts, 100, least=0.0, most=0.2)
+    assert (found.low, found.value, found.high) == (0.0, 0.1, 0.2)
+    near = neighbour_measures(features(300, 4, seed=1), features(300, 4, seed=2))
+    for one in (near.precision, near.recall, near.coverage):
+        assert 0 <= one.low <= one.value <= one.high <= 1
+
+
 def test_intervals_with_a_common_point_are_not_apart():
     first = Estimate(1.0, 0.5, 1.5, 10)
     assert not first.apart_from(Estimate(1.9, 1.5, 2.5, 10))

@@ -34,16 +34,26 @@ class Estimate:
         return self.low > other.high or self.high < other.low
 
 
-def jackknife(value: float, without_group: Sequence[float], images: int) -> Estimate:
+def jackknife(
+    value: float,
+    without_group: Sequence[float],
+    images: int,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+) -> Estimate:
     """The interval of a value from what it is without each of the groups.
 
     value ± t·√((G−1)/G · Σ(θ_g − mean θ)²), as in Efron and Stein (1981), for G groups.
+
+    Args:
+        least, most: Bounds of the values that the measure can take; the interval is cut to them.
     """
     count = len(without_group)
     mean = math.fsum(without_group) / count
     spread = math.fsum((one - mean) ** 2 for one in without_group)
     reach = _T_975 * math.sqrt((count - 1) / count * spread)
-    return Estimate(value, value - reach, value + reach, images)
+    return Estimate(value, max(least, value - reach), min(most, value + reach), images)
 
 
 def check_count(metric: str, images: int, least: int, why: str) -> None:

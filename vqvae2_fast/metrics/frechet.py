@@ -139,4 +139,4 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
         gaussian_distance(real.mean_and_covariance(group), fake.mean_and_covariance(group))
         for group in range(GROUPS)
     ]
-    return jackknife(value, parts, images)
+    return jackknife(value, parts, images, least=0.0)

@@ -56,7 +56,7 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
         _score(totals[0] - counts[g], totals[1] - shares[g], totals[2] - negative_entropy[g])
         for g in range(GROUPS)
     ]
-    return jackknife(value, parts, images)
+    return jackknife(value, parts, images, least=1.0)
 
 
 def _score(count: Tensor, shares: Tensor, negative_entropy: Tensor) -> float:

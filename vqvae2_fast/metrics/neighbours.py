@@ -7,6 +7,7 @@ is less than that of the other's k-th neighbour in its own set.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -70,17 +71,17 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
             balls = distances < fake_radii[None, :, column]
             in_fake[rows, column] = balls[:, there].any(1)
 
-    def share(members: Tensor, group: Tensor) -> Estimate:
+    def share(members: Tensor, group: Tensor, most: float = 1.0) -> Estimate:
         values = [
             float(members[group != column - 1, column].double().mean())
             for column in range(1 + GROUPS)
         ]
-        return jackknife(values[0], values[1:], images)
+        return jackknife(values[0], values[1:], images, least=0.0, most=most)
 
     return Neighbours(
         share(in_real > 0, fake_group),
         share(in_fake, real_group),
-        share(in_real.double() / k, fake_group),
+        share(in_real.double() / k, fake_group, most=math.inf),
         share(holds, real_group),
     )
 

@@ -12,40 +12,65 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_trade_off"]
 
+_PANELS = (("frechet",), ("kernel",), ("score",), ("precision", "recall"))
+_COLUMNS = 5
+
 
 def plot_trade_off(
     path: Path, points: Sequence[Mapping[str, Any]], names: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Draw distances, scores, precision and recall by the share kept, with their intervals.
+    """Draw accuracy, distances, scores, precision and recall by the share kept.
+
+    What no point has, for want of images or because a network does not give it, has no panel.
 
     Args:
-        points: Each `share`, `accuracy`, and by network `measures` and `floor` (real images in the
-            place of as many samples).
+        points: Each `share`, `accuracy`, and by network `measures`, with their intervals, and
+            `floor` (real images in the place of as many samples).
         names: What the measures of each network are called.
     """
-    networks = list(names)
     panels = [
-        ("Fréchet distance", ("frechet",)), ("kernel distance", ("kernel",)),
-        ("score", ("score",)), ("precision and recall", ("precision", "recall")),
-    ]  # fmt: skip
-    figure = new_figure(4.2 * len(panels), 3.4 * len(networks))
-    grid = figure.subplots(len(networks), len(panels), squeeze=False)
-    for row, network in zip(grid, networks, strict=True):
-        for axis, (title, measures) in zip(row, panels, strict=True):
-            for number, measure in enumerate(measures):
-                _draw(axis, points, network, measure, f"C{number}")
-            first = measures[0]
-            label = names[network].get(first, title)
-            title = label if len(measures) == 1 else f"{title}, {network}"
-            axis.set(title=title, xlabel="share kept", xscale="log")
-            axis.set_xticks([point["share"] for point in points])
-            axis.set_xticklabels([f"{point['share']:g}" for point in points])
-            axis.minorticks_off()
-            axis.invert_xaxis()
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
+        (network, shown)
+        for network in names
+        for measures in _PANELS
+        if (shown := _measured(points, network, measures))
+    ]
+    columns = min(1 + len(panels), _COLUMNS)
+    rows = -(-(1 + len(panels)) // columns)
+    figure = new_figure(4.2 * columns, 3.4 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    shares = [point["share"] for point in points]
+    axes[0].plot(shares, [point["accuracy"] for point in points], "o-", label="accuracy")
+    _by_share(axes[0], points, "share in its class by the classifier")
+    for axis, (network, shown) in zip(axes[1:], panels, strict=False):
+        for number, measure in enumerate(shown):
+            _draw(axis, points, network, measure, f"C{number}")
+        title = f"{' and '.join(shown)}, {network}"
+        _by_share(axis, points, names[network].get(shown[0], title))
+    for axis in axes[1 + len(panels) :]:
+        axis.remove()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
+
+
+def _measured(
+    points: Sequence[Mapping[str, Any]], network: str, measures: Sequence[str]
+) -> tuple[str, ...]:
+    """Those of the measures that some point has."""
+    return tuple(
+        measure
+        for measure in measures
+        if any(measure in point["measures"][network] for point in points)
+    )
+
+
+def _by_share(axis: Any, points: Sequence[Mapping[str, Any]], title: str) -> None:
+    axis.set(title=title, xlabel="share kept", xscale="log")
+    axis.set_xticks([point["share"] for point in points])
+    axis.set_xticklabels([f"{point['share']:g}" for point in points])
+    axis.minorticks_off()
+    axis.invert_xaxis()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
 
 
 def _draw(

@@ -1,0 +1,63 @@
+"""The plot of what rejection trades: which panels it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vqvae2_fast.report import trade_off
+
+
+def points(*measures: str) -> list[dict[str, Any]]:
+    def value(at: float) -> dict[str, float]:
+        return {"value": at, "low": at - 0.1, "high": at + 0.1}
+
+    return [
+        {
+            "share": share, "accuracy": 1 - share / 2,
+            "measures": {"net": {name: value(share) for name in measures}},
+            "floor": {"net": {name: value(0.1) for name in measures}},
+        }
+        for share in (1.0, 0.5, 0.1)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Title and curves of each panel of the plot of some points."""
+
+    def draw(*measures: str) -> list[tuple[str, list[str]]]:
+        figures = []
+
+        def figure(width: float, height: float) -> Any:
+            figures.append(new_figure(width, height))
+            return figures[-1]
+
+        monkeypatch.setattr(trade_off, "new_figure", figure)
+        names = {"net": {"frechet": "FD-net", "kernel": "KD-net", "score": "score-net"}}
+        trade_off.plot_trade_off(tmp_path / "plot.png", points(*measures), names)
+        return [
+            (axis.get_title(), [text.get_text() for text in axis.get_legend().get_texts()])
+            for axis in figures[-1].axes
+        ]
+
+    new_figure = trade_off.new_figure
+    return draw
+
+
+def test_accuracy_comes_first_and_each_measure_has_its_panel(drawn):
+    found = drawn("frechet", "kernel", "score", "precision", "recall")
+    assert [title for title, _ in found] == [
+        "share in its class by the classifier", "FD-net", "KD-net", "score-net",
+        "precision and recall, net",
+    ]  # fmt: skip
+    assert found[0][1] == ["accuracy"]
+    assert [label for label in found[4][1] if "real" not in label] == ["precision", "recall"]
+
+
+def test_what_was_not_measured_has_no_panel(drawn):
+    found = drawn("kernel", "recall")
+    assert [title for title, _ in found] == [
+        "share in its class by the classifier", "KD-net", "recall, net"
+    ]  # fmt: skip

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,6 +67,32 @@ def run(capsys):
         code = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def run_in_two_processes(tmp_path, monkeypatch, capsys):
+    """Runs the command line as torchrun would, this process the first of two: what each said."""
+
+    def call(*arguments: str) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"},
+        ) as other:  # fmt: skip
+            with monkeypatch.context() as first:
+                for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+                    first.setenv(name, value)
+                assert main(list(arguments)) == 0
+            outputs = [capsys.readouterr().out, other.communicate()[0]]
+        assert other.returncode == 0
+        return outputs
 
     return call
 

@@ -95,6 +95,21 @@ def test_the_batch_size_changes_nothing(place, tmp_path):
     assert rows(tmp_path / "3") == rows(tmp_path / "18")
 
 
+def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes):
+    arguments = ("--best", "1", "3", "--n", "18", "--batch-size", "4")
+    run_in_two_processes(
+        "sample", "--pipeline", str(place / "pipeline"), "--classifier", str(place / "judge"),
+        "--quiet", "--out", str(tmp_path / "two"), *arguments,
+    )  # fmt: skip
+    assert sample(place, tmp_path / "one", *arguments) == 0
+    two, one = (tmp_path / name for name in ("two", "one"))
+    assert rows(two) == rows(one)
+    pictures = [{p.name: p.read_bytes() for p in (out / "images").glob("*.png")}
+                for out in (two, one)]  # fmt: skip
+    assert len(pictures[1]) == 6
+    assert pictures[0] == pictures[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "judge", "text"),
     [

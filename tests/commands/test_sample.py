@@ -6,9 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -315,24 +312,9 @@ def test_progress_tells_images_and_codes_a_second(place, tmp_path, capsys):
     assert re.search(r"sample  240/240  took 0:0\d  3/3 images  [\d,]+ codes/s  ", text)
 
 
-def test_processes_share_the_work_and_draw_the_same_folder(place, tmp_path, monkeypatch, capsys):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+def test_processes_share_the_work_and_draw_the_same_folder(place, tmp_path, run_in_two_processes):
     arguments = ["--pipeline", str(place / "classes"), "--n", "5", "--quiet", "--batch-size", "2"]
-    arguments = ["sample", *arguments, "--out", str(tmp_path / "two")]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-        env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"},
-    ) as other:  # fmt: skip
-        with monkeypatch.context() as first:
-            for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
-                first.setenv(name, value)
-            assert main(arguments) == 0
-        outputs = [capsys.readouterr().out, other.communicate()[0]]
-    assert other.returncode == 0
+    outputs = run_in_two_processes("sample", *arguments, "--out", str(tmp_path / "two"))
     # The last one to finish tells.
     assert sum("5 images in" in output for output in outputs) == 1
     assert sample(place, tmp_path / "one", "--n", "5") == 0

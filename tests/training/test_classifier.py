@@ -125,6 +125,17 @@ def test_images_without_labels_or_of_other_classes_are_refused():
         classifier_stage(Classifier(three), stripes(8), stripes(8), settings)
 
 
+def test_the_small_network_halves_images_of_48_pixels_first():
+    for side, stride in ((47, 1), (48, 2)):
+        config, settings = classifier_recipe((3, side, side), 5, 1000)
+        assert (config.network, config.first_stride) == ("small", stride)
+        assert settings.precision == "float32"
+        maps, _ = Classifier(config).maps_and_features(torch.zeros(2, 3, side, side))
+        assert maps.shape[-2:] == (12 // stride, 12 // stride)
+    with pytest.raises(ValueError, match="first_stride must be 1 or 2, got 3"):
+        ClassifierConfig((48, 48), 3, 5, "small", 8, first_stride=3)
+
+
 def test_configurations_that_make_no_classifier_are_refused():
     with pytest.raises(ValueError, match="no labels"):
         ClassifierConfig((32, 32), 3, 1, "small")

@@ -25,6 +25,7 @@ class ClassifierConfig:
         network: `small`, three stages of two blocks; or `resnet50`, which halves the side five
             times.
         channels: Of the first stage of `small`, doubled in each; `resnet50` has 64.
+        first_stride: Of the first convolution of `small`, 1 or 2.
         dropout: Before the last layer.
     """
 
@@ -34,6 +35,7 @@ class ClassifierConfig:
     network: Literal["small", "resnet50"] = "resnet50"
     channels: int = 64
     dropout: float = 0.0
+    first_stride: int = 1
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -52,6 +54,10 @@ class ClassifierConfig:
                 f"ClassifierConfig: {self.network} takes images of {least} pixels or more, got "
                 f"{self.image_size}; network='small' takes 8."
             )
+        if self.first_stride not in (1, 2):
+            raise ValueError(
+                f"ClassifierConfig: first_stride must be 1 or 2, got {self.first_stride}."
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"ClassifierConfig: dropout must be in [0, 1), got {self.dropout}.")
 
@@ -64,7 +70,7 @@ class Classifier(nn.Module):
         self.config = config
         width, channels = config.channels, config.image_channels
         if config.network == "small":
-            layers: list[nn.Module] = [_conv(channels, width, 3), nn.ReLU()]
+            layers: list[nn.Module] = [_conv(channels, width, 3, config.first_stride), nn.ReLU()]
             for stage in range(3):
                 out = width << stage
                 before = width << max(0, stage - 1)

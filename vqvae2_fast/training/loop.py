@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["DivergedError", "Stage", "TrainResult", "train"]
+__all__ = ["DivergedError", "Stage", "TrainResult", "autocast_of", "train"]
 
 
 class DivergedError(RuntimeError):
@@ -135,7 +135,7 @@ def _train(
     # Reading the flag waits for a GPU; on a CPU every step is checked.
     check_every = 1 if device.type == "cpu" else config.log_every
     optimizer = _optimizer(model, config)
-    autocast = _autocast(device, config)
+    autocast = autocast_of(device, config)
     average = PolyakAverage(model, config.average_decay) if config.average_decay else None
     position = _Position()
     if resume and out and (newest := latest(out)):
@@ -227,7 +227,8 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
+def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:
+    """The precision that networks run in."""
     if config.precision != "auto":
         enabled = config.precision == "bfloat16"
     elif device.type == "cuda":

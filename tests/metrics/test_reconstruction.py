@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from vqvae2_fast.metrics import psnr, reconstruction_error
+from vqvae2_fast.metrics.reconstruction import PairMeasures, reconstruction_measures
+from vqvae2_fast.models.configs import VQVAE2Config
 
 
 class Shifted(torch.nn.Module):
@@ -56,3 +58,19 @@ def test_reconstructions_are_clipped_to_what_can_be_shown():
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="at least one batch of images, got none"):
         reconstruction_error(Shifted(0.0), [])
+
+
+def test_similarity_is_measured_where_its_window_fits():
+    for side in (8, 12):
+        model = Shifted(0.0)
+        model.config = VQVAE2Config(image_size=(side, side), strides=(2, 2))
+        found = reconstruction_measures(model, [torch.rand(2, 3, side, side)])
+        assert isinstance(found, PairMeasures) == (side == 12)
+        assert found.mse == 0
+
+
+def test_lpips_of_images_that_are_too_small_is_refused():
+    model = Shifted(0.0)
+    model.config = VQVAE2Config(image_size=(8, 8), strides=(2, 2))
+    with pytest.raises(ValueError, match="expected images of 11 pixels or more"):
+        reconstruction_measures(model, [torch.rand(2, 3, 8, 8)], lambda a, b: a)

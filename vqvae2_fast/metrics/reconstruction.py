@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["PairMeasures", "Reconstruction", "pair_measures", "psnr", "reconstruction_error"]
+__all__ = [
+    "PairMeasures", "Reconstruction", "pair_measures", "psnr", "reconstruction_error",
+    "reconstruction_measures",
+]  # fmt: skip
+
+_SMALLEST = 11  # pixels: SSIM's window
 
 
 def psnr(mse: float) -> float:
@@ -95,3 +100,21 @@ def pair_measures(
     mse = float(totals[0]) / pixels
     lpips = None if perceptual is None else float(totals[2]) / count
     return PairMeasures(mse, mse / 4, psnr(mse / 4), float(totals[1]) / count, lpips)
+
+
+def reconstruction_measures(
+    model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
+) -> Reconstruction | PairMeasures:
+    """`pair_measures`, or of images below 11 pixels, where those mean nothing, the error alone.
+
+    Raises:
+        ValueError: LPIPS of images below 11 pixels.
+    """
+    if min(model.config.image_size) >= _SMALLEST:
+        return pair_measures(model, images, perceptual)
+    if perceptual is not None:
+        raise ValueError(
+            f"LPIPS: expected images of {_SMALLEST} pixels or more, the VQ-VAE's are "
+            f"{model.config.image_size}; leave it out."
+        )
+    return reconstruction_error(model, images)

@@ -174,6 +174,7 @@ def contenders_of(name: str, wanted: list[str]) -> list[str]:
 def flops_of(name: str) -> int:
     """Of the reference's step: products of its convolutions and matrices, dead taps included."""
     step = make_step(name, "reference")
+    step.model.eval()  # the same products; the reference draws dropout for minutes
     with FlopCounterMode(display=False) as counter:
         step.run()
     return counter.get_total_flops()

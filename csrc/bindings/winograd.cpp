@@ -8,6 +8,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "points.h"
 #include "pointwise.h"
 
 namespace vqvae2_fast {
@@ -16,44 +17,7 @@ namespace {
 using torch::stable::Tensor;
 namespace winograd = cpu::winograd;
 
-// Points lie this many floats further apart than they need: at multiples of a large power of two
-// they would share the sets of the caches.
-constexpr int64_t kPointGap = 48;
-// Tiles, outputs or channels that a thread takes at a time.
-constexpr int64_t kTileGrain = 8, kOutputGrain = 4, kChannelGrain = 64;
 constexpr int64_t kRowGrain = 64;  // positions
-
-winograd::Map map_of(const Tensor& rows) {
-  winograd::Map map = {rows.size(0),
-                       rows.size(1),
-                       rows.size(2),
-                       rows.size(3),
-                       rows.stride(0),
-                       rows.stride(1),
-                       rows.stride(2),
-                       0,
-                       0};
-  map.tile_rows = (map.height + winograd::kTile - 1) / winograd::kTile;
-  map.tile_columns = (map.width + winograd::kTile - 1) / winograd::kTile;
-  return map;
-}
-
-int64_t tiles_of(const winograd::Map& map) { return map.batch * map.tile_rows * map.tile_columns; }
-
-// [P, rows, channels]
-struct PointTensor {
-  Tensor tensor;
-  winograd::Points layout;
-  float* data() { return static_cast<float*>(tensor.mutable_data_ptr()); }
-};
-
-PointTensor new_points(const Tensor& like, int64_t kernel, int64_t rows, int64_t channels) {
-  const int64_t count = (kernel + 3) * (kernel + 3), size = rows * channels;
-  Tensor memory = torch::stable::new_empty(like, {count, size + kPointGap});
-  const Tensor points =
-      torch::stable::view(torch::stable::narrow(memory, 1, 0, size), {count, rows, channels});
-  return {points, {size + kPointGap, channels}};
-}
 
 struct Problem {
   winograd::Transforms transforms;
@@ -200,8 +164,8 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   torch::stable::parallel_for(0, map.batch * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i % parts * kChannelGrain, last = first + kChannelGrain;
-      problem.transforms.input_adjoint(map, floats(dpoints), points, problem.top, problem.left,
-                                       i / parts, first,
+      problem.transforms.input_adjoint(map, floats(dpoints), points, nullptr, problem.top,
+                                       problem.left, i / parts, first,
                                        last < weight.inputs ? last : weight.inputs, dx_data);
     }
   });

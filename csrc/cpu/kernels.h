@@ -51,8 +51,8 @@ struct KernelTable {
                        float dropout_p, uint8_t* keep);
 
   sampler::Kernels sampler;
-  // Of kernels 3x3 and 5x5.
-  winograd::Transforms winograd3, winograd5;
+  // Of kernels 2x2, 3x3 and 5x5.
+  winograd::Transforms winograd2, winograd3, winograd5;
   GatedLayer gated_layer;
   AttentionKernels attention;
   PointwiseKernels pointwise;

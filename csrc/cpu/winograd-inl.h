@@ -121,15 +121,16 @@ void output(const Map& map, const float* m, const Points& points, const float* b
 }
 
 template <int kTaps>
-void input_adjoint(const Map& map, const float* dv, const Points& points, int64_t top, int64_t left,
-                   int64_t image, int64_t first, int64_t last, float* dx) {
+void input_adjoint(const Map& map, const float* dv, const Points& points, const float* bias,
+                   int64_t top, int64_t left, int64_t image, int64_t first, int64_t last,
+                   float* dx) {
   using Transform = InputAdjoint<kTaps>;
   constexpr int kIn = Transform::kIn;
   float* target = dx + image * map.stride_batch;
   for (int64_t row = 0; row < map.height; ++row) {
     for (int64_t column = 0; column < map.width; ++column) {
       float* position = target + row * map.stride_row + column * map.stride_column;
-      for (int64_t c = first; c < last; ++c) position[c] = 0;
+      for (int64_t c = first; c < last; ++c) position[c] = bias ? bias[c] : 0;
     }
   }
   const int64_t tiles = map.tile_rows * map.tile_columns;

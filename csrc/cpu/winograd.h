@@ -1,5 +1,5 @@
 // Convolutions in Winograd's way (https://arxiv.org/abs/1509.09308): output tiles of 4x4 from
-// (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 3 and 5.
+// (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 2, 3 and 5.
 //
 // Sizes: B images of H x W positions, T tiles, P = (kernel + 3)^2 points of a tile, C channels, all
 // float32. Maps have contiguous channels; a tensor of points is [P, T, C], a transformed weight is
@@ -46,9 +46,11 @@ struct Transforms {
   // The adjoint of `output`: points of the gradient.
   void (*output_adjoint)(const Map& map, const float* dy, int64_t first, int64_t last,
                          const Points& points, float* dm);
-  // The adjoint of `input`, for one image and channels first..last: written, zeros included.
-  void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
-                        int64_t left, int64_t image, int64_t first, int64_t last, float* dx);
+  // The adjoint of `input` plus bias (null for none), for one image and channels first..last:
+  // written, positions that no tile reaches included.
+  void (*input_adjoint)(const Map& map, const float* dv, const Points& points, const float* bias,
+                        int64_t top, int64_t left, int64_t image, int64_t first, int64_t last,
+                        float* dx);
   // Points [P, C_out, C_in] of outputs first..last.
   void (*weight)(const Weight& weight, int64_t first, int64_t last, const Points& points, float* u);
   // Gradients of v and (if normalised) g from that of the points, outputs first..last.

@@ -23,6 +23,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.trained_conv import PlainConv2d
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.configs import VQVAE2Config
@@ -84,7 +85,7 @@ class VQVAE2(nn.Module):
             upsampler((level + 1) * dim, factor) for level, factor in enumerate(factors)
         )
         self.pre_quantize = nn.ModuleList(
-            nn.Conv2d(hidden + (dim if level else 0), dim, 1) for level in range(levels)
+            PlainConv2d(hidden + (dim if level else 0), dim, 1) for level in range(levels)
         )
         self.quantizers = nn.ModuleList(
             VectorQuantizerEMA(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.residual import ResidualBlock
+from vqvae2_fast.modules.trained_conv import DoublingConv2d, PlainConv2d
 
 __all__ = ["Decoder", "upsampler"]
 
@@ -40,7 +41,7 @@ class Decoder(nn.Module):
         widths = [channels]
         if doublings > 1:
             widths = [channels] * (doublings - 1) + [max(channels // 2, 1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1)]
+        layers: list[nn.Module] = [PlainConv2d(in_channels, channels, 3)]
         layers += [ResidualBlock(channels, residual_channels) for _ in range(num_residual_blocks)]
         layers.append(nn.ReLU(inplace=True))
         layers += _doublings([*widths, out_channels])
@@ -59,5 +60,5 @@ def _doublings(widths: list[int]) -> list[nn.Module]:
     """Transposed convolutions that double the size, from each width to the next, ReLU between."""
     layers: list[nn.Module] = []
     for width, next_width in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.ConvTranspose2d(width, next_width, 4, stride=2, padding=1), nn.ReLU(True)]
+        layers += [DoublingConv2d(width, next_width), nn.ReLU(True)]
     return layers[:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.residual import ResidualBlock
+from vqvae2_fast.modules.trained_conv import HalvingConv2d, PlainConv2d
 
 __all__ = ["Encoder"]
 
@@ -36,10 +37,10 @@ class Encoder(nn.Module):
         width = max(channels // 2, 1)
         layers: list[nn.Module] = []
         for _ in range(stride.bit_length() - 1):
-            layers += [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.ReLU(inplace=True)]
+            layers += [HalvingConv2d(in_channels, width), nn.ReLU(inplace=True)]
             in_channels, width = width, channels
         # No ReLU from here to the first block: the block opens with one.
-        layers.append(nn.Conv2d(in_channels, channels, 3, padding=1))
+        layers.append(PlainConv2d(in_channels, channels, 3))
         layers += [ResidualBlock(channels, residual_channels) for _ in range(num_residual_blocks)]
         layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)

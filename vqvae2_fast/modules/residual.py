@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from vqvae2_fast.modules.trained_conv import PlainConv2d
+
 __all__ = ["ResidualBlock"]
 
 
@@ -21,10 +23,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(channels, residual_channels, 3, padding=1),
+            PlainConv2d(channels, residual_channels, 3),
             # In place: it overwrites a convolution's output, which no gradient needs.
             nn.ReLU(inplace=True),
-            nn.Conv2d(residual_channels, channels, 1),
+            PlainConv2d(residual_channels, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

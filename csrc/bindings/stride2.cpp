@@ -1,0 +1,233 @@
+// `stride2_conv2d` and its gradient on the CPU, float32, on the stable ABI: a 4x4 convolution of
+// stride 2 is one of 2x2 over the four phases of its large map, and goes through Winograd's tiles
+// of the small one. Schemas: vqvae2_fast/ops/stride2_conv2d/op.py.
+//
+// Sizes: a large map [B, C, 2H, 2W], a small one [B, O, H, W], weight [O, C, 4, 4].
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "../cpu/kernels.h"
+#include "maps.h"
+#include "points.h"
+
+namespace vqvae2_fast {
+namespace {
+
+using torch::stable::Tensor;
+namespace winograd = cpu::winograd;
+
+constexpr int64_t kTaps = 2, kPhases = 4;
+
+const winograd::Transforms& transforms() { return cpu::kernels().winograd2; }
+
+// The positions of a large map [B, 2H, 2W, C] that meet taps of one parity, as a map [B, H, W, C].
+struct Phase {
+  winograd::Map map;
+  int64_t offset;     // of its first value
+  int64_t top, left;  // of a tile's first position, in positions before it
+};
+
+// Output i sees inputs 2i - 1 to 2i + 2: even taps odd ones from 2i - 1 on, odd taps even ones.
+Phase phase_of(const Tensor& large, int64_t phase) {
+  const int64_t top = phase < 2, left = phase % 2 == 0;
+  winograd::Map map = map_of(large);
+  const int64_t offset = top * map.stride_row + left * map.stride_column;
+  map.height /= 2, map.width /= 2, map.stride_row *= 2, map.stride_column *= 2;
+  cut_into_tiles(map);
+  return {map, offset, top, left};
+}
+
+// weight [O, C, 4, 4] <-> [O, phase, C, 2, 2].
+template <class Move>
+void for_each_tap(int64_t outputs, int64_t channels, const Move& move) {
+  for (int64_t o = 0; o < outputs; ++o) {
+    for (int64_t phase = 0; phase < kPhases; ++phase) {
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t tap = 0; tap < kTaps * kTaps; ++tap) {
+          const int64_t row = 2 * (tap / 2) + phase / 2, column = 2 * (tap % 2) + phase % 2;
+          move(((o * kPhases + phase) * channels + c) * 4 + tap,
+               (o * channels + c) * 16 + row * 4 + column);
+        }
+      }
+    }
+  }
+}
+
+struct Layer {
+  int64_t batch, height, width;  // of the small map
+  int64_t outputs, channels;     // of the small map and of the large one
+  Tensor taps;                   // [O, 4 C, 2, 2]
+  winograd::Weight weight;
+};
+
+// x is the small map where the convolution is transposed, else the large one.
+Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
+  STD_TORCH_CHECK(
+      x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 && weight.size(3) == 4 &&
+          x.size(1) == weight.size(transposed ? 0 : 1) &&
+          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
+          weight.size(0) % winograd::kChannels == 0 && weight.size(1) % winograd::kChannels == 0,
+      "stride2_conv2d: expected x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a weight "
+      "[O, C, 4, 4] whose channels are multiples of 16.");
+  const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
+  Layer layer = {x.size(0),
+                 x.size(2) / scale,
+                 x.size(3) / scale,
+                 outputs,
+                 channels,
+                 torch::stable::new_empty(weight, {outputs, kPhases * channels, kTaps, kTaps}),
+                 {}};
+  const Tensor source = torch::stable::contiguous(weight);
+  const float* const from = floats(source);
+  float* const to = mutable_floats(layer.taps);
+  for_each_tap(outputs, channels, [&](int64_t tap, int64_t place) { to[tap] = from[place]; });
+  layer.weight = {to, nullptr, outputs, kPhases * channels, kTaps};
+  return layer;
+}
+
+PointTensor weight_points(const Layer& layer) {  // [P, O, 4 C]
+  PointTensor u = new_points(layer.taps, kTaps, layer.outputs, kPhases * layer.channels);
+  float* const target = u.data();
+  torch::stable::parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
+    transforms().weight(layer.weight, first, last, u.layout, target);
+  });
+  return u;
+}
+
+PointTensor large_points(const Tensor& large) {  // [P, T, 4 C]
+  const int64_t channels = large.size(3), tiles = tiles_of(phase_of(large, 0).map);
+  PointTensor v = new_points(large, kTaps, tiles, kPhases * channels);
+  float* const target = v.data();
+  torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+    for (int64_t i = 0; i < kPhases; ++i) {
+      const Phase phase = phase_of(large, i);
+      transforms().input(phase.map, floats(large) + phase.offset, phase.top, phase.left, first,
+                         last, v.layout, target + i * channels);
+    }
+  });
+  return v;
+}
+
+PointTensor small_points(const Tensor& small) {  // [P, T, O]
+  const winograd::Map map = map_of(small);
+  PointTensor m = new_points(small, kTaps, tiles_of(map), map.channels);
+  float* const target = m.data();
+  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
+    transforms().output_adjoint(map, floats(small), first, last, m.layout, target);
+  });
+  return m;
+}
+
+// The small map of the large one's points.
+Tensor to_small(const Layer& layer, const PointTensor& large, const std::optional<Tensor>& bias) {
+  const PointTensor u = weight_points(layer);
+  const Tensor m =  // [P, T, O]
+      torch::stable::matmul(large.tensor, torch::stable::transpose(u.tensor, 1, 2));
+  Tensor y = new_map(layer.batch, layer.outputs, layer.height, layer.width);
+  const winograd::Map map = map_of(to_last(y));
+  const winograd::Points points = {m.stride(0), layer.outputs};
+  float* const target = mutable_floats(y);
+  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
+    transforms().output(map, floats(m), points, bias ? floats(*bias) : nullptr, first, last,
+                        target);
+  });
+  return y;
+}
+
+// The large map of the small one's points.
+Tensor to_large(const Layer& layer, const PointTensor& small, const std::optional<Tensor>& bias) {
+  const Tensor dv =  // [P, T, 4 C]
+      torch::stable::matmul(small.tensor, weight_points(layer).tensor);
+  const int64_t channels = layer.channels;
+  Tensor y = new_map(layer.batch, channels, 2 * layer.height, 2 * layer.width);
+  const Tensor rows = to_last(y);
+  const winograd::Points points = {dv.stride(0), kPhases * channels};
+  float* const target = mutable_floats(y);
+  const int64_t parts = (channels + kChannelGrain - 1) / kChannelGrain;
+  torch::stable::parallel_for(0, layer.batch * kPhases * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % parts * kChannelGrain, last = first + kChannelGrain;
+      const int64_t index = i / parts % kPhases;
+      const Phase phase = phase_of(rows, index);
+      transforms().input_adjoint(phase.map, floats(dv) + index * channels, points,
+                                 bias ? floats(*bias) : nullptr, phase.top, phase.left,
+                                 i / parts / kPhases, first, last < channels ? last : channels,
+                                 target + phase.offset);
+    }
+  });
+  return y;
+}
+
+Tensor weight_gradient(const Layer& layer, const PointTensor& small, const PointTensor& large) {
+  const Tensor du =  // [P, O, 4 C]
+      torch::stable::matmul(torch::stable::transpose(small.tensor, 1, 2), large.tensor);
+  const Tensor dtaps =
+      torch::stable::new_empty(layer.taps, {layer.outputs, kPhases * layer.channels, kTaps, kTaps});
+  const winograd::Points points = {du.stride(0), kPhases * layer.channels};
+  float* const data = static_cast<float*>(dtaps.mutable_data_ptr());
+  torch::stable::parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
+    transforms().weight_adjoint(layer.weight, floats(du), points, first, last, data, nullptr);
+  });
+  Tensor dweight = torch::stable::new_empty(layer.taps, {layer.outputs, layer.channels, 4, 4});
+  float* const to = mutable_floats(dweight);
+  for_each_tap(layer.outputs, layer.channels,
+               [&](int64_t tap, int64_t place) { to[place] = data[tap]; });
+  return dweight;
+}
+
+Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                          bool transposed) {
+  const Layer layer = layer_of(x, weight, transposed);
+  std::optional<Tensor> added;
+  if (bias) {
+    STD_TORCH_CHECK(bias->numel() == (transposed ? layer.channels : layer.outputs),
+                    "stride2_conv2d: expected a bias of the result's channels.");
+    added = torch::stable::contiguous(*bias);
+  }
+  if (x.numel() == 0) {
+    return transposed ? new_map(layer.batch, layer.channels, 2 * layer.height, 2 * layer.width)
+                      : new_map(layer.batch, layer.outputs, layer.height, layer.width);
+  }
+  const Tensor rows = as_rows(x);
+  return transposed ? to_large(layer, small_points(rows), added)
+                    : to_small(layer, large_points(rows), added);
+}
+
+std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy, const Tensor& x,
+                                                               const Tensor& weight,
+                                                               bool transposed) {
+  const Layer layer = layer_of(x, weight, transposed);
+  const int64_t scale = transposed ? 2 : 1;
+  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == layer.batch &&
+                      dy.size(1) == (transposed ? layer.channels : layer.outputs) &&
+                      dy.size(2) == scale * layer.height && dy.size(3) == scale * layer.width,
+                  "stride2_conv2d_backward: expected dy of the result's size.");
+  const Tensor above = as_rows(dy), rows = as_rows(x);
+  if (x.numel() == 0) {
+    Tensor dweight = torch::stable::new_empty(x, {layer.outputs, layer.channels, 4, 4});
+    torch::stable::zero_(dweight);
+    return {new_map(x.size(0), x.size(1), x.size(2), x.size(3)), dweight, sum_over_rows(above)};
+  }
+  std::optional<PointTensor> small = small_points(transposed ? rows : above);
+  std::optional<PointTensor> large = large_points(transposed ? above : rows);
+  Tensor dweight = weight_gradient(layer, *small, *large);
+  if (transposed) {
+    small.reset();
+  } else {
+    large.reset();
+  }
+  Tensor dx = transposed ? to_small(layer, *large, {}) : to_large(layer, *small, {});
+  return {dx, dweight, sum_over_rows(above)};
+}
+
+}  // namespace
+}  // namespace vqvae2_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vqvae2_fast, CPU, m) {
+  m.impl("stride2_conv2d", TORCH_BOX(&vqvae2_fast::stride2_conv2d_cpu));
+  m.impl("stride2_conv2d_backward", TORCH_BOX(&vqvae2_fast::stride2_conv2d_backward_cpu));
+}

@@ -1,0 +1,55 @@
+"""Cases of `stride2_conv2d`: both ways, tiles cut by the map's edges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, randn
+from vqvae2_fast.ops.normed_conv2d.cases import WINOGRAD_LOSS
+
+__all__ = ["CASES", "ERRORS", "arguments"]
+
+
+def arguments(
+    g: torch.Generator, size: tuple[int, int], *, transposed: bool = False, batch: int = 2,
+    channels: int = 16, outputs: int = 32, bias: bool = True, dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:  # fmt: skip
+    """`size` is that of the small map, which has `outputs` channels."""
+    height, width = size
+    weight = randn(g, outputs, channels, 4, 4, dtype=dtype)
+    if transposed:
+        x = randn(g, batch, outputs, height, width, dtype=dtype)
+    else:
+        x = randn(g, batch, channels, 2 * height, 2 * width, dtype=dtype)
+    added = randn(g, channels if transposed else outputs, dtype=dtype) if bias else None
+    return x, weight, added, transposed
+
+
+def _case(name: str, *sizes: Any, **options: Any) -> Case:
+    gradients = (0, 1, 2) if options.get("bias", True) else (0, 1)
+    return Case(
+        name, lambda g: arguments(g, *sizes, **options), gradients=gradients, batched=(0,),
+        loosening=WINOGRAD_LOSS,
+    )  # fmt: skip
+
+
+CASES = [
+    *(
+        _case(f"{way}{name}", size, transposed=bool(way), **options)
+        for way in ("", "transposed_")
+        for name, size, options in (
+            ("cut_tiles", (6, 7), {}),
+            ("smaller_than_a_tile", (2, 3), {"channels": 48}),
+            ("whole_tiles", (8, 4), {"channels": 80, "outputs": 16}),
+            ("no_bias", (5, 4), {"bias": False}),
+            ("no_images", (4, 4), {"batch": 0}),
+            ("odd_channels", (4, 4), {"channels": 3, "outputs": 5}),
+            ("float64", (4, 4), {"dtype": torch.float64}),
+        )
+    ),
+]
+
+# Not public: the layers check their arguments when they are made.
+ERRORS: list[Any] = []

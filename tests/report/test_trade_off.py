@@ -25,9 +25,9 @@ def points(*measures: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """Title and curves of each panel of the plot of some points."""
+    """Title, curves and range of each panel; `only` so many of the points were measured."""
 
-    def draw(*measures: str) -> list[tuple[str, list[str]]]:
+    def draw(*measures: str, only: int = 3) -> list[tuple[str, list[str], tuple[float, float]]]:
         figures = []
 
         def figure(width: float, height: float) -> Any:
@@ -36,11 +36,15 @@ def drawn(tmp_path, monkeypatch):
 
         monkeypatch.setattr(trade_off, "new_figure", figure)
         names = {"net": {"frechet": "FD-net", "kernel": "KD-net", "score": "score-net"}}
-        trade_off.plot_trade_off(tmp_path / "plot.png", points(*measures), names)
+        rows = points(*measures)
+        for row in rows[only:]:
+            row["measures"]["net"] = {}
+        trade_off.plot_trade_off(tmp_path / "plot.png", rows, names)
         return [
-            (axis.get_title(), [text.get_text() for text in axis.get_legend().get_texts()])
+            (axis.get_title(), [text.get_text() for text in axis.get_legend().get_texts()],
+             axis.get_xlim())
             for axis in figures[-1].axes
-        ]
+        ]  # fmt: skip
 
     new_figure = trade_off.new_figure
     return draw
@@ -48,7 +52,7 @@ def drawn(tmp_path, monkeypatch):
 
 def test_accuracy_comes_first_and_each_measure_has_its_panel(drawn):
     found = drawn("frechet", "kernel", "score", "precision", "recall")
-    assert [title for title, _ in found] == [
+    assert [title for title, *_ in found] == [
         "share in its class by the classifier", "FD-net", "KD-net", "score-net",
         "precision and recall, net",
     ]  # fmt: skip
@@ -58,6 +62,12 @@ def test_accuracy_comes_first_and_each_measure_has_its_panel(drawn):
 
 def test_what_was_not_measured_has_no_panel(drawn):
     found = drawn("kernel", "recall")
-    assert [title for title, _ in found] == [
+    assert [title for title, *_ in found] == [
         "share in its class by the classifier", "KD-net", "recall, net"
     ]  # fmt: skip
+
+
+def test_panels_have_one_range_whatever_was_measured(drawn):
+    ranges = [reach for *_, reach in drawn("frechet", only=1)]
+    assert ranges[0] == ranges[1]
+    assert ranges[0][0] > 1 > 0.1 > ranges[0][1]

@@ -64,11 +64,12 @@ def _measured(
 
 
 def _by_share(axis: Any, points: Sequence[Mapping[str, Any]], title: str) -> None:
+    shares = [point["share"] for point in points]
     axis.set(title=title, xlabel="share kept", xscale="log")
-    axis.set_xticks([point["share"] for point in points])
-    axis.set_xticklabels([f"{point['share']:g}" for point in points])
+    axis.set_xlim(1.2 * max(shares), min(shares) / 1.2)  # all panels alike, whatever they hold
+    axis.set_xticks(shares)
+    axis.set_xticklabels([f"{share:g}" for share in shares])
     axis.minorticks_off()
-    axis.invert_xaxis()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 

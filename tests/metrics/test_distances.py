@@ -154,13 +154,13 @@ def test_neighbour_measures_are_those_of_prdc(k, capsys):
 @pytest.mark.parametrize("name", ["precision", "recall", "density", "coverage"])
 def test_neighbour_measures_without_a_group_are_those_of_the_other_images(name):
     other = pytest.importorskip("prdc")
-    real, fake = features(203, 4, seed=1), features(167, 4, seed=2, shift=0.7, scale=0.8)
+    real, fake = features(203, 4, seed=1), features(167, 4, seed=2, shift=0.2)
     parts = []
     for group in range(10):
         kept = [rows[torch.arange(len(rows)) % 10 != group].numpy() for rows in (real, fake)]
         parts.append(float(other.compute_prdc(*kept, 5)[name]))
     found = getattr(neighbour_measures(real, fake, k=5), name)
-    assert 0 < found.low  # not cut
+    assert found.low > 0  # not cut
     assert found.low == pytest.approx(jackknife(found.value, parts, 167).low, abs=1e-9)
 
 

@@ -108,6 +108,7 @@ class Evaluate(Command):
         self, pipeline: Pipeline, held_out: ImageSource, train_set: ImageSource, progress: Progress
     ) -> dict[str, Any]:
         """Measures of reconstruction, likelihood and codecs."""
+        perceptual = load_lpips() if self.lpips else None  # missing weights: before minutes of work
         images = [batch for batch, _ in in_order(held_out, _BATCH)]
         pixels = to_uint8(torch.cat(images))
         with TemporaryDirectory() as folder:
@@ -132,7 +133,6 @@ class Evaluate(Command):
         self._jpeg = jpeg_curve(spread_evenly(pixels, _CODEC_IMAGES))
         bits = values["bits_per_image"]
         values["jpeg"] = {"bits_per_image": bits, "psnr": codec_at_bits(self._jpeg, bits)}
-        perceptual = load_lpips() if self.lpips else None
         values["reconstruction"] = asdict(
             reconstruction_measures(pipeline.vqvae, images, perceptual)
         )

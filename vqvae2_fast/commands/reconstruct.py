@@ -44,6 +44,7 @@ class Reconstruct(Command):
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
         check_out(self.out)
+        perceptual = load_lpips() if self.lpips else None
         model = load_vqvae(self.vqvae, self.prepare())
         config, progress = model.config, self.progress()
         dataset = open_images(
@@ -52,7 +53,6 @@ class Reconstruct(Command):
         picture = picture_of_reconstructions(
             model, dataset, self.out / "reconstructions.png", self.n
         )
-        perceptual = load_lpips() if self.lpips else None
         batches = (batch for batch, _ in in_order(dataset, 128))
         error = reconstruction_measures(model, batches, perceptual)
         values = {"split": self.split, "images": len(dataset), **asdict(error)}

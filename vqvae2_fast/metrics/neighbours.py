@@ -61,19 +61,14 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     in_fake = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     for group, members in enumerate(real_groups):
-        for rows in torch.arange(len(real))[members].split(_ROWS):
+        for rows in torch.arange(members.start, members.stop).split(_ROWS):
             distances = _squared(real[rows], fake)  # [R, M]
             in_real += _balls_without(distances, real_radii[rows], group)
             nearest = torch.stack([distances[:, own].amin(1) for own in fake_groups], 1)  # [R, G]
             holds[rows] = _least_without(nearest) < real_radii[rows]
             in_fake[rows] = _in_some_ball(distances, fake_radii, fake_groups)
     in_real = in_real.T
-    real_group, fake_group = (
-        torch.arange(GROUPS).repeat_interleave(
-            torch.tensor([own.stop - own.start for own in groups])
-        )
-        for groups in (real_groups, fake_groups)
-    )
+    real_group, fake_group = ((torch.arange(len(x)) % GROUPS).sort().values for x in (real, fake))
 
     def share(members: Tensor, group: Tensor, most: float = 1.0) -> Estimate:
         values = [

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from vqvae2_fast.ops._registry import Operator
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -31,6 +33,20 @@ class SmallDisk:
     folder: Path
     fill: Callable[[int], None]
     clear: Callable[[], None]
+
+
+@pytest.fixture
+def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the operators that are called from here on."""
+    calls: list[str] = []
+    call = Operator.__call__
+
+    def record(self: Operator, *args: object) -> object:
+        calls.append(self.name)
+        return call(self, *args)
+
+    monkeypatch.setattr(Operator, "__call__", record)
+    return calls
 
 
 @pytest.fixture(params=["tmpfs", "limit"])

@@ -11,10 +11,9 @@ from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.rule import DrawingRule
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from vqvae2_fast.testing.priors import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
-MASKS = ("exclude", "include", "down", "downright")
 
 
 @pytest.fixture
@@ -79,16 +78,7 @@ def test_a_window_draws_the_same_bits_in_every_precision(mask, precision, assert
     assert_same_bits(prior, prior_inputs(prior, 2), [4], precision=precision)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"temperature": 0.0},
-        {"temperature": 0.6, "top_k": 5},
-        {"top_p": 0.7},
-        {"guidance_scale": 2.0, "temperature": 0.8},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("rule", DRAWING_RULES, ids=str)
 def test_a_window_draws_by_every_rule(rule, assert_same_bits):
     prior = tiny_prior(size=(2, 6), num_classes=3, mask="include", num_blocks=1)
     assert_same_bits(prior, prior_inputs(prior, 2), [4], **rule)

@@ -12,13 +12,11 @@ from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.rule import DrawingRule
 from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from vqvae2_fast.testing.priors import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"
 )
-
-MASKS = ["exclude", "include", "down", "downright"]
 
 
 def drawn(prior, inputs, window, **arguments):
@@ -54,16 +52,7 @@ def test_a_window_draws_the_same_bits(mask, attention, batch_size):
     assert_same_bits(prior, prior_inputs(prior, batch_size), [2, 3, 8, 9, 50])
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"temperature": 0.0},
-        {"temperature": 0.6, "top_k": 5},
-        {"top_p": 0.7},
-        {"guidance_scale": 2.0, "temperature": 0.8},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("rule", DRAWING_RULES, ids=str)
 def test_a_window_draws_by_every_rule(rule):
     prior = tiny_prior(num_classes=3, mask="include")
     assert_same_bits(prior, prior_inputs(prior, 2), [4], **rule)

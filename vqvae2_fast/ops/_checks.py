@@ -5,11 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_codebook", "check_finite", "check_floating", "check_same_device", "described"]
+__all__ = [
+    "check_codebook", "check_finite", "check_floating", "check_same_device", "described",
+    "not_float32",
+]  # fmt: skip
 
 
 def described(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def not_float32(**tensors: Tensor | None) -> str | None:
+    """The first of the tensors that is of another dtype, as a refusal of an owner's."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != torch.float32:
+            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    return None
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:

@@ -13,7 +13,14 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 
 __all__ = ["prior_inputs", "tiny_configs", "tiny_prior"]
 
-_MASKS = ("exclude", "include", "down", "downright")
+MASKS = ("exclude", "include", "down", "downright")
+# Arguments of `DrawingRule`: each way to choose a code.
+DRAWING_RULES: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.6, "top_k": 5},
+    {"top_p": 0.7},
+    {"guidance_scale": 2.0, "temperature": 0.8},
+)
 
 
 def tiny_prior(seed: int = 0, **overrides: Any) -> PixelSNAIL:
@@ -41,7 +48,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
     conditions = {"alone": (), "conditioned": ((2, 3),), "conditioned twice": ((1, 3), (2, 3))}
     configs = {}
     for mask, attention, (name, sizes), classes in product(
-        _MASKS, (True, False), conditions.items(), (0, 3)
+        MASKS, (True, False), conditions.items(), (0, 3)
     ):
         parts = (mask, "attention" if attention else "no attention", name)
         label = ", ".join(parts + (("classes",) if classes else ()))

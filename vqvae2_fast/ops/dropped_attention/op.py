@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.ops._checks import not_float32
 from vqvae2_fast.ops._maps import new_heads
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
@@ -26,10 +27,7 @@ def _fake(
 def _refusal(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
 ) -> str | None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.dtype != torch.float32:
-            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
-    return None
+    return not_float32(q=q, k=k, v=v)
 
 
 # Not public: `causal_attention` calls it on CPUs. Arguments and result are its own.

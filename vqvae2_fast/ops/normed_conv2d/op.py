@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from vqvae2_fast.ops._checks import not_float32
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, placement
@@ -42,9 +43,8 @@ def _refusal(
     seed: Tensor | None = None,
 ) -> str | None:  # fmt: skip
     outputs, inputs, height, width = weight_v.shape
-    for name, tensor in (("x", x), ("weight", weight_v), ("g", weight_g), ("bias", bias)):
-        if tensor is not None and tensor.dtype != torch.float32:
-            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    if other := not_float32(x=x, weight=weight_v, g=weight_g, bias=bias):
+        return other
     if height != width or height not in (1, 3, 5):
         return f"a kernel of {height}×{width}"
     if height > 1 and (outputs % CHANNELS or inputs % CHANNELS):

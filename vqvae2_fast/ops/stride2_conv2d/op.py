@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.ops._checks import not_float32
 from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
 from vqvae2_fast.ops.stride2_conv2d_backward.op import STRIDE2_CONV2D_BACKWARD
@@ -35,9 +36,8 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> T
 def _refusal(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False
 ) -> str | None:
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias)):
-        if tensor is not None and tensor.dtype != torch.float32:
-            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+    if other := not_float32(x=x, weight=weight, bias=bias):
+        return other
     if weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
         return f"a weight {list(weight.shape)}, its channels not multiples of {CHANNELS}"
     if not transposed and (x.shape[2] % 2 or x.shape[3] % 2):

@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["new_channels_last", "new_heads"]
 
 
-def new_channels_last(like: Tensor, channels: int) -> Tensor:
-    """An empty map with `like`'s images and positions, channels last in memory and no view."""
-    batch, _, height, width = like.shape
+def new_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """An empty map with `like`'s images and its positions, or of another size; channels last in
+    memory and no view."""
+    batch = like.shape[0]
+    height, width = like.shape[2:] if size is None else size
     strides = (height * width * channels, 1, width * channels, channels)
     return like.new_empty_strided((batch, channels, height, width), strides)
 

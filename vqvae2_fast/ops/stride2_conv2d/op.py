@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.ops._checks import not_float32
+from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import LIBRARY, register
+from vqvae2_fast.ops.normed_conv2d.op import CHANNELS, LEAST_PRODUCTS
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
 from vqvae2_fast.ops.stride2_conv2d_backward.op import STRIDE2_CONV2D_BACKWARD
 
@@ -16,21 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["STRIDE2_CONV2D", "stride2_conv2d"]
 
-# The tiles' vectors lie across channels.
-CHANNELS = 16
-# Products of a call, positions of the small map · C_in · C_out, below which direct sums are taken:
-# where `normed_conv2d` takes them.
-LEAST_PRODUCTS = 1 << 22
-
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
-    batch, _, height, width = x.shape
+    height, width = x.shape[2:]
     if transposed:
-        channels, height, width = weight.shape[1], 2 * height, 2 * width
-    else:
-        channels, height, width = weight.shape[0], height // 2, width // 2
-    strides = (height * width * channels, 1, width * channels, channels)
-    return x.new_empty_strided((batch, channels, height, width), strides)
+        return new_channels_last(x, weight.shape[1], (2 * height, 2 * width))
+    return new_channels_last(x, weight.shape[0], (height // 2, width // 2))
 
 
 def _refusal(

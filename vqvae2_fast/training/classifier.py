@@ -31,7 +31,7 @@ def classifier_recipe(
     rate up to 0.4 within 5 of them, a tenth after 30, 60 and 80 each. The batch of 1024, of 64
     images at a time, is within 0.4 % of their 8192. Else a small network and AdamW, in float32: its
     convolutions of few channels gain nothing by autocast. From 48 pixels on it halves the image
-    first, which costs a quarter of the time.
+    first, which costs a fifth of the time.
 
     Args:
         image_shape: (C, H, W).

@@ -49,7 +49,8 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     )
     print(f"{workload.name}, load {os.getloadavg()[0]:.1f}; matmul "
           f"{measure.matmul_rate(seconds['ceiling:matmul']):.0f} GFLOP/s, copy "
-          f"{measure.copy_rate(seconds['ceiling:copy']):.1f} GB/s")  # fmt: skip
+          f"{measure.copy_rate(seconds['ceiling:copy']):.1f} GB/s, "
+          f"OpenBLAS {measure.openblas_cores()}")  # fmt: skip
     rows = []
     for contender in runs:
         times = seconds[contender]

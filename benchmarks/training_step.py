@@ -249,10 +249,12 @@ def compare(name: str, options: argparse.Namespace) -> None:
         for i in range(len(names)):
             contender = names[(i + round_number) % len(names)]
             progress(f"{name}: round {round_number + 1} of {rounds}, {contender}")
+            time.sleep(measure.SETTLE)
             start = clock()
             steps[contender].run()
             seconds[contender].append(clock() - start)
         for ceiling, run in ceilings.items():
+            time.sleep(measure.SETTLE)
             start = clock()
             run()
             seconds[ceiling].append(clock() - start)

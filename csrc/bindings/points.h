@@ -1,10 +1,15 @@
-// Tensors of Winograd's points [P, rows, channels] beside maps, on the stable ABI.
+// Tensors of Winograd's points beside maps, and their products, on the stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include "../cpu/winograd.h"
+#include <algorithm>
+#include <utility>
+
+#include "../cpu/aligned.h"
+#include "../cpu/kernels.h"
+#include "maps.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -12,8 +17,14 @@ namespace {
 // Points lie this many floats further apart than they need: at multiples of a large power of two
 // they would share the sets of the caches.
 constexpr int64_t kPointGap = 48;
-// Tiles, outputs or channels that a thread takes at a time.
-constexpr int64_t kTileGrain = 8, kOutputGrain = 4, kChannelGrain = 64;
+// Tiles or channels that a thread takes at a time.
+constexpr int64_t kTileGrain = 8, kChannelGrain = 64;
+// Tiles that are transformed, multiplied and transformed back in one go, so that their points stay
+// in the caches; fewer would read the weight's too often. From 36 on the same within 3 %.
+constexpr int64_t kBlockTiles = 48;
+// Rows of a product that a thread takes at a time: whole tiles at every level. Of the sums over
+// tiles this many are taken in one go, so that both sides stay in the second cache.
+constexpr int64_t kProductRows = 48, kProductDepth = 128;
 
 inline void cut_into_tiles(cpu::winograd::Map& map) {
   map.tile_rows = (map.height + cpu::winograd::kTile - 1) / cpu::winograd::kTile;
@@ -34,24 +45,147 @@ inline cpu::winograd::Map map_of(const torch::stable::Tensor& rows) {
   return map;
 }
 
+// Points of a tile.
+inline int64_t points_of(int64_t kernel) { return (kernel + 3) * (kernel + 3); }
+
 inline int64_t tiles_of(const cpu::winograd::Map& map) {
   return map.batch * map.tile_rows * map.tile_columns;
 }
 
-// [P, rows, channels]
+// [P, rows, columns], in rows or in panels.
 struct PointTensor {
-  torch::stable::Tensor tensor;
+  torch::stable::Tensor memory;  // [P, floats]
   cpu::winograd::Points layout;
-  float* data() { return static_cast<float*>(tensor.mutable_data_ptr()); }
+  int64_t count, rows, columns;
+  float* data() { return mutable_floats(memory); }
+  const float* data() const { return floats(memory); }
 };
 
-inline PointTensor new_points(const torch::stable::Tensor& like, int64_t kernel, int64_t rows,
-                              int64_t channels) {
-  const int64_t count = (kernel + 3) * (kernel + 3), size = rows * channels;
-  torch::stable::Tensor memory = torch::stable::new_empty(like, {count, size + kPointGap});
-  const torch::stable::Tensor points =
-      torch::stable::view(torch::stable::narrow(memory, 1, 0, size), {count, rows, channels});
-  return {points, {size + kPointGap, channels}};
+inline PointTensor new_points(const torch::stable::Tensor& like, int64_t count, int64_t rows,
+                              int64_t columns) {
+  const int64_t size = rows * columns + kPointGap;
+  return {torch::stable::new_empty(like, {count, size}),
+          {size, columns, columns, 0, 0, 0},
+          count,
+          rows,
+          columns};
+}
+
+// The same in panels, as the right side of a product.
+inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, int64_t rows,
+                              int64_t columns) {
+  const int64_t panel = cpu::kernels().products.panel;
+  const int64_t size = (columns + panel - 1) / panel * panel * rows + kPointGap;
+  return {torch::stable::new_empty(like, {count, size}),
+          {size, panel, panel, rows * panel, 0, 0},
+          count,
+          rows,
+          columns};
+}
+
+// Outputs of a weight, in the units that its transforms take.
+template <class Part>
+void for_outputs(int64_t outputs, const Part& part) {
+  constexpr int64_t kUnit = cpu::winograd::kChannels;
+  torch::stable::parallel_for(0, outputs / kUnit, 1, [&](int64_t first, int64_t last) {
+    part(first * kUnit, last * kUnit);
+  });
+}
+
+// The points [P, tiles, columns] of a few tiles, of one thread.
+struct PointBlock {
+  cpu::Aligned<float> memory;
+  cpu::winograd::Points layout;
+
+  PointBlock(int64_t count, int64_t tiles, int64_t columns)
+      : memory(cpu::aligned<float>(count * (tiles * columns + kPointGap))),
+        layout{tiles * columns + kPointGap, columns, columns, 0, 0, 0} {}
+};
+
+// Blocks of nearly one size, as many for each thread.
+inline int64_t tiles_of_block(int64_t tiles, int64_t threads) {
+  const int64_t blocks = (tiles + kBlockTiles * threads - 1) / (kBlockTiles * threads) * threads;
+  return (tiles + blocks - 1) / blocks;
+}
+
+// A block of tiles times some columns of a weight's panels, point by point.
+inline void multiply_block(int64_t tiles, const float* a, const cpu::winograd::Points& a_layout,
+                           const PointTensor& weight, int64_t first, int64_t last, PointBlock& c) {
+  const float* panels = weight.data() + weight.layout.at(0, first);
+  for (int64_t point = 0; point < weight.count; ++point) {
+    cpu::kernels().products.along(
+        {tiles, last - first, weight.rows, a + point * a_layout.stride_point, a_layout.stride_row,
+         panels + point * weight.layout.stride_point, weight.layout.stride_panel, nullptr, 0,
+         c.memory.get() + point * c.layout.stride_point, c.layout.stride_row});
+  }
+}
+
+// The map that the weight's outputs make, block by block of tiles. source(first, last, block) gives
+// the points of those tiles and their layout; it may write them to the block.
+template <class Source>
+void output_tiles(const cpu::winograd::Transforms& transforms, const PointTensor& weight,
+                  const Source& source, const torch::stable::Tensor* bias,
+                  const cpu::winograd::Map& map, float* y) {
+  const int64_t tiles = tiles_of(map), inputs = weight.rows, outputs = weight.columns;
+  const int64_t size = tiles_of_block(tiles, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, (tiles + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+    PointBlock in(weight.count, size, inputs), out(weight.count, size, outputs);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i * size, last = std::min(first + size, tiles);
+      const auto [points, layout] = source(first, last, in);
+      multiply_block(last - first, points, layout, weight, 0, outputs, out);
+      transforms.output(map, out.memory.get(), out.layout.within(first, 0),
+                        bias ? floats(*bias) : nullptr, first, last, y);
+    }
+  });
+}
+
+// Channels first..last of one image of the map that the weight's inputs make of points
+// [P, T, outputs]. Those channels are columns column..column + last - first of the weight.
+inline void input_tiles(const cpu::winograd::Transforms& transforms, const PointTensor& points,
+                        const PointTensor& weight, int64_t column, const float* bias,
+                        const cpu::winograd::Map& map, int64_t top, int64_t left, int64_t image,
+                        int64_t first, int64_t last, float* x) {
+  for (int64_t row = 0; row < map.height; ++row) {
+    for (int64_t i = 0; i < map.width; ++i) {
+      float* position = x + image * map.stride_batch + row * map.stride_row + i * map.stride_column;
+      for (int64_t c = first; c < last; ++c) position[c] = bias ? bias[c] : 0;
+    }
+  }
+  // Products begin with a whole panel.
+  const int64_t before = column % weight.layout.panel, columns = before + last - first;
+  const int64_t in_image = map.tile_rows * map.tile_columns, end = (image + 1) * in_image;
+  const int64_t size = tiles_of_block(in_image, 1);
+  PointBlock block(weight.count, size, columns);
+  for (int64_t tile = image * in_image; tile < end; tile += size) {
+    const int64_t stop = std::min(tile + size, end);
+    multiply_block(stop - tile, points.data() + points.layout.at(tile, 0), points.layout, weight,
+                   column - before, column - before + columns, block);
+    transforms.input_adjoint(map, block.memory.get(), block.layout.within(tile, first - before),
+                             top, left, tile, stop, first, last, x);
+  }
+}
+
+// The transpose of [P, T, rows] times panels [P, T, columns] -> [P, rows, columns].
+inline PointTensor multiply_across(const PointTensor& a, const PointTensor& b) {
+  PointTensor c = new_points(a.memory, a.count, a.columns, b.columns);
+  float* const target = c.data();
+  const int64_t blocks = (a.columns + kProductRows - 1) / kProductRows;
+  torch::stable::parallel_for(0, a.count * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t point = i / blocks, row = i % blocks * kProductRows;
+      float* const sums = target + point * c.layout.stride_point + row * b.columns;
+      for (int64_t tile = 0; tile < a.rows; tile += kProductDepth) {
+        cpu::kernels().products.across(
+            {std::min(kProductRows, a.columns - row), b.columns,
+             std::min(kProductDepth, a.rows - tile),
+             a.data() + point * a.layout.stride_point + tile * a.columns + row, a.columns,
+             b.data() + point * b.layout.stride_point + tile * b.layout.stride_row,
+             b.layout.stride_panel, tile ? sums : nullptr, b.columns, sums, b.columns});
+      }
+    }
+  });
+  return c;
 }
 
 }  // namespace

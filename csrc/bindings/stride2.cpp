@@ -89,32 +89,45 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
   return layer;
 }
 
-PointTensor weight_points(const Layer& layer) {  // [P, O, 4 C]
-  PointTensor u = new_points(layer.taps, kTaps, layer.outputs, kPhases * layer.channels);
+// Panels [P, 4 C, O] for the small map, or [P, O, 4 C] for the large one.
+PointTensor weight_panels(const Layer& layer, bool to_small) {
+  const int64_t inputs = kPhases * layer.channels;
+  PointTensor u = new_panels(layer.taps, points_of(kTaps), to_small ? inputs : layer.outputs,
+                             to_small ? layer.outputs : inputs);
   float* const target = u.data();
-  torch::stable::parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
-    transforms().weight(layer.weight, first, last, u.layout, target);
+  for_outputs(layer.outputs, [&](int64_t first, int64_t last) {
+    transforms().weight(layer.weight, to_small, first, last, u.layout, target);
   });
   return u;
 }
 
-PointTensor large_points(const Tensor& large) {  // [P, T, 4 C]
+// Points [P, T, 4 C] of tiles first..last.
+void transform_large(const Tensor& large, int64_t first, int64_t last,
+                     const winograd::Points& layout, float* points) {
+  for (int64_t i = 0; i < kPhases; ++i) {
+    const Phase phase = phase_of(large, i);
+    transforms().input(phase.map, floats(large) + phase.offset, phase.top, phase.left, first, last,
+                       layout.within(0, -i * large.size(3)), points);
+  }
+}
+
+// [P, T, 4 C]
+PointTensor large_points(const Tensor& large, bool panels = false) {
   const int64_t channels = large.size(3), tiles = tiles_of(phase_of(large, 0).map);
-  PointTensor v = new_points(large, kTaps, tiles, kPhases * channels);
+  PointTensor v =
+      (panels ? new_panels : new_points)(large, points_of(kTaps), tiles, kPhases * channels);
   float* const target = v.data();
   torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
-    for (int64_t i = 0; i < kPhases; ++i) {
-      const Phase phase = phase_of(large, i);
-      transforms().input(phase.map, floats(large) + phase.offset, phase.top, phase.left, first,
-                         last, v.layout, target + i * channels);
-    }
+    transform_large(large, first, last, v.layout, target);
   });
   return v;
 }
 
-PointTensor small_points(const Tensor& small) {  // [P, T, O]
+// [P, T, O]
+PointTensor small_points(const Tensor& small, bool panels = false) {
   const winograd::Map map = map_of(small);
-  PointTensor m = new_points(small, kTaps, tiles_of(map), map.channels);
+  PointTensor m =
+      (panels ? new_panels : new_points)(small, points_of(kTaps), tiles_of(map), map.channels);
   float* const target = m.data();
   torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
     transforms().output_adjoint(map, floats(small), first, last, m.layout, target);
@@ -122,55 +135,45 @@ PointTensor small_points(const Tensor& small) {  // [P, T, O]
   return m;
 }
 
-// The small map of the large one's points.
-Tensor to_small(const Layer& layer, const PointTensor& large, const std::optional<Tensor>& bias) {
-  const PointTensor u = weight_points(layer);
-  const Tensor m =  // [P, T, O]
-      torch::stable::matmul(large.tensor, torch::stable::transpose(u.tensor, 1, 2));
+// The small map. source(first, last, block) gives points of the large one, as in `output_tiles`.
+template <class Source>
+Tensor to_small(const Layer& layer, const Source& source, const std::optional<Tensor>& bias) {
   Tensor y = new_map(layer.batch, layer.outputs, layer.height, layer.width);
-  const winograd::Map map = map_of(to_last(y));
-  const winograd::Points points = {m.stride(0), layer.outputs};
-  float* const target = mutable_floats(y);
-  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
-    transforms().output(map, floats(m), points, bias ? floats(*bias) : nullptr, first, last,
-                        target);
-  });
+  output_tiles(transforms(), weight_panels(layer, true), source, bias ? &*bias : nullptr,
+               map_of(to_last(y)), mutable_floats(y));
   return y;
 }
 
 // The large map of the small one's points.
 Tensor to_large(const Layer& layer, const PointTensor& small, const std::optional<Tensor>& bias) {
-  const Tensor dv =  // [P, T, 4 C]
-      torch::stable::matmul(small.tensor, weight_points(layer).tensor);
+  const PointTensor weight = weight_panels(layer, false);
   const int64_t channels = layer.channels;
   Tensor y = new_map(layer.batch, channels, 2 * layer.height, 2 * layer.width);
   const Tensor rows = to_last(y);
-  const winograd::Points points = {dv.stride(0), kPhases * channels};
   float* const target = mutable_floats(y);
   const int64_t parts = (channels + kChannelGrain - 1) / kChannelGrain;
   torch::stable::parallel_for(0, layer.batch * kPhases * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % parts * kChannelGrain, last = first + kChannelGrain;
-      const int64_t index = i / parts % kPhases;
-      const Phase phase = phase_of(rows, index);
-      transforms().input_adjoint(phase.map, floats(dv) + index * channels, points,
-                                 bias ? floats(*bias) : nullptr, phase.top, phase.left,
-                                 i / parts / kPhases, first, last < channels ? last : channels,
-                                 target + phase.offset);
+      const int64_t part = i / layer.batch, first = part % parts * kChannelGrain;
+      const Phase phase = phase_of(rows, part / parts);
+      input_tiles(transforms(), small, weight, part / parts * channels + first,
+                  bias ? floats(*bias) : nullptr, phase.map, phase.top, phase.left, i % layer.batch,
+                  first, std::min(first + kChannelGrain, channels), target + phase.offset);
     }
   });
   return y;
 }
 
-Tensor weight_gradient(const Layer& layer, const PointTensor& small, const PointTensor& large) {
-  const Tensor du =  // [P, O, 4 C]
-      torch::stable::matmul(torch::stable::transpose(small.tensor, 1, 2), large.tensor);
+// One side in rows, the other in panels: the gradient's columns are those of the panels.
+Tensor weight_gradient(const Layer& layer, const PointTensor& rows, const PointTensor& panels,
+                       bool small_in_panels) {
+  const PointTensor du = multiply_across(rows, panels);  // [P, O, 4 C] or [P, 4 C, O]
   const Tensor dtaps =
       torch::stable::new_empty(layer.taps, {layer.outputs, kPhases * layer.channels, kTaps, kTaps});
-  const winograd::Points points = {du.stride(0), kPhases * layer.channels};
-  float* const data = static_cast<float*>(dtaps.mutable_data_ptr());
-  torch::stable::parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
-    transforms().weight_adjoint(layer.weight, floats(du), points, first, last, data, nullptr);
+  float* const data = mutable_floats(dtaps);
+  for_outputs(layer.outputs, [&](int64_t first, int64_t last) {
+    transforms().weight_adjoint(layer.weight, small_in_panels, du.data(), du.layout, first, last,
+                                data, nullptr);
   });
   Tensor dweight = torch::stable::new_empty(layer.taps, {layer.outputs, layer.channels, 4, 4});
   float* const to = mutable_floats(dweight);
@@ -193,8 +196,12 @@ Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opti
                       : new_map(layer.batch, layer.outputs, layer.height, layer.width);
   }
   const Tensor rows = as_rows(x);
-  return transposed ? to_large(layer, small_points(rows), added)
-                    : to_small(layer, large_points(rows), added);
+  if (transposed) return to_large(layer, small_points(rows), added);
+  const auto transform = [&](int64_t first, int64_t last, PointBlock& block) {
+    transform_large(rows, first, last, block.layout.within(first, 0), block.memory.get());
+    return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
+  };
+  return to_small(layer, transform, added);
 }
 
 std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy, const Tensor& x,
@@ -212,15 +219,17 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
     torch::stable::zero_(dweight);
     return {new_map(x.size(0), x.size(1), x.size(2), x.size(3)), dweight, sum_over_rows(above)};
   }
-  std::optional<PointTensor> small = small_points(transposed ? rows : above);
-  std::optional<PointTensor> large = large_points(transposed ? above : rows);
-  Tensor dweight = weight_gradient(layer, *small, *large);
-  if (transposed) {
-    small.reset();
-  } else {
-    large.reset();
+  // What gives the gradient of x lies in rows, what meets it for the weight's in panels.
+  const PointTensor points = transposed ? large_points(above) : small_points(above);
+  Tensor dweight;
+  {
+    const PointTensor panels = transposed ? small_points(rows, true) : large_points(rows, true);
+    dweight = weight_gradient(layer, points, panels, transposed);
   }
-  Tensor dx = transposed ? to_small(layer, *large, {}) : to_large(layer, *small, {});
+  const auto stored = [&](int64_t first, int64_t, PointBlock&) {
+    return std::pair(points.data() + points.layout.at(first, 0), points.layout);
+  };
+  Tensor dx = transposed ? to_small(layer, stored, {}) : to_large(layer, points, {});
   return {dx, dweight, sum_over_rows(above)};
 }
 

@@ -1,5 +1,5 @@
-// `normed_conv2d` and its gradient on the CPU: our transforms around torch's batched products, on
-// the stable ABI; kernels 1x1 are pointwise.cpp's. Schemas: vqvae2_fast/ops/normed_conv2d/op.py.
+// `normed_conv2d` and its gradient on the CPU, on the stable ABI; kernels 1x1 are pointwise.cpp's.
+// Schemas: vqvae2_fast/ops/normed_conv2d/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -48,24 +48,15 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
   return problem;
 }
 
-PointTensor input_points(const Problem& problem, const Tensor& rows) {
-  const winograd::Map map = map_of(rows);
-  PointTensor v = new_points(rows, problem.kernel, tiles_of(map), map.channels);
-  float* const target = v.data();
-  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
-    problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last, v.layout,
-                             target);
-  });
-  return v;
-}
-
-PointTensor weight_points(const Problem& problem, const Tensor& like) {
-  PointTensor u = new_points(like, problem.kernel, problem.weight.outputs, problem.weight.inputs);
+// Panels [P, C_in, C_out] for the outputs, or [P, C_out, C_in] for the gradient of the inputs.
+PointTensor weight_panels(const Problem& problem, const Tensor& like, bool inputs_first) {
+  const int64_t outputs = problem.weight.outputs, inputs = problem.weight.inputs;
+  PointTensor u = new_panels(like, points_of(problem.kernel), inputs_first ? inputs : outputs,
+                             inputs_first ? outputs : inputs);
   float* const target = u.data();
-  torch::stable::parallel_for(
-      0, problem.weight.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
-        problem.transforms.weight(problem.weight, first, last, u.layout, target);
-      });
+  for_outputs(outputs, [&](int64_t first, int64_t last) {
+    problem.transforms.weight(problem.weight, inputs_first, first, last, u.layout, target);
+  });
   return u;
 }
 
@@ -96,21 +87,17 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
   const int64_t outputs = problem.weight.outputs;
   Tensor y = new_map(x.size(0), outputs, x.size(2), x.size(3));
   if (y.numel() == 0) return y;
-  Tensor m;
-  {
-    const PointTensor v = input_points(problem, activated(as_rows(x), activation));
-    const PointTensor u = weight_points(problem, x);
-    m = torch::stable::matmul(v.tensor, torch::stable::transpose(u.tensor, 1, 2));  // [P, T, C_out]
-  }
+  const Tensor rows = activated(as_rows(x), activation);
+  const winograd::Map map = map_of(rows);
+  const auto transform = [&](int64_t first, int64_t last, PointBlock& block) {
+    problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last,
+                             block.layout.within(first, 0), block.memory.get());
+    return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
+  };
   std::optional<Tensor> added;
   if (bias) added = torch::stable::contiguous(*bias);
-  const winograd::Map map = map_of(to_last(y));
-  const winograd::Points points = {m.stride(0), outputs};
-  float* const target = static_cast<float*>(y.mutable_data_ptr());
-  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
-    problem.transforms.output(map, floats(m), points, added ? floats(*added) : nullptr, first, last,
-                              target);
-  });
+  output_tiles(problem.transforms, weight_panels(problem, x, true), transform,
+               added ? &*added : nullptr, map_of(to_last(y)), mutable_floats(y));
   return y;
 }
 
@@ -138,35 +125,37 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   }
   const Tensor gradient = as_rows(dy);
   const winograd::Map out_map = map_of(gradient);
-  std::optional<PointTensor> dm = new_points(x, problem.kernel, tiles_of(out_map), weight.outputs);
-  float* const dm_data = dm->data();
-  torch::stable::parallel_for(0, tiles_of(out_map), kTileGrain, [&](int64_t first, int64_t last) {
-    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm->layout, dm_data);
+  const int64_t count = points_of(problem.kernel), tiles = tiles_of(out_map);
+  PointTensor dm = new_points(x, count, tiles, weight.outputs);
+  float* const dm_data = dm.data();
+  torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+    problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm_data);
   });
   {
-    const PointTensor v = input_points(problem, activated(as_rows(x), activation));
-    const Tensor du =  // [P, C_out, C_in]
-        torch::stable::matmul(torch::stable::transpose(dm->tensor, 1, 2), v.tensor);
-    const winograd::Points points = {du.stride(0), weight.inputs};
-    float* const dv_data = static_cast<float*>(dv.mutable_data_ptr());
-    float* const dg_data = static_cast<float*>(dg.mutable_data_ptr());
-    torch::stable::parallel_for(0, weight.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
-      problem.transforms.weight_adjoint(weight, floats(du), points, first, last, dv_data, dg_data);
+    PointTensor v = new_panels(x, count, tiles, weight.inputs);
+    const Tensor rows = activated(as_rows(x), activation);
+    const winograd::Map map = map_of(rows);
+    float* const v_data = v.data();
+    torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+      problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last, v.layout,
+                               v_data);
+    });
+    const PointTensor du = multiply_across(dm, v);  // [P, C_out, C_in]
+    float *const dv_data = mutable_floats(dv), *const dg_data = mutable_floats(dg);
+    for_outputs(weight.outputs, [&](int64_t first, int64_t last) {
+      problem.transforms.weight_adjoint(weight, false, du.data(), du.layout, first, last, dv_data,
+                                        dg_data);
     });
   }
-  const Tensor dpoints =  // [P, T, C_in]
-      torch::stable::matmul(dm->tensor, weight_points(problem, x).tensor);
-  dm.reset();
+  const PointTensor u = weight_panels(problem, x, false);  // [P, C_out, C_in]
   const winograd::Map map = map_of(to_last(dx));
-  const winograd::Points points = {dpoints.stride(0), weight.inputs};
-  float* const dx_data = static_cast<float*>(dx.mutable_data_ptr());
+  float* const dx_data = mutable_floats(dx);
   const int64_t parts = (weight.inputs + kChannelGrain - 1) / kChannelGrain;
   torch::stable::parallel_for(0, map.batch * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i % parts * kChannelGrain, last = first + kChannelGrain;
-      problem.transforms.input_adjoint(map, floats(dpoints), points, nullptr, problem.top,
-                                       problem.left, i / parts, first,
-                                       last < weight.inputs ? last : weight.inputs, dx_data);
+      const int64_t first = i / map.batch * kChannelGrain;
+      input_tiles(problem.transforms, dm, u, first, nullptr, map, problem.top, problem.left,
+                  i % map.batch, first, std::min(first + kChannelGrain, weight.inputs), dx_data);
     }
   });
   if (activation.elu || activation.dropout_p > 0) {

@@ -10,6 +10,7 @@
 #include "gated_layer.h"
 #include "nearest_code.h"
 #include "pointwise.h"
+#include "product.h"
 #include "rows.h"
 #include "sampler/kernels.h"
 #include "winograd.h"
@@ -56,6 +57,7 @@ struct KernelTable {
   GatedLayer gated_layer;
   AttentionKernels attention;
   PointwiseKernels pointwise;
+  Products products;
 };
 
 extern const KernelTable kScalarKernels;

@@ -83,7 +83,7 @@ void map_to_points(const Map& map, const float* x, int64_t top, int64_t left, in
         }
       }
       transform<Transform>(patch, result);
-      float* target = out + tile * points.channels + c;
+      float* target = out + points.at(tile, c);
       for (int p = 0; p < kOut * kOut; ++p) result[p].store(target + p * points.stride_point);
     }
   }
@@ -107,7 +107,7 @@ void output(const Map& map, const float* m, const Points& points, const float* b
     const int64_t columns = map.width - place.column < kTile ? map.width - place.column : kTile;
     for (int64_t c = 0; c < map.channels; c += Vec::kLanes) {
       Vec patch[Transform::kIn * Transform::kIn], result[kTile * kTile];
-      load_points<Transform>(m + tile * points.channels + c, points, patch);
+      load_points<Transform>(m + points.at(tile, c), points, patch);
       transform<Transform>(patch, result);
       const Vec added = bias ? Vec::load(bias + c) : Vec::broadcast(0);
       for (int64_t i = 0; i < rows; ++i) {
@@ -121,25 +121,16 @@ void output(const Map& map, const float* m, const Points& points, const float* b
 }
 
 template <int kTaps>
-void input_adjoint(const Map& map, const float* dv, const Points& points, const float* bias,
-                   int64_t top, int64_t left, int64_t image, int64_t first, int64_t last,
-                   float* dx) {
+void input_adjoint(const Map& map, const float* dv, const Points& points, int64_t top, int64_t left,
+                   int64_t first_tile, int64_t last_tile, int64_t first, int64_t last, float* dx) {
   using Transform = InputAdjoint<kTaps>;
   constexpr int kIn = Transform::kIn;
-  float* target = dx + image * map.stride_batch;
-  for (int64_t row = 0; row < map.height; ++row) {
-    for (int64_t column = 0; column < map.width; ++column) {
-      float* position = target + row * map.stride_row + column * map.stride_column;
-      for (int64_t c = first; c < last; ++c) position[c] = bias ? bias[c] : 0;
-    }
-  }
-  const int64_t tiles = map.tile_rows * map.tile_columns;
-  // Tiles overlap: one after another, always in this order.
-  for (int64_t tile = image * tiles; tile < (image + 1) * tiles; ++tile) {
+  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
     const TilePlace place = place_of(map, tile);
+    float* target = dx + place.image * map.stride_batch;
     for (int64_t c = first; c < last; c += Vec::kLanes) {
       Vec patch[kIn * kIn], result[kIn * kIn];
-      load_points<Transform>(dv + tile * points.channels + c, points, patch);
+      load_points<Transform>(dv + points.at(tile, c), points, patch);
       transform<Transform>(patch, result);
       for (int i = 0; i < kIn; ++i) {
         const int64_t row = place.row - top + i;
@@ -178,74 +169,102 @@ inline double norm_of(const Weight& weight, int64_t output) {
 }
 
 template <int kTaps>
-void weight_points(const Weight& weight, int64_t first, int64_t last, const Points& points,
-                   float* u) {
+inline float scale_of(const Weight& weight, int64_t output) {
+  if (!weight.g) return 1;
+  return static_cast<float>(static_cast<double>(weight.g[output]) / norm_of<kTaps>(weight, output));
+}
+
+// The lanes of a vector of points: neighbours of (output, input) across the outputs or the inputs.
+struct Lanes {
+  bool across_outputs;
+  int64_t outputs() const { return across_outputs ? Vec::kLanes : 1; }
+  int64_t inputs() const { return across_outputs ? 1 : Vec::kLanes; }
+  int64_t place(const Weight& weight, int64_t output, int64_t input, int lane) const {
+    return across_outputs ? (output + lane) * weight.inputs + input
+                          : output * weight.inputs + input + lane;
+  }
+};
+
+template <int kTaps>
+void weight_points(const Weight& weight, bool inputs_first, int64_t first, int64_t last,
+                   const Points& points, float* u) {
   using Transform = WeightTransform<kTaps>;
   constexpr int kArea = kTaps * kTaps, kOut = Transform::kOut;
-  for (int64_t o = first; o < last; ++o) {
-    const float* v = weight.v + o * weight.inputs * kArea;
-    float scale = 1;
-    if (weight.g) {
-      scale = static_cast<float>(static_cast<double>(weight.g[o]) / norm_of<kTaps>(weight, o));
+  const Lanes order = {inputs_first};
+  for (int64_t o = first; o < last; o += order.outputs()) {
+    float scales[Vec::kLanes];
+    for (int l = 0; l < Vec::kLanes; ++l) {
+      scales[l] = l < order.outputs() ? scale_of<kTaps>(weight, o + l) : scales[0];
     }
-    for (int64_t c = 0; c < weight.inputs; c += Vec::kLanes) {
+    for (int64_t i = 0; i < weight.inputs; i += order.inputs()) {
       float lanes[kArea][Vec::kLanes];
-      for (int tap = 0; tap < kArea; ++tap) {
-        const bool live = is_live<kTaps>(weight, tap);
-        for (int l = 0; l < Vec::kLanes; ++l) {
-          lanes[tap][l] = live ? v[(c + l) * kArea + tap] * scale : 0;
+      for (int l = 0; l < Vec::kLanes; ++l) {
+        const float* v = weight.v + order.place(weight, o, i, l) * kArea;
+        for (int tap = 0; tap < kArea; ++tap) {
+          lanes[tap][l] = is_live<kTaps>(weight, tap) ? v[tap] * scales[l] : 0;
         }
       }
       Vec patch[kArea], result[kOut * kOut];
       for (int tap = 0; tap < kArea; ++tap) patch[tap] = Vec::load(lanes[tap]);
       transform<Transform>(patch, result);
-      float* target = u + o * points.channels + c;
+      float* target = u + (inputs_first ? points.at(i, o) : points.at(o, i));
       for (int p = 0; p < kOut * kOut; ++p) result[p].store(target + p * points.stride_point);
     }
   }
 }
 
+// w = g v / |v|: dg = dw.v / |v|, dv = g / |v| (dw - v (dw.v) / |v|^2), on the live taps.
+// `dw` of one output becomes dv.
 template <int kTaps>
-void weight_adjoint(const Weight& weight, const float* du, const Points& points, int64_t first,
-                    int64_t last, float* dv, float* dg) {
+inline void normed_adjoint(const Weight& weight, int64_t output, float* dw, float* dg) {
+  constexpr int kArea = kTaps * kTaps;
+  const float* v = weight.v + output * weight.inputs * kArea;
+  double product = 0;
+  for (int64_t i = 0; i < weight.inputs; ++i) {
+    float part = 0;
+    for (int tap = 0; tap < kArea; ++tap) {
+      const float value = is_live<kTaps>(weight, tap) ? v[i * kArea + tap] : 0;
+      part += dw[i * kArea + tap] * value;
+    }
+    product += static_cast<double>(part);
+  }
+  const double norm = norm_of<kTaps>(weight, output);
+  *dg = static_cast<float>(product / norm);
+  const float scale = static_cast<float>(static_cast<double>(weight.g[output]) / norm);
+  const float along = static_cast<float>(product / (norm * norm));
+  for (int64_t i = 0; i < weight.inputs; ++i) {
+    for (int tap = 0; tap < kArea; ++tap) {
+      const float value = is_live<kTaps>(weight, tap) ? v[i * kArea + tap] : 0;
+      dw[i * kArea + tap] = scale * (dw[i * kArea + tap] - along * value);
+    }
+  }
+}
+
+template <int kTaps>
+void weight_adjoint(const Weight& weight, bool inputs_first, const float* du, const Points& points,
+                    int64_t first, int64_t last, float* dv, float* dg) {
   using Transform = WeightAdjoint<kTaps>;
   constexpr int kArea = kTaps * kTaps;
-  for (int64_t o = first; o < last; ++o) {
-    const float* v = weight.v + o * weight.inputs * kArea;
-    float* out = dv + o * weight.inputs * kArea;
-    for (int64_t c = 0; c < weight.inputs; c += Vec::kLanes) {
+  const Lanes order = {inputs_first};
+  for (int64_t o = first; o < last; o += order.outputs()) {
+    for (int64_t i = 0; i < weight.inputs; i += order.inputs()) {
       Vec patch[Transform::kIn * Transform::kIn], result[kArea];
-      load_points<Transform>(du + o * points.channels + c, points, patch);
+      load_points<Transform>(du + (inputs_first ? points.at(i, o) : points.at(o, i)), points,
+                             patch);
       transform<Transform>(patch, result);
       float lanes[kArea][Vec::kLanes];
       for (int tap = 0; tap < kArea; ++tap) result[tap].store(lanes[tap]);
       for (int l = 0; l < Vec::kLanes; ++l) {
+        float* target = dv + order.place(weight, o, i, l) * kArea;
         for (int tap = 0; tap < kArea; ++tap) {
-          out[(c + l) * kArea + tap] = is_live<kTaps>(weight, tap) ? lanes[tap][l] : 0;
+          target[tap] = is_live<kTaps>(weight, tap) ? lanes[tap][l] : 0;
         }
       }
     }
-    if (!weight.g) continue;
-    // w = g v / |v|: dg = dw.v / |v|, dv = g / |v| (dw - v (dw.v) / |v|^2), on the live taps.
-    double product = 0;
-    for (int64_t i = 0; i < weight.inputs; ++i) {
-      float part = 0;
-      for (int tap = 0; tap < kArea; ++tap) {
-        const float value = is_live<kTaps>(weight, tap) ? v[i * kArea + tap] : 0;
-        part += out[i * kArea + tap] * value;
-      }
-      product += static_cast<double>(part);
-    }
-    const double norm = norm_of<kTaps>(weight, o);
-    dg[o] = static_cast<float>(product / norm);
-    const float scale = static_cast<float>(static_cast<double>(weight.g[o]) / norm);
-    const float along = static_cast<float>(product / (norm * norm));
-    for (int64_t i = 0; i < weight.inputs; ++i) {
-      for (int tap = 0; tap < kArea; ++tap) {
-        const float value = is_live<kTaps>(weight, tap) ? v[i * kArea + tap] : 0;
-        out[i * kArea + tap] = scale * (out[i * kArea + tap] - along * value);
-      }
-    }
+  }
+  if (!weight.g) return;
+  for (int64_t o = first; o < last; ++o) {
+    normed_adjoint<kTaps>(weight, o, dv + o * weight.inputs * kArea, dg + o);
   }
 }
 

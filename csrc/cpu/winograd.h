@@ -2,8 +2,8 @@
 // (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 2, 3 and 5.
 //
 // Sizes: B images of H x W positions, T tiles, P = (kernel + 3)^2 points of a tile, C channels, all
-// float32. Maps have contiguous channels; a tensor of points is [P, T, C], a transformed weight is
-// [P, C_out, C_in]. The products over channels between them are the caller's.
+// float32. Maps have contiguous channels; a tensor of points is [P, T, C]. The products over
+// channels between them are the caller's.
 #pragma once
 
 #include <stdint.h>
@@ -21,10 +21,21 @@ struct Map {
   int64_t tile_rows, tile_columns;  // of one image
 };
 
-// [P, T, C], a point's matrix contiguous.
+// [P, rows, columns]: a point's matrix in rows, or in panels as the right side of a product. What
+// stands there begins at a row and a column of the whole.
 struct Points {
-  int64_t stride_point;
-  int64_t channels;
+  int64_t stride_point, stride_row;
+  int64_t panel, stride_panel;  // columns of a panel: all of them where there are none
+  int64_t first_row, first_column;
+
+  // The whole begins that much before this.
+  Points within(int64_t row, int64_t column) const {
+    return {stride_point, stride_row, panel, stride_panel, first_row + row, first_column + column};
+  }
+  int64_t at(int64_t row, int64_t column) const {
+    column -= first_column;
+    return (row - first_row) * stride_row + column / panel * stride_panel + column % panel;
+  }
 };
 
 // A weight [C_out, C_in, kernel, kernel], contiguous, and what of it counts.
@@ -46,16 +57,18 @@ struct Transforms {
   // The adjoint of `output`: points of the gradient.
   void (*output_adjoint)(const Map& map, const float* dy, int64_t first, int64_t last,
                          const Points& points, float* dm);
-  // The adjoint of `input` plus bias (null for none), for one image and channels first..last:
-  // written, positions that no tile reaches included.
-  void (*input_adjoint)(const Map& map, const float* dv, const Points& points, const float* bias,
-                        int64_t top, int64_t left, int64_t image, int64_t first, int64_t last,
-                        float* dx);
-  // Points [P, C_out, C_in] of outputs first..last.
-  void (*weight)(const Weight& weight, int64_t first, int64_t last, const Points& points, float* u);
-  // Gradients of v and (if normalised) g from that of the points, outputs first..last.
-  void (*weight_adjoint)(const Weight& weight, const float* du, const Points& points, int64_t first,
-                         int64_t last, float* dv, float* dg);
+  // The adjoint of `input`, for channels first..last of the tiles: added to what dx holds, tile
+  // after tile, as they overlap.
+  void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
+                        int64_t left, int64_t first_tile, int64_t last_tile, int64_t first,
+                        int64_t last, float* dx);
+  // Points [P, C_out, C_in], or [P, C_in, C_out], of outputs first..last, both multiples of
+  // kChannels.
+  void (*weight)(const Weight& weight, bool inputs_first, int64_t first, int64_t last,
+                 const Points& points, float* u);
+  // Gradients of v and (if normalised) g from that of the points, for the same outputs.
+  void (*weight_adjoint)(const Weight& weight, bool inputs_first, const float* du,
+                         const Points& points, int64_t first, int64_t last, float* dv, float* dg);
 };
 
 }  // namespace vqvae2_fast::cpu::winograd

@@ -11,6 +11,7 @@
 #include "../nearest_code-inl.h"
 #include "../pack_codebook-inl.h"
 #include "../pointwise-inl.h"
+#include "../product-inl.h"
 #include "../sampler/pointwise-inl.h"
 #include "../winograd-inl.h"
 
@@ -42,6 +43,7 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     winograd::transforms<5>(),
                                     gated_layer::kKernels,
                                     attention::kKernels,
-                                    pointwise::kKernels};
+                                    pointwise::kKernels,
+                                    products::kKernels};
 
 }  // namespace vqvae2_fast::cpu

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "attention.h"
+#include "code_loss.h"
 #include "ema_update.h"
 #include "gated_layer.h"
 #include "nearest_code.h"
@@ -58,6 +59,7 @@ struct KernelTable {
   AttentionKernels attention;
   PointwiseKernels pointwise;
   Products products;
+  CodeLossKernels code_loss;
 };
 
 extern const KernelTable kScalarKernels;

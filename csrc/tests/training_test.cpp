@@ -81,6 +81,33 @@ Floats pointwise(int64_t rows, int64_t inputs, int64_t outputs, bool normed) {
   return results;
 }
 
+Floats code_loss(int64_t positions, int64_t num_codes, int64_t channels) {
+  std::mt19937 random(11);
+  const Floats features = search_data::gaussian(random, positions * channels);
+  const Floats weight = search_data::gaussian(random, num_codes * channels);
+  const Floats bias = search_data::gaussian(random, num_codes);
+  std::vector<int64_t> codes(static_cast<size_t>(positions));
+  for (int64_t& code : codes) code = static_cast<int64_t>(random()) % num_codes;
+  const PointwiseKernels& layers = kernels().pointwise;
+  const CodeLossKernels& kernel = kernels().code_loss;
+  const PointwiseLayer layer = {{}, weight.data(), nullptr, num_codes, channels};
+  const auto packed = aligned<float>(layers.packed_floats(num_codes, channels));
+  const auto packed_backward = aligned<float>(layers.packed_floats(num_codes, channels));
+  layers.pack(layer, false, packed.get());
+  layers.pack(layer, true, packed_backward.get());
+  const CodeLoss loss = {features.data(), bias.data(), codes.data(), num_codes,
+                         channels,        0.5f,        packed.get(), packed_backward.get()};
+  const auto memory = aligned<float>(kernel.workspace(num_codes, channels));
+  const auto part = aligned<float>(layers.part_floats(num_codes, channels));
+  Floats results(positions * channels + num_codes * (channels + 1) + 1);
+  float* const dbias = results.data() + positions * channels;
+  float* const dweight = dbias + num_codes;
+  results.back() = static_cast<float>(
+      kernel.rows(loss, 0, positions, memory.get(), part.get(), dbias, results.data()));
+  layers.weight_gradient(layer, part.get(), 1, 0, num_codes, dweight, nullptr);
+  return results;
+}
+
 }  // namespace
 
 int main() {
@@ -97,6 +124,7 @@ int main() {
               [&] { return pointwise(size[0], size[1], size[2], false); });
       compare(*level, "normed pointwise layer",
               [&] { return pointwise(size[0], size[1], size[2], true); });
+      compare(*level, "loss of codes", [&] { return code_loss(size[0], size[1], size[2]); });
     }
     printf("%s: done\n", *level);
   }

@@ -3,6 +3,7 @@
 // namespaces, so that no function compiled with one level's flags can be linked into another (`nm`
 // shows none).
 #include "../attention-inl.h"
+#include "../code_loss-inl.h"
 #include "../code_statistics-inl.h"
 #include "../counter_noise-inl.h"
 #include "../ema_update-inl.h"
@@ -44,6 +45,7 @@ const KernelTable VQ_LEVEL_TABLE = {VQ_LEVEL_NAME,
                                     gated_layer::kKernels,
                                     attention::kKernels,
                                     pointwise::kKernels,
-                                    products::kKernels};
+                                    products::kKernels,
+                                    code_loss::kKernels};
 
 }  // namespace vqvae2_fast::cpu

@@ -1,0 +1,50 @@
+"""Cases of `code_cross_entropy`: codes and channels that fill no vector, one and many blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.code_cross_entropy.op import CODE_CROSS_ENTROPY
+
+__all__ = ["CASES", "ERRORS", "arguments"]
+
+
+def arguments(
+    g: torch.Generator, positions: int, codes: int, channels: int, *, spread: float = 1,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:  # fmt: skip
+    features = spread * randn(g, positions, channels, dtype=dtype)
+    weight, bias = randn(g, codes, channels, dtype=dtype), randn(g, codes, dtype=dtype)
+    return features, weight, bias, torch.randint(codes, (positions,), generator=g)
+
+
+def _case(name: str, *sizes: int, **options: Any) -> Case:
+    # The bound of gradients for all: three of the four results are.
+    return Case(name, lambda g: arguments(g, *sizes, **options), loosening=1.5)
+
+
+CASES = [
+    _case("one_position", 1, 5, 3),
+    _case("one_code", 9, 1, 4),
+    _case("whole_vectors", 96, 64, 32),
+    _case("odd_sizes", 131, 77, 19),
+    _case("many_codes", 70, 2100, 8),
+    # Nats of thousands: exponentials far below what float32 holds.
+    _case("large_logits", 40, 33, 16, spread=1000),
+    _case("float64", 7, 12, 5, dtype=torch.float64),
+]
+
+
+def _call_with_code(code: int) -> None:
+    features, weight, bias, codes = arguments(torch.Generator().manual_seed(0), 4, 8, 3)
+    codes[2] = code
+    CODE_CROSS_ENTROPY(features, weight, bias, codes)
+
+
+ERRORS = [
+    ErrorCase("code_too_large", lambda: _call_with_code(8), RuntimeError, "codes in 0..7"),
+    ErrorCase("code_negative", lambda: _call_with_code(-1), RuntimeError, "codes in 0..7"),
+]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from vqvae2_fast.ops._registry import Operator
@@ -47,6 +48,19 @@ def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Operator, "__call__", record)
     return calls
+
+
+@pytest.fixture
+def with_threads() -> Iterator[Callable[[int, Callable[[], object]], object]]:
+    """Calls a function while torch has so many threads."""
+    threads = torch.get_num_threads()
+
+    def call(number: int, function: Callable[[], object]) -> object:
+        torch.set_num_threads(number)
+        return function()
+
+    yield call
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["tmpfs", "limit"])

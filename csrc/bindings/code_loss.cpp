@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -18,7 +19,7 @@ using torch::stable::Tensor;
 
 // Parts of the positions whose gradients of the weight are summed apart, whatever the threads, and
 // codes whose sums a thread takes.
-constexpr int64_t kMostParts = 8, kCodeGrain = 32;
+constexpr int64_t kMostParts = 16, kCodeGrain = 32;
 
 void check_codes(const Tensor& codes, int64_t num_codes) {
   const int64_t* values = static_cast<const int64_t*>(codes.const_data_ptr());
@@ -34,12 +35,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
                                                                   const Tensor& bias,
                                                                   const Tensor& codes) {
   STD_TORCH_CHECK(
-      features.dim() == 2 && weight.dim() == 2 && bias.dim() == 1 && codes.dim() == 1 &&
-          features.size(0) > 0 && weight.size(0) > 0 && weight.size(1) == features.size(1) &&
+      is_float(features) && is_float(weight) && is_float(bias) && features.dim() == 2 &&
+          weight.dim() == 2 && bias.dim() == 1 && codes.dim() == 1 && features.size(0) > 0 &&
+          weight.size(0) > 0 && weight.size(1) == features.size(1) &&
           bias.size(0) == weight.size(0) && codes.size(0) == features.size(0) &&
           codes.scalar_type() == torch::headeronly::ScalarType::Long,
-      "code_cross_entropy: expected features [N, C], N > 0, weight [K, C], bias [K] and int64 "
-      "codes [N].");
+      "code_cross_entropy: expected float32 features [N, C], N > 0, weight [K, C] and bias [K], "
+      "and int64 codes [N].");
   const int64_t positions = features.size(0), channels = features.size(1);
   const int64_t num_codes = weight.size(0);
   const Tensor x = torch::stable::contiguous(features), w = torch::stable::contiguous(weight);
@@ -63,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
                               packed_backward.get()};
 
   const int64_t block = kernels.block_rows, blocks = (positions + block - 1) / block;
-  // The sums of all parts take no more than all logits would.
+  // The sums of all parts take no more than all logits would, or than two weights.
   const int64_t parts =
       std::min({kMostParts, blocks, std::max<int64_t>(2, positions / (channels + 1))});
   const int64_t part_floats = layers.part_floats(num_codes, channels);

@@ -29,6 +29,10 @@ inline torch::stable::Tensor new_map(int64_t batch, int64_t channels, int64_t he
   return torch::stable::Tensor(handle);
 }
 
+inline bool is_float(const torch::stable::Tensor& tensor) {
+  return tensor.scalar_type() == torch::headeronly::ScalarType::Float;
+}
+
 inline const float* floats(const torch::stable::Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
 }

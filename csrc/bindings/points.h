@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <utility>
 
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
@@ -22,6 +21,8 @@ constexpr int64_t kTileGrain = 8, kChannelGrain = 64;
 // Tiles that are transformed, multiplied and transformed back in one go, so that their points stay
 // in the caches; fewer would read the weight's too often. From 36 on the same within 3 %.
 constexpr int64_t kBlockTiles = 48;
+// Rows of a map that are worth a thread of their own.
+constexpr int64_t kLeastBand = 16;
 // Rows of a product that a thread takes at a time: whole tiles at every level. Of the sums over
 // tiles this many are taken in one go, so that both sides stay in the second cache.
 constexpr int64_t kProductRows = 48, kProductDepth = 128;
@@ -92,6 +93,19 @@ void for_outputs(int64_t outputs, const Part& part) {
   });
 }
 
+// Panels [P, inputs, outputs] of a weight, or [P, outputs, inputs].
+inline PointTensor weight_panels(const cpu::winograd::Transforms& transforms,
+                                 const cpu::winograd::Weight& weight, int64_t count,
+                                 bool inputs_first, const torch::stable::Tensor& like) {
+  PointTensor u = new_panels(like, count, inputs_first ? weight.inputs : weight.outputs,
+                             inputs_first ? weight.outputs : weight.inputs);
+  float* const target = u.data();
+  for_outputs(weight.outputs, [&](int64_t first, int64_t last) {
+    transforms.weight(weight, inputs_first, first, last, u.layout, target);
+  });
+  return u;
+}
+
 // The points [P, tiles, columns] of a few tiles, of one thread.
 struct PointBlock {
   cpu::Aligned<float> memory;
@@ -140,30 +154,63 @@ void output_tiles(const cpu::winograd::Transforms& transforms, const PointTensor
   });
 }
 
-// Channels first..last of one image of the map that the weight's inputs make of points
-// [P, T, outputs]. Those channels are columns column..column + last - first of the weight.
+// A part of one image of the map that the weight's inputs make of points [P, T, outputs]. Its first
+// channel is column `column` of the weight.
 inline void input_tiles(const cpu::winograd::Transforms& transforms, const PointTensor& points,
                         const PointTensor& weight, int64_t column, const float* bias,
                         const cpu::winograd::Map& map, int64_t top, int64_t left, int64_t image,
-                        int64_t first, int64_t last, float* x) {
-  for (int64_t row = 0; row < map.height; ++row) {
+                        const cpu::winograd::MapPart& part, float* x) {
+  const int64_t first = part.first_channel, channels = part.last_channel - first;
+  for (int64_t row = part.first_row; row < part.last_row; ++row) {
     for (int64_t i = 0; i < map.width; ++i) {
-      float* position = x + image * map.stride_batch + row * map.stride_row + i * map.stride_column;
-      for (int64_t c = first; c < last; ++c) position[c] = bias ? bias[c] : 0;
+      float* position =
+          x + image * map.stride_batch + row * map.stride_row + i * map.stride_column + first;
+      for (int64_t c = 0; c < channels; ++c) position[c] = bias ? bias[first + c] : 0;
     }
   }
   // Products begin with a whole panel.
-  const int64_t before = column % weight.layout.panel, columns = before + last - first;
-  const int64_t in_image = map.tile_rows * map.tile_columns, end = (image + 1) * in_image;
-  const int64_t size = tiles_of_block(in_image, 1);
+  const int64_t before = column % weight.layout.panel, columns = before + channels;
+  // Rows of tiles that reach the part: one begins `top` above its place.
+  int64_t patch = 1;
+  while (patch * patch < weight.count) ++patch;
+  constexpr int64_t kTile = cpu::winograd::kTile;
+  const int64_t above = std::max<int64_t>(0, (part.first_row + top - patch + kTile) / kTile);
+  const int64_t below = std::min(map.tile_rows, (part.last_row - 1 + top) / kTile + 1);
+  const int64_t in_image = map.tile_rows * map.tile_columns;
+  const int64_t begin = image * in_image + above * map.tile_columns;
+  const int64_t end = image * in_image + below * map.tile_columns;
+  const int64_t size = tiles_of_block(end - begin, 1);
   PointBlock block(weight.count, size, columns);
-  for (int64_t tile = image * in_image; tile < end; tile += size) {
+  for (int64_t tile = begin; tile < end; tile += size) {
     const int64_t stop = std::min(tile + size, end);
     multiply_block(stop - tile, points.data() + points.layout.at(tile, 0), points.layout, weight,
                    column - before, column - before + columns, block);
     transforms.input_adjoint(map, block.memory.get(), block.layout.within(tile, first - before),
-                             top, left, tile, stop, first, last, x);
+                             top, left, tile, stop, part, x);
   }
+}
+
+// Calls call(image, phase, part) for the parts of a map and its phases, over the threads. Rows are
+// cut where there are too few parts otherwise: tiles at the cuts are then multiplied twice.
+template <class Call>
+void for_parts(int64_t batch, int64_t phases, int64_t height, int64_t channels, const Call& call) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t channel_parts = (channels + kChannelGrain - 1) / kChannelGrain;
+  const int64_t uncut = batch * phases * channel_parts;
+  const int64_t bands = std::clamp<int64_t>((threads + uncut - 1) / uncut, 1,
+                                            std::max<int64_t>(1, height / kLeastBand));
+  const int64_t rows = (height + bands - 1) / bands;
+  torch::stable::parallel_for(0, uncut * bands, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      // Images last: the same columns of a weight serve all of them.
+      const int64_t image = i % batch, row = i / batch % bands * rows;
+      const int64_t first = i / batch / bands % channel_parts * kChannelGrain;
+      if (row >= height) continue;
+      call(image, i / batch / bands / channel_parts,
+           cpu::winograd::MapPart{row, std::min(row + rows, height), first,
+                                  std::min(first + kChannelGrain, channels)});
+    }
+  });
 }
 
 // The transpose of [P, T, rows] times panels [P, T, columns] -> [P, rows, columns].

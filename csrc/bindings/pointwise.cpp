@@ -28,9 +28,10 @@ struct Problem {
 
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
                    const cpu::Activation& activation) {
-  STD_TORCH_CHECK(x.dim() == 4 && weight_v.size(1) == x.size(1) &&
-                      (!weight_g || weight_g->numel() == weight_v.size(0)),
-                  "normed_conv2d: expected x [B, C_in, H, W] and a weight [C_out, C_in, 1, 1].");
+  STD_TORCH_CHECK(
+      is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
+          weight_v.size(1) == x.size(1) && (!weight_g || weight_g->numel() == weight_v.size(0)),
+      "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight [C_out, C_in, 1, 1].");
   Problem problem = {torch::stable::contiguous(weight_v), {}, {}, 0};
   if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
   problem.layer = {activation, floats(problem.v), problem.g ? floats(*problem.g) : nullptr,
@@ -84,8 +85,9 @@ Gradients pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& we
                              const cpu::Activation& activation) {
   const Problem problem = problem_of(x, weight_v, weight_g, activation);
   const cpu::PointwiseLayer& layer = problem.layer;
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == layer.outputs &&
-                      dy.size(2) == x.size(2) && dy.size(3) == x.size(3),
+  STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == x.size(0) &&
+                      dy.size(1) == layer.outputs && dy.size(2) == x.size(2) &&
+                      dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), layer.inputs, x.size(2), x.size(3));
   Tensor dv = torch::stable::new_empty(x, {layer.outputs, layer.inputs, 1, 1});

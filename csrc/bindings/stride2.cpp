@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "../cpu/kernels.h"
 #include "maps.h"
@@ -67,11 +68,12 @@ struct Layer {
 // x is the small map where the convolution is transposed, else the large one.
 Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
   STD_TORCH_CHECK(
-      x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 && weight.size(3) == 4 &&
-          x.size(1) == weight.size(transposed ? 0 : 1) &&
+      is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 &&
+          weight.size(3) == 4 && x.size(1) == weight.size(transposed ? 0 : 1) &&
           (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
           weight.size(0) % winograd::kChannels == 0 && weight.size(1) % winograd::kChannels == 0,
-      "stride2_conv2d: expected x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a weight "
+      "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
+      "weight "
       "[O, C, 4, 4] whose channels are multiples of 16.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
   Layer layer = {x.size(0),
@@ -91,14 +93,7 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
 
 // Panels [P, 4 C, O] for the small map, or [P, O, 4 C] for the large one.
 PointTensor weight_panels(const Layer& layer, bool to_small) {
-  const int64_t inputs = kPhases * layer.channels;
-  PointTensor u = new_panels(layer.taps, points_of(kTaps), to_small ? inputs : layer.outputs,
-                             to_small ? layer.outputs : inputs);
-  float* const target = u.data();
-  for_outputs(layer.outputs, [&](int64_t first, int64_t last) {
-    transforms().weight(layer.weight, to_small, first, last, u.layout, target);
-  });
-  return u;
+  return weight_panels(transforms(), layer.weight, points_of(kTaps), to_small, layer.taps);
 }
 
 // Points [P, T, 4 C] of tiles first..last.
@@ -151,16 +146,13 @@ Tensor to_large(const Layer& layer, const PointTensor& small, const std::optiona
   Tensor y = new_map(layer.batch, channels, 2 * layer.height, 2 * layer.width);
   const Tensor rows = to_last(y);
   float* const target = mutable_floats(y);
-  const int64_t parts = (channels + kChannelGrain - 1) / kChannelGrain;
-  torch::stable::parallel_for(0, layer.batch * kPhases * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i / layer.batch, first = part % parts * kChannelGrain;
-      const Phase phase = phase_of(rows, part / parts);
-      input_tiles(transforms(), small, weight, part / parts * channels + first,
-                  bias ? floats(*bias) : nullptr, phase.map, phase.top, phase.left, i % layer.batch,
-                  first, std::min(first + kChannelGrain, channels), target + phase.offset);
-    }
-  });
+  for_parts(layer.batch, kPhases, layer.height, channels,
+            [&](int64_t image, int64_t index, const winograd::MapPart& part) {
+              const Phase phase = phase_of(rows, index);
+              input_tiles(transforms(), small, weight, index * channels + part.first_channel,
+                          bias ? floats(*bias) : nullptr, phase.map, phase.top, phase.left, image,
+                          part, target + phase.offset);
+            });
   return y;
 }
 
@@ -209,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
                                                                bool transposed) {
   const Layer layer = layer_of(x, weight, transposed);
   const int64_t scale = transposed ? 2 : 1;
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == layer.batch &&
+  STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == layer.batch &&
                       dy.size(1) == (transposed ? layer.channels : layer.outputs) &&
                       dy.size(2) == scale * layer.height && dy.size(3) == scale * layer.width,
                   "stride2_conv2d_backward: expected dy of the result's size.");

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <utility>
 
 #include "../cpu/kernels.h"
 #include "maps.h"
@@ -31,12 +32,12 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
                    int64_t top, int64_t left, int64_t live) {
   const int64_t kernel = weight_v.dim() == 4 ? weight_v.size(2) : 0;
   STD_TORCH_CHECK(
-      x.dim() == 4 && weight_v.dim() == 4 && (kernel == 3 || kernel == 5) &&
-          weight_v.size(3) == kernel && weight_v.size(1) == x.size(1) &&
-          weight_v.size(0) % winograd::kChannels == 0 &&
+      is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
+          weight_v.dim() == 4 && (kernel == 3 || kernel == 5) && weight_v.size(3) == kernel &&
+          weight_v.size(1) == x.size(1) && weight_v.size(0) % winograd::kChannels == 0 &&
           weight_v.size(1) % winograd::kChannels == 0 &&
           (!weight_g || weight_g->numel() == weight_v.size(0)),
-      "normed_conv2d: expected x [B, C_in, H, W] and a weight 3x3 or 5x5 whose channels "
+      "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight 3x3 or 5x5 whose channels "
       "are multiples of 16.");
   Problem problem;
   problem.kernel = kernel, problem.top = top, problem.left = left;
@@ -49,15 +50,9 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
 }
 
 // Panels [P, C_in, C_out] for the outputs, or [P, C_out, C_in] for the gradient of the inputs.
-PointTensor weight_panels(const Problem& problem, const Tensor& like, bool inputs_first) {
-  const int64_t outputs = problem.weight.outputs, inputs = problem.weight.inputs;
-  PointTensor u = new_panels(like, points_of(problem.kernel), inputs_first ? inputs : outputs,
-                             inputs_first ? outputs : inputs);
-  float* const target = u.data();
-  for_outputs(outputs, [&](int64_t first, int64_t last) {
-    problem.transforms.weight(problem.weight, inputs_first, first, last, u.layout, target);
-  });
-  return u;
+PointTensor weight_panels(const Problem& problem, bool inputs_first) {
+  return weight_panels(problem.transforms, problem.weight, points_of(problem.kernel), inputs_first,
+                       problem.v);
 }
 
 // rows [B, H, W, C] after the activation: themselves where it is none.
@@ -96,7 +91,7 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
   };
   std::optional<Tensor> added;
   if (bias) added = torch::stable::contiguous(*bias);
-  output_tiles(problem.transforms, weight_panels(problem, x, true), transform,
+  output_tiles(problem.transforms, weight_panels(problem, true), transform,
                added ? &*added : nullptr, map_of(to_last(y)), mutable_floats(y));
   return y;
 }
@@ -111,8 +106,9 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
   const cpu::Activation activation = activation_of(x, elu, dropout_p, seed);
   const winograd::Weight& weight = problem.weight;
-  STD_TORCH_CHECK(dy.dim() == 4 && dy.size(0) == x.size(0) && dy.size(1) == weight.outputs &&
-                      dy.size(2) == x.size(2) && dy.size(3) == x.size(3),
+  STD_TORCH_CHECK(is_float(dy) && dy.dim() == 4 && dy.size(0) == x.size(0) &&
+                      dy.size(1) == weight.outputs && dy.size(2) == x.size(2) &&
+                      dy.size(3) == x.size(3),
                   "normed_conv2d_backward: expected dy [B, C_out, H, W].");
   Tensor dx = new_map(x.size(0), x.size(1), x.size(2), x.size(3));
   Tensor dv =
@@ -147,17 +143,14 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
                                         dg_data);
     });
   }
-  const PointTensor u = weight_panels(problem, x, false);  // [P, C_out, C_in]
+  const PointTensor u = weight_panels(problem, false);  // [P, C_out, C_in]
   const winograd::Map map = map_of(to_last(dx));
   float* const dx_data = mutable_floats(dx);
-  const int64_t parts = (weight.inputs + kChannelGrain - 1) / kChannelGrain;
-  torch::stable::parallel_for(0, map.batch * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i / map.batch * kChannelGrain;
-      input_tiles(problem.transforms, dm, u, first, nullptr, map, problem.top, problem.left,
-                  i % map.batch, first, std::min(first + kChannelGrain, weight.inputs), dx_data);
-    }
-  });
+  for_parts(map.batch, 1, map.height, weight.inputs,
+            [&](int64_t image, int64_t, const winograd::MapPart& part) {
+              input_tiles(problem.transforms, dm, u, part.first_channel, nullptr, map, problem.top,
+                          problem.left, image, part, dx_data);
+            });
   if (activation.elu || activation.dropout_p > 0) {
     const Tensor rows = torch::stable::contiguous(as_rows(x));
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;

@@ -8,22 +8,22 @@ namespace vqvae2_fast::cpu {
 // c [rows, columns] = initial + a b.
 struct Product {
   int64_t rows, columns, depth;
-  const float* a;  // [rows, depth], or [depth, rows] for `across`
-  int64_t a_stride;
+  const float* a;
+  int64_t a_stride;  // between its rows as they lie
   // [columns / panel, depth, panel], `panel_stride` between panels. Of the last one whole vectors
   // are read and what lies past the columns is not used.
   const float* panels;
   int64_t panel_stride;
-  const float* initial;  // [rows, columns] in whole panels, or null for zero; may be c
+  const float* initial;  // [rows, columns], whole vectors are read, or null for zero; may be c
   int64_t initial_stride;
   float* c;
   int64_t c_stride;
 };
 
 struct Products {
-  int64_t panel;  // columns of a panel
-  void (*along)(const Product& product);
-  void (*across)(const Product& product);
+  int64_t panel;                           // columns of a panel
+  void (*along)(const Product& product);   // a is [rows, depth]
+  void (*across)(const Product& product);  // a is [depth, rows]
 };
 
 }  // namespace vqvae2_fast::cpu

@@ -122,19 +122,19 @@ void output(const Map& map, const float* m, const Points& points, const float* b
 
 template <int kTaps>
 void input_adjoint(const Map& map, const float* dv, const Points& points, int64_t top, int64_t left,
-                   int64_t first_tile, int64_t last_tile, int64_t first, int64_t last, float* dx) {
+                   int64_t first, int64_t last, const MapPart& part, float* dx) {
   using Transform = InputAdjoint<kTaps>;
   constexpr int kIn = Transform::kIn;
-  for (int64_t tile = first_tile; tile < last_tile; ++tile) {
+  for (int64_t tile = first; tile < last; ++tile) {
     const TilePlace place = place_of(map, tile);
     float* target = dx + place.image * map.stride_batch;
-    for (int64_t c = first; c < last; c += Vec::kLanes) {
+    for (int64_t c = part.first_channel; c < part.last_channel; c += Vec::kLanes) {
       Vec patch[kIn * kIn], result[kIn * kIn];
       load_points<Transform>(dv + points.at(tile, c), points, patch);
       transform<Transform>(patch, result);
       for (int i = 0; i < kIn; ++i) {
         const int64_t row = place.row - top + i;
-        if (row < 0 || row >= map.height) continue;
+        if (row < part.first_row || row >= part.last_row) continue;
         for (int j = 0; j < kIn; ++j) {
           const int64_t column = place.column - left + j;
           if (column < 0 || column >= map.width) continue;

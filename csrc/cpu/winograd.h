@@ -2,8 +2,8 @@
 // (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 2, 3 and 5.
 //
 // Sizes: B images of H x W positions, T tiles, P = (kernel + 3)^2 points of a tile, C channels, all
-// float32. Maps have contiguous channels; a tensor of points is [P, T, C]. The products over
-// channels between them are the caller's.
+// float32. Maps have contiguous channels; points of tiles are [P, T, C], in rows or in panels. The
+// products over channels between them are the caller's.
 #pragma once
 
 #include <stdint.h>
@@ -21,14 +21,18 @@ struct Map {
   int64_t tile_rows, tile_columns;  // of one image
 };
 
-// [P, rows, columns]: a point's matrix in rows, or in panels as the right side of a product. What
-// stands there begins at a row and a column of the whole.
+// Some rows and channels of a map's images.
+struct MapPart {
+  int64_t first_row, last_row, first_channel, last_channel;
+};
+
+// [P, rows, columns]: a point's matrix in rows, or in panels as the right side of a product.
 struct Points {
   int64_t stride_point, stride_row;
-  int64_t panel, stride_panel;  // columns of a panel: all of them where there are none
-  int64_t first_row, first_column;
+  int64_t panel, stride_panel;      // columns of a panel: all of them where there are none
+  int64_t first_row, first_column;  // where in the whole the pointer stands
 
-  // The whole begins that much before this.
+  // Of a pointer to what stands at (row, column) of the whole.
   Points within(int64_t row, int64_t column) const {
     return {stride_point, stride_row, panel, stride_panel, first_row + row, first_column + column};
   }
@@ -57,11 +61,10 @@ struct Transforms {
   // The adjoint of `output`: points of the gradient.
   void (*output_adjoint)(const Map& map, const float* dy, int64_t first, int64_t last,
                          const Points& points, float* dm);
-  // The adjoint of `input`, for channels first..last of the tiles: added to what dx holds, tile
-  // after tile, as they overlap.
+  // The adjoint of `input` for tiles first..last: what falls into `part` of their image is added to
+  // what dx holds, tile after tile, as they overlap.
   void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
-                        int64_t left, int64_t first_tile, int64_t last_tile, int64_t first,
-                        int64_t last, float* dx);
+                        int64_t left, int64_t first, int64_t last, const MapPart& part, float* dx);
   // Points [P, C_out, C_in], or [P, C_in, C_out], of outputs first..last, both multiples of
   // kChannels.
   void (*weight)(const Weight& weight, bool inputs_first, int64_t first, int64_t last,

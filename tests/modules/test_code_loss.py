@@ -39,35 +39,60 @@ def test_value_and_gradients_are_those_of_all_logits(num_positions):
         assert_close_to_float64(a, e, x, factor=3, what=f"result {i}")
 
 
-def test_result_does_not_depend_on_the_number_of_threads():
+def test_result_does_not_depend_on_the_number_of_threads(with_threads):
     values, codes = inputs(1100)
-    threads = torch.get_num_threads()
-    results = []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            results.append(with_gradients(code_cross_entropy, values, codes))
-    finally:
-        torch.set_num_threads(threads)
-    for one, two in zip(*results, strict=True):
-        assert torch.equal(one, two)
+    one, five = (
+        with_threads(number, lambda: with_gradients(code_cross_entropy, values, codes))
+        for number in (1, 5)
+    )
+    for a, b in zip(one, five, strict=True):
+        assert torch.equal(a, b)
 
 
-def test_a_nan_among_the_features_is_one_in_the_loss():
+@pytest.mark.parametrize("where", ["features", "bias"])
+def test_a_nan_that_goes_in_comes_out_in_the_loss(where):
     values, codes = inputs(100)
-    values[0][37, 3] = float("nan")
+    values[("features", "weight", "bias").index(where)].view(-1)[37] = float("nan")
     assert with_gradients(code_cross_entropy, values, codes)[0].isnan()
+
+
+def test_a_second_derivative_is_refused():
+    values, codes = inputs(7)
+    leaves = [value.requires_grad_() for value in values]
+    loss = code_cross_entropy(*leaves, codes)
+    (dfeatures,) = torch.autograd.grad(loss, leaves[:1], create_graph=True)
+    with pytest.raises(NotImplementedError, match="second"):
+        dfeatures.sum().backward()
 
 
 def test_training_in_float32_takes_the_kernel(operator_calls):
     values, codes = inputs(7)
     code_cross_entropy(*(value.requires_grad_() for value in values), codes)
-    assert "code_cross_entropy" in operator_calls
+    assert operator_calls == ["code_cross_entropy"]
 
 
-def test_half_inputs_and_evaluation_take_the_plain_way():
+def test_compiling_takes_the_plain_way(operator_calls):
+    values, codes = inputs(60)
+    compiled = torch.compile(code_cross_entropy, backend="eager", fullgraph=True)
+    compiled(*(value.requires_grad_() for value in values), codes)
+    assert operator_calls == []
+
+
+def test_half_inputs_take_the_plain_way(operator_calls):
     values, codes = inputs(7, torch.bfloat16)
     loss = code_cross_entropy(*(value.requires_grad_() for value in values), codes)
     assert loss.dtype == torch.float32
+    assert operator_calls == []
+
+
+def test_autocast_takes_the_plain_way(operator_calls):
+    values, codes = inputs(7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        code_cross_entropy(*(value.requires_grad_() for value in values), codes)
+    assert operator_calls == []
+
+
+def test_evaluation_takes_the_plain_way(operator_calls):
     values, codes = inputs(7)
     torch.testing.assert_close(code_cross_entropy(*values, codes), plain(*values, codes))
+    assert operator_calls == []

@@ -8,6 +8,7 @@ import torch
 from vqvae2_fast import ops
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
 from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
+from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
 
 X_SIZE = (8, 64, 16, 16)  # large enough for tiles with 64 output channels
 
@@ -41,6 +42,43 @@ def test_layers_train_as_they_evaluate(mask):
     with torch.no_grad():
         direct = layer(x)
     torch.testing.assert_close(layer(x), direct, rtol=0, atol=1e-5 * float(direct.abs().max()))
+
+
+def conv_3x3(x):
+    return normed_conv2d(x, weight(64, 64, 3), None, None, "same")
+
+
+def conv_5x5(x):
+    return normed_conv2d(x, weight(64, 64, 5), None, None, "exclude", ops.tap_mask("exclude", 5, 5))
+
+
+def halve(x):
+    return stride2_conv2d(x, weight(64, 64, 4), None)
+
+
+def double(x):
+    return stride2_conv2d(x, weight(64, 64, 4), None, transposed=True)
+
+
+def weight(outputs, inputs, kernel):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(outputs, inputs, kernel, kernel, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("layer", [conv_3x3, conv_5x5, halve, double])
+def test_results_do_not_depend_on_the_number_of_threads(layer, with_threads, operator_calls):
+    def run():
+        # One image: its rows are cut where there are more threads.
+        x = torch.randn(1, 64, 68, 68, generator=torch.Generator().manual_seed(3))
+        x.requires_grad_()
+        out = layer(x)
+        (dx,) = torch.autograd.grad(out, x, torch.cos(out.detach()))
+        return out.detach(), dx
+
+    one, five = with_threads(1, run), with_threads(5, run)
+    assert "_conv2d" in operator_calls[0]
+    for a, b in zip(one, five, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("mask", ["exclude", "include"])

@@ -5,8 +5,6 @@ Sizes: N positions, C channels, K codes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,21 +12,6 @@ from torch import Tensor
 from vqvae2_fast.ops.code_cross_entropy.op import CODE_CROSS_ENTROPY
 
 __all__ = ["code_cross_entropy"]
-
-
-class _CodeCrossEntropy(torch.autograd.Function):
-    """Takes the gradients in the forward pass, while the logits are there."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
-        loss, *gradients = CODE_CROSS_ENTROPY(features, weight, bias, codes)
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        dfeatures, dweight, dbias = ctx.saved_tensors
-        return dfeatures * dloss, dweight * dloss, dbias * dloss, None
 
 
 def code_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
@@ -47,7 +30,8 @@ def code_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, codes: Te
         0-d, float32, nats per code.
     """
     if _has_kernel(features, weight, bias, codes):
-        return _CodeCrossEntropy.apply(features, weight, bias, codes)  # type: ignore[no-any-return]
+        loss: Tensor = CODE_CROSS_ENTROPY(features, weight, bias, codes)[0]
+        return loss
     return F.cross_entropy(F.linear(features, weight, bias).float(), codes)
 
 

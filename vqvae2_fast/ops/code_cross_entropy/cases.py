@@ -31,6 +31,7 @@ CASES = [
     _case("one_code", 9, 1, 4),
     _case("whole_vectors", 96, 64, 32),
     _case("odd_sizes", 131, 77, 19),
+    _case("fewer_positions_than_channels", 70, 20, 90),
     _case("many_codes", 70, 2100, 8),
     # Nats of thousands: exponentials far below what float32 holds.
     _case("large_logits", 40, 33, 16, spread=1000),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from vqvae2_fast.ops._checks import not_float32
-from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops._registry import LIBRARY, register
 from vqvae2_fast.ops.code_cross_entropy.reference import code_cross_entropy_reference
 
 if TYPE_CHECKING:
@@ -37,4 +39,27 @@ CODE_CROSS_ENTROPY = register(
     fake=_fake,
     owners={"cpu": "cpu"},
     refusal=_refusal,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(
+    ctx: Any, dloss: Tensor | None, *of_gradients: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if any(gradient is not None for gradient in of_gradients):
+        raise NotImplementedError(
+            "code_cross_entropy: expected a first derivative, got a second one. Take "
+            "`F.cross_entropy` of the model's logits."
+        )
+    if dloss is None:
+        return None, None, None, None
+    return *(gradient * dloss for gradient in ctx.saved_tensors), None
+
+
+torch.library.register_autograd(
+    "vqvae2_fast::code_cross_entropy", _backward, setup_context=_setup_context, lib=LIBRARY
 )

@@ -41,6 +41,9 @@ CASES = [
     *(_case(f"{mask}_5x5", mask, 5, (9, 5)) for mask in ("exclude", "downright", "same")),
     _case("smaller_than_a_tile", "include", 5, (2, 3)),
     _case("whole_tiles", "include", 3, (8, 8), inputs=32, outputs=16),
+    # More tiles than a block holds, in an image and in all; channels that fill no panel.
+    _case("many_tiles_3x3", "include", 3, (30, 32), batch=3, inputs=16, outputs=48),
+    _case("many_tiles_5x5", "exclude", 5, (32, 29), inputs=48, outputs=16, elu=True),
     _case("not_normed", "exclude", 5, (6, 6), normed=False),
     _case("after_elu", "include", 3, (6, 7), elu=True),
     _case("after_dropout", "include", 3, (6, 7), inputs=80, dropout_p=0.3),

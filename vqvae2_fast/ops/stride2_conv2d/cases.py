@@ -43,6 +43,7 @@ CASES = [
             ("cut_tiles", (6, 7), {}),
             ("smaller_than_a_tile", (2, 3), {"channels": 48}),
             ("whole_tiles", (8, 4), {"channels": 80, "outputs": 16}),
+            ("many_tiles", (30, 32), {"batch": 3, "channels": 48, "outputs": 16}),
             ("no_bias", (5, 4), {"bias": False}),
             ("no_images", (4, 4), {"batch": 0}),
             ("odd_channels", (4, 4), {"channels": 3, "outputs": 5}),

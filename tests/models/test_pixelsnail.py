@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
+from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 
 CONFIGS = tiny_configs()
@@ -164,6 +166,24 @@ def test_logits_are_channels_last():
     prior = tiny_prior()
     logits = prior(prior_inputs(prior, 2)["codes"])
     assert logits.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_layer_gets_its_maps_channels_last(name):
+    prior = tiny_prior(**CONFIGS[name])
+    inputs = prior_inputs(prior, 2)
+    wrong = []
+
+    def look(layer, arguments):
+        x = arguments[0]
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            wrong.append((type(layer).__name__, list(x.shape), x.stride()))
+
+    for layer in prior.modules():
+        if isinstance(layer, GatedResidual | SameConv2d | CausalConv2d):
+            layer.register_forward_pre_hook(look)
+    prior.loss(inputs["codes"], inputs["condition"], inputs["labels"])
+    assert wrong == []
 
 
 def test_even_kernel_of_downright_is_allowed():

@@ -187,6 +187,8 @@ class PixelSNAIL(nn.Module):
         x = self.stem(codes)
         batch, height = codes.shape[:2]
         background = self.background[:, :, :height].expand(batch, -1, -1, -1)
+        # In the memory order of the other maps, or what it is concatenated with changes its own.
+        background = background.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, background, features, labels)
         for layer in self.output_layers:

@@ -61,7 +61,7 @@ def draw_roofline(rows: list[dict[str, str]], path: Path) -> None:
     matmul = float(rows[-1]["matmul_gflop_per_s"])
     copy = float(rows[-1]["copy_gb_per_s"])
     product = "float16" if rows[-1]["clock"] == "device" else "float32"
-    intensities = [2.0**e for e in range(-4, 11)]
+    intensities = [2.0**-4, matmul / copy, 2.0**10]
     axis.plot(intensities, [min(matmul, copy * i) for i in intensities], "k-", linewidth=1,
               label=f"{product} product {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s")  # fmt: skip
     for row in rows:

@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 // Parts of the positions whose gradients of the weight are summed apart, whatever the threads, and
 // codes whose sums a thread takes.
-constexpr int64_t kMostParts = 16, kCodeGrain = 32;
+constexpr int64_t kMostParts = 8, kCodeGrain = 32;
 
 void check_codes(const Tensor& codes, int64_t num_codes) {
   const int64_t* values = static_cast<const int64_t*>(codes.const_data_ptr());

@@ -62,14 +62,15 @@ class CMakeBuild(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         cuda = {"0": "OFF", "1": "ON"}.get(os.environ.get("VQVAE2_FAST_BUILD_CUDA", ""), "AUTO")
         arguments = [
-            "-G", "Ninja",
+            "-G",
+            "Ninja",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DVQ_TORCH_DIR={find_torch()}",
             f"-DVQ_BUILD_CUDA={cuda}",
-        ]  # fmt: skip
+        ]
         if importlib.util.find_spec("ninja"):
             import ninja
 

@@ -58,9 +58,13 @@ CONTENDERS = {"port": PORT, "port, our recipe": PORT_BY_US, "vqvae2_fast": OURS}
 
 
 def train(
-    model: nn.Module, loss: Callable[[int], Tensor], seconds: float, *, port: bool,
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    seconds: float,
+    *,
+    port: bool,
     after_step: Callable[[], object] = lambda: None,
-) -> int:  # fmt: skip
+) -> int:
     """Train for so many seconds of processor time; returns the steps.
 
     The port: Adam at 3e-4 throughout, float32. Ours: AdamW whose rate falls as a cosine of the
@@ -73,9 +77,11 @@ def train(
         optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     average = None if port else PolyakAverage(model, 0.98)
     whole = TrainConfig(
-        steps=1000, learning_rate=PEAK_RATE, warmup_steps=30,
+        steps=1000,
+        learning_rate=PEAK_RATE,
+        warmup_steps=30,
         precision="float32" if port else "auto",
-    )  # fmt: skip
+    )
     model.train()
     start = time.process_time()
     for step in itertools.count():
@@ -117,9 +123,16 @@ def stage_of(contender: Contender, seconds: float) -> tuple[Any, int]:
 
         return port, train(port, port_loss, seconds, port=contender.port_recipe)
     config = VQVAE2Config(
-        image_size=(32, 32), strides=(4, 2), hidden_channels=CHANNELS, residual_channels=RESIDUAL,
-        num_residual_blocks=BLOCKS, num_embeddings=K, embedding_dim=D, restart=0.3, decay=0.9,
-    )  # fmt: skip
+        image_size=(32, 32),
+        strides=(4, 2),
+        hidden_channels=CHANNELS,
+        residual_channels=RESIDUAL,
+        num_residual_blocks=BLOCKS,
+        num_embeddings=K,
+        embedding_dim=D,
+        restart=0.3,
+        decay=0.9,
+    )
     model = VQVAE2(config).to(memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
@@ -156,18 +169,28 @@ def prior_of(level: int, port: bool) -> nn.Module:
     condition = SIZES[:level]
     return PixelSNAIL(
         PixelSNAILConfig(
-            size=SIZES[level], num_embeddings=K, channels=PRIOR_CHANNELS,
-            residual_channels=PRIOR_CHANNELS, num_blocks=2, layers_per_block=2, kernel_size=3,
-            attention=level == 0, condition_sizes=condition, condition_channels=PRIOR_CHANNELS,
+            size=SIZES[level],
+            num_embeddings=K,
+            channels=PRIOR_CHANNELS,
+            residual_channels=PRIOR_CHANNELS,
+            num_blocks=2,
+            layers_per_block=2,
+            kernel_size=3,
+            attention=level == 0,
+            condition_sizes=condition,
+            condition_channels=PRIOR_CHANNELS,
             num_condition_layers=2,
         )
-    )  # fmt: skip
+    )
 
 
 def bits_of_prior(
-    level: int, contender: Contender, train_codes: list[Tensor], held_out: list[Tensor],
+    level: int,
+    contender: Contender,
+    train_codes: list[Tensor],
+    held_out: list[Tensor],
     seconds: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Held-out bits an image of one level, weights of the prior, steps."""
     port = contender.port_modules
     model = prior_of(level, port)
@@ -203,9 +226,12 @@ def measure(
     mse = error_of(model, port, held_out)
     codes, others = (codes_of(model, port, images) for images in (train_images, held_out))
     row: dict[str, Any] = {
-        "parameters": sum(w.numel() for w in model.parameters()), "steps": steps,
-        "psnr": psnr(mse), "raw_bits": 8 * sum(h * w for h, w in SIZES), "levels": {},
-    }  # fmt: skip
+        "parameters": sum(w.numel() for w in model.parameters()),
+        "steps": steps,
+        "psnr": psnr(mse),
+        "raw_bits": 8 * sum(h * w for h, w in SIZES),
+        "levels": {},
+    }
     for level, name in enumerate(("top", "bottom")):
         positions = SIZES[level][0] * SIZES[level][1]
         row["levels"][name] = {
@@ -271,9 +297,10 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         found = {
-            "rows": rows, "priors_on_our_codes": priors,
+            "rows": rows,
+            "priors_on_our_codes": priors,
             "settings": {"seconds": options.seconds, "prior_seconds": options.prior_seconds},
-        }  # fmt: skip
+        }
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

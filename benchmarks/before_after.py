@@ -128,8 +128,10 @@ def main() -> None:
     options = parser.parse_args()
     native = vqvae2_fast.ops.build_info()["native"]
     level = vqvae2_fast.ops.simd_level() if native else "no compiled module"
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
-          f"{torch.__version__}, {level}, {options.rounds} rounds")  # fmt: skip
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, {level}, {options.rounds} rounds"
+    )
     for name in options.pages:
         before, after, text = PAGES[name]
         versions = (before + text, after + text)
@@ -142,8 +144,10 @@ def main() -> None:
         described = [
             f"{statistics.median(each):.3f} s ({min(each):.3f}-{max(each):.3f})" for each in times
         ]
-        print(f"{name}: relative difference {difference:.1e}; before {described[0]}, after "
-              f"{described[1]}")  # fmt: skip
+        print(
+            f"{name}: relative difference {difference:.1e}; before {described[0]}, after "
+            f"{described[1]}"
+        )
 
 
 if __name__ == "__main__":

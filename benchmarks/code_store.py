@@ -142,18 +142,18 @@ def main() -> None:
                 f"{options.records / seconds[kind]:.0f} records/s"
             )
         check_equal(**contenders)
-        order = torch.randperm(
-            options.records, generator=torch.Generator().manual_seed(1)
-        )[:2000]  # fmt: skip
+        order = torch.randperm(options.records, generator=torch.Generator().manual_seed(1))[:2000]
         tasks: dict[str, tuple[Callable[[CodeStore | PickledLmdb], None], int]] = {
             "random records": (lambda s: [s[i] for i in order.tolist()], len(order)),
-            "random batches of 32": (lambda s: [s.batch(part) for part in order.split(32)],
-                                     len(order)),
+            "random batches of 32": (
+                lambda s: [s.batch(part) for part in order.split(32)],
+                len(order),
+            ),
             "in order": (
                 lambda s: [s.batch(p) for p in torch.arange(options.records).split(256)],
                 options.records,
             ),
-        }  # fmt: skip
+        }
         for task, (run, count) in tasks.items():
             compare(task, run, count, contenders, options, bytes_of, folder)
     print(f"load at the end {os.getloadavg()[0]:.1f}")

@@ -47,10 +47,12 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     seconds = measure.interleave(
         {**runs, **measure.ceilings()}, options.rounds, measure.CLOCKS[options.clock]
     )
-    print(f"{workload.name}, load {os.getloadavg()[0]:.1f}; matmul "
-          f"{measure.matmul_rate(seconds['ceiling:matmul']):.0f} GFLOP/s, copy "
-          f"{measure.copy_rate(seconds['ceiling:copy']):.1f} GB/s, "
-          f"OpenBLAS {measure.openblas_cores()}")  # fmt: skip
+    print(
+        f"{workload.name}, load {os.getloadavg()[0]:.1f}; matmul "
+        f"{measure.matmul_rate(seconds['ceiling:matmul']):.0f} GFLOP/s, copy "
+        f"{measure.copy_rate(seconds['ceiling:copy']):.1f} GB/s, "
+        f"OpenBLAS {measure.openblas_cores()}"
+    )
     rows = []
     for contender in runs:
         times = seconds[contender]
@@ -58,9 +60,11 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
         peak = peak_mib(name, contender) if wants_memory else float("nan")
         row = measure.make_row(workload, contender, seconds, peak, options.clock)
         rows.append(row)
-        line = (f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
-                f"({row.p20_ms:.4g}-{row.p80_ms:.4g}) {row.gflop_per_s:7.1f} GFLOP/s "
-                f"{100 * row.share_of_ceiling:4.0f} % of ceiling")  # fmt: skip
+        line = (
+            f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
+            f"({row.p20_ms:.4g}-{row.p80_ms:.4g}) {row.gflop_per_s:7.1f} GFLOP/s "
+            f"{100 * row.share_of_ceiling:4.0f} % of ceiling"
+        )
         if wants_memory:
             line += f" {peak:7.1f} MiB"
         if contender != "ours" and "ours" in runs:
@@ -108,8 +112,10 @@ def main() -> None:
     if options.clock == "cpu" and options.threads != 1:
         parser.error("--clock cpu sees the calling thread alone: expected --threads 1")
     torch.set_num_threads(options.threads)
-    print(f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
-          f"{options.rounds} rounds, {measure.versions()}, commit {measure.commit()}")  # fmt: skip
+    print(
+        f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
+        f"{options.rounds} rounds, {measure.versions()}, commit {measure.commit()}"
+    )
     for name in dict.fromkeys(sum(names, [])):
         rows = compare(name, options)
         if options.save:

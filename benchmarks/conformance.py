@@ -29,10 +29,23 @@ def is_green(op: str) -> bool:
         return True
     # By the id's first word: vector_quantize is not vector_quantize_backward.
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", str(TESTS), "-q", "-x", "-k", f"[{op}-", "--no-header",
-         "-p", "no:cacheprovider"],
-        capture_output=True, text=True, cwd=TESTS.parents[2],
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(TESTS),
+            "-q",
+            "-x",
+            "-k",
+            f"[{op}-",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parents[2],
+    )
     if result.returncode != 0:
         print(result.stdout[-2000:], file=sys.stderr)
         return False

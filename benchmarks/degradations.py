@@ -115,9 +115,11 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "images": options.images, "features": extractor.name, "sees": sees,
+            "images": options.images,
+            "features": extractor.name,
+            "sees": sees,
             "measures": {n: {m: asdict(e) for m, e in row.items()} for n, row in found.items()},
-        }  # fmt: skip
+        }
         options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

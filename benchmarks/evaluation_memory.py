@@ -59,11 +59,13 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         sets = [
             extract_features(
-                MadeUp(options.dim, shift), batches(options.images), options.images,
+                MadeUp(options.dim, shift),
+                batches(options.images),
+                options.images,
                 Path(folder) / str(shift),
             )
             for shift in (0.0, 0.01)
-        ]  # fmt: skip
+        ]
         real, fake = (own.tensor() for own in sets)
         few = slice(0, options.neighbours)
         measures = {

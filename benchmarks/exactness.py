@@ -133,8 +133,10 @@ def main() -> None:
             print(f"{level} {kind}: {wrong} wrong of {rows}", flush=True)
             level_total += wrong
             level_rows += rows
-        print(f"{level}: {level_total} wrong picks in {level_rows} rows, "
-              f"{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+        print(
+            f"{level}: {level_total} wrong picks in {level_rows} rows, "
+            f"{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}"
+        )
         total += level_total
     sys.exit(total > 0)
 

@@ -59,22 +59,35 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
         median = statistics.median(times)
         share = max(work.flops / median / matmul, work.bytes / median / copy)
         middle, low, high = measure.ratio(times, seconds["ours"])
-        print(f"  {name:22} {median * 1e3:9.4f} ms  {100 * share:4.0f} % of ceiling  "
-              f"{middle:.2f}x ours ({low:.2f}-{high:.2f})", flush=True)  # fmt: skip
-        rows.append({
-            "mode": mode, "shape": shape, "contender": name,
-            "owner": work.owner if name == "ours" else name, "median_ms": f"{median * 1e3:.5g}",
-            "p20_ms": f"{measure.quantile(times, 0.2) * 1e3:.5g}",
-            "p80_ms": f"{measure.quantile(times, 0.8) * 1e3:.5g}",
-            "gb_per_s": f"{work.bytes / median / 1e9:.4g}",
-            "gflop_per_s": f"{work.flops / median / 1e9:.4g}",
-            "matmul_gflop_per_s": f"{matmul / 1e9:.4g}", "copy_gb_per_s": f"{copy / 1e9:.4g}",
-            "share_of_ceiling": f"{share:.3g}", "ratio_to_ours": f"{middle:.3g}",
-            "device": torch.cuda.get_device_name(), "threads": 1, "clock": "device",
-            "rounds": rounds,
-            "versions": f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}",
-            "commit": measure.commit(), "date": date.today().isoformat(),
-        })  # fmt: skip
+        print(
+            f"  {name:22} {median * 1e3:9.4f} ms  {100 * share:4.0f} % of ceiling  "
+            f"{middle:.2f}x ours ({low:.2f}-{high:.2f})",
+            flush=True,
+        )
+        rows.append(
+            {
+                "mode": mode,
+                "shape": shape,
+                "contender": name,
+                "owner": work.owner if name == "ours" else name,
+                "median_ms": f"{median * 1e3:.5g}",
+                "p20_ms": f"{measure.quantile(times, 0.2) * 1e3:.5g}",
+                "p80_ms": f"{measure.quantile(times, 0.8) * 1e3:.5g}",
+                "gb_per_s": f"{work.bytes / median / 1e9:.4g}",
+                "gflop_per_s": f"{work.flops / median / 1e9:.4g}",
+                "matmul_gflop_per_s": f"{matmul / 1e9:.4g}",
+                "copy_gb_per_s": f"{copy / 1e9:.4g}",
+                "share_of_ceiling": f"{share:.3g}",
+                "ratio_to_ours": f"{middle:.3g}",
+                "device": torch.cuda.get_device_name(),
+                "threads": 1,
+                "clock": "device",
+                "rounds": rounds,
+                "versions": f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}",
+                "commit": measure.commit(),
+                "date": date.today().isoformat(),
+            }
+        )
     return rows
 
 

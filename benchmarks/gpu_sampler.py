@@ -81,16 +81,25 @@ def measured(priors: dict[str, PixelSNAIL], batch: int, rounds: int) -> list[dic
         ratio = statistics.median(seconds["eager"]) / median
         print(
             f"batch {batch:4} {name:14} {median:8.3f} s, {rate:8.2f} images/s, "
-            f"{IMAGES} in {IMAGES / rate / 60:6.1f} min, {ratio:.2f}x eager", flush=True,
-        )  # fmt: skip
-        rows.append({
-            "engine": name, "batch": batch, "median_s": f"{median:.5g}",
-            "p20_s": f"{measure.quantile(times, 0.2):.5g}",
-            "p80_s": f"{measure.quantile(times, 0.8):.5g}", "images_per_s": f"{rate:.5g}",
-            "ratio_to_eager": f"{ratio:.3g}", "device": torch.cuda.get_device_name(),
-            "rounds": rounds, "versions": f"torch {torch.__version__}",
-            "commit": measure.commit(), "date": date.today().isoformat(),
-        })  # fmt: skip
+            f"{IMAGES} in {IMAGES / rate / 60:6.1f} min, {ratio:.2f}x eager",
+            flush=True,
+        )
+        rows.append(
+            {
+                "engine": name,
+                "batch": batch,
+                "median_s": f"{median:.5g}",
+                "p20_s": f"{measure.quantile(times, 0.2):.5g}",
+                "p80_s": f"{measure.quantile(times, 0.8):.5g}",
+                "images_per_s": f"{rate:.5g}",
+                "ratio_to_eager": f"{ratio:.3g}",
+                "device": torch.cuda.get_device_name(),
+                "rounds": rounds,
+                "versions": f"torch {torch.__version__}",
+                "commit": measure.commit(),
+                "date": date.today().isoformat(),
+            }
+        )
     return rows
 
 

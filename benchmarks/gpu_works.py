@@ -69,13 +69,19 @@ def cuvs_search(z: torch.Tensor, codebook: torch.Tensor) -> Run:
 def search(n: int, k: int, d: int) -> Work:
     z, codebook = torch.randn(n, d, device="cuda"), torch.randn(k, d, device="cuda")
     owner = ops.owner("nearest_code", z, codebook)
-    return Work(f"search {n}x{k}x{d}", owner, 2 * n * k * d, 4 * d * (n + k) + 12 * n, {
-        "ours": lambda: lambda: ops.nearest_code(z, codebook),
-        "eager": lambda: lambda: lean_search(z, codebook),
-        "compile": lambda: partial(compiled(lean_search), z, codebook),
-        "flash-kmeans": lambda: flash_kmeans_search(z, codebook),
-        "cuvs": lambda: cuvs_search(z, codebook),
-    })  # fmt: skip
+    return Work(
+        f"search {n}x{k}x{d}",
+        owner,
+        2 * n * k * d,
+        4 * d * (n + k) + 12 * n,
+        {
+            "ours": lambda: lambda: ops.nearest_code(z, codebook),
+            "eager": lambda: lambda: lean_search(z, codebook),
+            "compile": lambda: partial(compiled(lean_search), z, codebook),
+            "flash-kmeans": lambda: flash_kmeans_search(z, codebook),
+            "cuvs": lambda: cuvs_search(z, codebook),
+        },
+    )
 
 
 def quantiser_step(n: int, k: int, d: int) -> Work:
@@ -117,22 +123,34 @@ def quantiser_step(n: int, k: int, d: int) -> Work:
         del dz
 
     owner = ops.owner("vector_quantize", z, codebook)
-    return Work(f"quantiser_step {n}x{k}x{d}", owner, 2 * n * k * d, 4 * d * 7 * n, {
-        "ours": ours,
-        "one-hot": lambda: partial(plain, True, *state()),
-        "lean": lambda: partial(plain, False, *state()),
-        "one-hot compile": lambda: partial(compiled(partial(plain, True)), *state()),
-        "lean compile": lambda: partial(compiled(partial(plain, False)), *state()),
-    })  # fmt: skip
+    return Work(
+        f"quantiser_step {n}x{k}x{d}",
+        owner,
+        2 * n * k * d,
+        4 * d * 7 * n,
+        {
+            "ours": ours,
+            "one-hot": lambda: partial(plain, True, *state()),
+            "lean": lambda: partial(plain, False, *state()),
+            "one-hot compile": lambda: partial(compiled(partial(plain, True)), *state()),
+            "lean compile": lambda: partial(compiled(partial(plain, False)), *state()),
+        },
+    )
 
 
 def statistics_of(n: int, k: int, d: int) -> Work:
     z, indices = torch.randn(n, d, device="cuda"), torch.randint(k, (n,), device="cuda")
     owner = ops.owner("code_statistics", z, indices, k)
-    return Work(f"statistics {n}x{k}x{d}", owner, n * d, 4 * n * d + 8 * n, {
-        "ours": lambda: lambda: ops.code_statistics(z, indices, k),
-        "index_add": lambda: lambda: torch.zeros(k, d, device="cuda").index_add_(0, indices, z),
-    })  # fmt: skip
+    return Work(
+        f"statistics {n}x{k}x{d}",
+        owner,
+        n * d,
+        4 * n * d + 8 * n,
+        {
+            "ours": lambda: lambda: ops.code_statistics(z, indices, k),
+            "index_add": lambda: lambda: torch.zeros(k, d, device="cuda").index_add_(0, indices, z),
+        },
+    )
 
 
 def attention(batch: int, heads: int, side: int, width: int, dtype: torch.dtype) -> Work:
@@ -151,10 +169,16 @@ def attention(batch: int, heads: int, side: int, width: int, dtype: torch.dtype)
     flops = 7 * batch * heads * length * length * width
     name = f"attention {batch}x{heads}x{side}²x{width} {str(dtype).removeprefix('torch.')}"
     owner = ops.OPERATORS["causal_attention"].owner(q, k, v, 0.1, "logits", seed)
-    return Work(name, owner, flops, q.element_size() * q.numel() * 12, {
-        "ours": lambda: partial(step, 0.1),
-        "sdpa without dropout": lambda: partial(step, 0.0),
-    })  # fmt: skip
+    return Work(
+        name,
+        owner,
+        flops,
+        q.element_size() * q.numel() * 12,
+        {
+            "ours": lambda: partial(step, 0.1),
+            "sdpa without dropout": lambda: partial(step, 0.0),
+        },
+    )
 
 
 def gate(batch: int, channels: int, side: int) -> Work:
@@ -169,11 +193,17 @@ def gate(batch: int, channels: int, side: int) -> Work:
         return F.glu(h, dim=1) + x
 
     owner = ops.owner("gated_residual", h, x)
-    return Work(f"gate {batch}x{channels}x{side}²", owner, 10 * x.numel(), 36 * x.numel(), {
-        "ours": lambda: partial(step, ops.gated_residual),
-        "eager": lambda: partial(step, reference),
-        "compile": lambda: partial(step, compiled(reference)),
-    })  # fmt: skip
+    return Work(
+        f"gate {batch}x{channels}x{side}²",
+        owner,
+        10 * x.numel(),
+        36 * x.numel(),
+        {
+            "ours": lambda: partial(step, ops.gated_residual),
+            "eager": lambda: partial(step, reference),
+            "compile": lambda: partial(step, compiled(reference)),
+        },
+    )
 
 
 def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Work:
@@ -195,12 +225,18 @@ def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Wor
     name = f"convolution {batch}x{channels}x{side}² {str(dtype).removeprefix('torch.')}"
     operator = ops.OPERATORS["causal_conv2d"]
     owner = operator.owner(x, weight, None, "exclude")
-    return Work(name, owner, flops, x.element_size() * values, {
-        "ours": lambda: partial(step, operator),
-        "kernel": lambda: partial(step, FUSED),
-        "cudnn": lambda: partial(step, causal_conv2d_reference),
-        "compile": lambda: partial(step, compiled(causal_conv2d_reference)),
-    })  # fmt: skip
+    return Work(
+        name,
+        owner,
+        flops,
+        x.element_size() * values,
+        {
+            "ours": lambda: partial(step, operator),
+            "kernel": lambda: partial(step, FUSED),
+            "cudnn": lambda: partial(step, causal_conv2d_reference),
+            "compile": lambda: partial(step, compiled(causal_conv2d_reference)),
+        },
+    )
 
 
 def stem(batch: int, side: int, num_codes: int, channels: int) -> Work:
@@ -224,12 +260,18 @@ def stem(batch: int, side: int, num_codes: int, channels: int) -> Work:
     values = 2 * dout.numel() + 2 * table.numel()
     name = f"stem {batch}x{side}²x{num_codes}x{channels}"
     owner = ops.owner("code_conv2d", codes, table)
-    return Work(name, owner, 2 * dout.numel() * len(offsets), 4 * values + 16 * codes.numel(), {
-        "ours": lambda: partial(step, ops.OPERATORS["code_conv2d"]),
-        "eager": lambda: partial(step, code_conv2d_reference),
-        "compile": lambda: partial(step, compiled(code_conv2d_reference)),
-        "one-hot": lambda: one_hot,
-    })  # fmt: skip
+    return Work(
+        name,
+        owner,
+        2 * dout.numel() * len(offsets),
+        4 * values + 16 * codes.numel(),
+        {
+            "ours": lambda: partial(step, ops.OPERATORS["code_conv2d"]),
+            "eager": lambda: partial(step, code_conv2d_reference),
+            "compile": lambda: partial(step, compiled(code_conv2d_reference)),
+            "one-hot": lambda: one_hot,
+        },
+    )
 
 
 def draw(batch: int, num_codes: int, top_k: int, top_p: float) -> Work:
@@ -240,11 +282,17 @@ def draw(batch: int, num_codes: int, top_k: int, top_p: float) -> Work:
     arguments = (logits, None, noise, None, 0.9, top_k, top_p, 1.0, True)
     operator = ops.OPERATORS["draw_codes"]
     name = f"draw {batch}x{num_codes} k={top_k} p={top_p}"
-    return Work(name, operator.owner(*arguments), 10 * logits.numel(), 8 * logits.numel(), {
-        "ours": lambda: partial(operator, *arguments),
-        "eager": lambda: partial(draw_codes_reference, *arguments),
-        "compile": lambda: partial(compiled(draw_codes_reference), *arguments),
-    })  # fmt: skip
+    return Work(
+        name,
+        operator.owner(*arguments),
+        10 * logits.numel(),
+        8 * logits.numel(),
+        {
+            "ours": lambda: partial(operator, *arguments),
+            "eager": lambda: partial(draw_codes_reference, *arguments),
+            "compile": lambda: partial(compiled(draw_codes_reference), *arguments),
+        },
+    )
 
 
 def prior_step(name: str, *, tf32: bool) -> Work:
@@ -263,9 +311,10 @@ def prior_step(name: str, *, tf32: bool) -> Work:
     with torch.device("cuda"):
         flops = flops_of(name)
     contenders = {
-        "ours": partial(make, "ours"), "eager": partial(make, "reference"),
+        "ours": partial(make, "ours"),
+        "eager": partial(make, "reference"),
         "compile": partial(make, "compiled"),
-    }  # fmt: skip
+    }
     return Work(
         f"prior_step {name} {'tf32' if tf32 else 'float32'}", "several", flops, 0, contenders
     )
@@ -273,13 +322,19 @@ def prior_step(name: str, *, tf32: bool) -> Work:
 
 def works() -> list[Callable[[], Work]]:
     return [
-        partial(search, 524_288, 512, 64), partial(search, 65_536, 8192, 256),
-        partial(quantiser_step, 524_288, 512, 64), partial(statistics_of, 524_288, 512, 64),
+        partial(search, 524_288, 512, 64),
+        partial(search, 65_536, 8192, 256),
+        partial(quantiser_step, 524_288, 512, 64),
+        partial(statistics_of, 524_288, 512, 64),
         partial(attention, 32, 8, 32, 16, torch.float32),
         partial(attention, 32, 8, 32, 16, torch.bfloat16),
         partial(attention, 4, 8, 64, 64, torch.bfloat16),
-        partial(gate, 64, 256, 32), partial(convolution, 32, 256, 32, torch.float32),
-        partial(convolution, 32, 256, 32, torch.bfloat16), partial(stem, 32, 32, 512, 256),
-        partial(draw, 64, 512, 0, 1.0), partial(draw, 64, 512, 100, 0.95),
-        partial(prior_step, "port_top", tf32=False), partial(prior_step, "port_top", tf32=True),
-    ]  # fmt: skip
+        partial(gate, 64, 256, 32),
+        partial(convolution, 32, 256, 32, torch.float32),
+        partial(convolution, 32, 256, 32, torch.bfloat16),
+        partial(stem, 32, 32, 512, 256),
+        partial(draw, 64, 512, 0, 1.0),
+        partial(draw, 64, 512, 100, 0.95),
+        partial(prior_step, "port_top", tf32=False),
+        partial(prior_step, "port_top", tf32=True),
+    ]

@@ -247,15 +247,30 @@ def make_row(
         }
         owner = ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))
     return Row(
-        op=workload.op, owner=owner, contender=contender, mode=workload.mode, dtype="float32",
-        shape="x".join(map(str, workload.shape)), median_ms=median * 1e3,
-        p20_ms=quantile(times, 0.2) * 1e3, p80_ms=quantile(times, 0.8) * 1e3,
-        gb_per_s=bandwidth, gflop_per_s=rate, matmul_gflop_per_s=matmul, copy_gb_per_s=copy,
-        share_of_ceiling=max(rate / matmul, bandwidth / copy), peak_mib=peak_mib,
-        device=device_name(), threads=torch.get_num_threads(), versions=versions(),
-        commit=commit(), date=date.today().isoformat(), rounds=len(times), clock=clock,
+        op=workload.op,
+        owner=owner,
+        contender=contender,
+        mode=workload.mode,
+        dtype="float32",
+        shape="x".join(map(str, workload.shape)),
+        median_ms=median * 1e3,
+        p20_ms=quantile(times, 0.2) * 1e3,
+        p80_ms=quantile(times, 0.8) * 1e3,
+        gb_per_s=bandwidth,
+        gflop_per_s=rate,
+        matmul_gflop_per_s=matmul,
+        copy_gb_per_s=copy,
+        share_of_ceiling=max(rate / matmul, bandwidth / copy),
+        peak_mib=peak_mib,
+        device=device_name(),
+        threads=torch.get_num_threads(),
+        versions=versions(),
+        commit=commit(),
+        date=date.today().isoformat(),
+        rounds=len(times),
+        clock=clock,
         load=os.getloadavg()[0],
-    )  # fmt: skip
+    )
 
 
 def save(rows: list[Row]) -> Path:

@@ -27,8 +27,11 @@ def peak_mib(workload: str, contender: str) -> float:
     }
     result = subprocess.run(
         [sys.executable, __file__, workload, contender],
-        capture_output=True, text=True, env=environment, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
     return float(result.stdout)
 
 

@@ -20,9 +20,10 @@ class _Quantize(rosinality.Quantize):
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         flat = input.reshape(-1, self.dim)  # [N, D]
         distance = (
-            flat.pow(2).sum(1, keepdim=True) - 2 * flat @ self.embed
+            flat.pow(2).sum(1, keepdim=True)
+            - 2 * flat @ self.embed
             + self.embed.pow(2).sum(0, keepdim=True)
-        )  # [N, K]  # fmt: skip
+        )  # [N, K]
         index = (-distance).max(1).indices
         one_hot = F.one_hot(index, self.n_embed).type(flat.dtype)
         index = index.view(input.shape[:-1])

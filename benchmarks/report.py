@@ -15,14 +15,25 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {
-    "ours": "tab:blue", "faiss": "tab:orange", "lean": "tab:green", "lean_compiled": "tab:olive",
-    "onehot": "tab:red", "lucidrains": "tab:purple",
+    "ours": "tab:blue",
+    "faiss": "tab:orange",
+    "lean": "tab:green",
+    "lean_compiled": "tab:olive",
+    "onehot": "tab:red",
+    "lucidrains": "tab:purple",
     # On a GPU.
-    "eager": "tab:green", "compile": "tab:olive", "lean compile": "tab:olive", "one-hot": "tab:red",
-    "one-hot compile": "tab:pink", "flash-kmeans": "tab:orange", "cuvs": "tab:brown",
-    "cudnn": "tab:cyan", "kernel": "navy", "index_add": "tab:purple",
+    "eager": "tab:green",
+    "compile": "tab:olive",
+    "lean compile": "tab:olive",
+    "one-hot": "tab:red",
+    "one-hot compile": "tab:pink",
+    "flash-kmeans": "tab:orange",
+    "cuvs": "tab:brown",
+    "cudnn": "tab:cyan",
+    "kernel": "navy",
+    "index_add": "tab:purple",
     "sdpa without dropout": "tab:gray",
-}  # fmt: skip
+}
 
 
 def latest(path: Path) -> list[dict[str, str]]:
@@ -36,8 +47,13 @@ def draw_bars(rows: list[dict[str, str]], path: Path) -> None:
     groups: dict[str, list[dict[str, str]]] = {}
     for row in rows:
         groups.setdefault(f"{row['mode']} {row['shape']}", []).append(row)
-    figure, axes = plt.subplots(len(groups), 1, figsize=(8, 1.1 * len(rows) * 0.35 + len(groups)),
-                                squeeze=False, constrained_layout=True)  # fmt: skip
+    figure, axes = plt.subplots(
+        len(groups),
+        1,
+        figsize=(8, 1.1 * len(rows) * 0.35 + len(groups)),
+        squeeze=False,
+        constrained_layout=True,
+    )
     for axis, (name, members) in zip(axes[:, 0], groups.items(), strict=True):
         members = sorted(members, key=lambda row: -float(row["median_ms"]))
         middle = [float(row["median_ms"]) for row in members]
@@ -62,8 +78,13 @@ def draw_roofline(rows: list[dict[str, str]], path: Path) -> None:
     copy = float(rows[-1]["copy_gb_per_s"])
     product = "float16" if rows[-1]["clock"] == "device" else "float32"
     intensities = [2.0**-4, matmul / copy, 2.0**10]
-    axis.plot(intensities, [min(matmul, copy * i) for i in intensities], "k-", linewidth=1,
-              label=f"{product} product {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s")  # fmt: skip
+    axis.plot(
+        intensities,
+        [min(matmul, copy * i) for i in intensities],
+        "k-",
+        linewidth=1,
+        label=f"{product} product {matmul:.0f} GFLOP/s, copy {copy:.0f} GB/s",
+    )
     for row in rows:
         rate, bandwidth = float(row["gflop_per_s"]), float(row["gb_per_s"])
         if bandwidth > 0 and not row["mode"].startswith("call"):

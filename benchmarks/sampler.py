@@ -42,16 +42,25 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan
 
 COMMON = {
-    "num_embeddings": 512, "channels": 256, "residual_channels": 256, "num_blocks": 4,
-    "layers_per_block": 4, "kernel_size": 5, "mask": "exclude",
-}  # fmt: skip
+    "num_embeddings": 512,
+    "channels": 256,
+    "residual_channels": 256,
+    "num_blocks": 4,
+    "layers_per_block": 4,
+    "kernel_size": 5,
+    "mask": "exclude",
+}
 PRIORS = {
     "top": PixelSNAILConfig(size=(32, 32), attention=True, num_heads=8, **COMMON),
     "bottom": PixelSNAILConfig(
-        size=(64, 64), attention=False, condition_sizes=((32, 32),), condition_channels=256,
-        num_condition_layers=3, **COMMON,
+        size=(64, 64),
+        attention=False,
+        condition_sizes=((32, 32),),
+        condition_channels=256,
+        num_condition_layers=3,
+        **COMMON,
     ),
-}  # fmt: skip
+}
 
 
 def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:

@@ -32,9 +32,15 @@ from vqvae2_fast.sampling.engines.cpu import draw_cpu, packed_plan
 
 SIZES, BATCHES = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32, 64)
 SHAPE = {
-    "num_embeddings": 512, "channels": 64, "residual_channels": 64, "num_blocks": 2,
-    "layers_per_block": 2, "kernel_size": 5, "mask": "exclude", "num_heads": 4,
-}  # fmt: skip
+    "num_embeddings": 512,
+    "channels": 64,
+    "residual_channels": 64,
+    "num_blocks": 2,
+    "layers_per_block": 2,
+    "kernel_size": 5,
+    "mask": "exclude",
+    "num_heads": 4,
+}
 BATCH_MAP = 16
 
 
@@ -89,10 +95,15 @@ def main() -> None:
     for curve, side, batch in points:
         for attention in (False, True):
             cost = code_microseconds(side, attention, batch, arguments.rounds)
-            rows.append({
-                "curve": curve, "side": side, "batch": batch, "attention": attention,
-                "us_a_code": round(cost, 3),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "curve": curve,
+                    "side": side,
+                    "batch": batch,
+                    "attention": attention,
+                    "us_a_code": round(cost, 3),
+                }
+            )
             print(rows[-1], flush=True)
     with arguments.out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

@@ -46,9 +46,12 @@ def compare(prior, level: int, batches) -> dict[str, tuple[float, float]]:
         exact = None
         for engine in ENGINES:
             logits = teacher_forced_logits(
-                prior, codes, condition=maps[:level] or None, labels=prior_labels(prior, labels),
+                prior,
+                codes,
+                condition=maps[:level] or None,
+                labels=prior_labels(prior, labels),
                 engine=engine,
-            )  # fmt: skip
+            )
             log_prob = F.log_softmax(logits.double(), dim=1)
             exact = log_prob if exact is None else exact
             nats[engine] += float(F.nll_loss(log_prob, codes, reduction="sum"))

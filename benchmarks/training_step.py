@@ -52,10 +52,12 @@ PRIORS = {
     "port_top_small": (2, ([16, 16], 512, 64, 5, 2, 2, 64), {}, None),
     "emoji64_top": (32, ([8, 8], 512, 64, 3, 2, 2, 64), {}, 0),
     "emoji64_bottom": (
-        32, ([16, 16], 512, 64, 3, 2, 2, 64),
-        {"attention": False, "n_cond_res_block": 2, "cond_res_channel": 64}, 1,
+        32,
+        ([16, 16], 512, 64, 3, 2, 2, 64),
+        {"attention": False, "n_cond_res_block": 2, "cond_res_channel": 64},
+        1,
     ),
-}  # fmt: skip
+}
 VQVAES = {"imagenet256_vqvae": (4, "imagenet256"), "emoji64_vqvae": (32, "emoji64")}
 DEFAULT_STEPS = ["emoji64_top", "emoji64_bottom", "imagenet256_vqvae", "port_top"]
 # Rounds that keep the whole run under ten minutes on two cores.
@@ -77,9 +79,7 @@ def references():
 class Step:
     """One contender: `run` is a whole training step."""
 
-    def __init__(
-        self, model: nn.Module, loss, after=lambda: None, *, fused: bool = False
-    ) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, loss, after=lambda: None, *, fused: bool = False) -> None:
         self.model, self.loss, self.after = model.train(), loss, after
         self.optimizer = torch.optim.Adam(model.parameters(), lr=3e-4, fused=fused)
 
@@ -141,9 +141,13 @@ def vqvae_step(name: str, contender: str) -> Step:
     if contender in ("port", "drop_in"):
         kind = plain_port.VQVAE if contender == "port" else rosinality.VQVAE
         model = kind(
-            config.image_channels, config.hidden_channels, config.num_residual_blocks,
-            config.residual_channels, config.embedding_dim, config.num_embeddings,
-        )  # fmt: skip
+            config.image_channels,
+            config.hidden_channels,
+            config.num_residual_blocks,
+            config.residual_channels,
+            config.embedding_dim,
+            config.num_embeddings,
+        )
 
         def port_loss(model: nn.Module) -> Tensor:
             out, diff = model(images)
@@ -185,8 +189,10 @@ def peak_mib(name: str, contender: str) -> tuple[float, float]:
     if not Path("/proc/self/clear_refs").exists():
         return float("nan"), float("nan")
     environment = {
-        **os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
-    }  # fmt: skip
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
     command = [sys.executable, __file__, "--memory-of", name, contender]
     command += ["--threads", str(torch.get_num_threads())]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -212,8 +218,11 @@ def profile(name: str, contender: str) -> None:
     step.run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         step.run()
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25,
-                                        max_name_column_width=50))  # fmt: skip
+    print(
+        profiler.key_averages().table(
+            sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50
+        )
+    )
 
 
 class Progress:
@@ -260,17 +269,22 @@ def compare(name: str, options: argparse.Namespace) -> None:
             seconds[ceiling].append(clock() - start)
     del steps
     rate = measure.matmul_rate(seconds["ceiling:matmul"])
-    print(f"{name}, {rounds} rounds, load {os.getloadavg()[0]:.1f}; {flops / 1e9:.1f} GFLOP; "
-          f"matmul {rate:.0f} GFLOP/s")  # fmt: skip
+    print(
+        f"{name}, {rounds} rounds, load {os.getloadavg()[0]:.1f}; {flops / 1e9:.1f} GFLOP; "
+        f"matmul {rate:.0f} GFLOP/s"
+    )
     rows = [report(name, contender, seconds, flops, options) for contender in names]
     if options.save:
         measure.save(rows)
 
 
 def report(
-    name: str, contender: str, seconds: dict[str, list[float]], flops: int,
+    name: str,
+    contender: str,
+    seconds: dict[str, list[float]],
+    flops: int,
     options: argparse.Namespace,
-) -> measure.Row:  # fmt: skip
+) -> measure.Row:
     times = seconds[contender]
     median = statistics.median(times)
     progress(f"{name}: peak memory of {contender}")
@@ -284,15 +298,30 @@ def report(
     copy = measure.copy_rate(seconds["ceiling:copy"])
     batch = (PRIORS.get(name) or VQVAES[name])[0]
     return measure.Row(
-        op="training_step", owner=contender, contender=contender, mode=name, dtype="float32",
-        shape=f"batch{batch}", median_ms=median * 1e3, p20_ms=measure.quantile(times, 0.2) * 1e3,
-        p80_ms=measure.quantile(times, 0.8) * 1e3, gb_per_s=0.0,
-        gflop_per_s=flops / median / 1e9, matmul_gflop_per_s=matmul, copy_gb_per_s=copy,
-        share_of_ceiling=flops / median / 1e9 / matmul, peak_mib=peak,
-        device=measure.device_name(), threads=torch.get_num_threads(),
-        versions=measure.versions(), commit=measure.commit(), date=date.today().isoformat(),
-        rounds=len(times), clock=options.clock, load=os.getloadavg()[0],
-    )  # fmt: skip
+        op="training_step",
+        owner=contender,
+        contender=contender,
+        mode=name,
+        dtype="float32",
+        shape=f"batch{batch}",
+        median_ms=median * 1e3,
+        p20_ms=measure.quantile(times, 0.2) * 1e3,
+        p80_ms=measure.quantile(times, 0.8) * 1e3,
+        gb_per_s=0.0,
+        gflop_per_s=flops / median / 1e9,
+        matmul_gflop_per_s=matmul,
+        copy_gb_per_s=copy,
+        share_of_ceiling=flops / median / 1e9 / matmul,
+        peak_mib=peak,
+        device=measure.device_name(),
+        threads=torch.get_num_threads(),
+        versions=measure.versions(),
+        commit=measure.commit(),
+        date=date.today().isoformat(),
+        rounds=len(times),
+        clock=options.clock,
+        load=os.getloadavg()[0],
+    )
 
 
 def main() -> None:
@@ -323,8 +352,10 @@ def main() -> None:
     if options.memory_of:
         print_memory(*options.memory_of)
         return
-    print(f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
-          f"{measure.versions()}, commit {measure.commit()}")  # fmt: skip
+    print(
+        f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
+        f"{measure.versions()}, commit {measure.commit()}"
+    )
     start = time.monotonic()
     for name in options.steps:
         if options.profile:

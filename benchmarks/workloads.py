@@ -155,8 +155,9 @@ def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
-def plain_step(z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor,
-               embed_avg: Tensor) -> Tensor:  # fmt: skip
+def plain_step(
+    z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor, embed_avg: Tensor
+) -> Tensor:
     """Search, gradient and averages in plain PyTorch, no one-hot; returns dz."""
     indices = lean_search(z, codebook)
     z_q = codebook[indices]
@@ -220,8 +221,11 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
 def search(kind: str, n: int, k: int, d: int) -> Workload:
     z, codebook = data(kind, n, k, d)
     makers = {
-        "ours": search_ours, "faiss": search_faiss, "lean": search_lean, "cdist": search_cdist,
-    }  # fmt: skip
+        "ours": search_ours,
+        "faiss": search_faiss,
+        "lean": search_lean,
+        "cdist": search_cdist,
+    }
     mode = "search" if kind == "gaussian" else f"search_{kind}"
     contenders = {name: partial(make, z, codebook) for name, make in makers.items()}
     traffic = 4 * (n + k) * d + 12 * n
@@ -232,8 +236,9 @@ def cost(size: str, n: int, k: int, d: int) -> Workload:
     """A point of the curve over one of n, k and d."""
     z, codebook = data("gaussian", n, k, d)
     contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(search_ours, z, codebook), "faiss": partial(search_faiss, z, codebook),
-    }  # fmt: skip
+        "ours": partial(search_ours, z, codebook),
+        "faiss": partial(search_faiss, z, codebook),
+    }
     traffic = 4 * (n + k) * d + 12 * n
     return Workload("nearest_code", f"cost_{size}", (n, k, d), 2 * n * k * d, traffic, contenders)
 
@@ -249,8 +254,9 @@ def training_step(n: int, k: int, d: int) -> Workload:
         "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
     }
     # z and dz_q are read, dz and z_q written, z and z_q read again backward.
-    return Workload("vector_quantize", "step", (n, k, d), 2 * n * k * d, 4 * 6 * n * d + 8 * n,
-                    contenders)  # fmt: skip
+    return Workload(
+        "vector_quantize", "step", (n, k, d), 2 * n * k * d, 4 * 6 * n * d + 8 * n, contenders
+    )
 
 
 def statistics(kind: str, n: int, k: int, d: int) -> Workload:

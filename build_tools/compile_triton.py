@@ -34,10 +34,15 @@ from vqvae2_fast.ops._triton import Launch, recording
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 POINTERS = {
-    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
-    torch.float64: "*fp64", torch.int64: "*i64", torch.int32: "*i32", torch.int16: "*i16",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.float64: "*fp64",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
     torch.uint8: "*u8",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,10 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
             file.flush()
             dump = subprocess.run(
                 [CUOBJDUMP, "--dump-resource-usage", file.name],
-                capture_output=True, text=True, check=True,
-            ).stdout  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
         registers = int(re.search(r"REG:(\d+)", dump).group(1))
         spills = int(re.search(r"STACK:(\d+)", dump).group(1))
         # 65,536 registers an SM, given to warps in steps of 256.
@@ -118,9 +125,9 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
 
 def launches(target: str) -> list[Launch]:
     """One launch for each thing that the examples of all kernel files have `target` compile."""
-    folders = sorted({
-        path.parent.name for path in Path(_registry.__file__).parent.glob("*/triton.py")
-    })  # fmt: skip
+    folders = sorted(
+        {path.parent.name for path in Path(_registry.__file__).parent.glob("*/triton.py")}
+    )
     with recording(target) as recorded:
         for folder in folders:
             module = importlib.import_module(f"vqvae2_fast.ops.{folder}.triton")
@@ -140,11 +147,16 @@ def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
         # The bits of these kernels are defined: no multiply-add may be contracted.
         ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
     row = {
-        "kernel": launch.kernel.__name__, "target": name, "variant": label,
-        "warps": compiled.metadata.num_warps, "registers": registers,
-        "spill_bytes": spills, "shared_bytes": shared,
-        "occupancy": f"{warps / target.warps:.2f}", "triton": triton.__version__,
-    }  # fmt: skip
+        "kernel": launch.kernel.__name__,
+        "target": name,
+        "variant": label,
+        "warps": compiled.metadata.num_warps,
+        "registers": registers,
+        "spill_bytes": spills,
+        "shared_bytes": shared,
+        "occupancy": f"{warps / target.warps:.2f}",
+        "triton": triton.__version__,
+    }
     return row, ok
 
 
@@ -190,9 +202,12 @@ def main() -> int:
             row, ok = compiled_row(launch, name)
             rows.append(row)
             failures += not ok
-            print(f"{'ok  ' if ok else 'FAIL'} {name:7} {key[0]:32} {row['registers']:4} registers "
-                  f"{row['spill_bytes']:4} spilled {row['shared_bytes']:7} shared  "
-                  f"{row['occupancy']} occupied  {key[1]}", flush=True)  # fmt: skip
+            print(
+                f"{'ok  ' if ok else 'FAIL'} {name:7} {key[0]:32} {row['registers']:4} registers "
+                f"{row['spill_bytes']:4} spilled {row['shared_bytes']:7} shared  "
+                f"{row['occupancy']} occupied  {key[1]}",
+                flush=True,
+            )
     found = csv_text(summary(rows))
     print(found)
     if options.out:

@@ -21,9 +21,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODEL = [
-    "--model.image-size", "8", "8", "--model.strides", "2", "2", "--model.hidden-channels", "8",
-    "--model.residual-channels", "4", "--model.num-embeddings", "16", "--model.embedding-dim", "4",
-]  # fmt: skip
+    "--model.image-size",
+    "8",
+    "8",
+    "--model.strides",
+    "2",
+    "2",
+    "--model.hidden-channels",
+    "8",
+    "--model.residual-channels",
+    "4",
+    "--model.num-embeddings",
+    "16",
+    "--model.embedding-dim",
+    "4",
+]
 TRAIN = ["--train.steps", "6", "--train.batch-size", "4", "--train.save-every", "3", "--quiet"]
 
 
@@ -44,20 +56,49 @@ def place(tmp_path_factory) -> Path:
     data = ["--data", str(root / "images")]
     runs = [
         ["train-vqvae", *data, *MODEL, *TRAIN, "--out", str(root / "vqvae")],
-        ["extract", "--vqvae", str(root / "vqvae"), *data, "--out", str(root / "codes"),
-         "--flip", "--quiet"],
-        *(["train-prior", "--codes", str(root / "codes"), "--level", level, "--model.channels", "8",
-           "--model.residual-channels", "8", "--model.num-heads", "2",
-           "--out", str(root / f"prior_{level}"), *TRAIN] for level in ("top", "bottom")),
-    ]  # fmt: skip
+        [
+            "extract",
+            "--vqvae",
+            str(root / "vqvae"),
+            *data,
+            "--out",
+            str(root / "codes"),
+            "--flip",
+            "--quiet",
+        ],
+        *(
+            [
+                "train-prior",
+                "--codes",
+                str(root / "codes"),
+                "--level",
+                level,
+                "--model.channels",
+                "8",
+                "--model.residual-channels",
+                "8",
+                "--model.num-heads",
+                "2",
+                "--out",
+                str(root / f"prior_{level}"),
+                *TRAIN,
+            ]
+            for level in ("top", "bottom")
+        ),
+    ]
     for arguments in runs:
         assert main(arguments) == 0, arguments
     return root
 
 
 def models(place: Path) -> list[str]:
-    return ["--vqvae", str(place / "vqvae"), "--priors", str(place / "prior_top"),
-            str(place / "prior_bottom")]  # fmt: skip
+    return [
+        "--vqvae",
+        str(place / "vqvae"),
+        "--priors",
+        str(place / "prior_top"),
+        str(place / "prior_bottom"),
+    ]
 
 
 def error_of(capsys, arguments: list[str], code: int = 2) -> str:
@@ -71,9 +112,14 @@ def test_training_leaves_checkpoints_log_pictures_and_a_result(place):
     run = place / "vqvae"
     names = {path.name for path in run.iterdir()}
     assert names == {
-        ".lock", "best", "checkpoints", "log.jsonl", "reconstructions.png", "curves.png",
+        ".lock",
+        "best",
+        "checkpoints",
+        "log.jsonl",
+        "reconstructions.png",
+        "curves.png",
         "result.json",
-    }  # fmt: skip
+    }
     steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert steps[-1] == 6
     assert json.loads((run / "result.json").read_text())["held_out"]["psnr"] > 0
@@ -179,10 +225,14 @@ def test_info_describes_a_code_store(place, capsys):
     ("arguments", "message"),
     [
         (["sample", "--label", "x"], "one of --preset, --pipeline, or --vqvae"),
-        (["sample", "--vqvae", "{place}/prior_top", "--priors", "{place}/prior_top"],
-         "expected a VQ-VAE at"),
-        (["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_top"],
-         "--priors: expected 2, one a level"),
+        (
+            ["sample", "--vqvae", "{place}/prior_top", "--priors", "{place}/prior_top"],
+            "expected a VQ-VAE at",
+        ),
+        (
+            ["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_top"],
+            "--priors: expected 2, one a level",
+        ),
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
         (["train-vqvae", "--data", "nowhere"], "--data: expected a folder of images, emoji"),
@@ -192,16 +242,24 @@ def test_info_describes_a_code_store(place, capsys):
         (["train-prior", "--codes", "{place}/images"], "as `vqvae2-fast extract` leaves it; "),
         (["train-prior", "--codes", "{place}/codes/train"], "train is a code store itself"),
         (["train-vqvae", "--out", "{place}/codes/result.json"], "result.json is a file; expected"),
-        (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes/result.json"],
-         "--out: "),
-        (["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_bottom",
-          "{place}/prior_top"], "prior_bottom: expected the prior of level top, of num_embeddings"),
+        (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes/result.json"], "--out: "),
+        (
+            [
+                "sample",
+                "--vqvae",
+                "{place}/vqvae",
+                "--priors",
+                "{place}/prior_bottom",
+                "{place}/prior_top",
+            ],
+            "prior_bottom: expected the prior of level top, of num_embeddings",
+        ),
         (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes"], "holds codes already"),
         (["info", "--device", "abacus"], "--device: expected"),
         (["info", "--threads", "-1"], "--threads: expected 0 or more"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
-)  # fmt: skip
+)
 def test_a_wrong_request_is_told_without_a_traceback(
     place, tmp_path, capsys, monkeypatch, arguments, message
 ):
@@ -217,8 +275,20 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train-vqvae", "extract", "train-prior", "sample",
-                                     "reconstruct", "evaluate", "info"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        "",
+        "demo",
+        "train-vqvae",
+        "extract",
+        "train-prior",
+        "sample",
+        "reconstruct",
+        "evaluate",
+        "info",
+    ],
+)
 def test_help_is_there(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*command.split(), "--help"])
@@ -234,10 +304,18 @@ def test_an_unknown_option_exits_with_2():
 
 def test_a_run_that_diverges_exits_with_1(place, tmp_path, capsys):
     arguments = [
-        "train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN,
-        "--train.learning-rate", "1e30", "--train.warmup-steps", "0",
-        "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "train-vqvae",
+        "--data",
+        str(place / "images"),
+        *MODEL,
+        *TRAIN,
+        "--train.learning-rate",
+        "1e30",
+        "--train.warmup-steps",
+        "0",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     text = error_of(capsys, arguments, code=1)
     assert "expected finite numbers" in text
     assert "Lower learning_rate (now 1e+30)" in text
@@ -245,19 +323,24 @@ def test_a_run_that_diverges_exits_with_1(place, tmp_path, capsys):
 
 def test_priors_of_another_vqvae_are_refused(place, tmp_path, capsys):
     again = [
-        "train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN, "--train.seed", "1",
-        "--out", str(tmp_path / "other"),
-    ]  # fmt: skip
+        "train-vqvae",
+        "--data",
+        str(place / "images"),
+        *MODEL,
+        *TRAIN,
+        "--train.seed",
+        "1",
+        "--out",
+        str(tmp_path / "other"),
+    ]
     assert main(again) == 0
     priors = [str(place / "prior_top"), str(place / "prior_bottom" / "best")]
-    message = error_of(
-        capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors]
-    )  # fmt: skip
+    message = error_of(capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors])
     assert "prior_top was trained on codes of VQ-VAE" in message
     assert "name the one that the codes were extracted with" in message
     message = error_of(
         capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors[::-1]]
-    )  # fmt: skip
+    )
     assert "best was trained on codes of VQ-VAE" in message
 
 
@@ -334,12 +417,18 @@ def test_completions_of_other_shells_are_refused(arguments, capsys):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (ValueError("x"), 2), (TypeError("x"), 2), (FileNotFoundError(2, "x"), 2),
-        (PermissionError(13, "x"), 2), (OSError(28, "x"), 1), (OSError(5, "x"), 1),
-        (RuntimeError("x"), 1), (MemoryError("x"), 1), (KeyboardInterrupt(), 130),
+        (ValueError("x"), 2),
+        (TypeError("x"), 2),
+        (FileNotFoundError(2, "x"), 2),
+        (PermissionError(13, "x"), 2),
+        (OSError(28, "x"), 1),
+        (OSError(5, "x"), 1),
+        (RuntimeError("x"), 1),
+        (MemoryError("x"), 1),
+        (KeyboardInterrupt(), 130),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
-)  # fmt: skip
+)
 def test_exit_codes(error, code, capsys, monkeypatch):
     def fail(self):
         raise error
@@ -350,11 +439,13 @@ def test_exit_codes(error, code, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "text"),
-    [(OSError(28, "cannot write x: No space left"), "error: cannot write x: No space left\n"),
-     (PermissionError(13, "Permission denied", "x/y"), "error: x/y: Permission denied\n"),
-     (FileNotFoundError("load: x does not exist"), "error: load: x does not exist\n")],
+    [
+        (OSError(28, "cannot write x: No space left"), "error: cannot write x: No space left\n"),
+        (PermissionError(13, "Permission denied", "x/y"), "error: x/y: Permission denied\n"),
+        (FileNotFoundError("load: x does not exist"), "error: load: x does not exist\n"),
+    ],
     ids=["ours", "the system's", "without a number"],
-)  # fmt: skip
+)
 def test_an_error_of_the_system_is_told_by_path_and_words(error, text, capsys, monkeypatch):
     def fail(self):
         raise error
@@ -379,13 +470,24 @@ def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--out", str(out), "--steps", "0.001", "--quiet"]) == 0
     names = {path.name for path in out.iterdir()}
     assert names >= {
-        "report.html", "reconstructions.png", "samples.png", "curves.png", "rate.png",
-        "metrics.json", "vqvae", "prior_top", "prior_bottom", "pipeline", "codes",
-    }  # fmt: skip
+        "report.html",
+        "reconstructions.png",
+        "samples.png",
+        "curves.png",
+        "rate.png",
+        "metrics.json",
+        "vqvae",
+        "prior_top",
+        "prior_bottom",
+        "pipeline",
+        "codes",
+    }
     assert set(json.loads((out / "metrics.json").read_text())["targets"]) == {
-        "psnr >= 26 dB", "each codebook >= 90 % used", "bits an image <= 1500",
+        "psnr >= 26 dB",
+        "each codebook >= 90 % used",
+        "bits an image <= 1500",
         "psnr above WebP's at these bits",
-    }  # fmt: skip
+    }
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 4
     assert str(out / "report.html") in capsys.readouterr().out

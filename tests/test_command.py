@@ -16,9 +16,12 @@ def _python(then: str, **environment: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", _READ.format(then=then)],
         # Elsewhere than in the source tree, which would hide the installed package.
-        cwd=tempfile.gettempdir(), env=kept | environment, check=True, capture_output=True,
+        cwd=tempfile.gettempdir(),
+        env=kept | environment,
+        check=True,
+        capture_output=True,
         text=True,
-    ).stdout  # fmt: skip
+    ).stdout
 
 
 def test_is_loaded_before_torch():

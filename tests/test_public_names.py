@@ -22,11 +22,17 @@ import vqvae2_fast as vq2
         (vq2.ops.causal_conv2d, "x weight bias mask"),
         (vq2.ops.gated_residual, "h x condition"),
         (vq2.ops.causal_attention, "q k v dropout_p dropout_on seed"),
-        (vq2.VectorQuantizerEMA, "num_embeddings embedding_dim commitment_cost decay epsilon init "
-         "ema_start restart gradient"),
+        (
+            vq2.VectorQuantizerEMA,
+            "num_embeddings embedding_dim commitment_cost decay epsilon init "
+            "ema_start restart gradient",
+        ),
         (vq2.PixelSNAIL.forward, "self codes condition labels"),
-        (vq2.sample_codes, "prior batch_size condition labels seed first_sample stream noise "
-         "temperature top_k top_p guidance_scale known engine return_log_prob progress"),
+        (
+            vq2.sample_codes,
+            "prior batch_size condition labels seed first_sample stream noise "
+            "temperature top_k top_p guidance_scale known engine return_log_prob progress",
+        ),
         (vq2.sample_images, "pipeline batch_size labels seed first_sample temperature"),
         (vq2.stream_images, "pipeline count batch_size labels first_sample known progress"),
         (vq2.Pipeline, "vqvae priors"),
@@ -35,7 +41,7 @@ import vqvae2_fast as vq2
         (vq2.save, "obj path"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
-)  # fmt: skip
+)
 def test_parameters_come_in_the_documented_order(function, parameters):
     actual = list(inspect.signature(function).parameters)
     assert actual[: len(parameters.split())] == parameters.split()

@@ -131,9 +131,7 @@ def write_sheet(art: list[Image.Image], rows: list[dict[str, str]], out: Path) -
     print(f"{out}: {len(tiles)} emoji, {len(sheet)} bytes, {mean:.1f} dB (worst {worst:.1f} dB)")
 
 
-def write_folder(
-    art: list[Image.Image], rows: list[dict[str, str]], out: Path, size: int
-) -> None:  # fmt: skip
+def write_folder(art: list[Image.Image], rows: list[dict[str, str]], out: Path, size: int) -> None:
     """Writes OUT/{train,held_out}/<class>/<key>.png, split as the embedded set is."""
     for tile, row in zip(scaled(art, size), rows, strict=True):
         folder = out / side_of_group(base_group(row["key"])) / row["category"]

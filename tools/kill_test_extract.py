@@ -52,9 +52,13 @@ def write_images(folder: Path, count: int) -> None:
 def model() -> VQVAE2:
     torch.manual_seed(0)
     config = VQVAE2Config(
-        image_size=(16, 16), strides=(2, 2), hidden_channels=16, residual_channels=8,
-        num_embeddings=64, embedding_dim=16,
-    )  # fmt: skip
+        image_size=(16, 16),
+        strides=(2, 2),
+        hidden_channels=16,
+        residual_channels=8,
+        num_embeddings=64,
+        embedding_dim=16,
+    )
     made = VQVAE2(config)
     made(torch.rand(64, 3, 16, 16) * 2 - 1)  # in training: the codebooks begin among the vectors
     return made.eval()
@@ -64,10 +68,23 @@ def extract(place: Path, out: Path, *more: str) -> None:
     torch.set_num_threads(1)
     with redirect_stdout(io.StringIO()):
         code = vqvae2_fast(
-            ["extract", "--vqvae", str(place / "vqvae"), "--data", str(place / "images"), "--quiet",
-             "--flip", "--copies", "1", "--shard-records", str(SHARD_RECORDS), "--out", str(out),
-             *more]
-        )  # fmt: skip
+            [
+                "extract",
+                "--vqvae",
+                str(place / "vqvae"),
+                "--data",
+                str(place / "images"),
+                "--quiet",
+                "--flip",
+                "--copies",
+                "1",
+                "--shard-records",
+                str(SHARD_RECORDS),
+                "--out",
+                str(out),
+                *more,
+            ]
+        )
     assert code == 0, f"extract failed with {code}"
 
 

@@ -49,14 +49,31 @@ def sample(
     torch.set_num_threads(1)
     if writers > 1:  # what torchrun sets
         os.environ |= {
-            "RANK": str(rank), "WORLD_SIZE": str(writers), "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "localhost", "MASTER_PORT": str(port),
-        }  # fmt: skip
+            "RANK": str(rank),
+            "WORLD_SIZE": str(writers),
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
     with redirect_stdout(io.StringIO()):
         code = vqvae2_fast(
-            ["sample", "--pipeline", str(place / "pipeline"), "--n", str(images), "--batch-size",
-             str(BATCH), "--temperature", "0.9", "0.8", "--quiet", "--out", str(out), *more]
-        )  # fmt: skip
+            [
+                "sample",
+                "--pipeline",
+                str(place / "pipeline"),
+                "--n",
+                str(images),
+                "--batch-size",
+                str(BATCH),
+                "--temperature",
+                "0.9",
+                "0.8",
+                "--quiet",
+                "--out",
+                str(out),
+                *more,
+            ]
+        )
     assert code == 0, f"sample failed with {code}"
 
 

@@ -49,9 +49,16 @@ def encode(first: int, stop: int) -> Iterator[tuple[list[torch.Tensor], torch.Te
 def write(path: Path, total: int, rank: int, writers: int) -> None:
     torch.set_num_threads(1)
     write_codes(
-        path, encode, total, K, SIZES, class_names="abc", rank=rank, world_size=writers,
+        path,
+        encode,
+        total,
+        K,
+        SIZES,
+        class_names="abc",
+        rank=rank,
+        world_size=writers,
         shard_bytes=SHARD_RECORDS * RECORD_BYTES,
-    )  # fmt: skip
+    )
 
 
 def check(path: Path, before: set[int]) -> set[int]:

@@ -57,22 +57,50 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 VQVAE = VQVAE2Config(
-    image_size=(8, 8), strides=(2, 2), hidden_channels=16, residual_channels=8,
-    num_embeddings=32, embedding_dim=8, restart=0.3,
-)  # fmt: skip
+    image_size=(8, 8),
+    strides=(2, 2),
+    hidden_channels=16,
+    residual_channels=8,
+    num_embeddings=32,
+    embedding_dim=8,
+    restart=0.3,
+)
 PRIOR = PixelSNAILConfig(
-    size=(4, 4), num_embeddings=16, channels=16, residual_channels=16, num_blocks=1,
-    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
-    condition_channels=8, num_condition_layers=1, num_classes=3,
-)  # fmt: skip
+    size=(4, 4),
+    num_embeddings=16,
+    channels=16,
+    residual_channels=16,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=2,
+    condition_sizes=((2, 2),),
+    condition_channels=8,
+    num_condition_layers=1,
+    num_classes=3,
+)
 TRAINING = TrainConfig(
-    steps=150, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=3,
-    validate_every=20, save_every=10, keep=3,
-)  # fmt: skip
+    steps=150,
+    batch_size=8,
+    learning_rate=3e-3,
+    warmup_steps=10,
+    average_decay=0.9,
+    log_every=3,
+    validate_every=20,
+    save_every=10,
+    keep=3,
+)
 WRITING = TrainConfig(
-    steps=40, batch_size=8, learning_rate=3e-3, warmup_steps=10, average_decay=0.9, log_every=1,
-    validate_every=2, save_every=1, keep=2,
-)  # fmt: skip
+    steps=40,
+    batch_size=8,
+    learning_rate=3e-3,
+    warmup_steps=10,
+    average_decay=0.9,
+    log_every=1,
+    validate_every=2,
+    save_every=1,
+    keep=2,
+)
 PAUSE = 0.02  # seconds; a checkpoint has a dozen waits, and up to five renamings at its end
 
 
@@ -100,9 +128,13 @@ def code_set(place: Path, count: int) -> Any:
 
 
 def run(
-    make: Callable[[Path, TrainConfig], Stage], place: Path, config: TrainConfig, out: Path,
-    slow: bool, writing: Any,
-) -> None:  # fmt: skip
+    make: Callable[[Path, TrainConfig], Stage],
+    place: Path,
+    config: TrainConfig,
+    out: Path,
+    slow: bool,
+    writing: Any,
+) -> None:
     """Begin or resume a run; `writing` is n while it writes its nth checkpoint, −n after it."""
     torch.set_num_threads(1)
     torch.manual_seed(0)

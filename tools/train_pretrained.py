@@ -31,9 +31,14 @@ PRESET = "emoji32"
 VQVAE_TRAINING = train_preset(PRESET).vqvae
 DROPOUT = 0.2
 PRIOR_TRAINING = TrainConfig(
-    learning_rate=8e-3, warmup_steps=100, weight_decay=0.01, average_decay=0.995,
-    precision="auto", validate_every=250, save_every=250,
-)  # fmt: skip
+    learning_rate=8e-3,
+    warmup_steps=100,
+    weight_decay=0.01,
+    average_decay=0.995,
+    precision="auto",
+    validate_every=250,
+    save_every=250,
+)
 PRIOR_STEPS = (1000, 1500)  # top, bottom
 CLASS_BALANCE = 0.5
 # For the picture and the card: what reads best to the eye.
@@ -47,9 +52,13 @@ def train_vqvae(runs: Path, progress: Progress) -> VQVAE2:
         VQVAE2(preset(PRESET).vqvae), train_set, held_out, VQVAE_TRAINING, flip=True
     )
     train(
-        stage, VQVAE_TRAINING, out=runs / "vqvae", resume=True, progress=progress,
+        stage,
+        VQVAE_TRAINING,
+        out=runs / "vqvae",
+        resume=True,
+        progress=progress,
         class_names=train_set.class_names,
-    )  # fmt: skip
+    )
     return stage.model
 
 
@@ -57,13 +66,16 @@ def extract(vqvae: VQVAE2, runs: Path, progress: Progress) -> tuple[CodeStore, C
     """Codes of the training images, mirrored ones too, and of the held-out images."""
     return (
         extract_codes(
-            vqvae, load_emoji("train"), runs / "codes" / "train", variants=Variants(flip=True),
+            vqvae,
+            load_emoji("train"),
+            runs / "codes" / "train",
+            variants=Variants(flip=True),
             progress=progress,
         ),
         extract_codes(
             vqvae, load_emoji("held_out"), runs / "codes" / "held_out", progress=progress
         ),
-    )  # fmt: skip
+    )
 
 
 def train_prior(
@@ -73,13 +85,22 @@ def train_prior(
     prior = PixelSNAIL(replace(preset(PRESET).priors[level], dropout=DROPOUT))
     settings = replace(PRIOR_TRAINING, steps=PRIOR_STEPS[level])
     stage = prior_stage(
-        prior, codes, held_out, settings, level=level, class_balance=CLASS_BALANCE,
+        prior,
+        codes,
+        held_out,
+        settings,
+        level=level,
+        class_balance=CLASS_BALANCE,
         name=f"train prior {name}",
-    )  # fmt: skip
+    )
     train(
-        stage, settings, out=runs / f"prior_{name}", resume=True, progress=progress,
+        stage,
+        settings,
+        out=runs / f"prior_{name}",
+        resume=True,
+        progress=progress,
         class_names=codes.class_names,
-    )  # fmt: skip
+    )
     return prior
 
 
@@ -87,9 +108,12 @@ def write_card(out: Path, pipeline: Pipeline, held_out: CodeStore) -> None:
     """card.json: where the weights come from, and what they measure as they are in the package."""
     images = load_emoji("held_out")
     values, _ = evaluate_pipeline(
-        pipeline.vqvae, pipeline.priors, [batch for batch, _ in in_order(images, 128)],
-        held_out, images.images,
-    )  # fmt: skip
+        pipeline.vqvae,
+        pipeline.priors,
+        [batch for batch, _ in in_order(images, 128)],
+        held_out,
+        images.images,
+    )
     card = {
         "licence": "MIT, as the emoji they are trained on (Microsoft Fluent Emoji)",
         "data": f"2,819 emoji of 32x32 pixels, mirrored; measured on {len(images)} others",
@@ -120,9 +144,12 @@ def main() -> None:
     write_card(options.out, pipeline, held_out)
     labels = torch.arange(len(classes)).repeat_interleave(SAMPLES_A_CLASS)
     images = sample_images(
-        pipeline, len(labels), labels=labels, temperature=TEMPERATURE,
+        pipeline,
+        len(labels),
+        labels=labels,
+        temperature=TEMPERATURE,
         guidance_scale=GUIDANCE_SCALE,
-    )  # fmt: skip
+    )
     sample_grid(images, labels.tolist(), classes, title=f"Pretrained {PRESET}").save(
         options.runs / "samples.png"
     )

@@ -109,9 +109,12 @@ def _parse(arguments: list[str]) -> Command:
         part = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
         union = part if union is None else union | part
     return tyro.cli(
-        union, args=arguments, prog="vqvae2-fast", description=_DESCRIPTION,
+        union,
+        args=arguments,
+        prog="vqvae2-fast",
+        description=_DESCRIPTION,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
-    )  # fmt: skip
+    )
 
 
 def _with_preset(command: type[TrainVQVAE] | type[TrainPrior], arguments: list[str]) -> Command:
@@ -124,9 +127,12 @@ def _with_preset(command: type[TrainVQVAE] | type[TrainPrior], arguments: list[s
     levels = level_names(len(config.priors))
     number = levels.index(level) if level in levels else 0
     return TrainPrior(
-        preset=name, level=level, model=replace(config.priors[number]),
-        train=training.priors[number], class_balance=training.class_balance,
-    )  # fmt: skip
+        preset=name,
+        level=level,
+        model=replace(config.priors[number]),
+        train=training.priors[number],
+        class_balance=training.class_balance,
+    )
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:

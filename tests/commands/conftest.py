@@ -40,9 +40,14 @@ def vqvae(tmp_path_factory) -> Path:
     """A VQ-VAE of 8×8 images whose codebooks lie among its vectors."""
     torch.manual_seed(0)
     config = VQVAE2Config(
-        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
-        num_residual_blocks=1, num_embeddings=16, embedding_dim=4,
-    )  # fmt: skip
+        image_size=(8, 8),
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=4,
+        num_residual_blocks=1,
+        num_embeddings=16,
+        embedding_dim=4,
+    )
     model = VQVAE2(config)
     model(torch.rand(64, 3, 8, 8) * 2 - 1)
     path = tmp_path_factory.mktemp("models") / "vqvae"
@@ -82,10 +87,12 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
         with subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=tmp_path, text=True,
+            [sys.executable, "-c", code, *arguments],
+            cwd=tmp_path,
+            text=True,
             stdout=subprocess.PIPE,
             env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"},
-        ) as other:  # fmt: skip
+        ) as other:
             with monkeypatch.context() as first:
                 for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
                     first.setenv(name, value)

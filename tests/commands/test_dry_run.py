@@ -10,26 +10,59 @@ from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
 MODEL = [
-    "--model.image-size", 8, 8, "--model.strides", 2, 2, "--model.hidden-channels", 8,
-    "--model.residual-channels", 4, "--model.num-embeddings", 16, "--model.embedding-dim", 4,
-]  # fmt: skip
+    "--model.image-size",
+    8,
+    8,
+    "--model.strides",
+    2,
+    2,
+    "--model.hidden-channels",
+    8,
+    "--model.residual-channels",
+    4,
+    "--model.num-embeddings",
+    16,
+    "--model.embedding-dim",
+    4,
+]
 PRIOR = ["--model.channels", 8, "--model.residual-channels", 8, "--model.num-heads", 2]
 
 
 def test_train_vqvae_tells_its_plan_and_touches_nothing(images, tmp_path, run, monkeypatch, files):
     monkeypatch.chdir(tmp_path)
-    arguments = ["train-vqvae", "--data", images, *MODEL, "--train.steps", 7, "--dry-run",
-                 "--train.batch-size", 4, "--cache", tmp_path / "cache"]  # fmt: skip
+    arguments = [
+        "train-vqvae",
+        "--data",
+        images,
+        *MODEL,
+        "--train.steps",
+        7,
+        "--dry-run",
+        "--train.batch-size",
+        4,
+        "--cache",
+        tmp_path / "cache",
+    ]
     code, text, _ = run(*arguments)
     assert code == 0
-    for part in ("7 steps of 4", "train 18, held_out 6", "[3, 8, 8]", "level sizes 2x2, 4x4",
-                 "out: runs/vqvae", "nothing was written"):  # fmt: skip
+    for part in (
+        "7 steps of 4",
+        "train 18, held_out 6",
+        "[3, 8, 8]",
+        "level sizes 2x2, 4x4",
+        "out: runs/vqvae",
+        "nothing was written",
+    ):
         assert part in text
     values = json.loads(run(*arguments, "--json")[1])
     config = VQVAE2Config(
-        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
-        num_embeddings=16, embedding_dim=4,
-    )  # fmt: skip
+        image_size=(8, 8),
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=4,
+        num_embeddings=16,
+        embedding_dim=4,
+    )
     count = sum(weight.numel() for weight in VQVAE2(config).parameters())
     assert values["parameters"] == count
     assert values["model_bytes"] > 4 * count
@@ -57,8 +90,17 @@ def test_extract_with_resume_tells_what_is_left(images, vqvae, codes, run, files
 
 def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, text, _ = run("train-prior", "--codes", codes, "--level", "bottom", *PRIOR, "--dry-run",
-                        "--train.batch-size", 4)  # fmt: skip
+    code, text, _ = run(
+        "train-prior",
+        "--codes",
+        codes,
+        "--level",
+        "bottom",
+        *PRIOR,
+        "--dry-run",
+        "--train.batch-size",
+        4,
+    )
     assert code == 0
     assert "train 18, held_out 6, codes of 2 classes" in text
     assert "num_embeddings 16 and level sizes 2x2, 4x4 (the last to be modelled)" in text
@@ -70,14 +112,18 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
     ("arguments", "message"),
     [
         (["train-vqvae", "--data", "{images}", "--dry-run"], "smaller than image_size 32x32"),
-        (["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
-         "batch_size must be between 1 and the 18 items"),
+        (
+            ["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
+            "batch_size must be between 1 and the 18 items",
+        ),
         (["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"], "--data: expected a"),
-        (["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
-         "batch_size must be between 1 and the 18 items"),
+        (
+            ["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
+            "batch_size must be between 1 and the 18 items",
+        ),
     ],
     ids=["size", "batch", "model", "codes"],
-)  # fmt: skip
+)
 def test_what_would_fail_fails(
     arguments, message, images, vqvae, codes, tmp_path, run, monkeypatch
 ):

@@ -41,16 +41,33 @@ def place(tmp_path_factory) -> Path:
 
 def evaluate(place: Path, out: Path, *arguments: str) -> int:
     return main(
-        ["evaluate", "--pipeline", str(place / "pipeline"), "--data", str(place / "images"),
-         "--out", str(out), "--quiet", *arguments]
-    )  # fmt: skip
+        [
+            "evaluate",
+            "--pipeline",
+            str(place / "pipeline"),
+            "--data",
+            str(place / "images"),
+            "--out",
+            str(out),
+            "--quiet",
+            *arguments,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
 def found(place) -> Path:
     out = place / "out"
-    arguments = ("--images", str(NUMBER), "--classifier", str(place / "judge"), "--features",
-                 "classifier", "--cas-epochs", "1")  # fmt: skip
+    arguments = (
+        "--images",
+        str(NUMBER),
+        "--classifier",
+        str(place / "judge"),
+        "--features",
+        "classifier",
+        "--cas-epochs",
+        "1",
+    )
     assert evaluate(place, out, *arguments) == 0
     return out
 
@@ -60,8 +77,15 @@ def test_all_measures_are_there(found):
     rows = values["distances"]["classifier"]["rows"]
     assert set(rows) == {"floor", "reconstructed", "sampled", "sampled_vs_reconstructed"}
     assert set(rows["floor"]) == {
-        "frechet", "spatial", "kernel", "score", "precision", "recall", "density", "coverage"
-    }  # fmt: skip
+        "frechet",
+        "spatial",
+        "kernel",
+        "score",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+    }
     assert all(e["low"] <= e["value"] <= e["high"] for row in rows.values() for e in row.values())
     assert [row["trained_on"] for row in values["cas"]] == ["real", "reconstructed", "sampled"]
     assert [point["images"] for point in values["rejection"]["points"]][:3] == [200, 101, 50]
@@ -83,8 +107,15 @@ def test_the_report_shows_every_picture_and_what_was_left_out(found):
 
 def test_samples_on_the_disk_are_used_again(place, found, capsys):
     before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
-    arguments = ("--images", str(NUMBER), "--classifier", str(place / "judge"), "--features",
-                 "classifier", "--json")  # fmt: skip
+    arguments = (
+        "--images",
+        str(NUMBER),
+        "--classifier",
+        str(place / "judge"),
+        "--features",
+        "classifier",
+        "--json",
+    )
     assert evaluate(place, found, *arguments) == 0
     assert (found / "samples" / "samples.jsonl").stat().st_mtime_ns == before
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
@@ -99,10 +130,12 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
         (("--images", "200", "--features", "classifier"), "needs one, named by --classifier"),
         (("--images", "200", "--features", "resnet"), "expected auto, inception or efficientnet"),
         (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),
-        (("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),
-         "there is no file /no/such; get weights-inception-2015-12-05"),
+        (
+            ("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),
+            "there is no file /no/such; get weights-inception-2015-12-05",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_measured_is_refused_at_once(place, tmp_path, capsys, arguments, text):
     arguments = tuple(str(place / "judge") if a == "JUDGE" else a for a in arguments)
     assert evaluate(place, tmp_path / "out", *arguments) == 2

@@ -36,8 +36,18 @@ def test_a_finished_extraction_is_not_written_over(images, vqvae, codes, run, fi
 
 def test_resume_finishes_what_was_broken_off(images, vqvae, tmp_path, run, monkeypatch, files):
     out = tmp_path / "codes"
-    arguments = ["extract", "--vqvae", vqvae, "--data", images, "--out", out, "--quiet",
-                 "--shard-records", 5]  # fmt: skip
+    arguments = [
+        "extract",
+        "--vqvae",
+        vqvae,
+        "--data",
+        images,
+        "--out",
+        out,
+        "--quiet",
+        "--shard-records",
+        5,
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(VQVAE2, "encode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         code, _, error = run(*arguments)
@@ -71,20 +81,37 @@ def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
     out = tmp_path / "codes"
     script = "import sys; from vqvae2_fast.cli import main; sys.exit(main())"
     command = [
-        sys.executable, "-c", script, "extract", "--vqvae", str(vqvae), "--data", str(images),
-        "--out", str(out), "--quiet", "--threads", "1",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        script,
+        "extract",
+        "--vqvae",
+        str(vqvae),
+        "--data",
+        str(images),
+        "--out",
+        str(out),
+        "--quiet",
+        "--threads",
+        "1",
+    ]
     environment = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
+    }
     processes = [
         subprocess.Popen(
-            command, env={**environment, "RANK": str(rank)}, cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command,
+            env={**environment, "RANK": str(rank)},
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert said[0][0]  # the first speaks for all

@@ -27,8 +27,9 @@ def test_a_code_store_is_described(codes, run):
 def test_both_stores_of_an_extraction_are_described(codes, run):
     values = json.loads(run("info", codes, "--json")[1])
     assert {name: store["records"] for name, store in values.items()} == {
-        "train": 18, "held_out": 6,
-    }  # fmt: skip
+        "train": 18,
+        "held_out": 6,
+    }
 
 
 def test_verify_reads_sound_stores(codes, run):

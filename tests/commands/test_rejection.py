@@ -35,9 +35,18 @@ def place(tmp_path_factory) -> Path:
 
 def sample(place: Path, out: Path, *arguments: str, judge: str = "judge") -> int:
     return main(
-        ["sample", "--pipeline", str(place / "pipeline"), "--out", str(out), "--quiet",
-         "--classifier", str(place / judge), *arguments]
-    )  # fmt: skip
+        [
+            "sample",
+            "--pipeline",
+            str(place / "pipeline"),
+            "--out",
+            str(out),
+            "--quiet",
+            "--classifier",
+            str(place / judge),
+            *arguments,
+        ]
+    )
 
 
 def rows(out: Path) -> list[dict]:
@@ -83,8 +92,10 @@ def test_whole_groups_go_on_and_end_as_an_unbroken_run(place, tmp_path):
         path.unlink()
     assert sample(place, tmp_path / "cut", *arguments, "--resume") == 0
     assert index.read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
-    names = [sorted(p.name for p in (tmp_path / part / "images").glob("*.png"))
-             for part in ("cut", "whole")]  # fmt: skip
+    names = [
+        sorted(p.name for p in (tmp_path / part / "images").glob("*.png"))
+        for part in ("cut", "whole")
+    ]
     assert names[0] == names[1]
 
 
@@ -98,14 +109,22 @@ def test_the_batch_size_changes_nothing(place, tmp_path):
 def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes):
     arguments = ("--best", "1", "3", "--n", "18", "--batch-size", "4")
     run_in_two_processes(
-        "sample", "--pipeline", str(place / "pipeline"), "--classifier", str(place / "judge"),
-        "--quiet", "--out", str(tmp_path / "two"), *arguments,
-    )  # fmt: skip
+        "sample",
+        "--pipeline",
+        str(place / "pipeline"),
+        "--classifier",
+        str(place / "judge"),
+        "--quiet",
+        "--out",
+        str(tmp_path / "two"),
+        *arguments,
+    )
     assert sample(place, tmp_path / "one", *arguments) == 0
     two, one = (tmp_path / name for name in ("two", "one"))
     assert rows(two) == rows(one)
-    pictures = [{p.name: p.read_bytes() for p in (out / "images").glob("*.png")}
-                for out in (two, one)]  # fmt: skip
+    pictures = [
+        {p.name: p.read_bytes() for p in (out / "images").glob("*.png")} for out in (two, one)
+    ]
     assert len(pictures[1]) == 6
     assert pictures[0] == pictures[1]
 

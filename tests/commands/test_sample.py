@@ -85,13 +85,35 @@ def test_labels_are_found_by_number_name_or_its_beginning(place, tmp_path):
 
 
 def test_images_are_those_of_the_python_function(place, tmp_path):
-    arguments = ["--n", "2", "--label", "dog", "--seed", "5", "--temperature", "0.9", "0.7",
-                 "--top-k", "0", "4", "--top-p", "0.9", "--guidance-scale", "2"]  # fmt: skip
+    arguments = [
+        "--n",
+        "2",
+        "--label",
+        "dog",
+        "--seed",
+        "5",
+        "--temperature",
+        "0.9",
+        "0.7",
+        "--top-k",
+        "0",
+        "4",
+        "--top-p",
+        "0.9",
+        "--guidance-scale",
+        "2",
+    ]
     assert sample(place, tmp_path, *arguments) == 0
     expected = sample_images(
-        tiny_pipeline(), 2, labels=torch.tensor([2, 2]), seed=5, temperature=[0.9, 0.7],
-        top_k=[None, 4], top_p=0.9, guidance_scale=2.0,
-    )  # fmt: skip
+        tiny_pipeline(),
+        2,
+        labels=torch.tensor([2, 2]),
+        seed=5,
+        temperature=[0.9, 0.7],
+        top_k=[None, 4],
+        top_p=0.9,
+        guidance_scale=2.0,
+    )
     for number, image in enumerate(to_uint8(expected)):
         found = pixels(tmp_path / "images" / f"0000{number}.png")
         difference = found.int() - image.permute(1, 2, 0).flatten().int()
@@ -104,9 +126,13 @@ def test_rows_tell_the_log_probability_of_each_level_and_the_settings(place, tmp
         assert set(row["log_prob"]) == {"top", "bottom"}
         assert all(value < 0 for value in row["log_prob"].values())
         assert row["settings"] == {
-            "seed": 0, "temperature": [0.5, 1.0], "top_k": [None, None], "top_p": [None, None],
-            "guidance_scale": [1.0, 1.0], "engine": row["settings"]["engine"],
-        }  # fmt: skip
+            "seed": 0,
+            "temperature": [0.5, 1.0],
+            "top_k": [None, None],
+            "top_p": [None, None],
+            "guidance_scale": [1.0, 1.0],
+            "engine": row["settings"]["engine"],
+        }
 
 
 def test_grey_images_stay_grey(place, tmp_path):

@@ -93,8 +93,9 @@ def test_fashion_are_idx_files(tmp_path, given, monkeypatch):
             file.write(struct.pack(">4BI", 0, 0, 8, 1, count) + bytes(range(count)))
     options = DataOptions(given.format(tmp_path))
     assert [len(open_images(options, split, 1, (28, 28))) for split in ("train", "held_out")] == [
-        3, 2,
-    ]  # fmt: skip
+        3,
+        2,
+    ]
     with pytest.raises(ValueError, match=r"are \[1, 28, 28\], the model takes \[3, 32, 32\]"):
         open_images(options, "train", 3, (32, 32))
 

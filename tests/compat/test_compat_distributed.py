@@ -31,7 +31,7 @@ MAKE = {
         6, 16, kmeans_init=True, threshold_ema_dead_code=2
     ),
     "lucidrains_all_codes_dead": lambda: VectorQuantize(6, 16, threshold_ema_dead_code=1e9),
-}  # fmt: skip
+}
 SUMS = ("rosinality", "lucidrains", "lucidrains_cosine_heads")
 
 

@@ -26,7 +26,8 @@ GRID = {
     "projection_layernorm": ({"codebook_dim": 5, "layernorm_after_project_in": True}, SEQUENCE),
     "cosine": ({"use_cosine_sim": True}, SEQUENCE),
     "cosine_image_projection": (
-        {"use_cosine_sim": True, "accept_image_fmap": True, "codebook_dim": 4}, (2, 12, 4, 5)
+        {"use_cosine_sim": True, "accept_image_fmap": True, "codebook_dim": 4},
+        (2, 12, 4, 5),
     ),
     "kmeans": ({"kmeans_init": True}, LONG),
     "kmeans_iterations": ({"kmeans_init": True, "kmeans_iters": 3}, LONG),
@@ -40,18 +41,21 @@ GRID = {
     "heads": ({"heads": 3, "codebook_dim": 4}, SEQUENCE),
     "heads_projection": ({"heads": 2, "codebook_dim": 5}, SEQUENCE),
     "heads_image": ({"heads": 3, "codebook_dim": 4, "accept_image_fmap": True}, (2, 12, 4, 5)),
-    "heads_apart": (
-        {"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True}, SEQUENCE
-    ),
+    "heads_apart": ({"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True}, SEQUENCE),
     "heads_apart_everything": (
         {
-            "heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True, "kmeans_init": True,
-            "threshold_ema_dead_code": 2, "accept_image_fmap": True, "use_cosine_sim": True,
+            "heads": 3,
+            "codebook_dim": 4,
+            "separate_codebook_per_head": True,
+            "kmeans_init": True,
+            "threshold_ema_dead_code": 2,
+            "accept_image_fmap": True,
+            "use_cosine_sim": True,
         },
         (2, 12, 5, 6),
     ),
     "no_gradient_to_input": ({"route_gradients_to_input": False}, SEQUENCE),
-}  # fmt: skip
+}
 NUM_CODES = 20
 
 
@@ -299,14 +303,20 @@ def test_mask_with_heads_and_projection_works_where_the_package_does_not():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("affine_param", True), ("vq_bridge", torch.nn.Identity()), ("directional_reparam", True),
-        ("sync_update_v", 0.5), ("in_place_codebook_optimizer", torch.optim.SGD),
-        ("learnable_codebook", True), ("orthogonal_reg_weight", 10.0),
-        ("codebook_diversity_loss_weight", 0.1), ("stochastic_sample_codes", True),
-        ("straight_through", True), ("manual_ema_update", True),
+        ("affine_param", True),
+        ("vq_bridge", torch.nn.Identity()),
+        ("directional_reparam", True),
+        ("sync_update_v", 0.5),
+        ("in_place_codebook_optimizer", torch.optim.SGD),
+        ("learnable_codebook", True),
+        ("orthogonal_reg_weight", 10.0),
+        ("codebook_diversity_loss_weight", 0.1),
+        ("stochastic_sample_codes", True),
+        ("straight_through", True),
+        ("manual_ema_update", True),
         ("commitment_use_cross_entropy_loss", True),
     ],
-)  # fmt: skip
+)
 def test_other_arguments_are_refused_by_name(name, value):
     with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
         VectorQuantize(12, NUM_CODES, **{name: value})
@@ -315,11 +325,14 @@ def test_other_arguments_are_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("topk", 2), ("codebook_transform_fn", torch.nn.Identity()), ("accum_ema_update", True),
-        ("sample_codebook_temp", 0.5), ("indices", torch.zeros(2, 9, dtype=torch.int64)),
+        ("topk", 2),
+        ("codebook_transform_fn", torch.nn.Identity()),
+        ("accum_ema_update", True),
+        ("sample_codebook_temp", 0.5),
+        ("indices", torch.zeros(2, 9, dtype=torch.int64)),
         ("ema_update_weight", torch.ones(20)),
     ],
-)  # fmt: skip
+)
 def test_other_arguments_of_forward_are_refused_by_name(name, value):
     with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
         VectorQuantize(12, NUM_CODES)(torch.randn(SEQUENCE), **{name: value})

@@ -217,8 +217,17 @@ def test_not_strict_loads_what_there_is():
 def test_arguments_are_read_off_the_shapes():
     prior = small_prior(n_cond_res_block=2, cond_res_kernel=5)
     assert PixelSNAIL.arguments_of(prior.state_dict()) == {
-        "shape": [6, 4], "n_class": 10, "channel": 16, "kernel_size": 3, "n_block": 1,
-        "n_res_block": 2, "res_channel": 12, "attention": True, "n_cond_res_block": 2,
-        "cond_res_channel": 8, "cond_res_kernel": 5, "n_out_res_block": 1,
-    }  # fmt: skip
+        "shape": [6, 4],
+        "n_class": 10,
+        "channel": 16,
+        "kernel_size": 3,
+        "n_block": 1,
+        "n_res_block": 2,
+        "res_channel": 12,
+        "attention": True,
+        "n_cond_res_block": 2,
+        "cond_res_channel": 8,
+        "cond_res_kernel": 5,
+        "n_out_res_block": 1,
+    }
     assert VQVAE.arguments_of(small_vqvae().state_dict()) == {"in_channel": 3, **SMALL}

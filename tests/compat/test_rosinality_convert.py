@@ -64,9 +64,13 @@ def test_prior_round_trip_gives_equal_tensors(name):
 
 def test_round_trip_from_the_native_side_gives_equal_tensors():
     config = VQVAE2Config(
-        image_size=(32, 32), hidden_channels=16, residual_channels=8, num_embeddings=32,
-        embedding_dim=8, init="normal",
-    )  # fmt: skip
+        image_size=(32, 32),
+        hidden_channels=16,
+        residual_channels=8,
+        num_embeddings=32,
+        embedding_dim=8,
+        init="normal",
+    )
     native = VQVAE2(config)
     assert equal(to_native(from_native(native)).state_dict(), native.state_dict())
 

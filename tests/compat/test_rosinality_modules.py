@@ -37,9 +37,16 @@ def test_default_vqvae_has_the_ports_parameters_and_order_of_keys():
     assert sum(p.numel() for p in model.parameters()) == 1_388_867
     modules = list(dict.fromkeys(key.split(".")[0] for key in model.state_dict()))
     assert modules == [
-        "enc_b", "enc_t", "quantize_conv_t", "quantize_t", "dec_t", "quantize_conv_b",
-        "quantize_b", "upsample_t", "dec",
-    ]  # fmt: skip
+        "enc_b",
+        "enc_t",
+        "quantize_conv_t",
+        "quantize_t",
+        "dec_t",
+        "quantize_conv_b",
+        "quantize_b",
+        "upsample_t",
+        "dec",
+    ]
     assert list(model.quantize_t.state_dict()) == ["embed", "cluster_size", "embed_avg"]
     assert model.quantize_t.embed.shape == (64, 512)
 
@@ -379,9 +386,11 @@ def test_even_kernels_are_refused_when_the_model_is_made(kernel_size):
         PixelSNAIL([6, 4], 10, 16, kernel_size, 1, 1, 8)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: GatedResBlock(4, 6, 4, conv="causal"), lambda: CondResNet(4, 6, 4, 1)
-], ids=["gated", "condition"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [lambda: GatedResBlock(4, 6, 4, conv="causal"), lambda: CondResNet(4, 6, 4, 1)],
+    ids=["gated", "condition"],
+)
 def test_even_kernels_of_parts_are_refused(make):
     with pytest.raises(ValueError, match="expected an odd kernel_size, got 4"):
         make()

@@ -21,23 +21,48 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FIELDS = (
-    "kind", "version", "num_embeddings", "level_sizes", "bits", "class_names", "checkpoint_hash",
-    "source_records", "records", "shards",
-)  # fmt: skip
+    "kind",
+    "version",
+    "num_embeddings",
+    "level_sizes",
+    "bits",
+    "class_names",
+    "checkpoint_hash",
+    "source_records",
+    "records",
+    "shards",
+)
 SHARD_FIELDS = ("name", "first", "records", "crc32")
 
 numbers = st.one_of(
-    st.integers(-2, 70), st.sampled_from([2**24, 2**31, 2**32, 2**53, 2**63, 2**64, 10**400]),
-    st.floats(), st.booleans(),
-)  # fmt: skip
+    st.integers(-2, 70),
+    st.sampled_from([2**24, 2**31, 2**32, 2**53, 2**63, 2**64, 10**400]),
+    st.floats(),
+    st.booleans(),
+)
 names = st.one_of(
     st.sampled_from(
-        ["../x.bin", "/etc/passwd", "manifest.json", ".lock", "a/b", "", ".", "..", "x\0y",
-         "\ud800",
-         "shard-000000000000.bin", "shard-000000000005.bin", "C:\\x", "x" * 5000, "sub", "link"]
+        [
+            "../x.bin",
+            "/etc/passwd",
+            "manifest.json",
+            ".lock",
+            "a/b",
+            "",
+            ".",
+            "..",
+            "x\0y",
+            "\ud800",
+            "shard-000000000000.bin",
+            "shard-000000000005.bin",
+            "C:\\x",
+            "x" * 5000,
+            "sub",
+            "link",
+        ]
     ),
     st.text(max_size=8),
-)  # fmt: skip
+)
 values = st.recursive(
     st.one_of(numbers, names, st.none()),
     lambda inner: st.one_of(
@@ -133,9 +158,12 @@ def test_ten_thousand_damaged_manifests_are_refused_or_read_within_bounds(store)
         seen["read"] += 1
 
     @settings(
-        max_examples=1700, deadline=None, database=None, derandomize=True,
+        max_examples=1700,
+        deadline=None,
+        database=None,
+        derandomize=True,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(changes)
     def each_change_and_all_together(edits) -> None:
         for edit in edits:

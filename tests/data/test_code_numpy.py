@@ -49,8 +49,13 @@ def test_numpy_reads_what_is_written(tmp_path) -> None:
     codes_to_numpy(codes.write(tmp_path / "s"), tmp_path / "c.npz")
     with np.load(tmp_path / "c.npz") as arrays:
         assert list(arrays) == [
-            "top", "middle", "bottom", "labels", "num_embeddings", "class_names",
-        ]  # fmt: skip
+            "top",
+            "middle",
+            "bottom",
+            "labels",
+            "num_embeddings",
+            "class_names",
+        ]
         assert arrays["middle"].dtype == np.int16
         assert np.array_equal(arrays["bottom"], codes.codes[2].numpy())
         assert np.array_equal(arrays["labels"], codes.labels.numpy())
@@ -75,9 +80,12 @@ def test_npy_files_are_levels(tmp_path) -> None:
     for i, maps in enumerate(codes.codes):
         np.save(tmp_path / f"{i}.npy", maps.numpy())
     codes_from_numpy(
-        [tmp_path / "0.npy", tmp_path / "1.npy"], tmp_path / "s", 300,
-        labels=codes.labels.tolist(), class_names=("a", "ü"),
-    )  # fmt: skip
+        [tmp_path / "0.npy", tmp_path / "1.npy"],
+        tmp_path / "s",
+        300,
+        labels=codes.labels.tolist(),
+        class_names=("a", "ü"),
+    )
     assert_same(CodeStore(tmp_path / "s"), codes)
     codes_from_numpy(tmp_path / "1.npy", tmp_path / "t", 300)
     (maps,), _ = CodeStore(tmp_path / "t").batch(torch.arange(len(codes)))
@@ -155,9 +163,12 @@ def test_a_store_with_records_is_not_overwritten(tmp_path) -> None:
 def test_damaged_archives_are_refused_or_read_never_worse(tmp_path) -> None:
     codes = made_up(levels=1, count=3)
     np.savez_compressed(
-        tmp_path / "good.npz", top=codes.codes[0].numpy(), labels=codes.labels.numpy(),
-        num_embeddings=300, class_names=np.array(["a", "b"]),
-    )  # fmt: skip
+        tmp_path / "good.npz",
+        top=codes.codes[0].numpy(),
+        labels=codes.labels.numpy(),
+        num_embeddings=300,
+        class_names=np.array(["a", "b"]),
+    )
     content = (tmp_path / "good.npz").read_bytes()
     rng = random.Random(0)
     refused = 0

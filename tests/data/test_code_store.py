@@ -63,8 +63,9 @@ def test_any_number_of_codes_reads_back(tmp_path, k) -> None:
     memory = random_codes(k, 23)
     memory.write(tmp_path / "s")
     for count in (1, 4, 5, 23):  # both ways of unpacking
-        assert same(CodeStore(tmp_path / "s").batch(torch.arange(count)),
-                    memory.batch(torch.arange(count)))  # fmt: skip
+        assert same(
+            CodeStore(tmp_path / "s").batch(torch.arange(count)), memory.batch(torch.arange(count))
+        )
 
 
 def test_indices_out_of_range_are_refused(path) -> None:

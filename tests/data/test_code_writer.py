@@ -40,16 +40,28 @@ def encode(first: int, stop: int):
 
 def write(path: Path, total: int, per_shard: int = 10, encode=encode, **options) -> None:
     write_codes(
-        path, encode, total, K, SIZES, class_names="abc", checkpoint_hash="h",
-        shard_bytes=per_shard * RECORD_BYTES, **options,
-    )  # fmt: skip
+        path,
+        encode,
+        total,
+        K,
+        SIZES,
+        class_names="abc",
+        checkpoint_hash="h",
+        shard_bytes=per_shard * RECORD_BYTES,
+        **options,
+    )
 
 
 def writer(path: Path, per_shard: int = 10, **options) -> CodeWriter:
     return CodeWriter(
-        path, K, SIZES, class_names="abc", checkpoint_hash="h",
-        shard_bytes=per_shard * RECORD_BYTES, **options,
-    )  # fmt: skip
+        path,
+        K,
+        SIZES,
+        class_names="abc",
+        checkpoint_hash="h",
+        shard_bytes=per_shard * RECORD_BYTES,
+        **options,
+    )
 
 
 def assert_holds(path: Path, ranges: list[tuple[int, int]]) -> None:
@@ -196,8 +208,13 @@ def test_records_written_twice_are_refused(tmp_path) -> None:
 )
 def test_another_set_or_model_is_refused_by_both_values(tmp_path, change, text) -> None:
     write(tmp_path, 25)
-    same = {"num_embeddings": K, "level_sizes": SIZES, "class_names": "abc",
-            "checkpoint_hash": "h", "source_records": 25}  # fmt: skip
+    same = {
+        "num_embeddings": K,
+        "level_sizes": SIZES,
+        "class_names": "abc",
+        "checkpoint_hash": "h",
+        "source_records": 25,
+    }
     with pytest.raises(ValueError, match=text):
         CodeWriter(tmp_path, **{**same, **change})
     CodeWriter(tmp_path, **same)
@@ -211,16 +228,28 @@ def test_another_set_or_model_is_refused_by_both_values(tmp_path, change, text) 
         ([torch.full((2, h, w), K) for h, w in SIZES], None, ValueError, r"in \[0, 300\)"),
         ([torch.full((2, h, w), -1) for h, w in SIZES], None, ValueError, "from -1 to -1"),
         ([torch.zeros(2, 6).long()], None, ValueError, r"codes\[0\] \[2, h, w\]"),
-        ([torch.zeros(2, 2, 3).long(), torch.zeros(3, 4, 5).long()], None, ValueError,
-         r"codes\[1\] \[2, h, w\] .* got \[3, 4, 5\]"),
+        (
+            [torch.zeros(2, 2, 3).long(), torch.zeros(3, 4, 5).long()],
+            None,
+            ValueError,
+            r"codes\[1\] \[2, h, w\] .* got \[3, 4, 5\]",
+        ),
         ([], None, ValueError, "at least one level"),
-        ([torch.zeros(2, h, w).long() for h, w in SIZES], torch.tensor([0, 3]), ValueError,
-         r"labels must be -1 \(none\) or in \[0, 3\)"),
-        ([torch.zeros(9, h, w).long() for h, w in SIZES], None, ValueError,
-         "records 0 to 8 go beyond the source_records=8"),
+        (
+            [torch.zeros(2, h, w).long() for h, w in SIZES],
+            torch.tensor([0, 3]),
+            ValueError,
+            r"labels must be -1 \(none\) or in \[0, 3\)",
+        ),
+        (
+            [torch.zeros(9, h, w).long() for h, w in SIZES],
+            None,
+            ValueError,
+            "records 0 to 8 go beyond the source_records=8",
+        ),
     ],
     ids=["levels", "float", "large", "negative", "flat", "counts", "none", "label", "beyond"],
-)  # fmt: skip
+)
 def test_bad_records_are_refused(tmp_path, codes, labels, error, text) -> None:
     with pytest.raises(error, match=text), writer(tmp_path, source_records=8) as out:
         out.add(codes, labels)

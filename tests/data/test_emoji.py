@@ -213,9 +213,7 @@ def test_script_writes_a_class_folder_with_the_embedded_split(
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     out = tmp_path / "folder"
-    tool.main(
-        [str(package), "--labels", str(labels), "--folder", str(out), "--size", "48"]
-    )  # fmt: skip
+    tool.main([str(package), "--labels", str(labels), "--folder", str(out), "--size", "48"])
     held_out = ImageFolder(out, 48, split="held_out")
     assert held_out[0][0].shape == (3, 48, 48)
     assert len(ImageFolder(out, 48, split="all")) == 67

@@ -38,9 +38,14 @@ def file(folder: Path, name: str) -> Path:
     return next(folder.glob(f"{name}*"))
 
 
-@pytest.mark.parametrize(("split", "labels"), [
-    ("train", [*range(7)]), ("held_out", [*range(3)]), ("all", [*range(7), *range(3)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("split", "labels"),
+    [
+        ("train", [*range(7)]),
+        ("held_out", [*range(3)]),
+        ("all", [*range(7), *range(3)]),
+    ],
+)
 def test_splits_are_the_files(folder, split, labels) -> None:
     dataset = load_fashion_mnist(folder, split)
     assert dataset.labels.tolist() == labels

@@ -29,9 +29,10 @@ def picture(seed: int, size: tuple[int, int] = (9, 12)) -> Image.Image:
 def source():
     datasets = pytest.importorskip("datasets", reason="needs vqvae2_fast[hf]")
     features = datasets.Features(
-        image=datasets.Image(), fine=datasets.ClassLabel(names=["a", "b"]),
+        image=datasets.Image(),
+        fine=datasets.ClassLabel(names=["a", "b"]),
         text=datasets.Value("string"),
-    )  # fmt: skip
+    )
     rows = {"image": [picture(i) for i in range(10)], "fine": [i % 2 for i in range(9)] + [None]}
     return datasets.Dataset.from_dict({**rows, "text": ["x"] * 10}, features=features)
 
@@ -118,8 +119,10 @@ def test_bad_images_are_named(source) -> None:
     with pytest.raises(ValueError, match="item 0 of image has 3 channel.s. .* convert_channels"):
         HuggingFaceImages(source, 6, image_channels=1)[0]
     assert HuggingFaceImages(source, 6, image_channels=1, convert_channels=True)[0][0].shape == (
-        1, 6, 6,
-    )  # fmt: skip
+        1,
+        6,
+        6,
+    )
     broken = source.map(lambda row: {"image": {"bytes": b"no image", "path": None}})
     with pytest.raises(ValueError, match="item 2 of image cannot be decoded"):
         HuggingFaceImages(broken, 6)[2]

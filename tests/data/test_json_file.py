@@ -11,11 +11,29 @@ from vqvae2_fast.data.json_file import MAX_TEXT_BYTES, read_object
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b'{"a": 1', b"\x80\x04K\x01.", b"[1]", b"3", b"[" * 10**5, b'{"a":' * 10**5,
-     b'{"a": ' + b"9" * 10**5 + b"}", b'{"a": "\xff"}'],
-    ids=["empty", "cut", "pickle", "list", "number", "deep list", "deep object", "long number",
-         "no text"],
-)  # fmt: skip
+    [
+        b"",
+        b'{"a": 1',
+        b"\x80\x04K\x01.",
+        b"[1]",
+        b"3",
+        b"[" * 10**5,
+        b'{"a":' * 10**5,
+        b'{"a": ' + b"9" * 10**5 + b"}",
+        b'{"a": "\xff"}',
+    ],
+    ids=[
+        "empty",
+        "cut",
+        "pickle",
+        "list",
+        "number",
+        "deep list",
+        "deep object",
+        "long number",
+        "no text",
+    ],
+)
 def test_what_is_no_object_is_refused_in_few_words(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json is damaged") as caught:

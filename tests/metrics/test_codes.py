@@ -25,7 +25,7 @@ def prior(num_classes: int = 0) -> PixelSNAIL:
             kernel_size=3,
             num_heads=2,
             num_classes=num_classes,
-        )  # fmt: skip
+        )
     ).eval()
 
 

@@ -154,9 +154,12 @@ def test_traces_as_one_graph(name):
 def test_compiled_equals_eager():
     # One layer of each kind: compiling takes seconds a layer.
     prior = tiny_prior(
-        num_blocks=1, layers_per_block=1, num_classes=2, condition_sizes=((2, 3),),
+        num_blocks=1,
+        layers_per_block=1,
+        num_classes=2,
+        condition_sizes=((2, 3),),
         num_condition_layers=0,
-    )  # fmt: skip
+    )
     inputs = prior_inputs(prior, 2)
     compiled = torch.compile(prior, fullgraph=True)
     torch.testing.assert_close(logits_of(compiled, inputs), logits_of(prior, inputs))
@@ -198,47 +201,75 @@ def _call(prior, codes=None, **changes):
 
 BAD_CALLS = {
     "code too large": (
-        {}, {"codes": torch.full((2, 4, 6), 13)}, ValueError, r"codes in 0\.\.12, got .*13",
+        {},
+        {"codes": torch.full((2, 4, 6), 13)},
+        ValueError,
+        r"codes in 0\.\.12, got .*13",
     ),
     "code negative": ({}, {"codes": torch.full((2, 4, 6), -1)}, ValueError, r"codes in 0\.\.12"),
     "codes of float": ({}, {"codes": torch.zeros(2, 4, 6)}, TypeError, "codes int64"),
     "too many rows": (
-        {}, {"codes": torch.zeros(2, 5, 6, dtype=torch.int64)}, ValueError,
+        {},
+        {"codes": torch.zeros(2, 5, 6, dtype=torch.int64)},
+        ValueError,
         r"codes \[B, 1\.\.4, 6\].*got \[2, 5, 6\]",
     ),
     "wrong width": (
-        {}, {"codes": torch.zeros(2, 4, 5, dtype=torch.int64)}, ValueError, r"got \[2, 4, 5\]",
+        {},
+        {"codes": torch.zeros(2, 4, 5, dtype=torch.int64)},
+        ValueError,
+        r"got \[2, 4, 5\]",
     ),
     "labels missing": ({"num_classes": 3}, {"labels": None}, ValueError, "labels are missing"),
     "labels not wanted": (
-        {}, {"labels": torch.zeros(2, dtype=torch.int64)}, ValueError, "no labels",
+        {},
+        {"labels": torch.zeros(2, dtype=torch.int64)},
+        ValueError,
+        "no labels",
     ),
     "label too large": (
-        {"num_classes": 3}, {"labels": torch.tensor([0, 4])}, ValueError,
+        {"num_classes": 3},
+        {"labels": torch.tensor([0, 4])},
+        ValueError,
         r"labels in 0\.\.3, got values in 0\.\.4",
     ),
     "label negative": (
-        {"num_classes": 3}, {"labels": torch.tensor([0, -1])}, ValueError, r"labels in 0\.\.3",
+        {"num_classes": 3},
+        {"labels": torch.tensor([0, -1])},
+        ValueError,
+        r"labels in 0\.\.3",
     ),
     "labels of another batch": (
-        {"num_classes": 3}, {"labels": torch.tensor([0])}, ValueError, r"labels \[2\], got \[1\]",
+        {"num_classes": 3},
+        {"labels": torch.tensor([0])},
+        ValueError,
+        r"labels \[2\], got \[1\]",
     ),
     "condition missing": (
-        {"condition_sizes": ((2, 3),)}, {"condition": None}, ValueError, r"condition to be 1 map",
+        {"condition_sizes": ((2, 3),)},
+        {"condition": None},
+        ValueError,
+        r"condition to be 1 map",
     ),
     "condition too many": (
-        {}, {"condition": torch.zeros(2, 2, 3, dtype=torch.int64)}, ValueError,
+        {},
+        {"condition": torch.zeros(2, 2, 3, dtype=torch.int64)},
+        ValueError,
         "condition to be 0 map",
     ),
     "condition of wrong size": (
-        {"condition_sizes": ((2, 3),)}, {"condition": torch.zeros(2, 3, 3, dtype=torch.int64)},
-        ValueError, r"condition\[0\] \[2, 2, 3\], got \[2, 3, 3\]",
+        {"condition_sizes": ((2, 3),)},
+        {"condition": torch.zeros(2, 3, 3, dtype=torch.int64)},
+        ValueError,
+        r"condition\[0\] \[2, 2, 3\], got \[2, 3, 3\]",
     ),
     "condition code too large": (
-        {"condition_sizes": ((2, 3),)}, {"condition": torch.full((2, 2, 3), 13)}, ValueError,
+        {"condition_sizes": ((2, 3),)},
+        {"condition": torch.full((2, 2, 3), 13)},
+        ValueError,
         r"condition\[0\] in 0\.\.12",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)

@@ -23,9 +23,13 @@ def _seed() -> None:
 
 def small(**changes: object) -> VQVAE2:
     config = VQVAE2Config(
-        image_size=(32, 64), strides=(2, 2), hidden_channels=8, residual_channels=4,
-        num_embeddings=16, embedding_dim=4,
-    )  # fmt: skip
+        image_size=(32, 64),
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=4,
+        num_embeddings=16,
+        embedding_dim=4,
+    )
     return VQVAE2(replace(config, **changes))
 
 
@@ -150,9 +154,14 @@ def test_levels_restart_from_rows_of_their_own() -> None:
 
 def test_codebook_rules_reach_the_quantisers() -> None:
     rules = {
-        "commitment_cost": 0.5, "decay": 0.9, "epsilon": 1e-3, "ema_start": "zero",
-        "restart": 0.1, "gradient": "rotation", "seed": 9,
-    }  # fmt: skip
+        "commitment_cost": 0.5,
+        "decay": 0.9,
+        "epsilon": 1e-3,
+        "ema_start": "zero",
+        "restart": 0.1,
+        "gradient": "rotation",
+        "seed": 9,
+    }
     for quantizer in small(init="uniform", **rules).quantizers:
         assert {name: getattr(quantizer, name) for name in rules} == rules
         assert quantizer.initialised
@@ -328,12 +337,18 @@ def port_model() -> tuple[VQVAE2, dict[str, torch.Tensor]]:
     sizes = json.loads((GOLDEN / "golden.json").read_text())["vqvae"]["constructor"]
     model = VQVAE2(
         VQVAE2Config(
-            image_size=(16, 24), image_channels=sizes["in_channel"],
-            hidden_channels=sizes["channel"], residual_channels=sizes["n_res_channel"],
-            num_residual_blocks=sizes["n_res_block"], num_embeddings=sizes["n_embed"],
-            embedding_dim=sizes["embed_dim"], init="normal", ema_start="zero", restart=0,
+            image_size=(16, 24),
+            image_channels=sizes["in_channel"],
+            hidden_channels=sizes["channel"],
+            residual_channels=sizes["n_res_channel"],
+            num_residual_blocks=sizes["n_res_block"],
+            num_embeddings=sizes["n_embed"],
+            embedding_dim=sizes["embed_dim"],
+            init="normal",
+            ema_start="zero",
+            restart=0,
         )
-    )  # fmt: skip
+    )
     weights = {}
     for name, value in golden.items():
         prefix, _, port_name = name.partition(".")

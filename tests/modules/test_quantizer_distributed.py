@@ -56,9 +56,14 @@ def train_model(rank: int | None) -> VQVAE2:
     """One optimiser step of two micro-batches, under DistributedDataParallel in a group."""
     torch.manual_seed(0)
     config = VQVAE2Config(
-        image_size=(16, 16), image_channels=1, strides=(2, 2), hidden_channels=8,
-        residual_channels=4, num_embeddings=8, embedding_dim=4,
-    )  # fmt: skip
+        image_size=(16, 16),
+        image_channels=1,
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=4,
+        num_embeddings=8,
+        embedding_dim=4,
+    )
     model = VQVAE2(config)
     wrapped = model if rank is None else torch.nn.parallel.DistributedDataParallel(model)
     for batch in images():

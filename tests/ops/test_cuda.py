@@ -198,9 +198,7 @@ def test_draws_are_those_of_the_reference(num_embeddings):
     assert torch.equal(on_card[:, 0].cpu(), noise)
     for top_k in (None, 40):
         expected, _ = ops.draw_codes(logits, noise, temperature=0.9, top_k=top_k)
-        codes, _ = ops.draw_codes(
-            logits.to(DEVICE), on_card[:, 0], temperature=0.9, top_k=top_k
-        )  # fmt: skip
+        codes, _ = ops.draw_codes(logits.to(DEVICE), on_card[:, 0], temperature=0.9, top_k=top_k)
         assert torch.equal(codes.cpu(), expected)
 
 

@@ -62,10 +62,15 @@ def test_norms_over_the_whole_range(level):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(0, 40), k=st.integers(1, 70), d=st.integers(1, 40), seed=st.integers(0, 2**31),
+    n=st.integers(0, 40),
+    k=st.integers(1, 70),
+    d=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
     dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.bfloat16, torch.float16])] * 2),
-    transposed=st.booleans(), step=st.integers(1, 3), level=st.sampled_from(simd_levels()),
-)  # fmt: skip
+    transposed=st.booleans(),
+    step=st.integers(1, 3),
+    level=st.sampled_from(simd_levels()),
+)
 def test_any_shape_stride_and_dtype(n, k, d, seed, dtypes, transposed, step, level):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn((d, n * step) if transposed else (n * step, d), generator=generator)

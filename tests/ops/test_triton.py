@@ -69,12 +69,22 @@ def test_index_outside_is_an_error():
 def test_failed_launch_names_kernel_and_shapes():
     from vqvae2_fast.ops.dropout_mask.triton import _dropout_mask_kernel
 
-    with pytest.raises(RuntimeError, match=r"_dropout_mask_kernel: the launch of \[1\] programs"
-                       r" on \[\] int64 on cpu, \[3\] uint8 on cpu failed"):  # fmt: skip
+    with pytest.raises(
+        RuntimeError,
+        match=r"_dropout_mask_kernel: the launch of \[1\] programs"
+        r" on \[\] int64 on cpu, \[3\] uint8 on cpu failed",
+    ):
         _triton.launch(
-            _dropout_mask_kernel, (1,), torch.tensor(1), torch.zeros(3, dtype=torch.uint8),
-            1, 1, 3, 0.5, BLOCK=3,
-        )  # fmt: skip
+            _dropout_mask_kernel,
+            (1,),
+            torch.tensor(1),
+            torch.zeros(3, dtype=torch.uint8),
+            1,
+            1,
+            3,
+            0.5,
+            BLOCK=3,
+        )
 
 
 @interpreted

@@ -15,12 +15,13 @@ def points(*measures: str) -> list[dict[str, Any]]:
 
     return [
         {
-            "share": share, "accuracy": 1 - share / 2,
+            "share": share,
+            "accuracy": 1 - share / 2,
             "measures": {"net": {name: value(share) for name in measures}},
             "floor": {"net": {name: value(0.1) for name in measures}},
         }
         for share in (1.0, 0.5, 0.1)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
@@ -41,10 +42,13 @@ def drawn(tmp_path, monkeypatch):
             row["measures"]["net"] = {}
         trade_off.plot_trade_off(tmp_path / "plot.png", rows, names)
         return [
-            (axis.get_title(), [text.get_text() for text in axis.get_legend().get_texts()],
-             axis.get_xlim())
+            (
+                axis.get_title(),
+                [text.get_text() for text in axis.get_legend().get_texts()],
+                axis.get_xlim(),
+            )
             for axis in figures[-1].axes
-        ]  # fmt: skip
+        ]
 
     new_figure = trade_off.new_figure
     return draw
@@ -53,9 +57,12 @@ def drawn(tmp_path, monkeypatch):
 def test_accuracy_comes_first_and_each_measure_has_its_panel(drawn):
     found = drawn("frechet", "kernel", "score", "precision", "recall")
     assert [title for title, *_ in found] == [
-        "share in its class by the classifier", "FD-net", "KD-net", "score-net",
+        "share in its class by the classifier",
+        "FD-net",
+        "KD-net",
+        "score-net",
         "precision and recall, net",
-    ]  # fmt: skip
+    ]
     assert found[0][1] == ["accuracy"]
     assert [label for label in found[4][1] if "real" not in label] == ["precision", "recall"]
 
@@ -63,8 +70,10 @@ def test_accuracy_comes_first_and_each_measure_has_its_panel(drawn):
 def test_what_was_not_measured_has_no_panel(drawn):
     found = drawn("kernel", "recall")
     assert [title for title, *_ in found] == [
-        "share in its class by the classifier", "KD-net", "recall, net"
-    ]  # fmt: skip
+        "share in its class by the classifier",
+        "KD-net",
+        "recall, net",
+    ]
 
 
 def test_panels_have_one_range_whatever_was_measured(drawn):

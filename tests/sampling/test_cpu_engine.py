@@ -30,10 +30,16 @@ pytestmark = pytest.mark.skipif(
 
 # Nothing a multiple of a panel or of a vector, heads of 9 channels, more codes than a noise block.
 ODD = {
-    "channels": 54, "residual_channels": 37, "num_heads": 3, "num_embeddings": 269,
-    "kernel_size": 5, "num_output_layers": 1, "condition_sizes": ((1, 3), (2, 3)),
-    "condition_channels": 21, "num_classes": 3,
-}  # fmt: skip
+    "channels": 54,
+    "residual_channels": 37,
+    "num_heads": 3,
+    "num_embeddings": 269,
+    "kernel_size": 5,
+    "num_output_layers": 1,
+    "condition_sizes": ((1, 3), (2, 3)),
+    "condition_channels": 21,
+    "num_classes": 3,
+}
 MASKS = ["exclude", "include", "down", "downright"]
 
 
@@ -160,9 +166,14 @@ def test_log_prob_is_that_of_the_logits():
     prior = tiny_prior(num_classes=3)
     labels = torch.tensor([0, 2])
     codes, log_prob = sample_codes(
-        prior, 2, labels=labels, temperature=0.5, guidance_scale=2.0, engine="cpu",
+        prior,
+        2,
+        labels=labels,
+        temperature=0.5,
+        guidance_scale=2.0,
+        engine="cpu",
         return_log_prob=True,
-    )  # fmt: skip
+    )
     logits = teacher_forced_logits(prior, codes, labels=labels, engine="cpu")
     expected = torch.log_softmax(logits.double(), 1).gather(1, codes[:, None])[:, 0]
     # Logits of order one: a few roundings of the sum and the logarithm.
@@ -217,10 +228,14 @@ def logits_with_weights(prior, inputs, weights):
     """Logits of the inputs' codes by engine cpu with weights of a dtype."""
     batch = inputs["codes"].shape[0]
     request = DrawRequest(
-        batch, inputs["condition"], inputs["labels"], inputs["codes"],
+        batch,
+        inputs["condition"],
+        inputs["labels"],
+        inputs["codes"],
         DrawNoise(batch, prior.config.size[1], prior.config.num_embeddings, torch.device("cpu")),
-        DrawingRule(), want_logits=True,
-    )  # fmt: skip
+        DrawingRule(),
+        want_logits=True,
+    )
     with torch.no_grad():
         return cpu.draw_cpu(pixelsnail_plan(prior), request, weights).logits
 

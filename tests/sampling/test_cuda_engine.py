@@ -47,9 +47,12 @@ def engines(sampler_on_cpu, card, monkeypatch):
 
 def logits_of(prior, inputs, engine="on_cpu"):
     return teacher_forced_logits(
-        prior, inputs["codes"], condition=inputs["condition"], labels=inputs["labels"],
+        prior,
+        inputs["codes"],
+        condition=inputs["condition"],
+        labels=inputs["labels"],
         engine=engine,
-    )  # fmt: skip
+    )
 
 
 KINDS = {
@@ -92,9 +95,14 @@ def test_the_ports_golden_maps_are_drawn(name, engines):
 def test_work_of_many_blocks(mask, engines, card):
     # 64 channels and 5×5 kernels: every block has units of every stage, some weights are streamed.
     prior = tiny_prior(
-        size=(2, 5), channels=64, residual_channels=40, kernel_size=5, num_heads=4, mask=mask,
+        size=(2, 5),
+        channels=64,
+        residual_channels=40,
+        kernel_size=5,
+        num_heads=4,
+        mask=mask,
         num_embeddings=70,
-    )  # fmt: skip
+    )
     inputs = prior_inputs(prior, 3)
     with torch.no_grad():
         expected = prior(inputs["codes"])
@@ -109,10 +117,19 @@ def test_work_of_many_blocks(mask, engines, card):
 @pytest.mark.parametrize(("mask", "kernel_size"), [("exclude", 5), ("downright", 4)])
 def test_sizes_that_are_multiples_of_nothing(mask, kernel_size, attention, engines):
     prior = tiny_prior(
-        size=(2, 3), mask=mask, kernel_size=kernel_size, attention=attention, channels=54,
-        residual_channels=37, num_heads=3, num_embeddings=41, num_output_layers=1,
-        condition_sizes=((1, 1), (2, 3)), condition_channels=21, num_classes=3,
-    )  # fmt: skip
+        size=(2, 3),
+        mask=mask,
+        kernel_size=kernel_size,
+        attention=attention,
+        channels=54,
+        residual_channels=37,
+        num_heads=3,
+        num_embeddings=41,
+        num_output_layers=1,
+        condition_sizes=((1, 1), (2, 3)),
+        condition_channels=21,
+        num_classes=3,
+    )
     inputs = prior_inputs(prior, 11)
     with torch.no_grad():
         expected = prior(inputs["codes"], inputs["condition"], inputs["labels"])
@@ -128,9 +145,13 @@ def test_a_sample_is_the_same_in_any_batch(engines):
     whole = sample_codes(prior, 64, labels=labels, engine="on_cpu", **arguments)
     for first, count in ((7, 1), (20, 3)):
         part = sample_codes(
-            prior, count, labels=labels[first : first + count], first_sample=first,
-            engine="on_cpu", **arguments,
-        )  # fmt: skip
+            prior,
+            count,
+            labels=labels[first : first + count],
+            first_sample=first,
+            engine="on_cpu",
+            **arguments,
+        )
         assert torch.equal(part, whole[first : first + count])
 
 
@@ -210,9 +231,11 @@ def test_products_on_tensor_cores_round_their_inputs(engine, bits, mask, engines
 def test_progress_is_told_row_by_row(engines):
     rows = []
     sample_codes(
-        tiny_prior(size=(3, 2), attention=False), 1, engine="on_cpu",
+        tiny_prior(size=(3, 2), attention=False),
+        1,
+        engine="on_cpu",
         progress=lambda *done: rows.append(done),
-    )  # fmt: skip
+    )
     assert rows == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -26,9 +26,16 @@ def drawn(sampler_on_cpu):
             batch, config.size[1], config.num_embeddings, torch.device("cpu"), 5, first_sample
         )
         request = DrawRequest(
-            batch, inputs["condition"], inputs["labels"], inputs.get("known"), noise,
-            DrawingRule(**rule), want_log_prob=True, want_logits=True, window=window,
-        )  # fmt: skip
+            batch,
+            inputs["condition"],
+            inputs["labels"],
+            inputs.get("known"),
+            noise,
+            DrawingRule(**rule),
+            want_log_prob=True,
+            want_logits=True,
+            window=window,
+        )
         plan, steps = plan_of(prior, interface_of(prior)), torch.zeros(1, dtype=torch.int64)
         result = cuda.draw_with(
             sampler_on_cpu, card, 0, plan, request, cuda.PRECISIONS[precision], steps
@@ -54,19 +61,29 @@ def assert_same_bits(drawn):
 def samples(inputs, chosen):
     """The inputs of some samples of a batch."""
     return {
-        name: value[chosen] if isinstance(value, torch.Tensor) else
-        [codes[chosen] for codes in value] if value else value
+        name: value[chosen]
+        if isinstance(value, torch.Tensor)
+        else [codes[chosen] for codes in value]
+        if value
+        else value
         for name, value in inputs.items()
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("attention", [True, False])
 def test_a_window_draws_the_same_bits(mask, attention, assert_same_bits):
     prior = tiny_prior(
-        mask=mask, attention=attention, kernel_size=5, size=(3, 7), num_output_layers=1,
-        num_blocks=2, layers_per_block=2, num_classes=3, condition_sizes=((3, 7),),
-    )  # fmt: skip
+        mask=mask,
+        attention=attention,
+        kernel_size=5,
+        size=(3, 7),
+        num_output_layers=1,
+        num_blocks=2,
+        layers_per_block=2,
+        num_classes=3,
+        condition_sizes=((3, 7),),
+    )
     assert_same_bits(prior, prior_inputs(prior, 2), [3, 20])
     assert_same_bits(prior, prior_inputs(prior, 1), [2])
 
@@ -88,9 +105,14 @@ def test_a_window_of_many_blocks_and_more_rows_than_fit_at_once(drawn):
     # 64 channels and 5×5 kernels: every block has units of every stage, some weights are streamed,
     # and the inputs of a window's 12 rows are staged in several parts.
     prior = tiny_prior(
-        size=(2, 6), channels=64, residual_channels=40, kernel_size=5, num_heads=4, mask="include",
+        size=(2, 6),
+        channels=64,
+        residual_channels=40,
+        kernel_size=5,
+        num_heads=4,
+        mask="include",
         num_embeddings=70,
-    )  # fmt: skip
+    )
     inputs = prior_inputs(prior, 2)
     expected, _ = drawn(prior, inputs, 1)
     for blocks, shared in ((3, 40 << 10), (8, 160 << 10)):

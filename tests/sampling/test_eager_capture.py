@@ -54,16 +54,21 @@ def recordings(monkeypatch):
 def new_prior(**arguments):
     return tiny_prior(
         num_classes=3, num_output_layers=1, condition_sizes=((2, 3),), num_blocks=1, **arguments
-    )  # fmt: skip
+    )
 
 
 def draw(prior, batch_size=2, seed=0, **arguments):
     torch.manual_seed(seed)
     inputs = prior_inputs(prior, batch_size)
     return sample_codes(
-        prior, batch_size, condition=inputs["condition"], labels=inputs["labels"], seed=seed,
-        engine="eager", **arguments,
-    )  # fmt: skip
+        prior,
+        batch_size,
+        condition=inputs["condition"],
+        labels=inputs["labels"],
+        seed=seed,
+        engine="eager",
+        **arguments,
+    )
 
 
 @pytest.mark.parametrize("mask", ["exclude", "include", "down", "downright"])
@@ -87,8 +92,9 @@ def test_a_kept_row_draws_what_a_new_one_draws(mask, attention, recordings, monk
     known[:, 1, 2:] = 5
     draws = [
         {"seed": seed, **keeping}
-        for keeping in ({}, {"known": known}, {"known": known.flip(1)}) for seed in (1, 2)
-    ]  # fmt: skip
+        for keeping in ({}, {"known": known}, {"known": known.flip(1)})
+        for seed in (1, 2)
+    ]
     kept = [draw(prior, **arguments) for arguments in draws]
     assert len(recordings) == 2  # with known codes and without
     for codes, arguments in zip(kept, draws, strict=True):

@@ -37,9 +37,12 @@ class Recorder(TorchDispatchMode):
 
 def network_of(mask, attention, rule, known):
     prior = tiny_prior(
-        mask=mask, attention=attention, num_classes=3, num_output_layers=1,
+        mask=mask,
+        attention=attention,
+        num_classes=3,
+        num_output_layers=1,
         condition_sizes=((2, 3),),
-    )  # fmt: skip
+    )
     inputs = prior_inputs(prior, 2)
     noise = DrawNoise(2, 6, 13, torch.device("cpu"))
     request = DrawRequest(

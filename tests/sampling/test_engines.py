@@ -12,38 +12,62 @@ CONFIGS = tiny_configs()
 ENGINES = ["eager"] + ([] if _native.module is None else ["cpu"])
 # Larger than `tiny_prior`, as a top and a bottom of the presets: two levels of a pipeline.
 TOP = {
-    "size": (8, 8), "num_embeddings": 64, "channels": 32, "residual_channels": 32,
-    "kernel_size": 5, "num_heads": 4, "num_output_layers": 2, "num_classes": 5,
-}  # fmt: skip
+    "size": (8, 8),
+    "num_embeddings": 64,
+    "channels": 32,
+    "residual_channels": 32,
+    "kernel_size": 5,
+    "num_heads": 4,
+    "num_output_layers": 2,
+    "num_classes": 5,
+}
 BOTTOM = {
-    "size": (16, 12), "num_embeddings": 64, "channels": 32, "residual_channels": 32,
-    "kernel_size": 5, "attention": False, "condition_sizes": ((4, 6), (8, 6)),
-    "condition_channels": 16, "num_condition_layers": 2, "num_classes": 5,
-}  # fmt: skip
+    "size": (16, 12),
+    "num_embeddings": 64,
+    "channels": 32,
+    "residual_channels": 32,
+    "kernel_size": 5,
+    "attention": False,
+    "condition_sizes": ((4, 6), (8, 6)),
+    "condition_channels": 16,
+    "num_condition_layers": 2,
+    "num_classes": 5,
+}
 
 
 def drawn(prior, inputs, engine, **arguments):
     batch = inputs["codes"].shape[0]
     return sample_codes(
-        prior, batch, condition=inputs["condition"], labels=inputs["labels"], engine=engine,
+        prior,
+        batch,
+        condition=inputs["condition"],
+        labels=inputs["labels"],
+        engine=engine,
         **arguments,
-    )  # fmt: skip
+    )
 
 
 def assert_same_draws(prior, inputs, engine, **arguments):
     codes = drawn(prior, inputs, engine, **arguments)
     return assert_near_tie(
-        prior, codes, engine=engine, condition=inputs["condition"], labels=inputs["labels"],
+        prior,
+        codes,
+        engine=engine,
+        condition=inputs["condition"],
+        labels=inputs["labels"],
         **arguments,
-    )  # fmt: skip
+    )
 
 
 def assert_logits_of_the_forward(prior, engine, batch_size=2):
     inputs = prior_inputs(prior, batch_size)
     logits = teacher_forced_logits(
-        prior, inputs["codes"], condition=inputs["condition"], labels=inputs["labels"],
+        prior,
+        inputs["codes"],
+        condition=inputs["condition"],
+        labels=inputs["labels"],
         engine=engine,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         expected = prior(inputs["codes"], inputs["condition"], inputs["labels"])
     # Both are float32 sums in different orders; the largest error seen was 1e-6 of the largest.

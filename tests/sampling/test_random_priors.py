@@ -48,9 +48,12 @@ def prior_arguments(draw):
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 @settings(
-    max_examples=30, deadline=None, derandomize=True, database=None,
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(
     prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3, 8]), st.sampled_from([2, 3, 8])
 )
@@ -84,9 +87,12 @@ def test_random_priors_draw_as_the_reference_does(arguments, seed, batch_size, w
 
 
 @settings(
-    max_examples=20, deadline=None, derandomize=True, database=None,
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+)
 @given(prior_arguments(), st.integers(0, 2**31), st.sampled_from([1, 3]))
 def test_random_priors_draw_in_pytorch_calls_as_the_reference_does(arguments, seed, batch_size):
     prior = tiny_prior(seed, **arguments)

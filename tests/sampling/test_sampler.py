@@ -115,16 +115,19 @@ BAD_ARGUMENTS = {
     "labels without classes": ({"labels": MAP[:, 0, 0]}, ValueError, "expected no labels"),
     "condition not wanted": ({"condition": MAP}, ValueError, "condition to be 0 map"),
     "noise shape": (
-        {"noise": torch.zeros(2, 4, 6, 12)}, ValueError,
+        {"noise": torch.zeros(2, 4, 6, 12)},
+        ValueError,
         r"noise \[2, 4, 6, 13\] \(B, H, W, K\), got \[2, 4, 6, 12\]",
     ),
     "noise dtype": (
-        {"noise": torch.zeros(2, 4, 6, 13, dtype=torch.float64)}, TypeError, "noise float32",
+        {"noise": torch.zeros(2, 4, 6, 13, dtype=torch.float64)},
+        TypeError,
+        "noise float32",
     ),
     "known shape": ({"known": MAP[:1]}, ValueError, r"known \[2, 4, 6\], got \[1, 4, 6\]"),
     "known dtype": ({"known": MAP.float()}, TypeError, "known int64"),
     "known range": ({"known": MAP + 13}, ValueError, r"known in -1\.\.12"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)

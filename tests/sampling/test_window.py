@@ -24,9 +24,16 @@ def drawn(prior, inputs, window, **arguments):
     batch, config = inputs["codes"].shape[0], prior.config
     noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"), seed=5)
     request = DrawRequest(
-        batch, inputs["condition"], inputs["labels"], inputs.get("known"), noise,
-        DrawingRule(**arguments), want_log_prob=True, want_logits=True, window=window,
-    )  # fmt: skip
+        batch,
+        inputs["condition"],
+        inputs["labels"],
+        inputs.get("known"),
+        noise,
+        DrawingRule(**arguments),
+        want_log_prob=True,
+        want_logits=True,
+        window=window,
+    )
     result, parts = draw_cpu_timed(plan_of(prior, interface_of(prior)), request)
     return (result.codes, result.log_prob, result.logits), parts["steps"]
 
@@ -46,9 +53,14 @@ def assert_same_bits(prior, inputs, windows, **arguments):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_window_draws_the_same_bits(mask, attention, batch_size):
     prior = tiny_prior(
-        mask=mask, attention=attention, kernel_size=5, size=(4, 9), num_output_layers=1,
-        num_classes=3, condition_sizes=((2, 3),),
-    )  # fmt: skip
+        mask=mask,
+        attention=attention,
+        kernel_size=5,
+        size=(4, 9),
+        num_output_layers=1,
+        num_classes=3,
+        condition_sizes=((2, 3),),
+    )
     assert_same_bits(prior, prior_inputs(prior, batch_size), [2, 3, 8, 9, 50])
 
 
@@ -105,12 +117,18 @@ def test_an_engine_of_single_codes_refuses_a_window():
 
 def test_images_are_drawn_with_a_window_per_level():
     pipeline = Pipeline(
-        VQVAE2(VQVAE2Config(
-            image_size=(16, 24), strides=(2, 2), hidden_channels=8, residual_channels=8,
-            num_embeddings=13, embedding_dim=8,
-        )).eval(),
+        VQVAE2(
+            VQVAE2Config(
+                image_size=(16, 24),
+                strides=(2, 2),
+                hidden_channels=8,
+                residual_channels=8,
+                num_embeddings=13,
+                embedding_dim=8,
+            )
+        ).eval(),
         [tiny_prior(), tiny_prior(size=(8, 12), condition_sizes=((4, 6),))],
-    )  # fmt: skip
+    )
     one = sample_images(pipeline, 1, engine="cpu")
     assert torch.equal(sample_images(pipeline, 1, engine="cpu", window=(2, 4)), one)
     with pytest.raises(ValueError, match="expected window to be one value or 2"):

@@ -18,14 +18,25 @@ from vqvae2_fast.training import checkpoint
 from vqvae2_fast.training.checkpoint import class_names, load, resume, save
 
 VQVAE = VQVAE2Config(
-    image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
-    num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
-)  # fmt: skip
+    image_size=(8, 8),
+    strides=(2, 2),
+    hidden_channels=8,
+    residual_channels=4,
+    num_residual_blocks=1,
+    num_embeddings=8,
+    embedding_dim=4,
+)
 SMALL = {
-    "num_embeddings": 8, "channels": 8, "residual_channels": 8, "num_blocks": 1,
-    "layers_per_block": 1, "kernel_size": 3, "num_heads": 2, "condition_channels": 8,
+    "num_embeddings": 8,
+    "channels": 8,
+    "residual_channels": 8,
+    "num_blocks": 1,
+    "layers_per_block": 1,
+    "kernel_size": 3,
+    "num_heads": 2,
+    "condition_channels": 8,
     "num_condition_layers": 1,
-}  # fmt: skip
+}
 
 
 def priors() -> list[PixelSNAIL]:

@@ -19,15 +19,30 @@ from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.checkpoint import DamagedError, load, resume, save, save_training
 
 VQVAE = VQVAE2Config(
-    image_size=(4, 4), strides=(2,), hidden_channels=4, residual_channels=4, num_embeddings=4,
+    image_size=(4, 4),
+    strides=(2,),
+    hidden_channels=4,
+    residual_channels=4,
+    num_embeddings=4,
     embedding_dim=2,
-)  # fmt: skip
+)
 PRIOR = PixelSNAILConfig(
-    size=(2, 2), num_embeddings=4, channels=4, residual_channels=4, num_blocks=1,
-    layers_per_block=1, kernel_size=3, num_heads=1,
-)  # fmt: skip
-FILES = ("config.json", "model.safetensors", "average.safetensors", "optimizer.safetensors",
-         "state.json")  # fmt: skip
+    size=(2, 2),
+    num_embeddings=4,
+    channels=4,
+    residual_channels=4,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=1,
+)
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "average.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
 
 
 def save_step(run, step: int) -> None:
@@ -35,10 +50,12 @@ def save_step(run, step: int) -> None:
     model = VQVAE2(VQVAE)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     save_training(
-        run / "checkpoints" / f"step-{step:09d}", model, average=weights,
+        run / "checkpoints" / f"step-{step:09d}",
+        model,
+        average=weights,
         optimizer={f"{name}.exp_avg": weight for name, weight in weights.items()},
         state={"step": step, "train": {}, "metrics": {}},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -249,12 +266,14 @@ def test_an_optimiser_of_other_shapes_is_refused(step):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"step": -1}, "step to be an integer >= 0, got -1"),
-     ({"step": "8"}, "step to be an integer >= 0, got '8'"),
-     ({"train": []}, "train to be an object"),
-     ({"metrics": None}, "metrics to be an object")],
+    [
+        ({"step": -1}, "step to be an integer >= 0, got -1"),
+        ({"step": "8"}, "step to be an integer >= 0, got '8'"),
+        ({"train": []}, "train to be an object"),
+        ({"metrics": None}, "metrics to be an object"),
+    ],
     ids=["negative", "text", "train", "metrics"],
-)  # fmt: skip
+)
 def test_a_state_that_is_none_of_ours_is_refused_by_field(step, change, message):
     state = json.loads((step / "state.json").read_text())
     (step / "state.json").write_text(json.dumps(state | change))

@@ -35,16 +35,40 @@ TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
 numbers = st.one_of(
     st.integers(-2, 9),
     st.sampled_from([2**16, 2**24, 10**9, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, 10**400]),
-    st.floats(), st.booleans(),
-)  # fmt: skip
+    st.floats(),
+    st.booleans(),
+)
 words = st.one_of(
     st.sampled_from(
-        ["", "vqvae2", "pixelsnail", "pipeline", "top", "bottom", "../../x", "/etc/passwd", "a/b",
-         "F32", "BF16", "I64", "BOOL", "F64", "U8", "float32", "bfloat16", "kmeans", "rotation",
-         "downright", "logits", "\ud800", "x\0y", "x" * 3000]
+        [
+            "",
+            "vqvae2",
+            "pixelsnail",
+            "pipeline",
+            "top",
+            "bottom",
+            "../../x",
+            "/etc/passwd",
+            "a/b",
+            "F32",
+            "BF16",
+            "I64",
+            "BOOL",
+            "F64",
+            "U8",
+            "float32",
+            "bfloat16",
+            "kmeans",
+            "rotation",
+            "downright",
+            "logits",
+            "\ud800",
+            "x\0y",
+            "x" * 3000,
+        ]
     ),
     st.text(max_size=6),
-)  # fmt: skip
+)
 values = st.recursive(
     st.one_of(numbers, words, st.none()),
     lambda inner: st.one_of(
@@ -58,9 +82,20 @@ config_fields = st.sampled_from(
     sorted({f.name for made in (VQVAE2Config, PixelSNAILConfig) for f in fields(made)})
 )
 header_fields = st.sampled_from(
-    ["kind", "version", "config", "dtype", "class_names", "step", "train", "metrics", "best",
-     *TEXTS, *TENSORS]
-)  # fmt: skip
+    [
+        "kind",
+        "version",
+        "config",
+        "dtype",
+        "class_names",
+        "step",
+        "train",
+        "metrics",
+        "best",
+        *TEXTS,
+        *TENSORS,
+    ]
+)
 texts = st.one_of(
     st.tuples(st.just("config"), config_fields, anything),
     st.tuples(st.just("config"), config_fields, numbers),
@@ -99,13 +134,27 @@ cases = st.one_of(
 def sound(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     vqvae = VQVAE2(
-        VQVAE2Config(image_size=(4, 4), strides=(2,), hidden_channels=4, residual_channels=4,
-                     num_embeddings=4, embedding_dim=2)
-    )  # fmt: skip
+        VQVAE2Config(
+            image_size=(4, 4),
+            strides=(2,),
+            hidden_channels=4,
+            residual_channels=4,
+            num_embeddings=4,
+            embedding_dim=2,
+        )
+    )
     prior = PixelSNAIL(
-        PixelSNAILConfig(size=(2, 2), num_embeddings=4, channels=4, residual_channels=4,
-                         num_blocks=1, layers_per_block=1, kernel_size=3, num_heads=1)
-    )  # fmt: skip
+        PixelSNAILConfig(
+            size=(2, 2),
+            num_embeddings=4,
+            channels=4,
+            residual_channels=4,
+            num_blocks=1,
+            layers_per_block=1,
+            kernel_size=3,
+            num_heads=1,
+        )
+    )
     folder = tmp_path_factory.mktemp("sound")
     for name, model in (("vqvae", vqvae), ("prior", prior)):
         weights = {key: weight.detach() for key, weight in model.named_parameters()}

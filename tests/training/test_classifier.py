@@ -44,7 +44,7 @@ def test_a_small_classifier_learns_and_comes_back_from_its_run(tmp_path):
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, optimizer):
     settings = TrainConfig(
         steps=4, batch_size=8, optimizer=optimizer, warmup_steps=1, save_every=2, learning_rate=0.01
-    )  # fmt: skip
+    )
 
     def run(out, resume: bool):
         torch.manual_seed(0)
@@ -66,8 +66,9 @@ def test_a_run_does_not_go_on_with_another_optimiser(tmp_path):
     settings = TrainConfig(steps=1, batch_size=8)
     train(
         classifier_stage(Classifier(SMALL), stripes(16), stripes(8), settings),
-        settings, out=tmp_path / "run",
-    )  # fmt: skip
+        settings,
+        out=tmp_path / "run",
+    )
     other = replace(settings, steps=2, optimizer="momentum")
     stage = classifier_stage(Classifier(SMALL), stripes(16), stripes(8), other)
     with pytest.raises(ValueError, match="optimizer=adamw, got momentum"):

@@ -20,9 +20,15 @@ from vqvae2_fast.training.checkpoint import save_training
 from vqvae2_fast.training.run_folder import latest
 
 CONFIG = TrainConfig(
-    steps=4, batch_size=1, learning_rate=1e-2, warmup_steps=0, log_every=1, validate_every=4,
-    save_every=2, average_decay=0.9,
-)  # fmt: skip
+    steps=4,
+    batch_size=1,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    log_every=1,
+    validate_every=4,
+    save_every=2,
+    average_decay=0.9,
+)
 QUIET = Progress(quiet=True)
 FULL = "No space left|File too large"
 
@@ -30,14 +36,23 @@ FULL = "No space left|File too large"
 def stage() -> Stage:
     torch.manual_seed(0)
     model = VQVAE2(
-        VQVAE2Config(image_size=(4, 4), strides=(2,), hidden_channels=8, residual_channels=4,
-                     num_embeddings=4, embedding_dim=2)
-    )  # fmt: skip
+        VQVAE2Config(
+            image_size=(4, 4),
+            strides=(2,),
+            hidden_channels=8,
+            residual_channels=4,
+            num_embeddings=4,
+            embedding_dim=2,
+        )
+    )
     return Stage(
-        name="train", model=model, batches=lambda first: iter(range(first, 1000)),
+        name="train",
+        model=model,
+        batches=lambda first: iter(range(first, 1000)),
         loss=lambda batch: (sum(w.square().sum() for w in model.parameters()), {}),
-        validate=lambda model: {"bits": 1.0}, headline="bits",
-    )  # fmt: skip
+        validate=lambda model: {"bits": 1.0},
+        headline="bits",
+    )
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_and_the_run_goes_on(small_disk):

@@ -16,9 +16,14 @@ COUNT = 13
 def model(seed: int = 0) -> VQVAE2:
     torch.manual_seed(seed)
     config = VQVAE2Config(
-        image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
-        num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
-    )  # fmt: skip
+        image_size=(8, 8),
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=4,
+        num_residual_blocks=1,
+        num_embeddings=8,
+        embedding_dim=4,
+    )
     made = VQVAE2(config)
     made(to_float(images().images))  # in training: the codebooks begin among the vectors
     return made.eval()
@@ -122,9 +127,13 @@ def test_ranks_write_the_records_of_one_process(tmp_path):
     alone = extract_codes(model(), images(), tmp_path / "alone", variants=Variants(copies=1))
     for rank in (2, 0, 1):
         shared = extract_codes(
-            model(), images(), tmp_path / "shared", variants=Variants(copies=1), rank=rank,
+            model(),
+            images(),
+            tmp_path / "shared",
+            variants=Variants(copies=1),
+            rank=rank,
             world_size=3,
-        )  # fmt: skip
+        )
     assert shared.complete
     every = torch.arange(2 * COUNT)
     for mine, other in zip(shared.batch(every)[0], alone.batch(every)[0], strict=True):

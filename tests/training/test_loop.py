@@ -28,18 +28,38 @@ from vqvae2_fast.training.checkpoint import load
 from vqvae2_fast.training.run_folder import latest
 
 VQVAE = VQVAE2Config(
-    image_size=(8, 8), strides=(2, 2), hidden_channels=8, residual_channels=4,
-    num_residual_blocks=1, num_embeddings=8, embedding_dim=4,
-)  # fmt: skip
+    image_size=(8, 8),
+    strides=(2, 2),
+    hidden_channels=8,
+    residual_channels=4,
+    num_residual_blocks=1,
+    num_embeddings=8,
+    embedding_dim=4,
+)
 PRIOR = PixelSNAILConfig(
-    size=(4, 4), num_embeddings=8, channels=8, residual_channels=8, num_blocks=1,
-    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
-    condition_channels=8, num_condition_layers=1, num_classes=3,
-)  # fmt: skip
+    size=(4, 4),
+    num_embeddings=8,
+    channels=8,
+    residual_channels=8,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=2,
+    condition_sizes=((2, 2),),
+    condition_channels=8,
+    num_condition_layers=1,
+    num_classes=3,
+)
 CONFIG = TrainConfig(
-    steps=8, batch_size=4, learning_rate=1e-2, warmup_steps=2, average_decay=0.9, log_every=2,
-    validate_every=4, save_every=4,
-)  # fmt: skip
+    steps=8,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    average_decay=0.9,
+    log_every=2,
+    validate_every=4,
+    save_every=4,
+)
 QUIET = Progress(quiet=True)
 STORES = TemporaryDirectory()
 
@@ -188,9 +208,14 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch():
     weights = []
     for accumulate, batch_size in ((1, 12), (3, 4)):
         config = replace(
-            CONFIG, steps=1, warmup_steps=0, accumulate=accumulate, batch_size=batch_size,
-            average_decay=0.0, max_grad_norm=0.0,
-        )  # fmt: skip
+            CONFIG,
+            steps=1,
+            warmup_steps=0,
+            accumulate=accumulate,
+            batch_size=batch_size,
+            average_decay=0.0,
+            max_grad_norm=0.0,
+        )
         torch.manual_seed(0)
         prior = PixelSNAIL(replace(PRIOR, dropout=0.0, attention_dropout=0.0))
         stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.0)

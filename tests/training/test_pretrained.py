@@ -24,13 +24,27 @@ def tiny(tmp_path, monkeypatch):
     """A package that has weights of emoji32 alone."""
     torch.manual_seed(0)
     vqvae = VQVAE2(
-        VQVAE2Config(image_size=(4, 4), strides=(2,), hidden_channels=4,
-                     residual_channels=4, num_embeddings=4, embedding_dim=2)
-    )  # fmt: skip
+        VQVAE2Config(
+            image_size=(4, 4),
+            strides=(2,),
+            hidden_channels=4,
+            residual_channels=4,
+            num_embeddings=4,
+            embedding_dim=2,
+        )
+    )
     prior = PixelSNAIL(
-        PixelSNAILConfig(size=(2, 2), num_embeddings=4, channels=4, residual_channels=4,
-                         num_blocks=1, layers_per_block=1, kernel_size=3, num_heads=1)
-    )  # fmt: skip
+        PixelSNAILConfig(
+            size=(2, 2),
+            num_embeddings=4,
+            channels=4,
+            residual_channels=4,
+            num_blocks=1,
+            layers_per_block=1,
+            kernel_size=3,
+            num_heads=1,
+        )
+    )
     pipeline = Pipeline(vqvae, [prior])
     save(pipeline, tmp_path / "emoji32", dtype=torch.bfloat16, class_names=("cat", "dog"))
     (tmp_path / "emoji32" / "card.json").write_text(json.dumps(CARD))

@@ -22,13 +22,25 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PRIOR = PixelSNAILConfig(
-    size=(2, 2), num_embeddings=4, channels=4, residual_channels=4, num_blocks=1,
-    layers_per_block=1, kernel_size=3, num_heads=1,
-)  # fmt: skip
+    size=(2, 2),
+    num_embeddings=4,
+    channels=4,
+    residual_channels=4,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=1,
+)
 CONFIG = TrainConfig(
-    steps=8, batch_size=1, learning_rate=1e-2, warmup_steps=0, log_every=1, validate_every=2,
-    save_every=4, keep=2,
-)  # fmt: skip
+    steps=8,
+    batch_size=1,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    log_every=1,
+    validate_every=2,
+    save_every=4,
+    keep=2,
+)
 QUIET = Progress(quiet=True)
 
 
@@ -38,10 +50,14 @@ def stage(figures: list[float], *, lower: bool = True) -> Stage:
     prior = PixelSNAIL(PRIOR)
     left = list(figures)
     return Stage(
-        name="train", model=prior, batches=lambda first: iter(range(first, 1000)),
+        name="train",
+        model=prior,
+        batches=lambda first: iter(range(first, 1000)),
         loss=lambda batch: (sum(w.square().sum() for w in prior.parameters()), {}),
-        validate=lambda model: {"bits": left.pop(0)}, headline="bits", lower_is_better=lower,
-    )  # fmt: skip
+        validate=lambda model: {"bits": left.pop(0)},
+        headline="bits",
+        lower_is_better=lower,
+    )
 
 
 def kept(run: Path) -> list[int]:
@@ -54,10 +70,15 @@ def state(folder: Path) -> dict:
 
 @pytest.mark.parametrize(
     ("figures", "lower", "best"),
-    [([3, 1, 2, 2], True, 4), ([3, 1, 2, 2], False, 2), ([1, 1, 1, 1], True, 2),
-     ([float("nan"), 5, float("nan"), 6], True, 4), ([4, 3, 2, 1], True, 8)],
+    [
+        ([3, 1, 2, 2], True, 4),
+        ([3, 1, 2, 2], False, 2),
+        ([1, 1, 1, 1], True, 2),
+        ([float("nan"), 5, float("nan"), 6], True, 4),
+        ([4, 3, 2, 1], True, 8),
+    ],
     ids=["lowest", "highest", "first of equals", "never nan", "last"],
-)  # fmt: skip
+)
 def test_the_best_checkpoint_stays_beside_the_newest(tmp_path, figures, lower, best):
     train(stage(figures, lower=lower), CONFIG, out=tmp_path, progress=QUIET)
     assert kept(tmp_path)[-1] == 8

@@ -15,10 +15,19 @@ from vqvae2_fast.training import TrainConfig, prior_stage
 from vqvae2_fast.training.stage2 import balanced
 
 PRIOR = PixelSNAILConfig(
-    size=(4, 4), num_embeddings=8, channels=8, residual_channels=8, num_blocks=1,
-    layers_per_block=1, kernel_size=3, num_heads=2, condition_sizes=((2, 2),),
-    condition_channels=8, num_condition_layers=1, num_classes=3,
-)  # fmt: skip
+    size=(4, 4),
+    num_embeddings=8,
+    channels=8,
+    residual_channels=8,
+    num_blocks=1,
+    layers_per_block=1,
+    kernel_size=3,
+    num_heads=2,
+    condition_sizes=((2, 2),),
+    condition_channels=8,
+    num_condition_layers=1,
+    num_classes=3,
+)
 CONFIG = TrainConfig(steps=8, batch_size=4)
 
 
@@ -57,10 +66,12 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
     seen = torch.zeros(0, dtype=torch.int64)
     for maps, labels in islice(stage.batches(3), 3):  # the second epoch
         # Each record of the made-up set is another.
-        rows = torch.tensor([
-            next(i for i in range(13) if torch.equal(saved.codes[1][i], bottom))
-            for bottom in maps[1]
-        ])  # fmt: skip
+        rows = torch.tensor(
+            [
+                next(i for i in range(13) if torch.equal(saved.codes[1][i], bottom))
+                for bottom in maps[1]
+            ]
+        )
         assert torch.equal(maps[0], saved.codes[0][rows])
         assert torch.equal(labels, saved.labels[rows])
         seen = torch.cat([seen, rows])

@@ -27,8 +27,9 @@ def test_figures_of_training_and_of_held_out_images_stand_apart(tmp_path):
         log(4, {"loss": 0.25})
         log(4, {"val_psnr": 20.0})
     assert points(tmp_path) == {
-        "train/loss": [(2, 0.5), (4, 0.25)], "held_out/psnr": [(4, 20.0)],
-    }  # fmt: skip
+        "train/loss": [(2, 0.5), (4, 0.25)],
+        "held_out/psnr": [(4, 20.0)],
+    }
 
 
 def test_a_part_that_was_broken_off_is_taken_back(tmp_path):

@@ -20,9 +20,14 @@ from vqvae2_fast.training.checkpoint import check_prior, class_names
 from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
-    "Command", "ModelOptions", "Result", "check_out", "load_classifier", "load_vqvae",
+    "Command",
+    "ModelOptions",
+    "Result",
+    "check_out",
+    "load_classifier",
+    "load_vqvae",
     "write_result",
-]  # fmt: skip
+]
 
 
 @dataclass(kw_only=True)
@@ -173,8 +178,12 @@ def _some(names: tuple[str, ...]) -> str:
 
 def named(model: object) -> str:
     """What a loaded checkpoint is, in words."""
-    kinds = {VQVAE2: "VQ-VAE (stage 1)", PixelSNAIL: "prior (stage 2)", Pipeline: "pipeline",
-             Classifier: "classifier"}  # fmt: skip
+    kinds = {
+        VQVAE2: "VQ-VAE (stage 1)",
+        PixelSNAIL: "prior (stage 2)",
+        Pipeline: "pipeline",
+        Classifier: "classifier",
+    }
     return kinds.get(type(model), type(model).__name__)
 
 

@@ -53,9 +53,14 @@ _DRAWN = (
 )
 # Seconds of each part on two Zen 4 cores: only for the estimate of the time left.
 _PLAN = {
-    "train VQ-VAE": 65.0, "extract train": 5.0, "extract held out": 1.0, "train prior top": 66.0,
-    "train prior bottom": 160.0, "evaluate": 4.0, "sample": 2.0,
-}  # fmt: skip
+    "train VQ-VAE": 65.0,
+    "extract train": 5.0,
+    "extract held out": 1.0,
+    "train prior top": 66.0,
+    "train prior bottom": 160.0,
+    "evaluate": 4.0,
+    "sample": 2.0,
+}
 
 
 @dataclass(kw_only=True)
@@ -93,19 +98,27 @@ class Demo(Command):
         settings = self._scaled(training.vqvae)
         stage = vqvae_stage(vqvae, train_set, held_out, settings, flip=training.flip)
         logs = {
-            "vqvae": train(stage, settings, out=self.out / "vqvae", progress=progress,
-                           class_names=classes).log
-        }  # fmt: skip
+            "vqvae": train(
+                stage, settings, out=self.out / "vqvae", progress=progress, class_names=classes
+            ).log
+        }
         seconds["vqvae"] = time.monotonic() - start
 
         codes = extract_codes(
-            vqvae, train_set, self.out / "codes" / "train", variants=Variants(flip=training.flip),
-            progress=progress, name="extract train",
-        )  # fmt: skip
+            vqvae,
+            train_set,
+            self.out / "codes" / "train",
+            variants=Variants(flip=training.flip),
+            progress=progress,
+            name="extract train",
+        )
         held_out_codes = extract_codes(
-            vqvae, held_out, self.out / "codes" / "held_out", progress=progress,
+            vqvae,
+            held_out,
+            self.out / "codes" / "held_out",
+            progress=progress,
             name="extract held out",
-        )  # fmt: skip
+        )
 
         priors = []
         for level, name in enumerate(level_names(len(config.priors))):
@@ -114,13 +127,21 @@ class Demo(Command):
             prior = PixelSNAIL(prior_config(config.priors[level], codes, level)).to(device)
             settings = self._scaled(training.priors[level])
             stage = prior_stage(
-                prior, codes, held_out_codes, settings, level=level,
-                class_balance=training.class_balance, name=f"train prior {name}",
-            )  # fmt: skip
+                prior,
+                codes,
+                held_out_codes,
+                settings,
+                level=level,
+                class_balance=training.class_balance,
+                name=f"train prior {name}",
+            )
             logs[name] = train(
-                stage, settings, out=self.out / f"prior_{name}", progress=progress,
+                stage,
+                settings,
+                out=self.out / f"prior_{name}",
+                progress=progress,
                 class_names=classes,
-            ).log  # fmt: skip
+            ).log
             priors.append(prior)
             seconds[f"prior_{name}"] = time.monotonic() - begun
         pipeline = Pipeline(vqvae, priors)
@@ -136,18 +157,21 @@ class Demo(Command):
         metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
-            vqvae, held_out, self.out / "reconstructions.png",
+            vqvae,
+            held_out,
+            self.out / "reconstructions.png",
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "
-                  f"{values['bits_per_image']:.0f} bits an image",
-        )  # fmt: skip
+            f"{values['bits_per_image']:.0f} bits an image",
+        )
         title = f"New images by class: {_DRAWN}"
         write_picture(self.out / "samples.png", sample_grid(samples, labels, classes, title=title))
         plot_curves(
-            self.out / "curves.png", logs["vqvae"],
+            self.out / "curves.png",
+            logs["vqvae"],
             {name: log for name, log in logs.items() if name != "vqvae"},
             marginal_bits={n: v["marginal_bits_per_code"] for n, v in values["levels"].items()},
             num_embeddings=config.vqvae.num_embeddings,
-        )  # fmt: skip
+        )
         plot_rate(self.out / "rate.png", curve, values)
         seconds["all"] = time.monotonic() - start
         metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
@@ -170,9 +194,13 @@ class Demo(Command):
         device = next(pipeline.priors[0].parameters()).device
         with progress.task("sample", 1) as task:
             images = sample_images(
-                pipeline, len(labels), labels=torch.tensor(labels, device=device), seed=self.seed,
-                temperature=_TEMPERATURE, guidance_scale=_GUIDANCE_SCALE,
-            )  # fmt: skip
+                pipeline,
+                len(labels),
+                labels=torch.tensor(labels, device=device),
+                seed=self.seed,
+                temperature=_TEMPERATURE,
+                guidance_scale=_GUIDANCE_SCALE,
+            )
             task.update(1)
         return images.cpu(), labels
 
@@ -188,10 +216,13 @@ class Demo(Command):
             or values["reconstruction"]["psnr"] > webp,
         }
         return {
-            "preset": _PRESET, "seed": self.seed, "held_out": values,
-            "training_codes": training_use, "targets": targets,
+            "preset": _PRESET,
+            "seed": self.seed,
+            "held_out": values,
+            "training_codes": training_use,
+            "targets": targets,
             "samples": {"temperature": _TEMPERATURE, "guidance_scale": _GUIDANCE_SCALE},
-        }  # fmt: skip
+        }
 
     def _lines(self, metrics: dict[str, Any]) -> list[str]:
         use = ", ".join(f"{name} {u['used']}" for name, u in metrics["training_codes"].items())
@@ -214,10 +245,13 @@ def _flags(values: tuple[float, ...]) -> str:
 
 def _machine(device: torch.device) -> dict[str, Any]:
     return {
-        "vqvae2_fast": vqvae2_fast.__version__, "torch": torch.__version__,
-        "python": platform.python_version(), "device": str(device),
-        "threads": torch.get_num_threads(), "simd": ops.simd_level(),
-    }  # fmt: skip
+        "vqvae2_fast": vqvae2_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "simd": ops.simd_level(),
+    }
 
 
 def _report(out: Path, metrics: dict[str, Any]) -> None:
@@ -228,24 +262,48 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
     use = {name: f"{100 * u['share']:.0f} %" for name, u in metrics["training_codes"].items()}
     reached = [
         ["Reconstruction of held-out images", f"{error['psnr']:.2f} dB", "≥ 26 dB", aims[0]],
-        ["Codebooks in use (training images)", ", ".join(f"{n} {s}" for n, s in use.items()),
-         "≥ 90 %", aims[1]],
-        ["Bits an image under the priors, held out", f"{values['bits_per_image']:.0f}", "≤ 1500",
-         aims[2]],
-        ["WebP's quality at those bits", "none" if webp is None else f"{webp:.2f} dB",
-         "below ours", aims[3]],
-    ]  # fmt: skip
+        [
+            "Codebooks in use (training images)",
+            ", ".join(f"{n} {s}" for n, s in use.items()),
+            "≥ 90 %",
+            aims[1],
+        ],
+        [
+            "Bits an image under the priors, held out",
+            f"{values['bits_per_image']:.0f}",
+            "≤ 1500",
+            aims[2],
+        ],
+        [
+            "WebP's quality at those bits",
+            "none" if webp is None else f"{webp:.2f} dB",
+            "below ours",
+            aims[3],
+        ],
+    ]
     levels = [
-        [name, f"{level['codes']}", f"{level['nats_per_code']:.3f}",
-         f"{level['bits_per_code']:.2f}",
-         f"{level['bits_per_image']:.0f}", f"{level['marginal_bits_per_image']:.0f}",
-         f"{level['perplexity']:.0f}"]
+        [
+            name,
+            f"{level['codes']}",
+            f"{level['nats_per_code']:.3f}",
+            f"{level['bits_per_code']:.2f}",
+            f"{level['bits_per_image']:.0f}",
+            f"{level['marginal_bits_per_image']:.0f}",
+            f"{level['perplexity']:.0f}",
+        ]
         for name, level in values["levels"].items()
-    ]  # fmt: skip
+    ]
     levels.append(
-        ["together", "", "", "", f"{values['bits_per_image']:.0f}",
-         f"{values['marginal_bits_per_image']:.0f}", ""]
-    )  # fmt: skip
+        [
+            "together",
+            "",
+            "",
+            "",
+            f"{values['bits_per_image']:.0f}",
+            f"{values['marginal_bits_per_image']:.0f}",
+            "",
+        ]
+    )
     seconds, machine = metrics["seconds"], metrics["machine"]
     write_report(
         out / "report.html",
@@ -255,25 +313,48 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
         f"draw new ones, class by class. {values['images']} images were never trained on; the "
         "numbers here are theirs.",
         [
-            Section("New images", "Each row is drawn with its class as the only wish; "
-                    f"{_DRAWN}: fewer surprises, clearer images. Classes with few examples (Flags "
-                    "has 8 in all) can only be remembered.",
-                    picture=out / "samples.png"),
-            Section("Reconstructions", "Held-out images, each above what its codes decode to.",
-                    picture=out / "reconstructions.png"),
+            Section(
+                "New images",
+                "Each row is drawn with its class as the only wish; "
+                f"{_DRAWN}: fewer surprises, clearer images. Classes with few examples (Flags "
+                "has 8 in all) can only be remembered.",
+                picture=out / "samples.png",
+            ),
+            Section(
+                "Reconstructions",
+                "Held-out images, each above what its codes decode to.",
+                picture=out / "reconstructions.png",
+            ),
             Section("Aims", header=("measure", "reached", "aim", ""), rows=reached),
-            Section("What the codes cost", "Bits to store one image's codes with the priors as the "
-                    "model of an arithmetic coder, beside what each code's frequency alone would "
-                    "give (marginal entropy). Held-out images.",
-                    header=("level", "codes an image", "nats a code", "bits a code",
-                            "bits an image", "marginal bits an image", "perplexity"),
-                    rows=levels),
-            Section("Quality against bits", "WebP (lossy, slowest method) on the same images; its "
-                    "container of 20 bytes is not counted.", picture=out / "rate.png"),
+            Section(
+                "What the codes cost",
+                "Bits to store one image's codes with the priors as the "
+                "model of an arithmetic coder, beside what each code's frequency alone would "
+                "give (marginal entropy). Held-out images.",
+                header=(
+                    "level",
+                    "codes an image",
+                    "nats a code",
+                    "bits a code",
+                    "bits an image",
+                    "marginal bits an image",
+                    "perplexity",
+                ),
+                rows=levels,
+            ),
+            Section(
+                "Quality against bits",
+                "WebP (lossy, slowest method) on the same images; its "
+                "container of 20 bytes is not counted.",
+                picture=out / "rate.png",
+            ),
             Section("Training", picture=out / "curves.png"),
-            Section("Time", header=("part", "seconds"),
-                    rows=[[name, f"{value:.0f}"] for name, value in seconds.items()]),
+            Section(
+                "Time",
+                header=("part", "seconds"),
+                rows=[[name, f"{value:.0f}"] for name, value in seconds.items()],
+            ),
         ],
         "  ·  ".join(f"{name} {value}" for name, value in machine.items())
         + ". Emoji: Microsoft Fluent, MIT.",
-    )  # fmt: skip
+    )

@@ -140,9 +140,11 @@ class DrawPlan:
             labels = "all"
         return {
             "weights": {"vqvae": weights_hash(self.pipeline.vqvae), **models},
-            "labels": labels, "known": known, **self._drawing(),
+            "labels": labels,
+            "known": known,
+            **self._drawing(),
             **({} if self.judge is None else {"rejection": self.judge.identity()}),
-        }  # fmt: skip
+        }
 
     def _drawing(self) -> dict[str, Any]:
         return {
@@ -171,9 +173,11 @@ def drawing_settings(
             where there are no classes.
     """
     given = {
-        "temperature": temperature, "top_k": [k or None for k in top_k],
-        "top_p": [None if p == 1 else p for p in top_p], "guidance_scale": guidance_scale,
-    }  # fmt: skip
+        "temperature": temperature,
+        "top_k": [k or None for k in top_k],
+        "top_p": [None if p == 1 else p for p in top_p],
+        "guidance_scale": guidance_scale,
+    }
     levels = level_names(len(pipeline.priors))
     values: dict[str, Any] = {}
     for name, value in given.items():

@@ -80,9 +80,16 @@ class Evaluate(Command):
         if self.train_images < 0:
             raise ValueError(f"--train-images: expected 0 or more, got {self.train_images}.")
         evaluation = SampleEvaluation(
-            self.samples, pipeline, class_names, train_set, held_out, self.out, device, progress,
+            self.samples,
+            pipeline,
+            class_names,
+            train_set,
+            held_out,
+            self.out,
+            device,
+            progress,
             classifier,
-        )  # fmt: skip
+        )
         evaluation.check()  # before the first minute is spent
 
         values = self._of_images(pipeline, held_out, train_set, progress)
@@ -96,9 +103,13 @@ class Evaluate(Command):
         shown = ", ".join(str(path) for path in pictures.values())
         return Result(
             values,
-            [*lines, f"pictures: {shown}", f"metrics: {self.out / 'metrics.json'}",
-             f"report: {self.out / 'report.html'}"],
-        )  # fmt: skip
+            [
+                *lines,
+                f"pictures: {shown}",
+                f"metrics: {self.out / 'metrics.json'}",
+                f"report: {self.out / 'report.html'}",
+            ],
+        )
 
     def _title(self) -> str:
         name = self.models.preset or self.models.pipeline or self.models.vqvae
@@ -113,18 +124,24 @@ class Evaluate(Command):
         pixels = to_uint8(torch.cat(images))
         with TemporaryDirectory() as folder:
             codes = extract_codes(
-                pipeline.vqvae, held_out, Path(folder) / "held_out", progress=progress,
+                pipeline.vqvae,
+                held_out,
+                Path(folder) / "held_out",
+                progress=progress,
                 name="extract held out",
-            )  # fmt: skip
+            )
             values, self._webp = evaluate_pipeline(
                 pipeline.vqvae, list(pipeline.priors), images, codes, pixels
             )
             if self.train_images:
                 some = _some(train_set, self.train_images)
                 codes = extract_codes(
-                    pipeline.vqvae, some, Path(folder) / "train", progress=progress,
+                    pipeline.vqvae,
+                    some,
+                    Path(folder) / "train",
+                    progress=progress,
                     name="extract train",
-                )  # fmt: skip
+                )
                 add_training_likelihood(values, list(pipeline.priors), codes)
                 batches = [batch for batch, _ in in_order(some, _BATCH)]
                 values["train_reconstruction"] = asdict(

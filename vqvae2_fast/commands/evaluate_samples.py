@@ -104,10 +104,17 @@ class SampleEvaluation:
     """
 
     def __init__(
-        self, options: SampleOptions, pipeline: Pipeline, class_names: tuple[str, ...],
-        train_set: ImageSource, held_out: ImageSource, out: Path, device: torch.device,
-        progress: Progress, classifier: Classifier | None,
-    ) -> None:  # fmt: skip
+        self,
+        options: SampleOptions,
+        pipeline: Pipeline,
+        class_names: tuple[str, ...],
+        train_set: ImageSource,
+        held_out: ImageSource,
+        out: Path,
+        device: torch.device,
+        progress: Progress,
+        classifier: Classifier | None,
+    ) -> None:
         self.options, self.pipeline, self.class_names = options, pipeline, class_names
         self.train_set, self.held_out, self.out = train_set, held_out, out
         self.device, self.progress, self.classifier = device, progress, classifier
@@ -173,10 +180,13 @@ class SampleEvaluation:
         if self.options.cas_epochs:
             rows = self._cas(sets)
             values["cas"] = [
-                {"trained_on": row.trained_on, "images": row.images,
-                 "tested_on": {name: asdict(one) for name, one in row.accuracies.items()}}
+                {
+                    "trained_on": row.trained_on,
+                    "images": row.images,
+                    "tested_on": {name: asdict(one) for name, one in row.accuracies.items()},
+                }
                 for row in rows
-            ]  # fmt: skip
+            ]
         if self.classifier is not None:
             critic = next((row.classifier for row in rows if row.trained_on == "real"), None)
             values["rejection"] = self._rejection(sets["sampled"], found, critic)
@@ -200,10 +210,11 @@ class SampleEvaluation:
         rows = torch.arange(count)
         self._picture(Chosen(sampled, rows))
         return {
-            "reference": reference, "other": other,
+            "reference": reference,
+            "other": other,
             "reconstructed": self._reconstructed("reference", reference),
             "sampled": Chosen(sampled, rows),
-        }  # fmt: skip
+        }
 
     def _samples(self, reference: Chosen) -> ImageTensorDataset:
         folder = self.options.samples
@@ -213,14 +224,17 @@ class SampleEvaluation:
             none = self.pipeline.num_classes
             labels = tuple(none if label < 0 else label for label in labels)
             settings = drawing_settings(
-                self.pipeline, seed=self.options.seed, temperature=(1.0,), top_k=(0,),
-                top_p=(1.0,), guidance_scale=(1.0,), engine="auto",
-            )  # fmt: skip
+                self.pipeline,
+                seed=self.options.seed,
+                temperature=(1.0,),
+                top_k=(0,),
+                top_p=(1.0,),
+                guidance_scale=(1.0,),
+                engine="auto",
+            )
             plan = DrawPlan(self.pipeline, self.class_names, settings, labels)
             count = self.options.images
-            with closing(
-                SampleFolder.begin(folder, count, plan.identity(), resume=True)
-            ) as begun:  # fmt: skip
+            with closing(SampleFolder.begin(folder, count, plan.identity(), resume=True)) as begun:
                 batches = batches_of(begun.missing(), batch_of_drawing(self.pipeline))
                 draw_into(begun, plan, batches, self.progress, count)
                 begun.finish()
@@ -248,10 +262,11 @@ class SampleEvaluation:
         self, extractor: FeatureExtractor, found: dict[str, FeatureSet]
     ) -> dict[str, Any]:
         pairs = {
-            "floor": ("reference", "other"), "reconstructed": ("reconstructed", "other"),
+            "floor": ("reference", "other"),
+            "reconstructed": ("reconstructed", "other"),
             "sampled": ("reference", "sampled"),
             "sampled_vs_reconstructed": ("reconstructed", "sampled"),
-        }  # fmt: skip
+        }
         rows = {}
         with self.progress.task(f"distances in {extractor.name}", len(pairs)) as task:
             for done, (name, (real, fake)) in enumerate(pairs.items(), start=1):
@@ -273,22 +288,31 @@ class SampleEvaluation:
             wanted = ", ".join(f"{names.get(m, m)} {n}" for m, n in left_out.items())
             self.lines.append(f"not measured for want of images (least number): {wanted}")
         return {
-            "names": names, "rows": rows, "left_out": left_out,
+            "names": names,
+            "rows": rows,
+            "left_out": left_out,
             "images_per_second": found["sampled"].images_per_second,
-        }  # fmt: skip
+        }
 
     def _cas(self, sets: dict[str, ImageSource]) -> list[CasRow]:
         train = {
-            "real": sets["reference"], "reconstructed": sets["reconstructed"],
+            "real": sets["reference"],
+            "reconstructed": sets["reconstructed"],
             "sampled": sets["sampled"],
-        }  # fmt: skip
+        }
         test = {
-            "real": self.held_out, "reconstructed": self._reconstructed("held_out", self.held_out)
-        }  # fmt: skip
+            "real": self.held_out,
+            "reconstructed": self._reconstructed("held_out", self.held_out),
+        }
         rows = classification_accuracy_score(
-            train, test, out=self.out / "work" / "cas", epochs=self.options.cas_epochs,
-            seed=self.options.seed, device=self.device, progress=self.progress,
-        )  # fmt: skip
+            train,
+            test,
+            out=self.out / "work" / "cas",
+            epochs=self.options.cas_epochs,
+            seed=self.options.seed,
+            device=self.device,
+            progress=self.progress,
+        )
         for row in rows:
             own = row.accuracies["real"]
             self.lines.append(
@@ -298,9 +322,11 @@ class SampleEvaluation:
         return rows
 
     def _rejection(
-        self, sampled: ImageSource, found: dict[str, dict[str, FeatureSet]],
+        self,
+        sampled: ImageSource,
+        found: dict[str, dict[str, FeatureSet]],
         critic: Classifier | None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """The trade-off: what the shares that a classifier likes best measure."""
         assert self.classifier is not None
         labels = sampled.labels
@@ -315,9 +341,13 @@ class SampleEvaluation:
         for share in _SHARES:
             rows = keep_share(scores, labels, share)
             point: dict[str, Any] = {
-                "share": share, "images": len(rows), "accuracy": float(correct[rows].mean()),
-                "least_probability": float(scores[rows].min()), "measures": {}, "floor": {},
-            }  # fmt: skip
+                "share": share,
+                "images": len(rows),
+                "accuracy": float(correct[rows].mean()),
+                "least_probability": float(scores[rows].min()),
+                "measures": {},
+                "floor": {},
+            }
             for name, own in found.items():
                 kept = own["sampled"].select(rows)
                 point["measures"][name] = as_json(compare_sets(own["reference"], kept))
@@ -327,9 +357,11 @@ class SampleEvaluation:
                 )
             points.append(point)
         best = torch.cat(
-            [own[scores[own].topk(min(_GRID, len(own))).indices]
-             for own in ((labels == n).nonzero().flatten() for n in labels.unique())]
-        )  # fmt: skip
+            [
+                own[scores[own].topk(min(_GRID, len(own))).indices]
+                for own in ((labels == n).nonzero().flatten() for n in labels.unique())
+            ]
+        )
         self._picture(Chosen(sampled, best), "best")
         self.pictures["trade_off"] = self.out / "trade_off.png"
         names = {extractor.name: measure_names(extractor) for extractor in self.extractors}
@@ -339,9 +371,7 @@ class SampleEvaluation:
 
     def _picture(self, images: Chosen, name: str = "samples") -> None:
         labels = images.labels
-        rows = torch.cat(
-            [(labels == n).nonzero().flatten()[:_GRID] for n in labels.unique()]
-        )  # fmt: skip
+        rows = torch.cat([(labels == n).nonzero().flatten()[:_GRID] for n in labels.unique()])
         shown = replace(images, rows=images.rows[rows])
         pixels = torch.cat([batch for batch, _ in in_order(shown, _BATCH)])
         self.pictures[name] = self.out / f"{name}.png"

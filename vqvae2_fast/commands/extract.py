@@ -81,10 +81,17 @@ class Extract(Command):
                 self.source, split, config.image_channels, config.image_size, progress
             )
             extract_codes(
-                model, images, self.out / split, variants=self._variants(split), rank=ranks.rank,
-                world_size=ranks.count, shard_records=self.shard_records, workers=self.workers,
-                progress=progress, name=f"extract {split}",
-            )  # fmt: skip
+                model,
+                images,
+                self.out / split,
+                variants=self._variants(split),
+                rank=ranks.rank,
+                world_size=ranks.count,
+                shard_records=self.shard_records,
+                workers=self.workers,
+                progress=progress,
+                name=f"extract {split}",
+            )
         return self._result({split: CodeStore(self.out / split) for split in splits}, ranks)
 
     def _variants(self, split: Split) -> Variants:

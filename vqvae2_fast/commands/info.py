@@ -83,14 +83,18 @@ class Info(Command):
         manifest = read_manifest(path)
         missing = sum(stop - first for first, stop in manifest.missing())
         values: dict[str, Any] = {
-            "kind": "code store", "path": str(path), "records": manifest.records,
-            "missing": missing, "shards": len(manifest.shards),
+            "kind": "code store",
+            "path": str(path),
+            "records": manifest.records,
+            "missing": missing,
+            "shards": len(manifest.shards),
             "bytes": manifest.records * manifest.layout.record_bytes,
             "bytes_per_record": manifest.layout.record_bytes,
             "num_embeddings": manifest.layout.num_embeddings,
-            "level_sizes": manifest.layout.level_sizes, "class_names": manifest.class_names,
+            "level_sizes": manifest.layout.level_sizes,
+            "class_names": manifest.class_names,
             "checkpoint_hash": manifest.checkpoint_hash,
-        }  # fmt: skip
+        }
         if not self.verify:
             return Result(values, _lines(values))
         with self.progress().task(f"verify {path.name}", values["bytes"]) as task:

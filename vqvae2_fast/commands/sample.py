@@ -144,12 +144,14 @@ class Sample(Command):
         pipeline, class_names = self.models.open(ranks.device(self.prepare()))
         recommended = self.models.recommended()
         settings = drawing_settings(
-            pipeline, seed=self.seed,
+            pipeline,
+            seed=self.seed,
             temperature=self.temperature or recommended.get("temperature", (1.0,)),
-            top_k=self.top_k or (0,), top_p=self.top_p or (1.0,),
+            top_k=self.top_k or (0,),
+            top_p=self.top_p or (1.0,),
             guidance_scale=self.guidance_scale or recommended.get("guidance_scale", (1.0,)),
             engine=self.engine,
-        )  # fmt: skip
+        )
         known = None if self.known is None else open_known(self.known, self.keep, pipeline)
         classes, known_labels = labels_of(self.label, class_names, pipeline.num_classes, known)
         judge = self._judge(pipeline, class_names, classes)
@@ -168,9 +170,11 @@ class Sample(Command):
             raise ValueError("--classifier: samples without a class have no probability of it.")
         config = pipeline.vqvae.config
         model = load_classifier(
-            self.classifier, next(pipeline.priors[0].parameters()).device, class_names,
+            self.classifier,
+            next(pipeline.priors[0].parameters()).device,
+            class_names,
             (config.image_channels, *config.image_size),
-        )  # fmt: skip
+        )
         keep, among = self.best or (1, 1)
         return Judge(model, RejectionRule(keep, among, self.threshold))
 
@@ -186,11 +190,14 @@ class Sample(Command):
             with renamed_into_place(picture) as part:
                 folder_grid(out, plan.known).save(part, format="PNG")
         values = {
-            "images": kept, "drawn": folder.count, "folder": str(out / "images"),
-            "index": str(out / "samples.jsonl"), "picture": str(picture),
+            "images": kept,
+            "drawn": folder.count,
+            "folder": str(out / "images"),
+            "index": str(out / "samples.jsonl"),
+            "picture": str(picture),
             "classes": [plan.class_name(label) for label in plan.classes],
             "settings": vars(plan.settings),
-        }  # fmt: skip
+        }
         return Result(
             values,
             [

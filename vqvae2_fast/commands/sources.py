@@ -108,10 +108,14 @@ def _folder(name: str, wanted: Wanted) -> ImageSource:
         )
     options = wanted.options
     images = ImageFolder(
-        name, wanted.size, image_channels=wanted.channels, split=wanted.split,
-        held_out_fraction=options.held_out_fraction, skip_corrupt=options.skip_corrupt,
+        name,
+        wanted.size,
+        image_channels=wanted.channels,
+        split=wanted.split,
+        held_out_fraction=options.held_out_fraction,
+        skip_corrupt=options.skip_corrupt,
         convert_channels=options.convert_channels,
-    )  # fmt: skip
+    )
     return _cached(images, wanted, wanted.cache_name("folder", str(Path(name).resolve())))
 
 
@@ -151,16 +155,19 @@ def _hugging_face(name: str, wanted: Wanted) -> ImageSource:
             source = concatenate_datasets([source, open_hugging_face(name, held_out)])
         elif split != "all":
             chosen = [
-                index for index in range(len(source))
+                index
+                for index in range(len(source))
                 if is_held_out(str(index), options.held_out_fraction) == (split == "held_out")
-            ]  # fmt: skip
+            ]
             source = source.select(chosen)
     else:
         source = open_hugging_face(name, "train" if split == "train" else held_out)
     images = HuggingFaceImages(
-        source, wanted.size, image_channels=wanted.channels,
+        source,
+        wanted.size,
+        image_channels=wanted.channels,
         convert_channels=options.convert_channels,
-    )  # fmt: skip
+    )
     if not len(images):
         raise wanted.error(f"split {split} is empty; change --held-out-fraction.")
     return _cached(images, wanted, wanted.cache_name("hf", name))
@@ -179,12 +186,16 @@ def _web_dataset(name: str, wanted: Wanted) -> ImageSource:
 
     with TemporaryDirectory() as temporary:  # whose file stays mapped when its name is gone
         images = load_web_dataset(
-            name, wanted.size, options.cache if wanted.write and options.cache else temporary,
-            image_channels=wanted.channels, split=wanted.split,
+            name,
+            wanted.size,
+            options.cache if wanted.write and options.cache else temporary,
+            image_channels=wanted.channels,
+            split=wanted.split,
             held_out_fraction=options.held_out_fraction,
             convert_channels=options.convert_channels,
-            name=wanted.cache_name("webdataset", name), progress=report,
-        )  # fmt: skip
+            name=wanted.cache_name("webdataset", name),
+            progress=report,
+        )
     if not len(images):
         raise wanted.error(f"split {wanted.split} is empty; change --held-out-fraction.")
     return images
@@ -205,6 +216,9 @@ def _cached(images: ImageFolder | HuggingFaceImages, wanted: Wanted, name: str) 
 
 # By what stands before the colon; "" is the path of a folder.
 _OPENERS: dict[str, Callable[[str, Wanted], ImageSource]] = {
-    "": _folder, "emoji": _emoji, "fashion": _fashion, "hf": _hugging_face,
+    "": _folder,
+    "emoji": _emoji,
+    "fashion": _fashion,
+    "hf": _hugging_face,
     "webdataset": _web_dataset,
-}  # fmt: skip
+}

@@ -67,16 +67,25 @@ class TrainClassifier(Command):
             model, train_set, held_out, settings, flip=self.flip, crop_padding=self.crop_padding
         )
         trained = train(
-            stage, settings, out=self.out, resume=self.resume, progress=progress,
+            stage,
+            settings,
+            out=self.out,
+            resume=self.resume,
+            progress=progress,
             class_names=train_set.class_names,
-        )  # fmt: skip
+        )
         values = {
-            "steps": settings.steps, "network": config.network, "held_out": trained.metrics,
-            "classes": list(train_set.class_names), "run": str(self.out),
-        }  # fmt: skip
+            "steps": settings.steps,
+            "network": config.network,
+            "held_out": trained.metrics,
+            "classes": list(train_set.class_names),
+            "run": str(self.out),
+        }
         write_result(self.out / "result.json", values)
         return Result(
             values,
-            [f"held out: {100 * trained.metrics['accuracy']:.2f} % of {len(held_out)} images",
-             f"run: {self.out}"],
-        )  # fmt: skip
+            [
+                f"held out: {100 * trained.metrics['accuracy']:.2f} % of {len(held_out)} images",
+                f"run: {self.out}",
+            ],
+        )

@@ -75,23 +75,37 @@ class TrainPrior(Command):
             check_same_origin(out, codes)
         torch.manual_seed(self.train.seed)
         stage = prior_stage(
-            PixelSNAIL(config).to(device), codes, held_out, self.train, level=level,
-            label_dropout=self.label_dropout, class_balance=self.class_balance,
+            PixelSNAIL(config).to(device),
+            codes,
+            held_out,
+            self.train,
+            level=level,
+            label_dropout=self.label_dropout,
+            class_balance=self.class_balance,
             name=f"train prior {self.level}",
-        )  # fmt: skip
+        )
         if self.dry_run:
             layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
             return plan_of_training(
-                stage, self.train, items={"train": len(codes), "held_out": len(held_out)},
+                stage,
+                self.train,
+                items={"train": len(codes), "held_out": len(held_out)},
                 maps=layout.describe() + " (the last to be modelled)",
-                shape=f"codes of {config.num_classes or 'no'} classes", out=out, resume=self.resume,
-            )  # fmt: skip
+                shape=f"codes of {config.num_classes or 'no'} classes",
+                out=out,
+                resume=self.resume,
+            )
         keep_origin(out, codes)
         with tensorboard_log(out if self.tensorboard else None) as on_log:
             trained = train(
-                stage, self.train, out=out, resume=self.resume, progress=self.progress(),
-                class_names=codes.class_names if config.num_classes else (), on_log=on_log,
-            )  # fmt: skip
+                stage,
+                self.train,
+                out=out,
+                resume=self.resume,
+                progress=self.progress(),
+                class_names=codes.class_names if config.num_classes else (),
+                on_log=on_log,
+            )
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
         marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]
@@ -101,15 +115,22 @@ class TrainPrior(Command):
             marginal_bits={self.level: marginal},
         )
         values = {
-            "steps": self.train.steps, "level": self.level, "held_out": trained.metrics,
-            "marginal_bits_per_image": marginal * per_image, "run": str(out),
-        }  # fmt: skip
+            "steps": self.train.steps,
+            "level": self.level,
+            "held_out": trained.metrics,
+            "marginal_bits_per_image": marginal * per_image,
+            "run": str(out),
+        }
         write_result(out / "result.json", values)
         return Result(
             values,
-            [f"held out: {trained.metrics['bits_per_image']:.0f} bits an image; marginal entropy "
-             f"{marginal * per_image:.0f}", f"run: {out}", f"picture: {out / 'curves.png'}"],
-        )  # fmt: skip
+            [
+                f"held out: {trained.metrics['bits_per_image']:.0f} bits an image; marginal entropy "
+                f"{marginal * per_image:.0f}",
+                f"run: {out}",
+                f"picture: {out / 'curves.png'}",
+            ],
+        )
 
 
 def prior_config(
@@ -118,10 +139,12 @@ def prior_config(
     """`config` with what follows from the codes: sizes, K and classes."""
     sizes = codes.level_sizes
     return replace(
-        config, size=sizes[level], condition_sizes=sizes[:level],
+        config,
+        size=sizes[level],
+        condition_sizes=sizes[:level],
         num_embeddings=codes.num_embeddings,
         num_classes=len(codes.class_names) if conditional else 0,
-    )  # fmt: skip
+    )
 
 
 def _open_codes(folder: Path, split: str) -> CodeStore:

@@ -68,39 +68,59 @@ class TrainVQVAE(Command):
         splits: tuple[Split, ...] = ("train", "held_out")
         train_set, held_out = (
             open_images(
-                self.source, split, config.image_channels, config.image_size, progress,
+                self.source,
+                split,
+                config.image_channels,
+                config.image_size,
+                progress,
                 write=not self.dry_run,
             )
             for split in splits
-        )  # fmt: skip
+        )
         torch.manual_seed(self.train.seed)
         model = VQVAE2(config).to(device)
         perceptual = load_lpips("vgg16").to(device) if self.lpips_weight > 0 else None
         stage = vqvae_stage(
-            model, train_set, held_out, self.train, flip=self.flip, perceptual=perceptual,
+            model,
+            train_set,
+            held_out,
+            self.train,
+            flip=self.flip,
+            perceptual=perceptual,
             perceptual_weight=self.lpips_weight,
-        )  # fmt: skip
+        )
         if self.dry_run:
             return plan_of_training(
-                stage, self.train,
+                stage,
+                self.train,
                 items={"train": len(train_set), "held_out": len(held_out)},
                 maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
-                shape=f"images {list(train_set.image_shape)}", out=self.out, resume=self.resume,
-            )  # fmt: skip
+                shape=f"images {list(train_set.image_shape)}",
+                out=self.out,
+                resume=self.resume,
+            )
         with tensorboard_log(self.out if self.tensorboard else None) as on_log:
             trained = train(
-                stage, self.train, out=self.out, resume=self.resume, progress=progress,
-                class_names=train_set.class_names, on_log=on_log,
-            )  # fmt: skip
+                stage,
+                self.train,
+                out=self.out,
+                resume=self.resume,
+                progress=progress,
+                class_names=train_set.class_names,
+                on_log=on_log,
+            )
         picture = picture_of_reconstructions(model, held_out, self.out / "reconstructions.png")
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
         write_result(self.out / "result.json", values)
         return Result(
             values,
-            [f"held out: {trained.metrics['psnr']:.2f} dB", f"run: {self.out}",
-             f"pictures: {picture}, {self.out / 'curves.png'}"],
-        )  # fmt: skip
+            [
+                f"held out: {trained.metrics['psnr']:.2f} dB",
+                f"run: {self.out}",
+                f"pictures: {picture}, {self.out / 'curves.png'}",
+            ],
+        )
 
 
 def check_fresh(out: Path, resume: bool) -> None:
@@ -117,8 +137,11 @@ def check_stage(out: Path, kind: str) -> None:
     """Raises ValueError if a run's folder holds one of the other stage."""
     newest = latest(out)
     if newest and (found := read_config(newest)["kind"]) != kind:
-        names = {"vqvae2": "a VQ-VAE (stage 1)", "pixelsnail": "a prior (stage 2)",
-                 "classifier": "a classifier"}  # fmt: skip
+        names = {
+            "vqvae2": "a VQ-VAE (stage 1)",
+            "pixelsnail": "a prior (stage 2)",
+            "classifier": "a classifier",
+        }
         raise ValueError(
             f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
             "name another folder."

@@ -83,6 +83,10 @@ def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
 def _words(indices: Tensor, seed: int, epoch: int, which: int) -> Tensor:
     """One 32-bit word an image, in int64 `[B]`."""
     return random_words(
-        torch.tensor(which), torch.tensor(epoch), indices.to("cpu"),
-        seed=stable_hash(f"augment/{seed}"), stream=0, purpose=_PURPOSE,
-    )  # fmt: skip
+        torch.tensor(which),
+        torch.tensor(epoch),
+        indices.to("cpu"),
+        seed=stable_hash(f"augment/{seed}"),
+        stream=0,
+        purpose=_PURPOSE,
+    )

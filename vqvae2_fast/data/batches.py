@@ -22,8 +22,13 @@ if TYPE_CHECKING:
     from vqvae2_fast.data.code_store import CodeStore
 
 __all__ = [
-    "ImageSource", "batches", "code_batches", "codes_in_order", "in_order", "shuffled_indices",
-]  # fmt: skip
+    "ImageSource",
+    "batches",
+    "code_batches",
+    "codes_in_order",
+    "in_order",
+    "shuffled_indices",
+]
 
 
 class ImageSource(Protocol):

@@ -213,8 +213,10 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     seen: set[str] = set()
     for entry in entries:
         # Stores of before `first` was written hold everything, in the order of the list.
-        require(isinstance(entry, dict) and set(entry) | {"first"} == _SHARD_FIELDS,
-                "a shard needs name, first, records and crc32")  # fmt: skip
+        require(
+            isinstance(entry, dict) and set(entry) | {"first"} == _SHARD_FIELDS,
+            "a shard needs name, first, records and crc32",
+        )
         stop = shards[-1].stop if shards else 0
         name, first = entry["name"], entry.get("first", stop)
         plain = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name)

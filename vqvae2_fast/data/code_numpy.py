@@ -38,9 +38,15 @@ _STEP_BYTES = 2**23  # of one level, as the file has it
 _MAX_WHOLE_BYTES = 2**20  # of class_names and num_embeddings
 # What Python's zipfile raises for damaged archives, as found by damaging 20,000 of them.
 _ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError,
-    ValueError, struct.error,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 _LABELS, _CLASSES, _K = "labels", "class_names", "num_embeddings"
 
 
@@ -148,9 +154,14 @@ def _write(
             f"{list(labels.shape)}."
         )
     with CodeWriter(
-        path, num_embeddings, [(rows.shape[1], rows.shape[2]) for rows in arrays],
-        class_names=class_names, checkpoint_hash=checkpoint_hash, source_records=count, first=0,
-    ) as writer:  # fmt: skip
+        path,
+        num_embeddings,
+        [(rows.shape[1], rows.shape[2]) for rows in arrays],
+        class_names=class_names,
+        checkpoint_hash=checkpoint_hash,
+        source_records=count,
+        first=0,
+    ) as writer:
         largest = max(math.prod(rows.shape[1:]) * rows.dtype.itemsize for rows in arrays)
         step = max(1, min(_STEP, _STEP_BYTES // largest))
         for first in range(0, count, step):

@@ -339,10 +339,9 @@ def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
     level = len(prior.condition_sizes)
     expected = (*prior.condition_sizes, prior.size)
     classes = len(store.class_names)
-    same = (
-        store.num_embeddings == prior.num_embeddings
-        and tuple(store.level_sizes[: level + 1]) == tuple(map(tuple, expected))
-    )  # fmt: skip
+    same = store.num_embeddings == prior.num_embeddings and tuple(
+        store.level_sizes[: level + 1]
+    ) == tuple(map(tuple, expected))
     if not same:
         has = CodeLayout(store.num_embeddings, tuple(store.level_sizes)).describe()
         wants = CodeLayout(prior.num_embeddings, expected).describe()

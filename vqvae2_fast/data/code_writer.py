@@ -295,10 +295,16 @@ def write_codes(
     """
     start, stop = share(source_records, rank, world_size)
     with CodeWriter(
-        path, num_embeddings, level_sizes, class_names=class_names,
-        checkpoint_hash=checkpoint_hash, source_records=source_records, first=start,
-        shard_bytes=shard_bytes, shard_seconds=shard_seconds,
-    ) as writer:  # fmt: skip
+        path,
+        num_embeddings,
+        level_sizes,
+        class_names=class_names,
+        checkpoint_hash=checkpoint_hash,
+        source_records=source_records,
+        first=start,
+        shard_bytes=shard_bytes,
+        shard_seconds=shard_seconds,
+    ) as writer:
         ranges = read_manifest(writer.folder).missing(start, stop)
         left = sum(last - first for first, last in ranges)
         written, begun = 0, time.monotonic()

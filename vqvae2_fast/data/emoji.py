@@ -65,9 +65,7 @@ def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
         rows = list(csv.DictReader(file))
     with Image.open(_FOLDER / "sheet.webp", formats=("WEBP",)) as sheet:
         tiles = tiles_of_sheet(sheet, len(rows))  # [N, 32, 32, 3]
-    chosen = [
-        i for i, row in enumerate(rows) if split in ("all", side_of_group(row["group"]))
-    ]  # fmt: skip
+    chosen = [i for i, row in enumerate(rows) if split in ("all", side_of_group(row["group"]))]
     images = torch.from_numpy(tiles[chosen]).permute(0, 3, 1, 2).contiguous()  # [N, 3, 32, 32]
     if size != TILE:
         blocks = images.view(len(chosen), 3, size, TILE // size, size, TILE // size).float()

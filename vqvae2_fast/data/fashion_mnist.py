@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["FASHION_MNIST_CLASSES", "load_fashion_mnist", "read_idx"]
 
 FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
     "Ankle boot",
-)  # fmt: skip
+)
 _MAX_IDX_BYTES = 2**30  # the set's largest file has 47 MB
 _UINT8 = 8  # the type code of IDX
 

@@ -140,9 +140,13 @@ def write_cache(
             with _explained(path):
                 sync_file(file)
         meta = {
-            "kind": "image_cache", "version": VERSION, "shape": [len(labels), *image_shape],
-            "class_names": class_names(), "labels": labels, "names": names(),
-        }  # fmt: skip
+            "kind": "image_cache",
+            "version": VERSION,
+            "shape": [len(labels), *image_shape],
+            "class_names": class_names(),
+            "labels": labels,
+            "names": names(),
+        }
         with _explained(path):
             replace_file(part / _META, json.dumps(meta).encode("utf-8"))
             sync_folder(part)

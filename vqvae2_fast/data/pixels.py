@@ -15,9 +15,14 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow raises for damaged files of these formats, as found by damaging 45,000 of them, and
 # what its readers are written to raise besides.
 DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError,
-    EOFError, struct.error,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    OverflowError,
+    Image.DecompressionBombError,
+    EOFError,
+    struct.error,
+)
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
 

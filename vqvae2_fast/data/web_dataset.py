@@ -127,10 +127,14 @@ def load_web_dataset(
             yield torch.stack(images), torch.tensor(labels)
 
     return write_cache(
-        cache, name, key, decoded(), shape,
+        cache,
+        name,
+        key,
+        decoded(),
+        shape,
         lambda: tuple(class_names) or tuple(str(label) for label in range(highest + 1)),
         lambda: tuple(keys),
-    )  # fmt: skip
+    )
 
 
 def _held_out(sample: dict[str, Any], fraction: float) -> bool:

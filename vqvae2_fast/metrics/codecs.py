@@ -42,10 +42,15 @@ def webp_curve(images: Tensor, qualities: Sequence[int] = range(0, 101, 5)) -> l
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     return [
-        _point(pixels, lambda stream: len(stream) - _CONTAINER_BYTES, format="WEBP",
-               quality=quality, method=6)
+        _point(
+            pixels,
+            lambda stream: len(stream) - _CONTAINER_BYTES,
+            format="WEBP",
+            quality=quality,
+            method=6,
+        )
         for quality in qualities
-    ]  # fmt: skip
+    ]
 
 
 def jpeg_curve(images: Tensor, qualities: Sequence[int] = range(5, 101, 5)) -> list[CodecPoint]:

@@ -49,9 +49,11 @@ class FeatureSet:
         """Some of the images, copied into memory."""
         chosen = rows.numpy()
         return FeatureSet(
-            self.features[chosen], self.spatial[chosen], self.log_probabilities[chosen],
+            self.features[chosen],
+            self.spatial[chosen],
+            self.log_probabilities[chosen],
             self.labels[rows],
-        )  # fmt: skip
+        )
 
     def tensor(self, part: str = "features") -> Tensor:
         """One part as a tensor on the mapped memory, not to be written to."""
@@ -89,9 +91,11 @@ def extract_features(
             rows = getattr(seen, name).float().cpu().numpy()
             if name not in files:
                 files[name] = np.lib.format.open_memmap(
-                    folder / f"{name}.npy", mode="w+", dtype=np.float32,
+                    folder / f"{name}.npy",
+                    mode="w+",
+                    dtype=np.float32,
                     shape=(count, rows.shape[1]),
-                )  # fmt: skip
+                )
             if done + len(rows) > count:
                 raise ValueError(f"extract_features: expected {count} images, got more.")
             files[name][done : done + len(rows)] = rows
@@ -102,6 +106,9 @@ def extract_features(
         raise ValueError(f"extract_features: expected {count} images, got {done}.")
     seconds = time.monotonic() - start
     return FeatureSet(
-        files["features"], files["spatial"], files["log_probabilities"], torch.cat(labels),
+        files["features"],
+        files["spatial"],
+        files["log_probabilities"],
+        torch.cat(labels),
         done / max(seconds, 1e-9),
-    )  # fmt: skip
+    )

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.classifier import Classifier
 
 __all__ = [
-    "INCEPTION_VARIABLE", "ClassifierFeatures", "EfficientNetFeatures", "Extracted",
-    "FeatureExtractor", "InceptionFeatures", "open_features",
-]  # fmt: skip
+    "INCEPTION_VARIABLE",
+    "ClassifierFeatures",
+    "EfficientNetFeatures",
+    "Extracted",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "open_features",
+]
 
 INCEPTION_VARIABLE = "VQVAE2_FAST_INCEPTION"
 _SPATIAL_CHANNELS = 7  # of sFID: channels of the map that are compared
@@ -62,9 +67,11 @@ def measure_names(extractor: FeatureExtractor) -> dict[str, str]:
         return {"frechet": "FID", "spatial": "sFID", "kernel": "KID", "score": "Inception score"}
     own = extractor.name
     return {
-        "frechet": f"FD-{own}", "spatial": f"sFD-{own}", "kernel": f"KD-{own}",
+        "frechet": f"FD-{own}",
+        "spatial": f"sFD-{own}",
+        "kernel": f"KD-{own}",
         "score": f"score-{own}",
-    }  # fmt: skip
+    }
 
 
 class InceptionFeatures:

@@ -129,9 +129,11 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
         )
     images = min(real.images, fake.images)
     check_count(
-        "frechet_distance", images, least_images(real.dim),
+        "frechet_distance",
+        images,
+        least_images(real.dim),
         f"the covariance of {real.dim} features is singular with fewer; kernel_distance needs none",
-    )  # fmt: skip
+    )
     value = gaussian_distance(real.mean_and_covariance(), fake.mean_and_covariance())
     if not interval:
         return Estimate(value, value, value, images)

@@ -25,16 +25,43 @@ Trunk = Literal["alexnet", "vgg16"]
 
 # Convolutions as (channels, side, stride, padding); "pool" as (side, stride); "tap" compares.
 _ALEXNET: Sequence[tuple[Any, ...]] = (
-    (64, 11, 4, 2), ("tap",), ("pool", 3, 2), (192, 5, 1, 2), ("tap",), ("pool", 3, 2),
-    (384, 3, 1, 1), ("tap",), (256, 3, 1, 1), ("tap",), (256, 3, 1, 1), ("tap",),
-)  # fmt: skip
+    (64, 11, 4, 2),
+    ("tap",),
+    ("pool", 3, 2),
+    (192, 5, 1, 2),
+    ("tap",),
+    ("pool", 3, 2),
+    (384, 3, 1, 1),
+    ("tap",),
+    (256, 3, 1, 1),
+    ("tap",),
+    (256, 3, 1, 1),
+    ("tap",),
+)
 _VGG16: Sequence[tuple[Any, ...]] = (
-    (64, 3, 1, 1), (64, 3, 1, 1), ("tap",), ("pool", 2, 2),
-    (128, 3, 1, 1), (128, 3, 1, 1), ("tap",), ("pool", 2, 2),
-    (256, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1), ("tap",), ("pool", 2, 2),
-    (512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), ("tap",), ("pool", 2, 2),
-    (512, 3, 1, 1), (512, 3, 1, 1), (512, 3, 1, 1), ("tap",),
-)  # fmt: skip
+    (64, 3, 1, 1),
+    (64, 3, 1, 1),
+    ("tap",),
+    ("pool", 2, 2),
+    (128, 3, 1, 1),
+    (128, 3, 1, 1),
+    ("tap",),
+    ("pool", 2, 2),
+    (256, 3, 1, 1),
+    (256, 3, 1, 1),
+    (256, 3, 1, 1),
+    ("tap",),
+    ("pool", 2, 2),
+    (512, 3, 1, 1),
+    (512, 3, 1, 1),
+    (512, 3, 1, 1),
+    ("tap",),
+    ("pool", 2, 2),
+    (512, 3, 1, 1),
+    (512, 3, 1, 1),
+    (512, 3, 1, 1),
+    ("tap",),
+)
 _TRUNKS = {"alexnet": _ALEXNET, "vgg16": _VGG16}
 _LEAST_SIDE = 64  # the patches that the weights were fitted on; smaller images are enlarged
 

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = [
-    "PairMeasures", "Reconstruction", "pair_measures", "psnr", "reconstruction_error",
+    "PairMeasures",
+    "Reconstruction",
+    "pair_measures",
+    "psnr",
+    "reconstruction_error",
     "reconstruction_measures",
-]  # fmt: skip
+]
 
 _SMALLEST = 11  # pixels: SSIM's window
 

@@ -37,9 +37,7 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
     weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     weights = weights / weights.sum()
     window = torch.outer(weights, weights)[None, None]  # [1, 1, 11, 11]
-    mean_x, mean_y, xx, yy, xy = F.conv2d(
-        torch.cat([x, y, x * x, y * y, x * y]), window
-    ).chunk(5)  # fmt: skip
+    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window).chunk(5)
     variance_x, variance_y = xx - mean_x**2, yy - mean_y**2
     covariance = xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2

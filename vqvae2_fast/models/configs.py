@@ -77,8 +77,13 @@ class VQVAE2Config:
                     "VQVAE2Config: each of strides must be a power of two >= 2, got "
                     f"{self.strides}."
                 )
-        for name in ("image_channels", "hidden_channels", "residual_channels", "num_embeddings",
-                     "embedding_dim"):  # fmt: skip
+        for name in (
+            "image_channels",
+            "hidden_channels",
+            "residual_channels",
+            "num_embeddings",
+            "embedding_dim",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"VQVAE2Config: {name} must be >= 1, got {getattr(self, name)}.")
         total = math.prod(self.strides)
@@ -198,20 +203,33 @@ class PresetConfig:
 def _paper_top(**overrides: object) -> PixelSNAILConfig:
     """Top prior of ImageNet 256, from the paper's appendix (from memory; see README, presets)."""
     values: dict[str, object] = {
-        "size": (32, 32), "channels": 512, "residual_channels": 2048, "num_blocks": 4,
-        "layers_per_block": 5, "num_heads": 8, "dropout": 0.1, "attention_dropout": 0.1,
+        "size": (32, 32),
+        "channels": 512,
+        "residual_channels": 2048,
+        "num_blocks": 4,
+        "layers_per_block": 5,
+        "num_heads": 8,
+        "dropout": 0.1,
+        "attention_dropout": 0.1,
         "num_output_layers": 20,
-    }  # fmt: skip
+    }
     return PixelSNAILConfig(**{**values, **overrides})  # type: ignore[arg-type]
 
 
 def _paper_bottom(**overrides: object) -> PixelSNAILConfig:
     """Bottom prior of ImageNet 256: no attention, a deep residual conditioning stack."""
     values: dict[str, object] = {
-        "size": (64, 64), "channels": 512, "residual_channels": 1024, "num_blocks": 4,
-        "layers_per_block": 5, "attention": False, "dropout": 0.1,
-        "condition_sizes": ((32, 32),), "condition_channels": 512, "num_condition_layers": 20,
-    }  # fmt: skip
+        "size": (64, 64),
+        "channels": 512,
+        "residual_channels": 1024,
+        "num_blocks": 4,
+        "layers_per_block": 5,
+        "attention": False,
+        "dropout": 0.1,
+        "condition_sizes": ((32, 32),),
+        "condition_channels": 512,
+        "num_condition_layers": 20,
+    }
     return PixelSNAILConfig(**{**values, **overrides})  # type: ignore[arg-type]
 
 
@@ -221,31 +239,52 @@ def _small_priors(
     """Priors that train in minutes on two cores; sized by measurement (README, presets)."""
     top, bottom = sizes
     shared: dict[str, object] = {
-        "num_embeddings": num_embeddings, "num_classes": num_classes, "channels": 64,
-        "residual_channels": 64, "layers_per_block": 2, "kernel_size": 3, "num_heads": 4,
-    }  # fmt: skip
+        "num_embeddings": num_embeddings,
+        "num_classes": num_classes,
+        "channels": 64,
+        "residual_channels": 64,
+        "layers_per_block": 2,
+        "kernel_size": 3,
+        "num_heads": 4,
+    }
     return (
         PixelSNAILConfig(size=top, num_blocks=2, **shared),  # type: ignore[arg-type]
         PixelSNAILConfig(
-            size=bottom, num_blocks=2, attention=False, condition_sizes=(top,),
-            condition_channels=64, num_condition_layers=2, **shared,  # type: ignore[arg-type]
+            size=bottom,
+            num_blocks=2,
+            attention=False,
+            condition_sizes=(top,),
+            condition_channels=64,
+            num_condition_layers=2,
+            **shared,  # type: ignore[arg-type]
         ),
-    )  # fmt: skip
+    )
 
 
 _PAPER_VQVAE = VQVAE2Config()
 _FFHQ1024_PRIORS = (
     _paper_top(num_output_layers=0, dropout=0.5, attention_dropout=0.5),
     PixelSNAILConfig(
-        size=(64, 64), channels=512, residual_channels=1024, num_blocks=1, layers_per_block=20,
-        attention=True, dropout=0.3, attention_dropout=0.3, condition_sizes=((32, 32),),
-        condition_channels=512, num_condition_layers=8,
-    ),
-    _paper_bottom(
-        size=(128, 128), num_blocks=2, dropout=0.25, condition_sizes=((32, 32), (64, 64)),
+        size=(64, 64),
+        channels=512,
+        residual_channels=1024,
+        num_blocks=1,
+        layers_per_block=20,
+        attention=True,
+        dropout=0.3,
+        attention_dropout=0.3,
+        condition_sizes=((32, 32),),
+        condition_channels=512,
         num_condition_layers=8,
     ),
-)  # fmt: skip
+    _paper_bottom(
+        size=(128, 128),
+        num_blocks=2,
+        dropout=0.25,
+        condition_sizes=((32, 32), (64, 64)),
+        num_condition_layers=8,
+    ),
+)
 
 # The VQ-VAE rows are the paper's appendix table. The prior rows of ImageNet and FFHQ are recalled
 # from the same appendix; `ffhq256` is the ImageNet shape without classes (not in the paper).
@@ -259,26 +298,42 @@ _PRESETS = {
     ),
     "emoji32": PresetConfig(
         VQVAE2Config(
-            image_size=(32, 32), strides=(2, 2), hidden_channels=48, residual_channels=48,
-            num_embeddings=256, embedding_dim=32, restart=0.3,
+            image_size=(32, 32),
+            strides=(2, 2),
+            hidden_channels=48,
+            residual_channels=48,
+            num_embeddings=256,
+            embedding_dim=32,
+            restart=0.3,
         ),
         _small_priors(((8, 8), (16, 16)), 256, num_classes=9),
     ),
     "emoji64": PresetConfig(
         VQVAE2Config(
-            image_size=(64, 64), strides=(4, 2), hidden_channels=64, residual_channels=64,
-            num_embeddings=512, embedding_dim=64, quantize_after=100,
+            image_size=(64, 64),
+            strides=(4, 2),
+            hidden_channels=64,
+            residual_channels=64,
+            num_embeddings=512,
+            embedding_dim=64,
+            quantize_after=100,
         ),
         _small_priors(((8, 8), (16, 16)), 512, num_classes=9),
     ),
     "fashion28": PresetConfig(
         VQVAE2Config(
-            image_size=(28, 28), image_channels=1, strides=(2, 2), hidden_channels=48,
-            residual_channels=48, num_embeddings=128, embedding_dim=32, quantize_after=100,
+            image_size=(28, 28),
+            image_channels=1,
+            strides=(2, 2),
+            hidden_channels=48,
+            residual_channels=48,
+            num_embeddings=128,
+            embedding_dim=32,
+            quantize_after=100,
         ),
         _small_priors(((7, 7), (14, 14)), 128, num_classes=10),
     ),
-}  # fmt: skip
+}
 
 
 def preset_names() -> tuple[str, ...]:

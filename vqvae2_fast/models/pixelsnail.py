@@ -63,12 +63,18 @@ class PixelSNAILBlock(nn.Module):
             condition_channels = config.condition_channels
         self.layers = nn.ModuleList(
             GatedResidual(
-                channels, config.residual_channels, config.kernel_size, config.mask,
-                condition_channels=condition_channels, condition_scale=scale,
-                num_classes=config.num_classes, dropout=config.dropout, weight_norm=weight_norm,
+                channels,
+                config.residual_channels,
+                config.kernel_size,
+                config.mask,
+                condition_channels=condition_channels,
+                condition_scale=scale,
+                num_classes=config.num_classes,
+                dropout=config.dropout,
+                weight_norm=weight_norm,
             )
             for _ in range(config.layers_per_block)
-        )  # fmt: skip
+        )
         self.attention = self.merge = None
         if not config.attention:
             self.merge = SameConv2d(channels + 2, channels, weight_norm=weight_norm)
@@ -76,17 +82,24 @@ class PixelSNAILBlock(nn.Module):
 
         def pointwise(in_channels: int, auxiliary_channels: int = 0) -> GatedResidual:
             return GatedResidual(
-                in_channels, channels, auxiliary_channels=auxiliary_channels,
-                dropout=config.dropout, weight_norm=weight_norm,
-            )  # fmt: skip
+                in_channels,
+                channels,
+                auxiliary_channels=auxiliary_channels,
+                dropout=config.dropout,
+                weight_norm=weight_norm,
+            )
 
         self.key = pointwise(2 * channels + 2)
         self.query = pointwise(channels + 2)
         self.attention = CausalAttention(
-            channels + 2, 2 * channels + 2, channels // 2, config.num_heads,
-            dropout=config.attention_dropout, dropout_on=config.attention_dropout_on,
+            channels + 2,
+            2 * channels + 2,
+            channels // 2,
+            config.num_heads,
+            dropout=config.attention_dropout,
+            dropout_on=config.attention_dropout_on,
             weight_norm=weight_norm,
-        )  # fmt: skip
+        )
         self.out = pointwise(channels, auxiliary_channels=channels // 2)
 
     def forward(
@@ -127,24 +140,32 @@ class PixelSNAIL(nn.Module):
             raise ValueError(f"PixelSNAIL: expected kernel_size >= 2, got {config.kernel_size}.")
         self.register_buffer("background", background_coordinates(*config.size))
         self.stem = CausalStem(
-            config.num_embeddings, config.channels, config.kernel_size,
+            config.num_embeddings,
+            config.channels,
+            config.kernel_size,
             weight_norm=config.weight_norm,
-        )  # fmt: skip
+        )
         self.condition = None
         if sizes:
             self.condition = ConditionStack(
-                config.num_embeddings, config.condition_channels, len(sizes),
-                config.num_condition_layers, config.condition_kernel_size,
-                dropout=config.dropout, weight_norm=config.weight_norm,
-            )  # fmt: skip
+                config.num_embeddings,
+                config.condition_channels,
+                len(sizes),
+                config.num_condition_layers,
+                config.condition_kernel_size,
+                dropout=config.dropout,
+                weight_norm=config.weight_norm,
+            )
         self.blocks = nn.ModuleList(PixelSNAILBlock(config) for _ in range(config.num_blocks))
         self.output_layers = nn.ModuleList(
             GatedResidual(
-                config.channels, config.residual_channels,
-                dropout=config.dropout, weight_norm=config.weight_norm,
+                config.channels,
+                config.residual_channels,
+                dropout=config.dropout,
+                weight_norm=config.weight_norm,
             )
             for _ in range(config.num_output_layers)
-        )  # fmt: skip
+        )
         self.head = SameConv2d(
             config.channels, config.num_embeddings, weight_norm=config.weight_norm
         )

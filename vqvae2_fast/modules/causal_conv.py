@@ -60,9 +60,14 @@ class ConvWeight(nn.Module):
         return normed_weight(self._masked_v(), self.weight_g)
 
     def convolve(
-        self, x: Tensor, bias: Tensor | None, mask: str, *, elu: bool = False,
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        mask: str,
+        *,
+        elu: bool = False,
         dropout_p: float = 0.0,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x `[B, C_in, H, W]` with this weight; arguments as in `normed_conv2d`."""
         return normed_conv2d(
             x, self.weight_v, self.weight_g, bias, mask, self.live, elu=elu, dropout_p=dropout_p

@@ -41,11 +41,14 @@ class ConditionStack(nn.Module):
         half = kernel_size // 2
         self.stems = nn.ModuleList(
             CodeConv2d(
-                num_embeddings, channels, (kernel_size, kernel_size), (half, half, half, half),
+                num_embeddings,
+                channels,
+                (kernel_size, kernel_size),
+                (half, half, half, half),
                 weight_norm=weight_norm,
             )
             for _ in range(num_maps)
-        )  # fmt: skip
+        )
         self.layers = nn.ModuleList(
             GatedResidual(channels, channels, kernel_size, dropout=dropout, weight_norm=weight_norm)
             for _ in range(num_layers)

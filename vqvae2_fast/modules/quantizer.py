@@ -116,9 +116,12 @@ class VectorQuantizerEMA(nn.Module):
             if value < 1:
                 raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
         chosen = {
-            "init": init, "ema_start": ema_start, "gradient": gradient, "update": update,
+            "init": init,
+            "ema_start": ema_start,
+            "gradient": gradient,
+            "update": update,
             "metric": metric,
-        }  # fmt: skip
+        }
         for name, choice in chosen.items():
             if choice not in _CHOICES[name]:
                 raise ValueError(

@@ -119,9 +119,12 @@ class CausalStem(nn.Module):
         )
         left_height = (width + 1) // 2
         self.left = CodeConv2d(
-            num_embeddings, channels, (left_height, half), (half, -1, left_height - 1, 0),
+            num_embeddings,
+            channels,
+            (left_height, half),
+            (half, -1, left_height - 1, 0),
             weight_norm=weight_norm,
-        )  # fmt: skip
+        )
 
     def forward(self, codes: Tensor) -> Tensor:
         """int64 `[B, H, W]` -> `[B, C, H, W]`; position p sees codes at positions < p."""

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "check_codebook", "check_finite", "check_floating", "check_same_device", "described",
+    "check_codebook",
+    "check_finite",
+    "check_floating",
+    "check_same_device",
+    "described",
     "not_float32",
-]  # fmt: skip
+]
 
 
 def described(tensor: Tensor) -> str:

@@ -85,8 +85,9 @@ def architecture(device: torch.device) -> str:
     if _recorded is not None:
         return _recorded_architecture
     if device.type == "cuda":
-        return _device_architecture(torch.cuda.current_device() if device.index is None
-                                    else device.index)  # fmt: skip
+        return _device_architecture(
+            torch.cuda.current_device() if device.index is None else device.index
+        )
     return "interpreter"
 
 

@@ -4,5 +4,10 @@ from vqvae2_fast.report.grids import image_grid, pictures, reconstruction_grid, 
 from vqvae2_fast.report.html import Section, write_report
 
 __all__ = [
-    "Section", "image_grid", "pictures", "reconstruction_grid", "sample_grid", "write_report",
-]  # fmt: skip
+    "Section",
+    "image_grid",
+    "pictures",
+    "reconstruction_grid",
+    "sample_grid",
+    "write_report",
+]

@@ -65,8 +65,9 @@ def plot_curves(
     for level, log in priors.items():
         axis = next(panel)
         steps, nats = _series(log, "loss")
-        axis.plot(steps, [value / math.log(2) for value in nats], lw=1, color="C0",
-                  label="training batch")  # fmt: skip
+        axis.plot(
+            steps, [value / math.log(2) for value in nats], lw=1, color="C0", label="training batch"
+        )
         axis.plot(*_series(log, "val_bits_per_code"), "o-", color="C1", label="held out")
         if marginal_bits and level in marginal_bits:
             axis.axhline(
@@ -96,18 +97,34 @@ def plot_rate(
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
     points = sorted(webp, key=lambda point: point.bits_per_image)
-    axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "-", color="C0",
-              label="WebP, without its container")  # fmt: skip
+    axis.plot(
+        [p.bits_per_image for p in points],
+        [p.psnr for p in points],
+        "-",
+        color="C0",
+        label="WebP, without its container",
+    )
     if jpeg:
         points = sorted(jpeg, key=lambda point: point.bits_per_image)
-        axis.plot([p.bits_per_image for p in points], [p.psnr for p in points], "--", color="C2",
-                  label="JPEG, scan alone")  # fmt: skip
+        axis.plot(
+            [p.bits_per_image for p in points],
+            [p.psnr for p in points],
+            "--",
+            color="C2",
+            label="JPEG, scan alone",
+        )
     quality = values["reconstruction"]["psnr"]
     axis.plot(
         values["bits_per_image"], quality, "o", color="C3", ms=9, label="codes under the priors"
     )
-    axis.plot(values["marginal_bits_per_image"], quality, "x", color="C3", ms=8,
-              label="codes by their frequency alone")  # fmt: skip
+    axis.plot(
+        values["marginal_bits_per_image"],
+        quality,
+        "x",
+        color="C3",
+        ms=8,
+        label="codes by their frequency alone",
+    )
     axis.set(title="Held-out images", xlabel="bits an image", ylabel="PSNR, dB")
     axis.set_xlim(0, 2 * values["marginal_bits_per_image"])
     axis.legend()

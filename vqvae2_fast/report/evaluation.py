@@ -31,22 +31,27 @@ def write_evaluation(
     """
     sections = [*_samples(values, pictures), *_images(values, pictures)]
     write_report(
-        path, title,
+        path,
+        title,
         f"{values['images']} held-out images, {values.get('sampled_images', 0)} samples. Intervals "
         "are 95 %, by the jackknife over ten groups of images (kernel distance: over blocks; "
         "accuracy: Wilson's).",
-        sections, "vqvae2-fast evaluate",
-    )  # fmt: skip
+        sections,
+        "vqvae2-fast evaluate",
+    )
 
 
 def _samples(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
     sections = []
     if "samples" in pictures:
         sections.append(
-            Section("Samples", "Drawn as the plain model has them: temperature 1, no guidance, "
-                    "nothing rejected. With --samples, as those were drawn.",
-                    picture=pictures["samples"])
-        )  # fmt: skip
+            Section(
+                "Samples",
+                "Drawn as the plain model has them: temperature 1, no guidance, "
+                "nothing rejected. With --samples, as those were drawn.",
+                picture=pictures["samples"],
+            )
+        )
     for name, found in values.get("distances", {}).items():
         sections += _distances(name, found)
     if "cas" in values:
@@ -79,16 +84,26 @@ def _cas(rows: list[dict[str, Any]]) -> Section:
         "Classification accuracy score",
         "A classifier trained on each kind of images, by one recipe and on equal numbers; its "
         "accuracy on held-out images. The column of reconstructed images takes the decoder out.",
-        header=("trained on", "images", *(f"top 1 on {t}, %" for t in tests),
-                *(f"top 5 on {t}, %" for t in tests)),
+        header=(
+            "trained on",
+            "images",
+            *(f"top 1 on {t}, %" for t in tests),
+            *(f"top 5 on {t}, %" for t in tests),
+        ),
         rows=[
-            [row["trained_on"], str(row["images"]),
-             *(f"{100 * row['tested_on'][t]['top1']:.2f} [{100 * row['tested_on'][t]['low']:.2f}, "
-               f"{100 * row['tested_on'][t]['high']:.2f}]" for t in tests),
-             *(f"{100 * row['tested_on'][t]['top5']:.2f}" for t in tests)]
+            [
+                row["trained_on"],
+                str(row["images"]),
+                *(
+                    f"{100 * row['tested_on'][t]['top1']:.2f} [{100 * row['tested_on'][t]['low']:.2f}, "
+                    f"{100 * row['tested_on'][t]['high']:.2f}]"
+                    for t in tests
+                ),
+                *(f"{100 * row['tested_on'][t]['top5']:.2f}" for t in tests),
+            ]
             for row in rows
         ],
-    )  # fmt: skip
+    )
 
 
 def _rejection(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
@@ -110,10 +125,12 @@ def _rejection(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[S
             "The share of each class that a classifier gives the highest probability of its class. "
             "Fewer images alone raise a Fréchet distance: the dotted line is real images in the "
             f"place of as many samples. Accuracy is by {found['accuracy_by']}.",
-            header=header, rows=rows, picture=pictures["trade_off"],
+            header=header,
+            rows=rows,
+            picture=pictures["trade_off"],
         ),
         Section("Samples that the classifier is surest about", picture=pictures["best"]),
-    ]  # fmt: skip
+    ]
 
 
 def _images(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
@@ -121,38 +138,84 @@ def _images(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Sec
     if "train_reconstruction" in values:
         kinds["training"] = values["train_reconstruction"]
     errors = [
-        [name, f"{e['mse_unit']:.5f}", f"{e['mse']:.5f}", f"{e['psnr']:.2f}",
-         _or_empty(e.get("ssim")), _or_empty(e.get("lpips"))]
+        [
+            name,
+            f"{e['mse_unit']:.5f}",
+            f"{e['mse']:.5f}",
+            f"{e['psnr']:.2f}",
+            _or_empty(e.get("ssim")),
+            _or_empty(e.get("lpips")),
+        ]
         for name, e in kinds.items()
-    ]  # fmt: skip
+    ]
     levels = [
-        [name, str(level["codes"]), f"{level['codes_used']}", f"{level['perplexity']:.1f}",
-         f"{level['nats_per_code']:.4f}", _or_empty(level.get("train_nats_per_code")),
-         _or_empty(level.get("overfitting_gap"), "+.4f"), f"{level['bits_per_code']:.3f}",
-         f"{level['marginal_bits_per_code']:.3f}", f"{level['bits_per_image']:.0f}",
-         f"{level['marginal_bits_per_image']:.0f}"]
+        [
+            name,
+            str(level["codes"]),
+            f"{level['codes_used']}",
+            f"{level['perplexity']:.1f}",
+            f"{level['nats_per_code']:.4f}",
+            _or_empty(level.get("train_nats_per_code")),
+            _or_empty(level.get("overfitting_gap"), "+.4f"),
+            f"{level['bits_per_code']:.3f}",
+            f"{level['marginal_bits_per_code']:.3f}",
+            f"{level['bits_per_image']:.0f}",
+            f"{level['marginal_bits_per_image']:.0f}",
+        ]
         for name, level in values["levels"].items()
-    ]  # fmt: skip
-    levels.append(["together", *[""] * 8, f"{values['bits_per_image']:.0f}",
-                   f"{values['marginal_bits_per_image']:.0f}"])  # fmt: skip
+    ]
+    levels.append(
+        [
+            "together",
+            *[""] * 8,
+            f"{values['bits_per_image']:.0f}",
+            f"{values['marginal_bits_per_image']:.0f}",
+        ]
+    )
     codecs = ", ".join(_codec(name, values[name.lower()]) for name in ("WebP", "JPEG"))
     return [
-        Section("Reconstructions", "Held-out images, each above what its codes decode to.",
-                header=("images", "MSE, pixels in [0, 1]", "MSE, pixels in [-1, 1]", "PSNR, dB",
-                        "SSIM", "LPIPS"),
-                rows=errors, picture=pictures["reconstructions"]),
-        Section("What the codes cost",
-                f"Under the priors, {values['bits_per_dim']:.4f} bits a pixel and channel for the "
-                "codes. Marginal entropy is what the frequency of each code alone would give. The "
-                "gap is what held-out codes cost more than training ones.",
-                header=("level", "codes an image", "codes used", "perplexity", "nats a code",
-                        "in training", "gap", "bits a code", "marginal", "bits an image",
-                        "marginal bits an image"),
-                rows=levels),
-        Section("Quality against bits", f"At {values['bits_per_image']:.0f} bits an image: this "
-                f"model {values['reconstruction']['psnr']:.2f} dB, {codecs}. Headers of the files "
-                "are not counted.", picture=pictures["rate"]),
-    ]  # fmt: skip
+        Section(
+            "Reconstructions",
+            "Held-out images, each above what its codes decode to.",
+            header=(
+                "images",
+                "MSE, pixels in [0, 1]",
+                "MSE, pixels in [-1, 1]",
+                "PSNR, dB",
+                "SSIM",
+                "LPIPS",
+            ),
+            rows=errors,
+            picture=pictures["reconstructions"],
+        ),
+        Section(
+            "What the codes cost",
+            f"Under the priors, {values['bits_per_dim']:.4f} bits a pixel and channel for the "
+            "codes. Marginal entropy is what the frequency of each code alone would give. The "
+            "gap is what held-out codes cost more than training ones.",
+            header=(
+                "level",
+                "codes an image",
+                "codes used",
+                "perplexity",
+                "nats a code",
+                "in training",
+                "gap",
+                "bits a code",
+                "marginal",
+                "bits an image",
+                "marginal bits an image",
+            ),
+            rows=levels,
+        ),
+        Section(
+            "Quality against bits",
+            f"At {values['bits_per_image']:.0f} bits an image: this "
+            f"model {values['reconstruction']['psnr']:.2f} dB, {codecs}. Headers of the files "
+            "are not counted.",
+            picture=pictures["rate"],
+        ),
+    ]
 
 
 def _codec(name: str, found: Mapping[str, float | None]) -> str:

@@ -46,11 +46,12 @@ class Section:
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section], foot: str) -> None:
     """Write `path`, an HTML file of its own."""
     parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1><p>{escape(lead)}</p>",
-    ]  # fmt: skip
+    ]
     for section in sections:
         parts.append(f"<h2>{escape(section.heading)}</h2>")
         if section.text:

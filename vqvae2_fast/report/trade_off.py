@@ -81,9 +81,7 @@ def _draw(
     shares = [p["share"] for p in found]
     values = [p["measures"][network][measure] for p in found]
     middle = [v["value"] for v in values]
-    reach = [
-        [v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]
-    ]  # fmt: skip
+    reach = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
     axis.errorbar(shares, middle, yerr=reach, fmt="o-", color=colour, capsize=2, label=measure)
     floors = [p["floor"][network][measure]["value"] for p in found]
     axis.plot(shares, floors, ":", color=colour, lw=1, label=f"{measure} of as many real ones")

@@ -86,10 +86,13 @@ def sample_levels(
     values = {
         name: _per_level(name, value, num_levels)
         for name, value in (
-            ("temperature", temperature), ("top_k", top_k), ("top_p", top_p),
-            ("guidance_scale", guidance_scale), ("window", window),
+            ("temperature", temperature),
+            ("top_k", top_k),
+            ("top_p", top_p),
+            ("guidance_scale", guidance_scale),
+            ("window", window),
         )
-    }  # fmt: skip
+    }
     if known is not None and len(known) != num_levels:
         raise ValueError(
             f"sample_images: expected known to be a list of {num_levels} maps or None, coarse to "
@@ -114,11 +117,18 @@ def sample_levels(
         else:
             arguments["labels"] = labels
         codes = sample_codes(
-            prior, batch_size, condition=maps, seed=seed, first_sample=first_sample,
-            stream=level, known=None if known is None else known[level], engine=engine,
+            prior,
+            batch_size,
+            condition=maps,
+            seed=seed,
+            first_sample=first_sample,
+            stream=level,
+            known=None if known is None else known[level],
+            engine=engine,
             return_log_prob=return_log_prob,
-            progress=None if progress is None else _at_level(progress, level), **arguments,
-        )  # fmt: skip
+            progress=None if progress is None else _at_level(progress, level),
+            **arguments,
+        )
         if isinstance(codes, tuple):
             codes, log_prob = codes
             log_probs.append(log_prob)
@@ -161,10 +171,20 @@ def sample_images(
         ValueError, TypeError: As `sample_codes`, or a list that has not one entry per level.
     """
     maps = sample_levels(
-        pipeline, batch_size, labels=labels, seed=seed, first_sample=first_sample,
-        temperature=temperature, top_k=top_k, top_p=top_p, guidance_scale=guidance_scale,
-        known=known, engine=engine, window=window, progress=progress,
-    )  # fmt: skip
+        pipeline,
+        batch_size,
+        labels=labels,
+        seed=seed,
+        first_sample=first_sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+        known=known,
+        engine=engine,
+        window=window,
+        progress=progress,
+    )
     assert isinstance(maps, list)
     return decoded(pipeline, maps)
 

@@ -41,9 +41,7 @@ class DrawingRule:
     guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_rule(
-            "sample_codes", self.temperature, self.top_k, self.top_p, self.guidance_scale
-        )  # fmt: skip
+        check_rule("sample_codes", self.temperature, self.top_k, self.top_p, self.guidance_scale)
 
     @property
     def guided(self) -> bool:
@@ -62,9 +60,16 @@ class DrawingRule:
     ) -> Tensor:
         """`ops.draw_codes` without its checks: codes int64 `[B]`."""
         codes, _ = DRAW_CODES(
-            logits, unconditional, noise, known, self.temperature, self.top_k or 0,
-            self.top_p or 1.0, self.guidance_scale, False,
-        )  # fmt: skip
+            logits,
+            unconditional,
+            noise,
+            known,
+            self.temperature,
+            self.top_k or 0,
+            self.top_p or 1.0,
+            self.guidance_scale,
+            False,
+        )
         return codes
 
     def draw_into(
@@ -81,9 +86,7 @@ class DrawingRule:
             return
         if unconditional is not None:
             logits = guided(logits, unconditional, self.guidance_scale, scratch)
-        drawn(
-            logits, noise, self.temperature, self.top_k or 0, self.top_p or 1.0, scratch, codes
-        )  # fmt: skip
+        drawn(logits, noise, self.temperature, self.top_k or 0, self.top_p or 1.0, scratch, codes)
 
     def tempered(self, logits: Tensor) -> Tensor:
         return tempered(logits, self.temperature)

@@ -173,9 +173,15 @@ def sample_codes(
     if noise is not None:
         _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
-        batch_size, interface.size[1], interface.num_embeddings, device, seed, first_sample, stream,
+        batch_size,
+        interface.size[1],
+        interface.num_embeddings,
+        device,
+        seed,
+        first_sample,
+        stream,
         given=None if noise is None else noise.to(device),
-    )  # fmt: skip
+    )
     request = DrawRequest(
         batch_size,
         *_checked_context("sample_codes", interface, batch_size, condition, labels, device),

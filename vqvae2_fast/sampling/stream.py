@@ -79,9 +79,15 @@ def draw_batch(
     Args, Raises: As `sample_images`.
     """
     drawn = sample_levels(
-        pipeline, len(samples), labels=labels, first_sample=samples.start, known=known,
-        return_log_prob=True, progress=progress, **asdict(settings),
-    )  # fmt: skip
+        pipeline,
+        len(samples),
+        labels=labels,
+        first_sample=samples.start,
+        known=known,
+        return_log_prob=True,
+        progress=progress,
+        **asdict(settings),
+    )
     assert isinstance(drawn, tuple)
     codes, log_prob = drawn
     images = [decoded(pipeline, [maps[i : i + 1] for maps in codes]) for i in range(len(samples))]
@@ -153,8 +159,10 @@ def _batches(
     for start in range(0, count, batch_size):
         rows = slice(start, min(start + batch_size, count))
         yield draw_batch(
-            pipeline, range(first_sample + start, first_sample + rows.stop), settings,
+            pipeline,
+            range(first_sample + start, first_sample + rows.stop),
+            settings,
             labels=None if labels is None else labels[rows],
             known=known and [None if maps is None else maps[rows] for maps in known],
             progress=progress,
-        )  # fmt: skip
+        )

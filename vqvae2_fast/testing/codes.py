@@ -43,10 +43,14 @@ class CodeSet:
     def write(self, path: Path, shard_bytes: int = SHARD_BYTES) -> CodeStore:
         """The store of these codes."""
         with CodeWriter(
-            path, self.num_embeddings, self.level_sizes, class_names=self.class_names,
-            checkpoint_hash=self.checkpoint_hash, source_records=len(self),
+            path,
+            self.num_embeddings,
+            self.level_sizes,
+            class_names=self.class_names,
+            checkpoint_hash=self.checkpoint_hash,
+            source_records=len(self),
             shard_bytes=shard_bytes,
-        ) as writer:  # fmt: skip
+        ) as writer:
             writer.add(self.codes, self.labels)
         return CodeStore(path)
 
@@ -61,9 +65,7 @@ def random_codes(
 ) -> CodeSet:
     """Codes with the least and the largest among them, some without a label."""
     generator = torch.Generator().manual_seed(seed)
-    codes = [
-        torch.randint(num_embeddings, (count, h, w), generator=generator) for h, w in sizes
-    ]  # fmt: skip
+    codes = [torch.randint(num_embeddings, (count, h, w), generator=generator) for h, w in sizes]
     codes[0][0, 0, 0], codes[-1][-1, -1, -1] = 0, num_embeddings - 1
     labels = torch.randint(-1, len(class_names), (count,), generator=generator)
     return CodeSet(codes, num_embeddings, labels, class_names, "sha256:0f")

@@ -17,9 +17,14 @@ def tiny_pipeline(num_classes: int = 3, *, image_channels: int = 3) -> Pipeline:
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     config = VQVAE2Config(
-        image_size=(16, 16), image_channels=image_channels, strides=(2, 2), hidden_channels=16,
-        residual_channels=8, num_embeddings=13, embedding_dim=8,
-    )  # fmt: skip
+        image_size=(16, 16),
+        image_channels=image_channels,
+        strides=(2, 2),
+        hidden_channels=16,
+        residual_channels=8,
+        num_embeddings=13,
+        embedding_dim=8,
+    )
     vqvae = VQVAE2(config)
     # In training, so that the codebooks begin among the vectors.
     vqvae(torch.rand(64, image_channels, 16, 16) * 2 - 1)

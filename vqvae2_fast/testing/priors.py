@@ -29,10 +29,17 @@ def tiny_prior(seed: int = 0, **overrides: Any) -> PixelSNAIL:
     No weight is left at a value, such as a zero bias, that would hide a part of the network.
     """
     values: dict[str, Any] = {
-        "size": (4, 6), "num_embeddings": 13, "channels": 16, "residual_channels": 12,
-        "num_blocks": 2, "layers_per_block": 2, "kernel_size": 3, "num_heads": 2,
-        "condition_channels": 6, "num_condition_layers": 1,
-    }  # fmt: skip
+        "size": (4, 6),
+        "num_embeddings": 13,
+        "channels": 16,
+        "residual_channels": 12,
+        "num_blocks": 2,
+        "layers_per_block": 2,
+        "kernel_size": 3,
+        "num_heads": 2,
+        "condition_channels": 6,
+        "num_condition_layers": 1,
+    }
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     prior = PixelSNAIL(PixelSNAILConfig(**{**values, **overrides}))
@@ -53,8 +60,11 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
         parts = (mask, "attention" if attention else "no attention", name)
         label = ", ".join(parts + (("classes",) if classes else ()))
         configs[label] = {
-            "mask": mask, "attention": attention, "condition_sizes": sizes, "num_classes": classes,
-        }  # fmt: skip
+            "mask": mask,
+            "attention": attention,
+            "condition_sizes": sizes,
+            "num_classes": classes,
+        }
     return configs
 
 

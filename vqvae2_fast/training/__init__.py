@@ -11,8 +11,23 @@ from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_stage
 
 __all__ = [
-    "DamagedError", "DivergedError", "InterruptedRun", "Progress", "Stage", "TrainConfig",
-    "TrainResult", "Variants", "extract_codes", "from_preset", "learning_rate", "load",
-    "pretrained_folder", "pretrained_names", "prior_stage", "resume", "save", "train",
+    "DamagedError",
+    "DivergedError",
+    "InterruptedRun",
+    "Progress",
+    "Stage",
+    "TrainConfig",
+    "TrainResult",
+    "Variants",
+    "extract_codes",
+    "from_preset",
+    "learning_rate",
+    "load",
+    "pretrained_folder",
+    "pretrained_names",
+    "prior_stage",
+    "resume",
+    "save",
+    "train",
     "vqvae_stage",
-]  # fmt: skip
+]

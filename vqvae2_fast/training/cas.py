@@ -70,9 +70,12 @@ def classification_accuracy_score(
     )
     steps = steps or settings.steps
     settings = replace(
-        settings, seed=seed, steps=steps, validate_every=steps,
+        settings,
+        seed=seed,
+        steps=steps,
+        validate_every=steps,
         warmup_steps=min(settings.warmup_steps, steps // 10),
-    )  # fmt: skip
+    )
     test = next(iter(test_sets.values()))
     for name, images in train_sets.items():
         torch.manual_seed(seed)
@@ -81,9 +84,13 @@ def classification_accuracy_score(
             model, images, test, settings, flip=flip, name=f"train on {name} images"
         )
         train(
-            stage, settings, out=out / name, resume=True, progress=progress,
+            stage,
+            settings,
+            out=out / name,
+            resume=True,
+            progress=progress,
             class_names=images.class_names,
-        )  # fmt: skip
+        )
         found = {
             kind: classification_accuracy(model, in_order(own, _TEST_BATCH))
             for kind, own in test_sets.items()

@@ -52,9 +52,18 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = [
-    "VERSION", "DamagedError", "TrainingState", "check_prior", "checkpoint_folder", "class_names",
-    "load", "read_config", "resume", "save", "save_training",
-]  # fmt: skip
+    "VERSION",
+    "DamagedError",
+    "TrainingState",
+    "check_prior",
+    "checkpoint_folder",
+    "class_names",
+    "load",
+    "read_config",
+    "resume",
+    "save",
+    "save_training",
+]
 
 
 @dataclass
@@ -98,8 +107,12 @@ def save(
             write_model(obj, folder, class_names, dtype)
         else:
             names = level_names(len(obj.priors))
-            header = {"kind": "pipeline", "version": VERSION, "class_names": list(class_names),
-                      "config": {"levels": list(names)}}  # fmt: skip
+            header = {
+                "kind": "pipeline",
+                "version": VERSION,
+                "class_names": list(class_names),
+                "config": {"levels": list(names)},
+            }
             write_json(folder / "config.json", header)
             parts: dict[str, Any] = {"vqvae": obj.vqvae}
             parts |= {f"prior_{name}": p for name, p in zip(names, obj.priors, strict=True)}

@@ -28,15 +28,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "DamagedError", "check_sums", "link_folder", "read_json", "read_tensors", "replacing",
-    "tensor_headers", "write_json", "write_sums", "write_tensors",
-]  # fmt: skip
+    "DamagedError",
+    "check_sums",
+    "link_folder",
+    "read_json",
+    "read_tensors",
+    "replacing",
+    "tensor_headers",
+    "write_json",
+    "write_sums",
+    "write_tensors",
+]
 
 SUMS = "files.json"
 NAMES = (
-    "config.json", "model.safetensors", "average.safetensors", "optimizer.safetensors",
+    "config.json",
+    "model.safetensors",
+    "average.safetensors",
+    "optimizer.safetensors",
     "state.json",
-)  # fmt: skip
+)
 _CHUNK = 2**20
 # How a ZIP archive and pickles of the protocols since 2 begin: lengths of headers far too long,
 # but for the few bytes of `\x80\x02` and zeros.

@@ -43,8 +43,12 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
 }
 KINDS = (*MODELS, "pipeline")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_HEADER_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64,
-                 "BOOL": torch.bool}  # fmt: skip
+_HEADER_TYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
 # What a constructor raises on numbers that fit no model.
 _MISFITS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError)
 _LARGEST_INT = 2**63 - 1
@@ -63,9 +67,11 @@ def write_model(
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
     header = {
-        "kind": kinds[type(model)], "version": VERSION, "config": asdict(model.config),
+        "kind": kinds[type(model)],
+        "version": VERSION,
+        "config": asdict(model.config),
         "dtype": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+    }
     if class_names:
         header["class_names"] = list(class_names)
     write_json(folder / "config.json", header)

@@ -44,25 +44,42 @@ def classifier_recipe(
         return (
             ClassifierConfig((height, width), channels, num_classes, "resnet50"),
             TrainConfig(
-                steps=_IMAGENET_EPOCHS * steps, batch_size=64, accumulate=_IMAGENET_BATCH // 64,
-                optimizer="momentum", schedule="steps", learning_rate=0.4,
-                warmup_steps=_IMAGENET_WARMUP * steps, weight_decay=1e-4, max_grad_norm=0,
-                precision="auto", validate_every=5 * steps, save_every=steps,
+                steps=_IMAGENET_EPOCHS * steps,
+                batch_size=64,
+                accumulate=_IMAGENET_BATCH // 64,
+                optimizer="momentum",
+                schedule="steps",
+                learning_rate=0.4,
+                warmup_steps=_IMAGENET_WARMUP * steps,
+                weight_decay=1e-4,
+                max_grad_norm=0,
+                precision="auto",
+                validate_every=5 * steps,
+                save_every=steps,
             ),
-        )  # fmt: skip
+        )
     batch = min(64, images)
     steps = max(1, images * epochs // batch)
     return (
         ClassifierConfig(
-            (height, width), channels, num_classes, "small", 24, 0.2,
+            (height, width),
+            channels,
+            num_classes,
+            "small",
+            24,
+            0.2,
             first_stride=2 if min(height, width) >= 48 else 1,
         ),
         TrainConfig(
-            steps=steps, batch_size=batch, learning_rate=3e-3, weight_decay=0.05,
+            steps=steps,
+            batch_size=batch,
+            learning_rate=3e-3,
+            weight_decay=0.05,
             warmup_steps=min(100, steps // 10),
-            validate_every=max(1, steps // 5), save_every=max(1, steps // 5),
+            validate_every=max(1, steps // 5),
+            save_every=max(1, steps // 5),
         ),
-    )  # fmt: skip
+    )
 
 
 def classifier_stage(
@@ -101,13 +118,18 @@ def classifier_stage(
         name=name,
         model=model,
         batches=lambda first: batches(
-            train_set, config.batch_size, seed=config.seed, start_step=first, flip=flip,
-            crop_padding=crop_padding, num_workers=config.workers,
+            train_set,
+            config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            flip=flip,
+            crop_padding=crop_padding,
+            num_workers=config.workers,
         ),
         loss=loss,
         validate=validate,
         headline="accuracy",
-    )  # fmt: skip
+    )
 
 
 def check_classes(op: str, images: ImageSource, num_classes: int | None = None) -> None:

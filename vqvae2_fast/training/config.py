@@ -62,8 +62,15 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every",
-                     "save_every", "keep"):  # fmt: skip
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "validate_every",
+            "save_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be >= 1, got {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed"):

@@ -137,11 +137,17 @@ def extract_codes(
         write_codes(
             folder,
             lambda first, last: _encoded(model, images, variants, first, last, workers),
-            records, config.num_embeddings, config.level_sizes, class_names=images.class_names,
-            checkpoint_hash=weights_hash(model), rank=rank, world_size=world_size,
-            shard_bytes=shard_records * layout.record_bytes, shard_seconds=math.inf,
+            records,
+            config.num_embeddings,
+            config.level_sizes,
+            class_names=images.class_names,
+            checkpoint_hash=weights_hash(model),
+            rank=rank,
+            world_size=world_size,
+            shard_bytes=shard_records * layout.record_bytes,
+            shard_seconds=math.inf,
             progress=report,
-        )  # fmt: skip
+        )
         task.update(stop - start)
     return CodeStore(folder)
 

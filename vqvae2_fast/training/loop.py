@@ -126,10 +126,15 @@ def train(
 
 
 def _train(
-    stage: Stage, config: TrainConfig, out: Path | None, resume: bool, progress: Progress,
-    class_names: Sequence[str], on_log: Callable[[int, Mapping[str, float]], object],
+    stage: Stage,
+    config: TrainConfig,
+    out: Path | None,
+    resume: bool,
+    progress: Progress,
+    class_names: Sequence[str],
+    on_log: Callable[[int, Mapping[str, float]], object],
     stop: StopRequest,
-) -> TrainResult:  # fmt: skip
+) -> TrainResult:
     model = stage.model
     device = next(model.parameters()).device
     # Reading the flag waits for a GPU; on a CPU every step is checked.
@@ -175,9 +180,14 @@ def _train(
             is_best = False
             if done % config.log_every == 0 or done == config.steps:
                 values = {name: float(value) for name, value in parts.items()}
-                log.write(done, loss=float(loss), **values, grad_norm=float(norm),
-                          learning_rate=learning_rate(step, config),
-                          seconds=round(time.monotonic() - start, 3))  # fmt: skip
+                log.write(
+                    done,
+                    loss=float(loss),
+                    **values,
+                    grad_norm=float(norm),
+                    learning_rate=learning_rate(step, config),
+                    seconds=round(time.monotonic() - start, 3),
+                )
             if done % config.validate_every == 0 or done == config.steps:
                 with average.applied(model) if average else nullcontext():
                     position.metrics = stage.validate(model.eval())
@@ -262,9 +272,14 @@ def _diverged(
 
 
 def _save(
-    run: Path, position: _Position, model: nn.Module, optimizer: torch.optim.Optimizer,
-    average: PolyakAverage | None, config: TrainConfig, class_names: Sequence[str],
-) -> None:  # fmt: skip
+    run: Path,
+    position: _Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: PolyakAverage | None,
+    config: TrainConfig,
+    class_names: Sequence[str],
+) -> None:
     tensors = {
         f"{name}.{key}": value
         for name, weight in model.named_parameters()
@@ -272,13 +287,19 @@ def _save(
     }
     # The random numbers and the batch of each step follow from (seed, step): nothing else to keep.
     state = {
-        "step": position.step, "train": asdict(config), "metrics": position.metrics,
+        "step": position.step,
+        "train": asdict(config),
+        "metrics": position.metrics,
         "best": position.best,
-    }  # fmt: skip
+    }
     save_training(
-        step_folder(run, position.step), model, optimizer=tensors, state=state,
-        average=average.weights if average else None, class_names=class_names,
-    )  # fmt: skip
+        step_folder(run, position.step),
+        model,
+        optimizer=tensors,
+        state=state,
+        average=average.weights if average else None,
+        class_names=class_names,
+    )
     _tidy(run, position, config)
 
 
@@ -290,9 +311,12 @@ def _tidy(run: Path, position: _Position, config: TrainConfig) -> None:
 
 
 def _restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer,
-    average: PolyakAverage | None, config: TrainConfig,
-) -> _Position:  # fmt: skip
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: PolyakAverage | None,
+    config: TrainConfig,
+) -> _Position:
     """Load a checkpoint into a run's objects; returns how far it is."""
     saved = read_checkpoint(path)
     if type(saved.model) is not type(model):

@@ -69,9 +69,14 @@ _PAPER_VQVAE = TrainConfig(
     steps=2_207_444, batch_size=128, learning_rate=3e-4, save_every=5000, validate_every=5000
 )
 _PAPER_PRIOR = TrainConfig(
-    steps=1_600_000, batch_size=32, accumulate=32, learning_rate=3e-4, average_decay=0.9999,
-    save_every=1000, validate_every=5000,
-)  # fmt: skip
+    steps=1_600_000,
+    batch_size=32,
+    accumulate=32,
+    learning_rate=3e-4,
+    average_decay=0.9999,
+    save_every=1000,
+    validate_every=5000,
+)
 
 
 def train_preset(name: str) -> TrainPreset:

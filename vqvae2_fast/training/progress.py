@@ -84,9 +84,14 @@ class Task:
     """One task of a `Progress`; `update` tells how far it is."""
 
     def __init__(
-        self, owner: Progress, name: str, number: str, total: int, done: int,
+        self,
+        owner: Progress,
+        name: str,
+        number: str,
+        total: int,
+        done: int,
         bars: Bars | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._owner, self._name, self._number, self._bars = owner, name, number, bars
         self._total, self._first, self._done = total, done, done
         self._start = self._last_line = time.monotonic()

@@ -28,9 +28,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 __all__ = [
-    "best_record", "better", "checkpoint_folder", "keep_best", "latest", "locked_run", "previous",
-    "remove_old", "step_folder",
-]  # fmt: skip
+    "best_record",
+    "better",
+    "checkpoint_folder",
+    "keep_best",
+    "latest",
+    "locked_run",
+    "previous",
+    "remove_old",
+    "step_folder",
+]
 
 _CHECKPOINTS = "checkpoints"
 _STEP = re.compile(r"step-(\d{1,18})")
@@ -166,8 +173,10 @@ def _what_is_there(path: Path) -> str:
         return "is a code store"
     if any(path.glob("*/manifest.json")):
         return "holds code stores"
-    below = sorted({p.parent for p in path.glob("*/config.json")}
-                   | {p.parent for p in path.glob(f"*/{_CHECKPOINTS}")})  # fmt: skip
+    below = sorted(
+        {p.parent for p in path.glob("*/config.json")}
+        | {p.parent for p in path.glob(f"*/{_CHECKPOINTS}")}
+    )
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
         return f"holds {', '.join(folder.name for folder in below[:3])}{more}, one of which to name"
@@ -177,9 +186,10 @@ def _what_is_there(path: Path) -> str:
 def _checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
     found = [
-        folder for folder in run.glob(f"{_CHECKPOINTS}/step-*")
+        folder
+        for folder in run.glob(f"{_CHECKPOINTS}/step-*")
         if _STEP.fullmatch(folder.name) and (folder / "config.json").is_file()
-    ]  # fmt: skip
+    ]
     return sorted(found, key=_step)
 
 

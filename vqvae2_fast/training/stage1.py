@@ -88,14 +88,19 @@ def vqvae_stage(
         name="train VQ-VAE",
         model=model,
         batches=lambda first: batches(
-            train_set, config.batch_size, seed=config.seed, start_step=first, flip=flip,
-            crop_padding=crop_padding, num_workers=config.workers,
+            train_set,
+            config.batch_size,
+            seed=config.seed,
+            start_step=first,
+            flip=flip,
+            crop_padding=crop_padding,
+            num_workers=config.workers,
         ),
         loss=loss,
         validate=validate,
         headline="psnr",
         after_step=model.update_codebooks_,
-    )  # fmt: skip
+    )
 
 
 def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:

@@ -194,10 +194,13 @@ class VectorQuantize(nn.Module):
             NotImplementedError: Another argument of the package is given.
         """
         given = {
-            "indices": indices, "topk": topk, "sample_codebook_temp": sample_codebook_temp,
-            "codebook_transform_fn": codebook_transform_fn, "ema_update_weight": ema_update_weight,
+            "indices": indices,
+            "topk": topk,
+            "sample_codebook_temp": sample_codebook_temp,
+            "codebook_transform_fn": codebook_transform_fn,
+            "ema_update_weight": ema_update_weight,
             "accum_ema_update": accum_ema_update or None,
-        }  # fmt: skip
+        }
         refuse_others("VectorQuantize.forward", given, dict.fromkeys(given))
         sequence = self._to_sequence(x)
         mask = _as_mask(x, sequence, mask, lens, self)

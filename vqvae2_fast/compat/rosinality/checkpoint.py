@@ -38,7 +38,7 @@ _ORIGINS = (
     ("_vq_vae.", "a VQ-VAE tutorial with one level"),
     ("horizontal.conv.conv.", "a PixelSNAIL of the port, its second stage: use PixelSNAIL"),
     ("quantize_t.embed", "a VQVAE of the port, its first stage: use VQVAE"),
-)  # fmt: skip
+)
 
 
 class StateDictError(ValueError, RuntimeError):
@@ -156,8 +156,10 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
         return None
     lines = [f"{name}.load_state_dict: the state dict does not fit this model."]
     for kind, entries in (
-        ("missing keys", missing), ("unexpected keys", unexpected), ("other shapes", shapes)
-    ):  # fmt: skip
+        ("missing keys", missing),
+        ("unexpected keys", unexpected),
+        ("other shapes", shapes),
+    ):
         if entries:
             rest = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
             lines.append(f"  {len(entries)} {kind}: {', '.join(entries[:8])}{rest}")

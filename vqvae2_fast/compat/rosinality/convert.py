@@ -179,9 +179,13 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
         }
     )
     port = VQVAE(
-        config.image_channels, config.hidden_channels, config.num_residual_blocks,
-        config.residual_channels, config.embedding_dim, config.num_embeddings,
-    )  # fmt: skip
+        config.image_channels,
+        config.hidden_channels,
+        config.num_residual_blocks,
+        config.residual_channels,
+        config.embedding_dim,
+        config.num_embeddings,
+    )
     return _filled(port, model, _vqvae_name)
 
 

@@ -141,9 +141,14 @@ def _read_row(value: bytes, where: str) -> CodeRow:
             raise ValueError("its fields are not two arrays and a string")
         return CodeRow(top.to_tensor(), bottom.to_tensor(), filename)
     except (
-        pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError,
+        pickle.UnpicklingError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        EOFError,
         OverflowError,
-    ) as error:  # fmt: skip
+    ) as error:
         raise ValueError(
             f"{where}: refused, and nothing of it was run: expected the pickle of a "
             f"dataset.CodeRow with two integer maps and a filename, but {error}."

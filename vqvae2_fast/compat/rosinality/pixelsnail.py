@@ -129,11 +129,15 @@ class PixelBlock(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(
             GatedResBlock(
-                in_channel, channel, kernel_size, conv="causal", dropout=dropout,
+                in_channel,
+                channel,
+                kernel_size,
+                conv="causal",
+                dropout=dropout,
                 condition_dim=condition_dim,
             )
             for _ in range(n_res_block)
-        )  # fmt: skip
+        )
         self.attention = attention
         if attention:
             key_channel, query_channel = in_channel * 2 + 2, in_channel + 2
@@ -232,11 +236,16 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         self.register_buffer("background", background.unsqueeze(0))
         self.blocks = nn.ModuleList(
             PixelBlock(
-                channel, res_channel, kernel_size, n_res_block, attention=attention,
-                dropout=dropout, condition_dim=cond_res_channel,
+                channel,
+                res_channel,
+                kernel_size,
+                n_res_block,
+                attention=attention,
+                dropout=dropout,
+                condition_dim=cond_res_channel,
             )
             for _ in range(n_block)
-        )  # fmt: skip
+        )
         if n_cond_res_block > 0:
             self.cond_resnet = CondResNet(
                 n_class, cond_res_channel, cond_res_kernel, n_cond_res_block

@@ -12,8 +12,18 @@ from vqvae2_fast.ops.causal_attention.op import causal_attention
 __all__ = ["CASES", "ERRORS"]
 
 
-def _case(name: str, b: int, heads: int, length: int, d: int, dv: int, *, dropout_p: float = 0.0,
-          dropout_on: str = "logits", dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    b: int,
+    heads: int,
+    length: int,
+    d: int,
+    dv: int,
+    *,
+    dropout_p: float = 0.0,
+    dropout_on: str = "logits",
+    dtype: torch.dtype = torch.float32,
+) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         q = randn(g, b, heads, length, d, dtype=dtype)
         k = randn(g, b, heads, length, d, dtype=dtype)
@@ -41,12 +51,28 @@ CASES = [
 
 _Q = torch.zeros(1, 2, 5, 4)
 ERRORS = [
-    ErrorCase("lengths_differ", lambda: causal_attention(_Q, torch.zeros(1, 2, 6, 4), _Q),
-              ValueError, "expected q, k [B, heads, L, d] and v [B, heads, L, dv]"),
-    ErrorCase("dropout_without_seed", lambda: causal_attention(_Q, _Q, _Q, 0.1),
-              ValueError, "dropout needs a seed"),
-    ErrorCase("dropout_of_one", lambda: causal_attention(_Q, _Q, _Q, 1.0),
-              ValueError, "expected dropout_p in [0, 1), got 1.0"),
-    ErrorCase("unknown_dropout_on", lambda: causal_attention(_Q, _Q, _Q, 0.1, "values"),
-              ValueError, "expected dropout_on 'logits' or 'probabilities', got 'values'"),
-]  # fmt: skip
+    ErrorCase(
+        "lengths_differ",
+        lambda: causal_attention(_Q, torch.zeros(1, 2, 6, 4), _Q),
+        ValueError,
+        "expected q, k [B, heads, L, d] and v [B, heads, L, dv]",
+    ),
+    ErrorCase(
+        "dropout_without_seed",
+        lambda: causal_attention(_Q, _Q, _Q, 0.1),
+        ValueError,
+        "dropout needs a seed",
+    ),
+    ErrorCase(
+        "dropout_of_one",
+        lambda: causal_attention(_Q, _Q, _Q, 1.0),
+        ValueError,
+        "expected dropout_p in [0, 1), got 1.0",
+    ),
+    ErrorCase(
+        "unknown_dropout_on",
+        lambda: causal_attention(_Q, _Q, _Q, 0.1, "values"),
+        ValueError,
+        "expected dropout_on 'logits' or 'probabilities', got 'values'",
+    ),
+]

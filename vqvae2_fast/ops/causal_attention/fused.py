@@ -17,17 +17,25 @@ _WIDEST_HEAD = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 
 
 def is_without_dropout(
-    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, dropout_on: str = "logits",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    dropout_on: str = "logits",
     seed: Tensor | None = None,
-) -> bool:  # fmt: skip
+) -> bool:
     """PyTorch's fused attention computes these calls: nothing faster is claimed."""
     return dropout_p == 0
 
 
 def refusal(
-    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, dropout_on: str = "logits",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    dropout_on: str = "logits",
     seed: Tensor | None = None,
-) -> str | None:  # fmt: skip
+) -> str | None:
     """Why the kernels do not take these, or None."""
     if dropout_on != "logits":
         return "dropout on probabilities"
@@ -49,23 +57,31 @@ def _fake(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor) -> tu
 
 
 def _fake_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, dropout_p: float,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    dropout_p: float,
     seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 FUSED = define_triton(
-    "causal_attention", "causal_attention_fused",
+    "causal_attention",
+    "causal_attention_fused",
     "(Tensor q, Tensor k, Tensor v, float dropout_p, Tensor seed) -> (Tensor out, Tensor log_sum)",
     fake=_fake,
-)  # fmt: skip
+)
 BACKWARD = define_triton(
-    "causal_attention", "causal_attention_backward",
+    "causal_attention",
+    "causal_attention_backward",
     "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum, float dropout_p, "
     "Tensor seed) -> (Tensor dq, Tensor dk, Tensor dv)",
     fake=_fake_backward,
-)  # fmt: skip
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

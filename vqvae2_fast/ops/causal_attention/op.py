@@ -88,9 +88,13 @@ def causal_attention(
 
 
 def _dropped_on_cpu(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout_p: float, dropout_on: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    dropout_p: float,
+    dropout_on: str,
     seed: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """The kernel is float32: half precision is widened for it, so no L×L matrix is kept."""
     dtype = q.dtype
     if all(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (q, k, v)):

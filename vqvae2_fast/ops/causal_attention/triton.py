@@ -51,12 +51,37 @@ def _probabilities(product, keep, queries, keys, log_sum, gain, L):
 
 @triton.jit(do_not_specialize=["threshold"])
 def _causal_attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, seed_ptr, out_ptr, log_sum_ptr, H, L, D, DV, gain, threshold,
-    q_stride_b, q_stride_h, q_stride_l, q_stride_d, k_stride_b, k_stride_h, k_stride_l, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_l, v_stride_d,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    seed_ptr,
+    out_ptr,
+    log_sum_ptr,
+    H,
+    L,
+    D,
+    DV,
+    gain,
+    threshold,
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    q_stride_d,
+    k_stride_b,
+    k_stride_h,
+    k_stride_l,
+    k_stride_d,
+    v_stride_b,
+    v_stride_h,
+    v_stride_l,
+    v_stride_d,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A block of queries over the keys before it, with a running maximum and sum."""
     # Long rows first: the last blocks to run are short.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -108,37 +133,87 @@ def _causal_attention_fwd_kernel(
 
 @triton.jit
 def _causal_attention_delta_kernel(
-    dout_ptr, out_ptr, delta_ptr, H, L, DV,
-    dout_stride_b, dout_stride_h, dout_stride_l, dout_stride_d,
-    BLOCK_M: tl.constexpr, BLOCK_DV: tl.constexpr,
-):  # fmt: skip
+    dout_ptr,
+    out_ptr,
+    delta_ptr,
+    H,
+    L,
+    DV,
+    dout_stride_b,
+    dout_stride_h,
+    dout_stride_l,
+    dout_stride_d,
+    BLOCK_M: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):
     """delta = Σ dout · out of each row."""
     sample = tl.program_id(1).to(tl.int64)
     image, head = sample // H, sample % H
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dv = tl.arange(0, BLOCK_DV)
     dout = _rows(
-        dout_ptr, image, head, queries, dv, L, DV, dout_stride_b, dout_stride_h, dout_stride_l,
+        dout_ptr,
+        image,
+        head,
+        queries,
+        dv,
+        L,
+        DV,
+        dout_stride_b,
+        dout_stride_h,
+        dout_stride_l,
         dout_stride_d,
-    ).to(tl.float32)  # fmt: skip
+    ).to(tl.float32)
     row = sample * L + queries
     out = tl.load(
         out_ptr + row[:, None] * DV + dv[None, :],
-        mask=(queries < L)[:, None] & (dv < DV)[None, :], other=0.0,
-    ).to(tl.float32)  # fmt: skip
+        mask=(queries < L)[:, None] & (dv < DV)[None, :],
+        other=0.0,
+    ).to(tl.float32)
     tl.store(delta_ptr + row, tl.sum(dout * out, axis=1), mask=queries < L)
 
 
 @triton.jit(do_not_specialize=["threshold"])
 def _causal_attention_bwd_dkdv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, log_sum_ptr, delta_ptr, seed_ptr, dk_ptr, dv_ptr, H, L, D, DV,
-    gain, slope, threshold,
-    dout_stride_b, dout_stride_h, dout_stride_l, dout_stride_d,
-    q_stride_b, q_stride_h, q_stride_l, q_stride_d, k_stride_b, k_stride_h, k_stride_l, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_l, v_stride_d,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dout_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    log_sum_ptr,
+    delta_ptr,
+    seed_ptr,
+    dk_ptr,
+    dv_ptr,
+    H,
+    L,
+    D,
+    DV,
+    gain,
+    slope,
+    threshold,
+    dout_stride_b,
+    dout_stride_h,
+    dout_stride_l,
+    dout_stride_d,
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    q_stride_d,
+    k_stride_b,
+    k_stride_h,
+    k_stride_l,
+    k_stride_d,
+    v_stride_b,
+    v_stride_h,
+    v_stride_l,
+    v_stride_d,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A block of keys over the queries after it: dv = Pᵀ·dout, dk = dSᵀ·q."""
     block = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
@@ -166,9 +241,18 @@ def _causal_attention_bwd_dkdv_kernel(
             q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
         ).to(OPERAND)
         dout = _rows(
-            dout_ptr, image, head, queries, dv, L, DV, dout_stride_b, dout_stride_h, dout_stride_l,
+            dout_ptr,
+            image,
+            head,
+            queries,
+            dv,
+            L,
+            DV,
+            dout_stride_b,
+            dout_stride_h,
+            dout_stride_l,
             dout_stride_d,
-        ).to(OPERAND)  # fmt: skip
+        ).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = _keep(seed, sample, queries, first_key, bound, BLOCK_N)
         weights = _probabilities(product, keep, queries, keys, log_sum, gain, L)
@@ -184,14 +268,44 @@ def _causal_attention_bwd_dkdv_kernel(
 
 @triton.jit(do_not_specialize=["threshold"])
 def _causal_attention_bwd_dq_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, log_sum_ptr, delta_ptr, seed_ptr, dq_ptr, H, L, D, DV,
-    gain, slope, threshold,
-    dout_stride_b, dout_stride_h, dout_stride_l, dout_stride_d,
-    q_stride_b, q_stride_h, q_stride_l, q_stride_d, k_stride_b, k_stride_h, k_stride_l, k_stride_d,
-    v_stride_b, v_stride_h, v_stride_l, v_stride_d,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    dout_ptr,
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    log_sum_ptr,
+    delta_ptr,
+    seed_ptr,
+    dq_ptr,
+    H,
+    L,
+    D,
+    DV,
+    gain,
+    slope,
+    threshold,
+    dout_stride_b,
+    dout_stride_h,
+    dout_stride_l,
+    dout_stride_d,
+    q_stride_b,
+    q_stride_h,
+    q_stride_l,
+    q_stride_d,
+    k_stride_b,
+    k_stride_h,
+    k_stride_l,
+    k_stride_d,
+    v_stride_b,
+    v_stride_h,
+    v_stride_l,
+    v_stride_d,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A block of queries over the keys before it: dq = dS·k."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
@@ -208,9 +322,18 @@ def _causal_attention_bwd_dq_kernel(
         q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
     ).to(OPERAND)
     dout = _rows(
-        dout_ptr, image, head, queries, dv, L, DV, dout_stride_b, dout_stride_h, dout_stride_l,
+        dout_ptr,
+        image,
+        head,
+        queries,
+        dv,
+        L,
+        DV,
+        dout_stride_b,
+        dout_stride_h,
+        dout_stride_l,
         dout_stride_d,
-    ).to(OPERAND)  # fmt: skip
+    ).to(OPERAND)
     dq_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(0, tl.minimum((block + 1) * BLOCK_M, L), BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
@@ -261,24 +384,55 @@ def causal_attention_fused_triton(
     config = _configuration("fwd", q, v)
     gain = dimension**-0.5 / (1 - dropout_p) * math.log2(math.e)
     launch(
-        _causal_attention_fwd_kernel, (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
-        q, k, v, seed, out, log_sum, heads, length, dimension, v.shape[3], gain,
-        _threshold(dropout_p), *q.stride(), *k.stride(), *v.stride(), **_common(q, v), **config,
-    )  # fmt: skip
+        _causal_attention_fwd_kernel,
+        (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
+        q,
+        k,
+        v,
+        seed,
+        out,
+        log_sum,
+        heads,
+        length,
+        dimension,
+        v.shape[3],
+        gain,
+        _threshold(dropout_p),
+        *q.stride(),
+        *k.stride(),
+        *v.stride(),
+        **_common(q, v),
+        **config,
+    )
     return out, log_sum
 
 
 def causal_attention_backward_triton(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, dropout_p: float,
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    dropout_p: float,
     seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, dimension = q.shape
     common = _common(q, v)
     delta = torch.empty_like(log_sum)
     launch(
-        _causal_attention_delta_kernel, (triton.cdiv(length, 64), batch * heads), dout, out, delta,
-        heads, length, v.shape[3], *dout.stride(), BLOCK_M=64, BLOCK_DV=common["BLOCK_DV"],
-    )  # fmt: skip
+        _causal_attention_delta_kernel,
+        (triton.cdiv(length, 64), batch * heads),
+        dout,
+        out,
+        delta,
+        heads,
+        length,
+        v.shape[3],
+        *dout.stride(),
+        BLOCK_M=64,
+        BLOCK_DV=common["BLOCK_DV"],
+    )
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     slope = dimension**-0.5 / (1 - dropout_p)
     inputs = (dout, q, k, v, log_sum, delta, seed)
@@ -286,14 +440,29 @@ def causal_attention_backward_triton(
     strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride())
     config = _configuration("bwd_dkdv", q, v)
     launch(
-        _causal_attention_bwd_dkdv_kernel, (triton.cdiv(length, config["BLOCK_N"]), batch * heads),
-        *inputs, dk, dv, *sizes, _threshold(dropout_p), *strides, **common, **config,
-    )  # fmt: skip
+        _causal_attention_bwd_dkdv_kernel,
+        (triton.cdiv(length, config["BLOCK_N"]), batch * heads),
+        *inputs,
+        dk,
+        dv,
+        *sizes,
+        _threshold(dropout_p),
+        *strides,
+        **common,
+        **config,
+    )
     config = _configuration("bwd_dq", q, v)
     launch(
-        _causal_attention_bwd_dq_kernel, (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
-        *inputs, dq, *sizes, _threshold(dropout_p), *strides, **common, **config,
-    )  # fmt: skip
+        _causal_attention_bwd_dq_kernel,
+        (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
+        *inputs,
+        dq,
+        *sizes,
+        _threshold(dropout_p),
+        *strides,
+        **common,
+        **config,
+    )
     return dq, dk, dv
 
 
@@ -301,8 +470,10 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Calls that compile every variant that users meet."""
     seed = torch.tensor(1)
     for dtype, widths in (
-        (torch.float32, (16, 64)), (torch.bfloat16, (16, 64, 128)), (torch.float16, (16,)),
-    ):  # fmt: skip
+        (torch.float32, (16, 64)),
+        (torch.bfloat16, (16, 64, 128)),
+        (torch.float16, (16,)),
+    ):
         for width in widths:
             q = torch.ones(2, 2, 64, min(width, 64), dtype=dtype)
             v = torch.ones(2, 2, 64, width, dtype=dtype)

@@ -13,8 +13,16 @@ from vqvae2_fast.ops.causal_conv2d.reference import MASKS
 __all__ = ["CASES", "ERRORS"]
 
 
-def _case(name: str, mask: str, kernel: tuple[int, int], size: tuple[int, int], *, batch: int = 2,
-          bias: bool = True, dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    mask: str,
+    kernel: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    batch: int = 2,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         x = randn(g, batch, 3, *size, dtype=dtype)
         weight = randn(g, 5, 3, *kernel, dtype=dtype)
@@ -39,12 +47,28 @@ CASES = [
 
 _X, _W = torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 3, 3)
 ERRORS = [
-    ErrorCase("unknown_mask", lambda: causal_conv2d(_X, _W, None, "causal"),
-              ValueError, "expected mask one of exclude, include, down, downright, got 'causal'"),
-    ErrorCase("channels_differ", lambda: causal_conv2d(torch.zeros(1, 2, 4, 4), _W, None, "down"),
-              ValueError, "expected x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"),
-    ErrorCase("even_width", lambda: causal_conv2d(_X, torch.zeros(5, 3, 3, 2), None, "include"),
-              ValueError, "expected an odd kernel width for mask 'include'"),
-    ErrorCase("bias_of_another_length", lambda: causal_conv2d(_X, _W, torch.zeros(4), "down"),
-              ValueError, "expected bias [5], got [4]"),
-]  # fmt: skip
+    ErrorCase(
+        "unknown_mask",
+        lambda: causal_conv2d(_X, _W, None, "causal"),
+        ValueError,
+        "expected mask one of exclude, include, down, downright, got 'causal'",
+    ),
+    ErrorCase(
+        "channels_differ",
+        lambda: causal_conv2d(torch.zeros(1, 2, 4, 4), _W, None, "down"),
+        ValueError,
+        "expected x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]",
+    ),
+    ErrorCase(
+        "even_width",
+        lambda: causal_conv2d(_X, torch.zeros(5, 3, 3, 2), None, "include"),
+        ValueError,
+        "expected an odd kernel width for mask 'include'",
+    ),
+    ErrorCase(
+        "bias_of_another_length",
+        lambda: causal_conv2d(_X, _W, torch.zeros(4), "down"),
+        ValueError,
+        "expected bias [5], got [4]",
+    ),
+]

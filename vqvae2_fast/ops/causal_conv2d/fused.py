@@ -60,18 +60,23 @@ def _fake_weight_gradient(dout: Tensor, x: Tensor, height: int, width: int, mask
 
 
 FUSED = define_triton(
-    "causal_conv2d", "causal_conv2d_fused",
-    "(Tensor x, Tensor weight, Tensor? bias, str mask) -> Tensor", fake=_fake,
-)  # fmt: skip
+    "causal_conv2d",
+    "causal_conv2d_fused",
+    "(Tensor x, Tensor weight, Tensor? bias, str mask) -> Tensor",
+    fake=_fake,
+)
 INPUT_GRADIENT = define_triton(
-    "causal_conv2d", "causal_conv2d_input_gradient",
-    "(Tensor dout, Tensor weight, str mask) -> Tensor", fake=_fake_input_gradient,
-)  # fmt: skip
+    "causal_conv2d",
+    "causal_conv2d_input_gradient",
+    "(Tensor dout, Tensor weight, str mask) -> Tensor",
+    fake=_fake_input_gradient,
+)
 WEIGHT_GRADIENT = define_triton(
-    "causal_conv2d", "causal_conv2d_weight_gradient",
+    "causal_conv2d",
+    "causal_conv2d_weight_gradient",
     "(Tensor dout, Tensor x, int height, int width, str mask) -> Tensor",
     fake=_fake_weight_gradient,
-)  # fmt: skip
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

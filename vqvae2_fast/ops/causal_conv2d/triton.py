@@ -43,10 +43,27 @@ def _rows_under_tap(x_ptr, positions, M, H, W, C, c, row, column):
 
 @triton.jit
 def _causal_conv2d_fwd_kernel(
-    x_ptr, weight_ptr, bias_ptr, out_ptr, M, H, W, C_IN, C_OUT, T, KW, TOP, LEFT,
-    SIGN: tl.constexpr, BIAS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    M,
+    H,
+    W,
+    C_IN,
+    C_OUT,
+    T,
+    KW,
+    TOP,
+    LEFT,
+    SIGN: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """out[m] = Σ_t x[m + tap t] · weight[t] + bias; with SIGN −1 the gradient of x from dout.
 
     2·M·T·C_in·C_out flops; reads x and weight from memory once, tiles of them again from the cache.
@@ -64,23 +81,40 @@ def _causal_conv2d_fwd_kernel(
         x = _rows_under_tap(x_ptr, positions, M, H, W, C_IN, c, row, column)
         weight = tl.load(
             weight_ptr + (t * C_IN + c).to(tl.int64)[:, None] * C_OUT + n[None, :],
-            mask=(c < C_IN)[:, None] & (n < C_OUT)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(c < C_IN)[:, None] & (n < C_OUT)[None, :],
+            other=0.0,
+        )
         total = tl.dot(x.to(OPERAND), weight.to(OPERAND), total, input_precision=PRECISION)
     if BIAS:
         total += tl.load(bias_ptr + n, mask=n < C_OUT, other=0.0).to(tl.float32)[None, :]
     tl.store(
-        out_ptr + positions.to(tl.int64)[:, None] * C_OUT + n[None, :], total,
+        out_ptr + positions.to(tl.int64)[:, None] * C_OUT + n[None, :],
+        total,
         mask=(positions < M)[:, None] & (n < C_OUT)[None, :],
-    )  # fmt: skip
+    )
 
 
 @triton.jit
 def _causal_conv2d_bwd_dweight_kernel(
-    dout_ptr, x_ptr, partial_ptr, M, H, W, C_IN, C_OUT, T, KW, TOP, LEFT, share,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr,
+    dout_ptr,
+    x_ptr,
+    partial_ptr,
+    M,
+    H,
+    W,
+    C_IN,
+    C_OUT,
+    T,
+    KW,
+    TOP,
+    LEFT,
+    share,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """partial[s, t] = x[under tap t]ᵀ · dout over the s-th share of the positions."""
     columns, rows = tl.cdiv(C_OUT, BLOCK_N), tl.cdiv(C_IN, BLOCK_M)
     tile, part = tl.program_id(0), tl.program_id(1)
@@ -95,16 +129,16 @@ def _causal_conv2d_bwd_dweight_kernel(
         x = _rows_under_tap(x_ptr, positions, last, H, W, C_IN, c, row, column)
         dout = tl.load(
             dout_ptr + positions.to(tl.int64)[:, None] * C_OUT + n[None, :],
-            mask=(positions < last)[:, None] & (n < C_OUT)[None, :], other=0.0,
-        )  # fmt: skip
-        total = tl.dot(
-            tl.trans(x.to(OPERAND)), dout.to(OPERAND), total, input_precision=PRECISION
-        )  # fmt: skip
+            mask=(positions < last)[:, None] & (n < C_OUT)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(tl.trans(x.to(OPERAND)), dout.to(OPERAND), total, input_precision=PRECISION)
     at = (part * T + t).to(tl.int64) * C_IN + c
     tl.store(
-        partial_ptr + at[:, None] * C_OUT + n[None, :], total,
+        partial_ptr + at[:, None] * C_OUT + n[None, :],
+        total,
         mask=(c < C_IN)[:, None] & (n < C_OUT)[None, :],
-    )  # fmt: skip
+    )
 
 
 def _live(mask: str, height: int, width: int) -> tuple[int, int, int]:
@@ -128,8 +162,9 @@ def _configuration(kernel: str, x: Tensor) -> dict[str, int]:
     return configuration(f"causal_conv2d_{kernel}{suffix}", x.device)
 
 
-def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, width: int, top: int, left: int,
-              sign: int) -> Tensor:  # fmt: skip
+def _convolve(
+    x: Tensor, packed: Tensor, bias: Tensor | None, width: int, top: int, left: int, sign: int
+) -> Tensor:
     """x `[B, C_in, H, W]`, packed `[T, C_in, C_out]` -> `[B, C_out, H, W]`, channels last."""
     rows = _channels_last(x)
     batch, image_height, image_width, inputs = rows.shape
@@ -139,10 +174,26 @@ def _convolve(x: Tensor, packed: Tensor, bias: Tensor | None, width: int, top: i
     config = _configuration("fwd", x)
     tiles = triton.cdiv(positions, config["BLOCK_M"]) * triton.cdiv(outputs, config["BLOCK_N"])
     launch(
-        _causal_conv2d_fwd_kernel, (tiles,), rows, packed, packed if bias is None else bias, out,
-        positions, image_height, image_width, inputs, outputs, taps, width, top, left, SIGN=sign,
-        BIAS=bias is not None, **_precision(x.dtype, x.device), **config,
-    )  # fmt: skip
+        _causal_conv2d_fwd_kernel,
+        (tiles,),
+        rows,
+        packed,
+        packed if bias is None else bias,
+        out,
+        positions,
+        image_height,
+        image_width,
+        inputs,
+        outputs,
+        taps,
+        width,
+        top,
+        left,
+        SIGN=sign,
+        BIAS=bias is not None,
+        **_precision(x.dtype, x.device),
+        **config,
+    )
     return out.permute(0, 3, 1, 2)
 
 
@@ -176,10 +227,24 @@ def causal_conv2d_weight_gradient_triton(
     share = triton.cdiv(positions, parts * config["BLOCK_K"]) * config["BLOCK_K"]
     partial = x.new_empty((parts, taps, inputs, outputs), dtype=torch.float32)
     launch(
-        _causal_conv2d_bwd_dweight_kernel, (tiles, parts), dout_rows, rows, partial, positions,
-        image_height, image_width, inputs, outputs, taps, width, top, left, share,
-        **_precision(x.dtype, x.device), **config,
-    )  # fmt: skip
+        _causal_conv2d_bwd_dweight_kernel,
+        (tiles, parts),
+        dout_rows,
+        rows,
+        partial,
+        positions,
+        image_height,
+        image_width,
+        inputs,
+        outputs,
+        taps,
+        width,
+        top,
+        left,
+        share,
+        **_precision(x.dtype, x.device),
+        **config,
+    )
     dweight = x.new_zeros((outputs, inputs, height, width))
     live = partial[0] if parts == 1 else partial.sum(0)  # [T, C_in, C_out]
     dweight.flatten(2)[:, :, :taps].copy_(live.permute(2, 1, 0))
@@ -189,9 +254,11 @@ def causal_conv2d_weight_gradient_triton(
 def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Calls that compile every variant that users meet."""
     for dtype, tf32 in (
-        (torch.float32, False), (torch.float32, True), (torch.bfloat16, False),
+        (torch.float32, False),
+        (torch.float32, True),
+        (torch.bfloat16, False),
         (torch.float16, False),
-    ):  # fmt: skip
+    ):
         x, weight = torch.ones(2, 32, 8, 8, dtype=dtype), torch.ones(64, 32, 5, 5, dtype=dtype)
         dout = torch.ones(2, 64, 8, 8, dtype=dtype)
         # Precision of a launch is that of the moment.

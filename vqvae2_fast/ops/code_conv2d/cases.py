@@ -15,9 +15,17 @@ _STEM = [-2, -1, -2, 0, -2, 1, -1, -1, -1, 0, -1, 1, 0, -2, 0, -1]
 _AROUND = [-1, -1, -1, 0, -1, 1, 0, -1, 0, 0, 0, 1, 1, -1, 1, 0, 1, 1]
 
 
-def _case(name: str, batch: int, size: tuple[int, int], num_embeddings: int, channels: int,
-          offsets: list[int], *, one_code: bool = False,
-          dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    batch: int,
+    size: tuple[int, int],
+    num_embeddings: int,
+    channels: int,
+    offsets: list[int],
+    *,
+    one_code: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         codes = torch.randint(num_embeddings, (batch, *size), generator=g)
         if one_code:
@@ -41,14 +49,34 @@ CASES = [
 
 _CODES, _TABLE = torch.zeros(1, 3, 3, dtype=torch.int64), torch.zeros(2, 4, 5)
 ERRORS = [
-    ErrorCase("float_codes", lambda: code_conv2d(_CODES.float(), _TABLE, [(0, 0), (0, 1)]),
-              TypeError, "expected codes int64, got [1, 3, 3] float32"),
-    ErrorCase("no_batch", lambda: code_conv2d(_CODES[0], _TABLE, [(0, 0), (0, 1)]),
-              ValueError, "expected codes [B, H, W], got [3, 3]"),
-    ErrorCase("another_number_of_taps", lambda: code_conv2d(_CODES, _TABLE, [(0, 0)]),
-              ValueError, "expected table [T, K, C] with T=1 as offsets, at least 1, got [2"),
-    ErrorCase("no_taps", lambda: code_conv2d(_CODES, _TABLE[:0], []),
-              ValueError, "expected table [T, K, C] with T=0 as offsets, at least 1"),
-    ErrorCase("integer_table", lambda: code_conv2d(_CODES, _CODES, [(0, 0)]),
-              TypeError, "expected table of a floating dtype"),
-]  # fmt: skip
+    ErrorCase(
+        "float_codes",
+        lambda: code_conv2d(_CODES.float(), _TABLE, [(0, 0), (0, 1)]),
+        TypeError,
+        "expected codes int64, got [1, 3, 3] float32",
+    ),
+    ErrorCase(
+        "no_batch",
+        lambda: code_conv2d(_CODES[0], _TABLE, [(0, 0), (0, 1)]),
+        ValueError,
+        "expected codes [B, H, W], got [3, 3]",
+    ),
+    ErrorCase(
+        "another_number_of_taps",
+        lambda: code_conv2d(_CODES, _TABLE, [(0, 0)]),
+        ValueError,
+        "expected table [T, K, C] with T=1 as offsets, at least 1, got [2",
+    ),
+    ErrorCase(
+        "no_taps",
+        lambda: code_conv2d(_CODES, _TABLE[:0], []),
+        ValueError,
+        "expected table [T, K, C] with T=0 as offsets, at least 1",
+    ),
+    ErrorCase(
+        "integer_table",
+        lambda: code_conv2d(_CODES, _CODES, [(0, 0)]),
+        TypeError,
+        "expected table of a floating dtype",
+    ),
+]

@@ -37,14 +37,17 @@ def _fake_backward(
 
 
 FUSED = define_triton(
-    "code_conv2d", "code_conv2d_fused", "(Tensor codes, Tensor table, int[] offsets) -> Tensor",
+    "code_conv2d",
+    "code_conv2d_fused",
+    "(Tensor codes, Tensor table, int[] offsets) -> Tensor",
     fake=_fake,
-)  # fmt: skip
+)
 BACKWARD = define_triton(
-    "code_conv2d", "code_conv2d_backward",
+    "code_conv2d",
+    "code_conv2d_backward",
     "(Tensor dout, Tensor codes, int num_embeddings, int[] offsets) -> Tensor",
     fake=_fake_backward,
-)  # fmt: skip
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -26,9 +26,19 @@ __all__ = ["code_conv2d_backward_triton", "code_conv2d_fused_triton", "examples"
 
 @triton.jit
 def _code_conv2d_fwd_kernel(
-    codes_ptr, table_ptr, offsets_ptr, out_ptr, M, H, W, K, C, T,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    codes_ptr,
+    table_ptr,
+    offsets_ptr,
+    out_ptr,
+    M,
+    H,
+    W,
+    K,
+    C,
+    T,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """out[m] = Σ_t table[t, code under tap t of m]; T·C values from the cache a position."""
     positions = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -42,21 +52,29 @@ def _code_conv2d_fwd_kernel(
         code = tl.load(codes_ptr + positions + row * W + column, mask=inside, other=-1)
         inside = (code >= 0) & (code < K)
         source = (code + t * K)[:, None] * C + c[None, :]
-        columns = tl.load(
-            table_ptr + source, mask=inside[:, None] & (c < C)[None, :], other=0.0
-        )  # fmt: skip
+        columns = tl.load(table_ptr + source, mask=inside[:, None] & (c < C)[None, :], other=0.0)
         total += columns.to(tl.float32)
     tl.store(
-        out_ptr + positions.to(tl.int64)[:, None] * C + c[None, :], total,
+        out_ptr + positions.to(tl.int64)[:, None] * C + c[None, :],
+        total,
         mask=(positions < M)[:, None] & (c < C)[None, :],
-    )  # fmt: skip
+    )
 
 
 @triton.jit
 def _code_conv2d_bwd_kernel(
-    dout_ptr, order_ptr, bounds_ptr, offsets_ptr, dtable_ptr, H, W, K, C,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    dout_ptr,
+    order_ptr,
+    bounds_ptr,
+    offsets_ptr,
+    dtable_ptr,
+    H,
+    W,
+    K,
+    C,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """dtable[t, k] = Σ dout over the positions that see code k under tap t, in their order."""
     k, t = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -72,8 +90,9 @@ def _code_conv2d_bwd_kernel(
         target = source - row * W - column
         dout = tl.load(
             dout_ptr + target[:, None] * C + c[None, :],
-            mask=inside[:, None] & (c < C)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=inside[:, None] & (c < C)[None, :],
+            other=0.0,
+        )
         total += dout.to(tl.float32)
     entry = (t.to(tl.int64) * K + k) * C + c
     tl.store(dtable_ptr + entry, tl.sum(total, axis=0), mask=c < C)
@@ -92,10 +111,20 @@ def code_conv2d_fused_triton(codes: Tensor, table: Tensor, offsets: Sequence[int
     config = configuration("code_conv2d_fwd", codes.device)
     grid = (triton.cdiv(codes.numel(), config["BLOCK_M"]), triton.cdiv(channels, config["BLOCK_C"]))
     launch(
-        _code_conv2d_fwd_kernel, grid, codes.contiguous(), table.contiguous(),
-        _offsets_on(tuple(offsets), codes.device), out, codes.numel(), height, width,
-        num_embeddings, channels, taps, **config,
-    )  # fmt: skip
+        _code_conv2d_fwd_kernel,
+        grid,
+        codes.contiguous(),
+        table.contiguous(),
+        _offsets_on(tuple(offsets), codes.device),
+        out,
+        codes.numel(),
+        height,
+        width,
+        num_embeddings,
+        channels,
+        taps,
+        **config,
+    )
     return out.permute(0, 3, 1, 2)
 
 
@@ -108,11 +137,19 @@ def code_conv2d_backward_triton(
     dtable = dout.new_empty((taps, num_embeddings, channels))
     config = configuration("code_conv2d_bwd", codes.device)
     launch(
-        _code_conv2d_bwd_kernel, (num_embeddings, taps, triton.cdiv(channels, config["BLOCK_C"])),
-        dout.permute(0, 2, 3, 1).contiguous(), order, bounds,
-        _offsets_on(tuple(offsets), codes.device), dtable, height, width, num_embeddings, channels,
+        _code_conv2d_bwd_kernel,
+        (num_embeddings, taps, triton.cdiv(channels, config["BLOCK_C"])),
+        dout.permute(0, 2, 3, 1).contiguous(),
+        order,
+        bounds,
+        _offsets_on(tuple(offsets), codes.device),
+        dtable,
+        height,
+        width,
+        num_embeddings,
+        channels,
         **config,
-    )  # fmt: skip
+    )
     return dtable
 
 

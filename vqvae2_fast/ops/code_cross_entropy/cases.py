@@ -13,9 +13,14 @@ __all__ = ["CASES", "ERRORS", "arguments"]
 
 
 def arguments(
-    g: torch.Generator, positions: int, codes: int, channels: int, *, spread: float = 1,
+    g: torch.Generator,
+    positions: int,
+    codes: int,
+    channels: int,
+    *,
+    spread: float = 1,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Any, ...]:  # fmt: skip
+) -> tuple[Any, ...]:
     features = spread * randn(g, positions, channels, dtype=dtype)
     weight, bias = randn(g, codes, channels, dtype=dtype), randn(g, codes, dtype=dtype)
     return features, weight, bias, torch.randint(codes, (positions,), generator=g)

@@ -44,16 +44,34 @@ CASES = [
 ]
 
 ERRORS = [
-    ErrorCase("index_too_large",
-              lambda: code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4),
-              RuntimeError, "expected indices in 0..3, got 4 at row 1"),
-    ErrorCase("negative_index",
-              lambda: code_statistics(torch.zeros(2, 3), torch.tensor([-1, 0]), 4),
-              RuntimeError, "expected indices in 0..3, got -1 at row 0"),
-    ErrorCase("shapes_differ", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(3).long(), 4),
-              ValueError, "expected indices [2] for z [2, 3], got [3] int64"),
-    ErrorCase("float_indices", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2), 4),
-              TypeError, "expected indices int64, got [2] float32"),
-    ErrorCase("no_codes", lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), 0),
-              ValueError, "expected num_embeddings >= 1, got 0"),
-]  # fmt: skip
+    ErrorCase(
+        "index_too_large",
+        lambda: code_statistics(torch.zeros(2, 3), torch.tensor([0, 4]), 4),
+        RuntimeError,
+        "expected indices in 0..3, got 4 at row 1",
+    ),
+    ErrorCase(
+        "negative_index",
+        lambda: code_statistics(torch.zeros(2, 3), torch.tensor([-1, 0]), 4),
+        RuntimeError,
+        "expected indices in 0..3, got -1 at row 0",
+    ),
+    ErrorCase(
+        "shapes_differ",
+        lambda: code_statistics(torch.zeros(2, 3), torch.zeros(3).long(), 4),
+        ValueError,
+        "expected indices [2] for z [2, 3], got [3] int64",
+    ),
+    ErrorCase(
+        "float_indices",
+        lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2), 4),
+        TypeError,
+        "expected indices int64, got [2] float32",
+    ),
+    ErrorCase(
+        "no_codes",
+        lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), 0),
+        ValueError,
+        "expected num_embeddings >= 1, got 0",
+    ),
+]

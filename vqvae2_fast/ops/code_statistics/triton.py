@@ -31,9 +31,19 @@ def _piece_rows(start, end, PIECES: tl.constexpr, MIN_ROWS: tl.constexpr):
 
 @triton.jit
 def _code_pieces_kernel(
-    z_ptr, order_ptr, bounds_ptr, partial_ptr, z_stride_n, z_stride_d, K, D,
-    PIECES: tl.constexpr, MIN_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    z_ptr,
+    order_ptr,
+    bounds_ptr,
+    partial_ptr,
+    z_stride_n,
+    z_stride_d,
+    K,
+    D,
+    PIECES: tl.constexpr,
+    MIN_ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """partial[s, k] = Σ z over the s-th piece of code k; reads each row of z once."""
     k = tl.program_id(0)
     piece = tl.program_id(1)
@@ -50,8 +60,9 @@ def _code_pieces_kernel(
             row = tl.load(order_ptr + n, mask=n < last, other=0)
             z = tl.load(
                 z_ptr + row[:, None] * z_stride_n + d[None, :] * z_stride_d,
-                mask=(n < last)[:, None] & (d < D)[None, :], other=0.0,
-            )  # fmt: skip
+                mask=(n < last)[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
             total += z.to(tl.float64)
         entry = (piece.to(tl.int64) * K + k) * D + d
         tl.store(partial_ptr + entry, tl.sum(total, axis=0), mask=d < D)
@@ -59,9 +70,16 @@ def _code_pieces_kernel(
 
 @triton.jit
 def _code_sums_kernel(
-    partial_ptr, bounds_ptr, counts_ptr, sums_ptr, K, D,
-    PIECES: tl.constexpr, MIN_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    partial_ptr,
+    bounds_ptr,
+    counts_ptr,
+    sums_ptr,
+    K,
+    D,
+    PIECES: tl.constexpr,
+    MIN_ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """sums[k] = Σ over the pieces of code k, rounded once; counts[k] from the bounds."""
     k = tl.program_id(0).to(tl.int64)
     start = tl.load(bounds_ptr + k)
@@ -90,16 +108,34 @@ def code_statistics_triton(
     pieces = config["PIECES"]
     partial = z.new_empty((pieces, num_embeddings, dimension), dtype=torch.float64)
     launch(
-        _code_pieces_kernel, (num_embeddings, pieces, blocks), z, order, bounds, partial,
-        z.stride(0), z.stride(1), num_embeddings, dimension, **config,
-    )  # fmt: skip
+        _code_pieces_kernel,
+        (num_embeddings, pieces, blocks),
+        z,
+        order,
+        bounds,
+        partial,
+        z.stride(0),
+        z.stride(1),
+        num_embeddings,
+        dimension,
+        **config,
+    )
     counts = indices.new_empty(num_embeddings)
     sums = z.new_empty((num_embeddings, dimension), dtype=torch.float32)
     launch(
-        _code_sums_kernel, (num_embeddings, blocks), partial, bounds, counts, sums, num_embeddings,
-        dimension, PIECES=pieces, MIN_ROWS=config["MIN_ROWS"], BLOCK_D=config["BLOCK_D"],
+        _code_sums_kernel,
+        (num_embeddings, blocks),
+        partial,
+        bounds,
+        counts,
+        sums,
+        num_embeddings,
+        dimension,
+        PIECES=pieces,
+        MIN_ROWS=config["MIN_ROWS"],
+        BLOCK_D=config["BLOCK_D"],
         num_warps=1,
-    )  # fmt: skip
+    )
     return counts, sums
 
 

@@ -26,10 +26,20 @@ def _zeros_and_ones(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(logits > 1, 1.0, logits * 0)
 
 
-def _case(name: str, batch: int, num_embeddings: int, *, temperature: float = 1.0, top_k: int = 0,
-          top_p: float = 1.0, guidance: float | None = None, known: bool = False,
-          log_prob: bool = True, takes_last: bool = False,
-          change: Callable[[torch.Tensor], torch.Tensor] = lambda v: 2 * v) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    batch: int,
+    num_embeddings: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance: float | None = None,
+    known: bool = False,
+    log_prob: bool = True,
+    takes_last: bool = False,
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda v: 2 * v,
+) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         logits = change(randn(g, batch, num_embeddings))
         without = None if guidance is None else change(randn(g, batch, num_embeddings))
@@ -39,11 +49,25 @@ def _case(name: str, batch: int, num_embeddings: int, *, temperature: float = 1.
             # Turned so that the last code that the filters keep is taken: the edge is seen.
             noise = 0.01 * torch.arange(num_embeddings) - 4 * logits
         kept = torch.arange(batch) % (num_embeddings + 1) - 1 if known else None
-        return (logits, without, noise, kept, temperature, top_k, top_p,
-                1.0 if guidance is None else guidance, log_prob)  # fmt: skip
+        return (
+            logits,
+            without,
+            noise,
+            kept,
+            temperature,
+            top_k,
+            top_p,
+            1.0 if guidance is None else guidance,
+            log_prob,
+        )
 
-    return Case(name, make, batched=(0, *((1,) if guidance is not None else ()), 2,
-                                     *((3,) if known else ())) if log_prob else ())  # fmt: skip
+    return Case(
+        name,
+        make,
+        batched=(0, *((1,) if guidance is not None else ()), 2, *((3,) if known else ()))
+        if log_prob
+        else (),
+    )
 
 
 # Few rows: Triton's interpreter takes tens of milliseconds to sort one.
@@ -63,26 +87,64 @@ CASES = [
     _case("greedy_ties", 8, 50, temperature=0.0, top_k=3, change=_rounded),
     _case("guided_greedy", 3, 50, temperature=0.0, guidance=-0.5),
     _case("forbidden_codes", 3, 15, top_k=12, change=lambda v: v.masked_fill(v < 0, -torch.inf)),
-    _case("all_forbidden", 2, 9, top_k=4, log_prob=False,
-          change=lambda v: torch.full_like(v, -torch.inf)),
-]  # fmt: skip
+    _case(
+        "all_forbidden",
+        2,
+        9,
+        top_k=4,
+        log_prob=False,
+        change=lambda v: torch.full_like(v, -torch.inf),
+    ),
+]
 
 _L = torch.zeros(2, 4)
 ERRORS = [
-    ErrorCase("one_row", lambda: draw_codes(_L[0], _L[0]),
-              ValueError, "expected logits [B, K] with K >= 1, got [4] float32"),
-    ErrorCase("noise_of_another_size", lambda: draw_codes(_L, _L[:, :3]),
-              ValueError, "expected noise [2, 4] as logits, got [2, 3]"),
-    ErrorCase("unconditional_of_another_size", lambda: draw_codes(_L, _L, unconditional=_L[:1]),
-              ValueError, "expected unconditional [2, 4] as logits, got [1, 4]"),
-    ErrorCase("float_known", lambda: draw_codes(_L, _L, known=_L[:, 0]),
-              TypeError, "expected known int64, got [2] float32"),
-    ErrorCase("known_of_another_size", lambda: draw_codes(_L, _L, known=torch.zeros(3).long()),
-              ValueError, "expected known [2], got [3]"),
-    ErrorCase("integer_logits", lambda: draw_codes(_L.long(), _L),
-              TypeError, "expected logits of a floating dtype"),
-    ErrorCase("negative_temperature", lambda: draw_codes(_L, _L, temperature=-1.0),
-              ValueError, "draw_codes: expected temperature >= 0 and finite, got -1.0"),
-    ErrorCase("top_p_of_zero", lambda: draw_codes(_L, _L, top_p=0.0),
-              ValueError, "draw_codes: expected top_p in (0, 1] or None, got 0.0"),
-]  # fmt: skip
+    ErrorCase(
+        "one_row",
+        lambda: draw_codes(_L[0], _L[0]),
+        ValueError,
+        "expected logits [B, K] with K >= 1, got [4] float32",
+    ),
+    ErrorCase(
+        "noise_of_another_size",
+        lambda: draw_codes(_L, _L[:, :3]),
+        ValueError,
+        "expected noise [2, 4] as logits, got [2, 3]",
+    ),
+    ErrorCase(
+        "unconditional_of_another_size",
+        lambda: draw_codes(_L, _L, unconditional=_L[:1]),
+        ValueError,
+        "expected unconditional [2, 4] as logits, got [1, 4]",
+    ),
+    ErrorCase(
+        "float_known",
+        lambda: draw_codes(_L, _L, known=_L[:, 0]),
+        TypeError,
+        "expected known int64, got [2] float32",
+    ),
+    ErrorCase(
+        "known_of_another_size",
+        lambda: draw_codes(_L, _L, known=torch.zeros(3).long()),
+        ValueError,
+        "expected known [2], got [3]",
+    ),
+    ErrorCase(
+        "integer_logits",
+        lambda: draw_codes(_L.long(), _L),
+        TypeError,
+        "expected logits of a floating dtype",
+    ),
+    ErrorCase(
+        "negative_temperature",
+        lambda: draw_codes(_L, _L, temperature=-1.0),
+        ValueError,
+        "draw_codes: expected temperature >= 0 and finite, got -1.0",
+    ),
+    ErrorCase(
+        "top_p_of_zero",
+        lambda: draw_codes(_L, _L, top_p=0.0),
+        ValueError,
+        "draw_codes: expected top_p in (0, 1] or None, got 0.0",
+    ),
+]

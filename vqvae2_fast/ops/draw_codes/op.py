@@ -16,18 +16,31 @@ _MOST_CODES = 1 << 13
 
 
 def _fake(
-    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None,
-    temperature: float, top_k: int, top_p: float, guidance_scale: float, log_prob: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    unconditional: Tensor | None,
+    noise: Tensor,
+    known: Tensor | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    guidance_scale: float,
+    log_prob: bool,
+) -> tuple[Tensor, Tensor]:
     codes = logits.new_empty(logits.shape[0], dtype=torch.int64)
     return codes, logits.new_empty(logits.shape[0] if log_prob else 0)
 
 
 def _refusal(
-    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None = None,
-    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, guidance_scale: float = 1.0,
+    logits: Tensor,
+    unconditional: Tensor | None,
+    noise: Tensor,
+    known: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    guidance_scale: float = 1.0,
     log_prob: bool = False,
-) -> str | None:  # fmt: skip
+) -> str | None:
     if logits.dtype != torch.float32 or noise.dtype != torch.float32:
         return "logits or noise that are not float32"
     if unconditional is not None and unconditional.dtype != torch.float32:
@@ -123,7 +136,14 @@ def draw_codes(
         floats["known"] = known
     check_same_device("draw_codes", **floats)
     codes, taken = DRAW_CODES(
-        logits, unconditional, noise, known, temperature, top_k or 0, top_p or 1.0, guidance_scale,
+        logits,
+        unconditional,
+        noise,
+        known,
+        temperature,
+        top_k or 0,
+        top_p or 1.0,
+        guidance_scale,
         True,
-    )  # fmt: skip
+    )
     return codes, taken

@@ -80,9 +80,14 @@ def filtered(logits: Tensor, top_k: int, top_p: float, scratch: DrawScratch = _N
 
 
 def drawn(
-    scores: Tensor, noise: Tensor, temperature: float, top_k: int, top_p: float,
-    scratch: DrawScratch = _NEW, out: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    scores: Tensor,
+    noise: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    scratch: DrawScratch = _NEW,
+    out: Tensor | None = None,
+) -> Tensor:
     """Codes int64 `[B]` of guided logits; `out` takes them."""
     if temperature > 0:
         kept = filtered(tempered(scores, temperature, scratch), top_k, top_p, scratch)
@@ -91,9 +96,16 @@ def drawn(
 
 
 def draw_codes_reference(
-    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None,
-    temperature: float, top_k: int, top_p: float, guidance_scale: float, log_prob: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    unconditional: Tensor | None,
+    noise: Tensor,
+    known: Tensor | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    guidance_scale: float,
+    log_prob: bool,
+) -> tuple[Tensor, Tensor]:
     scores = logits if unconditional is None else guided(logits, unconditional, guidance_scale)
     codes = drawn(scores, noise, temperature, top_k, top_p)
     if known is not None:

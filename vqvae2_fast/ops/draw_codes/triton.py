@@ -52,12 +52,32 @@ def _first_largest(score, k):
 
 @triton.jit(do_not_specialize=["top_k"])
 def _draw_codes_kernel(
-    logits_ptr, unconditional_ptr, noise_ptr, known_ptr, codes_ptr, taken_ptr, K, temperature,
-    top_k, top_p, guidance_scale, logits_stride_b, logits_stride_k, unconditional_stride_b,
-    unconditional_stride_k, noise_stride_b, noise_stride_k, known_stride_b,
-    GUIDED: tl.constexpr, GREEDY: tl.constexpr, FILTERED: tl.constexpr, NUCLEUS: tl.constexpr,
-    KNOWN: tl.constexpr, LOG_PROB: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    unconditional_ptr,
+    noise_ptr,
+    known_ptr,
+    codes_ptr,
+    taken_ptr,
+    K,
+    temperature,
+    top_k,
+    top_p,
+    guidance_scale,
+    logits_stride_b,
+    logits_stride_k,
+    unconditional_stride_b,
+    unconditional_stride_k,
+    noise_stride_b,
+    noise_stride_k,
+    known_stride_b,
+    GUIDED: tl.constexpr,
+    GREEDY: tl.constexpr,
+    FILTERED: tl.constexpr,
+    NUCLEUS: tl.constexpr,
+    KNOWN: tl.constexpr,
+    LOG_PROB: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """codes[b] = argmax_k of filtered, tempered and guided logits + noise; reads 8 bytes a code."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -97,9 +117,16 @@ def _draw_codes_kernel(
 
 
 def draw_codes_triton(
-    logits: Tensor, unconditional: Tensor | None, noise: Tensor, known: Tensor | None,
-    temperature: float, top_k: int, top_p: float, guidance_scale: float, log_prob: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    unconditional: Tensor | None,
+    noise: Tensor,
+    known: Tensor | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    guidance_scale: float,
+    log_prob: bool,
+) -> tuple[Tensor, Tensor]:
     batch, num_embeddings = logits.shape
     codes = logits.new_empty(batch, dtype=torch.int64)
     taken = logits.new_empty(batch if log_prob else 0)
@@ -108,13 +135,33 @@ def draw_codes_triton(
     block = max(16, triton.next_power_of_2(num_embeddings))
     config = configuration("draw_codes" if block <= 2048 else "draw_codes_wide", logits.device)
     launch(
-        _draw_codes_kernel, (batch,), logits, without, noise, codes if known is None else known,
-        codes, taken, num_embeddings, temperature, top_k, top_p, guidance_scale, *logits.stride(),
-        *without.stride(), *noise.stride(), 0 if known is None else known.stride(0),
-        GUIDED=unconditional is not None, GREEDY=temperature == 0,
-        FILTERED=top_k < num_embeddings or top_p < 1, NUCLEUS=top_p < 1, KNOWN=known is not None,
-        LOG_PROB=log_prob, BLOCK_K=block, enable_fp_fusion=False, **config,
-    )  # fmt: skip
+        _draw_codes_kernel,
+        (batch,),
+        logits,
+        without,
+        noise,
+        codes if known is None else known,
+        codes,
+        taken,
+        num_embeddings,
+        temperature,
+        top_k,
+        top_p,
+        guidance_scale,
+        *logits.stride(),
+        *without.stride(),
+        *noise.stride(),
+        0 if known is None else known.stride(0),
+        GUIDED=unconditional is not None,
+        GREEDY=temperature == 0,
+        FILTERED=top_k < num_embeddings or top_p < 1,
+        NUCLEUS=top_p < 1,
+        KNOWN=known is not None,
+        LOG_PROB=log_prob,
+        BLOCK_K=block,
+        enable_fp_fusion=False,
+        **config,
+    )
     return codes, taken
 
 

@@ -27,10 +27,22 @@ CASES = [
 ]
 
 ERRORS = [
-    ErrorCase("float_seed", lambda: dropout_mask(torch.tensor(0.5), 1, 1, 1, 0.1),
-              TypeError, "expected seed int64, got [] float32"),
-    ErrorCase("seed_not_a_scalar", lambda: dropout_mask(torch.zeros(1).long(), 1, 1, 1, 0.1),
-              ValueError, "expected seed 0-d, got [1]"),
-    ErrorCase("dropout_of_one", lambda: dropout_mask(torch.tensor(0), 1, 1, 1, 1.0),
-              ValueError, "expected dropout_p in [0, 1), got 1.0"),
-]  # fmt: skip
+    ErrorCase(
+        "float_seed",
+        lambda: dropout_mask(torch.tensor(0.5), 1, 1, 1, 0.1),
+        TypeError,
+        "expected seed int64, got [] float32",
+    ),
+    ErrorCase(
+        "seed_not_a_scalar",
+        lambda: dropout_mask(torch.zeros(1).long(), 1, 1, 1, 0.1),
+        ValueError,
+        "expected seed 0-d, got [1]",
+    ),
+    ErrorCase(
+        "dropout_of_one",
+        lambda: dropout_mask(torch.tensor(0), 1, 1, 1, 1.0),
+        ValueError,
+        "expected dropout_p in [0, 1), got 1.0",
+    ),
+]

@@ -21,7 +21,11 @@ def dropout_mask_reference(
         torch.arange(size, device=seed.device) for size in (num_samples, num_rows, num_columns)
     )
     words = random_words(
-        column, row[:, None], sample[:, None, None],
-        seed=seed, stream=0, purpose=PURPOSE_DROPOUT,
-    )  # [samples, rows, columns]  # fmt: skip
+        column,
+        row[:, None],
+        sample[:, None, None],
+        seed=seed,
+        stream=0,
+        purpose=PURPOSE_DROPOUT,
+    )  # [samples, rows, columns]
     return uniform_from_words(words) >= dropout_p

@@ -48,10 +48,16 @@ def dropout_mask_triton(
     config = configuration("dropout_mask", seed.device)
     entries = num_samples * num_rows * 4 * triton.cdiv(num_columns, 4)
     launch(
-        _dropout_mask_kernel, (triton.cdiv(entries, config["BLOCK"]),), seed,
-        mask.view(torch.uint8), num_samples * num_rows, num_rows, num_columns, float(dropout_p),
+        _dropout_mask_kernel,
+        (triton.cdiv(entries, config["BLOCK"]),),
+        seed,
+        mask.view(torch.uint8),
+        num_samples * num_rows,
+        num_rows,
+        num_columns,
+        float(dropout_p),
         **config,
-    )  # fmt: skip
+    )
     return mask
 
 

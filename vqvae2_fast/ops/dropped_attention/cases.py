@@ -12,9 +12,15 @@ __all__ = ["CASES", "ERRORS", "arguments"]
 
 
 def arguments(
-    g: torch.Generator, heads: int, length: int, d: int, dv: int, dropout_on: str,
-    dtype: torch.dtype = torch.float32, batch: int = 2,
-) -> tuple[Any, ...]:  # fmt: skip
+    g: torch.Generator,
+    heads: int,
+    length: int,
+    d: int,
+    dv: int,
+    dropout_on: str,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 2,
+) -> tuple[Any, ...]:
     q, k = (randn(g, batch, heads, length, d, dtype=dtype) for _ in range(2))
     v = randn(g, batch, heads, length, dv, dtype=dtype)
     return q, k, v, 0.3, dropout_on, torch.tensor(7)

@@ -35,19 +35,35 @@ CASES = [
 
 def _call(k: int = 4, **changes: Any) -> None:
     arguments: dict[str, Any] = {
-        "counts": torch.ones(k), "sums": torch.ones(k, 3), "cluster_size": torch.ones(k),
-        "embed_avg": torch.ones(k, 3), "codebook": torch.ones(k, 3),
-    }  # fmt: skip
+        "counts": torch.ones(k),
+        "sums": torch.ones(k, 3),
+        "cluster_size": torch.ones(k),
+        "embed_avg": torch.ones(k, 3),
+        "codebook": torch.ones(k, 3),
+    }
     ema_update_(**{**arguments, **changes})
 
 
 ERRORS = [
-    ErrorCase("counts_of_another_length", lambda: _call(counts=torch.ones(5)),
-              ValueError, "expected counts [4] for codebook [4, 3], got [5]"),
-    ErrorCase("sums_of_another_shape", lambda: _call(sums=torch.ones(4, 2)),
-              ValueError, "expected sums [4, 3] for codebook [4, 3], got [4, 2]"),
-    ErrorCase("decay_above_one", lambda: _call(decay=1.5),
-              ValueError, "expected decay in [0, 1], got 1.5"),
-    ErrorCase("integer_averages", lambda: _call(embed_avg=torch.ones(4, 3).long()),
-              TypeError, "expected embed_avg of a floating dtype"),
-]  # fmt: skip
+    ErrorCase(
+        "counts_of_another_length",
+        lambda: _call(counts=torch.ones(5)),
+        ValueError,
+        "expected counts [4] for codebook [4, 3], got [5]",
+    ),
+    ErrorCase(
+        "sums_of_another_shape",
+        lambda: _call(sums=torch.ones(4, 2)),
+        ValueError,
+        "expected sums [4, 3] for codebook [4, 3], got [4, 2]",
+    ),
+    ErrorCase(
+        "decay_above_one", lambda: _call(decay=1.5), ValueError, "expected decay in [0, 1], got 1.5"
+    ),
+    ErrorCase(
+        "integer_averages",
+        lambda: _call(embed_avg=torch.ones(4, 3).long()),
+        TypeError,
+        "expected embed_avg of a floating dtype",
+    ),
+]

@@ -17,9 +17,14 @@ def _fake(*_: object) -> None:
 
 
 def _refusal(
-    counts: Tensor, sums: Tensor, cluster_size: Tensor, embed_avg: Tensor, codebook: Tensor,
-    decay: float = 0.0, epsilon: float = 0.0,
-) -> str | None:  # fmt: skip
+    counts: Tensor,
+    sums: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    codebook: Tensor,
+    decay: float = 0.0,
+    epsilon: float = 0.0,
+) -> str | None:
     for tensor in (sums, cluster_size, embed_avg, codebook):
         if tensor.dtype != torch.float32:
             return f"{str(tensor.dtype).removeprefix('torch.')} averages"
@@ -91,9 +96,13 @@ def ema_update_(
     if not 0 <= decay <= 1:
         raise ValueError(f"ema_update_: expected decay in [0, 1], got {decay}.")
     check_same_device(
-        "ema_update_", counts=counts, sums=sums, cluster_size=cluster_size, embed_avg=embed_avg,
+        "ema_update_",
+        counts=counts,
+        sums=sums,
+        cluster_size=cluster_size,
+        embed_avg=embed_avg,
         codebook=codebook,
-    )  # fmt: skip
+    )
     EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
     if not torch.compiler.is_compiling():
         # The compiled kernel writes without autograd's knowledge.

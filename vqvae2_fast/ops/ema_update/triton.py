@@ -33,9 +33,18 @@ def _ema_counts_kernel(counts_ptr, size_ptr, total_ptr, K, decay, gain, BLOCK_K:
 
 @triton.jit
 def _ema_rows_kernel(
-    sums_ptr, size_ptr, total_ptr, average_ptr, codebook_ptr, K, D, decay, gain, epsilon,
+    sums_ptr,
+    size_ptr,
+    total_ptr,
+    average_ptr,
+    codebook_ptr,
+    K,
+    D,
+    decay,
+    gain,
+    epsilon,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     """m ← γm + (1−γ)Σz and e = m / N̂; reads 8 bytes an entry, writes 8."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < K * D
@@ -49,21 +58,43 @@ def _ema_rows_kernel(
 
 
 def ema_update_triton(
-    counts: Tensor, sums: Tensor, cluster_size: Tensor, embed_avg: Tensor, codebook: Tensor,
-    decay: float, epsilon: float,
-) -> None:  # fmt: skip
+    counts: Tensor,
+    sums: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    codebook: Tensor,
+    decay: float,
+    epsilon: float,
+) -> None:
     num_embeddings, dimension = codebook.shape
     total = codebook.new_empty((), dtype=torch.float32)
     launch(
-        _ema_counts_kernel, (1,), counts, cluster_size, total, num_embeddings, float(decay),
-        1.0 - decay, **configuration("ema_counts", codebook.device),
-    )  # fmt: skip
+        _ema_counts_kernel,
+        (1,),
+        counts,
+        cluster_size,
+        total,
+        num_embeddings,
+        float(decay),
+        1.0 - decay,
+        **configuration("ema_counts", codebook.device),
+    )
     config = configuration("ema_rows", codebook.device)
     launch(
-        _ema_rows_kernel, (triton.cdiv(codebook.numel(), config["BLOCK"]),), sums, cluster_size,
-        total, embed_avg, codebook, num_embeddings, dimension, float(decay), 1.0 - decay,
-        float(epsilon), **config,
-    )  # fmt: skip
+        _ema_rows_kernel,
+        (triton.cdiv(codebook.numel(), config["BLOCK"]),),
+        sums,
+        cluster_size,
+        total,
+        embed_avg,
+        codebook,
+        num_embeddings,
+        dimension,
+        float(decay),
+        1.0 - decay,
+        float(epsilon),
+        **config,
+    )
 
 
 def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:

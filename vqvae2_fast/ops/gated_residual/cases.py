@@ -12,8 +12,15 @@ from vqvae2_fast.ops.gated_residual.op import gated_residual
 __all__ = ["CASES", "ERRORS"]
 
 
-def _case(name: str, b: int, c: int, h: int, w: int, condition: str = "none",
-          dtype: torch.dtype = torch.float32) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    b: int,
+    c: int,
+    h: int,
+    w: int,
+    condition: str = "none",
+    dtype: torch.dtype = torch.float32,
+) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         hidden, x = randn(g, b, 2 * c, h, w, dtype=dtype), randn(g, b, c, h, w, dtype=dtype)
         size = {"none": None, "map": (h, w), "vector": (1, 1)}[condition]
@@ -36,11 +43,22 @@ CASES = [
 
 _H, _X = torch.zeros(2, 8, 3, 3), torch.zeros(2, 4, 3, 3)
 ERRORS = [
-    ErrorCase("not_twice_the_channels", lambda: gated_residual(_X, _X),
-              ValueError, "expected h [B, 2C, H, W] for x [B, C, H, W], got h [2, 4, 3, 3]"),
-    ErrorCase("condition_of_another_size",
-              lambda: gated_residual(_H, _X, torch.zeros(2, 8, 2, 2)),
-              ValueError, "expected condition [2, 8, 3, 3] or [2, 8, 1, 1], got [2, 8, 2, 2]"),
-    ErrorCase("integers", lambda: gated_residual(_H.long(), _X),
-              TypeError, "expected h of a floating dtype"),
-]  # fmt: skip
+    ErrorCase(
+        "not_twice_the_channels",
+        lambda: gated_residual(_X, _X),
+        ValueError,
+        "expected h [B, 2C, H, W] for x [B, C, H, W], got h [2, 4, 3, 3]",
+    ),
+    ErrorCase(
+        "condition_of_another_size",
+        lambda: gated_residual(_H, _X, torch.zeros(2, 8, 2, 2)),
+        ValueError,
+        "expected condition [2, 8, 3, 3] or [2, 8, 1, 1], got [2, 8, 2, 2]",
+    ),
+    ErrorCase(
+        "integers",
+        lambda: gated_residual(_H.long(), _X),
+        TypeError,
+        "expected h of a floating dtype",
+    ),
+]

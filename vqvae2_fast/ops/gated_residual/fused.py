@@ -56,13 +56,17 @@ def _fake_backward(dout: Tensor, h: Tensor, condition: Tensor | None) -> Tensor:
 
 
 FUSED = define_triton(
-    "gated_residual", "gated_residual_fused", "(Tensor h, Tensor x, Tensor? condition) -> Tensor",
+    "gated_residual",
+    "gated_residual_fused",
+    "(Tensor h, Tensor x, Tensor? condition) -> Tensor",
     fake=_fake,
-)  # fmt: skip
+)
 BACKWARD = define_triton(
-    "gated_residual", "gated_residual_backward",
-    "(Tensor dout, Tensor h, Tensor? condition) -> Tensor", fake=_fake_backward,
-)  # fmt: skip
+    "gated_residual",
+    "gated_residual_backward",
+    "(Tensor dout, Tensor h, Tensor? condition) -> Tensor",
+    fake=_fake_backward,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

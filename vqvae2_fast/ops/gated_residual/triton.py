@@ -21,8 +21,21 @@ __all__ = ["examples", "gated_residual_backward_triton", "gated_residual_fused_t
 
 
 @triton.jit
-def _gate(h_ptr, condition_ptr, h_at, half, c, p, image, C, condition_stride_b,
-          condition_stride_c, condition_stride_p, inside, CONDITION: tl.constexpr):  # fmt: skip
+def _gate(
+    h_ptr,
+    condition_ptr,
+    h_at,
+    half,
+    c,
+    p,
+    image,
+    C,
+    condition_stride_b,
+    condition_stride_c,
+    condition_stride_p,
+    inside,
+    CONDITION: tl.constexpr,
+):
     """Both halves of h + condition in float32."""
     a = tl.load(h_ptr + h_at, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(h_ptr + h_at + half, mask=inside, other=0.0).to(tl.float32)
@@ -36,12 +49,28 @@ def _gate(h_ptr, condition_ptr, h_at, half, c, p, image, C, condition_stride_b,
 
 @triton.jit
 def _gated_residual_fwd_kernel(
-    h_ptr, x_ptr, condition_ptr, out_ptr, C, P,
-    h_stride_b, h_stride_c, h_stride_p, x_stride_b, x_stride_c, x_stride_p,
-    condition_stride_b, condition_stride_c, condition_stride_p,
-    out_stride_b, out_stride_c, out_stride_p,
-    CONDITION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    h_ptr,
+    x_ptr,
+    condition_ptr,
+    out_ptr,
+    C,
+    P,
+    h_stride_b,
+    h_stride_c,
+    h_stride_p,
+    x_stride_b,
+    x_stride_c,
+    x_stride_p,
+    condition_stride_b,
+    condition_stride_c,
+    condition_stride_p,
+    out_stride_b,
+    out_stride_c,
+    out_stride_p,
+    CONDITION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """out = a·sigmoid(b) + x; reads 3 values for each that it writes (5 with a condition map)."""
     image = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -50,9 +79,20 @@ def _gated_residual_fwd_kernel(
     p = entry // C if CHANNELS_LAST else entry % P
     h_at = image * h_stride_b + c.to(tl.int64) * h_stride_c + p * h_stride_p
     a, b = _gate(
-        h_ptr, condition_ptr, h_at, C * h_stride_c, c.to(tl.int64), p, image, C,
-        condition_stride_b, condition_stride_c, condition_stride_p, inside, CONDITION,
-    )  # fmt: skip
+        h_ptr,
+        condition_ptr,
+        h_at,
+        C * h_stride_c,
+        c.to(tl.int64),
+        p,
+        image,
+        C,
+        condition_stride_b,
+        condition_stride_c,
+        condition_stride_p,
+        inside,
+        CONDITION,
+    )
     x_at = image * x_stride_b + c.to(tl.int64) * x_stride_c + p * x_stride_p
     x = tl.load(x_ptr + x_at, mask=inside, other=0.0).to(tl.float32)
     out_at = image * out_stride_b + c.to(tl.int64) * out_stride_c + p * out_stride_p
@@ -61,12 +101,28 @@ def _gated_residual_fwd_kernel(
 
 @triton.jit
 def _gated_residual_bwd_kernel(
-    dout_ptr, h_ptr, condition_ptr, dh_ptr, C, P,
-    dout_stride_b, dout_stride_c, dout_stride_p, h_stride_b, h_stride_c, h_stride_p,
-    condition_stride_b, condition_stride_c, condition_stride_p,
-    dh_stride_b, dh_stride_c, dh_stride_p,
-    CONDITION: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    dout_ptr,
+    h_ptr,
+    condition_ptr,
+    dh_ptr,
+    C,
+    P,
+    dout_stride_b,
+    dout_stride_c,
+    dout_stride_p,
+    h_stride_b,
+    h_stride_c,
+    h_stride_p,
+    condition_stride_b,
+    condition_stride_c,
+    condition_stride_p,
+    dh_stride_b,
+    dh_stride_c,
+    dh_stride_p,
+    CONDITION: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """da = dout·s, db = dout·a·s·(1 − s) with s = sigmoid(b); reads 3 values, writes 2."""
     image = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -75,9 +131,20 @@ def _gated_residual_bwd_kernel(
     p = entry // C if CHANNELS_LAST else entry % P
     h_at = image * h_stride_b + c.to(tl.int64) * h_stride_c + p * h_stride_p
     a, b = _gate(
-        h_ptr, condition_ptr, h_at, C * h_stride_c, c.to(tl.int64), p, image, C,
-        condition_stride_b, condition_stride_c, condition_stride_p, inside, CONDITION,
-    )  # fmt: skip
+        h_ptr,
+        condition_ptr,
+        h_at,
+        C * h_stride_c,
+        c.to(tl.int64),
+        p,
+        image,
+        C,
+        condition_stride_b,
+        condition_stride_c,
+        condition_stride_p,
+        inside,
+        CONDITION,
+    )
     dout_at = image * dout_stride_b + c.to(tl.int64) * dout_stride_c + p * dout_stride_p
     dout = tl.load(dout_ptr + dout_at, mask=inside, other=0.0).to(tl.float32)
     gate = tl.sigmoid(b)
@@ -120,11 +187,22 @@ def gated_residual_fused_triton(h: Tensor, x: Tensor, condition: Tensor | None) 
     batch, channels, positions = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     config = configuration("gated_residual", x.device)
     launch(
-        _gated_residual_fwd_kernel, (batch, triton.cdiv(channels * positions, config["BLOCK"])),
-        h, flat_x, added, flat_out, channels, positions, *_strides(h), *_strides(flat_x),
-        *added_strides, *_strides(flat_out), CONDITION=condition is not None,
-        CHANNELS_LAST=_is_channels_last(flat_out), **config,
-    )  # fmt: skip
+        _gated_residual_fwd_kernel,
+        (batch, triton.cdiv(channels * positions, config["BLOCK"])),
+        h,
+        flat_x,
+        added,
+        flat_out,
+        channels,
+        positions,
+        *_strides(h),
+        *_strides(flat_x),
+        *added_strides,
+        *_strides(flat_out),
+        CONDITION=condition is not None,
+        CHANNELS_LAST=_is_channels_last(flat_out),
+        **config,
+    )
     return flat_out if flat_out is out else out.copy_(flat_out)
 
 
@@ -135,11 +213,22 @@ def gated_residual_backward_triton(dout: Tensor, h: Tensor, condition: Tensor | 
     batch, channels, positions = dout.shape[0], dout.shape[1], dout.shape[2] * dout.shape[3]
     config = configuration("gated_residual", h.device)
     launch(
-        _gated_residual_bwd_kernel, (batch, triton.cdiv(channels * positions, config["BLOCK"])),
-        dout, flat_h, added, flat_dh, channels, positions, *_strides(dout), *_strides(flat_h),
-        *added_strides, *_strides(flat_dh), CONDITION=condition is not None,
-        CHANNELS_LAST=_is_channels_last(flat_dh), **config,
-    )  # fmt: skip
+        _gated_residual_bwd_kernel,
+        (batch, triton.cdiv(channels * positions, config["BLOCK"])),
+        dout,
+        flat_h,
+        added,
+        flat_dh,
+        channels,
+        positions,
+        *_strides(dout),
+        *_strides(flat_h),
+        *added_strides,
+        *_strides(flat_dh),
+        CONDITION=condition is not None,
+        CHANNELS_LAST=_is_channels_last(flat_dh),
+        **config,
+    )
     return flat_dh if flat_dh is dh else dh.copy_(flat_dh)
 
 

@@ -10,8 +10,15 @@ from vqvae2_fast.ops.gumbel_noise.op import gumbel_noise
 __all__ = ["CASES", "ERRORS"]
 
 
-def _case(name: str, batch: int, length: int, num_embeddings: int, seed: int = 0, stream: int = 0,
-          first: int = 0) -> Case:  # fmt: skip
+def _case(
+    name: str,
+    batch: int,
+    length: int,
+    num_embeddings: int,
+    seed: int = 0,
+    stream: int = 0,
+    first: int = 0,
+) -> Case:
     def make(_: torch.Generator) -> tuple[object, ...]:
         return torch.arange(batch) + first, torch.arange(length), num_embeddings, seed, stream
 
@@ -29,14 +36,34 @@ CASES = [
 
 _ONE = torch.zeros(1, dtype=torch.int64)
 ERRORS = [
-    ErrorCase("float_samples", lambda: gumbel_noise(torch.zeros(1), _ONE, 4),
-              TypeError, "expected samples int64, got [1] float32"),
-    ErrorCase("positions_not_a_vector", lambda: gumbel_noise(_ONE, _ONE[None], 4),
-              ValueError, "expected positions 1-d, got [1, 1]"),
-    ErrorCase("no_codes", lambda: gumbel_noise(_ONE, _ONE, 0),
-              ValueError, "expected num_embeddings >= 1, got 0"),
-    ErrorCase("stream_too_large", lambda: gumbel_noise(_ONE, _ONE, 4, stream=1 << 16),
-              ValueError, "expected stream in 0..65535"),
-    ErrorCase("seed_too_large", lambda: gumbel_noise(_ONE, _ONE, 4, seed=1 << 64),
-              ValueError, "expected a seed of 64 bits"),
-]  # fmt: skip
+    ErrorCase(
+        "float_samples",
+        lambda: gumbel_noise(torch.zeros(1), _ONE, 4),
+        TypeError,
+        "expected samples int64, got [1] float32",
+    ),
+    ErrorCase(
+        "positions_not_a_vector",
+        lambda: gumbel_noise(_ONE, _ONE[None], 4),
+        ValueError,
+        "expected positions 1-d, got [1, 1]",
+    ),
+    ErrorCase(
+        "no_codes",
+        lambda: gumbel_noise(_ONE, _ONE, 0),
+        ValueError,
+        "expected num_embeddings >= 1, got 0",
+    ),
+    ErrorCase(
+        "stream_too_large",
+        lambda: gumbel_noise(_ONE, _ONE, 4, stream=1 << 16),
+        ValueError,
+        "expected stream in 0..65535",
+    ),
+    ErrorCase(
+        "seed_too_large",
+        lambda: gumbel_noise(_ONE, _ONE, 4, seed=1 << 64),
+        ValueError,
+        "expected a seed of 64 bits",
+    ),
+]

@@ -30,9 +30,16 @@ _ROUNDS = 10
 
 # log(1 + f) ≈ f − f²/2 + f³·P(f) for 1 + f in [√½, √2): P of the Cephes library's logf.
 _LOG_COEFFICIENTS = (
-    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
-    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
-)  # fmt: skip
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 # log 2 in two parts; the first has few bits, so that its product with an exponent is exact.
 _LOG2_HIGH, _LOG2_LOW = 0.693359375, -2.12194440e-4
 _SQRT_HALF_BITS = 0x3F3504F3
@@ -112,7 +119,11 @@ def gumbel_noise_reference(
 ) -> Tensor:
     codes = torch.arange(num_embeddings, device=samples.device)  # [K]
     words = random_words(
-        codes, positions[:, None], samples[:, None, None],
-        seed=seed, stream=stream, purpose=PURPOSE_DRAW,
-    )  # [B, P, K]  # fmt: skip
+        codes,
+        positions[:, None],
+        samples[:, None, None],
+        seed=seed,
+        stream=stream,
+        purpose=PURPOSE_DRAW,
+    )  # [B, P, K]
     return -fixed_log(-fixed_log(uniform_from_words(words)))

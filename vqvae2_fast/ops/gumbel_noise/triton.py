@@ -21,9 +21,18 @@ __all__ = ["examples", "gumbel_noise_triton"]
 
 @triton.jit(do_not_specialize=["seed", "stream"])
 def _gumbel_noise_kernel(
-    samples_ptr, positions_ptr, noise_ptr, sample_stride, position_stride, num_rows, P, K, seed,
-    stream, BLOCK: tl.constexpr,
-):  # fmt: skip
+    samples_ptr,
+    positions_ptr,
+    noise_ptr,
+    sample_stride,
+    position_stride,
+    num_rows,
+    P,
+    K,
+    seed,
+    stream,
+    BLOCK: tl.constexpr,
+):
     """noise[b, p, k] = −log(−log u); writes 4 bytes a code, reads next to nothing.
 
     Rows b·P + p are counted with their codes padded to whole counters.
@@ -49,10 +58,21 @@ def gumbel_noise_triton(
     config = configuration("gumbel_noise", samples.device)
     entries = batch * length * 4 * triton.cdiv(num_embeddings, 4)
     launch(
-        _gumbel_noise_kernel, (triton.cdiv(entries, config["BLOCK"]),), samples, positions, noise,
-        samples.stride(0), positions.stride(0), batch * length, length, num_embeddings, seed,
-        stream, enable_fp_fusion=False, **config,
-    )  # fmt: skip
+        _gumbel_noise_kernel,
+        (triton.cdiv(entries, config["BLOCK"]),),
+        samples,
+        positions,
+        noise,
+        samples.stride(0),
+        positions.stride(0),
+        batch * length,
+        length,
+        num_embeddings,
+        seed,
+        stream,
+        enable_fp_fusion=False,
+        **config,
+    )
     return noise
 
 

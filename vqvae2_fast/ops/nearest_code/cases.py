@@ -16,8 +16,13 @@ Arguments = tuple[Tensor, Tensor]
 Maker = Callable[[torch.Generator], Arguments]
 
 
-def _gaussian(n: int, k: int, d: int, z_dtype: torch.dtype = torch.float32,
-              codebook_dtype: torch.dtype = torch.float32) -> Maker:  # fmt: skip
+def _gaussian(
+    n: int,
+    k: int,
+    d: int,
+    z_dtype: torch.dtype = torch.float32,
+    codebook_dtype: torch.dtype = torch.float32,
+) -> Maker:
     def make(g: torch.Generator) -> Arguments:
         return randn(g, n, d, dtype=z_dtype), randn(g, k, d, dtype=codebook_dtype)
 
@@ -112,19 +117,40 @@ CASES = [
 ]
 
 ERRORS = [
-    ErrorCase("dimensions_differ", lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 5)),
-              ValueError, "expected z [..., D] with D=5 as in codebook [4, 5], got [2, 3] float32"),
-    ErrorCase("empty_codebook", lambda: nearest_code(torch.zeros(2, 3), torch.zeros(0, 3)),
-              ValueError, "expected codebook [K, D] with K, D >= 1, got [0, 3]"),
-    ErrorCase("codebook_not_a_matrix", lambda: nearest_code(torch.zeros(2, 3), torch.zeros(3)),
-              ValueError, "expected codebook [K, D] with K, D >= 1, got [3]"),
-    ErrorCase("integers", lambda: nearest_code(torch.zeros(2, 3).long(), torch.zeros(4, 3)),
-              TypeError, "expected z of a floating dtype, got [2, 3] int64"),
-    ErrorCase("devices_differ",
-              lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 3, device="meta")),
-              RuntimeError, "expected all tensors on one device, got z on cpu, codebook on meta"),
-    ErrorCase("nan_when_asked",
-              lambda: nearest_code(torch.full((2, 3), torch.nan), torch.zeros(4, 3),
-                                   check_values=True),
-              ValueError, "expected finite values, got NaN or infinity in z"),
-]  # fmt: skip
+    ErrorCase(
+        "dimensions_differ",
+        lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 5)),
+        ValueError,
+        "expected z [..., D] with D=5 as in codebook [4, 5], got [2, 3] float32",
+    ),
+    ErrorCase(
+        "empty_codebook",
+        lambda: nearest_code(torch.zeros(2, 3), torch.zeros(0, 3)),
+        ValueError,
+        "expected codebook [K, D] with K, D >= 1, got [0, 3]",
+    ),
+    ErrorCase(
+        "codebook_not_a_matrix",
+        lambda: nearest_code(torch.zeros(2, 3), torch.zeros(3)),
+        ValueError,
+        "expected codebook [K, D] with K, D >= 1, got [3]",
+    ),
+    ErrorCase(
+        "integers",
+        lambda: nearest_code(torch.zeros(2, 3).long(), torch.zeros(4, 3)),
+        TypeError,
+        "expected z of a floating dtype, got [2, 3] int64",
+    ),
+    ErrorCase(
+        "devices_differ",
+        lambda: nearest_code(torch.zeros(2, 3), torch.zeros(4, 3, device="meta")),
+        RuntimeError,
+        "expected all tensors on one device, got z on cpu, codebook on meta",
+    ),
+    ErrorCase(
+        "nan_when_asked",
+        lambda: nearest_code(torch.full((2, 3), torch.nan), torch.zeros(4, 3), check_values=True),
+        ValueError,
+        "expected finite values, got NaN or infinity in z",
+    ),
+]

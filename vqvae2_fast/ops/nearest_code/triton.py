@@ -58,9 +58,17 @@ def _band(e, z, dz, de, q, largest, D):
 
 @triton.jit
 def _exact_distance(
-    z_ptr, codebook_ptr, rows, codes, inside, D, z_stride_n, z_stride_d, code_stride_k,
+    z_ptr,
+    codebook_ptr,
+    rows,
+    codes,
+    inside,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
     code_stride_d,
-):  # fmt: skip
+):
     """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
     total = tl.zeros(rows.shape, tl.float64)
     for d in range(0, D):
@@ -75,11 +83,30 @@ def _exact_distance(
 
 @triton.jit
 def _nearest_code_screen_kernel(
-    z_ptr, codebook_ptr, halves_ptr, half_norms_ptr, mean_ptr, facts_ptr, indices_ptr, sqdist_ptr,
-    hard_ptr, hard_count_ptr, N, K, D, z_stride_n, z_stride_d, code_stride_k, code_stride_d,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr,
-    TAG_BITS: tl.constexpr, MOST: tl.constexpr,
-):  # fmt: skip
+    z_ptr,
+    codebook_ptr,
+    halves_ptr,
+    half_norms_ptr,
+    mean_ptr,
+    facts_ptr,
+    indices_ptr,
+    sqdist_ptr,
+    hard_ptr,
+    hard_count_ptr,
+    N,
+    K,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TAG_BITS: tl.constexpr,
+    MOST: tl.constexpr,
+):
     """Settles rows, or lists them as hard; 2·N·K·D flops, reads z once, writes 12 bytes a row.
 
     Column j of a tile is a lane: it sees codes j, j + BLOCK_K, … and keeps two least scores, the
@@ -163,9 +190,17 @@ def _nearest_code_screen_kernel(
         tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
         code = (tag * BLOCK_K + lane).to(tl.int64)
         exact = _exact_distance(
-            z_ptr, codebook_ptr, rows, code, found, D, z_stride_n, z_stride_d, code_stride_k,
+            z_ptr,
+            codebook_ptr,
+            rows,
+            code,
+            found,
+            D,
+            z_stride_n,
+            z_stride_d,
+            code_stride_k,
             code_stride_d,
-        )  # fmt: skip
+        )
         # Ties take the lowest index.
         nearer = found & ((exact < distance) | ((exact == distance) & (code < index)))
         distance = tl.where(nearer, exact, distance)
@@ -181,8 +216,20 @@ def _nearest_code_screen_kernel(
 
 
 @triton.jit
-def _distances(z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
-               code_stride_d, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+def _distances(
+    z_ptr,
+    codebook_ptr,
+    row,
+    k,
+    K,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """Σ (z − e)² in float32, infinite where it is NaN and for codes that are not there."""
     total = tl.zeros((BLOCK_K,), tl.float32)
     for first in range(0, D, BLOCK_D):
@@ -190,8 +237,9 @@ def _distances(z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_s
         z = tl.load(z_ptr + row * z_stride_n + d * z_stride_d, mask=d < D, other=0.0)
         e = tl.load(
             codebook_ptr + k[:, None] * code_stride_k + d[None, :] * code_stride_d,
-            mask=(k < K)[:, None] & (d < D)[None, :], other=0.0,
-        )  # fmt: skip
+            mask=(k < K)[:, None] & (d < D)[None, :],
+            other=0.0,
+        )
         difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
         difference = tl.where((d < D)[None, :], difference, 0.0)
         total += tl.sum(difference * difference, axis=1)
@@ -200,20 +248,44 @@ def _distances(z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_s
 
 @triton.jit
 def _nearest_code_hard_kernel(
-    z_ptr, codebook_ptr, indices_ptr, sqdist_ptr, hard_ptr, hard_count_ptr, K, D,
-    z_stride_n, z_stride_d, code_stride_k, code_stride_d,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    z_ptr,
+    codebook_ptr,
+    indices_ptr,
+    sqdist_ptr,
+    hard_ptr,
+    hard_count_ptr,
+    K,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """A listed row a turn: float32 distances to all codes, then float64 for those in their band."""
     for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
         for first in range(0, K, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K).to(tl.int64)
-            least = tl.minimum(least, _distances(
-                z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
-                code_stride_d, BLOCK_K, BLOCK_D,
-            ))  # fmt: skip
+            least = tl.minimum(
+                least,
+                _distances(
+                    z_ptr,
+                    codebook_ptr,
+                    row,
+                    k,
+                    K,
+                    D,
+                    z_stride_n,
+                    z_stride_d,
+                    code_stride_k,
+                    code_stride_d,
+                    BLOCK_K,
+                    BLOCK_D,
+                ),
+            )
         bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
         bound += D * 7.52316384526264e-37
         distance = tl.full((), float("inf"), tl.float64)
@@ -221,15 +293,33 @@ def _nearest_code_hard_kernel(
         for first in range(0, K, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K).to(tl.int64)
             total = _distances(
-                z_ptr, codebook_ptr, row, k, K, D, z_stride_n, z_stride_d, code_stride_k,
-                code_stride_d, BLOCK_K, BLOCK_D,
-            )  # fmt: skip
+                z_ptr,
+                codebook_ptr,
+                row,
+                k,
+                K,
+                D,
+                z_stride_n,
+                z_stride_d,
+                code_stride_k,
+                code_stride_d,
+                BLOCK_K,
+                BLOCK_D,
+            )
             near = (k < K) & (total <= bound)
             if tl.sum(near.to(tl.int32), axis=0) > 0:
                 exact = _exact_distance(
-                    z_ptr, codebook_ptr, row + k * 0, k, near, D, z_stride_n, z_stride_d,
-                    code_stride_k, code_stride_d,
-                )  # fmt: skip
+                    z_ptr,
+                    codebook_ptr,
+                    row + k * 0,
+                    k,
+                    near,
+                    D,
+                    z_stride_n,
+                    z_stride_d,
+                    code_stride_k,
+                    code_stride_d,
+                )
                 # NaN never wins.
                 exact = tl.where(near & (exact == exact), exact, float("inf"))
                 nearest, lane = tl.min(exact, axis=0, return_indices=True)
@@ -241,9 +331,17 @@ def _nearest_code_hard_kernel(
             # No finite distance: index 0, with its distance as it is.
             one = tl.arange(0, 1).to(tl.int64)
             zeroth = _exact_distance(
-                z_ptr, codebook_ptr, row + one, one, one == 0, D, z_stride_n, z_stride_d,
-                code_stride_k, code_stride_d,
-            )  # fmt: skip
+                z_ptr,
+                codebook_ptr,
+                row + one,
+                one,
+                one == 0,
+                D,
+                z_stride_n,
+                z_stride_d,
+                code_stride_k,
+                code_stride_d,
+            )
             distance = tl.sum(zeroth, axis=0)
         tl.store(indices_ptr + row, index)
         tl.store(sqdist_ptr + row, distance.to(tl.float32))
@@ -279,12 +377,14 @@ def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     half_norms = torch.where(screened, norms.square() / 2, UNSCREENED.value).float()
     # Centring and scaling round once each: two units of 2⁻²⁴.
     lost = (wide - halves.double()).norm(dim=1) + 2.0**-23 * norms
-    facts = torch.stack([
-        inverse.double(),
-        torch.where(screened, norms, 0).amax() * (1 + 1e-6),
-        torch.where(screened, lost, 0).amax() * (1 + 1e-6),
-        torch.where(screened | norms.isnan(), torch.inf, norms).amin() * (1 - 1e-6),
-    ]).float()  # fmt: skip
+    facts = torch.stack(
+        [
+            inverse.double(),
+            torch.where(screened, norms, 0).amax() * (1 + 1e-6),
+            torch.where(screened, lost, 0).amax() * (1 + 1e-6),
+            torch.where(screened | norms.isnan(), torch.inf, norms).amin() * (1 - 1e-6),
+        ]
+    ).float()
     return halves, half_norms, mean, facts
 
 
@@ -303,18 +403,49 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     block_d = width if width <= config.pop("MAX_D") else chunk
     tiles = triton.cdiv(num_codes, config["BLOCK_K"])
     launch(
-        _nearest_code_screen_kernel, (triton.cdiv(n, config["BLOCK_N"]),), z, codebook, halves,
-        half_norms, mean, facts, indices, sqdist, hard, hard_count, n, num_codes, dimension,
-        *z.stride(), *codebook.stride(), BLOCK_D=block_d, WHOLE=block_d >= dimension,
-        TAG_BITS=max(1, (tiles - 1).bit_length()), MOST=8, enable_fp_fusion=False, **config,
-    )  # fmt: skip
+        _nearest_code_screen_kernel,
+        (triton.cdiv(n, config["BLOCK_N"]),),
+        z,
+        codebook,
+        halves,
+        half_norms,
+        mean,
+        facts,
+        indices,
+        sqdist,
+        hard,
+        hard_count,
+        n,
+        num_codes,
+        dimension,
+        *z.stride(),
+        *codebook.stride(),
+        BLOCK_D=block_d,
+        WHOLE=block_d >= dimension,
+        TAG_BITS=max(1, (tiles - 1).bit_length()),
+        MOST=8,
+        enable_fp_fusion=False,
+        **config,
+    )
     config = dict(configuration("nearest_code_hard", z.device))
     programs = min(n, config.pop("PROGRAMS"))
     launch(
-        _nearest_code_hard_kernel, (programs,), z, codebook, indices, sqdist, hard, hard_count,
-        num_codes, dimension, *z.stride(), *codebook.stride(),
-        BLOCK_D=min(width, config.pop("MAX_D")), enable_fp_fusion=False, **config,
-    )  # fmt: skip
+        _nearest_code_hard_kernel,
+        (programs,),
+        z,
+        codebook,
+        indices,
+        sqdist,
+        hard,
+        hard_count,
+        num_codes,
+        dimension,
+        *z.stride(),
+        *codebook.stride(),
+        BLOCK_D=min(width, config.pop("MAX_D")),
+        enable_fp_fusion=False,
+        **config,
+    )
     return indices, sqdist
 
 

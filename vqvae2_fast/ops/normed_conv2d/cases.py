@@ -16,10 +16,20 @@ WINOGRAD_LOSS = 12
 
 
 def arguments(
-    g: torch.Generator, mask: str, kernel: int, size: tuple[int, int], *, batch: int = 2,
-    inputs: int = 16, outputs: int = 32, normed: bool = True, bias: bool = True,
-    dtype: torch.dtype = torch.float32, elu: bool = False, dropout_p: float = 0.0,
-) -> tuple[Any, ...]:  # fmt: skip
+    g: torch.Generator,
+    mask: str,
+    kernel: int,
+    size: tuple[int, int],
+    *,
+    batch: int = 2,
+    inputs: int = 16,
+    outputs: int = 32,
+    normed: bool = True,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+    elu: bool = False,
+    dropout_p: float = 0.0,
+) -> tuple[Any, ...]:
     x = randn(g, batch, inputs, *size, dtype=dtype)
     v = randn(g, outputs, inputs, kernel, kernel, dtype=dtype)
     scale = 0.5 + randn(g, outputs, 1, 1, 1, dtype=dtype).abs() if normed else None
@@ -31,9 +41,12 @@ def arguments(
 def _case(name: str, *sizes: Any, **options: Any) -> Case:
     gradients = tuple(i for i in range(4) if i < 2 or options.get(("normed", "bias")[i - 2], True))
     return Case(
-        name, lambda g: arguments(g, *sizes, **options), gradients=gradients, batched=(0,),
+        name,
+        lambda g: arguments(g, *sizes, **options),
+        gradients=gradients,
+        batched=(0,),
         loosening=1 if sizes[1] == 1 else WINOGRAD_LOSS,
-    )  # fmt: skip
+    )
 
 
 CASES = [

@@ -31,17 +31,32 @@ _SEED_END = 2**62
 
 
 def _fake(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None,
-    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    bias: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
     return new_channels_last(x, weight_v.shape[0])
 
 
 def _refusal(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None = None, bias: Tensor | None = None,
-    top: int = 0, left: int = 0, live: int = 0, elu: bool = False, dropout_p: float = 0.0,
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None = None,
+    bias: Tensor | None = None,
+    top: int = 0,
+    left: int = 0,
+    live: int = 0,
+    elu: bool = False,
+    dropout_p: float = 0.0,
     seed: Tensor | None = None,
-) -> str | None:  # fmt: skip
+) -> str | None:
     outputs, inputs, height, width = weight_v.shape
     if other := not_float32(x=x, weight=weight_v, g=weight_g, bias=bias):
         return other
@@ -82,9 +97,16 @@ torch.library.register_autograd(
 
 
 def normed_conv2d(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None, mask: str,
-    live: Tensor | None = None, *, elu: bool = False, dropout_p: float = 0.0,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    bias: Tensor | None,
+    mask: str,
+    live: Tensor | None = None,
+    *,
+    elu: bool = False,
+    dropout_p: float = 0.0,
+) -> Tensor:
     """Convolution with the weight `g · v / ‖v‖` (eq. 2 of https://arxiv.org/abs/1602.07868).
 
     The norm goes over the live taps of an output channel. Not public: the layers of the priors

@@ -32,9 +32,17 @@ def activation(x: Tensor, elu: bool, dropout_p: float, seed: Tensor | None) -> T
 
 
 def normed_conv2d_reference(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None,
-    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    bias: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> Tensor:
     height, width = weight_v.shape[2:]
     is_live = torch.ones(height, width, dtype=torch.bool, device=x.device)
     is_live[-1, live:] = False

@@ -17,9 +17,17 @@ __all__ = ["NORMED_CONV2D_BACKWARD"]
 
 
 def _fake(
-    dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dx = new_channels_last(x, x.shape[1])
     outputs = weight_v.shape[0]
     dg = weight_v.new_empty(0 if weight_g is None else outputs)
@@ -27,9 +35,17 @@ def _fake(
 
 
 def _refusal(
-    dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> str | None:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> str | None:
     if dy.dtype != torch.float32:
         return f"{str(dy.dtype).removeprefix('torch.')} gradient"
     from vqvae2_fast.ops.normed_conv2d.op import NORMED_CONV2D

@@ -13,9 +13,17 @@ __all__ = ["normed_conv2d_backward_reference"]
 
 
 def normed_conv2d_backward_reference(
-    dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None,
-    top: int, left: int, live: int, elu: bool, dropout_p: float, seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    dy: Tensor,
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     height, width = weight_v.shape[2:]
     is_live = torch.ones(height, width, dtype=torch.bool, device=x.device)
     is_live[-1, live:] = False

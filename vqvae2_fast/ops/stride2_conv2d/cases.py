@@ -13,9 +13,16 @@ __all__ = ["CASES", "ERRORS", "arguments"]
 
 
 def arguments(
-    g: torch.Generator, size: tuple[int, int], *, transposed: bool = False, batch: int = 2,
-    channels: int = 16, outputs: int = 32, bias: bool = True, dtype: torch.dtype = torch.float32,
-) -> tuple[Any, ...]:  # fmt: skip
+    g: torch.Generator,
+    size: tuple[int, int],
+    *,
+    transposed: bool = False,
+    batch: int = 2,
+    channels: int = 16,
+    outputs: int = 32,
+    bias: bool = True,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, ...]:
     """`size` is that of the small map, which has `outputs` channels."""
     height, width = size
     weight = randn(g, outputs, channels, 4, 4, dtype=dtype)
@@ -30,9 +37,12 @@ def arguments(
 def _case(name: str, *sizes: Any, **options: Any) -> Case:
     gradients = (0, 1, 2) if options.get("bias", True) else (0, 1)
     return Case(
-        name, lambda g: arguments(g, *sizes, **options), gradients=gradients, batched=(0,),
+        name,
+        lambda g: arguments(g, *sizes, **options),
+        gradients=gradients,
+        batched=(0,),
         loosening=WINOGRAD_LOSS,
-    )  # fmt: skip
+    )
 
 
 CASES = [

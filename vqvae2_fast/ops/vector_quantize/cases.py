@@ -30,8 +30,16 @@ CASES = [
 ]
 
 ERRORS = [
-    ErrorCase("dimensions_differ", lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(4, 5)),
-              ValueError, "vector_quantize: expected z [..., D] with D=5"),
-    ErrorCase("empty_codebook", lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(0, 3)),
-              ValueError, "vector_quantize: expected codebook [K, D] with K, D >= 1"),
-]  # fmt: skip
+    ErrorCase(
+        "dimensions_differ",
+        lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(4, 5)),
+        ValueError,
+        "vector_quantize: expected z [..., D] with D=5",
+    ),
+    ErrorCase(
+        "empty_codebook",
+        lambda: vector_quantize(torch.zeros(2, 3), torch.zeros(0, 3)),
+        ValueError,
+        "vector_quantize: expected codebook [K, D] with K, D >= 1",
+    ),
+]

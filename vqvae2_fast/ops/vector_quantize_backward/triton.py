@@ -20,9 +20,22 @@ __all__ = ["examples", "vector_quantize_backward_triton"]
 
 @triton.jit
 def _vector_quantize_bwd_kernel(
-    dz_q_ptr, dcommitment_ptr, z_ptr, z_q_ptr, dz_ptr, N, D, gain, dz_q_stride_n, dz_q_stride_d,
-    z_stride_n, z_stride_d, z_q_stride_n, z_q_stride_d, BLOCK: tl.constexpr,
-):  # fmt: skip
+    dz_q_ptr,
+    dcommitment_ptr,
+    z_ptr,
+    z_q_ptr,
+    dz_ptr,
+    N,
+    D,
+    gain,
+    dz_q_stride_n,
+    dz_q_stride_d,
+    z_stride_n,
+    z_stride_d,
+    z_q_stride_n,
+    z_q_stride_d,
+    BLOCK: tl.constexpr,
+):
     """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < N * D
@@ -42,10 +55,20 @@ def vector_quantize_backward_triton(
     dz = z.new_empty(z.shape)
     config = configuration("vector_quantize_backward", z.device)
     launch(
-        _vector_quantize_bwd_kernel, (triton.cdiv(z.numel(), config["BLOCK"]),), dz_q, dcommitment,
-        z, z_q, dz, *z.shape, 2.0 / max(z.numel(), 1), *dz_q.stride(), *z.stride(), *z_q.stride(),
+        _vector_quantize_bwd_kernel,
+        (triton.cdiv(z.numel(), config["BLOCK"]),),
+        dz_q,
+        dcommitment,
+        z,
+        z_q,
+        dz,
+        *z.shape,
+        2.0 / max(z.numel(), 1),
+        *dz_q.stride(),
+        *z.stride(),
+        *z_q.stride(),
         **config,
-    )  # fmt: skip
+    )
     return dz
 
 

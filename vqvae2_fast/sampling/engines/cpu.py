@@ -249,23 +249,30 @@ def _describe(
     inner = layers.inner_channels
     height, width = plan.size
     d.integers.update(
-        height=height, width=width, num_embeddings=plan.num_embeddings,
-        num_classes=plan.num_classes, channels=_round_up(channels), inner_channels=_round_up(inner),
-        num_layers=layers.num_layers, layers_per_block=plan.layers_per_block,
+        height=height,
+        width=width,
+        num_embeddings=plan.num_embeddings,
+        num_classes=plan.num_classes,
+        channels=_round_up(channels),
+        inner_channels=_round_up(inner),
+        num_layers=layers.num_layers,
+        layers_per_block=plan.layers_per_block,
         num_output_layers=0 if plan.output_layers is None else plan.output_layers.num_layers,
-    )  # fmt: skip
+    )
     _describe_stem(d, plan)
     d.tensors["background"] = plan.background
 
     columns = [column for _, column in layers.conv1.above_offsets]
     current = layers.conv1.current_offsets
-    d.integers.update({
-        "taps.rows_above": layers.conv1.rows_above,
-        "taps.first_column": min(columns, default=0),
-        "taps.num_columns": max(columns) - min(columns) + 1 if columns else 0,
-        "taps.first_current": min(current, default=0),
-        "taps.num_current": len(current),
-    })  # fmt: skip
+    d.integers.update(
+        {
+            "taps.rows_above": layers.conv1.rows_above,
+            "taps.first_column": min(columns, default=0),
+            "taps.num_columns": max(columns) - min(columns) + 1 if columns else 0,
+            "taps.first_current": min(current, default=0),
+            "taps.num_current": len(current),
+        }
+    )
     d.convolutions("conv1", layers.conv1, channels, lambda x: _pad(x, [inner], -1))
     d.convolutions("conv2", layers.conv2, inner, lambda x: _pad_gates(x, [channels]))
     if layers.classes is not None:
@@ -332,14 +339,16 @@ def _describe_attention(d: _Description, plan: SamplingPlan) -> None:
 def _describe_condition(d: _Description, plan: ConditionPlan) -> None:
     channels = plan.stem_biases[0].shape[0]
     inner = plan.layers[0][0].shape[0] if plan.layers else channels
-    d.integers.update({
-        "condition.kernel": plan.kernel_size,
-        "condition.channels": _round_up(channels),
-        "condition.inner_channels": _round_up(inner),
-        "condition.num_layers": len(plan.layers),
-        "condition.down": plan.scale[0],
-        "condition.right": plan.scale[1],
-    })  # fmt: skip
+    d.integers.update(
+        {
+            "condition.kernel": plan.kernel_size,
+            "condition.channels": _round_up(channels),
+            "condition.inner_channels": _round_up(inner),
+            "condition.num_layers": len(plan.layers),
+            "condition.down": plan.scale[0],
+            "condition.right": plan.scale[1],
+        }
+    )
     for n, (table, bias) in enumerate(zip(plan.stems, plan.stem_biases, strict=True)):
         d.tensors[f"condition.stem{n}.table"] = _pad(table, [channels], -1)
         d.tensors[f"condition.stem{n}.bias"] = _pad(bias, [channels], -1)

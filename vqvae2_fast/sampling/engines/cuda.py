@@ -143,9 +143,14 @@ def draw_cuda(
 
 @torch.inference_mode()
 def draw_with(
-    library: Library, card: Card, stream: int, plan: SamplingPlan, request: DrawRequest,
-    precision: Precision, steps: Tensor | None = None,
-) -> Drawn:  # fmt: skip
+    library: Library,
+    card: Card,
+    stream: int,
+    plan: SamplingPlan,
+    request: DrawRequest,
+    precision: Precision,
+    steps: Tensor | None = None,
+) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card."""
     batch, (height, width) = request.batch_size, plan.size
     device, rule = plan.device, request.rule
@@ -157,20 +162,27 @@ def draw_with(
         logits = torch.zeros(batch, height, width, plan.num_embeddings, **new)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     inputs = {
-        "labels": request.labels, "known": request.known, "noise": request.noise.given,
-        "condition.features": features, "codes": codes, "log_prob": log_prob, "logits": logits,
+        "labels": request.labels,
+        "known": request.known,
+        "noise": request.noise.given,
+        "condition.features": features,
+        "codes": codes,
+        "log_prob": log_prob,
+        "logits": logits,
         "steps": steps,
-    }  # fmt: skip
+    }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
     values = plan_values(plan, card, precision, batch, guided=rule.guided) | {
-        "seed": request.noise.seed, "first_sample": request.noise.first_sample,
-        "stream": request.noise.stream, "temperature": float(rule.temperature),
+        "seed": request.noise.seed,
+        "first_sample": request.noise.first_sample,
+        "stream": request.noise.stream,
+        "temperature": float(rule.temperature),
         "top_k": min(rule.top_k or plan.num_embeddings, plan.num_embeddings),
         "top_p": 1.0 if rule.top_p is None else float(rule.top_p),
         "guidance": float(rule.guidance_scale),
         "window": min(request.window, width),
-    }  # fmt: skip
+    }
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
     values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
     sizes = library.sizes(values)
@@ -208,13 +220,23 @@ def plan_values(
 ) -> dict[str, int | float]:
     """What `planner.h` reads, with null addresses and the plainest rule: enough for sizes."""
     return sizes_of(plan) | {
-        "card.blocks": card.blocks, "card.threads": card.threads,
+        "card.blocks": card.blocks,
+        "card.threads": card.threads,
         "card.shared_bytes": card.shared_bytes,
-        "weight_bytes": precision.pixel.itemsize, "row_mode": precision.row_mode,
-        "batch": batch, "guided": int(guided), "window": 1, "workspace": 0,
-        "seed": 0, "first_sample": 0, "stream": 0,
-        "temperature": 1.0, "top_k": plan.num_embeddings, "top_p": 1.0, "guidance": 1.0,
-    }  # fmt: skip
+        "weight_bytes": precision.pixel.itemsize,
+        "row_mode": precision.row_mode,
+        "batch": batch,
+        "guided": int(guided),
+        "window": 1,
+        "workspace": 0,
+        "seed": 0,
+        "first_sample": 0,
+        "stream": 0,
+        "temperature": 1.0,
+        "top_k": plan.num_embeddings,
+        "top_p": 1.0,
+        "guidance": 1.0,
+    }
 
 
 # Packed weights by the plan's id and precision, as long as the plan lives.

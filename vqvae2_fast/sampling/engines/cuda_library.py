@@ -66,9 +66,12 @@ class Library:
     def row(self, program: int, on_card: int, i: int, stream: int) -> None:
         """Launches the kernels of row i on a stream."""
         self._call(
-            "row", ctypes.c_void_p(program), ctypes.c_void_p(on_card), ctypes.c_int32(i),
+            "row",
+            ctypes.c_void_p(program),
+            ctypes.c_void_p(on_card),
+            ctypes.c_int32(i),
             ctypes.c_void_p(stream),
-        )  # fmt: skip
+        )
 
     def card(self) -> tuple[int, int]:
         """Multiprocessors and bytes of shared memory a block, of the current device; zeros where

@@ -72,18 +72,30 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
     columns = [column for _, column in layers.conv1.above_offsets]
     current = layers.conv1.current_offsets
     sizes = {
-        "height": height, "width": width, "num_embeddings": plan.num_embeddings,
-        "num_classes": plan.num_classes, "channels": plan.channels,
-        "inner_channels": layers.inner_channels, "num_layers": layers.num_layers,
+        "height": height,
+        "width": width,
+        "num_embeddings": plan.num_embeddings,
+        "num_classes": plan.num_classes,
+        "channels": plan.channels,
+        "inner_channels": layers.inner_channels,
+        "num_layers": layers.num_layers,
         "layers_per_block": plan.layers_per_block,
-        "rows_above": layers.conv1.rows_above, "first_column": min(columns, default=0),
+        "rows_above": layers.conv1.rows_above,
+        "first_column": min(columns, default=0),
         "num_columns": max(columns) - min(columns) + 1 if columns else 0,
-        "first_current": min(current, default=0), "num_current": len(current),
-        "stem.num_above": len(stem.above_offsets), "stem.num_left": len(stem.left_offsets),
-        "num_heads": 0, "head_dim": 0, "attention.inner_channels": 0,
-        "num_output_layers": 0, "output.inner_channels": 0,
-        "condition.channels": 0, "condition.height": 0, "condition.width": 0,
-    }  # fmt: skip
+        "first_current": min(current, default=0),
+        "num_current": len(current),
+        "stem.num_above": len(stem.above_offsets),
+        "stem.num_left": len(stem.left_offsets),
+        "num_heads": 0,
+        "head_dim": 0,
+        "attention.inner_channels": 0,
+        "num_output_layers": 0,
+        "output.inner_channels": 0,
+        "condition.channels": 0,
+        "condition.height": 0,
+        "condition.width": 0,
+    }
     if attention is not None:
         sizes["num_heads"] = attention.num_heads
         sizes["head_dim"] = attention.query_bias.shape[1] // attention.num_heads

@@ -97,9 +97,11 @@ class ConvCache:
             # A layer at a time: the gathered inputs of one stay in the cache, those of all do not.
             self._gathered.copy_(self._windows[n])
             torch.addmm(
-                self.plan.bias[n], matrix, self.plan.above[n],
+                self.plan.bias[n],
+                matrix,
+                self.plan.above[n],
                 out=outputs.view(matrix.shape[0], -1),
-            )  # fmt: skip
+            )
 
     def finish_row(self) -> None:
         self.values[:, :, :-1] = self.values[:, :, 1:].clone()

@@ -83,7 +83,8 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
                 "threads": 1,
                 "clock": "device",
                 "rounds": rounds,
-                "versions": f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}",
+                "versions": f"torch {torch.__version__}, "
+                f"triton {importlib.metadata.version('triton')}",
                 "commit": measure.commit(),
                 "date": date.today().isoformat(),
             }

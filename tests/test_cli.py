@@ -391,7 +391,7 @@ def test_tensorboard_gets_both_kinds_of_figures(place, tmp_path, capsys):
 def test_tensorboard_without_its_package_fails_with_the_remedy(
     place, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("vqvae2_fast.training.tensorboard.find_spec", lambda name: None)
+    monkeypatch.setattr("vqvae2_fast.runs.tensorboard.find_spec", lambda name: None)
     arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN, "--tensorboard"]
     message = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")], code=1)
     assert "pip install 'vqvae2_fast[tensorboard]'" in message

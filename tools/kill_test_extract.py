@@ -28,11 +28,11 @@ import torch
 from kill import contents, kill_after, unfinished
 from PIL import Image
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main as vqvae2_fast
 from vqvae2_fast.data import CodeStore, verify
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.training import save
 
 SHARD_RECORDS = 50  # small, so that many kills hit the closing of a shard
 # Its only job is to be taken in turns.

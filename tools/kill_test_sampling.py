@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from kill import contents, kill_after, unfinished
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main as vqvae2_fast
 from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.training import save
 
 if TYPE_CHECKING:
     from collections.abc import Callable

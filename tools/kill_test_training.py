@@ -35,23 +35,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from kill import contents, kill_after, unfinished
 
+from vqvae2_fast.checkpoints import resume
+from vqvae2_fast.checkpoints.files import check_sums
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset, Split, load_emoji
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.training import (
-    Progress,
-    Stage,
-    TrainConfig,
-    loop,
-    prior_stage,
-    resume,
-    train,
-    vqvae_stage,
-)
-from vqvae2_fast.training.checkpoint_files import check_sums
-from vqvae2_fast.training.run_folder import latest
+from vqvae2_fast.training import Stage, TrainConfig, loop, prior_stage, train, vqvae_stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

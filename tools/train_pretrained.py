@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, load, preset, sample_images, save
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.report import sample_grid
-from vqvae2_fast.training import Progress, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training import TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.presets import train_preset
 

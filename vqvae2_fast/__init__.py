@@ -4,6 +4,8 @@
 """
 
 from vqvae2_fast import ops
+from vqvae2_fast.checkpoints.checkpoint import load, save
+from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.models.configs import (
     PixelSNAILConfig,
     PresetConfig,
@@ -21,8 +23,6 @@ from vqvae2_fast.sampling import (
     score_codes,
     stream_images,
 )
-from vqvae2_fast.training.checkpoint import load, save
-from vqvae2_fast.training.pretrained import from_preset
 
 __version__ = "0.1.0"
 

@@ -21,7 +21,7 @@ from vqvae2_fast.commands.train_classifier import TrainClassifier
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.models.configs import level_names, preset
-from vqvae2_fast.training.interrupt import InterruptedRun
+from vqvae2_fast.runs.interrupt import InterruptedRun
 from vqvae2_fast.training.presets import train_preset
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.training import save
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.training import save
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ import shutil
 
 import pytest
 
+from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.priors import tiny_prior
-from vqvae2_fast.training import load, save
 
 
 def test_a_code_store_is_described(codes, run):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.training import save
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import common
 from vqvae2_fast.data import to_uint8, write_codes
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.sampling import sample_images
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.training import save
 
 if TYPE_CHECKING:
     from pathlib import Path

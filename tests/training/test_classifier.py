@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.metrics import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.training import TrainConfig, learning_rate, load, save, train
+from vqvae2_fast.training import TrainConfig, learning_rate, train
 from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage
 
 SMALL = ClassifierConfig((12, 12), 1, 2, "small", 8)

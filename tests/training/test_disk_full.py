@@ -9,15 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from vqvae2_fast.checkpoints import files, load, resume
+from vqvae2_fast.checkpoints.checkpoint import save_training
+from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import write_result
+from vqvae2_fast.console import Progress
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import write_report
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.report.files import write_picture
-from vqvae2_fast.training import Progress, Stage, TrainConfig, load, resume, train
-from vqvae2_fast.training.checkpoint import save_training
-from vqvae2_fast.training.run_folder import latest
+from vqvae2_fast.training import Stage, TrainConfig, train
 
 CONFIG = TrainConfig(
     steps=4,
@@ -96,22 +98,21 @@ def test_a_full_disk_at_any_file_of_a_checkpoint_leaves_the_old_one(small_disk, 
 
 
 def test_a_best_that_finds_no_room_is_made_on_resume(small_disk, monkeypatch):
-    from vqvae2_fast.training import checkpoint_files
 
     run = small_disk.folder / "run"
-    real = checkpoint_files.os.link
+    real = files.os.link
 
     def full(*_):
         small_disk.fill(0)
         raise OSError("no links here")
 
-    monkeypatch.setattr(checkpoint_files.os, "link", full)
+    monkeypatch.setattr(files.os, "link", full)
     with pytest.raises(OSError, match=FULL):
         train(stage(), CONFIG, out=run, progress=QUIET)
     small_disk.clear()
     assert latest(run).name == "step-000000004"
     assert not (run / "best").exists()
-    monkeypatch.setattr(checkpoint_files.os, "link", real)
+    monkeypatch.setattr(files.os, "link", real)
     train(stage(), CONFIG, out=run, resume=True, progress=QUIET)
     assert load(run / "best").config == stage().model.config
 

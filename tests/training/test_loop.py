@@ -11,21 +11,15 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from vqvae2_fast.checkpoints.checkpoint import load
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, ImageTensorDataset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.training import (
-    DivergedError,
-    Progress,
-    TrainConfig,
-    prior_stage,
-    train,
-    vqvae_stage,
-)
-from vqvae2_fast.training.checkpoint import load
-from vqvae2_fast.training.run_folder import latest
+from vqvae2_fast.training import DivergedError, TrainConfig, prior_stage, train, vqvae_stage
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8),

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from vqvae2_fast.commands.origin import check_origin
-from vqvae2_fast.data.durable import write_file
+from vqvae2_fast.checkpoints import load
+from vqvae2_fast.checkpoints.checkpoint import check_prior, class_names
+from vqvae2_fast.checkpoints.pretrained import pretrained_card, pretrained_folder
+from vqvae2_fast.console import Progress
+from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.runs.origin import check_origin
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training import Progress, load
-from vqvae2_fast.training.checkpoint import check_prior, class_names
-from vqvae2_fast.training.pretrained import pretrained_card, pretrained_folder
 
 __all__ = [
     "Command",

@@ -13,11 +13,13 @@ from torch import Tensor
 
 import vqvae2_fast
 from vqvae2_fast import ops
+from vqvae2_fast.checkpoints import save
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.evaluate import evaluation_lines
 from vqvae2_fast.commands.extract import use_of_codes
 from vqvae2_fast.commands.train_prior import prior_config
 from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names, preset
@@ -27,15 +29,7 @@ from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
 from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
-from vqvae2_fast.training import (
-    Progress,
-    Variants,
-    extract_codes,
-    prior_stage,
-    save,
-    train,
-    vqvae_stage,
-)
+from vqvae2_fast.training import Variants, extract_codes, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.presets import train_preset
 
 __all__ = ["Demo"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Result
-from vqvae2_fast.training.run_folder import latest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,7 +61,8 @@ def plan_of_training(
     return Result(
         values,
         [
-            f"{stage.name}: {config.steps} steps{micro} of {config.batch_size}, on {values['device']}",
+            f"{stage.name}: {config.steps} steps{micro} of {config.batch_size}, "
+            f"on {values['device']}",
             f"model: {values['parameters']:,} parameters, {_mib(weights + buffers)}; in training "
             f"{_mib(values['training_bytes'])}, and the activations",
             f"data: {_counts(items)}, {shape}",

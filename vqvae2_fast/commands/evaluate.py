@@ -18,9 +18,9 @@ from vqvae2_fast.commands.common import (
     write_result,
 )
 from vqvae2_fast.commands.evaluate_samples import Chosen, SampleEvaluation, SampleOptions
-from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codecs import codec_at_bits, jpeg_curve
 from vqvae2_fast.metrics.perceptual import load_lpips
@@ -31,9 +31,9 @@ from vqvae2_fast.report.evaluation import write_evaluation
 from vqvae2_fast.training import extract_codes
 
 if TYPE_CHECKING:
+    from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.training import Progress
 
 __all__ = ["Evaluate", "evaluation_lines"]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.commands.draw_plan import DrawPlan, batches_of, drawing_settings
 from vqvae2_fast.commands.sample import batch_of_drawing, draw_into
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.mapped_images import map_images, samples_of_folder
@@ -21,6 +20,7 @@ from vqvae2_fast.metrics.features import ClassifierFeatures, measure_names
 from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
 from vqvae2_fast.report.grids import sample_grid
 from vqvae2_fast.report.trade_off import plot_trade_off
+from vqvae2_fast.sampling.draw_plan import DrawPlan, batches_of, drawing_settings
 from vqvae2_fast.sampling.rejection import class_probability, keep_share
 from vqvae2_fast.training.cas import CasRow, classification_accuracy_score
 from vqvae2_fast.training.classifier import check_classes
@@ -28,12 +28,12 @@ from vqvae2_fast.training.classifier import check_classes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource, ImageTensorDataset
     from vqvae2_fast.metrics.feature_set import FeatureSet
     from vqvae2_fast.metrics.features import FeatureExtractor
     from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.sampling.pipeline import Pipeline
-    from vqvae2_fast.training import Progress
 
 __all__ = ["Chosen", "SampleEvaluation", "SampleOptions"]
 

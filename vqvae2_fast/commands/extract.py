@@ -16,14 +16,14 @@ from vqvae2_fast.commands.common import (
     write_result,
 )
 from vqvae2_fast.commands.dry_run import plan_of_extraction
-from vqvae2_fast.commands.ranks import Ranks
-from vqvae2_fast.commands.sources import DataOptions, open_images
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import CodebookUse, codebook_use
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.training import Progress
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import (
     SHARD_RECORDS,
     Variants,

@@ -13,12 +13,12 @@ import tyro
 
 import vqvae2_fast
 from vqvae2_fast import ops
+from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, read_config, resume
 from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.commands.sampler_plan import sampler_plan
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import preset, preset_names
-from vqvae2_fast.training.checkpoint import checkpoint_folder, load, read_config, resume
 
 __all__ = ["Info"]
 

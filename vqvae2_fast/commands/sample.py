@@ -19,30 +19,30 @@ from vqvae2_fast.commands.common import (
     check_out,
     load_classifier,
 )
-from vqvae2_fast.commands.completion import open_known
-from vqvae2_fast.commands.draw_plan import (
+from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
+from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.report.grids import pictures
+from vqvae2_fast.report.samples import folder_grid
+from vqvae2_fast.runs.interrupt import InterruptedRun, stop_requests
+from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.sampling import interface_of
+from vqvae2_fast.sampling.draw_plan import (
     DrawPlan,
     Judge,
     batches_of,
     drawing_settings,
     labels_of,
 )
-from vqvae2_fast.commands.ranks import Ranks
-from vqvae2_fast.data.durable import renamed_into_place
-from vqvae2_fast.data.sample_folder import SampleFolder, read_index
-from vqvae2_fast.report.grids import pictures
-from vqvae2_fast.report.samples import folder_grid
-from vqvae2_fast.sampling import interface_of
+from vqvae2_fast.sampling.known import open_known
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.stream import codes_per_image, draw_batch
-from vqvae2_fast.training.interrupt import InterruptedRun, stop_requests
-from vqvae2_fast.training.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vqvae2_fast.console.progress import Task
     from vqvae2_fast.sampling import Pipeline
-    from vqvae2_fast.training.progress import Task
 
 __all__ = ["Sample", "batch_of_drawing", "draw_into"]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
 from vqvae2_fast.commands.common import Result
 from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -13,7 +14,6 @@ from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_va
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
-from vqvae2_fast.training.checkpoint import checkpoint_folder, load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ import torch
 import tyro
 
 from vqvae2_fast.commands.common import Command, Result, write_result
-from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
+from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.training import train
 from vqvae2_fast.training.classifier import check_classes, classifier_recipe, classifier_stage

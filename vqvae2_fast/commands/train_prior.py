@@ -9,7 +9,6 @@ import torch
 
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
-from vqvae2_fast.commands.origin import check_same_origin, keep_origin
 from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
@@ -18,8 +17,9 @@ from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.report.curves import plot_curves
+from vqvae2_fast.runs.origin import check_same_origin, keep_origin
+from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import TrainConfig, prior_stage, train
-from vqvae2_fast.training.tensorboard import tensorboard_log
 
 __all__ = ["TrainPrior", "prior_config"]
 
@@ -125,8 +125,8 @@ class TrainPrior(Command):
         return Result(
             values,
             [
-                f"held out: {trained.metrics['bits_per_image']:.0f} bits an image; marginal entropy "
-                f"{marginal * per_image:.0f}",
+                f"held out: {trained.metrics['bits_per_image']:.0f} bits an image; "
+                f"marginal entropy {marginal * per_image:.0f}",
                 f"run: {out}",
                 f"picture: {out / 'curves.png'}",
             ],

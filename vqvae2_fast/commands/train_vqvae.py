@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 
+from vqvae2_fast.checkpoints.checkpoint import read_config
+from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Command, Result, check_out, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
-from vqvae2_fast.commands.sources import DataOptions, open_images
 from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import reconstruction_grid
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
-from vqvae2_fast.training.checkpoint import read_config
-from vqvae2_fast.training.run_folder import latest
-from vqvae2_fast.training.tensorboard import tensorboard_log
 
 if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from vqvae2_fast.data.code_layout import MAX_CODES, MAX_EMBEDDINGS, MAX_LEVELS, CodeLayout
-from vqvae2_fast.data.durable import replace_file
+from vqvae2_fast.files.durable import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

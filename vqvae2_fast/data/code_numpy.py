@@ -23,7 +23,7 @@ import torch
 from numpy.lib import format as npy
 
 from vqvae2_fast.data.code_writer import CodeWriter
-from vqvae2_fast.data.durable import renamed_into_place
+from vqvae2_fast.files.durable import renamed_into_place
 from vqvae2_fast.models.configs import level_names
 
 if TYPE_CHECKING:

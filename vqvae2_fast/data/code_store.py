@@ -26,7 +26,7 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
-from vqvae2_fast.data.durable import locked
+from vqvae2_fast.files.durable import locked
 
 if TYPE_CHECKING:
     import os

@@ -35,7 +35,8 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
-from vqvae2_fast.data.durable import (
+from vqvae2_fast.data.images import check_labels
+from vqvae2_fast.files.durable import (
     create_part,
     locked,
     remove_dead_parts,
@@ -43,7 +44,6 @@ from vqvae2_fast.data.durable import (
     sync_file,
     write_all,
 )
-from vqvae2_fast.data.images import check_labels
 
 if TYPE_CHECKING:
     import os

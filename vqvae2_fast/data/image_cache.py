@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.data.batches import ImageSource, raw_in_order
-from vqvae2_fast.data.durable import new_folder, replace_file, sync_file, sync_folder, write_all
 from vqvae2_fast.data.images import ImageTensorDataset
+from vqvae2_fast.files.durable import new_folder, replace_file, sync_file, sync_folder, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

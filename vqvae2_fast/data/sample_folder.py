@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from vqvae2_fast.data.durable import (
+from vqvae2_fast.files.durable import (
     lock_file,
     locked,
     replace_file,
@@ -28,7 +28,7 @@ from vqvae2_fast.data.durable import (
     sync_folder,
     write_all,
 )
-from vqvae2_fast.data.json_file import read_object, short
+from vqvae2_fast.files.json_file import read_object, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -95,7 +95,8 @@ def _cas(rows: list[dict[str, Any]]) -> Section:
                 row["trained_on"],
                 str(row["images"]),
                 *(
-                    f"{100 * row['tested_on'][t]['top1']:.2f} [{100 * row['tested_on'][t]['low']:.2f}, "
+                    f"{100 * row['tested_on'][t]['top1']:.2f} "
+                    f"[{100 * row['tested_on'][t]['low']:.2f}, "
                     f"{100 * row['tested_on'][t]['high']:.2f}]"
                     for t in tests
                 ),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from vqvae2_fast.data.durable import write_file
+from vqvae2_fast.files.durable import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.data.durable import write_file
+from vqvae2_fast.files.durable import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

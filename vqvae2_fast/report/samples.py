@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vqvae2_fast.commands.completion import Known
+    from vqvae2_fast.sampling.known import Known
 
 __all__ = ["folder_grid"]
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from vqvae2_fast.console.progress import Progress
     from vqvae2_fast.data import ImageSource
-    from vqvae2_fast.training.progress import Progress
 
 __all__ = ["CasRow", "classification_accuracy_score"]
 

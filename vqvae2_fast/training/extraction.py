@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data import CodeStore, WriteProgress, augment, in_order, write_codes
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
-from vqvae2_fast.data.durable import locked, replace_file
-from vqvae2_fast.data.json_file import read_object
+from vqvae2_fast.files.durable import locked, replace_file
+from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
-from vqvae2_fast.training.progress import Progress
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:

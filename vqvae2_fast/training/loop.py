@@ -14,22 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.checkpoints.checkpoint import resume as read_checkpoint
+from vqvae2_fast.checkpoints.checkpoint import save_training
+from vqvae2_fast.checkpoints.locate import latest, step_folder
+from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.runs.folder import best_record, better, keep_best, locked_run, remove_old
+from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
+from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.training.average import PolyakAverage
-from vqvae2_fast.training.checkpoint import resume as read_checkpoint
-from vqvae2_fast.training.checkpoint import save_training
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
-from vqvae2_fast.training.interrupt import InterruptedRun, StopRequest, stop_requests
-from vqvae2_fast.training.progress import Progress
-from vqvae2_fast.training.run_folder import (
-    best_record,
-    better,
-    keep_best,
-    latest,
-    locked_run,
-    remove_old,
-    step_folder,
-)
-from vqvae2_fast.training.run_log import RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vqvae2_fast.data import durable
-from vqvae2_fast.data.durable import aside, new_folder, remove_dead_folders, replaced_folder
+from vqvae2_fast.files import durable
+from vqvae2_fast.files.durable import aside, new_folder, remove_dead_folders, replaced_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.data.durable import replace_file
-from vqvae2_fast.data.json_file import read_object
+from vqvae2_fast.files.durable import replace_file
+from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
 
 if TYPE_CHECKING:

@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training.checkpoint_files import (
+from vqvae2_fast.checkpoints.files import (
     DamagedError,
     check_sums,
     read_json,
@@ -31,7 +28,8 @@ from vqvae2_fast.training.checkpoint_files import (
     write_sums,
     write_tensors,
 )
-from vqvae2_fast.training.checkpoint_model import (
+from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
+from vqvae2_fast.checkpoints.models import (
     DTYPES,
     VERSION,
     check_tensors,
@@ -39,7 +37,9 @@ from vqvae2_fast.training.checkpoint_model import (
     read_model,
     write_model,
 )
-from vqvae2_fast.training.run_folder import checkpoint_folder, previous
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import os

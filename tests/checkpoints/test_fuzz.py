@@ -2,7 +2,7 @@
 
 A hundred here; ten thousand by
 
-    pytest tests/training/test_checkpoint_fuzz.py --hypothesis-profile=thorough -s
+    pytest tests/checkpoints/test_fuzz.py --hypothesis-profile=thorough -s
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqvae2_fast.checkpoints.checkpoint import load, resume, save, save_training
+from vqvae2_fast.checkpoints.files import write_sums
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training.checkpoint import load, resume, save, save_training
-from vqvae2_fast.training.checkpoint_files import write_sums
 
 # What reading any of these may take beyond what was there: the checkpoint itself has 40 KB.
 MEMORY = 24 * 2**20

@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from vqvae2_fast.checkpoints import load
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.console import Progress
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.training import InterruptedRun, Progress, Stage, TrainConfig, load, train
-from vqvae2_fast.training.run_folder import best_record, better, latest, locked_run, remove_old
+from vqvae2_fast.runs import InterruptedRun
+from vqvae2_fast.runs.folder import best_record, better, locked_run, remove_old
+from vqvae2_fast.training import Stage, TrainConfig, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,7 +161,7 @@ def test_an_old_checkpoint_is_hidden_before_its_files_are_deleted(tmp_path, monk
         raise SystemExit(path)
 
     cut([3, 1, 2], tmp_path, after=7)
-    monkeypatch.setattr("vqvae2_fast.data.durable.shutil.rmtree", killed)
+    monkeypatch.setattr("vqvae2_fast.files.durable.shutil.rmtree", killed)
     with pytest.raises(SystemExit, match=r"/\.step-000000002\.\S*\.part"):
         remove_old(tmp_path, keep=1)
     names = [path.name for path in (tmp_path / "checkpoints").glob("step-*")]
@@ -215,7 +219,7 @@ def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint_of_it(tmp_path,
 
 def test_ctrl_c_again_after_a_second_stops_at_once(tmp_path, monkeypatch):
     one, now = stage([]), [0.0]
-    monkeypatch.setattr("vqvae2_fast.training.interrupt.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("vqvae2_fast.runs.interrupt.time.monotonic", lambda: now[0])
 
     def loss(batch):
         os.kill(os.getpid(), signal.SIGINT)

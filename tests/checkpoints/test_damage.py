@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vqvae2_fast.checkpoints.checkpoint import DamagedError, load, resume, save, save_training
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training.checkpoint import DamagedError, load, resume, save, save_training
 
 VQVAE = VQVAE2Config(
     image_size=(4, 4),

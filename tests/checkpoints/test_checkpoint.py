@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vqvae2_fast.checkpoints import checkpoint
+from vqvae2_fast.checkpoints.checkpoint import class_names, load, resume, save
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training import checkpoint
-from vqvae2_fast.training.checkpoint import class_names, load, resume, save
 
 VQVAE = VQVAE2Config(
     image_size=(8, 8),

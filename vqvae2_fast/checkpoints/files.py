@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from vqvae2_fast.data.durable import replace_file, replaced_folder
-from vqvae2_fast.data.json_file import MAX_TEXT_BYTES, read_object, short
+from vqvae2_fast.files.durable import replace_file, replaced_folder
+from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object, short
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from vqvae2_fast.training import progress as module
-from vqvae2_fast.training.progress import Progress, clock
+from vqvae2_fast.console import progress as module
+from vqvae2_fast.console.progress import Progress, clock
 
 
 @pytest.fixture

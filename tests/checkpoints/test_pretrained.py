@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
+from vqvae2_fast.checkpoints import from_preset, pretrained_folder, pretrained_names, save
+from vqvae2_fast.checkpoints import pretrained as module
+from vqvae2_fast.checkpoints.pretrained import pretrained_card
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.training import from_preset, pretrained_folder, pretrained_names, save
-from vqvae2_fast.training import pretrained as module
-from vqvae2_fast.training.pretrained import pretrained_card
 
 CARD = {"licence": "MIT", "data": "squares", "command": "train", "metrics": {"psnr": 26.0}}
 PACKAGED = pretrained_names()

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from vqvae2_fast.commands.completion import Known
     from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.sampling import Pipeline
+    from vqvae2_fast.sampling.known import Known
 
 __all__ = ["DrawPlan", "Judge", "batches_of", "drawing_settings", "labels_of"]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vqvae2_fast.training.run_log import RunLog
+from vqvae2_fast.runs.log import RunLog
 
 
 def lines(path) -> list[dict]:

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.data.durable import replace_file, write_all
+from vqvae2_fast.files.durable import replace_file, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

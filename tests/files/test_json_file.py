@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from vqvae2_fast.data.json_file import MAX_TEXT_BYTES, read_object
+from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object
 
 
 @pytest.mark.parametrize(

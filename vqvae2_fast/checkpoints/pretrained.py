@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.checkpoints.checkpoint import load
+from vqvae2_fast.checkpoints.files import read_json
 from vqvae2_fast.models.configs import preset, preset_names
-from vqvae2_fast.training.checkpoint import load
-from vqvae2_fast.training.checkpoint_files import read_json
 
 if TYPE_CHECKING:
     import torch

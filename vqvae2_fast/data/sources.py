@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import (
     HuggingFaceImages,
     ImageFolder,
@@ -20,7 +21,6 @@ from vqvae2_fast.data import (
 )
 from vqvae2_fast.data.image_cache import open_cache
 from vqvae2_fast.data.images import is_held_out
-from vqvae2_fast.training import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import torch
 
-from vqvae2_fast.data.json_file import short
-from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.training.checkpoint_files import (
+from vqvae2_fast.checkpoints.files import (
     read_json,
     read_tensors,
     tensor_headers,
     write_json,
     write_tensors,
 )
+from vqvae2_fast.files.json_file import short
+from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

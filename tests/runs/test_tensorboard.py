@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vqvae2_fast.training.tensorboard import tensorboard_log
+from vqvae2_fast.runs.tensorboard import tensorboard_log
 
 
 def points(run) -> dict[str, list[tuple[int, float]]]:

@@ -1,0 +1,110 @@
+"""Where checkpoints stand: that of a path, and those of a run, oldest to newest.
+
+A run keeps its checkpoints in checkpoints/step-NNNNNNNNN and a second name of the best in best/.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.checkpoints.files import DamagedError, check_sums
+from vqvae2_fast.files.durable import aside
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = [
+    "CHECKPOINTS",
+    "checkpoint_folder",
+    "checkpoints_of",
+    "latest",
+    "previous",
+    "step_folder",
+]
+
+CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"step-(\d{1,18})")
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a run's checkpoint of one step stands."""
+    return run / CHECKPOINTS / f"step-{step:09d}"
+
+
+def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint that `path` means: itself, or the latest of the run that it is.
+
+    Raises:
+        FileNotFoundError: If `path` is neither.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    newest = latest(folder)
+    if newest is not None:
+        return newest
+    if aside(folder).exists():
+        raise FileNotFoundError(
+            f"load: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
+            f"interrupted save was replacing. Rename it to {folder.name}."
+        )
+    raise FileNotFoundError(
+        f"load: {folder} {_what_is_there(folder)}; expected the folder of a checkpoint, a pipeline "
+        "or a run."
+    )
+
+
+def latest(run: str | os.PathLike[str]) -> Path | None:
+    """The newest complete checkpoint of a run's folder, None without one."""
+    found = checkpoints_of(Path(run))
+    return found[-1] if found else None
+
+
+def previous(folder: Path) -> Path | None:
+    """The newest whole checkpoint of the same run before a damaged one."""
+    if not _STEP.fullmatch(folder.name) or folder.parent.name != CHECKPOINTS:
+        return None
+    for earlier in reversed(checkpoints_of(folder.parent.parent)):
+        if _step(earlier) < _step(folder):
+            try:
+                check_sums(earlier)
+            except DamagedError:
+                continue
+            return earlier
+    return None
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [
+        folder
+        for folder in run.glob(f"{CHECKPOINTS}/step-*")
+        if _STEP.fullmatch(folder.name) and (folder / "config.json").is_file()
+    ]
+    return sorted(found, key=_step)
+
+
+def _what_is_there(path: Path) -> str:
+    """What a path that is no checkpoint holds, in words."""
+    if not path.exists():
+        return "does not exist"
+    if not path.is_dir():
+        return "is a file"
+    if (path / "manifest.json").is_file():
+        return "is a code store"
+    if any(path.glob("*/manifest.json")):
+        return "holds code stores"
+    below = sorted(
+        {p.parent for p in path.glob("*/config.json")}
+        | {p.parent for p in path.glob(f"*/{CHECKPOINTS}")}
+    )
+    if below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        return f"holds {', '.join(folder.name for folder in below[:3])}{more}, one of which to name"
+    return "is no checkpoint: it has no config.json"
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -1,0 +1,1 @@
+"""Files: durable writes, locks, and small JSON files read with distrust."""

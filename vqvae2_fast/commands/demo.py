@@ -25,6 +25,7 @@ from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report import Section, sample_grid, write_report
 from vqvae2_fast.report.curves import plot_curves, plot_rate
 from vqvae2_fast.report.files import write_picture
@@ -185,7 +186,7 @@ class Demo(Command):
         self, pipeline: Pipeline, num_classes: int, progress: Progress
     ) -> tuple[Tensor, list[int]]:
         labels = [label for label in range(num_classes) for _ in range(_SAMPLES_A_CLASS)]
-        device = next(pipeline.priors[0].parameters()).device
+        device = device_of(pipeline.priors[0])
         with progress.task("sample", 1) as task:
             images = sample_images(
                 pipeline,

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Result
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import nn
 
     from vqvae2_fast.data.code_layout import CodeLayout
@@ -55,7 +55,7 @@ def plan_of_training(
         "items": dict(items),
         "out": str(out),
         "resume_from": str(newest) if newest else None,
-        "device": str(_device(stage.model)),
+        "device": str(device_of(stage.model)),
     }
     micro = f" of {config.accumulate} micro-batches" if config.accumulate > 1 else ""
     return Result(
@@ -102,7 +102,7 @@ def plan_of_extraction(
         "num_embeddings": layout.num_embeddings,
         "store_bytes": size,
         "out": str(out),
-        "device": str(_device(model)),
+        "device": str(device_of(model)),
     }
     return Result(
         values,
@@ -125,10 +125,6 @@ _NOTHING = "dry run: nothing was written"
 def parameters(model: nn.Module) -> int:
     """Numbers that a model learns."""
     return sum(weight.numel() for weight in model.parameters())
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _counts(items: Mapping[str, int]) -> str:

@@ -22,6 +22,7 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.grids import pictures
 from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.runs.interrupt import InterruptedRun, stop_requests
@@ -171,7 +172,7 @@ class Sample(Command):
         config = pipeline.vqvae.config
         model = load_classifier(
             self.classifier,
-            next(pipeline.priors[0].parameters()).device,
+            device_of(pipeline.priors[0]),
             class_names,
             (config.image_channels, *config.image_size),
         )

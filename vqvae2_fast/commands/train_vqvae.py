@@ -19,6 +19,7 @@ from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report import reconstruction_grid
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.report.files import write_picture
@@ -155,7 +156,7 @@ def picture_of_reconstructions(
     """Held-out images, spread evenly over the set, each above its reconstruction."""
     images = torch.cat([batch for batch, _ in in_order(dataset, 256)])
     chosen = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
-    device = next(model.parameters()).device
+    device = device_of(model)
     reconstructed = model.decode(model.encode(chosen.to(device))).cpu()
     write_picture(path, reconstruction_grid(chosen, reconstructed, title=title))
     return path

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.device import device_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -39,7 +41,7 @@ def classification_accuracy(
     Raises:
         ValueError: No images, or labels outside the model's classes.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     classes = model.config.num_classes
     hits, totals = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     among_five = 0

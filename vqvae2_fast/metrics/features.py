@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.data import to_uint8
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -113,7 +114,7 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Extracted:
-        device = next(self._network.parameters()).device
+        device = device_of(self._network)
         pixels = to_uint8(images).to(device).expand(-1, 3, -1, -1)
         features, logits = self._network(pixels)
         spatial = self._map[:, :_SPATIAL_CHANNELS].flatten(1)
@@ -150,7 +151,7 @@ class EfficientNetFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Extracted:
-        device = next(self._network.parameters()).device
+        device = device_of(self._network)
         pixels = images.to(device).float().expand(-1, 3, -1, -1)
         pixels = F.interpolate(pixels, (self._side, self._side), mode="bicubic", antialias=True)
         # Bytes less 127, over 128: what the weights were trained with.
@@ -173,7 +174,7 @@ class ClassifierFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Extracted:
-        device = next(self._classifier.parameters()).device
+        device = device_of(self._classifier)
         maps, features = self._classifier.maps_and_features(images.to(device))
         logits = self._classifier.head(features)
         # Over the map's channels in equal parts: no channel is left out, and S stays small.

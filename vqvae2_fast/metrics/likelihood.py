@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.metrics.codebook import code_counts
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ def prior_likelihood(
         batches: Code maps coarse to fine, int64 `[B, h, w]` each, and labels `[B]`.
         level: Which of the maps the prior models, 0 the coarsest; those before it condition it.
     """
-    device = next(prior.parameters()).device
+    device = device_of(prior)
     total, images, codes_per_image = torch.zeros((), dtype=torch.float64, device=device), 0, 0
     for maps, labels in batches:
         codes = maps[level].to(device)

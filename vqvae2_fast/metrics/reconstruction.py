@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.metrics.structural import structural_similarity
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -53,7 +54,7 @@ def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruct
 
     Reconstructions are clipped to [-1, 1] as when they are shown, and not rounded to bytes.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for batch in images:
         batch = batch.to(device)
@@ -86,7 +87,7 @@ def pair_measures(
     Args:
         images: Batches `[B, C, H, W]` in [-1, 1] of 11 pixels or more.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     totals = torch.zeros(3, dtype=torch.float64)
     count = pixels = 0
     for batch in images:

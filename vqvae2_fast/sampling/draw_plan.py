@@ -12,6 +12,7 @@ import torch
 
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling import DrawingRule, DrawSettings, SampleBatch, choose_engine
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
 
@@ -93,7 +94,7 @@ class DrawPlan:
         """`labels` and `known` of these samples, for `draw_batch`."""
         arguments: dict[str, Any] = {}
         if self.label(samples.start) is not None:
-            device = next(self.pipeline.priors[0].parameters()).device
+            device = device_of(self.pipeline.priors[0])
             arguments["labels"] = torch.tensor([self.label(n) for n in samples], device=device)
         if self.known is not None:
             arguments["known"] = self.known.batch([self.known_image(n) for n in samples])

@@ -14,6 +14,7 @@ from PIL import Image
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.pixels import DECODE_ERRORS, FORMATS, pixels_of
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.pipeline import decoded
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Known:
         if isinstance(self.dataset, CodeStore):
             return tuple(self.dataset[number][0])
         vqvae = self.pipeline.vqvae
-        device = next(vqvae.parameters()).device
+        device = device_of(vqvae)
         return tuple(level[0].cpu() for level in vqvae.encode(self.image(number)[None].to(device)))
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.device import device_of
+
 if TYPE_CHECKING:
     from vqvae2_fast.models.classifier import Classifier
 
@@ -91,7 +93,7 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
             f"class_probability: expected labels in [0, {classes}), the classes of the classifier, "
             f"got {int(labels.min())} to {int(labels.max())}."
         )
-    device = next(classifier.parameters()).device
+    device = device_of(classifier)
     probabilities = classifier(images.to(device)).float().softmax(1)
     return probabilities.gather(1, labels.to(device)[:, None])[:, 0].cpu()
 

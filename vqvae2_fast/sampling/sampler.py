@@ -15,6 +15,7 @@ from vqvae2_fast.models.code_checks import (
     check_maps,
     check_range,
 )
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
@@ -157,7 +158,7 @@ def sample_codes(
         The first call folds the prior's weights into a plan, kept with the prior until they change.
     """
     interface = interface_of(prior)
-    device = _device(prior)
+    device = device_of(prior)
     if batch_size < 1:
         raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
     if not isinstance(window, int) or window < 1:
@@ -266,7 +267,7 @@ def _teacher_forced(
     interface = interface_of(prior)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
     _check_codes(where, "codes", codes, interface, batch_size, lowest=0)
-    device = _device(prior)
+    device = device_of(prior)
     request = DrawRequest(
         batch_size,
         *_checked_context(where, interface, batch_size, condition, labels, device),
@@ -300,10 +301,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _device(prior: nn.Module) -> torch.device:
-    return next(prior.parameters()).device
 
 
 def _checked_context(

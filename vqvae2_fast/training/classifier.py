@@ -11,6 +11,7 @@ from torch import Tensor
 from vqvae2_fast.data import batches, in_order
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.config import TrainConfig
 from vqvae2_fast.training.loop import Stage
 
@@ -102,7 +103,7 @@ def classifier_stage(
     """
     check_classes("classifier_stage", train_set, model.config.num_classes)
     check_classes("classifier_stage", held_out, model.config.num_classes)
-    device = next(model.parameters()).device
+    device = device_of(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

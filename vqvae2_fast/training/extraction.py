@@ -26,6 +26,7 @@ from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _encoded(
     model: VQVAE2, images: ImageSource, variants: Variants, first: int, stop: int, workers: int
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Codes and labels of records first to stop - 1, from whole batches of the set."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     count = len(images)
     for variant in range(first // count, -(-stop // count)):
         low, high = max(first - variant * count, 0), min(stop - variant * count, count)

@@ -18,6 +18,7 @@ from vqvae2_fast.checkpoints.checkpoint import resume as read_checkpoint
 from vqvae2_fast.checkpoints.checkpoint import save_training
 from vqvae2_fast.checkpoints.locate import latest, step_folder
 from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.folder import best_record, better, keep_best, locked_run, remove_old
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
 from vqvae2_fast.runs.log import RunLog
@@ -129,7 +130,7 @@ def _train(
     stop: StopRequest,
 ) -> TrainResult:
     model = stage.model
-    device = next(model.parameters()).device
+    device = device_of(model)
     # Reading the flag waits for a GPU; on a CPU every step is checked.
     check_every = 1 if device.type == "cpu" else config.log_every
     optimizer = _optimizer(model, config)

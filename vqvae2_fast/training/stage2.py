@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
 from vqvae2_fast.metrics import prior_labels, prior_likelihood
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def prior_stage(
     for store in (train_set, held_out):
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
-    device = next(prior.parameters()).device
+    device = device_of(prior)
     records = balanced(train_set, class_balance)
 
     def loss(batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -252,7 +252,7 @@ def test_info_describes_a_code_store(place, capsys):
                 "{place}/prior_bottom",
                 "{place}/prior_top",
             ],
-            "prior_bottom: expected the prior of level top, of num_embeddings",
+            "prior_bottom: expected a prior of num_embeddings",
         ),
         (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes"], "holds codes already"),
         (["info", "--device", "abacus"], "--device: expected"),

@@ -236,9 +236,12 @@ def test_priors_of_the_store_match(matching) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"num_embeddings": 512}, "/m has num_embeddings 300 .* expects num_embeddings 512"),
+        (
+            {"num_embeddings": 512},
+            "/m: expected a prior of num_embeddings 300 .* num_embeddings 512",
+        ),
         ({"size": (3, 4)}, "level sizes 3x2, 6x4 .* level sizes 3x2, 3x4"),
-        ({"size": (6, 4), "condition_sizes": ()}, "prior of level 0 expects .* sizes 6x4"),
+        ({"size": (6, 4), "condition_sizes": ()}, "level sizes 3x2 .* level sizes 6x4"),
         ({"condition_sizes": ((3, 4),)}, "sizes 3x2, 6x4 .* sizes 3x4, 6x4"),
         ({"size": (12, 8), "condition_sizes": ((3, 2), (6, 4))}, "sizes 3x2, 6x4, 12x8"),
         ({"num_classes": 4}, "/m has 3 classes, the prior expects 4"),

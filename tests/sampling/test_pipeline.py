@@ -78,7 +78,9 @@ def test_progress_names_the_level():
 
 
 def test_priors_that_do_not_chain_are_an_error():
-    with pytest.raises(ValueError, match=r"priors\[1\] to be conditioned on .*\(2, 3\).*got"):
+    with pytest.raises(
+        ValueError, match=r"priors\[1\]: expected a prior of .* sizes 2x3, .*got one"
+    ):
         Pipeline(Decoder(), [levels()[0], levels()[2]])
 
 

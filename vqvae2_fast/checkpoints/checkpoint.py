@@ -37,7 +37,7 @@ from vqvae2_fast.checkpoints.models import (
     read_model,
     write_model,
 )
-from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.pipeline import Pipeline
 
@@ -55,7 +55,6 @@ __all__ = [
     "VERSION",
     "DamagedError",
     "TrainingState",
-    "check_prior",
     "checkpoint_folder",
     "class_names",
     "load",
@@ -180,25 +179,13 @@ def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) 
             f"got {len(levels)}."
         )
     for number, (prior, level) in enumerate(zip(priors, levels, strict=True)):
-        check_prior(f"load: {folder}: prior_{level}", vqvae, prior, number)
-    return Pipeline(vqvae, priors)
-
-
-def check_prior(name: str, vqvae: VQVAE2, prior: PixelSNAIL, level: int) -> None:
-    """Raises ValueError, about `name`, unless a prior models the VQ-VAE's codes of a level.
-
-    Args:
-        level: Number of the level, 0 the coarsest.
-    """
-    sizes, config = vqvae.config.level_sizes, prior.config
-    has = CodeLayout(vqvae.config.num_embeddings, sizes[: level + 1])
-    wants = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
-    if has != wants:
-        raise ValueError(
-            f"{name}: expected the prior of level {level_names(len(sizes))[level]}, of "
-            f"{has.describe()} (coarse to fine, the last its own), as the VQ-VAE has them; got one "
-            f"of {wants.describe()}."
+        check_prior_fits(
+            f"load: {folder}: prior_{level}",
+            prior.config,
+            vqvae.config.num_embeddings,
+            vqvae.config.level_sizes[: number + 1],
         )
+    return Pipeline(vqvae, priors)
 
 
 def _load_model(folder: Path, header: dict[str, Any], device: str | torch.device) -> Any:

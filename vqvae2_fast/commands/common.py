@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from vqvae2_fast.checkpoints import load
-from vqvae2_fast.checkpoints.checkpoint import check_prior, class_names
+from vqvae2_fast.checkpoints.checkpoint import class_names
 from vqvae2_fast.checkpoints.pretrained import pretrained_card, pretrained_folder
 from vqvae2_fast.console import Progress
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
+from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.runs.origin import check_origin
@@ -110,7 +111,12 @@ class ModelOptions:
                 f"to fine, got {len(priors)}."
             )
         for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
-            check_prior(f"--priors: {path}", vqvae, prior, level)
+            check_prior_fits(
+                f"--priors: {path}",
+                prior.config,
+                vqvae.config.num_embeddings,
+                vqvae.config.level_sizes[: level + 1],
+            )
         return Pipeline(vqvae, priors), class_names(self.priors[0])
 
     def recommended(self) -> dict[str, list[float]]:

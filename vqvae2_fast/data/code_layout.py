@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2_fast.models.code_checks import describe_maps
+
 __all__ = ["MAX_CODES", "MAX_EMBEDDINGS", "MAX_LEVELS", "CodeLayout", "checked_codes"]
 
 MAX_EMBEDDINGS = 2**24  # a code and its bit offset (up to 7) are then read from 4 bytes
@@ -61,8 +63,7 @@ class CodeLayout:
         return [height * width for height, width in self.level_sizes]
 
     def describe(self) -> str:
-        sizes = ", ".join(f"{height}x{width}" for height, width in self.level_sizes)
-        return f"num_embeddings {self.num_embeddings} and level sizes {sizes}"
+        return describe_maps(self.num_embeddings, self.level_sizes)
 
     @cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import (
     Manifest,
     Shard,
@@ -27,11 +26,13 @@ from vqvae2_fast.data.code_manifest import (
     write_manifest,
 )
 from vqvae2_fast.files.durable import locked
+from vqvae2_fast.models.code_checks import check_prior_fits
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from vqvae2_fast.data.code_layout import CodeLayout
     from vqvae2_fast.models.configs import PixelSNAILConfig
 
 __all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]
@@ -336,19 +337,14 @@ def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
     Raises:
         ValueError: Naming what the store has and what the prior expects.
     """
-    level = len(prior.condition_sizes)
-    expected = (*prior.condition_sizes, prior.size)
+    check_prior_fits(
+        f"check_matches: {store.folder}",
+        prior,
+        store.num_embeddings,
+        store.level_sizes[: len(prior.condition_sizes) + 1],
+        "Extract with the VQ-VAE that the prior is for.",
+    )
     classes = len(store.class_names)
-    same = store.num_embeddings == prior.num_embeddings and tuple(
-        store.level_sizes[: level + 1]
-    ) == tuple(map(tuple, expected))
-    if not same:
-        has = CodeLayout(store.num_embeddings, tuple(store.level_sizes)).describe()
-        wants = CodeLayout(prior.num_embeddings, expected).describe()
-        raise ValueError(
-            f"check_matches: {store.folder} has {has} (coarse to fine), the prior of level {level} "
-            f"expects {wants} (the last its own); extract with the VQ-VAE that the prior is for."
-        )
     if prior.num_classes and prior.num_classes != classes:
         raise ValueError(
             f"check_matches: {store.folder} has {classes} classes, the prior expects "

@@ -1,11 +1,12 @@
-"""Checks of codes, coarser maps and labels; an error names the argument, the expected, the given.
+"""Checks of codes, coarser maps, labels and priors.
 
-`where` is the name of the function or model that the message starts with.
+Every message starts with `where`, the function or model that was called, and then names the
+argument, what was expected and what came.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["as_maps", "check_int64", "check_labels", "check_maps", "check_range"]
+__all__ = [
+    "as_maps",
+    "check_int64",
+    "check_labels",
+    "check_maps",
+    "check_prior_fits",
+    "check_range",
+    "describe_maps",
+]
+
+Size = tuple[int, int]
+
+
+class _ModelsAMap(Protocol):
+    """A prior's configuration, or its interface to the samplers."""
+
+    @property
+    def size(self) -> Size: ...
+    @property
+    def num_embeddings(self) -> int: ...
+    @property
+    def condition_sizes(self) -> tuple[Size, ...]: ...
 
 
 def as_maps(condition: Sequence[Tensor] | Tensor | None) -> list[Tensor]:
@@ -48,7 +70,7 @@ def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> 
 def check_maps(
     where: str,
     maps: Sequence[Tensor],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     num_embeddings: int,
     batch_size: int,
 ) -> None:
@@ -83,3 +105,35 @@ def check_labels(where: str, labels: Tensor | None, num_classes: int, batch_size
     if labels.shape != (batch_size,):
         raise ValueError(f"{where}: expected labels [{batch_size}], got {list(labels.shape)}.")
     check_range(where, "labels", labels, 0, num_classes + 1)
+
+
+def describe_maps(num_embeddings: int, sizes: Sequence[Size]) -> str:
+    """K and the sizes of code maps, for a message."""
+    named = ", ".join(f"{height}x{width}" for height, width in sizes)
+    return f"num_embeddings {num_embeddings} and level sizes {named}"
+
+
+def check_prior_fits(
+    where: str,
+    prior: _ModelsAMap,
+    num_embeddings: int,
+    level_sizes: Sequence[Size],
+    remedy: str = "",
+) -> None:
+    """Raise ValueError unless a prior models the last of these maps, conditioned on those before.
+
+    Args:
+        num_embeddings: K of the codes, the same at every level.
+        level_sizes: Sizes of the maps, coarse to fine, up to the prior's own level.
+        remedy: What to do about it, a sentence.
+    """
+    sizes = (*prior.condition_sizes, prior.size)
+    if prior.num_embeddings == num_embeddings and list(map(tuple, sizes)) == list(
+        map(tuple, level_sizes)
+    ):
+        return
+    message = (
+        f"{where}: expected a prior of {describe_maps(num_embeddings, level_sizes)} (coarse to "
+        f"fine, its own last), got one of {describe_maps(prior.num_embeddings, sizes)}."
+    )
+    raise ValueError(f"{message} {remedy}".rstrip())

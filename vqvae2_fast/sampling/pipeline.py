@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.sampler import evaluating, sample_codes
 
@@ -44,12 +45,10 @@ class Pipeline:
         sizes: list[tuple[int, int]] = []
         for level, prior in enumerate(self.priors):
             interface = interface_of(prior)
-            if tuple(interface.condition_sizes) != tuple(sizes):
-                raise ValueError(
-                    f"Pipeline: expected priors[{level}] to be conditioned on maps of the levels "
-                    f"before it, {sizes}, got one for {list(interface.condition_sizes)}."
-                )
-            sizes.append(tuple(interface.size))
+            sizes.append(interface.size)
+            check_prior_fits(
+                f"Pipeline: priors[{level}]", interface, interface.num_embeddings, sizes
+            )
 
     @property
     def num_classes(self) -> int:

@@ -15,10 +15,9 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.commands.common import Command, Result, write_result
-from vqvae2_fast.commands.evaluate import evaluation_lines
 from vqvae2_fast.commands.extract import use_of_codes
 from vqvae2_fast.commands.train_prior import prior_config
-from vqvae2_fast.commands.train_vqvae import check_fresh, picture_of_reconstructions
+from vqvae2_fast.commands.train_vqvae import check_fresh
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
@@ -26,8 +25,14 @@ from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.report import Section, sample_grid, write_report
+from vqvae2_fast.report import (
+    Section,
+    picture_of_reconstructions,
+    sample_grid,
+    write_report,
+)
 from vqvae2_fast.report.curves import plot_curves, plot_rate
+from vqvae2_fast.report.evaluation import evaluation_lines
 from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
 from vqvae2_fast.training import Variants, extract_codes, prior_stage, train, vqvae_stage

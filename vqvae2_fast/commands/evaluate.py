@@ -17,17 +17,18 @@ from vqvae2_fast.commands.common import (
     load_classifier,
     write_result,
 )
-from vqvae2_fast.commands.evaluate_samples import Chosen, SampleEvaluation, SampleOptions
-from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
+from vqvae2_fast.commands.evaluate_samples import SampleEvaluation, SampleOptions
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codecs import codec_at_bits, jpeg_curve
 from vqvae2_fast.metrics.perceptual import load_lpips
-from vqvae2_fast.metrics.pipeline import add_training_likelihood, spread_evenly
+from vqvae2_fast.metrics.pipeline import add_training_likelihood
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
+from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_rate
-from vqvae2_fast.report.evaluation import write_evaluation
+from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.training import extract_codes
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.sampling.pipeline import Pipeline
 
-__all__ = ["Evaluate", "evaluation_lines"]
+__all__ = ["Evaluate"]
 
 _BATCH = 128
 _CODEC_IMAGES = 1000
@@ -134,7 +135,7 @@ class Evaluate(Command):
                 pipeline.vqvae, list(pipeline.priors), images, codes, pixels
             )
             if self.train_images:
-                some = _some(train_set, self.train_images)
+                some = spread_evenly(train_set, self.train_images)
                 codes = extract_codes(
                     pipeline.vqvae,
                     some,
@@ -147,7 +148,8 @@ class Evaluate(Command):
                 values["train_reconstruction"] = asdict(
                     reconstruction_measures(pipeline.vqvae, batches)
                 )
-        self._jpeg = jpeg_curve(spread_evenly(pixels, _CODEC_IMAGES))
+        rows = torch.linspace(0, len(pixels) - 1, min(len(pixels), _CODEC_IMAGES)).long()
+        self._jpeg = jpeg_curve(pixels[rows])
         bits = values["bits_per_image"]
         values["jpeg"] = {"bits_per_image": bits, "psnr": codec_at_bits(self._jpeg, bits)}
         values["reconstruction"] = asdict(
@@ -163,40 +165,3 @@ class Evaluate(Command):
         found["rate"] = self.out / "rate.png"
         plot_rate(found["rate"], self._webp, values, self._jpeg)
         return found
-
-
-def _some(images: ImageSource, count: int) -> ImageSource:
-    """So many of the images, spread evenly over the set."""
-    if count >= len(images):
-        return images
-    return Chosen(images, torch.linspace(0, len(images) - 1, count).long())
-
-
-def evaluation_lines(values: dict[str, Any]) -> list[str]:
-    """The measures in words."""
-    error = values["reconstruction"]
-    lines = [
-        f"reconstruction of {values['images']} held-out images: {error['psnr']:.2f} dB (MSE "
-        f"{error['mse_unit']:.5f} in [0, 1], {error['mse']:.5f} in [-1, 1])"
-    ]
-    if error.get("ssim") is not None:
-        perceptual = "" if error["lpips"] is None else f", LPIPS {error['lpips']:.4f}"
-        lines.append(f"SSIM {error['ssim']:.4f}{perceptual}")
-    for name, level in values["levels"].items():
-        line = f"{name}: {level['codes_used']} codes used, perplexity {level['perplexity']:.0f}"
-        lines.append(
-            f"{line}, {level['bits_per_image']:.0f} bits an image ({level['nats_per_code']:.3f} "
-            f"nats a code); marginal entropy {level['marginal_bits_per_image']:.0f}"
-        )
-        if "overfitting_gap" in level:
-            lines[-1] += (
-                f"; training images {level['train_nats_per_code']:.3f} nats a code, "
-                f"{level['overfitting_gap']:+.3f} held out"
-            )
-    webp = values["webp"]["psnr"]
-    beside = "cannot go so low" if webp is None else f"reaches {webp:.2f} dB there"
-    lines.append(
-        f"all levels together: {values['bits_per_image']:.0f} bits an image, marginal entropy "
-        f"{values['marginal_bits_per_image']:.0f}; WebP {beside}"
-    )
-    return lines

@@ -14,6 +14,7 @@ from vqvae2_fast.commands.sample import batch_of_drawing, draw_into
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.mapped_images import map_images, samples_of_folder
 from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import as_json, compare_sets, least_for_distances
 from vqvae2_fast.metrics.features import ClassifierFeatures, measure_names
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.classifier import Classifier
     from vqvae2_fast.sampling.pipeline import Pipeline
 
-__all__ = ["Chosen", "SampleEvaluation", "SampleOptions"]
+__all__ = ["SampleEvaluation", "SampleOptions"]
 
 _BATCH = 64  # images
 _SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # kept by rejection
@@ -65,34 +66,6 @@ class SampleOptions:
     """k of precision, recall, density and coverage (3 in the paper of the first two)."""
     seed: int = 0
     """Of the samples that are drawn here, and the choice of real images."""
-
-
-@dataclass(eq=False)
-class Chosen:
-    """Some images of a set."""
-
-    images: ImageSource
-    rows: Tensor
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        return self.images.image_shape
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self.images.class_names
-
-    @property
-    def labels(self) -> Tensor:
-        return self.images.labels[self.rows]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if not 0 <= index < len(self.rows):
-            raise IndexError(index)
-        return self.images[int(self.rows[index])]
 
 
 class SampleEvaluation:
@@ -196,11 +169,11 @@ class SampleEvaluation:
         count, options = self.options.images, self.options
         generator = torch.Generator().manual_seed(options.seed)
         order = torch.randperm(len(self.train_set), generator=generator)
-        reference = Chosen(self.train_set, order[:count])
-        other = Chosen(self.train_set, order[count : 2 * count])
+        reference = ImageSubset(self.train_set, order[:count])
+        other = ImageSubset(self.train_set, order[count : 2 * count])
         if len(self.held_out) >= count:
             rows = torch.randperm(len(self.held_out), generator=generator)[:count]
-            other = Chosen(self.held_out, rows)
+            other = ImageSubset(self.held_out, rows)
         sampled = self._samples(reference)
         if len(sampled) < count:
             raise ValueError(
@@ -208,15 +181,15 @@ class SampleEvaluation:
                 f"{count}."
             )
         rows = torch.arange(count)
-        self._picture(Chosen(sampled, rows))
+        self._picture(ImageSubset(sampled, rows))
         return {
             "reference": reference,
             "other": other,
             "reconstructed": self._reconstructed("reference", reference),
-            "sampled": Chosen(sampled, rows),
+            "sampled": ImageSubset(sampled, rows),
         }
 
-    def _samples(self, reference: Chosen) -> ImageTensorDataset:
+    def _samples(self, reference: ImageSubset) -> ImageTensorDataset:
         folder = self.options.samples
         if folder is None:
             folder = self.out / "samples"
@@ -362,14 +335,14 @@ class SampleEvaluation:
                 for own in ((labels == n).nonzero().flatten() for n in labels.unique())
             ]
         )
-        self._picture(Chosen(sampled, best), "best")
+        self._picture(ImageSubset(sampled, best), "best")
         self.pictures["trade_off"] = self.out / "trade_off.png"
         names = {extractor.name: measure_names(extractor) for extractor in self.extractors}
         plot_trade_off(self.pictures["trade_off"], points, names)
         judged = "the classifier trained on the reference" if critic else "the judge itself"
         return {"points": points, "accuracy_by": judged}
 
-    def _picture(self, images: Chosen, name: str = "samples") -> None:
+    def _picture(self, images: ImageSubset, name: str = "samples") -> None:
         labels = images.labels
         rows = torch.cat([(labels == n).nonzero().flatten()[:_GRID] for n in labels.unique()])
         shown = replace(images, rows=images.rows[rows])

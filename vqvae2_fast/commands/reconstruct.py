@@ -15,11 +15,11 @@ from vqvae2_fast.commands.common import (
     load_vqvae,
     write_result,
 )
-from vqvae2_fast.commands.train_vqvae import picture_of_reconstructions
 from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
+from vqvae2_fast.report import picture_of_reconstructions
 
 __all__ = ["Reconstruct"]
 

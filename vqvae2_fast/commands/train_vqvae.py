@@ -13,23 +13,20 @@ from vqvae2_fast.checkpoints.checkpoint import read_config
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Command, Result, check_out, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
-from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.report import reconstruction_grid
+from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
-from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import TrainConfig, train, vqvae_stage
 
 if TYPE_CHECKING:
-    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.data import Split
 
-__all__ = ["TrainVQVAE", "picture_of_reconstructions"]
+__all__ = ["TrainVQVAE"]
 
 
 @dataclass(kw_only=True)
@@ -147,16 +144,3 @@ def check_stage(out: Path, kind: str) -> None:
             f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
             "name another folder."
         )
-
-
-@torch.no_grad()
-def picture_of_reconstructions(
-    model: VQVAE2, dataset: ImageSource, path: Path, count: int = 36, title: str = ""
-) -> Path:
-    """Held-out images, spread evenly over the set, each above its reconstruction."""
-    images = torch.cat([batch for batch, _ in in_order(dataset, 256)])
-    chosen = images[torch.linspace(0, len(images) - 1, min(count, len(images))).long()]
-    device = device_of(model)
-    reconstructed = model.decode(model.encode(chosen.to(device))).cpu()
-    write_picture(path, reconstruction_grid(chosen, reconstructed, title=title))
-    return path

@@ -1,11 +1,18 @@
 """Pictures, curves and reports of runs."""
 
-from vqvae2_fast.report.grids import image_grid, pictures, reconstruction_grid, sample_grid
+from vqvae2_fast.report.grids import (
+    image_grid,
+    picture_of_reconstructions,
+    pictures,
+    reconstruction_grid,
+    sample_grid,
+)
 from vqvae2_fast.report.html import Section, write_report
 
 __all__ = [
     "Section",
     "image_grid",
+    "picture_of_reconstructions",
     "pictures",
     "reconstruction_grid",
     "sample_grid",

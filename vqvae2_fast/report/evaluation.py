@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["write_evaluation"]
+__all__ = ["evaluation_lines", "write_evaluation"]
 
 _ROWS = {
     "floor": "real images against the reference (the floor)",
@@ -18,6 +18,36 @@ _ROWS = {
     "sampled": "samples against the reference",
     "sampled_vs_reconstructed": "samples against the reference's reconstructions (FID*)",
 }
+
+
+def evaluation_lines(values: dict[str, Any]) -> list[str]:
+    """The measures in words."""
+    error = values["reconstruction"]
+    lines = [
+        f"reconstruction of {values['images']} held-out images: {error['psnr']:.2f} dB (MSE "
+        f"{error['mse_unit']:.5f} in [0, 1], {error['mse']:.5f} in [-1, 1])"
+    ]
+    if error.get("ssim") is not None:
+        perceptual = "" if error["lpips"] is None else f", LPIPS {error['lpips']:.4f}"
+        lines.append(f"SSIM {error['ssim']:.4f}{perceptual}")
+    for name, level in values["levels"].items():
+        line = f"{name}: {level['codes_used']} codes used, perplexity {level['perplexity']:.0f}"
+        lines.append(
+            f"{line}, {level['bits_per_image']:.0f} bits an image ({level['nats_per_code']:.3f} "
+            f"nats a code); marginal entropy {level['marginal_bits_per_image']:.0f}"
+        )
+        if "overfitting_gap" in level:
+            lines[-1] += (
+                f"; training images {level['train_nats_per_code']:.3f} nats a code, "
+                f"{level['overfitting_gap']:+.3f} held out"
+            )
+    webp = values["webp"]["psnr"]
+    beside = "cannot go so low" if webp is None else f"reaches {webp:.2f} dB there"
+    lines.append(
+        f"all levels together: {values['bits_per_image']:.0f} bits an image, marginal entropy "
+        f"{values['marginal_bits_per_image']:.0f}; WebP {beside}"
+    )
+    return lines
 
 
 def write_evaluation(

@@ -1,19 +1,33 @@
-"""Images laid out for the eye: grids with text beside the rows, written as PNG."""
+"""Grids of images with labels, to look at."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from vqvae2_fast.data import to_uint8
+from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.report.files import write_picture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
-__all__ = ["image_grid", "pictures", "reconstruction_grid", "sample_grid"]
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+
+__all__ = [
+    "image_grid",
+    "picture_of_reconstructions",
+    "pictures",
+    "reconstruction_grid",
+    "sample_grid",
+]
 
 _GAP, _MARGIN = 4, 12  # pixels between tiles, and around the grid
 _BACKGROUND, _INK, _FAINT = (246, 246, 246), (30, 30, 30), (110, 110, 110)
@@ -74,6 +88,22 @@ def reconstruction_grid(
         rows += [images[start : start + columns], reconstructions[start : start + columns]]
         labels += ["original", "reconstructed"]
     return image_grid(rows, labels, title=title, gaps=range(2, len(rows), 2))
+
+
+@torch.no_grad()
+def picture_of_reconstructions(
+    model: VQVAE2, dataset: ImageSource, path: Path, count: int = 36, title: str = ""
+) -> Path:
+    """Write `count` images, spread evenly over a set, each above its reconstruction.
+
+    Only these images are read, and they are encoded one by one: a picture of large images needs no
+    more memory than they do.
+    """
+    device = device_of(model)
+    images = torch.cat([image for image, _ in in_order(spread_evenly(dataset, count), 1)]).cpu()
+    reconstructed = [model.decode(model.encode(one.to(device))).cpu() for one in images.split(1)]
+    write_picture(path, reconstruction_grid(images, torch.cat(reconstructed), title=title))
+    return path
 
 
 def sample_grid(

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from kill import contents, kill_after, unfinished
 
-from vqvae2_fast.checkpoints import resume
+from vqvae2_fast.checkpoints import load_training
 from vqvae2_fast.checkpoints.files import check_sums
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
@@ -163,7 +163,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def check_broken_off(out: Path, peace: Path, before: int) -> int:
     """What a killed run left is whole; returns the step of its newest checkpoint."""
     newest = latest(out)
-    step = resume(newest).state["step"] if newest else 0
+    step = load_training(newest).state["step"] if newest else 0
     assert step >= before, f"the newest checkpoint is of step {step}, it was of {before}"
     for folder in [*out.glob("checkpoints/step-*"), *out.glob("best")]:
         assert (folder / "files.json").exists(), folder

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import checkpoint
-from vqvae2_fast.checkpoints.checkpoint import class_names, load, resume, save
+from vqvae2_fast.checkpoints.checkpoint import class_names, load, load_training, save
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -251,7 +251,7 @@ def test_a_path_that_does_not_exist_is_told(tmp_path):
 
 def test_a_model_without_a_run_cannot_be_resumed(saved):
     with pytest.raises(ValueError, match=r"has no state\.json"):
-        resume(saved)
+        load_training(saved)
 
 
 def test_a_code_store_is_no_checkpoint_and_called_by_its_name(tmp_path):
@@ -277,10 +277,16 @@ def test_a_file_is_no_checkpoint(tmp_path):
         load(tmp_path / "vqvae_560.pt")
 
 
+def test_another_class_than_the_expected_one_is_refused(saved):
+    assert isinstance(load(saved, expect=VQVAE2), VQVAE2)
+    with pytest.raises(ValueError, match="model: expected a pixelsnail, found a vqvae2"):
+        load(saved, expect=PixelSNAIL)
+
+
 def test_a_prior_in_the_place_of_a_pipelines_vqvae_is_refused_by_kind(tmp_path):
     save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
     save(priors()[0], tmp_path / "pipeline" / "vqvae")
-    with pytest.raises(ValueError, match="expected a vqvae2 in a pipeline, found a pixelsnail"):
+    with pytest.raises(ValueError, match="expected a vqvae2, found a pixelsnail"):
         load(tmp_path / "pipeline")
 
 

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vqvae2_fast.checkpoints.checkpoint import load, resume, save, save_training
+from vqvae2_fast.checkpoints.checkpoint import load, load_training, save, save_training
 from vqvae2_fast.checkpoints.files import write_sums
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -239,7 +239,7 @@ def test_any_change_is_refused_with_a_reason_or_read_in_little_memory(sound, tmp
             read(folder)
             seen["read"] += 1
         except (ValueError, FileNotFoundError) as error:
-            assert str(error).startswith(("load: ", "resume: ")), error
+            assert str(error).startswith(("load: ", "load_training: ")), error
             assert len(str(error)) < 1500, error
             seen["refused"] += 1
         peak = max(peak, memory("VmHWM") - before)
@@ -257,7 +257,7 @@ def test_any_change_is_refused_with_a_reason_or_read_in_little_memory(sound, tmp
             if with_sums:
                 write_sums(folder)
         if name in ("state.json", "optimizer.safetensors"):
-            attempt(resume, folder)
+            attempt(load_training, folder)
         else:
             attempt(load, target / where.partition("/")[0])
         for restored in (name, "files.json"):
@@ -265,7 +265,12 @@ def test_any_change_is_refused_with_a_reason_or_read_in_little_memory(sound, tmp
 
     target = tmp_path / "case"
     shutil.copytree(sound, target)
-    for read, where in ((load, "vqvae"), (load, "prior"), (load, "pipeline"), (resume, "prior")):
+    for read, where in (
+        (load, "vqvae"),
+        (load, "prior"),
+        (load, "pipeline"),
+        (load_training, "prior"),
+    ):
         read(sound / where)  # loads code
     each_case()
     assert seen["refused"] > 2 * seen["read"] > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvae2_fast.checkpoints import files, load, resume
+from vqvae2_fast.checkpoints import files, load, load_training
 from vqvae2_fast.checkpoints.checkpoint import save_training
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import write_result
@@ -72,7 +72,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_and_the_run_goes_
         train(replace(parts, loss=loss), CONFIG, out=run, progress=QUIET)
     small_disk.clear()
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000002"]
-    assert resume(run).state["step"] == 2
+    assert load_training(run).state["step"] == 2
     resumed = stage()
     train(resumed, CONFIG, out=run, resume=True, progress=QUIET)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -94,7 +94,7 @@ def test_a_full_disk_at_any_file_of_a_checkpoint_leaves_the_old_one(small_disk, 
         save_training(path, model, state=state, **parts)
     small_disk.clear()
     assert [entry.name for entry in small_disk.folder.iterdir()] == ["checkpoint"]
-    assert resume(path).state["step"] == 1
+    assert load_training(path).state["step"] == 1
 
 
 def test_a_best_that_finds_no_room_is_made_on_resume(small_disk, monkeypatch):

@@ -1,6 +1,6 @@
 """Checkpoints: models, pipelines and trainings as folders of safetensors and JSON."""
 
-from vqvae2_fast.checkpoints.checkpoint import load, resume, save
+from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.files import DamagedError
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_folder, pretrained_names
 
@@ -8,8 +8,8 @@ __all__ = [
     "DamagedError",
     "from_preset",
     "load",
+    "load_training",
     "pretrained_folder",
     "pretrained_names",
-    "resume",
     "save",
 ]

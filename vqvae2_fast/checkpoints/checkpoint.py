@@ -5,7 +5,7 @@ training, average.safetensors (the Polyak average), optimizer.safetensors and st
 has the checksums of all of them. `kind` is vqvae2, pixelsnail or classifier, or pipeline: a folder
 of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32, or
 bfloat16 for half the size. Nothing is ever unpickled. `load` gives a model to use, in float32
-whatever the file's dtype; `resume` gives all of a run.
+whatever the file's dtype; `load_training` gives all of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
@@ -31,14 +31,19 @@ from vqvae2_fast.checkpoints.files import (
 from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
 from vqvae2_fast.checkpoints.models import (
     DTYPES,
+    MODELS,
     VERSION,
     check_tensors,
     read_config,
     read_model,
     write_model,
 )
+from vqvae2_fast.files.json_file import short
+from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -47,10 +52,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from vqvae2_fast.models.classifier import Classifier
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
-    from vqvae2_fast.models.vqvae2 import VQVAE2
-
 __all__ = [
     "VERSION",
     "DamagedError",
@@ -58,22 +59,26 @@ __all__ = [
     "checkpoint_folder",
     "class_names",
     "load",
+    "load_training",
     "read_config",
-    "resume",
     "save",
     "save_training",
 ]
 
+Model = VQVAE2 | PixelSNAIL | Classifier
+_Saved = TypeVar("_Saved", VQVAE2, PixelSNAIL, Classifier, Pipeline)
+_CLASSES = {kind: model_class for kind, (model_class, _) in MODELS.items()} | {"pipeline": Pipeline}
+
 
 @dataclass
 class TrainingState:
-    """All that a run needs to go on as if it had never stopped.
+    """All that a run needs to continue as if it had never stopped.
 
     Args:
         state: `step`, `train` (the settings), `metrics`, and what the run added.
     """
 
-    model: VQVAE2 | PixelSNAIL | Classifier
+    model: Model
     average: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
@@ -143,36 +148,59 @@ def save_training(
         write_sums(folder)
 
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
+@overload
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model | Pipeline: ...
+@overload
+def load(
+    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, expect: type[_Saved]
+) -> _Saved: ...
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    expect: type[_Saved] | None = None,
+) -> Model | Pipeline:
     """The VQVAE2, PixelSNAIL, Classifier or Pipeline saved at `path`, in evaluation mode.
 
-    A model from a run comes with its averaged weights where the run kept an average. `path` may
-    also be the folder of a run: its latest checkpoint is taken. RUN/best is the run's best one.
+    A model from a run has its averaged weights if the run kept an average. `path` may also be the
+    folder of a run, whose latest checkpoint is then loaded; RUN/best is the run's best one.
+
+    Args:
+        expect: The class that must be there, for example VQVAE2.
 
     Raises:
         DamagedError: If the checkpoint is damaged (a ValueError); names the one before it.
-        ValueError: If it is of an unknown kind or a newer version, or does not fit together.
+        ValueError: If it is of an unknown kind, of a newer version or not of the class `expect`, or
+            its parts do not fit together.
         FileNotFoundError: If there is none.
     """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
-        header = _header(folder)
-        if header["kind"] == "pipeline":
-            return _load_pipeline(folder, header["config"]["levels"], device)
-        return _load_model(folder, header, device)
+        found: Model | Pipeline = _load(folder, device, expect)
+    return found
+
+
+def _load(folder: Path, device: str | torch.device, expect: type[_Saved] | None) -> Any:
+    header = _header(folder)
+    found: str = header["kind"]
+    wanted = next((kind for kind, known in _CLASSES.items() if known is expect), found)
+    if found != wanted:
+        raise ValueError(f"load: {folder}: expected a {wanted}, found a {found}.")
+    if found == "pipeline":
+        return _load_pipeline(folder, header["config"]["levels"], device)
+    model = read_model(header, folder)
+    average = folder / "average.safetensors"
+    if average.exists():
+        check_tensors(dict(model.named_parameters()), average)
+        model.load_state_dict(read_tensors(average), strict=False)
+    return model.to(device).eval()
 
 
 def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) -> Pipeline:
-    parts: list[Any] = []
-    for name in ("vqvae", *(f"prior_{level}" for level in levels)):
-        header, expected = _header(folder / name), "pixelsnail" if parts else "vqvae2"
-        if header["kind"] != expected:
-            raise ValueError(
-                f"load: {folder / name}: expected a {expected} in a pipeline, found a "
-                f"{header['kind']}."
-            )
-        parts.append(_load_model(folder / name, header, device))
-    vqvae, *priors = parts
+    vqvae: VQVAE2 = _load(folder / "vqvae", device, VQVAE2)
+    priors: list[PixelSNAIL] = [
+        _load(folder / f"prior_{level}", device, PixelSNAIL) for level in levels
+    ]
     if len(levels) != vqvae.config.num_levels:
         raise ValueError(
             f"load: {folder}: expected priors of the VQ-VAE's {vqvae.config.num_levels} levels, "
@@ -188,24 +216,16 @@ def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) 
     return Pipeline(vqvae, priors)
 
 
-def _load_model(folder: Path, header: dict[str, Any], device: str | torch.device) -> Any:
-    model = read_model(header, folder)
-    average = folder / "average.safetensors"
-    if average.exists():
-        check_tensors(dict(model.named_parameters()), average)
-        model.load_state_dict(read_tensors(average), strict=False)
-    return model.to(device).eval()
-
-
-def resume(path: str | os.PathLike[str]) -> TrainingState:
+def load_training(path: str | os.PathLike[str]) -> TrainingState:
     """The model with its raw weights, and all else a run saved. Raises as `load` does."""
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
         header = _header(folder)
         if not (folder / "state.json").exists():
             raise ValueError(
-                f"resume: {folder} has no state.json: it holds a model alone, and a run cannot go "
-                "on from it. Name the folder of a run, or a checkpoint in its checkpoints folder."
+                f"load_training: {folder} has no state.json: it holds only a model, which is not "
+                "enough to continue a run. Name the folder of a run, or a checkpoint in its "
+                "checkpoints folder."
             )
         check_sums(folder)
         state = _state(folder)
@@ -218,7 +238,7 @@ def resume(path: str | os.PathLike[str]) -> TrainingState:
         for name, value in moments.items():
             weight = weights.get(name.rpartition(".")[0])
             if weight is None or (value.ndim and value.shape != weight.shape):
-                raise ValueError(f"resume: {optimizer}: {name} fits no weight of the model.")
+                raise ValueError(f"load_training: {optimizer}: {name} fits no weight of the model.")
         return TrainingState(
             model=model,
             average=read_tensors(average) if average.exists() else None,
@@ -241,13 +261,14 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "state.json")
+    path = folder / "state.json"
+    state, where = read_json(path), f"load_training: {path}"
     step = state.get("step")
     if type(step) is not int or step < 0:
-        raise ValueError(f"resume: {folder}: expected step to be an integer >= 0, got {step!r}.")
+        raise ValueError(f"{where}: expected step to be an integer >= 0, got {short(repr(step))}.")
     for name in ("train", "metrics"):
         if not isinstance(state.get(name), dict):
-            raise ValueError(f"resume: {folder}: expected {name} to be an object in state.json.")
+            raise ValueError(f"{where}: expected {name} to be an object.")
     return state
 
 

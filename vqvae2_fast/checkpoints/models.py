@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["DTYPES", "VERSION", "read_config", "read_model", "write_model"]
+__all__ = ["DTYPES", "MODELS", "VERSION", "read_config", "read_model", "write_model"]
 
 # Raised when a reader of this file could no longer read what a newer one writes.
 VERSION = 1
@@ -41,6 +41,7 @@ MODELS: dict[str, tuple[type[Any], type[Any]]] = {
     "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
     "classifier": (Classifier, ClassifierConfig),
 }
+_Config = TypeVar("_Config", VQVAE2Config, PixelSNAILConfig, ClassifierConfig)
 KINDS = (*MODELS, "pipeline")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HEADER_TYPES = {
@@ -203,16 +204,16 @@ def _expected_tensors(
         )
     try:
         with torch.device("meta"):
-            return model_class(config).state_dict()
+            expected: dict[str, Tensor] = model_class(config).state_dict()
+            return expected
     except _MISFITS as error:
         raise ValueError(
             f"load: {path.parent}: config.json does not describe a model: {short(error)}"
         ) from error
 
 
-def _config(
-    config_class: type[Any], values: dict[str, Any], folder: Path
-) -> VQVAE2Config | PixelSNAILConfig | ClassifierConfig:
+def _config(config_class: type[_Config], values: dict[str, Any], folder: Path) -> _Config:
+    # By hand: msgspec skips unknown fields and takes NaN, cattrs turns "3" and true into numbers.
     known = get_type_hints(config_class)
     for name, value in values.items():
         if name not in known:

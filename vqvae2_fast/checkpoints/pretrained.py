@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.files import read_json
 from vqvae2_fast.models.configs import preset, preset_names
+from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
     import torch
-
-    from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["from_preset", "pretrained_card", "pretrained_folder", "pretrained_names"]
 
@@ -33,7 +32,7 @@ def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
     Raises:
         ValueError: If there is no such preset, or the package has no weights of it.
     """
-    return load(pretrained_folder(name), device)
+    return load(pretrained_folder(name), device, expect=Pipeline)
 
 
 def pretrained_names() -> tuple[str, ...]:

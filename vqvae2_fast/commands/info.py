@@ -13,12 +13,13 @@ import tyro
 
 import vqvae2_fast
 from vqvae2_fast import ops
-from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, read_config, resume
+from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.commands.sampler_plan import sampler_plan
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import preset, preset_names
+from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Info"]
 
@@ -155,14 +156,14 @@ def _checkpoint(path: Path) -> Result:
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     if header["kind"] == "pipeline":
-        pipeline = load(folder)
+        pipeline = load(folder, expect=Pipeline)
         models = {"vqvae": pipeline.vqvae}
         models |= dict(zip(header["config"]["levels"], pipeline.priors, strict=True))
         values["parameters"] = {name: _size(model) for name, model in models.items()}
     else:
         values["parameters"] = _size(load(folder))
         if (folder / "state.json").exists():
-            state = resume(folder).state
+            state = load_training(folder).state
             values |= {"step": state["step"], "train": state["train"], "metrics": state["metrics"]}
     return Result(values, _lines(values))
 

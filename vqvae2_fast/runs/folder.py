@@ -88,7 +88,7 @@ def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ValueError: If it is none of ours.
     """
-    record = state.get("best")
+    record: dict[str, Any] | None = state.get("best")
     if record is None:
         return None
     fits = isinstance(record, dict) and (
@@ -97,7 +97,9 @@ def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
         and type(record.get("value")) in (int, float)
     )
     if not fits:
-        raise ValueError(f"resume: expected best to be a step, metric and value, got {record!r}.")
+        raise ValueError(
+            f"load_training: expected best to be a step, metric and value, got {record!r}."
+        )
     return record
 
 

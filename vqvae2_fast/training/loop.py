@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.checkpoints.checkpoint import resume as read_checkpoint
-from vqvae2_fast.checkpoints.checkpoint import save_training
+from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
 from vqvae2_fast.checkpoints.locate import latest, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
@@ -312,7 +311,7 @@ def _restore(
     config: TrainConfig,
 ) -> _Position:
     """Load a checkpoint into a run's objects; returns how far it is."""
-    saved = read_checkpoint(path)
+    saved = load_training(path)
     if type(saved.model) is not type(model):
         raise ValueError(
             f"train: {path} holds a {type(saved.model).__name__}, the run is one of a "

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vqvae2_fast.files import durable
-from vqvae2_fast.files.durable import aside, new_folder, remove_dead_folders, replaced_folder
+from vqvae2_fast.files.durable import (
+    aside,
+    locked,
+    new_folder,
+    remove_dead_folders,
+    replaced_folder,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +24,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(tmp_path):
+def test_a_folder_takes_the_place_of_the_old_one_and_leaves_nothing_else(tmp_path):
     for text in ("old", "new"):
         with replaced_folder(tmp_path / "x") as part:
             (part / "a.txt").write_text(text)
@@ -79,3 +85,39 @@ def test_a_folder_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(
     with new_folder(tmp_path / "x") as part:
         (part / "a.txt").write_text("new")
     assert not calls[0].exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_a_lock_is_taken_on_a_regular_file_alone(tmp_path, kind):
+    (tmp_path / "x").mkdir()
+    lock = tmp_path / "x" / ".lock"
+    if kind == "link":
+        lock.symlink_to(tmp_path / "outside")
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(ValueError, match=f"lock is a {kind}"), locked(tmp_path / "x"):
+        pass
+    assert names(tmp_path) == ["x"]
+
+
+def test_a_lock_that_is_deleted_while_it_is_waited_for_is_taken_again(tmp_path, monkeypatch):
+    real, calls = durable.lock_file, []
+
+    def removed_meanwhile(file, *, wait):
+        calls.append(os.fstat(file.fileno()).st_ino)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        return real(file, wait=wait)
+
+    monkeypatch.setattr(durable, "lock_file", removed_meanwhile)
+    with locked(tmp_path):
+        assert calls[-1] == (tmp_path / ".lock").stat().st_ino
+    assert len(calls) == 2
+
+
+def test_errors_of_the_system_are_explained_with_a_remedy(tmp_path):
+    with (
+        pytest.raises(FileNotFoundError, match="cannot read: No such file or directory. Make it"),
+        durable.explained("cannot read", "Make it"),
+    ):
+        (tmp_path / "x").read_bytes()

@@ -1,1 +1,1 @@
-"""Files: durable writes, locks, and small JSON files read with distrust."""
+"""Files: the door for untrusted ones, durable writes, locks, and small JSON files."""

@@ -1,7 +1,11 @@
-"""Files that survive a crash: written whole, waited for, renamed into place; and a folder's lock.
+"""Files that survive a crash: written whole, synced, and renamed into place; and locks.
 
 The order is what counts. A file's bytes are on the disk before it gets its name, and its name is on
 the disk before anything that refers to it is written.
+
+Locks are flock's own rather than those of the package filelock, which locks one extra file and has
+no shared locks: here folders and unfinished files are locked themselves, so that what a killed
+process left is told from what a live one is writing.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
+from vqvae2_fast.files.untrusted import open_untrusted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from io import FileIO
@@ -21,9 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "aside",
     "create_part",
+    "explained",
     "lock_file",
     "locked",
     "new_folder",
+    "part_of",
     "remove_dead_folders",
     "remove_dead_parts",
     "remove_folder",
@@ -40,8 +48,23 @@ __all__ = [
 _LOCK = ".lock"
 
 
+@contextmanager
+def explained(message: str, remedy: str = "") -> Iterator[None]:
+    """Raises the system's errors again with a message: "cannot write x: disk full. Make room"."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{message}: {error.strerror or error}"
+        raise OSError(error.errno, f"{text}. {remedy}" if remedy else text) from error
+
+
+def part_of(path: Path) -> Path:
+    """A new hidden name next to `path`, for what is to be renamed to it once it is whole."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.part")
+
+
 def write_all(file: FileIO, content: bytes) -> None:
-    """Writes all of content to an unbuffered file; a full disk takes a part without an error."""
+    """Writes all of content to an unbuffered file, of which a full disk may accept only a part."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
@@ -74,7 +97,7 @@ def replace_file(path: Path, content: bytes, before: Callable[[], None] | None =
 
     `before` is called when the content is on the disk and has only to be renamed.
     """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part = part_of(path)
     try:
         with part.open("xb", buffering=0) as file:
             write_all(file, content)
@@ -93,17 +116,15 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         OSError: The disk is full, ...; names the path, which is as it was.
     """
-    try:
+    with explained(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 @contextmanager
 def renamed_into_place(path: Path) -> Iterator[Path]:
     """A hidden path to write, renamed to `path` at the end of the block; removed on an error."""
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part = part_of(path)
     try:
         yield part
         with part.open("rb+", buffering=0) as file:
@@ -116,9 +137,9 @@ def renamed_into_place(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
-    """A new hidden folder, beside `path`, that takes its place at the end of the block.
+    """A new hidden folder next to `path` that takes its place at the end of the block.
 
-    A rename cannot replace a folder that holds files, so an old one first steps aside, to
+    A rename cannot replace a folder that holds files, so the old one is first moved to
     `aside(path)`: at every moment either it or the new one is whole on the disk.
     """
     with new_folder(path) as part:
@@ -134,16 +155,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, locked while the block lasts, removed on an error.
+    """A hidden folder next to `path`, locked during the block and removed on an error.
 
-    What killed writers of the same path left is removed before.
+    What killed writers of the same path left is removed first.
     """
     remove_dead_folders(path.parent, f".{path.name}.*.part")
     while True:
-        part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+        part = part_of(path)
         part.mkdir()
         descriptor = _lock_folder(part, wait=True)
-        if part.exists():  # else another process took it for that of a dead one, before the lock
+        if part.exists():  # else another process removed it, unlocked, as a dead one's
             break
         if descriptor is not None:
             os.close(descriptor)
@@ -158,14 +179,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder; killed meanwhile it leaves all of it, or a rest that is hidden."""
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    """Removes a folder; if killed meanwhile, it leaves all of it or a hidden remainder."""
+    part = part_of(path)
     os.rename(path, part)
     shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_dead_folders(parent: Path, pattern: str) -> None:
-    """Removes unfinished folders of killed writers; nothing where folders cannot be locked."""
+    """Removes unfinished folders of killed writers; none where folders cannot be locked."""
     for part in parent.glob(pattern):
         descriptor = _lock_folder(part, wait=False)
         if descriptor is not None:
@@ -174,7 +195,7 @@ def remove_dead_folders(parent: Path, pattern: str) -> None:
 
 
 def _lock_folder(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that locks a folder until it is closed, or its process ends; None without."""
+    """A descriptor that locks a folder until it is closed; None where that cannot be."""
     if sys.platform == "win32":
         return None
     import fcntl  # absent on Windows
@@ -185,27 +206,41 @@ def _lock_folder(folder: Path, *, wait: bool) -> int | None:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # another holds it, or the file system has no locks of folders
+    except OSError:  # another process holds it, or the file system cannot lock folders
         os.close(descriptor)
         return None
     return descriptor
 
 
 def aside(path: Path) -> Path:
-    """Where a folder stands while another takes its place."""
+    """Where a folder is kept while another takes its place."""
     return path.with_name(f".{path.name}.old")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, waiting for it; the system drops the lock of a process that dies.
+    """Waits for the folder's lock and holds it; the system drops the lock of a process that dies.
 
     Raises:
         RuntimeError: On Windows, which has no such locks.
+        ValueError: The name of the lock is taken by a link, a FIFO, ...
     """
-    with (folder / _LOCK).open("ab") as file:
-        lock_file(file, wait=True)
-        yield
+    while True:
+        with open_untrusted(folder / _LOCK, "ab") as file:
+            lock_file(file, wait=True)
+            # Somebody may have removed the file meanwhile: its lock then keeps nobody out.
+            if not _is_named(file, folder / _LOCK):
+                continue
+            yield
+            return
+
+
+def _is_named(file: IO[bytes], path: Path) -> bool:
+    """Whether the open file is the one that the path names."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
@@ -213,7 +248,7 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
 
     The caller holds the folder's lock, so that `remove_dead_parts` never sees it unlocked.
     """
-    part = folder / f".{name}.{uuid4().hex}.part"
+    part = part_of(folder / name)
     file = part.open("xb", buffering=0)
     lock_file(file, wait=True)
     return file, part
@@ -222,15 +257,17 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
 def remove_dead_parts(folder: Path) -> None:
     """Removes unfinished files whose writer is dead; the caller holds the folder's lock."""
     for part in folder.glob(".*.part"):
-        if part.is_symlink() or not part.is_file():
+        try:
+            file = open_untrusted(part, "rb+")
+        except (OSError, ValueError):  # gone by now, or none of ours: a link, a folder, ...
             continue
-        with part.open("rb") as file:
+        with file:
             if lock_file(file, wait=False):
                 part.unlink(missing_ok=True)
 
 
 def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
-    """Locks a file until it is closed; whether it did, which without `wait` it may not.
+    """Locks a file until it is closed, and says whether it did; with `wait` it always does.
 
     Raises:
         RuntimeError: On Windows, which has no such locks.

@@ -1,9 +1,12 @@
-"""Small JSON files, read with distrust: no more of them than a bound, and nothing but an object."""
+"""Small JSON files, read with distrust: up to a bound, and nothing but an object."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import read_untrusted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,27 +17,27 @@ __all__ = ["MAX_TEXT_BYTES", "read_object", "short"]
 MAX_TEXT_BYTES = 8 * 2**20
 
 
-def short(value: object) -> str:
-    """What a file holds, or an error about it, short enough for a message."""
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(
+    path: Path, *, inside: Path | None = None, max_bytes: int = MAX_TEXT_BYTES
+) -> dict[str, Any]:
     """The object in a JSON file.
+
+    Args:
+        inside: As for `open_untrusted`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It holds no object, or more than MAX_TEXT_BYTES; says so of the path.
+        OSError: It cannot be read.
+        ValueError: It is no regular file, is larger than `max_bytes`, or holds no object. The
+            message names the path.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_TEXT_BYTES + 1)
-    if len(content) > MAX_TEXT_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_TEXT_BYTES} bytes.")
+    content = read_untrusted(path, max_bytes, inside=inside)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged or no JSON: {short(error)}.") from error
+        raise ValueError(f"{printable(path)} is damaged or no JSON: {short(error)}.") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: expected a JSON object, got {type(value).__name__}.")
+        raise ValueError(
+            f"{printable(path)} is damaged: expected a JSON object, got {type(value).__name__}."
+        )
     return value

@@ -1,0 +1,27 @@
+"""Names and texts from strangers as a terminal may show them."""
+
+from __future__ import annotations
+
+__all__ = ["printable", "short"]
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    """The text with everything that is not printable escaped, as in `a\\x1b[2Jb`.
+
+    Control characters can move the cursor, change a terminal's title or hide text; marks of writing
+    direction can make a name read as another; half a surrogate pair cannot be written at all.
+
+    Args:
+        keep: Characters that stay as they are, such as line ends in a longer message.
+    """
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode("ascii")
+        for c in str(text)
+    )
+
+
+def short(value: object, limit: int = 100) -> str:
+    """The text of a value, printable and cut to `limit` characters, for use in a message."""
+    # Cut first: the text may be megabytes long.
+    text = printable(str(value)[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."

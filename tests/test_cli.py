@@ -454,6 +454,14 @@ def test_an_error_of_the_system_is_told_by_path_and_words(error, text, capsys, m
     assert text in error_of(capsys, ["info"], 1 if error.errno == 28 else 2)
 
 
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_escape_sequences_in_an_error_are_shown(capsys, debug):
+    assert main(["extract", "--vqvae", "x\x1b[2Jy", *debug]) == 2
+    error = capsys.readouterr().err
+    assert "x\\x1b[2Jy" in error
+    assert "\x1b" not in error
+
+
 def test_an_error_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(Info, "run", lambda self: {}["a mistake in the package"])
     with pytest.raises(KeyError):

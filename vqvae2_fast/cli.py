@@ -20,6 +20,7 @@ from vqvae2_fast.commands.sample import Sample
 from vqvae2_fast.commands.train_classifier import TrainClassifier
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.runs.interrupt import InterruptedRun
 from vqvae2_fast.training.presets import train_preset
@@ -58,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = command.run()
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         if debug:
-            traceback.print_exc()
+            print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
         else:
-            print(f"vqvae2-fast: error: {_message(error)}\n(--debug shows where)", file=sys.stderr)
+            text = printable(_message(error), keep="\n")
+            print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
         failed = (
             isinstance(error, (RuntimeError, MemoryError))
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             json.dumps(result.values, indent=2, default=str)
             if command.json
-            else "\n".join(result.lines)
+            else "\n".join(printable(line, keep="\n\t") for line in result.lines)
         )
     return result.exit_code
 

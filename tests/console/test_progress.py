@@ -80,3 +80,19 @@ def test_a_narrow_terminal_cuts_the_status_never_the_time_left(now, monkeypatch)
         task.update(750, "loss 1.234  bits per image 1234.5")
     assert "750/1500  left 10:00  all left 10:00 " in stream.getvalue()
     assert "bits per image 1234.5" not in stream.getvalue()
+
+
+def test_escape_sequences_and_markup_in_names_are_shown(monkeypatch):
+    stream = io.StringIO()
+    Progress(stream=stream).say("a\x1b[2Jb\nc")
+    assert stream.getvalue() == "a\\x1b[2Jb\nc\n"
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    with Progress(stream=stream).task("\x1b]0;title\x07[/red]", 2) as task:
+        task.update(2, "[bold]b\x1b[2J")
+    text = stream.getvalue()
+    assert "\\x1b]0;title\\x07[/red]" in text
+    assert "[bold]b\\x1b[2J" in text
+    assert "\x1b]0;" not in text
+    assert "b\x1b[2J" not in text

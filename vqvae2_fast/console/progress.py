@@ -1,4 +1,4 @@
-"""Progress with the time left always in sight: bars in a terminal, plain lines anywhere else."""
+"""Progress that always shows the time left: bars in a terminal, plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from vqvae2_fast.files.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "Task", "clock"]
 
-# Seconds between plain lines: few enough to read in a log, often enough to see it lives.
+# Seconds between plain lines: few enough lines to read in a log, enough to see that it is alive.
 _LINE_INTERVAL = 10.0
 
 
@@ -28,11 +30,11 @@ def clock(seconds: float | None) -> str:
 
 
 class Progress:
-    """Shows named tasks one after the other and, given a plan, the time left of all of them.
+    """Shows named tasks one after the other and, given a plan, the time left for all of them.
 
     Args:
-        plan: Names of all tasks to come with their share of the whole time, in any unit; the time
-            left of the whole is estimated from it and from how long the finished part took.
+        plan: Names of all tasks with their share of the whole time, in any unit. The time left for
+            all is estimated from it and from how long the finished part took.
         stream: Where to write; standard error by default, so that results can be piped.
         quiet: Show nothing.
     """
@@ -64,12 +66,12 @@ class Progress:
         self._finished.append(name)
 
     def say(self, text: str) -> None:
-        """A line of its own, outside any task."""
+        """A line of its own, outside any task; control characters in names are escaped."""
         if not self._quiet:
-            print(text, file=self._stream, flush=True)
+            print(printable(text, keep="\n\t"), file=self._stream, flush=True)
 
     def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
-        """Of the whole plan, when `fraction` of task `name` is done; None without a plan."""
+        """For the whole plan, when `fraction` of task `name` is done; None without a plan."""
         if name not in self._plan:
             return None
         done = sum(self._plan.get(finished, 0.0) for finished in self._finished)
@@ -81,7 +83,7 @@ class Progress:
 
 
 class Task:
-    """One task of a `Progress`; `update` tells how far it is."""
+    """One task of a `Progress`; `update` says how far it is."""
 
     def __init__(
         self,
@@ -98,14 +100,16 @@ class Task:
         self._status, self._shown = "", -1
         if bars is not None:
             self._bar = bars.add_task(
-                number + name, total=total, completed=done, time="", status=""
+                printable(number + name), total=total, completed=done, time="", status=""
             )
 
     def update(self, done: int, status: str = "") -> None:
-        """Say that `done` of the total units are finished; `status` is shown beside."""
+        """Say that `done` of the total units are finished; `status` is shown next to it."""
         self._done, self._status = done, status or self._status
         if self._bars is not None:
-            self._bars.update(self._bar, completed=done, time=self._time(), status=self._status)
+            self._bars.update(
+                self._bar, completed=done, time=self._time(), status=printable(self._status)
+            )
         elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self._line()
 
@@ -135,18 +139,20 @@ class Task:
 
 
 def _bars(stream: TextIO) -> Bars:
-    # Here, since all of the package would wait for it, and a tenth of a second is all its own.
+    # Imported here: it takes a tenth of a second, for which the whole package would have to wait.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
     return Progress(
-        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        # Without markup: a name in brackets is a name.
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=12),
-        TextColumn("{task.fields[time]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[time]}", markup=False, table_column=Column(no_wrap=True)),
         # Where the terminal is narrow this column is cut, never the time left.
         TextColumn(
             "{task.fields[status]}",
+            markup=False,
             table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
         ),
         console=Console(file=stream),

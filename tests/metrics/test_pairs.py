@@ -173,7 +173,7 @@ def test_training_takes_lpips_into_its_loss(tmp_path):
         stage = vqvae_stage(
             model, images, images, settings, perceptual=perceptual, perceptual_weight=weight
         )
-        return stage.loss(next(stage.batches(0)))
+        return stage.loss(model, next(stage.batches(0)))
 
     model.eval()  # no statistics between the two
     (plain, _), (total, parts) = loss(0.0), loss(0.5)

@@ -57,7 +57,7 @@ def stage(figures: list[float], *, lower: bool = True) -> Stage:
         name="train",
         model=prior,
         batches=lambda first: iter(range(first, 1000)),
-        loss=lambda batch: (sum(w.square().sum() for w in prior.parameters()), {}),
+        loss=lambda model, batch: (sum(w.square().sum() for w in model.parameters()), {}),
         validate=lambda model: {"bits": left.pop(0)},
         headline="bits",
         lower_is_better=lower,
@@ -112,10 +112,10 @@ def cut(figures: list[float], run: Path, after: int) -> None:
     steps = iter(range(after))
     inner = one.loss
 
-    def loss(batch):
+    def loss(model, batch):
         if next(steps, None) is None:
             raise ConnectionError
-        return inner(batch)
+        return inner(model, batch)
 
     with pytest.raises(ConnectionError):
         train(replace(one, loss=loss), CONFIG, out=run, progress=QUIET)
@@ -202,10 +202,10 @@ def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint_of_it(tmp_path,
     train(whole, CONFIG, out=tmp_path / "whole", progress=QUIET)
     inner = parts.loss
 
-    def loss(batch):
+    def loss(model, batch):
         if batch == 2:
             os.kill(os.getpid(), number)
-        return inner(batch)
+        return inner(model, batch)
 
     with pytest.raises(InterruptedRun, match="after step 3; .*step-000000003 holds it") as caught:
         train(replace(parts, loss=loss), CONFIG, out=tmp_path / "parts", progress=QUIET)
@@ -221,7 +221,7 @@ def test_ctrl_c_again_after_a_second_stops_at_once(tmp_path, monkeypatch):
     one, now = stage([]), [0.0]
     monkeypatch.setattr("vqvae2_fast.runs.interrupt.time.monotonic", lambda: now[0])
 
-    def loss(batch):
+    def loss(model, batch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # as a launcher passes it on
         now[0] = 2.0

@@ -51,7 +51,7 @@ def stage() -> Stage:
         name="train",
         model=model,
         batches=lambda first: iter(range(first, 1000)),
-        loss=lambda batch: (sum(w.square().sum() for w in model.parameters()), {}),
+        loss=lambda model, batch: (sum(w.square().sum() for w in model.parameters()), {}),
         validate=lambda model: {"bits": 1.0},
         headline="bits",
     )
@@ -62,10 +62,10 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_and_the_run_goes_
     whole, parts = stage(), stage()
     train(whole, CONFIG, progress=QUIET)
 
-    def loss(batch):
+    def loss(model, batch):
         if batch == 3:
             small_disk.fill(8 * 1024)  # a line of the log, not a checkpoint
-        return stage_loss(batch)
+        return stage_loss(model, batch)
 
     stage_loss = parts.loss
     with pytest.raises(OSError, match=rf"save: cannot write \S*step-000000004: .*({FULL})"):

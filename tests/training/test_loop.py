@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
-from vqvae2_fast.data import CodeStore, ImageTensorDataset
+from vqvae2_fast.data import CodeStore, ImageTensorDataset, in_order
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -126,11 +127,11 @@ def test_a_resumed_run_equals_an_unbroken_one(make, tmp_path):
     stage = make(CONFIG)
     inner, calls = stage.loss, []
 
-    def loss(batch):
+    def loss(model, batch):
         calls.append(None)
         if len(calls) == 7:  # after the checkpoint of step 4, within the steps to the next
             raise Cut
-        return inner(batch)
+        return inner(model, batch)
 
     with pytest.raises(Cut):
         train(replace(stage, loss=loss), CONFIG, out=tmp_path / "parts", progress=QUIET)
@@ -174,9 +175,9 @@ def test_a_loss_of_nan_stops_and_keeps_the_last_good_checkpoint(make, tmp_path):
     stage = make(CONFIG)
     inner, calls = stage.loss, []
 
-    def loss(batch):
+    def loss(model, batch):
         calls.append(None)
-        value, parts = inner(batch)
+        value, parts = inner(model, batch)
         return (value * float("nan") if len(calls) == 7 else value), parts
 
     with pytest.raises(DivergedError, match="step 7 gave loss nan(.|\n)*step-000000004"):
@@ -190,7 +191,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
     stage = stage_two(CONFIG)
     weight = stage.model.head.bias
 
-    def loss(batch):
+    def loss(model, batch):
         return (weight - weight.detach()).abs().sqrt().sum(), {}  # 0, with the slope inf · 0
 
     with pytest.raises(DivergedError, match="gradient norm"):
@@ -269,8 +270,61 @@ def test_dropped_labels_are_the_class_without_a_name():
     seen = []
     prior.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
     stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.999)
-    stage.loss(next(stage.batches(0)))
+    stage.loss(prior, next(stage.batches(0)))
     assert seen[0].tolist() == [3, 3, 3, 3]
+
+
+@STAGES
+def test_the_loss_of_a_stage_runs_through_the_forward_of_a_wrapper(make):
+    class Wrapper(torch.nn.Module):
+        """As DistributedDataParallel: nothing but forward and the parameters."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.calls = [inner], 0
+            self.weights = torch.nn.ParameterList(inner.parameters())
+
+        def forward(self, *arguments, **keywords):
+            self.calls += 1
+            return self.inner[0](*arguments, **keywords)
+
+    losses = []
+    for wrap in (lambda model: model, Wrapper):
+        stage = make(CONFIG)
+        network = wrap(stage.model)
+        torch.manual_seed(1)
+        losses.append(stage.loss(network, next(stage.batches(0)))[0])
+    assert network.calls == 1
+    assert torch.equal(*losses)
+
+
+@STAGES
+@pytest.mark.parametrize(("items", "seen"), [(0, 5), (3, 3), (9, 5)])
+def test_a_validation_takes_as_many_items_as_are_asked_for(make, items, seen):
+    stage = make(replace(CONFIG, validate_items=items, batch_size=1))
+    sizes = []
+    model = stage.model.eval()
+    first = model.encoders[0] if isinstance(model, VQVAE2) else model.stem
+    first.register_forward_hook(lambda _, arguments, out: sizes.append(len(arguments[0])))
+    stage.validate(model)
+    assert sum(sizes) == seen
+
+
+def test_a_validation_keeps_no_batch_of_images(monkeypatch):
+    held, alive = [], []
+
+    def watched(*arguments):
+        for batch, labels in in_order(*arguments):
+            held.append(weakref.ref(batch))
+            alive.append(sum(ref() is not None for ref in held))
+            yield batch, labels
+
+    monkeypatch.setattr("vqvae2_fast.training.stage1.in_order", watched)
+    config = replace(CONFIG, batch_size=1)
+    stage = vqvae_stage(VQVAE2(VQVAE), images(), images(40), config)
+    stage.validate(stage.model.eval())
+    assert len(alive) == 10
+    assert max(alive) <= 2  # this one, and the one before until the loop drops it
 
 
 def test_images_of_another_size_are_refused_by_name():

@@ -81,7 +81,10 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_embeddings": 16}, "/store has num_embeddings 8 .* expects num_embeddings 16"),
+        (
+            {"num_embeddings": 16},
+            "/store: expected a prior of num_embeddings 8 .* one of num_embeddings 16",
+        ),
         ({"size": (4, 8)}, "level sizes 2x2, 4x4 .* level sizes 2x2, 4x8"),
         ({"num_classes": 2}, "/store has 3 classes, the prior expects 2"),
     ],

@@ -175,6 +175,8 @@ class PixelSNAIL(nn.Module):
         codes: Tensor,
         condition: Sequence[Tensor] | Tensor | None = None,
         labels: Tensor | None = None,
+        *,
+        as_loss: bool = False,
     ) -> Tensor:
         """Logits of each position's code given the codes before it.
 
@@ -183,9 +185,11 @@ class PixelSNAIL(nn.Module):
             condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
                 fine; a tensor stands for a list of one.
             labels: int64 `[B]`; `num_classes` stands for "no class".
+            as_loss: Give `loss` in place of the logits: a wrapper (DistributedDataParallel,
+                `torch.compile`) sees no other method than this one.
 
         Returns:
-            `[B, K, h, W]`.
+            `[B, K, h, W]`, or 0-d.
 
         Raises:
             ValueError: A map of the wrong size, a condition or labels missing, not wanted, or too
@@ -196,7 +200,12 @@ class PixelSNAIL(nn.Module):
             Ranges are checked on CPU tensors in eager mode. On other devices a failed check is an
             assertion on the device, without synchronisation; compiled graphs leave it out.
         """
-        return self.head(F.elu(self._features(codes, condition, labels)))
+        features = F.elu(self._features(codes, condition, labels))
+        if not as_loss:
+            return self.head(features)
+        rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
+        weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]
+        return code_cross_entropy(rows, weight, self.head.bias, codes.flatten())
 
     def _features(
         self, codes: Tensor, condition: Sequence[Tensor] | Tensor | None, labels: Tensor | None
@@ -236,7 +245,5 @@ class PixelSNAIL(nn.Module):
         labels: Tensor | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the codes, nats per code; 0-d, float32."""
-        features = F.elu(self._features(codes, condition, labels))
-        rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
-        weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]
-        return code_cross_entropy(rows, weight, self.head.bias, codes.flatten())
+        nats: Tensor = self(codes, condition, labels, as_loss=True)
+        return nats

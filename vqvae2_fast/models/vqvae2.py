@@ -171,8 +171,12 @@ class VQVAE2(nn.Module):
             context = self._extended(level, context, quantizer.lookup(codes[level]))
         return self.decoder(context)
 
-    def loss(self, images: Tensor, output: VQVAE2Output) -> Tensor:
-        """Mean squared error plus the commitment of all levels, float32 0-d."""
+    @staticmethod
+    def loss(images: Tensor, output: VQVAE2Output) -> Tensor:
+        """Mean squared error plus the commitment of all levels, float32 0-d.
+
+        It needs no model, so it serves the output of a wrapper's forward as well.
+        """
         return F.mse_loss(output.reconstruction.float(), images.float()) + output.commitment
 
     def update_codebooks_(self) -> None:

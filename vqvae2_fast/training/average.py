@@ -19,7 +19,8 @@ class PolyakAverage:
 
     The early steps' smaller d forgets the initial weights, as in TensorFlow's
     `ExponentialMovingAverage(num_updates)`, so short runs can use the decay of long ones. Buffers
-    (a codebook is its own moving average) are not averaged.
+    (a codebook is its own moving average) are not averaged. `torch.optim.swa_utils.AveragedModel`
+    would give other bits: its first update copies the weights, and each one copies the buffers.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae2_fast.data import batches, in_order
+from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
@@ -103,16 +104,18 @@ def classifier_stage(
     """
     check_classes("classifier_stage", train_set, model.config.num_classes)
     check_classes("classifier_stage", held_out, model.config.num_classes)
-    device = device_of(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def loss(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images, labels = batch
+        device = device_of(model)
         logits = model(images.to(device, memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels.to(device)), {}
 
+    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+
     def validate(model: Classifier) -> dict[str, float]:
-        found = classification_accuracy(model, in_order(held_out, 4 * config.batch_size))
+        found = classification_accuracy(model, in_order(shown, 4 * config.batch_size))
         return {"accuracy": found.top1, "top5": found.top5}
 
     return Stage(

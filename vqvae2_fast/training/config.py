@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vqvae2_fast.training.optimizer import OptimizerName  # noqa: TC001  (tyro reads it)
+
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
 
 _TENTHS = (30, 60, 80)  # epochs of 90 after which the rate falls, https://arxiv.org/abs/1706.02677
@@ -33,6 +35,8 @@ class TrainConfig:
         average_decay: Decay of the Polyak average of the weights; 0 keeps none.
         log_every: Steps between lines of log.jsonl.
         validate_every: Steps between validations; one more follows the last step.
+        validate_items: Held-out images (or records of codes) that a validation takes, spread evenly
+            over the set; 0 takes all.
         save_every: Steps between checkpoints; one more follows the last step, and each validation
             that is the best so far.
         keep: Newest checkpoints that stay on the disk, beside the best; older ones are removed.
@@ -45,7 +49,7 @@ class TrainConfig:
     steps: int = 10_000
     batch_size: int = 32
     accumulate: int = 1
-    optimizer: Literal["adamw", "momentum"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     schedule: Literal["cosine", "steps"] = "cosine"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
@@ -55,6 +59,7 @@ class TrainConfig:
     average_decay: float = 0.0
     log_every: int = 20
     validate_every: int = 500
+    validate_items: int = 0
     save_every: int = 500
     keep: int = 2
     workers: int = 0
@@ -73,7 +78,14 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be >= 1, got {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "workers", "seed"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "max_grad_norm",
+            "validate_items",
+            "workers",
+            "seed",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
         if not self.learning_rate > 0:

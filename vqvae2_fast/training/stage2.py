@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
-from vqvae2_fast.metrics import prior_labels, prior_likelihood
+from vqvae2_fast.metrics import prior_likelihood
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.loop import Stage
 
@@ -47,20 +47,29 @@ def prior_stage(
     for store in (train_set, held_out):
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
-    device = device_of(prior)
-    records = balanced(train_set, class_balance)
+    records, num_classes = balanced(train_set, class_balance), prior.config.num_classes
 
-    def loss(batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        maps, found = batch
-        labels = prior_labels(prior, found.to(device))
-        if labels is not None and label_dropout:
-            dropped = torch.rand(labels.shape, device=device) < label_dropout
-            labels = torch.where(dropped, prior.config.num_classes, labels)
+    def loss(
+        model: nn.Module, batch: tuple[list[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        device = device_of(model)
+        maps, labels = batch[0], batch[1].to(device) if num_classes else None
+        if labels is not None:
+            unnamed = labels < 0
+            if label_dropout:
+                unnamed |= torch.rand(labels.shape, device=device) < label_dropout
+            labels = torch.where(unnamed, num_classes, labels)
         condition = [codes.to(device) for codes in maps[:level]]
-        return prior.loss(maps[level].to(device), condition or None, labels), {}
+        nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
+        return nats, {}
+
+    shown = held_out
+    if config.validate_items:
+        count = min(len(held_out), config.validate_items)
+        shown = held_out.select(torch.linspace(0, len(held_out) - 1, count).long())
 
     def validate(prior: PixelSNAIL) -> dict[str, float]:
-        return asdict(prior_likelihood(prior, codes_in_order(held_out, config.batch_size), level))
+        return asdict(prior_likelihood(prior, codes_in_order(shown, config.batch_size), level))
 
     return Stage(
         name=name,

@@ -1,0 +1,130 @@
+"""What a run keeps from step to step, and its checkpoints: how they are written and continued."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
+from vqvae2_fast.checkpoints.locate import step_folder
+from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
+from vqvae2_fast.training.average import PolyakAverage
+from vqvae2_fast.training.optimizer import make_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vqvae2_fast.training.config import TrainConfig
+
+__all__ = ["TrainingRun"]
+
+# The order of the data and the shape of the moments follow from these settings; the others may
+# change when a run is resumed.
+_FIXED = ("batch_size", "accumulate", "seed", "optimizer")
+
+
+class TrainingRun:
+    """A model in training with its optimiser and average, how far it is, and what it reached.
+
+    Random numbers and batches are functions of (seed, step): a checkpoint keeps none of them.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self.model, self.config = model, config
+        self.optimizer = make_optimizer(model, config)
+        self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.best: dict[str, Any] | None = None
+
+    def note_best(self, metric: str, *, lower: bool) -> bool:
+        """Whether the latest validation is the best so far; it is then the record."""
+        value = self.metrics[metric]
+        if not better(value, self.best["value"] if self.best else None, lower=lower):
+            return False
+        self.best = {"step": self.step, "metric": metric, "value": value}
+        return True
+
+    def save(self, run: Path, class_names: Sequence[str]) -> None:
+        """Write the checkpoint of this step into a run's folder."""
+        moments = {
+            f"{name}.{key}": value
+            for name, weight in self.model.named_parameters()
+            for key, value in self.optimizer.state[weight].items()
+        }
+        state = {
+            "step": self.step,
+            "train": asdict(self.config),
+            "metrics": self.metrics,
+            "best": self.best,
+        }
+        save_training(
+            step_folder(run, self.step),
+            self.model,
+            optimizer=moments,
+            state=state,
+            average=self.average.weights if self.average else None,
+            class_names=class_names,
+        )
+        self.tidy(run)
+
+    def tidy(self, run: Path) -> None:
+        """Bring best/ and the number of checkpoints in line with the newest one."""
+        if self.best is not None:
+            keep_best(run, self.best["step"])
+        remove_old(run, self.config.keep)
+
+    def restore(self, path: Path) -> None:
+        """Take over the checkpoint of an earlier part of the run.
+
+        Raises:
+            ValueError: It is of another model, or of settings that must not change in a run.
+        """
+        saved, model = load_training(path), self.model
+        if type(saved.model) is not type(model):
+            raise ValueError(
+                f"train: {path} holds a {type(saved.model).__name__}, this run trains a "
+                f"{type(model).__name__}. Name another output folder."
+            )
+        if saved.model.config != model.config:
+            there, here = asdict(saved.model.config), asdict(model.config)
+            differ = [f"{n} {there[n]}, not {here[n]}" for n in there if there[n] != here[n]]
+            raise ValueError(
+                f"train: {path} was made with {'; '.join(differ)}. Name another output folder, or "
+                "use the same settings."
+            )
+        for name in _FIXED:
+            now = getattr(self.config, name)
+            found = saved.state["train"].get(name, now)
+            if found != now:
+                raise ValueError(
+                    f"train: {path} was made with {name}={found}, got {now}: "
+                    "the run could not continue where it stopped. Use the same setting, or name "
+                    "another output folder."
+                )
+        model.load_state_dict(saved.model.state_dict())
+        for name, weight in model.named_parameters():
+            self.optimizer.state[weight] = {
+                key.removeprefix(f"{name}."): _as_moment(value, weight)
+                for key, value in saved.optimizer.items()
+                if key.rpartition(".")[0] == name
+            }
+        if self.average is not None:
+            # A part without an average may be followed by one with it: that begins here.
+            weights = {name: w.detach() for name, w in saved.model.named_parameters()}
+            for name, value in (saved.average or weights).items():
+                self.average.weights[name].copy_(value)
+        self.step, self.metrics = saved.state["step"], saved.state["metrics"]
+        self.best = best_record(saved.state)
+
+
+def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
+    """An optimiser's tensor where and as an unbroken run has it; counts of steps stay on the CPU.
+
+    In another memory format the update would run through other loops, and round differently.
+    """
+    return value if value.ndim == 0 else torch.empty_like(weight).copy_(value).detach()

@@ -85,6 +85,6 @@ def _append(path: Path, content: bytes) -> None:
             file.truncate(size)
             raise OSError(
                 error.errno,
-                f"train: cannot write to {path}: {error.strerror}. Make room and go on with "
-                "--resume",
+                f"train: cannot write to {path}: {error.strerror}. Make room, then continue with "
+                "resume=True",
             ) from error

@@ -29,7 +29,8 @@ def tensorboard_log(run: Path | None) -> Iterator[Callable[[int, Mapping[str, fl
         return
     if find_spec("tensorboard") is None:
         raise RuntimeError(
-            "--tensorboard: needs the package tensorboard: pip install 'vqvae2_fast[tensorboard]'"
+            "tensorboard_log: the package tensorboard is not installed: "
+            "pip install 'vqvae2_fast[tensorboard]'"
         )
     from torch.utils.tensorboard import SummaryWriter
 

@@ -262,6 +262,31 @@ def test_a_pipeline_that_contains_itself_is_refused(tmp_path):
         load(tmp_path / "pipeline")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model", "average"])
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(step, name, value):
+    path = step / f"{name}.safetensors"
+    tensors = load_file(path)
+    key = next(key for key, tensor in tensors.items() if tensor.numel() > 1)
+    tensors[key].view(-1)[-1] = value
+    save_file(tensors, path)
+    for read in (load, load_training):
+        with pytest.raises(ValueError, match=f"{path}: expected finite numbers, got 1 of .*{key}"):
+            read(step)
+    weights = load(step, check_finite=False).state_dict()
+    average = load_file(step / "average.safetensors")
+    for other, tensor in (tensors | average).items():
+        assert torch.equal(weights[other].nan_to_num(), tensor.nan_to_num())
+
+
+def test_finite_weights_whose_sum_overflows_are_loaded(step):
+    path = step / "average.safetensors"
+    tensors = load_file(path)
+    largest = {name: tensor.fill_(3e38) for name, tensor in tensors.items()}
+    save_file(largest, path)
+    load(step)
+
+
 def test_an_optimiser_of_other_shapes_is_refused(step):
     moments = load_file(step / "optimizer.safetensors")
     name = next(iter(moments))

@@ -62,8 +62,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file. Raises OSError if the disk is full."""
     # clone: safetensors refuses tensors that share memory, and writes none but contiguous ones.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    path.touch()
+    mode = path.stat().st_mode  # by the umask; safetensors gives its files to the owner alone
     try:
         save_file(own, path)
+        path.chmod(mode)
     except SafetensorError as error:
         system = re.search(r"os error (\d+)", str(error))
         if system is None:
@@ -98,11 +101,27 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises DamagedError as `tensor_headers` does."""
+def read_tensors(path: Path, *, check_finite: bool = True) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        DamagedError: As `tensor_headers`.
+        ValueError: With `check_finite`, if one of the numbers is NaN or infinite.
+    """
     tensor_headers(path)
     with _safetensors(path):
-        return load_file(path)
+        tensors = load_file(path)
+    for name, tensor in tensors.items() if check_finite else ():
+        # A sum is one pass without a copy; it is finite unless a number is not, or it overflows.
+        if tensor.is_floating_point() and not tensor.sum().isfinite():
+            count = int((~tensor.isfinite()).sum())
+            if count:
+                raise ValueError(
+                    f"load: {path}: expected finite numbers, got {count} of {tensor.numel()} in "
+                    f"{short(name)} that are NaN or infinite. Load another checkpoint, or call "
+                    "load(..., check_finite=False)."
+                )
+    return tensors
 
 
 @contextmanager

@@ -337,7 +337,7 @@ def test_priors_of_another_vqvae_are_refused(place, tmp_path, capsys):
     priors = [str(place / "prior_top"), str(place / "prior_bottom" / "best")]
     message = error_of(capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors])
     assert "prior_top was trained on codes of VQ-VAE" in message
-    assert "name the one that the codes were extracted with" in message
+    assert "Use the VQ-VAE that those codes were extracted with" in message
     message = error_of(
         capsys, ["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors[::-1]]
     )
@@ -354,8 +354,7 @@ def test_a_prior_does_not_go_on_with_codes_of_another_vqvae(place, tmp_path, cap
         (codes / split / "manifest.json").write_text(json.dumps(changed))
     arguments = ["train-prior", "--codes", str(codes), "--level", "top", "--resume"]
     message = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")])
-    assert "was trained on codes of VQ-VAE" in message
-    assert "has codes of 0123456789ab; name the codes of before, or another --out" in message
+    assert f"on which {tmp_path / 'run'} was trained, got those of VQ-VAE 0123456789ab" in message
 
 
 def test_an_unfinished_store_is_not_trained_on(place, tmp_path, capsys):

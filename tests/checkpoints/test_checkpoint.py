@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -297,6 +298,53 @@ def test_a_prior_for_another_number_of_codes_is_refused_with_both(tmp_path):
         ValueError, match=r"prior_top: .*num_embeddings 9 and .*got .*num_embeddings 8"
     ):
         load(tmp_path / "pipeline")
+
+
+def test_a_prior_keeps_which_vqvae_it_was_trained_for(tmp_path):
+    prior = priors()[0]
+    prior.vqvae_hash = "0f"
+    save(prior, tmp_path / "prior")
+    assert load(tmp_path / "prior", expect=PixelSNAIL).vqvae_hash == "0f"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
+    vqvae, other = VQVAE2(VQVAE), VQVAE2(VQVAE)
+    for name, model in (("first", vqvae), ("second", other)):
+        save(Pipeline(model, priors()), tmp_path / name, dtype=dtype)
+        load(tmp_path / name)
+    shutil.rmtree(tmp_path / "first" / "prior_bottom")
+    shutil.copytree(tmp_path / "second" / "prior_bottom", tmp_path / "first" / "prior_bottom")
+    with pytest.raises(ValueError, match=r"first: .* but prior_bottom was trained on codes of VQ"):
+        load(tmp_path / "first")
+    second = load(tmp_path / "second", expect=Pipeline)
+    mixed = Pipeline(vqvae, second.priors)
+    with pytest.raises(ValueError, match=r"save: .* but prior_top was trained on codes of VQ-VAE"):
+        save(mixed, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    second.vqvae.bfloat16()
+    save(second, tmp_path / "third")  # rounded weights have another hash: nothing is known
+    load(tmp_path / "third")
+
+
+def test_a_pipeline_without_hashes_loads_as_before(tmp_path):
+    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
+    for name in ("prior_top", "prior_bottom"):
+        header = json.loads((tmp_path / "pipeline" / name / "config.json").read_text())
+        del header["vqvae_hash"]
+        (tmp_path / "pipeline" / name / "config.json").write_text(json.dumps(header))
+        (tmp_path / "pipeline" / name / "files.json").unlink()
+    assert load(tmp_path / "pipeline", expect=Pipeline).priors[0].vqvae_hash == ""
+
+
+def test_files_have_the_mode_that_the_umask_gives(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(VQVAE2(VQVAE), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {0o640}
 
 
 def test_loading_leaves_the_random_state_alone(saved):

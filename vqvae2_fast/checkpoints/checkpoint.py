@@ -44,6 +44,7 @@ from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -99,31 +100,46 @@ def save(
         class_names: Names of the labels, kept in config.json (`class_names` reads them back).
 
     Raises:
-        TypeError: If `obj` is none of VQVAE2, PixelSNAIL, Classifier, Pipeline, or dtype is another
-            one.
-        ValueError: If `path` exists and is no checkpoint: only checkpoints are replaced.
-        OSError: If it cannot be written (a full disk, ...); what was there is as it was.
+        TypeError: If `obj` is not a VQVAE2, PixelSNAIL, Classifier or Pipeline of such, or dtype is
+            neither float32 nor bfloat16.
+        ValueError: If `path` exists and is not a checkpoint (nothing else is replaced), or a prior
+            of the pipeline is known to model the codes of another VQ-VAE.
+        OSError: If it cannot be written (a full disk, ...); what was there before is unchanged.
     """
     if dtype not in DTYPES.values():
         raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
     with replacing(Path(path)) as folder:
-        if not isinstance(obj, Pipeline):
-            write_model(obj, folder, class_names, dtype)
+        if isinstance(obj, Pipeline):
+            _write_pipeline(obj, folder, class_names, dtype)
         else:
-            names = level_names(len(obj.priors))
-            header = {
-                "kind": "pipeline",
-                "version": VERSION,
-                "class_names": list(class_names),
-                "config": {"levels": list(names)},
-            }
-            write_json(folder / "config.json", header)
-            parts: dict[str, Any] = {"vqvae": obj.vqvae}
-            parts |= {f"prior_{name}": p for name, p in zip(names, obj.priors, strict=True)}
-            for name, part in parts.items():
-                write_model(part, folder / name, dtype=dtype)
-                write_sums(folder / name)
+            write_model(obj, folder, class_names, dtype)
         write_sums(folder)
+
+
+def _write_pipeline(
+    pipeline: Pipeline, folder: Path, class_names: Sequence[str], dtype: torch.dtype
+) -> None:
+    vqvae, names = pipeline.vqvae, level_names(len(pipeline.priors))
+    if not isinstance(vqvae, VQVAE2):
+        raise TypeError(f"save: expected vqvae to be a VQVAE2, got {type(vqvae).__name__}.")
+    if next(vqvae.parameters()).dtype == torch.float32:  # in another dtype the hash is another
+        hashes = (getattr(prior, "vqvae_hash", "") for prior in pipeline.priors)
+        made_for = {f"prior_{name}": digest for name, digest in zip(names, hashes, strict=True)}
+        check_made_for("save", vqvae, made_for)
+    header = {
+        "kind": "pipeline",
+        "version": VERSION,
+        "class_names": list(class_names),
+        "config": {"levels": list(names)},
+    }
+    write_json(folder / "config.json", header)
+    write_model(vqvae, folder / "vqvae", dtype=dtype)
+    saved_hash = weights_hash(vqvae, saved_as=dtype)
+    for name, prior in zip(names, pipeline.priors, strict=True):
+        write_model(prior, folder / f"prior_{name}", dtype=dtype, vqvae_hash=saved_hash)
+    for part in folder.iterdir():
+        if part.is_dir():
+            write_sums(part)
 
 
 def save_training(
@@ -149,16 +165,26 @@ def save_training(
 
 
 @overload
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model | Pipeline: ...
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    check_finite: bool = True,
+) -> Model | Pipeline: ...
 @overload
 def load(
-    path: str | os.PathLike[str], device: str | torch.device = "cpu", *, expect: type[_Saved]
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    expect: type[_Saved],
+    check_finite: bool = True,
 ) -> _Saved: ...
 def load(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
     *,
     expect: type[_Saved] | None = None,
+    check_finite: bool = True,
 ) -> Model | Pipeline:
     """The VQVAE2, PixelSNAIL, Classifier or Pipeline saved at `path`, in evaluation mode.
 
@@ -167,39 +193,45 @@ def load(
 
     Args:
         expect: The class that must be there, for example VQVAE2.
+        check_finite: Whether to refuse weights that are NaN or infinite.
 
     Raises:
         DamagedError: If the checkpoint is damaged (a ValueError); names the one before it.
-        ValueError: If it is of an unknown kind, of a newer version or not of the class `expect`, or
-            its parts do not fit together.
+        ValueError: If it is of an unknown kind, of a newer version or not of the class `expect`, if
+            its parts do not belong together, or if a weight is not finite.
         FileNotFoundError: If there is none.
     """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
-        found: Model | Pipeline = _load(folder, device, expect)
+        found: Model | Pipeline = _load(folder, device, expect, check_finite)
     return found
 
 
-def _load(folder: Path, device: str | torch.device, expect: type[_Saved] | None) -> Any:
+def _load(
+    folder: Path, device: str | torch.device, expect: type[_Saved] | None, check_finite: bool
+) -> Any:
     header = _header(folder)
     found: str = header["kind"]
     wanted = next((kind for kind, known in _CLASSES.items() if known is expect), found)
     if found != wanted:
         raise ValueError(f"load: {folder}: expected a {wanted}, found a {found}.")
     if found == "pipeline":
-        return _load_pipeline(folder, header["config"]["levels"], device)
-    model = read_model(header, folder)
+        return _load_pipeline(folder, header["config"]["levels"], device, check_finite)
+    model = read_model(header, folder, check_finite=check_finite)
     average = folder / "average.safetensors"
     if average.exists():
         check_tensors(dict(model.named_parameters()), average)
-        model.load_state_dict(read_tensors(average), strict=False)
+        weights = read_tensors(average, check_finite=check_finite)
+        model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
 
 
-def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) -> Pipeline:
-    vqvae: VQVAE2 = _load(folder / "vqvae", device, VQVAE2)
+def _load_pipeline(
+    folder: Path, levels: list[str], device: str | torch.device, check_finite: bool
+) -> Pipeline:
+    vqvae: VQVAE2 = _load(folder / "vqvae", device, VQVAE2, check_finite)
     priors: list[PixelSNAIL] = [
-        _load(folder / f"prior_{level}", device, PixelSNAIL) for level in levels
+        _load(folder / f"prior_{level}", device, PixelSNAIL, check_finite) for level in levels
     ]
     if len(levels) != vqvae.config.num_levels:
         raise ValueError(
@@ -213,6 +245,8 @@ def _load_pipeline(folder: Path, levels: list[str], device: str | torch.device) 
             vqvae.config.num_embeddings,
             vqvae.config.level_sizes[: number + 1],
         )
+    made_for = {f"prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
+    check_made_for(f"load: {folder}", vqvae, made_for)
     return Pipeline(vqvae, priors)
 
 
@@ -274,7 +308,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _offering_previous(folder: Path) -> Iterator[None]:
-    """Adds to the error about a damaged checkpoint of a run what to do instead."""
+    """Adds to the error about a run's damaged checkpoint what to do instead."""
     try:
         yield
     except DamagedError as error:
@@ -283,6 +317,6 @@ def _offering_previous(folder: Path) -> Iterator[None]:
             raise
         command = shlex.join(["mv", str(folder), f"{folder}.damaged"])
         raise DamagedError(
-            f"{error}\nThe checkpoint before it is whole: {earlier}. Load that by its path; or go "
-            f"on from it: `{command}`, then train with --resume."
+            f"{error}\nThe checkpoint before it is whole: {earlier}. Load it by its path, or "
+            f"continue the run from it: `{command}`, then train with resume=True."
         ) from error

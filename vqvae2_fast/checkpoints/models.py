@@ -60,8 +60,13 @@ def write_model(
     folder: Path,
     class_names: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
+    vqvae_hash: str = "",
 ) -> None:
-    """Write config.json and model.safetensors, floating-point numbers rounded to dtype."""
+    """Write config.json and model.safetensors, floating-point numbers rounded to dtype.
+
+    Args:
+        vqvae_hash: In place of the prior's own.
+    """
     kinds = {model_class: kind for kind, (model_class, _) in MODELS.items()}
     if not isinstance(model, (VQVAE2, PixelSNAIL, Classifier)) or type(model) not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
@@ -75,6 +80,8 @@ def write_model(
     }
     if class_names:
         header["class_names"] = list(class_names)
+    if vqvae_hash := vqvae_hash or getattr(model, "vqvae_hash", ""):
+        header["vqvae_hash"] = vqvae_hash
     write_json(folder / "config.json", header)
     weights = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -104,6 +111,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"load: {folder}: expected config to be an object in config.json.")
     if not _is_strings(header.setdefault("class_names", [])):
         raise ValueError(f"load: {folder}: expected class_names to be a list of names.")
+    if not isinstance(header.get("vqvae_hash", ""), str):
+        raise ValueError(f"load: {folder}: expected vqvae_hash to be a string in config.json.")
     if kind == "pipeline":
         _check_levels(header["config"].get("levels"), folder)
     elif header.setdefault("dtype", "float32") not in tuple(DTYPES):
@@ -128,13 +137,16 @@ def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL | Classifier:
+def read_model(
+    header: dict[str, Any], folder: Path, *, check_finite: bool = True
+) -> VQVAE2 | PixelSNAIL | Classifier:
     """The model of a header from `read_config`, float32, with the weights of model.safetensors.
 
     Leaves torch's random state as it was.
 
     Raises:
-        ValueError: If the configuration fits no model, or not the weights.
+        ValueError: If the configuration fits no model, or not the weights; with `check_finite`, if
+            a weight is NaN or infinite.
     """
     if header["kind"] not in MODELS:
         raise ValueError(
@@ -147,7 +159,9 @@ def read_model(header: dict[str, Any], folder: Path) -> VQVAE2 | PixelSNAIL | Cl
     check_tensors(expected, path, DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]):
         model: VQVAE2 | PixelSNAIL | Classifier = model_class(config)
-    model.load_state_dict(read_tensors(path))
+    model.load_state_dict(read_tensors(path, check_finite=check_finite))
+    if isinstance(model, PixelSNAIL):
+        model.vqvae_hash = header.get("vqvae_hash", "")
     return model
 
 

@@ -18,7 +18,8 @@ from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.runs.origin import check_origin
+from vqvae2_fast.models.weights_hash import check_made_for
+from vqvae2_fast.runs.origin import origin_of
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = [
@@ -104,7 +105,10 @@ class ModelOptions:
         for path, prior in zip(self.priors, priors, strict=True):
             if not isinstance(prior, PixelSNAIL):
                 raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
-            check_origin(path, vqvae)
+        made_for = {
+            str(p): origin_of(prior, p) for p, prior in zip(self.priors, priors, strict=True)
+        }
+        check_made_for("--priors", vqvae, made_for)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
                 f"--priors: expected {vqvae.config.num_levels}, one a level of the VQ-VAE, coarse "

@@ -121,10 +121,15 @@ class PixelSNAIL(nn.Module):
 
     Logits at position p depend on codes before p, all coarser maps and the class, on nothing else.
 
+    `vqvae_hash` is the `weights_hash` of the VQ-VAE whose codes it was trained on, or "" if that is
+    not known. Checkpoints keep it.
+
     Raises:
         ValueError: A kernel_size below 2, an even condition_kernel_size, or condition sizes that do
             not divide one another.
     """
+
+    vqvae_hash: str = ""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
         super().__init__()

@@ -8,20 +8,44 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
-__all__ = ["weights_hash"]
+__all__ = ["check_made_for", "weights_hash"]
 
 
-def weights_hash(model: nn.Module) -> str:
+def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
     """SHA-256 of all weights and buffers with their names, types and shapes, in hexadecimal.
 
-    The same for a model in memory, its checkpoint that was loaded, and its copy in a pipeline.
+    It is the same for a float32 model in memory and for the one that is loaded from its checkpoint.
+
+    Args:
+        saved_as: Give the hash of the model that will be loaded from a checkpoint of this dtype.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if saved_as is not None and tensor.is_floating_point():
+            tensor = tensor.to(saved_as).float()
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         # As bytes: numpy has no bfloat16.
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(flat.numpy().data)
     return digest.hexdigest()
+
+
+def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> None:
+    """Raise ValueError if a prior is known to model the codes of another VQ-VAE.
+
+    Codes of another VQ-VAE can have the same shape, but they mean something else.
+
+    Args:
+        known: For each prior, by a name for the message, the `weights_hash` of its VQ-VAE, or "".
+    """
+    found = weights_hash(vqvae) if any(known.values()) else ""
+    for name, digest in known.items():
+        if digest not in ("", found):
+            raise ValueError(
+                f"{where}: expected priors of VQ-VAE {found[:12]}, but {name} was trained on codes "
+                f"of VQ-VAE {digest[:12]}. Use the VQ-VAE that those codes were extracted with."
+            )

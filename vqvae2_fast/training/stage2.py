@@ -47,6 +47,7 @@ def prior_stage(
     for store in (train_set, held_out):
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
+    prior.vqvae_hash = train_set.checkpoint_hash
     records, num_classes = balanced(train_set, class_balance), prior.config.num_classes
 
     def loss(

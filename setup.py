@@ -21,7 +21,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 STABLE_HEADER = "include/torch/csrc/stable/library.h"
 NEEDS_COMPILER = """
-vqvae2_fast needs a C++17 compiler to build its kernels, and none was found (tried: {tried}).
+vqvae2_fast needs a C++20 compiler to build its kernels, and none was found (tried: {tried}).
   Debian, Ubuntu:  apt-get install g++
   Fedora:          dnf install gcc-c++
   conda:           conda install -c conda-forge cxx-compiler

@@ -36,11 +36,11 @@ portable_cuda() {
     return
   fi
   for test in portable_test gumbel_noise_test; do
-    nvcc -std=c++17 -O3 -arch=native "csrc/tests/cuda_on_cpu/$test.cu" -o "$work/$test"
+    nvcc -std=c++20 -O3 -arch=native "csrc/tests/cuda_on_cpu/$test.cu" -o "$work/$test"
     "$work/$test"
   done
   # A sample's bits in other batches, grids and places of the weights.
-  nvcc -std=c++17 -O3 -arch=native csrc/tests/sampler/sampler_test.cu \
+  nvcc -std=c++20 -O3 -arch=native csrc/tests/sampler/sampler_test.cu \
     csrc/cuda/sampler/sampler.cu csrc/cuda/sampler/*.cpp -o "$work/sampler_test"
   "$work/sampler_test"
   if command -v compute-sanitizer > /dev/null; then

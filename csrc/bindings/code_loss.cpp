@@ -50,19 +50,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
 
   const cpu::PointwiseKernels& layers = cpu::kernels().pointwise;
   const cpu::CodeLossKernels& kernels = cpu::kernels().code_loss;
-  const cpu::PointwiseLayer layer = {{}, floats(w), nullptr, num_codes, channels};
+  const cpu::PointwiseLayer layer = {.v = floats(w), .outputs = num_codes, .inputs = channels};
   const auto packed = cpu::aligned<float>(layers.packed_floats(num_codes, channels));
   const auto packed_backward = cpu::aligned<float>(layers.packed_floats(num_codes, channels));
   layers.pack(layer, false, packed.get());
   layers.pack(layer, true, packed_backward.get());
-  const cpu::CodeLoss loss = {floats(x),
-                              floats(b),
-                              static_cast<const int64_t*>(targets.const_data_ptr()),
-                              num_codes,
-                              channels,
-                              1.0f / static_cast<float>(positions),
-                              packed.get(),
-                              packed_backward.get()};
+  const cpu::CodeLoss loss = {.features = floats(x),
+                              .bias = floats(b),
+                              .codes = static_cast<const int64_t*>(targets.const_data_ptr()),
+                              .num_codes = num_codes,
+                              .channels = channels,
+                              .scale = 1.0f / static_cast<float>(positions),
+                              .packed = packed.get(),
+                              .packed_backward = packed_backward.get()};
 
   const int64_t block = kernels.block_rows, blocks = (positions + block - 1) / block;
   // The sums of all parts take no more than all logits would, or than two weights.

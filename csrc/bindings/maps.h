@@ -54,7 +54,10 @@ inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, d
                                      seed->scalar_type() == torch::headeronly::ScalarType::Long),
                   "normed_conv2d: expected a seed, 0-d int64, for dropout.");
   const uint64_t value = dropout_p == 0 ? 0 : *static_cast<const uint64_t*>(seed->const_data_ptr());
-  return {elu, static_cast<float>(dropout_p), value, x.size(2) * x.size(3)};
+  return {.elu = elu,
+          .dropout_p = static_cast<float>(dropout_p),
+          .seed = value,
+          .positions = x.size(2) * x.size(3)};
 }
 
 // rows [B, H, W, C] -> [C], the same sum for any number of threads.

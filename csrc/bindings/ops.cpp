@@ -269,11 +269,18 @@ Tensor gumbel_noise_cuda(const Tensor& samples, const Tensor& positions, int64_t
   const int64_t batch = samples.size(0), length = positions.size(0);
   Tensor noise =
       torch::stable::new_empty(samples, {batch, length, num_embeddings}, ScalarType::Float);
-  const char* error = vq_gumbel_noise_cuda(
-      static_cast<const int64_t*>(samples.const_data_ptr()), samples.stride(0), batch,
-      static_cast<const int64_t*>(positions.const_data_ptr()), positions.stride(0), length,
-      num_embeddings, static_cast<uint64_t>(seed), static_cast<uint32_t>(stream),
-      static_cast<float*>(noise.mutable_data_ptr()), current_cuda_stream(samples));
+  const cuda::GumbelNoise args = {
+      .samples = static_cast<const int64_t*>(samples.const_data_ptr()),
+      .sample_stride = samples.stride(0),
+      .batch = batch,
+      .positions = static_cast<const int64_t*>(positions.const_data_ptr()),
+      .position_stride = positions.stride(0),
+      .length = length,
+      .num_embeddings = num_embeddings,
+      .seed = static_cast<uint64_t>(seed),
+      .stream = static_cast<uint32_t>(stream),
+      .noise = static_cast<float*>(noise.mutable_data_ptr())};
+  const char* error = vq_gumbel_noise_cuda(args, current_cuda_stream(samples));
   STD_TORCH_CHECK(error == nullptr, "gumbel_noise [", batch, ", ", length, ", ", num_embeddings,
                   "]: ", error ? error : "");
   return noise;

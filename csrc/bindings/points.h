@@ -33,15 +33,13 @@ inline void cut_into_tiles(cpu::winograd::Map& map) {
 }
 
 inline cpu::winograd::Map map_of(const torch::stable::Tensor& rows) {
-  cpu::winograd::Map map = {rows.size(0),
-                            rows.size(1),
-                            rows.size(2),
-                            rows.size(3),
-                            rows.stride(0),
-                            rows.stride(1),
-                            rows.stride(2),
-                            0,
-                            0};
+  cpu::winograd::Map map = {.batch = rows.size(0),
+                            .height = rows.size(1),
+                            .width = rows.size(2),
+                            .channels = rows.size(3),
+                            .stride_batch = rows.stride(0),
+                            .stride_row = rows.stride(1),
+                            .stride_column = rows.stride(2)};
   cut_into_tiles(map);
   return map;
 }
@@ -65,11 +63,11 @@ struct PointTensor {
 inline PointTensor new_points(const torch::stable::Tensor& like, int64_t count, int64_t rows,
                               int64_t columns) {
   const int64_t size = rows * columns + kPointGap;
-  return {torch::stable::new_empty(like, {count, size}),
-          {size, columns, columns, 0, 0, 0},
-          count,
-          rows,
-          columns};
+  return {.memory = torch::stable::new_empty(like, {count, size}),
+          .layout = {.stride_point = size, .stride_row = columns, .panel = columns},
+          .count = count,
+          .rows = rows,
+          .columns = columns};
 }
 
 // The same in panels, as the right side of a product.
@@ -77,11 +75,14 @@ inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, 
                               int64_t columns) {
   const int64_t panel = cpu::kernels().products.panel;
   const int64_t size = (columns + panel - 1) / panel * panel * rows + kPointGap;
-  return {torch::stable::new_empty(like, {count, size}),
-          {size, panel, panel, rows * panel, 0, 0},
-          count,
-          rows,
-          columns};
+  return {.memory = torch::stable::new_empty(like, {count, size}),
+          .layout = {.stride_point = size,
+                     .stride_row = panel,
+                     .panel = panel,
+                     .stride_panel = rows * panel},
+          .count = count,
+          .rows = rows,
+          .columns = columns};
 }
 
 // Outputs of a weight, in the units that its transforms take.
@@ -113,7 +114,8 @@ struct PointBlock {
 
   PointBlock(int64_t count, int64_t tiles, int64_t columns)
       : memory(cpu::aligned<float>(count * (tiles * columns + kPointGap))),
-        layout{tiles * columns + kPointGap, columns, columns, 0, 0, 0} {}
+        layout{
+            .stride_point = tiles * columns + kPointGap, .stride_row = columns, .panel = columns} {}
 };
 
 // Blocks of nearly one size, as many for each thread.
@@ -127,10 +129,15 @@ inline void multiply_block(int64_t tiles, const float* a, const cpu::winograd::P
                            const PointTensor& weight, int64_t first, int64_t last, PointBlock& c) {
   const float* panels = weight.data() + weight.layout.at(0, first);
   for (int64_t point = 0; point < weight.count; ++point) {
-    cpu::kernels().products.along(
-        {tiles, last - first, weight.rows, a + point * a_layout.stride_point, a_layout.stride_row,
-         panels + point * weight.layout.stride_point, weight.layout.stride_panel, nullptr, 0,
-         c.memory.get() + point * c.layout.stride_point, c.layout.stride_row});
+    cpu::kernels().products.along({.rows = tiles,
+                                   .columns = last - first,
+                                   .depth = weight.rows,
+                                   .a = a + point * a_layout.stride_point,
+                                   .a_stride = a_layout.stride_row,
+                                   .panels = panels + point * weight.layout.stride_point,
+                                   .panel_stride = weight.layout.stride_panel,
+                                   .c = c.memory.get() + point * c.layout.stride_point,
+                                   .c_stride = c.layout.stride_row});
   }
 }
 
@@ -207,8 +214,10 @@ void for_parts(int64_t batch, int64_t phases, int64_t height, int64_t channels, 
       const int64_t first = i / batch / bands % channel_parts * kChannelGrain;
       if (row >= height) continue;
       call(image, i / batch / bands / channel_parts,
-           cpu::winograd::MapPart{row, std::min(row + rows, height), first,
-                                  std::min(first + kChannelGrain, channels)});
+           cpu::winograd::MapPart{.first_row = row,
+                                  .last_row = std::min(row + rows, height),
+                                  .first_channel = first,
+                                  .last_channel = std::min(first + kChannelGrain, channels)});
     }
   });
 }
@@ -224,11 +233,17 @@ inline PointTensor multiply_across(const PointTensor& a, const PointTensor& b) {
       float* const sums = target + point * c.layout.stride_point + row * b.columns;
       for (int64_t tile = 0; tile < a.rows; tile += kProductDepth) {
         cpu::kernels().products.across(
-            {std::min(kProductRows, a.columns - row), b.columns,
-             std::min(kProductDepth, a.rows - tile),
-             a.data() + point * a.layout.stride_point + tile * a.columns + row, a.columns,
-             b.data() + point * b.layout.stride_point + tile * b.layout.stride_row,
-             b.layout.stride_panel, tile ? sums : nullptr, b.columns, sums, b.columns});
+            {.rows = std::min(kProductRows, a.columns - row),
+             .columns = b.columns,
+             .depth = std::min(kProductDepth, a.rows - tile),
+             .a = a.data() + point * a.layout.stride_point + tile * a.columns + row,
+             .a_stride = a.columns,
+             .panels = b.data() + point * b.layout.stride_point + tile * b.layout.stride_row,
+             .panel_stride = b.layout.stride_panel,
+             .initial = tile ? sums : nullptr,
+             .initial_stride = b.columns,
+             .c = sums,
+             .c_stride = b.columns});
       }
     }
   });

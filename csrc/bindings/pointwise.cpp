@@ -23,7 +23,7 @@ struct Problem {
   Tensor v;
   std::optional<Tensor> g;
   cpu::PointwiseLayer layer;
-  int64_t rows;
+  int64_t rows = 0;
 };
 
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
@@ -32,10 +32,13 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
       is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
           weight_v.size(1) == x.size(1) && (!weight_g || weight_g->numel() == weight_v.size(0)),
       "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight [C_out, C_in, 1, 1].");
-  Problem problem = {torch::stable::contiguous(weight_v), {}, {}, 0};
+  Problem problem = {.v = torch::stable::contiguous(weight_v), .g = {}, .layer = {}};
   if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
-  problem.layer = {activation, floats(problem.v), problem.g ? floats(*problem.g) : nullptr,
-                   weight_v.size(0), weight_v.size(1)};
+  problem.layer = {.activation = activation,
+                   .v = floats(problem.v),
+                   .g = problem.g ? floats(*problem.g) : nullptr,
+                   .outputs = weight_v.size(0),
+                   .inputs = weight_v.size(1)};
   problem.rows = x.size(0) * x.size(2) * x.size(3);
   return problem;
 }

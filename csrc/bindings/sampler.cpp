@@ -51,7 +51,7 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.seed = seed;
   request.first_sample = first_sample;
   request.stream = stream;
-  request.rule = {temperature, top_k, top_p, guidance};
+  request.rule = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .guidance = guidance};
   request.codes = pointer<int64_t>(codes);
   request.log_prob = pointer<float>(log_prob);
   request.logits = pointer<float>(logits);

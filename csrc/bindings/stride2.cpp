@@ -73,21 +73,21 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
           (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
           weight.size(0) % winograd::kChannels == 0 && weight.size(1) % winograd::kChannels == 0,
       "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
-      "weight "
-      "[O, C, 4, 4] whose channels are multiples of 16.");
+      "weight [O, C, 4, 4] whose channels are multiples of 16.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
-  Layer layer = {x.size(0),
-                 x.size(2) / scale,
-                 x.size(3) / scale,
-                 outputs,
-                 channels,
-                 torch::stable::new_empty(weight, {outputs, kPhases * channels, kTaps, kTaps}),
-                 {}};
+  Layer layer = {
+      .batch = x.size(0),
+      .height = x.size(2) / scale,
+      .width = x.size(3) / scale,
+      .outputs = outputs,
+      .channels = channels,
+      .taps = torch::stable::new_empty(weight, {outputs, kPhases * channels, kTaps, kTaps}),
+      .weight = {}};
   const Tensor source = torch::stable::contiguous(weight);
   const float* const from = floats(source);
   float* const to = mutable_floats(layer.taps);
   for_each_tap(outputs, channels, [&](int64_t tap, int64_t place) { to[tap] = from[place]; });
-  layer.weight = {to, nullptr, outputs, kPhases * channels, kTaps};
+  layer.weight = {.v = to, .outputs = outputs, .inputs = kPhases * channels, .live = kTaps};
   return layer;
 }
 

@@ -44,8 +44,11 @@ Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<
   problem.v = torch::stable::contiguous(weight_v);
   if (weight_g) problem.g = torch::stable::contiguous(*weight_g);
   problem.transforms = kernel == 3 ? cpu::kernels().winograd3 : cpu::kernels().winograd5;
-  problem.weight = {floats(problem.v), problem.g ? floats(*problem.g) : nullptr, weight_v.size(0),
-                    weight_v.size(1), live};
+  problem.weight = {.v = floats(problem.v),
+                    .g = problem.g ? floats(*problem.g) : nullptr,
+                    .outputs = weight_v.size(0),
+                    .inputs = weight_v.size(1),
+                    .live = live};
   return problem;
 }
 

@@ -343,7 +343,8 @@ inline void backward(const AttentionHead& head, const HeadRows& dout, float* dq,
   }
 }
 
-constexpr AttentionKernels kKernels = {workspace, forward, backward};
+constexpr AttentionKernels kKernels = {
+    .workspace = workspace, .forward = forward, .backward = backward};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::attention

@@ -81,8 +81,16 @@ inline double rows(const CodeLoss& loss, int64_t first, int64_t last, float* mem
   for (int64_t row = first; row < last; row += kBlock) {
     const int64_t count = last - row < kBlock ? last - row : kBlock;
     const float* features = loss.features + row * channels;
-    products::multiply<false>({count, num_codes, channels, features, channels, loss.packed,
-                               channels * kPanel, initial, 0, logits, width});
+    products::multiply<false>({.rows = count,
+                               .columns = num_codes,
+                               .depth = channels,
+                               .a = features,
+                               .a_stride = channels,
+                               .panels = loss.packed,
+                               .panel_stride = channels * kPanel,
+                               .initial = initial,
+                               .c = logits,
+                               .c_stride = width});
     for (int64_t r = 0; r < count; ++r) {
       float* const of_row = logits + r * width;
       for (int64_t k = num_codes; k < width; ++k) of_row[k] = kLowest;
@@ -90,16 +98,31 @@ inline double rows(const CodeLoss& loss, int64_t first, int64_t last, float* mem
     }
     add_rows(logits, count, width, num_codes, dbias);
     products::pack_panels(features, count, channels, panels);
-    products::multiply<true>({num_codes, used, count, logits, width, panels, count * kPanel, part,
-                              part_width, part, part_width});
-    products::multiply<false>({count, channels, num_codes, logits, width, loss.packed_backward,
-                               num_codes * kPanel, nullptr, 0, dfeatures + row * channels,
-                               channels});
+    products::multiply<true>({.rows = num_codes,
+                              .columns = used,
+                              .depth = count,
+                              .a = logits,
+                              .a_stride = width,
+                              .panels = panels,
+                              .panel_stride = count * kPanel,
+                              .initial = part,
+                              .initial_stride = part_width,
+                              .c = part,
+                              .c_stride = part_width});
+    products::multiply<false>({.rows = count,
+                               .columns = channels,
+                               .depth = num_codes,
+                               .a = logits,
+                               .a_stride = width,
+                               .panels = loss.packed_backward,
+                               .panel_stride = num_codes * kPanel,
+                               .c = dfeatures + row * channels,
+                               .c_stride = channels});
   }
   return nats;
 }
 
-constexpr CodeLossKernels kKernels = {kBlock, workspace, rows};
+constexpr CodeLossKernels kKernels = {.block_rows = kBlock, .workspace = workspace, .rows = rows};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::code_loss

@@ -137,7 +137,10 @@ inline void gate_backward(const float* dout, const float* h, const float* condit
       dout, h, h + channels, condition, condition + channels);
 }
 
-constexpr GatedLayer kKernels = {activate, activate_backward, gate, gate_backward};
+constexpr GatedLayer kKernels = {.activate = activate,
+                                 .activate_backward = activate_backward,
+                                 .gate = gate,
+                                 .gate_backward = gate_backward};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::gated_layer

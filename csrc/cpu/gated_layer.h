@@ -8,10 +8,10 @@ namespace vqvae2_fast::cpu {
 
 // ELU, dropout or both, of maps of `positions` rows an image.
 struct Activation {
-  bool elu;
-  float dropout_p;  // 0 for none
-  uint64_t seed;    // entry (image, position, channel) is dropped as `dropout_mask` says
-  int64_t positions;
+  bool elu = false;
+  float dropout_p = 0;  // 0 for none
+  uint64_t seed = 0;    // entry (image, position, channel) is dropped as `dropout_mask` says
+  int64_t positions = 0;
 };
 
 struct GatedLayer {

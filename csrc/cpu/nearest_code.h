@@ -22,22 +22,24 @@ constexpr float kEmptyScore = 3e38f;
 constexpr int64_t kFewRows = 8;
 
 struct PackedCodebook {
-  int64_t num_codes;
-  int64_t dim;
-  const float* codes;  // [K, D] contiguous float32, the values as given
+  int64_t num_codes = 0;
+  int64_t dim = 0;
+  const float* codes = nullptr;  // [K, D] contiguous float32, the values as given
 
   // What follows is for the screen; few rows are searched without it.
-  int64_t num_panels;       // of 2 * kLanes codes
-  const float* center;      // [D], m
-  const float* half_norms;  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
-  const float* panels;      // [num_panels, D, panel_width], e', zero in padding
+  int64_t num_panels = 0;         // of 2 * kLanes codes
+  const float* center = nullptr;  // [D], m
+  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
+  const float* half_norms = nullptr;
+  const float* panels = nullptr;  // [num_panels, D, panel_width], e', zero in padding
   // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),
   // panel_width], and the units, [num_panels * panel_width]; or nullptr where the level has no use
   // for them.
-  const uint32_t* pair_panels;
-  const float* pair_units;
-  double max_norm;       // of e' among the screened codes
-  double pair_residual;  // |e' - what the int16 say| <= pair_residual * |e'| + what underflows
+  const uint32_t* pair_panels = nullptr;
+  const float* pair_units = nullptr;
+  double max_norm = 0;  // of e' among the screened codes
+  // |e' - what the int16 say| <= pair_residual * |e'| + what underflows
+  double pair_residual = 0;
 };
 
 // The unit of the int16 of a vector of at most this norm: a power of two such that the vector is

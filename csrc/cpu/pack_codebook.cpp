@@ -79,17 +79,15 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
     packed->pair_units = aligned<float>(num_panels * width);
   }
   fill_center(packed->codes.get(), num_codes, dim, packed->center.get());
-  packed->view = {num_codes,
-                  dim,
-                  packed->codes.get(),
-                  num_panels,
-                  packed->center.get(),
-                  packed->half_norms.get(),
-                  packed->panels.get(),
-                  packed->pair_panels.get(),
-                  packed->pair_units.get(),
-                  0,
-                  0};
+  packed->view = {.num_codes = num_codes,
+                  .dim = dim,
+                  .codes = packed->codes.get(),
+                  .num_panels = num_panels,
+                  .center = packed->center.get(),
+                  .half_norms = packed->half_norms.get(),
+                  .panels = packed->panels.get(),
+                  .pair_panels = packed->pair_panels.get(),
+                  .pair_units = packed->pair_units.get()};
   std::mutex mutex;
   const auto fill = [&](int64_t first, int64_t last) {
     const PanelNorms norms = kernels.fill_panels(
@@ -171,11 +169,10 @@ std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codeboo
 PackedCodebookStorage unpacked_codebook(const Rows& codebook, int64_t num_codes, int64_t dim) {
   PackedCodebookStorage storage;
   if (!is_contiguous_float(codebook, dim)) storage.codes = as_float(codebook, num_codes, dim);
-  storage.view = {};
-  storage.view.num_codes = num_codes;
-  storage.view.dim = dim;
-  storage.view.codes =
-      storage.codes ? storage.codes.get() : static_cast<const float*>(codebook.data);
+  storage.view = {
+      .num_codes = num_codes,
+      .dim = dim,
+      .codes = storage.codes ? storage.codes.get() : static_cast<const float*>(codebook.data)};
   return storage;
 }
 

@@ -84,8 +84,16 @@ inline void forward(const PointwiseLayer& layer, const float* packed, const floa
   for (int64_t row = first; row < last; row += kBlock) {
     const int64_t rows = last - row < kBlock ? last - row : kBlock;
     const float* a = activated(layer, x, row, row + rows, memory);
-    products::multiply<false>({rows, outputs, inputs, a, inputs, packed, inputs * kPanel, initial,
-                               0, y + row * outputs, outputs});
+    products::multiply<false>({.rows = rows,
+                               .columns = outputs,
+                               .depth = inputs,
+                               .a = a,
+                               .a_stride = inputs,
+                               .panels = packed,
+                               .panel_stride = inputs * kPanel,
+                               .initial = initial,
+                               .c = y + row * outputs,
+                               .c_stride = outputs});
   }
 }
 
@@ -101,11 +109,27 @@ inline void backward(const PointwiseLayer& layer, const float* packed, const flo
     const int64_t rows = last - row < kBlock ? last - row : kBlock;
     const float* above = dy + row * outputs;
     products::pack_panels(activated(layer, x, row, row + rows, memory), rows, inputs, panels);
-    products::multiply<true>(
-        {outputs, used, rows, above, outputs, panels, rows * kPanel, part, width, part, width});
+    products::multiply<true>({.rows = outputs,
+                              .columns = used,
+                              .depth = rows,
+                              .a = above,
+                              .a_stride = outputs,
+                              .panels = panels,
+                              .panel_stride = rows * kPanel,
+                              .initial = part,
+                              .initial_stride = width,
+                              .c = part,
+                              .c_stride = width});
     float* const target = dx + row * inputs;
-    products::multiply<false>({rows, inputs, outputs, above, outputs, packed, outputs * kPanel,
-                               nullptr, 0, target, inputs});
+    products::multiply<false>({.rows = rows,
+                               .columns = inputs,
+                               .depth = outputs,
+                               .a = above,
+                               .a_stride = outputs,
+                               .panels = packed,
+                               .panel_stride = outputs * kPanel,
+                               .c = target,
+                               .c_stride = inputs});
     if (layer.activation.elu || layer.activation.dropout_p > 0) {
       gated_layer::activate_backward(layer.activation, x + row * inputs, target, inputs, row,
                                      row + rows, target);
@@ -135,8 +159,14 @@ inline void weight_gradient(const PointwiseLayer& layer, const float* parts, int
   }
 }
 
-constexpr PointwiseKernels kKernels = {kBlock, packed_floats, workspace, part_floats,
-                                       pack,   forward,       backward,  weight_gradient};
+constexpr PointwiseKernels kKernels = {.block_rows = kBlock,
+                                       .packed_floats = packed_floats,
+                                       .workspace = workspace,
+                                       .part_floats = part_floats,
+                                       .pack = pack,
+                                       .forward = forward,
+                                       .backward = backward,
+                                       .weight_gradient = weight_gradient};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::pointwise

@@ -12,10 +12,10 @@
 namespace vqvae2_fast::cpu {
 
 struct PointwiseLayer {
-  Activation activation;
-  const float* v;  // [outputs, inputs]
-  const float* g;  // [outputs], or null for the weight v itself
-  int64_t outputs, inputs;
+  Activation activation = {};
+  const float* v = nullptr;  // [outputs, inputs]
+  const float* g = nullptr;  // [outputs], or null for the weight v itself
+  int64_t outputs = 0, inputs = 0;
 };
 
 struct PointwiseKernels {

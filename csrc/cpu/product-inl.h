@@ -107,7 +107,7 @@ inline void pack_panels(const float* matrix, int64_t depth, int64_t columns, flo
   }
 }
 
-constexpr Products kKernels = {kPanel, multiply<false>, multiply<true>};
+constexpr Products kKernels = {.panel = kPanel, .along = multiply<false>, .across = multiply<true>};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::products

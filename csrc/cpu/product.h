@@ -9,13 +9,13 @@ namespace vqvae2_fast::cpu {
 struct Product {
   int64_t rows, columns, depth;
   const float* a;
-  int64_t a_stride;  // between its rows as they lie
+  int64_t a_stride;  // between the rows of a in memory
   // [columns / panel, depth, panel], `panel_stride` between panels. Of the last one whole vectors
   // are read and what lies past the columns is not used.
   const float* panels;
   int64_t panel_stride;
-  const float* initial;  // [rows, columns], whole vectors are read, or null for zero; may be c
-  int64_t initial_stride;
+  const float* initial = nullptr;  // [rows, columns], whole vectors are read; null: zero; may be c
+  int64_t initial_stride = 0;
   float* c;
   int64_t c_stride;
 };

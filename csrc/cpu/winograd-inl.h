@@ -276,12 +276,12 @@ void output_adjoint(const Map& map, const float* dy, int64_t first, int64_t last
 
 template <int kTaps>
 constexpr Transforms transforms() {
-  return {map_to_points<InputTransform<kTaps>>,
-          output<kTaps>,
-          output_adjoint<kTaps>,
-          input_adjoint<kTaps>,
-          weight_points<kTaps>,
-          weight_adjoint<kTaps>};
+  return {.input = map_to_points<InputTransform<kTaps>>,
+          .output = output<kTaps>,
+          .output_adjoint = output_adjoint<kTaps>,
+          .input_adjoint = input_adjoint<kTaps>,
+          .weight = weight_points<kTaps>,
+          .weight_adjoint = weight_adjoint<kTaps>};
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ constexpr int64_t kChannels = 16;
 struct Map {
   int64_t batch, height, width, channels;
   int64_t stride_batch, stride_row, stride_column;
-  int64_t tile_rows, tile_columns;  // of one image
+  int64_t tile_rows = 0, tile_columns = 0;  // of one image
 };
 
 // Some rows and channels of a map's images.
@@ -29,12 +29,15 @@ struct MapPart {
 // [P, rows, columns]: a point's matrix in rows, or in panels as the right side of a product.
 struct Points {
   int64_t stride_point, stride_row;
-  int64_t panel, stride_panel;      // columns of a panel: all of them where there are none
-  int64_t first_row, first_column;  // where in the whole the pointer stands
+  int64_t panel, stride_panel = 0;          // columns of a panel: all of them where there are none
+  int64_t first_row = 0, first_column = 0;  // of the whole: what the pointer points to
 
   // Of a pointer to what stands at (row, column) of the whole.
   Points within(int64_t row, int64_t column) const {
-    return {stride_point, stride_row, panel, stride_panel, first_row + row, first_column + column};
+    Points part = *this;
+    part.first_row += row;
+    part.first_column += column;
+    return part;
   }
   int64_t at(int64_t row, int64_t column) const {
     column -= first_column;
@@ -44,10 +47,10 @@ struct Points {
 
 // A weight [C_out, C_in, kernel, kernel], contiguous, and what of it counts.
 struct Weight {
-  const float* v;
-  const float* g;  // [C_out], or null for a weight that is not normalised
-  int64_t outputs, inputs;
-  int64_t live;  // taps of the last kernel row that count
+  const float* v = nullptr;
+  const float* g = nullptr;  // [C_out], or null for a weight that is not normalised
+  int64_t outputs = 0, inputs = 0;
+  int64_t live = 0;  // taps of the last kernel row that count
 };
 
 // One set for each kernel size.

@@ -1,10 +1,24 @@
-// Plain C launcher of the CUDA noise kernel; returns null or what went wrong.
+// Gumbel noise on CUDA: what the kernel takes, and its plain C launcher.
 #pragma once
 
 #include <stdint.h>
 
-extern "C" const char* vq_gumbel_noise_cuda(const int64_t* samples, int64_t sample_stride,
-                                            int64_t batch, const int64_t* positions,
-                                            int64_t position_stride, int64_t length,
-                                            int64_t num_embeddings, uint64_t seed, uint32_t stream,
-                                            float* noise, void* cuda_stream);
+namespace vqvae2_fast::cuda {
+
+// Sizes: B samples, P positions, K codes. Strides are in elements.
+struct GumbelNoise {
+  const int64_t* samples = nullptr;  // [B]
+  int64_t sample_stride = 1, batch = 0;
+  const int64_t* positions = nullptr;  // [P]
+  int64_t position_stride = 1, length = 0;
+  int64_t num_embeddings = 0;
+  uint64_t seed = 0;
+  uint32_t stream = 0;
+  float* noise = nullptr;  // [B, P, K]
+};
+
+}  // namespace vqvae2_fast::cuda
+
+// Returns null, or the text of what went wrong.
+extern "C" const char* vq_gumbel_noise_cuda(const vqvae2_fast::cuda::GumbelNoise& args,
+                                            void* cuda_stream);

@@ -31,8 +31,8 @@
 //
 // On the CPU, at the repository's root (the scheduler is never compiled with a sanitizer, the
 // kernel may be, with -fsanitize=address,undefined or -fsanitize=thread):
-//   g++ -std=c++17 -O2 -g -c
-//   csrc/tests/cuda_on_cpu/{fiber,scheduler,synchronize,report,runtime}.cpp g++ -std=c++17 -O2 -g
+//   g++ -std=c++20 -O2 -g -c
+//   csrc/tests/cuda_on_cpu/{fiber,scheduler,synchronize,report,runtime}.cpp g++ -std=c++20 -O2 -g
 //   -ffp-contract=off -Wno-unknown-pragmas -Icsrc/tests/cuda_on_cpu
 //       -x c++ kernel.cu test.cpp -x none *.o -pthread -o test
 // CUDA_ON_CPU_ORDER=forward|reverse|<seed> and CUDA_ON_CPU_THREADS=<n> at run time choose the order

@@ -26,17 +26,15 @@ int64_t wrong_picks(const search_data::Set& set) {
   const auto units = aligned<float>(panels * kPanelWidth);
   const auto pairs = aligned<uint32_t>(panels * kPanelWidth * (dim + 1) / 2 + kPanelWidth);
   const search_data::Floats center(dim, set.codes[0]);
-  PackedCodebook codebook = {set.num_codes,
-                             dim,
-                             set.codes.data(),
-                             panels,
-                             center.data(),
-                             half_norms.get(),
-                             floats.get(),
-                             pairs.get(),
-                             units.get(),
-                             0,
-                             0};
+  PackedCodebook codebook = {.num_codes = set.num_codes,
+                             .dim = dim,
+                             .codes = set.codes.data(),
+                             .num_panels = panels,
+                             .center = center.data(),
+                             .half_norms = half_norms.get(),
+                             .panels = floats.get(),
+                             .pair_panels = pairs.get(),
+                             .pair_units = units.get()};
   const PanelNorms norms =
       fill_panels(codebook, 0, panels, floats.get(), pairs.get(), units.get(), half_norms.get());
   codebook.max_norm = norms.max_norm;

@@ -144,8 +144,14 @@ void test_statistics(int64_t rows, int64_t num_codes, int64_t dim, bool one_code
       search_data::gaussian(random, rows * dim), rows, dim, [&](const Rows& z, const Floats& row) {
         std::vector<int64_t> counts(num_codes, -1);
         Floats sums(num_codes * dim, NAN);
-        StatisticsProblem problem = {z, rows,          dim,        num_codes, indices.data(),
-                                     1, counts.data(), sums.data()};
+        const StatisticsProblem problem = {.z = z,
+                                           .num_rows = rows,
+                                           .dim = dim,
+                                           .num_codes = num_codes,
+                                           .indices = indices.data(),
+                                           .indices_stride = 1,
+                                           .counts = counts.data(),
+                                           .sums = sums.data()};
         check(code_statistics(problem, kernels(), run_parts) == -1, "statistics run", "indices");
         std::vector<double> expected(num_codes * dim, 0.0);
         std::vector<int64_t> expected_counts(num_codes, 0);
@@ -172,9 +178,15 @@ void test_ema(int64_t num_codes, int64_t dim) {
   const Floats sums = search_data::gaussian(random, num_codes * dim);
   const std::vector<int64_t> counts(num_codes, 3);
   Floats size(num_codes, 2.0f), average(num_codes * dim, 1.0f), code(num_codes * dim, NAN);
-  EmaProblem problem = {num_codes,   dim,         counts.data(),  nullptr,
-                        sums.data(), size.data(), average.data(), code.data(),
-                        0.75,        1e-5};
+  const EmaProblem problem = {.num_codes = num_codes,
+                              .dim = dim,
+                              .counts = counts.data(),
+                              .sums = sums.data(),
+                              .cluster_size = size.data(),
+                              .embed_avg = average.data(),
+                              .codebook = code.data(),
+                              .decay = 0.75,
+                              .epsilon = 1e-5};
   kernels().ema_update(problem);
   double largest = 0;
   for (int64_t i = 0; i < num_codes * dim; ++i) {

@@ -41,21 +41,18 @@ Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
   }
   const Floats scales = search_data::gaussian(random, columns);
   Floats c(rows * columns);
-  sampler::Product call = {};
-  call.a = a.data();
-  call.a_stride = inputs;
-  call.groups = 1;
-  call.rows = rows;
-  call.weights = weights.data();
-  call.words = words;
-  call.panel_stride = inputs * words;
-  call.panels = panels;
-  call.inputs = inputs;
-  call.initial = bias.data();
-  call.c = c.data();
-  call.c_stride = columns;
-  call.scales = scales.data();
-  kernels().sampler.product(call);
+  kernels().sampler.product({.a = a.data(),
+                             .a_stride = inputs,
+                             .rows = rows,
+                             .weights = weights.data(),
+                             .words = words,
+                             .panel_stride = inputs * words,
+                             .panels = panels,
+                             .inputs = inputs,
+                             .initial = bias.data(),
+                             .c = c.data(),
+                             .c_stride = columns,
+                             .scales = scales.data()});
   return c;
 }
 
@@ -79,7 +76,8 @@ Floats gated_layer(int64_t channels, bool dropout, bool condition) {
   std::mt19937 random(8);
   const GatedLayer& layer = kernels().gated_layer;
   const int64_t rows = 3;
-  const Activation activation = {true, dropout ? 0.25f : 0.0f, 9, 2};
+  const Activation activation = {
+      .elu = true, .dropout_p = dropout ? 0.25f : 0.0f, .seed = 9, .positions = 2};
   const Floats x = search_data::gaussian(random, rows * channels);
   const Floats h = search_data::gaussian(random, 2 * channels);
   const Floats added = search_data::gaussian(random, 2 * channels);

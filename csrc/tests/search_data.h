@@ -26,12 +26,12 @@ inline Floats gaussian(std::mt19937& random, int64_t count) {
 
 // Vectors a few ulp from the midpoint of two codes, everything moved by `offset`.
 inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, float offset) {
-  Set set = {offset == 0 ? "midpoints" : "midpoints far out",
-             n,
-             k,
-             d,
-             Floats(n * d),
-             gaussian(random, k * d)};
+  Set set = {.name = offset == 0 ? "midpoints" : "midpoints far out",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = Floats(n * d),
+             .codes = gaussian(random, k * d)};
   for (float& value : set.codes) value += offset;
   for (int64_t i = 0; i < n; ++i) {
     const float* a = &set.codes[random() % k * d];
@@ -47,7 +47,12 @@ inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, floa
 // Values that a short format rounds the same way all at once: what is lost adds up instead of
 // averaging. Codes differ in which half of the dimensions loses and in a little noise.
 inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
-  Set set = {"aligned roundings", n, k, d, Floats(n * d), Floats(k * d)};
+  Set set = {.name = "aligned roundings",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = Floats(n * d),
+             .codes = Floats(k * d)};
   std::normal_distribution<float> normal;
   std::vector<float> sign(d);
   for (float& s : sign) s = random() % 2 ? 1.0f : -1.0f;
@@ -71,12 +76,12 @@ inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t
 }
 
 inline Set scales(std::mt19937& random, int64_t n, int64_t k, int64_t d, int low, int high) {
-  Set set = {high < -30 ? "denormal" : "norms of every size",
-             n,
-             k,
-             d,
-             gaussian(random, n * d),
-             gaussian(random, k * d)};
+  Set set = {.name = high < -30 ? "denormal" : "norms of every size",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = gaussian(random, n * d),
+             .codes = gaussian(random, k * d)};
   const auto scale = [&](Floats& values) {
     for (size_t row = 0; row < values.size() / d; ++row) {
       const double factor = pow(10.0, low + static_cast<int>(random() % (high - low + 1)));
@@ -93,7 +98,12 @@ inline Set scales(std::mt19937& random, int64_t n, int64_t k, int64_t d, int low
 
 // So far out that the float64 sums of the definition round the codes away, some or all.
 inline Set far_out(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
-  Set set = {"far from all codes", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  Set set = {.name = "far from all codes",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = gaussian(random, n * d),
+             .codes = gaussian(random, k * d)};
   for (int64_t i = 0; i < n * d; ++i) {
     set.z[i] *= static_cast<float>(pow(10.0, static_cast<int>(4 + i / d % 13)));
   }
@@ -101,7 +111,12 @@ inline Set far_out(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
 }
 
 inline Set duplicates(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
-  Set set = {"duplicated codes", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  Set set = {.name = "duplicated codes",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = gaussian(random, n * d),
+             .codes = gaussian(random, k * d)};
   for (int64_t i = k / 3; i < k; ++i) {
     for (int64_t j = 0; j < d; ++j) set.codes[i * d + j] = set.codes[i % (k / 3 + 1) * d + j];
   }
@@ -109,14 +124,24 @@ inline Set duplicates(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
 }
 
 inline Set integers(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
-  Set set = {"small integers", n, k, d, Floats(n * d), Floats(k * d)};
+  Set set = {.name = "small integers",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = Floats(n * d),
+             .codes = Floats(k * d)};
   for (float& value : set.z) value = static_cast<float>(static_cast<int>(random() % 5) - 2);
   for (float& value : set.codes) value = static_cast<float>(static_cast<int>(random() % 5) - 2);
   return set;
 }
 
 inline Set not_finite(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
-  Set set = {"not finite", n, k, d, gaussian(random, n * d), gaussian(random, k * d)};
+  Set set = {.name = "not finite",
+             .num_rows = n,
+             .num_codes = k,
+             .dim = d,
+             .z = gaussian(random, n * d),
+             .codes = gaussian(random, k * d)};
   for (int64_t i = 0; i < n; i += 3) set.z[i * d + i % d] = i % 2 ? INFINITY : NAN;
   for (int64_t i = 0; i < k; i += 5) set.codes[i * d + i % d] = i % 2 ? -INFINITY : NAN;
   for (int64_t i = 1; i < k; i += 7) {

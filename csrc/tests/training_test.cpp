@@ -38,13 +38,17 @@ Floats attention(int64_t length, int64_t dim, int64_t value_dim, bool on_logits)
   const Floats k = search_data::gaussian(random, length * dim);
   const Floats v = search_data::gaussian(random, length * value_dim);
   const Floats dout = search_data::gaussian(random, length * value_dim);
-  AttentionHead head = {};
-  head.q = {q.data(), dim, 1};
-  head.k = {k.data(), 1, length};
-  head.v = {v.data(), value_dim, 1};
-  head.length = length, head.dim = dim, head.value_dim = value_dim;
-  head.scale = 0.5f, head.dropout_p = 0.25f, head.on_logits = on_logits;
-  head.seed = 5, head.group = 3;
+  const AttentionHead head = {.q = {q.data(), dim, 1},
+                              .k = {k.data(), 1, length},
+                              .v = {v.data(), value_dim, 1},
+                              .length = length,
+                              .dim = dim,
+                              .value_dim = value_dim,
+                              .scale = 0.5f,
+                              .dropout_p = 0.25f,
+                              .on_logits = on_logits,
+                              .seed = 5,
+                              .group = 3};
   const AttentionKernels& kernel = kernels().attention;
   Floats results(2 * length * (dim + value_dim));
   float* const dq = results.data() + length * value_dim;
@@ -66,7 +70,11 @@ Floats pointwise(int64_t rows, int64_t inputs, int64_t outputs, bool normed) {
   const Floats v = search_data::gaussian(random, outputs * inputs);
   const Floats bias = search_data::gaussian(random, outputs);
   const PointwiseLayer layer = {
-      {true, 0.25f, 7, 5}, v.data(), normed ? bias.data() : nullptr, outputs, inputs};
+      .activation = {.elu = true, .dropout_p = 0.25f, .seed = 7, .positions = 5},
+      .v = v.data(),
+      .g = normed ? bias.data() : nullptr,
+      .outputs = outputs,
+      .inputs = inputs};
   const PointwiseKernels& kernel = kernels().pointwise;
   const auto memory = aligned<float>(kernel.workspace(outputs, inputs));
   const auto packed = aligned<float>(kernel.packed_floats(outputs, inputs));
@@ -91,13 +99,19 @@ Floats code_loss(int64_t positions, int64_t num_codes, int64_t channels) {
   for (int64_t& code : codes) code = static_cast<int64_t>(random()) % num_codes;
   const PointwiseKernels& layers = kernels().pointwise;
   const CodeLossKernels& kernel = kernels().code_loss;
-  const PointwiseLayer layer = {{}, weight.data(), nullptr, num_codes, channels};
+  const PointwiseLayer layer = {.v = weight.data(), .outputs = num_codes, .inputs = channels};
   const auto packed = aligned<float>(layers.packed_floats(num_codes, channels));
   const auto packed_backward = aligned<float>(layers.packed_floats(num_codes, channels));
   layers.pack(layer, false, packed.get());
   layers.pack(layer, true, packed_backward.get());
-  const CodeLoss loss = {features.data(), bias.data(), codes.data(), num_codes,
-                         channels,        0.5f,        packed.get(), packed_backward.get()};
+  const CodeLoss loss = {.features = features.data(),
+                         .bias = bias.data(),
+                         .codes = codes.data(),
+                         .num_codes = num_codes,
+                         .channels = channels,
+                         .scale = 0.5f,
+                         .packed = packed.get(),
+                         .packed_backward = packed_backward.get()};
   const auto memory = aligned<float>(kernel.workspace(num_codes, channels));
   const auto part = aligned<float>(layers.part_floats(num_codes, channels));
   Floats results(positions * channels + num_codes * (channels + 1) + 1);
@@ -114,7 +128,10 @@ Floats code_loss(int64_t positions, int64_t num_codes, int64_t channels) {
 winograd::Points points_of(int64_t rows, int64_t columns, bool in_panels) {
   const int64_t panel = in_panels ? kernels().products.panel : columns;
   const int64_t panels = (columns + panel - 1) / panel;
-  return {panels * panel * rows, panel, panel, rows * panel, 0, 0};
+  return {.stride_point = panels * panel * rows,
+          .stride_row = panel,
+          .panel = panel,
+          .stride_panel = rows * panel};
 }
 
 // A convolution 3x3 "same" and its adjoints, by tiles and products: outputs, dx, dv.
@@ -127,12 +144,18 @@ Floats tiles(int64_t height, int64_t width, int64_t inputs, int64_t outputs) {
   const Products& products = kernels().products;
   const int64_t rows = (height + 3) / 4, columns = (width + 3) / 4, count = rows * columns;
   const auto map_of = [&](int64_t channels) {
-    return winograd::Map{
-        1,        height, width,  channels, height * width * channels, width * channels,
-        channels, rows,   columns};
+    return winograd::Map{.batch = 1,
+                         .height = height,
+                         .width = width,
+                         .channels = channels,
+                         .stride_batch = height * width * channels,
+                         .stride_row = width * channels,
+                         .stride_column = channels,
+                         .tile_rows = rows,
+                         .tile_columns = columns};
   };
   const winograd::Map in = map_of(inputs), out = map_of(outputs);
-  const winograd::Weight weight = {v.data(), nullptr, outputs, inputs, 3};
+  const winograd::Weight weight = {.v = v.data(), .outputs = outputs, .inputs = inputs, .live = 3};
   // Vectors of exactly the floats that a layout needs.
   const auto memory = [&](const winograd::Points& layout) {
     return Floats(static_cast<size_t>(kPoints * layout.stride_point));
@@ -154,23 +177,43 @@ Floats tiles(int64_t height, int64_t width, int64_t inputs, int64_t outputs) {
   transforms.weight(weight, true, 0, outputs, u_layout, u.data());
   transforms.weight(weight, false, 0, outputs, ut_layout, ut.data());
   for (int64_t p = 0; p < kPoints; ++p) {
-    products.along({count, outputs, inputs, a.data() + p * a_layout.stride_point, inputs,
-                    u.data() + p * u_layout.stride_point, u_layout.stride_panel, nullptr, 0,
-                    m.data() + p * m_layout.stride_point, outputs});
+    products.along({.rows = count,
+                    .columns = outputs,
+                    .depth = inputs,
+                    .a = a.data() + p * a_layout.stride_point,
+                    .a_stride = inputs,
+                    .panels = u.data() + p * u_layout.stride_point,
+                    .panel_stride = u_layout.stride_panel,
+                    .c = m.data() + p * m_layout.stride_point,
+                    .c_stride = outputs});
   }
   transforms.output(out, m.data(), m_layout, nullptr, 0, count, results.data());
   // The outputs serve as their own gradient.
   transforms.output_adjoint(out, results.data(), 0, count, m_layout, m.data());
   for (int64_t p = 0; p < kPoints; ++p) {
     const float* const dm = m.data() + p * m_layout.stride_point;
-    products.across({outputs, inputs, count, dm, outputs, packed.data() + p * a_panels.stride_point,
-                     a_panels.stride_panel, nullptr, 0, du.data() + p * du_layout.stride_point,
-                     inputs});
-    products.along({count, inputs, outputs, dm, outputs, ut.data() + p * ut_layout.stride_point,
-                    ut_layout.stride_panel, nullptr, 0, a.data() + p * a_layout.stride_point,
-                    inputs});
+    products.across({.rows = outputs,
+                     .columns = inputs,
+                     .depth = count,
+                     .a = dm,
+                     .a_stride = outputs,
+                     .panels = packed.data() + p * a_panels.stride_point,
+                     .panel_stride = a_panels.stride_panel,
+                     .c = du.data() + p * du_layout.stride_point,
+                     .c_stride = inputs});
+    products.along({.rows = count,
+                    .columns = inputs,
+                    .depth = outputs,
+                    .a = dm,
+                    .a_stride = outputs,
+                    .panels = ut.data() + p * ut_layout.stride_point,
+                    .panel_stride = ut_layout.stride_panel,
+                    .c = a.data() + p * a_layout.stride_point,
+                    .c_stride = inputs});
   }
-  transforms.input_adjoint(in, a.data(), a_layout, 1, 1, 0, count, {0, height, 0, inputs}, dx);
+  const winograd::MapPart whole = {
+      .first_row = 0, .last_row = height, .first_channel = 0, .last_channel = inputs};
+  transforms.input_adjoint(in, a.data(), a_layout, 1, 1, 0, count, whole, dx);
   transforms.weight_adjoint(weight, false, du.data(), du_layout, 0, outputs, dv, nullptr);
   return results;
 }

@@ -44,7 +44,7 @@ def sampler_on_cpu(tmp_path_factory):
     def compile_one(source):
         target = str(folder / f"{source.parent.name}_{source.name}.o")
         build(
-            "-std=c++17",
+            "-std=c++20",
             "-O2",
             "-fPIC",
             "-ffp-contract=off",

@@ -44,9 +44,15 @@ void attention_heads(State& state, int thread, int64_t block, int64_t position, 
         memset(out, 0, value_width * sizeof(float));
       } else {
         state.kernels.attend(
-            {state.query.data() + r * attention.query_weight.outputs() + head * dim, cached.keys,
-             cached.values, before, dim, value_width, scores, out,
-             cached.keys + state.key_stride()});
+            {.query = state.query.data() + r * attention.query_weight.outputs() + head * dim,
+             .keys = cached.keys,
+             .values = cached.values,
+             .positions = before,
+             .dim = dim,
+             .value_stride = value_width,
+             .scores = scores,
+             .out = out,
+             .next_keys = cached.keys + state.key_stride()});
       }
       state.kernels.elu(out, out, value_width);
       memcpy(state.out_inputs.data() + r * attention.out.first.inputs + state.plan.channels +

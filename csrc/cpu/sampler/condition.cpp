@@ -46,11 +46,22 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   float* c = out + sample * in.height * in.width * outputs + panel * kPanel;
   for (int64_t r = 0; r < kernel; ++r) {
     const bool first = r == 0;
-    state.kernels.product(
-        {in.row(sample, r - kernel / 2), in.row_stride(), in.channels, in.height, in.width,
-         layers.weight(n, panel) + r * row_inputs * layers.words, layers.words, 0, 1, row_inputs,
-         first ? layers.bias(n) + panel * kPanel : c, first ? 0 : in.width * outputs,
-         first ? 0 : outputs, c, in.width * outputs, outputs, layers.scale(n, panel)});
+    state.kernels.product({.a = in.row(sample, r - kernel / 2),
+                           .a_group_stride = in.row_stride(),
+                           .a_stride = in.channels,
+                           .groups = in.height,
+                           .rows = in.width,
+                           .weights = layers.weight(n, panel) + r * row_inputs * layers.words,
+                           .words = layers.words,
+                           .panels = 1,
+                           .inputs = row_inputs,
+                           .initial = first ? layers.bias(n) + panel * kPanel : c,
+                           .initial_group_stride = first ? 0 : in.width * outputs,
+                           .initial_stride = first ? 0 : outputs,
+                           .c = c,
+                           .c_group_stride = in.width * outputs,
+                           .c_stride = outputs,
+                           .scales = layers.scale(n, panel)});
   }
 }
 

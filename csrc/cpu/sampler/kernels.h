@@ -21,22 +21,23 @@ constexpr int64_t kInputBlock = 128;
 // c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows.
 struct Product {
   // a + g * a_group_stride + r * a_stride: `inputs` values.
-  const float* a;
-  int64_t a_group_stride, a_stride;
-  int64_t groups, rows;
+  const float* a = nullptr;
+  int64_t a_group_stride = 0, a_stride = 0;
+  int64_t groups = 1, rows = 1;
   // Packed: panel p at weights + p * panel_stride, [inputs, words]. words = kPanel is float32;
   // words = kHalfPanel is bfloat16: word i holds column i in its low half, i + kHalfPanel in its
   // high half; words = kQuarterPanel is int8, column after column.
-  const float* weights;
-  int64_t words, panel_stride;
-  int64_t panels, inputs;
+  const float* weights = nullptr;
+  int64_t words = kPanel, panel_stride = 0;
+  int64_t panels = 0, inputs = 0;
   // May be c itself. Strides of 0 repeat one row (a bias).
-  const float* initial;
-  int64_t initial_group_stride, initial_stride;
+  const float* initial = nullptr;
+  int64_t initial_group_stride = 0, initial_stride = 0;
   // c + g * c_group_stride + r * c_stride: panels * kPanel values.
-  float* c;
-  int64_t c_group_stride, c_stride;
-  // Of int8 weights, [panels * kPanel]: a block's sum times its column's scale is what is added.
+  float* c = nullptr;
+  int64_t c_group_stride = 0, c_stride = 0;
+  // With int8 weights, [panels * kPanel]: each block's sum is multiplied by its column's scale
+  // before it is added.
   const float* scales = nullptr;
   // The weights are not read again soon: they should not push others out of the caches.
   bool once = false;

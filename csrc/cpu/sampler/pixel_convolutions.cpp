@@ -29,17 +29,29 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const float* scales = convolutions.scale(layer, panels.begin);
   float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
   const float* a = ring.at(layer, 0, i, j + offset);
-  const int64_t sample_stride = plan.width * outputs;
-  const bool once = s.reads_once && served > 1;
+  Product product = {.a = a,
+                     .weights = weights,
+                     .words = convolutions.words,
+                     .panel_stride = channels * convolutions.words,
+                     .panels = panels.size(),
+                     .inputs = channels,
+                     .initial = c,
+                     .c = c,
+                     .scales = scales,
+                     .once = s.reads_once && served > 1};
   if (s.rows == 1) {  // columns as rows: one tile
-    kernels.product({a, 0, channels, 1, served, weights, convolutions.words,
-                     channels * convolutions.words, panels.size(), channels, c, 0, outputs, c, 0,
-                     outputs, scales, once});
+    product.rows = served;
+    product.a_stride = channels;
+    product.initial_stride = product.c_stride = outputs;
   } else {
-    kernels.product({a, channels, ring.sample_stride(), served, s.rows, weights, convolutions.words,
-                     channels * convolutions.words, panels.size(), channels, c, outputs,
-                     sample_stride, c, outputs, sample_stride, scales, once});
+    product.groups = served;
+    product.rows = s.rows;
+    product.a_group_stride = channels;
+    product.a_stride = ring.sample_stride();
+    product.initial_group_stride = product.c_group_stride = outputs;
+    product.initial_stride = product.c_stride = plan.width * outputs;
   }
+  kernels.product(product);
 }
 
 // All current taps of one convolution. In a window the sums go beside the row's, which stay as the
@@ -62,11 +74,23 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
     const int64_t matrix = layer * plan.taps.num_current + tap;
     const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
                                                       channels * convolutions.words;
-    kernels.product({ring.at(layer, 0, i, j + plan.taps.first_current + tap), ring.sample_stride(),
-                     channels, s.rows, columns, weights, convolutions.words,
-                     channels * convolutions.words, panels.size(), channels, initial,
-                     initial_group_stride, outputs, c, columns * outputs, outputs,
-                     convolutions.scale(layer, panels.begin)});
+    kernels.product({.a = ring.at(layer, 0, i, j + plan.taps.first_current + tap),
+                     .a_group_stride = ring.sample_stride(),
+                     .a_stride = channels,
+                     .groups = s.rows,
+                     .rows = columns,
+                     .weights = weights,
+                     .words = convolutions.words,
+                     .panel_stride = channels * convolutions.words,
+                     .panels = panels.size(),
+                     .inputs = channels,
+                     .initial = initial,
+                     .initial_group_stride = initial_group_stride,
+                     .initial_stride = outputs,
+                     .c = c,
+                     .c_group_stride = columns * outputs,
+                     .c_stride = outputs,
+                     .scales = convolutions.scale(layer, panels.begin)});
     initial = c;
     initial_group_stride = columns * outputs;
   }

@@ -69,9 +69,18 @@ Range Pixel::share_of(int64_t count) const {
 void Pixel::multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                      float* c) {
   if (panels.size() <= 0) return;
-  kernels.product({a, 0, a_stride, 1, num_rows(), m.weight(n, panels.begin), m.words,
-                   m.inputs * m.words, panels.size(), m.inputs, m.bias(n) + panels.begin * kPanel,
-                   0, 0, c + panels.begin * kPanel, 0, m.outputs(), m.scale(n, panels.begin)});
+  kernels.product({.a = a,
+                   .a_stride = a_stride,
+                   .rows = num_rows(),
+                   .weights = m.weight(n, panels.begin),
+                   .words = m.words,
+                   .panel_stride = m.inputs * m.words,
+                   .panels = panels.size(),
+                   .inputs = m.inputs,
+                   .initial = m.bias(n) + panels.begin * kPanel,
+                   .c = c + panels.begin * kPanel,
+                   .c_stride = m.outputs(),
+                   .scales = m.scale(n, panels.begin)});
 }
 
 void Pixel::add_stem(Range channels) {

@@ -177,9 +177,10 @@ Plan::Plan(const Description& description) : memory_(Reader::size_of(description
   for (size_t m = 0; 2 * m + 1 < sizes.size(); ++m) {
     const std::string name = "condition.stem" + std::to_string(m);
     condition.maps.push_back(
-        {sizes[2 * m], sizes[2 * m + 1],
-         read.tensor(name + ".table", area * num_embeddings * condition.channels),
-         read.tensor(name + ".bias", condition.channels)});
+        {.height = sizes[2 * m],
+         .width = sizes[2 * m + 1],
+         .stem = read.tensor(name + ".table", area * num_embeddings * condition.channels),
+         .bias = read.tensor(name + ".bias", condition.channels)});
   }
   if (condition.num_layers > 0) {
     condition.first = read.matrices("condition.first", condition.num_layers,

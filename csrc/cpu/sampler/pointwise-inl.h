@@ -79,8 +79,13 @@ inline void attend(const AttentionHead& head) {
   const int64_t chunks = (head.positions + kPanel - 1) / kPanel;
   float* weights = head.scores;
   for (int64_t p = 0; p < chunks * kPanel; ++p) weights[p] = 0.0f;
-  product({head.query, 0, 0, 1, 1, head.keys, kPanel, head.dim * kPanel, chunks, head.dim, weights,
-           0, 0, weights, 0, 0});
+  product({.a = head.query,
+           .weights = head.keys,
+           .panel_stride = head.dim * kPanel,
+           .panels = chunks,
+           .inputs = head.dim,
+           .initial = weights,
+           .c = weights});
   // Positions that are not there weigh nothing: e to -87 below any, then zero.
   const float lowest = -3.0e38f;
   for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = lowest;
@@ -109,6 +114,13 @@ inline void attend(const AttentionHead& head) {
     (((sums[0] + sums[1]) + (sums[2] + sums[3])) * scale).store(head.out + i);
   }
 }
+
+constexpr Kernels kKernels = {.product = product,
+                              .elu = elu,
+                              .gate = gate,
+                              .add = add,
+                              .attend = attend,
+                              .exp_shifted = exp_shifted};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::sampler

@@ -35,11 +35,20 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
   const int64_t width = condition.maps.back().width, height = condition.maps.back().height;
   const int64_t outputs = matrices.outputs();
   state.kernels.product(
-      {state.features.data() + i / condition.down * width * condition.channels,
-       height * width * condition.channels, condition.channels, state.batch, width,
-       matrices.weight(layer, panel), matrices.words, 0, 1, matrices.inputs, state.zeros.data(), 0,
-       0, state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
-       width * outputs, outputs, matrices.scale(layer, panel)});
+      {.a = state.features.data() + i / condition.down * width * condition.channels,
+       .a_group_stride = height * width * condition.channels,
+       .a_stride = condition.channels,
+       .groups = state.batch,
+       .rows = width,
+       .weights = matrices.weight(layer, panel),
+       .words = matrices.words,
+       .panels = 1,
+       .inputs = matrices.inputs,
+       .initial = state.zeros.data(),
+       .c = state.of_condition.data() + layer * state.batch * width * outputs + panel * kPanel,
+       .c_group_stride = width * outputs,
+       .c_stride = outputs,
+       .scales = matrices.scale(layer, panel)});
 }
 
 // Bias, class and condition of one panel: where the sums begin.
@@ -93,10 +102,22 @@ void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, i
   for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_inputs * convolutions.words) {
     const int64_t row = i - taps.rows_above + r;
     if (row < 0) continue;  // above the map: zeros
-    state.kernels.product({ring.at(layer, 0, row, taps.first_column), ring.sample_stride(),
-                           ring.channels, state.rows, width, weights, convolutions.words, 0, 1,
-                           row_inputs, out, width * outputs, outputs, out, width * outputs, outputs,
-                           convolutions.scale(layer, panel)});
+    state.kernels.product({.a = ring.at(layer, 0, row, taps.first_column),
+                           .a_group_stride = ring.sample_stride(),
+                           .a_stride = ring.channels,
+                           .groups = state.rows,
+                           .rows = width,
+                           .weights = weights,
+                           .words = convolutions.words,
+                           .panels = 1,
+                           .inputs = row_inputs,
+                           .initial = out,
+                           .initial_group_stride = width * outputs,
+                           .initial_stride = outputs,
+                           .c = out,
+                           .c_group_stride = width * outputs,
+                           .c_stride = outputs,
+                           .scales = convolutions.scale(layer, panel)});
   }
 }
 

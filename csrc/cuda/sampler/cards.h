@@ -9,8 +9,8 @@ namespace vqvae2_fast::cuda::sampler {
 
 struct CardModel {
   const char* name;
-  int32_t multiprocessors, shared_bytes;     // that a block may have
-  double clock;                              // Hz, an estimate of what is held
+  int32_t multiprocessors, shared_bytes;     // shared memory that a block may have
+  double clock;                              // Hz under load, an estimate
   double l2_bytes, l2_bandwidth;             // bytes, bytes/s over all multiprocessors (estimates)
   double memory_bandwidth;                   // bytes/s
   double float32, tensor_float32, bfloat16;  // multiply-adds/s, dense, by the data sheets
@@ -18,9 +18,36 @@ struct CardModel {
 
 // Data sheets of A100 SXM 80 GB, H100 SXM, B200; L2 bandwidths are estimates.
 constexpr CardModel kCardModels[] = {
-    {"a100", 108, 163 << 10, 1.41e9, 40e6, 4.0e12, 2.04e12, 9.7e12, 78e12, 156e12},
-    {"h100", 132, 227 << 10, 1.75e9, 50e6, 5.5e12, 3.35e12, 33e12, 247e12, 494e12},
-    {"b200", 148, 227 << 10, 1.8e9, 126e6, 8.0e12, 8.0e12, 37e12, 550e12, 1125e12},
+    {.name = "a100",
+     .multiprocessors = 108,
+     .shared_bytes = 163 << 10,
+     .clock = 1.41e9,
+     .l2_bytes = 40e6,
+     .l2_bandwidth = 4.0e12,
+     .memory_bandwidth = 2.04e12,
+     .float32 = 9.7e12,
+     .tensor_float32 = 78e12,
+     .bfloat16 = 156e12},
+    {.name = "h100",
+     .multiprocessors = 132,
+     .shared_bytes = 227 << 10,
+     .clock = 1.75e9,
+     .l2_bytes = 50e6,
+     .l2_bandwidth = 5.5e12,
+     .memory_bandwidth = 3.35e12,
+     .float32 = 33e12,
+     .tensor_float32 = 247e12,
+     .bfloat16 = 494e12},
+    {.name = "b200",
+     .multiprocessors = 148,
+     .shared_bytes = 227 << 10,
+     .clock = 1.8e9,
+     .l2_bytes = 126e6,
+     .l2_bandwidth = 8.0e12,
+     .memory_bandwidth = 8.0e12,
+     .float32 = 37e12,
+     .tensor_float32 = 550e12,
+     .bfloat16 = 1125e12},
 };
 
 inline const CardModel* card_model(const char* name) {

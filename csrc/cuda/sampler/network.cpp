@@ -29,8 +29,9 @@ int32_t rounded_up(int32_t value, int32_t unit) { return (value + unit - 1) / un
 }  // namespace
 
 Plan::Plan(const Values& values) {
-  card = {values.small("card.blocks"), values.small("card.threads"),
-          values.small("card.shared_bytes")};
+  card = {.blocks = values.small("card.blocks"),
+          .threads = values.small("card.threads"),
+          .shared_bytes = values.small("card.shared_bytes")};
   weight_bytes = values.small("weight_bytes");
   network = {};
   scratch = {};
@@ -80,9 +81,10 @@ Plan::Plan(const Values& values) {
   net.seed = static_cast<uint64_t>(values.integer("seed"));
   net.first_sample = values.integer("first_sample");
   net.stream = static_cast<uint32_t>(values.integer("stream"));
-  net.rule = {static_cast<float>(values.number("temperature")),
-              static_cast<float>(values.number("top_p")),
-              static_cast<float>(values.number("guidance")), values.small("top_k")};
+  net.rule = {.temperature = static_cast<float>(values.number("temperature")),
+              .top_p = static_cast<float>(values.number("top_p")),
+              .guidance = static_cast<float>(values.number("guidance")),
+              .top_k = values.small("top_k")};
   net.codes = values.pointer<int64_t>("codes");
   net.log_prob = values.pointer<float>("log_prob");
   net.all_logits = values.pointer<float>("logits");
@@ -96,7 +98,7 @@ Plan::Plan(const Values& values) {
   Workspace workspace(values.integer("workspace"));
   const auto ring = [&](int32_t channels) {
     float* memory = workspace.take<float>(layers * rows * net.slots * columns * channels);
-    return Ring{memory, columns, left, channels};
+    return Ring{.values = memory, .columns = columns, .left = left, .channels = channels};
   };
   net.ring1 = ring(net.channels);
   net.ring2 = ring(net.inner);

@@ -250,8 +250,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   for (int w = 0; w < num_works; ++w) {
     copy_resident_weights<Weight>(works[w], shared + program.weights_offset);
   }
-  const BlockMemory mine = {steps, works, reinterpret_cast<float*>(shared),
-                            shared + program.weights_offset};
+  const BlockMemory mine = {.steps = steps,
+                            .works = works,
+                            .buffer = reinterpret_cast<float*>(shared),
+                            .weights = shared + program.weights_offset};
   __syncthreads();
 
   int2* const rows = reinterpret_cast<int2*>(shared + program.places_offset);
@@ -297,10 +299,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         case StepKind::kDraw: {
           float* scratch = mine.buffer;
           const int k = net.num_embeddings;
-          const DrawScratch parts = {
-              scratch,         scratch + k,
-              scratch + 2 * k, reinterpret_cast<int*>(scratch + 3 * k),
-              scratch + 4 * k, reinterpret_cast<int*>(scratch + 4 * k + kLanes)};
+          const DrawScratch parts = {.raw = scratch,
+                                     .logits = scratch + k,
+                                     .scores = scratch + 2 * k,
+                                     .ranks = reinterpret_cast<int*>(scratch + 3 * k),
+                                     .sums = scratch + 4 * k,
+                                     .codes = reinterpret_cast<int*>(scratch + 4 * k + kLanes)};
           for (int r = step.first; r < step.end; ++r) {
             const Place at = places.at(r);
             if (on_map<kWindow>(at)) draw_code(net, at, parts);

@@ -133,8 +133,10 @@ void Plan::share_out() {
     const int32_t first_work = static_cast<int32_t>(works.size());
     steps.insert(steps.end(), steps_of[b].begin(), steps_of[b].end());
     works.insert(works.end(), works_of[b].begin(), works_of[b].end());
-    blocks.push_back({first_step, static_cast<int32_t>(steps.size()), first_work,
-                      static_cast<int32_t>(works.size())});
+    blocks.push_back({.first_step = first_step,
+                      .end_step = static_cast<int32_t>(steps.size()),
+                      .first_work = first_work,
+                      .end_work = static_cast<int32_t>(works.size())});
     program.max_steps = std::max(program.max_steps, static_cast<int32_t>(steps_of[b].size()));
     program.max_works = std::max(program.max_works, static_cast<int32_t>(works_of[b].size()));
   }

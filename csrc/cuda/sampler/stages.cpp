@@ -1,5 +1,5 @@
 // The stages of a position: what there is to do, before it is shared out among blocks.
-#include <algorithm>
+#include <utility>
 
 #include "planner.h"
 
@@ -8,25 +8,42 @@ namespace {
 
 int32_t rounded_up(int32_t value, int32_t unit) { return (value + unit - 1) / unit * unit; }
 
-// A product of one of n matrices of a shape.
-Product product(const Values& values, const char* name, int32_t n, int32_t inputs, int32_t outputs,
-                Epilogue epilogue, int32_t weight_bytes) {
-  const std::string prefix = name;
+// A product of matrix n of several of one shape.
+struct ProductOf {
+  const char* name;
+  int32_t n, inputs, outputs;
+  Epilogue epilogue;
+  const float* input = nullptr;
+  int64_t input_row = 0;
+  const float* residual = nullptr;
+  int64_t residual_row = 0;
+  float* output = nullptr;
+  int64_t output_row = 0;
+};
+
+Product product(const Values& values, const ProductOf& of, int32_t weight_bytes) {
+  const std::string prefix = of.name;
   Product p = {};
-  p.name = name;
-  p.units = (outputs + kUnit - 1) / kUnit;
+  p.name = of.name;
+  p.units = (of.outputs + kUnit - 1) / kUnit;
   Operation& op = p.operation;
-  op.inputs = inputs;
-  op.padded_inputs = rounded_up(inputs, kLanes);
-  op.outputs = outputs;
+  op.input = of.input;
+  op.input_row = of.input_row;
+  op.residual = of.residual;
+  op.residual_row = of.residual_row;
+  op.output = of.output;
+  op.output_row = of.output_row;
+  op.inputs = of.inputs;
+  op.padded_inputs = rounded_up(of.inputs, kLanes);
+  op.outputs = of.outputs;
   op.attended = -1;
-  op.epilogue = epilogue;
-  op.index = n;
+  op.epilogue = of.epilogue;
+  op.index = of.n;
   const int64_t unit_bytes = static_cast<int64_t>(op.padded_inputs) * kUnit * weight_bytes;
   const char* const weights = values.pointer<const char>(prefix + ".weight");
-  if (weights) op.weights = weights + n * p.units * unit_bytes;
+  if (weights) op.weights = weights + of.n * p.units * unit_bytes;
   op.initial = values.pointer<const float>(prefix + ".bias");
-  if (op.initial) op.initial += static_cast<int64_t>(n) * p.units * kUnit;
+  if (op.initial) op.initial += static_cast<int64_t>(of.n) * p.units * kUnit;
   return p;
 }
 
@@ -39,22 +56,27 @@ void Plan::build_stages(const Values& values) {
   const int32_t num_current = values.small("num_current");
   const int32_t first_current = values.small("first_current");
 
-  const auto add = [&](const char* name, StepKind kind, int index) -> Stage& {
-    Stage stage;
-    stage.name = name;
-    stage.kind = kind;
-    stage.index = index;
-    stage.wait_stage = static_cast<int>(stages.size()) - 1;
-    stages.push_back(stage);
-    return stages.back();
+  // Appends a stage that waits for the one before it.
+  const auto add = [&](const char* name, StepKind kind, int index,
+                       std::vector<Product> products = {}) {
+    stages.push_back({.name = name,
+                      .kind = kind,
+                      .products = std::move(products),
+                      .index = index,
+                      .wait_stage = static_cast<int>(stages.size()) - 1});
   };
 
   // The current taps of a layer; what rows above gave is where its sums begin.
   const auto convolution = [&](int32_t layer, bool gates, Epilogue epilogue) {
     const Ring& ring = gates ? net.ring2 : net.ring1;
     const int32_t outputs = gates ? 2 * channels : net.inner;
-    Product p = product(values, gates ? "conv2" : "conv1", layer, num_current * ring.channels,
-                        outputs, epilogue, weight_bytes);
+    Product p = product(values,
+                        {.name = gates ? "conv2" : "conv1",
+                         .n = layer,
+                         .inputs = num_current * ring.channels,
+                         .outputs = outputs,
+                         .epilogue = epilogue},
+                        weight_bytes);
     Operation& op = p.operation;
     op.input_column = ring.channels;
     op.input_slot = ring.columns * ring.channels;
@@ -77,29 +99,15 @@ void Plan::build_stages(const Values& values) {
     return p;
   };
 
-  const auto pointwise = [&](const char* name, int32_t n, const float* input, int64_t input_row,
-                             int32_t inputs, int32_t outputs, Epilogue epilogue, float* output,
-                             int64_t output_row) {
-    Product p = product(values, name, n, inputs, outputs, epilogue, weight_bytes);
-    p.operation.input = input;
-    p.operation.input_row = input_row;
-    p.operation.output = output;
-    p.operation.output_row = output_row;
-    return p;
-  };
-
-  const auto gated = [](Product p, const float* residual, int64_t residual_row) {
-    p.operation.residual = residual;
-    p.operation.residual_row = residual_row;
-    return p;
-  };
+  const auto pointwise = [&](const ProductOf& of) { return product(values, of, weight_bytes); };
 
   if (net.side_by_side) {
-    Stage& stage = add("convolutions", StepKind::kProducts, 0);
+    std::vector<Product> products;
     for (int32_t layer = 0; layer < net.num_layers; ++layer) {
-      stage.products.push_back(convolution(layer, false, Epilogue::kActivate));
-      stage.products.push_back(convolution(layer, true, Epilogue::kGate));
+      products.push_back(convolution(layer, false, Epilogue::kActivate));
+      products.push_back(convolution(layer, true, Epilogue::kGate));
     }
+    add("convolutions", StepKind::kProducts, 0, std::move(products));
   }
   add("begin", StepKind::kBegin, 0);
   const int32_t inner = values.small("attention.inner_channels");
@@ -108,51 +116,110 @@ void Plan::build_stages(const Values& values) {
     if (!net.side_by_side) {
       const int32_t first = block * net.layers_per_block;
       for (int32_t layer = first; layer < first + net.layers_per_block; ++layer) {
-        add("first convolution", StepKind::kProducts, block).products = {
-            convolution(layer, false, Epilogue::kActivate)};
-        add("second convolution", StepKind::kProducts, block).products = {
-            convolution(layer, true, Epilogue::kGateLayer)};
+        add("first convolution", StepKind::kProducts, block,
+            {convolution(layer, false, Epilogue::kActivate)});
+        add("second convolution", StepKind::kProducts, block,
+            {convolution(layer, true, Epilogue::kGateLayer)});
       }
     }
     if (net.num_heads == 0) {
-      add("merge", StepKind::kProducts, block).products = {
-          pointwise("merge", block, net.merged[block % 2], net.merged_stride, merged, channels,
-                    Epilogue::kMerge, nullptr, 0)};
+      add("merge", StepKind::kProducts, block,
+          {pointwise({.name = "merge",
+                      .n = block,
+                      .inputs = merged,
+                      .outputs = channels,
+                      .epilogue = Epilogue::kMerge,
+                      .input = net.merged[block % 2],
+                      .input_row = net.merged_stride})});
       continue;
     }
-    add("attention first", StepKind::kProducts, block).products = {
-        pointwise("key.first", block, net.joined_activated, net.joined_stride, joined, inner,
-                  Epilogue::kActivate, scratch.key_inner, inner_row),
-        pointwise("query.first", block, net.joined_activated + channels, net.joined_stride, merged,
-                  inner, Epilogue::kActivate, scratch.query_inner, inner_row)};
-    add("attention second", StepKind::kProducts, block).products = {
-        gated(pointwise("key.second", block, scratch.key_inner, inner_row, inner, 2 * joined,
-                        Epilogue::kGateResidual, scratch.key_features, net.joined_stride),
-              net.joined, net.joined_stride),
-        gated(pointwise("query.second", block, scratch.query_inner, inner_row, inner, 2 * merged,
-                        Epilogue::kGateResidual, scratch.query_features, net.merged_stride),
-              net.joined + channels, net.joined_stride)};
-    add("query, key, value", StepKind::kProducts, block).products = {
-        pointwise("query_weight", block, scratch.query_features, net.merged_stride, merged,
-                  all_heads, Epilogue::kStore, net.query, all_heads),
-        pointwise("key_value_weight", block, scratch.key_features, net.joined_stride, joined,
-                  2 * all_heads, Epilogue::kKeyValue, nullptr, 0)};
+    add("attention first", StepKind::kProducts, block,
+        {pointwise({.name = "key.first",
+                    .n = block,
+                    .inputs = joined,
+                    .outputs = inner,
+                    .epilogue = Epilogue::kActivate,
+                    .input = net.joined_activated,
+                    .input_row = net.joined_stride,
+                    .output = scratch.key_inner,
+                    .output_row = inner_row}),
+         pointwise({.name = "query.first",
+                    .n = block,
+                    .inputs = merged,
+                    .outputs = inner,
+                    .epilogue = Epilogue::kActivate,
+                    .input = net.joined_activated + channels,
+                    .input_row = net.joined_stride,
+                    .output = scratch.query_inner,
+                    .output_row = inner_row})});
+    add("attention second", StepKind::kProducts, block,
+        {pointwise({.name = "key.second",
+                    .n = block,
+                    .inputs = inner,
+                    .outputs = 2 * joined,
+                    .epilogue = Epilogue::kGateResidual,
+                    .input = scratch.key_inner,
+                    .input_row = inner_row,
+                    .residual = net.joined,
+                    .residual_row = net.joined_stride,
+                    .output = scratch.key_features,
+                    .output_row = net.joined_stride}),
+         pointwise({.name = "query.second",
+                    .n = block,
+                    .inputs = inner,
+                    .outputs = 2 * merged,
+                    .epilogue = Epilogue::kGateResidual,
+                    .input = scratch.query_inner,
+                    .input_row = inner_row,
+                    .residual = net.joined + channels,
+                    .residual_row = net.joined_stride,
+                    .output = scratch.query_features,
+                    .output_row = net.merged_stride})});
+    add("query, key, value", StepKind::kProducts, block,
+        {pointwise({.name = "query_weight",
+                    .n = block,
+                    .inputs = merged,
+                    .outputs = all_heads,
+                    .epilogue = Epilogue::kStore,
+                    .input = scratch.query_features,
+                    .input_row = net.merged_stride,
+                    .output = net.query,
+                    .output_row = all_heads}),
+         pointwise({.name = "key_value_weight",
+                    .n = block,
+                    .inputs = joined,
+                    .outputs = 2 * all_heads,
+                    .epilogue = Epilogue::kKeyValue,
+                    .input = scratch.key_features,
+                    .input_row = net.joined_stride})});
     add("heads", StepKind::kAttend, block);
-    Product first =
-        pointwise("out.first", block, net.out_inputs, net.out_stride, channels + all_heads, inner,
-                  Epilogue::kActivate, scratch.out_inner, inner_row);
+    Product first = pointwise({.name = "out.first",
+                               .n = block,
+                               .inputs = channels + all_heads,
+                               .outputs = inner,
+                               .epilogue = Epilogue::kActivate,
+                               .input = net.out_inputs,
+                               .input_row = net.out_stride,
+                               .output = scratch.out_inner,
+                               .output_row = inner_row});
     // Few rows: every block merges what it reads, and a stage is saved.
     if (net.step_rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {
       add("merge heads", StepKind::kMergeHeads, block);
     }
-    add("attention out 1", StepKind::kProducts, block).products = {first};
+    add("attention out 1", StepKind::kProducts, block, {first});
     // Its residual is y, the second part of `joined`.
-    add("attention out 2", StepKind::kProducts, block).products = {
-        gated(pointwise("out.second", block, scratch.out_inner, inner_row, inner, 2 * channels,
-                        Epilogue::kGateBlock, nullptr, 0),
-              net.joined + channels, net.joined_stride)};
+    add("attention out 2", StepKind::kProducts, block,
+        {pointwise({.name = "out.second",
+                    .n = block,
+                    .inputs = inner,
+                    .outputs = 2 * channels,
+                    .epilogue = Epilogue::kGateBlock,
+                    .input = scratch.out_inner,
+                    .input_row = inner_row,
+                    .residual = net.joined + channels,
+                    .residual_row = net.joined_stride})});
   }
   if (net.side_by_side) {
     // Without a tap at its own position no convolution depends on the code before: they begin when
@@ -165,17 +232,37 @@ void Plan::build_stages(const Values& values) {
   const int32_t output_inner = values.small("output.inner_channels");
   const int32_t num_output_layers = values.small("num_output_layers");
   for (int32_t n = 0; n < num_output_layers; ++n) {
-    add("output first", StepKind::kProducts, n).products = {
-        pointwise("output.first", n, net.activated, channels, channels, output_inner,
-                  Epilogue::kActivate, scratch.out_inner, inner_row)};
-    add("output second", StepKind::kProducts, n).products = {
-        gated(pointwise("output.second", n, scratch.out_inner, inner_row, output_inner,
-                        2 * channels, Epilogue::kGateOutput, nullptr, 0),
-              net.x, channels)};
+    add("output first", StepKind::kProducts, n,
+        {pointwise({.name = "output.first",
+                    .n = n,
+                    .inputs = channels,
+                    .outputs = output_inner,
+                    .epilogue = Epilogue::kActivate,
+                    .input = net.activated,
+                    .input_row = channels,
+                    .output = scratch.out_inner,
+                    .output_row = inner_row})});
+    add("output second", StepKind::kProducts, n,
+        {pointwise({.name = "output.second",
+                    .n = n,
+                    .inputs = output_inner,
+                    .outputs = 2 * channels,
+                    .epilogue = Epilogue::kGateOutput,
+                    .input = scratch.out_inner,
+                    .input_row = inner_row,
+                    .residual = net.x,
+                    .residual_row = channels})});
   }
-  add("head", StepKind::kProducts, 0).products = {
-      pointwise("head", 0, net.activated, channels, channels, net.num_embeddings, Epilogue::kStore,
-                net.logits, net.code_stride)};
+  add("head", StepKind::kProducts, 0,
+      {pointwise({.name = "head",
+                  .n = 0,
+                  .inputs = channels,
+                  .outputs = net.num_embeddings,
+                  .epilogue = Epilogue::kStore,
+                  .input = net.activated,
+                  .input_row = channels,
+                  .output = net.logits,
+                  .output_row = net.code_stride})});
   add("draw", StepKind::kDraw, 0);
 
   for (Stage& stage : stages) {

@@ -25,10 +25,17 @@ void compare(const char* what, const std::vector<int64_t>& samples, int64_t samp
   DeviceArray<int64_t> sample_numbers(strided(samples, sample_stride));
   DeviceArray<int64_t> position_numbers(strided(positions, position_stride));
   DeviceArray<float> noise(std::vector<float>(rows * codes, NAN));
-  must(vq_gumbel_noise_cuda(sample_numbers.data(), sample_stride,
-                            static_cast<int64_t>(samples.size()), position_numbers.data(),
-                            position_stride, static_cast<int64_t>(positions.size()), codes, kSeed,
-                            kStream, noise.data(), nullptr));
+  const GumbelNoise args = {.samples = sample_numbers.data(),
+                            .sample_stride = sample_stride,
+                            .batch = static_cast<int64_t>(samples.size()),
+                            .positions = position_numbers.data(),
+                            .position_stride = position_stride,
+                            .length = static_cast<int64_t>(positions.size()),
+                            .num_embeddings = codes,
+                            .seed = kSeed,
+                            .stream = kStream,
+                            .noise = noise.data()};
+  must(vq_gumbel_noise_cuda(args, nullptr));
   std::vector<float> expected(rows * codes);
   for (size_t row = 0; row < rows; ++row) {
     vqvae2_fast::cpu::fill_gumbel(kSeed, static_cast<uint32_t>(samples[row / positions.size()]),
@@ -47,9 +54,13 @@ void test_several_passes() {
   for (int64_t i = 0; i < kPositions; ++i) numbers[i] = i;
   DeviceArray<int64_t> positions(numbers);
   auto noise = zeros<float>(kPositions * kCodes);
-  const int64_t counters = kPositions * ((kCodes + 3) / 4);
-  const vqvae2_fast::cuda::GumbelNoiseArgs args = {
-      sample.data(), 1, positions.data(), 1, kPositions, kCodes, counters, 1, 0, noise.data()};
+  const GumbelNoise args = {.samples = sample.data(),
+                            .batch = 1,
+                            .positions = positions.data(),
+                            .length = kPositions,
+                            .num_embeddings = kCodes,
+                            .seed = 1,
+                            .noise = noise.data()};
   LaunchShape shape;
   shape.grid = dim3(3);
   shape.block = dim3(64);
@@ -81,7 +92,6 @@ int main() {
   compare("strided samples and positions", {4, 8, 15}, 2, {16, 23, 42}, 3, 10);
   compare("the largest position", {4294967295}, 1, {4294967295}, 1, 9);
   test_several_passes();
-  check(vq_gumbel_noise_cuda(nullptr, 1, 0, nullptr, 1, 0, 5, 0, 0, nullptr, nullptr) == nullptr,
-        "nothing to do");
+  check(vq_gumbel_noise_cuda({.num_embeddings = 5}, nullptr) == nullptr, "nothing to do");
   return check.finish("gumbel_noise_test");
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
 from vqvae2_fast.data import sample_folder
-from vqvae2_fast.data.sample_folder import SampleFolder, image_name, read_index
+from vqvae2_fast.data.sample_folder import SampleFolder, image_name, read_index, read_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,7 +51,7 @@ def test_a_resumed_run_is_told_what_is_missing(tmp_path):
     folder = begin(tmp_path)
     add(folder, [0, 3])
     folder.close()
-    assert begin(tmp_path, resume=True).missing() == [1, 2, 4]
+    assert begin(tmp_path, resume=True).missing() == [range(1, 3), range(4, 5)]
 
 
 def test_lines_without_an_image_are_drawn_again(tmp_path):
@@ -58,7 +59,7 @@ def test_lines_without_an_image_are_drawn_again(tmp_path):
     add(folder, [0, 1])
     folder.close()
     (tmp_path / image_name(0)).unlink()
-    assert 0 in begin(tmp_path, resume=True).missing()
+    assert begin(tmp_path, resume=True).missing() == [range(1), range(2, 5)]
     assert numbers(tmp_path) == [1]
 
 
@@ -99,7 +100,7 @@ def test_more_samples_can_be_asked_for_but_not_fewer(tmp_path):
     folder.close()
     with pytest.raises(ValueError, match="begun for 2 samples, got 1"):
         begin(tmp_path, 1, resume=True)
-    assert begin(tmp_path, 3, resume=True).missing() == [2]
+    assert begin(tmp_path, 3, resume=True).missing() == [range(2, 3)]
     assert json.loads((tmp_path / "settings.json").read_text())["count"] == 3
 
 
@@ -207,3 +208,94 @@ def test_damaged_settings_are_told(tmp_path, content, message):
     (tmp_path / "settings.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         begin(tmp_path, resume=True)
+
+
+def test_missing_samples_take_no_memory(tmp_path):
+    folder = begin(tmp_path, 10**12)
+    add(folder, [3])
+    assert folder.missing() == [range(3), range(4, 10**12)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89PNG\r\n\x1a\n", b"no image at all, but longer than a PNG's first and last bytes"],
+    ids=["empty", "cut off", "of another kind"],
+)
+def test_a_damaged_image_is_drawn_again(tmp_path, content):
+    folder = begin(tmp_path, 2)
+    add(folder, [0, 1])
+    folder.close()
+    (tmp_path / image_name(0)).write_bytes(content)
+    assert begin(tmp_path, 2, resume=True).missing() == [range(1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"sample": 0, "file": "../secret.png"}, "expected file images/00000.png or null, got ../"),
+        ({"sample": 0, "file": 3}, "expected file images/00000.png or null, got 3"),
+        ({"sample": -1}, "no sample number"),
+        ({"sample": 0, "class": 7}, "expected class a name or null, got 7"),
+    ],
+)
+def test_a_line_that_names_something_else_is_refused(tmp_path, line, message):
+    begin(tmp_path).close()
+    (tmp_path / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=rf"samples.jsonl: line 1 is damaged: .*{message}"):
+        list(read_index(tmp_path))
+
+
+def test_a_line_without_end_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_folder, "_MAX_LINE", 64)
+    (tmp_path / "samples.jsonl").write_text(" " * 65)
+    with pytest.raises(ValueError, match="line 1 is longer than 64"):
+        list(read_index(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "settings.json", "images/.lock", ".lock"])
+def test_a_fifo_in_the_folder_is_refused(tmp_path, name):
+    folder = begin(tmp_path)
+    add(folder, [0])
+    folder.close()
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} is a FIFO, not a regular file"):
+        begin(tmp_path, resume=True).missing()
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "images/.lock", ".lock"])
+def test_nothing_is_written_through_a_link(tmp_path, name):
+    outside, path = tmp_path / "outside", tmp_path / "samples"
+    begin(path).close()
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(outside)
+    with pytest.raises((ValueError, OSError), match=f"{name}"):
+        add(begin(path, resume=True), [0])
+    assert not outside.exists()
+
+
+def test_images_are_not_written_into_a_linked_folder(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "images").symlink_to(tmp_path / "outside")
+    with pytest.raises(ValueError, match="images is a link"):
+        begin(tmp_path / "samples")
+    assert not list((tmp_path / "outside").iterdir())
+
+
+def test_an_image_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
+    folder = begin(tmp_path / "samples", 1)
+    add(folder, [0])
+    image = tmp_path / "samples" / image_name(0)
+    image.rename(tmp_path / "secret.png")
+    image.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="leads out of"):
+        read_sample(tmp_path / "samples", 0)
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    folder = begin(tmp_path, 1)
+    add(folder, [0])
+    (tmp_path / image_name(0)).write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"00000.png cannot be decoded"):
+        read_sample(tmp_path, 0)

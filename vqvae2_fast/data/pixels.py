@@ -9,7 +9,17 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-__all__ = ["DECODE_ERRORS", "FORMATS", "CorruptImageError", "cover", "pixels_of", "size_of"]
+from vqvae2_fast.data.images import to_uint8
+
+__all__ = [
+    "DECODE_ERRORS",
+    "FORMATS",
+    "CorruptImageError",
+    "cover",
+    "pictures",
+    "pixels_of",
+    "size_of",
+]
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What Pillow raises for damaged files of these formats, as found by damaging 45,000 of them, and
@@ -96,3 +106,9 @@ def _flatten(image: Image.Image) -> Image.Image:
         white.alpha_composite(image)
         return white.convert("L" if grey else "RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def pictures(images: Tensor) -> list[Image.Image]:
+    """Images `[N, C, H, W]` in [-1, 1] as pictures: grey for one channel, RGB for three."""
+    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()  # [N, C, H, W] -> [N, H, W, C]
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

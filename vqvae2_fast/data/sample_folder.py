@@ -1,13 +1,16 @@
-"""A folder of drawn images with an index, whole at every moment: what a killed run leaves goes on.
+"""A folder of drawn images with an index. It is whole at every moment: a killed run can continue.
 
-images/00000.png ...   one file a sample, under its number
-samples.jsonl          one line a sample: `sample`, `file`, and what its writer says of it; `file`
-                       is null for one that was drawn and rejected
+images/00000.png ...   one file per sample, named by its number
+samples.jsonl          one line per sample: `sample`, `file`, and what its writer says of it; `file`
+                       is null for a sample that was drawn and rejected
 settings.json          how the samples are drawn, and how many there are to be
 
-A file gets its name when its bytes are on the disk, a line is added when its file has its name.
-So each line has its whole image; images without a line are of a batch that was cut off, and are
-drawn again. When all samples are there the lines are sorted.
+An image gets its name when its bytes are on the disk, and a line is added when its image has its
+name. So the image of each line is whole; an image without a line is of a batch that was cut off,
+and is drawn again. When all samples are there the lines are sorted.
+
+A folder may come from a stranger: only regular files in it are read, and a line may name no other
+file than the one of its sample.
 """
 
 from __future__ import annotations
@@ -17,9 +20,14 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
+import numpy as np
+import torch
+from PIL import Image
+
+from vqvae2_fast.data.pixels import DECODE_ERRORS
 from vqvae2_fast.files.durable import (
     lock_file,
     locked,
@@ -28,20 +36,25 @@ from vqvae2_fast.files.durable import (
     sync_folder,
     write_all,
 )
-from vqvae2_fast.files.json_file import read_object, short
+from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from io import FileIO
     from pathlib import Path
 
-    from PIL.Image import Image
+    from torch import Tensor
 
-__all__ = ["SampleFolder", "image_name", "read_index"]
+__all__ = ["SampleFolder", "image_name", "read_index", "read_sample"]
 
 _IMAGES, _INDEX, _SETTINGS = "images", "samples.jsonl", "settings.json"
 _VERSION = 1
-_WRITERS = 4  # threads that wait for the disk at a time: half the time of one, eight are no faster
+_WRITERS = 4  # threads that wait for the disk: half the time of one, and eight are no faster
+_MAX_LINE = 2**20  # bytes
+# What every PNG file begins with, and its last chunk.
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def image_name(sample: int) -> str:
@@ -52,25 +65,45 @@ def image_name(sample: int) -> str:
 def read_index(path: Path) -> Iterator[dict[str, Any]]:
     """The samples of a folder as its index has them, in the order of its lines.
 
-    A run that is going on adds lines in the order in which batches finish; sorted at its end.
+    A run in progress adds lines in the order in which batches finish, and sorts them at its end.
 
     Raises:
-        ValueError: A line that is no JSON object with a sample's number. (A last line without its
-            end was cut off while it was written: it is left out.)
+        ValueError: A line that is no JSON object with a sample's number, or that names another file
+            than the sample's. (A last line without its end was cut off while it was written: it is
+            left out.)
     """
     return (row for row, _ in _lines_of(path / _INDEX))
 
 
-class SampleFolder:
-    """A folder that this process writes samples to, with others of its run or alone.
+def read_sample(path: Path, sample: int) -> Tensor:
+    """The image of a sample in a folder, uint8 `[C, H, W]`.
 
-    Made by `begin` in one process of a run, which finds what is missing, then by `join` in the
-    others. A folder takes one run at a time, until it is closed.
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file in the folder, or no PNG that can be decoded.
+    """
+    name = path / image_name(sample)
+    with open_untrusted(name, inside=path) as file:
+        try:
+            with Image.open(file, formats=("PNG",)) as image:
+                pixels = np.array(image)
+        except DECODE_ERRORS as error:
+            raise ValueError(f"{printable(name)} cannot be decoded: {short(error)}.") from error
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+
+
+class SampleFolder:
+    """A folder that this process writes samples to, alone or with the others of its run.
+
+    One process of a run makes it by `begin` and finds what is missing; the others then `join`. A
+    folder takes one run at a time, until it is closed.
     """
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
-        self._lock = (path / _IMAGES / ".lock").open("ab")
+        if (path / _IMAGES).is_symlink():
+            raise ValueError(f"--out: {printable(path / _IMAGES)} is a link, not a folder.")
+        self._lock = open_untrusted(path / _IMAGES / ".lock", "ab")
 
     @classmethod
     def begin(
@@ -85,18 +118,18 @@ class SampleFolder:
         """A new folder for samples 0..count-1, or with `resume` one that was begun before.
 
         Args:
-            settings: JSON-ready, all that the images are a function of; a folder keeps to its own.
+            settings: All that the images are a function of, JSON-ready; a folder keeps to its own.
             alone: Whether no other process will `join`.
 
         Raises:
-            ValueError: The folder holds samples and `resume` is not set; or was begun with other
-                settings or for more samples; or holds images of something else.
+            ValueError: The folder holds samples and `resume` is not set; it was begun with other
+                settings or for more samples; or it holds files of something else.
             RuntimeError: Another run is writing to it.
         """
         before = _read_settings(path)
         if before is not None and not resume:
             raise ValueError(
-                f"--out: {path} holds samples already. Add --resume to go on there, or name "
+                f"--out: {path} holds samples already. Add --resume to continue there, or name "
                 "another folder."
             )
         images = path / _IMAGES
@@ -133,33 +166,40 @@ class SampleFolder:
         """Let other runs write here; the end of the process does it too."""
         self._lock.close()
 
-    def missing(self, group: int = 1) -> list[int]:
-        """Numbers of the samples still to be drawn; lines whose image is gone leave the index.
+    def missing(self, group: int = 1) -> list[range]:
+        """The samples still to be drawn, ascending; lines whose image is gone leave the index.
 
         Args:
-            group: Samples that are drawn together: of a group that is not whole all are missing.
+            group: How many samples are drawn together: a group that is not whole is missing as a
+                whole.
         """
-        there = set(os.listdir(self.path / _IMAGES))
+        there = {name for name in os.listdir(self.path / _IMAGES) if _is_whole(self.path, name)}
         with locked(self.path):
+            before = self._lines()
             kept = {
-                row["sample"]: line
-                for row, line in _lines_of(self.path / _INDEX)
-                if row.get("file", "") is None
-                or image_name(row["sample"]).rpartition("/")[2] in there
+                sample: line
+                for sample, (file, line) in before.items()
+                if file is None or file.rpartition("/")[2] in there
             }
             if group > 1:
                 whole = Counter(sample // group for sample in kept)
                 kept = {n: line for n, line in kept.items() if whole[n // group] == group}
-            self._write_index(list(kept.values()))
-        return [sample for sample in range(self.count) if sample not in kept]
+            if len(kept) < len(before):
+                self._write_index(kept.values())
+        gaps, first = [], 0
+        for sample in sorted(kept):
+            if sample > first:
+                gaps.append(range(first, sample))
+            first = sample + 1
+        return [*gaps, range(first, self.count)] if first < self.count else gaps
 
     def add(
-        self, samples: range, images: Sequence[Image | None], rows: Sequence[dict[str, Any]]
+        self, samples: range, images: Sequence[Image.Image | None], rows: Sequence[dict[str, Any]]
     ) -> None:
         """Write the images of consecutive samples and their lines; all of them, or none.
 
         Args:
-            images: None for a sample that was rejected: it gets a line alone.
+            images: None for a sample that was rejected: it gets a line and no image.
 
         Raises:
             OSError: The disk is full or fails. The folder is as it was.
@@ -192,18 +232,27 @@ class SampleFolder:
             raise
 
     def finish(self) -> bool:
-        """Sort the index if all samples are there; whether they are, and no other process is.
+        """Sort the index if all samples are there. Whether they are, and no other process is here.
 
-        Each process of a run calls it at its end: the last one finds all.
+        Each process of a run calls it at its end; the last one finds all samples.
         """
         with locked(self.path):
-            # In vain, this gives up the shared lock: the next process to come here finds one less.
+            # If it fails, this gives up the shared lock: the next process finds one holder less.
             alone = lock_file(self._lock, wait=False)
-            lines = {row["sample"]: line for row, line in _lines_of(self.path / _INDEX)}
-            if lines.keys() != set(range(self.count)):
+            lines = self._lines()
+            if len(lines) != self.count:
                 return False
-            self._write_index([lines[sample] for sample in range(self.count)])
+            if list(lines) != sorted(lines):
+                self._write_index(lines[sample][1] for sample in range(self.count))
         return alone
+
+    def _lines(self) -> dict[int, tuple[str | None, bytes]]:
+        """File and line of each sample in the index, in the order of the lines."""
+        return {
+            row["sample"]: (row["file"], line)
+            for row, line in _lines_of(self.path / _INDEX)
+            if 0 <= row["sample"] < self.count
+        }
 
     def _part(self, name: str) -> Path:
         path = self.path / name
@@ -211,8 +260,9 @@ class SampleFolder:
 
     def _append(self, content: bytes) -> None:
         index = self.path / _INDEX
-        index.touch()
-        with locked(self.path), index.open("rb+", buffering=0) as file:
+        open_untrusted(index, "ab").close()
+        with locked(self.path), open_untrusted(index, "rb+", buffering=0) as opened:
+            file = cast("FileIO", opened)
             size = _end_of_lines(file)
             try:
                 file.truncate(size)
@@ -223,27 +273,55 @@ class SampleFolder:
                 file.truncate(size)
                 raise
 
-    def _write_index(self, lines: list[bytes]) -> None:
-        index, content = self.path / _INDEX, b"".join(lines)
-        if content != (index.read_bytes() if index.exists() else b""):
-            replace_file(index, content)
+    def _write_index(self, lines: Iterable[bytes]) -> None:
+        replace_file(self.path / _INDEX, b"".join(lines))
+
+
+def _is_whole(folder: Path, name: str) -> bool:
+    """Whether an image's file is there from its beginning to its end."""
+    if not name.endswith(".png"):
+        return False
+    with open_untrusted(folder / _IMAGES / name, inside=folder) as file:
+        begin = file.read(len(_PNG_BEGIN))
+        if file.seek(0, os.SEEK_END) < len(_PNG_BEGIN) + len(_PNG_END):
+            return False
+        file.seek(-len(_PNG_END), os.SEEK_END)
+        return begin == _PNG_BEGIN and file.read() == _PNG_END
 
 
 def _lines_of(index: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Rows of an index with their bytes, without a last one that was cut off."""
-    if not index.exists():
+    try:
+        opened = open_untrusted(index, inside=index.parent)
+    except FileNotFoundError:
         return
-    with index.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with opened as file:
+        for number, line in enumerate(_read_lines(file), start=1):
             if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{index}: line {number} is damaged: {short(error)}.") from error
-            if not isinstance(row, dict) or type(row.get("sample")) is not int:
-                raise ValueError(f"{index}: line {number} is damaged: it has no sample number.")
-            yield row, line
+                if len(line) < _MAX_LINE:
+                    return
+                raise ValueError(f"{printable(index)}: line {number} is longer than {_MAX_LINE}.")
+            yield _checked_row(line, f"{printable(index)}: line {number} is damaged"), line
+
+
+def _read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    while line := file.readline(_MAX_LINE):
+        yield line
+
+
+def _checked_row(line: bytes, damaged: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{damaged}: {short(error)}.") from error
+    if not isinstance(row, dict) or type(row.get("sample")) is not int or row["sample"] < 0:
+        raise ValueError(f"{damaged}: it has no sample number.")
+    name = image_name(row["sample"])
+    if row.setdefault("file", name) not in (None, name):
+        raise ValueError(f"{damaged}: expected file {name} or null, got {short(row['file'])}.")
+    if not isinstance(row.get("class"), str | None):
+        raise ValueError(f"{damaged}: expected class a name or null, got {short(row['class'])}.")
+    return row
 
 
 def _end_of_lines(file: FileIO) -> int:
@@ -260,7 +338,7 @@ def _line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _write_png(part: Path, image: Image) -> None:
+def _write_png(part: Path, image: Image.Image) -> None:
     png = io.BytesIO()
     image.save(png, format="PNG")
     with part.open("xb", buffering=0) as file:
@@ -281,11 +359,11 @@ def _read_settings(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"--out: {error}") from error
     if type(values.get("count")) is not int or not isinstance(values.get("settings"), dict):
-        raise ValueError(f"--out: {path / _SETTINGS} is not of a folder of samples.")
+        raise ValueError(f"--out: {printable(path / _SETTINGS)} is not of a folder of samples.")
     if values.get("version") != _VERSION:
         raise ValueError(
-            f"--out: {path / _SETTINGS} has version {values.get('version')!r}, this package reads "
-            f"{_VERSION}."
+            f"--out: {printable(path / _SETTINGS)} has version "
+            f"{short(repr(values.get('version')))}, this package reads {_VERSION}."
         )
     return values
 
@@ -294,12 +372,15 @@ def _check_same(path: Path, before: dict[str, Any], count: int, settings: dict[s
     if count < before["count"]:
         raise ValueError(
             f"--n: {path} was begun for {before['count']} samples, got {count}; more can be added, "
-            "none taken away."
+            "but none removed."
         )
     told = before["settings"]
     names = [name for name in {**told, **settings} if told.get(name) != settings.get(name)]
     if names:
-        changes = "; ".join(f"{n}: {told.get(n)!r} there, {settings.get(n)!r} now" for n in names)
+        changes = "; ".join(
+            f"{short(n)}: {short(repr(told.get(n)))} there, {short(repr(settings.get(n)))} now"
+            for n in names
+        )
         raise ValueError(
             f"--resume: {path} was begun with other settings ({changes}). Give those, or name "
             "another folder."

@@ -1,0 +1,115 @@
+"""Images that were made (reconstructions, samples) in one file: sets larger than memory.
+
+They are read, not mapped: a mapped file that another process cuts off ends this one by SIGBUS.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.data.images import to_uint8
+from vqvae2_fast.data.sample_folder import read_index, read_sample
+from vqvae2_fast.files.printable import printable, short
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["StoredImages", "samples_of_folder", "store_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages:
+    """An `ImageSource` that reads one image at a time.
+
+    Args:
+        path: The bytes of all images, `[N, C, H, W]`.
+        labels: int64 `[N]`, -1 where there is none.
+    """
+
+    path: Path
+    image_shape: tuple[int, int, int]
+    labels: Tensor
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        size = math.prod(self.image_shape)
+        with self.path.open("rb") as file:
+            file.seek(index * size)
+            content = bytearray(file.read(size))
+        if len(content) < size:
+            raise ValueError(f"{printable(self.path)} was cut off: image {index} is not whole.")
+        image = torch.frombuffer(content, dtype=torch.uint8).view(self.image_shape)
+        return image, int(self.labels[index])
+
+
+def store_images(
+    path: Path,
+    count: int,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    class_names: Sequence[str] = (),
+) -> StoredImages:
+    """Write images to `path` as bytes, and give them as a set that reads them from there.
+
+    Args:
+        count: How many images there are in all.
+        batches: Images float `[B, C, H, W]` in [-1, 1] or uint8, and labels int64 `[B]`.
+
+    Raises:
+        ValueError: There are not `count` images, or not all of one shape.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape: tuple[int, int, int] | None = None
+    labels: list[Tensor] = []
+    done = 0
+    with path.open("wb") as file:
+        for images, own in batches:
+            pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
+            _, channels, height, width = pixels.shape
+            if shape not in (None, (channels, height, width)):
+                raise ValueError(
+                    f"store_images: expected images {list(shape or ())}, got "
+                    f"{[channels, height, width]}."
+                )
+            shape = (channels, height, width)
+            file.write(pixels.contiguous().numpy().data)
+            labels.append(own.cpu())
+            done += len(pixels)
+    if shape is None or done != count:
+        raise ValueError(f"store_images: expected {count} images, got {done}.")
+    return StoredImages(path, shape, torch.cat(labels), tuple(class_names))
+
+
+def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> StoredImages:
+    """The images of a folder of samples, without the rejected ones, as a set stored at `path`.
+
+    Raises:
+        ValueError: There are no samples, or they are of other classes or unequal sizes.
+    """
+    rows = [row for row in read_index(folder) if row["file"] is not None]
+    if not rows:
+        raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
+    unknown = {row.get("class") for row in rows} - {None, *class_names}
+    if unknown:
+        raise ValueError(
+            f"--samples: {folder} has classes that the training images do not have: "
+            f"{', '.join(short(name) for name in sorted(unknown)[:6])}."
+        )
+    numbers = {name: number for number, name in enumerate(class_names)}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for row in rows:
+            label = numbers.get(row.get("class"), -1)
+            yield read_sample(folder, row["sample"])[None], torch.tensor([label])
+
+    return store_images(path, len(rows), batches(), class_names)

@@ -36,7 +36,7 @@ from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan
@@ -66,7 +66,7 @@ PRIORS = {
 def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
     maps = [torch.randint(config.num_embeddings, (batch, *size)) for size in config.condition_sizes]
     noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"))
-    return DrawRequest(batch, maps, None, None, noise, DrawingRule())
+    return DrawRequest(batch, maps, None, None, noise, DrawSettings())
 
 
 def clock() -> float:

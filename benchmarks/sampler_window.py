@@ -32,7 +32,7 @@ from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.engines.cuda import draw_cuda
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,8 +57,8 @@ def sample_requests(
         labels = None
         if plan.num_classes:
             labels = torch.tensor([n % plan.num_classes], device=plan.device)
-        rule = DrawingRule(temperature)
-        requests.append(DrawRequest(1, list(maps[n]), labels, None, noise, rule))
+        settings = DrawSettings(temperature)
+        requests.append(DrawRequest(1, list(maps[n]), labels, None, noise, settings))
     return requests
 
 
@@ -87,7 +87,8 @@ def measure(
     codes = []
     for n, request in enumerate(requests * rounds):
         for window in windows:
-            drawn, own_steps, own_seconds = draw(plan, replace(request, window=window))
+            settings = replace(request.settings, window=window)
+            drawn, own_steps, own_seconds = draw(plan, replace(request, settings=settings))
             seconds[window].append(own_seconds)
             steps[window] += own_steps
             if window == windows[0]:

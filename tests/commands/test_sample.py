@@ -262,12 +262,12 @@ def test_each_known_image_is_completed_in_every_class(place, tmp_path):
         (["--n", "0"], "--n: expected 1 or more, got 0"),
         (["--batch-size", "-1"], "--batch-size: expected 1 or more, got -1"),
         (["--engine", "warp"], "expected engine one of"),
-        (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one a level"),
+        (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one per"),
         (["--temperature", "-1"], "expected temperature >= 0 and finite, got -1"),
         (["--top-p", "0"], "expected top_p in (0, 1]"),
         (["--top-k", "-2"], "expected top_k >= 1"),
         (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
-        (["--known", "emoji"], "the known images have not the classes"),
+        (["--known", "emoji"], "the classes of the known images are not those"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
         (["--known", "{place}/classes/config.json"], "cannot be decoded as an image"),
         (["--pipeline", "{place}/plain", "--label", "cat"], "--label: the priors have no classes"),
@@ -323,7 +323,7 @@ def test_a_signal_stops_it_and_it_goes_on(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(SampleFolder, "add", add_and_signal)
     arguments = ["--n", "5", "--batch-size", "2"]
     text = error_of(capsys, sample(place, out, *arguments), expected=143)
-    assert f"2 of 5 images are whole and in the index. Go on with --resume --out {out}" in text
+    assert f"2 of 5 images are whole and in the index. Continue with --resume --out {out}" in text
     monkeypatch.undo()
     assert column(out, "sample") == [0, 1]
     assert sample(place, out, *arguments, "--resume") == 0

@@ -20,7 +20,7 @@ from vqvae2_fast.sampling.engines.cpu_memory import cache_bytes
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
@@ -136,7 +136,7 @@ def test_codes_are_drawn_by_the_rule(rule):
     logits = teacher_forced_logits(prior, codes, engine="cpu")
     noise = ops.gumbel_noise(torch.arange(2, 6), torch.arange(24), 71, seed=5, stream=1)
     by_position = logits.permute(0, 2, 3, 1).reshape(-1, 71)
-    expected = DrawingRule(**rule).draw(by_position, noise.flatten(0, 1))
+    expected = DrawSettings(**rule).draw(by_position, noise.flatten(0, 1))
     assert torch.equal(codes.flatten(), expected)
 
 
@@ -233,7 +233,7 @@ def logits_with_weights(prior, inputs, weights):
         inputs["labels"],
         inputs["codes"],
         DrawNoise(batch, prior.config.size[1], prior.config.num_embeddings, torch.device("cpu")),
-        DrawingRule(),
+        DrawSettings(),
         want_logits=True,
     )
     with torch.no_grad():

@@ -18,7 +18,7 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import choose_engine, plan_of, sample_codes, teacher_forced_logits
 from vqvae2_fast.sampling import sampler as sampler_module
 from vqvae2_fast.sampling.engines import cuda
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
@@ -183,7 +183,7 @@ def test_codes_are_drawn_by_the_rule(rule, engines):
     logits = teacher_forced_logits(prior, codes, engine="on_cpu")
     noise = ops.gumbel_noise(torch.arange(2, 5), torch.arange(8), 71, seed=5, stream=1)
     by_position = logits.permute(0, 2, 3, 1).reshape(-1, 71)
-    expected = DrawingRule(**rule).draw(by_position, noise.flatten(0, 1))
+    expected = DrawSettings(**rule).draw(by_position, noise.flatten(0, 1))
     assert torch.equal(codes.flatten(), expected)
 
 

@@ -10,7 +10,7 @@ from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.priors import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
@@ -31,10 +31,9 @@ def drawn(sampler_on_cpu):
             inputs["labels"],
             inputs.get("known"),
             noise,
-            DrawingRule(**rule),
+            DrawSettings(**rule, window=window),
             want_log_prob=True,
             want_logits=True,
-            window=window,
         )
         plan, steps = plan_of(prior, interface_of(prior)), torch.zeros(1, dtype=torch.int64)
         result = cuda.draw_with(
@@ -154,7 +153,7 @@ def test_a_sample_takes_as_many_steps_as_by_engine_cpu(drawn):
     prior = tiny_prior(size=(4, 12), num_embeddings=3, attention=False, num_blocks=1)
     inputs = prior_inputs(prior, 1)
     noise = DrawNoise(1, 12, 3, torch.device("cpu"), 5)
-    request = DrawRequest(1, [], None, None, noise, DrawingRule(), window=5)
+    request = DrawRequest(1, [], None, None, noise, DrawSettings(window=5))
     _, parts = draw_cpu_timed(plan_of(prior, interface_of(prior)), request)
     assert 4 * 3 < parts["steps"] < 4 * 12
     assert drawn(prior, inputs, 5)[1] == parts["steps"]

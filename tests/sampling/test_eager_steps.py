@@ -8,7 +8,7 @@ from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.eager import Kind, _Network
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 # These return a value to Python, or shapes that depend on one.
@@ -58,9 +58,9 @@ def network_of(mask, attention, rule, known):
 @pytest.mark.parametrize(
     ("rule", "known"),
     [
-        (DrawingRule(), False),
-        (DrawingRule(0.0), True),
-        (DrawingRule(0.8, top_k=5, top_p=0.9, guidance_scale=2.0), True),
+        (DrawSettings(), False),
+        (DrawSettings(0.0), True),
+        (DrawSettings(0.8, top_k=5, top_p=0.9, guidance_scale=2.0), True),
     ],
     ids=["plain", "greedy", "filtered and guided"],
 )
@@ -89,7 +89,7 @@ def test_a_rows_steps_use_fixed_buffers_alone(mask, attention, rule, known, monk
 
 @torch.no_grad()
 def test_a_reach_over_the_whole_map_changes_nothing_but_roundings():
-    network, whole = (network_of("include", True, DrawingRule(), True) for _ in range(2))
+    network, whole = (network_of("include", True, DrawSettings(), True) for _ in range(2))
     for i in range(4):
         for each in (network, whole):
             each.start_row(i)

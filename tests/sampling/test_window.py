@@ -10,7 +10,7 @@ from vqvae2_fast.sampling import Pipeline, interface_of, plan_of, sample_codes, 
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.request import DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.priors import DRAWING_RULES, MASKS, prior_inputs, tiny_prior
 
@@ -29,10 +29,9 @@ def drawn(prior, inputs, window, **arguments):
         inputs["labels"],
         inputs.get("known"),
         noise,
-        DrawingRule(**arguments),
+        DrawSettings(**arguments, window=window),
         want_log_prob=True,
         want_logits=True,
-        window=window,
     )
     result, parts = draw_cpu_timed(plan_of(prior, interface_of(prior)), request)
     return (result.codes, result.log_prob, result.logits), parts["steps"]

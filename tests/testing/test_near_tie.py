@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vqvae2_fast.sampling import sample_codes
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.near_tie import NearTie, _gaps, assert_near_tie, near_tie
 from vqvae2_fast.testing.priors import tiny_prior
 
@@ -18,28 +18,28 @@ def gap(rule, code, error=1e-3, logits=LOGITS):
 
 
 def test_a_code_within_the_tolerance_counts_as_not_best_but_holds():
-    assert gap(DrawingRule(), 0) == (True, True)
-    assert gap(DrawingRule(), 1) == (True, False)
+    assert gap(DrawSettings(), 0) == (True, True)
+    assert gap(DrawSettings(), 1) == (True, False)
 
 
 def test_a_code_beyond_the_tolerance_does_not_hold():
-    assert gap(DrawingRule(), 2) == (False, True)
-    assert gap(DrawingRule(), 0, error=1e-4) == (False, True)
+    assert gap(DrawSettings(), 2) == (False, True)
+    assert gap(DrawSettings(), 0, error=1e-4) == (False, True)
 
 
 def test_tolerance_is_four_errors_over_the_temperature():
-    _, _, tolerance = _gaps(DrawingRule(temperature=0.5), LOGITS, ZERO, torch.tensor([0]), 1e-3)
+    _, _, tolerance = _gaps(DrawSettings(temperature=0.5), LOGITS, ZERO, torch.tensor([0]), 1e-3)
     assert tolerance == pytest.approx(8e-3)
 
 
 def test_a_code_at_the_edge_of_a_filter_holds():
     # Top-1 keeps code 1; within the error it could as well keep code 0, never code 2.
-    assert gap(DrawingRule(top_k=1), 0)[0]
-    assert not gap(DrawingRule(top_k=1), 2)[0]
+    assert gap(DrawSettings(top_k=1), 0)[0]
+    assert not gap(DrawSettings(top_k=1), 2)[0]
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    assert gap(DrawingRule(top_p=0.5), 1, error=1e-5, logits=logits) == (False, True)
+    assert gap(DrawSettings(top_p=0.5), 1, error=1e-5, logits=logits) == (False, True)
     noise = torch.tensor([[0.0, 5.0, 0.0]])
-    gaps, _, tolerance = _gaps(DrawingRule(top_p=0.5), logits, noise, torch.tensor([1]), 1e-5)
+    gaps, _, tolerance = _gaps(DrawSettings(top_p=0.5), logits, noise, torch.tensor([1]), 1e-5)
     assert gaps[0] <= tolerance
 
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.commands.sample import batch_of_drawing, draw_into
 from vqvae2_fast.data import in_order
-from vqvae2_fast.data.mapped_images import map_images, samples_of_folder
 from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.stored_images import samples_of_folder, store_images
 from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import as_json, compare_sets, least_for_distances
@@ -21,8 +20,10 @@ from vqvae2_fast.metrics.features import ClassifierFeatures, measure_names
 from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
 from vqvae2_fast.report.grids import sample_grid
 from vqvae2_fast.report.trade_off import plot_trade_off
-from vqvae2_fast.sampling.draw_plan import DrawPlan, batches_of, drawing_settings
+from vqvae2_fast.runs.interrupt import stop_requests
+from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
 from vqvae2_fast.sampling.rejection import class_probability, keep_share
+from vqvae2_fast.sampling.series import SampleSeries, resolved_settings
 from vqvae2_fast.training.cas import CasRow, classification_accuracy_score
 from vqvae2_fast.training.classifier import check_classes
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vqvae2_fast.console import Progress
-    from vqvae2_fast.data import ImageSource, ImageTensorDataset
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.data.stored_images import StoredImages
     from vqvae2_fast.metrics.feature_set import FeatureSet
     from vqvae2_fast.metrics.features import FeatureExtractor
     from vqvae2_fast.models.classifier import Classifier
@@ -189,40 +191,48 @@ class SampleEvaluation:
             "sampled": ImageSubset(sampled, rows),
         }
 
-    def _samples(self, reference: ImageSubset) -> ImageTensorDataset:
+    def _samples(self, reference: ImageSubset) -> StoredImages:
         folder = self.options.samples
         if folder is None:
             folder = self.out / "samples"
             labels = tuple(reference.labels.tolist()) if self.pipeline.num_classes else ()
             none = self.pipeline.num_classes
             labels = tuple(none if label < 0 else label for label in labels)
-            settings = drawing_settings(
-                self.pipeline,
-                seed=self.options.seed,
-                temperature=(1.0,),
-                top_k=(0,),
-                top_p=(1.0,),
-                guidance_scale=(1.0,),
-                engine="auto",
+            settings = resolved_settings(self.pipeline, seed=self.options.seed)
+            series = SampleSeries(self.pipeline, self.class_names, settings, labels)
+            self._draw(series, folder, self.options.images)
+        return samples_of_folder(folder, self.out / "work" / "samples.raw", self.class_names)
+
+    def _draw(self, series: SampleSeries, path: Path, count: int) -> None:
+        with (
+            closing(SampleFolder.begin(path, count, series.identity(), resume=True)) as folder,
+            stop_requests() as stop,
+        ):
+            missing = folder.missing()
+            wanted = sum(map(len, missing))
+            draw_into(
+                folder,
+                series,
+                batches_of(missing, best_batch_size(self.pipeline)),
+                self.progress,
+                wanted=wanted,
+                before=count - wanted,
+                after_row=lambda done: stop.check(
+                    f"{done} of {count} samples are whole in {path}; the same command continues."
+                ),
             )
-            plan = DrawPlan(self.pipeline, self.class_names, settings, labels)
-            count = self.options.images
-            with closing(SampleFolder.begin(folder, count, plan.identity(), resume=True)) as begun:
-                batches = batches_of(begun.missing(), batch_of_drawing(self.pipeline))
-                draw_into(begun, plan, batches, self.progress, count)
-                begun.finish()
-        return samples_of_folder(folder, self.out / "work" / "samples.npy", self.class_names)
+            folder.finish()
 
     @torch.no_grad()
-    def _reconstructed(self, name: str, images: ImageSource) -> ImageTensorDataset:
+    def _reconstructed(self, name: str, images: ImageSource) -> StoredImages:
         vqvae = self.pipeline.vqvae
         batches = (
             (vqvae.decode(vqvae.encode(batch.to(self.device))), labels)
             for batch, labels in in_order(images, _BATCH)
         )
-        path = self.out / "work" / f"reconstructed_{name}.npy"
+        path = self.out / "work" / f"reconstructed_{name}.raw"
         with self.progress.task(f"reconstruct {name}", len(images)) as task:
-            return map_images(path, len(images), _counted(batches, task), images.class_names)
+            return store_images(path, len(images), _counted(batches, task), images.class_names)
 
     def _features(self, extractor: FeatureExtractor, name: str, images: ImageSource) -> FeatureSet:
         folder = self.out / "work" / extractor.name / name

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import time
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass, field, fields
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,35 +20,26 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.report.grids import pictures
 from vqvae2_fast.report.samples import folder_grid
-from vqvae2_fast.runs.interrupt import InterruptedRun, stop_requests
+from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.sampling import interface_of
-from vqvae2_fast.sampling.draw_plan import (
-    DrawPlan,
-    Judge,
-    batches_of,
-    drawing_settings,
-    labels_of,
-)
+from vqvae2_fast.sampling import DrawSettings
+from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
 from vqvae2_fast.sampling.known import open_known
 from vqvae2_fast.sampling.rejection import RejectionRule
-from vqvae2_fast.sampling.stream import codes_per_image, draw_batch
+from vqvae2_fast.sampling.series import Judge, SampleSeries, labels_of, resolved_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae2_fast.console.progress import Task
     from vqvae2_fast.sampling import Pipeline
 
-__all__ = ["Sample", "batch_of_drawing", "draw_into"]
+__all__ = ["Sample"]
 
 _COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each of the known ones
-# Codes of a batch without --batch-size: 128 images of emoji32, 8 of 256x256, from where on the
-# engine gains little by more.
-_BATCH_CODES, _BATCH_IMAGES = 40_960, 128
+_MOST_SAMPLES = 2**32  # the noise has 32 bits for the number of a sample
 
 
 @dataclass(kw_only=True)
@@ -93,6 +82,9 @@ class Sample(Command):
     """Keep samples of this probability or more."""
     engine: str = "auto"
     """How codes are drawn, see `sample_codes`; `auto` takes the fastest exact one."""
+    window: tuple[int, ...] = ()
+    """Codes that an engine computes at once, see `sample_codes`: faster for some priors, and never
+    another image. One value, or one per level."""
     batch_size: int = 0
     """Images drawn at a time; 0 chooses by their size."""
     out: Path | None = None
@@ -105,19 +97,21 @@ class Sample(Command):
         for name, value in (("n", self.n), ("batch-size", self.batch_size or None)):
             if value is not None and value < 1:
                 raise ValueError(f"--{name}: expected 1 or more, got {value}.")
+        if self.n is not None and self.n > _MOST_SAMPLES:
+            raise ValueError(f"--n: expected at most {_MOST_SAMPLES}, got {self.n}.")
         if self.resume and self.out is None:
-            raise ValueError("--resume: name the folder to go on with by --out.")
+            raise ValueError("--resume: name the folder to continue with by --out.")
         if self.out is not None:
             check_out(self.out)
         ranks = Ranks.of_this_run()
-        plan = self._plan(ranks)
-        most = _COUNT if plan.known is None else _COMPLETIONS * len(plan.known)
-        total = self.n or min(_COUNT, most) // plan.group * plan.group or plan.group
-        if total % plan.group:
+        series = self._series(ranks)
+        most = _COUNT if series.known is None else _COMPLETIONS * len(series.known)
+        total = self.n or min(_COUNT, most) // series.group * series.group or series.group
+        if total % series.group:
             raise ValueError(
-                f"--n: expected a multiple of the {plan.group} candidates of --best, got {total}."
+                f"--n: expected a multiple of the {series.group} candidates of --best, got {total}."
             )
-        size = self.batch_size or batch_of_drawing(plan.pipeline)
+        size = self.batch_size or best_batch_size(series.pipeline)
         with ExitStack() as stack:
             begun: list[SampleFolder] = []
 
@@ -125,38 +119,78 @@ class Sample(Command):
                 out = self.out or _free_folder(Path("runs/samples"))
                 with _explained(out):
                     folder = SampleFolder.begin(
-                        out, total, plan.identity(), resume=self.resume, alone=ranks.count == 1
+                        out, total, series.identity(), resume=self.resume, alone=ranks.count == 1
                     )
                     begun.append(stack.enter_context(closing(folder)))
-                    return {"out": str(out), "missing": folder.missing(plan.group)}
+                    missing = folder.missing(series.group)
+                    return {"out": str(out), "missing": [(r.start, r.stop) for r in missing]}
 
             told = ranks.told_by_first(begin)
             out = Path(told["out"])
             if not begun:
                 begun.append(stack.enter_context(closing(SampleFolder.join(out, total))))
-            batches = batches_of(told["missing"], size, plan.group)[ranks.rank :: ranks.count]
+            missing = [range(*bounds) for bounds in told["missing"]]
             # The first process speaks for all, which share the work evenly.
             progress = Progress(quiet=self.quiet or ranks.rank > 0)
             with _explained(out):
-                draw_into(begun[0], plan, batches, progress, total if ranks.count == 1 else None)
-                return self._finish(begun[0], plan, ranks)
+                self._draw(begun[0], series, missing, size, progress, ranks)
+                return self._finish(begun[0], series, ranks)
 
-    def _plan(self, ranks: Ranks) -> DrawPlan:
+    def _draw(
+        self,
+        folder: SampleFolder,
+        series: SampleSeries,
+        missing: list[range],
+        size: int,
+        progress: Progress,
+        ranks: Ranks,
+    ) -> None:
+        """Draw this process's share of the missing samples."""
+
+        def own() -> Iterator[range]:
+            batches = batches_of(missing, size, series.group)
+            return islice(batches, ranks.rank, None, ranks.count)
+
+        wanted = sum(map(len, own()))
+        before = 0 if ranks.count > 1 else folder.count - wanted
+        with stop_requests() as stop:
+            draw_into(
+                folder,
+                series,
+                own(),
+                progress,
+                wanted=wanted,
+                before=before,
+                after_row=lambda done: stop.check(
+                    f"{done} of {before + wanted} images are whole and in the index. Continue with "
+                    f"--resume --out {folder.path}."
+                ),
+            )
+
+    def _series(self, ranks: Ranks) -> SampleSeries:
         pipeline, class_names = self.models.open(ranks.device(self.prepare()))
-        recommended = self.models.recommended()
-        settings = drawing_settings(
-            pipeline,
-            seed=self.seed,
-            temperature=self.temperature or recommended.get("temperature", (1.0,)),
-            top_k=self.top_k or (0,),
-            top_p=self.top_p or (1.0,),
-            guidance_scale=self.guidance_scale or recommended.get("guidance_scale", (1.0,)),
-            engine=self.engine,
-        )
+        settings = resolved_settings(pipeline, **self._settings(len(pipeline.priors)))
         known = None if self.known is None else open_known(self.known, self.keep, pipeline)
         classes, known_labels = labels_of(self.label, class_names, pipeline.num_classes, known)
         judge = self._judge(pipeline, class_names, classes)
-        return DrawPlan(pipeline, class_names, settings, classes, known, known_labels, judge)
+        return SampleSeries(pipeline, class_names, settings, classes, known, known_labels, judge)
+
+    def _settings(self, num_levels: int) -> dict[str, Any]:
+        """The settings that are named, or else recommended."""
+        settings: dict[str, Any] = dict(self.models.recommended())
+        for setting in fields(DrawSettings):
+            name, value = setting.name, getattr(self, setting.name)
+            if not isinstance(value, tuple):
+                settings[name] = value
+            elif len(value) not in (0, 1, num_levels):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected one value, or {num_levels}, one per "
+                    f"level ({', '.join(level_names(num_levels))}), got {len(value)}."
+                )
+            elif value:
+                values = tuple(k or None for k in value) if name == "top_k" else value
+                settings[name] = values * (num_levels // len(values))
+        return settings
 
     def _judge(
         self, pipeline: Pipeline, class_names: tuple[str, ...], classes: tuple[int, ...]
@@ -179,7 +213,7 @@ class Sample(Command):
         keep, among = self.best or (1, 1)
         return Judge(model, RejectionRule(keep, among, self.threshold))
 
-    def _finish(self, folder: SampleFolder, plan: DrawPlan, ranks: Ranks) -> Result:
+    def _finish(self, folder: SampleFolder, series: SampleSeries, ranks: Ranks) -> Result:
         out = folder.path
         if not folder.finish():
             if ranks.rank:
@@ -189,94 +223,24 @@ class Sample(Command):
         kept = sum(row["file"] is not None for row in read_index(out))
         if kept:
             with renamed_into_place(picture) as part:
-                folder_grid(out, plan.known).save(part, format="PNG")
+                folder_grid(out, series.known).save(part, format="PNG")
         values = {
             "images": kept,
             "drawn": folder.count,
             "folder": str(out / "images"),
             "index": str(out / "samples.jsonl"),
             "picture": str(picture),
-            "classes": [plan.class_name(label) for label in plan.classes],
-            "settings": vars(plan.settings),
+            "classes": [series.class_name(label) for label in series.classes],
+            "settings": series.drawing(),
         }
         return Result(
             values,
             [
-                f"{kept} images in {out / 'images'} ({_described(plan)})",
-                *([] if plan.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
+                f"{kept} images in {out / 'images'} ({_described(series)})",
+                *([] if series.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
                 f"picture: {picture}",
             ],
-        )
-
-
-def batch_of_drawing(pipeline: Pipeline) -> int:
-    """Images that are best drawn at a time."""
-    return max(1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(pipeline)))
-
-
-def draw_into(
-    folder: SampleFolder,
-    plan: DrawPlan,
-    batches: list[range],
-    progress: Progress,
-    total: int | None = None,
-) -> None:
-    """Draw batches of samples into a folder.
-
-    Args:
-        total: Samples of the folder, of which those not in `batches` are done already.
-    """
-    each, wanted = codes_per_image(plan.pipeline), sum(map(len, batches))
-    if not wanted:
-        return
-    before = 0 if total is None else total - wanted
-    with progress.task("sample", (before + wanted) * each, before * each) as task:
-        pace = _Pace(plan.pipeline, task, before, before + wanted)
-        with stop_requests() as stop:
-            for samples in batches:
-
-                def drawn_row(level: int, row: int, rows: int, size: int = len(samples)) -> None:
-                    pace.update(size, level, row / rows)
-                    if stop.number is not None:
-                        # What is drawn of this batch is lost; nothing of it is on the disk.
-                        raise InterruptedRun(
-                            f"sample: stopped by signal {stop.number}; {pace.images} of "
-                            f"{pace.total} images are whole and in the index. Go on with "
-                            f"--resume --out {folder.path}.",
-                            stop.number,
-                        )
-
-                drawn = draw_batch(
-                    plan.pipeline, samples, plan.settings, progress=drawn_row, **plan.batch(samples)
-                )
-                kept, probabilities = plan.judged(drawn)
-                images = [
-                    image if keep else None
-                    for image, keep in zip(pictures(drawn.images), kept, strict=True)
-                ]
-                folder.add(samples, images, plan.rows(drawn, probabilities))
-                pace.images += len(samples)
-                pace.update(0, 0, 0.0)
-
-
-class _Pace:
-    """How far a run is, and how fast: `images` of `total` are written."""
-
-    def __init__(self, pipeline: Pipeline, task: Task, images: int, total: int) -> None:
-        self.images, self.total = images, total
-        self._sizes = [math.prod(interface_of(prior).size) for prior in pipeline.priors]
-        self._task, self._first, self._start = task, images, time.monotonic()
-
-    def update(self, batch: int, level: int, share: float) -> None:
-        """A share of a level's codes is drawn for so many images more."""
-        each = sum(self._sizes)
-        codes = self.images * each
-        codes += int(batch * (sum(self._sizes[:level]) + self._sizes[level] * share))
-        rate = (codes - self._first * each) / max(1e-9, time.monotonic() - self._start)
-        self._task.update(
-            codes,
-            f"{self.images}/{self.total} images  {rate:,.0f} codes/s  {rate / each:.3g} images/s",
         )
 
 
@@ -298,15 +262,15 @@ def _free_folder(path: Path) -> Path:
     return next(folder for folder in numbered if not folder.exists())
 
 
-def _described(plan: DrawPlan) -> str:
+def _described(series: SampleSeries) -> str:
     """Classes and settings in words."""
     parts = []
-    if plan.classes == tuple(range(plan.pipeline.num_classes)) and len(plan.classes) > 1:
-        parts.append(f"{len(plan.classes)} classes")
-    elif plan.classes:
-        parts.append(", ".join(plan.class_name(label) or "no class" for label in plan.classes))
-    settings = vars(plan.settings)
-    parts.append(f"seed {plan.settings.seed}")
+    if series.classes == tuple(range(series.pipeline.num_classes)) and len(series.classes) > 1:
+        parts.append(f"{len(series.classes)} classes")
+    elif series.classes:
+        parts.append(", ".join(series.class_name(label) or "no class" for label in series.classes))
+    settings = series.drawing()
+    parts.append(f"seed {settings['seed']}")
     for name, none in (("temperature", 1), ("top_k", None), ("top_p", None), ("guidance_scale", 1)):
         values = settings[name]
         if any(value != none for value in values):

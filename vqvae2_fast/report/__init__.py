@@ -3,7 +3,6 @@
 from vqvae2_fast.report.grids import (
     image_grid,
     picture_of_reconstructions,
-    pictures,
     reconstruction_grid,
     sample_grid,
 )
@@ -13,7 +12,6 @@ __all__ = [
     "Section",
     "image_grid",
     "picture_of_reconstructions",
-    "pictures",
     "reconstruction_grid",
     "sample_grid",
     "write_report",

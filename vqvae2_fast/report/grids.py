@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data import in_order
+from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.files import write_picture
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = [
     "image_grid",
     "picture_of_reconstructions",
-    "pictures",
     "reconstruction_grid",
     "sample_grid",
 ]
@@ -125,9 +125,3 @@ def block_columns(count: int) -> int:
     if count <= 6:
         return max(1, count)
     return min(range(12, 5, -1), key=lambda columns: -count % columns)
-
-
-def pictures(images: Tensor) -> list[Image.Image]:
-    """Images `[N, C, H, W]` in [-1, 1] as RGB ones, grey ones of one channel."""
-    pixels = to_uint8(images).cpu().permute(0, 2, 3, 1).numpy()  # [N, C, H, W] -> [N, H, W, C]
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

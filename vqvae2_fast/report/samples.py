@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from vqvae2_fast.data import to_float
-from vqvae2_fast.data.sample_folder import read_index
+from vqvae2_fast.data.sample_folder import read_index, read_sample
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.report.grids import image_grid, sample_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from PIL import Image
     from torch import Tensor
 
     from vqvae2_fast.sampling.known import Known
@@ -78,9 +78,8 @@ def _completions(folder: Path, known: Known) -> Image.Image:
 
 def _read(folder: Path, rows: list[dict[str, Any]]) -> Tensor:
     """Images of the index's rows, float `[N, C, H, W]` in [-1, 1]."""
-    images = []
-    for row in rows:
-        with Image.open(folder / row["file"], formats=("PNG",)) as image:
-            pixels = np.array(image)
-        images.append(torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1))
+    images = [read_sample(folder, row["sample"]) for row in rows]
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"{printable(folder)}: expected images of one size, got {sorted(shapes)}.")
     return to_float(torch.stack(images))

@@ -37,6 +37,11 @@ class StopRequest:
     number: int | None = None
     since: float = 0.0
 
+    def check(self, message: str) -> None:
+        """Raises InterruptedRun if a signal came; the message follows the signal's number."""
+        if self.number is not None:
+            raise InterruptedRun(f"stopped by signal {self.number}; {message}", self.number)
+
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:

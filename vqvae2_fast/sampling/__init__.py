@@ -1,20 +1,19 @@
 """Sampling: code maps and images drawn from priors, by engines that all draw the same codes."""
 
+from vqvae2_fast.sampling.batches import SampleBatch, draw_batch, stream_images
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images, sample_levels
 from vqvae2_fast.sampling.plan import SamplingPlan
 from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
-from vqvae2_fast.sampling.rule import DrawingRule
 from vqvae2_fast.sampling.sampler import (
     choose_engine,
     sample_codes,
     score_codes,
     teacher_forced_logits,
 )
-from vqvae2_fast.sampling.stream import DrawSettings, SampleBatch, draw_batch, stream_images
+from vqvae2_fast.sampling.settings import DrawSettings, level_settings
 
 __all__ = [
     "DrawSettings",
-    "DrawingRule",
     "Pipeline",
     "PriorInterface",
     "SampleBatch",
@@ -22,6 +21,7 @@ __all__ = [
     "choose_engine",
     "draw_batch",
     "interface_of",
+    "level_settings",
     "plan_of",
     "sample_codes",
     "sample_images",

@@ -23,7 +23,7 @@ class DrawNoise:
         given: float32 `[B, H, W, K]`, or None: then the noise is `ops.gumbel_noise`.
 
     Raises:
-        ValueError: A seed, stream or sample number that Philox's counter has no room for.
+        ValueError: A stream or sample number that Philox's counter has no room for.
     """
 
     batch_size: int
@@ -37,8 +37,6 @@ class DrawNoise:
 
     def __post_init__(self) -> None:
         # Here and not in the operator alone: a compiled engine makes its noise itself.
-        if not -(1 << 63) <= self.seed < 1 << 64:
-            raise ValueError(f"sample_codes: expected a seed of 64 bits, got {self.seed}.")
         if not 0 <= self.stream < 1 << 16:
             raise ValueError(f"sample_codes: expected stream in 0..65535, got {self.stream}.")
         if self.first_sample < 0 or self.first_sample + self.batch_size > 1 << 32:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.prior import interface_of
-from vqvae2_fast.sampling.sampler import evaluating, sample_codes
+from vqvae2_fast.sampling.sampler import draw
+from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Pipeline", "decoded", "sample_images", "sample_levels"]
+    from vqvae2_fast.sampling.request import Drawn
+    from vqvae2_fast.sampling.settings import DrawSettings
+
+__all__ = ["Pipeline", "decoded", "draw_levels", "sample_images", "sample_levels"]
 
 
 class Decoder(Protocol):
@@ -56,42 +61,19 @@ class Pipeline:
         return max(interface_of(prior).num_classes for prior in self.priors)
 
 
-_Value = TypeVar("_Value")
-
-
-def sample_levels(
+def draw_levels(
     pipeline: Pipeline,
     batch_size: int,
+    settings: Sequence[DrawSettings],
     *,
     labels: Tensor | None = None,
-    seed: int = 0,
     first_sample: int = 0,
-    temperature: float | Sequence[float] = 1.0,
-    top_k: int | None | Sequence[int | None] = None,
-    top_p: float | None | Sequence[float | None] = None,
-    guidance_scale: float | Sequence[float] = 1.0,
     known: Sequence[Tensor | None] | None = None,
-    engine: str = "auto",
     return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
-    window: int | Sequence[int] = 1,
-) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
-    """Draw the code maps of all levels, coarse to fine; arguments as in `sample_images`.
-
-    Args:
-        return_log_prob: Also return float32 `[B, h, w]` per level, as `sample_codes` does.
-    """
+) -> list[Drawn]:
+    """What `sample_levels` draws, level by level, with the settings of each level as one object."""
     num_levels = len(pipeline.priors)
-    values = {
-        name: _per_level(name, value, num_levels)
-        for name, value in (
-            ("temperature", temperature),
-            ("top_k", top_k),
-            ("top_p", top_p),
-            ("guidance_scale", guidance_scale),
-            ("window", window),
-        )
-    }
     if known is not None and len(known) != num_levels:
         raise ValueError(
             f"sample_images: expected known to be a list of {num_levels} maps or None, coarse to "
@@ -100,39 +82,63 @@ def sample_levels(
     if pipeline.num_classes == 0:
         if labels is not None:
             raise ValueError("sample_images: expected no labels: no prior has classes.")
-        if any(scale != 1.0 for scale in values["guidance_scale"]):
+        scales = [level.guidance_scale for level in settings if level.guided]
+        if scales:
             raise ValueError(
-                "sample_images: expected guidance_scale=1: no prior has classes, got "
-                f"{guidance_scale}."
+                f"sample_images: expected guidance_scale=1: no prior has classes, got {scales[0]}."
             )
-    maps: list[Tensor] = []
-    log_probs: list[Tensor] = []
-    for level, prior in enumerate(pipeline.priors):
-        arguments: dict[str, Any] = {name: value[level] for name, value in values.items()}
-        if interface_of(prior).num_classes == 0:
-            # A level without classes is drawn as it is; the others still take label and guidance.
-            arguments["guidance_scale"] = 1.0
-            arguments["labels"] = None
-        else:
-            arguments["labels"] = labels
-        codes = sample_codes(
-            prior,
-            batch_size,
-            condition=maps,
-            seed=seed,
-            first_sample=first_sample,
-            stream=level,
-            known=None if known is None else known[level],
-            engine=engine,
-            return_log_prob=return_log_prob,
-            progress=None if progress is None else _at_level(progress, level),
-            **arguments,
+    drawn: list[Drawn] = []
+    for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
+        # A level without classes is drawn without label and guidance; the others still take them.
+        has_classes = interface_of(prior).num_classes > 0
+        drawn.append(
+            draw(
+                prior,
+                batch_size,
+                own if has_classes else replace(own, guidance_scale=1.0),
+                condition=[coarser.codes for coarser in drawn],
+                labels=labels if has_classes else None,
+                known=None if known is None else known[level],
+                first_sample=first_sample,
+                stream=level,
+                return_log_prob=return_log_prob,
+                progress=None if progress is None else partial(progress, level),
+            )
         )
-        if isinstance(codes, tuple):
-            codes, log_prob = codes
-            log_probs.append(log_prob)
-        maps.append(codes)
-    return (maps, log_probs) if return_log_prob else maps
+    return drawn
+
+
+def sample_levels(
+    pipeline: Pipeline,
+    batch_size: int,
+    *,
+    labels: Tensor | None = None,
+    first_sample: int = 0,
+    known: Sequence[Tensor | None] | None = None,
+    return_log_prob: bool = False,
+    progress: Callable[[int, int, int], None] | None = None,
+    **settings: Any,
+) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+    """Draw the code maps of all levels, coarse to fine; arguments as in `sample_images`.
+
+    Args:
+        return_log_prob: Also return float32 `[B, h, w]` per level, as `sample_codes` does.
+        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
+    """
+    drawn = draw_levels(
+        pipeline,
+        batch_size,
+        level_settings(len(pipeline.priors), **settings),
+        labels=labels,
+        first_sample=first_sample,
+        known=known,
+        return_log_prob=return_log_prob,
+        progress=progress,
+    )
+    maps = [level.codes for level in drawn]
+    if not return_log_prob:
+        return maps
+    return maps, [level.log_prob for level in drawn if level.log_prob is not None]
 
 
 def sample_images(
@@ -169,23 +175,26 @@ def sample_images(
     Raises:
         ValueError, TypeError: As `sample_codes`, or a list that has not one entry per level.
     """
-    maps = sample_levels(
-        pipeline,
-        batch_size,
-        labels=labels,
+    settings = level_settings(
+        len(pipeline.priors),
         seed=seed,
-        first_sample=first_sample,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         guidance_scale=guidance_scale,
-        known=known,
         engine=engine,
         window=window,
+    )
+    drawn = draw_levels(
+        pipeline,
+        batch_size,
+        settings,
+        labels=labels,
+        first_sample=first_sample,
+        known=known,
         progress=progress,
     )
-    assert isinstance(maps, list)
-    return decoded(pipeline, maps)
+    return decoded(pipeline, [level.codes for level in drawn])
 
 
 def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
@@ -195,18 +204,3 @@ def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
             return pipeline.vqvae.decode(maps).clamp(-1, 1)
         with evaluating(pipeline.vqvae):
             return pipeline.vqvae.decode(maps).clamp(-1, 1)
-
-
-def _per_level(name: str, value: _Value | Sequence[_Value], num_levels: int) -> Sequence[_Value]:
-    if not isinstance(value, Sequence):
-        return [value] * num_levels
-    if len(value) != num_levels:
-        raise ValueError(
-            f"sample_images: expected {name} to be one value or {num_levels}, one per level coarse "
-            f"to fine, got {len(value)}."
-        )
-    return value
-
-
-def _at_level(progress: Callable[[int, int, int], None], level: int) -> Callable[[int, int], None]:
-    return lambda done, total: progress(level, done, total)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.sampling.noise import DrawNoise
-    from vqvae2_fast.sampling.rule import DrawingRule
+    from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = ["DrawRequest", "Drawn"]
 
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """Arguments of a draw, all on the prior's device.
+    """The checked arguments of a draw, all on the prior's device.
 
     Args:
         batch_size: B.
@@ -29,7 +29,6 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
-        window: Codes of a step, guesses but the first; engines `cpu` and `cuda` know more than one.
     """
 
     batch_size: int
@@ -37,16 +36,15 @@ class DrawRequest:
     labels: Tensor | None
     known: Tensor | None
     noise: DrawNoise
-    rule: DrawingRule
+    settings: DrawSettings
     want_log_prob: bool = False
     want_logits: bool = False
     progress: Callable[[int, int], None] | None = None
-    window: int = 1
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Result of a draw.
+    """The result of a draw.
 
     Args:
         codes: int64 `[B, H, W]`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from vqvae2_fast.models.code_checks import (
     check_range,
 )
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
@@ -24,17 +24,16 @@ from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     Progress = Callable[[int, int], None]
 
 __all__ = [
     "ENGINES",
     "choose_engine",
-    "evaluating",
     "sample_codes",
     "score_codes",
     "teacher_forced_logits",
@@ -157,20 +156,59 @@ def sample_codes(
     Note:
         The first call folds the prior's weights into a plan, kept with the prior until they change.
     """
-    interface = interface_of(prior)
-    device = device_of(prior)
+    settings = DrawSettings(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        engine=engine,
+        window=window,
+    )
+    drawn = draw(
+        prior,
+        batch_size,
+        settings,
+        condition=condition,
+        labels=labels,
+        known=known,
+        noise=noise,
+        first_sample=first_sample,
+        stream=stream,
+        return_log_prob=return_log_prob,
+        progress=progress,
+    )
+    if return_log_prob:
+        assert drawn.log_prob is not None
+        return drawn.codes, drawn.log_prob
+    return drawn.codes
+
+
+def draw(
+    prior: nn.Module,
+    batch_size: int,
+    settings: DrawSettings,
+    *,
+    condition: Sequence[Tensor] | Tensor | None = None,
+    labels: Tensor | None = None,
+    known: Tensor | None = None,
+    noise: Tensor | None = None,
+    first_sample: int = 0,
+    stream: int = 0,
+    return_log_prob: bool = False,
+    progress: Progress | None = None,
+) -> Drawn:
+    """`sample_codes` with its settings as one object."""
+    where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
     if batch_size < 1:
-        raise ValueError(f"sample_codes: expected batch_size >= 1, got {batch_size}.")
-    if not isinstance(window, int) or window < 1:
-        raise ValueError(f"sample_codes: expected window an integer >= 1, got {window!r}.")
-    rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
-    if rule.guided and interface.num_classes == 0:
+        raise ValueError(f"{where}: expected batch_size >= 1, got {batch_size}.")
+    if settings.guided and interface.num_classes == 0:
         raise ValueError(
-            f"sample_codes: expected guidance_scale=1 for a prior without classes, got "
-            f"{guidance_scale}."
+            f"{where}: expected guidance_scale=1 for a prior without classes, got "
+            f"{settings.guidance_scale}."
         )
     if known is not None:
-        _check_codes("sample_codes", "known", known, interface, batch_size, lowest=-1)
+        _check_codes(where, "known", known, interface, batch_size, lowest=-1)
     if noise is not None:
         _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
@@ -178,29 +216,21 @@ def sample_codes(
         interface.size[1],
         interface.num_embeddings,
         device,
-        seed,
+        settings.seed,
         first_sample,
         stream,
         given=None if noise is None else noise.to(device),
     )
     request = DrawRequest(
         batch_size,
-        *_checked_context("sample_codes", interface, batch_size, condition, labels, device),
+        *_checked_context(where, interface, batch_size, condition, labels, device),
         known=None if known is None else known.to(device),
         noise=drawn_noise,
-        rule=rule,
+        settings=settings,
         want_log_prob=return_log_prob,
         progress=progress,
-        window=window,
     )
-    drawn = _draw(prior, interface, request, engine)
-    # Clones are ordinary tensors, where an engine's own are inference tensors: these could not be
-    # used where a gradient is wanted.
-    codes = drawn.codes.clone()
-    if return_log_prob:
-        assert drawn.log_prob is not None
-        return codes, drawn.log_prob.clone()
-    return codes
+    return _draw(prior, interface, request)
 
 
 def teacher_forced_logits(
@@ -222,7 +252,7 @@ def teacher_forced_logits(
     where = "teacher_forced_logits"
     logits = _teacher_forced(where, prior, codes, condition, labels, engine, logits=True).logits
     assert logits is not None
-    return logits.clone()
+    return logits
 
 
 def score_codes(
@@ -250,7 +280,7 @@ def score_codes(
     where = "score_codes"
     log_prob = _teacher_forced(where, prior, codes, condition, labels, engine).log_prob
     assert log_prob is not None
-    return log_prob.clone()
+    return log_prob
 
 
 def _teacher_forced(
@@ -273,34 +303,30 @@ def _teacher_forced(
         *_checked_context(where, interface, batch_size, condition, labels, device),
         known=codes.to(device),
         noise=DrawNoise(batch_size, interface.size[1], interface.num_embeddings, device),
-        rule=DrawingRule(temperature=0.0),
+        settings=DrawSettings(temperature=0.0, engine=engine),
         want_log_prob=not logits,
         want_logits=logits,
     )
-    return _draw(prior, interface, request, engine)
+    return _draw(prior, interface, request)
 
 
-def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest, engine: str) -> Drawn:
-    name, _ = choose_engine(engine, prior)
-    if request.window > 1 and name in ("eager", "reference"):
+def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> Drawn:
+    settings = request.settings
+    name, _ = choose_engine(settings.engine, prior)
+    if settings.window > 1 and name in ("eager", "reference"):
         raise NotImplementedError(
             f"sample_codes: engine {name} draws one code at a time; expected window=1 or "
-            f"engine cpu or cuda, got window={request.window}."
+            f"engine cpu or cuda, got window={settings.window}."
         )
     with evaluating(prior):
-        return {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and each of its modules back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+        drawn = {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
+    # Clones are ordinary tensors. An engine's own are inference tensors, which cannot be used where
+    # a gradient is wanted.
+    return Drawn(
+        drawn.codes.clone(),
+        None if drawn.log_prob is None else drawn.log_prob.clone(),
+        None if drawn.logits is None else drawn.logits.clone(),
+    )
 
 
 def _checked_context(

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import as_maps
+from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import interface_of
-from vqvae2_fast.sampling.rule import DrawingRule
-from vqvae2_fast.sampling.sampler import evaluating, teacher_forced_logits
+from vqvae2_fast.sampling.sampler import teacher_forced_logits
+from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,7 @@ def near_tie(
     good as the best of the codes that are in whatever the error.
     """
     interface = interface_of(prior)
-    rule = DrawingRule(temperature, top_k, top_p, guidance_scale)
+    settings = DrawSettings(temperature, top_k, top_p, guidance_scale)
     height, width = interface.size
     maps, num_embeddings = as_maps(condition), interface.num_embeddings
 
@@ -92,16 +93,18 @@ def near_tie(
         return tuple(x.permute(0, 2, 3, 1).reshape(-1, num_embeddings) for x in (reference, own))
 
     reference, own = logits_of(labels)
-    if rule.guided:
+    if settings.guided:
         assert labels is not None
         without = logits_of(torch.full_like(labels, interface.num_classes))
-        reference, own = rule.guide(reference, without[0]), rule.guide(own, without[1])
+        reference, own = settings.guide(reference, without[0]), settings.guide(own, without[1])
     error = float((reference - own).abs().max())
     source = DrawNoise(
         codes.shape[0], width, num_embeddings, codes.device, seed, first_sample, stream, noise
     )
     rows = torch.stack([source.row(i) for i in range(height)], dim=1)  # [B, H, W, K]
-    gaps, not_best, tolerance = _gaps(rule, reference, rows.flatten(0, 2), codes.flatten(), error)
+    gaps, not_best, tolerance = _gaps(
+        settings, reference, rows.flatten(0, 2), codes.flatten(), error
+    )
     if known is not None:
         drawn = known.flatten() < 0
         gaps, not_best = gaps[drawn], not_best[drawn]
@@ -124,36 +127,36 @@ def assert_near_tie(prior: nn.Module, codes: Tensor, **arguments: Any) -> NearTi
 
 
 def _gaps(
-    rule: DrawingRule, logits: Tensor, noise: Tensor, codes: Tensor, error: float
+    settings: DrawSettings, logits: Tensor, noise: Tensor, codes: Tensor, error: float
 ) -> tuple[Tensor, Tensor, float]:
     """Per position the gap of the code's score from the best, whether it is not the best, and τ."""
-    if rule.temperature == 0:
+    if settings.temperature == 0:
         tolerance, scores = TOLERANCE_IN_ERRORS * error, logits
         surely = maybe = torch.ones_like(logits, dtype=torch.bool)
     else:
-        tolerance = TOLERANCE_IN_ERRORS * error / rule.temperature
-        tempered = rule.tempered(logits)
+        tolerance = TOLERANCE_IN_ERRORS * error / settings.temperature
+        tempered = settings.tempered(logits)
         scores = tempered + noise
-        surely, maybe = _inside_filters(rule, tempered, tolerance)
+        surely, maybe = _inside_filters(settings, tempered, tolerance)
     best = scores.masked_fill(~surely, -torch.inf).amax(dim=1)
     own = scores.masked_fill(~maybe, -torch.inf).gather(1, codes[:, None])[:, 0]
-    return (best - own).clamp_min(0), rule.draw(logits, noise) != codes, tolerance
+    return (best - own).clamp_min(0), settings.draw(logits, noise) != codes, tolerance
 
 
-def _inside_filters(rule: DrawingRule, logits: Tensor, slack: float) -> tuple[Tensor, Tensor]:
+def _inside_filters(settings: DrawSettings, logits: Tensor, slack: float) -> tuple[Tensor, Tensor]:
     """Codes that top-k and top-p keep whatever an error within slack, and those they may keep."""
     ordered = logits.sort(dim=1, descending=True).values
     ascending = -ordered
     # For each code, how many are better by more than the slack, and how many may be better.
     better = torch.searchsorted(ascending, -(logits + slack).contiguous())
     maybe_better = torch.searchsorted(ascending, -(logits - slack).contiguous(), right=True) - 1
-    top_k = rule.top_k or logits.shape[1]
+    top_k = settings.top_k or logits.shape[1]
     surely, maybe = maybe_better < top_k, better < top_k
-    if rule.top_p is not None and rule.top_p < 1:
+    if settings.top_p is not None and settings.top_p < 1:
         kept = ordered.masked_fill(
             torch.arange(logits.shape[1], device=logits.device) >= top_k, -torch.inf
         )
         before = torch.nn.functional.pad(kept.softmax(dim=1).cumsum(dim=1), (1, 0))  # [N, K+1]
-        surely &= before.gather(1, maybe_better) < rule.top_p - slack
-        maybe &= before.gather(1, better) < rule.top_p + slack
+        surely &= before.gather(1, maybe_better) < settings.top_p - slack
+        maybe &= before.gather(1, better) < settings.top_p + slack
     return surely, maybe

@@ -14,7 +14,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 __all__ = ["prior_inputs", "tiny_configs", "tiny_prior"]
 
 MASKS = ("exclude", "include", "down", "downright")
-# Arguments of `DrawingRule`: each way to choose a code.
+# Arguments of `DrawSettings`: each way to choose a code.
 DRAWING_RULES: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
     {"temperature": 0.6, "top_k": 5},

@@ -87,7 +87,7 @@ def draw_cpu_timed(
         None if tensor is None else tensor.contiguous()
         for tensor in (request.labels, request.known, request.noise.given)
     ]
-    rule = request.rule
+    settings = request.settings
     seconds = packed_plan(plan, weights).draw(
         batch=batch,
         labels=_address(inputs[0]),
@@ -97,16 +97,16 @@ def draw_cpu_timed(
         seed=request.noise.seed & (2**64 - 1),
         first_sample=request.noise.first_sample,
         stream=request.noise.stream,
-        temperature=rule.temperature,
-        top_k=rule.top_k or 0,
-        top_p=1.0 if rule.top_p is None else rule.top_p,
-        guidance=rule.guidance_scale,
-        guided=rule.guided,
+        temperature=settings.temperature,
+        top_k=settings.top_k or 0,
+        top_p=1.0 if settings.top_p is None else settings.top_p,
+        guidance=settings.guidance_scale,
+        guided=settings.guided,
         codes=_address(codes),
         log_prob=_address(log_prob),
         logits=_address(logits),
         profile=_address(profile),
-        window=request.window,
+        window=settings.window,
         threads=torch.get_num_threads(),
         progress=request.progress,
     )

@@ -153,7 +153,7 @@ def draw_with(
 ) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card."""
     batch, (height, width) = request.batch_size, plan.size
-    device, rule = plan.device, request.rule
+    device, settings = plan.device, request.settings
     new = {"device": device}
     codes = torch.zeros(batch, height, width, dtype=torch.int64, **new)
     log_prob = torch.zeros(batch, height, width, **new) if request.want_log_prob else None
@@ -173,15 +173,15 @@ def draw_with(
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
-    values = plan_values(plan, card, precision, batch, guided=rule.guided) | {
+    values = plan_values(plan, card, precision, batch, guided=settings.guided) | {
         "seed": request.noise.seed,
         "first_sample": request.noise.first_sample,
         "stream": request.noise.stream,
-        "temperature": float(rule.temperature),
-        "top_k": min(rule.top_k or plan.num_embeddings, plan.num_embeddings),
-        "top_p": 1.0 if rule.top_p is None else float(rule.top_p),
-        "guidance": float(rule.guidance_scale),
-        "window": min(request.window, width),
+        "temperature": float(settings.temperature),
+        "top_k": min(settings.top_k or plan.num_embeddings, plan.num_embeddings),
+        "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
+        "guidance": float(settings.guidance_scale),
+        "window": min(settings.window, width),
     }
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
     values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.eager_layers import Step
     from vqvae2_fast.sampling.plan import SamplingPlan, StemPlan
     from vqvae2_fast.sampling.request import DrawRequest
-    from vqvae2_fast.sampling.rule import DrawingRule
+    from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = ["draw_eager"]
 
@@ -63,14 +63,14 @@ class Kind:
     """
 
     batch_size: int
-    rule: DrawingRule
+    rule: DrawSettings
     keeps_known: bool
     surroundings: tuple[object, ...] = ()
 
     @staticmethod
     def of(request: DrawRequest, surroundings: tuple[object, ...] = ()) -> Kind:
         known = request.known is not None
-        return Kind(request.batch_size, request.rule, known, surroundings)
+        return Kind(request.batch_size, request.settings.rule(), known, surroundings)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ __all__ = ["draw_reference"]
 @torch.inference_mode()
 def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
     height, width = prior.size
-    rule, noise, labels = request.rule, request.noise, request.labels
+    settings, noise, labels = request.settings, request.noise, request.labels
     shape = (request.batch_size, height, width)
     codes = torch.zeros(shape, dtype=torch.int64, device=noise.device)
     log_prob = torch.zeros(shape, device=noise.device) if request.want_log_prob else None
@@ -35,11 +35,11 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
             rows = codes[:, : i + 1]
             logits = prior.logits(rows, request.maps, labels)[:, :, i, j].float()  # [B, K]
             without = known = None
-            if rule.guided:
+            if settings.guided:
                 without = prior.logits(rows, request.maps, no_class)[:, :, i, j].float()
             if request.known is not None:
                 known = request.known[:, i, j]
-            code = rule.draw(logits, noise_row[:, j], without, known=known)
+            code = settings.draw(logits, noise_row[:, j], without, known=known)
             codes[:, i, j] = code
             if log_prob is not None:
                 log_prob[:, i, j] = log_prob_of(logits, code)

@@ -8,13 +8,14 @@ convolutions round differently in another batch, enough to move two bytes of 128
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vqvae2_fast.sampling.pipeline import decoded, sample_levels
+from vqvae2_fast.sampling.pipeline import decoded, draw_levels
 from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,20 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["DrawSettings", "SampleBatch", "codes_per_image", "draw_batch", "stream_images"]
-
-
-@dataclass(frozen=True)
-class DrawSettings:
-    """How to draw; one value, or one per level, coarse to fine. See `sample_codes` for each."""
-
-    seed: int = 0
-    temperature: float | Sequence[float] = 1.0
-    top_k: int | None | Sequence[int | None] = None
-    top_p: float | None | Sequence[float | None] = None
-    guidance_scale: float | Sequence[float] = 1.0
-    engine: str = "auto"
+__all__ = ["SampleBatch", "codes_per_image", "draw_batch", "stream_images"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def codes_per_image(pipeline: Pipeline) -> int:
 def draw_batch(
     pipeline: Pipeline,
     samples: range,
-    settings: DrawSettings,
+    settings: Sequence[DrawSettings],
     *,
     labels: Tensor | None = None,
     known: Sequence[Tensor | None] | None = None,
@@ -76,23 +66,28 @@ def draw_batch(
 ) -> SampleBatch:
     """Draw consecutive samples; `labels` and `known` hold a row for each of them.
 
-    Args, Raises: As `sample_images`.
+    Args:
+        settings: One per level, coarse to fine, see `level_settings`.
+        labels, known, progress: As in `sample_images`, with its errors.
     """
-    drawn = sample_levels(
+    drawn = draw_levels(
         pipeline,
         len(samples),
+        settings,
         labels=labels,
         first_sample=samples.start,
         known=known,
         return_log_prob=True,
         progress=progress,
-        **asdict(settings),
     )
-    assert isinstance(drawn, tuple)
-    codes, log_prob = drawn
+    codes = [level.codes for level in drawn]
     images = [decoded(pipeline, [maps[i : i + 1] for maps in codes]) for i in range(len(samples))]
     # fsum: the same number in any batch, as torch.sum need not be.
-    per_level = [[math.fsum(row) for row in level.flatten(1).tolist()] for level in log_prob]
+    per_level = [
+        [math.fsum(row) for row in level.log_prob.flatten(1).tolist()]
+        for level in drawn
+        if level.log_prob is not None
+    ]
     return SampleBatch(
         samples.start,
         torch.cat(images),
@@ -123,8 +118,7 @@ def stream_images(
         labels: int64 `[count]` for priors with classes.
         known: Per level int64 `[count, h, w]` with -1 where a code is to be drawn, or None.
         progress: Called with (level, rows done, rows of its map), anew in each batch.
-        settings: `seed`, `temperature`, `top_k`, `top_p`, `guidance_scale`, `engine`: as in
-            `sample_images`.
+        settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
 
     Yields:
         Samples first_sample, ..., first_sample + count - 1 in order.
@@ -141,28 +135,18 @@ def stream_images(
             raise ValueError(
                 f"stream_images: expected {name} of {count} rows, one a sample, got {len(rows)}."
             )
-    return _batches(
-        pipeline, count, batch_size, labels, first_sample, known, progress, DrawSettings(**settings)
-    )
+    of_levels = level_settings(len(pipeline.priors), **settings)
 
+    def batches() -> Iterator[SampleBatch]:
+        for start in range(0, count, batch_size):
+            rows = slice(start, min(start + batch_size, count))
+            yield draw_batch(
+                pipeline,
+                range(first_sample + start, first_sample + rows.stop),
+                of_levels,
+                labels=None if labels is None else labels[rows],
+                known=known and [None if maps is None else maps[rows] for maps in known],
+                progress=progress,
+            )
 
-def _batches(
-    pipeline: Pipeline,
-    count: int,
-    batch_size: int,
-    labels: Tensor | None,
-    first_sample: int,
-    known: Sequence[Tensor | None] | None,
-    progress: Callable[[int, int, int], None] | None,
-    settings: DrawSettings,
-) -> Iterator[SampleBatch]:
-    for start in range(0, count, batch_size):
-        rows = slice(start, min(start + batch_size, count))
-        yield draw_batch(
-            pipeline,
-            range(first_sample + start, first_sample + rows.stop),
-            settings,
-            labels=None if labels is None else labels[rows],
-            known=known and [None if maps is None else maps[rows] for maps in known],
-            progress=progress,
-        )
+    return batches()

@@ -1,11 +1,11 @@
-"""What `vqvae2-fast sample` draws: each sample's label, known codes and settings, and the batches.
+"""A numbered series of samples: the label, the known codes and the settings of each.
 
-All of it is a function of the sample's number, so that any process can draw any sample.
+All of it is a function of the sample's number, so any process can draw any sample.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +13,9 @@ import torch
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.sampling import DrawingRule, DrawSettings, SampleBatch, choose_engine
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
+from vqvae2_fast.sampling.sampler import choose_engine
+from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.models.classifier import Classifier
-    from vqvae2_fast.sampling import Pipeline
+    from vqvae2_fast.sampling.batches import SampleBatch
     from vqvae2_fast.sampling.known import Known
+    from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["DrawPlan", "Judge", "batches_of", "drawing_settings", "labels_of"]
+__all__ = ["Judge", "SampleSeries", "labels_of", "resolved_settings"]
 
 NO_CLASS = "none"
+# Two settings are the same for all levels, and a window never changes a sample.
+_NOT_LISTED = ("seed", "engine", "window")
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """A classifier of the classes that are drawn, and what stays by its word."""
+    """A classifier of the classes that are drawn, and the rule by which it rejects samples."""
 
     classifier: Classifier
     rule: RejectionRule
@@ -42,20 +47,21 @@ class Judge:
 
 
 @dataclass(frozen=True, eq=False)
-class DrawPlan:
-    """A run's samples.
+class SampleSeries:
+    """Samples 0, 1, 2, ... of a pipeline.
 
     Args:
+        settings: One per level, coarse to fine.
         classes: Labels that take turns; empty where the priors have none. `num_classes` is "no
             class".
-        known: What is completed: sample n completes image n modulo their number.
+        known: Images to complete: sample n completes image n modulo their number.
         known_labels: int64, a label for each known image, in place of `classes`.
-        judge: What rejects samples, with its rule.
+        judge: Rejects samples.
     """
 
     pipeline: Pipeline
     class_names: tuple[str, ...]
-    settings: DrawSettings
+    settings: tuple[DrawSettings, ...]
     classes: tuple[int, ...] = ()
     known: Known | None = None
     known_labels: Tensor | None = None
@@ -63,7 +69,7 @@ class DrawPlan:
 
     @property
     def group(self) -> int:
-        """Samples that are drawn and judged together, all of one class."""
+        """How many samples are drawn and judged together; they are of one class."""
         return 1 if self.judge is None else self.judge.rule.among
 
     @property
@@ -79,13 +85,13 @@ class DrawPlan:
             return int(self.known_labels[self.known_image(sample)])
         if not self.classes:
             return None
-        # Each known image in every class: its completions come once a round through the images.
+        # Each known image in every class: the class changes after a round through the images.
         turn = sample // self.group
         turn = turn // len(self.known) if self.known is not None else turn
         return self.classes[turn % len(self.classes)]
 
     def class_name(self, label: int | None) -> str | None:
-        """Of a label; None without classes and for "no class"."""
+        """The name of a label; None without classes and for "no class"."""
         if label is None or label == self.pipeline.num_classes:
             return None
         return self.class_names[label] if self.class_names else str(label)
@@ -101,7 +107,7 @@ class DrawPlan:
         return arguments
 
     def judged(self, drawn: SampleBatch) -> tuple[list[bool], list[float] | None]:
-        """Which samples of a batch are kept, and the probabilities that this is by."""
+        """Which samples of a batch are kept, and the probabilities that decided it."""
         if self.judge is None:
             return [True] * len(drawn), None
         assert drawn.labels is not None
@@ -127,11 +133,11 @@ class DrawPlan:
             values["log_prob"] = dict(zip(self.levels, rounded, strict=True))
             if probabilities is not None:
                 values["class_probability"] = round(probabilities[row], 6)
-            rows.append({**values, "settings": self._drawing()})
+            rows.append({**values, "settings": self.drawing()})
         return rows
 
     def identity(self) -> dict[str, Any]:
-        """All that the samples are a function of, JSON-ready: what a resumed run must keep to."""
+        """All that the samples are a function of, JSON-ready: a resumed run must keep to it."""
         models = dict(zip(self.levels, map(weights_hash, self.pipeline.priors), strict=True))
         known = self.known and {"source": self.known.source, "keep": self.known.keep}
         labels: str | list[int] = list(self.classes)
@@ -143,57 +149,36 @@ class DrawPlan:
             "weights": {"vqvae": weights_hash(self.pipeline.vqvae), **models},
             "labels": labels,
             "known": known,
-            **self._drawing(),
+            **self.drawing(),
             **({} if self.judge is None else {"rejection": self.judge.identity()}),
         }
 
-    def _drawing(self) -> dict[str, Any]:
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(self.settings).items()
+    def drawing(self) -> dict[str, Any]:
+        """The settings that a sample depends on, JSON-ready: a list has one value per level."""
+        levels = [asdict(level) for level in self.settings]
+        per_level = {
+            name: [level[name] for level in levels] for name in levels[0] if name not in _NOT_LISTED
         }
+        return {"seed": levels[0]["seed"], **per_level, "engine": levels[0]["engine"]}
 
 
-def drawing_settings(
-    pipeline: Pipeline,
-    *,
-    seed: int,
-    temperature: Sequence[float],
-    top_k: Sequence[int],
-    top_p: Sequence[float],
-    guidance_scale: Sequence[float],
-    engine: str,
-) -> DrawSettings:
-    """Settings with one value a level and the engine that `auto` means here.
-
-    Args:
-        top_k, top_p: 0 and 1 for no limit.
+def resolved_settings(pipeline: Pipeline, **settings: Any) -> tuple[DrawSettings, ...]:
+    """`level_settings` of a pipeline, with the engine that `auto` stands for here.
 
     Raises:
-        ValueError: A value out of range, of another number than one or one a level, or guidance
-            where there are no classes.
+        ValueError: As `level_settings`, or guidance where there are no classes.
     """
-    given = {
-        "temperature": temperature,
-        "top_k": [k or None for k in top_k],
-        "top_p": [None if p == 1 else p for p in top_p],
-        "guidance_scale": guidance_scale,
-    }
-    levels = level_names(len(pipeline.priors))
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if len(value) not in (1, len(levels)):
-            raise ValueError(
-                f"--{name.replace('_', '-')}: expected one value, or {len(levels)}, one a level "
-                f"({', '.join(levels)}), got {len(value)}."
-            )
-        values[name] = tuple(value) * (len(levels) // len(value))
-    for level in range(len(levels)):
-        DrawingRule(**{name: value[level] for name, value in values.items()})
-    if not pipeline.num_classes and any(scale != 1 for scale in guidance_scale):
+    levels = level_settings(len(pipeline.priors), **settings)
+    if not pipeline.num_classes and any(level.guided for level in levels):
         raise ValueError("--guidance-scale: the priors have no classes to guide to; leave it out.")
-    engines = {choose_engine(engine, prior)[0] for prior in pipeline.priors}
-    return DrawSettings(seed=seed, engine=engines.pop() if len(engines) == 1 else engine, **values)
+    engines = {
+        choose_engine(level.engine, prior)[0]
+        for level, prior in zip(levels, pipeline.priors, strict=True)
+    }
+    if len(engines) > 1:
+        return levels
+    (engine,) = engines
+    return tuple(replace(level, engine=engine) for level in levels)
 
 
 def labels_of(
@@ -202,8 +187,8 @@ def labels_of(
     """The labels that take turns, or those of the known images.
 
     Raises:
-        ValueError: Labels for priors without classes, an unknown or ambiguous one, or none for
-            known images that have not these classes.
+        ValueError: Labels for priors without classes; an unknown or ambiguous label; or no label
+            for known images of other classes.
     """
     if not num_classes:
         if asked:
@@ -219,8 +204,8 @@ def labels_of(
     labels = known.labels_for(tuple(class_names))
     if labels is None:
         raise ValueError(
-            "--label: the known images have not the classes of the priors; name the class, or "
-            f"`{NO_CLASS}` to draw without one."
+            "--label: the classes of the known images are not those of the priors. Name a class, "
+            f"or `{NO_CLASS}` to draw without one."
         )
     return (), torch.where(labels < 0, num_classes, labels)
 
@@ -253,19 +238,3 @@ def match_class(text: str, class_names: Sequence[str], num_classes: int) -> int:
 def _listed(names: Sequence[str], most: int = 20) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def batches_of(samples: Sequence[int], size: int, group: int = 1) -> list[range]:
-    """Runs of consecutive numbers, `size` at most, that hold these (ascending) numbers.
-
-    Args:
-        group: Runs are of whole groups of so many, and of one at least.
-    """
-    size = max(group, size // group * group)
-    runs: list[range] = []
-    for sample in samples:
-        if runs and runs[-1].stop == sample and len(runs[-1]) < size:
-            runs[-1] = range(runs[-1].start, sample + 1)
-        else:
-            runs.append(range(sample, sample + 1))
-    return runs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqvae2_fast.sampling.rule import DrawingRule
+from vqvae2_fast.sampling.settings import DrawSettings
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]])
 
@@ -13,83 +13,83 @@ def kept_codes(rule, logits=LOGITS):
 
 
 def test_top_k_keeps_the_lower_index_of_equal_logits():
-    assert kept_codes(DrawingRule(top_k=1)) == [1]
-    assert kept_codes(DrawingRule(top_k=2)) == [1, 3]
-    assert kept_codes(DrawingRule(top_k=3)) == [1, 2, 3]
+    assert kept_codes(DrawSettings(top_k=1)) == [1]
+    assert kept_codes(DrawSettings(top_k=2)) == [1, 3]
+    assert kept_codes(DrawSettings(top_k=3)) == [1, 2, 3]
 
 
 def test_top_k_among_many_equal_logits_takes_the_lowest_indices():
     logits = torch.zeros(1, 200)
     logits[0, ::7] = 1.0
-    assert kept_codes(DrawingRule(top_k=4), logits) == [0, 7, 14, 21]
+    assert kept_codes(DrawSettings(top_k=4), logits) == [0, 7, 14, 21]
 
 
 def test_top_k_beyond_k_keeps_all():
-    assert DrawingRule(top_k=9).kept(LOGITS) is LOGITS
+    assert DrawSettings(top_k=9).kept(LOGITS) is LOGITS
 
 
 def test_top_p_keeps_the_shortest_prefix_that_reaches_p():
     logits = torch.tensor([[0.1, 0.5, 0.25, 0.15]]).log()
-    assert kept_codes(DrawingRule(top_p=0.5), logits) == [1]
-    assert kept_codes(DrawingRule(top_p=0.51), logits) == [1, 2]
-    assert kept_codes(DrawingRule(top_p=0.76), logits) == [1, 2, 3]
-    assert kept_codes(DrawingRule(top_p=0.95), logits) == [0, 1, 2, 3]
+    assert kept_codes(DrawSettings(top_p=0.5), logits) == [1]
+    assert kept_codes(DrawSettings(top_p=0.51), logits) == [1, 2]
+    assert kept_codes(DrawSettings(top_p=0.76), logits) == [1, 2, 3]
+    assert kept_codes(DrawSettings(top_p=0.95), logits) == [0, 1, 2, 3]
 
 
 def test_top_p_keeps_one_code_at_least():
-    assert kept_codes(DrawingRule(top_p=1e-6)) == [1]
+    assert kept_codes(DrawSettings(top_p=1e-6)) == [1]
 
 
 def test_top_p_acts_on_what_top_k_left():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two best the first has 4/7 of the probability: enough for 0.5, where it had 0.4 of all.
-    assert kept_codes(DrawingRule(top_p=0.5), logits) == [0, 1]
-    assert kept_codes(DrawingRule(top_k=2, top_p=0.5), logits) == [0]
+    assert kept_codes(DrawSettings(top_p=0.5), logits) == [0, 1]
+    assert kept_codes(DrawSettings(top_k=2, top_p=0.5), logits) == [0]
 
 
 def test_kept_logits_are_unchanged():
-    kept = DrawingRule(top_k=2).kept(LOGITS)
+    kept = DrawSettings(top_k=2).kept(LOGITS)
     assert torch.equal(kept[0, [1, 3]], LOGITS[0, [1, 3]])
 
 
 def test_argmax_takes_the_lowest_index_on_ties():
-    assert DrawingRule().draw(LOGITS, torch.zeros(1, 5)).tolist() == [1]
+    assert DrawSettings().draw(LOGITS, torch.zeros(1, 5)).tolist() == [1]
 
 
 def test_noise_decides_between_kept_codes_only():
     noise = torch.tensor([[9.0, 0.0, 9.0, 1.0, 9.0]])
-    assert DrawingRule(top_k=2).draw(LOGITS, noise).tolist() == [3]
+    assert DrawSettings(top_k=2).draw(LOGITS, noise).tolist() == [3]
 
 
 def test_temperature_divides_the_logits_before_the_noise():
     noise = torch.tensor([[0.0, 0.0, 0.8, 0.0, 0.0]])
-    assert DrawingRule(temperature=1.0).draw(LOGITS, noise).tolist() == [1]
-    assert DrawingRule(temperature=2.0).draw(LOGITS, noise).tolist() == [2]
+    assert DrawSettings(temperature=1.0).draw(LOGITS, noise).tolist() == [1]
+    assert DrawSettings(temperature=2.0).draw(LOGITS, noise).tolist() == [2]
 
 
 def test_temperature_acts_before_top_p():
     logits = torch.tensor([[0.6, 0.25, 0.15]]).log()
-    assert kept_codes(DrawingRule(top_p=0.6), logits) == [0]
-    hot = DrawingRule(temperature=4.0, top_p=0.6)
+    assert kept_codes(DrawSettings(top_p=0.6), logits) == [0]
+    hot = DrawSettings(temperature=4.0, top_p=0.6)
     assert torch.isfinite(hot.kept(hot.tempered(logits)))[0].tolist() == [True, True, False]
 
 
 def test_temperature_zero_is_the_best_code_whatever_the_noise():
     noise = torch.tensor([[99.0, 0.0, 0.0, 0.0, 0.0]])
-    assert DrawingRule(temperature=0.0, top_k=3).draw(LOGITS, noise).tolist() == [1]
+    assert DrawSettings(temperature=0.0, top_k=3).draw(LOGITS, noise).tolist() == [1]
 
 
 def test_guidance_is_linear_between_without_and_with():
     conditional, unconditional = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 3.0]])
-    assert DrawingRule(guidance_scale=0.0).guide(conditional, unconditional).tolist() == [[1, 3]]
-    assert DrawingRule(guidance_scale=3.0).guide(conditional, unconditional).tolist() == [[4, -3]]
+    assert DrawSettings(guidance_scale=0.0).guide(conditional, unconditional).tolist() == [[1, 3]]
+    assert DrawSettings(guidance_scale=3.0).guide(conditional, unconditional).tolist() == [[4, -3]]
 
 
 def test_draws_follow_the_softmax():
     torch.manual_seed(0)
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(200_000, 3)
     noise = -torch.log(-torch.log(torch.rand(200_000, 3)))
-    share = DrawingRule().draw(logits, noise).bincount(minlength=3) / 200_000
+    share = DrawSettings().draw(logits, noise).bincount(minlength=3) / 200_000
     # Four standard deviations of a share of 200,000 draws are at most 0.0045.
     torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.2]), atol=0.0045, rtol=0)
 
@@ -107,4 +107,4 @@ def test_draws_follow_the_softmax():
 )
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DrawingRule(**arguments)
+        DrawSettings(**arguments)

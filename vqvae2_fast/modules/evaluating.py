@@ -1,0 +1,42 @@
+"""A module in evaluation mode for the length of a block, in any number of threads at once."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+__all__ = ["evaluating"]
+
+_lock = threading.Lock()
+# How many blocks hold a module, of those that were in training mode when the first began.
+_held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; each of its modules gets its own mode back afterwards.
+
+    The mode belongs to the module, not to the thread: while one block holds a module, another that
+    ends must not put it back into training mode. The last block does.
+    """
+    with _lock:
+        training = [module for module in model.modules() if module.training or module in _held]
+        for module in training:
+            _held[module] = _held.get(module, 0) + 1
+        model.eval()
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in training:
+                _held[module] -= 1
+                if _held[module] == 0:
+                    del _held[module]
+                    module.training = True

@@ -1,0 +1,108 @@
+"""Drawing a series of samples into a folder, batch by batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.data.pixels import pictures
+from vqvae2_fast.sampling.batches import codes_per_image, draw_batch
+from vqvae2_fast.sampling.prior import interface_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vqvae2_fast.console.progress import Progress, Task
+    from vqvae2_fast.data.sample_folder import SampleFolder
+    from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.sampling.series import SampleSeries
+
+__all__ = ["batches_of", "best_batch_size", "draw_into"]
+
+# 128 images of emoji32, 8 of 256x256: the engine gains little from a larger batch.
+_BATCH_CODES, _BATCH_IMAGES = 40_960, 128
+
+
+def best_batch_size(pipeline: Pipeline) -> int:
+    """How many images to draw at a time."""
+    return max(1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(pipeline)))
+
+
+def batches_of(missing: Iterable[range], size: int, group: int = 1) -> Iterator[range]:
+    """Batches of at most `size` consecutive samples.
+
+    Args:
+        missing: The samples to draw, ascending; whole groups.
+        group: A batch holds whole groups of this size, and at least one.
+    """
+    size = max(group, size // group * group)
+    for samples in missing:
+        for start in range(samples.start, samples.stop, size):
+            yield range(start, min(start + size, samples.stop))
+
+
+def draw_into(
+    folder: SampleFolder,
+    series: SampleSeries,
+    batches: Iterable[range],
+    progress: Progress,
+    *,
+    wanted: int,
+    before: int = 0,
+    after_row: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Draw batches of a series into a folder.
+
+    Args:
+        wanted: Samples of all batches together.
+        before: Samples that are in the folder already, for the progress.
+        after_row: Called after each row of each map with the number of samples in the folder. If
+            it raises, nothing of the current batch is written.
+    """
+    if not wanted:
+        return
+    each = codes_per_image(series.pipeline)
+    with progress.task("sample", (before + wanted) * each, before * each) as task:
+        pace = _Pace(series.pipeline, task, before, before + wanted)
+        for samples in batches:
+
+            def drawn_row(level: int, row: int, rows: int, size: int = len(samples)) -> None:
+                pace.update(size, level, row / rows)
+                after_row(pace.images)
+
+            drawn = draw_batch(
+                series.pipeline,
+                samples,
+                series.settings,
+                progress=drawn_row,
+                **series.batch(samples),
+            )
+            kept, probabilities = series.judged(drawn)
+            images = [
+                image if keep else None
+                for image, keep in zip(pictures(drawn.images), kept, strict=True)
+            ]
+            folder.add(samples, images, series.rows(drawn, probabilities))
+            pace.images += len(samples)
+            pace.update(0, 0, 0.0)
+
+
+class _Pace:
+    """How far the drawing is, and how fast: `images` of `total` are written."""
+
+    def __init__(self, pipeline: Pipeline, task: Task, images: int, total: int) -> None:
+        self.images, self.total = images, total
+        self._sizes = [math.prod(interface_of(prior).size) for prior in pipeline.priors]
+        self._task, self._first, self._start = task, images, time.monotonic()
+
+    def update(self, batch: int, level: int, share: float) -> None:
+        """A share of a level's codes is drawn for a batch of this size."""
+        each = sum(self._sizes)
+        codes = self.images * each
+        codes += int(batch * (sum(self._sizes[:level]) + self._sizes[level] * share))
+        rate = (codes - self._first * each) / max(1e-9, time.monotonic() - self._start)
+        self._task.update(
+            codes,
+            f"{self.images}/{self.total} images  {rate:,.0f} codes/s  {rate / each:.3g} images/s",
+        )

@@ -1,0 +1,150 @@
+"""The settings of a draw: one object, checked once, that travels from the caller to the engines.
+
+What they do to logits is defined by `ops.draw_codes`:
+
+logits → guidance → ÷ temperature → top-k → top-p → + Gumbel noise → argmax, lowest index on ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from vqvae2_fast.ops.draw_codes.op import DRAW_CODES, check_rule
+from vqvae2_fast.ops.draw_codes.reference import drawn, filtered, guided, tempered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vqvae2_fast.ops.draw_codes.reference import DrawScratch
+
+__all__ = ["DrawSettings", "level_settings"]
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How the codes of one map are drawn.
+
+    Args:
+        temperature: Divides the logits; 0 takes the best code, whatever the noise.
+        top_k: Keep the k best codes by (logit descending, index ascending); None keeps all.
+        top_p: Of the codes that top-k left, in that order, keep the shortest prefix whose
+            cumulative float32 probability is at least p, and at least one code; None or 1 keeps
+            all.
+        guidance_scale: s in u + s·(c − u), where c are the logits with the class and u those
+            without it (classifier-free guidance, https://arxiv.org/abs/2207.12598); 1 is no
+            guidance.
+        seed: Key of the noise.
+        engine: See `sample_codes`.
+        window: Codes that a step computes at once, see `sample_codes`. It never changes a code.
+
+    Raises:
+        ValueError: A value that is out of range or of the wrong type.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = 1.0
+    seed: int = 0
+    engine: str = "auto"
+    window: int = 1
+
+    def __post_init__(self) -> None:
+        check_rule("sample_codes", self.temperature, self.top_k, self.top_p, self.guidance_scale)
+        if self.top_p == 1:
+            object.__setattr__(self, "top_p", None)
+        if not -(1 << 63) <= self.seed < 1 << 64:
+            raise ValueError(f"sample_codes: expected a seed of 64 bits, got {self.seed}.")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"sample_codes: expected window an integer >= 1, got {self.window!r}.")
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale != 1.0
+
+    def rule(self) -> DrawSettings:
+        """The settings without those that no step of a draw depends on, to compare draws by."""
+        return replace(self, seed=0, engine="auto", window=1)
+
+    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        return guided(conditional, unconditional, self.guidance_scale)
+
+    def draw(
+        self,
+        logits: Tensor,
+        noise: Tensor,
+        unconditional: Tensor | None = None,
+        *,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """`ops.draw_codes` without its checks: codes int64 `[B]`."""
+        codes, _ = DRAW_CODES(
+            logits,
+            unconditional,
+            noise,
+            known,
+            self.temperature,
+            self.top_k or 0,
+            self.top_p or 1.0,
+            self.guidance_scale,
+            False,
+        )
+        return codes
+
+    def draw_into(
+        self,
+        codes: Tensor,
+        logits: Tensor,
+        noise: Tensor,
+        unconditional: Tensor | None,
+        scratch: DrawScratch,
+    ) -> None:
+        """The same into `codes`: by the operator's owner, on a CPU in the buffers of `scratch`."""
+        if logits.device.type != "cpu":
+            codes.copy_(self.draw(logits, noise, unconditional))
+            return
+        if unconditional is not None:
+            logits = guided(logits, unconditional, self.guidance_scale, scratch)
+        drawn(logits, noise, self.temperature, self.top_k or 0, self.top_p or 1.0, scratch, codes)
+
+    def tempered(self, logits: Tensor) -> Tensor:
+        return tempered(logits, self.temperature)
+
+    def kept(self, logits: Tensor) -> Tensor:
+        """The tempered logits `[B, K]` with −∞ for codes that the filters leave out."""
+        return filtered(logits, self.top_k or 0, self.top_p or 1.0)
+
+
+def level_settings(num_levels: int, **settings: Any) -> tuple[DrawSettings, ...]:
+    """The settings of each level, coarse to fine.
+
+    Args:
+        settings: Fields of `DrawSettings`, each one value or a list of one value per level.
+
+    Raises:
+        ValueError: A value out of range, or a list of another length.
+        TypeError: A name that is no setting.
+    """
+    names = [field.name for field in fields(DrawSettings)]
+    for name, value in settings.items():
+        if name not in names:
+            raise TypeError(
+                f"sample_images: {name!r} is no setting; expected one of {', '.join(names)}."
+            )
+        if _is_list(value) and len(value) != num_levels:
+            raise ValueError(
+                f"sample_images: expected {name} to be one value or {num_levels}, one per level "
+                f"coarse to fine, got {len(value)}."
+            )
+    return tuple(
+        DrawSettings(
+            **{name: value[level] if _is_list(value) else value for name, value in settings.items()}
+        )
+        for level in range(num_levels)
+    )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)

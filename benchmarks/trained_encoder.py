@@ -11,8 +11,8 @@ from torch import Tensor
 
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_names
 from vqvae2_fast.data.emoji import load_emoji
-from vqvae2_fast.models.configs import preset
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.presets import preset
 
 PRESET, STEPS, BATCH = "emoji32", 300, 32
 

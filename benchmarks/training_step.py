@@ -42,8 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vqvae2_fast as vq2
 from vqvae2_fast.compat import rosinality
-from vqvae2_fast.models.configs import preset
 from vqvae2_fast.ops._registry import OPERATORS, Operator
+from vqvae2_fast.presets import preset
 
 # Arguments of the port's PixelSNAIL, and of ours where it is not the port's converted.
 PRIORS = {

@@ -6,16 +6,11 @@
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import load, save
 from vqvae2_fast.checkpoints.pretrained import from_preset
-from vqvae2_fast.models.configs import (
-    PixelSNAILConfig,
-    PresetConfig,
-    VQVAE2Config,
-    preset,
-    preset_names,
-)
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import (
     Pipeline,
     sample_codes,
@@ -23,6 +18,7 @@ from vqvae2_fast.sampling import (
     score_codes,
     stream_images,
 )
+from vqvae2_fast.training.preset import Preset
 
 __version__ = "0.1.0"
 
@@ -31,7 +27,7 @@ __all__ = [
     "Pipeline",
     "PixelSNAIL",
     "PixelSNAILConfig",
-    "PresetConfig",
+    "Preset",
     "VQVAE2Config",
     "VQVAE2Output",
     "VectorQuantizerEMA",

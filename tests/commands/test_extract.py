@@ -52,7 +52,7 @@ def test_resume_finishes_what_was_broken_off(images, vqvae, tmp_path, run, monke
         patch.setattr(VQVAE2, "encode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         code, _, error = run(*arguments)
     assert code == 130
-    assert "goes on with --resume" in error
+    assert "--resume continues a run" in error
     assert run(*arguments, "--resume")[0] == 0
     assert CodeStore(out / "train").complete
     assert CodeStore(out / "held_out").complete

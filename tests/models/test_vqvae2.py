@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vqvae2_fast.models.configs import VQVAE2Config, preset
+from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.presets import preset
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 STRIDES = [(2,), (4,), (8,), (2, 2), (4, 2), (2, 4, 2), (8, 2, 2), (2, 2, 2, 2)]

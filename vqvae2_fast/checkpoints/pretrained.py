@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.files import read_json
-from vqvae2_fast.models.configs import preset, preset_names
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -30,24 +29,23 @@ def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
     An untrained model of any preset is made of its configuration: `VQVAE2(preset(name).vqvae)`.
 
     Raises:
-        ValueError: If there is no such preset, or the package has no weights of it.
+        ValueError: If the package has no weights of it.
     """
     return load(pretrained_folder(name), device, expect=Pipeline)
 
 
 def pretrained_names() -> tuple[str, ...]:
     """The presets whose weights are in the package."""
-    return tuple(name for name in preset_names() if (_FOLDER / name / "config.json").is_file())
+    return tuple(sorted(path.parent.name for path in _FOLDER.glob("*/config.json")))
 
 
 def pretrained_folder(name: str) -> Path:
     """Where a preset's pretrained pipeline stands. Raises as `from_preset` does."""
-    preset(name)
     if name not in pretrained_names():
         raise ValueError(
             f"from_preset: the package has no weights of {name!r}; it has those of "
-            f"{', '.join(pretrained_names()) or 'none'}. Train one: "
-            f"vqvae2-fast train-vqvae --preset {name}"
+            f"{', '.join(pretrained_names()) or 'none'}. Any other preset has to be trained: "
+            "vqvae2-fast train-vqvae --preset NAME"
         )
     return _FOLDER / name
 

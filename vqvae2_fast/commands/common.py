@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vqvae2_fast.checkpoints import load
-from vqvae2_fast.checkpoints.checkpoint import class_names
+from vqvae2_fast.checkpoints.checkpoint import class_names, read_config
+from vqvae2_fast.checkpoints.locate import CHECKPOINTS, latest
 from vqvae2_fast.checkpoints.pretrained import pretrained_card, pretrained_folder
 from vqvae2_fast.console import Progress
 from vqvae2_fast.files.durable import write_file
@@ -27,6 +28,7 @@ __all__ = [
     "ModelOptions",
     "Result",
     "check_out",
+    "check_run",
     "load_classifier",
     "load_vqvae",
     "write_result",
@@ -47,6 +49,11 @@ class Command:
     """Print the result to standard output as JSON."""
     debug: bool = False
     """Show the traceback of an error."""
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> Any:
+        """The command whose options are the defaults, for one whose defaults depend on others."""
+        return None
 
     def prepare(self) -> torch.device:
         """Apply `threads` and give the device."""
@@ -202,6 +209,31 @@ def check_out(out: Path) -> None:
     """Raises ValueError if --out cannot be a folder."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
+
+
+def check_run(out: Path, kind: str, *, resume: bool) -> None:
+    """Raises ValueError if training into --out would mix up two runs.
+
+    Args:
+        kind: Of the model's checkpoints: vqvae2, pixelsnail or classifier.
+    """
+    check_out(out)
+    if not resume and (out / CHECKPOINTS).exists():
+        raise ValueError(
+            f"--out: {out} holds a run already. Add --resume to continue it, or name another "
+            "folder."
+        )
+    newest = latest(out)
+    if newest and (found := read_config(newest)["kind"]) != kind:
+        names = {
+            "vqvae2": "a VQ-VAE (stage 1)",
+            "pixelsnail": "a prior (stage 2)",
+            "classifier": "a classifier",
+        }
+        raise ValueError(
+            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
+            "name another folder."
+        )
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:

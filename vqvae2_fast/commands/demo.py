@@ -13,18 +13,13 @@ from torch import Tensor
 
 import vqvae2_fast
 from vqvae2_fast import ops
-from vqvae2_fast.checkpoints import save
-from vqvae2_fast.commands.common import Command, Result, write_result
-from vqvae2_fast.commands.extract import use_of_codes
-from vqvae2_fast.commands.train_prior import prior_config
-from vqvae2_fast.commands.train_vqvae import check_fresh
+from vqvae2_fast.commands.common import Command, Result, check_run, write_result
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
-from vqvae2_fast.models.configs import level_names, preset
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.metrics.codebook import use_of_codes
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.presets import preset
 from vqvae2_fast.report import (
     Section,
     picture_of_reconstructions,
@@ -35,13 +30,13 @@ from vqvae2_fast.report.curves import plot_curves, plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines
 from vqvae2_fast.report.files import write_picture
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images
-from vqvae2_fast.training import Variants, extract_codes, prior_stage, train, vqvae_stage
-from vqvae2_fast.training.presets import train_preset
+from vqvae2_fast.training.recipe import train_pipeline
 
 __all__ = ["Demo"]
 
 _PRESET = "emoji32"
 _SAMPLES_A_CLASS = 12
+_MOST = 20  # times the recipe: more is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings trade variety for images
 # that look like emoji (chosen by eye; temperature 1 without guidance is the plain model).
 # Top, then bottom: at the top 0.7 leaves some images all but empty.
@@ -77,87 +72,51 @@ class Demo(Command):
     """Folder for all of it."""
     seed: int = 0
     """Of the weights, the order of the data, and the samples."""
-    steps: float = 1.0
-    """Share of the steps to train: 0.02 for a quick look that all is in place."""
+    scale: float = 1.0
+    """Factor of the recipe's training steps: 0.02 for a quick look, 3 to train three times as
+    long."""
+    resume: bool = False
+    """Continue the demo in --out that was interrupted."""
 
     def run(self) -> Result:
         device = self.prepare()
-        if not self.steps > 0:
-            raise ValueError(f"--steps: expected a share above 0, got {self.steps}.")
-        for run in ("vqvae", "prior_top", "prior_bottom"):
-            check_fresh(self.out / run, resume=False)
+        if not 0 < self.scale <= _MOST:
+            raise ValueError(
+                f"--scale: expected a factor above 0 and up to {_MOST}, got {self.scale:g}. It "
+                "multiplies the steps of the recipe: 1 trains for about five minutes."
+            )
+        check_run(self.out / "vqvae", "vqvae2", resume=self.resume)
+        for level in ("top", "bottom"):
+            check_run(self.out / f"prior_{level}", "pixelsnail", resume=self.resume)
         start = time.monotonic()
         progress = Progress(_PLAN, quiet=self.quiet)
-        config, training = preset(_PRESET), train_preset(_PRESET)
+        config = preset(_PRESET)
+        config = replace(config, training=config.training.scaled(self.scale))
         train_set, held_out = load_emoji("train"), load_emoji("held_out")
         classes = train_set.class_names
-        seconds: dict[str, float] = {}
-
-        torch.manual_seed(self.seed)
-        vqvae = VQVAE2(replace(config.vqvae, seed=self.seed)).to(device)
-        settings = self._scaled(training.vqvae)
-        stage = vqvae_stage(vqvae, train_set, held_out, settings, flip=training.flip)
-        logs = {
-            "vqvae": train(
-                stage, settings, out=self.out / "vqvae", progress=progress, class_names=classes
-            ).log
-        }
-        seconds["vqvae"] = time.monotonic() - start
-
-        codes = extract_codes(
-            vqvae,
+        trained = train_pipeline(
+            config,
             train_set,
-            self.out / "codes" / "train",
-            variants=Variants(flip=training.flip),
-            progress=progress,
-            name="extract train",
-        )
-        held_out_codes = extract_codes(
-            vqvae,
             held_out,
-            self.out / "codes" / "held_out",
+            self.out,
+            seed=self.seed,
+            resume=self.resume,
+            device=device,
             progress=progress,
-            name="extract held out",
         )
-
-        priors = []
-        for level, name in enumerate(level_names(len(config.priors))):
-            begun = time.monotonic()
-            torch.manual_seed(self.seed)
-            prior = PixelSNAIL(prior_config(config.priors[level], codes, level)).to(device)
-            settings = self._scaled(training.priors[level])
-            stage = prior_stage(
-                prior,
-                codes,
-                held_out_codes,
-                settings,
-                level=level,
-                class_balance=training.class_balance,
-                name=f"train prior {name}",
-            )
-            logs[name] = train(
-                stage,
-                settings,
-                out=self.out / f"prior_{name}",
-                progress=progress,
-                class_names=classes,
-            ).log
-            priors.append(prior)
-            seconds[f"prior_{name}"] = time.monotonic() - begun
-        pipeline = Pipeline(vqvae, priors)
-        save(pipeline, self.out / "pipeline", class_names=classes)
+        pipeline, codes = trained.pipeline, trained.codes
 
         with progress.task("evaluate", 1) as task:
             images = [batch for batch, _ in in_order(held_out, 128)]
             values, curve = evaluate_pipeline(
-                vqvae, priors, images, held_out_codes, held_out.images
+                pipeline.vqvae, pipeline.priors, images, trained.held_out_codes, held_out.images
             )
             task.update(1)
         samples, labels = self._samples(pipeline, len(classes), progress)
         metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
-            vqvae,
+            pipeline.vqvae,
             held_out,
             self.out / "reconstructions.png",
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "
@@ -167,25 +126,18 @@ class Demo(Command):
         write_picture(self.out / "samples.png", sample_grid(samples, labels, classes, title=title))
         plot_curves(
             self.out / "curves.png",
-            logs["vqvae"],
-            {name: log for name, log in logs.items() if name != "vqvae"},
+            trained.logs["vqvae"],
+            {name: trained.logs[f"prior_{name}"] for name in values["levels"]},
             marginal_bits={n: v["marginal_bits_per_code"] for n, v in values["levels"].items()},
             num_embeddings=config.vqvae.num_embeddings,
         )
         plot_rate(self.out / "rate.png", curve, values)
-        seconds["all"] = time.monotonic() - start
+        seconds = {**trained.seconds, "all": time.monotonic() - start}
         metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
         metrics["machine"] = _machine(device)
         write_result(self.out / "metrics.json", metrics)
         _report(self.out, metrics)
         return Result(metrics, self._lines(metrics))
-
-    def _scaled(self, settings: Any) -> Any:
-        """Settings of a part with this demo's seed and share of steps."""
-        steps = max(1, round(settings.steps * self.steps))
-        return replace(
-            settings, steps=steps, seed=self.seed, warmup_steps=min(settings.warmup_steps, steps)
-        )
 
     def _samples(
         self, pipeline: Pipeline, num_classes: int, progress: Progress

@@ -17,12 +17,11 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.commands.dry_run import plan_of_extraction
 from vqvae2_fast.console import Progress
-from vqvae2_fast.data import CodeStore, codes_in_order
+from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.sources import DataOptions, open_images
-from vqvae2_fast.metrics import CodebookUse, codebook_use
-from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.metrics.codebook import use_of_codes
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import (
     SHARD_RECORDS,
@@ -38,9 +37,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import Split
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["Extract", "use_of_codes"]
-
-_STEP = 4096  # records
+__all__ = ["Extract"]
 
 
 @dataclass(kw_only=True)
@@ -149,13 +146,3 @@ class Extract(Command):
             )
         write_result(self.out / "result.json", values)
         return Result(values, lines if ranks.rank == 0 else [])
-
-
-def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
-    """How much of its codebook each level of a store uses, by the level's name."""
-    return {
-        level: codebook_use(
-            (maps[number] for maps, _ in codes_in_order(store, _STEP)), store.num_embeddings
-        )
-        for number, level in enumerate(level_names(len(store.level_sizes)))
-    }

@@ -18,7 +18,7 @@ from vqvae2_fast.commands.common import Command, Result
 from vqvae2_fast.commands.sampler_plan import sampler_plan
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
-from vqvae2_fast.models.configs import preset, preset_names
+from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Info"]

@@ -8,8 +8,9 @@ import torch
 
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
 from vqvae2_fast.commands.common import Result
-from vqvae2_fast.models.configs import level_names, preset
+from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.presets import preset
 from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.pipeline import Pipeline

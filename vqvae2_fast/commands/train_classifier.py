@@ -9,8 +9,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, Result, write_result
-from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
+from vqvae2_fast.commands.common import Command, Result, check_run, write_result
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.training import train
@@ -48,8 +47,7 @@ class TrainClassifier(Command):
 
     def run(self) -> Result:
         device = self.prepare()
-        check_fresh(self.out, self.resume)
-        check_stage(self.out, "classifier")
+        check_run(self.out, "classifier", resume=self.resume)
         progress = self.progress()
         train_set, held_out = (
             open_images(self.source, split, self.image_channels, self.image_size, progress)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 
-from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.common import Command, Result, check_run, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
-from vqvae2_fast.commands.train_vqvae import check_fresh, check_stage
+from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.presets import preset
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.origin import check_same_origin, keep_origin
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import TrainConfig, prior_stage, train
+from vqvae2_fast.training.stage2 import prior_config
 
-__all__ = ["TrainPrior", "prior_config"]
+__all__ = ["TrainPrior"]
 
 
 @dataclass(kw_only=True)
@@ -53,14 +57,37 @@ class TrainPrior(Command):
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
-    model: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
+    # As --model.attention False: the help of a --model.no-attention would say what it switches off.
+
+    model: Annotated[PixelSNAILConfig, tyro.conf.FlagConversionOff] = field(
+        default_factory=PixelSNAILConfig
+    )
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> TrainPrior:
+        """The model and training of `--preset` and `--level`."""
+        name = value_of("--preset", arguments, cls.preset)
+        level = value_of("--level", arguments, cls.level)
+        known = preset(name)
+        levels = level_names(len(known.priors))
+        if level not in levels:
+            raise ValueError(
+                f"--level: expected one of {', '.join(levels)} of preset {name}, got {level!r}."
+            )
+        number, training = levels.index(level), known.training
+        return cls(
+            preset=name,
+            level=level,
+            model=known.priors[number],
+            train=training.priors[number],
+            class_balance=training.class_balance,
+        )
 
     def run(self) -> Result:
         device = self.prepare()
         out = self.out or Path(f"runs/prior_{self.level}")
-        check_fresh(out, self.resume)
-        check_stage(out, "pixelsnail")
+        check_run(out, "pixelsnail", resume=self.resume)
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -131,20 +158,6 @@ class TrainPrior(Command):
                 f"picture: {out / 'curves.png'}",
             ],
         )
-
-
-def prior_config(
-    config: PixelSNAILConfig, codes: CodeStore, level: int, *, conditional: bool = True
-) -> PixelSNAILConfig:
-    """`config` with what follows from the codes: sizes, K and classes."""
-    sizes = codes.level_sizes
-    return replace(
-        config,
-        size=sizes[level],
-        condition_sizes=sizes[:level],
-        num_embeddings=codes.num_embeddings,
-        num_classes=len(codes.class_names) if conditional else 0,
-    )
 
 
 def _open_codes(folder: Path, split: str) -> CodeStore:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 
-from vqvae2_fast.checkpoints.checkpoint import read_config
-from vqvae2_fast.checkpoints.locate import latest
-from vqvae2_fast.commands.common import Command, Result, check_out, write_result
+from vqvae2_fast.commands.common import Command, Result, check_run, write_result
 from vqvae2_fast.commands.dry_run import plan_of_training
+from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.tensorboard import tensorboard_log
@@ -57,10 +57,17 @@ class TrainVQVAE(Command):
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @classmethod
+    def defaults(cls, arguments: list[str]) -> TrainVQVAE:
+        """The model and training of `--preset`."""
+        name = value_of("--preset", arguments, cls.preset)
+        known = preset(name)
+        training = known.training
+        return cls(preset=name, model=known.vqvae, train=training.vqvae, flip=training.flip)
+
     def run(self) -> Result:
         device = self.prepare()
-        check_fresh(self.out, self.resume)
-        check_stage(self.out, "vqvae2")
+        check_run(self.out, "vqvae2", resume=self.resume)
         config = self.model
         progress = self.progress()
         splits: tuple[Split, ...] = ("train", "held_out")
@@ -118,29 +125,4 @@ class TrainVQVAE(Command):
                 f"run: {self.out}",
                 f"pictures: {picture}, {self.out / 'curves.png'}",
             ],
-        )
-
-
-def check_fresh(out: Path, resume: bool) -> None:
-    """Raises ValueError if a run would write over another, or into no folder."""
-    check_out(out)
-    if not resume and (out / "checkpoints").exists():
-        raise ValueError(
-            f"--out: {out} holds a run already. Add --resume to go on with it, or name "
-            "another folder."
-        )
-
-
-def check_stage(out: Path, kind: str) -> None:
-    """Raises ValueError if a run's folder holds one of the other stage."""
-    newest = latest(out)
-    if newest and (found := read_config(newest)["kind"]) != kind:
-        names = {
-            "vqvae2": "a VQ-VAE (stage 1)",
-            "pixelsnail": "a prior (stage 2)",
-            "classifier": "a classifier",
-        }
-        raise ValueError(
-            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
-            "name another folder."
         )

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.data import codes_in_order
+from vqvae2_fast.models.configs import level_names
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["CodebookUse", "code_counts", "codebook_use"]
+    from vqvae2_fast.data import CodeStore
+
+__all__ = ["CodebookUse", "code_counts", "codebook_use", "use_of_codes"]
+
+_BATCH = 4096  # records
 
 
 @dataclass(frozen=True)
@@ -42,3 +49,13 @@ def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Codeb
     used = int((counts > 0).sum())
     entropy = float(-(shares * shares.log2()).sum())
     return CodebookUse(used, used / num_embeddings, 2.0**entropy)
+
+
+def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:
+    """How much of its codebook each level of a store uses, by the level's name."""
+    return {
+        name: codebook_use(
+            (maps[level] for maps, _ in codes_in_order(store, _BATCH)), store.num_embeddings
+        )
+        for level, name in enumerate(level_names(len(store.level_sizes)))
+    }

@@ -1,4 +1,4 @@
-"""Configurations of the two kinds of model, and the presets.
+"""Configurations of the two kinds of model; presets/ has named ones.
 
 A configuration is a frozen dataclass: it is checked when it is made, written into checkpoints as
 JSON, and typed on the command line. Sizes are (height, width); lists of levels go coarse to fine,
@@ -8,16 +8,13 @@ except `strides`, which read as an image is encoded: fine to coarse.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
     "PixelSNAILConfig",
-    "PresetConfig",
     "VQVAE2Config",
     "level_names",
-    "preset",
-    "preset_names",
 ]
 
 Mask = Literal["exclude", "include", "down", "downright"]
@@ -185,163 +182,3 @@ class PixelSNAILConfig:
     @property
     def num_layers(self) -> int:
         return self.num_blocks * self.layers_per_block
-
-
-@dataclass(frozen=True)
-class PresetConfig:
-    """A VQ-VAE and the priors of its levels, coarse to fine."""
-
-    vqvae: VQVAE2Config
-    priors: tuple[PixelSNAILConfig, ...]
-
-    def with_classes(self, num_classes: int) -> PresetConfig:
-        """The same preset with class-conditional priors at every level."""
-        priors = tuple(replace(prior, num_classes=num_classes) for prior in self.priors)
-        return replace(self, priors=priors)
-
-
-def _paper_top(**overrides: object) -> PixelSNAILConfig:
-    """Top prior of ImageNet 256, from the paper's appendix (from memory; see README, presets)."""
-    values: dict[str, object] = {
-        "size": (32, 32),
-        "channels": 512,
-        "residual_channels": 2048,
-        "num_blocks": 4,
-        "layers_per_block": 5,
-        "num_heads": 8,
-        "dropout": 0.1,
-        "attention_dropout": 0.1,
-        "num_output_layers": 20,
-    }
-    return PixelSNAILConfig(**{**values, **overrides})  # type: ignore[arg-type]
-
-
-def _paper_bottom(**overrides: object) -> PixelSNAILConfig:
-    """Bottom prior of ImageNet 256: no attention, a deep residual conditioning stack."""
-    values: dict[str, object] = {
-        "size": (64, 64),
-        "channels": 512,
-        "residual_channels": 1024,
-        "num_blocks": 4,
-        "layers_per_block": 5,
-        "attention": False,
-        "dropout": 0.1,
-        "condition_sizes": ((32, 32),),
-        "condition_channels": 512,
-        "num_condition_layers": 20,
-    }
-    return PixelSNAILConfig(**{**values, **overrides})  # type: ignore[arg-type]
-
-
-def _small_priors(
-    sizes: tuple[tuple[int, int], tuple[int, int]], num_embeddings: int, num_classes: int
-) -> tuple[PixelSNAILConfig, PixelSNAILConfig]:
-    """Priors that train in minutes on two cores; sized by measurement (README, presets)."""
-    top, bottom = sizes
-    shared: dict[str, object] = {
-        "num_embeddings": num_embeddings,
-        "num_classes": num_classes,
-        "channels": 64,
-        "residual_channels": 64,
-        "layers_per_block": 2,
-        "kernel_size": 3,
-        "num_heads": 4,
-    }
-    return (
-        PixelSNAILConfig(size=top, num_blocks=2, **shared),  # type: ignore[arg-type]
-        PixelSNAILConfig(
-            size=bottom,
-            num_blocks=2,
-            attention=False,
-            condition_sizes=(top,),
-            condition_channels=64,
-            num_condition_layers=2,
-            **shared,  # type: ignore[arg-type]
-        ),
-    )
-
-
-_PAPER_VQVAE = VQVAE2Config()
-_FFHQ1024_PRIORS = (
-    _paper_top(num_output_layers=0, dropout=0.5, attention_dropout=0.5),
-    PixelSNAILConfig(
-        size=(64, 64),
-        channels=512,
-        residual_channels=1024,
-        num_blocks=1,
-        layers_per_block=20,
-        attention=True,
-        dropout=0.3,
-        attention_dropout=0.3,
-        condition_sizes=((32, 32),),
-        condition_channels=512,
-        num_condition_layers=8,
-    ),
-    _paper_bottom(
-        size=(128, 128),
-        num_blocks=2,
-        dropout=0.25,
-        condition_sizes=((32, 32), (64, 64)),
-        num_condition_layers=8,
-    ),
-)
-
-# The VQ-VAE rows are the paper's appendix table. The prior rows of ImageNet and FFHQ are recalled
-# from the same appendix; `ffhq256` is the ImageNet shape without classes (not in the paper).
-_PRESETS = {
-    "imagenet256": PresetConfig(
-        _PAPER_VQVAE, (_paper_top(num_classes=1000), _paper_bottom(num_classes=1000))
-    ),
-    "ffhq256": PresetConfig(_PAPER_VQVAE, (_paper_top(), _paper_bottom())),
-    "ffhq1024": PresetConfig(
-        replace(_PAPER_VQVAE, image_size=(1024, 1024), strides=(8, 2, 2)), _FFHQ1024_PRIORS
-    ),
-    "emoji32": PresetConfig(
-        VQVAE2Config(
-            image_size=(32, 32),
-            strides=(2, 2),
-            hidden_channels=48,
-            residual_channels=48,
-            num_embeddings=256,
-            embedding_dim=32,
-            restart=0.3,
-        ),
-        _small_priors(((8, 8), (16, 16)), 256, num_classes=9),
-    ),
-    "emoji64": PresetConfig(
-        VQVAE2Config(
-            image_size=(64, 64),
-            strides=(4, 2),
-            hidden_channels=64,
-            residual_channels=64,
-            num_embeddings=512,
-            embedding_dim=64,
-            quantize_after=100,
-        ),
-        _small_priors(((8, 8), (16, 16)), 512, num_classes=9),
-    ),
-    "fashion28": PresetConfig(
-        VQVAE2Config(
-            image_size=(28, 28),
-            image_channels=1,
-            strides=(2, 2),
-            hidden_channels=48,
-            residual_channels=48,
-            num_embeddings=128,
-            embedding_dim=32,
-            quantize_after=100,
-        ),
-        _small_priors(((7, 7), (14, 14)), 128, num_classes=10),
-    ),
-}
-
-
-def preset_names() -> tuple[str, ...]:
-    return tuple(_PRESETS)
-
-
-def preset(name: str) -> PresetConfig:
-    """The configuration behind a preset's name."""
-    if name not in _PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(_PRESETS)}, got {name!r}.")
-    return _PRESETS[name]

@@ -1,20 +1,26 @@
-"""Training of both stages: the loop, what each stage brings to it, and the recipes of presets."""
+"""Training: the loop, what each stage brings to it, and the recipe from images to a pipeline."""
 
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, Stage, TrainResult, train
+from vqvae2_fast.training.preset import Preset, PresetTraining
+from vqvae2_fast.training.recipe import TrainedPipeline, train_pipeline
 from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_stage
 
 __all__ = [
     "DivergedError",
+    "Preset",
+    "PresetTraining",
     "Stage",
     "TrainConfig",
     "TrainResult",
+    "TrainedPipeline",
     "Variants",
     "extract_codes",
     "learning_rate",
     "prior_stage",
     "train",
+    "train_pipeline",
     "vqvae_stage",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +14,25 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
+    from vqvae2_fast.models.configs import PixelSNAILConfig
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["prior_stage"]
+__all__ = ["prior_config", "prior_stage"]
+
+
+def prior_config(
+    config: PixelSNAILConfig, codes: CodeStore, level: int, *, conditional: bool = True
+) -> PixelSNAILConfig:
+    """`config` with what follows from the codes: sizes, K and classes."""
+    sizes = codes.level_sizes
+    return replace(
+        config,
+        size=sizes[level],
+        condition_sizes=sizes[:level],
+        num_embeddings=codes.num_embeddings,
+        num_classes=len(codes.class_names) if conditional else 0,
+    )
 
 
 def prior_stage(

@@ -1,0 +1,35 @@
+"""Named presets: the paper's, small ones that train in minutes, and those for photographs.
+
+A new preset is an entry of the table of one of these files.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.presets.paper import PAPER
+from vqvae2_fast.presets.photos import PHOTOS
+from vqvae2_fast.presets.small import SMALL
+
+if TYPE_CHECKING:
+    from vqvae2_fast.training.preset import Preset
+
+__all__ = ["preset", "preset_names"]
+
+_PRESETS = {**SMALL, **PHOTOS, **PAPER}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names that `preset` knows."""
+    return tuple(_PRESETS)
+
+
+def preset(name: str) -> Preset:
+    """The models and trainings of a preset.
+
+    Raises:
+        ValueError: If no preset has this name.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join(_PRESETS)}, got {name!r}.")
+    return _PRESETS[name]

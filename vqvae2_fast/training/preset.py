@@ -1,0 +1,78 @@
+"""A preset: the models of all levels and how each of them is trained. presets/ names some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.configs import level_names
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+    from vqvae2_fast.training.config import TrainConfig
+
+__all__ = ["Preset", "PresetTraining"]
+
+
+@dataclass(frozen=True)
+class PresetTraining:
+    """How the models of a preset are trained.
+
+    Args:
+        vqvae: Of the VQ-VAE.
+        priors: Of the priors, coarse to fine.
+        flip: Mirror half of the training images left to right.
+        class_balance: How much more often the priors see records of rare classes; see `balanced`.
+    """
+
+    vqvae: TrainConfig
+    priors: tuple[TrainConfig, ...]
+    flip: bool = False
+    class_balance: float = 0.0
+
+    def scaled(self, share: float) -> PresetTraining:
+        """All trainings with this share of their steps; a warm-up is never longer than its run."""
+
+        def scale(config: TrainConfig) -> TrainConfig:
+            steps = max(1, round(config.steps * share))
+            return replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps))
+
+        return replace(self, vqvae=scale(self.vqvae), priors=tuple(map(scale, self.priors)))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A VQ-VAE, the priors of its levels, coarse to fine, and how each of them is trained.
+
+    Raises:
+        ValueError: If there is not one prior and one training of it for each level of the VQ-VAE,
+            or a prior does not model the codes of its level.
+    """
+
+    vqvae: VQVAE2Config
+    priors: tuple[PixelSNAILConfig, ...]
+    training: PresetTraining
+
+    def __post_init__(self) -> None:
+        sizes = self.vqvae.level_sizes
+        for what, found in (
+            ("priors", len(self.priors)),
+            ("training.priors", len(self.training.priors)),
+        ):
+            if found != len(sizes):
+                raise ValueError(
+                    f"Preset: expected {what} to have one entry for each of the VQ-VAE's "
+                    f"{len(sizes)} levels, got {found}."
+                )
+        for level, (name, prior) in enumerate(
+            zip(level_names(len(sizes)), self.priors, strict=True)
+        ):
+            check_prior_fits(
+                f"Preset: prior {name}", prior, self.vqvae.num_embeddings, sizes[: level + 1]
+            )
+
+    def with_classes(self, num_classes: int) -> Preset:
+        """The same preset with class-conditional priors at every level."""
+        priors = tuple(replace(prior, num_classes=num_classes) for prior in self.priors)
+        return replace(self, priors=priors)

@@ -1,0 +1,139 @@
+"""Both stages from images to a pipeline: VQ-VAE, codes, the priors of all levels.
+
+What `vqvae2-fast demo`, tools/ and users call; each part is a run of its own, and continues as one.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vqvae2_fast.checkpoints.checkpoint import save
+from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.training.extraction import Variants, extract_codes
+from vqvae2_fast.training.loop import Stage, train
+from vqvae2_fast.training.stage1 import vqvae_stage
+from vqvae2_fast.training.stage2 import prior_config, prior_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vqvae2_fast.data import CodeStore, ImageSource
+    from vqvae2_fast.training.config import TrainConfig
+    from vqvae2_fast.training.preset import Preset
+
+__all__ = ["TrainedPipeline", "train_pipeline"]
+
+
+@dataclass
+class TrainedPipeline:
+    """What the recipe leaves.
+
+    Args:
+        codes, held_out_codes: The stores that the priors were trained and validated on.
+        logs: The lines of each run's log, by its folder's name: `vqvae`, `prior_top`, ...
+        seconds: What each part took, by the same names; of a part that was continued, the rest.
+    """
+
+    pipeline: Pipeline
+    codes: CodeStore
+    held_out_codes: CodeStore
+    logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def train_pipeline(
+    preset: Preset,
+    train_set: ImageSource,
+    held_out: ImageSource,
+    out: Path,
+    *,
+    seed: int = 0,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> TrainedPipeline:
+    """Train the models of a preset on images.
+
+    Leaves the runs OUT/vqvae and OUT/prior_LEVEL, the stores OUT/codes/train and OUT/codes/held_out
+    and the pipeline OUT/pipeline. Sizes and classes of the priors follow from the codes.
+
+    Args:
+        seed: Of the weights, the codebooks and the order of the data, in place of the preset's.
+        resume: Continue what is in `out`; without it, a run there is an error.
+
+    Raises:
+        ValueError: Images of another size than the preset's, or runs in `out` that are not to be
+            continued, or were made otherwise.
+        DivergedError, InterruptedRun, OSError, RuntimeError: As `train`.
+    """
+    training, classes = preset.training, train_set.class_names
+    progress = progress or Progress()
+    logs: dict[str, list[dict[str, Any]]] = {}
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        seconds[name] = time.monotonic() - start
+
+    def run(name: str, stage: Stage, settings: TrainConfig) -> None:
+        logs[name] = train(
+            stage,
+            settings,
+            out=out / name,
+            resume=resume,
+            progress=progress,
+            class_names=classes,
+        ).log
+
+    with timed("vqvae"):
+        torch.manual_seed(seed)
+        vqvae = VQVAE2(replace(preset.vqvae, seed=seed)).to(device)
+        settings = replace(training.vqvae, seed=seed)
+        stage = vqvae_stage(vqvae, train_set, held_out, settings, flip=training.flip)
+        run("vqvae", stage, settings)
+
+    with timed("codes"):
+        codes, held_out_codes = (
+            extract_codes(
+                vqvae,
+                images,
+                out / "codes" / split,
+                variants=Variants(flip=training.flip and split == "train"),
+                progress=progress,
+                name=f"extract {split.replace('_', ' ')}",
+            )
+            for split, images in (("train", train_set), ("held_out", held_out))
+        )
+
+    priors = []
+    for level, name in enumerate(level_names(len(preset.priors))):
+        with timed(f"prior_{name}"):
+            torch.manual_seed(seed)
+            prior = PixelSNAIL(prior_config(preset.priors[level], codes, level)).to(device)
+            settings = replace(training.priors[level], seed=seed)
+            stage = prior_stage(
+                prior,
+                codes,
+                held_out_codes,
+                settings,
+                level=level,
+                class_balance=training.class_balance,
+                name=f"train prior {name}",
+            )
+            run(f"prior_{name}", stage, settings)
+            priors.append(prior)
+    pipeline = Pipeline(vqvae, priors)
+    save(pipeline, out / "pipeline", class_names=classes)
+    return TrainedPipeline(pipeline, codes, held_out_codes, logs, seconds)

@@ -1,20 +1,61 @@
-"""The command `vqvae2-fast`: what OpenMP reads only once, while torch is being loaded.
+"""The command `vqvae2-fast`: what it answers, and has to set, before torch is loaded.
 
-A module of its own because importing anything of `vqvae2_fast` loads torch.
+A module of its own because importing anything of `vqvae2_fast` loads torch, which takes seconds.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["COMMANDS", "answer", "main"]
+
+# By name: the class in vqvae2_fast.commands, and what the command does.
+COMMANDS = {
+    "demo": ("demo:Demo", "train on emoji and draw new ones, in about five minutes"),
+    "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
+    "extract": ("extract:Extract", "encode images by a trained VQ-VAE, for stage 2"),
+    "train-prior": ("train_prior:TrainPrior", "stage 2: train the prior of one level"),
+    "train-classifier": (
+        "train_classifier:TrainClassifier",
+        "train a classifier, to judge and choose samples",
+    ),
+    "sample": ("sample:Sample", "draw new images"),
+    "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),
+    "evaluate": ("evaluate:Evaluate", "measure a pipeline on held-out images"),
+    "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),
+}
+
+
+def answer(arguments: Sequence[str]) -> str | None:
+    """The list of commands, where no command is named: it needs no torch."""
+    if arguments and arguments[0] not in ("-h", "--help"):
+        return None
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        "usage: vqvae2-fast COMMAND [OPTIONS]\n\n"
+        "Train VQ-VAE-2 (https://arxiv.org/abs/1906.00446) and draw images from it.\n"
+        f"Begin with `vqvae2-fast demo`.\n\ncommands:\n{listed}\n\n"
+        "  vqvae2-fast COMMAND --help            explains a command\n"
+        "  vqvae2-fast --version                 prints the version\n"
+        "  vqvae2-fast --completion bash (zsh)   prints completions for the shell"
+    )
 
 
 def main() -> int:
     """Run the command line; see `vqvae2_fast.cli.main`."""
+    told = answer(sys.argv[1:])
+    if told is not None:
+        print(told)
+        return 0
     # GNU OpenMP's threads spin for about a millisecond after each parallel region before they
-    # sleep. Beside one other busy process that keeps the thread with work off its core: 30 steps of
-    # training on two cores took 93 s instead of 13 to 32.
+    # sleep. Next to one other busy process that keeps the thread with work off its core: 30 steps
+    # of training on two cores took 93 s instead of 13 to 32.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     from vqvae2_fast.cli import main as run

@@ -6,16 +6,20 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vqvae2_fast
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import demo
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.data import ImageTensorDataset, load_emoji
+from vqvae2_fast_command import COMMANDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,7 +174,7 @@ def test_a_signal_ends_training_with_its_exit_code(
     arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
     text = error_of(capsys, [*arguments, "--out", str(tmp_path / "run")], code)
     assert "stopped by signal" in text
-    assert "Go on with --resume" in text
+    assert "Continue with --resume" in text
     assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
 
 
@@ -236,8 +240,8 @@ def test_info_describes_a_code_store(place, capsys):
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
         (["train-vqvae", "--data", "nowhere"], "--data: expected a folder of images, emoji"),
-        (["train-vqvae", "--preset", "emoji33"], "preset: expected one of"),
-        (["train-vqvae", "--data", "{place}/images"], "smaller than image_size 32x32"),
+        (["train-vqvae", "--preset", "emoji33"], "--preset: expected one of"),
+        (["train-vqvae", "--data", "{place}/images"], "smaller than --model.image-size 32x32"),
         (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),
         (["train-prior", "--codes", "{place}/images"], "as `vqvae2-fast extract` leaves it; "),
         (["train-prior", "--codes", "{place}/codes/train"], "train is a code store itself"),
@@ -275,25 +279,54 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "",
-        "demo",
-        "train-vqvae",
-        "extract",
-        "train-prior",
-        "sample",
-        "reconstruct",
-        "evaluate",
-        "info",
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_there(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([*command.split(), "--help"])
+        main([command, "--help"])
     assert stop.value.code == 0
-    assert "usage: vqvae2-fast" in capsys.readouterr().out
+    assert f"usage: vqvae2-fast {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_are_listed(arguments, capsys):
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: vqvae2-fast COMMAND")
+    for name, (_, what) in COMMANDS.items():
+        assert f"  {name} " in text
+        assert what in text
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vqvae2-fast {vqvae2_fast.__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_list(capsys):
+    assert "expected a command, one of demo, train-vqvae" in error_of(capsys, ["trian"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.steps", "0"], "error: --train.steps must be >= 1, got 0"),
+        (["--model.strides", "3"], "error: each of --model.strides must be a power of two"),
+        (["--train.average-decay", "2"], "error: --train.average-decay must be in [0, 1), got 2"),
+    ],
+    ids=["a word", "inside", "an underscore"],
+)
+def test_errors_of_configurations_name_flags(arguments, message, capsys):
+    assert message in error_of(capsys, ["train-vqvae", *arguments])
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
+    with subprocess.Popen(
+        [*command, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
 
 
 def test_an_unknown_option_exits_with_2():
@@ -318,7 +351,7 @@ def test_a_run_that_diverges_exits_with_1(place, tmp_path, capsys):
     ]
     text = error_of(capsys, arguments, code=1)
     assert "expected finite numbers" in text
-    assert "Lower learning_rate (now 1e+30)" in text
+    assert "Lower --train.learning-rate (now 1e+30)" in text
 
 
 def test_priors_of_another_vqvae_are_refused(place, tmp_path, capsys):
@@ -474,7 +507,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(demo, "load_emoji", few_emoji)
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--steps", "0.001", "--quiet"]) == 0
+    assert main(["demo", "--out", str(out), "--scale", "0.001", "--quiet"]) == 0
     names = {path.name for path in out.iterdir()}
     assert names >= {
         "report.html",

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import sys
 import traceback
-from dataclasses import replace
+from contextlib import redirect_stderr
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from vqvae2_fast.commands.demo import Demo
-from vqvae2_fast.commands.evaluate import Evaluate
-from vqvae2_fast.commands.extract import Extract
-from vqvae2_fast.commands.info import Info
-from vqvae2_fast.commands.reconstruct import Reconstruct
-from vqvae2_fast.commands.sample import Sample
-from vqvae2_fast.commands.train_classifier import TrainClassifier
-from vqvae2_fast.commands.train_prior import TrainPrior
-from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+from vqvae2_fast import __version__
+from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.files.printable import printable
-from vqvae2_fast.models.configs import level_names, preset
 from vqvae2_fast.runs.interrupt import InterruptedRun
-from vqvae2_fast.training.presets import train_preset
+from vqvae2_fast_command import COMMANDS, answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vqvae2_fast.commands.common import Command
+    from vqvae2_fast.commands.common import Command, Result
 
 __all__ = ["main"]
 
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk that is full or broken
-_DESCRIPTION = (
-    "Train VQ-VAE-2 (https://arxiv.org/abs/1906.00446) and draw images from it. "
-    "Begin with `vqvae2-fast demo`; `vqvae2-fast COMMAND --help` explains a command; "
-    "`vqvae2-fast --completion bash` (or zsh) prints completions for the shell."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,20 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number after a signal: 130 for ctrl-C, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["--completion"]:
-        if arguments[1:] not in (["bash"], ["zsh"]):
-            print("vqvae2-fast: error: --completion: expected bash or zsh.", file=sys.stderr)
-            return 2
-        arguments[0] = "--tyro-print-completion"
+    told = f"vqvae2-fast {__version__}" if arguments == ["--version"] else answer(arguments)
+    if told is not None:
+        print(told)
+        return 0
     debug = "--debug" in arguments
+    kind: type[Command] | None = None
     try:
-        command = _parse(arguments)
+        if arguments[0] == "--completion":
+            _print_completion(arguments[1:])
+        kind = _kind(arguments[0])
+        command = _parse(kind, arguments[0], arguments[1:])
         result = command.run()
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
         else:
-            text = printable(_message(error), keep="\n")
+            text = _message(error)
+            text = printable(text if kind is None else as_flags(text, kind), keep="\n")
             print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
         # A run that diverged or a machine that failed was asked for rightly: not 2.
         failed = (
@@ -70,17 +64,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1 if failed else 2
     except InterruptedRun as stopped:
-        print(f"vqvae2-fast: {stopped}", file=sys.stderr)
+        text = str(stopped) if kind is None else as_flags(str(stopped), kind)
+        print(f"vqvae2-fast: {text}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print("vqvae2-fast: stopped; a run goes on with --resume.", file=sys.stderr)
+        print("vqvae2-fast: stopped; --resume continues a run.", file=sys.stderr)
         return 130
+    return _print_result(result, as_json=command.json)
+
+
+def _print_result(result: Result, *, as_json: bool) -> int:
     if result.lines:  # under torchrun the first process speaks for all
-        print(
-            json.dumps(result.values, indent=2, default=str)
-            if command.json
-            else "\n".join(printable(line, keep="\n\t") for line in result.lines)
-        )
+        if as_json:
+            text = json.dumps(result.values, indent=2, default=str)
+        else:
+            text = "\n".join(printable(line, keep="\n\t") for line in result.lines)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # The reader, such as `head`, has enough. Nothing is left to be flushed at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.exit_code
 
 
@@ -91,56 +94,46 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-def _parse(arguments: list[str]) -> Command:
-    commands = {
-        "demo": Demo,
-        "train-vqvae": TrainVQVAE,
-        "extract": Extract,
-        "train-prior": TrainPrior,
-        "train-classifier": TrainClassifier,
-        "sample": Sample,
-        "reconstruct": Reconstruct,
-        "evaluate": Evaluate,
-        "info": Info,
-    }
+def _kind(name: str) -> type[Command]:
+    """The class of a command. Only its module is loaded, so that help and errors come soon."""
+    if name not in COMMANDS:
+        raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}.")
+    module, _, found = COMMANDS[name][0].partition(":")
+    kind: type[Command] = getattr(import_module(f"vqvae2_fast.commands.{module}"), found)
+    return kind
+
+
+def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=arguments,
+                prog=f"vqvae2-fast {name}",
+                default=kind.defaults(arguments),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        # A configuration that refuses its values is told as other errors are, not in tyro's box.
+        refused = stop.__context__ and stop.__context__.__context__
+        if isinstance(refused, ValueError):
+            raise refused from None
+        sys.stderr.write(said.getvalue())
+        raise
+
+
+def _print_completion(shell: list[str]) -> None:
+    """Prints the completion of all commands for a shell, and exits."""
+    if shell not in (["bash"], ["zsh"]):
+        raise ValueError("--completion: expected bash or zsh.")
     union: Any = None
-    for name, command in commands.items():
-        default: Any = tyro.MISSING_NONPROP
-        if command in (TrainVQVAE, TrainPrior) and arguments[:1] == [name]:
-            default = _with_preset(command, arguments)
-        part = Annotated[command, tyro.conf.subcommand(name, default=default)]  # type: ignore[valid-type]
+    for name in COMMANDS:
+        part = Annotated[_kind(name), tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = part if union is None else union | part
-    return tyro.cli(
+    tyro.cli(
         union,
-        args=arguments,
+        args=["--tyro-print-completion", *shell],
         prog="vqvae2-fast",
-        description=_DESCRIPTION,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-
-
-def _with_preset(command: type[TrainVQVAE] | type[TrainPrior], arguments: list[str]) -> Command:
-    """The command with the models and training of `--preset` (and `--level`) as its defaults."""
-    name = _value_of("--preset", arguments) or "emoji32"
-    config, training = preset(name), train_preset(name)
-    if command is TrainVQVAE:
-        return TrainVQVAE(preset=name, model=config.vqvae, train=training.vqvae, flip=training.flip)
-    level = _value_of("--level", arguments) or "top"
-    levels = level_names(len(config.priors))
-    number = levels.index(level) if level in levels else 0
-    return TrainPrior(
-        preset=name,
-        level=level,
-        model=replace(config.priors[number]),
-        train=training.priors[number],
-        class_balance=training.class_balance,
-    )
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return None

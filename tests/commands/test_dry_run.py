@@ -111,15 +111,18 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train-vqvae", "--data", "{images}", "--dry-run"], "smaller than image_size 32x32"),
+        (
+            ["train-vqvae", "--data", "{images}", "--dry-run"],
+            "smaller than --model.image-size 32x32",
+        ),
         (
             ["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
-            "batch_size must be between 1 and the 18 items",
+            "error: --train.batch-size must be between 1 and the 18 items",
         ),
         (["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"], "--data: expected a"),
         (
             ["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
-            "batch_size must be between 1 and the 18 items",
+            "error: --train.batch-size must be between 1 and the 18 items",
         ),
     ],
     ids=["size", "batch", "model", "codes"],

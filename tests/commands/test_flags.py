@@ -1,0 +1,37 @@
+"""Arguments that the library names become the flags of the command that ran."""
+
+from __future__ import annotations
+
+import pytest
+
+from vqvae2_fast.commands.extract import Extract
+from vqvae2_fast.commands.flags import as_flags, flags_of
+from vqvae2_fast.commands.train_classifier import TrainClassifier
+from vqvae2_fast.commands.train_prior import TrainPrior
+from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("batches: batch_size must be 1, got 2.", "--train.batch-size must be 1, got 2."),
+        ("TrainConfig: steps must be >= 1.", "--train.steps must be >= 1."),
+        ("train: out: x holds a run. Pass resume=True.", "--out: x holds a run. Pass --resume."),
+        ("vqvae_stage: size of data_set", "vqvae_stage: size of data_set"),
+        ("load: /a/batch_size/b is no model", "load: /a/batch_size/b is no model"),
+        ("made with batch_size=4", "made with --train.batch-size=4"),
+        ("the data and the model of all steps", "the data and the model of all steps"),
+    ],
+)
+def test_a_message_names_flags(message, told):
+    assert as_flags(message, TrainVQVAE) == told
+
+
+def test_a_command_without_the_argument_leaves_its_name():
+    assert as_flags("batches: batch_size must be 1.", Extract) == "batches: batch_size must be 1."
+
+
+def test_of_two_fields_of_one_name_that_of_the_training_counts():
+    assert flags_of(TrainVQVAE)["seed"] == flags_of(TrainPrior)["seed"] == "--train.seed"
+    assert flags_of(TrainClassifier)["seed"] == "--seed"
+    assert flags_of(TrainVQVAE)["flip"] == "--flip"

@@ -12,7 +12,7 @@
 
 #include "../cpu/code_statistics.h"
 #include "../cpu/kernels.h"
-#include "../cpu/pack_codebook.h"
+#include "../cpu/search.h"
 #if defined(VQ_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
 
@@ -68,28 +68,10 @@ void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part)
   torch::stable::parallel_for(0, count, 1, part);
 }
 
-// Solves the problem for all rows, blocks of rows in parallel.
-void search(cpu::NearestCodeProblem problem, int64_t num_rows, const Tensor& codebook,
+void search(const cpu::NearestCodeProblem& problem, int64_t num_rows, const Tensor& codebook,
             const cpu::KernelTable& kernels) {
-  const cpu::Rows codes = rows_of(codebook);
-  const int64_t num_codes = codebook.size(0), dim = codebook.size(1);
-  if (num_rows <= cpu::kFewRows) {
-    const cpu::PackedCodebookStorage unpacked = cpu::unpacked_codebook(codes, num_codes, dim);
-    problem.codebook = &unpacked.view;
-    const auto copies = cpu::aligned<float>(num_rows * dim);
-    kernels.search_few_rows(problem, num_rows, copies.get());
-    return;
-  }
-  const int64_t block = kernels.search_block_rows(dim);
-  const int64_t workspace = kernels.search_workspace(dim);
-  const auto search_blocks = [&](int64_t first, int64_t last) {
-    const auto memory = cpu::aligned<char>(workspace);
-    const int64_t end = last * block < num_rows ? last * block : num_rows;
-    kernels.search_rows(problem, first * block, end, memory.get());
-  };
-  const auto packed = cpu::packed_codebook(codes, num_codes, dim, kernels, run_parts);
-  problem.codebook = &packed->view;
-  torch::stable::parallel_for(0, (num_rows + block - 1) / block, 1, search_blocks);
+  cpu::search_codebook(kernels.nearest_code, problem, num_rows, rows_of(codebook), codebook.size(0),
+                       codebook.size(1), kernels, run_parts);
 }
 
 std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codebook) {
@@ -120,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
   *mean = 0;
   if (num_rows == 0) return {z_q, indices, commitment};
   const cpu::KernelTable& kernels = cpu::kernels();
-  std::vector<double> errors(num_rows / kernels.search_block_rows(dim) + 1, 0.0);
+  std::vector<double> errors(num_rows / kernels.nearest_code.block_rows(dim) + 1, 0.0);
   cpu::NearestCodeProblem problem = {};
   problem.z = rows_of(z);
   problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());

@@ -23,13 +23,7 @@ struct KernelTable {
   int64_t panel_width;  // codes of a panel of the search
   bool has_pairs;       // the search wants panels of int16 pairs too
 
-  // Solves all of at most kFewRows rows without packing; copies holds num_rows x D floats.
-  void (*search_few_rows)(const NearestCodeProblem& problem, int64_t num_rows, float* copies);
-  // Solves rows begin..end, begin a multiple of search_block_rows(D), in search_workspace(D) bytes
-  // of 64-byte aligned memory.
-  void (*search_rows)(const NearestCodeProblem& problem, int64_t begin, int64_t end, void* memory);
-  int64_t (*search_workspace)(int64_t dim);
-  int64_t (*search_block_rows)(int64_t dim);
+  SearchKernels<NearestCodeProblem> nearest_code;
   // Fills panels first..last of a codebook whose codes and center are there.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
                             float* panels, uint32_t* pair_panels, float* pair_units,

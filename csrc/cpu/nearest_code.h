@@ -64,8 +64,21 @@ struct NearestCodeProblem {
   int64_t* indices;
   float* sqdist;  // float64 distances in the order of d, rounded once
   void* z_q;      // [N, D] contiguous, codes in z's dtype
-  // Sum of squared errors of each block of search_block_rows rows, in any order.
+  // Sum of squared errors of each block of rows, in any order.
   double* block_errors;
+};
+
+// A search of one SIMD level. `Problem` has a `codebook`; what else it holds is between its kernels
+// and their caller. `search_codebook` of search.h calls them.
+template <class Problem>
+struct SearchKernels {
+  // Solves all of at most kFewRows rows without packing; copies holds num_rows x D floats.
+  void (*few_rows)(const Problem& problem, int64_t num_rows, float* copies);
+  // Solves rows begin..end, begin a multiple of block_rows(D), in workspace(D) bytes of 64-byte
+  // aligned memory.
+  void (*rows)(const Problem& problem, int64_t begin, int64_t end, void* memory);
+  int64_t (*workspace)(int64_t dim);
+  int64_t (*block_rows)(int64_t dim);
 };
 
 }  // namespace vqvae2_fast::cpu

@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "../cpu/code_statistics.h"
-#include "../cpu/pack_codebook.h"
+#include "../cpu/search.h"
 #include "search_data.h"
 
 namespace {
@@ -30,7 +30,7 @@ void check(bool holds, const char* what, const char* detail) {
 // Two threads, so that a race is seen too.
 void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
   std::thread other([&] { part(count / 2, count); });
-  part(0, count / 2);
+  if (count > 1) part(0, count / 2);
   other.join();
 }
 
@@ -56,25 +56,10 @@ void for_each_layout(Floats values, int64_t rows, int64_t dim, const Use& use) {
   }
 }
 
-void search(NearestCodeProblem problem, int64_t num_rows, const Rows& codes, int64_t num_codes,
-            int64_t dim) {
-  const KernelTable& table = kernels();
-  if (num_rows <= kFewRows) {
-    const PackedCodebookStorage unpacked = unpacked_codebook(codes, num_codes, dim);
-    problem.codebook = &unpacked.view;
-    Floats copies(num_rows * dim);
-    table.search_few_rows(problem, num_rows, copies.data());
-    return;
-  }
-  const auto packed = packed_codebook(codes, num_codes, dim, table, run_parts);
-  problem.codebook = &packed->view;
-  const int64_t block = table.search_block_rows(dim);
-  run_parts((num_rows + block - 1) / block, [&](int64_t first, int64_t last) {
-    if (first == last) return;
-    const auto memory = aligned<char>(table.search_workspace(dim));
-    const int64_t end = last * block < num_rows ? last * block : num_rows;
-    table.search_rows(problem, first * block, end, memory.get());
-  });
+void search(const NearestCodeProblem& problem, int64_t num_rows, const Rows& codes,
+            int64_t num_codes, int64_t dim) {
+  search_codebook(kernels().nearest_code, problem, num_rows, codes, num_codes, dim, kernels(),
+                  run_parts);
 }
 
 void test_search(const Set& set) {
@@ -110,7 +95,7 @@ void test_quantize(int64_t rows, int64_t num_codes, int64_t dim) {
         const size_t bytes = static_cast<size_t>(rows * dim) * (is_float ? 4 : 2);
         std::vector<char> z_q(bytes), dz(bytes);
         std::vector<int64_t> indices(rows);
-        std::vector<double> errors(rows / kernels().search_block_rows(dim) + 1, 0.0);
+        std::vector<double> errors(rows / kernels().nearest_code.block_rows(dim) + 1, 0.0);
         NearestCodeProblem problem = {};
         problem.z = z;
         problem.indices = indices.data();

@@ -1,6 +1,10 @@
 """Engine `cpu`: the same bits whatever the batch, the threads and the SIMD level; its own parts."""
 
 import gc
+import re
+import resource
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -222,6 +226,49 @@ def test_other_threads_run_during_a_draw():
     left.set()
     watcher.join()
     assert count > 100
+
+
+# Stacks of 512 threads do not fit into 512 MiB more of address space; all else of the draw does.
+DRAWS_WITH_TOO_FEW_THREADS = """
+import resource, torch
+from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+prior = tiny_prior()
+inputs = prior_inputs(prior, 1)
+draw = lambda: sample_codes(
+    prior, 1, condition=inputs["condition"], labels=inputs["labels"], engine="cpu"
+)
+expected = draw()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (512 << 20),) * 2)
+torch.get_num_threads = lambda: 512
+try:
+    draw()
+except RuntimeError as error:
+    print(error)
+torch.get_num_threads = lambda: 3
+assert torch.equal(draw(), expected)
+print("and goes on")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is that of Linux")
+def test_a_thread_that_cannot_be_started_is_an_error():
+    def small_stacks():
+        resource.setrlimit(resource.RLIMIT_STACK, (8 << 20,) * 2)
+
+    done = subprocess.run(
+        [sys.executable, "-c", DRAWS_WITH_TOO_FEW_THREADS],
+        capture_output=True,
+        text=True,
+        preexec_fn=small_stacks,
+    )
+    assert done.returncode == 0, done.stderr
+    message, last = done.stdout.splitlines()
+    assert re.search(
+        r"the system started \d+ of 511 threads .* torch.set_num_threads\(\d+\)", message
+    )
+    assert last == "and goes on"
 
 
 def logits_with_weights(prior, inputs, weights):

@@ -1,8 +1,8 @@
 // Threads that run one function side by side and meet at barriers, for the length of one draw.
 //
 // A position of the map has about thirty points where all threads must meet, a few microseconds
-// apart: they spin there. A thread that waits long yields, then sleeps, so that a crowded machine
-// is not made worse.
+// apart, so they spin there. A thread that waits for long yields, then sleeps, so as not to slow
+// down a crowded machine further.
 #pragma once
 
 #include <sched.h>
@@ -10,6 +10,10 @@
 #include <time.h>
 
 #include <atomic>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,13 +29,39 @@ class Team {
   explicit Team(int size) : size_(size) {}
   int size() const { return size_; }
 
-  // Calls function(thread) for 0..size-1 side by side, thread 0 on the caller's. It must not throw.
+  // Calls function(thread) for 0..size-1 side by side, thread 0 on the caller's. The function must
+  // not throw. Throws std::runtime_error if the system does not start all threads; the function has
+  // not been called then.
   template <typename Function>
   void run(const Function& function) {
     std::vector<std::thread> others;
-    for (int thread = 1; thread < size_; ++thread) others.emplace_back(function, thread);
-    function(0);
-    for (std::thread& other : others) other.join();
+    std::mutex gate;  // held until all threads have started: none may wait for one that never will
+    std::unique_lock<std::mutex> closed(gate);
+    bool complete = false;
+    const auto join = [&] {
+      closed.unlock();
+      if (complete) function(0);
+      for (std::thread& other : others) other.join();
+    };
+    try {
+      others.reserve(static_cast<size_t>(size_ - 1));
+      for (int thread = 1; thread < size_; ++thread) {
+        others.emplace_back([&, thread] {
+          {
+            const std::lock_guard<std::mutex> open(gate);
+          }
+          if (complete) function(thread);
+        });
+      }
+    } catch (const std::system_error& error) {
+      join();
+      throw std::runtime_error("engine cpu: the system started " + std::to_string(others.size()) +
+                               " of " + std::to_string(size_ - 1) + " threads (" + error.what() +
+                               "): draw with fewer, torch.set_num_threads(" +
+                               std::to_string(others.size() + 1) + ") or less.");
+    }
+    complete = true;
+    join();
   }
 
   // Inside `run`, by every thread: what was written before is seen by all after.
@@ -77,6 +107,8 @@ class Team {
   static void pause() {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   }
 

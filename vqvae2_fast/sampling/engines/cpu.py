@@ -54,7 +54,8 @@ def draw_cpu(
             half or a quarter of the bytes to read for a position, and a slightly different prior.
 
     Raises:
-        RuntimeError: No compiled module, or a prior on another device or of another dtype.
+        RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
+            that starts fewer threads than torch is set to.
         KeyboardInterrupt: Between two rows, as anything that `request.progress` raises.
     """
     return draw_cpu_timed(plan, request, weights)[0]

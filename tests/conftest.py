@@ -1,4 +1,4 @@
-"""A disk that gets full, for every test of what is written there; how long to fuzz."""
+"""A disk that gets full, for every test of what is written there; how long to fuzz; what runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._registry import Operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+def pytest_report_header() -> str:
+    """Which compiled kernels the tests run, and which this machine cannot run."""
+    if _native.module is None:
+        return "compiled kernels: none, operators run on their references"
+    build = _native.build_info()
+    missing = ", ".join(build["missing_simd_levels"]) or "none"
+    return f"SIMD levels: {', '.join(build['simd_levels'])}; not on this CPU: {missing}"
 
 
 # For `--hypothesis-profile=thorough`.

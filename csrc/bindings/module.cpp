@@ -11,12 +11,13 @@ void define_sampler(py::module_& m);  // sampler.cpp
 
 namespace {
 
-py::tuple simd_levels() {
-  py::list names;
-  for (const char* const* name = vqvae2_fast::cpu::simd_levels(); *name; ++name)
-    names.append(*name);
-  return py::tuple(names);
+py::tuple tuple_of(const char* const* names) {
+  py::list list;
+  for (; *names; ++names) list.append(*names);
+  return py::tuple(list);
 }
+
+py::tuple simd_levels() { return tuple_of(vqvae2_fast::cpu::simd_levels()); }
 
 py::dict build_info() {
   py::dict info;
@@ -25,6 +26,8 @@ py::dict build_info() {
   info["cuda_architectures"] = VQ_CUDA_ARCHITECTURES;
   info["torch_abi"] = VQ_TORCH_ABI;
   info["simd_levels"] = simd_levels();
+  // Compiled, and beyond this CPU.
+  info["missing_simd_levels"] = tuple_of(vqvae2_fast::cpu::missing_simd_levels());
   return info;
 }
 

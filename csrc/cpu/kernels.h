@@ -70,7 +70,9 @@ extern const KernelTable kNeonKernels;
 const KernelTable& kernels();
 // Switches the level for this process (tests). Throws as above.
 void set_simd_level(const char* name);
-// Names of the levels that this build and this CPU have, lowest first, null-terminated.
+// Names of the levels of this build that this CPU runs, and of those that it cannot; lowest first,
+// null-terminated.
 const char* const* simd_levels();
+const char* const* missing_simd_levels();
 
 }  // namespace vqvae2_fast::cpu

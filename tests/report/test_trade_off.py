@@ -6,21 +6,27 @@ from typing import Any
 
 import pytest
 
+from vqvae2_fast.metrics.estimates import Estimate
+from vqvae2_fast.metrics.results import RejectionPoint
 from vqvae2_fast.report import trade_off
 
 
-def points(*measures: str) -> list[dict[str, Any]]:
-    def value(at: float) -> dict[str, float]:
-        return {"value": at, "low": at - 0.1, "high": at + 0.1}
+def points(*measures: str, only: int) -> list[RejectionPoint]:
+    """Points of which so many have the measures."""
+
+    def value(at: float) -> Estimate:
+        return Estimate(at, at - 0.1, at + 0.1, 100)
 
     return [
-        {
-            "share": share,
-            "accuracy": 1 - share / 2,
-            "measures": {"net": {name: value(share) for name in measures}},
-            "floor": {"net": {name: value(0.1) for name in measures}},
-        }
-        for share in (1.0, 0.5, 0.1)
+        RejectionPoint(
+            share=share,
+            images=100,
+            accuracy=1 - share / 2,
+            least_probability=0.1,
+            measures={"net": {name: value(share) for name in measures if number < only}},
+            floor={"net": {name: value(0.1) for name in measures}},
+        )
+        for number, share in enumerate((1.0, 0.5, 0.1))
     ]
 
 
@@ -36,11 +42,7 @@ def drawn(tmp_path, monkeypatch):
             return figures[-1]
 
         monkeypatch.setattr(trade_off, "new_figure", figure)
-        names = {"net": {"frechet": "FD-net", "kernel": "KD-net", "score": "score-net"}}
-        rows = points(*measures)
-        for row in rows[only:]:
-            row["measures"]["net"] = {}
-        trade_off.plot_trade_off(tmp_path / "plot.png", rows, names)
+        trade_off.plot_trade_off(tmp_path / "plot.png", points(*measures, only=only))
         return [
             (
                 axis.get_title(),

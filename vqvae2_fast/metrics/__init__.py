@@ -3,7 +3,7 @@ and distances of sets of images in the features of a network."""
 
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.metrics.codebook import CodebookUse, codebook_use
-from vqvae2_fast.metrics.codecs import CodecPoint, webp_at_bits, webp_curve
+from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, CodecPoint, codec_at_bits
 from vqvae2_fast.metrics.distances import compare_sets
 from vqvae2_fast.metrics.estimates import Estimate
 from vqvae2_fast.metrics.feature_set import FeatureSet, extract_features
@@ -24,9 +24,11 @@ from vqvae2_fast.metrics.reconstruction import Reconstruction, psnr, reconstruct
 from vqvae2_fast.metrics.structural import structural_similarity
 
 __all__ = [
+    "CODECS",
     "LPIPS",
     "Accuracy",
     "CodebookUse",
+    "CodecCurve",
     "CodecPoint",
     "Estimate",
     "FeatureSet",
@@ -36,6 +38,7 @@ __all__ = [
     "Reconstruction",
     "classification_accuracy",
     "codebook_use",
+    "codec_at_bits",
     "compare_sets",
     "evaluate_pipeline",
     "extract_features",
@@ -51,6 +54,4 @@ __all__ = [
     "psnr",
     "reconstruction_error",
     "structural_similarity",
-    "webp_at_bits",
-    "webp_curve",
 ]

@@ -16,18 +16,28 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data import CodeStore
 
-__all__ = ["CodebookUse", "code_counts", "codebook_use", "use_of_codes"]
+__all__ = ["CodebookUse", "code_counts", "codebook_use", "entropy_of_counts", "use_of_codes"]
 
 _BATCH = 4096  # records
 
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """Codes that occur at all, their share of the codebook, and the perplexity of their use."""
+    """Codes that occur at all, their share of the codebook, and the perplexity of their use.
+
+    Perplexity is 2 to the entropy of the histogram in bits: the size of the codebook if all codes
+    are used equally, 1 if a single one is used (sonnet `vqvae.py`, `perplexity`).
+    """
 
     used: int
     share: float
     perplexity: float
+
+    @classmethod
+    def of_counts(cls, counts: Tensor) -> CodebookUse:
+        """From how often each code occurs, int64 `[K]`."""
+        used = int((counts > 0).sum())
+        return cls(used, used / len(counts), 2.0 ** entropy_of_counts(counts))
 
 
 def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor:
@@ -38,17 +48,15 @@ def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor
     return counts
 
 
-def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> CodebookUse:
-    """Use of a codebook of `num_embeddings` by a set of codes int64, one tensor or many.
+def entropy_of_counts(counts: Tensor) -> float:
+    """Entropy in bits of a histogram, int64 `[K]`."""
+    shares = counts[counts > 0].double() / counts.sum()
+    return max(0.0, float(-(shares * shares.log2()).sum()))
 
-    Perplexity is 2 to the entropy of the histogram in bits: `num_embeddings` if all are used
-    equally, 1 if one is used alone (sonnet `vqvae.py`, `perplexity`).
-    """
-    counts = code_counts(codes, num_embeddings).double()
-    shares = counts[counts > 0] / counts.sum()
-    used = int((counts > 0).sum())
-    entropy = float(-(shares * shares.log2()).sum())
-    return CodebookUse(used, used / num_embeddings, 2.0**entropy)
+
+def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> CodebookUse:
+    """Use of a codebook of `num_embeddings` by a set of codes int64, one tensor or many."""
+    return CodebookUse.of_counts(code_counts(codes, num_embeddings))
 
 
 def use_of_codes(store: CodeStore) -> dict[str, CodebookUse]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["CodecPoint", "codec_at_bits", "jpeg_curve", "webp_at_bits", "webp_curve"]
-
-# A lossy WebP file is a RIFF header (12 bytes), a chunk header (8) and the VP8 stream. Only the
-# stream counts: a bitstream of codes would need no such wrapping either.
-_CONTAINER_BYTES = 20
+__all__ = ["CODECS", "Codec", "CodecCurve", "CodecPoint", "codec_at_bits"]
 
 
 @dataclass(frozen=True)
@@ -32,73 +28,116 @@ class CodecPoint:
     psnr: float
 
 
-def webp_curve(images: Tensor, qualities: Sequence[int] = range(0, 101, 5)) -> list[CodecPoint]:
-    """Rate and quality of WebP's lossy mode (slowest and best method) on each image by itself.
+@dataclass(frozen=True)
+class Codec:
+    """A codec of Pillow's, and which of its bytes count.
 
     Args:
-        images: uint8 `[N, C, H, W]`, C = 1 or 3.
+        name: What reports call it.
+        counted: What of its files is counted, in words, for pictures.
+        payload: The number of those bytes in a file. Headers do not count, since a bitstream of
+            codes would need none either, and for small images they outweigh the rest.
+        qualities: The settings that make its curve.
+        options: Of `Image.save`.
+        has_grey: Whether it stores images of one channel; else they are encoded as RGB.
     """
-    pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # [N, C, H, W] -> [N, H, W, C]
-    if pixels.shape[-1] == 1:
-        pixels = np.repeat(pixels, 3, axis=-1)
-    return [
-        _point(
-            pixels,
-            lambda stream: len(stream) - _CONTAINER_BYTES,
-            format="WEBP",
-            quality=quality,
-            method=6,
-        )
-        for quality in qualities
-    ]
+
+    name: str
+    counted: str
+    payload: Callable[[bytes], int]
+    qualities: Sequence[int]
+    options: dict[str, Any] = field(default_factory=dict)
+    has_grey: bool = False
 
 
-def jpeg_curve(images: Tensor, qualities: Sequence[int] = range(5, 101, 5)) -> list[CodecPoint]:
-    """As `webp_curve`, of baseline JPEG with 4:2:0 chroma and Huffman tables for each image.
-
-    Only the bytes of the scan count: headers and tables, several times as long for small images,
-    do not.
-    """
-    pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    if pixels.shape[-1] == 1:
-        pixels = pixels[..., 0]
-    return [
-        _point(pixels, _scan_bytes, format="JPEG", quality=quality, optimize=True)
-        for quality in qualities
-    ]
+def _vp8_bytes(file: bytes) -> int:
+    """Bytes of the VP8 stream: without the header of RIFF (12 bytes) and of its chunk (8)."""
+    return len(file) - 20
 
 
-def _point(pixels: np.ndarray, size_of: Callable[[bytes], int], **options: Any) -> CodecPoint:
-    size, error = 0, 0.0
-    for image in pixels:
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, **options)
-        size += size_of(stream.getvalue())
-        mode = "L" if image.ndim == 2 else "RGB"
-        decoded = np.asarray(Image.open(stream).convert(mode), dtype=np.float64)
-        error += float(np.square((decoded - image) / 255).mean())
-    return CodecPoint(options["quality"], 8 * size / len(pixels), psnr(error / len(pixels)))
-
-
-def _scan_bytes(stream: bytes) -> int:
+def _scan_bytes(file: bytes) -> int:
     """Bytes between the header of the scan (SOS) and the end of the image (EOI)."""
     at = 2  # past SOI
-    while stream[at + 1] != 0xDA:
-        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    return len(stream) - at - 2
+    while file[at + 1] != 0xDA:
+        at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+    at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+    return len(file) - at - 2
+
+
+CODECS = {
+    # Its lossy mode, with the slowest and best method.
+    "webp": Codec(
+        "WebP",
+        "without its container",
+        _vp8_bytes,
+        range(0, 101, 5),
+        {"format": "WEBP", "method": 6},
+    ),
+    # Baseline, 4:2:0 chroma, Huffman tables made for each image.
+    "jpeg": Codec(
+        "JPEG",
+        "scan alone",
+        _scan_bytes,
+        range(5, 101, 5),
+        {"format": "JPEG", "optimize": True},
+        has_grey=True,
+    ),
+}
+
+
+class CodecCurve:
+    """Rate and quality of a codec on a set of images, which are added batch by batch."""
+
+    def __init__(self, codec: Codec, qualities: Sequence[int] | None = None) -> None:
+        self.codec = codec
+        self.qualities = codec.qualities if qualities is None else qualities
+        self._bytes = [0] * len(self.qualities)
+        self._errors = [0.0] * len(self.qualities)
+        self._images = 0
+
+    def add(self, images: Tensor) -> None:
+        """Encode images uint8 `[N, C, H, W]`, C = 1 or 3, each by itself at every quality."""
+        pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # [N, C, H, W] -> [N, H, W, C]
+        if pixels.shape[-1] == 1:
+            pixels = pixels[..., 0] if self.codec.has_grey else np.repeat(pixels, 3, axis=-1)
+        for image in pixels:
+            for number, quality in enumerate(self.qualities):
+                size, error = _encoded(image, self.codec, quality)
+                self._bytes[number] += size
+                self._errors[number] += error
+        self._images += len(pixels)
+
+    def points(self) -> list[CodecPoint]:
+        """One point a quality, of all images that were added.
+
+        Raises:
+            ValueError: None were.
+        """
+        count = self._images
+        if not count:
+            raise ValueError("CodecCurve: expected at least one image, got none.")
+        return [
+            CodecPoint(quality, 8 * size / count, psnr(error / count))
+            for quality, size, error in zip(self.qualities, self._bytes, self._errors, strict=True)
+        ]
+
+
+def _encoded(image: np.ndarray, codec: Codec, quality: int) -> tuple[int, float]:
+    """Counted bytes, and the mean squared error of pixels in [0, 1]."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, quality=quality, **codec.options)
+    mode = "L" if image.ndim == 2 else "RGB"
+    decoded = np.asarray(Image.open(stream).convert(mode), dtype=np.float64)
+    return codec.payload(stream.getvalue()), float(np.square((decoded - image) / 255).mean())
 
 
 def codec_at_bits(curve: Sequence[CodecPoint], bits_per_image: float) -> float | None:
-    """PSNR of the curve at a rate, linear between its points; None below its least rate.
+    """PSNR of the curve at a rate, linear between its points; None below its lowest rate.
 
-    Above its highest rate, the PSNR of that.
+    Above its highest rate it is the PSNR there.
     """
     points = sorted(curve, key=lambda point: point.bits_per_image)
     if bits_per_image < points[0].bits_per_image:
         return None
     rates = [point.bits_per_image for point in points]
     return float(np.interp(bits_per_image, rates, [point.psnr for point in points]))
-
-
-webp_at_bits = codec_at_bits

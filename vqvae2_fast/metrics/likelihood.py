@@ -1,4 +1,4 @@
-"""What codes cost under a prior, and under no model at all: nats and bits."""
+"""What codes cost under a prior, and by their frequency alone: nats and bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.metrics.codebook import code_counts
+from vqvae2_fast.metrics.codebook import code_counts, entropy_of_counts
 from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
 
-__all__ = ["Likelihood", "marginal_entropy", "prior_labels", "prior_likelihood"]
+__all__ = ["Likelihood", "code_nats", "marginal_entropy", "prior_labels", "prior_likelihood"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,13 @@ class Likelihood:
     bits_per_code: float
     bits_per_image: float
 
+    @classmethod
+    def of_sum(cls, nats: float, images: int, codes_per_image: int) -> Likelihood:
+        """From the cost in nats of all codes of a number of images."""
+        each = nats / (images * codes_per_image)
+        return cls(each, each / math.log(2), each / math.log(2) * codes_per_image)
 
-@torch.no_grad()
+
 def prior_likelihood(
     prior: PixelSNAIL, batches: Iterable[tuple[list[Tensor], Tensor]], level: int
 ) -> Likelihood:
@@ -41,20 +46,24 @@ def prior_likelihood(
         batches: Code maps coarse to fine, int64 `[B, h, w]` each, and labels `[B]`.
         level: Which of the maps the prior models, 0 the coarsest; those before it condition it.
     """
-    device = device_of(prior)
-    total, images, codes_per_image = torch.zeros((), dtype=torch.float64, device=device), 0, 0
+    nats, images, codes_per_image = 0.0, 0, 0
     for maps, labels in batches:
-        codes = maps[level].to(device)
-        condition = [codes.to(device) for codes in maps[:level]]
-        logits = prior(codes, condition or None, prior_labels(prior, labels.to(device)))
-        total += F.cross_entropy(logits.float(), codes, reduction="none").sum(dtype=torch.float64)
-        images += len(codes)
-        codes_per_image = codes[0].numel()
+        nats += code_nats(prior, maps, labels, level)
+        images += len(labels)
+        codes_per_image = maps[level][0].numel()
     if not images:
         raise ValueError("prior_likelihood: expected at least one batch of codes, got none.")
-    nats = float(total) / (images * codes_per_image)
-    bits = nats / math.log(2)
-    return Likelihood(nats, bits, bits * codes_per_image)
+    return Likelihood.of_sum(nats, images, codes_per_image)
+
+
+@torch.no_grad()
+def code_nats(prior: PixelSNAIL, maps: list[Tensor], labels: Tensor, level: int) -> float:
+    """Cost in nats of all codes of one batch; the arguments are those of `prior_likelihood`."""
+    device = device_of(prior)
+    codes = maps[level].to(device)
+    condition = [coarser.to(device) for coarser in maps[:level]]
+    logits = prior(codes, condition or None, prior_labels(prior, labels.to(device)))
+    return float(F.cross_entropy(logits.float(), codes, reduction="none").sum(dtype=torch.float64))
 
 
 def prior_labels(prior: PixelSNAIL, labels: Tensor) -> Tensor | None:
@@ -68,10 +77,8 @@ def prior_labels(prior: PixelSNAIL, labels: Tensor) -> Tensor | None:
 def marginal_entropy(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> float:
     """Bits a code if each were coded by its own frequency in `codes`, whatever its position.
 
-    The entropy of the histogram of `codes` itself: the least that a coder which knows neither
-    neighbours nor classes could reach on exactly these codes, so a prior is measured against a
-    bound that no real coder without context attains.
+    This is the entropy of the histogram of `codes` itself: the least that a coder which knows
+    neither neighbours nor classes could reach on exactly these codes. No real coder attains it,
+    because it would have to know the histogram.
     """
-    counts = code_counts(codes, num_embeddings).double()
-    shares = counts[counts > 0] / counts.sum()
-    return max(0.0, float(-(shares * shares.log2()).sum()))
+    return entropy_of_counts(code_counts(codes, num_embeddings))

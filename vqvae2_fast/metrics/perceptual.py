@@ -163,6 +163,8 @@ def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
         own = next(groups[name] for name in ("AlexNet_0", "VGG16_0") if name in groups)
         with torch.no_grad():
             for number, layer in enumerate(model.convolutions):
+                assert isinstance(layer, nn.Conv2d)
+                assert layer.bias is not None
                 arrays = own[f"Conv_{number}"]
                 # Kernels [h, w, in, out] -> [out, in, h, w]
                 layer.weight.copy_(torch.as_tensor(arrays["kernel"]).permute(3, 2, 0, 1))

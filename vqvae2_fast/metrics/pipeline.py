@@ -1,107 +1,198 @@
-"""All held-out measures of a pipeline at once, as one JSON-ready dictionary."""
+"""All measures of a pipeline on images that it was not trained on, in one pass over them.
+
+Images are read, encoded, decoded and scored batch by batch, and only sums are kept: memory does not
+grow with the set.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.data import codes_in_order
-from vqvae2_fast.metrics.codebook import codebook_use
-from vqvae2_fast.metrics.codecs import CodecPoint, codec_at_bits, webp_curve
-from vqvae2_fast.metrics.likelihood import marginal_entropy, prior_likelihood
-from vqvae2_fast.metrics.reconstruction import reconstruction_error
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data.stored_images import store_images
+from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts
+from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
+from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
+from vqvae2_fast.metrics.reconstruction import PairSums
+from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
-    from vqvae2_fast.data import CodeStore
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.data.stored_images import StoredImages
+    from vqvae2_fast.metrics.perceptual import LPIPS
+    from vqvae2_fast.metrics.reconstruction import Reconstruction
+    from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["add_training_likelihood", "evaluate_pipeline"]
+__all__ = ["evaluate_pipeline", "evaluation_batch", "store_reconstructions"]
 
-_BATCH = 128  # code maps
-_CODEC_IMAGES = 1000  # WebP takes 2 ms for an image and a quality, and has 21 of them
+# 128 images of 64x64, 8 of 256x256: a small pipeline of that size peaked at 1,007 MiB with 24 and
+# with 300 images. Batches of 128 and the whole set in memory took 9,217 MiB, and more time.
+_BATCH_PIXELS, _BATCH = 1 << 19, 128
 
 
 def evaluate_pipeline(
     vqvae: VQVAE2,
     priors: Sequence[PixelSNAIL],
-    images: Sequence[Tensor],
-    codes: CodeStore,
-    pixels: Tensor,
-) -> tuple[dict[str, Any], list[CodecPoint]]:
-    """Reconstruction, bits and use of codes on held-out images, and WebP beside them.
+    held_out: ImageSource,
+    *,
+    train_set: ImageSource | None = None,
+    perceptual: LPIPS | None = None,
+    codec_images: int = 1000,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Reconstruction, bits and use of codes on held-out images, next to WebP and JPEG.
 
     Args:
-        priors: One a level, coarse to fine.
-        images: Batches float `[B, C, H, W]` in [-1, 1].
-        codes: Of the same images.
-        pixels: The same images as uint8 `[N, C, H, W]`, of which 1000 are given to WebP.
+        vqvae, priors: In evaluation mode; one prior a level, coarse to fine.
+        train_set: Images that they were trained on, for the overfitting gap.
+        perceptual: LPIPS, if it is to be measured too.
+        codec_images: At most this many images, spread evenly over the set, are given to the
+            codecs: WebP takes 2 ms for one of 32x32 at one of its 21 qualities, 0.1 s for one of
+            256x256.
 
-    Returns:
-        The measures, and WebP's curve for pictures. `webp.psnr` is None where WebP has no setting
-        with so few bits.
+    Raises:
+        ValueError: No images, or LPIPS of images that are too small for it.
     """
-    num_embeddings = vqvae.config.num_embeddings
-    levels: dict[str, dict[str, Any]] = {}
-    for level, name in enumerate(level_names(vqvae.config.num_levels)):
-        height, width = codes.level_sizes[level]
-        positions = height * width
-        marginal = marginal_entropy(_maps(codes, level), num_embeddings)
-        use = codebook_use(_maps(codes, level), num_embeddings)
-        levels[name] = {
-            "codes": positions,
-            "codes_used": use.used,
-            "perplexity": use.perplexity,
-            "marginal_bits_per_code": marginal,
-            "marginal_bits_per_image": marginal * positions,
-        }
-        batches = codes_in_order(codes, _BATCH)
-        levels[name] |= asdict(prior_likelihood(priors[level], batches, level))
-    curve = webp_curve(spread_evenly(pixels, _CODEC_IMAGES))
-    bits = sum(values["bits_per_image"] for values in levels.values())
-    values: dict[str, Any] = {
-        "images": len(codes),
-        "reconstruction": asdict(reconstruction_error(vqvae, images)),
-        "levels": levels,
-        "bits_per_image": bits,
-        "marginal_bits_per_image": sum(v["marginal_bits_per_image"] for v in levels.values()),
-        "bits_per_dim": bits / pixels[0].numel(),
-        "webp": {"bits_per_image": bits, "psnr": codec_at_bits(curve, bits)},
-    }
-    return values, curve
+    progress = progress or Progress(quiet=True)
+    if codec_images < 1:
+        raise ValueError(f"evaluate_pipeline: codec_images must be >= 1, got {codec_images}.")
+    curves = {name: CodecCurve(codec) for name, codec in CODECS.items()}
+    encoded = torch.linspace(0, len(held_out) - 1, min(codec_images, len(held_out))).long()
+
+    def add_to_curves(first: int, images: Tensor) -> None:
+        rows = encoded[(encoded >= first) & (encoded < first + len(images))] - first
+        for curve in curves.values():
+            curve.add(to_uint8(images[rows]))
+
+    found = _one_pass(
+        vqvae, priors, held_out, "evaluate held out", progress, perceptual, add_to_curves
+    )
+    trained = None
+    if train_set is not None:
+        trained = _one_pass(vqvae, priors, train_set, "evaluate train", progress)
+    levels = _levels(vqvae.config, found, trained)
+    bits = sum(level.bits_per_image for level in levels.values())
+    points = {name: curve.points() for name, curve in curves.items()}
+    return Evaluation(
+        images=len(held_out),
+        reconstruction=found.reconstruction,
+        levels=levels,
+        bits_per_image=bits,
+        marginal_bits_per_image=sum(level.marginal_bits_per_image for level in levels.values()),
+        bits_per_dim=bits / math.prod(held_out.image_shape),
+        codecs={
+            name: CodecQuality(bits, codec_at_bits(curve, bits)) for name, curve in points.items()
+        },
+        curves=points,
+        train_images=None if train_set is None else len(train_set),
+        train_reconstruction=None if trained is None else trained.reconstruction,
+    )
 
 
-def add_training_likelihood(
-    values: dict[str, Any], priors: Sequence[PixelSNAIL], codes: CodeStore
-) -> None:
-    """Add to the measures what the codes of training images cost, and by how much more others do.
+def evaluation_batch(image_size: tuple[int, int]) -> int:
+    """Images of a batch: fewer of large ones, so that memory does not grow with their size."""
+    return min(_BATCH, max(1, _BATCH_PIXELS // math.prod(image_size)))
+
+
+@torch.no_grad()
+def store_reconstructions(
+    vqvae: VQVAE2, images: ImageSource, path: Path, progress: Progress, name: str
+) -> StoredImages:
+    """Write the reconstructions of a set to the file `path`, and give them as a set."""
+    device = device_of(vqvae)
+    with progress.task(f"reconstruct {name}", len(images)) as task:
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch, labels in in_order(images, evaluation_batch(vqvae.config.image_size)):
+                yield vqvae.decode(vqvae.encode(batch.to(device))), labels
+                task.advance(len(batch))
+
+        return store_images(path, len(images), batches(), images.class_names)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a pass over a set gives, the last two by level."""
+
+    reconstruction: Reconstruction
+    likelihoods: list[Likelihood]
+    counts: list[Tensor]
+
+
+@torch.no_grad()
+def _one_pass(
+    vqvae: VQVAE2,
+    priors: Sequence[PixelSNAIL],
+    images: ImageSource,
+    name: str,
+    progress: Progress,
+    perceptual: LPIPS | None = None,
+    also: Callable[[int, Tensor], None] = lambda first, batch: None,
+) -> _Found:
+    """Error, cost and histogram of the codes of a set.
 
     Args:
-        values: From `evaluate_pipeline`; each level gets `train_nats_per_code`,
-            `train_bits_per_code` and `overfitting_gap`: held out less training, nats a code.
-        codes: Of images that the priors were trained on.
+        also: Called with each batch and the number of its first image.
     """
-    for level, (prior, own) in enumerate(zip(priors, values["levels"].values(), strict=True)):
-        found = prior_likelihood(prior, codes_in_order(codes, _BATCH), level)
-        own["train_nats_per_code"] = found.nats_per_code
-        own["train_bits_per_code"] = found.bits_per_code
-        own["overfitting_gap"] = own["nats_per_code"] - found.nats_per_code
-    values["train_images"] = len(codes)
+    config, device = vqvae.config, device_of(vqvae)
+    sums, nats = PairSums.of_model(vqvae, perceptual), [0.0] * len(priors)
+    counts = [torch.zeros(config.num_embeddings, dtype=torch.int64) for _ in priors]
+    done = 0
+    with progress.task(name, len(images)) as task:
+        for batch, labels in in_order(images, evaluation_batch(config.image_size)):
+            # As `extract_codes` encodes them: sums in another order can move a vector to another
+            # code.
+            seen = batch.to(device).contiguous(memory_format=torch.channels_last)
+            maps = vqvae.encode(seen)
+            sums.add(seen, vqvae.decode(maps))
+            for level, prior in enumerate(priors):
+                nats[level] += code_nats(prior, maps, labels, level)
+                counts[level] += code_counts(maps[level], config.num_embeddings)
+            also(done, batch)
+            done += len(batch)
+            task.update(done)
+    reconstruction = sums.result()  # refuses an empty set
+    likelihoods = [
+        Likelihood.of_sum(total, len(images), math.prod(size))
+        for total, size in zip(nats, config.level_sizes, strict=True)
+    ]
+    return _Found(reconstruction, likelihoods, counts)
 
 
-def spread_evenly(images: Tensor, most: int) -> Tensor:
-    """At most so many of the images `[N, ...]`."""
-    if len(images) <= most:
-        return images
-    return images[torch.linspace(0, len(images) - 1, most).long()]
-
-
-def _maps(codes: CodeStore, level: int) -> Iterator[Tensor]:
-    return (maps[level] for maps, _ in codes_in_order(codes, _BATCH))
+def _levels(config: VQVAE2Config, found: _Found, trained: _Found | None) -> dict[str, LevelCost]:
+    levels = {}
+    for level, name in enumerate(level_names(config.num_levels)):
+        use, own = CodebookUse.of_counts(found.counts[level]), found.likelihoods[level]
+        marginal = entropy_of_counts(found.counts[level])
+        codes = math.prod(config.level_sizes[level])
+        levels[name] = LevelCost(
+            codes=codes,
+            codes_used=use.used,
+            perplexity=use.perplexity,
+            marginal_bits_per_code=marginal,
+            marginal_bits_per_image=marginal * codes,
+            **asdict(own),
+        )
+        if trained is not None:
+            train = trained.likelihoods[level]
+            levels[name] = replace(
+                levels[name],
+                train_nats_per_code=train.nats_per_code,
+                train_bits_per_code=train.bits_per_code,
+                overfitting_gap=own.nats_per_code - train.nats_per_code,
+            )
+    return levels

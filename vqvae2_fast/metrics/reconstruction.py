@@ -1,10 +1,10 @@
-"""Error of reconstructions, on both scales of pixels that papers use."""
+"""Errors of reconstructions. A measure of pairs of images is added here: its field and its sum."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PairMeasures",
+    "PairSums",
     "Reconstruction",
-    "pair_measures",
     "psnr",
     "reconstruction_error",
     "reconstruction_measures",
@@ -33,93 +33,112 @@ _SMALLEST = 11  # pixels: SSIM's window
 def psnr(mse: float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error of pixels in [0, 1].
 
-    −10·log₁₀(mse). Give it the mean over a set: the mean of single images' ratios is another,
+    −10·log₁₀(mse). Give it the mean over a set: the mean of the ratios of single images is another,
     larger number, and infinite as soon as one image is exact.
     """
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
+def _measure(label: str, form: str) -> Any:
+    """A measure, what reports call it, and how they print it."""
+    return field(metadata={"label": label, "form": form})
+
+
 @dataclass(frozen=True)
 class Reconstruction:
-    """Mean squared errors over a set of images: pixels in [-1, 1], pixels in [0, 1], and dB."""
+    """Mean squared errors over a set of images, on both scales that papers use, and dB."""
 
-    mse: float
-    mse_unit: float
-    psnr: float
-
-
-@torch.no_grad()
-def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruction:
-    """Error of a VQ-VAE on batches of images `[B, C, H, W]` in [-1, 1].
-
-    Reconstructions are clipped to [-1, 1] as when they are shown, and not rounded to bytes.
-    """
-    device = device_of(model)
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in images:
-        batch = batch.to(device)
-        difference = model.decode(model.encode(batch)).clamp(-1, 1) - batch
-        total += difference.square().sum(dtype=torch.float64)
-        count += batch.numel()
-    if not count:
-        raise ValueError("reconstruction_error: expected at least one batch of images, got none.")
-    mse = float(total) / count
-    return Reconstruction(mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
+    mse: float = _measure("MSE, pixels in [-1, 1]", ".5f")
+    mse_unit: float = _measure("MSE, pixels in [0, 1]", ".5f")
+    psnr: float = _measure("PSNR, dB", ".2f")
 
 
 @dataclass(frozen=True)
-class PairMeasures:
-    """Errors of reconstructions with the measures that see structure; LPIPS is None without it."""
+class PairMeasures(Reconstruction):
+    """With the measures that see structure, means over the images; LPIPS is None without it."""
 
-    mse: float
-    mse_unit: float
-    psnr: float
-    ssim: float
-    lpips: float | None
+    ssim: float = _measure("SSIM", ".4f")
+    lpips: float | None = _measure("LPIPS", ".4f")
 
 
-@torch.no_grad()
-def pair_measures(
-    model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
-) -> PairMeasures:
-    """`reconstruction_error` with the means of SSIM and LPIPS over the images.
+class PairSums:
+    """Sums over pairs of images and their reconstructions, which are added batch by batch.
 
     Args:
-        images: Batches `[B, C, H, W]` in [-1, 1] of 11 pixels or more.
+        structure: Whether SSIM is measured.
+        perceptual: LPIPS, if it is to be measured too.
     """
-    device = device_of(model)
-    totals = torch.zeros(3, dtype=torch.float64)
-    count = pixels = 0
-    for batch in images:
-        batch = batch.to(device)
-        reconstructed = model.decode(model.encode(batch)).clamp(-1, 1)
-        squares = (reconstructed - batch).square().sum(dtype=torch.float64)
-        similarity = structural_similarity(reconstructed, batch).sum(dtype=torch.float64)
-        distance = squares.new_zeros(())
-        if perceptual is not None:
-            distance = perceptual(reconstructed, batch).sum(dtype=torch.float64)
-        totals += torch.stack([squares, similarity, distance]).cpu()
-        count, pixels = count + len(batch), pixels + batch.numel()
-    if not count:
-        raise ValueError("pair_measures: expected at least one batch of images, got none.")
-    mse = float(totals[0]) / pixels
-    lpips = None if perceptual is None else float(totals[2]) / count
-    return PairMeasures(mse, mse / 4, psnr(mse / 4), float(totals[1]) / count, lpips)
+
+    def __init__(self, structure: bool, perceptual: LPIPS | None = None) -> None:
+        self._structure, self._perceptual = structure, perceptual
+        self._squares = self._similarity = self._distance = 0.0
+        self._images = self._pixels = 0
+
+    @classmethod
+    def of_model(cls, model: VQVAE2, perceptual: LPIPS | None = None) -> PairSums:
+        """With SSIM where its window of 11 pixels fits into the model's images.
+
+        Raises:
+            ValueError: LPIPS of smaller images, where it means nothing.
+        """
+        structure = min(model.config.image_size) >= _SMALLEST
+        if perceptual is not None and not structure:
+            raise ValueError(
+                f"LPIPS: expected images of {_SMALLEST} pixels or more, the VQ-VAE's are "
+                f"{model.config.image_size}; leave it out."
+            )
+        return cls(structure, perceptual)
+
+    def add(self, images: Tensor, reconstructed: Tensor) -> None:
+        """Images `[B, C, H, W]` in [-1, 1] and what was decoded, on one device.
+
+        Reconstructions are clipped to [-1, 1] as when they are shown, and not rounded to bytes.
+        """
+        shown = reconstructed.clamp(-1, 1)
+        self._squares += float((shown - images).square().sum(dtype=torch.float64))
+        if self._structure:
+            similarity = structural_similarity(shown, images)
+            self._similarity += float(similarity.sum(dtype=torch.float64))
+        if self._perceptual is not None:
+            self._distance += float(self._perceptual(shown, images).sum(dtype=torch.float64))
+        self._images, self._pixels = self._images + len(images), self._pixels + images.numel()
+
+    def result(self) -> Reconstruction:
+        """Means over all images: `PairMeasures` if structure was measured.
+
+        Raises:
+            ValueError: No images were added.
+        """
+        if not self._images:
+            raise ValueError("reconstruction: expected at least one batch of images, got none.")
+        mse = self._squares / self._pixels
+        errors = (mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
+        if not self._structure:
+            return Reconstruction(*errors)
+        lpips = None if self._perceptual is None else self._distance / self._images
+        return PairMeasures(*errors, self._similarity / self._images, lpips)
+
+
+def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruction:
+    """Errors of a VQ-VAE on batches of images `[B, C, H, W]` in [-1, 1], without structure."""
+    return _measured(model, images, PairSums(structure=False))
 
 
 def reconstruction_measures(
     model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
-) -> Reconstruction | PairMeasures:
-    """`pair_measures`, or of images below 11 pixels, where those mean nothing, the error alone.
+) -> Reconstruction:
+    """`PairMeasures`, or of images below 11 pixels, where those mean nothing, the errors alone.
 
     Raises:
         ValueError: LPIPS of images below 11 pixels.
     """
-    if min(model.config.image_size) >= _SMALLEST:
-        return pair_measures(model, images, perceptual)
-    if perceptual is not None:
-        raise ValueError(
-            f"LPIPS: expected images of {_SMALLEST} pixels or more, the VQ-VAE's are "
-            f"{model.config.image_size}; leave it out."
-        )
-    return reconstruction_error(model, images)
+    return _measured(model, images, PairSums.of_model(model, perceptual))
+
+
+@torch.no_grad()
+def _measured(model: VQVAE2, images: Iterable[Tensor], sums: PairSums) -> Reconstruction:
+    device = device_of(model)
+    for batch in images:
+        batch = batch.to(device)
+        sums.add(batch, model.decode(model.encode(batch)))
+    return sums.result()

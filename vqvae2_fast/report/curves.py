@@ -1,4 +1,4 @@
-"""Curves of a run's log as one PNG."""
+"""Curves, each figure as one PNG: of a run's log, and of quality against bits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.report.files import write_picture
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from vqvae2_fast.metrics import CodecPoint
+    from vqvae2_fast.metrics.results import Evaluation
 
 __all__ = ["new_figure", "plot_curves", "plot_rate"]
 
@@ -32,8 +33,8 @@ def plot_curves(
 
     Args:
         vqvae: Lines of the VQ-VAE's log.jsonl.
-        priors: Lines of each prior's, by the name of its level.
-        marginal_bits: Bits a code without a model, by level; drawn as a dashed line.
+        priors: Lines of the log of each prior, by the name of its level.
+        marginal_bits: Bits a code by frequency alone, by level; drawn as a dashed line.
     """
     priors = priors or {}
     panels = (3 if vqvae else 0) + len(priors)
@@ -83,50 +84,27 @@ def plot_curves(
     write_picture(path, figure)
 
 
-def plot_rate(
-    path: Path,
-    webp: Sequence[CodecPoint],
-    values: Mapping[str, Any],
-    jpeg: Sequence[CodecPoint] = (),
-) -> None:
-    """Draw quality against bits: curves of codecs, and the point of a pipeline beside them.
-
-    Args:
-        values: From `evaluate_pipeline`.
-    """
+def plot_rate(path: Path, found: Evaluation) -> None:
+    """Draw quality against bits: the curves of codecs, and the pipeline as a point."""
     figure = new_figure(5.6, 3.8)
     axis = figure.subplots()
-    points = sorted(webp, key=lambda point: point.bits_per_image)
-    axis.plot(
-        [p.bits_per_image for p in points],
-        [p.psnr for p in points],
-        "-",
-        color="C0",
-        label="WebP, without its container",
-    )
-    if jpeg:
-        points = sorted(jpeg, key=lambda point: point.bits_per_image)
+    for number, (name, curve) in enumerate(found.curves.items()):
+        points = sorted(curve, key=lambda point: point.bits_per_image)
         axis.plot(
-            [p.bits_per_image for p in points],
-            [p.psnr for p in points],
-            "--",
-            color="C2",
-            label="JPEG, scan alone",
+            [point.bits_per_image for point in points],
+            [point.psnr for point in points],
+            ("-", "--", ":")[number % 3],
+            color=f"C{number}",
+            label=f"{CODECS[name].name}, {CODECS[name].counted}",
         )
-    quality = values["reconstruction"]["psnr"]
-    axis.plot(
-        values["bits_per_image"], quality, "o", color="C3", ms=9, label="codes under the priors"
-    )
-    axis.plot(
-        values["marginal_bits_per_image"],
-        quality,
-        "x",
-        color="C3",
-        ms=8,
-        label="codes by their frequency alone",
-    )
+    quality = found.reconstruction.psnr
+    for bits, marker, size, label in (
+        (found.bits_per_image, "o", 9, "codes under the priors"),
+        (found.marginal_bits_per_image, "x", 8, "codes by their frequency alone"),
+    ):
+        axis.plot(bits, quality, marker, color="C3", ms=size, label=label)
     axis.set(title="Held-out images", xlabel="bits an image", ylabel="PSNR, dB")
-    axis.set_xlim(0, 2 * values["marginal_bits_per_image"])
+    axis.set_xlim(0, 2 * found.marginal_bits_per_image)
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -134,9 +112,9 @@ def plot_rate(
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that is written as PNG."""
-    # Here, since it takes as long to import as all of the package: commands that plot nothing wait
-    # for it too. And not pyplot, which would choose a backend for the caller's process.
+    """An empty figure of a size in inches, to be written as PNG."""
+    # Imported here because it takes as long as the rest of the package, and most commands plot
+    # nothing. pyplot would choose a backend for the caller's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

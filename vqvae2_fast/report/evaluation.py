@@ -1,16 +1,33 @@
-"""The report of `vqvae2-fast evaluate`: its measures as tables, with the pictures, in one file."""
+"""An evaluation for people: as lines on the terminal, and as one HTML file with its pictures."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
+from vqvae2_fast.console.numbers import number
+from vqvae2_fast.metrics.codecs import CODECS
+from vqvae2_fast.metrics.distances import MEASURES
+from vqvae2_fast.metrics.reconstruction import PairMeasures
 from vqvae2_fast.report.html import Section, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["evaluation_lines", "write_evaluation"]
+    from vqvae2_fast.metrics.accuracy import Accuracy
+    from vqvae2_fast.metrics.estimates import Estimate
+    from vqvae2_fast.metrics.reconstruction import Reconstruction
+    from vqvae2_fast.metrics.results import (
+        CasScore,
+        CodecQuality,
+        Distances,
+        Evaluation,
+        LevelCost,
+        Rejection,
+    )
+
+__all__ = ["evaluation_lines", "reconstruction_text", "write_evaluation"]
 
 _ROWS = {
     "floor": "real images against the reference (the floor)",
@@ -18,144 +35,174 @@ _ROWS = {
     "sampled": "samples against the reference",
     "sampled_vs_reconstructed": "samples against the reference's reconstructions (FID*)",
 }
+_ARROWS = {"lower": "↓", "higher": "↑"}
 
 
-def evaluation_lines(values: dict[str, Any]) -> list[str]:
+def evaluation_lines(found: Evaluation) -> list[str]:
     """The measures in words."""
-    error = values["reconstruction"]
     lines = [
-        f"reconstruction of {values['images']} held-out images: {error['psnr']:.2f} dB (MSE "
-        f"{error['mse_unit']:.5f} in [0, 1], {error['mse']:.5f} in [-1, 1])"
+        f"reconstruction of {found.images:,} held-out images: "
+        f"{reconstruction_text(found.reconstruction)}"
     ]
-    if error.get("ssim") is not None:
-        perceptual = "" if error["lpips"] is None else f", LPIPS {error['lpips']:.4f}"
-        lines.append(f"SSIM {error['ssim']:.4f}{perceptual}")
-    for name, level in values["levels"].items():
-        line = f"{name}: {level['codes_used']} codes used, perplexity {level['perplexity']:.0f}"
-        lines.append(
-            f"{line}, {level['bits_per_image']:.0f} bits an image ({level['nats_per_code']:.3f} "
-            f"nats a code); marginal entropy {level['marginal_bits_per_image']:.0f}"
-        )
-        if "overfitting_gap" in level:
-            lines[-1] += (
-                f"; training images {level['train_nats_per_code']:.3f} nats a code, "
-                f"{level['overfitting_gap']:+.3f} held out"
-            )
-    webp = values["webp"]["psnr"]
-    beside = "cannot go so low" if webp is None else f"reaches {webp:.2f} dB there"
+    lines += [_line_of_level(name, level) for name, level in found.levels.items()]
+    codecs = "; ".join(_codec(name, codec) for name, codec in found.codecs.items())
     lines.append(
-        f"all levels together: {values['bits_per_image']:.0f} bits an image, marginal entropy "
-        f"{values['marginal_bits_per_image']:.0f}; WebP {beside}"
+        f"all levels together: {found.bits_per_image:,.0f} bits an image, marginal entropy "
+        f"{found.marginal_bits_per_image:,.0f}; at that rate {codecs}"
     )
+    for network in (found.distances or {}).values():
+        lines += _lines_of_distances(network, found.sampled_images or 0)
+    for row in found.cas or ():
+        lines.append(
+            f"accuracy on real held-out images after training on {row.images:,} {row.trained_on} "
+            f"images, in %: {_accuracy(row.tested_on['real'])}"
+        )
+    return lines
+
+
+def reconstruction_text(found: Reconstruction) -> str:
+    """The errors of reconstructions in words."""
+    text = f"{found.psnr:.2f} dB (MSE {found.mse_unit:.5f} in [0, 1], {found.mse:.5f} in [-1, 1])"
+    if isinstance(found, PairMeasures):
+        text += f", SSIM {found.ssim:.4f}"
+        text += "" if found.lpips is None else f", LPIPS {found.lpips:.4f}"
+    return text
+
+
+def _line_of_level(name: str, level: LevelCost) -> str:
+    line = (
+        f"{name}: {level.codes_used} codes used, perplexity {level.perplexity:.0f}, "
+        f"{level.bits_per_image:,.0f} bits an image ({level.nats_per_code:.3f} nats a code); "
+        f"marginal entropy {level.marginal_bits_per_image:,.0f}"
+    )
+    if level.overfitting_gap is None:
+        return line
+    return (
+        f"{line}; training images {level.train_nats_per_code:.3f} nats a code, held-out images "
+        f"{level.overfitting_gap:+.3f}"
+    )
+
+
+def _lines_of_distances(network: Distances, images: int) -> list[str]:
+    floor, sampled = network.rows["floor"], network.rows["sampled"]
+    lines = [
+        f"{network.label(measure.name)} of {images:,} samples: {_interval(sampled[measure.name])}; "
+        f"real images against real ones {_interval(floor[measure.name])}"
+        for measure in MEASURES
+        if measure.headline and measure.name in sampled
+    ]
+    if network.left_out:
+        lines.append(f"not measured, for which more images are needed: {_left_out(network)}")
     return lines
 
 
 def write_evaluation(
-    path: Path, values: Mapping[str, Any], pictures: Mapping[str, Path], *, title: str
+    path: Path, found: Evaluation, pictures: Mapping[str, Path], *, title: str
 ) -> None:
     """Write report.html.
 
     Args:
-        values: What `evaluate` writes into metrics.json.
         pictures: By name: reconstructions, rate, and samples, best, trade_off where there are any.
     """
-    sections = [*_samples(values, pictures), *_images(values, pictures)]
     write_report(
         path,
         title,
-        f"{values['images']} held-out images, {values.get('sampled_images', 0)} samples. Intervals "
-        "are 95 %, by the jackknife over ten groups of images (kernel distance: over blocks; "
+        f"{found.images:,} held-out images, {found.sampled_images or 0:,} samples. Intervals are "
+        "95 %, by the jackknife over ten groups of images (kernel distance: over blocks; "
         "accuracy: Wilson's).",
-        sections,
+        [*_samples(found, pictures), *_images(found, pictures)],
         "vqvae2-fast evaluate",
     )
 
 
-def _samples(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
+def _samples(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
     sections = []
     if "samples" in pictures:
         sections.append(
             Section(
                 "Samples",
-                "Drawn as the plain model has them: temperature 1, no guidance, "
-                "nothing rejected. With --samples, as those were drawn.",
+                "Drawn from the model as it is: temperature 1, no guidance, nothing rejected. "
+                "Samples of a folder (--samples) are as they were drawn.",
                 picture=pictures["samples"],
             )
         )
-    for name, found in values.get("distances", {}).items():
-        sections += _distances(name, found)
-    if "cas" in values:
-        sections.append(_cas(values["cas"]))
-    if "rejection" in values:
-        sections += _rejection(values["rejection"], pictures)
+    sections += [_distances(name, own) for name, own in (found.distances or {}).items()]
+    if found.cas:
+        sections.append(_cas(found.cas))
+    if found.rejection is not None:
+        sections += _rejection(found.rejection, found.distances or {}, pictures)
     return sections
 
 
-def _distances(name: str, found: Mapping[str, Any]) -> list[Section]:
-    names = found["names"]
-    measures = list(found["rows"]["floor"])
-    rows = [
-        [_ROWS[row], *(_interval(own[m]) for m in measures)] for row, own in found["rows"].items()
-    ]
+def _distances(name: str, found: Distances) -> Section:
+    shown = [measure for measure in MEASURES if measure.name in found.rows["floor"]]
     text = (
-        f"Features of {name}, {found['images_per_second']:.0f} images a second. Distances depend "
-        "on the number of images; only rows of one table compare."
+        f"Features of {name}, {found.images_per_second:.0f} images a second. Distances depend on "
+        "the number of images, so compare only rows of one table. An arrow tells which way is "
+        "better."
     )
-    if found["left_out"]:
-        wanted = ", ".join(f"{names.get(m, m)} ({n})" for m, n in found["left_out"].items())
-        text += f" Not measured for want of images (least number): {wanted}."
-    header = ("", *(names.get(m, m) for m in measures))
-    return [Section(f"Distances in {name}", text, header=header, rows=rows)]
+    if found.left_out:
+        text += f" Not measured, for which more images are needed: {_left_out(found)}."
+    return Section(
+        f"Distances in {name}",
+        text,
+        header=("", *(f"{found.label(one.name)} {_ARROWS[one.better]}" for one in shown)),
+        rows=[
+            [_ROWS[row], *(_interval(own[measure.name]) for measure in shown)]
+            for row, own in found.rows.items()
+        ],
+    )
 
 
-def _cas(rows: list[dict[str, Any]]) -> Section:
-    tests = list(rows[0]["tested_on"])
+def _left_out(found: Distances) -> str:
+    return ", ".join(f"{found.label(name)} ({count:,})" for name, count in found.left_out.items())
+
+
+def _cas(rows: list[CasScore]) -> Section:
+    tests = list(rows[0].tested_on)
     return Section(
         "Classification accuracy score",
-        "A classifier trained on each kind of images, by one recipe and on equal numbers; its "
-        "accuracy on held-out images. The column of reconstructed images takes the decoder out.",
+        "A classifier is trained on each kind of images, by one recipe and on equally many images; "
+        "its accuracy is measured on held-out images. On reconstructed images the decoder has no "
+        "part in the difference.",
         header=(
             "trained on",
             "images",
-            *(f"top 1 on {t}, %" for t in tests),
-            *(f"top 5 on {t}, %" for t in tests),
+            *(f"top 1 on {test}, %" for test in tests),
+            *(f"top 5 on {test}, %" for test in tests),
         ),
         rows=[
             [
-                row["trained_on"],
-                str(row["images"]),
-                *(
-                    f"{100 * row['tested_on'][t]['top1']:.2f} "
-                    f"[{100 * row['tested_on'][t]['low']:.2f}, "
-                    f"{100 * row['tested_on'][t]['high']:.2f}]"
-                    for t in tests
-                ),
-                *(f"{100 * row['tested_on'][t]['top5']:.2f}" for t in tests),
+                row.trained_on,
+                str(row.images),
+                *(_accuracy(row.tested_on[test]) for test in tests),
+                *(f"{100 * row.tested_on[test].top5:.2f}" for test in tests),
             ]
             for row in rows
         ],
     )
 
 
-def _rejection(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
-    points = found["points"]
-    networks = list(points[0]["measures"])
-    measures = ("frechet", "kernel", "score", "precision", "recall")
+def _rejection(
+    found: Rejection, distances: Mapping[str, Distances], pictures: Mapping[str, Path]
+) -> list[Section]:
+    shown = [measure for measure in MEASURES if measure.panel]
     header = ["share kept", "images", "accuracy, %"]
-    header += [f"{m}, {n}" for n in networks for m in measures]
+    header += [own.label(one.name) for own in distances.values() for one in shown]
     rows = []
-    for point in points:
-        row = [f"{point['share']:g}", str(point["images"]), f"{100 * point['accuracy']:.1f}"]
-        for network in networks:
-            own = point["measures"][network]
-            row += [f"{own[m]['value']:.4g}" if m in own else "" for m in measures]
+    for point in found.points:
+        row = [f"{point.share:g}", str(point.images), f"{100 * point.accuracy:.1f}"]
+        for network in distances:
+            own = point.measures[network]
+            row += [number(own[one.name].value) if one.name in own else "" for one in shown]
         rows.append(row)
     return [
         Section(
             "Rejection by a classifier",
-            "The share of each class that a classifier gives the highest probability of its class. "
-            "Fewer images alone raise a Fréchet distance: the dotted line is real images in the "
-            f"place of as many samples. Accuracy is by {found['accuracy_by']}.",
+            "Of each class, the share of samples is kept to which a classifier gives the highest "
+            "probability of the class. A smaller number of images alone raises a Fréchet distance: "
+            "the dotted line is that of equally many real images. Accuracy is by "
+            f"{found.accuracy_by}.",
             header=header,
             rows=rows,
             picture=pictures["trade_off"],
@@ -164,66 +211,47 @@ def _rejection(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[S
     ]
 
 
-def _images(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Section]:
-    kinds = {"held out": values["reconstruction"]}
-    if "train_reconstruction" in values:
-        kinds["training"] = values["train_reconstruction"]
+def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
+    kinds = {"held out": found.reconstruction}
+    if found.train_reconstruction is not None:
+        kinds["training"] = found.train_reconstruction
+    measures = fields(PairMeasures)
     errors = [
-        [
-            name,
-            f"{e['mse_unit']:.5f}",
-            f"{e['mse']:.5f}",
-            f"{e['psnr']:.2f}",
-            _or_empty(e.get("ssim")),
-            _or_empty(e.get("lpips")),
-        ]
-        for name, e in kinds.items()
+        [name, *(_or_empty(getattr(own, m.name, None), m.metadata["form"]) for m in measures)]
+        for name, own in kinds.items()
     ]
     levels = [
         [
             name,
-            str(level["codes"]),
-            f"{level['codes_used']}",
-            f"{level['perplexity']:.1f}",
-            f"{level['nats_per_code']:.4f}",
-            _or_empty(level.get("train_nats_per_code")),
-            _or_empty(level.get("overfitting_gap"), "+.4f"),
-            f"{level['bits_per_code']:.3f}",
-            f"{level['marginal_bits_per_code']:.3f}",
-            f"{level['bits_per_image']:.0f}",
-            f"{level['marginal_bits_per_image']:.0f}",
+            f"{level.codes:,}",
+            f"{level.codes_used:,}",
+            f"{level.perplexity:.1f}",
+            f"{level.nats_per_code:.4f}",
+            _or_empty(level.train_nats_per_code, ".4f"),
+            _or_empty(level.overfitting_gap, "+.4f"),
+            f"{level.bits_per_code:.3f}",
+            f"{level.marginal_bits_per_code:.3f}",
+            f"{level.bits_per_image:,.0f}",
+            f"{level.marginal_bits_per_image:,.0f}",
         ]
-        for name, level in values["levels"].items()
+        for name, level in found.levels.items()
     ]
-    levels.append(
-        [
-            "together",
-            *[""] * 8,
-            f"{values['bits_per_image']:.0f}",
-            f"{values['marginal_bits_per_image']:.0f}",
-        ]
-    )
-    codecs = ", ".join(_codec(name, values[name.lower()]) for name in ("WebP", "JPEG"))
+    together = (f"{found.bits_per_image:,.0f}", f"{found.marginal_bits_per_image:,.0f}")
+    levels.append(["together", *[""] * 8, *together])
+    codecs = ", ".join(_codec(name, codec) for name, codec in found.codecs.items())
     return [
         Section(
             "Reconstructions",
             "Held-out images, each above what its codes decode to.",
-            header=(
-                "images",
-                "MSE, pixels in [0, 1]",
-                "MSE, pixels in [-1, 1]",
-                "PSNR, dB",
-                "SSIM",
-                "LPIPS",
-            ),
+            header=("images", *(measure.metadata["label"] for measure in measures)),
             rows=errors,
             picture=pictures["reconstructions"],
         ),
         Section(
             "What the codes cost",
-            f"Under the priors, {values['bits_per_dim']:.4f} bits a pixel and channel for the "
-            "codes. Marginal entropy is what the frequency of each code alone would give. The "
-            "gap is what held-out codes cost more than training ones.",
+            f"Under the priors the codes cost {found.bits_per_dim:.4f} bits a pixel and channel. "
+            "Marginal entropy is what they would cost by the frequency of each code alone. The gap "
+            "is what a code of a held-out image costs more than one of a training image.",
             header=(
                 "level",
                 "codes an image",
@@ -241,22 +269,25 @@ def _images(values: Mapping[str, Any], pictures: Mapping[str, Path]) -> list[Sec
         ),
         Section(
             "Quality against bits",
-            f"At {values['bits_per_image']:.0f} bits an image: this "
-            f"model {values['reconstruction']['psnr']:.2f} dB, {codecs}. Headers of the files "
-            "are not counted.",
+            f"At {found.bits_per_image:,.0f} bits an image this model reaches "
+            f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted.",
             picture=pictures["rate"],
         ),
     ]
 
 
-def _codec(name: str, found: Mapping[str, float | None]) -> str:
-    quality = found["psnr"]
-    return f"{name} cannot go so low" if quality is None else f"{name} {quality:.2f} dB"
+def _codec(name: str, found: CodecQuality) -> str:
+    name = CODECS[name].name
+    return f"{name} needs more bits" if found.psnr is None else f"{name} {found.psnr:.2f} dB"
 
 
-def _interval(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['value']:.4g} [{estimate['low']:.4g}, {estimate['high']:.4g}]"
+def _interval(estimate: Estimate) -> str:
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"
 
 
-def _or_empty(value: float | None, form: str = ".4f") -> str:
+def _accuracy(found: Accuracy) -> str:
+    return f"{100 * found.top1:.2f} [{100 * found.low:.2f}, {100 * found.high:.2f}]"
+
+
+def _or_empty(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data.subset import ImageSubset, spread_evenly
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.files import write_picture
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "image_grid",
+    "picture_of_classes",
     "picture_of_reconstructions",
     "reconstruction_grid",
     "sample_grid",
@@ -118,6 +119,16 @@ def sample_grid(
         rows = list(rows[0].split(block_columns(len(rows[0]))))
         return image_grid(rows, [class_names[shown[0]], *[""] * (len(rows) - 1)], title=title)
     return image_grid(rows, [class_names[label] for label in shown], title=title)
+
+
+def picture_of_classes(
+    images: ImageSource, path: Path, class_names: Sequence[str], most: int
+) -> None:
+    """Write the first images of each class of a set, `most` at most; only these are read."""
+    labels = images.labels
+    rows = torch.cat([(labels == label).nonzero().flatten()[:most] for label in labels.unique()])
+    shown = torch.cat([image for image, _ in in_order(ImageSubset(images, rows), 1)])
+    write_picture(path, sample_grid(shown, labels[rows].tolist(), class_names))
 
 
 def block_columns(count: int) -> int:

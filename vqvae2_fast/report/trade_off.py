@@ -4,67 +4,64 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.metrics.distances import MEASURES
 from vqvae2_fast.report.curves import new_figure
+from vqvae2_fast.report.files import write_picture
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from vqvae2_fast.metrics.distances import Measure
+    from vqvae2_fast.metrics.results import RejectionPoint
 
 __all__ = ["plot_trade_off"]
 
-_PANELS = (("frechet",), ("kernel",), ("score",), ("precision", "recall"))
 _COLUMNS = 5
 
 
-def plot_trade_off(
-    path: Path, points: Sequence[Mapping[str, Any]], names: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Draw accuracy, distances, scores, precision and recall by the share kept.
+def plot_trade_off(path: Path, points: Sequence[RejectionPoint]) -> None:
+    """Draw accuracy and the measures that have a panel by the share kept.
 
-    What no point has, for want of images or because a network does not give it, has no panel.
-
-    Args:
-        points: Each `share`, `accuracy`, and by network `measures`, with their intervals, and
-            `floor` (real images in the place of as many samples).
-        names: What the measures of each network are called.
+    A measure that no point has, because there are too few images, is not drawn.
     """
     panels = [
         (network, shown)
-        for network in names
-        for measures in _PANELS
-        if (shown := _measured(points, network, measures))
+        for network in points[0].measures
+        for panel in dict.fromkeys(measure.panel for measure in MEASURES if measure.panel)
+        if (shown := _measured(points, network, panel))
     ]
     columns = min(1 + len(panels), _COLUMNS)
     rows = -(-(1 + len(panels)) // columns)
     figure = new_figure(4.2 * columns, 3.4 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    shares = [point["share"] for point in points]
-    axes[0].plot(shares, [point["accuracy"] for point in points], "o-", label="accuracy")
-    _by_share(axes[0], points, "share in its class by the classifier")
+    shares = [point.share for point in points]
+    axes[0].plot(shares, [point.accuracy for point in points], "o-", label="accuracy")
+    _by_share(axes[0], shares, "share in its class by the classifier")
     for axis, (network, shown) in zip(axes[1:], panels, strict=False):
         for number, measure in enumerate(shown):
-            _draw(axis, points, network, measure, f"C{number}")
-        title = f"{' and '.join(shown)}, {network}"
-        _by_share(axis, points, names[network].get(shown[0], title))
+            _draw(axis, points, network, measure.name, f"C{number}")
+        title = " and ".join(measure.label_in(network) for measure in shown)
+        if shown[0].label == shown[0].name:
+            title = f"{title}, {network}"
+        _by_share(axis, shares, title)
     for axis in axes[1 + len(panels) :]:
         axis.remove()
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    write_picture(path, figure)
 
 
-def _measured(
-    points: Sequence[Mapping[str, Any]], network: str, measures: Sequence[str]
-) -> tuple[str, ...]:
-    """Those of the measures that some point has."""
-    return tuple(
+def _measured(points: Sequence[RejectionPoint], network: str, panel: str) -> list[Measure]:
+    """The measures of a panel that some point has."""
+    return [
         measure
-        for measure in measures
-        if any(measure in point["measures"][network] for point in points)
-    )
+        for measure in MEASURES
+        if measure.panel == panel
+        and any(measure.name in point.measures[network] for point in points)
+    ]
 
 
-def _by_share(axis: Any, points: Sequence[Mapping[str, Any]], title: str) -> None:
-    shares = [point["share"] for point in points]
+def _by_share(axis: Any, shares: list[float], title: str) -> None:
     axis.set(title=title, xlabel="share kept", xscale="log")
     axis.set_xlim(1.2 * max(shares), min(shares) / 1.2)  # all panels alike, whatever they hold
     axis.set_xticks(shares)
@@ -75,13 +72,14 @@ def _by_share(axis: Any, points: Sequence[Mapping[str, Any]], title: str) -> Non
 
 
 def _draw(
-    axis: Any, points: Sequence[Mapping[str, Any]], network: str, measure: str, colour: str
+    axis: Any, points: Sequence[RejectionPoint], network: str, measure: str, colour: str
 ) -> None:
-    found = [p for p in points if measure in p["measures"][network]]
-    shares = [p["share"] for p in found]
-    values = [p["measures"][network][measure] for p in found]
-    middle = [v["value"] for v in values]
-    reach = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
-    axis.errorbar(shares, middle, yerr=reach, fmt="o-", color=colour, capsize=2, label=measure)
-    floors = [p["floor"][network][measure]["value"] for p in found]
-    axis.plot(shares, floors, ":", color=colour, lw=1, label=f"{measure} of as many real ones")
+    found = [point for point in points if measure in point.measures[network]]
+    shares = [point.share for point in found]
+    own = [point.measures[network][measure] for point in found]
+    values = [one.value for one in own]
+    reach = [[one.value - one.low for one in own], [one.high - one.value for one in own]]
+    axis.errorbar(shares, values, yerr=reach, fmt="o-", color=colour, capsize=2, label=measure)
+    floors = [point.floor[network][measure].value for point in found]
+    label = f"{measure} of as many real images"
+    axis.plot(shares, floors, ":", color=colour, lw=1, label=label)

@@ -6,6 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.console.numbers import number
 from vqvae2_fast.files.durable import replace_file, write_all
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class RunLog:
     def status(self, headline: str) -> str:
         """The latest loss and the validation metric `headline`, as far as there are any."""
         shown = {"loss": "loss", f"val_{headline}": headline.replace("_", " ")}
-        parts = [f"{text} {self._latest[n]:.4g}" for n, text in shown.items() if n in self._latest]
+        parts = [
+            f"{text} {number(self._latest[n])}" for n, text in shown.items() if n in self._latest
+        ]
         return "  ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""`vqvae2-fast evaluate --images`: what it measures of samples, and what it refuses."""
+"""`vqvae2-fast evaluate`: what it measures, of samples too, and what it refuses."""
 
 from __future__ import annotations
 
@@ -121,14 +121,31 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
 
 
+def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--held-out-images", "20", "--train-images", "0", "--codec-images", "2")
+    assert evaluate(place, out, *arguments) == 0
+    values = json.loads((out / "metrics.json").read_text())
+    assert values["images"] == 20
+    assert "train_images" not in values
+    assert "20 held-out images" in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (("--held-out-images", "-1"), "--held-out-images: expected 0 or more, got -1"),
+        (("--train-images", "-1"), "--train-images: expected 0 or more, got -1"),
+        (("--codec-images", "0"), "--codec-images: expected 1 or more, got 0"),
+        (("--images", "200", "--neighbours", "0"), "--neighbours: expected 1 or more, got 0"),
         (("--images", "199"), "expected 200 or more, got 199"),
-        (("--images", "201"), "200 at most, got 201"),
-        (("--classifier", "JUDGE"), "name how many samples"),
-        (("--images", "200", "--features", "classifier"), "needs one, named by --classifier"),
-        (("--images", "200", "--features", "resnet"), "expected auto, inception or efficientnet"),
+        (("--images", "201"), "expected 200 at most, got 201"),
+        (("--classifier", "JUDGE"), "expected the number of samples"),
+        (
+            ("--images", "200", "--features", "classifier"),
+            "needs a classifier (on the command line, --classifier)",
+        ),
+        (("--images", "200", "--features", "resnet"), "expected one of auto, inception"),
         (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),
         (
             ("--images", "200", "--features", "inception", "--inception-weights", "/no/such"),

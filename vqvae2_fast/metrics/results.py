@@ -1,0 +1,164 @@
+"""What an evaluation finds, as plain records: written to `metrics.json`, shown by reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vqvae2_fast.metrics.accuracy import Accuracy
+    from vqvae2_fast.metrics.codecs import CodecPoint
+    from vqvae2_fast.metrics.estimates import Estimate
+    from vqvae2_fast.metrics.reconstruction import Reconstruction
+
+__all__ = [
+    "CasScore",
+    "CodecQuality",
+    "Distances",
+    "Evaluation",
+    "LevelCost",
+    "Rejection",
+    "RejectionPoint",
+    "as_json",
+]
+
+
+@dataclass(frozen=True)
+class LevelCost:
+    """One level's codes: how many an image has, how many are in use, what they cost.
+
+    Costs are under the prior and, called marginal, by the frequency of each code alone. The gap is
+    what a code of a held-out image costs more than one of a training image, in nats.
+    """
+
+    codes: int
+    codes_used: int
+    perplexity: float
+    marginal_bits_per_code: float
+    marginal_bits_per_image: float
+    nats_per_code: float
+    bits_per_code: float
+    bits_per_image: float
+    train_nats_per_code: float | None = None
+    train_bits_per_code: float | None = None
+    overfitting_gap: float | None = None
+
+
+@dataclass(frozen=True)
+class CodecQuality:
+    """PSNR in dB of an image codec at a number of bits an image; None if it needs more bits."""
+
+    bits_per_image: float
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Measures of pairs of sets in the features of one network.
+
+    Args:
+        names: Labels of the measures, where they differ from their names.
+        rows: By pair of sets (see `distances.PAIRS`), then by measure.
+        left_out: Measures that need more images, and how many.
+        images_per_second: Speed of the network.
+    """
+
+    names: dict[str, str]
+    rows: dict[str, dict[str, Estimate]]
+    left_out: dict[str, int]
+    images_per_second: float
+
+    def label(self, measure: str) -> str:
+        return self.names.get(measure, measure)
+
+
+@dataclass(frozen=True)
+class CasScore:
+    """Accuracies of a classifier that was trained on one kind of images, by kind of test images."""
+
+    trained_on: str
+    images: int
+    tested_on: dict[str, Accuracy]
+
+
+@dataclass(frozen=True)
+class RejectionPoint:
+    """What the share of samples that a classifier likes best measures.
+
+    Args:
+        accuracy: Share of these samples that a second classifier sees in their class.
+        least_probability: Lowest probability of its class that a kept sample has.
+        measures: By network, then by measure, against the reference.
+        floor: The same of as many real images.
+    """
+
+    share: float
+    images: int
+    accuracy: float
+    least_probability: float
+    measures: dict[str, dict[str, Estimate]]
+    floor: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Points of the rejection curve, and who judged their accuracy."""
+
+    points: list[RejectionPoint]
+    accuracy_by: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that `evaluate` finds. Fields with the default None were not asked for.
+
+    Args:
+        images: Held-out images that the first fields are of.
+        codecs: Image codecs at `bits_per_image`, by name.
+        curves: Their curves of rate and quality, for pictures; not part of the JSON.
+        distances: By network.
+    """
+
+    images: int
+    reconstruction: Reconstruction
+    levels: dict[str, LevelCost]
+    bits_per_image: float
+    marginal_bits_per_image: float
+    bits_per_dim: float
+    codecs: dict[str, CodecQuality]
+    curves: dict[str, list[CodecPoint]] = field(default_factory=dict)
+    train_images: int | None = None
+    train_reconstruction: Reconstruction | None = None
+    sampled_images: int | None = None
+    distances: dict[str, Distances] | None = None
+    cas: list[CasScore] | None = None
+    rejection: Rejection | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What `metrics.json` holds: each codec has a key of its own."""
+        values: dict[str, Any] = as_json(self)
+        del values["curves"]
+        return values | values.pop("codecs")
+
+
+def as_json(value: Any) -> Any:
+    """Records as dictionaries, without the fields that are None by default and stayed so.
+
+    A number that JSON cannot hold (NaN of an empty class, the infinite PSNR of exact images)
+    becomes None.
+    """
+    if is_dataclass(value):
+        pairs = ((own, getattr(value, own.name)) for own in fields(value))
+        return {
+            own.name: as_json(item)
+            for own, item in pairs
+            if not (item is None and own.default is None)
+        }
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

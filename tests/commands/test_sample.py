@@ -269,7 +269,7 @@ def test_each_known_image_is_completed_in_every_class(place, tmp_path):
         (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
         (["--known", "emoji"], "the classes of the known images are not those"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
-        (["--known", "{place}/classes/config.json"], "cannot be decoded as an image"),
+        (["--known", "{place}/classes/config.json"], "config.json cannot be decoded"),
         (["--pipeline", "{place}/plain", "--label", "cat"], "--label: the priors have no classes"),
         (["--pipeline", "{place}/plain", "--guidance-scale", "2"], "--guidance-scale: the priors"),
         (["--preset", "emoji32"], "one of --preset, --pipeline, or --vqvae"),

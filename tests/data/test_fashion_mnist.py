@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -98,7 +100,7 @@ def test_damaged_gzip_is_refused(tmp_path) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
     for bad in (content[:-20], b"no gzip", content[:30] + b"\xff\xff" + content[32:]):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="is damaged .*get it again"):
+        with pytest.raises(ValueError, match="is damaged|is no IDX file"):
             load_fashion_mnist(tmp_path)
 
 
@@ -112,3 +114,28 @@ def test_labels_without_a_name_are_refused(folder) -> None:
     change(file(folder, "t10k-labels"), lambda c: idx(torch.tensor([0, 1, 10])))
     with pytest.raises(ValueError, match=r"in \[0, 10\)"):
         load_fashion_mnist(folder, "held_out")
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqvae2_fast.files.untrusted._FREE_BYTES", 2**20)
+    head = struct.pack(">4B3I", 0, 0, 8, 3, 2**10, 2**10, 2**7)
+    name = tmp_path / "train-images-idx3-ubyte"
+    name.write_bytes(head)
+    compressed = gzip.compress(head + bytes(2**27))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="has 0 bytes of data, its header says 134217728"):
+        load_fashion_mnist(tmp_path)
+    name.unlink()
+    name.with_suffix(".gz").write_bytes(compressed)
+    with pytest.raises(ValueError, match="decompresses to more than 100 times its size"):
+        load_fashion_mnist(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**25
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_refused(tmp_path) -> None:
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    with pytest.raises(ValueError, match="ubyte is a FIFO"):
+        load_fashion_mnist(tmp_path)

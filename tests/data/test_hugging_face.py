@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
 import sys
 from itertools import islice
 
@@ -63,9 +67,9 @@ def test_training_takes_them(source, workers, tmp_path) -> None:
         assert torch.equal(labels, expected_labels)
 
 
-def test_the_fingerprint_follows_the_data_and_the_size(source) -> None:
+def test_the_key_of_a_cache_follows_the_data_and_the_size(source) -> None:
     prints = {
-        HuggingFaceImages(data, size).fingerprint()
+        HuggingFaceImages(data, size).cache_key()
         for data in (source, source.select(range(5)))
         for size in (6, 8)
     }
@@ -95,7 +99,7 @@ def test_labels_may_be_left_out(source) -> None:
     [
         ({"image_column": "text"}, r"image_column must be .* type Image \(image\), got 'text'"),
         ({"label_column": "coarse"}, r"label_column must be .* \(fine\), got 'coarse'"),
-        ({"image_channels": 2}, "image_channels 1 or 3"),
+        ({"image_channels": 2}, "image_channels must be 1 or 3"),
     ],
     ids=["image", "label", "channels"],
 )
@@ -111,6 +115,106 @@ def test_streams_and_several_splits_are_refused(source) -> None:
         HuggingFaceImages(source.to_iterable_dataset(), 6)
     with pytest.raises(TypeError, match="expected one split, got several; choose one of train"):
         HuggingFaceImages(datasets.DatasetDict(train=source), 6)
+
+
+def with_rows(source, rows: list[dict]):
+    """A data set of these images as they would be stored."""
+    import datasets
+    import pyarrow
+
+    kind = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+    table = pyarrow.table({"image": pyarrow.array(rows, kind)})
+    features = datasets.Features(image=datasets.Image())
+    return datasets.Dataset(datasets.table.InMemoryTable(table).cast(features.arrow_schema))
+
+
+def test_images_of_other_formats_start_no_program(source, tmp_path, monkeypatch) -> None:
+    eps = io.BytesIO()
+    picture(0).save(eps, "EPS")
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    rows = [{"bytes": eps.getvalue(), "path": "a.png"}]
+    with pytest.raises(ValueError, match="item 0 of image cannot be decoded"):
+        HuggingFaceImages(with_rows(source, rows), 6)[0]
+
+
+@pytest.mark.parametrize("given", ["absolute", "relative", "link", "remote"])
+def test_rows_cannot_read_files_outside_the_folder(source, tmp_path, given) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    picture(0).save(tmp_path / "private.png")
+    picture(1).save(folder / "own.png")
+    (folder / "link.png").symlink_to("../private.png")
+    path = {
+        "absolute": str(tmp_path / "private.png"),
+        "relative": "../private.png",
+        "link": str(folder / "link.png"),
+        "remote": "https://127.0.0.1/a.png",
+    }[given]
+    rows = [{"bytes": None, "path": path}, {"bytes": None, "path": "own.png"}]
+    stored = with_rows(source, rows)
+    with pytest.raises(ValueError, match="item 0 of image is not in the data set but in the file"):
+        HuggingFaceImages(stored, 6)[0]
+    dataset = HuggingFaceImages(stored, (9, 12), folder=folder)
+    with pytest.raises((ValueError, FileNotFoundError), match="leads out of|No such file"):
+        dataset[0]
+    assert torch.equal(dataset[1][0], torch.from_numpy(np.array(picture(1))).permute(2, 0, 1))
+
+
+def change_json(path, change) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_saved_set_names_no_files_outside_its_folder(source, tmp_path) -> None:
+    source.save_to_disk(str(tmp_path / "other"))
+    source.save_to_disk(str(tmp_path / "set"))
+    (arrow,) = (tmp_path / "set").glob("*.arrow")
+    state = tmp_path / "set" / "state.json"
+    change_json(state, lambda s: s["_data_files"][0].update(filename=f"../other/{arrow.name}"))
+    with pytest.raises(ValueError, match="state.json is damaged: _data_files must name its files"):
+        open_hugging_face(tmp_path / "set")
+    change_json(state, lambda s: s["_data_files"][0].update(filename=arrow.name))
+    arrow.unlink()
+    arrow.symlink_to(tmp_path / "other" / arrow.name)
+    with pytest.raises(ValueError, match=r"\.arrow leads out of"):
+        open_hugging_face(tmp_path / "set")
+    arrow.unlink()
+    os.mkfifo(arrow)
+    with pytest.raises(ValueError, match=r"\.arrow is a FIFO"):
+        open_hugging_face(tmp_path / "set")
+
+
+def test_splits_of_a_saved_set_are_names_in_its_folder(source, tmp_path) -> None:
+    import datasets
+
+    source.save_to_disk(str(tmp_path / "other"))
+    datasets.DatasetDict(train=source).save_to_disk(str(tmp_path / "set"))
+    change_json(tmp_path / "set" / "dataset_dict.json", lambda s: s.update(splits=["../other"]))
+    with pytest.raises(ValueError, match="dataset_dict.json is damaged: splits must be plain"):
+        open_hugging_face(tmp_path / "set", "../other")
+
+
+def test_a_damaged_saved_set_is_named(source, tmp_path) -> None:
+    source.save_to_disk(str(tmp_path / "set"))
+    (arrow,) = (tmp_path / "set").glob("*.arrow")
+    content = arrow.read_bytes()
+    arrow.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="set is damaged"):
+        open_hugging_face(tmp_path / "set")
+
+
+def test_labels_and_class_names_have_limits(source) -> None:
+    import datasets
+
+    names = datasets.ClassLabel(names=["x" * 2000])
+    with pytest.raises(ValueError, match="the name of class 0 has 2000 characters"):
+        HuggingFaceImages(source.remove_columns("fine").add_column("l", [0] * 10, feature=names), 6)
+
+
+def test_a_transform_is_refused_rather_than_ignored(source) -> None:
+    with pytest.raises(TypeError, match="without a transform"):
+        HuggingFaceImages(source.with_transform(lambda rows: rows), 6)
 
 
 def test_bad_images_are_named(source) -> None:

@@ -90,10 +90,22 @@ def test_a_change_of_files_makes_another_cache_and_removes_the_old(root, cache, 
 
 
 def test_a_file_of_another_time_is_another_file(root) -> None:
-    before = ImageFolder(root, 6).fingerprint()
-    assert ImageFolder(root, 6).fingerprint() == before
+    before = ImageFolder(root, 6)
+    key, data = before.cache_key(), before.fingerprint()
+    assert ImageFolder(root, 6).cache_key() == key
     touch(root)  # another picture may have as many bytes
-    assert ImageFolder(root, 6).fingerprint() != before
+    assert ImageFolder(root, 6).cache_key() != key
+    assert ImageFolder(root, 6).fingerprint() == data
+
+
+def test_a_cache_has_the_fingerprint_of_its_folder_wherever_that_lies(
+    root, cache, tmp_path
+) -> None:
+    data = ImageFolder(root, 6).fingerprint()
+    assert cached_images(ImageFolder(root, 6), cache).fingerprint() == data
+    assert ImageFolder(root, 6).in_memory().fingerprint() == data
+    root.rename(tmp_path / "moved")
+    assert ImageFolder(tmp_path / "moved", 6).fingerprint() == data
 
 
 def test_sets_of_other_sizes_and_names_live_side_by_side(root, cache) -> None:

@@ -54,6 +54,44 @@ def test_held_out_share_is_near_the_fraction_and_grows_with_it() -> None:
     assert not any(is_held_out(name, 0.0) for name in names)
 
 
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (("a",) * (2**18 + 1), "262145 classes; at most 262144 are supported"),
+        (
+            ("a", "x" * 10**6),
+            "the name of class 1 has 1000000 characters, at most 1024 .*: x+\\.{3}$",
+        ),
+        (("\ud800",), r"the name of class 0 is not Unicode text: \\ud800"),
+        ((3,), "class 0 is named by <class 'int'>, not a string"),
+    ],
+    ids=["many", "long", "surrogate", "number"],
+)
+def test_class_names_have_limits(names, text) -> None:
+    with pytest.raises(ValueError, match=text) as caught:
+        ImageTensorDataset(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), None, names)
+    assert len(str(caught.value)) < 200
+
+
+def test_the_fingerprint_follows_the_set() -> None:
+    def of(images=None, labels=(0, 1), classes=("a", "b"), names=("x", "y")) -> str:
+        pixels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8) if images is None else images
+        return ImageTensorDataset(pixels, torch.tensor(labels), classes, names).fingerprint()
+
+    changed = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    changed[1, 2, 1, 1] = 1
+    prints = [
+        of(),
+        of(images=changed),
+        of(images=torch.zeros(2, 3, 2, 3, dtype=torch.uint8)),
+        of(labels=(1, 0)),
+        of(classes=("a", "c")),
+        of(names=("x", "z")),
+    ]
+    assert of() == prints[0]
+    assert len(set(prints)) == len(prints)
+
+
 def test_dataset_gives_images_labels_and_shape() -> None:
     images = torch.arange(2 * 1 * 2 * 3, dtype=torch.uint8).view(2, 1, 2, 3)
     dataset = ImageTensorDataset(images, torch.tensor([1, -1]), ("a", "b"))

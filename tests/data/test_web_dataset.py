@@ -1,11 +1,14 @@
-"""WebDataset shards as an image source; most tests need the extra `webdataset`."""
+"""WebDataset shards as an image source, and the tar files that they are."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import pickle
 import sys
 import tarfile
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,15 +24,10 @@ if TYPE_CHECKING:
 
 def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.delitem(sys.modules, "webdataset", raising=False)
+    monkeypatch.delitem(sys.modules, "braceexpand", raising=False)
     sys.path_importer_cache.clear()
     with pytest.raises(RuntimeError, match=r"pip install 'vqvae2_fast\[webdataset\]'"):
-        load_web_dataset("x.tar", 6, tmp_path)
-
-
-@pytest.fixture
-def package() -> None:
-    pytest.importorskip("webdataset", reason="needs vqvae2_fast[webdataset]")
+        load_web_dataset("x-{0..1}.tar", 6, tmp_path)
 
 
 def pixels(seed: int) -> np.ndarray:
@@ -52,7 +50,8 @@ def write(path: Path, members: dict[str, bytes]) -> None:
 
 
 @pytest.fixture
-def shards(package, tmp_path) -> str:
+def shards(tmp_path) -> str:
+    pytest.importorskip("braceexpand", reason="needs vqvae2_fast[webdataset]")
     for shard in range(3):
         members = {}
         for i in range(shard * 40, shard * 40 + 40):
@@ -89,7 +88,7 @@ def test_shards_are_read_once_until_one_changes(shards, tmp_path, monkeypatch) -
     assert len(list((tmp_path / "c").iterdir())) == 1
 
 
-def test_labels_are_read_from_json(package, tmp_path) -> None:
+def test_labels_are_read_from_json(tmp_path) -> None:
     write(tmp_path / "a.tar", {"a.png": png(0), "a.json": b'{"label": 2}'})
     dataset = load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", label_key="json")
     assert dataset.labels.tolist() == [2]
@@ -100,14 +99,14 @@ class Harmful:
         return (pytest.fail, ("unpickled",))
 
 
-def test_pickles_in_a_shard_are_never_opened(package, tmp_path) -> None:
+def test_pickles_in_a_shard_are_never_opened(tmp_path) -> None:
     members = {"a.png": png(0), "a.pyd": pickle.dumps(Harmful()), "a.pkl": pickle.dumps(Harmful())}
     write(tmp_path / "a.tar", members)
     assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 1
 
 
 @pytest.mark.parametrize("shard", ["pipe:touch {}/harm", "http://127.0.0.1/a.tar", "none.tar", ""])
-def test_only_local_files_are_read(package, tmp_path, shard) -> None:
+def test_only_local_files_are_read(tmp_path, shard) -> None:
     with pytest.raises(ValueError, match="is no local file"):
         load_web_dataset([shard.format(tmp_path)], 6, tmp_path / "c")
     assert not (tmp_path / "harm").exists()
@@ -121,18 +120,18 @@ def test_only_local_files_are_read(package, tmp_path, shard) -> None:
         ({"a.png": b"no image"}, "sample a of .* cannot be decoded"),
         ({"a.png": png(0), "a.cls": b"cat"}, "cls holds no label"),
         ({"a.png": png(0), "a.cls": b"-2"}, "cls holds label -2"),
-        ({"a.png": png(0), "a.cls": b"3"}, "has label 3 of 3 classes"),
+        ({"a.png": png(0), "a.cls": b"3"}, "has label 3; expected one of 3 classes"),
     ],
     ids=["none", "two", "corrupt", "text", "negative", "large"],
 )
-def test_bad_samples_are_named(package, tmp_path, members, text) -> None:
+def test_bad_samples_are_named(tmp_path, members, text) -> None:
     write(tmp_path / "a.tar", members)
     with pytest.raises(ValueError, match=text):
         load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", class_names="abc")
     assert list((tmp_path / "c").iterdir()) == []
 
 
-def test_images_too_small_or_of_other_channels_are_named(package, tmp_path) -> None:
+def test_images_too_small_or_of_other_channels_are_named(tmp_path) -> None:
     write(tmp_path / "a.tar", {"a.png": png(0)})
     with pytest.raises(ValueError, match="is 9x12 .* smaller than image_size 10x10"):
         load_web_dataset(tmp_path / "a.tar", 10, tmp_path / "c")
@@ -143,5 +142,139 @@ def test_images_too_small_or_of_other_channels_are_named(package, tmp_path) -> N
 def test_a_cut_shard_is_refused(shards, tmp_path) -> None:
     path = tmp_path / "sh ards" / "train-001.tar"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="a shard is damaged"):
+    with pytest.raises(ValueError, match=r"train-001\.tar is damaged .* cut within a member"):
         load_web_dataset(shards, 6, tmp_path / "c")
+
+
+def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path) -> None:
+    write(tmp_path / "a.tar", {f"{i}.{kind}": png(i) for i in range(2) for kind in ("png", "x")})
+    content = (tmp_path / "a.tar").read_bytes()
+    end = len(content.rstrip(b"\0"))
+    end += -end % 512  # behind it zeros, of which the first 512 are the mark of the end
+    for cut in (*range(0, end + 512, 100), *range(0, end + 512, 512), end + 511):
+        (tmp_path / "a.tar").write_bytes(content[:cut])
+        with pytest.raises(ValueError, match=r"a\.tar is damaged or no tar file"):
+            load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
+    (tmp_path / "a.tar").write_bytes(content[: end + 512])
+    assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 2
+
+
+def test_a_header_damaged_in_its_middle_is_not_the_end(tmp_path) -> None:
+    write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[content.index(b"1.png")] ^= 1
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tar is damaged or no tar file .*checksum"):
+        load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["a#b.tar", "a?b.tar", "a{b.tar"])
+def test_a_shards_name_is_no_url(tmp_path, name) -> None:
+    write(tmp_path / "a", {"0.png": png(1)})
+    write(tmp_path / name, {"0.png": png(2)})
+    dataset = load_web_dataset(str(tmp_path / name), (9, 12), tmp_path / "c")
+    assert torch.equal(dataset.images[0], torch.from_numpy(pixels(2)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("label", ["262144", "3000000000", "9" * 22, "9" * 5000], ids=len)
+def test_one_label_cannot_name_classes_without_end(tmp_path, label) -> None:
+    write(tmp_path / "a.tar", {"a.png": png(0), "a.cls": label.encode()})
+    with pytest.raises(ValueError, match="expected one of 262144 classes|cls holds no label"):
+        load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress], ids=["gz", "bz2"])
+def test_compressed_shards_are_read(tmp_path, compress) -> None:
+    write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
+    (tmp_path / "b.tar.z").write_bytes(compress((tmp_path / "a.tar").read_bytes()))
+    assert len(load_web_dataset(tmp_path / "b.tar.z", 6, tmp_path / "c")) == 3
+
+
+def test_a_member_that_is_too_large_is_refused_unread(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqvae2_fast.data.tar_file.MAX_MEMBER_BYTES", 10**6)
+    write(tmp_path / "a.tar", {"a.png": bytes(10**6 + 1)})
+    (tmp_path / "a.tgz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    tracemalloc.start()
+    for name in ("a.tar", "a.tgz"):
+        with pytest.raises(ValueError, match=r"a\.png has 1000001 bytes; at most 1000000 are read"):
+            load_web_dataset(tmp_path / name, 6, tmp_path / "c")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_members_that_are_not_wanted_may_be_large(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqvae2_fast.data.tar_file.MAX_MEMBER_BYTES", 10**6)
+    write(tmp_path / "a.tar", {"a.png": png(0), "a.npy": bytes(10**6 + 1), "b.png": png(1)})
+    assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 2
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(values: dict[str, str], name: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.pax_headers = 0, values
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (header("a.png", 2**70), r"a\.png has \d+ bytes|cut within a member"),
+        (header("a.txt", 2**70), "cut within a member"),
+        (header("a.png", -512), "has -512 bytes"),
+        (pax({"size": "-1024"}, "a.png"), "no member's name or size"),
+        (header("a.png", 100, tarfile.GNUTYPE_SPARSE), "a sparse file"),
+        (pax({"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}, "a.png"), "a sparse file"),
+        (pax({"GNU.sparse.size": "9"}, "a.png"), "a sparse file"),
+        (pax({"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, "a.png"), "a sparse file"),
+        (header("x", 2**21, tarfile.XHDTYPE), "an extended header of 2097152 bytes"),
+        (header("x", 2**21, tarfile.GNUTYPE_LONGNAME), "an extended header of 2097152 bytes"),
+        (header("x", 512, tarfile.XHDTYPE) + b"0 a=b\n".ljust(512, b"\0"), "invalid header"),
+        (header("x", 512, tarfile.GNUTYPE_LONGNAME) + bytes(1024), "end of file header"),
+        (pax({"path": "x" * 5000}, "a.png"), "no member's name or size"),
+        (b"9" * 512, "invalid header|bad checksum"),
+        (b"", "the mark of its end is missing"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else value[:20],
+)
+def test_harmful_headers_are_refused(tmp_path, content, text) -> None:
+    write(tmp_path / "good.tar", {"0.png": png(0)})
+    good = (tmp_path / "good.tar").read_bytes().rstrip(b"\0")
+    good += bytes(-len(good) % 512)
+    for before in (b"", good):
+        (tmp_path / "a.tar").write_bytes(before + content)
+        with pytest.raises(ValueError, match=rf"a\.tar is damaged or no tar file .*({text})"):
+            load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_a_chain_of_headers_without_end_is_refused(tmp_path) -> None:
+    long = header("x", 512, tarfile.GNUTYPE_LONGNAME) + bytes(512)
+    (tmp_path / "a.tar").write_bytes(long * 3000)
+    with pytest.raises(ValueError, match="damaged or no tar file .*recursion"):
+        load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
+
+
+def test_of_a_small_set_one_sample_is_held_out(tmp_path) -> None:
+    write(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(3)})
+    keys = []
+    for split in ("train", "held_out"):
+        with pytest.warns(
+            UserWarning, match=r"of 3 images holds out none .* a\.tar/\d is held out"
+        ):
+            dataset = load_web_dataset(
+                tmp_path / "a.tar",
+                6,
+                tmp_path / "c",
+                split=split,
+                held_out_fraction=0.01,
+                name=split,
+            )
+        keys.append(dataset.names)
+    assert len(keys[1]) == 1
+    assert sorted(keys[0] + keys[1]) == ["0", "1", "2"]

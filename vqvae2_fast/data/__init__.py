@@ -1,4 +1,9 @@
-"""Data: the embedded emoji, folders of images, code maps, and the order of training."""
+"""Data: sets of images, stores of code maps, and the order in which training reads them.
+
+Image sources (emoji, fashion_mnist, folder, hugging_face, web_dataset) give uint8 images of one
+size with labels; image_cache keeps them decoded; sources opens any of them by name. batches and
+augment make training steps of them. code_store and code_writer keep code maps.
+"""
 
 from vqvae2_fast.data.augment import augment
 from vqvae2_fast.data.batches import (

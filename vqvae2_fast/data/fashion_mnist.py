@@ -7,17 +7,18 @@ have the same names and layout, and are read with their own class names.
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import decompressed, open_untrusted
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from torch import Tensor
@@ -38,6 +39,7 @@ FASHION_MNIST_CLASSES = (
 )
 _MAX_IDX_BYTES = 2**30  # the set's largest file has 47 MB
 _UINT8 = 8  # the type code of IDX
+_STEP = 2**20  # bytes read at a time: a file may have fewer than its header says
 
 
 def load_fashion_mnist(
@@ -62,7 +64,7 @@ def load_fashion_mnist(
         labels.append(read_idx(_find(Path(folder), f"{part}-labels-idx1-ubyte"), 1))
         if len(images[-1]) != len(labels[-1]):
             raise ValueError(
-                f"load_fashion_mnist: {folder} has {len(images[-1])} images and "
+                f"load_fashion_mnist: {printable(folder)} has {len(images[-1])} images and "
                 f"{len(labels[-1])} labels of {part}; take all files from one set."
             )
     return ImageTensorDataset(
@@ -76,51 +78,47 @@ def read_idx(path: Path, dims: int) -> Tensor:
     """An IDX file of bytes, with .gz or without, as uint8 with `dims` dimensions.
 
     Raises:
-        ValueError: No IDX file, another type or number of dimensions, or another size than it says.
+        ValueError: No IDX file, another type or number of dimensions, another size than it says, or
+            one that decompresses to more than 100 times its size.
     """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            header = file.read(4 + 4 * dims)
-            sizes = _sizes(path, header, dims)
-            count = 1
-            for size in sizes:
-                count *= size
-            if count > _MAX_IDX_BYTES:
-                raise ValueError(
-                    f"read_idx: {path} says it has {count} bytes; at most {_MAX_IDX_BYTES} "
-                    "are read."
-                )
-            # One more, to see whether the file ends: a compressed file may be endless.
-            content = file.read(count + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"read_idx: {path} is damaged ({error}); get it again.") from error
+    with open_untrusted(path) as file, decompressed(file, path, 2 * _MAX_IDX_BYTES) as stream:
+        sizes = _sizes(path, stream.read(4 + 4 * dims), dims)
+        count = math.prod(sizes)
+        if count > _MAX_IDX_BYTES:
+            raise ValueError(
+                f"read_idx: {printable(path)} says it has {count} bytes; at most {_MAX_IDX_BYTES} "
+                "are read."
+            )
+        content = bytearray()
+        # One byte more than it says, to see whether the file ends.
+        while part := stream.read(min(_STEP, count + 1 - len(content))):
+            content += part
     if len(content) != count:
-        more = "more" if len(content) > count else f"{len(content)}"
+        found = "more" if len(content) > count else f"{len(content)}"
         raise ValueError(
-            f"read_idx: {path} has {more} bytes of data, its header says {count}; get it again."
+            f"read_idx: {printable(path)} has {found} bytes of data, its header says {count}; get "
+            "it again."
         )
-    return (
-        torch.frombuffer(bytearray(content), dtype=torch.uint8).view(sizes)
-        if count
-        else (torch.zeros(sizes, dtype=torch.uint8))
-    )
+    if not count:
+        return torch.zeros(sizes, dtype=torch.uint8)
+    return torch.frombuffer(content, dtype=torch.uint8).view(sizes)
 
 
 def _sizes(path: Path, header: bytes, dims: int) -> list[int]:
     if header[:4] != bytes((0, 0, _UINT8, dims)) or len(header) != 4 + 4 * dims:
         raise ValueError(
-            f"read_idx: {path} is no IDX file of bytes with {dims} dimension(s): it begins with "
-            f"{header[:4].hex() or 'nothing'}, expected 000008{dims:02}."
+            f"read_idx: {printable(path)} is no IDX file of bytes with {dims} dimension(s): it "
+            f"begins with {header[:4].hex() or 'nothing'}, expected 000008{dims:02}."
         )
     return [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
 
 
 def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if os.path.lexists(path):
             return path
     raise ValueError(
-        f"load_fashion_mnist: {folder} has neither {name} nor {name}.gz; get the four files from "
-        "https://github.com/zalandoresearch/fashion-mnist (or `apt install dataset-fashion-mnist`, "
-        "which puts them in /usr/share/datasets/fashion-mnist)."
+        f"load_fashion_mnist: {printable(folder)} has neither {name} nor {name}.gz; get the four "
+        "files from https://github.com/zalandoresearch/fashion-mnist (or `apt install "
+        "dataset-fashion-mnist`, which puts them in /usr/share/datasets/fashion-mnist)."
     )

@@ -1,8 +1,8 @@
 """Folders of images as datasets: flat, one subfolder a class, or split by hand.
 
-Files are found once, in sorted order, and only their headers are read then; an image is decoded
-when it is asked for. Only the formats below are tried, and links that lead out of the folder are
-refused: a folder from a stranger can make reading fail, never reach another file.
+Files are found once, in sorted order, and their headers and ends are read then; an image is decoded
+when it is asked for. Links that lead out of the folder are refused: a folder from a stranger can
+make reading fail, but never reach another file.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split, is_held_out
-from vqvae2_fast.data.pixels import (
-    DECODE_ERRORS,
-    FORMATS,
-    CorruptImageError,
-    check_mode,
-    pixels_of,
-    size_of,
+from vqvae2_fast.data.images import (
+    ImageTensorDataset,
+    Split,
+    check_class_names,
+    check_split,
+    checked_shape,
+    fingerprint,
+    held_out_of,
 )
+from vqvae2_fast.data.pixels import CorruptImageError, check_image, decode_image
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import open_untrusted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["EXTENSIONS", "ImageFolder"]
 
@@ -38,8 +45,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     Three layouts are read: images directly in `root` (no labels: all are -1); one subfolder per
     class, its images at any depth, classes numbered in sorted order of their names; and either of
     them twice, under `root/train` and `root/held_out`, which then is the split. Without those two
-    subfolders an image is held out by a hash of its path inside `root`. Hidden files and folders
-    are passed over. Photographs are turned upright by their EXIF tag; transparency goes on white.
+    subfolders an image is held out by a hash of its path inside `root`; of two or more images at
+    least one is. Hidden files and folders are passed over. Photographs are turned upright by their
+    EXIF tag; transparency goes on white.
 
     Args:
         root: The folder.
@@ -48,7 +56,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         split: "train", "held_out" or "all".
         held_out_fraction: Share of the images to hold out, by hash.
         skip_corrupt: Leave out files that cannot be decoded, with one warning that counts them;
-            their paths are in `skipped`. Decodes every file once to find them.
+            their paths are in `skipped`. Decodes every file once to find them. Without it only the
+            header and the end of each file are checked, which finds files that were cut.
         convert_channels: Turn grey files to RGB or RGB files to grey where needed; without it a
             file of the other kind is an error.
 
@@ -71,27 +80,19 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         skip_corrupt: bool = False,
         convert_channels: bool = False,
     ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"ImageFolder: image_size must be (height, width) >= 1, got {size}.")
-        if image_channels not in (1, 3):
-            raise ValueError(f"ImageFolder: image_channels must be 1 or 3, got {image_channels}.")
-        if not 0.0 <= held_out_fraction < 1.0:
-            raise ValueError(
-                f"ImageFolder: held_out_fraction must be in [0, 1), got {held_out_fraction}."
-            )
-        check_split("ImageFolder", split)
+        shape = checked_shape("ImageFolder", image_size, image_channels)
+        check_split("ImageFolder", split, held_out_fraction)
         self.root = Path(root)
-        self.image_shape = (image_channels, *size)
+        self.image_shape = shape
         self.convert_channels = convert_channels
         files, self.class_names = _find(self.root, split, held_out_fraction)
 
-        # Files are checked before the first is used: an error belongs at the start of a run.
+        # All files are checked before the first is used: an error belongs at the start of a run.
         self.skipped: tuple[str, ...] = ()
         kept: list[tuple[str, int]] = []
         for name, label in files:
             try:
-                self._check_header(name)
+                self._check(name)
                 if skip_corrupt:
                     self._decode(name)
             except CorruptImageError:
@@ -103,11 +104,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         if self.skipped:
             warnings.warn(
                 f"ImageFolder: skipped {len(self.skipped)} corrupt of {len(files)} images in "
-                f"{self.root}, the first is {self.skipped[0]}.",
+                f"{printable(self.root)}; the first is {printable(self.skipped[0])}.",
                 stacklevel=2,
             )
         if not kept:
-            raise ValueError(f"ImageFolder: all {len(files)} images of {self.root} are corrupt.")
+            raise ValueError(
+                f"ImageFolder: all {len(files)} images of {printable(self.root)} are corrupt."
+            )
         self.names = tuple(name for name, _ in kept)
         self.labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
 
@@ -118,9 +121,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return self._decode(self.names[index]), int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """Changes when the list of files does, or the size or time of one, or what is made of them.
+        """See `fingerprint`."""
+        return fingerprint(self)
 
-        Reads no file, only their entries.
+    def cache_key(self) -> str:
+        """Changes with the list of files, the size or time of one, and what is made of them.
+
+        Reads no file, only their entries, so that it is quick for any number of images.
         """
         digest = hashlib.sha256(repr((self.image_shape, self.convert_channels)).encode())
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
@@ -134,64 +141,48 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         images = torch.stack([self._decode(name) for name in self.names])  # [N, C, H, W]
         return ImageTensorDataset(images, self.labels, self.class_names, self.names)
 
-    def _check_header(self, name: str) -> None:
-        """Raises if the file is no image, too small, or of the wrong channel count."""
-        path = self.root / name
-        channels, need_height, need_width = self.image_shape
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                height, width = size_of(image)
-        except DECODE_ERRORS as error:
-            raise _corrupt(path, error) from error
-        if height < need_height or width < need_width:
-            raise ValueError(
-                f"ImageFolder: {path} is {height}x{width} (height x width), smaller than "
-                f"image_size {need_height}x{need_width}; remove it or use a smaller image_size."
-            )
-        check_mode(f"ImageFolder: {path}", image, channels, self.convert_channels)
+    def _check(self, name: str) -> None:
+        """Raises if the file is no image, was cut, is too small or has the wrong channel count."""
+        with self._open(name) as (file, where):
+            check_image(file, where, self.image_shape, self.convert_channels)
 
     def _decode(self, name: str) -> Tensor:
         """The image as uint8 `[C, H, W]`."""
+        with self._open(name) as (file, where):
+            return decode_image(file, where, self.image_shape, self.convert_channels)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[tuple[IO[bytes], str]]:
+        """The file, and its path for messages."""
         path = self.root / name
         try:
-            with Image.open(path, formats=FORMATS) as image:
-                pixels = pixels_of(image, self.image_shape)
-        except DECODE_ERRORS as error:
-            raise _corrupt(path, error) from error
-        if pixels is None:
-            _, height, width = self.image_shape
-            raise ValueError(
-                f"ImageFolder: {path} is {image.height}x{image.width} (height x width) now, "
-                f"smaller than image_size {height}x{width}; it changed after it was found."
-            )
-        return pixels
-
-
-def _corrupt(path: Path, error: BaseException) -> CorruptImageError:
-    return CorruptImageError(
-        f"ImageFolder: {path} cannot be decoded ({error}); remove it, or pass skip_corrupt=True "
-        "to leave out such files."
-    )
+            with open_untrusted(path, inside=self.root) as file:
+                yield file, f"ImageFolder: {printable(path)}"
+        except CorruptImageError as error:
+            raise CorruptImageError(
+                f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
+            ) from error
 
 
 def _find(
     root: Path, split: Split, held_out_fraction: float
 ) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """Paths inside root (with /) and labels of the split, sorted by path, and the class names."""
+    shown = printable(root)
     if not root.is_dir():
-        raise ValueError(f"ImageFolder: {root} is not a folder.")
+        raise ValueError(f"ImageFolder: {shown} is not a folder.")
     sides = {"train", "held_out"}
     split_by_hand = all((root / side).is_dir() for side in sides)
     names = _images_under(root)
     if not names:
         raise ValueError(
-            f"ImageFolder: no images in {root}; accepted extensions: {', '.join(EXTENSIONS)}."
+            f"ImageFolder: no images in {shown}; accepted extensions: {', '.join(EXTENSIONS)}."
         )
     if split_by_hand:
         stray = [name for name in names if name.split("/")[0] not in sides]
         if stray:
             raise ValueError(
-                f"ImageFolder: {root} has train/ and held_out/ but also {stray[0]}; "
+                f"ImageFolder: {shown} has train/ and held_out/ but also {printable(stray[0])}; "
                 "move it into one of them."
             )
         inner = [name.split("/", 1)[1] for name in names]
@@ -203,23 +194,29 @@ def _find(
     if 0 < flat < len(inner):
         first = next(name for name, path in zip(names, inner, strict=True) if "/" not in path)
         raise ValueError(
-            f"ImageFolder: {root} holds images both directly ({first}) and in class folders; "
-            "move them all into class folders, or all out."
+            f"ImageFolder: {shown} holds images both directly ({printable(first)}) and in class "
+            "folders; move them all into class folders, or all out."
         )
     classes = () if flat else tuple(sorted({path.split("/")[0] for path in inner}))
     if classes:
+        check_class_names("ImageFolder", classes)
         _check_class_folders(class_roots, classes)
 
-    chosen = []
-    for name, path in zip(names, inner, strict=True):
-        held = (
-            name.startswith("held_out/") if split_by_hand else is_held_out(name, held_out_fraction)
-        )
-        if split == "all" or held == (split == "held_out"):
-            chosen.append((name, classes.index(path.split("/")[0]) if classes else -1))
+    if split_by_hand:
+        held = [name.startswith("held_out/") for name in names]
+    elif split != "all":
+        held = held_out_of("ImageFolder", names, held_out_fraction)
+    else:
+        held = [False] * len(names)
+    numbers = {name: number for number, name in enumerate(classes)}
+    chosen = [
+        (name, numbers.get(path.split("/")[0], -1))
+        for name, path, out in zip(names, inner, held, strict=True)
+        if split == "all" or out == (split == "held_out")
+    ]
     if not chosen:
         raise ValueError(
-            f"ImageFolder: split {split!r} of {root} is empty ({len(names)} images, "
+            f"ImageFolder: split {split!r} of {shown} is empty ({len(names)} images, "
             f"held_out_fraction={held_out_fraction}); change held_out_fraction or add images."
         )
     return chosen, classes
@@ -234,17 +231,17 @@ def _images_under(root: Path) -> list[str]:
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
                 raise ValueError(
-                    f"ImageFolder: {Path(folder) / name} is a link to a folder, which is not "
-                    "followed; put the images themselves there, or remove the link."
+                    f"ImageFolder: {printable(Path(folder) / name)} is a link to a folder, which "
+                    "is not followed; put the images themselves there, or remove the link."
                 )
         for name in files:
             path = Path(folder) / name
             if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 raise ValueError(
-                    f"ImageFolder: {path} is a link out of {root}, which is not followed; "
-                    "copy the image there, or remove the link."
+                    f"ImageFolder: {printable(path)} is a link out of {printable(root)}, which is "
+                    "not followed; copy the image there, or remove the link."
                 )
             names.append(path.relative_to(root).as_posix())
     return sorted(names)
@@ -257,6 +254,6 @@ def _check_class_folders(class_roots: list[Path], classes: tuple[str, ...]) -> N
             hidden = entry.name.startswith(".")
             if entry.is_dir() and not hidden and entry.name not in classes:
                 raise ValueError(
-                    f"ImageFolder: class folder {entry} has no images; remove it or add images "
-                    f"({', '.join(EXTENSIONS)})."
+                    f"ImageFolder: class folder {printable(entry)} has no images; remove it or add "
+                    f"images ({', '.join(EXTENSIONS)})."
                 )

@@ -1,27 +1,55 @@
 """Hugging Face data sets as image sources: `pip install 'vqvae2_fast[hf]'`.
 
-The package `datasets` finds, downloads and keeps the data; here an item is made into pixels.
+The package `datasets` finds, downloads and keeps the data. Images are decoded here, not by the
+package: it would try every format that Pillow knows, and open any file that a row names.
 """
 
 from __future__ import annotations
 
-import json
+import io
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvae2_fast.data.pixels import DECODE_ERRORS, CorruptImageError, check_mode, pixels_of
+from vqvae2_fast.data.images import (
+    check_class_names,
+    check_labels,
+    checked_shape,
+    fingerprint,
+)
+from vqvae2_fast.data.pixels import CorruptImageError, decode_image
+from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     import datasets
 
-__all__ = ["HuggingFaceImages", "hugging_face_splits", "open_hugging_face"]
+__all__ = [
+    "HuggingFaceImages",
+    "hugging_face_folder",
+    "hugging_face_splits",
+    "open_hugging_face",
+]
+
+_DICT, _INFO, _STATE = "dataset_dict.json", "dataset_info.json", "state.json"
+# What `datasets` and Arrow raise for damaged files, as found by damaging them (tools/fuzz.py).
+_LOAD_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 
 class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
@@ -35,13 +63,16 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         label_column: Without it the only column of class labels, if there is just one; "" for no
             labels.
         convert_channels: Turn grey to RGB or RGB to grey where needed.
+        folder: Where rows may name files of images. Without it the images have to be in the data
+            set itself, as bytes.
 
     Item: uint8 `[C, H, W]` and the label.
 
     Raises:
-        TypeError: source is a stream, or several splits.
-        ValueError: No such column, or no single one to choose; on access, an image that cannot be
-            decoded, is too small or of the other kind.
+        TypeError: source is a stream, several splits, or has a transform.
+        ValueError: No such column, or no single one to choose; labels or class names out of range;
+            on access, an image that cannot be decoded, is too small or of the other kind, or a file
+            outside `folder`.
     """
 
     def __init__(
@@ -53,6 +84,7 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         image_column: str | None = None,
         label_column: str | None = None,
         convert_channels: bool = False,
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(getattr(source, "num_rows", None), dict):
             raise TypeError(
@@ -64,16 +96,18 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
                 "HuggingFaceImages: expected a datasets.Dataset, got "
                 f"{type(source).__name__}; choose a split, and do not stream."
             )
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < 1 or image_channels not in (1, 3):
-            raise ValueError(
-                "HuggingFaceImages: image_size must be >= 1 and image_channels 1 or 3, got "
-                f"{(height, width)} and {image_channels}."
+        if source.format["type"] == "custom":
+            raise TypeError(
+                "HuggingFaceImages: expected a data set without a transform, which is not applied; "
+                "pass source.with_format(None)."
             )
         self.source = source
-        self.image_shape = (image_channels, height, width)
+        self.image_shape = checked_shape("HuggingFaceImages", image_size, image_channels)
         self.convert_channels = convert_channels
+        self.folder = folder
         self._image = _column(source, image_column, "Image", "image_column")
+        encoded = type(source.features[self._image])(decode=False)
+        self._encoded = source.with_format(None).cast_column(self._image, encoded)
         label = label_column
         if label is None:
             found = _columns(source, "ClassLabel")
@@ -87,29 +121,36 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             self.labels = torch.tensor(values, dtype=torch.int64)
         else:
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64)
+        check_class_names("HuggingFaceImages", self.class_names)
+        check_labels("HuggingFaceImages", self.labels, len(self), len(self.class_names))
 
     def __len__(self) -> int:
         return int(self.source.num_rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        where = f"HuggingFaceImages: item {index} of {self._image}"
-        channels, height, width = self.image_shape
-        try:
-            image = self.source[index][self._image]
-            if image is None:
-                raise ValueError("there is none")
-            pixels = pixels_of(image, self.image_shape) if image.mode not in ("I", "F") else None
-        except DECODE_ERRORS as error:
-            raise CorruptImageError(f"{where} cannot be decoded ({error}).") from error
-        check_mode(where, image, channels, self.convert_channels)
-        if pixels is None:
-            raise ValueError(
-                f"{where} is {image.height}x{image.width} (height x width), smaller than "
-                f"image_size {height}x{width}; filter such items out."
-            )
+        where = f"HuggingFaceImages: item {index} of {printable(self._image)}"
+        with self._open(where, self._encoded[index][self._image]) as file:
+            pixels = decode_image(file, where, self.image_shape, self.convert_channels)
         return pixels, int(self.labels[index])
 
+    def _open(self, where: str, row: dict[str, Any] | None) -> IO[bytes]:
+        content, path = (row or {}).get("bytes"), (row or {}).get("path")
+        if content is not None:
+            return io.BytesIO(content)
+        if path is None:
+            raise CorruptImageError(f"{where} cannot be decoded (there is none).")
+        if self.folder is None:
+            raise ValueError(
+                f"{where} is not in the data set but in the file {short(path)}, which is not "
+                "opened; pass folder=, the folder that holds the files."
+            )
+        return open_untrusted(Path(self.folder) / path, inside=self.folder)
+
     def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self)
+
+    def cache_key(self) -> str:
         """Changes with the data set and with what is made of it."""
         # The package's own key for all that led to the data set; its cache rests on it.
         key = self.source._fingerprint
@@ -132,17 +173,19 @@ def open_hugging_face(
     _need_package("open_hugging_face")
     import datasets
 
-    saved = Path(name)
-    if not (saved / "dataset_info.json").exists() and not (saved / "dataset_dict.json").exists():
+    root = saved = Path(name)
+    if not _is_saved(saved):
         return datasets.load_dataset(str(name), split=split, **options)
-    found = datasets.load_from_disk(str(saved))
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
+    if (saved / _DICT).exists():
+        splits = _saved_splits(saved)
+        if split not in splits:
             raise ValueError(
-                f"open_hugging_face: {saved} has no split {split!r}; it has {', '.join(found)}."
+                f"open_hugging_face: {printable(saved)} has no split {split!r}; it has "
+                f"{short(', '.join(splits), 500)}."
             )
-        return found[split]
-    return found
+        saved = saved / split
+    _check_files(saved, root)
+    return _explained(saved, lambda: _validated(datasets.load_from_disk(str(saved))))
 
 
 def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -155,11 +198,64 @@ def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
     import datasets
 
     saved = Path(name)
-    if (saved / "dataset_dict.json").exists():
-        return tuple(json.loads((saved / "dataset_dict.json").read_bytes())["splits"])
-    if (saved / "dataset_info.json").exists():
+    if (saved / _DICT).exists():
+        return _saved_splits(saved)
+    if _is_saved(saved):
         return ("train",)  # which is the default of open_hugging_face
     return tuple(datasets.get_dataset_split_names(str(name)))
+
+
+def hugging_face_folder(name: str | os.PathLike[str]) -> Path:
+    """Where rows of a data set may name files: its folder, or the cache of the package."""
+    _need_package("hugging_face_folder")
+    import datasets
+
+    return Path(name) if Path(name).is_dir() else Path(datasets.config.HF_CACHE_HOME)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` left the folder."""
+    return (folder / _INFO).exists() or (folder / _DICT).exists()
+
+
+def _saved_splits(folder: Path) -> tuple[str, ...]:
+    splits = read_object(folder / _DICT, inside=folder).get("splits")
+    if not isinstance(splits, list) or not all(map(_is_plain, splits)):
+        raise ValueError(f"{printable(folder / _DICT)} is damaged: splits must be plain names.")
+    return tuple(splits)
+
+
+def _check_files(folder: Path, root: Path) -> None:
+    """Raises unless all that the package will open are regular files below the root."""
+    state = read_object(folder / _STATE, inside=root)
+    read_object(folder / _INFO, inside=root)
+    for key in ("_data_files", "_indices_data_files"):
+        entries = state.get(key) or []
+        names = [e.get("filename") if isinstance(e, dict) else None for e in entries]
+        if not all(map(_is_plain, names)):
+            raise ValueError(f"{printable(folder / _STATE)} is damaged: {key} must name its files.")
+        for name in names:
+            open_untrusted(folder / str(name), inside=root).close()
+
+
+def _is_plain(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", "..") and PurePath(name).name == name
+
+
+def _validated(source: datasets.Dataset) -> datasets.Dataset:
+    # Arrow trusts the offsets in a file: wrong ones would be read from memory that is not its own.
+    source.data.validate(full=True)
+    return source
+
+
+def _explained(folder: Path, load: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """Names the folder in whatever the packages raise for damaged files."""
+    try:
+        return load()
+    except _LOAD_ERRORS as error:
+        raise ValueError(
+            f"open_hugging_face: {printable(folder)} is damaged ({short(error)})."
+        ) from error
 
 
 def _need_package(op: str) -> None:

@@ -35,9 +35,18 @@ _MAX_META_BYTES = 2**30  # labels and names of some 10⁷ images
 
 
 class CacheableSource(ImageSource, Protocol):
-    """A source that can say when its images changed."""
+    """A source that can say when its images changed.
+
+    A source may also have `cache_key()`, which is then used in place of its fingerprint: it sees
+    every change of a file, also one that leaves the set the same.
+    """
 
     def fingerprint(self) -> str: ...
+
+
+def cache_key(dataset: CacheableSource) -> str:
+    """Stands for all that the cached pixels of a source depend on."""
+    return str(getattr(dataset, "cache_key", dataset.fingerprint)())
 
 
 def cached_images(
@@ -72,7 +81,7 @@ def cached_images(
             if progress is not None:
                 progress(done, len(dataset))
 
-    key = dataset.fingerprint()
+    key = cache_key(dataset)
     found = open_cache(folder, name, key)
     if found is not None:
         return found

@@ -1,23 +1,46 @@
 """Images in memory, the conversion between bytes and [-1, 1], and the held-out split by hash.
 
-Folders of images are in folder.py, the embedded emoji in emoji.py, the order of training in
-batches.py. A dataset here is anything with `len`, `labels` and `class_names` whose item is one
-uint8 image `[C, H, W]` with its label.
+What is common to all image sources is here too: the checks of their arguments, labels and class
+names, and the fingerprint that tells whether two are the same set.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import warnings
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ImageTensorDataset", "Split", "is_held_out", "stable_hash", "to_float", "to_uint8"]
+from vqvae2_fast.files.printable import printable, short
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.data.batches import ImageSource
+
+__all__ = [
+    "MAX_CLASSES",
+    "MAX_CLASS_NAME",
+    "ImageTensorDataset",
+    "Split",
+    "check_class_names",
+    "fingerprint",
+    "held_out_of",
+    "is_held_out",
+    "stable_hash",
+    "to_float",
+    "to_uint8",
+]
 
 Split = Literal["train", "held_out", "all"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "all")
+# The largest public sets have 200,000 classes. A prior has an embedding for each.
+MAX_CLASSES = 2**18
+MAX_CLASS_NAME = 1024  # characters; ImageNet's longest name has 121
+_SAMPLE = 32  # images that a fingerprint decodes
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -50,21 +73,105 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def stable_hash(text: str) -> int:
     """A 63-bit number from text: the head of SHA-256, the same on every machine and version."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") >> 1
+    # Names of files that are not UTF-8 hold surrogates in place of their bytes.
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether the thing of this name is held out, for a share of about `fraction` of all names.
+    """Whether the hash of a name holds it out, which it does for about `fraction` of all names.
 
     Depends on the name alone: adding files to a set moves none from one side to the other.
     """
     return stable_hash(name) < fraction * 2.0**63
 
 
-def check_split(op: str, split: str) -> None:
-    """Raises ValueError unless split is one of `SPLITS`."""
+def held_out_of(op: str, names: Sequence[str], fraction: float) -> list[bool]:
+    """Whether each of the names is held out: by its hash, and at least one of two or more.
+
+    A small set may have no name that the hash holds out: then the one of the lowest hash is, with
+    a warning.
+    """
+    held = [is_held_out(name, fraction) for name in names]
+    if fraction > 0 and len(names) > 1 and not any(held):
+        lowest = min(range(len(names)), key=lambda i: stable_hash(names[i]))
+        held[lowest] = True
+        warn_held_out(op, names[lowest], len(names), fraction)
+    return held
+
+
+def warn_held_out(op: str, name: str, count: int, fraction: float) -> None:
+    """Says that one image was held out though its hash does not."""
+    warnings.warn(
+        f"{op}: held_out_fraction={fraction} of {count} images holds out none by hash, so "
+        f"{printable(name)} is held out.",
+        stacklevel=2,
+    )
+
+
+def check_split(op: str, split: str, held_out_fraction: float = 0.0) -> None:
+    """Raises ValueError unless split is one of `SPLITS` and the fraction is one."""
     if split not in SPLITS:
         raise ValueError(f"{op}: split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise ValueError(f"{op}: held_out_fraction must be in [0, 1), got {held_out_fraction}.")
+
+
+def checked_shape(
+    op: str, image_size: int | tuple[int, int], image_channels: int
+) -> tuple[int, int, int]:
+    """(C, H, W) of images of a size, (height, width) or one number for both.
+
+    Raises:
+        ValueError: The size or the number of channels is not one of images.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"{op}: image_size must be (height, width) >= 1, got {size}.")
+    if image_channels not in (1, 3):
+        raise ValueError(f"{op}: image_channels must be 1 or 3, got {image_channels}.")
+    return (image_channels, *size)
+
+
+def check_class_names(op: str, names: Sequence[str]) -> None:
+    """Raises ValueError for more class names than a set may have, or one that is no name.
+
+    Names are kept in files, shown in terminals and painted into pictures.
+    """
+    if len(names) > MAX_CLASSES:
+        raise ValueError(f"{op}: {len(names)} classes; at most {MAX_CLASSES} are supported.")
+    for number, name in enumerate(names):
+        if not isinstance(name, str):
+            raise ValueError(f"{op}: class {number} is named by {short(type(name))}, not a string.")
+        if len(name) > MAX_CLASS_NAME:
+            raise ValueError(
+                f"{op}: the name of class {number} has {len(name)} characters, at most "
+                f"{MAX_CLASS_NAME} are supported: {short(name, 40)}"
+            )
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise ValueError(
+                f"{op}: the name of class {number} is not Unicode text: {short(name)}; rename it."
+            )
+
+
+def fingerprint(source: ImageSource) -> str:
+    """Tells whether two sets are the same: changes with the images, their order, labels or names.
+
+    Reads the labels and names of all images and the pixels of 32. It does not depend on where the
+    set lies, on the times of its files, or on whether it is decoded, cached or in memory.
+    """
+    made = (
+        tuple(source.image_shape),
+        tuple(source.class_names),
+        tuple(getattr(source, "names", ())),
+        source.labels.tolist(),
+    )
+    digest = hashlib.sha256(repr(made).encode())
+    count = len(source)
+    for index in sorted({i * max(0, count - 1) // (_SAMPLE - 1) for i in range(_SAMPLE)}):
+        if count:
+            digest.update(source[index][0].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
@@ -73,12 +180,13 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
     Args:
         images: uint8 `[N, C, H, W]`, C = 1 or 3, on any device.
         labels: int64 `[N]`, -1 where there is none; without it all are -1.
-        class_names: One name a class, label order; empty for a set without classes.
-        names: One name an image (a file's path in its folder, an emoji's key), or empty.
+        class_names: One name for each class, in the order of labels; empty without classes.
+        names: One name for each image (a file's path in its folder, an emoji's key), or empty.
 
     Raises:
         TypeError: images is not uint8 or labels is not int64.
-        ValueError: A shape is not the one above, or a label is outside [-1, len(class_names)).
+        ValueError: A shape is not the one above, a label is outside [-1, len(class_names)), or
+            `check_class_names` refuses a name.
     """
 
     def __init__(
@@ -97,10 +205,12 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
             )
         if labels is None:
             labels = torch.full((len(images),), -1, dtype=torch.int64)
+        check_class_names("ImageTensorDataset", class_names)
         check_labels("ImageTensorDataset", labels, len(images), len(class_names))
         if names and len(names) != len(images):
             raise ValueError(
-                f"ImageTensorDataset: expected {len(images)} names, one an image, got {len(names)}."
+                f"ImageTensorDataset: expected {len(images)} names, one for each image, got "
+                f"{len(names)}."
             )
         self.images = images
         self.labels = labels
@@ -118,6 +228,10 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self)
 
 
 def check_labels(op: str, labels: Tensor, count: int, num_classes: int) -> None:

@@ -1,8 +1,11 @@
-"""From a decoded image of any kind to uint8 `[C, H, W]` of one size; which files are tried."""
+"""From an image file of any kind to uint8 `[C, H, W]` of one size; which files are tried."""
 
 from __future__ import annotations
 
+import os
 import struct
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,18 +13,28 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vqvae2_fast.data.images import to_uint8
+from vqvae2_fast.files.printable import short
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "DECODE_ERRORS",
     "FORMATS",
+    "MAX_PIXELS",
     "CorruptImageError",
+    "check_image",
     "cover",
+    "decode_image",
+    "open_image",
     "pictures",
-    "pixels_of",
-    "size_of",
 ]
 
+# The formats of every source. Others start programs (EPS: Ghostscript) or are rarely read.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# 512 MiB as RGB in Pillow's memory. Larger photographs: set this, and PIL.Image.MAX_IMAGE_PIXELS
+# where they have more than 178 million.
+MAX_PIXELS = 2**27
 # What Pillow raises for damaged files of these formats, as found by damaging 45,000 of them, and
 # what its readers are written to raise besides.
 DECODE_ERRORS = (
@@ -33,6 +46,13 @@ DECODE_ERRORS = (
     EOFError,
     struct.error,
 )
+_STRIP_PIXELS = 2**20
+_END_MARKS = {
+    "GIF": b";",
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",  # a JPEG with further pictures, as telephones make them
+    "PNG": b"IEND\xaeB`\x82",
+}
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
 
@@ -41,46 +61,128 @@ class CorruptImageError(ValueError):
     """An image file that cannot be decoded."""
 
 
-def size_of(image: Image.Image) -> tuple[int, int]:
+class _UnfitImageError(ValueError):
+    """A sound image of a size or kind that was not asked for."""
+
+
+@contextmanager
+def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
+    """An image whose header is read; its pixels are decoded when they are asked for.
+
+    Raises:
+        DECODE_ERRORS: The file is of no such format, damaged, or has too many pixels.
+    """
+    with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"{image.height}x{image.width} pixels are more than the {MAX_PIXELS} that are "
+                "decoded; make it smaller"
+            )
+        yield image
+
+
+def check_image(
+    file: IO[bytes], where: str, image_shape: tuple[int, int, int], convert_channels: bool
+) -> None:
+    """Raises as `decode_image` would, from the header alone and the mark at the file's end.
+
+    A file that was cut is found, one that is damaged in its middle may not be.
+
+    Args:
+        file: Seekable, at its beginning.
+    """
+    try:
+        with open_image(file) as image:
+            height, width = _upright_size(image)
+            _check_mode(where, image, image_shape[0], convert_channels)
+            if not _has_end(file, image):
+                # Some writers append data, or leave out the mark: then decoding tells.
+                file.seek(0)
+                with open_image(file) as whole:
+                    whole.load()
+    except _UnfitImageError:
+        raise
+    except DECODE_ERRORS as error:
+        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
+    _check_size(where, (height, width), image_shape)
+
+
+def decode_image(
+    file: IO[bytes], where: str, image_shape: tuple[int, int, int], convert_channels: bool
+) -> Tensor:
+    """The image upright, scaled to cover the size and cropped to it: uint8 `[C, H, W]`.
+
+    Args:
+        where: Names the image, and whom to tell, at the beginning of a message.
+        image_shape: (C, H, W), C = 1 or 3.
+        convert_channels: Turn grey to RGB or RGB to grey where needed.
+
+    Raises:
+        CorruptImageError: It cannot be decoded.
+        ValueError: It is smaller than the size, or of the wrong number of channels.
+    """
+    channels, height, width = image_shape
+    try:
+        with open_image(file) as image:
+            _check_mode(where, image, channels, convert_channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            _check_size(where, (image.height, image.width), image_shape)
+            pixels = cover(_flatten(image, "L" if channels == 1 else "RGB"), height, width)
+    except _UnfitImageError:
+        raise
+    except DECODE_ERRORS as error:
+        raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
+    array = np.array(pixels, dtype=np.uint8).reshape(height, width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an image as it is upright."""
     if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
         return image.width, image.height
     return image.height, image.width
 
 
-def check_mode(name: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
-    """Raises ValueError for images whose pixels cannot be made `channels` ones."""
+def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, int]) -> None:
+    _, height, width = image_shape
+    if size[0] < height or size[1] < width:
+        raise _UnfitImageError(
+            f"{where} is {size[0]}x{size[1]} (height x width), smaller than image_size "
+            f"{height}x{width}; remove it or use a smaller image_size."
+        )
+
+
+def _check_mode(where: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
     if image.mode in ("I", "F"):
-        raise ValueError(
-            f"{name} has 32-bit pixels (mode {image.mode}), whose range is not known; "
+        raise _UnfitImageError(
+            f"{where} has 32-bit pixels (mode {image.mode}), whose range is not known; "
             "convert it to 8 or 16 bits."
         )
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
     found = 1 if grey else 3
     if found != channels and not convert_channels:
-        raise ValueError(
-            f"{name} has {found} channel(s) (mode {image.mode}), expected "
+        raise _UnfitImageError(
+            f"{where} has {found} channel(s) (mode {image.mode}), expected "
             f"image_channels={channels}; pass image_channels={found} or convert_channels=True."
         )
 
 
-def pixels_of(image: Image.Image, image_shape: tuple[int, int, int]) -> Tensor | None:
-    """The image upright, covering the size and cropped to it; None if it is smaller.
-
-    Args:
-        image: Any mode but 32-bit pixels; transparency goes on white.
-        image_shape: (C, H, W), C = 1 or 3.
-
-    Raises:
-        DECODE_ERRORS: The file is damaged.
-    """
-    channels, height, width = image_shape
-    pixels = _flatten(ImageOps.exif_transpose(image))
-    if pixels.width < width or pixels.height < height:
-        return None
-    pixels = cover(pixels.convert("L" if channels == 1 else "RGB"), height, width)
-    array = np.array(pixels, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
+def _has_end(file: IO[bytes], image: Image.Image) -> bool:
+    """Whether the file ends as a whole one of its format does; False where that is not known."""
+    size = file.seek(0, os.SEEK_END)
+    if image.format == "WEBP":
+        file.seek(4)
+        return size >= 8 + int.from_bytes(file.read(4), "little")
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        offsets, counts = tags.get(273, tags.get(324, ())), tags.get(279, tags.get(325, ()))
+        ends = [offset + count for offset, count in zip(offsets, counts, strict=False)]
+        return bool(ends) and max(ends) <= size
+    mark = _END_MARKS.get(image.format or "")
+    if mark is None:
+        return False
+    file.seek(max(0, size - len(mark)))
+    return file.read() == mark
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -94,18 +196,32 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """The image in mode L or RGB: 16 bits to 8, palettes resolved, transparency over white."""
     if image.mode.startswith("I;16"):
         # Pillow's own conversion to L clips at 255 instead of scaling.
-        return Image.fromarray((np.asarray(image) / 257.0 + 0.5).astype(np.uint8))
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
-        grey = image.mode in ("1", "L", "LA", "La")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        white.alpha_composite(image)
-        return white.convert("L" if grey else "RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+        flat = Image.fromarray((np.asarray(image) / 257.0 + 0.5).astype(np.uint8))
+    elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
+        flat = _over_white(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+    else:
+        flat = _converted(image, "L" if image.mode in ("1", "L") else "RGB")
+    return _converted(flat, mode)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _over_white(image: Image.Image, mode: str) -> Image.Image:
+    # In strips, since it takes three images of 4 bytes a pixel.
+    flat = Image.new(mode, image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        white.alpha_composite(strip)
+        flat.paste(white.convert(mode), (0, top))
+    return flat
 
 
 def pictures(images: Tensor) -> list[Image.Image]:

@@ -1,9 +1,8 @@
-"""WebDataset shards as an image source: `pip install 'vqvae2_fast[webdataset]'`.
+"""WebDataset shards as an image source: tar files whose members of one name make a sample.
 
-Tar files are read from end to end by the package `webdataset`, once, into a cache on the disk
-(image_cache.py): training in an order of its own, and going on exactly where it stopped, needs any
-image at any time. Only local files are read, and of a sample only its image and its label: the
-package's own decoders, which unpickle some members, are not used.
+They are read once, from end to end, into a cache on the disk (image_cache.py): training in an order
+of its own, and resuming at any step, needs any image at any time. Of a sample only its image and
+its label are read; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -11,22 +10,29 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from vqvae2_fast.data.image_cache import open_cache, write_cache
-from vqvae2_fast.data.images import check_split, is_held_out
-from vqvae2_fast.data.pixels import (
-    DECODE_ERRORS,
-    FORMATS,
-    CorruptImageError,
-    check_mode,
-    pixels_of,
+from vqvae2_fast.data.images import (
+    MAX_CLASSES,
+    check_class_names,
+    check_split,
+    checked_shape,
+    is_held_out,
+    stable_hash,
+    warn_held_out,
 )
+from vqvae2_fast.data.pixels import decode_image
+from vqvae2_fast.data.tar_file import members_of_tar
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import check_regular
 
 if TYPE_CHECKING:
     import os
@@ -40,6 +46,8 @@ __all__ = ["load_web_dataset"]
 
 _BATCH = 64  # images
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp", "gif", "tif", "tiff")
+_MAX_LABEL_BYTES = 2**20
+_MAX_SHARDS = 10**6
 
 
 def load_web_dataset(
@@ -59,40 +67,30 @@ def load_web_dataset(
     """All samples of the shards, in order, mapped from a cache that is made the first time.
 
     Args:
-        shards: Local .tar files; a string may hold braces, as in "train-{000..099}.tar".
+        shards: Local .tar files, plain or compressed by gzip or bzip2. A string may hold braces, as
+            in "train-{000..099}.tar", which `pip install 'vqvae2_fast[webdataset]'` expands.
         image_size: (height, width), or one number for both, in pixels.
         cache: Folder of caches, N·C·H·W bytes in all; made again when a shard changes.
         split: "train", "held_out" or "all"; a sample is held out by a hash of its shard's file
             name and its key.
-        held_out_fraction: Share of the samples to hold out.
-        class_names: One name a class; without them the classes are numbered as far as labels go.
+        held_out_fraction: Share of the samples to hold out; of two or more at least one is.
+        class_names: One name for each class; without them the classes are numbered up to the
+            highest label.
         label_key: Member of a sample that holds its label as a decimal number, or, if it ends in
             "json", as the entry "label" of an object. Samples without it have label -1.
         name: As of `cached_images`: one for each set that shares the cache folder.
         progress: Called with the number of images decoded.
 
     Raises:
-        RuntimeError: The package `webdataset` is not installed.
-        ValueError: A shard that is not there or damaged; a sample without an image, or with one
-            that cannot be decoded, is too small or of the other kind; a label that is no number.
+        RuntimeError: Braces have to be expanded, and the package `braceexpand` is not installed.
+        ValueError: A shard that is not there, damaged, cut or beyond a limit of tar_file.py; a
+            sample without an image, or with one that cannot be decoded, is too small or of the
+            other kind; a label that is no number or too high.
     """
-    if find_spec("webdataset") is None:
-        raise RuntimeError(
-            "load_web_dataset: needs the package webdataset: pip install 'vqvae2_fast[webdataset]'"
-        )
+    shape = checked_shape("load_web_dataset", image_size, image_channels)
+    check_split("load_web_dataset", split, held_out_fraction)
+    check_class_names("load_web_dataset", class_names)
     paths = _local(shards)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    shape = (image_channels, height, width)
-    if min(height, width) < 1 or image_channels not in (1, 3):
-        raise ValueError(
-            "load_web_dataset: image_size must be >= 1 and image_channels 1 or 3, got "
-            f"{(height, width)} and {image_channels}."
-        )
-    check_split("load_web_dataset", split)
-    if not 0.0 <= held_out_fraction < 1.0:
-        raise ValueError(
-            f"load_web_dataset: held_out_fraction must be in [0, 1), got {held_out_fraction}."
-        )
     made = (shape, convert_channels, label_key, tuple(class_names), split, held_out_fraction)
     key = _fingerprint(paths, made)
     found = open_cache(cache, name, key)
@@ -101,23 +99,29 @@ def load_web_dataset(
 
     keys: list[str] = []
     highest = -1
+    num_classes = len(class_names) or MAX_CLASSES
 
     def decoded() -> Iterator[tuple[Tensor, Tensor]]:
         nonlocal highest
         images: list[Tensor] = []
         labels: list[int] = []
-        for sample in _samples(paths):
-            where = f"load_web_dataset: sample {sample['__key__']} of {sample['__url__']}"
-            label = _label(where, sample, label_key)
-            # Classes are numbered as far as the labels of all samples go, whatever the split.
+        forced = None if split == "all" else _forced(paths, held_out_fraction)
+        for sample in _samples(paths, lambda kind: kind == label_key or _is_image(kind)):
+            label = sample.label(label_key)
+            # Classes are numbered up to the highest label of all samples, whatever the split.
             highest = max(highest, label)
-            if class_names and label >= len(class_names):
-                raise ValueError(f"{where} has label {label} of {len(class_names)} classes.")
-            if split != "all" and _held_out(sample, held_out_fraction) != (split == "held_out"):
+            if label >= num_classes:
+                raise ValueError(
+                    f"{sample.where} has label {label}; expected one of {num_classes} classes."
+                )
+            held = is_held_out(sample.name, held_out_fraction) or sample.name == forced
+            if split != "all" and held != (split == "held_out"):
                 continue
-            images.append(_pixels(where, sample, shape, convert_channels))
+            images.append(
+                decode_image(io.BytesIO(sample.image()), sample.where, shape, convert_channels)
+            )
             labels.append(label)
-            keys.append(sample["__key__"])
+            keys.append(sample.key)
             if len(images) == _BATCH:
                 yield torch.stack(images), torch.tensor(labels)
                 images, labels = [], []
@@ -137,27 +141,39 @@ def load_web_dataset(
     )
 
 
-def _held_out(sample: dict[str, Any], fraction: float) -> bool:
-    return is_held_out(f"{Path(sample['__url__']).name}/{sample['__key__']}", fraction)
-
-
 def _local(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    from braceexpand import braceexpand  # comes with webdataset
-
     if isinstance(shards, str):
-        names: list[str | os.PathLike[str]] = list(braceexpand(shards))
+        names = _expanded(shards)
     else:
         names = list(shards) if isinstance(shards, (list, tuple)) else [shards]  # type: ignore[list-item]
+    if not names:
+        raise ValueError("load_web_dataset: expected at least one shard, got none.")
     paths = [Path(shard).absolute() for shard in names]
     for shard, path in zip(names, paths, strict=True):
-        if not path.is_file():
+        try:
+            check_regular(path)
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"load_web_dataset: shard {shard} is no local file; fetch shards that are "
-                "elsewhere first."
-            )
-    if not paths:
-        raise ValueError("load_web_dataset: expected at least one shard, got none.")
+                f"load_web_dataset: shard {printable(shard)} is no local file; fetch shards that "
+                "are elsewhere first."
+            ) from error
     return paths
+
+
+def _expanded(pattern: str) -> list[str | os.PathLike[str]]:
+    if "{" not in pattern or Path(pattern).is_file():
+        return [pattern]
+    if find_spec("braceexpand") is None:
+        raise RuntimeError(
+            "load_web_dataset: braces in a name need the package braceexpand: "
+            "pip install 'vqvae2_fast[webdataset]'"
+        )
+    from braceexpand import braceexpand
+
+    names: list[str | os.PathLike[str]] = list(islice(braceexpand(pattern), _MAX_SHARDS + 1))
+    if len(names) > _MAX_SHARDS:
+        raise ValueError(f"load_web_dataset: {pattern} names more than {_MAX_SHARDS} shards.")
+    return names
 
 
 def _fingerprint(paths: list[Path], made: tuple[object, ...]) -> str:
@@ -168,54 +184,97 @@ def _fingerprint(paths: list[Path], made: tuple[object, ...]) -> str:
     return digest.hexdigest()
 
 
-def _samples(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    import tarfile
+@dataclass
+class _Sample:
+    """The members of a shard that have one name: what they end in, and what is read of them."""
 
-    import webdataset
+    shard: Path
+    key: str
+    members: dict[str, bytes | None] = field(default_factory=dict)
 
-    # Every process reads all shards, whatever torch.distributed says.
-    urls = [f"file:{path}" for path in paths]
-    stream = webdataset.WebDataset(urls, shardshuffle=False, nodesplitter=None)
-    try:
-        yield from stream
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"load_web_dataset: a shard is damaged ({error}).") from error
+    @property
+    def name(self) -> str:
+        """What decides whether it is held out."""
+        return f"{self.shard.name}/{self.key}"
+
+    @property
+    def where(self) -> str:
+        return f"load_web_dataset: sample {short(self.key)} of {printable(self.shard)}"
+
+    def image(self) -> bytes:
+        found = [content for kind, content in self.members.items() if _is_image(kind)]
+        if len(found) != 1 or found[0] is None:
+            held = short(", ".join(self.members))
+            raise ValueError(
+                f"{self.where} must hold one image ({', '.join(_EXTENSIONS)}), holds {held}."
+            )
+        return found[0]
+
+    def label(self, key: str) -> int:
+        content = self.members.get(key)
+        if content is None:
+            return -1
+        try:
+            if len(content) > _MAX_LABEL_BYTES:
+                raise ValueError(f"it has {len(content)} bytes")
+            if key.endswith("json"):
+                label = json.loads(content)["label"]
+                if type(label) is not int:
+                    raise ValueError(f"label is {short(label)}")
+            else:
+                label = int(content)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{self.where}: {key} holds no label ({short(error)}).") from error
+        if label < -1:
+            raise ValueError(f"{self.where}: {key} holds label {short(label)}.")
+        return int(label)
 
 
-def _pixels(
-    where: str, sample: dict[str, Any], shape: tuple[int, int, int], convert_channels: bool
-) -> Tensor:
-    found = [key for key in sample if key.lower().split(".")[-1] in _EXTENSIONS]
-    if len(found) != 1:
-        held = ", ".join(key for key in sample if not key.startswith("__"))
-        raise ValueError(f"{where} must hold one image ({', '.join(_EXTENSIONS)}), holds {held}.")
-    try:
-        with Image.open(io.BytesIO(sample[found[0]]), formats=FORMATS) as image:
-            pixels = pixels_of(image, shape) if image.mode not in ("I", "F") else None
-    except DECODE_ERRORS as error:
-        raise CorruptImageError(f"{where} cannot be decoded ({error}).") from error
-    check_mode(where, image, shape[0], convert_channels)
-    if pixels is None:
-        raise ValueError(
-            f"{where} is {image.height}x{image.width} (height x width), smaller than image_size "
-            f"{shape[1]}x{shape[2]}."
-        )
-    return pixels
+def _samples(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[_Sample]:
+    """The samples of all shards, grouped as the package webdataset groups them.
+
+    Args:
+        wanted: Whether to read members that end in this.
+    """
+    for path in paths:
+        sample = _Sample(path, "")
+        for name, content in members_of_tar(path, lambda name: wanted(_split_name(name)[1])):
+            key, kind = _split_name(name)
+            if not key or re.match("__[^/]*__($|/)", name):
+                continue
+            if key != sample.key:
+                if sample.members:
+                    yield sample
+                sample = _Sample(path, key)
+            if kind in sample.members:
+                raise ValueError(f"{sample.where} holds {short(kind)} twice.")
+            sample.members[kind] = content
+        if sample.members:
+            yield sample
 
 
-def _label(where: str, sample: dict[str, Any], key: str) -> int:
-    if key not in sample:
-        return -1
-    content = sample[key]
-    try:
-        if key.endswith("json"):
-            label = json.loads(content)["label"]
-            if type(label) is not int:
-                raise ValueError(f"label is {label!r}")
-        else:
-            label = int(content)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where}: {key} holds no label ({error}).") from error
-    if label < -1:
-        raise ValueError(f"{where}: {key} holds label {label}.")
-    return int(label)
+def _split_name(name: str) -> tuple[str, str]:
+    """A member's name up to the first point of its last part, and what follows in lower case."""
+    match = re.match(r"((?:.*/|)[^.]+)[.]([^/]*)$", name)
+    return (match[1], match[2].lower()) if match else ("", "")
+
+
+def _is_image(kind: str) -> bool:
+    return kind.split(".")[-1] in _EXTENSIONS
+
+
+def _forced(paths: list[Path], fraction: float) -> str | None:
+    """The one sample to hold out of a small set of which the hash holds out none."""
+    lowest, count = "", 0
+    if not fraction:
+        return None
+    for sample in _samples(paths, lambda kind: False):
+        if is_held_out(sample.name, fraction):
+            return None
+        count += 1
+        if not lowest or stable_hash(sample.name) < stable_hash(lowest):
+            lowest = sample.name
+    if count < 2:
+        return None
+    warn_held_out("load_web_dataset", lowest, count, fraction)
+    return lowest

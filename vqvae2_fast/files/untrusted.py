@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_RATIO",
+    "UntrustedFileError",
     "check_regular",
     "decompressed",
     "open_untrusted",
@@ -60,6 +61,10 @@ _KINDS = {
 }
 
 
+class UntrustedFileError(ValueError):
+    """A file that is refused, or found to be damaged, at the door; the message names it."""
+
+
 def open_untrusted(
     path: Path,
     mode: Literal["rb", "rb+", "ab"] = "rb",
@@ -79,8 +84,8 @@ def open_untrusted(
 
     Raises:
         OSError: There is no such file, it may not be read, its links form a loop, ...
-        ValueError: It is no regular file, lies outside the folder, or is too large, or its name
-            cannot be that of a file.
+        UntrustedFileError: It is no regular file, lies outside the folder, or is too large; or its
+            name cannot be that of a file.
     """
     name = _checked_name(path)
     target = os.fspath(path) if inside is None else _inside(path, inside)
@@ -115,7 +120,7 @@ def check_regular(path: Path, *, links: bool = True) -> os.stat_result:
 
     Raises:
         OSError: There is no such file, ...
-        ValueError: It is no regular file; without `links`, a link is none.
+        UntrustedFileError: It is no regular file; without `links`, a link is none.
     """
     name = _checked_name(path)
     status = os.stat(path, follow_symlinks=links)
@@ -136,8 +141,8 @@ def decompressed(
         max_ratio: Bytes out for each byte in, beyond the first 64 MiB.
 
     Raises:
-        ValueError: xz data, whose reader may need 4 GiB of memory; on reading, damaged data or
-            more of it than the bounds.
+        UntrustedFileError: xz data, whose reader may need 4 GiB of memory; on reading, damaged
+            data or more of it than the bounds.
     """
     head = file.read(6)
     file.seek(0)
@@ -147,7 +152,9 @@ def decompressed(
     elif head[:3] == b"BZh":
         stream = bz2.BZ2File(file)
     elif head == b"\xfd7zXZ\x00":
-        raise ValueError(f"{printable(path)} is compressed by xz; decompress it first (unxz).")
+        raise UntrustedFileError(
+            f"{printable(path)} is compressed by xz; decompress it first (unxz)."
+        )
     else:
         yield file
         return
@@ -173,16 +180,18 @@ class _Bounded(io.RawIOBase):
         try:
             content = self._stream.read(min(len(view), _STEP))
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{self._name} is damaged ({error}).") from error
+            raise UntrustedFileError(f"{self._name} is damaged ({error}).") from error
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise ValueError(f"{self._name} is damaged ({error}).") from error
+            raise UntrustedFileError(f"{self._name} is damaged ({error}).") from error
         self._given += len(content)
         if self._given > self._max_bytes:
-            raise ValueError(f"{self._name} holds more than {self._max_bytes} bytes decompressed.")
+            raise UntrustedFileError(
+                f"{self._name} holds more than {self._max_bytes} bytes decompressed."
+            )
         if self._given > _FREE_BYTES + self._max_ratio * self._source.tell():
-            raise ValueError(
+            raise UntrustedFileError(
                 f"{self._name} decompresses to more than {self._max_ratio} times its size; if it "
                 "is what you expect, decompress it first (gunzip or bunzip2)."
             )
@@ -198,19 +207,19 @@ def _checked_name(path: Path) -> str:
     except UnicodeError:
         fits = False
     if not fits:
-        raise ValueError(f"{name} cannot be the name of a file here.")
+        raise UntrustedFileError(f"{name} cannot be the name of a file here.")
     return name
 
 
-def _too_large(name: str, max_bytes: int) -> ValueError:
-    return ValueError(f"{name} is larger than {max_bytes} bytes, the most that is read.")
+def _too_large(name: str, max_bytes: int) -> UntrustedFileError:
+    return UntrustedFileError(f"{name} is larger than {max_bytes} bytes, the most that is read.")
 
 
 def _inside(path: Path, folder: Path) -> str:
     """The file that a path names once all links are followed, which lies in the folder."""
     real, root = os.path.realpath(path, strict=True), os.path.realpath(folder, strict=True)
     if os.path.commonpath([real, root]) != root:
-        raise ValueError(
+        raise UntrustedFileError(
             f"{printable(path)} leads out of {printable(folder)}, which is not followed; copy the "
             "file there."
         )
@@ -220,4 +229,4 @@ def _inside(path: Path, folder: Path) -> str:
 def _require_regular(name: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise ValueError(f"{name} is {kind}, not a regular file.")
+        raise UntrustedFileError(f"{name} is {kind}, not a regular file.")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
 from vqvae2_fast.data.code_store import check_matches
-from vqvae2_fast.data.pixels import DECODE_ERRORS, FORMATS, pixels_of
+from vqvae2_fast.data.pixels import decode_image
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.pipeline import decoded
 
@@ -114,16 +115,7 @@ def open_known(known: str, keep: float, pipeline: Pipeline) -> Known:
 
 
 def _one_image(path: Path, config: VQVAE2Config) -> ImageTensorDataset:
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            size = (image.height, image.width)
-            pixels = pixels_of(image, (config.image_channels, *config.image_size))
-    except DECODE_ERRORS as error:
-        raise ValueError(f"--known: {path} cannot be decoded as an image ({error}).") from error
-    if pixels is None:
-        height, width = config.image_size
-        raise ValueError(
-            f"--known: {path} is {size[0]}x{size[1]} (height x width), smaller than the model's "
-            f"{height}x{width}."
-        )
+    shape = (config.image_channels, *config.image_size)
+    with open_untrusted(path) as file:
+        pixels = decode_image(file, f"--known: {printable(path)}", shape, convert_channels=True)
     return ImageTensorDataset(pixels[None], names=(path.name,))

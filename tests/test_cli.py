@@ -239,7 +239,7 @@ def test_info_describes_a_code_store(place, capsys):
         ),
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
-        (["train-vqvae", "--data", "nowhere"], "--data: expected a folder of images, emoji"),
+        (["train-vqvae", "--data", "nowhere"], "--data: expected the folder of a data set"),
         (["train-vqvae", "--preset", "emoji33"], "--preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than --model.image-size 32x32"),
         (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),

@@ -96,7 +96,7 @@ def test_fashion_are_idx_files(tmp_path, given, monkeypatch):
         3,
         2,
     ]
-    with pytest.raises(ValueError, match=r"are \[1, 28, 28\], the model takes \[3, 32, 32\]"):
+    with pytest.raises(ValueError, match=r"are \[1, 28, 28\], and the model takes \[3, 32, 32\]"):
         open_images(options, "train", 3, (32, 32))
 
 
@@ -123,6 +123,26 @@ def test_hugging_face_splits_are_those_of_the_set(hugging_face, tmp_path):
     assert images.class_names == ("a",)
 
 
+def test_rows_of_a_hugging_face_set_name_files_of_its_folder_alone(hugging_face, tmp_path):
+    import pyarrow
+
+    folder = tmp_path / "set"
+    hugging_face_set(hugging_face, 2).save_to_disk(str(folder))
+    picture(0).save(tmp_path / "private.png")
+    picture(1).save(folder / "own.png")
+    (arrow,) = folder.glob("*.arrow")
+    table = pyarrow.ipc.open_stream(arrow.read_bytes()).read_all()
+    rows = [{"bytes": None, "path": p} for p in ("own.png", str(tmp_path / "private.png"))]
+    images = pyarrow.array(rows, table.schema.field("image").type)
+    table = table.set_column(0, table.schema.field("image"), images)
+    with pyarrow.ipc.new_stream(str(arrow), table.schema) as stream:
+        stream.write_table(table)
+    images = open_images(DataOptions(f"hf:{folder}"), "all", 3, (8, 8))
+    assert torch.equal(images[0][0], torch.from_numpy(pixels(1)).permute(2, 0, 1))
+    with pytest.raises(ValueError, match=r"private\.png leads out of .*set"):
+        images[1]
+
+
 def test_a_hugging_face_set_without_a_test_split_is_divided(hugging_face, tmp_path):
     hugging_face_set(hugging_face, 40).save_to_disk(str(tmp_path / "set"))
     options = DataOptions(f"hf:{tmp_path / 'set'}", held_out_fraction=0.3)
@@ -135,13 +155,13 @@ def test_a_hugging_face_set_without_a_test_split_is_divided(hugging_face, tmp_pa
 def test_a_hugging_face_set_without_a_train_split_is_refused(hugging_face, tmp_path):
     sides = hugging_face.DatasetDict(dev=hugging_face_set(hugging_face, 2))
     sides.save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(ValueError, match="expected a split `train`, there are dev"):
+    with pytest.raises(ValueError, match="expected a split `train`, found dev"):
         open_images(DataOptions(f"hf:{tmp_path / 'set'}"), "train", 3, (8, 8))
 
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    pytest.importorskip("webdataset", reason="needs vqvae2_fast[webdataset]")
+    pytest.importorskip("braceexpand", reason="needs vqvae2_fast[webdataset]")
     for shard in range(2):
         with tarfile.open(tmp_path / f"photos-{shard}.tar", "w") as archive:
             for number in range(20):
@@ -169,7 +189,7 @@ def test_a_web_dataset_is_divided_by_its_keys(shards, tmp_path):
 
 def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
     before = files(tmp_path)
-    with pytest.raises(ValueError, match="decoded into a cache first; name its folder by --cache"):
+    with pytest.raises(ValueError, match="decoded into a cache first; name its folder by cache="):
         open_images(DataOptions(shards), "train", 3, (8, 8))
     images = open_images(DataOptions(shards), "all", 3, (8, 8), write=False)
     assert torch.equal(images[39][0], torch.from_numpy(pixels(39)).permute(2, 0, 1))
@@ -179,9 +199,9 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nowhere", "expected a folder of images, emoji, fashion, .* got 'nowhere'"),
-        ("s3:bucket", "expected a folder of images, .* got 's3:bucket'"),
-        ("hf:", "expected the name of a data set"),
+        ("nowhere", "data: expected .* `FOLDER`, `emoji`, `fashion.*`, .*, got nowhere"),
+        ("s3:bucket", "data: expected the folder of a data set or one of .* got s3:bucket"),
+        ("hf:", "data=hf:: expected the name of a data set"),
         ("webdataset:", "expected tar files"),
         ("emoji:64", "square images of 3 channels"),
     ],

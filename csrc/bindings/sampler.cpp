@@ -36,11 +36,13 @@ std::unique_ptr<sampler::Plan> make_plan(
   return std::make_unique<sampler::Plan>(description);
 }
 
-py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
-              const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
-              int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
-              float guidance, bool guided, Address codes, Address log_prob, Address logits,
-              Address profile, int64_t window, int threads, const py::object& progress) {
+py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
+               const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
+               int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
+               float guidance, bool guided, Address codes, Address log_prob, Address logits,
+               Address profile, Address intervals,
+               const std::vector<std::pair<Address, int64_t>>& streams, int64_t window, int threads,
+               const py::object& progress) {
   sampler::Request request;
   request.batch = batch;
   request.guided = guided;
@@ -56,10 +58,17 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.log_prob = pointer<float>(log_prob);
   request.logits = pointer<float>(logits);
   request.profile = pointer<float>(profile);
+  request.intervals = pointer<vqvae2_fast::Interval>(intervals);
+  std::vector<vqvae2_fast::RangeDecoder> decoders;
+  for (const auto& [words, count] : streams) {
+    decoders.emplace_back(pointer<const uint32_t>(words), count);
+  }
+  if (!decoders.empty()) request.decoders = &decoders;
   request.window = window;
   request.threads = threads;
   if (request.maps.size() != plan.condition.maps.size() ||
-      (plan.num_classes > 0) != (labels != 0) || !codes || window < 1 || threads < 1) {
+      (plan.num_classes > 0) != (labels != 0) || !codes || window < 1 || threads < 1 ||
+      (request.decoders && (static_cast<int64_t>(decoders.size()) != batch || window > 1))) {
     throw py::value_error("sampler: the request does not fit the plan.");
   }
 
@@ -86,7 +95,23 @@ py::dict draw(const sampler::Plan& plan, int64_t batch, Address labels,
   seconds["rows"] = timing.rows;
   seconds["pixels"] = timing.pixels;
   seconds["steps"] = static_cast<double>(timing.steps);
-  return seconds;
+  std::vector<bool> finished;
+  for (const auto& decoder : decoders) finished.push_back(decoder.finished());
+  return py::make_tuple(seconds, finished);
+}
+
+// One stream of the intervals of n codes, [n, 2].
+py::bytes encode_intervals(Address intervals, int64_t n) {
+  vqvae2_fast::RangeEncoder encoder;
+  {
+    const py::gil_scoped_release no_gil;
+    for (int64_t i = 0; i < n; ++i) {
+      encoder.encode(pointer<const vqvae2_fast::Interval>(intervals)[i]);
+    }
+    encoder.finish();
+  }
+  const std::vector<uint32_t>& words = encoder.words();
+  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof(uint32_t)};
 }
 
 }  // namespace
@@ -103,6 +128,7 @@ void define_sampler(py::module_& m) {
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
            py::arg("guidance"), py::arg("guided"), py::arg("codes"), py::arg("log_prob"),
-           py::arg("logits"), py::arg("profile"), py::arg("window"), py::arg("threads"),
-           py::arg("progress"));
+           py::arg("logits"), py::arg("profile"), py::arg("intervals"), py::arg("streams"),
+           py::arg("window"), py::arg("threads"), py::arg("progress"));
+  m.def("encode_intervals", &encode_intervals, py::arg("intervals"), py::arg("n"));
 }

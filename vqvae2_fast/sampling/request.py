@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -29,6 +29,9 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
+        want_intervals: Also return each code's interval for the entropy coder; engine `cpu` alone.
+        streams: Per sample the int32 words of a range coder that codes are read from in place of
+            being drawn; engine `cpu` alone.
     """
 
     batch_size: int
@@ -40,6 +43,8 @@ class DrawRequest:
     want_log_prob: bool = False
     want_logits: bool = False
     progress: Callable[[int, int], None] | None = None
+    want_intervals: bool = False
+    streams: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,15 @@ class Drawn:
         codes: int64 `[B, H, W]`.
         log_prob: float32 `[B, H, W]`, of the raw model: before guidance, temperature and filters.
         logits: float32 `[B, K, H, W]`, likewise raw.
+        intervals: int32 `[B, H, W, 2]`: where each code's interval begins in [0, 2²⁴), its size.
+        finished: Whether each stream ended where its encoder did.
     """
 
     codes: Tensor
     log_prob: Tensor | None = None
     logits: Tensor | None = None
+    intervals: Tensor | None = None
+    finished: Sequence[bool] = ()
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ Drawer::Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddi
       logits_(padded_),
       exponentials_(padded_),
       noise_(padded_),
-      order_(num_embeddings) {}
+      order_(num_embeddings),
+      frequencies_(num_embeddings) {}
 
 int64_t Drawer::draw(const float* logits, const float* without_class, const float* noise) {
   float* values = logits_.data();
@@ -97,6 +98,50 @@ float Drawer::log_prob(const float* logits, int64_t code) {
   float total = 0.0f;
   for (int64_t k = 0; k < num_embeddings_; ++k) total += exponentials_.data()[k];
   return (logits[code] - largest) - fixed_log(total);
+}
+
+void Drawer::count(const float* logits) {
+  float* values = logits_.data();
+  int64_t best = 0;
+  for (int64_t k = 0; k < num_embeddings_; ++k) {
+    values[k] = logits[k];
+    if (logits[k] > logits[best]) best = k;
+  }
+  const float* exponentials = exponentials_.data();
+  kernels_.sampler.exp_shifted(values, logits[best], exponentials_.data(), padded_);
+  // Eight sums side by side, since one would wait for each of its additions.
+  double sums[8] = {};
+  for (int64_t k = 0; k < num_embeddings_; ++k) sums[k % 8] += exponentials[k];
+  const double total =
+      ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+  const double scale = static_cast<double>(kFrequencyTotal - num_embeddings_) / total;
+  uint32_t given = 0;
+  for (int64_t k = 0; k < num_embeddings_; ++k) {
+    frequencies_[k] = static_cast<uint32_t>(static_cast<double>(exponentials[k]) * scale) + 1;
+    given += frequencies_[k];
+  }
+  // What rounding down left over. It goes modulo 2^32, so it may also be negative.
+  frequencies_[best] += kFrequencyTotal - given;
+}
+
+int64_t Drawer::decode(const float* logits, RangeDecoder& decoder) {
+  count(logits);
+  const uint32_t place = decoder.peek();
+  Interval interval = {0, frequencies_[0]};
+  int64_t code = 0;
+  while (place - interval.begin >= interval.size) {
+    interval.begin += interval.size;
+    interval.size = frequencies_[++code];
+  }
+  decoder.take(interval);
+  return code;
+}
+
+Interval Drawer::interval(const float* logits, int64_t code) {
+  count(logits);
+  Interval interval = {0, frequencies_[code]};
+  for (int64_t k = 0; k < code; ++k) interval.begin += frequencies_[k];
+  return interval;
 }
 
 }  // namespace vqvae2_fast::cpu::sampler

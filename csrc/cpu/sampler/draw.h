@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "../../common/range_coder.h"
 #include "buffer.h"
 #include "kernels.h"
 
@@ -34,18 +35,26 @@ class Drawer {
 
   float log_prob(const float* logits, int64_t code);
 
+  // The code whose interval a stream continues with, and the interval of a given code. Frequencies
+  // are integers that every SIMD level computes alike: see vqvae2_fast/codec/README.md.
+  int64_t decode(const float* logits, RangeDecoder& decoder);
+  Interval interval(const float* logits, int64_t code);
+
   // Scratch of num_embeddings values for the noise.
   float* noise() { return noise_.data(); }
 
  private:
   // Sets what the filters leave out to -infinity.
   void filter(float* logits);
+  // Fills frequencies_ with at least 1 a code, 2^24 in all.
+  void count(const float* logits);
 
   const KernelTable& kernels_;
   const Rule rule_;
   const int64_t num_embeddings_, padded_;
   Buffer logits_, exponentials_, noise_;
   std::vector<int32_t> order_;
+  std::vector<uint32_t> frequencies_;
 };
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -36,7 +36,9 @@ void Pixel::draw_codes() {
     const int64_t position = i * plan.width + column, at = b * plan.height * plan.width + position;
     const float* logits = s.logits.data() + item * stride;
     int64_t code = request.known ? request.known[at] : -1;
-    if (code < 0) {
+    if (request.decoders) {
+      code = drawer.decode(logits, (*request.decoders)[b]);
+    } else if (code < 0) {
       const float* noise = drawer.noise();
       if (request.noise) {
         noise = request.noise + at * k;
@@ -67,7 +69,7 @@ int64_t Pixel::num_right() const {
 // What was asked for of the first `count` columns of the step.
 void Pixel::record(int64_t count) {
   const Request& request = s.request;
-  if (!request.log_prob && !request.logits) return;
+  if (!request.log_prob && !request.logits && !request.intervals) return;
   const int64_t k = plan.num_embeddings;
   const Range items = share_of(s.batch * count);
   for (int64_t item = items.begin; item < items.end; ++item) {
@@ -76,6 +78,9 @@ void Pixel::record(int64_t count) {
     const float* logits = s.logits.data() + (b * columns + column) * plan.head.outputs();
     if (request.log_prob) {
       request.log_prob[at] = s.drawers[thread]->log_prob(logits, request.codes[at]);
+    }
+    if (request.intervals) {
+      request.intervals[at] = s.drawers[thread]->interval(logits, request.codes[at]);
     }
     if (request.logits) memcpy(request.logits + at * k, logits, k * sizeof(float));
   }

@@ -23,11 +23,13 @@ struct Request {
   int64_t first_sample = 0;
   uint32_t stream = 0;
   Rule rule;
-  int64_t* codes = nullptr;   // [B, H, W]
-  float* log_prob = nullptr;  // [B, H, W], or null
-  float* logits = nullptr;    // [B, H, W, K], or null
-  float* profile = nullptr;   // see StageClock, or null
-  int64_t window = 1;         // columns of a step: all but the first are guesses
+  int64_t* codes = nullptr;                       // [B, H, W]
+  float* log_prob = nullptr;                      // [B, H, W], or null
+  float* logits = nullptr;                        // [B, H, W, K], or null
+  Interval* intervals = nullptr;                  // [B, H, W] of the codes, to encode; or null
+  std::vector<RangeDecoder>* decoders = nullptr;  // [B], to read codes in place of drawing; or null
+  float* profile = nullptr;                       // see StageClock, or null
+  int64_t window = 1;  // columns of a step: all but the first are guesses
   int threads = 1;
 };
 

@@ -89,7 +89,10 @@ def draw_cpu_timed(
         for tensor in (request.labels, request.known, request.noise.given)
     ]
     settings = request.settings
-    seconds = packed_plan(plan, weights).draw(
+    intervals = None
+    if request.want_intervals:
+        intervals = torch.zeros(batch, height, width, 2, dtype=torch.int32)
+    seconds, finished = packed_plan(plan, weights).draw(
         batch=batch,
         labels=_address(inputs[0]),
         maps=[_address(codes) for codes in maps],
@@ -107,13 +110,15 @@ def draw_cpu_timed(
         log_prob=_address(log_prob),
         logits=_address(logits),
         profile=_address(profile),
+        intervals=_address(intervals),
+        streams=[(_address(words), len(words)) for words in request.streams],
         window=settings.window,
         threads=torch.get_num_threads(),
         progress=request.progress,
     )
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    return Drawn(codes, log_prob, logits), seconds
+    return Drawn(codes, log_prob, logits, intervals, finished), seconds
 
 
 def packed_plan(plan: SamplingPlan, weights: torch.dtype = torch.float32) -> Any:

@@ -1,0 +1,142 @@
+"""Code maps to bytes and back: exact for every batch, thread count and SIMD level, near the prior's
+bits, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from vqvae2_fast import codec
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import sample_codes, score_codes
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return tiny_pipeline(num_classes=3)
+
+
+def some_codes(pipeline: Pipeline, batch: int, seed: int = 0) -> tuple[list[Tensor], Tensor]:
+    torch.manual_seed(seed)
+    config = pipeline.vqvae.config
+    codes = [torch.randint(config.num_embeddings, (batch, *s)) for s in config.level_sizes]
+    return codes, torch.randint(pipeline.num_classes + 1, (batch,))
+
+
+def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for level, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(a, b), f"level {level}"
+
+
+@pytest.mark.parametrize("batch", [1, 3, 65])
+def test_codes_come_back(pipeline: Pipeline, batch: int) -> None:
+    codes, labels = some_codes(pipeline, batch)
+    assert_equal(
+        codec.decode_codes(pipeline, codec.encode_codes(pipeline, codes, labels=labels)), codes
+    )
+
+
+def test_codes_without_labels_come_back(pipeline: Pipeline) -> None:
+    codes, _ = some_codes(pipeline, 4)
+    assert_equal(codec.decode_codes(pipeline, codec.encode_codes(pipeline, codes)), codes)
+
+
+def test_labels_come_back(pipeline: Pipeline) -> None:
+    codes, labels = some_codes(pipeline, 5)
+    parts = codec.decode_stream(pipeline, codec.encode_codes(pipeline, codes, labels=labels))
+    assert torch.equal(next(parts)[1], labels)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_any_batch_decodes(pipeline: Pipeline, batch_size: int) -> None:
+    codes, labels = some_codes(pipeline, 7)
+    data = codec.encode_codes(pipeline, codes, labels=labels)
+    parts = list(codec.decode_stream(pipeline, data, batch_size=batch_size))
+    assert_equal(
+        [torch.cat(level) for level in zip(*[maps for maps, _ in parts], strict=True)], codes
+    )
+
+
+def test_any_number_of_threads_decodes(
+    pipeline: Pipeline, with_threads: Callable[[int, Callable[[], object]], object]
+) -> None:
+    codes, labels = some_codes(pipeline, 5)
+    files = [
+        with_threads(n, lambda: codec.encode_codes(pipeline, codes, labels=labels)) for n in (1, 3)
+    ]
+    assert files[0] == files[1]
+    for threads in (1, 2, 5):
+        found = with_threads(threads, lambda: codec.decode_codes(pipeline, files[0]))
+        assert_equal(found, codes)
+
+
+def test_bytes_of_an_image_do_not_depend_on_its_batch(pipeline: Pipeline) -> None:
+    codes, _ = some_codes(pipeline, 6)
+    whole = codec.bitstream.read_segments(codec.encode_codes(pipeline, codes))
+    alone = codec.encode_codes(pipeline, [maps[2:3] for maps in codes])
+    streams = next(codec.bitstream.read_segments(alone)).streams
+    assert [level[2] for level in next(whole).streams] == [level[0] for level in streams]
+
+
+def test_size_is_what_the_priors_promise(pipeline: Pipeline) -> None:
+    """Of codes that the priors drew: 0.1 % and 64 bits a level and image, at most."""
+    batch, labels = 40, torch.zeros(40, dtype=torch.int64)
+    maps: list[Tensor] = []
+    for level, prior in enumerate(pipeline.priors):
+        maps.append(sample_codes(prior, batch, condition=maps, labels=labels, stream=level))
+    found = codec.describe(codec.encode_codes(pipeline, maps, labels=labels))
+    for level, prior in enumerate(pipeline.priors):
+        nats = -score_codes(prior, maps[level], maps[:level], labels).double().sum().item()
+        bits = nats / math.log(2)
+        assert bits - 1 <= found.payload_bits[level] <= 1.001 * bits + 64 * batch
+
+
+def test_coarse_levels_alone(pipeline: Pipeline) -> None:
+    codes, labels = some_codes(pipeline, 3)
+    data = codec.encode_codes(pipeline, codes, labels=labels, levels=1, seed=5)
+    top, bottom = codec.decode_codes(pipeline, data)
+    assert torch.equal(top, codes[0])
+    drawn = sample_codes(pipeline.priors[1], 3, condition=[top], labels=labels, seed=5, stream=1)
+    assert torch.equal(bottom, drawn)
+
+
+def test_a_file_cut_after_a_level_decodes_from_there(pipeline: Pipeline) -> None:
+    codes, labels = some_codes(pipeline, 3)
+    data = codec.encode_codes(pipeline, codes, labels=labels)
+    bottom = int.from_bytes(data[40:44], "little")
+    cut = data[:-bottom]
+    assert codec.describe(cut).missing_levels == 1
+    assert torch.equal(codec.decode_codes(pipeline, cut)[0], codes[0])
+
+
+def test_segments_follow_one_another(pipeline: Pipeline) -> None:
+    batches = [some_codes(pipeline, n, seed=n) for n in (2, 5, 1)]
+    data = b"".join(codec.encode_stream(pipeline, batches))
+    assert codec.describe(data).segments == 3
+    expected = [torch.cat(level) for level in zip(*[maps for maps, _ in batches], strict=True)]
+    assert_equal(codec.decode_codes(pipeline, data), expected)
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_every_simd_level_writes_the_same_file_and_reads_it(pipeline: Pipeline, level: str) -> None:
+    codes, labels = some_codes(pipeline, 9)
+    with simd_level("scalar"):
+        expected = codec.encode_codes(pipeline, codes, labels=labels)
+    with simd_level(level):
+        assert codec.encode_codes(pipeline, codes, labels=labels) == expected
+        assert_equal(codec.decode_codes(pipeline, expected), codes)

@@ -1,0 +1,154 @@
+"""Files that are damaged, cut, spliced, or of another pipeline: refused with a reason."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vqvae2_fast import codec
+from vqvae2_fast.codec.bitstream import read_segments, write_segment
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+
+pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
+
+PIPELINE = tiny_pipeline(num_classes=3)
+CODES = [
+    torch.randint(13, (4, side, side), generator=torch.Generator().manual_seed(0))
+    for side in (4, 8)
+]
+DATA = codec.encode_codes(PIPELINE, CODES) if _native.module is not None else b""
+
+
+def refused(data: bytes, message: str, pipeline: Pipeline = PIPELINE) -> None:
+    with pytest.raises(ValueError, match=message):
+        codec.decode_codes(pipeline, data)
+
+
+def with_header(**changes: int) -> bytes:
+    """The file with header fields overwritten, by name."""
+    places = {"version": (4, "B"), "coder": (5, "B"), "flags": (6, "B"), "levels": (7, "B")}
+    places |= {"images": (22, "<I"), "reserve": (30, "<H")}
+    data = bytearray(DATA)
+    for name, value in changes.items():
+        place, kind = places[name]
+        struct.pack_into(kind, data, place, value)
+    return bytes(data)
+
+
+def with_top(payload: bytes) -> bytes:
+    """The file with another payload of the top level, its length and CRC right."""
+    size = struct.unpack_from("<I", DATA, 32)[0]
+    table = struct.pack("<II", len(payload), zlib.crc32(payload))
+    return DATA[:32] + table + DATA[40:48] + payload + DATA[48 + size :]
+
+
+def test_no_bytes() -> None:
+    refused(b"", "got no bytes")
+
+
+def test_another_format() -> None:
+    refused(b"\x89PNG" + DATA, r"begins with b'VQ2C'; it begins with b'\\x89PNG'")
+
+
+def test_bytes_after_the_last_segment() -> None:
+    refused(DATA + b"xyz", "after .* bytes it has b'xyz'")
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"flags": 4}, {"reserve": 1}])
+def test_a_newer_version(change: dict[str, int]) -> None:
+    refused(with_header(**change), "Decode it with the release that wrote it")
+
+
+def test_an_unknown_engine() -> None:
+    refused(with_header(coder=9), "got coder 9")
+
+
+@pytest.mark.parametrize("levels", [0, 17])
+def test_a_number_of_levels_that_cannot_be(levels: int) -> None:
+    refused(with_header(levels=levels), "the header is damaged")
+
+
+@pytest.mark.parametrize("images", [3, 5, 2**32 - 1])
+def test_a_number_of_images_that_lies(images: int) -> None:
+    with pytest.raises(ValueError, match="does not hold"):
+        codec.decode_codes(PIPELINE, with_header(images=images), max_images=2**32)
+
+
+def test_more_images_than_the_caller_takes() -> None:
+    with pytest.raises(ValueError, match="at most 3 images.*raise max_images"):
+        codec.decode_codes(PIPELINE, DATA, max_images=3)
+
+
+def test_another_pipeline() -> None:
+    other = tiny_pipeline(num_classes=3)
+    with torch.no_grad():
+        next(other.priors[1].parameters()).view(-1)[0] += 1
+    own, found = DATA[8:16].hex(), codec.codes.pipeline_hash(other).hex()
+    refused(DATA, f"encoded with pipeline {own}, this is {found}", other)
+
+
+def test_a_pipeline_with_fewer_levels() -> None:
+    top = Pipeline(PIPELINE.vqvae, PIPELINE.priors[:1])
+    (segment,) = read_segments(DATA)
+    header = replace(segment.header, pipeline=codec.codes.pipeline_hash(top))
+    refused(write_segment(replace(segment, header=header)), "has 2 levels, the pipeline 1", top)
+
+
+@pytest.mark.parametrize("at", [50, -1])
+def test_an_altered_payload(at: int) -> None:
+    data = bytearray(DATA)
+    data[at] ^= 1
+    refused(bytes(data), "is damaged: its CRC differs")
+
+
+@pytest.mark.parametrize(("size", "message"), [(20, "header"), (45, "header"), (60, "level 0")])
+def test_a_truncated_file(size: int, message: str) -> None:
+    refused(DATA[:size], f"truncated.*{message}|{message}.*truncated")
+
+
+def test_streams_of_other_images() -> None:
+    """A splice whose CRC is right does not end where the encoder ended."""
+    other = codec.encode_codes(PIPELINE, [maps.flip(1, 2) for maps in CODES])
+    size = struct.unpack_from("<I", other, 32)[0]
+    spliced = with_top(other[48 : 48 + size])
+    # The top decodes, to other codes; under them the bottom's streams end elsewhere.
+    refused(spliced, "level 1, image 0 does not end where its encoder ended")
+
+
+def test_a_stream_with_words_behind_its_end() -> None:
+    (segment,) = read_segments(DATA)
+    top = [segment.streams[0][0] + bytes(4), *segment.streams[0][1:]]
+    refused(write_segment(replace(segment, streams=[top, segment.streams[1]])), "level 0, image 0")
+
+
+def test_engines_of_one_machine_alone_do_not_code() -> None:
+    with pytest.raises(ValueError, match="expected engine 'cpu'.*got 'eager'"):
+        codec.encode_codes(PIPELINE, CODES, engine="eager")
+
+
+@given(st.data())
+def test_no_damage_does_more_than_raise(data: st.DataObject) -> None:
+    """With its CRCs right, so that the coder sees it."""
+    damaged = bytearray(DATA)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(48, len(DATA) - 1))] = data.draw(st.integers(0, 255))
+    sizes = struct.unpack_from("<I4xI", DATA, 32)
+    position = 48
+    for level, size in enumerate(sizes):
+        crc = zlib.crc32(damaged[position : position + size])
+        struct.pack_into("<I", damaged, 36 + 8 * level, crc)
+        position += size
+    try:
+        maps = codec.decode_codes(PIPELINE, bytes(damaged))
+    except ValueError as error:
+        assert str(error).startswith("decode_codes: ")
+    else:
+        assert all(((level >= 0) & (level < 13)).all() for level in maps)

@@ -1,0 +1,266 @@
+"""The container `.vq2`: segments of a header and one payload per level, without any model.
+
+A segment, little endian: the header of 32 bytes; per level the length of its payload and the CRC-32
+of it; then the payloads, coarse to fine. A payload holds, image after image, the number of 32-bit
+words of the image's stream as a LEB128 integer, and the words. With labels per image, the coarsest
+payload begins with them, int16 each. A file is any number of segments.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Description", "Header", "Segment", "describe", "read_segments", "write_segment"]
+
+MAGIC, VERSION = b"VQ2C", 1
+# Which engine gave the probabilities. 2 is kept for `cpu_w8a8`.
+CODERS = {1: "cpu"}
+NO_LABEL = -1
+MAX_LEVELS = 16
+# magic, version, coder, flags, levels; pipeline, height, width, label, images, seed, reserve
+_HEADER = struct.Struct("<4sBBBB8sHHhIIH")
+_LEVEL = struct.Struct("<II")  # bytes of the payload, CRC-32 of it
+_LABELS_PER_IMAGE = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a segment says of itself.
+
+    Args:
+        pipeline: The first 8 bytes of the pipeline's hash.
+        num_images: Maps a level; tiles of an image count as one each.
+        height, width: Of each image; 0 where code maps were encoded, not images.
+        label: Of all images, -1 for none; see `Segment.labels`.
+        seed: For drawing the levels that the file leaves out.
+    """
+
+    pipeline: bytes
+    num_images: int
+    num_levels: int
+    height: int = 0
+    width: int = 0
+    label: int = NO_LABEL
+    seed: int = 0
+    coder: int = 1
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A header and its streams.
+
+    Args:
+        streams: Per level, coarse to fine, one range-coded stream per image. A file that was cut
+            between two payloads has fewer levels than its header says.
+        labels: One per image, if they differ.
+    """
+
+    header: Header
+    streams: Sequence[Sequence[bytes]]
+    labels: Sequence[int] = ()
+
+
+@dataclass
+class Description:
+    """What a file holds, as its headers and sizes tell.
+
+    Args:
+        payload_bits: Per level, coarse to fine, the bits of all images.
+        overhead_bytes: Headers, labels and lengths.
+        missing_levels: Levels that the header names and the file, cut short, lacks.
+    """
+
+    pipeline: str = ""
+    engine: str = ""
+    segments: int = 0
+    images: int = 0
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    payload_bits: list[int] = field(default_factory=list)
+    overhead_bytes: int = 0
+    missing_levels: int = 0
+
+    @property
+    def bits_per_image(self) -> float:
+        bits = sum(self.payload_bits) + 8 * self.overhead_bytes
+        return bits / self.images if self.images else 0.0
+
+
+def write_segment(segment: Segment) -> bytes:
+    """The bytes of a segment."""
+    header = segment.header
+    payloads = [b"".join(map(_with_length, streams)) for streams in segment.streams]
+    if segment.labels:
+        labels = struct.pack(f"<{len(segment.labels)}h", *segment.labels)
+        payloads[0] = labels + payloads[0]
+    packed = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        header.coder,
+        _LABELS_PER_IMAGE if segment.labels else 0,
+        header.num_levels,
+        header.pipeline,
+        header.height,
+        header.width,
+        header.label,
+        header.num_images,
+        header.seed,
+        0,
+    )
+    table = b"".join(_LEVEL.pack(len(payload), zlib.crc32(payload)) for payload in payloads)
+    return packed + table + b"".join(payloads)
+
+
+def read_segments(
+    data: bytes | memoryview, *, max_images: int | None = None, where: str = "decode"
+) -> Iterator[Segment]:
+    """The segments of a file, each checked before it is given.
+
+    Args:
+        max_images: Refuse a file of more images than this.
+        where: The function that errors name.
+
+    Raises:
+        ValueError: No such file, a newer version, an altered or truncated payload, or too many
+            images. Nothing is allocated by what a header merely claims.
+    """
+    view = memoryview(data)
+    if not view:
+        raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
+    images = position = 0
+    while position < len(view):
+        segment, position = _read_segment(view, position, where)
+        images += segment.header.num_images
+        if max_images is not None and images > max_images:
+            raise ValueError(
+                f"{where}: expected at most {max_images} images, the file has at least {images}; "
+                "raise max_images to decode it."
+            )
+        yield segment
+
+
+def describe(data: bytes | memoryview) -> Description:
+    """What a `.vq2` file holds; needs no pipeline. Checks every payload's CRC.
+
+    Raises:
+        ValueError: As `decode_codes`.
+    """
+    found = Description()
+    for segment in read_segments(data, where="describe"):
+        header = segment.header
+        found.pipeline, found.engine = header.pipeline.hex(), CODERS[header.coder]
+        found.segments += 1
+        found.images += header.num_images
+        size = (header.height, header.width)
+        if size not in found.sizes:
+            found.sizes.append(size)
+        found.missing_levels += header.num_levels - len(segment.streams)
+        for level, streams in enumerate(segment.streams):
+            if level == len(found.payload_bits):
+                found.payload_bits.append(0)
+            found.payload_bits[level] += 8 * sum(map(len, streams))
+    found.overhead_bytes = len(memoryview(data)) - sum(found.payload_bits) // 8
+    return found
+
+
+def _read_segment(view: memoryview, start: int, where: str) -> tuple[Segment, int]:
+    header, flags = _read_header(view, start, where)
+    table = start + _HEADER.size
+    position = table + header.num_levels * _LEVEL.size
+    if position > len(view):
+        raise ValueError(f"{where}: the file is truncated in its header, at byte {len(view)}.")
+    labels: tuple[int, ...] = ()
+    levels: list[list[bytes]] = []
+    for level in range(header.num_levels):
+        size, crc = _LEVEL.unpack_from(view, table + level * _LEVEL.size)
+        if level and position == len(view):
+            break  # cut between two payloads: what is there decodes
+        payload = view[position : position + size]
+        if len(payload) < size:
+            raise ValueError(
+                f"{where}: the payload of level {level} is truncated: expected {size} bytes, got "
+                f"{len(payload)}. Without any byte of it the levels before it could be decoded."
+            )
+        if zlib.crc32(payload) != crc:
+            raise ValueError(f"{where}: the payload of level {level} is damaged: its CRC differs.")
+        position += size
+        if level == 0 and flags & _LABELS_PER_IMAGE:
+            head = 2 * header.num_images
+            if head > len(payload):
+                raise ValueError(f"{where}: expected {header.num_images} labels, got fewer.")
+            labels = struct.unpack_from(f"<{header.num_images}h", payload)
+            payload = payload[head:]
+        levels.append(_split(payload, header.num_images, level, where))
+    return Segment(header, levels, labels), position
+
+
+def _read_header(view: memoryview, start: int, where: str) -> tuple[Header, int]:
+    packed = view[start : start + _HEADER.size]
+    if bytes(packed[:4]) != MAGIC[: len(packed)] or len(packed) < 4:
+        place = "it begins with" if start == 0 else f"after {start} bytes it has"
+        raise ValueError(
+            f"{where}: expected a .vq2 file, which begins with {MAGIC!r}; {place} "
+            f"{bytes(packed[:4])!r}."
+        )
+    if len(packed) < _HEADER.size:
+        raise ValueError(f"{where}: the file is truncated in its header, at byte {len(view)}.")
+    _, version, coder, flags, levels, pipeline, height, width, label, images, seed, reserve = (
+        _HEADER.unpack(packed)
+    )
+    if version != VERSION or flags & ~_LABELS_PER_IMAGE or reserve:
+        raise ValueError(
+            f"{where}: expected version {VERSION} of the format, got version {version} with flags "
+            f"{flags} and {reserve} in its reserve. Decode it with the release that wrote it."
+        )
+    if coder not in CODERS:
+        raise ValueError(
+            f"{where}: expected probabilities of an engine {CODERS}, got coder {coder}."
+        )
+    if not 1 <= levels <= MAX_LEVELS or not images:
+        raise ValueError(
+            f"{where}: expected 1 to {MAX_LEVELS} levels and at least one image, got {levels} and "
+            f"{images}: the header is damaged."
+        )
+    return Header(pipeline, images, levels, height, width, label, seed, coder), flags
+
+
+def _with_length(stream: bytes) -> bytes:
+    """A stream after the number of its words, seven bits a byte, the lowest first."""
+    count, prefix = len(stream) // 4, bytearray()
+    while count >= 0x80:
+        prefix.append(count & 0x7F | 0x80)
+        count >>= 7
+    prefix.append(count)
+    return bytes(prefix) + stream
+
+
+def _split(payload: memoryview, num_images: int, level: int, where: str) -> list[bytes]:
+    """The streams that a payload consists of."""
+    damaged = f"{where}: the payload of level {level} does not hold {num_images} streams."
+    if num_images > len(payload):  # a byte each, at the least
+        raise ValueError(damaged)
+    streams, position = [], 0
+    for _ in range(num_images):
+        count = shift = 0
+        while True:
+            if position == len(payload) or shift > 28:
+                raise ValueError(damaged)
+            byte = payload[position]
+            position += 1
+            count |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        end = position + 4 * count
+        if end > len(payload):
+            raise ValueError(damaged)
+        streams.append(bytes(payload[position:end]))
+        position = end
+    if position != len(payload):
+        raise ValueError(damaged)
+    return streams

@@ -1,0 +1,245 @@
+"""Code maps of all levels as `.vq2` bytes, and back."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.codec.bitstream import NO_LABEL, Header, Segment, read_segments, write_segment
+from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
+from vqvae2_fast.models.code_checks import check_labels, check_maps
+from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.sampling.pipeline import sample_levels
+from vqvae2_fast.sampling.prior import interface_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+__all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pipeline_hash"]
+
+MAX_LABEL = 2**15 - 1
+
+
+def pipeline_hash(pipeline: Pipeline) -> bytes:
+    """8 bytes that stand for all weights and settings of a pipeline."""
+    parts = [part for part in (pipeline.vqvae, *pipeline.priors) if isinstance(part, nn.Module)]
+    text = [f"{weights_hash(part)} {getattr(part, 'config', None)!r}" for part in parts]
+    return hashlib.sha256("\n".join(text).encode()).digest()[:8]
+
+
+def encode_codes(
+    pipeline: Pipeline,
+    codes: Sequence[Tensor],
+    *,
+    labels: Tensor | None = None,
+    engine: str = "cpu",
+    levels: int | None = None,
+    seed: int = 0,
+) -> bytes:
+    """Code maps as a `.vq2` file, at the bits that the priors give them.
+
+    Args:
+        codes: Per level int64 `[B, h, w]`, coarse to fine.
+        labels: int64 `[B]`, the classes that the priors are told, kept in the file; without them
+            "no class" where the priors have classes.
+        engine: `cpu`: the only one whose probabilities are the same on every machine.
+        levels: Write this many levels only, the coarsest first; the others are drawn when the
+            file is decoded, with noise of `seed`.
+        seed: 0 to 2³²−1.
+
+    Raises:
+        ValueError: Maps, labels or an engine that do not fit; names the argument.
+        RuntimeError: No compiled module, or priors that are not float32 on the CPU.
+    """
+    where = "encode_codes"
+    num_levels = _checked_levels(where, pipeline, codes, levels)
+    _check_seed(where, seed)
+    header = Header(pipeline_hash(pipeline), len(codes[0]), num_levels, seed=seed)
+    return write_segment(encoded(where, pipeline, header, codes, labels, engine))
+
+
+def decode_codes(pipeline: Pipeline, data: bytes, *, max_images: int = 4096) -> list[Tensor]:
+    """The code maps of a `.vq2` file: per level int64 `[B, h, w]`, coarse to fine.
+
+    Levels that the file leaves out, or lacks since it was cut after a coarser one, are drawn from
+    the priors at temperature 1 with the seed in the file; `describe` tells which it has.
+
+    Args:
+        max_images: Refuse a file of more images.
+
+    Raises:
+        ValueError: Another pipeline, a newer version, a damaged or truncated file, or one of more
+            images.
+        RuntimeError: As `encode_codes`.
+    """
+    parts = [maps for maps, _ in decode_stream(pipeline, data, max_images=max_images)]
+    return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+def encode_stream(
+    pipeline: Pipeline,
+    batches: Iterable[tuple[Sequence[Tensor], Tensor | None]],
+    *,
+    engine: str = "cpu",
+    levels: int | None = None,
+    seed: int = 0,
+) -> Iterator[bytes]:
+    """`encode_codes` for any number of maps: one segment of the file per batch of (codes, labels).
+
+    Write them one after the other. Memory is that of one batch.
+    """
+    where = "encode_stream"
+    _check_seed(where, seed)
+    pipeline_bytes = pipeline_hash(pipeline)
+    for codes, labels in batches:
+        num_levels = _checked_levels(where, pipeline, codes, levels)
+        header = Header(pipeline_bytes, len(codes[0]), num_levels, seed=seed)
+        yield write_segment(encoded(where, pipeline, header, codes, labels, engine))
+
+
+def decode_stream(
+    pipeline: Pipeline, data: bytes, *, max_images: int | None = None, batch_size: int = 64
+) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+    """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
+    `decode_codes`."""
+    where = "decode_codes"
+    expected, first = pipeline_hash(pipeline), 0
+    for segment in read_segments(data, max_images=max_images, where=where):
+        check_pipeline(where, segment.header, expected)
+        for part in parts_of(segment, batch_size):
+            yield decoded_codes(where, pipeline, part, first)
+            first += part.header.num_images
+
+
+def encoded(
+    where: str,
+    pipeline: Pipeline,
+    header: Header,
+    codes: Sequence[Tensor],
+    labels: Tensor | None,
+    engine: str,
+) -> Segment:
+    """A segment of these maps; errors name `where`."""
+    batch = len(codes[0])
+    given = _told(where, pipeline, labels, batch)
+    streams = []
+    for level in range(header.num_levels):
+        prior, maps = pipeline.priors[level], list(codes[:level])
+        check_engine(where, prior, engine)
+        interface = interface_of(prior)
+        check_maps(
+            where,
+            [*maps, codes[level]],
+            (*interface.condition_sizes, interface.size),
+            interface.num_embeddings,
+            batch,
+        )
+        told = given if interface.num_classes else None
+        streams.append(encode_maps(prior, codes[level], maps, told))
+    found = [] if labels is None else labels.tolist()
+    if len(set(found)) == 1:
+        return Segment(replace(header, label=found[0]), streams)
+    return Segment(header, streams, found)
+
+
+def decoded_codes(
+    where: str, pipeline: Pipeline, segment: Segment, first_sample: int
+) -> tuple[list[Tensor], Tensor | None]:
+    """All levels' maps of a segment, and its labels."""
+    header, batch = segment.header, segment.header.num_images
+    if len(segment.streams) > len(pipeline.priors):
+        raise ValueError(
+            f"{where}: the file has {len(segment.streams)} levels, the pipeline "
+            f"{len(pipeline.priors)}."
+        )
+    labels = None
+    if segment.labels:
+        labels = torch.tensor(segment.labels)
+    elif header.label != NO_LABEL:
+        labels = torch.full((batch,), header.label)
+    given = _told(where, pipeline, labels, batch)
+    maps: list[Tensor] = []
+    for level, streams in enumerate(segment.streams):
+        prior = pipeline.priors[level]
+        check_engine(where, prior, "cpu")
+        told = given if interface_of(prior).num_classes else None
+        codes, finished = decode_maps(prior, streams, maps, told)
+        if not all(finished):
+            image = first_sample + finished.index(False)
+            raise ValueError(
+                f"{where}: the stream of level {level}, image {image} does not end where its "
+                "encoder ended: the file is damaged."
+            )
+        maps.append(codes)
+    if len(maps) < len(pipeline.priors):
+        missing = len(pipeline.priors) - len(maps)
+        drawn = sample_levels(
+            pipeline,
+            batch,
+            labels=given,
+            seed=header.seed,
+            first_sample=first_sample,
+            known=[*maps, *[None] * missing],
+        )
+        assert isinstance(drawn, list)
+        maps = [codes for codes in drawn if isinstance(codes, Tensor)]
+    return maps, labels
+
+
+def check_pipeline(where: str, header: Header, expected: bytes) -> None:
+    """Raises ValueError unless the file was written with this pipeline."""
+    if header.pipeline != expected:
+        raise ValueError(
+            f"{where}: the file was encoded with pipeline {header.pipeline.hex()}, this is "
+            f"{expected.hex()}. Load the one it was encoded with; `info` shows both."
+        )
+
+
+def parts_of(segment: Segment, size: int) -> Iterator[Segment]:
+    """A segment as segments of at most `size` images."""
+    for start in range(0, segment.header.num_images, size):
+        part = slice(start, start + size)
+        streams = [level[part] for level in segment.streams]
+        yield Segment(
+            replace(segment.header, num_images=len(streams[0])), streams, segment.labels[part]
+        )
+
+
+def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
+    """Labels for the priors: "no class" without any."""
+    num_classes = pipeline.num_classes
+    if labels is None:
+        return torch.full((batch,), num_classes) if num_classes else None
+    if num_classes > MAX_LABEL:
+        raise ValueError(
+            f"{where}: expected at most {MAX_LABEL} classes, got {num_classes}; leave labels out."
+        )
+    check_labels(where, labels, num_classes, batch)
+    return labels
+
+
+def _checked_levels(
+    where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int | None
+) -> int:
+    """How many levels to write."""
+    total = len(pipeline.priors)
+    wanted = total if levels is None else levels
+    if not 1 <= wanted <= total:
+        raise ValueError(f"{where}: expected levels in 1..{total}, got {levels}.")
+    if len(codes) < wanted or codes[0].ndim != 3 or not len(codes[0]):
+        raise ValueError(
+            f"{where}: expected codes to be {wanted} maps int64 [B, h, w] with B >= 1, coarse to "
+            f"fine, got {[list(maps.shape) for maps in codes]}."
+        )
+    return wanted
+
+
+def _check_seed(where: str, seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"{where}: expected seed in 0..2^32-1, got {seed}.")

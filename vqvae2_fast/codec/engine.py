@@ -1,0 +1,106 @@
+"""Codes to streams and back, by the engine whose probabilities are the same on every machine.
+
+Engine `cpu` gives a sample the same logits, bit for bit, at every SIMD level, in every batch and on
+any number of threads, whether it draws, scores, encodes or decodes. Its C++ turns them into integer
+frequencies (csrc/cpu/sampler/draw.cpp); from there on all is integers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
+from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.prior import interface_of, plan_of
+from vqvae2_fast.sampling.request import Drawn, DrawRequest
+from vqvae2_fast.sampling.settings import DrawSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+__all__ = ["MAX_EMBEDDINGS", "check_engine", "decode_maps", "encode_maps"]
+
+# Frequencies add up to 2^24, and each code has at least 1.
+MAX_EMBEDDINGS = 2**16
+# Network rows that are scored together: enough for the matrix products to be at full speed.
+_SCORED_ROWS = 1024
+
+
+def check_engine(where: str, prior: nn.Module, engine: str) -> None:
+    """Raises unless `engine` gives portable probabilities of this prior."""
+    if engine != "cpu":
+        raise ValueError(
+            f"{where}: expected engine 'cpu', whose probabilities are the same bits on every "
+            f"machine, got {engine!r}: what it encodes, another machine could not decode."
+        )
+    reason = why_not_cpu(device_of(prior), next(prior.parameters()).dtype)
+    if reason is not None:
+        raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.")
+    num_embeddings = interface_of(prior).num_embeddings
+    if num_embeddings > MAX_EMBEDDINGS:
+        raise ValueError(
+            f"{where}: expected at most {MAX_EMBEDDINGS} codes, the prior has {num_embeddings}."
+        )
+
+
+def encode_maps(
+    prior: nn.Module, codes: Tensor, condition: list[Tensor], labels: Tensor | None
+) -> list[bytes]:
+    """One stream per map of codes int64 `[B, H, W]`."""
+    batch = max(1, _SCORED_ROWS // codes.shape[2])
+    streams: list[bytes] = []
+    for start in range(0, len(codes), batch):
+        part = slice(start, start + batch)
+        intervals = _draw(
+            prior,
+            len(codes[part]),
+            [maps[part] for maps in condition],
+            None if labels is None else labels[part],
+            known=codes[part],
+        ).intervals
+        assert intervals is not None and _native.module is not None
+        positions = intervals[0].numel() // 2
+        streams += [_native.module.encode_intervals(t.data_ptr(), positions) for t in intervals]
+    return streams
+
+
+def decode_maps(
+    prior: nn.Module, streams: Sequence[bytes], condition: list[Tensor], labels: Tensor | None
+) -> tuple[Tensor, Sequence[bool]]:
+    """Codes int64 `[B, H, W]`, and whether each stream was whole."""
+    words = [torch.from_numpy(np.frombuffer(s, np.int32).copy()) for s in streams]
+    drawn = _draw(prior, len(streams), condition, labels, streams=words)
+    return drawn.codes, drawn.finished
+
+
+def _draw(
+    prior: nn.Module,
+    batch_size: int,
+    condition: list[Tensor],
+    labels: Tensor | None,
+    *,
+    known: Tensor | None = None,
+    streams: Sequence[Tensor] = (),
+) -> Drawn:
+    interface = interface_of(prior)
+    height, width = interface.size
+    request = DrawRequest(
+        batch_size,
+        condition,
+        labels,
+        known=known,
+        noise=DrawNoise(batch_size, width, interface.num_embeddings, torch.device("cpu")),
+        # Given codes are right guesses: a whole row is one step.
+        settings=DrawSettings(temperature=0.0, window=1 if known is None else width),
+        want_intervals=known is not None,
+        streams=streams,
+    )
+    return draw_cpu(plan_of(prior, interface), request)

@@ -387,7 +387,7 @@ def test_weights_changed_in_place_are_drawn_from():
 def test_a_plan_that_lacks_values_is_refused():
     with pytest.raises(ValueError, match="sampler: bad plan: no 'height'"):
         _native.module.SamplerPlan(integers={}, tensors={})
-    integers, tensors = cpu._describe(plan_of(tiny_prior(), interface_of(tiny_prior())))
+    integers, tensors = cpu.described_plan(plan_of(tiny_prior(), interface_of(tiny_prior())))
     described = {name: (t.contiguous().data_ptr(), t.numel()) for name, t in tensors.items()}
     described["head.bias"] = (described["head.bias"][0], 5)
     with pytest.raises(ValueError, match="tensor 'head.bias': expected 32 values, got 5"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,8 +29,18 @@ MAX_LABEL = 2**15 - 1
 def pipeline_hash(pipeline: Pipeline) -> bytes:
     """8 bytes that stand for all weights and settings of a pipeline."""
     parts = [part for part in (pipeline.vqvae, *pipeline.priors) if isinstance(part, nn.Module)]
-    text = [f"{weights_hash(part)} {getattr(part, 'config', None)!r}" for part in parts]
+    text = [f"{weights_hash(part)} {_settings(part)}" for part in parts]
     return hashlib.sha256("\n".join(text).encode()).digest()[:8]
+
+
+def _settings(model: nn.Module) -> str:
+    """The settings of a model that are not the defaults: a setting that a later release adds must
+    not make another pipeline of an old one."""
+    config = getattr(model, "config", None)
+    if not is_dataclass(config):
+        return ""
+    values = [(f.name, getattr(config, f.name), f.default) for f in fields(config)]
+    return repr([(name, value) for name, value, default in values if value != default])
 
 
 def encode_codes(

@@ -125,7 +125,7 @@ def packed_plan(plan: SamplingPlan, weights: torch.dtype = torch.float32) -> Any
     """The plan's weights packed, kept as long as the plan is: a copy of them in the library."""
     key = (id(plan), weights)
     if key not in _packed:
-        integers, tensors = _describe(plan, weights)
+        integers, tensors = described_plan(plan, weights)
         ready = {name: t.detach().contiguous() for name, t in tensors.items()}
         assert _native.module is not None
         _packed[key] = _native.module.SamplerPlan(
@@ -247,7 +247,7 @@ class _Description:
         self.tensors[f"{name}.bias"] = outputs(plan.bias)
 
 
-def _describe(
+def described_plan(
     plan: SamplingPlan, weights: torch.dtype = torch.float32
 ) -> tuple[dict[str, int | list[int]], dict[str, Tensor]]:
     d = _Description(weights)

@@ -22,12 +22,13 @@ from sampler import PRIORS, naive_seconds, request_of, seconds_of
 
 import vqvae2_fast
 from vqvae2_fast.sampling import interface_of, plan_of
-from vqvae2_fast.sampling.engines.eager import _Network, draw_eager
+from vqvae2_fast.sampling.engines.eager import Kind, _Network, draw_eager
 
 
 @torch.inference_mode()
 def profile(plan, request) -> None:
-    network = _Network(plan, request)
+    network = _Network(plan, Kind.of(request))
+    network.start_map(request)
     row = min(seconds_of(lambda: network.start_row(0)) for _ in range(3))
     network.draw_row()
     column = plan.size[1] // 2

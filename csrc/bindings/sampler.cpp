@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "../cpu/content_hash.h"
+
 namespace py = pybind11;
 namespace sampler = vqvae2_fast::cpu::sampler;
 
@@ -34,6 +36,16 @@ std::unique_ptr<sampler::Plan> make_plan(
     description.tensors[name] = {pointer<const float>(tensor.first), tensor.second};
   }
   return std::make_unique<sampler::Plan>(description);
+}
+
+std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
+                                     int threads) {
+  std::vector<vqvae2_fast::cpu::Block> described;
+  for (const auto& [address, bytes] : blocks) {
+    described.push_back({pointer<const unsigned char>(address), bytes});
+  }
+  const py::gil_scoped_release no_gil;
+  return vqvae2_fast::cpu::content_hashes(described, threads);
 }
 
 py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
@@ -120,6 +132,7 @@ void define_sampler(py::module_& m) {
   m.attr("SAMPLER_PANEL") = sampler::kPanel;
   m.attr("SAMPLER_STAGES") =
       std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
+  m.def("content_hashes", &content_hashes, py::arg("blocks"), py::arg("threads"));
   py::class_<sampler::Plan>(m, "SamplerPlan")
       .def(py::init(&make_plan), py::arg("integers"), py::arg("tensors"))
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes, teacher_forced_logits
 from vqvae2_fast.sampling.engines import eager
-from vqvae2_fast.sampling.engines.kept import Kept
+from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
@@ -160,7 +160,7 @@ def test_changed_weights_are_captured_anew_and_free_what_was_kept(recordings):
 def test_what_is_kept_goes_with_the_prior(recordings):
     prior = new_prior()
     draw(prior)
-    (row,) = eager._captured_rows._of_plan[id(plan_of(prior, interface_of(prior)))].values()
+    (row,) = eager._captured_rows._of_owner[plan_of(prior, interface_of(prior))].values()
     network = weakref.ref(row.network)
     recordings.clear()
     gc.disable()

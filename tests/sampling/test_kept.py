@@ -1,6 +1,9 @@
-"""What engines keep from draw to draw: by plan and key, few, and no longer than the plan."""
+"""What is kept from draw to draw: by owner and key, few values, and no longer than the owner."""
 
-from vqvae2_fast.sampling.engines.kept import Kept
+import threading
+import weakref
+
+from vqvae2_fast.sampling.kept import Kept
 
 
 class Plan:
@@ -48,9 +51,39 @@ def test_two_values_of_one_key_leave_the_later():
 
 
 def test_nothing_outlives_its_plan():
-    kept, plan = Kept(2), Plan()
-    kept.put_back(plan, "a", 1)
-    number = id(plan)
-    assert number in kept._of_plan
+    kept, plan, value = Kept(2), Plan(), Plan()
+    kept.put_back(plan, "a", value)
+    left = weakref.ref(value)
+    del value
+    assert left() is not None
     del plan
-    assert number not in kept._of_plan
+    assert left() is None
+
+
+def test_a_shared_value_is_made_once_by_threads_that_ask_at_once():
+    kept, plan, made, found = Kept(1), Plan(), [], []
+    entered = threading.Event()
+
+    def make():
+        entered.set()
+        made.append(object())
+        return made[-1]
+
+    def ask():
+        entered.wait(10)
+        found.append(kept.get(plan, "a", make))
+
+    others = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in others:
+        thread.start()
+    found.append(kept.get(plan, "a", make))
+    for thread in others:
+        thread.join()
+    assert len(made) == 1 and found == made * 5
+
+
+def test_a_shared_value_of_another_key_takes_the_place_of_the_only_one():
+    kept, plan = Kept(1), Plan()
+    assert kept.get(plan, "a", lambda: 1) == 1
+    assert kept.get(plan, "b", lambda: kept.count(plan)) == 0
+    assert kept.count(plan) == 1

@@ -191,7 +191,7 @@ class ConditionPlan:
     layers: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SamplingPlan:
     """A prior as data; see the head of this file for the network it stands for.
 

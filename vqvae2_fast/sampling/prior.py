@@ -1,14 +1,16 @@
-"""What sampling asks of a prior. A type of prior is made known by registering one function."""
+"""What sampling asks of a prior. Registering one function adds a type of prior."""
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from vqvae2_fast.sampling.fingerprint import fingerprint
+from vqvae2_fast.sampling.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,10 +55,7 @@ def interface_of(prior: object) -> PriorInterface:
     )
 
 
-# Plans by prior, each with the fingerprint of the weights that it was folded from.
-_plans: weakref.WeakKeyDictionary[nn.Module, tuple[list[int], SamplingPlan]] = (
-    weakref.WeakKeyDictionary()
-)
+_plans: Kept[nn.Module, SamplingPlan] = Kept(capacity=1)
 
 
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
@@ -64,21 +63,9 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
 
     It is kept as long as the prior is: a second copy of the weights.
     """
-    fingerprint = _fingerprint(prior)
-    cached = _plans.get(prior)
-    if cached is None or cached[0] != fingerprint:
+
+    def fold() -> SamplingPlan:
         with torch.inference_mode():
-            cached = _plans[prior] = (fingerprint, interface.plan())
-    return cached[1]
+            return interface.plan()
 
-
-def _fingerprint(prior: nn.Module) -> list[int]:
-    """Where each tensor of the prior lies, and the sum of its bits.
-
-    Autograd's version counters would be cheaper but miss writes through `.data`. Reads the weights
-    once; on a GPU this is a synchronisation point.
-    """
-    tensors = [tensor.detach() for tensor in (*prior.parameters(), *prior.buffers())]
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [t.contiguous().view(-1).view(integers[t.element_size()]).sum() for t in tensors]
-    return [tensor.data_ptr() for tensor in tensors] + torch.stack(sums).tolist()
+    return _plans.get(prior, fingerprint([*prior.parameters(), *prior.buffers()]), fold)

@@ -7,7 +7,6 @@ level: see README.md beside this file.
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ PANEL, HALF_PANEL = 32, 16
 # Words of 4 bytes that a panel's 32 weights of one input take.
 _WORDS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
-# Packed plans by the plan's id and the weights' dtype.
-_packed: dict[tuple[int, torch.dtype], Any] = {}
+# Packed plans, of each dtype of the weights that there is.
+_packed: Kept[SamplingPlan, Any] = Kept(capacity=len(_WORDS))
 
 
 def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -123,17 +123,17 @@ def draw_cpu_timed(
 
 def packed_plan(plan: SamplingPlan, weights: torch.dtype = torch.float32) -> Any:
     """The plan's weights packed, kept as long as the plan is: a copy of them in the library."""
-    key = (id(plan), weights)
-    if key not in _packed:
+
+    def packed() -> Any:
         integers, tensors = described_plan(plan, weights)
         ready = {name: t.detach().contiguous() for name, t in tensors.items()}
         assert _native.module is not None
-        _packed[key] = _native.module.SamplerPlan(
+        return _native.module.SamplerPlan(
             integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
             tensors={name: (t.data_ptr(), t.numel()) for name, t in ready.items()},
         )
-        weakref.finalize(plan, _packed.pop, key, None)
-    return _packed[key]
+
+    return _packed.get(plan, weights, packed)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -8,7 +8,6 @@ No synchronisation happens between rows, unless `progress` is given.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
+from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
@@ -239,16 +239,20 @@ def plan_values(
     }
 
 
-# Packed weights by the plan's id and precision, as long as the plan lives.
-_packed: dict[tuple[int, Precision], dict[str, Tensor]] = {}
+_packed: Kept[SamplingPlan, dict[str, Tensor]] = Kept(capacity=len(PRECISIONS))
 
 
 def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
-    key = (id(plan), precision)
-    if key not in _packed:
-        _packed[key] = pack(plan, precision.pixel, precision.row)
-        weakref.finalize(plan, _packed.pop, key, None)
-    return _packed[key]
+    """The plan's weights packed, kept as long as the plan is."""
+
+    def packed() -> dict[str, Tensor]:
+        tensors = pack(plan, precision.pixel, precision.row)
+        if plan.device.type == "cuda":
+            # The next draw may be on another stream, which does not wait for this one.
+            torch.cuda.current_stream().synchronize()
+        return tensors
+
+    return _packed.get(plan, precision, packed)
 
 
 def _workspace(

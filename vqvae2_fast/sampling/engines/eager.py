@@ -33,7 +33,7 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     elu,
     linear,
 )
-from vqvae2_fast.sampling.engines.kept import Kept
+from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, log_prob_of
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class _CapturedRow:
 
 # Two kinds of draw a plan, as each holds a draw's memory: the batch that is drawn again and again,
 # and a last, smaller one.
-_captured_rows: Kept[_CapturedRow] = Kept(capacity=2)
+_captured_rows: Kept[SamplingPlan, _CapturedRow] = Kept(capacity=2)
 
 
 @torch.inference_mode()

@@ -1,0 +1,82 @@
+"""What it costs to see that weights have changed, next to a draw from the port's two priors.
+
+    python benchmarks/sampler_fingerprint.py [--threads 2] [--rounds 3]
+
+The fingerprint is taken before the draw of each level, so its time per image is that of both
+priors' weights, 699 MB in float32. Taken by turns: one image's codes by engine `cpu`, the
+fingerprint, `torch.sum` over the same tensors (about the time of reading them), and the hash in
+PyTorch operators that serves where the compiled one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+
+import torch
+from sampler import PRIORS, request_of
+
+import vqvae2_fast
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu
+from vqvae2_fast.sampling.fingerprint import fingerprint
+
+
+def in_pytorch(tensors) -> None:
+    module, _native.module = _native.module, None
+    try:
+        fingerprint(tensors)
+    finally:
+        _native.module = module
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    if _native.module is None:
+        raise SystemExit("benchmarks/sampler_fingerprint.py: no compiled module: pip install .")
+    torch.set_num_threads(arguments.threads)
+    print(
+        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
+        f"{torch.__version__}, load {os.getloadavg()[0]:.1f}"
+    )
+    image: dict[str, float] = {}
+    for name, config in PRIORS.items():
+        prior = vqvae2_fast.PixelSNAIL(config).eval()
+        weights = [*prior.parameters(), *prior.buffers()]
+        plan, request = plan_of(prior, interface_of(prior)), request_of(config, 1)
+        draw_cpu(plan, request)  # packs the weights
+        contenders = {
+            "draw": lambda plan=plan, request=request: draw_cpu(plan, request),
+            "fingerprint": lambda weights=weights: fingerprint(weights),
+            "torch.sum": lambda weights=weights: [weight.detach().sum() for weight in weights],
+            "in PyTorch": lambda weights=weights: in_pytorch(weights),
+        }
+        times: dict[str, list[float]] = {contender: [] for contender in contenders}
+        for _ in range(arguments.rounds):
+            for contender, function in contenders.items():
+                # A draw takes seconds, the others milliseconds: several of them for one draw.
+                for _ in range(1 if contender == "draw" else 5):
+                    start = time.perf_counter()
+                    function()
+                    times[contender].append(time.perf_counter() - start)
+        for contender, own in times.items():
+            median = statistics.median(own)
+            image[contender] = image.get(contender, 0.0) + median
+            print(
+                f"{name} {contender}: {1e3 * median:.1f} ms ({1e3 * min(own):.1f} to "
+                f"{1e3 * max(own):.1f})"
+            )
+    for contender, seconds in image.items():
+        share = seconds / image["draw"]
+        print(f"an image, {contender}: {1e3 * seconds:.1f} ms, {share:.2%} of the draw")
+
+
+if __name__ == "__main__":
+    main()

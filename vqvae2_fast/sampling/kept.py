@@ -1,0 +1,70 @@
+"""What was made of a prior or of a plan, kept for the next draw: the one cache of this package."""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+__all__ = ["Kept"]
+
+Owner = TypeVar("Owner")
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Owner, Value]):
+    """Values that were made of an owner, by key, for as long as the owner lives.
+
+    A value must not hold its owner: nothing would ever be freed.
+
+    Args:
+        capacity: How many values of an owner are kept at most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = RLock()
+        # The values of each owner, least recently used first.
+        self._of_owner: WeakKeyDictionary[Owner, dict[Hashable, Value]] = WeakKeyDictionary()
+
+    def get(self, owner: Owner, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value kept under a key, or a new one. It may be in use elsewhere at the same time.
+
+        Threads that ask at once wait for the first, as they would make the same.
+        """
+        with self._lock:
+            value = self.take(owner, key, make)
+            self.put_back(owner, key, value)
+            return value
+
+    def take(self, owner: Owner, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value kept under a key, or a new one, which nobody else has until it is put back.
+
+        So two draws that run at once, or one inside another's `progress`, never share it. Before a
+        new one is made, the least recently used are dropped: it may need their memory.
+        """
+        with self._lock:
+            values = self._of_owner.get(owner, {})
+            if key in values:
+                return values.pop(key)
+            self._drop(values, self._capacity - 1)
+        return make()
+
+    def put_back(self, owner: Owner, key: Hashable, value: Value) -> None:
+        with self._lock:
+            values = self._of_owner.setdefault(owner, {})
+            values.pop(key, None)
+            values[key] = value
+            self._drop(values, self._capacity)
+
+    def count(self, owner: Owner) -> int:
+        """How many values of an owner are kept."""
+        return len(self._of_owner.get(owner, {}))
+
+    @staticmethod
+    def _drop(values: dict[Hashable, Value], left: int) -> None:
+        while len(values) > left:
+            del values[next(iter(values))]

@@ -2,8 +2,8 @@
 
 Sizes: N vectors of this process, K codes, D embedding_dim. Everything here is the same on every
 process of a group: a choice among the N_global vectors of all processes (in the order of the ranks)
-is a function of a seed, and every collective call has a fixed size. Nothing synchronises a GPU with
-its host.
+is a function of a seed, and every collective call has a fixed size. Nothing here synchronises a GPU
+with its host.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_words
 
 __all__ = [
     "all_reduce_",
+    "drop_non_finite_",
+    "finite_rows",
     "initial_codebook",
+    "is_distributed",
     "kmeans",
     "perplexity",
     "rotate_gradient",
@@ -30,20 +33,21 @@ __all__ = [
 _LLOYD_ITERATIONS = 10
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether there are other processes to sum with."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def all_reduce_(tensor: Tensor) -> None:
     """Sum over the processes of the default group, in place; nothing without a group."""
-    if _is_distributed():
+    if is_distributed():
         dist.all_reduce(tensor)
 
 
 def span_of_ranks(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Number of this process's first row among those of all, and N_global; int64, 0-d."""
     total = torch.full((), num_rows, dtype=torch.int64, device=device)
-    if not _is_distributed():
+    if not is_distributed():
         return torch.zeros_like(total), total
     rank = dist.get_rank()
     counts = total.new_zeros(dist.get_world_size())
@@ -91,6 +95,23 @@ def unpack(packed: Tensor, num_embeddings: int, dim: int) -> tuple[Tensor, Tenso
     return counts, sums.view(num_embeddings, dim), rest
 
 
+def finite_rows(rows: Tensor) -> Tensor:
+    """Which rows of `[K, D]` hold neither NaN nor infinity: bool `[K]`."""
+    # A finite number times 0 is 0, any other is NaN. `isfinite().all(1)` takes 20 times as long on
+    # 512×64 (two AVX2 cores).
+    return (rows * 0).sum(1) == 0
+
+
+def drop_non_finite_(counts: Tensor, sums: Tensor) -> None:
+    """Set to 0 what codes `[K]`, `[K, D]` took if a vector with NaN or infinity was among it.
+
+    One such vector in a moving average would make its code NaN for good.
+    """
+    bad = ~finite_rows(sums)
+    counts.masked_fill_(bad, 0)
+    sums.masked_fill_(bad[:, None], 0)
+
+
 def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, stream: int) -> Tensor:
     """The codebook before any data, `[K, D]` float32: a function of seed and stream alone."""
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -117,18 +138,20 @@ def kmeans(
 ) -> Tensor:
     """K means of the vectors of all processes, `[K, D]` float32, by ten Lloyd iterations.
 
-    Starts from rows drawn with replacement (`rows_at`, step 0): N_global < K is no special case. A
-    cluster without vectors keeps its mean.
+    Starts from rows drawn with replacement (`rows_at`, step 0), so N_global < K is no special case.
+    A cluster without vectors keeps its mean. Vectors with NaN or infinity move no mean.
     """
     dim = z.shape[1]
     means = rows_at(z, num_embeddings, span, torch.zeros_like(span[0]), seed=seed, stream=stream)
     all_reduce_(means)
+    means = torch.where(finite_rows(means)[:, None], means, 0.0)
     for _ in range(_LLOYD_ITERATIONS):
         indices, _ = ops.nearest_code(z, means)
         counts, sums = ops.code_statistics(z, indices, num_embeddings)
         packed = torch.cat([counts.float(), sums.flatten()])  # [K + K·D]
         all_reduce_(packed)
         counts, sums, _ = unpack(packed, num_embeddings, dim)
+        drop_non_finite_(counts, sums)
         means = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), means)
     return means
 

@@ -5,7 +5,6 @@ Sizes: N vectors (the product of the leading sizes), K codes, D embedding_dim.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -13,16 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.codebook import (
-    all_reduce_,
-    initial_codebook,
-    kmeans,
-    perplexity,
-    rotate_gradient,
-    rows_at,
-    span_of_ranks,
-    unpack,
-)
+from vqvae2_fast.modules.codebook import initial_codebook, perplexity, rotate_gradient
+from vqvae2_fast.modules.codebook_steps import move_codebook_, reading_waits, start_codebook_
 
 __all__ = ["VectorQuantizerEMA"]
 
@@ -158,7 +149,7 @@ class VectorQuantizerEMA(nn.Module):
         codebook = self._on_sphere(
             initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
         )
-        start = torch.full((num_embeddings,), 1.0 if ema_start == "one" else 0.0)
+        start = torch.full((num_embeddings,), self._first_count())
         self.register_buffer("codebook", codebook)
         self.register_buffer("cluster_size", start)
         self.register_buffer("embed_avg", codebook.clone())
@@ -169,13 +160,14 @@ class VectorQuantizerEMA(nn.Module):
         self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
         self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
-        # Flags as the host knows them: reading the buffers would synchronise a GPU every step.
-        self._is_initialised = init != "kmeans"
-        self._updates_to_wait = quantize_after
+        # What the host knows of the buffers, so that it need not wait for a GPU in every step. The
+        # first is for `has_started`; a compiled graph could not read the second from its buffers.
+        self._known: Tensor | None = None  # `initialised`, when the host last looked
+        self._settled = torch.zeros((), dtype=torch.bool, device="cpu")
         self._is_waiting = quantize_after > 0
         self._latest_rows: Tensor | None = None
         self._lookup_codebook: Tensor | None = None
-        self.register_load_state_dict_post_hook(_read_initialised)
+        self.register_load_state_dict_post_hook(_forget_old_state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return (
@@ -210,10 +202,11 @@ class VectorQuantizerEMA(nn.Module):
                 f"got {list(z.shape)}."
             )
         with torch.autocast(z.device.type, enabled=False):
+            self._notice_other_buffers()
             recomputing = self.training and _inside_backward()
             learning = self.training and not recomputing
             z = self._on_sphere(z)
-            if self.training and self._is_waiting:
+            if self.training and self._waits():
                 indices = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
                 return z, indices, z.new_zeros((), dtype=torch.float32)
             if learning:
@@ -257,76 +250,64 @@ class VectorQuantizerEMA(nn.Module):
         self.codebook.copy_(self._on_sphere(codebook))
         self.embed_avg.copy_(self.codebook if embed_avg is None else embed_avg)
         if cluster_size is None:
-            self.cluster_size.fill_(1.0 if self.ema_start == "one" else 0.0)
+            self.cluster_size.fill_(self._first_count())
         else:
             self.cluster_size.copy_(cluster_size)
         self.initialised.fill_(True)
-        self._is_initialised = True
         self._is_waiting = False
 
     @torch.no_grad()
     def update_codebook_(self) -> None:
         """Move the codebook by the pending statistics of all processes, and restart unused codes.
 
-        One all-reduce of [counts | sums | vectors for restarts], after a tiny one of the numbers of
-        vectors. Vectors for restarts are those of the latest forward. Only counts while
+        Vectors for restarts are those of the latest forward. This only counts the updates while
         `quantize_after` holds, and does nothing before a codebook that starts by k-means has seen
         its first vectors.
         """
-        if self._is_waiting:
+        self._notice_other_buffers()
+        if self._waits():
             self.steps += 1
-            self._updates_to_wait -= 1
-            self._is_waiting = self._updates_to_wait > 0
+            self._waits()
             return
-        if not self._is_initialised:
-            return
-        self.steps += 1
-        dim = self.embedding_dim
-        # Counts travel as float32: exact to 2²⁴ vectors of one code in one step.
-        parts = [self.pending_counts.float(), self.pending_sums.flatten()]
-        if self.restart:
-            rows = self._latest_rows
-            if rows is None:
-                rows = self.codebook.new_zeros(0, dim)
-            span = span_of_ranks(len(rows), self.codebook.device)
-            candidates = rows_at(
-                rows, self.num_embeddings, span, self.steps, seed=self.seed, stream=self.stream
-            )
-            parts.append(candidates.flatten())
-        packed = torch.cat(parts)  # [K + K·D (+ K·D)]
-        all_reduce_(packed)
-        counts, sums, rest = unpack(packed, self.num_embeddings, dim)
-
-        decay = self.decay
-        if self.ema_start == "debiased":
-            # An average from zero divided by 1 − γᵗ is one of weight (1−γ)/(1−γᵗ), 1 at t = 1: move
-            # it here, and let the operator (decay 1) only take the ratio.
-            power = self.steps * math.log(decay) if decay else self.steps * -math.inf  # log γᵗ
-            weight = (1 - decay) / -torch.expm1(power)
-            self.cluster_size.lerp_(counts, weight)
-            self.embed_avg.lerp_(sums, weight)
-            decay = 1.0
-        ops.ema_update_(
-            counts, sums, self.cluster_size, self.embed_avg, self.codebook, decay, self.epsilon
+        rows = self._latest_rows
+        self.usage = move_codebook_(
+            self.codebook.new_zeros(0, self.embedding_dim) if rows is None else rows,
+            self.pending_counts,
+            self.pending_sums,
+            self.codebook,
+            self.cluster_size,
+            self.embed_avg,
+            self.steps,
+            self.initialised,
+            self._settled,
+            decay=self.decay,
+            epsilon=self.epsilon,
+            restart=self.restart,
+            debiased=self.ema_start == "debiased",
+            cosine=self.metric == "cosine",
+            seed=self.seed,
+            stream=self.stream,
         )
-        if self.metric == "cosine":
-            self.codebook.copy_(self._on_sphere(self.codebook))
-        if self.restart:
-            self._restart_unused(rest.view(self.num_embeddings, dim), span[1] > 0)
-        self.usage = (counts > 0).float().mean()
-        self.pending_counts.zero_()
-        self.pending_sums.zero_()
         self._latest_rows = None
 
-    def _restart_unused(self, candidates: Tensor, any_rows: Tensor) -> None:
-        # In the steady state the mean count is N_global / K; in the first steps of ema_start "one"
-        # it is nearer to 1, and with N_global / K itself every code would restart at once.
-        mean = self.cluster_size.mean()
-        unused = (self.cluster_size < self.restart * mean) & any_rows  # [K]
-        column = unused[:, None]
-        self.cluster_size.copy_(torch.where(unused, mean, self.cluster_size))
-        self.embed_avg.copy_(torch.where(column, candidates * mean, self.embed_avg))
-        self.codebook.copy_(torch.where(column, candidates, self.codebook))
+    def _notice_other_buffers(self) -> None:
+        """Forget what the host knows where the buffers were replaced: moved, swapped, passed in."""
+        if not torch.compiler.is_compiling() and self._known is not self.initialised:
+            self._known = self.initialised
+            self._settled.fill_(False)
+            self._is_waiting = self.quantize_after > 0
+
+    def _waits(self) -> bool:
+        """Whether nothing is quantised yet: the buffers decide, read on a GPU while it lasts."""
+        if not self.quantize_after:
+            return False
+        may_read = self._is_waiting or not reading_waits(self.steps)
+        if may_read and not torch.compiler.is_compiling():
+            self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
+        return self._is_waiting
+
+    def _first_count(self) -> float:
+        return 1.0 if self.ema_start == "one" else 0.0
 
     @torch.no_grad()
     def _prepare(self, z: Tensor) -> None:
@@ -337,15 +318,18 @@ class VectorQuantizerEMA(nn.Module):
                 f"{str(self.codebook.dtype).removeprefix('torch.')}. Train under torch.autocast "
                 "instead of converting the module."
             )
-        if self._is_initialised:
-            return
-        rows = z.detach().reshape(-1, self.embedding_dim)  # [N, D]
-        span = span_of_ranks(len(rows), rows.device)
-        # Once in a training run: a host synchronisation on a GPU.
-        if int(span[1]) > 0:
-            self.set_codebook_(
-                kmeans(rows, self.num_embeddings, span, seed=self.seed, stream=self.stream)
-            )
+        start_codebook_(
+            z.detach().reshape(-1, self.embedding_dim),  # [N, D]
+            self.codebook,
+            self.cluster_size,
+            self.embed_avg,
+            self.initialised,
+            self._settled,
+            first_count=self._first_count(),
+            cosine=self.metric == "cosine",
+            seed=self.seed,
+            stream=self.stream,
+        )
 
     def _codebook_to_use(self, recomputing: bool) -> Tensor:
         if not self.training or self.update == "step":
@@ -369,8 +353,8 @@ class VectorQuantizerEMA(nn.Module):
             self.update_codebook_()
 
 
-def _read_initialised(quantizer: nn.Module, _incompatible_keys: object) -> None:
+def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
-    quantizer._is_initialised = bool(quantizer.initialised)
-    quantizer._updates_to_wait = max(0, quantizer.quantize_after - int(quantizer.steps))
-    quantizer._is_waiting = quantizer._updates_to_wait > 0 and not quantizer._is_initialised
+    quantizer._known = None
+    quantizer._notice_other_buffers()
+    quantizer._waits()

@@ -1,0 +1,212 @@
+"""The start and the update of a codebook, the two steps that a compiled graph does not look into.
+
+Whether a codebook has to start is decided by the value of a buffer, and both steps choose vectors
+by Philox words, hundreds of integer operations that Inductor would nest into one kernel (a training
+step did not compile in 24 minutes). `torch.compile` therefore keeps each step as a single call that
+writes the buffers; eager code calls the function itself.
+
+Sizes: N vectors of this process, K codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.codebook import (
+    all_reduce_,
+    drop_non_finite_,
+    finite_rows,
+    is_distributed,
+    kmeans,
+    rows_at,
+    span_of_ranks,
+    unpack,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["has_started", "move_codebook_", "outside_graphs", "reading_waits", "start_codebook_"]
+
+_LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def outside_graphs(
+    schema: str, fake: Callable[..., Any]
+) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Make a function one opaque call of compiled graphs.
+
+    Args:
+        schema: Of `torch.library`, without the name; it marks the tensors that are written.
+        fake: Empty results of the right shapes.
+    """
+
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        name = function.__name__
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=_LIBRARY)
+        overload = getattr(torch.ops.vqvae2_fast, name).default
+
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            if torch.compiler.is_compiling():
+                return overload(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def reading_waits(tensor: Tensor) -> bool:
+    """Whether the host has to wait for the tensor's device to read a value of it."""
+    return not tensor.is_cpu
+
+
+def has_started(initialised: Tensor, settled: Tensor) -> bool:
+    """Whether a codebook has started, which its buffer alone decides.
+
+    Where reading it waits for a GPU, `settled` (bool, 0-d, on the CPU) remembers that it was once
+    found True. Whoever loads other buffers sets `settled` to False.
+    """
+    if not reading_waits(initialised):
+        return bool(initialised)
+    if not settled:
+        settled.copy_(initialised)
+    return bool(settled)
+
+
+@outside_graphs(
+    "(Tensor rows, Tensor(a!) codebook, Tensor(b!) cluster_size, Tensor(c!) embed_avg, "
+    "Tensor(d!) initialised, Tensor(e!) settled, *, float first_count, bool cosine, int seed, "
+    "int stream) -> ()",
+    fake=lambda *_, **__: None,
+)
+@torch.no_grad()
+def start_codebook_(
+    rows: Tensor,
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    initialised: Tensor,
+    settled: Tensor,
+    *,
+    first_count: float,
+    cosine: bool,
+    seed: int,
+    stream: int,
+) -> None:
+    """Start the codebook by k-means if it has not started and any process has vectors.
+
+    Args:
+        rows: Vectors of this process, `[N, D]`.
+        first_count: Count of every code at the start.
+        cosine: Divide the codes by their length.
+    """
+    if has_started(initialised, settled):
+        return
+    span = span_of_ranks(len(rows), rows.device)
+    if int(span[1]) == 0:
+        return
+    means = kmeans(rows, len(codebook), span, seed=seed, stream=stream)
+    codebook.copy_(F.normalize(means, dim=-1) if cosine else means)
+    embed_avg.copy_(codebook)
+    cluster_size.fill_(first_count)
+    initialised.fill_(True)
+    settled.fill_(True)
+
+
+@outside_graphs(
+    "(Tensor rows, Tensor(a!) counts, Tensor(b!) sums, Tensor(c!) codebook, "
+    "Tensor(d!) cluster_size, Tensor(e!) embed_avg, Tensor(f!) steps, Tensor initialised, "
+    "Tensor(g!) settled, *, float decay, float epsilon, float restart, bool debiased, bool cosine, "
+    "int seed, int stream) -> Tensor",
+    fake=lambda rows, *_, **__: rows.new_empty((), dtype=torch.float32),
+)
+@torch.no_grad()
+def move_codebook_(
+    rows: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    codebook: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    steps: Tensor,
+    initialised: Tensor,
+    settled: Tensor,
+    *,
+    decay: float,
+    epsilon: float,
+    restart: float,
+    debiased: bool,
+    cosine: bool,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """Move a codebook that has started by the pending statistics of all processes.
+
+    One all-reduce of [counts | sums | vectors for restarts], after a tiny one of the numbers of
+    vectors.
+
+    Args:
+        rows: Vectors of this process that codes may restart from, `[N, D]`.
+        counts, sums: The pending statistics of this process, `[K]` and `[K, D]`; zero afterwards.
+        restart: A code whose count is below this fraction of the mean starts again; 0: none.
+
+    Returns:
+        The share of the codes that had a vector, float32, 0-d.
+    """
+    if not has_started(initialised, settled):
+        return codebook.new_zeros(())
+    steps += 1
+    num_embeddings, dim = codebook.shape
+    span = span_of_ranks(len(rows), codebook.device) if restart else None
+
+    def candidates(span: tuple[Tensor, Tensor]) -> Tensor:
+        return rows_at(rows, num_embeddings, span, steps, seed=seed, stream=stream)
+
+    # Counts travel as float32: exact to 2²⁴ vectors of one code in one step.
+    parts = [counts.float(), sums.flatten()]
+    if span is not None and is_distributed():
+        parts.append(candidates(span).flatten())
+    packed = torch.cat(parts)  # [K + K·D (+ K·D)]
+    counts.zero_()
+    sums.zero_()
+    all_reduce_(packed)
+    all_counts, all_sums, rest = unpack(packed, num_embeddings, dim)
+    drop_non_finite_(all_counts, all_sums)
+    if debiased:
+        # An average from zero divided by 1 − γᵗ is one of weight (1−γ)/(1−γᵗ), 1 at t = 1: move it
+        # here, and let the operator (decay 1) only take the ratio.
+        power = steps * math.log(decay) if decay else steps * -math.inf  # log γᵗ
+        weight = (1 - decay) / -torch.expm1(power)
+        cluster_size.lerp_(all_counts, weight)
+        embed_avg.lerp_(all_sums, weight)
+        decay = 1.0
+    ops.ema_update_(all_counts, all_sums, cluster_size, embed_avg, codebook, decay, epsilon)
+    if cosine:
+        codebook.copy_(F.normalize(codebook, dim=-1))
+    if span is not None:
+        # In the steady state the mean count is N_global / K; in the first steps of ema_start "one"
+        # it is nearer to 1, and with N_global / K itself every code would restart at once.
+        mean = cluster_size.mean()
+        unused = (cluster_size < restart * mean) & (span[1] > 0)  # [K]
+        # Drawing the vectors takes longer than all else here, and most steps need none of them.
+        if is_distributed() or reading_waits(unused) or bool(unused.any()):
+            vectors = rest.view(num_embeddings, dim) if is_distributed() else candidates(span)
+            unused &= finite_rows(vectors)
+            column = unused[:, None]
+            cluster_size.copy_(torch.where(unused, mean, cluster_size))
+            embed_avg.copy_(torch.where(column, vectors * mean, embed_avg))
+            codebook.copy_(torch.where(column, vectors, codebook))
+    return (all_counts > 0).float().mean()

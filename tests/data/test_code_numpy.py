@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import zipfile
 from typing import TYPE_CHECKING
@@ -138,6 +139,27 @@ def test_headers_that_promise_more_than_the_file_has_are_refused(tmp_path, shape
     with pytest.raises(ValueError, match="bytes of data, expected|has shape"):
         codes_from_numpy(tmp_path / "c.npz", tmp_path / "s", 4)
     assert not (tmp_path / "s").exists()
+
+
+def test_an_archive_that_decompresses_without_end_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("vqvae2_fast.data.code_numpy.FREE_BYTES", 2**16)
+    np.savez_compressed(tmp_path / "c.npz", top=np.zeros((2**16, 4, 4), np.uint8))
+    with pytest.raises(ValueError, match="top in .*c.npz decompresses to more than 100 times"):
+        codes_from_numpy(tmp_path / "c.npz", tmp_path / "s", 4)
+
+
+def test_a_header_without_end_is_refused_unread(tmp_path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(9))
+    with pytest.raises(ValueError, match="a.npy is no array .a header of 4294967295 bytes"):
+        codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_a_fifo_is_refused(tmp_path, name) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is a FIFO"):
+        codes_from_numpy(tmp_path / name, tmp_path / "s", 4)
 
 
 def test_a_cut_npy_is_refused(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import zlib
@@ -141,6 +142,21 @@ def test_a_pickled_store_holds_no_records(path, memory) -> None:
     copy = pickle.loads(pickle.dumps(store))
     assert not copy._maps
     assert same(copy[7], memory[7])
+
+
+def test_a_shard_that_is_cut_in_use_is_an_error(tmp_path) -> None:
+    random_codes(300, 2000).write(tmp_path / "s")
+    store = CodeStore(tmp_path / "s")
+    store[0]
+    (path,) = (tmp_path / "s").glob("*.bin")
+    os.truncate(path, 5000)
+    for read in (
+        lambda: store[1999],
+        lambda: store.batch(torch.tensor([1999])),
+        lambda: store.labels,
+    ):
+        with pytest.raises(ValueError, match=r"CodeStore: shard .*\.bin has 5000 bytes, expected"):
+            read()
 
 
 def test_maps_keep_no_file_open(tmp_path) -> None:

@@ -117,7 +117,7 @@ def test_labels_without_a_name_are_refused(folder) -> None:
 
 
 def test_a_small_file_cannot_fill_the_memory(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("vqvae2_fast.files.untrusted._FREE_BYTES", 2**20)
+    monkeypatch.setattr("vqvae2_fast.files.untrusted.FREE_BYTES", 2**20)
     head = struct.pack(">4B3I", 0, 0, 8, 3, 2**10, 2**10, 2**7)
     name = tmp_path / "train-images-idx3-ubyte"
     name.write_bytes(head)

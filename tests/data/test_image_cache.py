@@ -145,18 +145,39 @@ def edit(path: Path, **changes) -> None:
     (path / "cache.json").write_text(json.dumps({**meta, **changes}))
 
 
-def test_a_full_disk_leaves_the_old_cache_and_nothing_beside_it(root, small_disk) -> None:
+def test_a_full_disk_leaves_the_old_cache_and_nothing_else(root, small_disk) -> None:
     cached_images(ImageFolder(root, 6), small_disk.folder)
     before = sorted(small_disk.folder.rglob("*"))
     (root / "class0" / "00.png").unlink()
     for leave in (4096, 65 * 3 * 6 * 6):  # room for a batch of images, for all but their names
         small_disk.fill(leave)
-        with pytest.raises(OSError, match="image cache: cannot write .*(space|large).* make room"):
+        with pytest.raises(OSError, match="image cache: cannot write .*(space|large).*make room"):
             cached_images(ImageFolder(root, 6), small_disk.folder)
         small_disk.clear()
         assert sorted(small_disk.folder.rglob("*")) == before
     folder = ImageFolder(root, 6)
     assert torch.equal(cached_images(folder, small_disk.folder).images, folder.in_memory().images)
+
+
+def test_a_cache_that_is_cut_in_use_is_an_error(root, cache) -> None:
+    mapped = cached_images(ImageFolder(root, (9, 12)), cache)
+    reader = batches(mapped, 16, seed=0)
+    next(reader)
+    (path,) = cache.glob("*/images.u8")
+    os.truncate(path, 5000)
+    for read in (lambda: mapped[60], lambda: next(reader), lambda: mapped.images):
+        with pytest.raises(ValueError, match=r"images\.u8 has 5000 bytes, expected 22680"):
+            read()
+
+
+def test_a_cache_that_is_replaced_in_use_is_read_on(root, cache) -> None:
+    mapped = cached_images(ImageFolder(root, 6), cache)
+    before = mapped[60][0].clone()
+    (path,) = cache.glob("*/images.u8")
+    path.unlink()
+    assert torch.equal(mapped[60][0], before)
+    path.write_bytes(b"other")
+    assert torch.equal(mapped[60][0], before)
 
 
 def test_writing_to_the_images_does_not_reach_the_disk(root, cache) -> None:

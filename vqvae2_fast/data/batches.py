@@ -1,8 +1,9 @@
 """The order of training: which images make up the batch of a step, as a function of the seed.
 
-Epoch e visits the set in a permutation that depends on (seed, e) alone and drops the incomplete
+Epoch e visits the set in a permutation that depends only on (seed, e) and drops the incomplete
 batch at its end. So the content of a step is a function of the seed and the step, and training
-goes on exactly where it stopped by naming the step. Nothing here depends on worker processes.
+continues exactly where it stopped when it is given the step. Nothing here depends on worker
+processes.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ def batches(
         seed: Seed of order and augmentation.
         start_step: The first step to give, to resume.
         flip: Mirror each image left to right with probability 1/2.
-        crop_padding: Crop each image at random after padding each side by so many pixels.
-        num_workers: Processes that decode images; 0 decodes in this one. No use for a set in
-            memory, or mapped there.
+        crop_padding: Pad each side by this many pixels, then crop each image at random.
+        num_workers: Processes that decode images; 0 decodes in this one. Not used for a set that is
+            in memory or mapped there.
 
     Yields:
         images float32 `[B, C, H, W]` in [-1, 1], labels int64 `[B]` (-1 where there is none), on
@@ -112,7 +113,7 @@ def batches(
     if crop_padding < 0:
         raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
     plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    # Workers read ahead of training, so that they follow a plan of their own, with the same steps.
+    # Workers read ahead of training, so they follow a sequence of their own with the same steps.
     ahead = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
     read = _reader(dataset, (indices for _, indices in ahead), num_workers)
 
@@ -138,7 +139,7 @@ def code_batches(
 
 
 def codes_in_order(store: CodeStore, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """All records once, in the store's order; the last batch is as short as it comes."""
+    """All records once, in the store's order; the last batch may be shorter."""
     return map(store.batch, torch.arange(len(store)).split(batch_size))
 
 
@@ -150,9 +151,9 @@ def in_order(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images start to stop - 1 (else all) once, in the set's order; else as `batches`.
+    """Images start to stop - 1, or all, once and in the set's order; otherwise as `batches`.
 
-    The last batch is as short as it comes.
+    The last batch may be shorter than the others.
 
     Raises:
         ValueError: batch_size is not positive, or the range is not one of the set's.
@@ -183,11 +184,12 @@ def _reader(
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Gives images uint8 `[B, C, H, W]` and labels `[B]` of indices, asked for in ahead's order."""
     if isinstance(dataset, ImageTensorDataset):
-        images, labels = dataset.images, dataset.labels
-        return lambda indices: (
-            images[indices.to(images.device)],
-            labels[indices.to(labels.device)],
-        )
+
+        def read(indices: Tensor) -> tuple[Tensor, Tensor]:
+            images, labels = dataset.images, dataset.labels
+            return images[indices.to(images.device)], labels[indices.to(labels.device)]
+
+        return read
     # With a generator of its own the loader leaves torch's global one, the model's, alone.
     loader = iter(
         DataLoader(

@@ -35,6 +35,19 @@ class CodeLayout:
     num_embeddings: int
     level_sizes: tuple[tuple[int, int], ...]
 
+    def problem(self) -> str:
+        """What is wrong with integers that were given as a layout, or ""."""
+        sizes = self.level_sizes
+        if not 1 <= self.num_embeddings <= MAX_EMBEDDINGS:
+            return f"num_embeddings must be in [1, {MAX_EMBEDDINGS}], got {self.num_embeddings}"
+        fits = all(h >= 1 and w >= 1 for h, w in sizes) and self.codes_per_record <= MAX_CODES
+        if not fits or not 1 <= len(sizes) <= MAX_LEVELS:
+            return (
+                f"level_sizes must be 1 to {MAX_LEVELS} pairs (height, width) of at most "
+                f"{MAX_CODES} codes together, got {sizes[: MAX_LEVELS + 1]}"
+            )
+        return ""
+
     @property
     def bits(self) -> int:
         """Bits a code: max(1, ⌈log₂ K⌉)."""

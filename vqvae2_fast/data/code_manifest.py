@@ -5,18 +5,23 @@ A store is a folder with manifest.json and shards. A shard is records of one fix
 `first`, `first + 1`, ... of that set. Shards are listed in this order and never overlap, so that
 the content of a store does not depend on who wrote it or how often they were interrupted. A shard
 counts once the manifest names it.
+
+The manifest is parsed by hand: msgspec or cattrs would check its types, which is a fifth of the
+checks below, for one more compiled dependency.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from vqvae2_fast.data.code_layout import MAX_CODES, MAX_EMBEDDINGS, MAX_LEVELS, CodeLayout
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.durable import replace_file
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import check_regular, read_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -150,18 +155,21 @@ def read_manifest(folder: Path) -> Manifest:
         ValueError: No store there, a newer version, or a damaged manifest.
     """
     path = folder / MANIFEST
-    if not path.is_file():
-        raise ValueError(f"code store: no code store at {folder}: {path} is missing.")
-    with path.open("rb") as file:
-        content = file.read(MAX_MANIFEST_BYTES + 1)
+    try:
+        content = read_untrusted(path, MAX_MANIFEST_BYTES, inside=folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"code store: no code store at {printable(folder)}: {printable(path)} is missing."
+        ) from error
     return parse_manifest(content, path)
 
 
 def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     """The manifest that the bytes of manifest.json are; see `read_manifest`."""
+    shown = printable(path)
 
     def damaged(what: str) -> NoReturn:
-        raise ValueError(f"code store: {path} is damaged: {what}.")
+        raise ValueError(f"code store: {shown} is damaged: {what}.")
 
     def require(ok: bool, what: str) -> None:
         if not ok:
@@ -172,17 +180,17 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     try:
         raw = json.loads(content.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"code store: {path} is damaged: not JSON ({error}).") from error
+        raise ValueError(f"code store: {shown} is damaged: not JSON ({short(error)}).") from error
     require(isinstance(raw, dict) and raw.get("kind") == "code_store", "kind is not code_store")
     version = raw.get("version")
     require(_count(version, 1), f"version is {_show(version)}")
     if version > VERSION:
         raise ValueError(
-            f"code store: {path} has version {version}, this release reads up to {VERSION}; "
+            f"code store: {shown} has version {version}, this release reads up to {VERSION}; "
             "install a newer vqvae2_fast."
         )
     k = raw.get("num_embeddings")
-    require(_count(k, 1) and k <= MAX_EMBEDDINGS, f"num_embeddings is {_show(k)}")
+    require(_count(k, 1), f"num_embeddings is {_show(k)}")
     sizes = raw.get("level_sizes")
     require(
         isinstance(sizes, list)
@@ -192,11 +200,8 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
         ),
         "level_sizes must be pairs of height and width",
     )
-    require(
-        len(sizes) <= MAX_LEVELS and sum(h * w for h, w in sizes) <= MAX_CODES,
-        f"level_sizes must be at most {MAX_LEVELS} maps of at most {MAX_CODES} codes together",
-    )
     layout = CodeLayout(k, tuple((height, width) for height, width in sizes))
+    require(not layout.problem(), layout.problem())
     bits = raw.get("bits")
     require(
         type(bits) is int and bits == layout.bits,
@@ -204,6 +209,7 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     )
     names, digest = raw.get("class_names"), raw.get("checkpoint_hash")
     require(isinstance(names, list) and all(map(_text, names)), "class_names must be strings")
+    check_class_names(f"code store: {shown}", names)
     require(_text(digest), "checkpoint_hash must be a string")
     source = raw.get("source_records")
     require(source is None or _count(source, 0), f"source_records is {_show(source)}")
@@ -252,15 +258,15 @@ def check_shard_file(folder: Path, layout: CodeLayout, shard: Shard) -> Path:
     """
     path = folder / shard.name
     try:
-        status = path.lstat()
-    except FileNotFoundError:
-        status = None
-    if status is None or not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"code store: shard {path} is missing or no regular file.")
+        status = check_regular(path, links=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"code store: shard {printable(path)} is missing or no regular file."
+        ) from error
     expected = shard.records * layout.record_bytes
     if status.st_size != expected:
         raise ValueError(
-            f"code store: shard {path} has {status.st_size} bytes, expected {expected} "
+            f"code store: shard {printable(path)} has {status.st_size} bytes, expected {expected} "
             f"({shard.records} records of {layout.record_bytes}); it was cut or replaced."
         )
     return path

@@ -1,8 +1,8 @@
 """Code stores from NumPy files and to them, a few records at a time; nothing is ever unpickled.
 
-A .npz file holds one array `[N, h, w]` a level, named `top`, ..., `bottom` as the levels are; then,
-where there are some, `labels` int64 `[N]` and `class_names`; and `num_embeddings`. A level alone
-may also be a .npy file.
+A .npz file holds one array `[N, h, w]` for each level, named `top`, ..., `bottom` as the levels
+are; then, where there are some, `labels` int64 `[N]` and `class_names`; and `num_embeddings`. A
+single level may also be a .npy file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from numpy.lib import format as npy
 
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import FREE_BYTES, MAX_RATIO, open_untrusted
 from vqvae2_fast.models.configs import level_names
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = ["codes_from_numpy", "codes_to_numpy"]
 _STEP = 1024  # records
 _STEP_BYTES = 2**23  # of one level, as the file has it
 _MAX_WHOLE_BYTES = 2**20  # of class_names and num_embeddings
+_MAX_HEADER_BYTES = 2**16  # of an array, beyond which NumPy's parser refuses it anyway
 # What Python's zipfile raises for damaged archives, as found by damaging 20,000 of them.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -82,10 +85,11 @@ def codes_from_numpy(
     class_names: Sequence[str] | None = None,
     checkpoint_hash: str = "",
 ) -> None:
-    """Makes the code store `path` of a .npz file, or of .npy files, one a level, coarse to fine.
+    """Makes the code store `path` from a .npz file, or from .npy files, one for each level.
 
     Args:
-        num_embeddings: K; a .npz that names it needs no other.
+        source: The .npz file, or the .npy files of the levels, coarse to fine.
+        num_embeddings: K; not needed for a .npz file that holds it.
         labels: In place of the file's, `[N]`, -1 where there is none.
         class_names: In place of the file's.
 
@@ -96,7 +100,7 @@ def codes_from_numpy(
     """
     with ExitStack() as stack:
         if isinstance(source, (str, os.PathLike)) and Path(source).suffix != ".npy":
-            archive = stack.enter_context(_open_archive(Path(source)))
+            archive = _open_archive(stack, Path(source))
             names = [info.filename for info in archive.infolist()]
             levels = _levels_of(Path(source), names)
             arrays = [_Rows.member(stack, archive, Path(source), level) for level in levels]
@@ -111,7 +115,9 @@ def codes_from_numpy(
             given = {}
         if num_embeddings is None:
             if _K not in given:
-                raise ValueError(f"codes_from_numpy: pass num_embeddings, {source} has none.")
+                raise ValueError(
+                    f"codes_from_numpy: pass num_embeddings, {short(source)} has none."
+                )
             k = given[_K].whole()
             if k.shape or k.dtype.kind not in "iu":
                 raise ValueError(f"codes_from_numpy: num_embeddings in {source} is no integer.")
@@ -180,11 +186,9 @@ class _Rows:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # of headers that NumPy finds odd
-                version = npy.read_magic(stream)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                self.shape, by_columns, self.dtype = read(stream)
+                self.shape, by_columns, self.dtype = _read_header(stream)
         except (*_ZIP_ERRORS, TypeError, SyntaxError, OverflowError, Warning) as error:
-            raise ValueError(f"codes_from_numpy: {name} is no array ({error}).") from error
+            raise ValueError(f"codes_from_numpy: {name} is no array ({short(error)}).") from error
         if self.dtype.hasobject:
             raise ValueError(
                 f"codes_from_numpy: {name} holds Python objects, which are never unpickled."
@@ -204,18 +208,23 @@ class _Rows:
 
     @classmethod
     def file(cls, stack: ExitStack, path: Path) -> _Rows:
-        if not path.is_file():
-            raise ValueError(f"codes_from_numpy: {path} is no file.")
-        return cls(stack.enter_context(path.open("rb")), str(path), path.stat().st_size)
+        file = stack.enter_context(_open(path))
+        return cls(file, printable(path), os.fstat(file.fileno()).st_size)
 
     @classmethod
     def member(cls, stack: ExitStack, archive: zipfile.ZipFile, path: Path, name: str) -> _Rows:
+        where = f"{name} in {printable(path)}"
         info = archive.getinfo(f"{name}.npy")
+        if info.file_size > FREE_BYTES + MAX_RATIO * info.compress_size:
+            raise ValueError(
+                f"codes_from_numpy: {where} decompresses to more than {MAX_RATIO} times its size; "
+                "if it is what you expect, save it by np.savez."
+            )
         try:
             stream = stack.enter_context(archive.open(info))
         except _ZIP_ERRORS as error:
-            raise ValueError(f"codes_from_numpy: {name} in {path}: {error}.") from error
-        return cls(stream, f"{name} in {path}", info.file_size)
+            raise ValueError(f"codes_from_numpy: {where}: {short(error)}.") from error
+        return cls(stream, where, info.file_size)
 
     @classmethod
     def array(cls, values: Sequence[int] | np.ndarray) -> _Rows:
@@ -245,13 +254,32 @@ class _Rows:
         return np.frombuffer(content, dtype=self.dtype).reshape(shape)
 
 
-def _open_archive(path: Path) -> zipfile.ZipFile:
-    if not path.is_file():
-        raise ValueError(f"codes_from_numpy: {path} is no file.")
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran order, and type."""
+    version = npy.read_magic(stream)
+    width = 2 if version == (1, 0) else 4
+    size = int.from_bytes(prefix := stream.read(width), "little")
+    if size > _MAX_HEADER_BYTES:  # NumPy would read up to 4 GiB of it
+        raise ValueError(f"a header of {size} bytes")
+    read = npy.read_array_header_1_0 if width == 2 else npy.read_array_header_2_0
+    return read(io.BytesIO(prefix + stream.read(size)))
+
+
+def _open(path: Path) -> IO[bytes]:
     try:
-        return zipfile.ZipFile(path)
+        return open_untrusted(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"codes_from_numpy: {printable(path)} is no file.") from error
+
+
+def _open_archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
+    file = stack.enter_context(_open(path))
+    try:
+        return stack.enter_context(zipfile.ZipFile(file))
     except _ZIP_ERRORS as error:
-        raise ValueError(f"codes_from_numpy: {path} is no .npz file ({error}).") from error
+        raise ValueError(
+            f"codes_from_numpy: {printable(path)} is no .npz file ({short(error)})."
+        ) from error
 
 
 def _levels_of(path: Path, names: list[str]) -> list[str]:
@@ -261,8 +289,8 @@ def _levels_of(path: Path, names: list[str]) -> list[str]:
         if all(f"{name}.npy" in names for name in levels):
             return list(levels)
     raise ValueError(
-        f"codes_from_numpy: {path} holds no array named top (then middle, bottom); it holds "
-        f"{', '.join(names)[:200] or 'nothing'}."
+        f"codes_from_numpy: {printable(path)} holds no array named top (then middle, bottom); it "
+        f"holds {short(', '.join(names), 200) or 'nothing'}."
     )
 
 

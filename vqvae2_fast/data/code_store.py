@@ -26,6 +26,9 @@ from vqvae2_fast.data.code_manifest import (
     write_manifest,
 )
 from vqvae2_fast.files.durable import locked
+from vqvae2_fast.files.mapped import MappedFile
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.code_checks import check_prior_fits
 
 if TYPE_CHECKING:
@@ -44,9 +47,9 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     """A code store on the disk, read record by record; may be larger than memory.
 
     A store that is still being written holds the records that are there, in the order of the set;
-    what is added later shows when it is opened again. Files are mapped, not read, on opening: their
-    sizes are checked then, their checksums by `verify`. Codes and labels that are read are in range
-    or an error is raised.
+    what is added later shows when it is opened again. Files are mapped: their sizes are checked on
+    opening and before each access, their checksums by `verify`. Codes and labels that are read are
+    in range, or an error is raised.
 
     Args:
         path: The store's folder.
@@ -68,7 +71,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         self._ends = np.array(self._stops, dtype=np.int64)
         # Where K is a power of two, its bits make no other code.
         self._codes_may_exceed = self.num_embeddings != 1 << self.layout.bits
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[int, MappedFile] = {}
         self._labels: Tensor | None = None
         self._rows: np.ndarray | None = None  # the records of a selection, else all
 
@@ -92,7 +95,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
 
     @property
     def complete(self) -> bool:
-        """Whether no record is missing, as far as the store knows how many there are."""
+        """Whether no record is missing, where the store knows how many there are."""
         return not self.manifest.missing()
 
     @property
@@ -128,8 +131,9 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
                 label = self.class_names.index(str(label))
             if not isinstance(label, int) or not -1 <= label < len(self.class_names):
                 raise ValueError(
-                    f"CodeStore: no label {label!r} in {self.folder}; expected -1 (none), a number "
-                    f"below {len(self.class_names)}, or one of {', '.join(self.class_names)}."
+                    f"CodeStore: no label {label!r} in {printable(self.folder)}; expected -1 "
+                    f"(none), a number below {len(self.class_names)}, or one of "
+                    f"{short(', '.join(self.class_names), 500)}."
                 )
             wanted.append(label)
         keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64))
@@ -207,15 +211,16 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         return self._shard(number).take(rows - start, axis=0)
 
     def _shard(self, number: int) -> np.ndarray:
-        """Records uint8 `[n, record_bytes]` of a shard, mapped."""
+        """Records uint8 `[n, record_bytes]` of a shard, mapped; to be read at once."""
+        shard = self.manifest.shards[number]
         if number not in self._maps:
-            shard = self.manifest.shards[number]
             path = check_shard_file(self.folder, self.layout, shard)
-            size = shard.records * self.layout.record_bytes
-            # Unlike numpy's, torch's map keeps no file open: a store may have many shards.
-            mapped = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-            self._maps[number] = mapped.numpy().reshape(shard.records, -1)  # [n, record_bytes]
-        return self._maps[number]
+            self._maps[number] = MappedFile(path, shard.records * self.layout.record_bytes)
+        try:
+            records = self._maps[number].bytes()
+        except ValueError as error:
+            raise ValueError(f"CodeStore: shard {error}") from error
+        return records.numpy().reshape(shard.records, -1)  # [n, record_bytes]
 
     def _check_labels(self, labels: np.ndarray, rows: np.ndarray) -> None:
         bad = (labels < -1) | (labels >= len(self.class_names))
@@ -232,9 +237,9 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     def _damaged(self, row: int, what: str) -> ValueError:
         shard = self.manifest.shards[int(np.searchsorted(self._ends, row, side="right"))]
         return ValueError(
-            f"CodeStore: record {row} of {self.folder}, in {shard.name}, has {what}, where "
-            f"{self.num_embeddings} codes and {len(self.class_names)} classes are; the file is "
-            "damaged: discard_damaged removes such shards, then extract again."
+            f"CodeStore: record {row} of {printable(self.folder)}, in {shard.name}, has {what}, "
+            f"but there are {self.num_embeddings} codes and {len(self.class_names)} classes; the "
+            "file is damaged: discard_damaged removes such shards, then extract again."
         )
 
 
@@ -277,9 +282,9 @@ def verify(
 
 
 def discard_damaged(path: str | os.PathLike[str]) -> list[ShardReport]:
-    """Takes the shards that `verify` complains of out of the store; gives those.
+    """Removes the shards that `verify` complains of from the store, and returns their reports.
 
-    Extracting again into the store then writes only what they held.
+    Extracting into the store again then writes only what they held.
     """
     folder = Path(path)
     bad = [report for report in verify(folder) if report.problem]
@@ -305,7 +310,7 @@ def read_checked_shard(folder: Path, layout: CodeLayout, shard: Shard) -> Iterat
     path = check_shard_file(folder, layout, shard)
     step = max(1, _READ_BYTES // layout.record_bytes)
     crc32 = 0
-    with path.open("rb") as file:
+    with open_untrusted(path) as file:
         for first in range(0, shard.records, step):
             count = min(step, shard.records - first)
             content = file.read(count * layout.record_bytes)

@@ -1,10 +1,10 @@
-"""Writing code stores: shard by shard, by any number of processes, from where it was broken off.
+"""Writing code stores: shard by shard, by any number of processes, continuing after a stop.
 
 Each process writes a shard to a hidden file of its own. When the shard is full, the process takes
-the store's lock, renames the file, and replaces the manifest by one that names it. What is on the
-disk is synced in this order, so that at every moment the manifest names whole shards only, and a
-killed process leaves a hidden file that the next writer removes. Two processes that write the same
-records are found out: the second one's shard is refused.
+the store's lock, renames the file, and replaces the manifest by one that names it. The disk is
+synced in this order, so that at every moment the manifest names only whole shards, and a killed
+process leaves a hidden file that the next writer removes. If two processes write the same records,
+the second one's shard is refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vqvae2_fast.data.code_layout import (
-    MAX_CODES,
-    MAX_EMBEDDINGS,
-    MAX_LEVELS,
-    CodeLayout,
-    checked_codes,
-)
+from vqvae2_fast.data.code_layout import CodeLayout, checked_codes
 from vqvae2_fast.data.code_manifest import (
     MANIFEST,
     Manifest,
@@ -35,9 +29,10 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
-from vqvae2_fast.data.images import check_labels
+from vqvae2_fast.data.images import check_class_names, check_labels
 from vqvae2_fast.files.durable import (
     create_part,
+    explained,
     locked,
     remove_dead_parts,
     rename_synced,
@@ -61,20 +56,20 @@ class CodeWriter:
     """Writes records into a store, making the store if there is none; use it in a `with`.
 
     Several writers, in any processes of machines that share the disk, may write to one store as
-    long as their records differ. A block that ends by an exception leaves all full shards; records
-    of the unfinished shard are gone.
+    long as their records differ. A block that ends by an exception leaves all full shards, but the
+    records of the unfinished one are lost.
 
     Args:
         path: The store's folder.
         num_embeddings: K; every code is in [0, K).
         level_sizes: (height, width) of each map, coarse to fine.
-        class_names: One name a class, label order; empty for a set without classes.
+        class_names: One name for each class, in the order of labels; empty without classes.
         checkpoint_hash: Identifies the model that makes the codes, or "".
         source_records: Records that the store holds once it is complete, if known.
         first: The record that the first call of `add` begins with; without it the one after the
             last that the store holds.
-        shard_bytes: A shard is closed when it has this size, ...
-        shard_seconds: ... or when it was begun so long ago.
+        shard_bytes: A shard is closed when it reaches this size.
+        shard_seconds: A shard is also closed this long after it was begun.
 
     Raises:
         ValueError: The folder holds a store of another set, model or class list (both are named),
@@ -95,7 +90,11 @@ class CodeWriter:
         shard_seconds: float = SHARD_SECONDS,
     ) -> None:
         self.folder = Path(path)
-        self._layout = _checked_layout(num_embeddings, level_sizes)
+        sizes = tuple((int(height), int(width)) for height, width in level_sizes)
+        self._layout = CodeLayout(num_embeddings, sizes)
+        if self._layout.problem():
+            raise ValueError(f"CodeWriter: {self._layout.problem()}.")
+        check_class_names("CodeWriter", class_names)
         empty = Manifest(self._layout, tuple(class_names), checkpoint_hash, source_records)
         manifest = _open_or_create(self.folder, empty)
         self._empty = empty
@@ -216,24 +215,22 @@ class CodeWriter:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Drops the unfinished shard on an error, and says of a failing disk what it means."""
+        """Drops the unfinished shard on an error, and explains an error of the disk."""
         try:
-            yield
-        except BaseException as error:
+            with explained(
+                f"CodeWriter: cannot write to {self.folder}",
+                "The store is what it was before the unfinished shard; make room and continue by "
+                "the same call (of the command line, with --resume)",
+            ):
+                yield
+        except BaseException:
             self.discard()
-            if not isinstance(error, OSError):
-                raise
-            raise OSError(
-                error.errno,
-                f"CodeWriter: cannot write to {self.folder}: {error.strerror}. The store is what "
-                "it was before the unfinished shard; make room and go on by the same call (of "
-                "the command line, with --resume)",
-            ) from error
+            raise
 
 
 @dataclass
 class _Part:
-    """A shard on its way."""
+    """An unfinished shard."""
 
     file: FileIO
     path: Path
@@ -253,7 +250,7 @@ class WriteProgress:
     """How far `write_codes` is with the share of this process.
 
     Args:
-        done: Records of the share that are written, those of earlier calls with them.
+        done: Records of the share that are written, including those of earlier calls.
         total: Records of the share.
         records_per_second: Of this call so far.
         seconds_left: At that rate.
@@ -280,7 +277,7 @@ def write_codes(
     shard_seconds: float = SHARD_SECONDS,
     progress: Callable[[WriteProgress], None] | None = None,
 ) -> None:
-    """Writes all records that a store lacks: makes the store, or goes on with it.
+    """Writes all records that a store lacks, making the store if there is none.
 
     Each of `world_size` processes calls this with its rank and writes its share; a later call may
     have another number of processes. The store is complete when all have returned.
@@ -342,21 +339,6 @@ def _wrong_count(first: int, last: int, found: int) -> ValueError:
     )
 
 
-def _checked_layout(num_embeddings: int, level_sizes: Sequence[tuple[int, int]]) -> CodeLayout:
-    sizes = tuple((int(height), int(width)) for height, width in level_sizes)
-    if not 1 <= num_embeddings <= MAX_EMBEDDINGS:
-        raise ValueError(
-            f"CodeWriter: num_embeddings must be in [1, {MAX_EMBEDDINGS}], got {num_embeddings}."
-        )
-    fits = all(h >= 1 and w >= 1 for h, w in sizes) and sum(h * w for h, w in sizes) <= MAX_CODES
-    if not fits or not 1 <= len(sizes) <= MAX_LEVELS:
-        raise ValueError(
-            f"CodeWriter: level_sizes must be 1 to {MAX_LEVELS} pairs (height, width) of at most "
-            f"{MAX_CODES} codes together, got {sizes}."
-        )
-    return CodeLayout(num_embeddings, sizes)
-
-
 def _open_or_create(folder: Path, empty: Manifest) -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -371,8 +353,8 @@ def _open_or_create(folder: Path, empty: Manifest) -> Manifest:
 def _remove_orphans(folder: Path, manifest: Manifest) -> None:
     """Removes shards that a writer killed before the manifest named them; the lock is held.
 
-    Only those whose first record the store has by now. Others may be all there is, where somebody
-    put an older manifest back; the next writer of their records replaces them.
+    Only those whose first record the store has by now are removed. Where somebody restored an older
+    manifest, others may be the only copy; the next writer of their records replaces them.
     """
     named = {shard.name for shard in manifest.shards}
     starts = [shard.first for shard in manifest.shards]

@@ -1,17 +1,17 @@
 """Decoded images on the disk, mapped into memory: decode once, train for many epochs.
 
-A cache is a folder <name>-<fingerprint> with images.u8, uint8 `[N, C, H, W]` row by row, and
-cache.json. It is renamed into place when complete; the fingerprint stands for all that the pixels
-depend on, so that a set that changed gets another cache and the old one is removed.
+A cache is a folder <name>-<digest> with images.u8, uint8 `[N, C, H, W]` row by row, and cache.json.
+It is renamed into place when complete. The digest is of all that the pixels depend on: a set that
+changed gets another cache, and the old one is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,10 +20,21 @@ from torch import Tensor
 
 from vqvae2_fast.data.batches import ImageSource, raw_in_order
 from vqvae2_fast.data.images import ImageTensorDataset
-from vqvae2_fast.files.durable import new_folder, replace_file, sync_file, sync_folder, write_all
+from vqvae2_fast.files.durable import (
+    explained,
+    new_folder,
+    replace_file,
+    sync_file,
+    sync_folder,
+    write_all,
+)
+from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.mapped import MappedFile
+from vqvae2_fast.files.untrusted import check_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
 __all__ = ["CacheableSource", "cached_images", "open_cache", "write_cache"]
 
@@ -31,7 +42,7 @@ VERSION = 1
 _BATCH = 64  # images
 _META = "cache.json"
 _IMAGES = "images.u8"
-_MAX_META_BYTES = 2**30  # labels and names of some 10⁷ images
+_FREE_META_BYTES = 16 * 2**20
 
 
 class CacheableSource(ImageSource, Protocol):
@@ -61,15 +72,15 @@ def cached_images(
 
     Args:
         dataset: An `ImageFolder` or another source with a fingerprint.
-        folder: Of caches; made if it is not there.
-        name: Caches of this name and another fingerprint are removed: use one for each set and
-            split that shares the folder.
+        folder: The folder of caches; made if it is not there.
+        name: Older caches of this name are removed: use another one for each set and split in the
+            folder.
         num_workers: Processes that decode.
         progress: Called with the images decoded and their number.
 
     Raises:
         ValueError: A name that is a path; an image that cannot be decoded.
-        OSError: The disk is full, ...; nothing is left behind then.
+        OSError: The disk is full, ...; nothing is left behind.
     """
     names = tuple(getattr(dataset, "names", ()))
 
@@ -99,30 +110,47 @@ def cached_images(
 def open_cache(
     folder: str | os.PathLike[str], name: str, fingerprint: str
 ) -> ImageTensorDataset | None:
-    """The cache of this name and fingerprint, or None if there is none that is whole."""
+    """The cache of this name and key, or None if there is none that is whole."""
     return _open(_path(folder, name, fingerprint))
+
+
+class _CachedImages(ImageTensorDataset):
+    """A set mapped from its file, which is checked before each use."""
+
+    def __init__(
+        self,
+        file: MappedFile,
+        shape: tuple[int, int, int, int],
+        labels: Tensor,
+        class_names: tuple[str, ...],
+        names: tuple[str, ...],
+    ) -> None:
+        super().__init__(file.bytes().view(shape), labels, class_names, names)
+        self._file = file
+
+    @property
+    def images(self) -> Tensor:
+        self._file.bytes()
+        return self._images
 
 
 def _open(path: Path) -> ImageTensorDataset | None:
     try:
-        with (path / _META).open("rb") as file:
-            meta = json.loads(file.read(_MAX_META_BYTES))
-        size = (path / _IMAGES).stat().st_size
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return None
-    shape = _shape(meta)
-    if shape is None or shape[0] * shape[1] * shape[2] * shape[3] != size:
-        return None
-    try:
-        return ImageTensorDataset(
-            # A private map: no file stays open, and writing to a pixel would not reach the disk.
-            torch.from_file(str(path / _IMAGES), size=size, dtype=torch.uint8).view(shape)
-            if size
-            else torch.zeros(shape, dtype=torch.uint8),
+        size = check_regular(path / _IMAGES, links=False).st_size
+        # Labels and names take less than the images that they are of, but for tiny ones.
+        meta = read_object(path / _META, inside=path, max_bytes=_FREE_META_BYTES + size)
+        shape = _shape(meta)
+        if shape is None or math.prod(shape) != size:
+            return None
+        return _CachedImages(
+            MappedFile(path / _IMAGES, size),
+            shape,
             torch.tensor(meta["labels"], dtype=torch.int64),
             tuple(meta["class_names"]),
             tuple(meta["names"]),
         )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (ValueError, TypeError, RuntimeError):  # damaged: made again
         return None
 
@@ -136,7 +164,7 @@ def write_cache(
     class_names: Callable[[], tuple[str, ...]],
     names: Callable[[], tuple[str, ...]],
 ) -> ImageTensorDataset:
-    """Makes a cache of batches of uint8 images and labels; names are asked for at the end."""
+    """Makes a cache of batches of uint8 images and labels; the names are asked for at the end."""
     path = _path(folder, name, fingerprint)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(path) as part:
@@ -169,20 +197,15 @@ def write_cache(
     return made
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"image cache: cannot write {path}: {error.strerror}. Caches made before are as they "
-            "were; make room, or name another folder",
-        ) from error
+def _explained(path: Path) -> AbstractContextManager[None]:
+    return explained(
+        f"image cache: cannot write {path}",
+        "Earlier caches are as they were; make room, or name another folder",
+    )
 
 
 def _replace_folder(part: Path, path: Path) -> None:
-    """Renames a folder into place; one that another process put there meanwhile is as good."""
+    """Renames a folder into place, unless another process has put an equal one there meanwhile."""
     if path.exists() and _open(path) is None:
         shutil.rmtree(path)
     try:

@@ -212,19 +212,23 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
                 f"ImageTensorDataset: expected {len(images)} names, one for each image, got "
                 f"{len(names)}."
             )
-        self.images = images
+        self._images = images
         self.labels = labels
         self.class_names = tuple(class_names)
         self.names = tuple(names)
 
     @property
+    def images(self) -> Tensor:
+        return self._images
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        channels, height, width = self.images.shape[1:]
+        channels, height, width = self._images.shape[1:]
         return channels, height, width
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Path = str | os.PathLike[str]
 
 __all__ = [
+    "FREE_BYTES",
     "MAX_RATIO",
     "UntrustedFileError",
     "check_regular",
@@ -40,7 +41,7 @@ __all__ = [
 # Decompressed bytes for each compressed one, beyond the first 64 MiB. Drawings and masks reach 50,
 # deflate's limit is 1,032.
 MAX_RATIO = 100
-_FREE_BYTES = 64 * 2**20
+FREE_BYTES = 64 * 2**20
 _STEP = 2**20  # bytes decompressed at a time
 
 _FLAGS = {
@@ -190,7 +191,7 @@ class _Bounded(io.RawIOBase):
             raise UntrustedFileError(
                 f"{self._name} holds more than {self._max_bytes} bytes decompressed."
             )
-        if self._given > _FREE_BYTES + self._max_ratio * self._source.tell():
+        if self._given > FREE_BYTES + self._max_ratio * self._source.tell():
             raise UntrustedFileError(
                 f"{self._name} decompresses to more than {self._max_ratio} times its size; if it "
                 "is what you expect, decompress it first (gunzip or bunzip2)."

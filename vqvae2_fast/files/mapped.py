@@ -1,0 +1,64 @@
+"""Files mapped into memory that may be cut while they are in use.
+
+Reading a mapped page behind the end of its file kills the process (SIGBUS). So the size of the file
+is checked before each use: a file that was cut before is an error. One that is cut while pages are
+being read still kills; only reading without a map would not, at several times the cost.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import check_regular
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["MappedFile"]
+
+
+class MappedFile:
+    """A regular file of a known size, mapped. Writing to its bytes does not reach the disk.
+
+    Raises:
+        OSError: There is no such file, ...
+        ValueError: It is no regular file, or has another size.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.size = path, size
+        self._status = check_regular(path, links=False)
+        self._require_size(self._status)
+        # Unlike numpy's, torch's map keeps no file open: a store may have many shards.
+        self._bytes = (
+            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+            if size
+            else torch.zeros(0, dtype=torch.uint8)
+        )
+
+    def bytes(self) -> Tensor:
+        """uint8 `[size]`; to be read at once, since the file may be cut later.
+
+        Raises:
+            ValueError: The file was cut.
+        """
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError:  # the map outlives the name
+            return self._bytes
+        if os.path.samestat(status, self._status):  # else another file has taken the name
+            self._require_size(status)
+        return self._bytes
+
+    def _require_size(self, status: os.stat_result) -> None:
+        if status.st_size != self.size:
+            raise ValueError(
+                f"{printable(self.path)} has {status.st_size} bytes, expected {self.size}; it was "
+                "cut or replaced."
+            )

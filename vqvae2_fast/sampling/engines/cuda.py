@@ -94,8 +94,10 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if capability < MIN_CAPABILITY:
         return f"the card's compute capability is {capability}, below {MIN_CAPABILITY}"
     with torch.cuda.device(device):
-        if Card.current(native_library()).blocks == 0:
-            return "the card launches no cooperative kernels"
+        try:
+            Card.current(native_library())
+        except RuntimeError as error:
+            return str(error)
     return None
 
 

@@ -53,7 +53,7 @@ def build_info() -> dict[str, object]:
     return {"native": False} if module is None else {"native": True, **module.build_info()}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def why_not_cuda(device: torch.device) -> str | None:
     """Why the compiled CUDA kernels do not run on a card, for instance its driver; None if they do.

@@ -174,10 +174,14 @@ def test_a_run_is_not_begun_over_another(tmp_path):
         train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
 
 
+def _wait(ready, end) -> None:
+    ready.set()
+    end.wait(60)
+
+
 def _hold(run: Path, ready, end) -> None:
     with locked_run(run):
-        ready.set()
-        end.wait(60)
+        _wait(ready, end)
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["lock", "lock_deleted"])
@@ -200,10 +204,11 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, deleted):
 
 def test_a_workers_life_does_not_prolong_the_lock(tmp_path):
     context = multiprocessing.get_context("fork")
-    end = context.Event()
+    ready, end = context.Event(), context.Event()
     with locked_run(tmp_path):
-        worker = context.Process(target=end.wait, args=(60,))
+        worker = context.Process(target=_wait, args=(ready, end))
         worker.start()
+        assert ready.wait(60)
     try:
         with locked_run(tmp_path):
             pass

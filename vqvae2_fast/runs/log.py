@@ -1,4 +1,4 @@
-"""log.jsonl of a run: one JSON object per line; an interrupted write leaves no partial line."""
+"""log.jsonl of a run: one JSON object a line, a whole line or none."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.console.numbers import number
-from vqvae2_fast.files.durable import explained, replace_file, write_all
-from vqvae2_fast.files.untrusted import open_untrusted, read_untrusted
+from vqvae2_fast.files.durable import replace_file, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,14 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RunLog"]
 
-_MAX_BYTES = 2**30  # some 10⁷ lines
-
 
 class RunLog:
     """The lines of a run, in memory and, with a path, in a file.
 
     Args:
-        path: A file. Its lines up to `first_step` are kept; later or unreadable ones are dropped.
+        path: A file whose lines up to `first_step` stay; those past it, or unreadable, are dropped.
         on_log: Called with the step and the figures of each line that is written.
     """
 
@@ -40,8 +37,8 @@ class RunLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if first_step and path.exists():
-            # What follows the last line break is a line that a crash cut off.
-            read = map(_parse, read_untrusted(path, _MAX_BYTES).split(b"\n")[:-1])
+            # What follows the last line's end was cut off by a crash.
+            read = map(_parse, path.read_bytes().split(b"\n")[:-1])
             self.lines = [line for line in read if line and line["step"] <= first_step]
         kept = "".join(json.dumps(line) + "\n" for line in self.lines)
         replace_file(path, kept.encode())
@@ -50,7 +47,7 @@ class RunLog:
         """Add a line.
 
         Raises:
-            OSError: If the disk is full, ...; the file is then unchanged.
+            OSError: If the disk is full, ...; the file is then as it was.
         """
         line = {"step": step, **values}
         if self._path is not None:
@@ -59,14 +56,21 @@ class RunLog:
         self._latest |= values
         self._on_log(step, values)
 
+    def note(self, step: int, **facts: list[str]) -> None:
+        """Add a line of words, which only the file gets. Raises as `write` does."""
+        line = {"step": step, **facts}
+        if self._path is not None:
+            _append(self._path, (json.dumps(line) + "\n").encode())
+        self.lines.append(line)
+
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
         if self._path is not None:
-            with open_untrusted(self._path, "ab") as file:
+            with self._path.open("ab") as file:
                 os.fsync(file.fileno())
 
     def status(self, headline: str) -> str:
-        """The latest loss and the latest value of the validation metric `headline`, if any."""
+        """The latest loss and the validation metric `headline`, as far as there are any."""
         shown = {"loss": "loss", f"val_{headline}": headline.replace("_", " ")}
         parts = [
             f"{text} {number(self._latest[n])}" for n, text in shown.items() if n in self._latest
@@ -83,12 +87,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _append(path: Path, content: bytes) -> None:
-    remedy = "Make room, then continue with resume=True"
-    with open_untrusted(path, "ab", buffering=0) as file:
+    with path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
-            with explained(f"train: cannot write to {path}", remedy):
-                write_all(file, content)
-        except OSError:
+            write_all(file, content)
+        except OSError as error:
             file.truncate(size)
-            raise
+            raise OSError(
+                error.errno,
+                f"train: cannot write to {path}: {error.strerror}. Make room, then continue with "
+                "resume=True",
+            ) from error

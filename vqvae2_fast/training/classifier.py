@@ -14,6 +14,7 @@ from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.config import TrainConfig
+from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -133,6 +134,12 @@ def classifier_stage(
         loss=loss,
         validate=validate,
         headline="accuracy",
+        identity=lambda: {
+            "images": hash_of_images(train_set),
+            "held_out_images": hash_of_images(held_out),
+            "flip": flip,
+            "crop_padding": crop_padding,
+        },
     )
 
 

@@ -8,7 +8,6 @@ number of records, never after a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ __all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records"]
 SHARD_RECORDS = 4096
 _BATCH = 128  # images
 _SETTINGS = "extraction.json"
-_SAMPLE = 64  # images of a set in memory that stand for all of them
 
 
 @dataclass(frozen=True)
@@ -209,7 +208,4 @@ def _fingerprint(images: ImageSource) -> str:
     """Changes with the images, as far as can be seen without reading all of them."""
     if hasattr(images, "fingerprint"):
         return str(images.fingerprint())
-    digest = hashlib.sha256(repr(images.labels.tolist()).encode())
-    for index in torch.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).long().tolist():
-        digest.update(images[index][0].cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return hash_of_images(images)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vqvae2_fast.checkpoints.locate import latest, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.runs.folder import locked_run
+from vqvae2_fast.runs.folder import clear_run, locked_run
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
+from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Stage:
             checkpoint is the best.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
+        identity: What the run's result depends on beside model and settings, JSON-ready: hashes of
+            its data, how they are changed.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Stage:
     headline: str
     after_step: Callable[[Any], object] = lambda model: None
     lower_is_better: bool = False
+    identity: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass
@@ -75,6 +79,8 @@ def train(
     *,
     out: Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    accept_changed: bool = False,
     progress: Progress | None = None,
     class_names: Sequence[str] = (),
     on_log: Callable[[int, Mapping[str, float]], object] = lambda step, values: None,
@@ -88,19 +94,26 @@ def train(
         out: Folder of the run: log.jsonl, checkpoints/ and best/. None writes nothing.
         resume: Continue from the latest checkpoint in `out`; without one, begin. A damaged one
             stops the run: the error names the newest whole one and how to continue from that.
+        overwrite: Begin anew: the checkpoints and the log of a run in `out` are deleted.
+        accept_changed: Continue a run although its data, its batches, its seed or the versions of
+            this package or torch are others than before; the change is noted in log.jsonl.
         class_names: Names of the labels, kept in the checkpoints.
         on_log: Called with the step and the figures of each line of log.jsonl that is written.
 
     Raises:
         DivergedError: If a loss or gradient is not finite; the checkpoints written before stay.
         InterruptedRun: After ctrl-C or SIGTERM (a KeyboardInterrupt).
-        ValueError: If `out` holds a run and `resume` is False, or a run of other settings.
+        ValueError: If `out` holds a run that is neither to be resumed nor overwritten, or one of
+            another model, other data or other settings.
         OSError: If the disk is full, ...; checkpoints and lines written before stay.
         RuntimeError: If another process is training in `out`.
     """
-    if out and not resume and latest(out) is not None:
+    if resume and overwrite:
+        raise ValueError("train: expected resume=True or overwrite=True, got both.")
+    if out and not (resume or overwrite) and latest(out) is not None:
         raise ValueError(
-            f"train: out: {out} holds a run already. Resume it, or name another output folder."
+            f"train: out: {out} holds a run already. Continue it with resume=True, delete it with "
+            "overwrite=True, or name another folder."
         )
     model = stage.model
     device = device_of(model)
@@ -118,11 +131,18 @@ def train(
             held.enter_context(locked_run(out))
             stop = held.enter_context(stop_requests())
         run = TrainingRun(model, config)
-        if resume and out and (newest := latest(out)):
-            run.restore(newest)
-            run.tidy(out)
+        changes: list[str] = []
+        if out is not None:
+            run.identity = {**stage.identity(), **versions()}
+            if overwrite:
+                clear_run(out)
+            elif newest := latest(out):
+                changes = run.restore(newest, accept_changed=accept_changed)
+                run.tidy(out)
         batches = stage.batches(run.step * config.accumulate)
         log = RunLog(out / "log.jsonl" if out else None, run.step, on_log)
+        if changes:
+            log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
         task = held.enter_context((progress or Progress()).task(stage.name, config.steps, run.step))
         start = time.monotonic()
@@ -176,7 +196,7 @@ def train(
             if out and stop.number is not None:
                 raise InterruptedRun(
                     f"{stage.name}: stopped by signal {stop.number} after step {done}; "
-                    f"{step_folder(out, done)} holds it. Continue with --resume.",
+                    f"{step_folder(out, done)} holds it. Continue with resume=True.",
                     stop.number,
                 )
 

@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["OptimizerName", "make_optimizer"]
+__all__ = ["OptimizerName", "make_optimizer", "moments_of"]
 
 OptimizerName = Literal["adamw", "momentum"]
+
+
+def moments_of(config: TrainConfig) -> int:
+    """Tensors of a weight's size that the optimiser keeps for each weight."""
+    return 1 if config.optimizer == "momentum" else 2
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

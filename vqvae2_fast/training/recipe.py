@@ -44,11 +44,17 @@ class TrainedPipeline:
         seconds: What each part took, by the same names; of a part that was continued, the rest.
     """
 
-    pipeline: Pipeline
+    vqvae: VQVAE2
+    priors: list[PixelSNAIL]
     codes: CodeStore
     held_out_codes: CodeStore
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The models together."""
+        return Pipeline(self.vqvae, self.priors)
 
 
 def train_pipeline(
@@ -134,6 +140,6 @@ def train_pipeline(
             )
             run(f"prior_{name}", stage, settings)
             priors.append(prior)
-    pipeline = Pipeline(vqvae, priors)
-    save(pipeline, out / "pipeline", class_names=classes)
-    return TrainedPipeline(pipeline, codes, held_out_codes, logs, seconds)
+    trained = TrainedPipeline(vqvae, priors, codes, held_out_codes, logs, seconds)
+    save(trained.pipeline, out / "pipeline", class_names=classes)
+    return trained

@@ -13,6 +13,7 @@ from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ def vqvae_stage(
         validate=validate,
         headline="psnr",
         after_step=VQVAE2.update_codebooks_,
+        identity=lambda: {
+            "images": hash_of_images(train_set),
+            "held_out_images": hash_of_images(held_out),
+            "flip": flip,
+            "crop_padding": crop_padding,
+            "perceptual_weight": perceptual_weight,
+        },
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
 from vqvae2_fast.metrics import prior_likelihood
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -97,6 +98,12 @@ def prior_stage(
         validate=validate,
         headline="bits_per_image",
         lower_is_better=True,
+        identity=lambda: {
+            "codes": hash_of_codes(train_set),
+            "held_out_codes": hash_of_codes(held_out),
+            "label_dropout": label_dropout,
+            "class_balance": class_balance,
+        },
     )
 
 

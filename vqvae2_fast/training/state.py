@@ -15,16 +15,15 @@ from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["TrainingRun"]
 
-# The order of the data and the shape of the moments follow from these settings; the others may
-# change when a run is resumed.
-_FIXED = ("batch_size", "accumulate", "seed", "optimizer")
+# The order of the data follows from these settings; the others may change when a run is resumed.
+_ORDER = ("batch_size", "accumulate", "seed")
 
 
 class TrainingRun:
@@ -37,6 +36,7 @@ class TrainingRun:
         self.model, self.config = model, config
         self.optimizer = make_optimizer(model, config)
         self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
+        self.identity: dict[str, Any] = {}
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
@@ -59,6 +59,7 @@ class TrainingRun:
         state = {
             "step": self.step,
             "train": asdict(self.config),
+            "identity": self.identity,
             "metrics": self.metrics,
             "best": self.best,
         }
@@ -78,11 +79,12 @@ class TrainingRun:
             keep_best(run, self.best["step"])
         remove_old(run, self.config.keep)
 
-    def restore(self, path: Path) -> None:
-        """Take over the checkpoint of an earlier part of the run.
+    def restore(self, path: Path, *, accept_changed: bool = False) -> list[str]:
+        """Take over the checkpoint of an earlier part of the run; returns the accepted changes.
 
         Raises:
-            ValueError: It is of another model, or of settings that must not change in a run.
+            ValueError: It is of another model or optimiser; or, unless that is accepted, of other
+                data, versions or settings that must not change in a run.
         """
         saved, model = load_training(path), self.model
         if type(saved.model) is not type(model):
@@ -97,15 +99,23 @@ class TrainingRun:
                 f"train: {path} was made with {'; '.join(differ)}. Name another output folder, or "
                 "use the same settings."
             )
-        for name in _FIXED:
-            now = getattr(self.config, name)
-            found = saved.state["train"].get(name, now)
-            if found != now:
-                raise ValueError(
-                    f"train: {path} was made with {name}={found}, got {now}: "
-                    "the run could not continue where it stopped. Use the same setting, or name "
-                    "another output folder."
-                )
+        before, now = saved.state["train"], asdict(self.config)
+        if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
+            raise ValueError(
+                f"train: {path} was made with optimizer={before['optimizer']}, got "
+                f"{now['optimizer']}, which cannot use its moments. Use the same, or name another "
+                "output folder."
+            )
+        changes = _changes({n: before[n] for n in _ORDER if n in before}, now)
+        # Checkpoints of older versions have no identity: of them nothing is known.
+        changes += _changes(dict(saved.state.get("identity", {})), self.identity)
+        if changes and not accept_changed:
+            raise ValueError(
+                f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
+                "would not be the one that was begun. Use what it was begun with, continue all the "
+                "same with accept_changed=True, or begin anew with overwrite=True or in another "
+                "output folder."
+            )
         model.load_state_dict(saved.model.state_dict())
         for name, weight in model.named_parameters():
             self.optimizer.state[weight] = {
@@ -120,6 +130,20 @@ class TrainingRun:
                 self.average.weights[name].copy_(value)
         self.step, self.metrics = saved.state["step"], saved.state["metrics"]
         self.best = best_record(saved.state)
+        return changes
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two parts of a run differ in; hashes are cut short."""
+
+    def shown(value: object) -> str:
+        return f"{value:.12}" if isinstance(value, str) else f"{value}"
+
+    return [
+        f"{name}={shown(value)}, got {shown(now[name])}"
+        for name, value in before.items()
+        if name in now and now[name] != value
+    ]
 
 
 def _as_moment(value: Tensor, weight: Tensor) -> Tensor:

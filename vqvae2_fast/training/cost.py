@@ -1,0 +1,160 @@
+"""What a training will take: memory by the sizes of tensors, time by timed parts of a step."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.loop import autocast_of
+from vqvae2_fast.training.optimizer import make_optimizer, moments_of
+
+if TYPE_CHECKING:
+    from vqvae2_fast.training.config import TrainConfig
+    from vqvae2_fast.training.loop import Stage
+
+__all__ = ["StepCost", "free_memory", "measure_step", "state_bytes"]
+
+_BUDGET = 2.0  # seconds of timed steps, unless the two smallest take longer
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one optimiser step takes.
+
+    Args:
+        seconds: With reading its items; validations are not in it.
+        fixed_bytes: Activations that do not depend on the batch, such as normalised weights.
+        item_bytes: Activations of one item of a micro-batch, which backward needs.
+    """
+
+    seconds: float
+    fixed_bytes: int
+    item_bytes: int
+
+    def activation_bytes(self, batch_size: int) -> int:
+        """Of a micro-batch."""
+        return self.fixed_bytes + batch_size * self.item_bytes
+
+
+def state_bytes(model: nn.Module, config: TrainConfig) -> int:
+    """Weights, gradients, the optimiser's moments, the average and buffers of a model in training.
+
+    Args:
+        model: May be on the device `meta`, where it takes no memory itself.
+    """
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    buffers = sum(value.numel() * value.element_size() for value in model.buffers())
+    copies = 2 + moments_of(config) + (config.average_decay > 0)
+    return copies * weights + buffers
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still take on a device; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        # A container's limit; the files that it has cached count as used, and can be dropped.
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+            used = int((_CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
+            free.append(max(0, int(limit) - used))
+    except (OSError, ValueError, KeyError):
+        pass  # no Linux, or no limits there
+    if not free and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(free, default=None)
+
+
+def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
+    """Time and memory of a step, from micro-batches of 1, 2, 4, ... items in about two seconds.
+
+    The first items of a real batch go through the loss and its gradient, then the optimiser steps:
+    the model is of no use afterwards.
+    """
+    model, device = stage.model, device_of(stage.model)
+    autocast = autocast_of(device, config)
+    start = time.monotonic()
+    batch = next(stage.batches(0))
+    reading = time.monotonic() - start
+    model.train()
+    parts: dict[int, tuple[float, int]] = {}  # seconds and bytes by number of items
+    # One item is timed twice: the first time builds what later ones find there.
+    counts = [1, 1, *(2**power for power in range(1, 32))]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for count in (min(count, config.batch_size) for count in counts):
+            began, saved = time.monotonic(), _SavedBytes(model)
+            with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
+                with autocast:
+                    total, _ = stage.loss(model, _first(batch, count))
+                total.backward()
+            _wait(device)
+            parts[count] = time.monotonic() - began, saved.total
+            late = len(parts) > 1 and time.monotonic() - start > _BUDGET
+            if late or (count == config.batch_size and len(parts) > 1) or config.batch_size == 1:
+                break
+    optimizer = make_optimizer(model, config)
+    optimizer.step()  # makes the moments
+    began = time.monotonic()
+    optimizer.step()
+    _wait(device)
+    moving = time.monotonic() - began
+    seconds, fixed_bytes, item_bytes = _extrapolated(parts, config.batch_size)
+    return StepCost(config.accumulate * (reading + seconds) + moving, fixed_bytes, item_bytes)
+
+
+def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple[float, int, int]:
+    """Seconds of a whole micro-batch; bytes that are fixed, and of an item, by the two largest."""
+    largest, *others = sorted(parts, reverse=True)
+    seconds, held = parts[largest]
+    if not others:
+        return seconds, 0, held
+    item_bytes = max(0, held - parts[others[0]][1]) // (largest - others[0])
+    slope = (seconds - parts[others[0]][0]) / (largest - others[0])
+    mean = seconds / largest
+    # The slope of two short times is noisy: it is kept between the mean and half of it.
+    seconds += (batch_size - largest) * min(mean, max(slope, mean / 2))
+    return seconds, max(0, held - largest * item_bytes), item_bytes
+
+
+class _SavedBytes:
+    """Bytes that autograd holds for backward: each storage once, weights and buffers left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self._held: list[Tensor] = []  # so that no storage takes the place of another
+        self.total = 0
+
+    def note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._known.add(storage.data_ptr())
+            self._held.append(tensor.detach())
+            self.total += storage.nbytes()
+        return tensor
+
+
+def _first(batch: Any, count: int) -> Any:
+    """The first items of a batch: a tensor, or lists and tuples of them."""
+    if isinstance(batch, Tensor):
+        return batch[:count]
+    return type(batch)(_first(part, count) for part in batch)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from vqvae2_fast import Pipeline, load, preset, sample_images, save
+from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, load, preset, sample_images, save
 from vqvae2_fast.data import load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
+from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.report import sample_grid
 from vqvae2_fast.training import TrainConfig, train_pipeline
 
@@ -49,10 +50,12 @@ PRESET = replace(
 TEMPERATURE, GUIDANCE_SCALE, SAMPLES_A_CLASS = (0.85, 0.8), (2.0, 2.0), 12
 
 
-def write_card(out: Path, pipeline: Pipeline) -> None:
+def write_card(out: Path) -> None:
     """card.json: where the weights come from, and what they measure as they are in the package."""
     images = load_emoji("held_out")
-    values = evaluate_pipeline(pipeline.vqvae, pipeline.priors, images).as_json()
+    vqvae = load(out / "vqvae", expect=VQVAE2)
+    priors = [load(out / f"prior_{name}", expect=PixelSNAIL) for name in level_names(2)]
+    values = evaluate_pipeline(vqvae, priors, images).as_json()
     card = {
         "licence": "MIT, as the emoji they are trained on (Microsoft Fluent Emoji)",
         "data": f"2,819 emoji of 32x32 pixels, mirrored; measured on {len(images)} others",
@@ -75,7 +78,7 @@ def main() -> None:
     classes = trained.codes.class_names
     save(trained.pipeline, options.out, class_names=classes, dtype=torch.bfloat16)
     pipeline = load(options.out, expect=Pipeline)
-    write_card(options.out, pipeline)
+    write_card(options.out)
     labels = torch.arange(len(classes)).repeat_interleave(SAMPLES_A_CLASS)
     images = sample_images(
         pipeline,

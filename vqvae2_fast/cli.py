@@ -107,7 +107,7 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(
+            command: Command = tyro.cli(
                 kind,
                 args=arguments,
                 prog=f"vqvae2-fast {name}",
@@ -121,6 +121,7 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
             raise refused from None
         sys.stderr.write(said.getvalue())
         raise
+    return command
 
 
 def _print_completion(shell: list[str]) -> None:

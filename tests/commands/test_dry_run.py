@@ -119,7 +119,10 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
             ["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
             "error: --train.batch-size must be between 1 and the 18 items",
         ),
-        (["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"], "--data: expected a"),
+        (
+            ["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"],
+            "--data: expected the folder",
+        ),
         (
             ["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
             "error: --train.batch-size must be between 1 and the 18 items",

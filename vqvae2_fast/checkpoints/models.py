@@ -19,7 +19,7 @@ from vqvae2_fast.checkpoints.files import (
     write_json,
     write_tensors,
 )
-from vqvae2_fast.files.printable import short
+from vqvae2_fast.files.json_file import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL

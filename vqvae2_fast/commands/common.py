@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from vqvae2_fast.checkpoints import load
-from vqvae2_fast.checkpoints.checkpoint import class_names, read_config
-from vqvae2_fast.checkpoints.locate import CHECKPOINTS, latest
+from vqvae2_fast.checkpoints.checkpoint import class_names
 from vqvae2_fast.checkpoints.pretrained import pretrained_card, pretrained_folder
 from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
+from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
@@ -28,11 +29,14 @@ __all__ = [
     "ModelOptions",
     "Result",
     "check_out",
-    "check_run",
+    "described",
     "load_classifier",
     "load_vqvae",
+    "open_both",
     "write_result",
 ]
+
+_TRAINED_ON: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +58,10 @@ class Command:
     def defaults(cls, arguments: list[str]) -> Any:
         """The command whose options are the defaults, for one whose defaults depend on others."""
         return None
+
+    def run(self) -> Result:
+        """Do what is asked for."""
+        raise NotImplementedError
 
     def prepare(self) -> torch.device:
         """Apply `threads` and give the device."""
@@ -108,10 +116,12 @@ class ModelOptions:
                 )
             return pipeline, class_names(folder)
         vqvae = load_vqvae(self.vqvae, device)
-        priors = [load(path, device) for path in self.priors]
-        for path, prior in zip(self.priors, priors, strict=True):
+        priors = []
+        for path in self.priors:
+            prior = load(path, device)
             if not isinstance(prior, PixelSNAIL):
                 raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
+            priors.append(prior)
         made_for = {
             str(p): origin_of(prior, p) for p, prior in zip(self.priors, priors, strict=True)
         }
@@ -153,9 +163,8 @@ class Result:
 
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     """The VQ-VAE at a path, or that of a pipeline. Raises ValueError if a prior is there."""
-    model = load(path, device)
-    if isinstance(model, Pipeline):
-        model = model.vqvae
+    found = load(path, device)
+    model = found.vqvae if isinstance(found, Pipeline) else found
     if not isinstance(model, VQVAE2):
         raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {named(model)}.")
     return model
@@ -211,29 +220,34 @@ def check_out(out: Path) -> None:
         raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
 
 
-def check_run(out: Path, kind: str, *, resume: bool) -> None:
-    """Raises ValueError if training into --out would mix up two runs.
+def open_both(
+    source: DataOptions,
+    channels: int,
+    size: tuple[int, int],
+    progress: Progress,
+    *,
+    dry: bool = False,
+) -> tuple[ImageSource, ImageSource]:
+    """The images to train on and the held-out ones.
 
     Args:
-        kind: Of the model's checkpoints: vqvae2, pixelsnail or classifier.
+        dry: Write no cache, but read every image: one that cannot be is found now.
     """
-    check_out(out)
-    if not resume and (out / CHECKPOINTS).exists():
-        raise ValueError(
-            f"--out: {out} holds a run already. Add --resume to continue it, or name another "
-            "folder."
-        )
-    newest = latest(out)
-    if newest and (found := read_config(newest)["kind"]) != kind:
-        names = {
-            "vqvae2": "a VQ-VAE (stage 1)",
-            "pixelsnail": "a prior (stage 2)",
-            "classifier": "a classifier",
-        }
-        raise ValueError(
-            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
-            "name another folder."
-        )
+    train_set, held_out = (
+        open_images(source, split, channels, size, progress, write=not dry) for split in _TRAINED_ON
+    )
+    if dry:
+        with progress.task("read all images", len(train_set) + len(held_out)) as task:
+            for done, index in enumerate((*range(len(train_set)), *range(-len(held_out), 0))):
+                _ = train_set[index] if index >= 0 else held_out[index + len(held_out)]
+                task.update(done + 1)
+    return train_set, held_out
+
+
+def described(images: ImageSource) -> str:
+    """The size of a set's images, and what was done to make them so."""
+    made = "" if isinstance(images, ImageTensorDataset) else ", scaled and cropped to their centre"
+    return f"images {list(images.image_shape)}{made}"
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import vqvae2_fast
 from vqvae2_fast import ops
-from vqvae2_fast.commands.common import Command, Result, check_run, write_result
+from vqvae2_fast.commands.common import Command, Result, write_result
+from vqvae2_fast.commands.training import check_run
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
@@ -106,13 +107,13 @@ class Demo(Command):
         )
         pipeline, codes = trained.pipeline, trained.codes
 
-        evaluation = evaluate_pipeline(pipeline.vqvae, pipeline.priors, held_out, progress=progress)
+        evaluation = evaluate_pipeline(trained.vqvae, trained.priors, held_out, progress=progress)
         values = evaluation.as_json()
         samples, labels = self._samples(pipeline, len(classes), progress)
         metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
-            pipeline.vqvae,
+            trained.vqvae,
             held_out,
             self.out / "reconstructions.png",
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "

@@ -15,7 +15,7 @@ from vqvae2_fast.commands.common import (
     load_vqvae,
     write_result,
 )
-from vqvae2_fast.commands.dry_run import plan_of_extraction
+from vqvae2_fast.commands.plan import plan_of_extraction
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_layout import CodeLayout
@@ -32,9 +32,9 @@ from vqvae2_fast.training.extraction import (
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from vqvae2_fast.data import Split
+    from vqvae2_fast.data import ImageSource, Split
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = ["Extract"]
@@ -70,13 +70,26 @@ class Extract(Command):
         splits: tuple[Split, ...] = ("train", "held_out")
         # Nobody writes before the first process has seen what was there.
         ranks.told_by_first(lambda: self._check_out(splits))
-        if self.dry_run:
-            return self._plan(model, splits) if ranks.rank == 0 else Result({}, [])
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
-        for split in splits:
-            images = open_images(
-                self.source, split, config.image_channels, config.image_size, progress
+        sources = {
+            split: open_images(
+                self.source,
+                split,
+                config.image_channels,
+                config.image_size,
+                progress,
+                write=not self.dry_run,
             )
+            for split in splits
+        }
+        if ranks.rank == 0:
+            plan = self._plan(model, sources)
+            if self.dry_run:
+                return plan
+            progress.say("\n".join(plan.lines[2:-3]))
+        elif self.dry_run:
+            return Result({}, [])
+        for split, images in sources.items():
             extract_codes(
                 model,
                 images,
@@ -94,24 +107,23 @@ class Extract(Command):
     def _variants(self, split: Split) -> Variants:
         return self.variants if split == "train" else Variants()
 
-    def _plan(self, model: VQVAE2, splits: Sequence[Split]) -> Result:
+    def _plan(self, model: VQVAE2, sources: Mapping[Split, ImageSource]) -> Result:
         config = model.config
-        layout = CodeLayout(config.num_embeddings, config.level_sizes)
-        images: dict[str, int] = {}
-        records: dict[str, int] = {}
-        missing: dict[str, int] = {}
-        for split in splits:
-            source = open_images(
-                self.source, split, config.image_channels, config.image_size, write=False
-            )
-            check_images("extract", model, source, split)
-            images[split] = len(source)
-            records[split] = self._variants(split).count * len(source)
+        records, missing = {}, {}
+        for split, images in sources.items():
+            check_images("extract", model, images, split)
+            records[split] = self._variants(split).count * len(images)
             missing[split] = sum(
                 stop - first for first, stop in missing_records(self.out / split, records[split])
             )
         return plan_of_extraction(
-            model, layout, images=images, records=records, missing=missing, out=self.out
+            model,
+            CodeLayout(config.num_embeddings, config.level_sizes),
+            sources["train"],
+            images={split: len(images) for split, images in sources.items()},
+            records=records,
+            missing=missing,
+            out=self.out,
         )
 
     def _check_out(self, splits: Sequence[Split]) -> None:
@@ -121,7 +133,7 @@ class Extract(Command):
         for split in splits:
             if (self.out / split / MANIFEST).exists():
                 raise ValueError(
-                    f"--out: {self.out / split} holds codes already. Add --resume to go on with "
+                    f"--out: {self.out / split} holds codes already. Add --resume to continue "
                     "them, or name another folder."
                 )
 

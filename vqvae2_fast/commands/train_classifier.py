@@ -6,20 +6,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, Result, check_run, write_result
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.commands.common import Result, described, open_both, write_result
+from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
+from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.models.classifier import Classifier
-from vqvae2_fast.training import train
 from vqvae2_fast.training.classifier import check_classes, classifier_recipe, classifier_stage
 
 __all__ = ["TrainClassifier"]
 
 
 @dataclass(kw_only=True)
-class TrainClassifier(Command):
+class TrainClassifier(TrainingCommand):
     """Train a classifier on labelled images: for rejection sampling, for features of small sets,
     and as the upper bound of the classification accuracy score.
 
@@ -31,6 +30,7 @@ class TrainClassifier(Command):
     image_size: tuple[int, int] = (32, 32)
     """Height and width that images are brought to; those of the VQ-VAE whose samples it judges."""
     image_channels: int = 3
+    """3 for RGB, 1 for grey."""
     epochs: int = 10
     """Passes over the training images, of the small network."""
     steps: int | None = None
@@ -41,17 +41,15 @@ class TrainClassifier(Command):
     """Shift training images at random by up to so many pixels."""
     out: Path = Path("runs/classifier")
     """Folder of the run."""
-    resume: bool = False
-    """Go on from the latest checkpoint in --out."""
     seed: int = 0
+    """Of the weights, the order of the data and its augmentation."""
 
     def run(self) -> Result:
         device = self.prepare()
-        check_run(self.out, "classifier", resume=self.resume)
+        check_run(self.out, "classifier", resume=self.resume, overwrite=self.overwrite)
         progress = self.progress()
-        train_set, held_out = (
-            open_images(self.source, split, self.image_channels, self.image_size, progress)
-            for split in ("train", "held_out")
+        train_set, held_out = open_both(
+            self.source, self.image_channels, self.image_size, progress, dry=self.dry_run
         )
         for images in (train_set, held_out):
             check_classes("train-classifier", images)
@@ -59,19 +57,24 @@ class TrainClassifier(Command):
             train_set.image_shape, len(train_set.class_names), len(train_set), epochs=self.epochs
         )
         settings = replace(settings, seed=self.seed, steps=self.steps or settings.steps)
-        torch.manual_seed(self.seed)
-        model = Classifier(config).to(device)
-        stage = classifier_stage(
-            model, train_set, held_out, settings, flip=self.flip, crop_padding=self.crop_padding
-        )
-        trained = train(
-            stage,
+        task = Task(
+            lambda: Classifier(config),
+            lambda model: classifier_stage(
+                model, train_set, held_out, settings, flip=self.flip, crop_padding=self.crop_padding
+            ),
             settings,
-            out=self.out,
-            resume=self.resume,
-            progress=progress,
-            class_names=train_set.class_names,
+            device,
+            progress,
+            self.out,
         )
+        plan = self.plan(
+            task,
+            items={"train": len(train_set), "held_out": len(held_out)},
+            shape=f"{described(train_set)}, {config.num_classes} classes",
+        )
+        if self.dry_run:
+            return plan
+        _, trained = self.fit(task, train_set.class_names)
         values = {
             "steps": settings.steps,
             "network": config.network,

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, Result, check_run, write_result
-from vqvae2_fast.commands.dry_run import plan_of_training
+from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
+from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
@@ -21,15 +20,14 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.origin import check_same_origin, keep_origin
-from vqvae2_fast.runs.tensorboard import tensorboard_log
-from vqvae2_fast.training import TrainConfig, prior_stage, train
+from vqvae2_fast.training import TrainConfig, prior_stage
 from vqvae2_fast.training.stage2 import prior_config
 
 __all__ = ["TrainPrior"]
 
 
 @dataclass(kw_only=True)
-class TrainPrior(Command):
+class TrainPrior(TrainingCommand):
     """Train the prior of one level (stage 2) on extracted codes.
 
     --preset and --level set the defaults of all --model and --train options. The size, the number
@@ -44,13 +42,6 @@ class TrainPrior(Command):
     """Folder that `vqvae2-fast extract` wrote."""
     out: Path | None = None
     """Folder of the run; runs/prior_LEVEL if none is named."""
-    resume: bool = False
-    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
-    the newest whole one before it and how to go on from that."""
-    tensorboard: bool = False
-    """Also write the log for TensorBoard, into --out/tensorboard."""
-    dry_run: bool = False
-    """Build all, check the codes against the model and print what would run; write nothing."""
     unconditional: bool = False
     """Ignore the labels."""
     label_dropout: float = 0.1
@@ -87,7 +78,7 @@ class TrainPrior(Command):
     def run(self) -> Result:
         device = self.prepare()
         out = self.out or Path(f"runs/prior_{self.level}")
-        check_run(out, "pixelsnail", resume=self.resume)
+        check_run(out, "pixelsnail", resume=self.resume, overwrite=self.overwrite)
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -100,39 +91,34 @@ class TrainPrior(Command):
         config = prior_config(self.model, codes, level, conditional=not self.unconditional)
         if self.resume:
             check_same_origin(out, codes)
-        torch.manual_seed(self.train.seed)
-        stage = prior_stage(
-            PixelSNAIL(config).to(device),
-            codes,
-            held_out,
+        layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
+        task = Task(
+            lambda: PixelSNAIL(config),
+            lambda prior: prior_stage(
+                prior,
+                codes,
+                held_out,
+                self.train,
+                level=level,
+                label_dropout=self.label_dropout,
+                class_balance=self.class_balance,
+                name=f"train prior {self.level}",
+            ),
             self.train,
-            level=level,
-            label_dropout=self.label_dropout,
-            class_balance=self.class_balance,
-            name=f"train prior {self.level}",
+            device,
+            self.progress(),
+            out,
+        )
+        plan = self.plan(
+            task,
+            items={"train": len(codes), "held_out": len(held_out)},
+            shape=f"codes of {config.num_classes or 'no'} classes",
+            maps=layout.describe() + " (the last to be modelled)",
         )
         if self.dry_run:
-            layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
-            return plan_of_training(
-                stage,
-                self.train,
-                items={"train": len(codes), "held_out": len(held_out)},
-                maps=layout.describe() + " (the last to be modelled)",
-                shape=f"codes of {config.num_classes or 'no'} classes",
-                out=out,
-                resume=self.resume,
-            )
+            return plan
         keep_origin(out, codes)
-        with tensorboard_log(out if self.tensorboard else None) as on_log:
-            trained = train(
-                stage,
-                self.train,
-                out=out,
-                resume=self.resume,
-                progress=self.progress(),
-                class_names=codes.class_names if config.num_classes else (),
-                on_log=on_log,
-            )
+        _, trained = self.fit(task, codes.class_names if config.num_classes else ())
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
         marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]

@@ -6,31 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
-from vqvae2_fast.commands.common import Command, Result, check_run, write_result
-from vqvae2_fast.commands.dry_run import plan_of_training
+from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import value_of
+from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
 from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
-from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
-from vqvae2_fast.runs.tensorboard import tensorboard_log
-from vqvae2_fast.training import TrainConfig, train, vqvae_stage
+from vqvae2_fast.training import TrainConfig, vqvae_stage
 
 if TYPE_CHECKING:
-    from vqvae2_fast.data import Split
+    from collections.abc import Mapping
 
 __all__ = ["TrainVQVAE"]
 
 
 @dataclass(kw_only=True)
-class TrainVQVAE(Command):
+class TrainVQVAE(TrainingCommand):
     """Train a VQ-VAE (stage 1) on images; leaves checkpoints, log.jsonl, pictures and result.json.
 
     --preset sets the defaults of all --model and --train options: put it first and change what you
@@ -42,13 +40,6 @@ class TrainVQVAE(Command):
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     out: Path = Path("runs/vqvae")
     """Folder of the run."""
-    resume: bool = False
-    """Go on from the latest checkpoint in --out. A damaged one stops the command, which then names
-    the newest whole one before it and how to go on from that."""
-    tensorboard: bool = False
-    """Also write the log for TensorBoard, into --out/tensorboard."""
-    dry_run: bool = False
-    """Build all, check the data against the model and print what would run; write nothing."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     lpips_weight: float = 0.0
@@ -67,62 +58,63 @@ class TrainVQVAE(Command):
 
     def run(self) -> Result:
         device = self.prepare()
-        check_run(self.out, "vqvae2", resume=self.resume)
-        config = self.model
-        progress = self.progress()
-        splits: tuple[Split, ...] = ("train", "held_out")
-        train_set, held_out = (
-            open_images(
-                self.source,
-                split,
-                config.image_channels,
-                config.image_size,
-                progress,
-                write=not self.dry_run,
-            )
-            for split in splits
-        )
-        torch.manual_seed(self.train.seed)
-        model = VQVAE2(config).to(device)
+        check_run(self.out, "vqvae2", resume=self.resume, overwrite=self.overwrite)
+        config, progress = self.model, self.progress()
         perceptual = load_lpips("vgg16").to(device) if self.lpips_weight > 0 else None
-        stage = vqvae_stage(
-            model,
-            train_set,
-            held_out,
+        train_set, held_out = open_both(
+            self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
+        )
+        task = Task(
+            lambda: VQVAE2(config),
+            lambda model: vqvae_stage(
+                model,
+                train_set,
+                held_out,
+                self.train,
+                flip=self.flip,
+                perceptual=perceptual,
+                perceptual_weight=self.lpips_weight,
+            ),
             self.train,
-            flip=self.flip,
-            perceptual=perceptual,
-            perceptual_weight=self.lpips_weight,
+            device,
+            progress,
+            self.out,
+        )
+        plan = self.plan(
+            task,
+            items={"train": len(train_set), "held_out": len(held_out)},
+            shape=described(train_set),
+            maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
         )
         if self.dry_run:
-            return plan_of_training(
-                stage,
-                self.train,
-                items={"train": len(train_set), "held_out": len(held_out)},
-                maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
-                shape=f"images {list(train_set.image_shape)}",
-                out=self.out,
-                resume=self.resume,
-            )
-        with tensorboard_log(self.out if self.tensorboard else None) as on_log:
-            trained = train(
-                stage,
-                self.train,
-                out=self.out,
-                resume=self.resume,
-                progress=progress,
-                class_names=train_set.class_names,
-                on_log=on_log,
-            )
-        picture = picture_of_reconstructions(model, held_out, self.out / "reconstructions.png")
+            return plan
+        model, trained = self.fit(task, train_set.class_names)
+        picture = self.out / "reconstructions.png"
+        picture_of_reconstructions(model, held_out, picture)
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
         write_result(self.out / "result.json", values)
         return Result(
             values,
             [
+                *self._unused_codes(trained.metrics, len(held_out)),
                 f"held out: {trained.metrics['psnr']:.2f} dB",
                 f"run: {self.out}",
                 f"pictures: {picture}, {self.out / 'curves.png'}",
             ],
         )
+
+    def _unused_codes(self, metrics: Mapping[str, float], images: int) -> list[str]:
+        """A warning for each level that uses less than a tenth of the codes that it could."""
+        config, lines = self.model, []
+        names = level_names(config.num_levels)
+        for name, (height, width) in zip(names, config.level_sizes, strict=True):
+            used = int(metrics[f"{name}_codes_used"])
+            if used < min(config.num_embeddings, images * height * width) / 10:
+                lines.append(
+                    f"warning: the held-out images use only {used} of the {config.num_embeddings} "
+                    f"codes of level {name}: its codebook has collapsed. Train longer, raise "
+                    f"--model.restart (now {config.restart:g}), which gives unused codes another "
+                    "chance, or lower --train.learning-rate."
+                )
+        return lines

@@ -8,7 +8,6 @@
 namespace {
 
 using namespace cuda_test;
-using vqvae2_fast::cuda::GumbelNoise;
 
 Checks check;
 

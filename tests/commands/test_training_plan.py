@@ -1,0 +1,165 @@
+"""What a training says before it begins: time, memory, what it cannot do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from vqvae2_fast.commands import plan
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.training.cost import StepCost
+
+MODEL = [
+    *("--model.image-size", 8, 8, "--model.strides", 2, 2, "--model.hidden-channels", 8),
+    *("--model.residual-channels", 4, "--model.num-embeddings", 16, "--model.embedding-dim", 4),
+]
+SHORT = ["--train.steps", 4, "--train.batch-size", 4]
+
+
+@pytest.fixture
+def vqvae_run(images, tmp_path, run):
+    """Trains a VQ-VAE into tmp_path/run with more options."""
+
+    def call(*more: object) -> tuple[int, str, str]:
+        return run(
+            *("train-vqvae", "--data", images, *MODEL, *SHORT, "--out", tmp_path / "run", *more)
+        )
+
+    return call
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Sets what seems to be free, in bytes."""
+    return lambda free: monkeypatch.setattr(plan, "free_memory", lambda device: free)
+
+
+def test_a_training_says_what_it_takes_before_it_begins(vqvae_run):
+    code, _, said = vqvae_run()
+    assert code == 0
+    for part in ("4 steps of 4 on cpu, 0.89 epochs of 18 items", "cropped to their centre"):
+        assert part in said
+    assert said.index("with activations about") < said.index("time: about") < said.index("4/4")
+
+
+def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkeypatch):
+    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))
+    code, told, _ = vqvae_run("--dry-run")
+    assert code == 0
+    assert "about 2 hours, 1,800 s a step" in told
+    assert "--train.steps=2 would take an hour" in told
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_made(codes, tmp_path, run, memory):
+    memory(10**9)
+    made = []
+    built = PixelSNAIL.__init__
+
+    def watched(self, config):
+        built(self, config)
+        made.append(next(self.parameters()).device.type)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PixelSNAIL, "__init__", watched)
+        code, _, error = run(
+            *("train-prior", "--codes", codes, "--out", tmp_path / "run"),
+            *("--model.channels", 2048, "--model.residual-channels", 2048),
+        )
+    assert code == 2
+    assert "GiB for weights, gradients, optimiser and average), and 953.7 MiB are free" in error
+    assert "Use a smaller model: another --preset" in error
+    assert "--ignore-memory" in error
+    assert set(made) == {"meta"}
+    assert not (tmp_path / "run").exists()
+
+
+def test_activations_that_do_not_fit_name_the_batch_that_does(vqvae_run, memory, monkeypatch):
+    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(0.1, 0, 10**8))
+    memory(25 * 10**7)
+    code, _, error = vqvae_run()
+    assert code == 2
+    assert "Use --train.batch-size=2 and --train.accumulate=2" in error
+    assert vqvae_run("--ignore-memory")[0] == 0
+
+
+def test_a_warm_up_longer_than_the_run_is_said(vqvae_run):
+    assert "the warm-up of 50 steps is longer than the run of 4" in vqvae_run("--dry-run")[1]
+    assert "warm-up" not in vqvae_run("--dry-run", "--train.warmup-steps", 2)[1]
+
+
+def test_timing_changes_no_weight(vqvae_run, tmp_path, monkeypatch):
+    assert vqvae_run()[0] == 0
+    weights = (tmp_path / "run/best/model.safetensors").read_bytes()
+    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(0.1, 0, 1))
+    assert vqvae_run("--overwrite")[0] == 0
+    assert (tmp_path / "run/best/model.safetensors").read_bytes() == weights
+
+
+def test_overwrite_begins_anew_with_another_batch(vqvae_run, tmp_path):
+    assert vqvae_run()[0] == 0
+    code, _, error = vqvae_run("--train.batch-size", 5)
+    assert code == 2
+    assert "--resume to continue it or --overwrite" in error
+    assert vqvae_run("--train.batch-size", 5, "--train.steps", 2, "--overwrite")[0] == 0
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-000000002"]
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert {json.loads(line)["step"] for line in lines} == {2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--flip"], "flip=False, got True"),
+        (["--train.batch-size", 5], "--train.batch-size=4, got 5"),
+        (["--held-out-fraction", 0.5, "--data", "{flat}"], "images=.{12}, got .{12}"),
+    ],
+    ids=["flip", "batch", "data"],
+)
+def test_resume_with_other_data_is_refused_or_accepted_in_the_log(
+    changed, named, vqvae_run, images, tmp_path, capsys
+):
+    assert vqvae_run()[0] == 0
+    changed = [str(value).format(flat=images / "train") for value in changed]
+    more = ["--resume", "--train.steps", 5, *changed]
+    code, _, error = vqvae_run(*more)
+    assert code == 2
+    assert re.search(named, error)
+    assert "--accept-changed" in error
+    assert vqvae_run(*more, "--accept-changed")[0] == 0
+    lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+    noted = [line for line in lines if "accepted_changes" in line]
+    assert noted[0]["step"] == 4
+    assert "got" in noted[0]["accepted_changes"][0]
+
+
+def test_a_dry_run_reads_every_image(images, tmp_path, run):
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    broken = sorted(folder.glob("train/cat/*.png"))[-1]
+    broken.write_bytes(broken.read_bytes()[:-60])
+    arguments = ["train-vqvae", "--data", folder, *MODEL, *SHORT]
+    code, _, error = run(*arguments, "--dry-run")
+    assert code == 2
+    assert broken.name in error
+    assert "--skip-corrupt" in error
+
+
+def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
+    before = files(vqvae)
+    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", vqvae)
+    assert code == 2
+    assert "holds a pipeline, a checkpoint or codes" in error
+    assert files(vqvae) == before
+
+
+def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
+    monkeypatch.setattr(
+        "vqvae2_fast.training.stage1._held_out_metrics",
+        lambda model, batches: {"psnr": 9.0, "top_codes_used": 1.0, "bottom_codes_used": 9.0},
+    )
+    told = vqvae_run()[1]
+    assert "use only 1 of the 16 codes of level top" in told
+    assert "level bottom" not in told

@@ -1,0 +1,254 @@
+"""What a long command will take: said before it begins, and all that `--dry-run` prints."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.commands.common import Result
+from vqvae2_fast.commands.flags import as_flags
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.cost import StepCost, free_memory, measure_step, state_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from vqvae2_fast.console import Progress
+    from vqvae2_fast.data import ImageSource, Split
+    from vqvae2_fast.data.code_layout import CodeLayout
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+    from vqvae2_fast.training import Stage, TrainConfig
+
+__all__ = ["plan_of_extraction", "plan_of_training"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_HOUR = 3600
+_NOTHING = "dry run: nothing was written"
+
+
+def plan_of_training(
+    make_model: Callable[[], Model],
+    make_stage: Callable[[Model], Stage],
+    config: TrainConfig,
+    device: torch.device,
+    progress: Progress,
+    command: type,
+    *,
+    items: Mapping[str, int],
+    shape: str,
+    out: Path,
+    resume: bool,
+    maps: str = "",
+    ignore_memory: bool = False,
+) -> Result:
+    """The plan of a training run, and its memory and time, which are also said to `progress`.
+
+    A model is made, timed and thrown away; where its weights, gradients and moments cannot fit, not
+    even that.
+
+    Args:
+        command: Whose flags the messages name.
+        items: Images or records by split.
+        shape: Of one item, in words.
+        maps: The code maps in words.
+        ignore_memory: Train even if memory seems not to suffice.
+
+    Raises:
+        ValueError: If there is not enough memory.
+    """
+    with torch.device("meta"):
+        outline = make_model()
+    weights = sum(weight.numel() * weight.element_size() for weight in outline.parameters())
+    buffers = sum(value.numel() * value.element_size() for value in outline.buffers())
+    state, free = state_bytes(outline, config), free_memory(device)
+    newest = latest(out) if resume else None
+    epochs = config.steps * config.accumulate * config.batch_size / max(1, items["train"])
+    micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
+    head = (
+        f"{config.steps} steps of {micro}{config.batch_size} on {device}, {_number(epochs)} "
+        f"epochs of {items['train']} items"
+    )
+    progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
+    if not ignore_memory:
+        _check_memory(state, 0, 0, free, config, device)
+    progress.say("timing the first steps ...")
+    stage = make_stage(make_model().to(device))
+    cost = measure_step(stage, config)
+    memory = state + cost.activation_bytes(config.batch_size)
+    lines = [
+        f"model: {parameters(outline):,} parameters, {_size(weights + buffers)}; in training "
+        f"{_size(state)}, with activations about {_size(memory)}"
+        + ("" if free is None else f" of {_size(free)} free"),
+        _time_line(cost, config),
+    ]
+    if config.warmup_steps > config.steps:
+        lines.append(
+            f"warning: the warm-up of {config.warmup_steps} steps is longer than the run of "
+            f"{config.steps}: the learning rate never reaches {config.learning_rate:g}. Lower "
+            "warmup_steps."
+        )
+    lines = [as_flags(line, command) for line in lines]
+    progress.say("\n".join(lines))
+    if not ignore_memory:
+        _check_memory(state, cost.fixed_bytes, cost.item_bytes, free, config, device)
+    return Result(
+        {
+            "dry_run": True,
+            "task": stage.name,
+            "parameters": parameters(outline),
+            "model_bytes": weights + buffers,
+            "training_bytes": state,
+            "activation_bytes": cost.activation_bytes(config.batch_size),
+            "free_bytes": free,
+            "step_seconds": cost.seconds,
+            "seconds": cost.seconds * config.steps,
+            "steps": config.steps,
+            "epochs": epochs,
+            "batch_size": config.batch_size,
+            "accumulate": config.accumulate,
+            "items": dict(items),
+            "out": str(out),
+            "resume_from": str(newest) if newest else None,
+            "device": str(device),
+        },
+        [
+            f"{stage.name}: {head}",
+            f"data: {_counts(items)}, {shape}",
+            *lines,
+            *([f"code maps: {maps}"] if maps else []),
+            f"begins: {f'from {newest}' if newest else 'at step 0'}",
+            f"out: {out}",
+            _NOTHING,
+        ],
+    )
+
+
+def _check_memory(
+    state: int,
+    fixed: int,
+    item: int,
+    free: int | None,
+    config: TrainConfig,
+    device: torch.device,
+) -> None:
+    """Raises ValueError, with what would fit, if a training needs more memory than is free."""
+    needed = state + fixed + item * config.batch_size
+    if free is None or needed <= free:
+        return
+    fitting = (free - state - fixed) // item if item else 0
+    if fitting >= 1:
+        times = -(-config.batch_size * config.accumulate // fitting)
+        remedy = f"Use batch_size={fitting} and accumulate={times}"
+    else:
+        remedy = (
+            "Use a smaller model: another --preset, or fewer channels and layers (--help lists the "
+            "options of the model)"
+        )
+    raise ValueError(
+        f"this training needs about {_size(needed)} of memory ({_size(state)} for weights, "
+        f"gradients, optimiser and average"
+        + (f", {_size(needed - state)} for activations" if needed > state else "")
+        + f"), and {_size(free)} are free on {device}. {remedy}, or try all the same with "
+        "ignore_memory=True."
+    )
+
+
+def _time_line(cost: StepCost, config: TrainConfig) -> str:
+    expected = cost.seconds * config.steps
+    line = (
+        f"time: about {_duration(expected)}, {_number(cost.seconds)} s a step, and the validations"
+    )
+    if expected > _HOUR:
+        steps = max(1, round(_HOUR / cost.seconds))
+        line += f"; steps={steps} would take an hour"
+    return line
+
+
+def plan_of_extraction(
+    model: VQVAE2,
+    layout: CodeLayout,
+    sample: ImageSource,
+    *,
+    images: Mapping[Split, int],
+    records: Mapping[Split, int],
+    out: Path,
+    missing: Mapping[Split, int],
+) -> Result:
+    """The plan of an extraction.
+
+    Args:
+        sample: Some of its images, to be timed.
+        missing: Records by split that are still to be encoded.
+    """
+    size = sum(records.values()) * layout.record_bytes
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    device, count = device_of(model), min(8, len(sample))
+    for _ in range(2):  # the first time builds what later ones find there
+        start = time.monotonic()
+        pixels = torch.stack([sample[index][0] for index in range(count)])
+        model.encode(pixels.to(device) / 127.5 - 1)
+        seconds = (time.monotonic() - start) / count * sum(missing.values())
+    return Result(
+        {
+            "dry_run": True,
+            "task": "extract",
+            "parameters": parameters(model),
+            "model_bytes": weights,
+            "images": dict(images),
+            "records": dict(records),
+            "missing": dict(missing),
+            "seconds": seconds,
+            "level_sizes": layout.level_sizes,
+            "num_embeddings": layout.num_embeddings,
+            "store_bytes": size,
+            "out": str(out),
+            "device": str(device),
+        },
+        [
+            f"extract on {device}",
+            f"model: {parameters(model):,} parameters, {_size(weights)}",
+            f"images: {_counts(images)}",
+            f"records: {_counts(records)}, of {layout.record_bytes} bytes, {_size(size)} in all",
+            f"to be encoded: {_counts(missing)}",
+            f"time: about {_duration(seconds)}",
+            f"code maps: {layout.describe()}",
+            f"out: {out}",
+            _NOTHING,
+        ],
+    )
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that a model learns."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _counts(items: Mapping[Split, int] | Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in items.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    units = (
+        ("seconds", 1, 100),
+        ("minutes", 60, 100),
+        ("hours", _HOUR, 48),
+        ("days", 24 * _HOUR, 700),
+        ("years", 365.25 * 24 * _HOUR, float("inf")),
+    )
+    name, unit = next((n, u) for n, u, most in units if seconds / u < most)
+    return f"{_number(seconds / unit)} {name}"

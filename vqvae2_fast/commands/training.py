@@ -1,0 +1,142 @@
+"""What the commands that train share: their options, the plan before they begin, the run itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from vqvae2_fast.checkpoints.checkpoint import read_config
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.commands.common import Command, check_out
+from vqvae2_fast.commands.plan import plan_of_training
+from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.runs.tensorboard import tensorboard_log
+from vqvae2_fast.training import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from vqvae2_fast.commands.common import Result
+    from vqvae2_fast.console import Progress
+    from vqvae2_fast.training import Stage, TrainConfig, TrainResult
+
+__all__ = ["Task", "TrainingCommand", "check_run"]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(kw_only=True)
+class TrainingCommand(Command):
+    """Options of every command that trains a model."""
+
+    resume: bool = False
+    """Continue from the latest checkpoint in --out. If that is damaged, the error names the newest
+    whole one and how to continue from it."""
+    overwrite: bool = False
+    """Begin anew although --out holds a run: its checkpoints and log are deleted."""
+    accept_changed: bool = False
+    """With --resume: continue although the data, what is done to them, the batch size, the seed or
+    the versions of this package or torch are not those of before. The change is noted in
+    log.jsonl."""
+    tensorboard: bool = False
+    """Also write the log for TensorBoard, into --out/tensorboard."""
+    dry_run: bool = False
+    """Check everything, read every image, time some steps, print what the training would take;
+    write nothing."""
+    ignore_memory: bool = False
+    """Begin although the memory that the training needs seems not to be free."""
+
+    def plan(
+        self, task: Task[Model], *, items: Mapping[str, int], shape: str, maps: str = ""
+    ) -> Result:
+        """Says what a training takes, or that it cannot be; the result of --dry-run."""
+        return plan_of_training(
+            task.fresh_model,
+            task.make_stage,
+            task.config,
+            task.device,
+            task.progress,
+            type(self),
+            items=items,
+            shape=shape,
+            maps=maps,
+            out=task.out,
+            resume=self.resume,
+            ignore_memory=self.ignore_memory,
+        )
+
+    def fit(self, task: Task[Model], class_names: Sequence[str]) -> tuple[Model, TrainResult]:
+        """Train the model of a task."""
+        model = task.fresh_model().to(task.device)
+        with tensorboard_log(task.out if self.tensorboard else None) as on_log:
+            trained = train(
+                task.make_stage(model),
+                task.config,
+                out=task.out,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                accept_changed=self.accept_changed,
+                progress=task.progress,
+                class_names=class_names,
+                on_log=on_log,
+            )
+        return model, trained
+
+
+@dataclass(frozen=True)
+class Task(Generic[Model]):
+    """A training that a command has put together.
+
+    Args:
+        make_model: A model on the CPU, its weights from torch's random numbers.
+        make_stage: What trains it, once it is on its device.
+    """
+
+    make_model: Callable[[], Model]
+    make_stage: Callable[[Model], Stage]
+    config: TrainConfig
+    device: torch.device
+    progress: Progress
+    out: Path
+
+    def fresh_model(self) -> Model:
+        """The model as the run begins with it."""
+        torch.manual_seed(self.config.seed)
+        return self.make_model()
+
+
+def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool = False) -> None:
+    """Raises ValueError if training into --out would mix up two runs.
+
+    Args:
+        kind: Of the model's checkpoints: vqvae2, pixelsnail or classifier.
+    """
+    check_out(out)
+    if (out / "config.json").exists() or (out / MANIFEST).exists():
+        raise ValueError(
+            f"--out: {out} holds a pipeline, a checkpoint or codes; expected the folder of a run, "
+            "or a name for a new one."
+        )
+    newest = latest(out)
+    if newest is None:
+        return
+    if not (resume or overwrite):
+        raise ValueError(
+            f"--out: {out} holds a run already. Add --resume to continue it or --overwrite to "
+            "delete it, or name another folder."
+        )
+    names = {
+        "vqvae2": "a VQ-VAE (stage 1)",
+        "pixelsnail": "a prior (stage 2)",
+        "classifier": "a classifier",
+    }
+    found = read_config(newest)["kind"]
+    if found != kind:
+        raise ValueError(
+            f"--out: {out} is the run of {names.get(found, found)}, this trains {names[kind]}; "
+            "name another folder."
+        )

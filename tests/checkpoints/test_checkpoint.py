@@ -347,6 +347,27 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     assert modes == {0o640}
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat"], "expected class_names to name each of the 2 classes, got 1 names"),
+        (["cat", "d" * 500_000], "at most 1024 are supported"),
+        (["cat", 3], "expected class_names to be a list of names"),
+        ("ab", "expected class_names to be a list of names"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(tmp_path, names, message):
+    prior = PixelSNAIL(PixelSNAILConfig(size=(2, 2), num_classes=2, **SMALL))
+    save(prior, tmp_path / "prior", class_names=["cat", "dog"])
+    assert class_names(tmp_path / "prior") == ("cat", "dog")
+    with pytest.raises(ValueError, match="save: expected class_names to name each of the 2"):
+        save(prior, tmp_path / "prior", class_names=["cat"])
+    edit(tmp_path / "prior", class_names=names)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path / "prior")
+    assert len(str(caught.value)) < 500
+
+
 def test_loading_leaves_the_random_state_alone(saved):
     torch.manual_seed(3)
     before = torch.get_rng_state()

@@ -19,7 +19,8 @@ from vqvae2_fast.checkpoints.files import (
     write_json,
     write_tensors,
 )
-from vqvae2_fast.files.json_file import short
+from vqvae2_fast.data.images import check_class_names
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -72,12 +73,13 @@ def write_model(
         names = ", ".join(known.__name__ for known in kinds)
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
-    header = {
+    header: dict[str, Any] = {
         "kind": kinds[type(model)],
         "version": VERSION,
         "config": asdict(model.config),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    _check_names("save", class_names, header["config"])
     if class_names:
         header["class_names"] = list(class_names)
     if vqvae_hash := vqvae_hash or getattr(model, "vqvae_hash", ""):
@@ -109,8 +111,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(header.get("config"), dict):
         raise ValueError(f"load: {folder}: expected config to be an object in config.json.")
-    if not _is_strings(header.setdefault("class_names", [])):
+    names = header.setdefault("class_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"load: {folder}: expected class_names to be a list of names.")
+    _check_names(f"load: {folder}", names, header["config"])
     if not isinstance(header.get("vqvae_hash", ""), str):
         raise ValueError(f"load: {folder}: expected vqvae_hash to be a string in config.json.")
     if kind == "pipeline":
@@ -123,6 +127,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return header
 
 
+def _check_names(where: str, names: Sequence[str], config: Mapping[str, Any]) -> None:
+    check_class_names(where, names)
+    classes = config.get("num_classes", 0)
+    if names and classes and len(names) != classes:
+        raise ValueError(
+            f"{where}: expected class_names to name each of the {short(classes)} classes, got "
+            f"{len(names)} names."
+        )
+
+
 def _check_levels(levels: object, folder: Path) -> None:
     # A name becomes part of a path: only what level_names gives is let through.
     known = [list(level_names(count)) for count in range(1, 5)]
@@ -131,10 +145,6 @@ def _check_levels(levels: object, folder: Path) -> None:
             f"load: {folder}: expected levels to be names of levels, coarse to fine, such as "
             f"{list(level_names(2))}, got {short(repr(levels))}."
         )
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def read_model(

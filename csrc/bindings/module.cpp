@@ -9,6 +9,10 @@ namespace py = pybind11;
 
 void define_sampler(py::module_& m);  // sampler.cpp
 
+#if defined(VQ_WITH_CUDA)
+extern "C" const char* vq_why_not_cuda();  // ../cuda/gumbel_noise.h
+#endif
+
 namespace {
 
 py::tuple tuple_of(const char* const* names) {
@@ -18,6 +22,15 @@ py::tuple tuple_of(const char* const* names) {
 }
 
 py::tuple simd_levels() { return tuple_of(vqvae2_fast::cpu::simd_levels()); }
+
+// Why the CUDA kernels of this build cannot run on the current device; null if they can.
+const char* why_not_cuda() {
+#if defined(VQ_WITH_CUDA)
+  return vq_why_not_cuda();
+#else
+  return "the compiled module was built without CUDA";
+#endif
+}
 
 py::dict build_info() {
   py::dict info;
@@ -38,5 +51,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_simd_level", [](const char* name) { vqvae2_fast::cpu::set_simd_level(name); });
   m.def("simd_levels", &simd_levels);
   m.def("build_info", &build_info);
+  m.def("why_not_cuda", &why_not_cuda);
   define_sampler(m);
 }

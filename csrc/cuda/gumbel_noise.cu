@@ -15,3 +15,7 @@ extern "C" const char* vq_gumbel_noise_cuda(const vqvae2_fast::cuda::GumbelNoise
       .stream = cuda_stream};
   return launch("gumbel_noise_kernel", gumbel_noise_kernel, shape, args);
 }
+
+extern "C" const char* vq_why_not_cuda() {
+  return vqvae2_fast::cuda::why_not_runnable(vqvae2_fast::cuda::gumbel_noise_kernel);
+}

@@ -1,4 +1,5 @@
-// Gumbel noise on CUDA: what the kernel takes, and its plain C launcher.
+// Gumbel noise on CUDA: what the kernel takes, and its plain C launcher. Functions return null, or
+// the text of what went wrong.
 #pragma once
 
 #include <stdint.h>
@@ -19,6 +20,7 @@ struct GumbelNoise {
 
 }  // namespace vqvae2_fast::cuda
 
-// Returns null, or the text of what went wrong.
 extern "C" const char* vq_gumbel_noise_cuda(const vqvae2_fast::cuda::GumbelNoise& args,
                                             void* cuda_stream);
+// Why this build's kernels cannot run on the current device.
+extern "C" const char* vq_why_not_cuda();

@@ -62,6 +62,39 @@ const char* launch(const char* name, void (*kernel)(Parameters...), const Launch
   return launch_error(name, shape, error);
 }
 
+// Why a kernel of this build cannot run on the current device; null if it can. Cheap, and it leaves
+// no error behind. The text lives until the thread's next one.
+template <class Kernel>
+const char* why_not_runnable(Kernel* kernel) {
+  static thread_local char text[256];
+  int device = 0, driver = 0, runtime = 0, major = 0, minor = 0;
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess) return nullptr;
+  switch (error) {
+    case cudaErrorInsufficientDriver:
+      cudaDriverGetVersion(&driver);
+      cudaRuntimeGetVersion(&runtime);
+      snprintf(text, sizeof(text),
+               "the driver supports CUDA %d.%d and the kernels were built with CUDA %d.%d: update "
+               "the NVIDIA driver, or build with an older nvcc",
+               driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+      break;
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      snprintf(text, sizeof(text), "this build has no kernels for compute capability %d.%d", major,
+               minor);
+      break;
+    default:
+      snprintf(text, sizeof(text), "CUDA reports: %s", cudaGetErrorString(error));
+  }
+  cudaGetLastError();  // it has been told: the next call starts clean
+  return text;
+}
+
 // The most blocks of a cooperative launch of this kernel on the current device; 0 where the kernel
 // does not fit. On a GPU registers count too.
 template <class Kernel>

@@ -164,7 +164,7 @@ def test_a_save_cut_off_between_its_renames_is_told_on_load(saved):
 def test_only_checkpoints_are_replaced(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="exists and is no checkpoint"):
+    with pytest.raises(ValueError, match="exists and is not a checkpoint"):
         save(VQVAE2(VQVAE), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 

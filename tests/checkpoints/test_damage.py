@@ -168,10 +168,14 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
     save(VQVAE2(VQVAE), tmp_path / "model")
     (tmp_path / "model" / "files.json").unlink()
     torch.save({"x": Attack()}, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(DamagedError, match=r"no safetensors file but a pickle.* never read here"):
+    with pytest.raises(
+        DamagedError, match=r"not a safetensors file but a pickle.* never read here"
+    ):
         load(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(DamagedError, match=r"no safetensors file but a pickle.* never read here"):
+    with pytest.raises(
+        DamagedError, match=r"not a safetensors file but a pickle.* never read here"
+    ):
         load(tmp_path / "model")
     assert not (tmp_path / "owned").exists()
 
@@ -180,7 +184,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
 def test_a_header_that_claims_any_size_is_refused(step, size):
     path = step / "model.safetensors"
     path.write_bytes(struct.pack("<Q", size) + path.read_bytes()[8:])
-    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged or no safetensors"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged or not a safetensors"):
         load(step)
 
 
@@ -189,7 +193,7 @@ def test_a_header_of_a_sparse_file_without_end_is_not_read(step):
     with path.open("r+b") as file:
         file.write(struct.pack("<Q", 2**39))
         file.truncate(2**40)
-    with pytest.raises(DamagedError, match=r"its first 8 bytes give its header 549755813888 bytes"):
+    with pytest.raises(DamagedError, match=r"its header has 549755813888 bytes"):
         load(step)
 
 
@@ -204,7 +208,7 @@ def test_a_text_without_end_is_not_read(step, name):
 def test_a_file_that_a_read_would_wait_for_is_refused(step):
     (step / "model.safetensors").unlink()
     os.mkfifo(step / "model.safetensors")
-    with pytest.raises(DamagedError, match=r"model\.safetensors is missing"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors is a FIFO, not a regular file"):
         load(step)
 
 

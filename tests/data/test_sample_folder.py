@@ -104,12 +104,13 @@ def test_more_samples_can_be_asked_for_but_not_fewer(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text())["count"] == 3
 
 
-def test_files_of_something_else_are_not_mixed_in(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / image_name(0)).write_bytes(b"a photo")
-    with pytest.raises(ValueError, match="holds files of something else"):
+@pytest.mark.parametrize("name", [image_name(0), "photo.png", "cats/photo.png"])
+def test_files_of_something_else_are_not_mixed_in(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"a photo")
+    with pytest.raises(ValueError, match=r"holds files of something else \(\w+"):
         begin(tmp_path)
-    assert (tmp_path / image_name(0)).read_bytes() == b"a photo"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path):

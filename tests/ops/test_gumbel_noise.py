@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops import _native
+from vqvae2_fast.ops.gumbel_noise.op import GUMBEL_NOISE
 from vqvae2_fast.ops.gumbel_noise.reference import (
     fixed_log,
     gumbel_noise_reference,
@@ -95,3 +100,18 @@ def test_seed_stream_sample_and_position_all_matter():
 def test_dropout_keeps_its_share():
     keep = ops.dropout_mask(torch.tensor(0), 4, 100, 500, 0.3)
     assert abs(keep.float().mean() - 0.7) < 0.005
+
+
+def test_a_driver_that_is_too_old_is_a_reason_for_the_reference(monkeypatch):
+    reason = "the driver supports CUDA 12.4 and the kernels were built with CUDA 13.0"
+    asked = []
+    module = SimpleNamespace(why_not_cuda=lambda: asked.append("runtime") or reason)
+    monkeypatch.setattr(_native, "module", module)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    _native.why_not_cuda.cache_clear()
+    noise = replace(GUMBEL_NOISE, owners={"cuda": "cuda"})
+    call = (SimpleNamespace(device=torch.device("cuda", 0)),)
+    assert noise._why_reference("cuda", call) == reason
+    assert noise._why_reference("cuda", call) == reason
+    assert asked == ["runtime"]
+    _native.why_not_cuda.cache_clear()

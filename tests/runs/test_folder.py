@@ -174,25 +174,73 @@ def test_a_run_is_not_begun_over_another(tmp_path):
         train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
 
 
+def _wait(ready, end) -> None:
+    ready.set()
+    end.wait(60)
+
+
 def _hold(run: Path, ready, end) -> None:
     with locked_run(run):
-        ready.set()
-        end.wait(60)
+        _wait(ready, end)
 
 
-def test_two_processes_cannot_train_in_one_folder(tmp_path):
+@pytest.mark.parametrize("deleted", [False, True], ids=["lock", "lock_deleted"])
+def test_two_processes_cannot_train_in_one_folder(tmp_path, deleted):
     context = multiprocessing.get_context("fork")
     ready, end = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, ready, end))
     other.start()
     try:
         assert ready.wait(60)
+        if deleted:
+            (tmp_path / ".lock").unlink()
         with pytest.raises(RuntimeError, match="another process is training in"):
             train(stage([3, 1, 2, 2]), CONFIG, out=tmp_path, progress=QUIET)
     finally:
         end.set()
         other.join()
     train(stage([3, 1, 2, 2]), CONFIG, out=tmp_path, progress=QUIET)
+
+
+def test_a_workers_life_does_not_prolong_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    with locked_run(tmp_path):
+        worker = context.Process(target=_wait, args=(ready, end))
+        worker.start()
+        assert ready.wait(60)
+    try:
+        with locked_run(tmp_path):
+            pass
+    finally:
+        end.set()
+        worker.join()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_a_lock_that_is_no_regular_file_is_refused(tmp_path, make):
+    make(tmp_path / ".lock")
+    with (
+        pytest.raises(ValueError, match=r"\.lock is a .*, not a regular file"),
+        locked_run(tmp_path),
+    ):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("config.json", "a checkpoint or pipeline"),
+        ("manifest.json", "a code store"),
+        ("samples.jsonl", "a folder of samples"),
+    ],
+)
+def test_a_run_is_not_begun_in_the_folder_of_something_else(tmp_path, name, what):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"is {what}, not a run"):
+        train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,5 +1,7 @@
 """`sample_codes`: noise by sample number, modes, progress, and bad arguments by name."""
 
+import threading
+
 import pytest
 import torch
 
@@ -104,13 +106,36 @@ def test_auto_names_its_engine_and_why():
 
 MAP = torch.zeros(2, 4, 6, dtype=torch.int64)
 BAD_ARGUMENTS = {
-    "batch": ({"batch_size": 0}, ValueError, "batch_size >= 1, got 0"),
-    "first sample": ({"first_sample": -1}, ValueError, "first_sample=-1"),
-    "sample beyond 32 bits": ({"first_sample": 2**32 - 1}, ValueError, "first_sample=4294967295"),
-    "stream": ({"stream": -1}, ValueError, "stream in 0..65535, got -1"),
-    "seed": ({"seed": 2**64}, ValueError, "seed of 64 bits"),
+    "batch": ({"batch_size": 0}, ValueError, "batch_size to be an integer from 1 to .*, got 0"),
+    "batch of a fraction": ({"batch_size": 2.0}, ValueError, "batch_size to be .*, got 2.0"),
+    "noise with NaN": (
+        {"noise": torch.full((2, 4, 6, 13), float("nan"))},
+        ValueError,
+        "finite noise, got infinite or NaN",
+    ),
+    "infinite noise": (
+        {"noise": torch.full((2, 4, 6, 13), float("inf")), "top_k": 1},
+        ValueError,
+        "finite noise, got infinite or NaN",
+    ),
+    "first sample": (
+        {"first_sample": -1},
+        ValueError,
+        "first_sample to be .* 0 to 4294967294, got -1",
+    ),
+    "sample beyond 32 bits": (
+        {"first_sample": 2**32 - 1},
+        ValueError,
+        "4294967294, got 4294967295",
+    ),
+    "stream": ({"stream": -1}, ValueError, "stream to be an integer from 0 to 65535, got -1"),
+    "seed": (
+        {"seed": 2**64},
+        ValueError,
+        "seed to be .*, got 18446744073709551616",
+    ),
     "engine": ({"engine": "gpu"}, ValueError, "auto, .*eager, reference.*, got 'gpu'"),
-    "temperature": ({"temperature": -1.0}, ValueError, "temperature >= 0"),
+    "temperature": ({"temperature": -1.0}, ValueError, "temperature to be 0"),
     "guidance without classes": ({"guidance_scale": 2.0}, ValueError, "without classes, got 2.0"),
     "labels without classes": ({"labels": MAP[:, 0, 0]}, ValueError, "expected no labels"),
     "condition not wanted": ({"condition": MAP}, ValueError, "condition to be 0 map"),
@@ -130,11 +155,62 @@ BAD_ARGUMENTS = {
 }
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", BAD_ARGUMENTS)
-def test_bad_argument_is_named(name):
+def test_bad_argument_is_named(name, engine):
     arguments, error, message = BAD_ARGUMENTS[name]
     with pytest.raises(error, match=message):
-        sample_codes(tiny_prior(), **{"batch_size": 2, **arguments})
+        sample_codes(tiny_prior(), **{"batch_size": 2, "engine": engine, **arguments})
+
+
+EDGES = {
+    "least temperature": {"temperature": 1e-15, "top_p": 0.5},
+    "greatest temperature": {"temperature": 1e15, "top_p": 0.5},
+    "least top_p": {"top_p": 1e-15},
+    "top_p of almost 1": {"top_p": 1 - 1e-9},
+    "top_p one step below 1": {"top_p": 1 - 2.0**-24},
+    "greatest top_k": {"top_k": 2**63 - 1},
+    "greatest guidance": {"guidance_scale": 1e15, "temperature": 1e-15, "top_p": 0.5},
+    "least guidance": {"guidance_scale": -1e15},
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("edge", EDGES)
+def test_engines_agree_where_numbers_are_extreme(edge, engine):
+    prior, labels = tiny_prior(num_classes=3), torch.tensor([0, 1, 2])
+
+    def draw(engine):
+        return sample_codes(prior, 3, labels=labels, seed=2, engine=engine, **EDGES[edge])
+
+    assert torch.equal(draw(engine), draw("reference"))
+
+
+def test_a_prior_in_training_mode_is_drawn_from_in_two_threads_without_dropout():
+    prior = tiny_prior(dropout=0.5, size=(3, 4)).train()
+    arguments = {"engine": "reference", "return_log_prob": True}
+    expected = sample_codes(prior, 2, **arguments)[1]
+    inside, ended, drawn = threading.Event(), threading.Event(), []
+
+    def wait_for_the_first(*_):
+        inside.set()
+        assert ended.wait(30)
+
+    def draw(progress):
+        drawn.append(sample_codes(prior, 2, **arguments, progress=progress)[1])
+
+    second = threading.Thread(target=draw, args=[wait_for_the_first])
+
+    def start_the_second(row, _):
+        if row == 1:
+            second.start()
+            assert inside.wait(30)
+
+    draw(start_the_second)
+    ended.set()
+    second.join()
+    assert len(drawn) == 2 and all(torch.equal(own, expected) for own in drawn)
+    assert all(module.training for module in prior.modules())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Drawing a code from logits: temperature, filters, ties."""
 
+import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.sampling.settings import DrawSettings
+from vqvae2_fast.sampling.settings import DrawSettings, level_settings
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0, 3.0, 0.0]])
 
@@ -97,14 +98,47 @@ def test_draws_follow_the_softmax():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": -0.5}, "temperature >= 0 and finite, got -0.5"),
-        ({"temperature": float("nan")}, "temperature >= 0 and finite, got nan"),
-        ({"top_k": 0}, "top_k >= 1 or None, got 0"),
-        ({"top_p": 0.0}, r"top_p in \(0, 1\] or None, got 0.0"),
-        ({"top_p": 1.5}, r"top_p in \(0, 1\] or None, got 1.5"),
-        ({"guidance_scale": float("inf")}, "finite guidance_scale, got inf"),
+        ({"temperature": -0.5}, "temperature to be 0, .* or from 1e-15 to 1e.15, got -0.5"),
+        ({"temperature": float("nan")}, "temperature to be 0, .*, got nan"),
+        ({"temperature": 1e-46}, "temperature to be 0, .*, got 1e-46"),
+        ({"temperature": 1e39}, "temperature to be 0, .*, got 1e.39"),
+        ({"temperature": "1"}, "temperature to be a number, got '1'"),
+        ({"top_k": 0}, "top_k to be an integer from 1 to 9223372036854775807, got 0"),
+        ({"top_k": 2**63}, "top_k to be an integer from 1 to .*, got 9223372036854775808"),
+        ({"top_k": 1.5}, "top_k to be an integer from 1 to .*, got 1.5"),
+        ({"top_k": True}, "top_k to be an integer from 1 to .*, got True"),
+        ({"top_p": 0.0}, "top_p to be None or from 1e-15 to 1, got 0.0"),
+        ({"top_p": 1e-46}, "top_p to be None or from 1e-15 to 1, got 1e-46"),
+        ({"top_p": 1.5}, "top_p to be None or from 1e-15 to 1, got 1.5"),
+        ({"guidance_scale": float("inf")}, "guidance_scale to be from .*, got inf"),
+        ({"guidance_scale": 1e39}, "guidance_scale to be from -1e.15 to 1e.15, got 1e.39"),
+        ({"seed": 1.5}, "seed to be an integer from .*, got 1.5"),
+        ({"window": 0}, "window to be an integer from 1 to .*, got 0"),
     ],
 )
 def test_values_out_of_range_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         DrawSettings(**arguments)
+
+
+def test_numbers_of_other_libraries_become_plain_ones():
+    settings = DrawSettings(np.float32(0.5), np.int64(3), np.float64(0.25), seed=np.int32(7))
+    assert settings == DrawSettings(0.5, 3, 0.25, seed=7)
+    assert all(type(value) in (int, float, str) for value in vars(settings).values())
+
+
+def test_a_top_p_that_is_1_in_float32_leaves_nothing_out():
+    assert DrawSettings(top_p=1 - 1e-9) == DrawSettings(top_p=1.0) == DrawSettings()
+    assert DrawSettings(top_p=1 - 1e-7).top_p is not None
+
+
+def test_settings_are_given_once_or_per_level():
+    levels = level_settings(2, temperature=[0.9, 0.7], top_k=5, seed=3)
+    assert levels == (DrawSettings(0.9, 5, seed=3), DrawSettings(0.7, 5, seed=3))
+
+
+def test_a_list_of_another_length_and_an_unknown_setting_are_named():
+    with pytest.raises(ValueError, match="temperature to be one value or 2, .* got 3"):
+        level_settings(2, temperature=[1.0, 1.0, 1.0])
+    with pytest.raises(TypeError, match="'temprature' is no setting; expected one of temperature"):
+        level_settings(2, temprature=1.0)

@@ -38,7 +38,7 @@ from vqvae2_fast.checkpoints.models import (
     read_model,
     write_model,
 )
-from vqvae2_fast.files.json_file import short
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names

@@ -1,8 +1,8 @@
 """The files of a checkpoint: written whole with their checksums, read with distrust.
 
-files.json holds size and CRC32 of each other file of its folder, so that a flipped bit is found
-before it becomes a weight. Sizes are checked before anything is read, and no reader executes or
-allocates what a file merely claims.
+files.json holds the size and CRC32 of each other file in its folder, so that a flipped bit is found
+before it becomes a weight. Sizes are checked before anything is read. No reader executes what a
+file holds, or allocates what it merely claims to hold.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from vqvae2_fast.files.durable import replace_file, replaced_folder
-from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object, short
+from vqvae2_fast.files.durable import explained, replace_file, replaced_folder
+from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object
+from vqvae2_fast.files.printable import short
+from vqvae2_fast.files.untrusted import check_regular, open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -49,8 +51,8 @@ NAMES = (
     "state.json",
 )
 _CHUNK = 2**20
-# How a ZIP archive and pickles of the protocols since 2 begin: lengths of headers far too long,
-# but for the few bytes of `\x80\x02` and zeros.
+# How a ZIP archive and pickles since protocol 2 begin. Read as the length of a header, almost all
+# of these are far too large.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
@@ -83,18 +85,19 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         DamagedError: If it is no safetensors file, or its header claims more than there is.
     """
     _check_regular(path)
-    with path.open("rb") as file:
+    with open_untrusted(path) as file:
         start = file.read(8)
     size = int.from_bytes(start, "little")
     if size > min(MAX_TEXT_BYTES, path.stat().st_size):
         if start.startswith(_PICKLES):
             raise DamagedError(
-                f"load: {path} is no safetensors file but a pickle, alone or in an archive of "
+                f"load: {path} is not a safetensors file but a pickle, alone or in an archive of "
                 "torch.save. Pickles can run code and are never read here."
             )
         raise DamagedError(
-            f"load: {path} is damaged or no safetensors file: its first 8 bytes give its header "
-            f"{size} bytes, of a file of {path.stat().st_size} (at most {MAX_TEXT_BYTES} are read)."
+            f"load: {path} is damaged or not a safetensors file: its first 8 bytes say that its "
+            f"header has {size} bytes, of a file of {path.stat().st_size} (at most "
+            f"{MAX_TEXT_BYTES} are read)."
         )
     with _safetensors(path), safe_open(path, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -130,7 +133,7 @@ def _safetensors(path: Path) -> Iterator[None]:
         yield
     except (SafetensorError, ValueError, OverflowError) as error:
         raise DamagedError(
-            f"load: {path} is damaged or no safetensors file: {short(error)}."
+            f"load: {path} is damaged or not a safetensors file: {short(error)}."
         ) from error
 
 
@@ -176,8 +179,7 @@ def check_sums(folder: Path, names: Collection[str] = NAMES) -> None:
             if path.exists():
                 raise DamagedError(f"load: {folder} is damaged: {SUMS} does not know {name}.")
             continue
-        _check_regular(path)
-        found = {"bytes": path.stat().st_size}
+        found = {"bytes": _check_regular(path)}
         if found["bytes"] == _entry(listed[name], "bytes"):
             found["crc32"] = _crc32(path)
         for key, value in found.items():
@@ -194,15 +196,19 @@ def _entry(entry: object, key: str) -> int | None:
     return value if type(value) is int else None
 
 
-def _check_regular(path: Path) -> None:
-    # Not a folder, and nothing that a read could wait for without end.
-    if not path.is_file():
-        raise DamagedError(f"load: {path.parent} is damaged: {path.name} is missing.")
+def _check_regular(path: Path) -> int:
+    """The size of a file of a checkpoint."""
+    try:
+        return check_regular(path).st_size
+    except FileNotFoundError:
+        raise DamagedError(f"load: {path.parent} is damaged: {path.name} is missing.") from None
+    except (OSError, ValueError) as error:  # no access, a loop of links, a folder, a FIFO, ...
+        raise DamagedError(f"load: {path.parent} is damaged: {error}") from error
 
 
 def _crc32(path: Path) -> int:
     value = 0
-    with path.open("rb") as file:
+    with open_untrusted(path) as file:
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)
     return value
@@ -210,11 +216,11 @@ def _crc32(path: Path) -> int:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place when the block ends without an error.
+    """A new folder next to `path` that takes its place when the block ends without an error.
 
     Raises:
-        ValueError: If `path` exists and is no checkpoint: it is left as it is.
-        OSError: If it cannot be written; a checkpoint that was there is as it was.
+        ValueError: If `path` exists and is not a checkpoint, which is left unchanged.
+        OSError: If it cannot be written; a checkpoint that was there is unchanged.
     """
     if (
         path.exists()
@@ -222,17 +228,13 @@ def replacing(path: Path) -> Iterator[Path]:
         and (not path.is_dir() or any(path.iterdir()))
     ):
         raise ValueError(
-            f"save: {path} exists and is no checkpoint; it is left as it is. Name another path."
+            f"save: {path} exists and is not a checkpoint, so it was left unchanged. Name another "
+            "path."
         )
-    try:
+    with explained(f"save: cannot write {path}", "What was saved before is unchanged"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(path) as folder:
             yield folder
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"save: cannot write {path}: {error.strerror}. What was saved before is as it was",
-        ) from error
 
 
 def link_folder(source: Path, path: Path) -> None:

@@ -133,8 +133,12 @@ class SampleFolder:
                 "another folder."
             )
         images = path / _IMAGES
-        if before is None and images.is_dir() and any(images.glob("[!.]*")):
-            raise ValueError(f"--out: {images} holds files of something else; name another folder.")
+        found = {*path.glob("[!.]*"), *images.glob("[!.]*")} - {images}
+        if before is None and found:
+            raise ValueError(
+                f"--out: {path} holds files of something else ({min(found).name}); name another "
+                "folder."
+            )
         images.mkdir(parents=True, exist_ok=True)
         folder = cls(path, count)
         try:

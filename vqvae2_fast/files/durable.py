@@ -63,7 +63,7 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid4().hex}.part")
 
 
-def write_all(file: FileIO, content: bytes) -> None:
+def write_all(file: IO[bytes], content: bytes) -> None:
     """Writes all of content to an unbuffered file, of which a full disk may accept only a part."""
     view = memoryview(content)
     while view:

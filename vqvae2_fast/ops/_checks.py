@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ __all__ = [
     "check_finite",
     "check_floating",
     "check_same_device",
+    "checked_integer",
     "described",
     "not_float32",
 ]
@@ -25,6 +28,19 @@ def not_float32(**tensors: Tensor | None) -> str | None:
         if tensor is not None and tensor.dtype != torch.float32:
             return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
     return None
+
+
+def checked_integer(op: str, name: str, value: object, low: int, high: int) -> int:
+    """The value as an int, if it is an integer (of any type) in low..high."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise ValueError(
+            f"{op}: expected {name} to be an integer from {low} to {high}, got {value!r}."
+        )
+    return number
 
 
 def check_floating(op: str, **tensors: Tensor) -> None:

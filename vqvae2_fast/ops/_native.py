@@ -6,17 +6,18 @@ ones that the process has loaded. The package works without it, on the reference
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import warnings
 from typing import TYPE_CHECKING
 
-import torch  # noqa: F401  (loads the libraries that the compiled module resolves against)
+import torch  # before the compiled module, which resolves against the libraries that it loads
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level"]
+__all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level", "why_not_cuda"]
 
 STRICT = os.environ.get("VQVAE2_FAST_STRICT", "0") == "1"
 
@@ -50,3 +51,17 @@ def simd_level() -> str:
 def build_info() -> dict[str, object]:
     """What was built: SIMD levels, the CUDA architectures, the compiler."""
     return {"native": False} if module is None else {"native": True, **module.build_info()}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def why_not_cuda(device: torch.device) -> str | None:
+    """Why the compiled CUDA kernels do not run on a card, for instance its driver; None if they do.
+
+    Asked once a device: the answer lasts as long as the process.
+    """
+    if module is None:
+        return MISSING_REASON
+    with torch.cuda.device(device):
+        reason: str | None = module.why_not_cuda()
+    return reason

@@ -86,8 +86,8 @@ class Operator:
     def _why_reference(self, backend: str, args: tuple[Any, ...]) -> str | None:
         if _native.module is None and backend in ("cpu", "cuda"):
             return _native.MISSING_REASON
-        if backend == "cuda" and not _native.build_info()["cuda"]:
-            return "the compiled module was built without CUDA"
+        if backend == "cuda" and (reason := _native.why_not_cuda(args[0].device)) is not None:
+            return reason
         if backend == "triton":
             reason = why_not_triton(args[0].device)
             if reason is not None:

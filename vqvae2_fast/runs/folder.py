@@ -1,13 +1,14 @@
 """The folder of a run: checkpoints/step-NNNNNNNNN, the newest of them, and best/.
 
-best/ is a checkpoint of its own whose files are linked to those of its step, so that it outlives
-the step's folder and costs no space while both are there.
+best/ is a checkpoint of its own. Its files are hard links to those of its step: it outlives the
+step's folder, and takes no space while both exist.
 """
 
 from __future__ import annotations
 
 import errno
 import math
+import os
 import shutil
 import sys
 from contextlib import contextmanager
@@ -20,14 +21,28 @@ from vqvae2_fast.checkpoints.files import (
 )
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
 from vqvae2_fast.files.durable import aside, remove_dead_folders, remove_folder
+from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["best_record", "better", "clear_run", "keep_best", "locked_run", "remove_old"]
+__all__ = [
+    "best_record",
+    "better",
+    "check_run_folder",
+    "clear_run",
+    "keep_best",
+    "locked_run",
+    "remove_old",
+]
 
-_BEST = "best"
+_BEST, _LOCK = "best", ".lock"
+_OTHERS = {
+    "config.json": "a checkpoint or pipeline",
+    "manifest.json": "a code store",
+    "samples.jsonl": "a folder of samples",
+}
 
 
 def remove_old(run: Path, keep: int) -> None:
@@ -45,28 +60,24 @@ def clear_run(run: Path) -> None:
     (run / "log.jsonl").unlink(missing_ok=True)
 
 
+def check_run_folder(run: Path) -> None:
+    """Raise ValueError if a folder is that of something else."""
+    for name, what in _OTHERS.items():
+        if (run / name).exists():
+            raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")
+
+
 @contextmanager
 def locked_run(run: Path) -> Iterator[None]:
-    """Makes a run's folder this process's own, and clears what killed writers left there.
+    """Makes a run's folder this process's own, and removes what killed writers left there.
 
     Raises:
-        RuntimeError: If another process has it.
+        RuntimeError: If another process is training in it.
+        ValueError: If it is the folder of something else, or its lock is a link, a FIFO, ...
     """
+    check_run_folder(run)
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("ab") as file:
-        if sys.platform != "win32":
-            import fcntl  # absent on Windows
-
-            try:
-                # A lock of the process: workers, which outlive a killed trainer, do not hold it.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise RuntimeError(
-                        f"train: another process is training in {run}. Wait for it, or name "
-                        "another output folder."
-                    ) from error
-                # Else the file system has no locks: it goes without.
+    with _lock(run):
         remove_dead_folders(run / CHECKPOINTS, ".*.part")
         remove_dead_folders(run, f".{_BEST}.*.part")
         if (run / _BEST).exists():
@@ -74,8 +85,62 @@ def locked_run(run: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _lock(run: Path) -> Iterator[None]:
+    """Locks a folder until the block or the process ends; workers forked inside do not hold it.
+
+    On Unix by fcntl, because filelock's locks are not of a folder, and versions before 4 leave them
+    with forked workers, which outlive a killed trainer. The folder's own lock holds even if
+    somebody deletes .lock; on a network file system it may hold on this machine only, and .lock
+    then keeps out the others.
+    """
+    taken = RuntimeError(
+        f"train: another process is training in {run}. Wait for it, or name another output folder."
+    )
+    if sys.platform == "win32":
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(run / _LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise taken from error
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    import fcntl
+
+    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    _locked.add(descriptor)
+    try:
+        with open_untrusted(run / _LOCK, "ab") as file:
+            for hold, target in ((fcntl.flock, descriptor), (fcntl.lockf, file.fileno())):
+                try:
+                    hold(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in (errno.EACCES, errno.EAGAIN):
+                        raise taken from error
+                    # Otherwise the file system has no such locks, and the run does without.
+            yield
+    finally:
+        _locked.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_locked() -> None:
+    while _locked:
+        os.close(_locked.pop())
+
+
+_locked: set[int] = set()  # descriptors of locked folders
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_locked)
+
+
 def better(value: float, record: float | None, *, lower: bool) -> bool:
-    """Whether a validation figure beats the record so far; nan never does."""
+    """Whether a validation figure beats the record so far; NaN never does."""
     if math.isnan(value):
         return False
     return record is None or (value < record if lower else value > record)
@@ -84,7 +149,7 @@ def better(value: float, record: float | None, *, lower: bool) -> bool:
 def keep_best(run: Path, step: int) -> None:
     """Make best/ a second name of a step's checkpoint, unless it is that already.
 
-    Without the step's folder (removed long ago, and best/ is its second name) nothing is done.
+    Nothing happens if the step's folder was removed long ago: best/ is then all that is left of it.
     """
     best, folder = run / _BEST, step_folder(run, step)
     if folder.is_dir() and not _same(best / "state.json", folder / "state.json"):
@@ -95,7 +160,7 @@ def best_record(state: Mapping[str, Any]) -> dict[str, Any] | None:
     """The best validation figure in a run's state: `step`, `metric`, `value`; None before any.
 
     Raises:
-        ValueError: If it is none of ours.
+        ValueError: If it is not such a record.
     """
     record: dict[str, Any] | None = state.get("best")
     if record is None:

@@ -1,4 +1,4 @@
-"""log.jsonl of a run: one JSON object a line, a whole line or none."""
+"""log.jsonl of a run: one JSON object per line; an interrupted write leaves no partial line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.console.numbers import number
-from vqvae2_fast.files.durable import replace_file, write_all
+from vqvae2_fast.files.durable import explained, replace_file, write_all
+from vqvae2_fast.files.untrusted import open_untrusted, read_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RunLog"]
 
+_MAX_BYTES = 2**30  # some 10⁷ lines
+
 
 class RunLog:
     """The lines of a run, in memory and, with a path, in a file.
 
     Args:
-        path: A file whose lines up to `first_step` stay; those past it, or unreadable, are dropped.
+        path: A file. Its lines up to `first_step` are kept; later or unreadable ones are dropped.
         on_log: Called with the step and the figures of each line that is written.
     """
 
@@ -37,8 +40,8 @@ class RunLog:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if first_step and path.exists():
-            # What follows the last line's end was cut off by a crash.
-            read = map(_parse, path.read_bytes().split(b"\n")[:-1])
+            # What follows the last line break is a line that a crash cut off.
+            read = map(_parse, read_untrusted(path, _MAX_BYTES).split(b"\n")[:-1])
             self.lines = [line for line in read if line and line["step"] <= first_step]
         kept = "".join(json.dumps(line) + "\n" for line in self.lines)
         replace_file(path, kept.encode())
@@ -47,7 +50,7 @@ class RunLog:
         """Add a line.
 
         Raises:
-            OSError: If the disk is full, ...; the file is then as it was.
+            OSError: If the disk is full, ...; the file is then unchanged.
         """
         line = {"step": step, **values}
         if self._path is not None:
@@ -66,11 +69,11 @@ class RunLog:
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
         if self._path is not None:
-            with self._path.open("ab") as file:
+            with open_untrusted(self._path, "ab") as file:
                 os.fsync(file.fileno())
 
     def status(self, headline: str) -> str:
-        """The latest loss and the validation metric `headline`, as far as there are any."""
+        """The latest loss and the latest value of the validation metric `headline`, if any."""
         shown = {"loss": "loss", f"val_{headline}": headline.replace("_", " ")}
         parts = [
             f"{text} {number(self._latest[n])}" for n, text in shown.items() if n in self._latest
@@ -87,14 +90,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _append(path: Path, content: bytes) -> None:
-    with path.open("ab", buffering=0) as file:
+    remedy = "Make room, then continue with resume=True"
+    with open_untrusted(path, "ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
-            write_all(file, content)
-        except OSError as error:
+            with explained(f"train: cannot write to {path}", remedy):
+                write_all(file, content)
+        except OSError:
             file.truncate(size)
-            raise OSError(
-                error.errno,
-                f"train: cannot write to {path}: {error.strerror}. Make room, then continue with "
-                "resume=True",
-            ) from error
+            raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.files.durable import replace_file
 from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.runs.folder import check_run_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ _FILE = "codes.json"
 
 def keep_origin(run: Path, codes: CodeStore) -> None:
     """Write into a run's folder which codes it is trained on."""
+    check_run_folder(run)
     run.mkdir(parents=True, exist_ok=True)
     values = {"codes": str(codes.folder), "checkpoint_hash": codes.checkpoint_hash}
     replace_file(run / _FILE, (json.dumps(values, indent=2) + "\n").encode())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops._checks import checked_integer
 
 __all__ = ["DrawNoise"]
 
@@ -37,13 +38,9 @@ class DrawNoise:
 
     def __post_init__(self) -> None:
         # Here and not in the operator alone: a compiled engine makes its noise itself.
-        if not 0 <= self.stream < 1 << 16:
-            raise ValueError(f"sample_codes: expected stream in 0..65535, got {self.stream}.")
-        if self.first_sample < 0 or self.first_sample + self.batch_size > 1 << 32:
-            raise ValueError(
-                "sample_codes: expected sample numbers in 0..2^32-1, got first_sample="
-                f"{self.first_sample} and batch_size={self.batch_size}."
-            )
+        where = "sample_codes"
+        checked_integer(where, "stream", self.stream, 0, 2**16 - 1)
+        checked_integer(where, "first_sample", self.first_sample, 0, 2**32 - self.batch_size)
 
     def row(self, i: int) -> Tensor:
         """float32 `[B, W, K]`: the noise of map row i."""

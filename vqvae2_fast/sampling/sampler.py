@@ -16,6 +16,7 @@ from vqvae2_fast.models.code_checks import (
 )
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
@@ -200,8 +201,7 @@ def draw(
 ) -> Drawn:
     """`sample_codes` with its settings as one object."""
     where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
-    if batch_size < 1:
-        raise ValueError(f"{where}: expected batch_size >= 1, got {batch_size}.")
+    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
         raise ValueError(
             f"{where}: expected guidance_scale=1 for a prior without classes, got "
@@ -367,3 +367,5 @@ def _check_noise(noise: Tensor, interface: PriorInterface, batch_size: int) -> N
         raise ValueError(
             f"sample_codes: expected noise {list(shape)} (B, H, W, K), got {list(noise.shape)}."
         )
+    if not noise.isfinite().all():
+        raise ValueError("sample_codes: expected finite noise, got infinite or NaN values in it.")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.ops.draw_codes.op import DRAW_CODES, check_rule
+from vqvae2_fast.ops._checks import checked_integer
+from vqvae2_fast.ops.draw_codes.op import DRAW_CODES, check_rule, share_kept
 from vqvae2_fast.ops.draw_codes.reference import drawn, filtered, guided, tempered
 
 if TYPE_CHECKING:
@@ -52,13 +53,19 @@ class DrawSettings:
     window: int = 1
 
     def __post_init__(self) -> None:
-        check_rule("sample_codes", self.temperature, self.top_k, self.top_p, self.guidance_scale)
-        if self.top_p == 1:
-            object.__setattr__(self, "top_p", None)
-        if not -(1 << 63) <= self.seed < 1 << 64:
-            raise ValueError(f"sample_codes: expected a seed of 64 bits, got {self.seed}.")
-        if not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"sample_codes: expected window an integer >= 1, got {self.window!r}.")
+        where = "sample_codes"
+        check_rule(where, self.temperature, self.top_k, self.top_p, self.guidance_scale)
+        # Plain numbers, whatever type they came in: they are written as JSON.
+        plain = {
+            "temperature": float(self.temperature),
+            "top_k": None if self.top_k is None else int(self.top_k),
+            "top_p": None if share_kept(self.top_p) == 1 else float(self.top_p or 1),
+            "guidance_scale": float(self.guidance_scale),
+            "seed": checked_integer(where, "seed", self.seed, -(2**63), 2**64 - 1),
+            "window": checked_integer(where, "window", self.window, 1, 2**31 - 1),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     @property
     def guided(self) -> bool:

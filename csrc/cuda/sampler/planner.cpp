@@ -160,10 +160,10 @@ void Plan::place_weights() {
   const int64_t places =
       net.window == 1 ? 0 : (2 * net.step_rows + net.batch) * int64_t{sizeof(int32_t)};
   program.weights_offset = rounded_up(program.places_offset + places, 128);
-  const int64_t room = card.shared_bytes - program.weights_offset;
+  const int64_t room = card.shared_bytes - kSharedMargin - program.weights_offset;
   if (room < 0) {
     throw std::invalid_argument(
-        "sampler: the kernel needs " + std::to_string(program.weights_offset) +
+        "sampler: the kernel needs " + std::to_string(program.weights_offset + kSharedMargin) +
         " bytes of shared memory a block for inputs, program and the places of " +
         std::to_string(net.window == 1 ? 0 : net.step_rows) + " rows of windows, the card has " +
         std::to_string(card.shared_bytes) + ".");

@@ -12,6 +12,10 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
+// Shared memory that a plan leaves free in every block: debuggers and sanitizers take some, and
+// without it a kernel that just fits does not launch under them.
+constexpr int32_t kSharedMargin = 1 << 10;
+
 // The part of a card that the plan depends on.
 struct Card {
   int32_t blocks;        // of the persistent launch, all resident: one a multiprocessor

@@ -84,6 +84,8 @@ const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, 
 }
 
 const char* vq_sampler_card(int64_t card[2]) {
+  const auto kernel = pixel_phase_kernel<float, false>;
+  if (const char* reason = vqvae2_fast::cuda::why_not_runnable(kernel)) return reason;
   int device = 0, multiprocessors = 0, shared_bytes = 0, cooperative = 0;
   cudaError_t error = cudaGetDevice(&device);
   const auto read = [&](int* value, cudaDeviceAttr attribute) {
@@ -92,8 +94,17 @@ const char* vq_sampler_card(int64_t card[2]) {
   read(&multiprocessors, cudaDevAttrMultiProcessorCount);
   read(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   read(&cooperative, cudaDevAttrCooperativeLaunch);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  card[0] = cooperative ? multiprocessors : 0;
-  card[1] = cooperative ? shared_bytes : 0;
+  if (error != cudaSuccess) {
+    cudaGetLastError();
+    return cudaGetErrorString(error);
+  }
+  if (!cooperative) return "the card launches no cooperative kernels";
+  const int resident = vqvae2_fast::cuda::co_resident_blocks(
+      kernel, kMaxThreads, static_cast<size_t>(shared_bytes - kSharedMargin));
+  if (resident < multiprocessors) {
+    return "a multiprocessor cannot hold a block of the persistent kernel";
+  }
+  card[0] = multiprocessors;
+  card[1] = shared_bytes;
   return nullptr;
 }

@@ -8,6 +8,7 @@
 namespace {
 
 using namespace cuda_test;
+using vqvae2_fast::cuda::GumbelNoise;
 
 Checks check;
 

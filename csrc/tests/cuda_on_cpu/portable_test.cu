@@ -1,6 +1,7 @@
 // What csrc/cuda/portable.h offers, tried out: the same program is built by a host compiler on the
 // harness and by nvcc, where it says whether the harness plays the instructions as a GPU has them.
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../../cuda/portable.h"
@@ -245,6 +246,24 @@ void test_launch_errors() {
   check(error == nullptr && out.values()[63] == kFloats - 64, "100 KiB of dynamic shared memory");
 }
 
+void test_why_not_runnable() {
+  check(why_not_runnable(votes_kernel) == nullptr, "a kernel of this build runs on this device");
+#if defined(CUDA_ON_CPU)
+  const auto tells = [](const char* failure, const char* expected) {
+    setenv("CUDA_ON_CPU_FAIL", failure, 1);
+    const char* reason = why_not_runnable(votes_kernel);
+    unsetenv("CUDA_ON_CPU_FAIL");
+    return reason != nullptr && strstr(reason, expected) != nullptr &&
+           cudaGetLastError() == cudaSuccess;
+  };
+  check(tells("cudaGetDevice:35", "supports CUDA 12.4 and the kernels were built with CUDA 13.0"),
+        "a driver that is too old, with both versions");
+  check(tells("cudaGetDevice:100", "no CUDA-capable device"), "no device");
+  check(tells("cudaFuncGetAttributes:209", "no kernels for compute capability 9.0"),
+        "a card that the build has no kernels for");
+#endif
+}
+
 }  // namespace
 
 int main() {
@@ -259,5 +278,6 @@ int main() {
   test_flags();
   test_last_block();
   test_launch_errors();
+  test_why_not_runnable();
   return check.finish("portable_test");
 }

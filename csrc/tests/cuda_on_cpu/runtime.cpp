@@ -34,6 +34,14 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
   }
   return "unrecognized error code";
 }
@@ -44,13 +52,26 @@ cudaError_t cudaGetLastError() {
   return error;
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = cuda_on_cpu::device().driver_version;
+  return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
-  return cudaSuccess;
+  return cuda_on_cpu::planned_failure("cudaGetDevice");
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const cuda_on_cpu::Device& card = cuda_on_cpu::device();
+  if (const cudaError_t error = cuda_on_cpu::planned_failure("cudaDeviceGetAttribute")) {
+    return error;
+  }
   switch (attribute) {
     case cudaDevAttrMaxSharedMemoryPerBlock:
       *value = static_cast<int>(card.shared_per_block);
@@ -74,7 +95,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = static_cast<int>(card.shared_per_multiprocessor);
       return cudaSuccess;
     case cudaDevAttrCooperativeLaunch:
-      *value = 1;
+      *value = card.cooperative;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = static_cast<int>(card.shared_per_block_optin);
@@ -109,7 +130,15 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 namespace cuda_on_cpu {
 
+cudaError_t planned_failure(const char* call) {
+  const char* const plan = getenv("CUDA_ON_CPU_FAIL");
+  const size_t length = strlen(call);
+  if (!plan || strncmp(plan, call, length) != 0 || plan[length] != ':') return cudaSuccess;
+  return remember(static_cast<cudaError_t>(atoi(plan + length + 1)));
+}
+
 cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes) {
+  if (const cudaError_t error = planned_failure("cudaFuncSetAttribute")) return error;
   if (bytes < 0 || static_cast<size_t>(bytes) > device().shared_per_block_optin) {
     return remember(cudaErrorInvalidValue);
   }
@@ -118,6 +147,9 @@ cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes) {
 }
 
 cudaError_t occupancy(int* blocks, const void*, int threads, size_t shared_bytes) {
+  if (const cudaError_t error = planned_failure("cudaOccupancyMaxActiveBlocksPerMultiprocessor")) {
+    return error;
+  }
   if (threads < 1 || threads > device().max_threads_per_block) {
     return remember(cudaErrorInvalidValue);
   }
@@ -126,6 +158,7 @@ cudaError_t occupancy(int* blocks, const void*, int threads, size_t shared_bytes
 }
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body) {
+  if (const cudaError_t error = planned_failure("cudaLaunchKernelEx")) return error;
   const Device& card = device();
   const dim3 grid = config.gridDim, block = config.blockDim;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;

@@ -1,5 +1,8 @@
 // The part of the CUDA runtime that launchers and tests use: launches, attributes, memory. Streams
 // are taken and ignored: every call ends before it returns.
+//
+// CUDA_ON_CPU_FAIL=<call>:<error> makes a call fail with an error's number, for tests of what the
+// caller does then: cudaGetDevice:35 is a driver that is too old.
 #pragma once
 
 #include <stddef.h>
@@ -13,6 +16,10 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorInvalidDeviceFunction = 98,
+  cudaErrorNoDevice = 100,
+  cudaErrorNoKernelImageForDevice = 209,
   cudaErrorCooperativeLaunchTooLarge = 720,
 };
 const char* cudaGetErrorString(cudaError_t error);
@@ -31,6 +38,8 @@ enum cudaDeviceAttr {
   cudaDevAttrCooperativeLaunch = 95,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
+cudaError_t cudaDriverGetVersion(int* version);
+cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
@@ -64,12 +73,15 @@ struct cudaLaunchConfig_t {
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct cudaFuncAttributes {};  // nobody reads them: asking for them loads the kernel
 
 namespace cuda_on_cpu {
 
 cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared_bytes);
+// What CUDA_ON_CPU_FAIL plans for this call, remembered as the last error.
+cudaError_t planned_failure(const char* call);
 
 }  // namespace cuda_on_cpu
 
@@ -88,6 +100,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     std::apply(own.kernel, own.parameters);
   };
   return cuda_on_cpu::launch(*config, reinterpret_cast<const void*>(kernel), {run, &call});
+}
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
+  return cuda_on_cpu::planned_failure("cudaFuncGetAttributes");
 }
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {

@@ -139,12 +139,12 @@ ERRORS = [
         "negative_temperature",
         lambda: draw_codes(_L, _L, temperature=-1.0),
         ValueError,
-        "draw_codes: expected temperature >= 0 and finite, got -1.0",
+        "draw_codes: expected temperature to be 0, which takes the best code, or from 1e-15 to",
     ),
     ErrorCase(
         "top_p_of_zero",
         lambda: draw_codes(_L, _L, top_p=0.0),
         ValueError,
-        "draw_codes: expected top_p in (0, 1] or None, got 0.0",
+        "draw_codes: expected top_p to be None or from 1e-15 to 1, got 0.0",
     ),
 ]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._checks import (
+    check_floating,
+    check_same_device,
+    checked_integer,
+    described,
+)
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 
-__all__ = ["DRAW_CODES", "check_rule", "draw_codes"]
+__all__ = ["DRAW_CODES", "check_rule", "draw_codes", "share_kept"]
 
 # Beyond this the sort of one row takes more registers than a block of threads has.
 _MOST_CODES = 1 << 13
+# Of temperatures and guidance, and of top_p; and of top_k, which is an int64.
+_LARGEST, _SMALLEST, _MOST_KEPT = 1e15, 1e-15, 2**63 - 1
 
 
 def _fake(
@@ -64,15 +73,38 @@ DRAW_CODES = register(
 def check_rule(
     op: str, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
 ) -> None:
-    """Raise ValueError for a value out of range, in the name of `op`."""
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"{op}: expected temperature >= 0 and finite, got {temperature}.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"{op}: expected top_k >= 1 or None, got {top_k}.")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{op}: expected top_p in (0, 1] or None, got {top_p}.")
-    if not abs(guidance_scale) < float("inf"):
-        raise ValueError(f"{op}: expected a finite guidance_scale, got {guidance_scale}.")
+    """Raise ValueError, in the name of `op`, for a value that is out of range or no number.
+
+    The bounds keep all scores finite in float32, for logits up to 1e6: beyond them the result would
+    depend on how an engine rounds and orders its steps.
+    """
+    numbers = {"temperature": temperature, "guidance_scale": guidance_scale}
+    if top_p is not None:
+        numbers["top_p"] = top_p
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(f"{op}: expected {name} to be a number, got {value!r}.")
+    if not (temperature == 0 or _SMALLEST <= temperature <= _LARGEST):
+        raise ValueError(
+            f"{op}: expected temperature to be 0, which takes the best code, or from {_SMALLEST:g} "
+            f"to {_LARGEST:g}, got {temperature}."
+        )
+    if top_k is not None:
+        checked_integer(op, "top_k", top_k, 1, _MOST_KEPT)
+    if top_p is not None and not _SMALLEST <= top_p <= 1:
+        raise ValueError(
+            f"{op}: expected top_p to be None or from {_SMALLEST:g} to 1, got {top_p}."
+        )
+    if not abs(guidance_scale) <= _LARGEST:
+        raise ValueError(
+            f"{op}: expected guidance_scale to be from {-_LARGEST:g} to {_LARGEST:g}, got "
+            f"{guidance_scale}."
+        )
+
+
+def share_kept(top_p: float | None) -> float:
+    """`top_p` for the kernels, which round it to float32: 1 where nothing is to be left out."""
+    return 1.0 if top_p is None or top_p >= 1 - 2.0**-25 else top_p
 
 
 def draw_codes(
@@ -142,7 +174,7 @@ def draw_codes(
         known,
         temperature,
         top_k or 0,
-        top_p or 1.0,
+        share_kept(top_p),
         guidance_scale,
         True,
     )

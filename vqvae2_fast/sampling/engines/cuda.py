@@ -94,8 +94,10 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if capability < MIN_CAPABILITY:
         return f"the card's compute capability is {capability}, below {MIN_CAPABILITY}"
     with torch.cuda.device(device):
-        if Card.current(native_library()).blocks == 0:
-            return "the card launches no cooperative kernels"
+        try:
+            Card.current(native_library())
+        except RuntimeError as error:
+            return str(error)
     return None
 
 
@@ -243,16 +245,22 @@ _packed: Kept[SamplingPlan, dict[str, Tensor]] = Kept(capacity=len(PRECISIONS))
 
 
 def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
-    """The plan's weights packed, kept as long as the plan is."""
+    """The plan's weights packed, for work on the current stream; kept as long as the plan is."""
+    on_card = plan.device.type == "cuda"
 
     def packed() -> dict[str, Tensor]:
         tensors = pack(plan, precision.pixel, precision.row)
-        if plan.device.type == "cuda":
+        if on_card:
             # The next draw may be on another stream, which does not wait for this one.
             torch.cuda.current_stream().synchronize()
         return tensors
 
-    return _packed.get(plan, precision, packed)
+    tensors = _packed.get(plan, precision, packed)
+    if on_card:
+        # Should the plan be dropped, their memory is not used again before this stream is done.
+        for tensor in tensors.values():
+            tensor.record_stream(torch.cuda.current_stream())
+    return tensors
 
 
 def _workspace(

@@ -74,8 +74,11 @@ class Library:
         )
 
     def card(self) -> tuple[int, int]:
-        """Multiprocessors and bytes of shared memory a block, of the current device; zeros where
-        it cannot launch cooperatively."""
+        """Multiprocessors of the current device, and bytes of shared memory that a block may have.
+
+        Raises:
+            RuntimeError: The device or its driver does not run the kernels; the text says why.
+        """
         card = (ctypes.c_int64 * 2)()
         self._call("card", card)
         return card[0], card[1]

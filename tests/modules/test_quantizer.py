@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules import codebook_steps
+from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
@@ -319,7 +319,7 @@ class NoHostReads(TorchDispatchMode):
 
     def __init__(self, quantizer: VectorQuantizerEMA) -> None:
         super().__init__()
-        self.on_host = quantizer._settled
+        self.on_host = quantizer._start.settled
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         assert func is not torch.ops.aten._local_scalar_dense.default or args[0] is self.on_host
@@ -329,7 +329,7 @@ class NoHostReads(TorchDispatchMode):
 @pytest.fixture
 def _reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rule of a GPU on the CPU, whose buffers are otherwise read in every step."""
-    for module in (codebook_steps, quantizer_module):
+    for module in (codebook_steps, outside_graphs, quantizer_module):
         monkeypatch.setattr(module, "reading_waits", lambda _: True)
 
 

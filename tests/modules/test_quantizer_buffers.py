@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
-from vqvae2_fast.modules import codebook_steps
+from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
@@ -23,7 +23,7 @@ def _seed() -> None:
 def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Buffers are read in every step on a CPU, and on a GPU until the codebook has started."""
     if request.param == "as_on_a_gpu":
-        for module in (codebook_steps, quantizer_module):
+        for module in (codebook_steps, outside_graphs, quantizer_module):
             monkeypatch.setattr(module, "reading_waits", lambda _: True)
 
 

@@ -1,18 +1,14 @@
 """The start and the update of a codebook, the two steps that a compiled graph does not look into.
 
-Whether a codebook has to start is decided by the value of a buffer, and both steps choose vectors
-by Philox words, hundreds of integer operations that Inductor would nest into one kernel (a training
-step did not compile in 24 minutes). `torch.compile` therefore keeps each step as a single call that
-writes the buffers; eager code calls the function itself.
+Both read values on the host and choose vectors by Philox words, hundreds of integer operations that
+Inductor would nest into one kernel (a training step did not compile in 24 minutes).
 
 Sizes: N vectors of this process, K codes, D embedding_dim.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,61 +25,9 @@ from vqvae2_fast.modules.codebook import (
     span_of_ranks,
     unpack,
 )
+from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["has_started", "move_codebook_", "outside_graphs", "reading_waits", "start_codebook_"]
-
-_LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
-def outside_graphs(
-    schema: str, fake: Callable[..., Any]
-) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
-    """Make a function one opaque call of compiled graphs.
-
-    Args:
-        schema: Of `torch.library`, without the name; it marks the tensors that are written.
-        fake: Empty results of the right shapes.
-    """
-
-    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-        name = function.__name__
-        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=_LIBRARY)
-        overload = getattr(torch.ops.vqvae2_fast, name).default
-
-        @functools.wraps(function)
-        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-            if torch.compiler.is_compiling():
-                return overload(*args, **kwargs)
-            return function(*args, **kwargs)
-
-        return call
-
-    return decorate
-
-
-def reading_waits(tensor: Tensor) -> bool:
-    """Whether the host has to wait for the tensor's device to read a value of it."""
-    return not tensor.is_cpu
-
-
-def has_started(initialised: Tensor, settled: Tensor) -> bool:
-    """Whether a codebook has started, which its buffer alone decides.
-
-    Where reading it waits for a GPU, `settled` (bool, 0-d, on the CPU) remembers that it was once
-    found True. Whoever loads other buffers sets `settled` to False.
-    """
-    if not reading_waits(initialised):
-        return bool(initialised)
-    if not settled:
-        settled.copy_(initialised)
-    return bool(settled)
+__all__ = ["move_codebook_", "start_codebook_"]
 
 
 @outside_graphs(

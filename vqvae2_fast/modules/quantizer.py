@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity, rotate_gradient
-from vqvae2_fast.modules.codebook_steps import move_codebook_, reading_waits, start_codebook_
+from vqvae2_fast.modules.codebook_steps import move_codebook_, start_codebook_
+from vqvae2_fast.modules.outside_graphs import StartFlag, reading_waits
 
 __all__ = ["VectorQuantizerEMA"]
 
@@ -160,10 +161,8 @@ class VectorQuantizerEMA(nn.Module):
         self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
         self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
-        # What the host knows of the buffers, so that it need not wait for a GPU in every step. The
-        # first is for `has_started`; a compiled graph could not read the second from its buffers.
-        self._known: Tensor | None = None  # `initialised`, when the host last looked
-        self._settled = torch.zeros((), dtype=torch.bool, device="cpu")
+        self._start = StartFlag()
+        # A copy of what the buffers say: a compiled graph could not read them.
         self._is_waiting = quantize_after > 0
         self._latest_rows: Tensor | None = None
         self._lookup_codebook: Tensor | None = None
@@ -202,7 +201,6 @@ class VectorQuantizerEMA(nn.Module):
                 f"got {list(z.shape)}."
             )
         with torch.autocast(z.device.type, enabled=False):
-            self._notice_other_buffers()
             recomputing = self.training and _inside_backward()
             learning = self.training and not recomputing
             z = self._on_sphere(z)
@@ -264,7 +262,6 @@ class VectorQuantizerEMA(nn.Module):
         `quantize_after` holds, and does nothing before a codebook that starts by k-means has seen
         its first vectors.
         """
-        self._notice_other_buffers()
         if self._waits():
             self.steps += 1
             self._waits()
@@ -279,7 +276,7 @@ class VectorQuantizerEMA(nn.Module):
             self.embed_avg,
             self.steps,
             self.initialised,
-            self._settled,
+            self._start.settled,
             decay=self.decay,
             epsilon=self.epsilon,
             restart=self.restart,
@@ -290,15 +287,10 @@ class VectorQuantizerEMA(nn.Module):
         )
         self._latest_rows = None
 
-    def _notice_other_buffers(self) -> None:
-        """Forget what the host knows where the buffers were replaced: moved, swapped, passed in."""
-        if not torch.compiler.is_compiling() and self._known is not self.initialised:
-            self._known = self.initialised
-            self._settled.fill_(False)
-            self._is_waiting = self.quantize_after > 0
-
     def _waits(self) -> bool:
         """Whether nothing is quantised yet: the buffers decide, read on a GPU while it lasts."""
+        if self._start.sees_another(self.initialised):
+            self._is_waiting = self.quantize_after > 0
         if not self.quantize_after:
             return False
         may_read = self._is_waiting or not reading_waits(self.steps)
@@ -324,7 +316,7 @@ class VectorQuantizerEMA(nn.Module):
             self.cluster_size,
             self.embed_avg,
             self.initialised,
-            self._settled,
+            self._start.settled,
             first_count=self._first_count(),
             cosine=self.metric == "cosine",
             seed=self.seed,
@@ -355,6 +347,5 @@ class VectorQuantizerEMA(nn.Module):
 
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
-    quantizer._known = None
-    quantizer._notice_other_buffers()
+    quantizer._start.forget()
     quantizer._waits()

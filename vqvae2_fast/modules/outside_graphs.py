@@ -1,0 +1,94 @@
+"""What keeps decisions of a value out of compiled graphs, and off the host where it would wait.
+
+Whether a codebook has to start is decided by the value of a buffer: reading it breaks a graph of
+`torch.compile`, and on a GPU it makes the host wait.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["StartFlag", "has_started", "outside_graphs", "reading_waits"]
+
+_LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def outside_graphs(
+    schema: str, fake: Callable[..., Any]
+) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Make a function one opaque call of compiled graphs.
+
+    Args:
+        schema: Of `torch.library`, without the name; it marks the tensors that are written.
+        fake: Empty results of the right shapes.
+    """
+
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        name = function.__name__
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=_LIBRARY)
+        overload = getattr(torch.ops.vqvae2_fast, name).default
+
+        @functools.wraps(function)
+        def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            if torch.compiler.is_compiling():
+                return overload(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def reading_waits(tensor: Tensor) -> bool:
+    """Whether the host has to wait for the tensor's device to read a value of it."""
+    return not tensor.is_cpu
+
+
+class StartFlag:
+    """What the host knows of a codebook's start, so that it need not wait for a GPU in every step.
+
+    Attributes:
+        settled: The codebook has started: bool, 0-d, on the CPU. False where that is not known.
+    """
+
+    def __init__(self) -> None:
+        self.settled = torch.zeros((), dtype=torch.bool, device="cpu")
+        self._buffer: Tensor | None = None
+
+    def sees_another(self, initialised: Tensor) -> bool:
+        """Whether the buffer was replaced (moved, swapped, passed in); `settled` is then False.
+
+        A compiled graph does not look: whatever buffer it is given is an input of the graph.
+        """
+        if torch.compiler.is_compiling() or self._buffer is initialised:
+            return False
+        self._buffer = initialised
+        self.settled.fill_(False)
+        return True
+
+    def forget(self) -> None:
+        """Take the buffer for another one: its value was loaded."""
+        self._buffer = None
+
+
+def has_started(initialised: Tensor, settled: Tensor) -> bool:
+    """Whether a codebook has started, which its buffer alone decides.
+
+    Where reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True.
+    """
+    if not reading_waits(initialised):
+        return bool(initialised)
+    if not settled:
+        settled.copy_(initialised)
+    return bool(settled)

@@ -328,7 +328,6 @@ def test_other_arguments_are_refused_by_name(name, value):
         ("topk", 2),
         ("codebook_transform_fn", torch.nn.Identity()),
         ("accum_ema_update", True),
-        ("sample_codebook_temp", 0.5),
         ("indices", torch.zeros(2, 9, dtype=torch.int64)),
         ("ema_update_weight", torch.ones(20)),
     ],

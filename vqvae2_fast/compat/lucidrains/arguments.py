@@ -1,44 +1,61 @@
-"""Arguments of the package that are known and not supported: an error by name, not a silence."""
+"""Arguments of the package that are not supported: an error by name where they would act."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["OTHER_ARGUMENTS", "refuse_others"]
+__all__ = ["INACTIVE_ARGUMENTS", "OTHER_ARGUMENTS", "refuse_others"]
 
-# Arguments that the package has beside those of the signature, and their defaults.
-OTHER_ARGUMENTS: dict[str, Any] = {
-    "commitment_use_cross_entropy_loss": False,
-    "orthogonal_reg_weight": 0.0,
-    "orthogonal_reg_active_codes_only": False,
-    "orthogonal_reg_max_codes": None,
-    "codebook_diversity_loss_weight": 0.0,
-    "codebook_diversity_temperature": 100.0,
-    "stochastic_sample_codes": False,
-    "sample_codebook_temp": 1.0,
-    "straight_through": False,
-    "directional_reparam": False,
-    "directional_reparam_variance": 5e-3,
-    "sync_affine_param": False,
-    "vq_bridge": None,
-    "manual_ema_update": False,
-    "learnable_codebook": None,
-    "in_place_codebook_optimizer": None,
-    "manual_in_place_optimizer_update": False,
-    "affine_param": False,
-    "affine_param_batch_decay": 0.99,
-    "affine_param_codebook_decay": 0.9,
-    "sync_update_v": 0.0,
+# What the package takes besides the arguments of our signature, and the values that change nothing.
+OTHER_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "commitment_use_cross_entropy_loss": (False,),
+    "orthogonal_reg_weight": (0.0,),
+    "codebook_diversity_loss_weight": (0.0,),
+    "stochastic_sample_codes": (False,),
+    "straight_through": (False,),
+    "directional_reparam": (False,),
+    "vq_bridge": (None,),
+    "manual_ema_update": (False,),
+    "learnable_codebook": (None, False),
+    "in_place_codebook_optimizer": (None,),
+    "affine_param": (False,),
+    "sync_update_v": (0.0,),
 }
+# Details of what the arguments above would switch on: without that no value of them acts.
+INACTIVE_ARGUMENTS = frozenset(
+    {
+        "orthogonal_reg_active_codes_only",
+        "orthogonal_reg_max_codes",
+        "codebook_diversity_temperature",
+        "sample_codebook_temp",
+        "directional_reparam_variance",
+        "manual_in_place_optimizer_update",
+        "sync_affine_param",
+        "affine_param_batch_decay",
+        "affine_param_codebook_decay",
+    }
+)
 
 
-def refuse_others(where: str, given: dict[str, Any], known: dict[str, Any]) -> None:
-    """Raise for a given argument that is not at its known default, or that nobody knows."""
+def refuse_others(where: str, given: dict[str, Any], known: dict[str, tuple[Any, ...]]) -> None:
+    """Raise for an argument with a value that would act, or that the package does not have.
+
+    Args:
+        known: The names and for each the values that change nothing.
+    """
     for name, value in given.items():
+        if name in INACTIVE_ARGUMENTS:
+            continue
         if name not in known:
             raise TypeError(f"{where}: got an unexpected argument {name!r}.")
-        if value is not known[name] and (callable(value) or value != known[name]):
+        if not any(_is(value, idle) for idle in known[name]):
+            idle_values = " or ".join(map(repr, known[name]))
             raise NotImplementedError(
-                f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains, only its "
-                f"default {known[name]!r}. Use the package vector-quantize-pytorch for it."
+                f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains: expected "
+                f"{idle_values}, got {value!r}. Use the package vector-quantize-pytorch for it."
             )
+
+
+def _is(value: object, idle: object) -> bool:
+    """Equality for numbers and flags, identity for the rest: a tensor has no one truth value."""
+    return value is idle or (isinstance(value, (bool, int, float)) and value == idle)

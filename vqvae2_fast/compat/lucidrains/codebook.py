@@ -1,4 +1,4 @@
-"""The codebook of `compat.lucidrains`: state-dict layout, k-means start, averages, expiry.
+"""The codebook of `compat.lucidrains`: the package's state dict, attributes and methods.
 
 Letters: h codebooks (one, or one a head), N vectors, K codes, D dimension of a code.
 """
@@ -6,28 +6,34 @@ Letters: h codebooks (one, or one a head), N vectors, K codes, D dimension of a 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.compat.lucidrains.codebook_steps import (
+    l2norm,
+    lucidrains_move_,
+    lucidrains_start_,
+    replace_codes_,
+)
 from vqvae2_fast.modules.codebook import perplexity
+from vqvae2_fast.modules.outside_graphs import StartFlag
 
-__all__ = ["Codebook", "l2norm"]
-
-
-def l2norm(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1, eps=1e-6)
+__all__ = ["Codebook"]
 
 
 class Codebook(nn.Module):
     """h codebooks `[h, K, D]` with moving averages; all its arithmetic is float32.
 
+    The buffer `initted` alone decides whether k-means still has to start the codebook.
+
     Args:
-        threshold: A code whose average count falls below it is replaced by a vector of the batch;
-            0 for never.
-        sync: Sum statistics over the processes of the default group.
-        sync_choice: Let codes of k-means and expiry come from the vectors of all processes.
+        threshold_ema_dead_code: A code whose average count falls below it is replaced by a vector
+            of the batch; 0 for never. It may be assigned later, and like the package's it then
+            changes nothing in a codebook that was made with 0.
+        use_ddp: Sum statistics over the processes of the default group.
+        sync_kmeans: With `use_ddp`, let codes of k-means and replacements come from the vectors of
+            all processes.
     """
 
     initted: Tensor
@@ -45,36 +51,99 @@ class Codebook(nn.Module):
         kmeans_iters: int,
         decay: float,
         eps: float,
-        threshold: float,
-        cosine: bool,
-        sync: bool,
-        sync_choice: bool,
+        threshold_ema_dead_code: float,
+        use_cosine_sim: bool,
+        use_ddp: bool,
+        sync_kmeans: bool,
+        ema_update: bool,
     ) -> None:
         super().__init__()
         self.codebook_size = codebook_size
+        self.num_codebooks = num_codebooks
         self.kmeans_iters = kmeans_iters
         self.decay = decay
         self.eps = eps
-        self.threshold = threshold
-        self.cosine = cosine
-        self.sync = sync
-        self.sync_choice = sync and sync_choice
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.has_dead_code_replacement = threshold_ema_dead_code > 0
+        self.reset_cluster_size = threshold_ema_dead_code
+        self.use_cosine_sim = use_cosine_sim
+        self.use_ddp = use_ddp
+        self.sync_choice = use_ddp and sync_kmeans
+        self.ema_update = ema_update
         embed = torch.zeros(num_codebooks, codebook_size, dim)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
-            embed = l2norm(embed) if cosine else embed
+            embed = l2norm(embed) if use_cosine_sim else embed
         self.register_buffer("initted", torch.tensor(not kmeans_init))
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.clone())
         self.register_buffer("embed", embed)
-        # `initted` as the host knows it: reading the buffer synchronises a GPU.
-        self._is_initted = not kmeans_init
-        self.register_load_state_dict_post_hook(_read_initted)  # type: ignore[no-untyped-call]
+        self._start = StartFlag()
+        self.register_load_state_dict_post_hook(_forget_start)  # type: ignore[no-untyped-call]
+
+    def transform_input(self, x: Tensor) -> Tensor:
+        """x `[..., D]` as the search takes it: of length one for cosine."""
+        return l2norm(x) if self.use_cosine_sim else x
+
+    def forward(
+        self,
+        x: Tensor,
+        sample_codebook_temp: float | None = None,
+        mask: Tensor | None = None,
+        freeze_codebook: bool = False,
+        *,
+        ema_update: bool | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors as the package's codebook does, without a gradient.
+
+        Unlike `VectorQuantize` this forms all the distances.
+
+        Args:
+            x: `[B, N, D]`, or `[h, B, N, D]`, as `transform_input` gives it.
+            sample_codebook_temp: Accepted; nothing is sampled.
+            mask: bool `[B, N]`, True where a vector counts.
+
+        Returns:
+            quantized: float32, x's shape.
+            indices: int64, x's shape without D.
+            distances: Minus the distances, or for cosine the products: `[h, B, N, K]`.
+        """
+        vectors = x.detach().float()
+        vectors = vectors if x.dim() == 4 else vectors[None]  # [h, B, N, D]
+        rows = vectors.flatten(1, 2)  # [h, B·N, D]
+        row_mask = None if mask is None else mask.flatten().expand(len(rows), -1)
+        self.start(rows, row_mask)
+        codes = self.embed.clone()  # [h, K, D], before the update
+        learning = self.training and not freeze_codebook
+        quantized, indices = self.quantize(rows, row_mask, learning, ema_update)
+        # [h, B·N, K]
+        distances = rows @ codes.mT if self.use_cosine_sim else -torch.cdist(rows, codes)
+        quantized, indices = quantized.view(vectors.shape), indices.view(vectors.shape[:-1])
+        if x.dim() != 4:
+            quantized, indices = quantized[0], indices[0]
+        return quantized, indices, distances.view(*vectors.shape[:-1], self.codebook_size)
+
+    def quantize(
+        self, x: Tensor, mask: Tensor | None, learning: bool, ema_update: bool | None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes `[h, N, D]` and indices int64 `[h, N]` of x float32 `[h, N, D]`, then the update.
+
+        Args:
+            mask: bool `[h, N]`, the vectors that count; None for all.
+            learning: Whether to update.
+            ema_update: Whether codes follow their averages; None as the codebook was made.
+        """
+        self.start(x, mask)
+        indices = self.search(x)
+        quantized = self.lookup(indices)
+        if learning:
+            self.update(x, indices, mask, ema_update)
+        return quantized, indices
 
     def search(self, x: Tensor) -> Tensor:
         """Nearest codes, or for cosine of the largest product: `[h, N, D]` -> int64 `[h, N]`."""
         codebooks = self.embed
-        if self.cosine:
+        if self.use_cosine_sim:
             # With a coordinate √(M − ‖e‖²) added, M = max ‖e‖², and 0 to x, the squared distance is
             # ‖x‖² + M − 2x·e: nearest is largest product, for codes of any length (an empty
             # cluster of k-means is zero).
@@ -99,144 +168,81 @@ class Codebook(nn.Module):
         """exp(entropy) of the use of codes, the mean over codebooks, 0-d."""
         return torch.stack([perplexity(counts) for counts in self.counts(indices)]).mean()
 
-    @torch.no_grad()
-    def initialise(self, x: Tensor, mask: Tensor | None) -> None:
-        """Start by k-means on the first batch, in training or evaluation; later nothing.
+    def start(self, x: Tensor, mask: Tensor | None) -> None:
+        """Start by k-means on x `[h, N, D]`, unless the codebook has started."""
+        self._start.sees_another(self.initted)
+        lucidrains_start_(
+            x,
+            mask,
+            self.embed,
+            self.cluster_size,
+            self.embed_avg,
+            self.initted,
+            self._start.settled,
+            iterations=self.kmeans_iters,
+            eps=self.eps,
+            cosine=self.use_cosine_sim,
+            sync_choice=self.sync_choice,
+        )
 
-        As in the package the codes are averages weighted by their counts: a cluster without
-        vectors ends as a code of zero.
-        """
-        if self._is_initted:
+    def update(
+        self, x: Tensor, indices: Tensor, mask: Tensor | None, ema_update: bool | None = None
+    ) -> None:
+        """Move averages and codes by x `[h, N, D]`, indices `[h, N]`; then replace dead codes."""
+        follows = self.ema_update if ema_update is None else ema_update
+        if not follows and not self.has_dead_code_replacement:
             return
-        for codebook, rows in enumerate(_compressed(x, mask)):
-            means, counts = self._kmeans(rows)
-            self.cluster_size[codebook] = counts
-            self.embed_avg[codebook] = means * counts[:, None]
-            still = (torch.zeros_like(counts), torch.zeros_like(means))
-            self._take_ratio(codebook, *still, decay=1.0)
-        self.initted.fill_(True)
-        self._is_initted = True
+        replaces = self.has_dead_code_replacement and self.training
+        lucidrains_move_(
+            x,
+            indices,
+            mask,
+            self.embed,
+            self.cluster_size,
+            self.embed_avg,
+            ema_update=follows,
+            decay=self.decay,
+            eps=self.eps,
+            cosine=self.use_cosine_sim,
+            sync=self.use_ddp,
+            sync_choice=self.sync_choice,
+            threshold=self.threshold_ema_dead_code if replaces else None,
+            reset_count=self.reset_cluster_size,
+        )
 
-    @torch.no_grad()
-    def update(self, x: Tensor, indices: Tensor, mask: Tensor | None, ema_update: bool) -> None:
-        """Move the averages by a batch, then the codes to their ratio, then expire dead codes.
+    def expire_codes_(self, batch_samples: Tensor, seq_mask: Tensor | None = None) -> None:
+        """Replace dead codes by vectors of `batch_samples` `[h, ..., D]`, in training only.
+
+        One codebook takes all the vectors; the package's looks at the first sequence of a batch.
+        """
+        if self.has_dead_code_replacement and self.training:
+            dead = self.cluster_size < self.threshold_ema_dead_code
+            self.replace(batch_samples, dead, seq_mask)
+
+    def replace(
+        self, batch_samples: Tensor, batch_mask: Tensor, seq_mask: Tensor | None = None
+    ) -> None:
+        """Replace codes by vectors.
 
         Args:
-            x: `[h, N, D]`.
-            indices: int64 `[h, N]`.
-            mask: bool `[h, N]`, the vectors that count.
-            ema_update: Whether codes follow their averages; without it only expiry moves them.
+            batch_samples: `[h, ..., D]`.
+            batch_mask: bool `[h, K]`, True for the codes to replace.
+            seq_mask: bool `[h, N]`, the vectors to take from.
         """
-        if not ema_update and not self.threshold:
-            return
-        kept_rows, kept_indices = _compressed(x, mask), _compressed(indices, mask)
-        for codebook, (rows, index) in enumerate(zip(kept_rows, kept_indices, strict=True)):
-            counts, sums = ops.code_statistics(rows, index, self.codebook_size)
-            counts = counts.to(sums.dtype)
-            self._all_reduce(counts, sums)
-            if ema_update:
-                self._take_ratio(codebook, counts, sums, decay=self.decay)
-            else:
-                self.cluster_size[codebook].lerp_(counts, 1 - self.decay)
-                self.embed_avg[codebook].lerp_(sums, 1 - self.decay)
-        self.expire(x, mask)
-
-    @torch.no_grad()
-    def expire(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Replace codes whose average count is below the threshold by vectors of x `[h, N, D]`.
-
-        Takes no look at the counts on the host. Distinct vectors are taken while there are enough,
-        the same ones as the package takes at an equal state of torch's generator. If there are
-        more dead codes than vectors a random choice of them is replaced and the rest waits.
-        """
-        if not self.threshold or not self.training:
-            return
-        for codebook, rows in enumerate(_compressed(x, mask)):
-            if not self.sync_choice and not len(rows):
-                continue
-            dead = self.cluster_size[codebook] < self.threshold  # [K]
-            limit = len(rows)
-            order = torch.randperm(limit, device=rows.device)
-            rank = dead.cumsum(0) - 1  # the how-manieth dead code it is
-            if self.sync_choice:
-                candidates = self._row_of_some_rank(rows[order], rank)
-            else:
-                if limit < self.codebook_size:
-                    key = torch.rand(self.codebook_size, device=rows.device)
-                    key = key.masked_fill(~dead, 2.0)  # the dead ones first, in random order
-                    rank = torch.where(dead, key.argsort().argsort(), rank)
-                    dead = dead & (rank < limit)
-                candidates = rows[order[rank.clamp(0, limit - 1)]]  # [K, D]
-            column = dead[:, None]
-            count = self.cluster_size[codebook]
-            count.copy_(torch.where(dead, self.threshold, count))
-            average = self.embed_avg[codebook]
-            average.copy_(torch.where(column, candidates * self.threshold, average))
-            codes = self.embed[codebook]
-            codes.copy_(torch.where(column, candidates, codes))
-
-    def _take_ratio(self, codebook: int, counts: Tensor, sums: Tensor, decay: float) -> None:
-        codes = self.embed[codebook]
-        averages = (self.cluster_size[codebook], self.embed_avg[codebook])
-        ops.ema_update_(counts, sums, *averages, codes, decay, self.eps)
-        if self.cosine:
-            codes.copy_(l2norm(codes))
-
-    def _kmeans(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Lloyd's iterations from distinct rows `[N, D]`: means `[K, D]` and counts `[K]`."""
-        num_codes, num_rows = self.codebook_size, len(rows)
-        if self.sync_choice:
-            order = torch.randperm(num_rows, device=rows.device)
-            ranks = torch.arange(num_codes, device=rows.device)
-            means = self._row_of_some_rank(rows[order], ranks)
-        elif num_rows >= num_codes:
-            means = rows[torch.randperm(num_rows, device=rows.device)[:num_codes]]
-        else:
-            means = rows[torch.randint(num_rows, (num_codes,), device=rows.device)]
-        counts = means.new_zeros(num_codes)
-        for _ in range(self.kmeans_iters):
-            # Means of cosine codebooks have length one or are zero: nearest is largest product.
-            index = ops.nearest_code(rows, means)[0]
-            drawn, sums = ops.code_statistics(rows, index, num_codes)
-            counts = drawn.to(sums.dtype)
-            if self.sync_choice:
-                self._all_reduce(counts, sums)
-            new = sums / counts.clamp(min=1)[:, None]
-            new = l2norm(new) if self.cosine else new
-            means = torch.where(counts[:, None] > 0, new, means)
-        return means, counts
-
-    def _row_of_some_rank(self, rows: Tensor, place: Tensor) -> Tensor:
-        """Rows `[K, D]` at `place`, dealt out over the processes in turn; the same on all."""
-        world, rank = dist.get_world_size(), dist.get_rank()
-        own = place.remainder(world) == rank
-        if len(rows):
-            taken = rows[place.div(world, rounding_mode="floor").remainder(len(rows))]
-        else:
-            taken = rows.new_zeros(len(place), rows.shape[1])
-        taken = torch.where(own[:, None], taken, 0.0)
-        self._all_reduce(taken)
-        return taken
-
-    def _all_reduce(self, *tensors: Tensor) -> None:
-        if not self.sync:
-            return
-        if not dist.is_initialized():
-            raise RuntimeError(
-                "VectorQuantize: sync_codebook=True, but there is no process group. Call "
-                "torch.distributed.init_process_group first, or leave sync_codebook out."
-            )
-        for tensor in tensors:
-            dist.all_reduce(tensor)
+        dim = batch_samples.shape[-1]
+        count = batch_samples.numel() // (self.num_codebooks * dim)
+        replace_codes_(
+            self.transform_input(batch_samples.float()).reshape(self.num_codebooks, count, dim),
+            seq_mask,
+            batch_mask,
+            self.embed,
+            self.cluster_size,
+            self.embed_avg,
+            self.reset_cluster_size,
+            sync_choice=self.sync_choice,
+        )
 
 
-def _compressed(x: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Each codebook's entries `[N, ...]` where mask `[h, N]` is True: with a mask, a GPU waits."""
-    if mask is None:
-        return list(x)
-    return [entries[kept] for entries, kept in zip(x, mask, strict=True)]
-
-
-def _read_initted(module: nn.Module, _incompatible_keys: object) -> None:
+def _forget_start(module: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(module, Codebook)
-    module._is_initted = bool(module.initted)
+    module._start.forget()

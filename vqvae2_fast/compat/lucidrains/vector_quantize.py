@@ -1,15 +1,19 @@
 """`VectorQuantize` of lucidrains/vector-quantize-pytorch, on our operators.
 
-Change `from vector_quantize_pytorch import VectorQuantize` to import from here and keep the code
-and the state dicts. The tests compare it with the package itself. What differs, for the better:
+Change `from vector_quantize_pytorch import VectorQuantize` to import from here, and keep your code
+and your state dicts. The tests compare the module with the package itself. What differs:
 
-- No N×K matrix is formed and no count is read on the host in a step (with `mask` it waits once).
-- The search is exact, ties take the lowest index (the package's distances are float32 roots).
+- No N×K matrix is formed, and a step reads no count on the host (with `mask` it waits once).
+- The search is exact, and ties take the lowest index (the package's distances are float32 roots).
 - `quantized` is the exact codebook row in training too, with the package's gradient; the package's
-  rotated or straight-through value is a rounding error away. In training the codebook then moves:
-  `quantized` equals `codebook[indices]` of before the update, in evaluation also after it.
-- `mask` together with projections or heads works; there the package's shapes do not fit.
+  rotated or straight-through value is a rounding error away. The codebook then moves, so in
+  training `quantized` equals `codebook[indices]` of before the update.
+- `mask` works together with projections or heads, where the package's shapes do not fit.
+- An empty batch has a loss of 0, where the package's is NaN, and does not start a codebook.
+- Where a batch has fewer vectors than there are dead codes, both replace a random choice of the
+  codes, not the same one.
 - `perplexity` and `usage` tell how the latest batch used the codes.
+- `torch.compile` makes one graph of a training step without a mask.
 
 Letters: B batch, N positions, h heads, K codes, D codebook_dim.
 """
@@ -25,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.compat.lucidrains.arguments import OTHER_ARGUMENTS, refuse_others
-from vqvae2_fast.compat.lucidrains.codebook import Codebook, l2norm
+from vqvae2_fast.compat.lucidrains.codebook import Codebook
 from vqvae2_fast.modules.codebook import rotate_gradient
 
 __all__ = ["LossBreakdown", "VectorQuantize"]
@@ -41,29 +45,30 @@ class VectorQuantize(nn.Module):
     Args:
         dim: Channels of the input.
         codebook_size: K.
-        codebook_dim: D of one head; other than dim / heads, linear layers project in and out.
+        codebook_dim: D of one head. If heads × D is not dim, linear layers project in and out.
         heads: Parts of a vector that are quantised on their own, by one codebook or, with
             `separate_codebook_per_head`, by one each.
-        decay, eps: Of the moving averages.
+        decay, eps: γ and ε of the moving averages.
         freeze_codebook: Do not move the codebook in training.
         kmeans_init, kmeans_iters: Start from k-means on the first batch.
-        sync_kmeans: Of all processes, if the codebook is synchronised.
-        use_cosine_sim: Vectors and codes of length one.
-        layernorm_after_project_in: After the projection, if there is one.
+        sync_kmeans: Take the vectors of all processes for that, if the codebook is synchronised.
+        use_cosine_sim: Compare vectors and codes of length one.
+        layernorm_after_project_in: Normalise after the projection, if there is one.
         threshold_ema_dead_code: Codes with a smaller average count become vectors of the batch.
-        channel_last: `[B, N, dim]`, or `[B, dim, N]`.
-        accept_image_fmap, accept_3d_fmap: `[B, dim, H, W]`; `[B, dim, depth, H, W]`.
+        channel_last: The input is `[B, N, dim]`; otherwise `[B, dim, N]`.
+        accept_image_fmap, accept_3d_fmap: The input is `[B, dim, H, W]`; `[B, dim, depth, H, W]`.
         commitment_weight: Factor of the loss, the mean squared distance to the code.
         rotation_trick: Gradient of https://arxiv.org/abs/2410.06424 instead of straight through;
             by default if dim > 1.
-        sync_codebook: Statistics of all processes; by default if there are several.
+        sync_codebook: Sum the statistics of all processes; by default if there are several.
         ema_update: Whether codes follow their averages.
-        return_zeros_for_masked_padding: Else masked positions return the input.
+        return_zeros_for_masked_padding: Masked positions return zeros; otherwise the input.
         route_gradients_to_input: Whether `quantized` has a gradient to x.
-        others: Further arguments of the package, at their defaults only.
+        others: Further arguments of the package, with values that do not act.
 
     Raises:
-        NotImplementedError: A further argument that is not at its default.
+        NotImplementedError: A further argument of the package has a value that would act.
+        TypeError: The package has no such argument.
     """
 
     zero: Tensor
@@ -101,6 +106,7 @@ class VectorQuantize(nn.Module):
         self.dim = dim
         self.codebook_size = codebook_size
         self.heads = heads
+        self.eps = eps
         self.separate_codebook_per_head = separate_codebook_per_head
         self.freeze_codebook = freeze_codebook
         self.use_cosine_sim = use_cosine_sim
@@ -109,7 +115,6 @@ class VectorQuantize(nn.Module):
         self.accept_3d_fmap = accept_3d_fmap
         self.commitment_weight = commitment_weight
         self.rotation_trick = dim > 1 if rotation_trick is None else rotation_trick
-        self.ema_update = True if ema_update is None else ema_update
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         self.route_gradients_to_input = route_gradients_to_input
 
@@ -133,13 +138,19 @@ class VectorQuantize(nn.Module):
             kmeans_iters=kmeans_iters,
             decay=decay,
             eps=eps,
-            threshold=threshold_ema_dead_code,
-            cosine=use_cosine_sim,
-            sync=sync_codebook,
-            sync_choice=sync_kmeans,
+            threshold_ema_dead_code=threshold_ema_dead_code,
+            use_cosine_sim=use_cosine_sim,
+            use_ddp=sync_codebook,
+            sync_kmeans=sync_kmeans,
+            ema_update=True if ema_update is None else ema_update,
         )
         self.register_buffer("zero", torch.zeros(()), persistent=False)
         self._latest_indices: Tensor | None = None
+
+    @property
+    def ema_update(self) -> bool:
+        """Whether codes follow their averages."""
+        return self._codebook.ema_update
 
     @property
     def codebook(self) -> Tensor:
@@ -153,13 +164,20 @@ class VectorQuantize(nn.Module):
 
     @property
     def perplexity(self) -> Tensor:
-        """exp(entropy) of the codes of the latest forward, 0-d: K if all are used alike."""
-        return self._codebook.perplexity(self._indices_of_forward())
+        """exp(entropy) of the codes of the latest forward, 0-d: K if all are used alike, else less.
+
+        Before the first forward it is 1, and `usage` is 0.
+        """
+        indices = self._latest_indices
+        return torch.ones(()) if indices is None else self._codebook.perplexity(indices)
 
     @property
     def usage(self) -> Tensor:
         """Share of the codes that the latest forward used, 0-d."""
-        return (self._codebook.counts(self._indices_of_forward()) > 0).float().mean()
+        indices = self._latest_indices
+        if indices is None:
+            return torch.zeros(())
+        return (self._codebook.counts(indices) > 0).float().mean()
 
     def forward(
         self,
@@ -196,37 +214,37 @@ class VectorQuantize(nn.Module):
         given = {
             "indices": indices,
             "topk": topk,
-            "sample_codebook_temp": sample_codebook_temp,
             "codebook_transform_fn": codebook_transform_fn,
             "ema_update_weight": ema_update_weight,
             "accum_ema_update": accum_ema_update or None,
         }
-        refuse_others("VectorQuantize.forward", given, dict.fromkeys(given))
+        refuse_others("VectorQuantize.forward", given, dict.fromkeys(given, (None,)))
         sequence = self._to_sequence(x)
         mask = _as_mask(x, sequence, mask, lens, self)
         projected = self.project_in(sequence)
         rows, row_mask = self._to_rows(projected, mask)
         book = self._codebook
         with torch.autocast(x.device.type, enabled=False):
-            exact = rows.detach().float()
-            book.initialise(exact, row_mask)
-            row_indices = book.search(exact)  # [c, M]
-            quantized = book.lookup(row_indices).to(x.dtype)  # [c, M, D]
             frozen = self.freeze_codebook if freeze_codebook is None else freeze_codebook
-            if self.training and not frozen:
-                follows = self.ema_update if ema_update is None else ema_update
-                book.update(exact, row_indices, row_mask, follows)
+            learning = self.training and not frozen
+            quantized, row_indices = book.quantize(
+                rows.detach().float(), row_mask, learning, ema_update
+            )  # [c, M, D], [c, M]
+            quantized = quantized.to(x.dtype)
 
         commitment = self.zero
-        loss = torch.zeros_like(self.zero, requires_grad=self.training)
-        if self.training and self.commitment_weight > 0:
+        # A graph can make no leaf that requires a gradient; there the loss follows its inputs.
+        is_leaf = self.training and not torch.compiler.is_compiling()
+        loss = torch.zeros_like(self.zero, requires_grad=is_leaf)
+        if self.training and self.commitment_weight > 0 and x.shape[0] > 0:
             # The package compares masked vectors with its input as it came, not normalised.
             as_it_came = mask is not None and self.heads == 1 and not self.has_projections
             target = sequence.reshape(rows.shape) if as_it_came else rows
             if row_mask is None:
                 commitment = F.mse_loss(quantized, target)
             else:
-                commitment = F.mse_loss(quantized[row_mask], target[row_mask])
+                error = F.mse_loss(quantized, target, reduction="none").mean(-1)  # [c, M]
+                commitment = error.where(row_mask, 0.0).sum() / row_mask.sum()
             loss = loss + self.commitment_weight * commitment
         if self.training and x.requires_grad and self.route_gradients_to_input:
             if self.rotation_trick:
@@ -261,9 +279,9 @@ class VectorQuantize(nn.Module):
         return codes if self._is_channel_last() else codes.movedim(-1, 1)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What evaluation would return for these indices, as far as the package does.
+        """What evaluation would return for these indices.
 
-        The projection acts on the last dimension: it wants the layout with channels last.
+        As in the package, the projection acts on the last dimension, so channels must come last.
         """
         codes = self.get_codes_from_indices(indices)
         if self.has_projections and self.heads > 1 and not self.separate_codebook_per_head:
@@ -271,11 +289,11 @@ class VectorQuantize(nn.Module):
         return self.project_out(codes)
 
     def expire_codes_(self, x: Tensor) -> None:
-        """Replace dead codes by vectors of x, `[B, N, h·D]` as after `project_in`.
+        """Replace dead codes by vectors of x, `[B, N, h·D]` as `project_in` returns it.
 
-        The package looks at the first sequence of the batch only.
+        The package looks at the first sequence of the batch only, this module at all of them.
         """
-        self._codebook.expire(self._to_rows(x, None)[0].detach().float())
+        self._codebook.expire_codes_(self._to_rows(x, None)[0].detach())
 
     @torch.no_grad()
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
@@ -286,17 +304,12 @@ class VectorQuantize(nn.Module):
         per_head = indices.reshape(*sequence.shape[:2], self.heads)  # [B, N, h]
         order = (2, 0, 1) if self.separate_codebook_per_head else (0, 2, 1)
         row_indices = per_head.permute(order).reshape(rows.shape[:2]).clamp(min=0)  # [c, M]
-        self._codebook.update(rows.float(), row_indices, row_mask, self.ema_update)
+        self._codebook.update(rows.float(), row_indices, row_mask)
 
     update_ema_indices = update_indices
 
     def update_in_place_optimizer(self) -> None:
         """Does nothing, as in the package without an in-place optimiser."""
-
-    def _indices_of_forward(self) -> Tensor:
-        if self._latest_indices is None:
-            raise RuntimeError("VectorQuantize: perplexity and usage are known after a forward.")
-        return self._latest_indices
 
     def _is_channel_last(self) -> bool:
         return self.channel_last and not self.accept_image_fmap and not self.accept_3d_fmap
@@ -332,25 +345,27 @@ class VectorQuantize(nn.Module):
 
     def _to_rows(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`[B, N, h·D]` as `[c, M, D]` of c codebooks, normalised for cosine; mask as `[c, M]`."""
-        batch, length, _ = x.shape
-        rows = x.reshape(batch, length, self.heads, -1)  # [B, N, h, D]
+        batch, length, inner = x.shape
+        dim = inner // self.heads
+        rows = x.reshape(batch, length, self.heads, dim)  # [B, N, h, D]
         if self.separate_codebook_per_head:
-            rows = rows.permute(2, 0, 1, 3).reshape(self.heads, batch * length, -1)
+            rows = rows.permute(2, 0, 1, 3).reshape(self.heads, batch * length, dim)
             mask = None if mask is None else mask.reshape(1, -1).expand(self.heads, -1)
         else:
-            rows = rows.transpose(1, 2).reshape(1, batch * self.heads * length, -1)
+            rows = rows.transpose(1, 2).reshape(1, batch * self.heads * length, dim)
             if mask is not None:
                 mask = mask[:, None].expand(-1, self.heads, -1).reshape(1, -1)
-        return l2norm(rows) if self.use_cosine_sim else rows, mask
+        return self._codebook.transform_input(rows), mask
 
     def _from_rows(self, rows: Tensor, sequence: Tensor) -> Tensor:
         """`[c, M, D]` -> `[B, N, h·D]`."""
         batch, length, _ = sequence.shape
+        dim = rows.shape[-1]
         if self.separate_codebook_per_head:
-            rows = rows.view(self.heads, batch, length, -1).permute(1, 2, 0, 3)
+            rows = rows.view(self.heads, batch, length, dim).permute(1, 2, 0, 3)
         else:
-            rows = rows.view(batch, self.heads, length, -1).transpose(1, 2)
-        return rows.reshape(batch, length, -1)
+            rows = rows.view(batch, self.heads, length, dim).transpose(1, 2)
+        return rows.reshape(batch, length, self.heads * dim)
 
     def _indices_from_rows(self, indices: Tensor, sequence: Tensor) -> Tensor:
         """`[c, M]` -> `[B, N]`, or `[B, N, h]` with several heads."""

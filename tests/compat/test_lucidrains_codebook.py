@@ -1,0 +1,252 @@
+"""The codebook of `compat.lucidrains`: who decides that it has started, and the package's names."""
+
+import inspect
+
+import pytest
+import torch
+import vector_quantize_pytorch
+from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
+
+from vqvae2_fast.compat.lucidrains import VectorQuantize
+from vqvae2_fast.modules import outside_graphs
+
+DIM, NUM_CODES = 12, 20
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def pair(**arguments):
+    """The package's module and ours with the same codebook."""
+    theirs = vector_quantize_pytorch.VectorQuantize(DIM, NUM_CODES, **arguments)
+    ours = VectorQuantize(DIM, NUM_CODES, **arguments)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+@pytest.fixture(params=["cpu", "as_on_a_gpu"])
+def _reading(request, monkeypatch):
+    """Buffers are read in every step on a CPU, and on a GPU until the codebook has started."""
+    if request.param == "as_on_a_gpu":
+        monkeypatch.setattr(outside_graphs, "reading_waits", lambda _: True)
+
+
+def set_buffers(module: VectorQuantize, codes: torch.Tensor) -> None:
+    module.codebook = codes
+    module._codebook.initted.fill_(True)
+
+
+def set_data(module: VectorQuantize, codes: torch.Tensor) -> None:
+    module._codebook.embed.data.copy_(codes[None])
+    module._codebook.initted.data.copy_(torch.tensor([True]).squeeze())
+
+
+def replace_buffers(module: VectorQuantize, codes: torch.Tensor) -> None:
+    module._codebook.embed = codes[None].clone()
+    module._codebook.initted = torch.tensor(True)
+
+
+def load(module: VectorQuantize, codes: torch.Tensor) -> None:
+    started = {"_codebook.embed": codes[None], "_codebook.initted": torch.tensor(True)}
+    module.load_state_dict(module.state_dict() | started)
+
+
+def copy_buffers(module: VectorQuantize, codes: torch.Tensor) -> None:
+    other = VectorQuantize(DIM, NUM_CODES)
+    other.codebook = codes
+    for mine, theirs in zip(module.buffers(), other.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+@pytest.mark.usefixtures("_reading")
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("put", [set_buffers, set_data, replace_buffers, load, copy_buffers])
+def test_a_codebook_set_by_hand_is_not_started_again(put, training) -> None:
+    module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True, ema_update=False).train(training)
+    codes = torch.randn(NUM_CODES, DIM)
+    put(module, codes)
+    module(torch.randn(2, 9, DIM) + 100)
+    assert torch.equal(module.codebook, codes)
+
+
+@pytest.mark.usefixtures("_reading")
+def test_an_averaged_model_keeps_the_codebook_that_it_was_given() -> None:
+    module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True)
+    averaged = AveragedModel(module)
+    codes = torch.randn(NUM_CODES, DIM)
+    set_buffers(module, codes)
+    averaged.update_parameters(module)
+    averaged.eval()(torch.randn(2, 9, DIM) + 100)
+    assert torch.equal(averaged.module.codebook, codes)
+
+
+@pytest.mark.usefixtures("_reading")
+def test_a_functional_call_uses_the_buffers_that_it_is_given() -> None:
+    module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True).eval()
+    codes = torch.randn(1, NUM_CODES, DIM)
+    started = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    started |= {"_codebook.embed": codes, "_codebook.initted": torch.tensor(True)}
+    functional_call(module, started, torch.randn(2, 9, DIM) + 100)
+    assert torch.equal(started["_codebook.embed"], codes)
+    module(torch.randn(2, 9, DIM) + 100)
+    assert module.codebook.max() > 50
+
+
+def test_a_started_codebook_starts_again_where_its_buffer_is_reset() -> None:
+    module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True).eval()
+    module(torch.randn(2, 9, DIM))
+    module._codebook.initted.fill_(False)
+    module(torch.randn(2, 9, DIM) + 100)
+    assert module.codebook.max() > 50
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({}, (2, 9, DIM)),
+        ({"use_cosine_sim": True}, (2, 9, DIM)),
+        ({"heads": 2, "codebook_dim": 6, "separate_codebook_per_head": True}, (2, 2, 9, 6)),
+    ],
+    ids=["one", "cosine", "heads"],
+)
+def test_calling_the_codebook_itself(arguments, shape, training) -> None:
+    theirs, ours = (module.train(training)._codebook for module in pair(**arguments))
+    x = theirs.transform_input(torch.randn(shape))
+    for actual, expected in zip(ours(x), theirs(x), strict=True):
+        assert actual.shape == expected.shape
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.embed, theirs.embed, rtol=1e-4, atol=1e-5)
+
+
+def test_calling_the_codebook_with_a_mask() -> None:
+    theirs, ours = (module._codebook for module in pair())
+    x, mask = torch.randn(2, 9, DIM), torch.arange(9) < torch.tensor([[9], [4]])
+    ours(x, mask=mask)
+    theirs(x, mask=mask)
+    torch.testing.assert_close(ours.embed, theirs.embed, rtol=1e-4, atol=1e-5)
+
+
+def test_attributes_of_the_package() -> None:
+    theirs, ours = pair(threshold_ema_dead_code=2, eps=1e-4, kmeans_init=True)
+    assert ours.eps == theirs.eps
+    for name in (
+        "codebook_size",
+        "decay",
+        "ema_update",
+        "eps",
+        "has_dead_code_replacement",
+        "kmeans_iters",
+        "num_codebooks",
+        "reset_cluster_size",
+        "threshold_ema_dead_code",
+        "use_cosine_sim",
+        "use_ddp",
+    ):
+        assert getattr(ours._codebook, name) == getattr(theirs._codebook, name), name
+
+
+@pytest.mark.parametrize("threshold", [0, 1.5])
+def test_assigning_the_threshold_of_dead_codes_acts(threshold) -> None:
+    theirs, ours = pair(threshold_ema_dead_code=3)
+    x = torch.randn(2, 40, DIM)
+    for module in (theirs, ours):
+        module._codebook.threshold_ema_dead_code = threshold
+        torch.manual_seed(1)
+        module(x)
+    torch.testing.assert_close(ours._codebook.cluster_size, theirs._codebook.cluster_size)
+    torch.testing.assert_close(ours.codebook, theirs.codebook, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cosine", [False, True], ids=["euclidean", "cosine"])
+def test_replacing_chosen_codes(cosine) -> None:
+    theirs, ours = pair(threshold_ema_dead_code=2, use_cosine_sim=cosine)
+    samples, chosen = torch.randn(1, 30, DIM), torch.rand(1, NUM_CODES) < 0.5
+    for module in (theirs, ours):
+        torch.manual_seed(1)
+        module._codebook.replace(samples, chosen)
+    for name, expected in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], expected)
+
+
+def test_members_can_be_inspected_before_a_forward() -> None:
+    members = dict(inspect.getmembers(VectorQuantize(DIM, NUM_CODES)))
+    assert (members["perplexity"], members["usage"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"learnable_codebook": False},
+        {"sample_codebook_temp": 0.1},
+        {"orthogonal_reg_max_codes": 128, "orthogonal_reg_active_codes_only": True},
+        {"codebook_diversity_temperature": 10.0},
+        {"sync_affine_param": True, "affine_param_batch_decay": 0.9},
+        {"directional_reparam_variance": 1e-2, "manual_in_place_optimizer_update": True},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_arguments_that_would_not_act_are_accepted(arguments) -> None:
+    theirs, ours = pair(**arguments)
+    x = torch.randn(2, 9, DIM)
+    for actual, expected in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_temperature_of_one_call_does_not_act() -> None:
+    theirs, ours = pair()
+    x = torch.randn(2, 9, DIM)
+    assert torch.equal(ours(x, sample_codebook_temp=0.5)[1], theirs(x, sample_codebook_temp=0.5)[1])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("arguments", "shape"),
+    [
+        ({}, (0, 9, DIM)),
+        ({}, (0, DIM)),
+        ({"kmeans_init": True, "threshold_ema_dead_code": 2}, (0, 9, DIM)),
+        ({"heads": 2}, (0, 9, DIM)),
+        ({"heads": 2, "separate_codebook_per_head": True}, (0, 9, DIM)),
+        ({"accept_image_fmap": True, "use_cosine_sim": True}, (0, DIM, 3, 3)),
+    ],
+    ids=["sequence", "vectors", "kmeans", "heads", "heads_apart", "image"],
+)
+def test_an_empty_batch_gives_empty_results(arguments, shape, training) -> None:
+    module = VectorQuantize(DIM, NUM_CODES, **arguments).train(training)
+    quantized, indices, loss = module(torch.zeros(shape))
+    assert quantized.shape == shape
+    assert indices.shape[0] == 0
+    assert loss == 0
+    assert module._codebook.initted == (not arguments.get("kmeans_init", False))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kmeans_init": True, "threshold_ema_dead_code": 2},
+        {"use_cosine_sim": True, "heads": 2, "codebook_dim": 5, "rotation_trick": False},
+    ],
+    ids=["kmeans", "cosine_heads"],
+)
+def test_one_graph_holds_a_training_step(arguments) -> None:
+    torch._dynamo.reset()
+    eager = VectorQuantize(DIM, NUM_CODES, **arguments)
+    traced = VectorQuantize(DIM, NUM_CODES, **arguments)
+    traced.load_state_dict(eager.state_dict())
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        x = torch.randn(2, 30, DIM)
+        gradients = []
+        for module in (eager, compiled):
+            leaf = x.clone().requires_grad_()
+            torch.manual_seed(step)
+            quantized, _, loss = module(leaf)
+            (quantized.square().sum() + loss).backward()
+            gradients.append(leaf.grad)
+        torch.testing.assert_close(*gradients)
+    for name, expected in eager.state_dict().items():
+        torch.testing.assert_close(traced.state_dict()[name], expected)

@@ -1,0 +1,236 @@
+"""K-means start, moving averages and expiry of `compat.lucidrains`, as the package computes them.
+
+Letters: h codebooks (one, or one a head), N vectors, K codes, D dimension of a code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs
+
+__all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_"]
+
+
+def l2norm(x: Tensor) -> Tensor:
+    """Vectors `[..., D]` divided by their length, in the package's way."""
+    return F.normalize(x, dim=-1, eps=1e-6)
+
+
+@outside_graphs(
+    "(Tensor x, Tensor? mask, Tensor(a!) embed, Tensor(b!) cluster_size, Tensor(c!) embed_avg, "
+    "Tensor(d!) initted, Tensor(e!) settled, *, int iterations, float eps, bool cosine, "
+    "bool sync_choice) -> ()",
+    fake=lambda *_, **__: None,
+)
+@torch.no_grad()
+def lucidrains_start_(
+    x: Tensor,
+    mask: Tensor | None,
+    embed: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    initted: Tensor,
+    settled: Tensor,
+    *,
+    iterations: int,
+    eps: float,
+    cosine: bool,
+    sync_choice: bool,
+) -> None:
+    """Start by k-means on the first vectors, in training or evaluation; later do nothing.
+
+    As in the package the codes are averages weighted by their counts: a cluster without vectors
+    ends as a code of zero.
+
+    Args:
+        x: `[h, N, D]`.
+        mask: bool `[h, N]`, the vectors that count; None for all.
+        sync_choice: The vectors are those of all processes.
+    """
+    if has_started(initted, settled):
+        return
+    if not sync_choice and x.shape[1] == 0:
+        return
+    for codebook, rows in enumerate(_compressed(x, mask)):
+        means, counts = _kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
+        cluster_size[codebook] = counts
+        embed_avg[codebook] = means * counts[:, None]
+        still = (torch.zeros_like(counts), torch.zeros_like(means))
+        averages = (cluster_size[codebook], embed_avg[codebook])
+        _take_ratio_(*still, *averages, embed[codebook], 1.0, eps, cosine)
+    initted.fill_(True)
+    settled.fill_(True)
+
+
+@outside_graphs(
+    "(Tensor x, Tensor indices, Tensor? mask, Tensor(a!) embed, Tensor(b!) cluster_size, "
+    "Tensor(c!) embed_avg, *, bool ema_update, float decay, float eps, bool cosine, bool sync, "
+    "bool sync_choice, float? threshold, float reset_count) -> ()",
+    fake=lambda *_, **__: None,
+)
+@torch.no_grad()
+def lucidrains_move_(
+    x: Tensor,
+    indices: Tensor,
+    mask: Tensor | None,
+    embed: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    *,
+    ema_update: bool,
+    decay: float,
+    eps: float,
+    cosine: bool,
+    sync: bool,
+    sync_choice: bool,
+    threshold: float | None,
+    reset_count: float,
+) -> None:
+    """Move the averages by a batch, then the codes to their ratio, then replace dead codes.
+
+    Args:
+        x: `[h, N, D]`.
+        indices: int64 `[h, N]`.
+        mask: bool `[h, N]`, the vectors that count; None for all.
+        ema_update: Codes follow their averages; without it only the replacement moves them.
+        sync: Sum the statistics over the processes of the default group.
+        sync_choice: New codes come from the vectors of all processes.
+        threshold: A code whose average count is below it is dead; None replaces none.
+        reset_count: Count of a code that was replaced.
+    """
+    rows_of, indices_of = _compressed(x, mask), _compressed(indices, mask)
+    for codebook, (rows, index) in enumerate(zip(rows_of, indices_of, strict=True)):
+        counts, sums = ops.code_statistics(rows, index, embed.shape[1])
+        counts = counts.to(sums.dtype)
+        if sync:
+            _all_reduce_(counts, sums)
+        averages = (cluster_size[codebook], embed_avg[codebook])
+        if ema_update:
+            _take_ratio_(counts, sums, *averages, embed[codebook], decay, eps, cosine)
+        else:
+            averages[0].lerp_(counts, 1 - decay)
+            averages[1].lerp_(sums, 1 - decay)
+    if threshold is not None:
+        dead = cluster_size < threshold  # [h, K]
+        replace_codes_(
+            x, mask, dead, embed, cluster_size, embed_avg, reset_count, sync_choice=sync_choice
+        )
+
+
+@torch.no_grad()
+def replace_codes_(
+    x: Tensor,
+    mask: Tensor | None,
+    dead: Tensor,
+    embed: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    reset_count: float,
+    *,
+    sync_choice: bool,
+) -> None:
+    """Replace the codes where `dead` `[h, K]` is True by vectors of x `[h, N, D]`.
+
+    Reads no count on the host. Distinct vectors are taken while there are enough, the same ones as
+    the package takes at an equal state of torch's generator. If there are more dead codes than
+    vectors, a random choice of them is replaced and the others stay dead until a later batch.
+    """
+    num_codes = embed.shape[1]
+    for codebook, rows in enumerate(_compressed(x, mask)):
+        limit, gone = len(rows), dead[codebook]
+        if not sync_choice and not limit:
+            continue
+        order = torch.randperm(limit, device=rows.device)
+        rank = gone.cumsum(0) - 1  # the dead codes, numbered
+        if sync_choice:
+            candidates = _row_of_some_rank(rows[order], rank)
+        else:
+            if limit < num_codes:
+                key = torch.rand(num_codes, device=rows.device)
+                key = key.masked_fill(~gone, 2.0)  # the dead ones first, in random order
+                rank = torch.where(gone, key.argsort().argsort(), rank)
+                gone = gone & (rank < limit)
+            candidates = rows[order[rank.clamp(0, limit - 1)]]  # [K, D]
+        column = gone[:, None]
+        count, average, codes = (t[codebook] for t in (cluster_size, embed_avg, embed))
+        count.copy_(torch.where(gone, reset_count, count))
+        average.copy_(torch.where(column, candidates * reset_count, average))
+        codes.copy_(torch.where(column, candidates, codes))
+
+
+def _take_ratio_(
+    counts: Tensor,
+    sums: Tensor,
+    cluster_size: Tensor,
+    embed_avg: Tensor,
+    codes: Tensor,
+    decay: float,
+    eps: float,
+    cosine: bool,
+) -> None:
+    ops.ema_update_(counts, sums, cluster_size, embed_avg, codes, decay, eps)
+    if cosine:
+        codes.copy_(l2norm(codes))
+
+
+def _kmeans(
+    rows: Tensor, num_codes: int, iterations: int, cosine: bool, sync_choice: bool
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's iterations from distinct rows `[N, D]`: means `[K, D]` and counts `[K]`."""
+    num_rows = len(rows)
+    if sync_choice:
+        order = torch.randperm(num_rows, device=rows.device)
+        ranks = torch.arange(num_codes, device=rows.device)
+        means = _row_of_some_rank(rows[order], ranks)
+    elif num_rows >= num_codes:
+        means = rows[torch.randperm(num_rows, device=rows.device)[:num_codes]]
+    else:
+        means = rows[torch.randint(num_rows, (num_codes,), device=rows.device)]
+    counts = means.new_zeros(num_codes)
+    for _ in range(iterations):
+        # Means of cosine codebooks have length one or are zero: nearest is largest product.
+        index = ops.nearest_code(rows, means)[0]
+        drawn, sums = ops.code_statistics(rows, index, num_codes)
+        counts = drawn.to(sums.dtype)
+        if sync_choice:
+            _all_reduce_(counts, sums)
+        new = sums / counts.clamp(min=1)[:, None]
+        new = l2norm(new) if cosine else new
+        means = torch.where(counts[:, None] > 0, new, means)
+    return means, counts
+
+
+def _row_of_some_rank(rows: Tensor, place: Tensor) -> Tensor:
+    """Rows `[K, D]` at `place`, dealt out over the processes in turn; the same on all."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    own = place.remainder(world) == rank
+    if len(rows):
+        taken = rows[place.div(world, rounding_mode="floor").remainder(len(rows))]
+    else:
+        taken = rows.new_zeros(len(place), rows.shape[1])
+    taken = torch.where(own[:, None], taken, 0.0)
+    _all_reduce_(taken)
+    return taken
+
+
+def _all_reduce_(*tensors: Tensor) -> None:
+    """Sum over the processes of the default group, which must be there."""
+    if not dist.is_initialized():
+        raise RuntimeError(
+            "VectorQuantize: sync_codebook=True, but there is no process group. Call "
+            "torch.distributed.init_process_group first, or leave sync_codebook out."
+        )
+    for tensor in tensors:
+        dist.all_reduce(tensor)
+
+
+def _compressed(x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """Each codebook's entries `[N, ...]` where mask `[h, N]` is True: with a mask, a GPU waits."""
+    if mask is None:
+        return list(x)
+    return [entries[kept] for entries, kept in zip(x, mask, strict=True)]

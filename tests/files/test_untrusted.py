@@ -8,6 +8,7 @@ import lzma
 import os
 import socket
 import sys
+import tracemalloc
 
 import pytest
 
@@ -27,6 +28,14 @@ def test_a_file_is_read_up_to_its_bound(file):
     assert read_untrusted(file, 7) == b"content"
     with pytest.raises(ValueError, match=r"x is larger than 6 bytes"):
         read_untrusted(file, 6)
+
+
+def test_a_large_bound_costs_a_small_file_nothing(file):
+    tracemalloc.start()
+    assert read_untrusted(file, 2**30) == b"content"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
 
 
 @unix

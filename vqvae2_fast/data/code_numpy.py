@@ -129,7 +129,11 @@ def codes_from_numpy(
                 else []
             )
         label_rows = given.get(_LABELS) if labels is None else _Rows.array(labels)
-        _write(arrays, Path(path), num_embeddings, label_rows, class_names, checkpoint_hash)
+        try:
+            _write(arrays, Path(path), num_embeddings, label_rows, class_names, checkpoint_hash)
+        except ValueError as error:
+            where = ", ".join(rows.name for rows in arrays)
+            raise ValueError(f"{error} (read from {where})") from error
 
 
 def _write(

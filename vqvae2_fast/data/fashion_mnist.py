@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split
+from vqvae2_fast.data.images import ImageTensorDataset, Split, check_labels, check_split
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import decompressed, open_untrusted
 
@@ -67,6 +67,12 @@ def load_fashion_mnist(
                 f"load_fashion_mnist: {printable(folder)} has {len(images[-1])} images and "
                 f"{len(labels[-1])} labels of {part}; take all files from one set."
             )
+        check_labels(
+            f"load_fashion_mnist: {part} of {printable(folder)}",
+            labels[-1].long(),
+            len(images[-1]),
+            len(class_names),
+        )
     return ImageTensorDataset(
         torch.cat(images).unsqueeze(1),  # [N, H, W] -> [N, 1, H, W]
         torch.cat(labels).long(),

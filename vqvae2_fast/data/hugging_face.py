@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from importlib.util import find_spec
 from pathlib import Path, PurePath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ __all__ = [
     "open_hugging_face",
 ]
 
+_T = TypeVar("_T")
 _DICT, _INFO, _STATE = "dataset_dict.json", "dataset_info.json", "state.json"
 # What `datasets` and Arrow raise for damaged files, as found by damaging them (tools/fuzz.py).
 _LOAD_ERRORS = (
@@ -121,14 +122,17 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
             self.labels = torch.tensor(values, dtype=torch.int64)
         else:
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64)
-        check_class_names("HuggingFaceImages", self.class_names)
-        check_labels("HuggingFaceImages", self.labels, len(self), len(self.class_names))
+        where = "HuggingFaceImages" + ("" if folder is None else f": {printable(folder)}")
+        check_class_names(where, self.class_names)
+        check_labels(where, self.labels, len(self), len(self.class_names))
 
     def __len__(self) -> int:
         return int(self.source.num_rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         where = f"HuggingFaceImages: item {index} of {printable(self._image)}"
+        if self.folder is not None:
+            where += f" in {printable(self.folder)}"
         with self._open(where, self._encoded[index][self._image]) as file:
             pixels = decode_image(file, where, self.image_shape, self.convert_channels)
         return pixels, int(self.labels[index])
@@ -175,7 +179,7 @@ def open_hugging_face(
 
     root = saved = Path(name)
     if not _is_saved(saved):
-        return datasets.load_dataset(str(name), split=split, **options)
+        return _explained(root, lambda: datasets.load_dataset(str(name), split=split, **options))
     if (saved / _DICT).exists():
         splits = _saved_splits(saved)
         if split not in splits:
@@ -202,7 +206,7 @@ def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
         return _saved_splits(saved)
     if _is_saved(saved):
         return ("train",)  # which is the default of open_hugging_face
-    return tuple(datasets.get_dataset_split_names(str(name)))
+    return _explained(saved, lambda: tuple(datasets.get_dataset_split_names(str(name))))
 
 
 def hugging_face_folder(name: str | os.PathLike[str]) -> Path:
@@ -248,11 +252,13 @@ def _validated(source: datasets.Dataset) -> datasets.Dataset:
     return source
 
 
-def _explained(folder: Path, load: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+def _explained(folder: Path, load: Callable[[], _T]) -> _T:
     """Names the folder in whatever the packages raise for damaged files."""
     try:
         return load()
     except _LOAD_ERRORS as error:
+        if not folder.is_dir():  # a name on the hub, of which the package speaks well
+            raise
         raise ValueError(
             f"open_hugging_face: {printable(folder)} is damaged ({short(error)})."
         ) from error

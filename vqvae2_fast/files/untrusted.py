@@ -42,7 +42,7 @@ __all__ = [
 # deflate's limit is 1,032.
 MAX_RATIO = 100
 FREE_BYTES = 64 * 2**20
-_STEP = 2**20  # bytes decompressed at a time
+_STEP = 2**20  # bytes read at a time where the size is not known
 
 _FLAGS = {
     "rb": os.O_RDONLY,
@@ -109,10 +109,13 @@ def open_untrusted(
 def read_untrusted(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes:
     """The content of a regular file of at most `max_bytes`; arguments and errors as above."""
     with open_untrusted(path, inside=inside, max_bytes=max_bytes) as file:
-        # The size was checked when it was opened: the file may have grown, or lie about its size.
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise _too_large(printable(path), max_bytes)
+        content = file.read(os.fstat(file.fileno()).st_size)
+        # The size may be a lie, as in /proc, and the file may have grown. Python allocates all that
+        # a read asks for.
+        while part := file.read(_STEP):
+            content += part
+            if len(content) > max_bytes:
+                raise _too_large(printable(path), max_bytes)
     return content
 
 

@@ -1,0 +1,310 @@
+"""What is fuzzed: for each loader, sound files to damage and a reading of all that it can read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import pickle
+import re
+import struct
+import sys
+import tarfile
+import types
+from collections import namedtuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vqvae2_fast.checkpoints.checkpoint import load, save
+from vqvae2_fast.checkpoints.files import write_sums
+from vqvae2_fast.compat import rosinality
+from vqvae2_fast.data import (
+    CodeStore,
+    ImageFolder,
+    cached_images,
+    codes_from_numpy,
+    codes_to_numpy,
+    load_fashion_mnist,
+    load_web_dataset,
+    verify,
+)
+from vqvae2_fast.data.code_manifest import read_manifest
+from vqvae2_fast.data.image_cache import open_cache
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index, read_sample
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.codes import random_codes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["TARGETS", "Target"]
+
+
+class Target(NamedTuple):
+    """A loader under test.
+
+    Args:
+        make: Makes a sound input in an empty folder, for each of its variants.
+        read: Reads an input as far as its loader goes; may write below the second path.
+        seal: Makes checksums right again, so that damage gets behind them.
+    """
+
+    make: tuple[Callable[[Path], object], ...]
+    read: Callable[[Path, Path], object]
+    seal: Callable[[Path], object] | None = None
+
+
+def pixels(seed: int, size: tuple[int, ...] = (12, 10, 3)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+
+
+def _image(suffix: str, mode: str = "RGB") -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        Image.fromarray(pixels(1)).convert(mode).save(folder / f"a.{suffix}")
+
+    return make
+
+
+def _make_folder(folder: Path) -> None:
+    for name in ("train/x/0.png", "train/y/1.jpg", "held_out/x/2.webp", "held_out/y/3.gif"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(2)).save(folder / name)
+
+
+def _read_folder(folder: Path, out: Path) -> None:
+    for channels in (1, 3):
+        images = ImageFolder(folder, 6, image_channels=channels, convert_channels=True)
+        images.in_memory()
+        images.fingerprint()
+
+
+def _make_cache(folder: Path) -> None:
+    (folder / "i").mkdir()
+    Image.fromarray(pixels(3)).save(folder / "i" / "0.png")
+    images = ImageFolder(folder / "i", 6)
+    images.cache_key = lambda: "key"  # type: ignore[method-assign]  # whatever the time of the file
+    cached_images(images, folder)
+
+
+def _read_cache(folder: Path, out: Path) -> None:
+    images = open_cache(folder, "images", "key")
+    if images is None:
+        raise ValueError(f"{folder}: made again")
+    images.fingerprint()
+
+
+def _tar(compress: Callable[[bytes], bytes], form: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+            for number in range(3):
+                image = io.BytesIO()
+                Image.fromarray(pixels(number)).save(image, "PNG")
+                name = f"{'x' * 120 if number == 1 else 'a'}/{number}"
+                members = {"png": image.getvalue(), "cls": b"1", "json": b'{"label": 1}'}
+                for kind, content in members.items():
+                    info = tarfile.TarInfo(f"{name}.{kind}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        (folder / "a.tar").write_bytes(compress(buffer.getvalue()))
+
+    return make
+
+
+def _seal_tar(folder: Path) -> None:
+    path = folder / "a.tar"
+    data = bytearray(path.read_bytes())
+    if data[:2] == b"\x1f\x8b" or data[:3] == b"BZh":
+        return
+    for match in re.finditer(b"ustar", bytes(data)):
+        start = match.start() - 257
+        if start >= 0:
+            data[start + 148 : start + 156] = b" " * 8
+            data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    path.write_bytes(data)
+
+
+def _read_tar(folder: Path, out: Path) -> None:
+    for key in ("cls", "json"):
+        load_web_dataset(
+            folder / "a.tar", 6, out / key, split="train", label_key=key, convert_channels=True
+        )
+
+
+def _make_idx(compress: bool) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        for part in ("train", "t10k"):
+            for kind, values in (
+                ("images-idx3", pixels(4, (3, 28, 28))),
+                ("labels-idx1", [0, 1, 9]),
+            ):
+                array = np.asarray(values, np.uint8)
+                content = bytes((0, 0, 8, array.ndim)) + struct.pack(
+                    f">{array.ndim}I", *array.shape
+                )
+                content += array.tobytes()
+                path = folder / f"{part}-{kind}-ubyte{'.gz' if compress else ''}"
+                path.write_bytes(gzip.compress(content) if compress else content)
+
+    return make
+
+
+def _make_store(folder: Path) -> None:
+    random_codes(300, 9).write(folder / "s", shard_bytes=4 * 51)
+
+
+def _read_store(folder: Path, out: Path) -> None:
+    store = CodeStore(folder / "s")
+    store.batch(torch.arange(len(store)))
+    verify(folder / "s")
+
+
+def _read_manifest(folder: Path, out: Path) -> None:
+    read_manifest(folder / "s")
+
+
+def _make_npz(folder: Path) -> None:
+    codes_to_numpy(random_codes(300, 9).write(folder / "s"), folder / "a.npz")
+    np.savez_compressed(folder / "b.npz", **np.load(folder / "a.npz"))
+
+
+def _read_npz(folder: Path, out: Path) -> None:
+    for name in ("a", "b"):
+        codes_from_numpy(folder / f"{name}.npz", out / name)
+
+
+def _make_samples(folder: Path) -> None:
+    samples = SampleFolder.begin(folder / "s", 3, {"seed": 1})
+    rows = [{"class": None, "seed": 1}] * 3
+    samples.add(range(3), [Image.fromarray(pixels(n)) for n in range(3)], rows)
+    samples.finish()
+    samples.close()
+
+
+def _read_samples(folder: Path, out: Path) -> None:
+    for row in read_index(folder / "s"):
+        read_sample(folder / "s", row["sample"])
+    samples = SampleFolder.begin(folder / "s", 3, {"seed": 1}, resume=True)
+    samples.close()
+
+
+def _pipeline() -> Pipeline:
+    torch.manual_seed(0)
+    vqvae = VQVAE2(
+        VQVAE2Config(
+            image_size=(4, 4),
+            image_channels=1,
+            strides=(2,),
+            hidden_channels=4,
+            residual_channels=2,
+            num_residual_blocks=1,
+            num_embeddings=8,
+            embedding_dim=2,
+            init="normal",
+        )
+    )
+    prior = PixelSNAIL(
+        PixelSNAILConfig(
+            size=(2, 2),
+            num_embeddings=8,
+            channels=4,
+            residual_channels=2,
+            num_blocks=1,
+            layers_per_block=1,
+            kernel_size=3,
+            num_heads=2,
+        )
+    )
+    return Pipeline(vqvae.eval(), [prior.eval()])
+
+
+def _make_pipeline(folder: Path) -> None:
+    save(_pipeline(), folder / "c")
+
+
+def _seal_checkpoint(folder: Path) -> None:
+    for sums in (folder / "c").rglob("files.json"):
+        write_sums(sums.parent)
+
+
+def _make_port(folder: Path) -> None:
+    model = rosinality.VQVAE(channel=4, n_res_block=1, n_res_channel=2, embed_dim=4, n_embed=8)
+    torch.save(model.state_dict(), folder / "a.pt")
+
+
+def _make_lmdb(folder: Path) -> None:
+    import lmdb
+
+    module = types.ModuleType("dataset")
+    row = namedtuple("CodeRow", ["top", "bottom", "filename"], module="dataset")  # noqa: PYI024
+    module.CodeRow = row  # type: ignore[attr-defined]
+    sys.modules["dataset"] = module
+    generator = np.random.default_rng(0)
+    with lmdb.open(str(folder / "l"), map_size=1 << 16) as env, env.begin(write=True) as put:
+        for index in range(3):
+            maps = generator.integers(0, 8, (2, 3)), generator.integers(0, 8, (4, 6))
+            put.put(str(index).encode(), pickle.dumps(row(*maps, f"a/{index}.png")))
+        put.put(b"length", b"3")
+    (folder / "l" / "lock.mdb").unlink()
+
+
+def _make_saved_set(folder: Path) -> None:
+    import datasets
+
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a"]))
+    rows = {"image": [Image.fromarray(pixels(n)) for n in range(3)], "label": [0] * 3}
+    whole = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict(train=whole).save_to_disk(str(folder / "h"))
+
+
+def _read_saved_set(folder: Path, out: Path) -> None:
+    from vqvae2_fast.data.sources import DataOptions, open_images
+
+    images = open_images(DataOptions(f"hf:{folder / 'h'}", convert_channels=True), "all", 3, (6, 6))
+    for index in range(len(images)):
+        images[index]
+
+
+TARGETS: dict[str, Target] = {
+    "image": Target(
+        tuple(map(_image, ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm")))
+        + (_image("gif", "P"), _image("png", "P"), _image("tif", "I;16"), _image("png", "RGBA")),
+        _read_folder,
+    ),
+    "folder": Target((_make_folder,), _read_folder),
+    "cache": Target((_make_cache,), _read_cache),
+    "tar": Target(
+        (
+            _tar(bytes, tarfile.USTAR_FORMAT),
+            _tar(bytes, tarfile.GNU_FORMAT),
+            _tar(bytes, tarfile.PAX_FORMAT),
+            _tar(gzip.compress, tarfile.PAX_FORMAT),
+            _tar(bz2.compress, tarfile.PAX_FORMAT),
+        ),
+        _read_tar,
+        _seal_tar,
+    ),
+    "idx": Target(
+        (_make_idx(False), _make_idx(True)), lambda folder, out: load_fashion_mnist(folder, "all")
+    ),
+    "store": Target((_make_store,), _read_store),
+    "manifest": Target((_make_store,), _read_manifest),
+    "npz": Target((_make_npz,), _read_npz),
+    "samples": Target((_make_samples,), _read_samples),
+    "checkpoint": Target(
+        (_make_pipeline,), lambda folder, out: load(folder / "c"), _seal_checkpoint
+    ),
+    "port": Target((_make_port,), lambda folder, out: rosinality.load_vqvae(folder / "a.pt")),
+    "lmdb": Target(
+        (_make_lmdb,),
+        lambda folder, out: rosinality.import_lmdb_codes(folder / "l", out / "s", 8),
+    ),
+    "hf": Target((_make_saved_set,), _read_saved_set),
+}

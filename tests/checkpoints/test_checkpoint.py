@@ -90,7 +90,33 @@ def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
     assert_equal(pipeline.vqvae, loaded.vqvae)
     for prior, other in zip(pipeline.priors, loaded.priors, strict=True):
         assert_equal(prior, other)
-    assert class_names(tmp_path / "pipeline") == ("cat", "dog")
+    assert class_names(tmp_path / "pipeline") == loaded.class_names == ("cat", "dog")
+
+
+def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
+    recommended = {"temperature": [0.9, 0.8], "top_k": 5}
+    save(Pipeline(VQVAE2(VQVAE), priors(), ("cat", "dog"), recommended), tmp_path / "first")
+    save(load(tmp_path / "first"), tmp_path / "second")
+    loaded = load(tmp_path / "second")
+    assert loaded.class_names == ("cat", "dog")
+    assert loaded.recommended == recommended
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("recommended", [1], "recommended to be an object"),
+        ("recommended", {"temperature": "hot"}, "temperature to be a number, got 'hot'"),
+        ("recommended", {"engine": "reference"}, "recommended to name some of"),
+    ],
+)
+def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, message):
+    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    (tmp_path / "files.json").unlink()
+    with pytest.raises(ValueError, match=f"load: {tmp_path}: .*{message}"):
+        load(tmp_path)
 
 
 def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):

@@ -6,15 +6,16 @@ import json
 import os
 import re
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from PIL import Image
 
-from vqvae2_fast.checkpoints import save
+from vqvae2_fast.checkpoints import load, save
+from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_card
 from vqvae2_fast.cli import main
-from vqvae2_fast.commands import common
 from vqvae2_fast.data import to_uint8, write_codes
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.sampling import sample_images
@@ -201,15 +202,23 @@ def test_without_a_folder_it_takes_the_first_that_is_free(place, tmp_path, monke
     assert folders == ["runs/samples/images", "runs/samples-2/images"]
 
 
-def test_a_preset_draws_by_what_its_card_recommends(place, tmp_path, monkeypatch):
-    card = {"sampling": {"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5]}}
-    monkeypatch.setattr(common, "pretrained_folder", lambda name: place / "classes")
-    monkeypatch.setattr(common, "pretrained_card", lambda name: card)
-    arguments = ["sample", "--preset", "emoji32", "--n", "1", "--quiet", "--top-k", "5"]
-    assert main([*arguments, "--temperature", "0.5", "--out", str(tmp_path)]) == 0
-    settings = column(tmp_path, "settings")[0]
+def test_a_pipeline_is_drawn_from_as_it_recommends(place, tmp_path, capsys):
+    pipeline = replace(
+        load(place / "classes"),
+        recommended={"temperature": [0.8, 0.7], "guidance_scale": [2.0, 1.5], "top_k": [None, 7]},
+    )
+    save(pipeline, tmp_path / "pipeline")
+    arguments = ["sample", "--pipeline", str(tmp_path / "pipeline"), "--n", "1", "--quiet"]
+    assert main([*arguments, "--temperature", "0.5", "--out", str(tmp_path / "out")]) == 0
+    settings = column(tmp_path / "out", "settings")[0]
     assert settings["temperature"] == [0.5, 0.5]
     assert settings["guidance_scale"] == [2.0, 1.5]
+    assert settings["top_k"] == [None, 7]
+    assert "--guidance-scale, --top-k: as the pipeline recommends" in capsys.readouterr().out
+
+
+def test_a_preset_recommends_what_its_card_says():
+    assert from_preset("emoji32").recommended == pretrained_card("emoji32")["sampling"]
 
 
 def test_completion_keeps_the_upper_rows(place, tmp_path):

@@ -1,11 +1,13 @@
 """`sample_images`: levels chained, each with its own noise stream."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images, sample_levels
+from vqvae2_fast.sampling.labels import class_number
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
 
@@ -96,3 +98,60 @@ def test_priors_that_do_not_chain_are_an_error():
 def test_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=f"sample_images: expected {message}"):
         sample_images(Pipeline(Decoder(), levels()), 1, **arguments)
+
+
+def test_labels_are_taken_by_number_and_by_name():
+    pipeline = replace(tiny_pipeline(3), class_names=("cat", "cow", "dog"))
+    by_number = sample_images(pipeline, 3, labels=torch.tensor([0, 2, 3]))
+    for labels in ([0, 2, 3], ["cat", "dog", None], ("CAT", "d", "none"), [0, "2", 3]):
+        assert torch.equal(sample_images(pipeline, 3, labels=labels), by_number)
+
+
+def test_a_name_wins_over_a_number():
+    assert class_number("f", "10", 3, ("1", "10", "2")) == 1
+    assert class_number("f", "0", 3, ("1", "10", "2")) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["mouse"], "labels: expected a number below 3 or the beginning .* got 'mouse'"),
+        (["c"], "labels: 'c' is the beginning of cat, cow"),
+        ([4], "labels: expected a number from 0 to 3, .* got 4"),
+        ([1.5], "labels: expected a number from 0 to 3, .* got 1.5"),
+        ("cat", "expected labels to be a list, one per sample, got 'cat'"),
+        ([0, 1], r"expected labels \[1\], got \[2\]"),
+    ],
+)
+def test_bad_labels_are_named(labels, message):
+    pipeline = replace(tiny_pipeline(3), class_names=("cat", "cow", "dog"))
+    with pytest.raises(ValueError, match=message):
+        sample_images(pipeline, 1, labels=labels)
+
+
+def test_another_number_of_names_than_classes_is_an_error():
+    with pytest.raises(ValueError, match="class_names of 3 names, one per class, got 2"):
+        replace(tiny_pipeline(3), class_names=("cat", "dog"))
+
+
+@pytest.mark.parametrize(
+    ("recommended", "message"),
+    [
+        ({"seed": 3}, "recommended to name some of temperature, .*, got seed"),
+        ({"temperature": [1.0]}, "temperature to be one value or 2"),
+        ({"temperature": "hot"}, "temperature to be a number, got 'hot'"),
+        ({"top_k": [1.5, 2]}, "top_k to be an integer"),
+    ],
+)
+def test_a_recommended_setting_that_is_none_is_an_error(recommended, message):
+    with pytest.raises(ValueError, match=message):
+        replace(tiny_pipeline(3), recommended=recommended)
+
+
+def test_a_pipeline_moves_and_changes_mode_as_a_module_does():
+    pipeline = tiny_pipeline()
+    modules = [pipeline.vqvae, *pipeline.priors]
+    assert pipeline.train() is pipeline and all(module.training for module in modules)
+    assert pipeline.eval() is pipeline and not any(module.training for module in modules)
+    assert pipeline.to("meta") is pipeline
+    assert {parameter.device.type for m in modules for parameter in m.parameters()} == {"meta"}

@@ -97,7 +97,8 @@ def save(
     Args:
         dtype: Of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8 bits of
             precision and takes half the space; `load` makes float32 modules of either.
-        class_names: Names of the labels, kept in config.json (`class_names` reads them back).
+        class_names: Names of the labels, kept in config.json (`class_names` reads them back); by
+            default those of a pipeline.
 
     Raises:
         TypeError: If `obj` is not a VQVAE2, PixelSNAIL, Classifier or Pipeline of such, or dtype is
@@ -110,7 +111,7 @@ def save(
         raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
     with replacing(Path(path)) as folder:
         if isinstance(obj, Pipeline):
-            _write_pipeline(obj, folder, class_names, dtype)
+            _write_pipeline(obj, folder, class_names or obj.class_names, dtype)
         else:
             write_model(obj, folder, class_names, dtype)
         write_sums(folder)
@@ -126,12 +127,14 @@ def _write_pipeline(
         hashes = (getattr(prior, "vqvae_hash", "") for prior in pipeline.priors)
         made_for = {f"prior_{name}": digest for name, digest in zip(names, hashes, strict=True)}
         check_made_for("save", vqvae, made_for)
-    header = {
+    header: dict[str, Any] = {
         "kind": "pipeline",
         "version": VERSION,
         "class_names": list(class_names),
         "config": {"levels": list(names)},
     }
+    if pipeline.recommended:
+        header["recommended"] = dict(pipeline.recommended)
     write_json(folder / "config.json", header)
     write_model(vqvae, folder / "vqvae", dtype=dtype)
     saved_hash = weights_hash(vqvae, saved_as=dtype)
@@ -216,7 +219,7 @@ def _load(
     if found != wanted:
         raise ValueError(f"load: {folder}: expected a {wanted}, found a {found}.")
     if found == "pipeline":
-        return _load_pipeline(folder, header["config"]["levels"], device, check_finite)
+        return _load_pipeline(folder, header, device, check_finite)
     model = read_model(header, folder, check_finite=check_finite)
     average = folder / "average.safetensors"
     if average.exists():
@@ -227,8 +230,9 @@ def _load(
 
 
 def _load_pipeline(
-    folder: Path, levels: list[str], device: str | torch.device, check_finite: bool
+    folder: Path, header: dict[str, Any], device: str | torch.device, check_finite: bool
 ) -> Pipeline:
+    levels: list[str] = header["config"]["levels"]
     vqvae: VQVAE2 = _load(folder / "vqvae", device, VQVAE2, check_finite)
     priors: list[PixelSNAIL] = [
         _load(folder / f"prior_{level}", device, PixelSNAIL, check_finite) for level in levels
@@ -247,7 +251,10 @@ def _load_pipeline(
         )
     made_for = {f"prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
     check_made_for(f"load: {folder}", vqvae, made_for)
-    return Pipeline(vqvae, priors)
+    try:
+        return Pipeline(vqvae, priors, header["class_names"], header["recommended"])
+    except ValueError as error:
+        raise ValueError(f"load: {folder}: {error}") from error
 
 
 def load_training(path: str | os.PathLike[str]) -> TrainingState:

@@ -117,6 +117,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_names(f"load: {folder}", names, header["config"])
     if not isinstance(header.get("vqvae_hash", ""), str):
         raise ValueError(f"load: {folder}: expected vqvae_hash to be a string in config.json.")
+    if not isinstance(header.setdefault("recommended", {}), dict):
+        raise ValueError(f"load: {folder}: expected recommended to be an object in config.json.")
     if kind == "pipeline":
         _check_levels(header["config"].get("levels"), folder)
     elif header.setdefault("dtype", "float32") not in tuple(DTYPES):

@@ -7,6 +7,7 @@ dtype=torch.bfloat16)`, with card.json beside its config.json: an object with `l
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
     Raises:
         ValueError: If the package has no weights of it.
     """
-    return load(pretrained_folder(name), device, expect=Pipeline)
+    pipeline = load(pretrained_folder(name), device, expect=Pipeline)
+    return replace(pipeline, recommended=pretrained_card(name).get("sampling", {}))
 
 
 def pretrained_names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.checkpoints.checkpoint import class_names
-from vqvae2_fast.checkpoints.pretrained import pretrained_card, pretrained_folder
+from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
 from vqvae2_fast.data.sources import DataOptions, open_images
@@ -98,23 +98,24 @@ class ModelOptions:
     priors: tuple[Path, ...] = ()
     """With --vqvae: runs or checkpoints of its priors, coarse to fine (top, then bottom)."""
 
-    def open(self, device: torch.device) -> tuple[Pipeline, tuple[str, ...]]:
-        """The pipeline and the names of its classes."""
+    def open(self, device: torch.device) -> Pipeline:
+        """The pipeline, on a device."""
         given = [value for value in (self.preset, self.pipeline, self.vqvae) if value is not None]
         if len(given) != 1:
             raise ValueError(
                 "expected one of --preset, --pipeline, or --vqvae with its --priors, got "
                 f"{len(given)} of them."
             )
+        if self.preset is not None:
+            return from_preset(self.preset, device)
         if self.vqvae is None:
-            folder = self.pipeline or pretrained_folder(str(self.preset))
-            pipeline = load(folder, device)
+            pipeline = load(str(self.pipeline), device)
             if not isinstance(pipeline, Pipeline):
                 raise ValueError(
-                    f"--pipeline: expected a pipeline at {folder}, found a "
+                    f"--pipeline: expected a pipeline at {self.pipeline}, found a "
                     f"{named(pipeline)}; name it by --vqvae or --priors."
                 )
-            return pipeline, class_names(folder)
+            return pipeline
         vqvae = load_vqvae(self.vqvae, device)
         priors = []
         for path in self.priors:
@@ -138,12 +139,7 @@ class ModelOptions:
                 vqvae.config.num_embeddings,
                 vqvae.config.level_sizes[: level + 1],
             )
-        return Pipeline(vqvae, priors), class_names(self.priors[0])
-
-    def recommended(self) -> dict[str, list[float]]:
-        """Settings of drawing that a pretrained pipeline's card recommends, by their name."""
-        card = {} if self.preset is None else pretrained_card(self.preset)
-        return dict(card.get("sampling", {}))
+        return Pipeline(vqvae, priors, class_names(self.priors[0]))
 
 
 @dataclass

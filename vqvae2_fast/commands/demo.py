@@ -41,12 +41,8 @@ _MOST = 20  # times the recipe: more is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings trade variety for images
 # that look like emoji (chosen by eye; temperature 1 without guidance is the plain model).
 # Top, then bottom: at the top 0.7 leaves some images all but empty.
-_TEMPERATURE = (0.85, 0.8)
-_GUIDANCE_SCALE = (2.0, 2.0)
-_DRAWN = (
-    f"temperature {_TEMPERATURE[0]:g} (top) and {_TEMPERATURE[1]:g} (bottom), guidance "
-    f"{_GUIDANCE_SCALE[0]:g} and {_GUIDANCE_SCALE[1]:g}"
-)
+_RECOMMENDED = {"temperature": (0.85, 0.8), "guidance_scale": (2.0, 2.0)}
+_DRAWN = "temperature 0.85 (top) and 0.8 (bottom), guidance 2 and 2"
 # Seconds of each part on two Zen 4 cores: only for the estimate of the time left.
 _PLAN = {
     "train VQ-VAE": 65.0,
@@ -104,6 +100,7 @@ class Demo(Command):
             resume=self.resume,
             device=device,
             progress=progress,
+            recommended=_RECOMMENDED,
         )
         pipeline, codes = trained.pipeline, trained.codes
 
@@ -147,8 +144,7 @@ class Demo(Command):
                 len(labels),
                 labels=torch.tensor(labels, device=device),
                 seed=self.seed,
-                temperature=_TEMPERATURE,
-                guidance_scale=_GUIDANCE_SCALE,
+                **_RECOMMENDED,
             )
             task.update(1)
         return images.cpu(), labels
@@ -170,7 +166,7 @@ class Demo(Command):
             "held_out": values,
             "training_codes": training_use,
             "targets": targets,
-            "samples": {"temperature": _TEMPERATURE, "guidance_scale": _GUIDANCE_SCALE},
+            "samples": _RECOMMENDED,
         }
 
     def _lines(self, metrics: dict[str, Any]) -> list[str]:
@@ -182,13 +178,8 @@ class Demo(Command):
             f"report: {self.out / 'report.html'}",
             f"pictures: {self.out}/reconstructions.png, samples.png, curves.png, rate.png",
             f"metrics: {self.out / 'metrics.json'}",
-            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16 "
-            f"--temperature {_flags(_TEMPERATURE)} --guidance-scale {_flags(_GUIDANCE_SCALE)}",
+            f"draw more: vqvae2-fast sample --pipeline {self.out / 'pipeline'} --label food --n 16",
         ]
-
-
-def _flags(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -128,7 +128,8 @@ class Evaluate(Command):
                     f"{getattr(self, name)}."
                 )
         device = self.prepare()
-        pipeline, class_names = self.models.open(device)
+        pipeline = self.models.open(device)
+        class_names = pipeline.class_names
         vqvae, priors = _networks(pipeline)
         progress, config = self.progress(), vqvae.config
         shape = (config.image_channels, *config.image_size)
@@ -307,7 +308,7 @@ class _Samples:
             labels = [none if label < 0 else label for label in reference.labels.tolist()]
             settings = resolved_settings(self.pipeline, seed=self.options.seed)
             classes = tuple(labels) if none else ()
-            series = SampleSeries(self.pipeline, self.class_names, settings, classes)
+            series = SampleSeries(self.pipeline, settings, classes)
             self._draw(series, folder, self.options.images)
         return samples_of_folder(folder, self.out / "work" / "samples.raw", self.class_names)
 

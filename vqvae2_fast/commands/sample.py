@@ -8,6 +8,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import tyro
 
 from vqvae2_fast.commands.common import (
@@ -28,13 +29,17 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
 from vqvae2_fast.sampling.known import open_known
+from vqvae2_fast.sampling.labels import NO_CLASS, class_number
 from vqvae2_fast.sampling.rejection import RejectionRule
-from vqvae2_fast.sampling.series import Judge, SampleSeries, labels_of, resolved_settings
+from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
 
     from vqvae2_fast.sampling import Pipeline
+    from vqvae2_fast.sampling.known import Known
 
 __all__ = ["Sample"]
 
@@ -62,7 +67,8 @@ class Sample(Command):
     seed: int = 0
     temperature: tuple[float, ...] = ()
     """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. This and the next
-    three: one value, or one a level, coarse to fine; by default what --preset comes with, or 1."""
+    three: one value, or one per level, coarse to fine; by default what the pipeline recommends, or
+    1."""
     top_k: tuple[int, ...] = ()
     """Draw among the k likeliest codes only; 0 for no limit."""
     top_p: tuple[float, ...] = ()
@@ -168,16 +174,17 @@ class Sample(Command):
             )
 
     def _series(self, ranks: Ranks) -> SampleSeries:
-        pipeline, class_names = self.models.open(ranks.device(self.prepare()))
-        settings = resolved_settings(pipeline, **self._settings(len(pipeline.priors)))
+        pipeline = self.models.open(ranks.device(self.prepare()))
+        settings = resolved_settings(pipeline, **self._settings(pipeline))
         known = None if self.known is None else open_known(self.known, self.keep, pipeline)
-        classes, known_labels = labels_of(self.label, class_names, pipeline.num_classes, known)
-        judge = self._judge(pipeline, class_names, classes)
-        return SampleSeries(pipeline, class_names, settings, classes, known, known_labels, judge)
+        classes, known_labels = _labels_of(self.label, pipeline, known)
+        judge = self._judge(pipeline, classes)
+        return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
 
-    def _settings(self, num_levels: int) -> dict[str, Any]:
-        """The settings that are named, or else recommended."""
-        settings: dict[str, Any] = dict(self.models.recommended())
+    def _settings(self, pipeline: Pipeline) -> dict[str, Any]:
+        """The settings that are named, or else those that the pipeline recommends."""
+        settings: dict[str, Any] = dict(pipeline.recommended)
+        num_levels = len(pipeline.priors)
         for setting in fields(DrawSettings):
             name, value = setting.name, getattr(self, setting.name)
             if not isinstance(value, tuple):
@@ -192,9 +199,15 @@ class Sample(Command):
                 settings[name] = values * (num_levels // len(values))
         return settings
 
-    def _judge(
-        self, pipeline: Pipeline, class_names: tuple[str, ...], classes: tuple[int, ...]
-    ) -> Judge | None:
+    def _recommended(self, pipeline: Pipeline) -> list[str]:
+        """Says which settings are the pipeline's own."""
+        used = [name for name in pipeline.recommended if not getattr(self, name)]
+        if not used:
+            return []
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in used)
+        return [f"{flags}: as the pipeline recommends"]
+
+    def _judge(self, pipeline: Pipeline, classes: tuple[int, ...]) -> Judge | None:
         if self.classifier is None:
             if self.best is not None or self.threshold is not None:
                 raise ValueError("--classifier: --best and --threshold need one to judge by.")
@@ -207,7 +220,7 @@ class Sample(Command):
         model = load_classifier(
             self.classifier,
             device_of(pipeline.priors[0]),
-            class_names,
+            pipeline.class_names,
             (config.image_channels, *config.image_size),
         )
         keep, among = self.best or (1, 1)
@@ -237,11 +250,40 @@ class Sample(Command):
             values,
             [
                 f"{kept} images in {out / 'images'} ({_described(series)})",
+                *self._recommended(series.pipeline),
                 *([] if series.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
                 f"picture: {picture}",
             ],
         )
+
+
+def _labels_of(
+    asked: Sequence[str], pipeline: Pipeline, known: Known | None
+) -> tuple[tuple[int, ...], Tensor | None]:
+    """The labels that take turns, or those of the known images.
+
+    Raises:
+        ValueError: Labels for priors without classes; an unknown or ambiguous label; or no label
+            for known images of other classes.
+    """
+    num_classes = pipeline.num_classes
+    if not num_classes:
+        if asked:
+            raise ValueError(f"--label: the priors have no classes, got {', '.join(asked)}.")
+        return (), None
+    if asked:
+        names = pipeline.class_names
+        return tuple(class_number("--label", one, num_classes, names) for one in asked), None
+    if known is None:
+        return tuple(range(num_classes)), None
+    labels = known.labels_for(pipeline.class_names)
+    if labels is None:
+        raise ValueError(
+            "--label: the classes of the known images are not those of the priors. Name a class, "
+            f"or `{NO_CLASS}` to draw without one."
+        )
+    return (), torch.where(labels < 0, num_classes, labels)
 
 
 @contextmanager

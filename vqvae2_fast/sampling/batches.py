@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import decoded, draw_levels
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.settings import level_settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -102,7 +104,7 @@ def stream_images(
     count: int,
     *,
     batch_size: int = 64,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
@@ -115,7 +117,8 @@ def stream_images(
 
     Args:
         count: Images in all; the last batch may be smaller.
-        labels: int64 `[count]` for priors with classes.
+        labels: One per image for priors with classes: int64 `[count]`, or a list of numbers and
+            names as in `sample_images`.
         known: Per level int64 `[count, h, w]` with -1 where a code is to be drawn, or None.
         progress: Called with (level, rows done, rows of its map), anew in each batch.
         settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
@@ -135,6 +138,8 @@ def stream_images(
             raise ValueError(
                 f"stream_images: expected {name} of {count} rows, one a sample, got {len(rows)}."
             )
+    if pipeline.num_classes:
+        labels = label_tensor("stream_images", labels, pipeline.num_classes, pipeline.class_names)
     of_levels = level_settings(len(pipeline.priors), **settings)
 
     def batches() -> Iterator[SampleBatch]:

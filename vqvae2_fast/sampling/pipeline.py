@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from vqvae2_fast.sampling.labels import Labels
     from vqvae2_fast.sampling.request import Drawn
     from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = ["Pipeline", "decoded", "draw_levels", "sample_images", "sample_levels"]
+
+
+# What a pipeline may recommend: settings of how its codes look, not of how they are computed.
+_RECOMMENDED = ("temperature", "top_k", "top_p", "guidance_scale")
 
 
 class Decoder(Protocol):
@@ -35,16 +42,25 @@ class Pipeline:
     Args:
         vqvae: Anything with `decode(codes)`, codes a list of maps, coarse to fine.
         priors: One per level, coarse to fine; each is conditioned on all levels before it.
+        class_names: One per class of the priors, or none.
+        recommended: `temperature`, `top_k`, `top_p`, `guidance_scale` that suit the priors, each
+            one value or one per level. `vqvae2-fast sample` uses them; `sample_images` uses what it
+            is given.
 
     Raises:
-        ValueError: A prior whose condition sizes are not the sizes of the levels before it.
+        ValueError: A prior whose condition sizes are not the sizes of the levels before it, another
+            number of names than classes, or a recommended setting that is none.
     """
 
     vqvae: Decoder
     priors: Sequence[nn.Module]
+    class_names: tuple[str, ...] = ()
+    recommended: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "priors", tuple(self.priors))
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "recommended", dict(self.recommended))
         if not self.priors:
             raise ValueError("Pipeline: expected at least one prior, got none.")
         sizes: list[tuple[int, int]] = []
@@ -54,11 +70,43 @@ class Pipeline:
             check_prior_fits(
                 f"Pipeline: priors[{level}]", interface, interface.num_embeddings, sizes
             )
+        if self.num_classes and len(self.class_names) not in (0, self.num_classes):
+            raise ValueError(
+                f"Pipeline: expected class_names of {self.num_classes} names, one per class, got "
+                f"{len(self.class_names)}."
+            )
+        unknown = self.recommended.keys() - _RECOMMENDED
+        if unknown:
+            raise ValueError(
+                f"Pipeline: expected recommended to name some of {', '.join(_RECOMMENDED)}, got "
+                f"{short(', '.join(sorted(unknown)))}."
+            )
+        level_settings(len(self.priors), **self.recommended)
 
     @property
     def num_classes(self) -> int:
         """Classes of the priors; 0 if none of them has classes."""
         return max(interface_of(prior).num_classes for prior in self.priors)
+
+    def to(self, device: torch.device | str) -> Pipeline:
+        """Moves all models to a device, in place as `nn.Module.to` does."""
+        for module in self._modules():
+            module.to(device)
+        return self
+
+    def eval(self) -> Pipeline:
+        """Sets all models to evaluation mode, in place. Drawing and decoding need no such call."""
+        return self.train(False)
+
+    def train(self, mode: bool = True) -> Pipeline:
+        """Sets all models to training mode, or to evaluation mode, in place."""
+        for module in self._modules():
+            module.train(mode)
+        return self
+
+    def _modules(self) -> list[nn.Module]:
+        decoder = [self.vqvae] if isinstance(self.vqvae, nn.Module) else []
+        return [*decoder, *self.priors]
 
 
 def draw_levels(
@@ -66,7 +114,7 @@ def draw_levels(
     batch_size: int,
     settings: Sequence[DrawSettings],
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
     return_log_prob: bool = False,
@@ -87,6 +135,8 @@ def draw_levels(
             raise ValueError(
                 f"sample_images: expected guidance_scale=1: no prior has classes, got {scales[0]}."
             )
+    else:
+        labels = label_tensor("sample_images", labels, pipeline.num_classes, pipeline.class_names)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others still take them.
@@ -112,7 +162,7 @@ def sample_levels(
     pipeline: Pipeline,
     batch_size: int,
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
     return_log_prob: bool = False,
@@ -145,7 +195,7 @@ def sample_images(
     pipeline: Pipeline,
     batch_size: int,
     *,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     seed: int = 0,
     first_sample: int = 0,
     temperature: float | Sequence[float] = 1.0,
@@ -163,7 +213,8 @@ def sample_images(
     row `n - first_sample`, whatever the batch.
 
     Args:
-        labels: int64 `[B]`, given to every prior with classes.
+        labels: Given to every prior with classes: int64 `[B]`, or a list of numbers and names, such
+            as ["cat", "dog", 3]; None in it stands for no class.
         temperature, top_k, top_p, guidance_scale, window: One value, or one per level, coarse to
             fine; see `sample_codes`.
         known: Per level int64 `[B, h, w]` with -1 where a code is to be drawn, or None.

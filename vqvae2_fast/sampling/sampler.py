@@ -22,6 +22,7 @@ from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
+from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
@@ -29,6 +30,8 @@ from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from vqvae2_fast.sampling.labels import Labels
 
     Progress = Callable[[int, int], None]
 
@@ -99,7 +102,7 @@ def sample_codes(
     batch_size: int,
     *,
     condition: Sequence[Tensor] | Tensor | None = None,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     seed: int = 0,
     first_sample: int = 0,
     stream: int = 0,
@@ -121,7 +124,8 @@ def sample_codes(
             never applied: the prior is used in evaluation mode and then set back.
         batch_size: B.
         condition: All coarser maps, int64 `[B, h, w]`, coarse to fine; a tensor stands for one.
-        labels: int64 `[B]` for a prior with classes; `num_classes` is "no class".
+        labels: int64 `[B]` or a list of numbers, for a prior with classes; `num_classes` is "no
+            class".
         seed, first_sample, stream: The noise is a function of seed, of the sample's number
             `first_sample + row of the batch`, of stream (the level, 0 the coarsest), position and
             code: sample 7 of seed 0 has the same noise in every batch.
@@ -191,7 +195,7 @@ def draw(
     settings: DrawSettings,
     *,
     condition: Sequence[Tensor] | Tensor | None = None,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     known: Tensor | None = None,
     noise: Tensor | None = None,
     first_sample: int = 0,
@@ -238,7 +242,7 @@ def teacher_forced_logits(
     codes: Tensor,
     *,
     condition: Sequence[Tensor] | Tensor | None = None,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     engine: str = "auto",
 ) -> Tensor:
     """An engine's logits of given codes, float32 `[B, K, H, W]`: what it would draw from.
@@ -259,7 +263,7 @@ def score_codes(
     prior: nn.Module,
     codes: Tensor,
     condition: Sequence[Tensor] | Tensor | None = None,
-    labels: Tensor | None = None,
+    labels: Labels = None,
     *,
     engine: str = "auto",
 ) -> Tensor:
@@ -288,7 +292,7 @@ def _teacher_forced(
     prior: nn.Module,
     codes: Tensor,
     condition: Sequence[Tensor] | Tensor | None,
-    labels: Tensor | None,
+    labels: Labels,
     engine: str,
     *,
     logits: bool = False,
@@ -334,11 +338,13 @@ def _checked_context(
     interface: PriorInterface,
     batch_size: int,
     condition: Sequence[Tensor] | Tensor | None,
-    labels: Tensor | None,
+    labels: Labels,
     device: torch.device,
 ) -> tuple[list[Tensor], Tensor | None]:
     maps = as_maps(condition)
     check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
+    if interface.num_classes:
+        labels = label_tensor(where, labels, interface.num_classes)
     check_labels(where, labels, interface.num_classes, batch_size)
     return [codes.to(device) for codes in maps], None if labels is None else labels.to(device)
 

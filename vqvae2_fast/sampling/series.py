@@ -18,8 +18,6 @@ from vqvae2_fast.sampling.sampler import choose_engine
 from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from vqvae2_fast.models.classifier import Classifier
@@ -28,9 +26,8 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["Judge", "SampleSeries", "labels_of", "resolved_settings"]
+__all__ = ["Judge", "SampleSeries", "resolved_settings"]
 
-NO_CLASS = "none"
 # Two settings are the same for all levels, and a window never changes a sample.
 _NOT_LISTED = ("seed", "engine", "window")
 
@@ -60,7 +57,6 @@ class SampleSeries:
     """
 
     pipeline: Pipeline
-    class_names: tuple[str, ...]
     settings: tuple[DrawSettings, ...]
     classes: tuple[int, ...] = ()
     known: Known | None = None
@@ -94,7 +90,8 @@ class SampleSeries:
         """The name of a label; None without classes and for "no class"."""
         if label is None or label == self.pipeline.num_classes:
             return None
-        return self.class_names[label] if self.class_names else str(label)
+        names = self.pipeline.class_names
+        return names[label] if names else str(label)
 
     def batch(self, samples: range) -> dict[str, Any]:
         """`labels` and `known` of these samples, for `draw_batch`."""
@@ -170,7 +167,7 @@ def resolved_settings(pipeline: Pipeline, **settings: Any) -> tuple[DrawSettings
     """
     levels = level_settings(len(pipeline.priors), **settings)
     if not pipeline.num_classes and any(level.guided for level in levels):
-        raise ValueError("--guidance-scale: the priors have no classes to guide to; leave it out.")
+        raise ValueError("guidance_scale: the priors have no classes to guide to; leave it out.")
     engines = {
         choose_engine(level.engine, prior)[0]
         for level, prior in zip(levels, pipeline.priors, strict=True)
@@ -179,62 +176,3 @@ def resolved_settings(pipeline: Pipeline, **settings: Any) -> tuple[DrawSettings
         return levels
     (engine,) = engines
     return tuple(replace(level, engine=engine) for level in levels)
-
-
-def labels_of(
-    asked: Sequence[str], class_names: Sequence[str], num_classes: int, known: Known | None
-) -> tuple[tuple[int, ...], Tensor | None]:
-    """The labels that take turns, or those of the known images.
-
-    Raises:
-        ValueError: Labels for priors without classes; an unknown or ambiguous label; or no label
-            for known images of other classes.
-    """
-    if not num_classes:
-        if asked:
-            raise ValueError(f"--label: the priors have no classes, got {', '.join(asked)}.")
-        return (), None
-    if asked:
-        return tuple(
-            num_classes if text.lower() == NO_CLASS else match_class(text, class_names, num_classes)
-            for text in asked
-        ), None
-    if known is None:
-        return tuple(range(num_classes)), None
-    labels = known.labels_for(tuple(class_names))
-    if labels is None:
-        raise ValueError(
-            "--label: the classes of the known images are not those of the priors. Name a class, "
-            f"or `{NO_CLASS}` to draw without one."
-        )
-    return (), torch.where(labels < 0, num_classes, labels)
-
-
-def match_class(text: str, class_names: Sequence[str], num_classes: int) -> int:
-    """Number of a class from its number, its name or the beginning of one, whatever the case.
-
-    Raises:
-        ValueError: No class, or several, which are listed.
-    """
-    if text.isdigit():
-        found = [int(text)] if int(text) < num_classes else []
-    else:
-        lower = [name.lower() for name in class_names]
-        found = [i for i, name in enumerate(lower) if name == text.lower()]
-        found = found or [i for i, name in enumerate(lower) if name.startswith(text.lower())]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(
-            f"--label: {text!r} is the beginning of {_listed([class_names[i] for i in found])}; "
-            "write more of the one you mean."
-        )
-    raise ValueError(
-        f"--label: expected a number below {num_classes} or the beginning of a class name "
-        f"({_listed(class_names) or 'none named'}), got {text!r}."
-    )
-
-
-def _listed(names: Sequence[str], most: int = 20) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

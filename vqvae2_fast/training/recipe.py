@@ -24,7 +24,7 @@ from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_config, prior_stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vqvae2_fast.data import CodeStore, ImageSource
@@ -40,6 +40,7 @@ class TrainedPipeline:
 
     Args:
         codes, held_out_codes: The stores that the priors were trained and validated on.
+        recommended: Settings to draw with.
         logs: The lines of each run's log, by its folder's name: `vqvae`, `prior_top`, ...
         seconds: What each part took, by the same names; of a part that was continued, the rest.
     """
@@ -48,13 +49,14 @@ class TrainedPipeline:
     priors: list[PixelSNAIL]
     codes: CodeStore
     held_out_codes: CodeStore
+    recommended: Mapping[str, Any] = field(default_factory=dict)
     logs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def pipeline(self) -> Pipeline:
         """The models together."""
-        return Pipeline(self.vqvae, self.priors)
+        return Pipeline(self.vqvae, self.priors, self.codes.class_names, self.recommended)
 
 
 def train_pipeline(
@@ -67,6 +69,7 @@ def train_pipeline(
     resume: bool = False,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    recommended: Mapping[str, Any] | None = None,
 ) -> TrainedPipeline:
     """Train the models of a preset on images.
 
@@ -76,6 +79,7 @@ def train_pipeline(
     Args:
         seed: Of the weights, the codebooks and the order of the data, in place of the preset's.
         resume: Continue what is in `out`; without it, a run there is an error.
+        recommended: Settings to draw with, kept in the pipeline.
 
     Raises:
         ValueError: Images of another size than the preset's, or runs in `out` that are not to be
@@ -140,6 +144,8 @@ def train_pipeline(
             )
             run(f"prior_{name}", stage, settings)
             priors.append(prior)
-    trained = TrainedPipeline(vqvae, priors, codes, held_out_codes, logs, seconds)
-    save(trained.pipeline, out / "pipeline", class_names=classes)
+    trained = TrainedPipeline(
+        vqvae, priors, codes, held_out_codes, recommended or {}, logs, seconds
+    )
+    save(trained.pipeline, out / "pipeline")
     return trained

@@ -1,0 +1,89 @@
+"""Labels of a draw: numbers of classes, from numbers and names."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Label = int | str | None
+    Labels = Tensor | Sequence[Label] | None
+
+__all__ = ["NO_CLASS", "class_number", "label_tensor"]
+
+NO_CLASS = "none"
+
+
+def label_tensor(
+    where: str,
+    labels: Labels,
+    num_classes: int,
+    class_names: Sequence[str] = (),
+) -> Tensor | None:
+    """Labels as int64 `[B]`; a tensor is returned as it is, None stands for no labels.
+
+    Raises:
+        ValueError: As `class_number`.
+    """
+    if labels is None or isinstance(labels, Tensor):
+        return labels
+    if isinstance(labels, str):
+        raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
+    numbers = [class_number(f"{where}: labels", one, num_classes, class_names) for one in labels]
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def class_number(
+    where: str, label: Label, num_classes: int, class_names: Sequence[str] = ()
+) -> int:
+    """The number of a class.
+
+    Args:
+        label: Its number; its name, the beginning of one, or its number in digits, in upper or
+            lower case; None or "none" for "no class", which has the number `num_classes`.
+
+    Raises:
+        ValueError: There is no such class, or there are several, which are listed.
+    """
+    if label is None:
+        return num_classes
+    if not isinstance(label, str):
+        try:
+            number = operator.index(label)
+        except TypeError:
+            number = -1
+        if not 0 <= number <= num_classes:
+            raise ValueError(
+                f"{where}: expected a number from 0 to {num_classes}, where {num_classes} stands "
+                f'for "no class", got {label!r}.'
+            )
+        return number
+    text, names = label.lower(), [name.lower() for name in class_names]
+    found = [number for number, name in enumerate(names) if name == text]
+    if not found and text == NO_CLASS:
+        return num_classes
+    if not found and text.isdecimal():
+        found = [int(text)] if int(text) < num_classes else []
+    elif not found:
+        found = [number for number, name in enumerate(names) if name.startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{where}: {label!r} is the beginning of {_listed([class_names[n] for n in found])}; "
+            "write more of the one you mean."
+        )
+    raise ValueError(
+        f"{where}: expected a number below {num_classes} or the beginning of a class name "
+        f"({_listed(class_names) or 'none named'}), got {label!r}."
+    )
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -19,6 +22,8 @@ def test_a_code_store_is_described(codes, run):
     assert "records: 18" in text
     values = json.loads(run("info", codes / "train", "--json")[1])
     assert values["kind"] == "code store"
+    assert "level sizes: 2x2, 4x4" in text
+    assert "class names: cat, dog" in text
     assert (values["missing"], values["shards"], values["bytes"]) == (0, 1, 18 * 14)
     assert values["level_sizes"] == [[2, 2], [4, 4]]
     assert values["class_names"] == ["cat", "dog"]
@@ -73,7 +78,13 @@ def test_the_remedy_for_damaged_shards_is_a_command_that_works(codes, tmp_path, 
     assert run("info", copy, "--verify", "--quiet")[0] == 0
 
 
-def test_a_model_is_described(vqvae, run):
+def test_a_model_is_described_in_words(vqvae, run):
+    text = run("info", vqvae)[1]
+    assert "  image size: 8x8\n" in text
+    assert not set("{}[]'") & set(text.replace(str(vqvae), ""))
+
+
+def test_a_model_is_described_for_machines(vqvae, run):
     values = json.loads(run("info", vqvae, "--json")[1])
     assert values["kind"] == "vqvae2"
     assert values["config"]["num_embeddings"] == 16
@@ -92,6 +103,44 @@ def test_a_pipeline_is_described_part_by_part(vqvae, tmp_path, run):
     assert values["class_names"] == ["cat", "dog"]
     counts = [sum(w.numel() for w in prior.parameters()) for prior in priors]
     assert [values["parameters"][name] for name in ("top", "bottom")] == counts
+
+
+_WITHOUT_KERNELS = "import sys; sys.modules['vqvae2_fast._C'] = None\n"
+
+
+def without_kernels(code: str, *arguments: object) -> str:
+    """What Python code prints in an install without the compiled module."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _WITHOUT_KERNELS + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_installation_without_compiled_kernels_is_described():
+    text = without_kernels("from vqvae2_fast.cli import main; sys.exit(main(['info']))")
+    assert "compiled kernels: none; every operator runs on its PyTorch reference" in text
+    assert "nearest_code on the CPU is computed by reference: this install has no compiled" in text
+
+
+def test_the_demo_ends_without_compiled_kernels(tmp_path):
+    code = """
+from vqvae2_fast.cli import main
+from vqvae2_fast.commands import demo
+from vqvae2_fast.data import ImageTensorDataset, load_emoji
+
+def few(split):
+    whole = load_emoji(split)
+    return ImageTensorDataset(whole.images[::40], whole.labels[::40], whole.class_names)
+
+demo.load_emoji = few
+sys.exit(main(["demo", "--scale", "0.0001", "--quiet", "--out", sys.argv[1]]))
+"""
+    without_kernels(code, tmp_path / "demo")
+    assert json.loads((tmp_path / "demo" / "metrics.json").read_text())["machine"]["simd"] is None
 
 
 @pytest.mark.parametrize("what", ["folder", "file", "nothing"])
@@ -124,7 +173,7 @@ def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp
     assert "a window of 4 columns; one code a step takes" in text
     code, _, error = run("info", "--sampler", tmp_path / "prior", "--window", "0")
     assert code == 2
-    assert "expected --window >= 1, got 0" in error
+    assert "--window must be >= 1, got 0" in error
     code, _, error = run("info", "--sampler")
     assert code == 2
-    assert "expected the path of a prior or pipeline, or --preset" in error
+    assert "expected the path of a prior or a pipeline, or --preset" in error

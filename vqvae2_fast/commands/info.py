@@ -1,4 +1,4 @@
-"""`vqvae2-fast info`: what is installed, what a checkpoint or a code store holds."""
+"""`vqvae2-fast info`: what is installed, or what a checkpoint or a code store holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -14,53 +14,58 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
-from vqvae2_fast.commands.common import Command, Result
-from vqvae2_fast.commands.sampler_plan import sampler_plan
+from vqvae2_fast.commands.common import Command, Result, named
+from vqvae2_fast.console.words import described
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.presets import preset, preset_names
+from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.configs import PixelSNAILConfig
 
 __all__ = ["Info"]
 
 
 @dataclass(kw_only=True)
 class Info(Command):
-    """Describe this installation, or a run, checkpoint, pipeline or code store.
+    """Describe this installation, or a run, a checkpoint, a pipeline or a code store.
 
-    Exit code 1 if --verify finds damage.
+    Ends with exit code 1 if --verify finds damage.
     """
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
-    """What to describe, or the folder of two stores that `extract` left; nothing: the
-    installation."""
+    """What to describe: a run, a checkpoint, a pipeline, a code store, or the folder of two stores
+    that `extract` leaves. Without it, this installation."""
     presets: bool = False
     """List the presets with their sizes."""
     verify: bool = False
-    """Read every byte of code stores and compare checksums; checkpoints are always read whole."""
+    """Read every byte of code stores and compare checksums. Checkpoints are always read whole."""
 
     sampler: bool = False
-    """How engine `cuda` would draw from a prior, a pipeline or the priors of --preset: what is kept
-    where, who waits for whom, and the time that a model of the card expects. Needs no GPU."""
+    """Tell how engine `cuda` would draw from a prior, from a pipeline, or from the priors of
+    --preset: what is kept where, which blocks wait for which, and the time that a model of the card
+    expects. This needs no GPU."""
     preset: str | None = None
     """With --sampler: the preset whose priors to plan for."""
     card: Literal["a100", "h100", "b200"] = "h100"
     """With --sampler: the card."""
     engine: Literal["cuda", "cuda_tf32", "cuda_bfloat16"] = "cuda"
-    """With --sampler: how products are made."""
+    """With --sampler: the precision of products."""
     batch_size: int = 1
-    """With --sampler: images drawn side by side."""
+    """With --sampler: images that are drawn together."""
     window: int = 1
-    """With --sampler: codes of a step, guesses but the first."""
+    """With --sampler: codes that a step draws, all but the first of them guesses."""
 
     def run(self) -> Result:
         self.prepare()
         if self.presets:
             return _presets()
         if self.sampler:
-            return sampler_plan(
-                self.path, self.preset, self.card, self.engine, self.batch_size, self.window
-            )
+            return self._sampler()
         if self.path is None:
             return _installation()
         if (self.path / MANIFEST).is_file():
@@ -69,6 +74,41 @@ class Info(Command):
         if any((store / MANIFEST).is_file() for store in stores):
             return self._stores([store for store in stores if (store / MANIFEST).is_file()])
         return _checkpoint(self.path)
+
+    def _sampler(self) -> Result:
+        values: dict[str, Any] = {
+            name: getattr(self, name) for name in ("card", "engine", "batch_size", "window")
+        }
+        values["plans"] = {
+            name: draw_report(config, **values) for name, config in self._priors().items()
+        }
+        lines = [
+            line
+            for name, plan in values["plans"].items()
+            for line in (f"{name} prior, engine {self.engine}", *plan)
+        ]
+        return Result(values, lines)
+
+    def _priors(self) -> dict[str, PixelSNAILConfig]:
+        if self.preset is not None:
+            configs = preset(self.preset).priors
+            return dict(zip(level_names(len(configs)), configs, strict=True))
+        if self.path is None:
+            raise ValueError(
+                "--sampler: expected the path of a prior or a pipeline, or --preset, got neither."
+            )
+        model = load(checkpoint_folder(self.path))
+        if isinstance(model, PixelSNAIL):
+            return {"the": model.config}
+        if not isinstance(model, Pipeline):
+            raise ValueError(
+                f"--sampler: expected a prior or a pipeline at {self.path}, found a {named(model)}."
+            )
+        priors = cast(
+            "list[PixelSNAIL]", list(model.priors)
+        )  # a pipeline on the disk has no others
+        names = level_names(len(priors))
+        return {name: prior.config for name, prior in zip(names, priors, strict=True)}
 
     def _stores(self, paths: list[Path]) -> Result:
         parts = {path.name: self._store(path) for path in paths}
@@ -96,24 +136,23 @@ class Info(Command):
             "class_names": manifest.class_names,
             "checkpoint_hash": manifest.checkpoint_hash,
         }
+        lines = described(values)
         if not self.verify:
-            return Result(values, _lines(values))
+            return Result(values, lines)
         with self.progress().task(f"verify {path.name}", values["bytes"]) as task:
             reports = verify(path, lambda done, total: task.update(done))
-        values["damaged"] = {
-            report.shard.name: report.problem for report in reports if report.problem
-        }
-        lines = _lines({name: value for name, value in values.items() if name != "damaged"})
-        lines += [f"damaged: {name}: {problem}" for name, problem in values["damaged"].items()]
-        if values["damaged"]:
+        damaged = {report.shard.name: report.problem for report in reports if report.problem}
+        values["damaged"] = damaged
+        lines += [f"damaged: {name}: {problem}" for name, problem in damaged.items()]
+        if damaged:
             call = f"from vqvae2_fast.data import discard_damaged; discard_damaged({str(path)!r})"
             lines.append(
-                f"{len(values['damaged'])} of {len(reports)} shards are damaged. Take them out: "
+                f"{len(damaged)} of {len(reports)} shards are damaged. Take them out: "
                 f"{shlex.join(['python', '-c', call])}; then extract again with --resume."
             )
         else:
             lines.append(f"verified: {len(reports)} shards are sound")
-        return Result(values, lines, exit_code=1 if values["damaged"] else 0)
+        return Result(values, lines, exit_code=1 if damaged else 0)
 
 
 def _installation() -> Result:
@@ -128,7 +167,25 @@ def _installation() -> Result:
         "build": ops.build_info(),
         "nearest_code": ops.owner("nearest_code", z, codebook),
     }
-    return Result(values, [f"{name}: {value}" for name, value in values.items()])
+    build = values["build"]
+    compiled = ["compiled kernels: none; every operator runs on its PyTorch reference"]
+    if build["native"]:
+        cards = f"for {build['cuda_architectures']}" if build["cuda"] else "none"
+        compiled = [
+            f"compiled kernels: by {build['compiler']} for {', '.join(build['simd_levels'])}, for "
+            f"PyTorch {build['torch_abi']} and later",
+            f"compiled CUDA kernels: {cards}",
+            f"SIMD level in use: {values['simd']}",
+        ]
+    lines = [
+        f"vqvae2_fast {values['vqvae2_fast']}, Python {values['python']}, PyTorch "
+        f"{values['torch']}",
+        f"threads: {values['threads']}",
+        f"GPU: {values['cuda'] or 'PyTorch sees none'}",
+        *compiled,
+        f"nearest_code on the CPU is computed by {values['nearest_code']}",
+    ]
+    return Result(values, lines)
 
 
 def _presets() -> Result:
@@ -155,22 +212,18 @@ def _checkpoint(path: Path) -> Result:
         ) from error
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
-    if header["kind"] == "pipeline":
-        pipeline = load(folder, expect=Pipeline)
-        models = {"vqvae": pipeline.vqvae}
-        models |= dict(zip(header["config"]["levels"], pipeline.priors, strict=True))
-        values["parameters"] = {name: _size(model) for name, model in models.items()}
+    model = load(folder)
+    if isinstance(model, Pipeline):
+        models = {"vqvae": model.vqvae}
+        models |= dict(zip(header["config"]["levels"], model.priors, strict=True))
+        values["parameters"] = {name: _size(part) for name, part in models.items()}
     else:
-        values["parameters"] = _size(load(folder))
+        values["parameters"] = _size(model)
         if (folder / "state.json").exists():
             state = load_training(folder).state
-            values |= {"step": state["step"], "train": state["train"], "metrics": state["metrics"]}
-    return Result(values, _lines(values))
+            values |= {name: state[name] for name in ("step", "train", "metrics")}
+    return Result(values, described(values))
 
 
-def _lines(values: dict[str, Any]) -> list[str]:
-    return [f"{name}: {value}" for name, value in values.items()]
-
-
-def _size(model: torch.nn.Module) -> int:
+def _size(model: Any) -> int:
     return sum(weight.numel() for weight in model.parameters())

@@ -41,11 +41,10 @@ if module is not None:
     module.simd_level()
 
 
-def simd_level() -> str:
-    """The level of the CPU kernels: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `neon`."""
-    if module is None:
-        raise RuntimeError(f"simd_level: {MISSING_REASON}.")
-    return str(module.simd_level())
+def simd_level() -> str | None:
+    """The SIMD level of the CPU kernels: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `neon`; None
+    without the compiled module."""
+    return None if module is None else str(module.simd_level())
 
 
 def build_info() -> dict[str, object]:

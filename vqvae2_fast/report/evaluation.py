@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.console.numbers import number
+from vqvae2_fast.console.words import number
 from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.metrics.distances import MEASURES
 from vqvae2_fast.metrics.reconstruction import PairMeasures

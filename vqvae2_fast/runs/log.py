@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.console.numbers import number
+from vqvae2_fast.console.words import number
 from vqvae2_fast.files.durable import explained, replace_file, write_all
 from vqvae2_fast.files.untrusted import open_untrusted, read_untrusted
 

@@ -1,0 +1,55 @@
+"""Numbers and records for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["described", "number"]
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number in `digits` significant digits: no exponent, commas between thousands.
+
+    36321.7 is 36,320; 0.0123449 is 0.01234; whole numbers lose the zeros behind the point.
+    """
+    if not math.isfinite(value):
+        return f"{value}"
+    places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{round(value, places):,.{max(0, places)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def described(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A record as lines, one a field, records inside it indented below their names.
+
+    A field `..._size` is written as 32x32, one `..._sizes` as 8x8, 16x16, and `num_codes` as
+    number of codes.
+    """
+    lines = []
+    for name, value in values.items():
+        title = f"{indent}{re.sub('^num_', 'number of ', name).replace('_', ' ')}:"
+        if isinstance(value, Mapping) and value:
+            lines += [title, *described(value, indent + "  ")]
+        else:
+            lines.append(f"{title} {_text(name, value)}")
+    return lines
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    if name.endswith("_size") and isinstance(value, Sequence):
+        return "x".join(str(side) for side in value)
+    if isinstance(value, Sequence) and value:
+        of_each = name.removesuffix("s")  # level_sizes: each is a level_size
+        return ", ".join(_text(of_each, item) for item in value)
+    return "none" if not value else str(value)

@@ -1,0 +1,44 @@
+"""How engine `cuda` would draw from a prior, in words, without a card."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
+from vqvae2_fast.sampling.engines.cuda_library import native_library
+from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.configs import PixelSNAILConfig
+
+__all__ = ["draw_report"]
+
+
+def draw_report(
+    config: PixelSNAILConfig, card: str, engine: str, batch_size: int, window: int = 1
+) -> list[str]:
+    """What is kept where, which blocks wait for which, and the time that a model of the card
+    expects.
+
+    Args:
+        card: `a100`, `h100` or `b200`.
+        engine: `cuda`, `cuda_tf32` or `cuda_bfloat16`.
+        window: Codes that a step draws; at most a row of the map.
+
+    Raises:
+        ValueError: window is below 1.
+        RuntimeError: There is no compiled module.
+    """
+    if window < 1:
+        raise ValueError(f"draw_report: window must be >= 1, got {window}.")
+    # Sizes alone: the paper's priors take gigabytes.
+    with torch.device("meta"), torch.no_grad():
+        plan = pixelsnail_plan(PixelSNAIL(config))
+    # The report takes the card's size by its name.
+    nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)
+    values = plan_values(plan, nowhere, PRECISIONS[engine], batch_size, guided=False)
+    values["window"] = min(window, plan.size[1])
+    return native_library().report(values, card).splitlines()

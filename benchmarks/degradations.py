@@ -1,10 +1,10 @@
-"""Which measures see which damage: noise, blur, dropped modes and mixed classes beside real images.
+"""Which measures see which damage: noise, blur, missing classes and mixed classes.
 
     vqvae2-fast train-classifier --data fashion --image-size 28 28 --image-channels 1 --out RUN
     python benchmarks/degradations.py --classifier RUN --out docs/reports/degradations.json
 
-A measure sees a damage if the damage moves it away from the real/real floor with disjoint 95 %
-intervals, weak and strong, and the strong one further. Prints a table in Markdown.
+A measure sees a damage if at both strengths its 95 % interval is disjoint from that of undamaged
+images, and if the strong damage moves it further. Prints tables in Markdown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from vqvae2_fast import load
 from vqvae2_fast.data import load_fashion_mnist, to_float
 from vqvae2_fast.metrics import compare_sets, extract_features, open_features
-from vqvae2_fast.metrics.features import ClassifierFeatures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ def noise(images: Tensor, labels: Tensor, strength: float) -> Tensor:
 
 
 def blur(images: Tensor, labels: Tensor, strength: float) -> Tensor:
-    """Gaussian of so many pixels."""
+    """A Gaussian with a standard deviation of `strength` pixels."""
     offsets = torch.arange(-6, 7).float()
     weights = torch.exp(-offsets.square() / (2 * strength**2))
     weights = weights / weights.sum()
@@ -47,13 +46,13 @@ def blur(images: Tensor, labels: Tensor, strength: float) -> Tensor:
 
 
 def drop_modes(images: Tensor, labels: Tensor, strength: float) -> Tensor:
-    """Only images of the other classes, taking turns: the last share of classes is missing."""
+    """The last share of the classes is missing; the other images repeat to fill the set."""
     kept = (labels < round((1 - strength) * (int(labels.max()) + 1))).nonzero().flatten()
     return images[kept.repeat(len(images) // len(kept) + 1)[: len(images)]]
 
 
 def mix_classes(images: Tensor, labels: Tensor, strength: float) -> Tensor:
-    """A share of the images becomes the mean of two of different classes."""
+    """A share of the images becomes the mean of two images of different classes."""
     order = labels.argsort(stable=True).roll(len(labels) // 3)
     partner = torch.empty_like(order)
     partner[labels.argsort(stable=True)] = order
@@ -80,7 +79,7 @@ def main() -> None:
     if options.classifier is None:
         extractor = open_features("efficientnet")
     else:
-        extractor = ClassifierFeatures(load(options.classifier))
+        extractor = open_features("classifier", classifier=load(options.classifier))
 
     def part(split: str, seed: int) -> tuple[Tensor, Tensor]:
         found = load_fashion_mnist(options.fashion, split)

@@ -1,22 +1,30 @@
-"""Peak memory and speed of the measures on many samples, in features of a network's size.
+"""Peak memory and speed of an evaluation.
 
-    python benchmarks/evaluation_memory.py --images 50000
+    python benchmarks/evaluation_memory.py features --images 50000
+    python benchmarks/evaluation_memory.py images --data PHOTOGRAPHS --counts 24 300
 
-Features are made up batch by batch, as a network would give them; they go to mapped files. Peak
-memory is that of the process less what it took to import everything.
+`features` times the measures of many samples in features of a network's size, which are made up
+batch by batch, as a network would give them. Its peaks are those of the process less what it took
+to import everything. `images` runs `vqvae2-fast evaluate` in a process of its own for each number
+of held-out images of 256x256, with a small pipeline that was not trained, and tells its peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, preset, save
+from vqvae2_fast.data import ImageFolder, in_order
 from vqvae2_fast.metrics import extract_features, frechet_distance, inception_score, kernel_distance
 from vqvae2_fast.metrics.features import Extracted
 from vqvae2_fast.metrics.neighbours import neighbour_measures
@@ -27,10 +35,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BATCH = 256
+_CHILD = """
+import resource, sys
+from vqvae2_fast.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(code)
+"""
 
 
 class MadeUp:
-    """A network of no cost: normal features, mixed."""
+    """A network that costs nothing: normal features."""
 
     name = "made-up"
 
@@ -49,31 +64,21 @@ def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.zeros(size, 1), torch.zeros(size, dtype=torch.int64)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--neighbours", type=int, default=10_000)
-    parser.add_argument("--dim", type=int, default=1280)
-    options = parser.parse_args()
+def measure_features(images: int, neighbours: int, dim: int) -> None:
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with TemporaryDirectory() as folder:
         sets = [
-            extract_features(
-                MadeUp(options.dim, shift),
-                batches(options.images),
-                options.images,
-                Path(folder) / str(shift),
-            )
+            extract_features(MadeUp(dim, shift), batches(images), images, Path(folder) / str(shift))
             for shift in (0.0, 0.01)
         ]
         real, fake = (own.tensor() for own in sets)
-        few = slice(0, options.neighbours)
+        few = slice(0, neighbours)
         measures = {
             "moments of both sets": lambda: moments.extend(own.moments() for own in sets),
             "frechet, no interval": lambda: frechet_distance(*moments, interval=False),
             "kernel": lambda: kernel_distance(real, fake),
             "score": lambda: inception_score(sets[1].tensor("log_probabilities").split(4096)),
-            f"neighbours of {options.neighbours}": lambda: neighbour_measures(
+            f"neighbours of {neighbours}": lambda: neighbour_measures(
                 real[few].clone(), fake[few].clone()
             ),
         }
@@ -87,6 +92,59 @@ def main() -> None:
                 f"s of processor), peak {peak:.0f} MiB, mapped files included",
                 flush=True,
             )
+
+
+def small_pipeline(data: Path) -> Pipeline:
+    """Of 256x256, with codebooks among the vectors of images."""
+    torch.manual_seed(0)
+    config = preset("imagenet256")
+    narrow = {"channels": 32, "residual_channels": 16, "num_blocks": 1, "layers_per_block": 1}
+    vqvae = VQVAE2(
+        replace(config.vqvae, hidden_channels=32, residual_channels=16, embedding_dim=16)
+    )
+    vqvae(next(in_order(ImageFolder(data, (256, 256), split="train"), 16))[0])
+    priors = [
+        PixelSNAIL(
+            replace(prior, **narrow, num_heads=2, num_output_layers=1, condition_channels=16)
+        )
+        for prior in config.priors
+    ]
+    return Pipeline(vqvae.eval(), [prior.eval() for prior in priors])
+
+
+def measure_images(data: Path, counts: list[int]) -> None:
+    with TemporaryDirectory() as folder:
+        save(small_pipeline(data), Path(folder) / "pipeline")
+        for count in counts:
+            arguments = ["evaluate", "--pipeline", f"{folder}/pipeline", "--data", str(data)]
+            arguments += ["--held-out-images", str(count), "--train-images", "0"]
+            arguments += ["--codec-images", "8", "--out", f"{folder}/{count}", "--quiet"]
+            start = time.monotonic()
+            told = subprocess.run(
+                [sys.executable, "-c", _CHILD, *arguments],
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            seconds, peak = time.monotonic() - start, told.stdout.split()[-1]
+            print(f"{count} held-out images: {seconds:.0f} s, peak {peak} MiB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = parser.add_subparsers(dest="part", required=True)
+    features = parts.add_parser("features")
+    features.add_argument("--images", type=int, default=50_000)
+    features.add_argument("--neighbours", type=int, default=10_000)
+    features.add_argument("--dim", type=int, default=1280)
+    images = parts.add_parser("images")
+    images.add_argument("--data", type=Path, required=True)
+    images.add_argument("--counts", type=int, nargs="+", default=[24, 300])
+    options = parser.parse_args()
+    if options.part == "features":
+        measure_features(options.images, options.neighbours, options.dim)
+    else:
+        measure_images(options.data, options.counts)
 
 
 if __name__ == "__main__":

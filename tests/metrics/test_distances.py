@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.metrics.estimates import Estimate, jackknife
+from vqvae2_fast.metrics.accuracy import _wilson
+from vqvae2_fast.metrics.estimates import GROUPS, T_975, Estimate, jackknife
 from vqvae2_fast.metrics.frechet import Moments, frechet_distance, gaussian_distance
 from vqvae2_fast.metrics.inception_score import inception_score
 from vqvae2_fast.metrics.kernel_distance import kernel_distance, squared_discrepancy
@@ -181,7 +182,14 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     found = jackknife(
         float(values.mean()), [float(values[groups != g].mean()) for g in range(10)], 1000
     )
-    assert (found.high - found.value) / 2.262 == pytest.approx(1000**-0.5, rel=0.5)
+    assert (found.high - found.value) / T_975 == pytest.approx(1000**-0.5, rel=0.5)
+
+
+def test_quantiles_are_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    assert stats.t(GROUPS - 1).ppf(0.975) == pytest.approx(T_975, abs=5e-4)
+    expected = stats.binomtest(37, 120).proportion_ci(method="wilson")
+    assert _wilson(37 / 120, 120) == pytest.approx((expected.low, expected.high), rel=1e-4)
 
 
 def test_intervals_hold_no_value_that_a_measure_cannot_take():

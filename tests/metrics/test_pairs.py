@@ -146,7 +146,7 @@ class Evil:
 def test_a_pickle_of_more_than_arrays_is_refused_and_runs_nothing(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match="pickle of numpy arrays alone"):
+    with pytest.raises(ValueError, match="pickle that holds numpy arrays only"):
         load_arrays(tmp_path / "file")
     assert not (tmp_path / "evil").exists()
 

@@ -1,5 +1,11 @@
-"""Measures of both stages: reconstruction, likelihood, use of the codebooks, codecs beside them;
-and distances of sets of images in the features of a network."""
+"""Measures of both stages, none of which draws, trains or plots.
+
+`pipeline.py` measures a pipeline on images in one pass: errors of reconstructions
+(`reconstruction.py`), what codes cost under the priors (`likelihood.py`), how much of the codebooks
+they use (`codebook.py`), and what image codecs reach (`codecs.py`). `distances.py` has the table of
+measures that compare sets of images in the features of a network, and `features.py` the registry of
+networks. `results.py` holds what all of them find.
+"""
 
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.metrics.codebook import CodebookUse, codebook_use

@@ -21,8 +21,13 @@ __all__ = ["Accuracy", "classification_accuracy"]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of images whose class is the likeliest, or among the five likeliest; a 95 % interval
-    of the first (Wilson's), and the first by class (NaN for a class without images)."""
+    """How often a classifier is right.
+
+    Args:
+        top1, top5: Shares of images whose class is the likeliest, or among the five likeliest.
+        low, high: 95 % interval of `top1`, by Wilson's formula.
+        by_class: `top1` of each class, NaN for a class without images.
+    """
 
     top1: float
     top5: float
@@ -36,10 +41,13 @@ class Accuracy:
 def classification_accuracy(
     model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Accuracy:
-    """Of a classifier in evaluation mode, on images `[B, C, H, W]` in [-1, 1] with labels `[B]`.
+    """Accuracy of a classifier in evaluation mode.
+
+    Args:
+        batches: Images `[B, C, H, W]` in [-1, 1] with labels `[B]`.
 
     Raises:
-        ValueError: No images, or labels outside the model's classes.
+        ValueError: There are no images, or labels outside the model's classes.
     """
     device = device_of(model)
     classes = model.config.num_classes
@@ -49,7 +57,7 @@ def classification_accuracy(
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
             raise ValueError(
                 f"accuracy: expected labels in [0, {classes}), the classes of the classifier, got "
-                f"{int(labels.min())} to {int(labels.max())}."
+                f"labels from {int(labels.min())} to {int(labels.max())}."
             )
         ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
         labels = labels.cpu()
@@ -67,6 +75,7 @@ def classification_accuracy(
 
 
 def _wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval; SciPy, which has it, would be a large dependency for five lines."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     reach = (
         z

@@ -1,7 +1,7 @@
-"""Features of a set of images on the disk: what a comparison reads, in bounded memory.
+"""Features of a set of images, in mapped files.
 
-Features go to mapped files batch by batch, float32, and their moments are summed on the way. A set
-of 50,000 images with 1,280 features takes 256 MB on the disk, not in memory.
+They are written batch by batch as float32 and read in parts, so a set of 50,000 images with 1,280
+features takes 256 MB on the disk and little memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ _ROWS = 4096  # read at a time
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Features `[N, D]`, pieces of a map `[N, S]` and log-probabilities `[N, classes]` of a set.
+    """What a network sees in a set of images.
 
     Args:
+        features: `[N, D]`.
+        spatial: Part of a map, flattened, `[N, S]`.
+        log_probabilities: `[N, classes]`.
         images_per_second: How fast they were extracted.
     """
 
@@ -56,7 +59,7 @@ class FeatureSet:
         )
 
     def tensor(self, part: str = "features") -> Tensor:
-        """One part as a tensor on the mapped memory, not to be written to."""
+        """One part as a tensor on the mapped file; do not write to it."""
         return torch.from_numpy(np.asarray(getattr(self, part)))
 
     def moments(self, part: str = "features") -> Moments:
@@ -71,15 +74,15 @@ def extract_features(
     *,
     progress: Callable[[int], object] = lambda done: None,
 ) -> FeatureSet:
-    """Features of all images, mapped from files in `folder`.
+    """Features of all images, mapped from files that are written to `folder`.
 
     Args:
         batches: Images float `[B, C, H, W]` in [-1, 1] and labels int64 `[B]`.
-        count: Images in all.
-        progress: Called with the images that are done.
+        count: The number of images.
+        progress: Called with the number of images that are done.
 
     Raises:
-        ValueError: If there are not `count` images.
+        ValueError: There are more or fewer than `count` images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, np.memmap] = {}

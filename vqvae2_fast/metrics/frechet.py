@@ -1,7 +1,7 @@
-"""Fréchet distance of two sets of features, from moments that are gathered batch by batch.
+"""Fréchet distance of two sets of features, from moments that are summed batch by batch.
 
-‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), eq. 6 of https://arxiv.org/abs/1706.08500: FID on Inception's
-pooled features, sFID (https://arxiv.org/abs/2103.03841) on a map of its middle.
+‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½), eq. 6 of https://arxiv.org/abs/1706.08500. On Inception's
+pooled features this is FID, on a map from its middle sFID (https://arxiv.org/abs/2103.03841).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ __all__ = ["Moments", "frechet_distance", "least_images"]
 class Moments:
     """Number, sum and sum of products of features, for each group of images.
 
-    Memory is 8·GROUPS·D² bytes (131 MB for D = 1280, 336 MB for 2048) however many images there
-    are. Sums are of features less the first batch's mean, in float64: nothing cancels.
+    They take 8·GROUPS·D² bytes (131 MB for D = 1280, 336 MB for 2048) for any number of images.
+    Before features are summed, in float64, the mean of the first batch is subtracted: covariances
+    then lose no digits.
 
     Args:
-        dim: D, features an image.
+        dim: D, the number of features of an image.
     """
 
     def __init__(self, dim: int) -> None:
@@ -56,7 +57,7 @@ class Moments:
         """Add the features of the next images, `[B, D]` of any floating type.
 
         Raises:
-            ValueError: Of another D, or not finite.
+            ValueError: They have another D, or are not finite.
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
@@ -89,9 +90,9 @@ class Moments:
 
 
 def least_images(dim: int) -> int:
-    """Images from which on a Fréchet distance of D features means something: D, or a hundred.
+    """The least number of images for a Fréchet distance of D features: D, but at least 100.
 
-    With fewer than D a covariance is singular, and the distance is mostly its bias.
+    With fewer than D images a covariance is singular, and the distance is mostly bias.
     """
     return max(100, dim)
 
@@ -99,8 +100,8 @@ def least_images(dim: int) -> int:
 def gaussian_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
     """The distance of two Gaussians, each a mean `[D]` and a covariance `[D, D]` in float64.
 
-    tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric: two
-    symmetric problems in place of a general one, and no matrix root of an almost singular product.
+    tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric. So
+    there are two symmetric eigenvalue problems, and no matrix root of an almost singular product.
     """
     (mean, covariance), (other_mean, other_covariance) = first, second
     values, vectors = torch.linalg.eigh(covariance)
@@ -114,14 +115,14 @@ def gaussian_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor
 def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> Estimate:
     """The Fréchet distance of two sets with its interval.
 
-    Biased upwards, by about tr Σ·D/n: compare distances of equal numbers of images, and a distance
-    with that of two halves of the real set.
+    It is biased upwards by about tr Σ·D/n, so compare only distances of equally many images, and
+    compare each with the distance of two sets of real images.
 
     Args:
-        interval: Without it `low` and `high` are the value: an eleventh of the time.
+        interval: Without it `low` and `high` are the value, which takes an eleventh of the time.
 
     Raises:
-        ValueError: Of different D, or fewer images than `least_images`.
+        ValueError: The sets have different D, or fewer images than `least_images`.
     """
     if real.dim != fake.dim:
         raise ValueError(
@@ -132,7 +133,7 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
         "frechet_distance",
         images,
         least_images(real.dim),
-        f"the covariance of {real.dim} features is singular with fewer; kernel_distance needs none",
+        f"the covariance of {real.dim} features is singular with fewer",
     )
     value = gaussian_distance(real.mean_and_covariance(), fake.mean_and_covariance())
     if not interval:

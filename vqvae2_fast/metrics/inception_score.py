@@ -1,7 +1,7 @@
 """Inception score: how sure a classifier is of each image, and how evenly it uses its classes.
 
-exp(E KL(p(y|x) ‖ p(y))), https://arxiv.org/abs/1606.03498. It looks at one set only and rewards
-images learnt by heart as much as new ones.
+exp(E KL(p(y|x) ‖ p(y))), https://arxiv.org/abs/1606.03498. It looks at one set only, and rewards
+images that were learnt by heart as much as new ones.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ LEAST_IMAGES = 100
 def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
     """The score over all images, between 1 and the number of classes.
 
-    Over all at once, not the mean over ten splits, which is lower by a bias of the splits' size.
+    It is computed over all images at once. The mean over ten splits, which is common, is lower by a
+    bias that depends on the size of the splits.
 
     Args:
         log_probabilities: Batches of log p(y|x), `[B, classes]`.
 
     Raises:
-        ValueError: Fewer than 100 images.
+        ValueError: There are fewer than 100 images.
     """
     counts = torch.zeros(GROUPS, dtype=torch.float64)
     negative_entropy = torch.zeros(GROUPS, dtype=torch.float64)

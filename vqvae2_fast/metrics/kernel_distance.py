@@ -1,7 +1,7 @@
 """Kernel distance: squared maximum mean discrepancy under a cubic kernel (KID).
 
-k(x, y) = (x·y/D + 1)³, https://arxiv.org/abs/1801.01401. Unbiased whatever the number of images:
-the distance for small sets, where a Fréchet distance is mostly bias.
+k(x, y) = (x·y/D + 1)³, https://arxiv.org/abs/1801.01401. It is unbiased for any number of images,
+which makes it the distance for small sets, where a Fréchet distance is mostly bias.
 """
 
 from __future__ import annotations
@@ -11,20 +11,18 @@ import math
 import torch
 from torch import Tensor
 
-from vqvae2_fast.metrics.estimates import Estimate, check_count
+from vqvae2_fast.metrics.estimates import T_975, Estimate, check_count
 
 __all__ = ["LEAST_IMAGES", "kernel_distance", "squared_discrepancy"]
 
 LEAST_IMAGES = 200
-_BLOCKS, _BLOCK = 10, 1000  # at least so many blocks, of at most so many images
-# Quantile 0.975 of Student's t: of 9 degrees of freedom, and a bound from there on.
-_T_975 = 2.262
+_BLOCKS, _BLOCK = 10, 1000  # at least ten blocks, of at most 1,000 images
 
 
 def squared_discrepancy(real: Tensor, fake: Tensor) -> float:
     """Unbiased MMD² of features `[N, D]` and `[M, D]`, in float64 (eq. 4 of the paper).
 
-    May be negative: its mean is zero when both sets are of one distribution.
+    It can be negative: its mean is zero if both sets are from one distribution.
     """
     x, y = real.double(), fake.double()
     n, m, dim = len(x), len(y), x.shape[1]
@@ -41,15 +39,16 @@ def squared_discrepancy(real: Tensor, fake: Tensor) -> float:
 def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
     """Mean MMD² over blocks of both sets, with its interval.
 
-    Both sets are dealt at random into blocks of at most 1000 images that share none, ten at least:
-    the blocks' distances are independent given the data, so their spread gives the interval.
-    (torch-fidelity draws 100 overlapping subsets of 1000; the expectation is the same.)
+    Both sets are dealt at random into at least ten blocks of at most 1,000 images that have none in
+    common. The distances of the blocks are independent given the data, so their spread gives the
+    interval; with more than ten blocks it is a little too wide. (torch-fidelity draws 100
+    overlapping subsets of 1,000; the expectation is the same.)
 
     Args:
         real, fake: Features `[N, D]` and `[M, D]`.
 
     Raises:
-        ValueError: Fewer than 200 images in a set.
+        ValueError: A set has fewer than 200 images.
     """
     images = min(len(real), len(fake))
     check_count(
@@ -70,5 +69,5 @@ def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
     ][:blocks]
     mean = math.fsum(values) / blocks
     spread = math.fsum((value - mean) ** 2 for value in values) / (blocks * (blocks - 1))
-    reach = _T_975 * math.sqrt(spread)
+    reach = T_975 * math.sqrt(spread)
     return Estimate(mean, mean - reach, mean + reach, images)

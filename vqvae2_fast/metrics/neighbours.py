@@ -1,8 +1,9 @@
 """Precision, recall, density and coverage: whose neighbourhood an image falls into.
 
-Precision and recall as in https://arxiv.org/abs/1904.06991 (k = 3 there), density and coverage as
-in https://arxiv.org/abs/2002.09797 (k = 5 there). An image is inside another's ball if its distance
-is less than that of the other's k-th neighbour in its own set.
+Precision and recall are those of https://arxiv.org/abs/1904.06991 (k = 3 there), density and
+coverage those of https://arxiv.org/abs/2002.09797 (k = 5 there). The ball of an image reaches to
+the k-th neighbour that the image has in its own set; an image of the other set is inside if it is
+closer than that.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ _ROWS = 512  # of the matrix of distances at a time
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The share of fakes inside a real ball (precision), of reals inside a fake ball (recall), the
-    mean number of real balls a fake is in, over k (density), and the share of reals whose ball
-    holds a fake (coverage)."""
+    """The four measures of fake images against real ones.
+
+    Args:
+        precision: Share of fakes that are inside the ball of a real image.
+        recall: Share of real images that are inside the ball of a fake.
+        density: Mean number of real balls that a fake is inside, divided by k.
+        coverage: Share of real images whose ball has a fake inside.
+    """
 
     precision: Estimate
     recall: Estimate
@@ -36,27 +42,26 @@ class Neighbours:
 def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """All four measures with their intervals, in two passes over blocks of distances.
 
-    Memory is 10·(N + M) radii and a block of 512 rows; time is that of N² + M² + NM products of D.
-    All four depend on N, M and k: compare them only where those are equal.
+    This takes the memory of 11·(N + M) radii and of 512 rows of distances, and the time of
+    N² + M² + NM products of D numbers. All four depend on N, M and k, so compare only values for
+    which these are equal.
 
     Args:
         real: Features `[N, D]`, float.
         fake: Features `[M, D]`.
 
     Raises:
-        ValueError: Fewer than 100 images in a set.
+        ValueError: A set has fewer than 100 images.
     """
     images = min(len(real), len(fake))
-    check_count(
-        "precision and recall", images, LEAST_IMAGES, "balls reach to the k-th of the others"
-    )
+    check_count("precision and recall", images, LEAST_IMAGES, "they are shares of the images")
     real, fake = _by_group(real.float()), _by_group(fake.float())
-    centre = real.mean(0)  # distances from norms and products cancel less about the mean
+    centre = real.mean(0)  # distances from norms and products lose fewer digits about the mean
     real, fake = real - centre, fake - centre
     real_groups, fake_groups = _groups(len(real)), _groups(len(fake))
     real_radii, fake_radii = _radii(real, k), _radii(fake, k)  # [N, 1 + G], [M, 1 + G]
 
-    # Without group g: balls and members of the others alone. Column 0 is all images.
+    # Column 0 is of all images, column 1 + g of the balls and members of the groups other than g.
     in_real = torch.zeros(1 + GROUPS, len(fake), dtype=torch.int64)  # balls that hold each fake
     in_fake = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
@@ -86,12 +91,12 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
 
 
 def _by_group(features: Tensor) -> Tensor:
-    """Image i is of group i mod G: in the order of groups, so that those of one lie together."""
+    """Images in the order of groups; image i belongs to group i mod G."""
     return torch.cat([features[group::GROUPS] for group in range(GROUPS)])
 
 
 def _groups(images: int) -> list[slice]:
-    """Where each group lies in that order."""
+    """Where each group lies in the order of `_by_group`."""
     ends = torch.tensor([len(range(g, images, GROUPS)) for g in range(GROUPS)]).cumsum(0).tolist()
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
@@ -104,10 +109,10 @@ def _least_without(values: Tensor) -> Tensor:
 
 
 def _balls_without(distances: Tensor, radii: Tensor, group: int) -> Tensor:
-    """How many balls of these rows, all of one group, hold each fake: `[1 + G, M]`.
+    """In how many balls of these rows, all of one group, each fake is: `[1 + G, M]`.
 
-    Without a group a ball is as large or larger, and most stay as they are: only what the larger
-    ones hold beyond the ball of all images is counted anew.
+    Without a group a ball is as large or larger, and most keep their size, so only what the larger
+    ones hold beyond the ball of all images is counted again.
     """
     of_all = (distances < radii[:, :1]).sum(0)
     counts = of_all.repeat(1 + GROUPS, 1)
@@ -129,7 +134,7 @@ def _in_some_ball(distances: Tensor, radii: Tensor, groups: list[slice]) -> Tens
     holding = inside.sum(1, keepdim=True)  # groups with such a ball
     found = torch.cat([holding > 0, holding > inside.long()], 1)
     for column, own in enumerate(groups, start=1):
-        # Balls are as large or larger without a group: only rows in none of them can change.
+        # Balls are as large or larger without a group, so only rows that are in none can change.
         rows = (~found[:, column]).nonzero().flatten()
         larger = distances[rows] < radii[:, column]
         found[rows, column] = larger[:, : own.start].any(1) | larger[:, own.stop :].any(1)
@@ -147,7 +152,7 @@ def _radii(features: Tensor, k: int) -> Tensor:
     for rows in torch.arange(len(features)).split(_ROWS):
         distances = _squared(features[rows], features)
         distances[torch.arange(len(rows)), rows] = torch.inf
-        # The k nearest of each group: what is left of them without a group holds the k nearest.
+        # The k nearest in each group. The k nearest without a group are among those of the others.
         nearest = torch.stack(
             [distances[:, own].topk(k, largest=False).values for own in groups], dim=1
         )  # [R, G, k]

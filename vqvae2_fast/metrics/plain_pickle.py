@@ -1,4 +1,4 @@
-"""Pickles that hold dictionaries, lists and numpy arrays, and nothing that runs."""
+"""Reads pickles of dictionaries, lists and numpy arrays, and refuses all others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["load_arrays"]
 
-# All that numpy writes for an array: how to make an empty one, its class, and that of its type.
+# All that numpy writes for an array: a function that makes an empty one, its class, and the class
+# of its type.
 _RECONSTRUCT = np.ndarray((0,)).__reduce__()[0]
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -26,18 +27,20 @@ _ALLOWED = {
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise ValueError(f"it asks for {module}.{name}, which is no part of an array")
+            raise ValueError(f"it names {module}.{name}, which is not part of an array")
         return _ALLOWED[module, name]
 
 
 def load_arrays(path: Path) -> Any:
-    """What a pickle of numpy arrays in dictionaries and lists holds.
+    """The content of a pickle of numpy arrays in dictionaries and lists.
 
     Raises:
-        ValueError: It names anything else than an array's three globals (nothing of it is then
-            called), or is damaged.
+        ValueError: It is damaged, or names anything but the three globals of an array. Nothing that
+            it names is then called.
     """
     try:
         return _ArraysOnly(io.BytesIO(path.read_bytes())).load()
     except (ValueError, pickle.UnpicklingError, EOFError, IndexError, KeyError) as error:
-        raise ValueError(f"{path}: expected a pickle of numpy arrays alone: {error}.") from error
+        raise ValueError(
+            f"{path}: expected a pickle that holds numpy arrays only: {error}."
+        ) from error

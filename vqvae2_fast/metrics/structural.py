@@ -1,7 +1,8 @@
 """Structural similarity (SSIM) of two sets of images.
 
 https://doi.org/10.1109/TIP.2003.819861: Gaussian window of 11 pixels with σ = 1.5, constants
-0.01² and 0.03² for pixels in [0, 1]; each channel by itself, windows inside the image.
+0.01² and 0.03² for pixels in [0, 1]; each channel by itself, and only windows that lie inside the
+image. torchmetrics pads the image instead.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
     """SSIM of each pair of images float `[B, C, H, W]` in [-1, 1]: float `[B]`, 1 for equal ones.
 
     Raises:
-        ValueError: Of different shapes, or smaller than the window of 11×11.
+        ValueError: The shapes differ, or the images are smaller than the window of 11×11.
     """
     if images.shape != others.shape:
         raise ValueError(
@@ -31,7 +32,7 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
             f"structural_similarity: expected images of {_SIDE}×{_SIDE} pixels or more, got "
             f"{images.shape[-2]}×{images.shape[-1]}."
         )
-    # The measure of luminance is of pixels from 0 on.
+    # The comparison of luminances takes pixels in [0, 1].
     x, y = ((side.flatten(0, 1)[:, None] + 1) / 2 for side in (images, others))  # [B·C, 1, H, W]
     offsets = torch.arange(_SIDE, dtype=x.dtype, device=x.device) - _SIDE // 2
     weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))

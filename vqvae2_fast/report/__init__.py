@@ -1,4 +1,9 @@
-"""Pictures, curves and reports of runs."""
+"""Pictures, figures and pages of results, whole on the disk or not at all.
+
+`grids.py` lays out images, `samples.py` those of a folder of samples, `curves.py` and
+`trade_off.py` draw figures, `evaluation.py` puts an evaluation into words and tables, and `html.py`
+writes a report as one file.
+"""
 
 from vqvae2_fast.report.grids import (
     image_grid,

@@ -1,4 +1,4 @@
-"""Pictures and pages on the disk: whole, or what was there before."""
+"""Writes pictures: the file on the disk is whole, or it is the one that was there before."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DPI = 110  # of figures
 
 
 def write_picture(path: Path, picture: Image.Image | Figure) -> None:
-    """Write a picture as PNG, making its folder. Raises as `write_file` does."""
+    """Write a picture as PNG and create its folder. Raises what `write_file` raises."""
     png = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(png, format="PNG")

@@ -42,14 +42,14 @@ def image_grid(
     gaps: Sequence[int] = (),
     tile: int = 96,
 ) -> Image.Image:
-    """Rows of images with a label left of each.
+    """Rows of images, each with a label to its left.
 
     Args:
-        rows: Each `[n, C, H, W]` in [-1, 1], all of one size; rows may differ in n.
-        labels: One a row, or none at all.
+        rows: Each is `[n, C, H, W]` in [-1, 1], all of one size; n may differ.
+        labels: One for each row, or none at all.
         title: A line above the grid.
-        gaps: Numbers of rows that stand apart from the row before.
-        tile: Shorter side, in pixels, to which smaller images are enlarged (bicubic).
+        gaps: Numbers of the rows that have a gap above them.
+        tile: Smaller images are enlarged (bicubic) so that their shorter side has this many pixels.
     """
     height, width = rows[0].shape[-2:]
     scale = max(1.0, tile / min(height, width))
@@ -110,7 +110,8 @@ def picture_of_reconstructions(
 def sample_grid(
     samples: Tensor, labels: Sequence[int], class_names: Sequence[str], *, title: str = ""
 ) -> Image.Image:
-    """Samples `[N, C, H, W]` in [-1, 1], one row a class with its name; without, a block."""
+    """Samples `[N, C, H, W]` in [-1, 1]: a row with its name for each class, or one block if there
+    are no classes."""
     if not class_names:
         return image_grid(list(samples.split(block_columns(len(samples)))), title=title)
     shown = [label for label in range(len(class_names)) if label in labels]
@@ -132,7 +133,7 @@ def picture_of_classes(
 
 
 def block_columns(count: int) -> int:
-    """Columns for a block of so many images: up to 12, leaving the fewest places empty."""
+    """The number of columns, at most 12, with which a block of images has the fewest gaps."""
     if count <= 6:
         return max(1, count)
     return min(range(12, 5, -1), key=lambda columns: -count % columns)

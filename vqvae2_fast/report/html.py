@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing beside it: pictures are embedded."""
+"""A report as one HTML file, with its pictures embedded."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ table { border-collapse: collapse; } td, th { padding: .3rem .9rem .3rem 0; text
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a heading, words, and a table or a picture.
+    """Part of a report: a heading, text, and a table or a picture.
 
     Args:
-        rows: Cells; a cell "met" or "missed" is coloured. Cells that begin with a digit or a sign
-            stand to the right.
+        rows: The cells of each row. Cells "met" and "missed" are coloured, and cells that begin
+            with a digit or a sign are aligned to the right.
     """
 
     heading: str
@@ -44,7 +44,12 @@ class Section:
 
 
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section], foot: str) -> None:
-    """Write `path`, an HTML file of its own."""
+    """Write a report to the HTML file `path`.
+
+    Args:
+        lead: A paragraph below the title.
+        foot: A line at the end.
+    """
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from training_step import flops_of, make_step
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.causal_conv2d.fused import FUSED
+from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
 from vqvae2_fast.ops.causal_conv2d.reference import causal_conv2d_reference
 from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
 from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
@@ -232,7 +232,7 @@ def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Wor
         x.element_size() * values,
         {
             "ours": lambda: partial(step, operator),
-            "kernel": lambda: partial(step, FUSED),
+            "kernel": lambda: partial(step, CAUSAL_CONV2D_FUSED.kernel),
             "cudnn": lambda: partial(step, causal_conv2d_reference),
             "compile": lambda: partial(step, compiled(causal_conv2d_reference)),
         },

@@ -27,7 +27,7 @@ from gpu import clock
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
-from vqvae2_fast.ops.causal_conv2d.fused import FUSED
+from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,7 +84,7 @@ def calls() -> dict[str, Callable[[], object]]:
         weight = torch.randn(512, 256, 5, 5, device="cuda", dtype=dtype, requires_grad=True)
 
         def convolve(x=x, weight=weight) -> None:
-            out = FUSED(x, weight, None, "exclude")
+            out = CAUSAL_CONV2D_FUSED.kernel(x, weight, None, "exclude")
             torch.autograd.grad(out, (x, weight), out.detach())
 
         found[f"causal_conv2d_fwd{suffix}"] = convolve

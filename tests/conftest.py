@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops._registry import Operator
+from vqvae2_fast.testing.compare import RecordedOperators
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,17 +47,10 @@ class SmallDisk:
 
 
 @pytest.fixture
-def operator_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the operators that are called from here on."""
-    calls: list[str] = []
-    call = Operator.__call__
-
-    def record(self: Operator, *args: object) -> object:
-        calls.append(self.name)
-        return call(self, *args)
-
-    monkeypatch.setattr(Operator, "__call__", record)
-    return calls
+def operator_calls() -> Iterator[list[str]]:
+    """Names of the opaque operators that run from here on."""
+    with RecordedOperators() as recorded:
+        yield recorded.names
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 // `dropped_attention` and its gradient on the CPU, float32, on the stable ABI. Schemas:
-// vqvae2_fast/ops/dropped_attention/op.py; `causal_attention` checks what it passes on.
+// vqvae2_fast/ops/causal_attention/gradient.py; `causal_attention` checks what it passes on.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,5 @@
 // `gated_residual` and its gradient on the CPU, float32, on the stable ABI. Schemas and checks:
-// vqvae2_fast/ops/gated_residual/fused.py.
+// vqvae2_fast/ops/gated_residual/gradient.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

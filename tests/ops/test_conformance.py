@@ -6,16 +6,22 @@ interpreter, and the others are left out."""
 
 from __future__ import annotations
 
-import importlib
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops import _native, _training
+from vqvae2_fast.ops._cases import cases_of, errors_of
 from vqvae2_fast.ops._triton import INTERPRETED
 from vqvae2_fast.testing.compare import (
+    RecordedOperators,
     assert_close_to_float64,
+    every_call_trains,
+    has_kernel,
     scattered,
     simd_level,
     simd_levels,
@@ -25,6 +31,7 @@ from vqvae2_fast.testing.interpreter import interpret_on_cpu
 
 if INTERPRETED:
     interpret_on_cpu()
+IS_TRAINING_CALL = _training.is_training_call
 OPERATORS = {
     name: operator
     for name, operator in ops.OPERATORS.items()
@@ -34,49 +41,69 @@ OPERATORS = {
 TOLD_WITHOUT_POSITION = {"code_statistics-index_too_large", "code_statistics-negative_index"}
 
 
-def cases_of(name):
-    return importlib.import_module(f"vqvae2_fast.ops.{name.rstrip('_')}.cases")
-
-
 def levels_of(operator):
     """Operators that rest on their reference do not change with the SIMD level."""
     return simd_levels() if operator.owners.get("cpu") == "cpu" else simd_levels()[-1:]
+
+
+@pytest.fixture(autouse=True)
+def kernels_take_small_calls():
+    with every_call_trains():
+        yield
+
+
+@contextmanager
+def small_calls_do_not():
+    """Undoes the fixture."""
+    with mock.patch.object(_training, "is_training_call", IS_TRAINING_CALL):
+        yield
 
 
 def make(case, change=lambda value: value):
     return tuple(change(value) for value in case.make(torch.Generator().manual_seed(0)))
 
 
-def few_cases_of(name):
+def is_taken(operator, case):
+    """Whether a kernel computes the case."""
+    with every_call_trains(), torch.no_grad():
+        return operator.choose(*make(case)) is None
+
+
+def few_cases_of(operator):
     """Interpreted kernels are slow: all cases for results and gradients, four that reach a kernel
     for what else must hold."""
-    cases = cases_of(name).CASES
+    cases = cases_of(operator)
     if not INTERPRETED:
         return cases
-    return [case for case in cases if OPERATORS[name].owner(*make(case)) == "triton"][:4]
+    return [case for case in cases if is_taken(operator, case)][:4]
 
 
 CASES = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
     for name, operator in OPERATORS.items()
-    for case in few_cases_of(name)
+    for case in few_cases_of(operator)
+]
+ALL = [
+    pytest.param(operator, case, id=f"{name}-{case.name}")
+    for name, operator in OPERATORS.items()
+    for case in cases_of(operator)
 ]
 ALL_BY_LEVEL = [
     pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
     for name, operator in OPERATORS.items()
-    for case in cases_of(name).CASES
+    for case in cases_of(operator)
     for level in levels_of(operator)
 ]
 CASES_BY_LEVEL = [
     pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
     for name, operator in OPERATORS.items()
-    for case in few_cases_of(name)
+    for case in few_cases_of(operator)
     for level in levels_of(operator)
 ]
 ERRORS = [
     pytest.param(error, id=f"{name}-{error.name}")
-    for name in OPERATORS
-    for error in cases_of(name).ERRORS
+    for name, operator in OPERATORS.items()
+    for error in errors_of(operator)
     if not INTERPRETED or f"{name}-{error.name}" not in TOLD_WITHOUT_POSITION
 ]
 
@@ -86,8 +113,12 @@ def clone(value):
 
 
 def run(function, case, arguments):
-    """The results as a tuple; for an in-place operator the tensors that it wrote."""
-    results = function(*arguments)
+    """The results as a tuple; for an in-place operator the tensors that it wrote.
+
+    Operators without a gradient run as they do in a backward pass.
+    """
+    with torch.set_grad_enabled(bool(case.gradients)):
+        results = function(*arguments)
     if case.in_place:
         return tuple(arguments[position] for position in case.in_place)
     return results if isinstance(results, tuple) else (results,)
@@ -149,11 +180,55 @@ def test_gradients_match_float64(operator, case, level):
         assert_close_to_float64(a, e, x, factor=factor, what=what)
 
 
-def reaches_its_kernel(operator, case):
-    return not case.has_nan and not operator.owner(*make(case)).startswith("reference: ")
+@pytest.mark.parametrize("trains", [True, False], ids=["trains", "evaluates"])
+@pytest.mark.parametrize(("operator", "case"), ALL)
+def test_owner_is_who_ran(operator, case, trains):
+    arguments = make(case, clone)
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(bool(case.gradients)))
+        if not trains:
+            stack.enter_context(small_calls_do_not())
+        owner = ops.owner(operator.name, *arguments)
+        recorded = stack.enter_context(RecordedOperators())
+        operator(*arguments)
+    assert len(recorded.kernels_of(operator, "cpu")) == (not owner.startswith("reference"))
 
 
-@pytest.mark.parametrize(("operator", "case"), [p for p in CASES if reaches_its_kernel(*p.values)])
+@pytest.mark.parametrize(
+    ("operator", "case"), [p for p in ALL if p.values[1].gradients and is_taken(*p.values)]
+)
+def test_gradient_of_a_kernel_is_a_kernel(operator, case):
+    arguments = list(make(case))
+    leaves = [arguments[position].requires_grad_() for position in case.gradients]
+    results = run(operator, case, arguments)
+    loss = sum(result.double().sum() for result in results if result.requires_grad)
+    with RecordedOperators() as recorded:
+        torch.autograd.grad(loss, leaves)
+    assert recorded.kernels_of(operator, "cpu")
+    for name in recorded.names:
+        assert ops.OPERATORS[name].is_gradient
+
+
+@pytest.mark.parametrize(("operator", "case"), ALL)
+def test_strict_mode_raises_wherever_the_owner_declines(operator, case, monkeypatch):
+    arguments = make(case, clone)
+    with torch.set_grad_enabled(bool(case.gradients)):
+        owner = ops.owner(operator.name, *arguments)
+        monkeypatch.setattr(_native, "STRICT", True)
+        if owner.startswith("reference: "):
+            with pytest.raises(RuntimeError, match=f"^{operator.name}: VQVAE2_FAST_STRICT=1 and"):
+                operator(*arguments)
+        else:
+            operator(*arguments)
+
+
+def can_be_checked(operator, case):
+    """The overload runs the kernel that takes the case, or a public operator has none."""
+    has_none = not operator.private and not has_kernel(operator.name, "cpu")
+    return not case.has_nan and (has_none or is_taken(operator, case))
+
+
+@pytest.mark.parametrize(("operator", "case"), [p for p in CASES if can_be_checked(*p.values)])
 def test_opcheck(operator, case):
     arguments = list(make(case))
     for position in case.gradients:

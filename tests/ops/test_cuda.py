@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.causal_conv2d.fused import FUSED
+from vqvae2_fast.ops._cases import cases_of
+from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
 from vqvae2_fast.ops.causal_conv2d.reference import MASKS, causal_conv2d_reference
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.compare import assert_close_to_float64, to_float64
@@ -32,7 +31,7 @@ OPERATORS = {name: op for name, op in ops.OPERATORS.items() if "cuda" in op.owne
 CASES = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
     for name, operator in OPERATORS.items()
-    for case in importlib.import_module(f"vqvae2_fast.ops.{name.rstrip('_')}.cases").CASES
+    for case in cases_of(operator)
 ]
 
 
@@ -45,7 +44,8 @@ def on_device(value):
 
 
 def results_of(function, case, arguments):
-    results = function(*arguments)
+    with torch.set_grad_enabled(bool(case.gradients)):
+        results = function(*arguments)
     if case.in_place:
         results = tuple(arguments[position] for position in case.in_place)
     return results if isinstance(results, tuple) else (results,)
@@ -158,7 +158,7 @@ def test_kernels_of_a_convolution_match_float64(mask, dtype, inputs, outputs):
         out = function(*leaves, mask)
         return [out.detach(), *torch.autograd.grad(out, leaves, change(dout))]
 
-    actual = run(FUSED, lambda tensor: tensor.to(DEVICE))
+    actual = run(CAUSAL_CONV2D_FUSED.kernel, lambda tensor: tensor.to(DEVICE))
     eager = run(causal_conv2d_reference, lambda tensor: tensor.clone())
     exact = run(causal_conv2d_reference, lambda tensor: tensor.double())
     for name, a, e, t in zip(("out", "dx", "dweight", "dbias"), actual, eager, exact, strict=True):

@@ -13,8 +13,8 @@ import torch
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _triton
-from vqvae2_fast.ops._registry import OPERATORS, TRITON_LAUNCHERS
-from vqvae2_fast.ops.causal_conv2d.fused import is_left_to_the_library
+from vqvae2_fast.ops._registry import BY_DESIGN, OPERATORS, TRITON_LAUNCHERS
+from vqvae2_fast.ops.causal_conv2d.op import CAUSAL_CONV2D
 from vqvae2_fast.ops.gumbel_noise.reference import uniform_from_words
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 from vqvae2_fast.testing.interpreter import interpret_on_cpu
@@ -192,7 +192,7 @@ def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
 
 def conv_inputs(channels=32, dtype=torch.float32):
     """Stand-ins for tensors on a GPU: the predicate looks at nothing else."""
-    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+    x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, channels, 8, 8))
     return x, torch.zeros(2 * channels, channels, 5, 5)
 
 
@@ -213,7 +213,7 @@ def test_convolutions_are_owned_where_three_tf32_products_win(
     properties = SimpleNamespace(major=capability[0], minor=capability[1])
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
-        assert is_left_to_the_library(*inputs) == left
+        assert (CAUSAL_CONV2D.why_not(*inputs) is BY_DESIGN) == left
 
 
 @pytest.mark.parametrize(

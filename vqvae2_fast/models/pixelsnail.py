@@ -25,10 +25,10 @@ from vqvae2_fast.models.code_checks import (
 )
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
-from vqvae2_fast.modules.code_loss import code_cross_entropy
 from vqvae2_fast.modules.conditioning import ConditionStack
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.stem import CausalStem
+from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

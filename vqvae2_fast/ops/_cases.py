@@ -1,7 +1,12 @@
-"""What an operator gives to the shared tests: inputs to compare on, and calls that must fail."""
+"""What an operator gives to the shared tests: inputs to compare on, and calls that must fail.
+
+An operator's folder has them in `cases.py`: `CASES` and `ERRORS` of the operator of the folder's
+name, and `PRIVATE_CASES`, a list for each of the others that are registered there.
+"""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +15,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Case", "ErrorCase", "randn"]
+    from vqvae2_fast.ops._registry import Operator
+
+__all__ = ["Case", "ErrorCase", "cases_of", "errors_of", "randn"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +59,20 @@ def randn(
     generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
+
+
+def _module_of(operator: Operator) -> Any:
+    folder = operator.reference.__module__.rpartition(".")[0]
+    return importlib.import_module(f"{folder}.cases")
+
+
+def cases_of(operator: Operator) -> list[Case]:
+    module = _module_of(operator)
+    private: dict[str, list[Case]] = getattr(module, "PRIVATE_CASES", {})
+    return private.get(operator.name, module.CASES)
+
+
+def errors_of(operator: Operator) -> list[ErrorCase]:
+    module = _module_of(operator)
+    is_folders = module.__name__.split(".")[-2] == operator.name.rstrip("_")
+    return module.ERRORS if is_folders else []

@@ -1,4 +1,4 @@
-"""Argument checks that operators share: what was expected, what came."""
+"""Argument checks that operators share. A message says what was expected and what came."""
 
 from __future__ import annotations
 
@@ -8,25 +8,47 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "KERNEL_DTYPES",
     "check_codebook",
     "check_finite",
     "check_floating",
+    "check_int64",
     "check_same_device",
+    "check_seed",
     "checked_integer",
     "described",
-    "not_float32",
+    "dtype_name",
+    "fits_codebook",
+    "misfit",
+    "other_dtype",
 ]
+
+# What kernels read; most compute in float32.
+KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32`, without the `torch.`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def described(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+    return f"{list(tensor.shape)} {dtype_name(tensor.dtype)} on {tensor.device}"
 
 
-def not_float32(**tensors: Tensor | None) -> str | None:
-    """The first of the tensors that is of another dtype, as a refusal of an owner's."""
+def misfit(op: str, expected: str, **tensors: Tensor) -> ValueError:
+    """The error for tensors that are not as expected; their names are the arguments'."""
+    got = ", ".join(f"{name} {described(tensor)}" for name, tensor in tensors.items())
+    return ValueError(f"{op}: expected {expected}, got {got}.")
+
+
+def other_dtype(
+    dtypes: frozenset[torch.dtype] | tuple[torch.dtype, ...], **tensors: Tensor | None
+) -> str | None:
+    """The first of the tensors that has none of the dtypes, as a kernel's reason to decline."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype != torch.float32:
-            return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
+        if tensor is not None and tensor.dtype not in dtypes:
+            return f"{dtype_name(tensor.dtype)} {name.replace('_', ' ')}"
     return None
 
 
@@ -43,17 +65,46 @@ def checked_integer(op: str, name: str, value: object, low: int, high: int) -> i
     return number
 
 
-def check_floating(op: str, **tensors: Tensor) -> None:
+def check_floating(op: str, **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{op}: expected {name} of a floating dtype, got {described(tensor)}.")
 
 
-def check_same_device(op: str, **tensors: Tensor) -> None:
-    devices = {name: tensor.device for name, tensor in tensors.items()}
+def check_int64(op: str, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{op}: expected {name} int64, got {described(tensor)}.")
+
+
+def check_seed(op: str, seed: Tensor) -> None:
+    """A seed is a tensor, so that a compiled graph does not depend on its value."""
+    check_int64(op, seed=seed)
+    if seed.dim() != 0:
+        raise ValueError(f"{op}: expected seed 0-d, got {described(seed)}.")
+
+
+def check_same_device(op: str, **tensors: Tensor | None) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise RuntimeError(f"{op}: expected all tensors on one device, got {listed}.")
+
+
+def fits_codebook(z: Tensor, codebook: Tensor) -> bool:
+    """Whether z is `[N, D]` and codebook `[K, D]`, as kernels take them, on one device.
+
+    The quick form of `check_codebook` but for dtypes, which the operator's predicate looks at: for
+    a single vector the checks are a good part of a call.
+    """
+    shape = codebook.shape
+    return (
+        z.dim() == 2
+        and len(shape) == 2
+        and z.shape[1] == shape[1]
+        and 0 not in shape
+        and ((z.is_cpu and codebook.is_cpu) or z.device == codebook.device)
+    )
 
 
 def check_codebook(op: str, z: Tensor, codebook: Tensor) -> None:

@@ -1,21 +1,21 @@
 """The operator table: for each operator a schema, a reference and at most one owner per device.
 
 An operator is defined once, here in Python, as a `torch.library` schema. Its reference is
-registered as the default kernel, so it runs on any device; compiled kernels are registered for
-their dispatch key by the native module, Triton kernels here, their file unloaded until the first
-call. `Operator.__call__` asks the predicate whether the owner takes these arguments and otherwise
-runs the reference: a compiled kernel never calls back into Python.
+registered as the default kernel, so it runs on any device. Compiled kernels are registered for
+their dispatch key by the native module, Triton kernels here; a Triton file is loaded at its first
+call. `Operator.choose` is the only place that decides between a kernel and the reference, and it
+is asked once per call: a compiled kernel never calls back into Python.
 
-Registration is also what makes the tests: `tests/ops/test_conformance.py` walks `OPERATORS`.
+Registration also makes the tests: `tests/ops/test_conformance.py` walks `OPERATORS`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd import forward_ad
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.ops._triton import launcher, why_not_triton
@@ -23,93 +23,147 @@ from vqvae2_fast.ops._triton import launcher, why_not_triton
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OPERATORS", "TRITON_LAUNCHERS", "Operator", "define_triton", "owner", "register"]
+__all__ = ["BY_DESIGN", "OPERATORS", "TRITON_LAUNCHERS", "Operator", "owner", "register"]
 
 LIBRARY = torch.library.Library("vqvae2_fast", "DEF")
 OPERATORS: dict[str, Operator] = {}
 # Name -> host side of what Triton computes.
 TRITON_LAUNCHERS: dict[str, Callable[..., Any]] = {}
 
+# What a predicate answers where the reference or a library function computes a call although a
+# kernel could: nothing faster is claimed for it.
+BY_DESIGN = "by design"
 
-def _accepts_everything(*_: Any) -> str | None:
+
+def _takes_everything(*_: Any) -> str | None:
     return None
 
 
-def _never(*_: Any) -> bool:
+def transforms_are_active() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation surrounds the call.
+
+    Kernels have rules for neither; references are made of calls that do. Tracers of
+    `torch.compile` bring their own.
+    """
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return not torch.compiler.is_compiling()
     return False
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Operator:
     """An operator and who computes it.
 
     Args:
         schema: Its `torch.library` schema without the name.
-        reference: Eager PyTorch that defines it, for any device and dtype.
-        owners: Device type to backend: `{"cpu": "cpu", "cuda": "triton"}`. Empty: the reference is
-            the implementation by design.
-        refusal: Takes the operator's arguments; returns why a compiled kernel does not take
-            them, or None.
-        differentiable: The reference is composed of differentiable calls and is registered so that
-            autograd goes through it. Otherwise `register_autograd` or no gradient.
-        by_design: Takes the operator's arguments; whether the reference is what computes them
-            although there is an owner.
-        fused: What runs in place of a differentiable reference where the owner takes a call: an
-            opaque operator with its own gradient. None: the overload itself reaches the owner.
+        reference: Eager PyTorch that defines it, for any device and dtype. Where the operator has
+            a gradient, PyTorch can differentiate the reference any number of times.
+        owners: Device type to backend, as in `{"cpu": "cpu", "cuda": "triton"}`. A device that is
+            not listed runs the reference by design.
+        why_not: The predicate. It takes the operator's arguments and returns None if the owner's
+            kernel computes them, `BY_DESIGN`, or the reason why the kernel does not take them.
+        kernel: What runs where the kernel computes a call.
+        differentiable: The operator has a gradient.
+        is_gradient: The operator is called by another one's backward.
+        private: Called by this package alone; its caller checks the arguments.
+        overload: What `torch.ops` gives for the name.
+
+    `choose` takes the operator's arguments, of which the first is a tensor, and says who computes
+    the call: None for the owner's kernel, `BY_DESIGN`, or why the owner's kernel does not. A call
+    inside a transform of `torch.func` or forward-mode differentiation belongs to the reference of
+    an operator that has a gradient, as does a gradient of which another one may be taken: kernels
+    have no rules for these.
     """
 
     name: str
     schema: str
     reference: Callable[..., Any]
-    owners: dict[str, str] = field(default_factory=dict)
-    refusal: Callable[..., str | None] = _accepts_everything
-    differentiable: bool = False
-    by_design: Callable[..., bool] = _never
-    fused: Callable[..., Any] | None = None
-    # Set by `register`: what `torch.ops` gives for this name.
-    overload: Any = None
+    owners: dict[str, str]
+    why_not: Callable[..., str | None]
+    kernel: Callable[..., Any]
+    differentiable: bool
+    is_gradient: bool
+    private: bool
+    overload: Any
+
+    def __post_init__(self) -> None:
+        self.choose = _chooser(self)
+
+    def own(self, device: str, backend: str) -> None:
+        """Make a backend the owner on a device."""
+        self.owners[device] = backend
+        self.choose = _chooser(self)
 
     def __call__(self, *args: Any) -> Any:
-        backend = self.owners.get(args[0].device.type)
-        if backend is None or self.by_design(*args):
-            return self.overload(*args)
-        reason = self._why_reference(backend, args)
-        if reason is None:
-            return self.overload(*args) if self.fused is None else self.fused(*args)
-        if _native.STRICT:
+        reason = self.choose(*args)
+        return self.kernel(*args) if reason is None else self.fall_back(reason, *args)
+
+    def fall_back(self, reason: str, *args: Any) -> Any:
+        """The reference, for a call that no kernel takes for this reason."""
+        self.refuse_if_strict(reason)
+        if self.differentiable or self.is_gradient or args[0].device.type in self.owners:
+            return self.reference(*args)
+        # The dispatcher has the reference for this device; tracers see one call.
+        return self.overload(*args)
+
+    def takes(self, *args: Any) -> bool:
+        """`choose` for callers that have another way than the reference by design."""
+        reason = self.choose(*args)
+        if reason is not None:
+            self.refuse_if_strict(reason)
+        return reason is None
+
+    def refuse_if_strict(self, reason: str) -> None:
+        """Raise RuntimeError where `VQVAE2_FAST_STRICT=1` and the reason is not design."""
+        if _native.STRICT and reason is not BY_DESIGN:
             raise RuntimeError(
                 f"{self.name}: VQVAE2_FAST_STRICT=1 and no compiled kernel takes this call: "
                 f"{reason}."
             )
-        return self.reference(*args)
-
-    def _why_reference(self, backend: str, args: tuple[Any, ...]) -> str | None:
-        if _native.module is None and backend in ("cpu", "cuda"):
-            return _native.MISSING_REASON
-        if backend == "cuda" and (reason := _native.why_not_cuda(args[0].device)) is not None:
-            return reason
-        if backend == "triton":
-            reason = why_not_triton(args[0].device)
-            if reason is not None:
-                return reason
-        return self.refusal(*args)
 
     def owner(self, *args: Any) -> str:
         """Who computes a call with these arguments: see `vqvae2_fast.ops.owner`."""
-        backend = self.owners.get(_device_type(args))
-        if backend is None or self.by_design(*args):
+        reason = self.choose(*args)
+        if reason is BY_DESIGN:
             return "reference"
-        reason = self._why_reference(backend, args)
         if reason is not None:
             return f"reference: {reason}"
+        backend = self.owners[args[0].device.type]
         return f"cpu:{_native.simd_level()}" if backend == "cpu" else backend
 
 
-def _device_type(args: tuple[Any, ...]) -> str:
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            return arg.device.type
-    raise ValueError("owner: expected at least one tensor, to know the device; got none.")
+def _chooser(operator: Operator) -> Callable[..., str | None]:
+    """Makes `Operator.choose`: a closure, because the attributes that a method reads cost a tenth
+    of the time of a small call."""
+    owners, why_not = operator.owners, operator.why_not
+    cpu_is_ready = owners.get("cpu") == "cpu" and _native.module is not None
+    is_gradient = operator.is_gradient
+    has_derivative = operator.differentiable or is_gradient
+
+    def choose(*args: Any) -> str | None:
+        if has_derivative and transforms_are_active():
+            return BY_DESIGN
+        if is_gradient and torch.is_grad_enabled():
+            return BY_DESIGN
+        if cpu_is_ready and args[0].is_cpu:
+            return why_not(*args)
+        device = args[0].device
+        if device.type not in owners:
+            return BY_DESIGN
+        reason = why_not(*args)
+        missing = _why_not_backend(owners[device.type], device)
+        return reason if missing is None or reason is BY_DESIGN else missing
+
+    return choose
+
+
+def _why_not_backend(backend: str, device: torch.device) -> str | None:
+    """Why a backend does not run in this install or on this device, or None."""
+    if backend == "triton":
+        return why_not_triton(device)
+    if backend == "cuda":
+        return _native.why_not_cuda(device)
+    return _native.MISSING_REASON if _native.module is None else None
 
 
 def register(
@@ -119,57 +173,89 @@ def register(
     reference: Callable[..., Any],
     fake: Callable[..., Any] | None = None,
     owners: dict[str, str] | None = None,
-    refusal: Callable[..., str | None] = _accepts_everything,
-    by_design: Callable[..., bool] = _never,
-    fused: Callable[..., Any] | None = None,
+    why_not: Callable[..., str | None] = _takes_everything,
+    kernel: Callable[..., Any] | None = None,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
+    is_gradient: bool = False,
+    private: bool = False,
+    triton: bool | None = None,
 ) -> Operator:
     """Define an operator, register its reference as the default kernel and enter it in the table.
 
-    Without `fake` the reference is differentiable composition (`CompositeImplicitAutograd`):
-    tracing and autograd see the calls inside. With it the operator is opaque to both, and a
-    gradient has to be given by `torch.library.register_autograd`.
+    Without `fake` the operator is transparent (`CompositeImplicitAutograd`): tracing and autograd
+    see the calls inside the reference, and `kernel` runs an opaque private operator in its place.
+    With `fake` it is opaque to both, and has the gradient that is given.
 
-    The other arguments are those of `Operator`. A Triton owner is the function `<op>_triton` of
-    `ops/<op>/triton.py`; ROCm builds of torch call their devices `cuda` too.
+    Args:
+        gradient: `setup_context` and `backward` of an opaque operator. `backward` calls operators
+            registered with `is_gradient`.
+        triton: The operator's folder holds `<op>_triton` in `triton.py`; by default where
+            "triton" is an owner. ROCm builds of torch call their devices `cuda` too.
+
+    The other arguments are those of `Operator`.
+
+    Raises:
+        RuntimeError: `owners` and the kernels that the compiled module registers disagree.
     """
-    differentiable = fake is None
+    owners = owners or {}
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    key = "CompositeImplicitAutograd" if differentiable else "CompositeExplicitAutograd"
+    key = "CompositeImplicitAutograd" if fake is None else "CompositeExplicitAutograd"
     LIBRARY.impl(name, reference, key)
     if fake is not None:
+        _check_owners(name, owners)
         torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=LIBRARY)
-    owners = owners or {}
-    folder = name.rstrip("_")
-    if not differentiable and (Path(__file__).parent / folder / "triton.py").exists():
-        _add_triton(folder, name, owns=owners.get("cuda") == "triton")
+        if "triton" in owners.values() if triton is None else triton:
+            folder = reference.__module__.split(".")[-2]
+            TRITON_LAUNCHERS[name] = launcher(folder, name)
+            if owners.get("cuda") == "triton":
+                LIBRARY.impl(name, TRITON_LAUNCHERS[name], "CUDA")
+    if gradient is not None:
+        setup_context, backward = gradient
+        torch.library.register_autograd(
+            f"vqvae2_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY
+        )
     overload = getattr(torch.ops.vqvae2_fast, name).default
-    operator = Operator(
-        name, schema, reference, owners, refusal, differentiable, by_design, fused, overload
+    operator = OPERATORS[name] = Operator(
+        name=name,
+        schema=schema,
+        reference=reference,
+        owners=owners,
+        why_not=why_not,
+        kernel=kernel or overload,
+        differentiable=fake is None or gradient is not None,
+        is_gradient=is_gradient,
+        private=private or is_gradient,
+        overload=overload,
     )
-    OPERATORS[name] = operator
     return operator
 
 
-def _add_triton(folder: str, name: str, *, owns: bool = True) -> None:
-    """The function `<name>_triton` of `ops/<folder>/triton.py` computes `name` on CUDA."""
-    TRITON_LAUNCHERS[name] = launcher(folder, name)
-    if owns:
-        LIBRARY.impl(name, TRITON_LAUNCHERS[name], "CUDA")
+def _check_owners(name: str, owners: dict[str, str]) -> None:
+    """A kernel that nobody owns would run while `owner` says reference, and the other way round."""
+    built = {"cpu": _native.module is not None, "cuda": _native.build_info().get("cuda", False)}
+    for device, is_built in built.items():
+        key = device.upper()
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"vqvae2_fast::{name}", key)
+        if has_kernel != (is_built and owners.get(device) == device):
+            found = "registers" if has_kernel else "registers no"
+            raise RuntimeError(
+                f"register: expected owners to name the kernels of {name}, got {owners}, but the "
+                f"compiled module {found} kernel for {key}. Say owners={{{device!r}: {device!r}}} "
+                "if and only if csrc/bindings implements the schema for that device, and build "
+                "the module again after a change."
+            )
 
 
-def define_triton(folder: str, name: str, schema: str, *, fake: Callable[..., Any]) -> Any:
-    """Define an operator that has Triton kernels alone: what is `fused` behind another one."""
-    LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"vqvae2_fast::{name}", fake, lib=LIBRARY)
-    _add_triton(folder, name)
-    return getattr(torch.ops.vqvae2_fast, name).default
+def owner(op_name: str, *args: Any) -> str:
+    """Who computes `op_name` on these arguments.
 
-
-def owner(op_name: str, *tensors: torch.Tensor) -> str:
-    """Who computes `op_name` on these tensors.
+    Args:
+        op_name: A name in `OPERATORS`.
+        args: The operator's arguments in the order of its schema, a tensor first; trailing ones
+            may be left out.
 
     Returns:
-        `cpu:<level>`, `triton` or `cuda`; `reference` where no faster owner is claimed; or
+        `cpu:<SIMD level>`, `triton` or `cuda`; `reference` where no faster owner is claimed; or
         `reference: <reason>` where there is an owner and it does not take this call.
 
     Raises:
@@ -177,4 +263,6 @@ def owner(op_name: str, *tensors: torch.Tensor) -> str:
     """
     if op_name not in OPERATORS:
         raise ValueError(f"owner: expected one of {', '.join(OPERATORS)}, got {op_name!r}.")
-    return OPERATORS[op_name].owner(*tensors)
+    if not args or not isinstance(args[0], torch.Tensor):
+        raise ValueError(f"owner: expected the arguments of {op_name}, a tensor first, got {args}.")
+    return OPERATORS[op_name].owner(*args)

@@ -36,6 +36,7 @@ __all__ = [
     "launcher",
     "operand_type",
     "recording",
+    "runs_triton",
     "why_not_triton",
 ]
 
@@ -102,6 +103,11 @@ def why_not_triton(device: torch.device) -> str | None:
     elif not INTERPRETED:
         return f"Triton kernels do not run on {device.type}"
     return None
+
+
+def runs_triton(tensor: Tensor) -> bool:
+    """Whether the owner of an operator that has kernels in C++ and in Triton is Triton here."""
+    return INTERPRETED or not tensor.is_cpu
 
 
 def launcher(folder: str, name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Comparing an operator with its definition: the float bound, and awkward inputs.
+"""Comparing an operator with its definition: the float bound, awkward inputs, and what really ran.
 
 The bound is relative to what the reference itself loses in the same dtype, so that it holds for
 every dtype and size without a hand-picked tolerance.
@@ -8,26 +8,50 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae2_fast.ops import _native
+from vqvae2_fast.ops import _native, _training
+from vqvae2_fast.ops._registry import OPERATORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["assert_close_to_float64", "scattered", "simd_level", "simd_levels", "to_float64"]
+    from vqvae2_fast.ops._registry import Operator
+
+__all__ = [
+    "NO_LEVEL",
+    "RecordedOperators",
+    "assert_close_to_float64",
+    "every_call_trains",
+    "has_kernel",
+    "scattered",
+    "simd_level",
+    "simd_levels",
+    "to_float64",
+]
+
+# Stands for the SIMD level where there is no compiled module.
+NO_LEVEL = "reference"
 
 
 def simd_levels() -> tuple[str, ...]:
-    """SIMD levels of this build and CPU, lowest first; empty without the compiled module."""
-    return () if _native.module is None else tuple(_native.module.simd_levels())
+    """SIMD levels of this build and CPU, lowest first; `NO_LEVEL` without the compiled module.
+
+    So a test with a parameter for the level runs once on the references there.
+    """
+    return (NO_LEVEL,) if _native.module is None else tuple(_native.module.simd_levels())
 
 
 @contextmanager
 def simd_level(name: str) -> Iterator[None]:
-    """Run the CPU kernels of one SIMD level."""
+    """Run the CPU kernels of one SIMD level; with `NO_LEVEL`, which needs no module, nothing."""
+    if name == NO_LEVEL and _native.module is None:
+        yield
+        return
     if _native.module is None:
         raise RuntimeError(f"simd_level: {_native.MISSING_REASON}.")
     before = _native.module.simd_level()
@@ -36,6 +60,45 @@ def simd_level(name: str) -> Iterator[None]:
         yield
     finally:
         _native.module.set_simd_level(before)
+
+
+@contextmanager
+def every_call_trains() -> Iterator[None]:
+    """Operators with kernels for training take small calls and calls without a gradient too."""
+    with mock.patch.object(_training, "is_training_call", lambda *_, **__: True):
+        yield
+
+
+class RecordedOperators(TorchDispatchMode):
+    """Names of this package's operators that the dispatcher enters inside, in their order.
+
+    An operator that decomposes into PyTorch's calls does not appear. `torch.compile` takes no
+    graph inside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "vqvae2_fast":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+    def kernels_of(self, operator: Operator, device_type: str) -> list[str]:
+        """Those that entered a kernel of the operator's folder."""
+        folder = operator.reference.__module__
+        return [
+            name
+            for name in self.names
+            if OPERATORS[name].reference.__module__ == folder and has_kernel(name, device_type)
+        ]
+
+
+def has_kernel(name: str, device_type: str) -> bool:
+    """Whether the dispatcher has a compiled or Triton kernel of this name for a device."""
+    key = device_type.upper()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"vqvae2_fast::{name}", key)
 
 
 def to_float64(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Triton kernels on the CPU, in Triton's interpreter: a process of its own.
 
-`TRITON_INTERPRET=1` must be set before Triton is imported. Compiled CPU kernels give way to the
-interpreted ones for the whole process, so that every test of an operator tests its Triton kernel.
+`TRITON_INTERPRET=1` must be set before Triton is imported. For the whole process the interpreted
+kernels then take the place of the compiled ones, so that every test of an operator tests its Triton
+kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def interpret_on_cpu() -> None:
     if not INTERPRETED:
         raise RuntimeError("interpret_on_cpu: set TRITON_INTERPRET=1 before Python starts.")
     for operator in OPERATORS.values():
-        if operator.name in TRITON_LAUNCHERS or operator.fused is not None:
-            operator.owners["cpu"] = "triton"
+        if operator.name in TRITON_LAUNCHERS or "triton" in operator.owners.values():
+            operator.own("cpu", "triton")
     for name, launch in TRITON_LAUNCHERS.items():
         LIBRARY.impl(name, launch, "CPU", allow_override=True)

@@ -8,8 +8,9 @@ import torch
 
 from vqvae2_fast.ops._cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.causal_attention.op import causal_attention
+from vqvae2_fast.ops.causal_attention.reference import causal_attention_fused_reference
 
-__all__ = ["CASES", "ERRORS"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
 
 def _case(
@@ -48,6 +49,65 @@ CASES = [
     _case("bfloat16", 2, 2, 16, 8, 8, dtype=torch.bfloat16),
     _case("float64", 1, 2, 9, 4, 4, dtype=torch.float64),
 ]
+
+
+def _dropped_case(
+    name: str,
+    heads: int,
+    length: int,
+    d: int,
+    dv: int,
+    dropout_on: str = "logits",
+    *,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """Of `dropped_attention`: q, k, v, dropout_p, dropout_on, seed."""
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        q, k = (randn(g, batch, heads, length, d, dtype=dtype) for _ in range(2))
+        v = randn(g, batch, heads, length, dv, dtype=dtype)
+        return q, k, v, 0.3, dropout_on, torch.tensor(7)
+
+    return Case(name, make, gradients=(0, 1, 2))
+
+
+def _dropped_backward_case(case: Case) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        q, k, v, *rest = case.make(g)
+        return randn(g, *v.shape, dtype=v.dtype), q, k, v, *rest
+
+    return Case(case.name, make)
+
+
+def _fused_case(case: Case, backward: bool) -> Case:
+    """Of the kernels in Triton, which drop logits alone and pass on what the forward saw."""
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        q, k, v, p, _, seed = case.make(g)
+        if not backward:
+            return q, k, v, p, seed
+        out, log_sum = causal_attention_fused_reference(q, k, v, p, seed)
+        return randn(g, *v.shape, dtype=v.dtype), q, k, v, out, log_sum, p, seed
+
+    return Case(case.name, make, gradients=() if backward else (0, 1, 2))
+
+
+_DROPPED = [
+    _dropped_case("logits", 3, 13, 4, 6),
+    _dropped_case("wide_heads", 2, 33, 40, 17),
+    _dropped_case("one_position", 2, 1, 4, 4),
+    _dropped_case("no_images", 2, 5, 4, 4, batch=0),
+    _dropped_case("float64", 2, 9, 4, 4, dtype=torch.float64),
+    _dropped_case("probabilities", 3, 13, 4, 6, "probabilities"),
+    _dropped_case("many_tiles", 1, 300, 4, 6, "probabilities"),
+]
+PRIVATE_CASES = {
+    "dropped_attention": _DROPPED,
+    "dropped_attention_backward": [_dropped_backward_case(case) for case in _DROPPED],
+    "causal_attention_fused": [_fused_case(case, False) for case in _DROPPED[:1]],
+    "causal_attention_backward": [_fused_case(case, True) for case in _DROPPED[:4]],
+}
 
 _Q = torch.zeros(1, 2, 5, 4)
 ERRORS = [

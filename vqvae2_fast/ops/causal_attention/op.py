@@ -5,26 +5,64 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
-from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.causal_attention.fused import (
-    fused_causal_attention,
-    is_without_dropout,
-    refusal,
+from vqvae2_fast.ops._checks import (
+    check_floating,
+    check_same_device,
+    check_seed,
+    misfit,
+    other_dtype,
+)
+from vqvae2_fast.ops._registry import BY_DESIGN, register
+from vqvae2_fast.ops._triton import runs_triton
+from vqvae2_fast.ops.causal_attention.gradient import (
+    CAUSAL_ATTENTION_FUSED,
+    DROPPED_ATTENTION,
+    why_not_triton_kernel,
 )
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
-from vqvae2_fast.ops.dropped_attention.op import DROPPED_ATTENTION
 
 __all__ = ["CAUSAL_ATTENTION", "causal_attention"]
+
+
+def _why_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout_p: float = 0.0,
+    dropout_on: str = "logits",
+    seed: Tensor | None = None,
+) -> str | None:
+    if dropout_p == 0:
+        return BY_DESIGN  # PyTorch's fused attention
+    if runs_triton(q):
+        if dropout_on != "logits":
+            return "dropout on probabilities"
+        return why_not_triton_kernel(q, k, v, dropout_p)
+    if all(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (q, k, v)):
+        return None
+    return other_dtype((torch.float32,), q=q, k=k, v=v)
+
+
+def _kernel(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
+) -> Tensor:
+    if runs_triton(q):
+        out: Tensor = CAUSAL_ATTENTION_FUSED.kernel(q, k, v, dropout_p, seed)[0]
+        return out
+    # The kernel is float32: half precision is widened for it, so that no L×L matrix is kept.
+    dtype = q.dtype
+    if dtype != torch.float32:
+        q, k, v = q.float(), k.float(), v.float()
+    return DROPPED_ATTENTION.kernel(q, k, v, dropout_p, dropout_on, seed).to(dtype)
+
 
 CAUSAL_ATTENTION = register(
     "causal_attention",
     "(Tensor q, Tensor k, Tensor v, float dropout_p, str dropout_on, Tensor? seed) -> Tensor",
     reference=causal_attention_reference,
-    owners={"cuda": "triton"},
-    refusal=refusal,
-    by_design=is_without_dropout,
-    fused=fused_causal_attention,
+    owners={"cpu": "cpu", "cuda": "triton"},
+    why_not=_why_not,
+    kernel=_kernel,
 )
 
 
@@ -58,16 +96,16 @@ def causal_attention(
         RuntimeError: Tensors on different devices.
 
     Note:
-        No L×L matrix is formed without dropout, nor with dropout on logits where Triton owns the
-        call; the reference forms it with dropout.
+        No L×L matrix is formed without dropout, nor where a kernel computes the call; the reference
+        with dropout forms it. PyTorch's fused attention, which computes calls without dropout, has
+        no second derivatives outside `torch.func`: use `torch.nn.attention.sdpa_kernel` with
+        `SDPBackend.MATH` to have them.
     """
     check_floating("causal_attention", q=q, k=k, v=v)
     check_same_device("causal_attention", q=q, k=k, v=v)
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            "causal_attention: expected q, k [B, heads, L, d] and v [B, heads, L, dv], got q "
-            f"{described(q)}, k {described(k)} and v {described(v)}."
-        )
+        expected = "q, k [B, heads, L, d] and v [B, heads, L, dv]"
+        raise misfit("causal_attention", expected, q=q, k=k, v=v)
     if not 0 <= dropout_p < 1:
         raise ValueError(f"causal_attention: expected dropout_p in [0, 1), got {dropout_p}.")
     if dropout_on not in ("logits", "probabilities"):
@@ -78,25 +116,5 @@ def causal_attention(
     if dropout_p > 0:
         if seed is None:
             raise ValueError("causal_attention: dropout needs a seed (0-d int64), got None.")
-        if seed.dtype != torch.int64:
-            raise TypeError(f"causal_attention: expected seed int64, got {described(seed)}.")
-        if seed.dim() != 0:
-            raise ValueError(f"causal_attention: expected seed 0-d, got {described(seed)}.")
-        if q.device.type == "cpu":
-            return _dropped_on_cpu(q, k, v, dropout_p, dropout_on, seed)
+        check_seed("causal_attention", seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)
-
-
-def _dropped_on_cpu(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    dropout_p: float,
-    dropout_on: str,
-    seed: torch.Tensor,
-) -> torch.Tensor:
-    """The kernel is float32: half precision is widened for it, so no L×L matrix is kept."""
-    dtype = q.dtype
-    if all(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (q, k, v)):
-        q, k, v = q.float(), k.float(), v.float()
-    return DROPPED_ATTENTION(q, k, v, dropout_p, dropout_on, seed).to(dtype)

@@ -10,7 +10,7 @@ from vqvae2_fast.ops._cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d
 from vqvae2_fast.ops.causal_conv2d.reference import MASKS
 
-__all__ = ["CASES", "ERRORS"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
 
 def _case(
@@ -44,6 +44,23 @@ CASES = [
     _case("bfloat16", "exclude", (3, 3), (5, 5), dtype=torch.bfloat16),
     _case("float64", "downright", (3, 3), (4, 4), dtype=torch.float64),
 ]
+
+
+def _gradient_case(case: Case, of_input: bool) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        x, weight, _, mask = case.make(g)
+        dout = randn(g, len(x), len(weight), *x.shape[2:], dtype=x.dtype)
+        return (dout, weight, mask) if of_input else (dout, x, *weight.shape[2:], mask)
+
+    return Case(case.name, make)
+
+
+PRIVATE_CASES = {
+    # The public operator's cases reach this one.
+    "causal_conv2d_fused": CASES[:1],
+    "causal_conv2d_input_gradient": [_gradient_case(case, True) for case in CASES[:8]],
+    "causal_conv2d_weight_gradient": [_gradient_case(case, False) for case in CASES[:8]],
+}
 
 _X, _W = torch.zeros(1, 3, 4, 4), torch.zeros(5, 3, 3, 3)
 ERRORS = [

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
-from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.causal_conv2d.fused import (
-    fused_causal_conv2d,
-    is_left_to_the_library,
-    refusal,
-)
+import torch
+
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described, misfit
+from vqvae2_fast.ops._registry import BY_DESIGN, register
+from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED, why_not
 from vqvae2_fast.ops.causal_conv2d.reference import (
     MASKS,
     causal_conv2d_reference,
@@ -24,14 +22,36 @@ if TYPE_CHECKING:
 
 __all__ = ["CAUSAL_CONV2D", "causal_conv2d", "live_taps", "placement", "tap_mask"]
 
+# Where three TF32 products a multiply-add are expected to be faster than float32's own: data-centre
+# cards, whose tensor cores do eight times as much. On others both rates are alike. See the README.
+_CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
+_FEWEST_CHANNELS = 32
+
+
+def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any) -> str | None:
+    return BY_DESIGN if _library_is_as_fast(x, weight) else why_not(x, weight, bias)
+
+
+def _library_is_as_fast(x: Tensor, weight: Tensor) -> bool:
+    """Calls for which cuDNN or MIOpen with the full kernel is expected to be as fast or faster."""
+    if x.device.type != "cuda":
+        return False
+    if x.dtype != torch.float32 or min(weight.shape[:2]) < _FEWEST_CHANNELS:
+        return True
+    if torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda"):
+        return True
+    properties = torch.cuda.get_device_properties(x.device)
+    amd = torch.version.hip is not None
+    return amd or (properties.major, properties.minor) not in _CAPABILITIES
+
+
 CAUSAL_CONV2D = register(
     "causal_conv2d",
     "(Tensor x, Tensor weight, Tensor? bias, str mask) -> Tensor",
     reference=causal_conv2d_reference,
     owners={"cuda": "triton"},
-    refusal=refusal,
-    by_design=is_left_to_the_library,
-    fused=fused_causal_conv2d,
+    why_not=_why_not,
+    kernel=CAUSAL_CONV2D_FUSED.kernel,
 )
 
 
@@ -62,10 +82,8 @@ def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> 
     if mask not in MASKS:
         raise ValueError(f"causal_conv2d: expected mask one of {', '.join(MASKS)}, got {mask!r}.")
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "causal_conv2d: expected x [B, C_in, H, W] and weight [C_out, C_in, kh, kw], got x "
-            f"{described(x)} and weight {described(weight)}."
-        )
+        expected = "x [B, C_in, H, W] and weight [C_out, C_in, kh, kw]"
+        raise misfit("causal_conv2d", expected, x=x, weight=weight)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
             f"causal_conv2d: expected bias [{weight.shape[0]}], got {described(bias)}."

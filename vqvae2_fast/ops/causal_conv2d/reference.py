@@ -1,12 +1,21 @@
-"""Reference of `causal_conv2d`, and the table of masks: which taps of a kernel are live."""
+"""References of `causal_conv2d` and its gradients, and the table of masks: which taps are live."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
-__all__ = ["MASKS", "causal_conv2d_reference", "live_taps", "placement", "tap_mask"]
+__all__ = [
+    "MASKS",
+    "causal_conv2d_input_gradient_reference",
+    "causal_conv2d_reference",
+    "causal_conv2d_weight_gradient_reference",
+    "live_taps",
+    "placement",
+    "tap_mask",
+]
 
 MASKS = ("exclude", "include", "down", "downright")
 
@@ -57,18 +66,44 @@ def placement(mask: str, kernel_height: int, kernel_width: int) -> tuple[int, in
 
 
 def causal_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> Tensor:
-    kernel_height, kernel_width = weight.shape[2:]
-    if mask in ("exclude", "include"):
-        # The dead taps end the last kernel row; a product keeps NaN there out of the result's way
-        # only if it is replaced, so they are cut, not multiplied.
-        first_dead = kernel_width // 2 + (mask == "include")
-        last_row = F.pad(weight[:, :, -1:, :first_dead], (0, kernel_width - first_dead))
-        weight = torch.cat([weight[:, :, :-1], last_row], dim=2)
-    if mask == "downright":
-        padding = (kernel_width - 1, 0, kernel_height - 1, 0)
-    else:
-        padding = (kernel_width // 2, kernel_width // 2, kernel_height - 1, 0)
-    if mask == "down":
-        # One row further up: the padding gains a row and the input loses its last.
-        padding = (*padding[:2], padding[2] + 1, -1)
-    return F.conv2d(F.pad(x, padding), weight, bias)
+    padding, live = _padding(mask, *weight.shape[2:])
+    return F.conv2d(F.pad(x, padding), _cut(weight, live), bias)
+
+
+def _padding(mask: str, height: int, width: int) -> tuple[tuple[int, int, int, int], int]:
+    """What a kernel needs around the map (left, right, top, bottom), and its last row's live taps.
+
+    For `down` the bottom is −1: the map loses its last row.
+    """
+    top, left, live = placement(mask, height, width)
+    return (left, width - 1 - left, top, height - 1 - top), live
+
+
+def _cut(weight: Tensor, live: int) -> Tensor:
+    """The weight with zeros for the dead taps, which end its last row.
+
+    They are cut and not multiplied: NaN there stays out of the result.
+    """
+    width = weight.shape[3]
+    if live == width:
+        return weight
+    last_row = F.pad(weight[:, :, -1:, :live], (0, width - live))
+    return torch.cat([weight[:, :, :-1], last_row], dim=2)
+
+
+def causal_conv2d_input_gradient_reference(dout: Tensor, weight: Tensor, mask: str) -> Tensor:
+    padding, live = _padding(mask, *weight.shape[2:])
+    batch, _, height, width = dout.shape
+    left, right, top, bottom = padding
+    padded_size = (batch, weight.shape[1], height + top + bottom, width + left + right)
+    dpadded = conv2d_input(padded_size, _cut(weight, live), dout)
+    return F.pad(dpadded, [-size for size in padding])
+
+
+def causal_conv2d_weight_gradient_reference(
+    dout: Tensor, x: Tensor, height: int, width: int, mask: str
+) -> Tensor:
+    padding, live = _padding(mask, height, width)
+    size = (dout.shape[1], x.shape[1], height, width)
+    dweight = conv2d_weight(F.pad(x, padding), size, dout)
+    return _cut(dweight, live)

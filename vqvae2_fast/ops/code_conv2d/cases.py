@@ -9,7 +9,7 @@ import torch
 from vqvae2_fast.ops._cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.code_conv2d.op import code_conv2d
 
-__all__ = ["CASES", "ERRORS"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
 _STEM = [-2, -1, -2, 0, -2, 1, -1, -1, -1, 0, -1, 1, 0, -2, 0, -1]
 _AROUND = [-1, -1, -1, 0, -1, 1, 0, -1, 0, 0, 0, 1, 1, -1, 1, 0, 1, 1]
@@ -46,6 +46,22 @@ CASES = [
     _case("bfloat16", 2, (4, 4), 5, 16, _STEM, dtype=torch.bfloat16),
     _case("float64", 1, (4, 4), 5, 6, _AROUND, dtype=torch.float64),
 ]
+
+
+def _backward_case(case: Case) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        codes, table, offsets = case.make(g)
+        dout = randn(g, len(codes), table.shape[2], *codes.shape[1:], dtype=table.dtype)
+        return dout, codes, table.shape[1], offsets
+
+    return Case(case.name, make)
+
+
+PRIVATE_CASES = {
+    # The public operator's cases reach this one.
+    "code_conv2d_fused": CASES[:1],
+    "code_conv2d_backward": [_backward_case(case) for case in CASES[:6]],
+}
 
 _CODES, _TABLE = torch.zeros(1, 3, 3, dtype=torch.int64), torch.zeros(2, 4, 5)
 ERRORS = [

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._checks import check_floating, check_int64, check_same_device, described
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.code_conv2d.fused import fused_code_conv2d, refusal
+from vqvae2_fast.ops.code_conv2d.gradient import CODE_CONV2D_FUSED, why_not
 from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
 
 if TYPE_CHECKING:
@@ -23,8 +21,8 @@ CODE_CONV2D = register(
     "(Tensor codes, Tensor table, int[] offsets) -> Tensor",
     reference=code_conv2d_reference,
     owners={"cuda": "triton"},
-    refusal=refusal,
-    fused=fused_code_conv2d,
+    why_not=why_not,
+    kernel=CODE_CONV2D_FUSED.kernel,
 )
 
 
@@ -52,8 +50,7 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
     """
     check_floating("code_conv2d", table=table)
     check_same_device("code_conv2d", codes=codes, table=table)
-    if codes.dtype != torch.int64:
-        raise TypeError(f"code_conv2d: expected codes int64, got {described(codes)}.")
+    check_int64("code_conv2d", codes=codes)
     if codes.dim() != 3:
         raise ValueError(f"code_conv2d: expected codes [B, H, W], got {described(codes)}.")
     if not offsets or table.dim() != 3 or table.shape[0] != len(offsets):

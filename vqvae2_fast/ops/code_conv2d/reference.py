@@ -1,4 +1,4 @@
-"""Reference of `code_conv2d`: gathered columns of the weight, never a one-hot map."""
+"""References of `code_conv2d`, gathered columns and never a one-hot map, and of its gradient."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.ops._registry import transforms_are_active
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["code_conv2d_reference", "gather_columns", "with_outside"]
+__all__ = [
+    "code_conv2d_backward_reference",
+    "code_conv2d_reference",
+    "gather_columns",
+    "with_outside",
+]
 
 
 def with_outside(tables: Tensor) -> Tensor:
@@ -31,7 +38,11 @@ def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
     """
     num_taps, num_codes, _ = tables.shape
     first_row = torch.arange(num_taps, device=taps.device) * num_codes
-    return F.embedding_bag(taps + first_row, tables.flatten(0, 1), mode="sum")
+    columns = tables.flatten(0, 1)  # [T·(K + 1), C]
+    if transforms_are_active():
+        # `embedding_bag` has no forward-mode and no second derivative.
+        return F.embedding(taps + first_row, columns).sum(dim=1)
+    return F.embedding_bag(taps + first_row, columns, mode="sum")
 
 
 def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Tensor:
@@ -52,3 +63,13 @@ def code_conv2d_reference(codes: Tensor, table: Tensor, offsets: Sequence[int]) 
     taps = _codes_under_taps(codes, offsets, table.shape[1])
     out = gather_columns(taps, with_outside(table))  # [B·H·W, C]
     return out.view(*codes.shape, table.shape[2]).permute(0, 3, 1, 2)
+
+
+def code_conv2d_backward_reference(
+    dout: Tensor, codes: Tensor, num_embeddings: int, offsets: Sequence[int]
+) -> Tensor:
+    taps = _codes_under_taps(codes, offsets, num_embeddings)
+    rows = dout.permute(0, 2, 3, 1).flatten(0, 2)  # [B·H·W, C]
+    zeros = dout.new_zeros(num_embeddings + 1, dout.shape[1])
+    sums = [zeros.index_add(0, tap, rows) for tap in taps.unbind(dim=1)]
+    return torch.stack(sums)[:, :num_embeddings]  # [T, K, C]

@@ -1,45 +1,41 @@
-"""`code_cross_entropy`: the loss of a prior and its gradients, straight from features."""
+"""`code_cross_entropy`: the loss of a prior straight from features, with kernels for training.
+
+Sizes: N positions, C channels, K codes.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
-from vqvae2_fast.ops._checks import not_float32
-from vqvae2_fast.ops._registry import LIBRARY, register
+from vqvae2_fast.ops import _training
+from vqvae2_fast.ops._checks import other_dtype
+from vqvae2_fast.ops._registry import BY_DESIGN, register
 from vqvae2_fast.ops.code_cross_entropy.reference import code_cross_entropy_reference
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CODE_CROSS_ENTROPY"]
+__all__ = ["CODE_CROSS_ENTROPY", "code_cross_entropy"]
 
 
 def _fake(
     features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradients = (value.new_empty(value.shape) for value in (features, weight, bias))
-    return features.new_empty(()), *gradients  # type: ignore[return-value]
+    dfeatures, dweight, dbias = (value.new_empty(value.shape) for value in (features, weight, bias))
+    return features.new_empty(()), dfeatures, dweight, dbias
 
 
-def _refusal(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> str | None:
-    if len(features) == 0:
-        return "no positions"
-    return not_float32(features=features, weight=weight, bias=bias)
-
-
-# Not public: `modules.code_loss` calls it. features `[N, C]`, weight `[K, C]`, bias `[K]` and codes
-# `[N]` to the mean loss in nats, 0-d, and its gradients.
-CODE_CROSS_ENTROPY = register(
-    "code_cross_entropy",
-    "(Tensor features, Tensor weight, Tensor bias, Tensor codes) "
-    "-> (Tensor loss, Tensor dfeatures, Tensor dweight, Tensor dbias)",
-    reference=code_cross_entropy_reference,
-    fake=_fake,
-    owners={"cpu": "cpu"},
-    refusal=_refusal,
-)
+def _why_not(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> str | None:
+    products = features.numel() * len(weight)
+    # Without positions the mean is NaN, which PyTorch gives.
+    if products == 0 or not _training.is_training_call(
+        features, weight, bias, products=products, least=1, while_compiling=False
+    ):
+        return BY_DESIGN
+    return other_dtype((torch.float32,), features=features, weight=weight, bias=bias)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -60,6 +56,38 @@ def _backward(
     return *(gradient * dloss for gradient in ctx.saved_tensors), None
 
 
-torch.library.register_autograd(
-    "vqvae2_fast::code_cross_entropy", _backward, setup_context=_setup_context, lib=LIBRARY
+# features `[N, C]`, weight `[K, C]`, bias `[K]` and codes `[N]` to the mean loss in nats, 0-d, and
+# its gradients.
+CODE_CROSS_ENTROPY = register(
+    "code_cross_entropy",
+    "(Tensor features, Tensor weight, Tensor bias, Tensor codes) "
+    "-> (Tensor loss, Tensor dfeatures, Tensor dweight, Tensor dbias)",
+    reference=code_cross_entropy_reference,
+    fake=_fake,
+    owners={"cpu": "cpu"},
+    why_not=_why_not,
+    gradient=(_setup_context, _backward),
+    private=True,
 )
+
+
+def code_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the codes under logits `features weightᵀ + bias`.
+
+    While training in float32 on a CPU a kernel takes the gradients on the way, and neither logits
+    nor their gradient are kept: 2·N·K floats less. Elsewhere it is `F.cross_entropy`. Not public:
+    the priors call it.
+
+    Args:
+        features: `[N, C]`.
+        weight: `[K, C]`.
+        bias: `[K]`.
+        codes: int64 `[N]`, each in 0..K-1 (checked by the caller).
+
+    Returns:
+        0-d, float32, nats per code.
+    """
+    if CODE_CROSS_ENTROPY.takes(features, weight, bias, codes):
+        loss: Tensor = CODE_CROSS_ENTROPY.kernel(features, weight, bias, codes)[0]
+        return loss
+    return F.cross_entropy(F.linear(features, weight, bias).float(), codes)

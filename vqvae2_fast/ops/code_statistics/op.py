@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._checks import (
+    KERNEL_DTYPES,
+    check_floating,
+    check_int64,
+    check_same_device,
+    described,
+    other_dtype,
+)
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.code_statistics.reference import code_statistics_reference
 
@@ -19,10 +28,8 @@ def _fake(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tens
     )
 
 
-def _refusal(z: Tensor, indices: Tensor, num_embeddings: int = 1) -> str | None:
-    if z.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"{str(z.dtype).removeprefix('torch.')} input"
-    return None
+def _why_not(z: Tensor, *_: Any) -> str | None:
+    return other_dtype(KERNEL_DTYPES, input=z)
 
 
 CODE_STATISTICS = register(
@@ -31,7 +38,7 @@ CODE_STATISTICS = register(
     reference=code_statistics_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
-    refusal=_refusal,
+    why_not=_why_not,
 )
 
 
@@ -59,8 +66,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
         Deterministic on the CPU for any number of threads. No gradient flows.
     """
     check_floating("code_statistics", z=z)
-    if indices.dtype != torch.int64:
-        raise TypeError(f"code_statistics: expected indices int64, got {described(indices)}.")
+    check_int64("code_statistics", indices=indices)
     if z.dim() == 0 or indices.shape != z.shape[:-1]:
         raise ValueError(
             f"code_statistics: expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vqvae2_fast.ops._checks import (
     check_floating,
+    check_int64,
     check_same_device,
     checked_integer,
     described,
+    other_dtype,
 )
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
@@ -39,24 +42,13 @@ def _fake(
     return codes, logits.new_empty(logits.shape[0] if log_prob else 0)
 
 
-def _refusal(
-    logits: Tensor,
-    unconditional: Tensor | None,
-    noise: Tensor,
-    known: Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    guidance_scale: float = 1.0,
-    log_prob: bool = False,
+def _why_not(
+    logits: Tensor, unconditional: Tensor | None = None, noise: Tensor | None = None, *_: Any
 ) -> str | None:
-    if logits.dtype != torch.float32 or noise.dtype != torch.float32:
-        return "logits or noise that are not float32"
-    if unconditional is not None and unconditional.dtype != torch.float32:
-        return "unconditional logits that are not float32"
     if logits.shape[1] > _MOST_CODES:
         return f"{logits.shape[1]} codes, more than {_MOST_CODES}"
-    return None
+    floats = {"logits": logits, "noise": noise, "unconditional_logits": unconditional}
+    return other_dtype((torch.float32,), **floats)
 
 
 DRAW_CODES = register(
@@ -66,7 +58,7 @@ DRAW_CODES = register(
     reference=draw_codes_reference,
     fake=_fake,
     owners={"cuda": "triton"},
-    refusal=_refusal,
+    why_not=_why_not,
 )
 
 
@@ -136,7 +128,7 @@ def draw_codes(
 
     Returns:
         codes int64 `[B]`, in 0..K−1 whatever the logits, and their log-probability `[B]`: that of
-        the logits as given, before guidance, temperature and filters.
+        the logits as given, before guidance, temperature and filters. No gradient flows to either.
 
     Raises:
         ValueError: Shapes that do not fit, no codes, or a value out of range.
@@ -159,23 +151,14 @@ def draw_codes(
                 f"{described(tensor)}."
             )
     if known is not None:
-        if known.dtype != torch.int64:
-            raise TypeError(f"draw_codes: expected known int64, got {described(known)}.")
+        check_int64("draw_codes", known=known)
         if known.shape != logits.shape[:1]:
             raise ValueError(
                 f"draw_codes: expected known [{logits.shape[0]}], got {described(known)}."
             )
         floats["known"] = known
     check_same_device("draw_codes", **floats)
-    codes, taken = DRAW_CODES(
-        logits,
-        unconditional,
-        noise,
-        known,
-        temperature,
-        top_k or 0,
-        share_kept(top_p),
-        guidance_scale,
-        True,
-    )
-    return codes, taken
+    logits, noise = logits.detach(), noise.detach()
+    unconditional = None if unconditional is None else unconditional.detach()
+    rule = (temperature, top_k or 0, share_kept(top_p), guidance_scale)
+    return DRAW_CODES(logits, unconditional, noise, known, *rule, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import described
+from vqvae2_fast.ops._checks import check_seed
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 
@@ -43,10 +43,7 @@ def dropout_mask(
         ValueError: seed not 0-d, or dropout_p outside [0, 1).
         TypeError: seed not int64.
     """
-    if seed.dtype != torch.int64:
-        raise TypeError(f"dropout_mask: expected seed int64, got {described(seed)}.")
-    if seed.dim() != 0:
-        raise ValueError(f"dropout_mask: expected seed 0-d, got {described(seed)}.")
+    check_seed("dropout_mask", seed)
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_mask: expected dropout_p in [0, 1), got {dropout_p}.")
     return DROPOUT_MASK(seed, num_samples, num_rows, num_columns, dropout_p)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described, other_dtype
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.ema_update.reference import ema_update_reference
 
@@ -16,23 +18,14 @@ def _fake(*_: object) -> None:
     return None
 
 
-def _refusal(
-    counts: Tensor,
-    sums: Tensor,
-    cluster_size: Tensor,
-    embed_avg: Tensor,
-    codebook: Tensor,
-    decay: float = 0.0,
-    epsilon: float = 0.0,
-) -> str | None:
-    for tensor in (sums, cluster_size, embed_avg, codebook):
-        if tensor.dtype != torch.float32:
-            return f"{str(tensor.dtype).removeprefix('torch.')} averages"
-    if counts.dtype not in (torch.int64, torch.float32):
-        return f"{str(counts.dtype).removeprefix('torch.')} counts"
-    if not all(t.is_contiguous() for t in (counts, sums, cluster_size, embed_avg, codebook)):
+def _why_not(counts: Tensor, *rest: Any) -> str | None:
+    averages = rest[:4]  # what follows are numbers
+    for tensor in averages:
+        if other := other_dtype((torch.float32,), averages=tensor):
+            return other
+    if not all(tensor.is_contiguous() for tensor in (counts, *averages)):
         return "strided averages"
-    return None
+    return other_dtype((torch.int64, torch.float32), counts=counts)
 
 
 EMA_UPDATE_ = register(
@@ -42,7 +35,7 @@ EMA_UPDATE_ = register(
     reference=ema_update_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
-    refusal=_refusal,
+    why_not=_why_not,
 )
 
 

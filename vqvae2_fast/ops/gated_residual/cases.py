@@ -9,7 +9,7 @@ import torch
 from vqvae2_fast.ops._cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.gated_residual.op import gated_residual
 
-__all__ = ["CASES", "ERRORS"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
 
 def _case(
@@ -40,6 +40,21 @@ CASES = [
     _case("bfloat16", 2, 8, 4, 4, "map", torch.bfloat16),
     _case("float64", 2, 3, 4, 4, "vector", torch.float64),
 ]
+
+
+def _backward_case(case: Case) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        h, x, condition = case.make(g)
+        return randn(g, *x.shape, dtype=x.dtype), h, condition
+
+    return Case(case.name, make)
+
+
+PRIVATE_CASES = {
+    # The public operator's cases reach this one.
+    "gated_residual_fused": CASES[4:5],
+    "gated_residual_backward": [_backward_case(case) for case in CASES[:5]],
+}
 
 _H, _X = torch.zeros(2, 8, 3, 3), torch.zeros(2, 4, 3, 3)
 ERRORS = [

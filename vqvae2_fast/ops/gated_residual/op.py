@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.ops._checks import check_floating, check_same_device, described
+from vqvae2_fast.ops._checks import check_floating, check_same_device, described, misfit
 from vqvae2_fast.ops._registry import register
-from vqvae2_fast.ops.gated_residual.fused import (
-    fused_gated_residual,
-    is_reference,
-    refusal,
-)
+from vqvae2_fast.ops.gated_residual.gradient import GATED_RESIDUAL_FUSED, why_not
 from vqvae2_fast.ops.gated_residual.reference import gated_residual_reference
 
 if TYPE_CHECKING:
@@ -23,9 +19,8 @@ GATED_RESIDUAL = register(
     "(Tensor h, Tensor x, Tensor? condition) -> Tensor",
     reference=gated_residual_reference,
     owners={"cpu": "cpu", "cuda": "triton"},
-    refusal=refusal,
-    by_design=is_reference,
-    fused=fused_gated_residual,
+    why_not=why_not,
+    kernel=GATED_RESIDUAL_FUSED.kernel,
 )
 
 
@@ -51,10 +46,7 @@ def gated_residual(h: Tensor, x: Tensor, condition: Tensor | None = None) -> Ten
     check_floating("gated_residual", h=h, x=x)
     check_same_device("gated_residual", h=h, x=x)
     if x.dim() != 4 or h.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-        raise ValueError(
-            f"gated_residual: expected h [B, 2C, H, W] for x [B, C, H, W], got h {described(h)} "
-            f"and x {described(x)}."
-        )
+        raise misfit("gated_residual", "h [B, 2C, H, W] for x [B, C, H, W]", h=h, x=x)
     if condition is not None:
         check_same_device("gated_residual", h=h, condition=condition)
         if condition.shape not in (h.shape, (*h.shape[:2], 1, 1)):

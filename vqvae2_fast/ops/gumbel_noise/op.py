@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
-from vqvae2_fast.ops._checks import check_same_device, described
+from vqvae2_fast.ops._checks import check_int64, check_same_device, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.gumbel_noise.reference import gumbel_noise_reference
 
@@ -25,8 +25,9 @@ GUMBEL_NOISE = register(
     "(Tensor samples, Tensor positions, int num_embeddings, int seed, int stream) -> Tensor",
     reference=gumbel_noise_reference,
     fake=_fake,
-    # A module built with nvcc brings its own kernel.
+    # A module that was built with nvcc has a kernel in CUDA C++.
     owners={"cpu": "cpu", "cuda": "cuda" if _native.build_info().get("cuda") else "triton"},
+    triton=True,
 )
 
 
@@ -54,9 +55,8 @@ def gumbel_noise(
         TypeError: samples or positions not int64.
         RuntimeError: Tensors on different devices.
     """
+    check_int64("gumbel_noise", samples=samples, positions=positions)
     for name, tensor in (("samples", samples), ("positions", positions)):
-        if tensor.dtype != torch.int64:
-            raise TypeError(f"gumbel_noise: expected {name} int64, got {described(tensor)}.")
         if tensor.dim() != 1:
             raise ValueError(f"gumbel_noise: expected {name} 1-d, got {described(tensor)}.")
     check_same_device("gumbel_noise", samples=samples, positions=positions)

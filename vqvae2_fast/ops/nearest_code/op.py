@@ -7,16 +7,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops import _native
-from vqvae2_fast.ops._checks import check_codebook, check_finite
+from vqvae2_fast.ops._checks import (
+    KERNEL_DTYPES,
+    check_codebook,
+    check_finite,
+    check_floating,
+    fits_codebook,
+    other_dtype,
+)
 from vqvae2_fast.ops._heads import for_each_head
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 
-__all__ = ["NEAREST_CODE", "fits_kernel", "nearest_code", "refusal"]
-
-NATIVE_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
-_IS_COMPILED = _native.module is not None
+__all__ = ["NEAREST_CODE", "nearest_code", "why_not"]
 
 
 def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,33 +29,10 @@ def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def refusal(z: Tensor, codebook: Tensor) -> str | None:
-    """Why the compiled search does not take these, or None."""
-    if z.dtype in NATIVE_DTYPES and codebook.dtype in NATIVE_DTYPES:
+def why_not(z: Tensor, codebook: Tensor) -> str | None:
+    if z.dtype in KERNEL_DTYPES and codebook.dtype in KERNEL_DTYPES:
         return None
-    name, tensor = ("codebook", codebook) if z.dtype in NATIVE_DTYPES else ("input", z)
-    return f"{str(tensor.dtype).removeprefix('torch.')} {name}"
-
-
-def fits_kernel(z: Tensor, codebook: Tensor) -> bool:
-    """Whether this is the usual call, right in all and the compiled kernel's.
-
-    z `[N, D]`. False says nothing: the checks, and who computes it, then take their full course.
-    For a single vector this and the operator are most of the time of a call.
-    """
-    codes = codebook.shape
-    return (
-        z.is_cpu
-        and codebook.is_cpu
-        and z.dtype in NATIVE_DTYPES
-        and codebook.dtype in NATIVE_DTYPES
-        and len(codes) == 2
-        and codes[0] > 0
-        and codes[1] > 0
-        and z.dim() == 2
-        and z.shape[1] == codes[1]
-        and _IS_COMPILED
-    )
+    return other_dtype(KERNEL_DTYPES, input=z, codebook=codebook)
 
 
 NEAREST_CODE = register(
@@ -61,8 +41,10 @@ NEAREST_CODE = register(
     reference=nearest_code_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
-    refusal=refusal,
+    why_not=why_not,
 )
+# The overload without its Python method, a twelfth of a small call; tracers need the method.
+_search = NEAREST_CODE.overload._op
 
 
 def nearest_code(
@@ -95,17 +77,21 @@ def nearest_code(
     # A detach costs half a microsecond: only where it is needed.
     if z.requires_grad or codebook.requires_grad:
         z, codebook = z.detach(), codebook.detach()
-    if not check_values and fits_kernel(z, codebook):
-        return NEAREST_CODE.overload(z, codebook)
-    if codebook.dim() == 3:
-        search = partial(nearest_code, check_values=check_values)
-        indices, sqdist = for_each_head("nearest_code", search, z, codebook)
-        return indices, sqdist
-    check_codebook("nearest_code", z, codebook)
-    if check_values:
-        check_finite("nearest_code", z=z, codebook=codebook)
-    if z.dim() == 2:
-        return NEAREST_CODE(z, codebook)
-    leading = z.shape[:-1]
-    indices, sqdist = NEAREST_CODE(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
-    return indices.view(leading), sqdist.view(leading)
+    if check_values or not fits_codebook(z, codebook):
+        if codebook.dim() == 3:
+            search = partial(nearest_code, check_values=check_values)
+            indices, sqdist = for_each_head("nearest_code", search, z, codebook)
+            return indices, sqdist
+        check_codebook("nearest_code", z, codebook)
+        if check_values:
+            check_finite("nearest_code", z=z, codebook=codebook)
+        if z.dim() != 2:
+            leading = z.shape[:-1]
+            indices, sqdist = NEAREST_CODE(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
+            return indices.view(leading), sqdist.view(leading)
+    # `NEAREST_CODE(z, codebook)`, without the time of a Python call.
+    reason = NEAREST_CODE.choose(z, codebook)
+    if reason is None:
+        return (NEAREST_CODE.kernel if torch.compiler.is_compiling() else _search)(z, codebook)
+    check_floating("nearest_code", z=z, codebook=codebook)
+    return NEAREST_CODE.fall_back(reason, z, codebook)

@@ -24,6 +24,7 @@ def squared_distances(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    z, codebook = z.detach(), codebook.detach()
     indices = z.new_empty(len(z), dtype=torch.int64)
     sqdist = z.new_empty(len(z), dtype=torch.float32)
     rows = max(1, _MAX_DISTANCES // len(codebook))

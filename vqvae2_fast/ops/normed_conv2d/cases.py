@@ -9,7 +9,7 @@ import torch
 from vqvae2_fast.ops._cases import Case, randn
 from vqvae2_fast.ops.causal_conv2d.reference import placement
 
-__all__ = ["CASES", "ERRORS", "WINOGRAD_LOSS", "arguments"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES", "WINOGRAD_LOSS"]
 
 # The sums of Winograd's tiles lose more than direct ones: see the op's README.
 WINOGRAD_LOSS = 12
@@ -71,6 +71,37 @@ CASES = [
     _case("odd_channels", "include", 3, (4, 4), inputs=3, outputs=5),
     _case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
 ]
+
+
+def _backward_case(
+    name: str, mask: str, kernel: int, size: tuple[int, int], **options: Any
+) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        x, v, scale, _, *place = arguments(g, mask, kernel, size, **options)
+        dy = randn(g, len(x), len(v), *size, dtype=options.get("dtype", torch.float32))
+        return dy, x, v, scale, *place
+
+    return Case(name, make, loosening=1 if kernel == 1 else WINOGRAD_LOSS)
+
+
+PRIVATE_CASES = {
+    "normed_conv2d_backward": [
+        _backward_case("exclude_3x3", "exclude", 3, (6, 7)),
+        _backward_case("down_5x5", "down", 5, (9, 5)),
+        _backward_case("many_channels", "same", 3, (4, 9), inputs=80, outputs=16),
+        _backward_case("not_normed", "include", 5, (6, 6), normed=False),
+        _backward_case("after_elu", "include", 3, (6, 7), elu=True),
+        _backward_case(
+            "after_elu_and_dropout", "exclude", 5, (5, 6), inputs=80, elu=True, dropout_p=0.1
+        ),
+        _backward_case("pointwise", "same", 1, (5, 7), inputs=13, outputs=35),
+        _backward_case(
+            "pointwise_dropout", "same", 1, (14, 16), inputs=66, outputs=40, elu=True, dropout_p=0.2
+        ),
+        _backward_case("no_images", "include", 3, (4, 4), batch=0),
+        _backward_case("float64", "exclude", 3, (4, 4), dtype=torch.float64),
+    ]
+}
 
 # Not public: the layers check their arguments when they are made.
 ERRORS: list[Any] = []

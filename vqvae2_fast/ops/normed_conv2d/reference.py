@@ -1,14 +1,15 @@
-"""Reference of `normed_conv2d`."""
+"""References of `normed_conv2d` and of its gradients."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 
-__all__ = ["activation", "normed_conv2d_reference", "normed_weight"]
+__all__ = ["normed_conv2d_backward_reference", "normed_conv2d_reference", "normed_weight"]
 
 
 def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
@@ -19,16 +20,21 @@ def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
     return weight_v * (weight_g / norm)
 
 
-def activation(x: Tensor, elu: bool, dropout_p: float, seed: Tensor | None) -> Tensor:
-    """ELU of x `[B, C, H, W]` if wanted, then dropout by the mask of `seed`."""
-    if elu:
-        x = F.elu(x)
+def _kept(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | float:
+    """What the dropout multiplies x `[B, C, H, W]` with."""
     if dropout_p == 0 or seed is None:
-        return x
+        return 1.0
     batch, channels, height, width = x.shape
     keep = dropout_mask_reference(seed, batch, height * width, channels, dropout_p)
     keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
-    return x * keep / (1 - dropout_p)
+    return keep / (1 - dropout_p)
+
+
+def _live_weight(weight_v: Tensor, live: int) -> Tensor:
+    """v with zeros for its dead taps, which end its last row."""
+    is_live = torch.ones(weight_v.shape[2:], dtype=torch.bool, device=weight_v.device)
+    is_live[-1, live:] = False
+    return weight_v.where(is_live, 0.0)
 
 
 def normed_conv2d_reference(
@@ -44,9 +50,37 @@ def normed_conv2d_reference(
     seed: Tensor | None,
 ) -> Tensor:
     height, width = weight_v.shape[2:]
-    is_live = torch.ones(height, width, dtype=torch.bool, device=x.device)
-    is_live[-1, live:] = False
-    weight = normed_weight(weight_v.where(is_live, 0.0), weight_g)
-    x = activation(x, elu, dropout_p, seed)
+    x = (F.elu(x) if elu else x) * _kept(x, dropout_p, seed)
     padded = F.pad(x, (left, width - 1 - left, top, height - 1 - top))
-    return F.conv2d(padded, weight, bias)
+    return F.conv2d(padded, normed_weight(_live_weight(weight_v, live), weight_g), bias)
+
+
+def normed_conv2d_backward_reference(
+    dy: Tensor,
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    top: int,
+    left: int,
+    live: int,
+    elu: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    height, width = weight_v.shape[2:]
+    v = _live_weight(weight_v, live)
+    padding = (left, width - 1 - left, top, height - 1 - top)
+    kept = _kept(x, dropout_p, seed)
+    weight = normed_weight(v, weight_g)
+    padded = F.pad((F.elu(x) if elu else x) * kept, padding)
+    dx = F.pad(conv2d_input(padded.shape, weight, dy), [-size for size in padding]) * kept
+    if elu:
+        dx = dx * x.clamp(max=0).exp()  # ELU'(x) is exp(x) below 0 and 1 above
+    dweight = _live_weight(conv2d_weight(padded, weight.shape, dy), live)
+    dbias = dy.sum((0, 2, 3))
+    if weight_g is None:
+        return dx, dweight, x.new_empty(0), dbias
+    norm = torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)  # [C_out, 1, 1, 1]
+    dg = (dweight * v).sum((1, 2, 3), keepdim=True) / norm
+    dv = weight_g / norm * (dweight - v * (dg / norm))
+    return dx, dv, dg.flatten(), dbias

@@ -1,17 +1,15 @@
-"""`stride2_conv2d`: a 4×4 convolution of stride 2 or its transpose, while it trains on a CPU."""
+"""`stride2_conv2d`: a 4×4 convolution of stride 2 or its transpose, with kernels for training."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from vqvae2_fast.ops._checks import not_float32
+from vqvae2_fast.ops import _training
 from vqvae2_fast.ops._maps import new_channels_last
-from vqvae2_fast.ops._registry import LIBRARY, register
-from vqvae2_fast.ops.normed_conv2d.op import CHANNELS, LEAST_PRODUCTS
+from vqvae2_fast.ops._registry import BY_DESIGN, register
+from vqvae2_fast.ops.normed_conv2d.op import LEAST_PRODUCTS
+from vqvae2_fast.ops.stride2_conv2d.gradient import backward, setup_context, why_not
 from vqvae2_fast.ops.stride2_conv2d.reference import stride2_conv2d_reference
-from vqvae2_fast.ops.stride2_conv2d_backward.op import STRIDE2_CONV2D_BACKWARD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +24,14 @@ def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> T
     return new_channels_last(x, weight.shape[0], (height // 2, width // 2))
 
 
-def _refusal(
+def _why_not(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, transposed: bool = False
 ) -> str | None:
-    if other := not_float32(x=x, weight=weight, bias=bias):
-        return other
-    if weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
-        return f"a weight {list(weight.shape)}, its channels not multiples of {CHANNELS}"
-    if not transposed and (x.shape[2] % 2 or x.shape[3] % 2):
-        return f"a map of {x.shape[2]}×{x.shape[3]}, not even"
-    return None
+    products = x.numel() * (weight.shape[1] if transposed else weight.shape[0] // 4)
+    trains = _training.is_training_call(x, weight, bias, products=products, least=LEAST_PRODUCTS)
+    if x.dim() != 4 or not trains:
+        return BY_DESIGN
+    return why_not(x, weight, bias, transposed)
 
 
 STRIDE2_CONV2D = register(
@@ -44,23 +40,9 @@ STRIDE2_CONV2D = register(
     reference=stride2_conv2d_reference,
     fake=_fake,
     owners={"cpu": "cpu"},
-    refusal=_refusal,
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.transposed = inputs
-    ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, weight)
-
-
-def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dx, dweight, dbias = STRIDE2_CONV2D_BACKWARD(dy, *ctx.saved_tensors, ctx.transposed)
-    return dx, dweight, dbias if ctx.has_bias else None, None
-
-
-torch.library.register_autograd(
-    "vqvae2_fast::stride2_conv2d", _backward, setup_context=_setup_context, lib=LIBRARY
+    why_not=_why_not,
+    gradient=(setup_context, backward),
+    private=True,
 )
 
 
@@ -83,17 +65,4 @@ def stride2_conv2d(
         Where a gradient is wanted, large float32 calls on a CPU go through Winograd's tiles, as in
         `normed_conv2d`. Without gradients every position is summed by itself.
     """
-    if _has_kernels(x, weight, bias, transposed):
-        return STRIDE2_CONV2D(x, weight, bias, transposed)
-    return stride2_conv2d_reference(x, weight, bias, transposed)
-
-
-def _has_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return False
-    if x.device.type != "cpu" or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return False
-    outputs = weight.shape[1] if transposed else weight.shape[0] // 4
-    if x.dim() != 4 or x.numel() * outputs < LEAST_PRODUCTS:
-        return False
-    return STRIDE2_CONV2D.owner(x, weight, bias, transposed).startswith("cpu:")
+    return STRIDE2_CONV2D(x, weight, bias, transposed)

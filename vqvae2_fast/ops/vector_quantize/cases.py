@@ -7,7 +7,7 @@ import torch
 from vqvae2_fast.ops._cases import Case, ErrorCase, randn
 from vqvae2_fast.ops.vector_quantize.op import vector_quantize
 
-__all__ = ["CASES", "ERRORS"]
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
 
 
 def _case(name: str, n: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> Case:
@@ -28,6 +28,27 @@ CASES = [
         gradients=(0,),
     ),
 ]
+
+
+def _backward_case(name: str, n: int, d: int, dtype: torch.dtype = torch.float32) -> Case:
+    def make(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        dz_q, z, z_q = (randn(g, n, d, dtype=dtype) for _ in range(3))
+        return dz_q, 100 * torch.randn((), generator=g), z, z_q
+
+    return Case(name, make)
+
+
+PRIVATE_CASES = {
+    "vector_quantize_backward": [
+        _backward_case("odd_sizes", 37, 13),
+        _backward_case("several_parts", 900, 70),
+        _backward_case("one_of_each", 1, 1),
+        _backward_case("no_vectors", 0, 4),
+        _backward_case("bfloat16", 40, 16, torch.bfloat16),
+        _backward_case("float16", 40, 16, torch.float16),
+        _backward_case("float64", 25, 6, torch.float64),
+    ]
+}
 
 ERRORS = [
     ErrorCase(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_codebook
+from vqvae2_fast.ops._checks import check_codebook, check_floating, fits_codebook
 from vqvae2_fast.ops._heads import for_each_head
-from vqvae2_fast.ops._registry import LIBRARY, register
-from vqvae2_fast.ops.nearest_code.op import fits_kernel, refusal
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.nearest_code.op import why_not
+from vqvae2_fast.ops.vector_quantize.gradient import backward, setup_context
 from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_reference
-from vqvae2_fast.ops.vector_quantize_backward.op import VECTOR_QUANTIZE_BACKWARD
 
 __all__ = ["VECTOR_QUANTIZE", "vector_quantize"]
 
@@ -25,65 +25,39 @@ def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+class _VectorQuantize(torch.autograd.Function):
+    """What the registered gradient does, at half its cost a call."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = VECTOR_QUANTIZE.overload._op(z, codebook)
+        setup_context(ctx, (z, codebook), results)
+        return results
+
+    backward = staticmethod(backward)
+
+
+def _kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The overload, by the way that costs least; tracers take the overload itself."""
+    if torch.compiler.is_compiling():
+        return VECTOR_QUANTIZE.overload(z, codebook)
+    if z.requires_grad and torch.is_grad_enabled():
+        return _VectorQuantize.apply(z, codebook)  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return VECTOR_QUANTIZE.overload._op(z, codebook)
+
+
 VECTOR_QUANTIZE = register(
     "vector_quantize",
     "(Tensor z, Tensor codebook) -> (Tensor z_q, Tensor indices, Tensor commitment)",
     reference=vector_quantize_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},
-    refusal=refusal,
+    why_not=why_not,
+    kernel=_kernel,
+    gradient=(setup_context, backward),
 )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(inputs[0], output[0])
-
-
-def _backward(
-    ctx: Any, dz_q: Tensor, _dindices: None, dcommitment: Tensor
-) -> tuple[Tensor | None, None]:
-    if not ctx.needs_input_grad[0]:
-        return None, None
-    return VECTOR_QUANTIZE_BACKWARD(dz_q, dcommitment, *ctx.saved_tensors), None
-
-
-torch.library.register_autograd(
-    "vqvae2_fast::vector_quantize", _backward, setup_context=_setup_context, lib=LIBRARY
-)
-
-
-class _VectorQuantize(torch.autograd.Function):
-    """What `register_autograd` does, at half its cost a call; tracers take the registered one."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            z_q, indices, commitment = VECTOR_QUANTIZE.overload(z, codebook)
-        # No zeros are made for results without a gradient, which indices always are.
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(z, z_q)
-        return z_q, indices, commitment
-
-    @staticmethod
-    def backward(
-        ctx: Any, dz_q: Tensor | None, _dindices: None, dcommitment: Tensor | None
-    ) -> tuple[Tensor | None, None]:
-        z, z_q = ctx.saved_tensors
-        if dz_q is None:
-            dz_q = torch.zeros_like(z_q)
-        if dcommitment is None:
-            return dz_q, None
-        return VECTOR_QUANTIZE_BACKWARD(dz_q, dcommitment, z, z_q), None
-
-
-def _call(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A call that fits the kernel, by the way that costs least."""
-    if torch.compiler.is_compiling():
-        return VECTOR_QUANTIZE(z, codebook)
-    if z.requires_grad and torch.is_grad_enabled():
-        return _VectorQuantize.apply(z, codebook)  # type: ignore[no-untyped-call]
-    with torch._C._AutoDispatchBelowAutograd():
-        return VECTOR_QUANTIZE.overload(z, codebook)
 
 
 def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,15 +83,17 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     if codebook.requires_grad:
         codebook = codebook.detach()
-    if fits_kernel(z, codebook):
-        return _call(z, codebook)
-    if codebook.dim() == 3:
-        z_q, indices, each = for_each_head("vector_quantize", vector_quantize, z, codebook)
-        return z_q, indices, each.mean()
-    check_codebook("vector_quantize", z, codebook)
-    if z.dim() == 2:
-        return VECTOR_QUANTIZE(z, codebook)
-    flat = z.reshape(-1, z.shape[-1])  # [N, D]
-    quantize = _call if fits_kernel(flat, codebook) else VECTOR_QUANTIZE
-    z_q, indices, commitment = quantize(flat, codebook)
-    return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment
+    if not fits_codebook(z, codebook):
+        if codebook.dim() == 3:
+            z_q, indices, each = for_each_head("vector_quantize", vector_quantize, z, codebook)
+            return z_q, indices, each.mean()
+        check_codebook("vector_quantize", z, codebook)
+        flat = z.reshape(-1, z.shape[-1])  # [N, D]
+        z_q, indices, commitment = VECTOR_QUANTIZE(flat, codebook)
+        return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment
+    # `VECTOR_QUANTIZE(z, codebook)`, without the time of a Python call.
+    reason = VECTOR_QUANTIZE.choose(z, codebook)
+    if reason is None:
+        return _kernel(z, codebook)
+    check_floating("vector_quantize", z=z, codebook=codebook)
+    return VECTOR_QUANTIZE.fall_back(reason, z, codebook)

@@ -1,4 +1,4 @@
-"""Reference of `vector_quantize`, differentiable: from `nearest_code` and a gather."""
+"""References of `vector_quantize`, from `nearest_code` and a gather, and of its gradient."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from torch import Tensor
 
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
 
-__all__ = ["vector_quantize_reference"]
+__all__ = ["vector_quantize_backward_reference", "vector_quantize_reference"]
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The code itself, not z + (code - z), which is off by an ulp; its gradient is z's."""
+    """The code itself, not z + (code - z), which is off by an ulp; its derivative is z's."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, code: Tensor) -> Tensor:
+    def forward(z: Tensor, code: Tensor) -> Tensor:
         return code.to(z.dtype, copy=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, dz_q: Tensor) -> tuple[Tensor, None]:
         return dz_q, None
+
+    @staticmethod
+    def jvp(ctx: Any, z_tangent: Tensor, _code_tangent: Tensor | None) -> Tensor:
+        return z_tangent.clone()
 
 
 def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,3 +40,11 @@ def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tens
     z_q = _StraightThrough.apply(z, code)  # type: ignore[no-untyped-call]
     commitment = (z.double() - code.double()).square().sum() / max(z.numel(), 1)
     return z_q, indices, commitment.float()
+
+
+def vector_quantize_backward_reference(
+    dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
+) -> Tensor:
+    scale = dcommitment * (2.0 / max(z.numel(), 1))
+    # z_q as saved is straight-through: its gradient would cancel that of z.
+    return dz_q + (scale * (z - z_q.detach())).to(z.dtype)

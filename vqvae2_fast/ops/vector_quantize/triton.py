@@ -1,6 +1,7 @@
-"""`vector_quantize` in Triton: the search of `nearest_code`, then a gather and a sum of PyTorch's.
+"""`vector_quantize` and its gradient in Triton.
 
-The squared distances that the search found are the commitment: z is not read again.
+Forward: the search of `nearest_code`, then a gather and a sum of PyTorch's. The squared distances
+that the search found are the commitment: z is not read again. Backward: one pass over memory.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import triton
+import triton.language as tl
 
+from vqvae2_fast.ops._triton import configuration, launch
 from vqvae2_fast.ops.nearest_code.triton import nearest_code_triton
 
 if TYPE_CHECKING:
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["examples", "vector_quantize_triton"]
+__all__ = ["examples", "vector_quantize_backward_triton", "vector_quantize_triton"]
 
 
 def vector_quantize_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,6 +30,62 @@ def vector_quantize_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor,
     return z_q, indices, commitment.float()
 
 
+@triton.jit
+def _vector_quantize_bwd_kernel(
+    dz_q_ptr,
+    dcommitment_ptr,
+    z_ptr,
+    z_q_ptr,
+    dz_ptr,
+    N,
+    D,
+    gain,
+    dz_q_stride_n,
+    dz_q_stride_d,
+    z_stride_n,
+    z_stride_d,
+    z_q_stride_n,
+    z_q_stride_d,
+    BLOCK: tl.constexpr,
+):
+    """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < N * D
+    n = entry // D
+    d = entry % D
+    scale = tl.load(dcommitment_ptr) * gain
+    dz_q = tl.load(dz_q_ptr + n * dz_q_stride_n + d * dz_q_stride_d, mask=inside, other=0.0)
+    z = tl.load(z_ptr + n * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
+    z_q = tl.load(z_q_ptr + n * z_q_stride_n + d * z_q_stride_d, mask=inside, other=0.0)
+    dz = dz_q.to(tl.float32) + scale * (z.to(tl.float32) - z_q.to(tl.float32))
+    tl.store(dz_ptr + entry, dz, mask=inside)
+
+
+def vector_quantize_backward_triton(
+    dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
+) -> Tensor:
+    dz = z.new_empty(z.shape)
+    config = configuration("vector_quantize_backward", z.device)
+    launch(
+        _vector_quantize_bwd_kernel,
+        (triton.cdiv(z.numel(), config["BLOCK"]),),
+        dz_q,
+        dcommitment,
+        z,
+        z_q,
+        dz,
+        *z.shape,
+        2.0 / max(z.numel(), 1),
+        *dz_q.stride(),
+        *z.stride(),
+        *z_q.stride(),
+        **config,
+    )
+    return dz
+
+
 def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """No kernels of its own: see `nearest_code`."""
-    yield from ()
+    """Calls that compile every variant that users meet; for the search see `nearest_code`."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        z = torch.ones(512, 64, dtype=dtype)
+        yield vector_quantize_backward_triton, (z, torch.ones(()), z, z)

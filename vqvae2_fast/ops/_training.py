@@ -1,0 +1,36 @@
+"""Which calls the CPU's training kernels are for; libraries compute the others by design."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["is_training_call"]
+
+
+def is_training_call(
+    *tensors: Tensor | None, products: int, least: int, while_compiling: bool = True
+) -> bool:
+    """Whether a gradient of this call is wanted, on the CPU, and the call is large enough.
+
+    Under autocast libraries compute in bfloat16, which the kernels do not.
+
+    Args:
+        tensors: The operator's floating arguments.
+        products: Multiplications of the call.
+        least: Number of products from which the kernel was measured to be faster.
+        while_compiling: False if a compiler makes a faster kernel of PyTorch's calls.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    return (
+        torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in given)
+        and products >= least
+        and all(tensor.is_cpu for tensor in given)
+        and not torch.is_autocast_enabled("cpu")
+        and (while_compiling or not torch.compiler.is_compiling())
+    )

@@ -124,9 +124,7 @@ def run_case(
         how, said = "read", ""
     except (ValueError, OSError) as error:
         how, said = "refused", _message(error)
-        if "memory" in said.lower():
-            how = "memory"
-        elif str(folder) not in said:
+        if str(folder) not in said:
             how = "unnamed"
         elif not all(c.isprintable() or c == "\n" for c in said):
             how = "unprintable"

@@ -7,6 +7,7 @@ package: it would try every format that Pillow knows, and open any file that a r
 from __future__ import annotations
 
 import io
+import os
 from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -27,7 +28,6 @@ from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     import datasets
@@ -180,7 +180,7 @@ def open_hugging_face(
     root = saved = Path(name)
     if not _is_saved(saved):
         return _explained(root, lambda: datasets.load_dataset(str(name), split=split, **options))
-    if (saved / _DICT).exists():
+    if os.path.lexists(saved / _DICT):
         splits = _saved_splits(saved)
         if split not in splits:
             raise ValueError(
@@ -202,7 +202,7 @@ def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
     import datasets
 
     saved = Path(name)
-    if (saved / _DICT).exists():
+    if os.path.lexists(saved / _DICT):
         return _saved_splits(saved)
     if _is_saved(saved):
         return ("train",)  # which is the default of open_hugging_face
@@ -219,7 +219,7 @@ def hugging_face_folder(name: str | os.PathLike[str]) -> Path:
 
 def _is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` left the folder."""
-    return (folder / _INFO).exists() or (folder / _DICT).exists()
+    return any(os.path.lexists(folder / name) for name in (_INFO, _DICT))
 
 
 def _saved_splits(folder: Path) -> tuple[str, ...]:
@@ -235,7 +235,8 @@ def _check_files(folder: Path, root: Path) -> None:
     read_object(folder / _INFO, inside=root)
     for key in ("_data_files", "_indices_data_files"):
         entries = state.get(key) or []
-        names = [e.get("filename") if isinstance(e, dict) else None for e in entries]
+        known = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+        names = [entry.get("filename") for entry in entries] if known else [None]
         if not all(map(_is_plain, names)):
             raise ValueError(f"{printable(folder / _STATE)} is damaged: {key} must name its files.")
         for name in names:
@@ -254,9 +255,11 @@ def _validated(source: datasets.Dataset) -> datasets.Dataset:
 
 def _explained(folder: Path, load: Callable[[], _T]) -> _T:
     """Names the folder in whatever the packages raise for damaged files."""
+    from datasets.exceptions import DatasetsError
+
     try:
         return load()
-    except _LOAD_ERRORS as error:
+    except (*_LOAD_ERRORS, DatasetsError) as error:
         if not folder.is_dir():  # a name on the hub, of which the package speaks well
             raise
         raise ValueError(

@@ -1,0 +1,86 @@
+"""Damaged files of every kind, a few of each: read or refused by name, and nothing else happens.
+
+tools/fuzz runs any number of them, in processes of limited memory. What it found before lies in
+found/, as folders named after the loader.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+FOLDER = Path(__file__).parents[2] / "tools" / "fuzz"
+FOUND = sorted((Path(__file__).parent / "found").iterdir())
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tools/fuzz needs /proc")
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec = util.spec_from_file_location("fuzz_main", FOLDER / "__main__.py")
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
+    module.watch = module.Watch()
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "packages"),
+    [
+        ("image", []),
+        ("folder", []),
+        ("cache", []),
+        ("tar", []),
+        ("idx", []),
+        ("store", []),
+        ("manifest", []),
+        ("npz", []),
+        ("samples", []),
+        ("hf", ["datasets"]),
+    ],
+)
+def test_damaged_files_are_read_or_refused_by_name(fuzz, tmp_path, name, packages) -> None:
+    for package in packages:
+        pytest.importorskip(package)
+    files = fuzz.sound_files(fuzz.TARGETS[name], tmp_path / "sound")
+    ends = set()
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(number=st.integers(0, 2**32))
+    def run(number: int) -> None:
+        how, said = fuzz.run_case(name, files, 0, number, tmp_path / "case", fuzz.watch)
+        ends.add(how)
+        assert how in ("read", "refused"), f"{how}: {said}"
+
+    run()
+    assert "refused" in ends
+
+
+def test_sound_files_are_read(fuzz, tmp_path) -> None:
+    for name in ("image", "folder", "cache", "tar", "idx", "store", "manifest", "npz", "samples"):
+        for number, files in enumerate(fuzz.sound_files(fuzz.TARGETS[name], tmp_path / name)):
+            place = tmp_path / f"{name}-{number}"
+            (place / "out").mkdir(parents=True)
+            fuzz.write_files(place / "input", files, place / "secret")
+            fuzz.TARGETS[name].read(place / "input", place / "out")
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda path: path.name)
+def test_what_was_found_before_is_refused_by_name(fuzz, tmp_path, found) -> None:
+    name = found.name.partition("-")[0]
+    if name == "hf":
+        pytest.importorskip("datasets")
+    shutil.copytree(found, tmp_path / "input", symlinks=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises((ValueError, OSError), match=str(tmp_path / "input")):
+        fuzz.TARGETS[name].read(tmp_path / "input", tmp_path / "out")

@@ -1,0 +1,37 @@
+"""docs/security.md names the limits that the code has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vqvae2_fast.data import code_layout, code_manifest, fashion_mnist, images, pixels, tar_file
+from vqvae2_fast.files import json_file, untrusted
+
+PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("{} pixels", pixels.MAX_PIXELS),
+        ("{} bytes a member", tar_file.MAX_MEMBER_BYTES),
+        ("labels below {}", images.MAX_CLASSES),
+        ("at most {} of them", images.MAX_CLASSES),
+        ("at most {} characters", images.MAX_CLASS_NAME),
+        ("{} bytes a file; ratio 100", fashion_mnist._MAX_IDX_BYTES),
+        ("{} bytes of manifest", code_manifest.MAX_MANIFEST_BYTES),
+        ("{} levels", code_layout.MAX_LEVELS),
+        ("{} codes a record", code_layout.MAX_CODES),
+        ("{} embeddings", code_layout.MAX_EMBEDDINGS),
+        ("{} bytes of each JSON file", json_file.MAX_TEXT_BYTES),
+        ("*Ratio {}*", untrusted.MAX_RATIO),
+    ],
+)
+def test_limits_are_those_of_the_code(text, limit) -> None:
+    assert text.format(f"{limit:,}") in PAGE
+
+
+def test_formats_are_those_of_the_code() -> None:
+    assert ", ".join(pixels.FORMATS).replace("WEBP", "WebP") in PAGE

@@ -12,7 +12,7 @@ from vqvae2_fast.report import trade_off
 
 
 def points(*measures: str, only: int) -> list[RejectionPoint]:
-    """Points of which so many have the measures."""
+    """Three points; the first `only` of them have the measures."""
 
     def value(at: float) -> Estimate:
         return Estimate(at, at - 0.1, at + 0.1, 100)
@@ -32,7 +32,7 @@ def points(*measures: str, only: int) -> list[RejectionPoint]:
 
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
-    """Title, curves and range of each panel; `only` so many of the points were measured."""
+    """Title, curves and range of each panel if the first `only` points have the measures."""
 
     def draw(*measures: str, only: int = 3) -> list[tuple[str, list[str], tuple[float, float]]]:
         figures = []

@@ -121,12 +121,7 @@ class Evaluate(Command):
 
     def run(self) -> Result:
         check_out(self.out)
-        for name, least in (("held_out_images", 0), ("train_images", 0), ("codec_images", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected {least} or more, got "
-                    f"{getattr(self, name)}."
-                )
+        _check_least(self, held_out_images=0, train_images=0, codec_images=1)
         device = self.prepare()
         pipeline = self.models.open(device)
         class_names = pipeline.class_names
@@ -184,6 +179,13 @@ class Evaluate(Command):
         )
 
 
+def _check_least(options: object, **least: int) -> None:
+    """Raises ValueError if an option is below its least value."""
+    for name, value in least.items():
+        if (got := getattr(options, name)) < value:
+            raise ValueError(f"{name}: expected {value} or more, got {got}.")
+
+
 def _networks(pipeline: Pipeline) -> tuple[VQVAE2, list[PixelSNAIL]]:
     """The models of a pipeline that was opened by `ModelOptions`, by their types."""
     return cast("VQVAE2", pipeline.vqvae), cast("list[PixelSNAIL]", list(pipeline.priors))
@@ -229,12 +231,7 @@ class _Samples:
 
     def _check(self) -> None:
         options, train, held_out = self.options, len(self.train_set), len(self.held_out)
-        for name, least in (("images", 0), ("cas_epochs", 0), ("neighbours", 1)):
-            if getattr(options, name) < least:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: expected {least} or more, got "
-                    f"{getattr(options, name)}."
-                )
+        _check_least(options, images=0, cas_epochs=0, neighbours=1)
         if options.images < LEAST_IMAGES:
             raise ValueError(
                 f"--images: expected {LEAST_IMAGES} or more, got {options.images}: kernel "

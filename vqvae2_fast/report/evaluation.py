@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vqvae2_fast.console.words import number
 from vqvae2_fast.metrics.codecs import CODECS
 from vqvae2_fast.metrics.distances import MEASURES
-from vqvae2_fast.metrics.reconstruction import PairMeasures
+from vqvae2_fast.metrics.reconstruction import PairMeasures, Reconstruction
 from vqvae2_fast.report.html import Section, write_report
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.metrics.accuracy import Accuracy
     from vqvae2_fast.metrics.estimates import Estimate
-    from vqvae2_fast.metrics.reconstruction import Reconstruction
     from vqvae2_fast.metrics.results import (
         CasScore,
         CodecQuality,
@@ -63,9 +62,10 @@ def evaluation_lines(found: Evaluation) -> list[str]:
 def reconstruction_text(found: Reconstruction) -> str:
     """The errors of reconstructions in words."""
     text = f"{found.psnr:.2f} dB (MSE {found.mse_unit:.5f} in [0, 1], {found.mse:.5f} in [-1, 1])"
-    if isinstance(found, PairMeasures):
-        text += f", SSIM {found.ssim:.4f}"
-        text += "" if found.lpips is None else f", LPIPS {found.lpips:.4f}"
+    for measure in fields(found)[len(fields(Reconstruction)) :]:
+        value = getattr(found, measure.name)
+        if value is not None:
+            text += f", {measure.metadata['label']} {value:{measure.metadata['form']}}"
     return text
 
 

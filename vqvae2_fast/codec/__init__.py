@@ -6,11 +6,12 @@ it is one. README.md describes the format, and why any machine decodes what anot
 
 from vqvae2_fast.codec.bitstream import Description, describe
 from vqvae2_fast.codec.codes import decode_codes, decode_stream, encode_codes, encode_stream
-from vqvae2_fast.codec.images import decode_images, encode_images
+from vqvae2_fast.codec.images import decode_image_stream, decode_images, encode_images
 
 __all__ = [
     "Description",
     "decode_codes",
+    "decode_image_stream",
     "decode_images",
     "decode_stream",
     "describe",

@@ -8,10 +8,11 @@ payload begins with them, int16 each. A file is any number of segments.
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ MAX_LEVELS = 16
 _HEADER = struct.Struct("<4sBBBB8sHHhIIH")
 _LEVEL = struct.Struct("<II")  # bytes of the payload, CRC-32 of it
 _LABELS_PER_IMAGE = 1
+_CHUNK = 2**20  # bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -117,11 +119,12 @@ def write_segment(segment: Segment) -> bytes:
 
 
 def read_segments(
-    data: bytes | memoryview, *, max_images: int | None = None, where: str = "decode"
+    data: bytes | IO[bytes], *, max_images: int | None = None, where: str = "decode"
 ) -> Iterator[Segment]:
-    """The segments of a file, each checked before it is given.
+    """The segments of a file, one at a time, each checked before it is given.
 
     Args:
+        data: All bytes, or a file opened for reading.
         max_images: Refuse a file of more images than this.
         where: The function that errors name.
 
@@ -129,12 +132,13 @@ def read_segments(
         ValueError: No such file, a newer version, an altered or truncated payload, or too many
             images. Nothing is allocated by what a header merely claims.
     """
-    view = memoryview(data)
-    if not view:
+    file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    images = 0
+    start = file.read(_HEADER.size)
+    if not start:
         raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
-    images = position = 0
-    while position < len(view):
-        segment, position = _read_segment(view, position, where)
+    while start:
+        segment, start = _read_segment(file, start, images == 0, where)
         images += segment.header.num_images
         if max_images is not None and images > max_images:
             raise ValueError(
@@ -144,7 +148,7 @@ def read_segments(
         yield segment
 
 
-def describe(data: bytes | memoryview) -> Description:
+def describe(data: bytes | IO[bytes]) -> Description:
     """What a `.vq2` file holds; needs no pipeline. Checks every payload's CRC.
 
     Raises:
@@ -160,27 +164,30 @@ def describe(data: bytes | memoryview) -> Description:
         if size not in found.sizes:
             found.sizes.append(size)
         found.missing_levels += header.num_levels - len(segment.streams)
+        found.overhead_bytes += _HEADER.size + _LEVEL.size * header.num_levels
+        found.overhead_bytes += 2 * len(segment.labels)
         for level, streams in enumerate(segment.streams):
             if level == len(found.payload_bits):
                 found.payload_bits.append(0)
             found.payload_bits[level] += 8 * sum(map(len, streams))
-    found.overhead_bytes = len(memoryview(data)) - sum(found.payload_bits) // 8
+            found.overhead_bytes += sum(len(_with_length(s)) - len(s) for s in streams)
     return found
 
 
-def _read_segment(view: memoryview, start: int, where: str) -> tuple[Segment, int]:
-    header, flags = _read_header(view, start, where)
-    table = start + _HEADER.size
-    position = table + header.num_levels * _LEVEL.size
-    if position > len(view):
-        raise ValueError(f"{where}: the file is truncated in its header, at byte {len(view)}.")
+def _read_segment(
+    file: IO[bytes], packed: bytes, is_first: bool, where: str
+) -> tuple[Segment, bytes]:
+    """The segment whose header is given, and the header of the next one."""
+    header, flags = _read_header(packed, is_first, where)
+    table = _read(file, header.num_levels * _LEVEL.size)
+    if len(table) < header.num_levels * _LEVEL.size:
+        raise ValueError(f"{where}: the file is truncated in a header.")
     labels: tuple[int, ...] = ()
     levels: list[list[bytes]] = []
-    for level in range(header.num_levels):
-        size, crc = _LEVEL.unpack_from(view, table + level * _LEVEL.size)
-        if level and position == len(view):
+    for level, (size, crc) in enumerate(_LEVEL.iter_unpack(table)):
+        payload = memoryview(_read(file, size))
+        if level and size and not payload:
             break  # cut between two payloads: what is there decodes
-        payload = view[position : position + size]
         if len(payload) < size:
             raise ValueError(
                 f"{where}: the payload of level {level} is truncated: expected {size} bytes, got "
@@ -188,7 +195,6 @@ def _read_segment(view: memoryview, start: int, where: str) -> tuple[Segment, in
             )
         if zlib.crc32(payload) != crc:
             raise ValueError(f"{where}: the payload of level {level} is damaged: its CRC differs.")
-        position += size
         if level == 0 and flags & _LABELS_PER_IMAGE:
             head = 2 * header.num_images
             if head > len(payload):
@@ -196,19 +202,26 @@ def _read_segment(view: memoryview, start: int, where: str) -> tuple[Segment, in
             labels = struct.unpack_from(f"<{header.num_images}h", payload)
             payload = payload[head:]
         levels.append(_split(payload, header.num_images, level, where))
-    return Segment(header, levels, labels), position
+    return Segment(header, levels, labels), file.read(_HEADER.size)
 
 
-def _read_header(view: memoryview, start: int, where: str) -> tuple[Header, int]:
-    packed = view[start : start + _HEADER.size]
-    if bytes(packed[:4]) != MAGIC[: len(packed)] or len(packed) < 4:
-        place = "it begins with" if start == 0 else f"after {start} bytes it has"
+def _read(file: IO[bytes], size: int) -> bytes:
+    """At most `size` bytes, which are not allocated before they are there."""
+    parts = []
+    while size and (part := file.read(min(size, _CHUNK))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int]:
+    if packed[:4] != MAGIC:
+        place = "it begins with" if is_first else "after the last segment it has"
         raise ValueError(
-            f"{where}: expected a .vq2 file, which begins with {MAGIC!r}; {place} "
-            f"{bytes(packed[:4])!r}."
+            f"{where}: expected a .vq2 file, which begins with {MAGIC!r}; {place} {packed[:4]!r}."
         )
     if len(packed) < _HEADER.size:
-        raise ValueError(f"{where}: the file is truncated in its header, at byte {len(view)}.")
+        raise ValueError(f"{where}: the file is truncated in a header.")
     _, version, coder, flags, levels, pipeline, height, width, label, images, seed, reserve = (
         _HEADER.unpack(packed)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,9 @@ def encode_codes(
     return write_segment(encoded(where, pipeline, header, codes, labels, engine))
 
 
-def decode_codes(pipeline: Pipeline, data: bytes, *, max_images: int = 4096) -> list[Tensor]:
+def decode_codes(
+    pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int = 4096
+) -> list[Tensor]:
     """The code maps of a `.vq2` file: per level int64 `[B, h, w]`, coarse to fine.
 
     Levels that the file leaves out, or lacks since it was cut after a coarser one, are drawn from
@@ -114,7 +116,11 @@ def encode_stream(
 
 
 def decode_stream(
-    pipeline: Pipeline, data: bytes, *, max_images: int | None = None, batch_size: int = 64
+    pipeline: Pipeline,
+    data: bytes | IO[bytes],
+    *,
+    max_images: int | None = None,
+    batch_size: int = 64,
 ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
     """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
     `decode_codes`."""

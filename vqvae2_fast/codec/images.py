@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,11 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import decoded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vqvae2_fast.sampling.pipeline import Pipeline
 
-__all__ = ["decode_images", "encode_images"]
+__all__ = ["decode_image_stream", "decode_images", "encode_images"]
 
 MAX_SIDE = 2**16 - 1
 _BATCH = 64  # tiles that are encoded, or decoded, at a time
@@ -79,7 +81,7 @@ def encode_images(
     return write_segment(encoded(where, pipeline, header, codes, labels, engine))
 
 
-def decode_images(pipeline: Pipeline, data: bytes, *, max_images: int = 4096) -> Tensor:
+def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int = 4096) -> Tensor:
     """The images of a `.vq2` file, float `[B, C, H, W]` in [-1, 1].
 
     Args:
@@ -89,10 +91,23 @@ def decode_images(pipeline: Pipeline, data: bytes, *, max_images: int = 4096) ->
         ValueError: As `decode_codes`; a file of code maps; or images of several sizes.
         RuntimeError: As `decode_codes`.
     """
+    images = list(decode_image_stream(pipeline, data, max_images=max_images))
+    sizes = {tuple(part.shape[2:]) for part in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"decode_images: expected images of one size, the file has {sorted(sizes)}. Take them "
+            "one segment at a time from decode_image_stream."
+        )
+    return torch.cat(images)
+
+
+def decode_image_stream(
+    pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int | None = None
+) -> Iterator[Tensor]:
+    """The images of each segment of a `.vq2` file, float `[B, C, H, W]`; see `decode_images`."""
     where = "decode_images"
     vqvae = _vqvae(where, pipeline)
     expected, first = pipeline_hash(pipeline), 0
-    images: list[Tensor] = []
     for segment in read_segments(data, max_images=max_images, where=where):
         header = segment.header
         check_pipeline(where, header, expected)
@@ -107,11 +122,7 @@ def decode_images(pipeline: Pipeline, data: bytes, *, max_images: int = 4096) ->
             codes, _ = decoded_codes(where, pipeline, part, first)
             tiles.append(decoded(pipeline, codes))
             first += len(codes[0])
-        images.append(_joined(torch.cat(tiles), header.height, header.width))
-    sizes = {tuple(part.shape[2:]) for part in images}
-    if len(sizes) > 1:
-        raise ValueError(f"{where}: expected images of one size, the file has {sorted(sizes)}.")
-    return torch.cat(images)
+        yield _joined(torch.cat(tiles), header.height, header.width)
 
 
 def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:

@@ -27,6 +27,8 @@ COMMANDS = {
     "sample": ("sample:Sample", "draw new images"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),
     "evaluate": ("evaluate:Evaluate", "measure a pipeline on held-out images"),
+    "compress": ("compress:Compress", "write images at the bits that a pipeline gives them"),
+    "decompress": ("decompress:Decompress", "read such images back"),
     "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),
 }
 

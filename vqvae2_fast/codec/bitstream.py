@@ -11,13 +11,26 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import open_untrusted
+
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Description", "Header", "Segment", "describe", "read_segments", "write_segment"]
+__all__ = [
+    "Description",
+    "Header",
+    "Segment",
+    "describe",
+    "open_compressed",
+    "read_segments",
+    "write_segment",
+]
 
 MAGIC, VERSION = b"VQ2C", 1
 # Which engine gave the probabilities. 2 is kept for `cpu_w8a8`.
@@ -146,6 +159,16 @@ def read_segments(
                 "raise max_images to decode it."
             )
         yield segment
+
+
+@contextmanager
+def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A `.vq2` file opened for reading; errors about it name the file."""
+    with open_untrusted(path) as file:
+        try:
+            yield file
+        except ValueError as error:
+            raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def describe(data: bytes | IO[bytes]) -> Description:

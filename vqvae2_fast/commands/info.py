@@ -14,6 +14,7 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
+from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described
 from vqvae2_fast.data import verify
@@ -68,6 +69,8 @@ class Info(Command):
             return self._sampler()
         if self.path is None:
             return _installation()
+        if self.path.is_file():
+            return _compressed(self.path)
         if (self.path / MANIFEST).is_file():
             return self._store(self.path)
         stores = [self.path / split for split in ("train", "held_out")]
@@ -153,6 +156,26 @@ class Info(Command):
         else:
             lines.append(f"verified: {len(reports)} shards are sound")
         return Result(values, lines, exit_code=1 if damaged else 0)
+
+
+def _compressed(path: Path) -> Result:
+    """What a file of `compress` holds; its checksums are always compared."""
+    with open_compressed(path) as file:
+        found = describe(file)
+    values: dict[str, Any] = {
+        "kind": "compressed images" if found.sizes != [(0, 0)] else "compressed code maps",
+        "path": str(path),
+        "pipeline": found.pipeline,
+        "engine": found.engine,
+        "images": found.images,
+        "image_sizes": found.sizes,
+        "bytes": path.stat().st_size,
+        "bits_per_level": found.payload_bits,
+        "overhead_bytes": found.overhead_bytes,
+        "bits_per_image": round(found.bits_per_image, 1),
+        "missing_levels": found.missing_levels,
+    }
+    return Result(values, described(values))
 
 
 def _installation() -> Result:

@@ -27,14 +27,19 @@ from vqvae2_fast.data.images import (
     fingerprint,
     held_out_of,
 )
-from vqvae2_fast.data.pixels import CorruptImageError, check_image, decode_image
+from vqvae2_fast.data.pixels import (
+    CorruptImageError,
+    check_image,
+    decode_image,
+    decode_whole_image,
+)
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["EXTENSIONS", "ImageFolder"]
+__all__ = ["EXTENSIONS", "ImageFolder", "image_names", "whole_images"]
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -162,6 +167,34 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             raise CorruptImageError(
                 f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
             ) from error
+
+
+def whole_images(path: Path, channels: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image, each of its
+    own size, grey and RGB converted to what was asked for.
+
+    Raises:
+        ValueError: No images there, a link that leads out of the folder, or an image that cannot be
+            decoded; names the file.
+    """
+    root = path if path.is_dir() else path.parent
+    for name in image_names(path):
+        with open_untrusted(root / name, inside=root) as file:
+            where = f"whole_images: {printable(root / name)}"
+            yield name, decode_whole_image(file, where, channels, convert_channels=True)
+
+
+def image_names(path: Path) -> list[str]:
+    """Sorted names of the images in a folder, relative to it, or of the one image."""
+    if not path.is_dir():
+        return [path.name]
+    names = _images_under(path)
+    if not names:
+        raise ValueError(
+            f"image_names: no images in {printable(path)}; accepted extensions: "
+            f"{', '.join(EXTENSIONS)}."
+        )
+    return names
 
 
 def _find(

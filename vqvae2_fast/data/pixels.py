@@ -26,6 +26,7 @@ __all__ = [
     "check_image",
     "cover",
     "decode_image",
+    "decode_whole_image",
     "open_image",
     "pictures",
 ]
@@ -122,17 +123,37 @@ def decode_image(
         ValueError: It is smaller than the size, or of the wrong number of channels.
     """
     channels, height, width = image_shape
+    with _upright(file, where, channels, convert_channels) as image:
+        _check_size(where, (image.height, image.width), image_shape)
+        return _as_tensor(cover(_flatten(image, "L" if channels == 1 else "RGB"), height, width))
+
+
+def decode_whole_image(
+    file: IO[bytes], where: str, channels: int, convert_channels: bool
+) -> Tensor:
+    """The image upright, of its own size: uint8 `[C, H, W]`. Raises as `decode_image`."""
+    with _upright(file, where, channels, convert_channels) as image:
+        return _as_tensor(_flatten(image, "L" if channels == 1 else "RGB"))
+
+
+@contextmanager
+def _upright(
+    file: IO[bytes], where: str, channels: int, convert_channels: bool
+) -> Iterator[Image.Image]:
+    """The image turned by its EXIF tag, with what its reader raises told as CorruptImageError."""
     try:
         with open_image(file) as image:
             _check_mode(where, image, channels, convert_channels)
             ImageOps.exif_transpose(image, in_place=True)
-            _check_size(where, (image.height, image.width), image_shape)
-            pixels = cover(_flatten(image, "L" if channels == 1 else "RGB"), height, width)
+            yield image
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
         raise CorruptImageError(f"{where} cannot be decoded ({short(error, 200)}).") from error
-    array = np.array(pixels, dtype=np.uint8).reshape(height, width, channels)
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    array = np.array(image, dtype=np.uint8).reshape(image.height, image.width, -1)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
 
 

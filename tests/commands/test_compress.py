@@ -1,0 +1,107 @@
+"""`vqvae2-fast compress`, `decompress` and `info` of what they leave."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vqvae2_fast import codec
+from vqvae2_fast.checkpoints import save
+from vqvae2_fast.cli import main
+from vqvae2_fast.data import CodeStore, CodeWriter, codes_in_order
+from vqvae2_fast.ops import _native
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
+
+
+def run(line: str) -> int:
+    return main(line.split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a pipeline of 16x16 images, and photos/ with images of three sizes."""
+    save(tiny_pipeline(num_classes=3), tmp_path / "pipeline", class_names=("a", "b", "c"))
+    (tmp_path / "photos").mkdir()
+    for number, size in enumerate([(16, 16), (16, 16), (40, 23), (9, 50)]):
+        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_images_keep_their_sizes_and_order(folder: Path) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    for name in ("0", "1", "2", "3"):
+        with Image.open(f"photos/{name}.png") as given, Image.open(f"out/0000{name}.png") as found:
+            assert found.size == given.size
+
+
+def test_one_image_decodes_as_the_library_decodes_it(folder: Path) -> None:
+    assert run("compress photos/2.png --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    (expected,) = codec.decode_images(tiny_pipeline(3), (folder / "x.vq2").read_bytes())
+    with Image.open("out/00000.png") as found:
+        pixels = torch.from_numpy(np.array(found)).permute(2, 0, 1)
+    assert (pixels - (expected + 1) * 127.5).abs().max() <= 0.5
+
+
+def test_a_store_comes_back_equal(folder: Path) -> None:
+    torch.manual_seed(0)
+    codes = [torch.randint(13, (300, side, side)) for side in (4, 8)]
+    labels = torch.randint(-1, 3, (300,))
+    with CodeWriter("store", 13, [(4, 4), (8, 8)], class_names=("a", "b", "c")) as writer:
+        writer.add(codes, labels)
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out back --quiet") == 0
+    found = list(codes_in_order(CodeStore("back"), 300))
+    assert torch.equal(found[0][1], labels)
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], codes, strict=True))
+
+
+def test_levels_left_out_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = "compress photos --pipeline pipeline --levels top --out x.vq2 --quiet"
+    assert run(call) == 0
+    assert "left out, to be drawn by decompress: bottom" in capsys.readouterr().out
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    assert "drawn from the priors: bottom" in capsys.readouterr().out
+
+
+def test_info_describes_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("compress photos --pipeline pipeline --out x.vq2 --quiet")
+    capsys.readouterr()
+    assert main(["info", "x.vq2"]) == 0
+    assert "kind: compressed images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("compress photos --pipeline pipeline --levels middle", "expected one of top, bottom"),
+        ("decompress photos/0.png --pipeline pipeline", "photos/0.png: describe: expected a .vq2"),
+        ("info photos/0.png", "photos/0.png: describe: expected a .vq2"),
+    ],
+)
+def test_a_wrong_request_names_the_file_or_flag(
+    folder: Path, call: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"{call} --quiet") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_decoding_writes_no_image(folder: Path) -> None:
+    run("compress photos --pipeline pipeline --out x.vq2 --quiet")
+    data = bytearray((folder / "x.vq2").read_bytes())
+    data[-1] ^= 1
+    (folder / "x.vq2").write_bytes(data)
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
+    assert not (folder / "out").exists()

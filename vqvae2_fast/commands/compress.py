@@ -1,0 +1,135 @@
+"""`vqvae2-fast compress`: images, or a code store, as a file at the bits of a pipeline's priors."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import tyro
+
+from vqvae2_fast.codec import describe, encode_codes, encode_images
+from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
+from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.folder import image_names, whole_images
+from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.vqvae2 import VQVAE2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+__all__ = ["Compress"]
+
+_SEGMENT = 256  # images, or records of a store, that are encoded together
+_PIXELS = 2**24  # of images of one size that are encoded together
+
+
+@dataclass(kw_only=True)
+class Compress(Command):
+    """Write images at the bits that the priors of a pipeline give their codes.
+
+    The codes are kept exactly; what an image loses is what the VQ-VAE loses. Any machine decodes
+    what another has compressed.
+    """
+
+    images: Annotated[str, tyro.conf.Positional]
+    """An image or a folder of images, each kept at its own size (images larger than the model's are
+    cut into tiles); a code store; or a named source such as emoji or fashion."""
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    levels: str | None = None
+    """Write the levels down to this one only, such as top: the others are drawn by decompress."""
+    seed: int = 0
+    """With --levels: the noise that the other levels are drawn with."""
+    out: Path = Path("images.vq2")
+    """File to write."""
+
+    def run(self) -> Result:
+        self.prepare()
+        pipeline = self.model.open(torch.device("cpu"))
+        names = level_names(len(pipeline.priors))
+        if self.levels is not None and self.levels not in names:
+            raise ValueError(f"--levels: expected one of {', '.join(names)}, got {self.levels!r}.")
+        levels = None if self.levels is None else names.index(self.levels) + 1
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
+        pixels = 0
+        with (
+            self.progress().task("compress", self._count()) as task,
+            renamed_into_place(self.out) as part,
+            part.open("wb") as file,
+        ):
+            for data, size, count in self._segments(pipeline, levels):
+                file.write(data)
+                pixels += size
+                task.advance(count)
+        with self.out.open("rb") as file:
+            found = describe(file)
+        total = self.out.stat().st_size
+        bits = dict(zip(names, found.payload_bits, strict=False))
+        values: dict[str, Any] = {
+            "out": str(self.out),
+            "images": found.images,
+            "bytes": total,
+            "bits_per_level": bits,
+            "overhead_bytes": found.overhead_bytes,
+            "bits_per_image": found.bits_per_image,
+            "bits_per_pixel": 8 * total / pixels if pixels else None,
+            "seconds": round(time.monotonic() - begun, 3),
+        }
+        shown = ", ".join(f"{name} {size / found.images:,.0f}" for name, size in bits.items())
+        drawn = names[len(bits) :]
+        rate = f", {values['bits_per_pixel']:.3f} bits a pixel" if pixels else ""
+        lines = [
+            f"{found.images:,} images or tiles in {total:,} bytes: "
+            f"{found.bits_per_image:,.0f} bits each ({shown} bits of codes){rate}",
+            f"file: {self.out}",
+        ]
+        if drawn:
+            lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
+        return Result(values, lines)
+
+    def _count(self) -> int:
+        """Images or records, as far as that is known before they are read."""
+        path = Path(self.images)
+        if (path / MANIFEST).is_file():
+            return len(CodeStore(path))
+        return len(image_names(path)) if path.exists() else 0
+
+    def _segments(self, pipeline: Pipeline, levels: int | None) -> Iterator[tuple[bytes, int, int]]:
+        """Bytes, pixels and number of images of each segment."""
+        path = Path(self.images)
+        if (path / MANIFEST).is_file():
+            for maps, labels in codes_in_order(CodeStore(path), _SEGMENT):
+                classes = pipeline.num_classes
+                told = labels.where(labels >= 0, classes) if classes else None
+                data = encode_codes(pipeline, maps, labels=told, levels=levels, seed=self.seed)
+                yield data, 0, len(labels)
+            return
+        for images in self._images(pipeline, path):
+            data = encode_images(pipeline, images, levels=levels, seed=self.seed)
+            yield data, len(images) * images.shape[2] * images.shape[3], len(images)
+
+    def _images(self, pipeline: Pipeline, path: Path) -> Iterator[torch.Tensor]:
+        """Images `[B, C, H, W]`, neighbours of one size together."""
+        assert isinstance(pipeline.vqvae, VQVAE2)  # of a checkpoint
+        config = pipeline.vqvae.config
+        if not path.exists():
+            source = DataOptions(data=self.images)
+            images = open_images(source, "all", config.image_channels, config.image_size)
+            yield from (batch for batch, _ in in_order(images, _SEGMENT))
+            return
+        batch: list[torch.Tensor] = []
+        for _, image in whole_images(path, config.image_channels):
+            room = _PIXELS // (image.shape[1] * image.shape[2])
+            if batch and (image.shape != batch[0].shape or len(batch) >= room):
+                yield to_float(torch.stack(batch))
+                batch = []
+            batch.append(image)
+        yield to_float(torch.stack(batch))

@@ -1,0 +1,89 @@
+"""`vqvae2-fast decompress`: what `compress` wrote, as images or as a code store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import tyro
+
+from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
+from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
+from vqvae2_fast.data.code_writer import CodeWriter
+from vqvae2_fast.data.pixels import pictures
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.models.weights_hash import weights_hash
+
+if TYPE_CHECKING:
+    from vqvae2_fast.codec import Description
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+__all__ = ["Decompress"]
+
+
+@dataclass(kw_only=True)
+class Decompress(Command):
+    """Decode a file that `compress` wrote: 00000.png and so on, or a code store."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """The .vq2 file."""
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    out: Path = Path("images")
+    """Folder for the images, or for the store if the file was made from one."""
+    max_images: int = 1_000_000
+    """Refuse a file of more images or tiles."""
+
+    def run(self) -> Result:
+        self.prepare()
+        check_out(self.out)
+        pipeline = self.model.open(torch.device("cpu"))
+        with open_compressed(self.file) as file:
+            found = describe(file)
+            file.seek(0)
+            if found.sizes == [(0, 0)]:
+                kind, count = "records", self._write_store(pipeline, file, found)
+            else:
+                kind, count = "images", self._write_images(pipeline, file, found)
+        names = level_names(len(pipeline.priors))
+        drawn = names[len(found.payload_bits) :]
+        values: dict[str, Any] = {"out": str(self.out), kind: count, "drawn_levels": list(drawn)}
+        lines = [f"{count:,} {kind} in {self.out}"]
+        if drawn or found.missing_levels:
+            what = ", ".join(drawn) or "some levels"
+            lines.append(f"not in the file, so drawn from the priors: {what}")
+        return Result(values, lines)
+
+    def _write_images(self, pipeline: Pipeline, file: Any, found: Description) -> int:
+        self.out.mkdir(parents=True, exist_ok=True)
+        count = 0
+        with self.progress().task("decompress", found.segments) as task:
+            for images in decode_image_stream(pipeline, file, max_images=self.max_images):
+                for picture in pictures(images):
+                    picture.save(self.out / f"{count:05d}.png")
+                    count += 1
+                task.advance(1)
+        return count
+
+    def _write_store(self, pipeline: Pipeline, file: Any, found: Description) -> int:
+        vqvae = pipeline.vqvae
+        assert isinstance(vqvae, VQVAE2)  # of a checkpoint
+        with (
+            self.progress().task("decompress", found.images) as task,
+            CodeWriter(
+                self.out,
+                vqvae.config.num_embeddings,
+                vqvae.config.level_sizes,
+                class_names=pipeline.class_names or tuple(map(str, range(pipeline.num_classes))),
+                checkpoint_hash=weights_hash(vqvae),
+                source_records=found.images,
+            ) as writer,
+        ):
+            for maps, labels in decode_stream(pipeline, file, max_images=self.max_images):
+                if labels is not None:
+                    labels = labels.where(labels < pipeline.num_classes, -1)
+                writer.add(maps, labels)
+                task.advance(len(maps[0]))
+        return found.images

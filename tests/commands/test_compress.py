@@ -88,7 +88,6 @@ def test_info_describes_a_file(folder: Path, capsys: pytest.CaptureFixture[str])
     [
         ("compress photos --pipeline pipeline --levels middle", "expected one of top, bottom"),
         ("decompress photos/0.png --pipeline pipeline", "photos/0.png: describe: expected a .vq2"),
-        ("info photos/0.png", "photos/0.png: describe: expected a .vq2"),
     ],
 )
 def test_a_wrong_request_names_the_file_or_flag(

@@ -69,7 +69,7 @@ class Info(Command):
             return self._sampler()
         if self.path is None:
             return _installation()
-        if self.path.is_file():
+        if self.path.suffix == ".vq2":
             return _compressed(self.path)
         if (self.path / MANIFEST).is_file():
             return self._store(self.path)

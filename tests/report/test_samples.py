@@ -70,3 +70,29 @@ def test_a_class_alone_makes_a_block():
 
 def test_blocks_leave_few_places_empty():
     assert [block_columns(count) for count in (1, 5, 7, 16, 24, 100)] == [1, 5, 7, 8, 12, 10]
+
+
+class Known:
+    """Stands for images that are completed."""
+
+    keep = 0.5
+
+    def image(self, number: int) -> torch.Tensor:
+        return torch.zeros(3, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "title"), [(16, 16, ""), (30, 24, " (the first 24 of 30)")]
+)
+def test_each_completed_image_is_shown_or_said_to_be_left_out(
+    tmp_path, monkeypatch, count, rows, title
+):
+    SampleFolder.begin(tmp_path, count, {}).add(
+        range(count), [Image.new("RGB", (100, 100))] * count, [{"known": n} for n in range(count)]
+    )
+    calls = []
+    monkeypatch.setattr(samples, "image_grid", lambda lines, title: calls.append((lines, title)))
+    folder_grid(tmp_path, Known())
+    lines, told = calls[0]
+    assert len(lines) == rows
+    assert told == "Left: the image given, pale where it is completed" + title

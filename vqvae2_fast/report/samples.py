@@ -1,6 +1,6 @@
-"""A picture of a folder of samples: some of each class, or completions beside what they complete.
+"""A picture of a folder of samples: some of each class, or completions next to what they complete.
 
-Reads what it shows and no more, however many samples there are.
+Reads no more than it shows, however many samples there are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["folder_grid"]
 
-_CLASSES, _KNOWN, _COLUMNS = 24, 12, 12  # rows and columns that a picture shows at most
+_ROWS, _COLUMNS = 24, 12  # at most, of a picture
 _BLOCK = 96  # images of one class, or without classes
 
 
@@ -33,27 +33,26 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     """The first samples of a folder, the rest left out.
 
     Args:
-        known: The images that they complete; each row begins with one of them, where the part that
-            was drawn anew is pale.
+        known: The images that the samples complete; each row begins with one of them, in which the
+            part that was drawn anew is pale.
     """
     if known is not None:
         return _completions(folder, known)
-    names = sorted({row["class"] for row in _kept(folder) if row["class"] is not None})
+    names = sorted({row.get("class") for row in _kept(folder)} - {None})
     most = _COLUMNS if len(names) > 1 else _BLOCK
     shown: list[dict[str, Any]] = []
     total = 0
-    counts: dict[str | None, int] = dict.fromkeys([*names[:_CLASSES], None], 0)
+    counts: dict[str | None, int] = dict.fromkeys([*names[:_ROWS], None], 0)
     for row in _kept(folder):
         total += 1
-        if counts.get(row["class"], most) < most:
-            counts[row["class"]] += 1
+        if counts.get(row.get("class"), most) < most:
+            counts[row.get("class")] += 1
             shown.append(row)
-    labels = [names.index(row["class"]) if row["class"] is not None else -1 for row in shown]
-    if names and -1 in labels:  # "no class" beside classes: a row of its own
+    labels = [-1 if row.get("class") is None else names.index(row["class"]) for row in shown]
+    if names and -1 in labels:  # samples of no class get a row of their own
         names.append("no class")
         labels = [label if label >= 0 else len(names) - 1 for label in labels]
-    left_out = f"the first {len(shown)} of {total}" if len(shown) < total else ""
-    return sample_grid(_read(folder, shown), labels, names, title=left_out)
+    return sample_grid(_read(folder, shown), labels, names, title=_left_out(len(shown), total))
 
 
 def _kept(folder: Path) -> Iterator[dict[str, Any]]:
@@ -62,9 +61,11 @@ def _kept(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _completions(folder: Path, known: Known) -> Image.Image:
     of_image: dict[int, list[dict[str, Any]]] = {}
+    total = 0
     for row in _kept(folder):
+        total += 1
         own = of_image.get(row["known"], [])
-        if len(own) < _COLUMNS - 1 and (own or len(of_image) < _KNOWN):
+        if len(own) < _COLUMNS - 1 and (own or len(of_image) < _ROWS):
             of_image[row["known"]] = [*own, row]
     lines = []
     for number, own in of_image.items():
@@ -73,7 +74,13 @@ def _completions(folder: Path, known: Known) -> Image.Image:
         given = whole.clone()
         given[:, kept:] = 0.75 + 0.25 * given[:, kept:]
         lines.append(torch.cat([given[None], _read(folder, own)]))
-    return image_grid(lines, title="Left: what was given; below the part kept it is pale")
+    title = "Left: the image given, pale where it is completed"
+    left_out = _left_out(sum(map(len, of_image.values())), total)
+    return image_grid(lines, title=f"{title} ({left_out})" if left_out else title)
+
+
+def _left_out(shown: int, total: int) -> str:
+    return f"the first {shown} of {total}" if shown < total else ""
 
 
 def _read(folder: Path, rows: list[dict[str, Any]]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 import tyro
@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from vqvae2_fast.metrics.features import FeatureExtractor
     from vqvae2_fast.metrics.results import Evaluation
     from vqvae2_fast.models.classifier import Classifier
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
-    from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.training.cas import CasRow
 
@@ -125,7 +123,7 @@ class Evaluate(Command):
         device = self.prepare()
         pipeline = self.models.open(device)
         class_names = pipeline.class_names
-        vqvae, priors = _networks(pipeline)
+        vqvae, priors = pipeline.networks()
         progress, config = self.progress(), vqvae.config
         shape = (config.image_channels, *config.image_size)
         held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
@@ -186,11 +184,6 @@ def _check_least(options: object, **least: int) -> None:
             raise ValueError(f"{name}: expected {value} or more, got {got}.")
 
 
-def _networks(pipeline: Pipeline) -> tuple[VQVAE2, list[PixelSNAIL]]:
-    """The models of a pipeline that was opened by `ModelOptions`, by their types."""
-    return cast("VQVAE2", pipeline.vqvae), cast("list[PixelSNAIL]", list(pipeline.priors))
-
-
 class _Samples:
     """Samples measured against real images. Samples and classifiers that an earlier run left in the
     folder are used again.
@@ -215,7 +208,7 @@ class _Samples:
         self.options, self.out, self.progress = command.samples, command.out, command.progress()
         self.pipeline, self.class_names = pipeline, class_names
         self.train_set, self.held_out, self.classifier = train_set, held_out, classifier
-        self.vqvae, _ = _networks(pipeline)
+        self.vqvae, _ = pipeline.networks()
         self.device = device_of(self.vqvae)
         self.pictures: dict[str, Path] = {}
         self._check()

@@ -216,7 +216,7 @@ class Sample(Command):
             raise ValueError("--classifier: expected one of --best M N and --threshold P with it.")
         if pipeline.num_classes in classes or not pipeline.num_classes:
             raise ValueError("--classifier: samples without a class have no probability of it.")
-        config = pipeline.vqvae.config
+        config = pipeline.networks()[0].config
         model = load_classifier(
             self.classifier,
             device_of(pipeline.priors[0]),

@@ -99,17 +99,18 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
     rows = [row for row in read_index(folder) if row["file"] is not None]
     if not rows:
         raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
-    unknown = {row.get("class") for row in rows} - {None, *class_names}
+    unknown = {str(row["class"]) for row in rows if row.get("class") is not None} - {*class_names}
     if unknown:
         raise ValueError(
             f"--samples: {folder} has classes that the training images do not have: "
             f"{', '.join(short(name) for name in sorted(unknown)[:6])}."
         )
-    numbers = {name: number for number, name in enumerate(class_names)}
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
+    numbers[None] = -1
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for row in rows:
-            label = numbers.get(row.get("class"), -1)
+            label = numbers[row.get("class")]
             yield read_sample(folder, row["sample"])[None], torch.tensor([label])
 
     return store_images(path, len(rows), batches(), class_names)

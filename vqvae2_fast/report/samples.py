@@ -38,7 +38,7 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     """
     if known is not None:
         return _completions(folder, known)
-    names = sorted({row.get("class") for row in _kept(folder)} - {None})
+    names = sorted({str(row["class"]) for row in _kept(folder) if row.get("class") is not None})
     most = _COLUMNS if len(names) > 1 else _BLOCK
     shown: list[dict[str, Any]] = []
     total = 0

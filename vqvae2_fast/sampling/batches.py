@@ -138,8 +138,7 @@ def stream_images(
             raise ValueError(
                 f"stream_images: expected {name} of {count} rows, one a sample, got {len(rows)}."
             )
-    if pipeline.num_classes:
-        labels = label_tensor("stream_images", labels, pipeline.num_classes, pipeline.class_names)
+    numbers = label_tensor("stream_images", labels, pipeline.num_classes, pipeline.class_names)
     of_levels = level_settings(len(pipeline.priors), **settings)
 
     def batches() -> Iterator[SampleBatch]:
@@ -149,7 +148,7 @@ def stream_images(
                 pipeline,
                 range(first_sample + start, first_sample + rows.stop),
                 of_levels,
-                labels=None if labels is None else labels[rows],
+                labels=None if numbers is None else numbers[rows],
                 known=known and [None if maps is None else maps[rows] for maps in known],
                 progress=progress,
             )

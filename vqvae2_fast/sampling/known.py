@@ -1,4 +1,4 @@
-"""What `vqvae2-fast sample --known` completes: the upper part of images, or of code maps."""
+"""The images that `vqvae2-fast sample --known` completes from the upper part of their codes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Known:
     """Images to complete.
 
     Args:
-        source: Where they come from, and a fingerprint of it.
-        keep: Share of the rows of each map that is kept, from above.
+        source: Where they come from, with a fingerprint.
+        keep: Share of the rows of each map that is kept, counted from the top.
     """
 
     pipeline: Pipeline
@@ -45,7 +45,7 @@ class Known:
         return len(self.dataset)
 
     def labels_for(self, class_names: tuple[str, ...]) -> Tensor | None:
-        """int64 `[N]` if the images have just these classes."""
+        """int64 `[N]`, if the images have exactly these classes."""
         same = bool(class_names) and tuple(self.dataset.class_names) == class_names
         return self.dataset.labels if same else None
 
@@ -62,13 +62,13 @@ class Known:
             return decoded(self.pipeline, [level[None] for level in self._codes(number)])[0]
         return to_float(self.dataset[number][0])
 
-    # A few rounds through a small set must not encode it again; a large one is not kept.
+    # A small set is encoded once for all rounds through it; a large one is not kept in memory.
     @lru_cache(maxsize=256)  # noqa: B019  (one object a process)
     def _codes(self, number: int) -> tuple[Tensor, ...]:
-        """The code maps `[h, w]` of an image, encoded by itself: batches round differently."""
+        """The code maps `[h, w]` of an image, encoded alone: in a batch it is rounded otherwise."""
         if isinstance(self.dataset, CodeStore):
             return tuple(self.dataset[number][0])
-        vqvae = self.pipeline.vqvae
+        vqvae, _ = self.pipeline.networks()
         device = device_of(vqvae)
         return tuple(level[0].cpu() for level in vqvae.encode(self.image(number)[None].to(device)))
 
@@ -77,23 +77,24 @@ def open_known(known: str, keep: float, pipeline: Pipeline) -> Known:
     """The images or codes at `known`: `emoji`, an image, a folder of images, or a code store.
 
     Raises:
-        ValueError: None of these; images smaller than the model's; codes of another model; or a
-            share that is not above 0 and up to 1.
+        ValueError: There is none of these; images smaller than the model's; codes of another model;
+            or a share that is not above 0 and at most 1.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"--keep: expected a share of the rows above 0 and up to 1, got {keep}.")
-    config, path = pipeline.vqvae.config, Path(known)
+        raise ValueError(f"--keep: expected a share of the rows above 0 and at most 1, got {keep}.")
+    vqvae, priors = pipeline.networks()
+    config, path = vqvae.config, Path(known)
     dataset: ImageTensorDataset | ImageFolder | CodeStore
     if known == "emoji":
         if config.image_channels != 3 or config.image_size[0] != config.image_size[1]:
             raise ValueError(
-                f"--known emoji: these are square images of 3 channels, the model has "
+                f"--known emoji: these are square images of 3 channels, but the model is for "
                 f"{config.image_channels} of {config.image_size[0]}x{config.image_size[1]}."
             )
         dataset, source = load_emoji("held_out", config.image_size[0]), "emoji"
     elif (path / "manifest.json").is_file():
         dataset = CodeStore(path)
-        check_matches(dataset, pipeline.priors[-1].config)
+        check_matches(dataset, priors[-1].config)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         source = f"{path} ({digest[:16]})"
     elif path.is_dir():
@@ -106,8 +107,8 @@ def open_known(known: str, keep: float, pipeline: Pipeline) -> Known:
         source = f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
     else:
         raise ValueError(
-            f"--known: expected an image, a folder of images, a code store or `emoji`, got "
-            f"{known!r}, where there is nothing."
+            "--known: expected an image, a folder of images, a code store or `emoji`, but there is "
+            f"nothing at {known!r}."
         )
     if not len(dataset):
         raise ValueError(f"--known: {path} holds no records.")

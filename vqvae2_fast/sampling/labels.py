@@ -32,6 +32,8 @@ def label_tensor(
     """
     if labels is None or isinstance(labels, Tensor):
         return labels
+    if not num_classes:
+        raise ValueError(f"{where}: expected no labels: the prior has no classes.")
     if isinstance(labels, str):
         raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
     numbers = [class_number(f"{where}: labels", one, num_classes, class_names) for one in labels]

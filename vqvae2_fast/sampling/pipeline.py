@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import interface_of
@@ -88,6 +90,18 @@ class Pipeline:
         """Classes of the priors; 0 if none of them has classes."""
         return max(interface_of(prior).num_classes for prior in self.priors)
 
+    def networks(self) -> tuple[VQVAE2, list[PixelSNAIL]]:
+        """The models by their types, for what needs more than `decode` and an interface.
+
+        Raises:
+            TypeError: Models of other types.
+        """
+        priors = [prior for prior in self.priors if isinstance(prior, PixelSNAIL)]
+        if not isinstance(self.vqvae, VQVAE2) or len(priors) < len(self.priors):
+            found = ", ".join(type(model).__name__ for model in (self.vqvae, *self.priors))
+            raise TypeError(f"Pipeline: expected a VQVAE2 and PixelSNAIL priors, got {found}.")
+        return self.vqvae, priors
+
     def to(self, device: torch.device | str) -> Pipeline:
         """Moves all models to a device, in place as `nn.Module.to` does."""
         for module in self._modules():
@@ -127,6 +141,7 @@ def draw_levels(
             f"sample_images: expected known to be a list of {num_levels} maps or None, coarse to "
             f"fine, got {len(known)}."
         )
+    numbers = None
     if pipeline.num_classes == 0:
         if labels is not None:
             raise ValueError("sample_images: expected no labels: no prior has classes.")
@@ -136,7 +151,7 @@ def draw_levels(
                 f"sample_images: expected guidance_scale=1: no prior has classes, got {scales[0]}."
             )
     else:
-        labels = label_tensor("sample_images", labels, pipeline.num_classes, pipeline.class_names)
+        numbers = label_tensor("sample_images", labels, pipeline.num_classes, pipeline.class_names)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others still take them.
@@ -147,7 +162,7 @@ def draw_levels(
                 batch_size,
                 own if has_classes else replace(own, guidance_scale=1.0),
                 condition=[coarser.codes for coarser in drawn],
-                labels=labels if has_classes else None,
+                labels=numbers if has_classes else None,
                 known=None if known is None else known[level],
                 first_sample=first_sample,
                 stream=level,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.modules.stem import bias_map
@@ -23,7 +23,6 @@ from vqvae2_fast.sampling.prior import PriorInterface, interface_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vqvae2_fast.modules.gated import GatedResidual
     from vqvae2_fast.modules.stem import CausalStem
 
 __all__ = ["pixelsnail_plan"]
@@ -51,7 +50,10 @@ interface_of.register(PixelSNAIL, _interface_of_pixelsnail)
 def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:
     """The plan of a `PixelSNAIL` with its weights as they are now."""
     config = prior.config
-    blocks = list(prior.blocks)
+    # nn.ModuleList says no more of its items than that they are modules.
+    blocks: list[Any] = list(prior.blocks)
+    background, head_bias = prior.background, prior.head.bias
+    assert isinstance(background, Tensor) and head_bias is not None
     attention = merge = merge_bias = None
     if config.attention:
         attention = AttentionPlan(
@@ -87,27 +89,27 @@ def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:
         stem=_stem(prior.stem, config.size),
         layers=_gated([layer for block in blocks for layer in block.layers], config.mask),
         layers_per_block=config.layers_per_block,
-        background=prior.background[0].permute(1, 2, 0).contiguous(),  # [H, W, 2]
+        background=background[0].permute(1, 2, 0).contiguous(),  # [H, W, 2]
         attention=attention,
         merge=merge,
         merge_bias=merge_bias,
         output_layers=output_layers,
         head=_matrices([prior.head])[0],
-        head_bias=prior.head.bias,
+        head_bias=head_bias,
         condition=_condition(prior),
     )
 
 
-def _matrices(layers: Iterable[nn.Module]) -> Tensor:
+def _matrices(layers: Iterable[Any]) -> Tensor:
     """`[n, C_in, C_out]` of 1×1 layers."""
     return torch.stack([layer.kernel().flatten(1).t() for layer in layers])
 
 
-def _biases(layers: Iterable[nn.Module]) -> Tensor:
+def _biases(layers: Iterable[Any]) -> Tensor:
     return torch.stack([layer.bias for layer in layers])
 
 
-def _gated(layers: Sequence[GatedResidual], mask: str | None = None) -> GatedPlan:
+def _gated(layers: Sequence[Any], mask: str | None = None) -> GatedPlan:
     first = layers[0]
     conv1_biases = [layer.conv1.bias for layer in layers]
     auxiliary = condition = classes = None
@@ -142,18 +144,20 @@ def _stem(stem: CausalStem, size: tuple[int, int]) -> StemPlan:
 
 
 def _condition(prior: PixelSNAIL) -> ConditionPlan | None:
-    stack, config = prior.condition, prior.config
-    if stack is None:
+    config = prior.config
+    if prior.condition is None:
         return None
+    stems: list[Any] = list(prior.condition.stems)
+    layers: list[Any] = list(prior.condition.layers)
     height, width = config.condition_sizes[-1]
     return ConditionPlan(
         sizes=config.condition_sizes,
         scale=(config.size[0] // height, config.size[1] // width),
         kernel_size=config.condition_kernel_size,
-        stems=tuple(stem.table() for stem in stack.stems),
-        stem_biases=tuple(stem.bias for stem in stack.stems),
+        stems=tuple(stem.table() for stem in stems),
+        stem_biases=tuple(stem.bias for stem in stems),
         layers=tuple(
             (layer.conv1.kernel(), layer.conv1.bias, layer.conv2.kernel(), layer.conv2.bias)
-            for layer in stack.layers
+            for layer in layers
         ),
     )

@@ -343,10 +343,9 @@ def _checked_context(
 ) -> tuple[list[Tensor], Tensor | None]:
     maps = as_maps(condition)
     check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
-    if interface.num_classes:
-        labels = label_tensor(where, labels, interface.num_classes)
-    check_labels(where, labels, interface.num_classes, batch_size)
-    return [codes.to(device) for codes in maps], None if labels is None else labels.to(device)
+    numbers = label_tensor(where, labels, interface.num_classes)
+    check_labels(where, numbers, interface.num_classes, batch_size)
+    return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
 
 
 def _check_codes(

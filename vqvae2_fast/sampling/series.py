@@ -143,7 +143,7 @@ class SampleSeries:
         elif self.classes == tuple(range(self.pipeline.num_classes)):
             labels = "all"
         return {
-            "weights": {"vqvae": weights_hash(self.pipeline.vqvae), **models},
+            "weights": {"vqvae": weights_hash(self.pipeline.networks()[0]), **models},
             "labels": labels,
             "known": known,
             **self.drawing(),

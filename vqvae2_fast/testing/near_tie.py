@@ -90,7 +90,8 @@ def near_tie(
         with evaluating(prior), torch.no_grad():
             reference = interface.logits(codes, maps, labels).float()
         own = teacher_forced_logits(prior, codes, condition=maps, labels=labels, engine=engine)
-        return tuple(x.permute(0, 2, 3, 1).reshape(-1, num_embeddings) for x in (reference, own))
+        flat = [x.permute(0, 2, 3, 1).reshape(-1, num_embeddings) for x in (reference, own)]
+        return flat[0], flat[1]
 
     reference, own = logits_of(labels)
     if settings.guided:

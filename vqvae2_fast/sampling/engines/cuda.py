@@ -156,12 +156,12 @@ def draw_with(
     """`draw_cuda` with a given build of the kernels, on a given card."""
     batch, (height, width) = request.batch_size, plan.size
     device, settings = plan.device, request.settings
-    new = {"device": device}
-    codes = torch.zeros(batch, height, width, dtype=torch.int64, **new)
-    log_prob = torch.zeros(batch, height, width, **new) if request.want_log_prob else None
+    shape = (batch, height, width)
+    codes = torch.zeros(shape, dtype=torch.int64, device=device)
+    log_prob = torch.zeros(shape, device=device) if request.want_log_prob else None
     logits = None
     if request.want_logits:
-        logits = torch.zeros(batch, height, width, plan.num_embeddings, **new)
+        logits = torch.zeros(*shape, plan.num_embeddings, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     inputs = {
         "labels": request.labels,

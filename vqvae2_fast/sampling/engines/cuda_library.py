@@ -111,4 +111,4 @@ def native_library() -> Library:
     """
     if _native.module is None:
         raise RuntimeError(_native.MISSING_REASON)
-    return Library(_native.module.__file__)
+    return Library(str(_native.module.__file__))

@@ -164,14 +164,13 @@ class _Network:
         self.stem = _Stem(plan.stem, batch, plan.size)
         self.layers = CausalLayers(plan.layers, plan.layers_per_block, rows, width)
         self.positions = Positions(height * width, plan.head)
-        self.attention = [
-            AttentionCache(plan.attention, block, rows, self.positions)
-            for block in range(plan.num_blocks if plan.attention is not None else 0)
-        ]
-        self.output_layers = [
-            PointwiseLayer(plan.output_layers, n, rows)
-            for n in range(plan.output_layers.num_layers if plan.output_layers is not None else 0)
-        ]
+        self.attention: list[AttentionCache] = []
+        if (attention := plan.attention) is not None:
+            blocks = range(plan.num_blocks)
+            self.attention = [AttentionCache(attention, n, rows, self.positions) for n in blocks]
+        self.output_layers: list[PointwiseLayer] = []
+        if (layers := plan.output_layers) is not None:
+            self.output_layers = [PointwiseLayer(layers, n, rows) for n in range(layers.num_layers)]
         self._background = new(width, rows, 2)
         self._merged = new(plan.num_blocks, width, channels)
         self._last, self._activated = new(rows, channels), new(rows, channels)
@@ -226,19 +225,20 @@ class _Network:
             torch.ge(self._known, 0, out=self._is_known)
         background = self.plan.background[i]  # [W, 2]
         self._background.copy_(background[:, None])
-        if self.plan.merge is not None:
+        if self.plan.merge is not None and self.plan.merge_bias is not None:
             # The part of the layer that sees only the coordinates: [blocks, W, C].
             of_background = self.plan.merge[:, self.plan.channels :]
             torch.add(background @ of_background, self.plan.merge_bias[:, None], out=self._merged)
 
     def _start_condition(self, i: int) -> None:
         """What the condition adds to each layer's gate in the coarse row above row i."""
-        if self._features is None:
+        condition, weight = self.plan.condition, self.plan.layers.condition
+        if self._features is None or condition is None or weight is None:
             return
-        down = self.plan.condition.scale[0]
+        down = condition.scale[0]
         if i % down == 0:
             row = self._features[:, i // down].flatten(0, 1)  # [B·w, C_cond]
-            added = row @ self.plan.layers.condition  # [n, B·w, 2C]
+            added = row @ weight  # [n, B·w, 2C]
             self._condition = added.unflatten(1, (self._features.shape[0], -1))
 
     def finish_row(self, i: int) -> None:
@@ -261,11 +261,11 @@ class _Network:
             steps += layers.block_steps(block, j)
             x, y = layers.block_input(block), layers.block_output(block)
             out = layers.block_input(block + 1) if block + 1 < plan.num_blocks else last_out
-            if self.attention:
-                steps += self.attention[block].steps(x, y, self._background[j], out)
-            else:
+            if plan.merge is not None:
                 weight = plan.merge[block, : plan.channels]
                 steps.append(linear(y, weight, self._merged[block, j], out=out))
+            else:
+                steps += self.attention[block].steps(x, y, self._background[j], out)
         outs = [layer.inputs for layer in self.output_layers[1:]] + [self._last]
         for layer, out in zip(self.output_layers, outs, strict=False):
             steps += layer.steps(out=out)
@@ -317,11 +317,11 @@ class _Stem:
         self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
 
     def start_row(self, i: int) -> None:
-        taps = [
+        columns = [
             self._codes[:, self._top + i + row, self._left + column :][:, : self.width]
             for row, column in self.plan.above_offsets
         ]
-        taps = torch.stack(taps, dim=2)  # [B, W, taps]
+        taps = torch.stack(columns, dim=2)  # [B, W, taps]
         sums = gather_columns(taps.flatten(0, 1), self._above)  # [B·W, C]
         batch = self._codes.shape[0]
         self.row[:, : self.width] = sums.view(batch, self.width, -1) + self.plan.bias[i]

@@ -195,7 +195,8 @@ class CausalLayers:
             ]
         output1, output2 = self.conv1.output_at(j), self.conv2.output_at(j)
         window1, window2 = self.conv1.window_at(j), self.conv2.window_at(j)
-        x, steps = added[0], []
+        x = added[0]
+        steps: list[Step] = []
         for n in range(first, last):
             following = sums[n - first + 1]
             steps += [

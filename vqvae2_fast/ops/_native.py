@@ -52,7 +52,6 @@ def build_info() -> dict[str, object]:
     return {"native": False} if module is None else {"native": True, **module.build_info()}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def why_not_cuda(device: torch.device) -> str | None:
     """Why the compiled CUDA kernels do not run on a card, for instance its driver; None if they do.
@@ -64,3 +63,7 @@ def why_not_cuda(device: torch.device) -> str | None:
     with torch.cuda.device(device):
         reason: str | None = module.why_not_cuda()
     return reason
+
+
+# As `torch.compiler.assume_constant_result` does, which would import the compiler with the package.
+why_not_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -125,6 +126,43 @@ def test_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, place):
     with pytest.raises(ValueError, match="is refused, and nothing of it was run"):
         load_checkpoint(path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"abc",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-30],
+        lambda content: content.replace(b"PK\x03\x04", b"PK\x03\x05", 1),
+        lambda content: content.replace(b"storage", b"st\xferage"),
+        lambda content: b"\x80\x02" + content[100:],
+    ],
+    ids=["empty", "text", "half", "end", "record", "name", "pickle"],
+)
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_damaged_files_are_refused_by_name_in_few_words(tmp_path, damage, name):
+    torch.save(small_vqvae().state_dict(), tmp_path / name)
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} is (damaged|refused)") as caught:
+        load_checkpoint(tmp_path / name)
+    assert "weights_only" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 450
+
+
+def test_compressed_records_are_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**20))
+    with pytest.raises(ValueError, match="holds compressed records"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt is a FIFO"):
+        load_checkpoint(tmp_path / "a.pt")
 
 
 def test_args_of_another_type_are_refused(tmp_path):

@@ -177,3 +177,41 @@ def test_import_leaves_codes_that_are_there_alone(tmp_path, code_row):
 def test_missing_store_is_named(tmp_path):
     with pytest.raises(ValueError, match="expected a folder with data.mdb"):
         LMDBDataset(tmp_path / "nothing")
+
+
+def test_a_store_that_was_cut_is_refused(tmp_path, code_row):
+    rows = [pickle.dumps(code_row(*maps(seed), "a/b.png")) for seed in range(40)]
+    write_store(tmp_path / "codes", rows)
+    data = tmp_path / "codes" / "data.mdb"
+    content = data.read_bytes()
+    for size in (3 * 4096, len(content) - 4096):
+        data.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"data\.mdb has \d+ bytes, expected \d+; it was cut"):
+            LMDBDataset(tmp_path / "codes")
+
+
+def test_a_damaged_page_is_refused_by_name(tmp_path, code_row):
+    write_store(tmp_path / "codes", [pickle.dumps(code_row(*maps(0), "a/b.png"))])
+    data = tmp_path / "codes" / "data.mdb"
+    content = bytearray(data.read_bytes())
+    for start in range(2 * 4096, len(content), 4096):  # behind the two meta pages
+        content[start + 10 : start + 12] = b"\x04\x00"  # the flags of an overflow page
+    data.write_bytes(content)
+    with pytest.raises(ValueError, match="codes is damaged"):
+        LMDBDataset(tmp_path / "codes")
+
+
+@pytest.mark.parametrize("length", [b"2", b"9" * 30, b"-1", b"x"])
+def test_a_length_that_is_not_one_is_refused(tmp_path, length):
+    write_store(tmp_path / "codes", [b""])
+    with lmdb.open(str(tmp_path / "codes")) as env, env.begin(write=True) as transaction:
+        transaction.delete(b"0")
+        transaction.put(b"length", length)
+    with pytest.raises(ValueError, match="expected a key `length` with the number of records"):
+        LMDBDataset(tmp_path / "codes")
+
+
+def test_a_pickle_cannot_ask_for_a_long_memo(tmp_path):
+    write_store(tmp_path / "codes", [b"\x80\x03Nr\xff\xff\xff\x3f."])
+    with pytest.raises(ValueError, match="keeps an object under the number 1073741823"):
+        LMDBDataset(tmp_path / "codes")[0]

@@ -47,6 +47,8 @@ def fuzz():
         ("npz", []),
         ("samples", []),
         ("hf", ["datasets"]),
+        ("port", []),
+        ("lmdb", ["lmdb"]),
     ],
 )
 def test_damaged_files_are_read_or_refused_by_name(fuzz, tmp_path, name, packages) -> None:

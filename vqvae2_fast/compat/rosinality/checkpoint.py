@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +32,23 @@ _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
+
+# What torch, zipfile and safetensors raise for files that tools/fuzz damages.
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+_ADVICE = ("Weights only load failed", "Check the documentation", "(1)", "(2)", "Please file")
 
 # A part of a key, and whose files have such keys.
 _ORIGINS = (
@@ -59,28 +81,51 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     The file may hold tensors, plain containers, numbers, strings and an `argparse.Namespace`.
 
     Raises:
-        ValueError: The file asks for anything else: it is refused, and nothing of it runs. Or it
-            holds no state dict.
+        OSError: There is no such file, or it cannot be read.
+        ValueError: It is damaged; it asks for anything else, and is refused without running any of
+            it; or it holds no state dict.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        return Checkpoint(_plain_keys(load_file(path)))
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"load_checkpoint: {path} is refused, and nothing of it was run. A checkpoint of the "
-            "port holds tensors and an argparse.Namespace; this file asks for something else, or "
-            f"is no checkpoint: {error}"
-        ) from error
+    with open_untrusted(path) as file:
+        try:
+            loaded = _read(path, file)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"load_checkpoint: {printable(path)} is refused, and nothing of it was run. A "
+                "checkpoint of the port holds tensors and an argparse.Namespace; this file asks "
+                f"for something else, or is no checkpoint: {_reason(error)}"
+            ) from error
+        except _DAMAGE as error:
+            raise ValueError(
+                f"load_checkpoint: {printable(path)} is damaged or no checkpoint: {_reason(error)}"
+            ) from error
     args = loaded.get("args") if isinstance(loaded, dict) else None
     if args is not None and not isinstance(args, argparse.Namespace):
         raise ValueError(
-            f"load_checkpoint: expected 'args' of {path} to be an argparse.Namespace, got "
-            f"{type(args).__name__}."
+            f"load_checkpoint: expected 'args' of {printable(path)} to be an argparse.Namespace, "
+            f"got {type(args).__name__}."
         )
-    return Checkpoint(_unwrapped(loaded, str(path)), args)
+    return Checkpoint(_unwrapped(loaded, printable(path)), args)
+
+
+def _read(path: Path, file: IO[bytes]) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with zipfile.ZipFile(file) as archive:
+            if any(info.compress_type for info in archive.infolist()):
+                raise ValueError("it holds compressed records, which torch.save never makes")
+    file.seek(0)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What torch complains of, without its advice to switch the safe loader off."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return short(reasons[0] if reasons else type(error).__name__, 200)
 
 
 def _unwrapped(loaded: Any, source: str) -> dict[str, Tensor]:
@@ -96,7 +141,7 @@ def _unwrapped(loaded: Any, source: str) -> dict[str, Tensor]:
     if strangers or not loaded:
         raise StateDictError(
             f"{source}: expected a state dict (names to tensors), or {{'model': state dict, "
-            f"'args': ...}}; found {', '.join(map(str, strangers[:5])) or 'nothing'} instead."
+            f"'args': ...}}; found {', '.join(map(short, strangers[:5])) or 'nothing'} instead."
         )
     return _plain_keys(loaded)
 
@@ -148,7 +193,7 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
     missing = [key for key in own if key not in state_dict] if strict else []
     unexpected = [key for key in state_dict if key not in own] if strict else []
     shapes = [
-        f"{key} {list(state_dict[key].shape)}, expected {list(own[key].shape)}"
+        f"{short(key)} {list(state_dict[key].shape)}, expected {list(own[key].shape)}"
         for key in own
         if key in state_dict and state_dict[key].shape != own[key].shape
     ]
@@ -162,7 +207,7 @@ def _misfit(model: LoadsPortFiles, state_dict: dict[str, Tensor], strict: bool) 
     ):
         if entries:
             rest = f", and {len(entries) - 8} more" if len(entries) > 8 else ""
-            lines.append(f"  {len(entries)} {kind}: {', '.join(entries[:8])}{rest}")
+            lines.append(f"  {len(entries)} {kind}: {', '.join(map(short, entries[:8]))}{rest}")
     lines.append(f"  Likely source: {_likely_source(model, own, state_dict)}")
     return "\n".join(lines)
 

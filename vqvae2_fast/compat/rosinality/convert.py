@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 
-from vqvae2_fast.compat.rosinality.checkpoint import load_checkpoint
+from vqvae2_fast.compat.rosinality.checkpoint import StateDictError, load_checkpoint
 from vqvae2_fast.compat.rosinality.pixelsnail import PixelSNAIL
 from vqvae2_fast.compat.rosinality.vqvae import VQVAE
+from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.models import pixelsnail as native_pixelsnail
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -87,14 +88,17 @@ def _loaded(kind: type[_Port], path: str | Path) -> _Port:
     except (KeyError, IndexError, ValueError) as error:
         keys = list(checkpoint.state_dict)
         raise ValueError(
-            f"load_{kind.__name__.lower()}: {path} is no {kind.__name__} of the port: it has "
-            f"{len(keys)} tensors, the first {', '.join(keys[:3])}."
+            f"load_{kind.__name__.lower()}: {printable(path)} is no {kind.__name__} of the port: "
+            f"it has {len(keys)} tensors, the first {', '.join(map(short, keys[:3]))}."
         ) from error
     dropout = getattr(checkpoint.args, "dropout", None)
     if kind is PixelSNAIL and isinstance(dropout, (int, float)):
         arguments["dropout"] = dropout
     model = kind(**arguments)
-    model.load_state_dict(checkpoint.state_dict)
+    try:
+        model.load_state_dict(checkpoint.state_dict)
+    except StateDictError as error:
+        raise StateDictError(f"load_{kind.__name__.lower()}: {printable(path)}: {error}") from error
     return model.eval()
 
 

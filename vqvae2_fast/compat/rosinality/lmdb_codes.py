@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections import namedtuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from torch.utils.data import Dataset
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import CodeStore
 from vqvae2_fast.data.code_writer import CodeWriter
+from vqvae2_fast.files.printable import printable, short
+from vqvae2_fast.files.untrusted import check_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["CodeRow", "LMDBDataset", "import_lmdb_codes"]
 
 _STEP = 1024  # records
+_MAX_MEMO = 1000  # objects of a pickle; a row has some 20
 
 CodeRow = namedtuple("CodeRow", ["top", "bottom", "filename"])
 
@@ -133,6 +137,10 @@ class _CodeRowUnpickler(pickle.Unpickler):
 
 def _read_row(value: bytes, where: str) -> CodeRow:
     try:
+        for operation, argument, _ in pickletools.genops(value):
+            # The memo of the unpickler is an array, which an index makes as long as it says.
+            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
+                raise ValueError(f"it keeps an object under the number {argument}")
         row = _CodeRowUnpickler(io.BytesIO(value)).load()
         if type(row) is not _Row:
             raise ValueError(f"it is a {type(row).__name__}")
@@ -151,7 +159,7 @@ def _read_row(value: bytes, where: str) -> CodeRow:
     ) as error:
         raise ValueError(
             f"{where}: refused, and nothing of it was run: expected the pickle of a "
-            f"dataset.CodeRow with two integer maps and a filename, but {error}."
+            f"dataset.CodeRow with two integer maps and a filename, but {short(error, 200)}."
         ) from error
 
 
@@ -169,12 +177,13 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._env = _open(self.path)
-        with self._env.begin() as transaction:
-            length = transaction.get(b"length")
-        if length is None or not length.isdigit():
+        length = self._get(b"length")
+        entries = self._env.stat()["entries"]
+        if length is None or not length.isdigit() or len(length) > 18 or int(length) > entries:
             raise ValueError(
-                f"LMDBDataset: expected a key `length` with a decimal number in {path}, got "
-                f"{length!r}: the store was not written by extract_code.py, or not to its end."
+                f"LMDBDataset: expected a key `length` with the number of records in "
+                f"{printable(path)}, which has {entries} entries, got {short(length)}: the store "
+                "was not written by extract_code.py, or not to its end."
             )
         self.length = int(length)
 
@@ -184,12 +193,22 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, str]:
         if not 0 <= index < self.length:
             raise IndexError(f"LMDBDataset: index {index} is outside 0..{self.length - 1}.")
-        with self._env.begin() as transaction:
-            value = transaction.get(str(index).encode("ascii"))
-        where = f"LMDBDataset: record {index} of {self.path}"
+        value = self._get(str(index).encode("ascii"))
+        where = f"LMDBDataset: record {index} of {printable(self.path)}"
         if value is None:
             raise ValueError(f"{where} is missing; `length` says {self.length}.")
         return tuple(_read_row(value, where))
+
+    def _get(self, key: bytes) -> bytes | None:
+        import lmdb
+
+        try:
+            with self._env.begin() as transaction:
+                return transaction.get(key)
+        except lmdb.Error as error:
+            raise ValueError(
+                f"LMDBDataset: {printable(self.path)} is damaged: {short(error)}."
+            ) from error
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
         return (self[index] for index in range(self.length))
@@ -211,12 +230,23 @@ def _open(path: str) -> Any:
             "LMDBDataset: reading the port's code stores needs the package lmdb: "
             "pip install 'vqvae2_fast[lmdb]'."
         ) from error
-    if not (Path(path) / "data.mdb").is_file():
-        raise ValueError(f"LMDBDataset: expected a folder with data.mdb, got {path}.")
+    data = Path(path) / "data.mdb"
+    if not data.exists():
+        raise ValueError(f"LMDBDataset: expected a folder with data.mdb, got {printable(path)}.")
+    size = check_regular(data).st_size
     try:
-        return lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
+        env = lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
+        expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     except lmdb.Error as error:
-        raise ValueError(f"LMDBDataset: {path} does not open as an LMDB store: {error}.") from error
+        raise ValueError(
+            f"LMDBDataset: {printable(path)} does not open as an LMDB store: {short(error)}."
+        ) from error
+    if size < expected:  # reading the mapped pages behind its end would kill this process
+        env.close()
+        raise ValueError(
+            f"LMDBDataset: {printable(data)} has {size} bytes, expected {expected}; it was cut."
+        )
+    return env
 
 
 def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) -> CodeStore:
@@ -253,11 +283,14 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
         folders.append(filename.partition("/")[0] if "/" in filename else "")
     names = sorted(set(folders) - {""})
     number = {name: label for label, name in enumerate(names)} | {"": -1}
-    with CodeWriter(
-        out, num_embeddings, first, class_names=names, source_records=len(dataset)
-    ) as writer:
-        for rows in torch.arange(len(dataset)).split(_STEP):
-            levels = zip(*(dataset[int(row)][:2] for row in rows), strict=True)
-            labels = torch.tensor([number[folders[int(row)]] for row in rows])
-            writer.add([torch.stack(maps) for maps in levels], labels)  # [n, h, w], [n, 2h, 2w]
+    try:
+        with CodeWriter(
+            out, num_embeddings, first, class_names=names, source_records=len(dataset)
+        ) as writer:
+            for rows in torch.arange(len(dataset)).split(_STEP):
+                levels = zip(*(dataset[int(row)][:2] for row in rows), strict=True)
+                labels = torch.tensor([number[folders[int(row)]] for row in rows])
+                writer.add([torch.stack(maps) for maps in levels], labels)  # [n, h, w], [n, 2h, 2w]
+    except ValueError as error:
+        raise ValueError(f"{error} (read from {printable(path)})") from error
     return CodeStore(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -295,6 +296,18 @@ def test_without_a_command_all_are_listed(arguments, capsys):
     for name, (_, what) in COMMANDS.items():
         assert f"  {name} " in text
         assert what in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = re.sub(r"[│|╭╮╰╯─]", " ", capsys.readouterr().out)
+    options = re.split(r"\n {1,3}(?=--[a-z])", text)[1:]
+    assert options
+    for option in options:
+        words = re.sub(r"^\S+|\(default:.*|\{.*?\}|\b[A-Z]+\b|[^\w ]", " ", option, flags=re.DOTALL)
+        assert words.split(), option
 
 
 def test_the_version_is_printed(capsys):

@@ -44,7 +44,8 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
-from vqvae2_fast.training import Stage, TrainConfig, loop, prior_stage, train, vqvae_stage
+from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ def run(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     stage = make(place, config)
-    save, sync, rename = loop._save, os.fsync, os.rename
+    save, sync, rename = TrainingRun.save, os.fsync, os.rename
 
     def telling_save(*arguments: Any) -> None:
         writing.value = abs(writing.value) + 1
@@ -148,7 +149,7 @@ def run(
         rename(source, target)
         time.sleep(PAUSE)
 
-    loop._save = telling_save
+    TrainingRun.save = telling_save  # type: ignore[method-assign]
     if slow:
         os.fsync, os.rename = slow_sync, slow_rename
     train(stage, config, out=out, resume=True, progress=Progress(quiet=True))

@@ -40,7 +40,7 @@ def memory(monkeypatch):
 def test_a_training_says_what_it_takes_before_it_begins(vqvae_run):
     code, _, said = vqvae_run()
     assert code == 0
-    for part in ("4 steps of 4 on cpu, 0.89 epochs of 18 items", "cropped to their centre"):
+    for part in ("4 steps of 4 on cpu, 0.889 epochs of 18 items", "cropped to their centre"):
         assert part in said
     assert said.index("with activations about") < said.index("time: about") < said.index("4/4")
 

@@ -11,6 +11,7 @@ from torch import nn
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Result
 from vqvae2_fast.commands.flags import as_flags
+from vqvae2_fast.console.words import number
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.cost import StepCost, free_memory, measure_step, state_bytes
 
@@ -71,7 +72,7 @@ def plan_of_training(
     epochs = config.steps * config.accumulate * config.batch_size / max(1, items["train"])
     micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
     head = (
-        f"{config.steps} steps of {micro}{config.batch_size} on {device}, {_number(epochs)} "
+        f"{config.steps} steps of {micro}{config.batch_size} on {device}, {number(epochs, 3)} "
         f"epochs of {items['train']} items"
     )
     progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
@@ -161,9 +162,8 @@ def _check_memory(
 
 def _time_line(cost: StepCost, config: TrainConfig) -> str:
     expected = cost.seconds * config.steps
-    line = (
-        f"time: about {_duration(expected)}, {_number(cost.seconds)} s a step, and the validations"
-    )
+    each = number(cost.seconds, 2)
+    line = f"time: about {_duration(expected)}, {each} s a step, and the validations"
     if expected > _HOUR:
         steps = max(1, round(_HOUR / cost.seconds))
         line += f"; steps={steps} would take an hour"
@@ -233,10 +233,6 @@ def _counts(items: Mapping[Split, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in items.items())
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
 def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
@@ -251,4 +247,4 @@ def _duration(seconds: float) -> str:
         ("years", 365.25 * 24 * _HOUR, float("inf")),
     )
     name, unit = next((n, u) for n, u, most in units if seconds / u < most)
-    return f"{_number(seconds / unit)} {name}"
+    return f"{number(seconds / unit, 2)} {name}"

@@ -65,6 +65,7 @@ class Sample(Command):
     """Classes: numbers, or beginnings of their names, or `none` to draw without one; all classes
     in equal parts if none is named."""
     seed: int = 0
+    """Of the noise that images are drawn by."""
     temperature: tuple[float, ...] = ()
     """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. This and the next
     three: one value, or one per level, coarse to fine; by default what the pipeline recommends, or

@@ -35,6 +35,7 @@ class VQVAE2Config:
 
     Args:
         image_size: Height and width of the images; each must be a multiple of all strides together.
+        image_channels: 3 for RGB, 1 for grey.
         strides: Downsampling of each encoder, fine to coarse, powers of two; one to four levels.
         hidden_channels: Channels of the encoders and decoders ("hidden units").
         residual_channels: Channels inside a residual block ("residual units").
@@ -42,9 +43,16 @@ class VQVAE2Config:
         num_embeddings: K, codes per level.
         embedding_dim: D, dimension of a code.
         commitment_cost: Weight β of the commitment loss, eq. 3 of https://arxiv.org/abs/1711.00937.
-        init, ema_start, restart, gradient, quantize_after: Codebook rules, see
-            `VectorQuantizerEMA`.
+        decay: Of the codebook's moving averages.
+        epsilon: Laplace smoothing of the counts that the averages are divided by.
+        init: Start of the codebook: k-means on the first batch, or random codes.
+        ema_start: Counts that the moving averages start with: one, zero, or zero and debiased.
+        restart: A code used less often than this share of the mean starts again from a vector of
+            the latest batch; 0 lets unused codes be.
+        gradient: How it passes the quantiser: `rotation` is that of
+            https://arxiv.org/abs/2410.06424.
         seed: Seed of the codebook's start and restarts.
+        quantize_after: Steps before the codebook starts; until then nothing is quantised.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -126,11 +134,14 @@ class PixelSNAILConfig:
         attention: Whether blocks end in causal multi-head attention.
         num_heads: Attention heads; `channels // 2` must be a multiple of it.
         dropout: After the first convolution of each residual layer.
-        attention_dropout: Of the attention; on its logits, as in the paper, or its probabilities.
+        attention_dropout: Of the attention.
+        attention_dropout_on: What it drops: the attention's logits, as in the paper, or its
+            probabilities.
         num_output_layers: Residual 1×1 layers on top ("output stack layers").
         condition_sizes: Sizes of all coarser code maps, coarse to fine; empty for the top.
         condition_channels: Channels of the conditioning stack.
         num_condition_layers: Residual layers of the conditioning stack.
+        condition_kernel_size: Side of its convolutions, odd.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """

@@ -65,7 +65,7 @@ def _photos(
 
 
 PHOTOS = {
-    "photos64": _photos(64, 64, 64, batch_size=32, steps=(2000, 2000, 2000), learning_rate=2e-3),
+    "photos64": _photos(64, 64, 64, batch_size=32, steps=(5000, 2000, 2000), learning_rate=2e-3),
     "photos128": _photos(
         128, 128, 128, batch_size=32, steps=(20_000, 30_000, 30_000), learning_rate=5e-4
     ),

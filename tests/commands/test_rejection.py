@@ -133,12 +133,12 @@ def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes
     ("arguments", "judge", "text"),
     [
         (("--best", "1", "4", "--n", "6"), "judge", "a multiple of the 4 candidates"),
-        ((), "judge", "expected one of --best M N and --threshold P"),
-        (("--best", "1", "2", "--threshold", "0.5"), "judge", "expected one of --best M N"),
+        ((), "judge", "expected either --best M N or --threshold P"),
+        (("--best", "1", "2", "--threshold", "0.5"), "judge", "expected either --best M N"),
         (("--best", "1", "2"), "other", "trained on 3 classes (cat, cow, pig)"),
         (("--best", "1", "2"), "small", "--image-size 16 16"),
         (("--best", "1", "2"), "pipeline", "found a pipeline"),
-        (("--best", "1", "2", "--label", "none"), "judge", "samples without a class"),
+        (("--best", "1", "2", "--label", "none"), "judge", "expected samples of classes"),
         (("--best", "3", "2"), "judge", "1 <= keep <= among"),
     ],
 )
@@ -151,7 +151,7 @@ def test_requests_that_make_no_sense_are_refused(place, tmp_path, capsys, argume
 def test_a_rule_without_a_classifier_is_refused(place, tmp_path, capsys):
     code = main(["sample", "--pipeline", str(place / "pipeline"), "--threshold", "0.5"])
     assert code == 2
-    assert "need one to judge by" in capsys.readouterr().err
+    assert "for --best or --threshold to judge by" in capsys.readouterr().err
 
 
 def test_train_classifier_leaves_one_that_judges(tmp_path, images, capsys):

@@ -313,7 +313,9 @@ def test_a_full_disk_is_told_and_goes_on_when_there_is_room(
     text = error_of(capsys, sample(place, out, *arguments), expected=1)
     small_disk.clear()
     monkeypatch.undo()
-    assert re.search(r"cannot write to \S+out: (No space left|File too large).* goes on", text)
+    assert re.search(
+        r"cannot write to \S+out: (No space left|File too large).* continue with", text
+    )
     images = [name for name in files(out) if name.startswith("images/")]
     assert sorted(images) == [row["file"] for row in read_index(out)]
     assert len(images) == 4 * batches

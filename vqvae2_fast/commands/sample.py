@@ -1,8 +1,8 @@
-"""`vqvae2-fast sample`: new images, many if need be."""
+"""`vqvae2-fast sample`: new images, in any number."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
 from itertools import count, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
-from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.samples import folder_grid
@@ -35,6 +35,7 @@ from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -49,56 +50,56 @@ _MOST_SAMPLES = 2**32  # the noise has 32 bits for the number of a sample
 
 @dataclass(kw_only=True)
 class Sample(Command):
-    """Draw images; leaves images/*.png as they are drawn, their index samples.jsonl (class and
-    log-probabilities of each), settings.json, and samples.png to look at.
+    """Draw images. Writes images/*.png as they are drawn, an index of them, samples.jsonl (class
+    and log-probabilities of each), settings.json, and samples.png to look at.
 
-    Image i of a seed and settings is the same whatever --n, --batch-size and the number of
-    processes are. Under torchrun they share the work: `torchrun --nproc-per-node 2 --no-python --
-    vqvae2-fast sample ...`.
+    Image i depends only on the seed and the settings, not on --n, --batch-size or the number of
+    processes. Under torchrun the processes share the work: `torchrun --nproc-per-node 2 --no-python
+    -- vqvae2-fast sample ...`.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     n: int | None = None
-    """Images in all, the classes or the images of --known taking turns; by default 100, or 8 for
-    each of --known where that is fewer."""
+    """How many images to draw; the classes, or the images of --known, take turns. By default 100,
+    or 8 for each image of --known if that is fewer."""
     label: tuple[str, ...] = ()
-    """Classes: numbers, or beginnings of their names, or `none` to draw without one; all classes
-    in equal parts if none is named."""
+    """Classes to draw: numbers, names or beginnings of names, or `none` to draw without a class. By
+    default all classes in equal parts."""
     seed: int = 0
     """Of the noise that images are drawn by."""
     temperature: tuple[float, ...] = ()
-    """Below 1 likelier codes are drawn more often; 0 always takes the likeliest. This and the next
-    three: one value, or one per level, coarse to fine; by default what the pipeline recommends, or
-    1."""
+    """Below 1, likely codes are drawn more often; 0 always takes the likeliest. For this and the
+    next three options give one value, or one per level, coarse to fine; the default is what the
+    pipeline recommends, or else has no effect."""
     top_k: tuple[int, ...] = ()
-    """Draw among the k likeliest codes only; 0 for no limit."""
+    """Draw only among the k likeliest codes; 0 for no limit."""
     top_p: tuple[float, ...] = ()
-    """Draw among the likeliest codes that together have this probability; 1 for no limit."""
+    """Draw only among the likeliest codes that together have this probability; 1 for no limit."""
     guidance_scale: tuple[float, ...] = ()
-    """Above 1 the class is followed more closely (for priors trained with dropped labels)."""
+    """Above 1, the class is followed more closely (for priors trained with dropped labels)."""
     known: str | None = None
-    """Complete images: an image, a folder of them, a code store, or `emoji` (the held-out ones)."""
+    """Images to complete: an image, a folder of images, a code store, or `emoji` (held out)."""
     keep: float = 0.5
-    """Share of the rows of --known that is kept, from above: the priors draw downwards."""
+    """Share of the rows of --known to keep, counted from the top, as the priors draw downwards."""
     classifier: Path | None = None
-    """Reject samples by the probability that this classifier (`train-classifier`) gives their
-    class: with --best or --threshold. --n then counts what is drawn, not what is kept."""
+    """Reject samples by the probability that this classifier (from `train-classifier`) gives their
+    class; needs --best or --threshold. --n then counts the samples drawn, not those kept."""
     best: tuple[int, int] | None = None
-    """Of every so many (the second number) samples of a class keep the best few (the first)."""
+    """Two numbers M N: keep the best M of every N samples of a class."""
     threshold: float | None = None
-    """Keep samples of this probability or more."""
+    """Keep samples of at least this probability."""
     engine: str = "auto"
-    """How codes are drawn, see `sample_codes`; `auto` takes the fastest exact one."""
+    """What draws the codes, see `sample_codes`; `auto` takes the fastest exact engine."""
     window: tuple[int, ...] = ()
-    """Codes that an engine computes at once, see `sample_codes`: faster for some priors, and never
-    another image. One value, or one per level."""
+    """How many codes the engine computes at once, see `sample_codes`. It is faster for some priors
+    and never changes an image. One value, or one per level."""
     batch_size: int = 0
-    """Images drawn at a time; 0 chooses by their size."""
+    """How many images to draw at a time; 0 chooses by their size."""
     out: Path | None = None
-    """Folder for what is written; by default runs/samples, or the first free of runs/samples-2, ...
-    """
+    """Folder for the results; by default runs/samples, or the first of runs/samples-2, ... that is
+    free."""
     resume: bool = False
-    """Go on with what is missing in --out; with a greater --n, add to it."""
+    """Draw what is missing in --out; with a larger --n, add to it."""
 
     def run(self) -> Result:
         for name, value in (("n", self.n), ("batch-size", self.batch_size or None)):
@@ -211,12 +212,16 @@ class Sample(Command):
     def _judge(self, pipeline: Pipeline, classes: tuple[int, ...]) -> Judge | None:
         if self.classifier is None:
             if self.best is not None or self.threshold is not None:
-                raise ValueError("--classifier: --best and --threshold need one to judge by.")
+                raise ValueError(
+                    "--classifier: expected one for --best or --threshold to judge by, got none."
+                )
             return None
         if (self.best is None) == (self.threshold is None):
-            raise ValueError("--classifier: expected one of --best M N and --threshold P with it.")
+            raise ValueError("--classifier: expected either --best M N or --threshold P with it.")
         if pipeline.num_classes in classes or not pipeline.num_classes:
-            raise ValueError("--classifier: samples without a class have no probability of it.")
+            raise ValueError(
+                "--classifier: expected samples of classes; without a class they cannot be judged."
+            )
         config = pipeline.networks()[0].config
         model = load_classifier(
             self.classifier,
@@ -232,7 +237,7 @@ class Sample(Command):
         if not folder.finish():
             if ranks.rank:
                 return Result({}, [])
-            return Result({"out": str(out)}, ["this process is done, others are still drawing"])
+            return Result({"out": str(out)}, ["this process is done; others are still drawing"])
         picture = out / "samples.png"
         kept = sum(row["file"] is not None for row in read_index(out))
         if kept:
@@ -287,17 +292,13 @@ def _labels_of(
     return (), torch.where(labels < 0, num_classes, labels)
 
 
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Says of a failing disk what it means."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write to {out}: {error.strerror}. All images of its index are whole; when "
-            f"there is room, `--resume --out {out}` goes on",
-        ) from error
+def _explained(out: Path) -> AbstractContextManager[None]:
+    """Says what a failing disk means for the run."""
+    return explained(
+        f"cannot write to {out}",
+        "All images in its index are whole; when there is room, continue with `--resume --out "
+        f"{out}`.",
+    )
 
 
 def _free_folder(path: Path) -> Path:

@@ -1,8 +1,8 @@
-"""Drawing many images batch by batch: what a loop needs that writes them, or measures them.
+"""Drawing many images batch by batch, to write or to measure them.
 
-Sample n of a seed is the same in any batch, to the last bit with engine `cpu`: its codes because
-the engine sums in one order, its pixels because images are decoded one at a time. PyTorch's
-convolutions round differently in another batch, enough to move two bytes of 128 emoji.
+With engine `cpu`, sample n of a seed is the same to the last bit in any batch: its codes because
+the engine adds in one order, its pixels because images are decoded one at a time. PyTorch's
+convolutions round differently in another batch, which changed two bytes in 128 emoji.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class SampleBatch:
     Args:
         images: float `[B, C, H, W]` in [-1, 1].
         codes: int64 `[B, h, w]` per level, coarse to fine.
-        log_prob: Per sample, then per level: the log-probability of its code map under the raw
-            model (no guidance, temperature, filters), known codes with it. Nats.
+        log_prob: Per sample, then per level: the log-probability of its code map, including known
+            codes, under the raw model (without guidance, temperature and filters). Nats.
         labels: int64 `[B]`, None without classes.
     """
 

@@ -1,4 +1,4 @@
-"""Running the conditioning stack of a plan: once per draw, for every engine."""
+"""The conditioning stack of a plan, which every engine but `cpu` runs once per draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noise of a draw, by rows of the map so that its memory stays small."""
+"""The noise of a draw, made row by row of the map to save memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["DrawNoise"]
 
 @dataclass(frozen=True)
 class DrawNoise:
-    """Standard Gumbel noise of a map, given as a tensor or as a function of seed and sample number.
+    """Standard Gumbel noise of a map: a given tensor, or a function of seed and sample number.
 
     Args:
         batch_size: B; row b of the batch is sample `first_sample + b`.
         width: W.
-        stream: The level, 0 the coarsest.
+        stream: Number of the noise stream: the level, 0 the coarsest.
         given: float32 `[B, H, W, K]`, or None: then the noise is `ops.gumbel_noise`.
 
     Raises:
@@ -37,7 +37,7 @@ class DrawNoise:
     given: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Here and not in the operator alone: a compiled engine makes its noise itself.
+        # Also checked by the operator, but a compiled engine makes its noise without it.
         where = "sample_codes"
         checked_integer(where, "stream", self.stream, 0, 2**16 - 1)
         checked_integer(where, "first_sample", self.first_sample, 0, 2**32 - self.batch_size)

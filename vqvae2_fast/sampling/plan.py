@@ -1,8 +1,8 @@
-"""The plan of a prior: what an engine needs to draw from it, as plain data.
+"""The sampling plan of a prior: what an engine needs to draw from it, as plain data.
 
-A plan holds folded weights (weight normalisation taken, dead taps gone), tap positions and sizes.
-It knows nothing of the module that it came from: every engine but `reference` runs from the plan
-alone, and any prior that can be written as a plan can be drawn from by all of them.
+A plan holds folded weights (weight normalisation applied, dead taps removed), tap positions and
+sizes. It knows nothing of the module that it came from: every engine but `reference` runs from the
+plan alone, so all of them can draw from any prior that can be written as a plan.
 
 The network
 -----------
@@ -32,10 +32,10 @@ of a tensor counts layers (or blocks) in the order of the network. Matrices are 
 
 The split
 ---------
-`ConvPlan` separates taps by when their inputs are known. *Above* taps read rows < i: a whole row of
-outputs is one matrix product when row i begins (row phase). *Current* taps read row i up to j and
-are left for each position (pixel phase). `reads_itself` says whether a current tap reads j: if no
-layer does, all layers' convolutions at a position can run side by side.
+`ConvPlan` separates taps by when their inputs are known. *Above* taps read rows < i: when row i
+begins, one matrix product gives their part of a whole row of outputs (row phase). *Current* taps
+read row i up to j and are left for each position (pixel phase). `reads_itself` says whether a
+current tap reads j: if no layer's does, all layers' convolutions at a position can run at once.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class AttentionPlan:
 
 @dataclass(frozen=True)
 class ConditionPlan:
-    """The conditioning stack. It is not causal and is run once: see `condition_features`.
+    """The conditioning stack. It is not causal and runs once per draw: see `condition_features`.
 
     Args:
         sizes: Sizes of the maps, coarse to fine.
@@ -199,7 +199,7 @@ class SamplingPlan:
         size: (H, W) of the code map.
         num_embeddings: K.
         num_classes: 0 for none; label `num_classes` is "no class".
-        layers: All causal gated layers, `layers_per_block` of each block after one another.
+        layers: All causal gated layers, `layers_per_block` of them for each block in turn.
         background: `[H, W, 2]`.
         attention: Or None, and then `merge`: `[blocks, C + 2, C]` and `merge_bias` `[blocks, C]`.
         output_layers: Pointwise, or None.
@@ -296,7 +296,7 @@ def conv_plan(
 
 
 def stem_plan(taps: Sequence[tuple[tuple[int, int], Tensor]], bias: Tensor) -> StemPlan:
-    """Gather taps of the stem's streams; taps at one offset are added.
+    """Gather the taps of the stem's branches; taps at the same offset are added.
 
     Args:
         taps: ((row, column), `[K, C]`) each, all before the position in raster order.

@@ -22,16 +22,16 @@ __all__ = ["PriorInterface", "interface_of", "plan_of"]
 
 @dataclass(frozen=True)
 class PriorInterface:
-    """A prior, seen from sampling.
+    """A prior as sampling sees it.
 
     Args:
         size: (H, W) of its code map.
         num_embeddings: K.
         num_classes: 0 for none; label `num_classes` is "no class".
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
-        logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward on the first h
-            rows. It defines the prior.
-        plan: Builds the plan from the weights as they are now.
+        logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
+            first h rows. It defines the prior.
+        plan: Makes the plan from the weights as they are now.
     """
 
     size: tuple[int, int]

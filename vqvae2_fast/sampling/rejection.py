@@ -1,8 +1,8 @@
-"""Rejection sampling: of the images drawn, those stay that a classifier is surest about.
+"""Rejection sampling: of the images drawn, keep those whose class a classifier is surest about.
 
-Section 3.3 of https://arxiv.org/abs/1906.00446: an image is scored by the probability that a
-classifier gives its class. What is kept looks more like its class and varies less; what share is
-kept sets the trade.
+Section 3.3 of https://arxiv.org/abs/1906.00446: the score of an image is the probability that a
+classifier gives its class. The images kept look more like their class and vary less; the share that
+is kept sets the trade-off.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["RejectionRule", "class_probability", "keep_share"]
 
 @dataclass(frozen=True)
 class RejectionRule:
-    """Which of the candidates stay: the best `keep` of each `among` that follow one another, or
-    those of a probability of `threshold` or more.
+    """Which candidates are kept: the best `keep` of every `among` in a row, or those with a
+    probability of at least `threshold`.
 
-    Both look at `among` candidates at most at a time, so that images can be drawn without end.
+    Either way at most `among` candidates are compared, so images can be drawn without end.
 
     Args:
         keep, among: 1 <= keep <= among. The candidates of a group are of one class.
-        threshold: In [0, 1]; with it keep and among are 1.
+        threshold: In [0, 1]; keep and among are then 1.
 
     Raises:
-        ValueError: Out of these.
+        ValueError: A value out of range.
     """
 
     keep: int = 1
@@ -53,15 +53,13 @@ class RejectionRule:
             )
 
     def kept(self, probabilities: Tensor) -> Tensor:
-        """Which candidates stay: bool `[N]`.
-
-        Ties take the earlier candidate.
+        """Which candidates are kept: bool `[N]`. Ties keep the earlier candidate.
 
         Args:
-            probabilities: Of each candidate's class, `[N]`; whole groups, N a multiple of `among`.
+            probabilities: Of each candidate's class, `[N]`; N is a multiple of `among`.
 
         Raises:
-            ValueError: N is no multiple of `among`.
+            ValueError: N is not a multiple of `among`.
         """
         if self.threshold is not None:
             return probabilities >= self.threshold
@@ -85,7 +83,7 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
         labels: int64 `[B]`.
 
     Raises:
-        ValueError: A label that is none of the classifier's classes.
+        ValueError: A label that is not one of the classifier's classes.
     """
     classes = classifier.config.num_classes
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -99,9 +97,9 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
 
 
 def keep_share(probabilities: Tensor, labels: Tensor, share: float) -> Tensor:
-    """Rows of the best share of each class, ascending: a point of the trade-off curve.
+    """Rows of the best share of each class, ascending: one point of the trade-off curve.
 
-    At least one of each class stays.
+    At least one row of each class is kept.
 
     Args:
         probabilities, labels: `[N]` each.

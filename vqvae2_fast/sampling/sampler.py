@@ -50,7 +50,7 @@ ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = 
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
     "reference": lambda _, interface, request: draw_reference(interface, request),
 }
-# These draw from a prior near the one given; `auto` never takes them.
+# These draw from a prior close to the one given; `auto` never takes them.
 ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
     "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
         plan_of(prior, interface), request, torch.bfloat16
@@ -121,33 +121,33 @@ def sample_codes(
 
     Args:
         prior: A `PixelSNAIL`, or any model registered with `sampling.interface_of`. Dropout is
-            never applied: the prior is used in evaluation mode and then set back.
+            never applied: the prior is in evaluation mode while it draws, and then set back.
         batch_size: B.
         condition: All coarser maps, int64 `[B, h, w]`, coarse to fine; a tensor stands for one.
         labels: int64 `[B]` or a list of numbers, for a prior with classes; `num_classes` is "no
             class".
-        seed, first_sample, stream: The noise is a function of seed, of the sample's number
-            `first_sample + row of the batch`, of stream (the level, 0 the coarsest), position and
-            code: sample 7 of seed 0 has the same noise in every batch.
-        noise: Standard Gumbel noise, float32 `[B, H, W, K]`, in place of that.
+        seed, first_sample, stream: The noise is a function of the seed, the sample's number
+            (`first_sample + row of the batch`), the noise stream (the level, 0 the coarsest), the
+            position and the code: sample 7 of seed 0 has the same noise in every batch.
+        noise: Standard Gumbel noise, float32 `[B, H, W, K]`, to use instead.
         temperature: Divides the logits; 0 takes the best code.
-        top_k, top_p, guidance_scale: See `DrawingRule`.
+        top_k, top_p, guidance_scale: See `DrawSettings`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
-        engine: `cpu` (compiled, float32), `cpu_bfloat16` (the same with its matrices rounded to
-            bfloat16: faster, and another prior by that rounding), `cpu_int8` (likewise, int8 with a
+        engine: `cpu` (compiled, float32), `cpu_bfloat16` (matrices rounded to bfloat16, which is
+            faster and draws from a slightly different prior), `cpu_int8` (likewise: int8 with a
             scale per output, float32 sums), `cuda` (persistent kernels, float32), `cuda_tf32` and
-            `cuda_bfloat16` (likewise, products on tensor cores), `eager` (any device and dtype),
-            `reference` (the full forward for each code: the definition), or `auto`, the fastest
-            exact one that takes the prior.
+            `cuda_bfloat16` (likewise, with products on tensor cores), `eager` (any device and
+            dtype), `reference` (the full forward pass for each code: the definition), or `auto`,
+            the fastest exact engine that can draw from the prior.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
             raises ends the draw.
-        window: Codes of a step of engine `cpu`, `cuda` or a rounded one. With noise fixed, it may
-            guess the next codes of the row, compute all as if the guesses were right, and keep
-            those that are: the same bits as one at a time, in fewer steps that each cost more. It
-            pays at batch 1 where codes are easy to guess; engines/README.md has measurements of
-            `cpu`, csrc/cuda/sampler/README.md what to expect of `cuda`.
+        window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. It
+            guesses the next codes of the row, computes all as if the guesses were right, and keeps
+            those that were: the same bits as one code at a time, in fewer steps that each cost
+            more. It pays at batch 1 where codes are easy to guess. engines/README.md has
+            measurements for `cpu`, and csrc/cuda/sampler/README.md says what to expect of `cuda`.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
@@ -159,7 +159,8 @@ def sample_codes(
         NotImplementedError: A window of several codes with an engine that draws one at a time.
 
     Note:
-        The first call folds the prior's weights into a plan, kept with the prior until they change.
+        The first call folds the prior's weights into a plan, which is kept with the prior until the
+        weights change. Each call reads all weights once to see whether they have.
     """
     settings = DrawSettings(
         temperature=temperature,
@@ -247,7 +248,7 @@ def teacher_forced_logits(
 ) -> Tensor:
     """An engine's logits of given codes, float32 `[B, K, H, W]`: what it would draw from.
 
-    The way to compare engines position by position, whatever they would draw.
+    With it engines can be compared position by position, whatever they would draw.
 
     Args:
         codes: int64 `[B, H, W]`, in 0..K-1.
@@ -271,8 +272,8 @@ def score_codes(
 
     Teacher forcing through the engine that draws: what `sample_codes(..., known=codes,
     return_log_prob=True)` returns, bit for bit, and under engine `cpu` the same in any batch. The
-    sum over a map is its log-likelihood. For held-out sets on which only the mean counts,
-    `metrics.prior_likelihood` runs the full network once a batch and is faster.
+    sum over a map is its log-likelihood. Where only the mean over a held-out set counts,
+    `metrics.prior_likelihood` runs the full network once per batch and is faster.
 
     Args:
         codes: int64 `[B, H, W]`, in 0..K-1.

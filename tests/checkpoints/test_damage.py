@@ -163,7 +163,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
 
     for name in FILES:
         torch.save({"x": Attack()}, step / name)
-    with pytest.raises(DamagedError, match=r"config\.json is damaged or no JSON"):
+    with pytest.raises(DamagedError, match=r"config\.json is damaged or not JSON"):
         load(step)
     save(VQVAE2(VQVAE), tmp_path / "model")
     (tmp_path / "model" / "files.json").unlink()

@@ -165,7 +165,7 @@ def test_shard_names_that_are_paths_are_refused(store, name) -> None:
 def test_a_shard_that_is_a_link_is_refused(store) -> None:
     moved = (store / SHARD).rename(store.parent / "elsewhere.bin")
     (store / SHARD).symlink_to(moved)
-    with pytest.raises(ValueError, match="no regular file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         CodeStore(store)
 
 

@@ -102,8 +102,8 @@ TOP = np.zeros((4, 2, 3), np.int64)
         ({}, "holds no array named top .* nothing"),
         ({"codes": TOP}, r"holds no array named top .* holds codes\.npy"),
         ({"top": TOP}, "pass num_embeddings, .* has none"),
-        ({"top": TOP, "num_embeddings": 2.5}, "num_embeddings in .* is no integer"),
-        ({"top": TOP, "num_embeddings": [3]}, "num_embeddings in .* is no integer"),
+        ({"top": TOP, "num_embeddings": 2.5}, "num_embeddings in .* is not an integer"),
+        ({"top": TOP, "num_embeddings": [3]}, "num_embeddings in .* is not an integer"),
         ({"top": TOP, "num_embeddings": 0}, r"num_embeddings must be in \[1, 16777216\], got 0"),
         ({"top": TOP + 3, "num_embeddings": 3}, r"codes\[0\] must be in \[0, 3\)"),
         ({"top": TOP * 0.5, "num_embeddings": 3}, r"top in .* to be integers \[N, h, w\], got fl"),
@@ -150,7 +150,7 @@ def test_an_archive_that_decompresses_without_end_is_refused(tmp_path, monkeypat
 
 def test_a_header_without_end_is_refused_unread(tmp_path) -> None:
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(9))
-    with pytest.raises(ValueError, match="a.npy is no array .a header of 4294967295 bytes"):
+    with pytest.raises(ValueError, match="a.npy is not an array .a header of 4294967295 bytes"):
         codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
 
 
@@ -171,7 +171,7 @@ def test_a_cut_npy_is_refused(tmp_path) -> None:
 
 def test_missing_files_are_named(tmp_path) -> None:
     for name in ("a.npy", "a.npz"):
-        with pytest.raises(ValueError, match=rf"{name} is no file"):
+        with pytest.raises(ValueError, match=rf"{name} is not a file"):
             codes_from_numpy(tmp_path / name, tmp_path / "s", 4)
 
 

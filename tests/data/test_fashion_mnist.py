@@ -83,7 +83,7 @@ def change(path: Path, edit) -> None:
         (lambda c: c + b"x", "has more bytes of data, its header says 5488"),
         (lambda c: b"\x00\x00\x0d\x03" + c[4:], "begins with 00000d03, expected 00000803"),
         (lambda c: b"", "begins with nothing"),
-        (lambda c: c[:9], "is no IDX file"),
+        (lambda c: c[:9], "is not an IDX file"),
         (lambda c: c[:4] + b"\xff" * 12 + c[16:], "at most 1073741824 are read"),
         (lambda c: b"PK" + c[2:], "begins with 504b0803"),
     ],
@@ -100,7 +100,7 @@ def test_damaged_gzip_is_refused(tmp_path) -> None:
     path = tmp_path / "train-images-idx3-ubyte.gz"
     for bad in (content[:-20], b"no gzip", content[:30] + b"\xff\xff" + content[32:]):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="is damaged|is no IDX file"):
+        with pytest.raises(ValueError, match="is damaged|is not an IDX file"):
             load_fashion_mnist(tmp_path)
 
 

@@ -304,6 +304,7 @@ def test_large_images_take_little_more_than_their_pixels(tmp_path, kind, monkeyp
     assert int(output.stdout) < 230 * 1024
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_images_of_too_many_pixels_are_refused_unread(tmp_path) -> None:
     header = b"P5 12000 12000 255\n"  # a file of 19 bytes that would be 144 MB
     (tmp_path / "a.pgm").write_bytes(header)

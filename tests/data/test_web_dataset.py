@@ -107,7 +107,7 @@ def test_pickles_in_a_shard_are_never_opened(tmp_path) -> None:
 
 @pytest.mark.parametrize("shard", ["pipe:touch {}/harm", "http://127.0.0.1/a.tar", "none.tar", ""])
 def test_only_local_files_are_read(tmp_path, shard) -> None:
-    with pytest.raises(ValueError, match="is no local file"):
+    with pytest.raises(ValueError, match="is not a local file"):
         load_web_dataset([shard.format(tmp_path)], 6, tmp_path / "c")
     assert not (tmp_path / "harm").exists()
 
@@ -153,7 +153,7 @@ def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path) -> None:
     end += -end % 512  # behind it zeros, of which the first 512 are the mark of the end
     for cut in (*range(0, end + 512, 100), *range(0, end + 512, 512), end + 511):
         (tmp_path / "a.tar").write_bytes(content[:cut])
-        with pytest.raises(ValueError, match=r"a\.tar is damaged or no tar file"):
+        with pytest.raises(ValueError, match=r"a\.tar is damaged or not a tar file"):
             load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
     (tmp_path / "a.tar").write_bytes(content[: end + 512])
     assert len(load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")) == 2
@@ -164,7 +164,7 @@ def test_a_header_damaged_in_its_middle_is_not_the_end(tmp_path) -> None:
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[content.index(b"1.png")] ^= 1
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.tar is damaged or no tar file .*checksum"):
+    with pytest.raises(ValueError, match=r"a\.tar is damaged or not a tar file .*checksum"):
         load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
 
 
@@ -248,7 +248,7 @@ def test_harmful_headers_are_refused(tmp_path, content, text) -> None:
     good += bytes(-len(good) % 512)
     for before in (b"", good):
         (tmp_path / "a.tar").write_bytes(before + content)
-        with pytest.raises(ValueError, match=rf"a\.tar is damaged or no tar file .*({text})"):
+        with pytest.raises(ValueError, match=rf"a\.tar is damaged or not a tar file .*({text})"):
             load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
     assert list((tmp_path / "c").iterdir()) == []
 
@@ -256,7 +256,7 @@ def test_harmful_headers_are_refused(tmp_path, content, text) -> None:
 def test_a_chain_of_headers_without_end_is_refused(tmp_path) -> None:
     long = header("x", 512, tarfile.GNUTYPE_LONGNAME) + bytes(512)
     (tmp_path / "a.tar").write_bytes(long * 3000)
-    with pytest.raises(ValueError, match="damaged or no tar file .*recursion"):
+    with pytest.raises(ValueError, match="damaged or not a tar file .*recursion"):
         load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c")
 
 

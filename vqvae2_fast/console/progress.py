@@ -114,7 +114,7 @@ class Task:
             self._line()
 
     def advance(self, by: int = 1) -> None:
-        """Say that so many more units are finished."""
+        """Say that this many more units are finished."""
         self.update(self._done + by)
 
     def finish(self) -> None:

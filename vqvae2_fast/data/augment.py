@@ -13,7 +13,7 @@ from vqvae2_fast.ops.gumbel_noise.reference import random_words
 
 __all__ = ["augment", "crop_offsets", "flips"]
 
-_PURPOSE = 3  # of the counter; 0 to 2 are draws, dropout and restarts
+_PURPOSE = 3  # in the counter; 0 to 2 are draws, dropout and restarts
 _FLIP, _ROW, _COLUMN = 0, 1, 2  # words of an image
 
 
@@ -47,7 +47,7 @@ def augment(
     flip: bool = False,
     crop_padding: int = 0,
 ) -> Tensor:
-    """The images, each cropped at random from a padded one, and mirrored by chance.
+    """The images, each cropped at random after padding, and mirrored at random.
 
     Padding repeats the pixels of the border, so that a picture on white stays on white.
 
@@ -70,7 +70,7 @@ def augment(
 
 
 def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
-    """Each image through a window moved by its offset `[B, 2]`; outside, the border's pixel."""
+    """Each image moved by its offset `[B, 2]`; pixels from outside repeat the border."""
     _, _, height, width = images.shape
     device = images.device
     rows = (torch.arange(height, device=device) + offsets[:, :1]).clamp(0, height - 1)  # [B, H]
@@ -81,7 +81,7 @@ def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _words(indices: Tensor, seed: int, epoch: int, which: int) -> Tensor:
-    """One 32-bit word an image, in int64 `[B]`."""
+    """One 32-bit word for each image, in int64 `[B]`."""
     return random_words(
         torch.tensor(which),
         torch.tensor(epoch),

@@ -182,7 +182,10 @@ def raw_in_order(
 def _reader(
     dataset: ImageSource, ahead: Iterator[Tensor], num_workers: int
 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Gives images uint8 `[B, C, H, W]` and labels `[B]` of indices, asked for in ahead's order."""
+    """A function from indices to images uint8 `[B, C, H, W]` and labels `[B]`.
+
+    It is called with the indices of `ahead`, in that order.
+    """
     if isinstance(dataset, ImageTensorDataset):
 
         def read(indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +193,7 @@ def _reader(
             return images[indices.to(images.device)], labels[indices.to(labels.device)]
 
         return read
-    # With a generator of its own the loader leaves torch's global one, the model's, alone.
+    # With its own generator the loader does not touch torch's global one, which the model uses.
     loader = iter(
         DataLoader(
             dataset,  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """A record of code maps, bit by bit, and the packing of many at once.
 
-A record is the levels coarse to fine, each map row by row at `bits` bits a code, least significant
-bit first, filled up to a whole byte with zeros; then the label as little-endian int32, -1 for none.
+A record holds the levels from coarse to fine, each map row by row with `bits` bits for each code,
+least significant bit first, padded with zeros to a whole byte; then the label as little-endian
+int32, -1 for none.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["MAX_CODES", "MAX_EMBEDDINGS", "MAX_LEVELS", "CodeLayout", "checked_c
 MAX_EMBEDDINGS = 2**24  # a code and its bit offset (up to 7) are then read from 4 bytes
 MAX_LEVELS = 16
 MAX_CODES = 2**22  # of a record: 2048×2048
-_CHUNK_CODES = 2**18  # codes at a time, which stay in the cache: 4 bytes each on the way
+_CHUNK_CODES = 2**18  # codes packed at a time: at 4 bytes each they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class CodeLayout:
 
     @property
     def bits(self) -> int:
-        """Bits a code: max(1, ⌈log₂ K⌉)."""
+        """Bits for each code: max(1, ⌈log₂ K⌉)."""
         return max(1, (self.num_embeddings - 1).bit_length())
 
     @cached_property
@@ -105,9 +106,9 @@ class CodeLayout:
         return records
 
     def _packed(self, flat: np.ndarray) -> np.ndarray:
-        """Bytes of codes `[n, c]`, uint8 `[n, at least their bytes]`, zeros behind them."""
+        """Packed codes `[n, c]`: uint8 `[n, their bytes or more]`, with zeros at the end."""
         count, codes = flat.shape
-        # Eight codes fill `bits` whole bytes, so that every eighth code lies alike in its bytes.
+        # Eight codes fill `bits` whole bytes, so every eighth code has the same place in its bytes.
         groups = -(-codes // 8)
         padded = np.zeros((count, groups * 8), dtype=np.uint32)
         padded[:, :codes] = flat
@@ -157,8 +158,8 @@ class CodeLayout:
 
     def _unpack_into(self, flat: list[np.ndarray], records: np.ndarray) -> None:
         byte, shift = self._places
-        # The four bytes from each byte on, overlapping and unaligned. The label behind the last map
-        # makes sure that they exist.
+        # The four bytes that begin at each byte, overlapping and unaligned. The label after the
+        # last map makes sure that they exist.
         windows = np.ndarray(
             (len(records), self.record_bytes - 3), "<u4", records, strides=(records.strides[0], 1)
         )

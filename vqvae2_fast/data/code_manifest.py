@@ -1,4 +1,4 @@
-"""manifest.json of a code store: what it says, how it is read with distrust and replaced.
+"""manifest.json of a code store: what it holds, how it is checked, and how it is replaced.
 
 A store is a folder with manifest.json and shards. A shard is records of one fixed length
 (code_layout.py), and holds those of one range of the set that was encoded: its records are
@@ -84,7 +84,7 @@ class Manifest:
     def missing(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """Ranges (first, stop) of records in [start, stop) that no shard holds.
 
-        Without `stop`, up to source_records, or to the last record there is.
+        Without `stop`, up to source_records, or to the last record that is there.
         """
         if stop is None:
             stop = self.source_records
@@ -102,7 +102,7 @@ class Manifest:
         return gaps
 
     def difference(self, other: Manifest) -> str:
-        """How the sets that two stores describe differ, shards aside; "" if they do not."""
+        """How the sets that two stores describe differ, apart from shards; "" if they do not."""
         for name in ("layout", "class_names", "checkpoint_hash", "source_records"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
@@ -118,7 +118,7 @@ def write_manifest(
     """Replaces the manifest; every shard it names is on the disk once `before` was called.
 
     Raises:
-        ValueError: So many shards that no reader would take the manifest.
+        ValueError: There are too many shards for any reader to accept the manifest.
     """
     replace_file(folder / MANIFEST, render_manifest(folder, manifest), before)
 
@@ -218,7 +218,7 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     shards: list[Shard] = []
     seen: set[str] = set()
     for entry in entries:
-        # Stores of before `first` was written hold everything, in the order of the list.
+        # Stores written before there was `first` hold everything, in the order of the list.
         require(
             isinstance(entry, dict) and set(entry) | {"first"} == _SHARD_FIELDS,
             "a shard needs name, first, records and crc32",
@@ -261,7 +261,7 @@ def check_shard_file(folder: Path, layout: CodeLayout, shard: Shard) -> Path:
         status = check_regular(path, links=False)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
-            f"code store: shard {printable(path)} is missing or no regular file."
+            f"code store: shard {printable(path)} is missing or not a regular file."
         ) from error
     expected = shard.records * layout.record_bytes
     if status.st_size != expected:
@@ -291,4 +291,4 @@ def _show(value: object) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

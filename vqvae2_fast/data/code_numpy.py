@@ -94,8 +94,8 @@ def codes_from_numpy(
         class_names: In place of the file's.
 
     Raises:
-        ValueError: A file that is no NumPy file, is cut, holds objects or says more than it holds;
-            levels of different length; codes or labels out of range; no num_embeddings; or `path`
+        ValueError: A file that is not a NumPy file, was cut, holds objects or less than it says;
+            levels of different lengths; codes or labels out of range; no num_embeddings; or `path`
             holds records already.
     """
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def codes_from_numpy(
                 )
             k = given[_K].whole()
             if k.shape or k.dtype.kind not in "iu":
-                raise ValueError(f"codes_from_numpy: num_embeddings in {source} is no integer.")
+                raise ValueError(f"codes_from_numpy: num_embeddings in {source} is not an integer.")
             num_embeddings = int(k)
         if class_names is None:
             class_names = (
@@ -192,7 +192,9 @@ class _Rows:
                 warnings.simplefilter("error")  # of headers that NumPy finds odd
                 self.shape, by_columns, self.dtype = _read_header(stream)
         except (*_ZIP_ERRORS, TypeError, SyntaxError, OverflowError, Warning) as error:
-            raise ValueError(f"codes_from_numpy: {name} is no array ({short(error)}).") from error
+            raise ValueError(
+                f"codes_from_numpy: {name} is not an array ({short(error)})."
+            ) from error
         if self.dtype.hasobject:
             raise ValueError(
                 f"codes_from_numpy: {name} holds Python objects, which are never unpickled."
@@ -273,7 +275,7 @@ def _open(path: Path) -> IO[bytes]:
     try:
         return open_untrusted(path)
     except FileNotFoundError as error:
-        raise ValueError(f"codes_from_numpy: {printable(path)} is no file.") from error
+        raise ValueError(f"codes_from_numpy: {printable(path)} is not a file.") from error
 
 
 def _open_archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
@@ -282,7 +284,7 @@ def _open_archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
         return stack.enter_context(zipfile.ZipFile(file))
     except _ZIP_ERRORS as error:
         raise ValueError(
-            f"codes_from_numpy: {printable(path)} is no .npz file ({short(error)})."
+            f"codes_from_numpy: {printable(path)} is not an .npz file ({short(error)})."
         ) from error
 
 

@@ -69,7 +69,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
             check_shard_file(self.folder, self.layout, shard)
         self._stops = list(accumulate(shard.records for shard in self.manifest.shards))
         self._ends = np.array(self._stops, dtype=np.int64)
-        # Where K is a power of two, its bits make no other code.
+        # Where K is a power of two, every value of its bits is a code.
         self._codes_may_exceed = self.num_embeddings != 1 << self.layout.bits
         self._maps: dict[int, MappedFile] = {}
         self._labels: Tensor | None = None
@@ -109,7 +109,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
     def labels(self) -> Tensor:
         """int64 `[N]`, -1 where there is none; read from all shards the first time."""
         if self._labels is None:
-            # Four bytes of each record, whose pages alone are read where records are longer.
+            # Only the pages that hold these four bytes of each record are read from the disk.
             parts = [
                 np.ascontiguousarray(self._shard(number)[:, -4:]).view("<i4")[:, 0]
                 for number in range(len(self.manifest.shards))
@@ -123,7 +123,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         """The records of these labels, in order; by number or by name of the class.
 
         Raises:
-            ValueError: A name or number that is no label of the store.
+            ValueError: A name or number that is not a label of the store.
         """
         wanted = []
         for label in labels:
@@ -179,7 +179,7 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
         return self._read(indices.numpy())
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process maps the files itself: pickling a map would copy the file.
+        # A worker process maps the files itself, since pickling a map would copy the file.
         return {**self.__dict__, "_maps": {}}
 
     def _read(self, indices: np.ndarray) -> tuple[list[Tensor], Tensor]:

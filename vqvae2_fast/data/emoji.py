@@ -1,12 +1,13 @@
 """The embedded image set: 3,127 emoji of Microsoft's Fluent 3D set, 32×32 RGB on white.
 
-The art is MIT-licensed (fluent_emoji/LICENSE); country flags are left out, being another artist's.
+The art is MIT-licensed (fluent_emoji/LICENSE). Country flags are left out: they are by another
+artist.
 tools/build_emoji_sheet.py builds fluent_emoji/sheet.webp and the groups of fluent_emoji/labels.csv.
 
-WebP stores colour at half resolution, which at 32×32 costs more than all else: a colour sheet of
-1.2 MB (quality 90) is 29.7 dB from the tiles, and any codec compared on such tiles is flattered.
-So the sheet is a grey image of three panels, one above the other: the Y, Cb and Cr planes of all
-tiles. The same bytes then give 35 dB, 1.29 MB (quality 82) 35.9 dB.
+WebP stores colour at half resolution, which at 32×32 costs more than anything else: a colour sheet
+of 1.2 MB (quality 90) is 29.7 dB from the tiles, and any codec compared on such tiles would be
+flattered. So the sheet is a grey image of three panels, one above the other: the Y, Cb and Cr
+planes of all tiles. The same number of bytes then gives 35 dB, and 1.29 MB (quality 82) 35.9 dB.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
 
 def side_of_group(group: str) -> Split:
     """ "train" or "held_out", by the hash of a base emoji's group."""
-    # Of the prefixes 0, 1, 2, ... the first few hundred were tried for a balanced tenth: this one
-    # holds out 9.8 % of groups and 9.8 % of images, 8 to 25 % of every class, and no image
-    # within an RMS difference of 5 of 255 (at 16×16) from one to train on.
+    # A few hundred prefixes (0, 1, 2, ...) were tried for a balanced tenth. This one holds out
+    # 9.8 % of the groups and of the images, 8 to 25 % of every class, and no image that is within
+    # an RMS difference of 5 of 255 (at 16×16) of one to train on.
     return "held_out" if is_held_out(f"352/{group}", 0.1) else "train"
 
 

@@ -84,8 +84,8 @@ def read_idx(path: Path, dims: int) -> Tensor:
     """An IDX file of bytes, with .gz or without, as uint8 with `dims` dimensions.
 
     Raises:
-        ValueError: No IDX file, another type or number of dimensions, another size than it says, or
-            one that decompresses to more than 100 times its size.
+        ValueError: Not an IDX file, another type or number of dimensions, another size than it
+            says, or one that decompresses to more than 100 times its size.
     """
     with open_untrusted(path) as file, decompressed(file, path, 2 * _MAX_IDX_BYTES) as stream:
         sizes = _sizes(path, stream.read(4 + 4 * dims), dims)
@@ -113,7 +113,7 @@ def read_idx(path: Path, dims: int) -> Tensor:
 def _sizes(path: Path, header: bytes, dims: int) -> list[int]:
     if header[:4] != bytes((0, 0, _UINT8, dims)) or len(header) != 4 + 4 * dims:
         raise ValueError(
-            f"read_idx: {printable(path)} is no IDX file of bytes with {dims} dimension(s): it "
+            f"read_idx: {printable(path)} is not an IDX file of bytes with {dims} dimension(s): it "
             f"begins with {header[:4].hex() or 'nothing'}, expected 000008{dims:02}."
         )
     return [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]

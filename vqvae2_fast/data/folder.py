@@ -147,7 +147,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return ImageTensorDataset(images, self.labels, self.class_names, self.names)
 
     def _check(self, name: str) -> None:
-        """Raises if the file is no image, was cut, is too small or has the wrong channel count."""
+        """Raises if the file is not an image, was cut, is too small or has the wrong channels."""
         with self._open(name) as (file, where):
             check_image(file, where, self.image_shape, self.convert_channels)
 

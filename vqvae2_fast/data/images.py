@@ -79,9 +79,9 @@ def stable_hash(text: str) -> int:
 
 
 def is_held_out(name: str, fraction: float) -> bool:
-    """Whether the hash of a name holds it out, which it does for about `fraction` of all names.
+    """Whether a name is held out by its hash, as about `fraction` of all names are.
 
-    Depends on the name alone: adding files to a set moves none from one side to the other.
+    Depends only on the name: adding files to a set moves none from one side to the other.
     """
     return stable_hash(name) < fraction * 2.0**63
 
@@ -89,8 +89,8 @@ def is_held_out(name: str, fraction: float) -> bool:
 def held_out_of(op: str, names: Sequence[str], fraction: float) -> list[bool]:
     """Whether each of the names is held out: by its hash, and at least one of two or more.
 
-    A small set may have no name that the hash holds out: then the one of the lowest hash is, with
-    a warning.
+    In a small set the hash may hold out none. Then the name with the lowest hash is held out, and
+    a warning says so.
     """
     held = [is_held_out(name, fraction) for name in names]
     if fraction > 0 and len(names) > 1 and not any(held):
@@ -134,7 +134,7 @@ def checked_shape(
 
 
 def check_class_names(op: str, names: Sequence[str]) -> None:
-    """Raises ValueError for more class names than a set may have, or one that is no name.
+    """Raises ValueError for more class names than a set may have, or one that is not a name.
 
     Names are kept in files, shown in terminals and painted into pictures.
     """

@@ -36,8 +36,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # 512 MiB as RGB in Pillow's memory. Larger photographs: set this, and PIL.Image.MAX_IMAGE_PIXELS
 # where they have more than 178 million.
 MAX_PIXELS = 2**27
-# What Pillow raises for damaged files of these formats, as found by damaging 45,000 of them, and
-# what its readers are written to raise besides.
+# What Pillow raises for damaged files of these formats: found by damaging 45,000 of them, and by
+# reading its code.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -85,9 +85,9 @@ def open_image(file: IO[bytes]) -> Iterator[Image.Image]:
 def check_image(
     file: IO[bytes], where: str, image_shape: tuple[int, int, int], convert_channels: bool
 ) -> None:
-    """Raises as `decode_image` would, from the header alone and the mark at the file's end.
+    """Raises as `decode_image` would, judging by the header and the end of the file.
 
-    A file that was cut is found, one that is damaged in its middle may not be.
+    It finds files that were cut, but not always those that are damaged in the middle.
 
     Args:
         file: Seekable, at its beginning.
@@ -114,7 +114,7 @@ def decode_image(
     """The image upright, scaled to cover the size and cropped to it: uint8 `[C, H, W]`.
 
     Args:
-        where: Names the image, and whom to tell, at the beginning of a message.
+        where: The beginning of a message: the function and the name of the image.
         image_shape: (C, H, W), C = 1 or 3.
         convert_channels: Turn grey to RGB or RGB to grey where needed.
 
@@ -212,7 +212,7 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     left = (image.width - width * scale) / 2
     top = (image.height - height * scale) / 2
     box = (left, top, image.width - left, image.height - top)
-    if scale == 1.0:  # a crop of whole pixels: half a pixel aside would blur
+    if scale == 1.0:  # crop at whole pixels: an offset of half a pixel would blur
         return image.crop((int(left), int(top), int(left) + width, int(top) + height))
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
 

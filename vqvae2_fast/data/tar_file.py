@@ -40,7 +40,7 @@ def members_of_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
     Raises:
         OSError: There is no such file, ...
-        ValueError: It is no tar file, damaged or cut, or beyond a limit.
+        ValueError: It is not a tar file, damaged or cut, or beyond a limit.
     """
     with open_untrusted(path) as file, decompressed(file, path, _MAX_ARCHIVE_BYTES) as stream:
         forward = _Forward(stream)
@@ -55,7 +55,7 @@ def members_of_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
             raise
         except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{printable(path)} is damaged or no tar file ({short(error, 200)})."
+                f"{printable(path)} is damaged or not a tar file ({short(error, 200)})."
             ) from error
 
 

@@ -85,7 +85,7 @@ def load_web_dataset(
         RuntimeError: Braces have to be expanded, and the package `braceexpand` is not installed.
         ValueError: A shard that is not there, damaged, cut or beyond a limit of tar_file.py; a
             sample without an image, or with one that cannot be decoded, is too small or of the
-            other kind; a label that is no number or too high.
+            other kind; a label that is not a number or too high.
     """
     shape = checked_shape("load_web_dataset", image_size, image_channels)
     check_split("load_web_dataset", split, held_out_fraction)
@@ -154,8 +154,8 @@ def _local(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
             check_regular(path)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"load_web_dataset: shard {printable(shard)} is no local file; fetch shards that "
-                "are elsewhere first."
+                f"load_web_dataset: shard {printable(shard)} is not a local file; fetch remote "
+                "shards first."
             ) from error
     return paths
 

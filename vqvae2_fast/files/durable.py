@@ -179,7 +179,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a folder; if killed meanwhile, it leaves all of it or a hidden remainder."""
+    """Removes a folder; a kill leaves either all of it or a hidden remainder."""
     part = part_of(path)
     os.rename(path, part)
     shutil.rmtree(part, ignore_errors=True)
@@ -228,7 +228,7 @@ def locked(folder: Path) -> Iterator[None]:
     while True:
         with open_untrusted(folder / _LOCK, "ab") as file:
             lock_file(file, wait=True)
-            # Somebody may have removed the file meanwhile: its lock then keeps nobody out.
+            # If somebody removed the file in the meantime, its lock keeps nobody out.
             if not _is_named(file, folder / _LOCK):
                 continue
             yield

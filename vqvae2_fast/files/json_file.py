@@ -28,14 +28,14 @@ def read_object(
     Raises:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
-        ValueError: It is no regular file, is larger than `max_bytes`, or holds no object. The
+        ValueError: It is not a regular file, is larger than `max_bytes`, or holds no object. The
             message names the path.
     """
     content = read_untrusted(path, max_bytes, inside=inside)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(path)} is damaged or no JSON: {short(error)}.") from error
+        raise ValueError(f"{printable(path)} is damaged or not JSON: {short(error)}.") from error
     if not isinstance(value, dict):
         raise ValueError(
             f"{printable(path)} is damaged: expected a JSON object, got {type(value).__name__}."

@@ -28,7 +28,7 @@ class MappedFile:
 
     Raises:
         OSError: There is no such file, ...
-        ValueError: It is no regular file, or has another size.
+        ValueError: It is not a regular file, or has another size.
     """
 
     def __init__(self, path: Path, size: int) -> None:

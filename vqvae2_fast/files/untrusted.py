@@ -5,7 +5,7 @@ FIFO can block for ever, and opening a device can act. Where a folder is given, 
 out of it. No more is read than a bound, and compressed files are read as streams with a bound on
 what comes out. Every error names the file.
 
-The door protects from what lies in a folder, not from a process that changes the folder meanwhile.
+This protects from what lies in a folder, not from a process that changes the folder meanwhile.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def open_untrusted(
 
     Raises:
         OSError: There is no such file, it may not be read, its links form a loop, ...
-        UntrustedFileError: It is no regular file, lies outside the folder, or is too large; or its
-            name cannot be that of a file.
+        UntrustedFileError: It is not a regular file, lies outside the folder, or is too large; or
+            its name cannot be that of a file.
     """
     name = _checked_name(path)
     target = os.fspath(path) if inside is None else _inside(path, inside)
@@ -124,7 +124,7 @@ def check_regular(path: Path, *, links: bool = True) -> os.stat_result:
 
     Raises:
         OSError: There is no such file, ...
-        UntrustedFileError: It is no regular file; without `links`, a link is none.
+        UntrustedFileError: It is not a regular file; without `links`, a link is none.
     """
     name = _checked_name(path)
     status = os.stat(path, follow_symlinks=links)

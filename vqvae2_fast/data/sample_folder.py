@@ -21,7 +21,6 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, cast
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from vqvae2_fast.data.pixels import DECODE_ERRORS
 from vqvae2_fast.files.durable import (
     lock_file,
     locked,
+    part_of,
     replace_file,
     sync_file,
     sync_folder,
@@ -213,7 +213,7 @@ class SampleFolder:
             for sample, image in zip(samples, images, strict=True)
         ]
         names = [name for name in files if name is not None]
-        parts = [self._part(name) for name in names]
+        parts = [part_of(self.path / name) for name in names]
         try:
             with ThreadPoolExecutor(_WRITERS) as pool:
                 list(pool.map(_write_png, parts, [image for image in images if image is not None]))
@@ -257,10 +257,6 @@ class SampleFolder:
             for row, line in _lines_of(self.path / _INDEX)
             if 0 <= row["sample"] < self.count
         }
-
-    def _part(self, name: str) -> Path:
-        path = self.path / name
-        return path.with_name(f".{path.name}.{uuid4().hex}.part")
 
     def _append(self, content: bytes) -> None:
         index = self.path / _INDEX

@@ -42,12 +42,10 @@ def _takes_everything(*_: Any) -> str | None:
 def transforms_are_active() -> bool:
     """Whether a transform of `torch.func` or forward-mode differentiation surrounds the call.
 
-    Kernels have rules for neither; references are made of calls that do. Tracers of
-    `torch.compile` bring their own.
+    Kernels have rules for neither; references are made of calls that do.
     """
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return not torch.compiler.is_compiling()
-    return False
+    # PyTorch has no public question for either; its own compiler asks these.
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 @dataclass(eq=False)

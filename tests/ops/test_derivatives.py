@@ -1,0 +1,271 @@
+"""Derivatives of every public operator that has one, and of the private ones of the layers: forward
+mode, second derivatives, `torch.func.grad` and `vmap` are right, or an error."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vqvae2_fast import ops
+from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
+from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
+from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
+from vqvae2_fast.testing.compare import every_call_trains
+
+
+def values(seed, *shape):
+    """Not by a generator, which `vmap` refuses."""
+    return 1.5 * torch.sin(torch.arange(math.prod(shape)) * (1.7 + 0.3 * seed) + 1).view(shape)
+
+
+def like(x, seed, *shape):
+    """A constant of x's dtype."""
+    return values(seed, *shape).to(x.dtype)
+
+
+SEED = torch.tensor(7)
+CODES = torch.randint(5, (2, 3, 3), generator=torch.Generator().manual_seed(0))
+OFFSETS = [(0, -1), (-1, 0), (-1, 1)]
+
+
+def attention(q, dropout_p, dropout_on):
+    k, v = like(q, 1, *q.shape), like(q, 2, *q.shape)
+    return ops.causal_attention(q, k, v, dropout_p, dropout_on, SEED)
+
+
+def gated(h):
+    return ops.gated_residual(h, like(h, 1, len(h), 4, 3, 3), like(h, 2, len(h), 8, 1, 1))
+
+
+def normed(x):
+    g = like(x, 2, 32, 1, 1, 1)
+    live = ops.tap_mask("include", 3, 3)
+    return normed_conv2d(x, like(x, 1, 32, 16, 3, 3), g, None, "include", live, elu=True)
+
+
+# Name: the operator as a function of one argument, and that argument.
+FUNCTIONS = {
+    "vector_quantize": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[0], values(0, 4, 6)),
+    "commitment": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[2], values(0, 4, 6)),
+    "gated_residual": (gated, values(0, 2, 8, 3, 3)),
+    "gated_residual_condition": (
+        lambda c: ops.gated_residual(like(c, 1, 2, 8, 3, 3), like(c, 2, 2, 4, 3, 3), c),
+        values(0, 2, 8, 3, 3),
+    ),
+    "causal_conv2d": (
+        lambda x: ops.causal_conv2d(x, like(x, 1, 3, 4, 3, 3), None, "down"),
+        values(0, 2, 4, 3, 3),
+    ),
+    "causal_attention": (lambda q: attention(q, 0.0, "logits"), values(0, 1, 2, 5, 4)),
+    "causal_attention_logits": (lambda q: attention(q, 0.3, "logits"), values(0, 1, 2, 5, 4)),
+    "causal_attention_probabilities": (
+        lambda q: attention(q, 0.3, "probabilities"),
+        values(0, 1, 2, 5, 4),
+    ),
+    "code_conv2d": (lambda table: ops.code_conv2d(CODES, table, OFFSETS), values(0, 3, 5, 2)),
+    "normed_conv2d": (normed, values(0, 2, 16, 4, 4)),
+    "normed_conv2d_weight": (
+        lambda v: normed_conv2d(like(v, 1, 2, 16, 4, 4), v, None, None, "same"),
+        values(0, 16, 16, 3, 3),
+    ),
+    "stride2_conv2d": (
+        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None),
+        values(0, 2, 16, 4, 4),
+    ),
+    "stride2_conv2d_transposed": (
+        lambda x: stride2_conv2d(x, like(x, 1, 16, 16, 4, 4), None, transposed=True),
+        values(0, 2, 16, 3, 3),
+    ),
+    "code_cross_entropy": (
+        lambda x: code_cross_entropy(x, like(x, 1, 5, 4), like(x, 2, 5), CODES.flatten()),
+        values(0, 18, 4),
+    ),
+}
+# PyTorch's own errors, of what their references are made of; and one of ours.
+NO_SECOND_DERIVATIVE = {
+    "causal_attention": "is not implemented",
+    "code_conv2d": "is not implemented",
+    "code_cross_entropy": "expected a first derivative, got a second one",
+}
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@pytest.fixture(autouse=True)
+def kernels_take_small_calls():
+    with every_call_trains():
+        yield
+
+
+def double(function):
+    """The function with all its work in float64, where no kernel of the CPU takes part."""
+    return lambda x: function(x.double())
+
+
+def loss_of(function):
+    """A number that weighs every entry of the result, and its square, differently."""
+
+    def loss(x):
+        out = function(x).double()
+        weights = torch.linspace(0.5, 1.5, out.numel(), dtype=torch.float64).view(out.shape)
+        return (weights * (out + out.square())).sum()
+
+    return loss
+
+
+def gradient(loss, x, **options):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(x), x, **options)[0]
+
+
+def second_derivative(loss, x):
+    """The gradient of a weighting of the gradient, by two passes of backward."""
+    x = x.detach().requires_grad_()
+    (dx,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    (ddx,) = torch.autograd.grad((dx * torch.cos(x.detach())).sum(), x)
+    return ddx
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    bound = 1e-5 * float(expected.detach().abs().max()) + 1e-12
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=bound)
+
+
+@every_function
+def test_forward_mode_equals_reverse_mode(name):
+    function, x = FUNCTIONS[name]
+    direction = torch.sin(3 * x)
+    _, actual = torch.func.jvp(loss_of(function), (x,), (direction,))
+    expected = (gradient(loss_of(double(function)), x).double() * direction).sum()
+    assert_close(actual, expected)
+
+
+@every_function
+def test_dual_numbers_equal_reverse_mode(name):
+    function, x = FUNCTIONS[name]
+    direction = torch.sin(3 * x)
+    with torch.autograd.forward_ad.dual_level():
+        out = loss_of(function)(torch.autograd.forward_ad.make_dual(x, direction))
+        actual = torch.autograd.forward_ad.unpack_dual(out).tangent
+    expected = (gradient(loss_of(double(function)), x).double() * direction).sum()
+    assert_close(actual, expected)
+
+
+@every_function
+def test_gradient_by_torch_func(name):
+    function, x = FUNCTIONS[name]
+    assert_close(torch.func.grad(loss_of(function))(x), gradient(loss_of(double(function)), x))
+
+
+@every_function
+def test_second_derivative_is_right_or_refused(name):
+    function, x = FUNCTIONS[name]
+    loss = loss_of(function)
+    if name in NO_SECOND_DERIVATIVE:
+        with pytest.raises((RuntimeError, NotImplementedError), match=NO_SECOND_DERIVATIVE[name]):
+            second_derivative(loss, x)
+    else:
+        assert_close(second_derivative(loss, x), second_derivative(loss_of(double(function)), x))
+
+
+@every_function
+def test_second_derivative_by_torch_func(name):
+    """Forward over reverse equals reverse over reverse in float64."""
+    function, x = FUNCTIONS[name]
+    direction = torch.sin(3 * x)
+    _, actual = torch.func.jvp(torch.func.grad(loss_of(function)), (x,), (direction,))
+    slope = torch.func.grad(loss_of(double(function)))
+    assert_close(actual, torch.func.grad(lambda x: (slope(x) * direction).sum())(x))
+
+
+@every_function
+def test_vmap_equals_a_loop(name):
+    function, x = FUNCTIONS[name]
+    several = torch.stack([x, x.flip(0), -x])
+    assert_close(torch.func.vmap(function)(several), torch.stack([function(x) for x in several]))
+
+
+@every_function
+def test_vmap_of_gradients_equals_a_loop(name):
+    function, x = FUNCTIONS[name]
+    several, slope = torch.stack([x, -x]), torch.func.grad(loss_of(function))
+    assert_close(torch.func.vmap(slope)(several), torch.stack([slope(x) for x in several]))
+
+
+@every_function
+def test_gradients_in_a_batch_equal_a_loop(name):
+    """`is_grads_batched` runs the operators' gradients under vmap."""
+    function, x = FUNCTIONS[name]
+    x = x.detach().requires_grad_()
+    out = function(x)
+    several = torch.stack([torch.ones_like(out), torch.cos(out.detach())])
+    (actual,) = torch.autograd.grad(out, x, several, retain_graph=True, is_grads_batched=True)
+    loop = [torch.autograd.grad(out, x, dout, retain_graph=True)[0] for dout in several]
+    assert_close(actual, torch.stack(loop))
+
+
+@pytest.mark.parametrize("name", ["commitment", "gated_residual", "causal_attention_logits"])
+def test_compiled_transforms_equal_eager_ones(name):
+    function, x = FUNCTIONS[name]
+
+    def derivatives(x):
+        slope = torch.func.grad(loss_of(function))(x)
+        return slope, torch.func.jvp(function, (x,), (torch.cos(x),))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(derivatives, backend="aot_eager")
+    for a, b in zip(compiled(x), derivatives(x), strict=True):
+        assert_close(a, b)
+
+
+def test_attention_has_second_derivatives_by_pytorchs_plain_backend():
+    function, x = FUNCTIONS["causal_attention"]
+    with sdpa_kernel(SDPBackend.MATH):
+        actual = second_derivative(loss_of(function), x)
+        assert_close(actual, second_derivative(loss_of(double(function)), x))
+
+
+Z, CODEBOOK = values(0, 4, 6), values(1, 5, 6)
+WITHOUT_GRADIENT = {
+    "nearest_code": lambda z: ops.nearest_code(z, CODEBOOK.to(z.dtype))[1],
+    "code_statistics": lambda z: ops.code_statistics(z, torch.tensor([0, 1, 1, 4]), 5)[1],
+    "draw_codes": lambda z: ops.draw_codes(z, torch.zeros_like(z))[1],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_results_without_a_gradient_are_constants(name, dtype):
+    function, z = WITHOUT_GRADIENT[name], Z.to(dtype)
+    assert not function(z.clone().requires_grad_()).requires_grad
+    assert (torch.func.grad(lambda z: function(z).sum())(z) == 0).all()
+    assert (torch.func.jvp(function, (z,), (torch.ones_like(z),))[1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_vmap_of_results_without_a_gradient_equals_a_loop(name, dtype):
+    function = WITHOUT_GRADIENT[name]
+    several = torch.stack([Z, -Z]).to(dtype)
+    assert_close(torch.func.vmap(function)(several), torch.stack([function(z) for z in several]))
+
+
+def test_vmap_of_noise_equals_a_loop():
+    samples = torch.tensor([[0, 3], [5, 2]])
+    make = lambda rows: ops.gumbel_noise(rows, torch.arange(4), 6)  # noqa: E731
+    assert torch.equal(torch.func.vmap(make)(samples), torch.stack([make(row) for row in samples]))
+
+
+def test_vmap_of_dropout_masks_equals_a_loop():
+    seeds = torch.tensor([4, 9])
+    make = lambda seed: ops.dropout_mask(seed, 2, 3, 5, 0.4)  # noqa: E731
+    assert torch.equal(torch.func.vmap(make)(seeds), torch.stack([make(seed) for seed in seeds]))
+
+
+def test_averages_refuse_vmap():
+    averages = torch.ones(2, 5), torch.ones(2, 5, 6), torch.ones(2, 5, 6)
+    with pytest.raises(RuntimeError, match="not implemented for vqvae2_fast::ema_update_"):
+        torch.func.vmap(ops.ema_update_)(torch.ones(2, 5), torch.ones(2, 5, 6), *averages)

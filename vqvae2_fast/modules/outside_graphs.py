@@ -85,8 +85,11 @@ class StartFlag:
 def has_started(initialised: Tensor, settled: Tensor) -> bool:
     """Whether a codebook has started, which its buffer alone decides.
 
-    Where reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True.
+    Where reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True. On
+    the meta device there is no value: the codebook counts as started.
     """
+    if initialised.is_meta:
+        return True
     if not reading_waits(initialised):
         return bool(initialised)
     if not settled:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity, rotate_gradient
 from vqvae2_fast.modules.codebook_steps import move_codebook_, start_codebook_
 from vqvae2_fast.modules.outside_graphs import StartFlag, reading_waits
@@ -200,7 +201,7 @@ class VectorQuantizerEMA(nn.Module):
                 f"VectorQuantizerEMA: expected z [..., D] with D={self.embedding_dim}, "
                 f"got {list(z.shape)}."
             )
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             recomputing = self.training and _inside_backward()
             learning = self.training and not recomputing
             z = self._on_sphere(z)
@@ -224,7 +225,7 @@ class VectorQuantizerEMA(nn.Module):
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         """Indices alone, int64 `[...]`: no statistics, in either mode."""
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 
     def lookup(self, indices: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.compat.lucidrains.arguments import OTHER_ARGUMENTS, refuse_others
 from vqvae2_fast.compat.lucidrains.codebook import Codebook
+from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import rotate_gradient
 
 __all__ = ["LossBreakdown", "VectorQuantize"]
@@ -224,7 +225,7 @@ class VectorQuantize(nn.Module):
         projected = self.project_in(sequence)
         rows, row_mask = self._to_rows(projected, mask)
         book = self._codebook
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             frozen = self.freeze_codebook if freeze_codebook is None else freeze_codebook
             learning = self.training and not frozen
             quantized, row_indices = book.quantize(

@@ -1,0 +1,42 @@
+"""Modules on the meta device: forwards give shapes and dtypes, and compute nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vqvae2_fast as vq2
+from vqvae2_fast.presets import preset
+
+PRESET = preset("emoji32")
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+@pytest.mark.parametrize("init", ["kmeans", "normal"])
+def test_quantizer(init, train):
+    quantizer = vq2.VectorQuantizerEMA(8, 4, init=init, restart=0.03).train(train).to("meta")
+    z_q, indices, loss = quantizer(torch.zeros(2, 3, 4, device="meta"))
+    assert (z_q.shape, indices.shape, loss.shape) == ((2, 3, 4), (2, 3), ())
+    assert z_q.is_meta and indices.is_meta and loss.is_meta
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+def test_vqvae(train):
+    model = vq2.VQVAE2(PRESET.vqvae).train(train).to("meta")
+    output = model(torch.zeros(2, 3, 32, 32, device="meta"))
+    assert output.reconstruction.is_meta
+    assert output.reconstruction.shape == (2, 3, 32, 32)
+    assert [list(codes.shape) for codes in output.codes] == [[2, 8, 8], [2, 16, 16]]
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+@pytest.mark.parametrize("config", PRESET.priors, ids=["top", "bottom"])
+def test_prior(config, train):
+    prior = vq2.PixelSNAIL(config).train(train).to("meta")
+    codes, *condition = (
+        torch.zeros(2, *size, dtype=torch.int64, device="meta")
+        for size in (config.size, *config.condition_sizes)
+    )
+    logits = prior(codes, condition or None, torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert logits.is_meta
+    assert logits.shape == (2, config.num_embeddings, *config.size)

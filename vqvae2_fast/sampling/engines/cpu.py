@@ -1,8 +1,8 @@
 """Engine `cpu`: the two phases in the compiled library, a whole map in one call.
 
-This file packs a plan's weights once, in the layout of `csrc/cpu/sampler/plan.h`, and hands a draw
-over. A sample's codes and logits are the same bits whatever the batch, the threads and the SIMD
-level: see README.md beside this file.
+This file packs a plan's weights once, in the layout of `csrc/cpu/sampler/plan.h`, and passes draws
+on. A sample's codes and logits are the same bits whatever the batch, the number of threads and the
+SIMD level: see README.md in this folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PANEL, HALF_PANEL = 32, 16
 # Words of 4 bytes that a panel's 32 weights of one input take.
 _WORDS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
-# Packed plans, of each dtype of the weights that there is.
+# Packed plans by the dtype of the weights.
 _packed: Kept[SamplingPlan, Any] = Kept(capacity=len(_WORDS))
 
 
@@ -49,9 +49,9 @@ def draw_cpu(
     """Draw a map; threads as `torch.get_num_threads()` says.
 
     Args:
-        weights: float32; or bfloat16: the matrices are rounded to it; or int8: to multiples of
-            1/127 of the largest of each output's weights. Sums and everything else stay float32:
-            half or a quarter of the bytes to read for a position, and a slightly different prior.
+        weights: float32, or what the matrices are rounded to: bfloat16, or int8 for multiples of
+            1/127 of the largest weight of each output. Sums and everything else stay float32. A
+            position then reads half or a quarter of the bytes, from a slightly different prior.
 
     Raises:
         RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
@@ -67,12 +67,12 @@ def draw_cpu_timed(
     weights: torch.dtype = torch.float32,
     profile: Tensor | None = None,
 ) -> tuple[Drawn, dict[str, float]]:
-    """`draw_cpu`, and what it took: seconds of `condition`, `rows` and `pixels`, number of `steps`.
+    """`draw_cpu`, with the seconds of `condition`, `rows` and `pixels` and the number of `steps`.
 
     Args:
-        profile: float32 zeros `[H·W, stages, threads, 2]`: gets what each thread spent at each
-            position working in a stage of the pixel phase (`SAMPLER_STAGES` of the compiled
-            module) and waiting at its end. Microseconds.
+        profile: float32 zeros `[H·W, stages, threads, 2]`, to be filled with the microseconds that
+            each thread worked in each stage of the pixel phase (`SAMPLER_STAGES` of the compiled
+            module) at each position, and waited at its end.
     """
     reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:

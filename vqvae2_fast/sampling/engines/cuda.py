@@ -1,6 +1,6 @@
-"""Engine `cuda`: per row of the map one set of matrix products and one persistent launch.
+"""Engine `cuda`: for each row of the map, one set of matrix products and one persistent launch.
 
-This file provides the memory of a draw and hands it to `csrc/cuda/sampler`. A sample's codes and
+This file allocates the memory of a draw and passes it to `csrc/cuda/sampler`. A sample's codes and
 logits are the same bits whatever the batch: see README.md there.
 
 No synchronisation happens between rows, unless `progress` is given.
@@ -69,7 +69,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """Where the persistent launch runs: blocks that are resident at once, and their size."""
+    """The card: how many blocks of the persistent launch are resident at once, and their size."""
 
     blocks: int
     shared_bytes: int
@@ -220,7 +220,7 @@ def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
 def plan_values(
     plan: SamplingPlan, card: Card, precision: Precision, batch: int, *, guided: bool
 ) -> dict[str, int | float]:
-    """What `planner.h` reads, with null addresses and the plainest rule: enough for sizes."""
+    """What `planner.h` reads, with null addresses and default settings: enough for sizes."""
     return sizes_of(plan) | {
         "card.blocks": card.blocks,
         "card.threads": card.threads,
@@ -279,8 +279,8 @@ def _workspace(
         fits = largest_batch(library, values, free)
         remedy = f"a batch of {fits} would fit" if fits else "not even a batch of 1 would fit"
         raise torch.OutOfMemoryError(
-            f"engine cuda: a batch of {batch} needs {size / 2**20:.0f} MiB beside the weights, "
-            f"{free / 2**20:.0f} MiB are free: {remedy}."
+            f"engine cuda: a batch of {batch} needs {size / 2**20:.0f} MiB besides the weights, "
+            f"but {free / 2**20:.0f} MiB are free: {remedy}."
         ) from error
 
 

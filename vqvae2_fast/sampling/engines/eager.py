@@ -1,12 +1,13 @@
-"""Engine `eager`: the two phases of SAMPLER.md in PyTorch calls, from a plan alone.
+"""Engine `eager`: the two phases in PyTorch calls, from a plan alone.
 
 Row phase, when row i begins: the taps above of every convolution, one matrix product each for the
 whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
-Everything that does not depend on codes of this map is computed once. Buffers are allocated at the
-start; the pixel phase of a row, the draws too, is one list of calls on them that is the same for
-every row: on CUDA it is captured once, replayed in every row, and kept with the plan for the next
-draws of its kind. On a CPU attention looks back as far as the end of its row, on a GPU over the
-whole map: the shapes, too, are then those of every row.
+Everything that does not depend on the codes of this map is computed once.
+
+Buffers are allocated at the start. The pixel phase of a row, including the draws, is one list of
+calls on these buffers, the same in every row. On CUDA it is captured once, replayed in every row,
+and kept with the plan for the next draws of its kind. For this its shapes may not depend on the
+row, so on a GPU attention reads the whole map; on a CPU it stops at the end of the row.
 
 Sizes: B samples; N = B, or 2B under guidance (rows with the class, then rows without).
 """
@@ -52,14 +53,14 @@ CAPTURING_DEVICES = ("cuda",)
 
 @dataclass(frozen=True)
 class Kind:
-    """What the steps of a row depend on beside the plan: draws of one kind share a captured row.
+    """What the steps of a row depend on besides the plan: draws of one kind share a captured row.
 
     Args:
-        batch_size: B: shapes.
-        rule: Its numbers are constants of the steps.
-        keeps_known: Some codes are given.
-        surroundings: Settings under which PyTorch picks its kernels, and the stream, on which draws
-            with the same buffers follow one another.
+        batch_size: B, which sets the shapes.
+        rule: Settings whose numbers are constants of the steps.
+        keeps_known: Whether some codes are given.
+        surroundings: The settings by which PyTorch picks its kernels, and the CUDA stream, on which
+            draws with the same buffers follow one another.
     """
 
     batch_size: int
@@ -79,8 +80,8 @@ class _CapturedRow:
     draw_row: Callable[[], None]
 
 
-# Two kinds of draw a plan, as each holds a draw's memory: the batch that is drawn again and again,
-# and a last, smaller one.
+# Each holds the memory of a draw, so a plan keeps two kinds: that of the batch that is drawn again
+# and again, and that of a last, smaller one.
 _captured_rows: Kept[SamplingPlan, _CapturedRow] = Kept(capacity=2)
 
 
@@ -99,7 +100,7 @@ def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
     kind = Kind.of(request, surroundings())
 
     def capture() -> _CapturedRow:
-        # On a copy, as what is kept with the plan must not hold it.
+        # On a copy: what is kept with the plan must not hold it.
         network = _Network(replace(plan), kind)
         network.start_map(request)
         network.start_row(0)
@@ -107,7 +108,7 @@ def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
 
     row = _captured_rows.take(plan, kind, capture)
     drawn = _draw(row.network, row.draw_row, request)
-    # After an error it is not: what it left could be anything.
+    # Not after an error, which may leave anything in the buffers.
     _captured_rows.put_back(plan, kind, row)
     return drawn
 
@@ -188,9 +189,9 @@ class _Network:
         self._steps = [self._column_steps(j, groups) for j in range(width)]
 
     def start_map(self, request: DrawRequest) -> None:
-        """Another draw, of the network's kind: nothing of the one before is left.
+        """Begin another draw of the network's kind, with nothing left of the one before.
 
-        What is not named here is overwritten before it is read.
+        What is not reset here is overwritten before it is read.
         """
         plan, labels = self.plan, request.labels
         if labels is not None and self._kind.rule.guided:
@@ -204,7 +205,7 @@ class _Network:
             self._features = condition_features(plan.condition, request.maps)
 
     def finish_map(self) -> None:
-        """Lets go of what belongs to the draw."""
+        """Let go of what belongs to the draw."""
         self._request = self._features = self._condition = None
 
     def start_row(self, i: int) -> None:

@@ -1,4 +1,4 @@
-"""Work on fixed buffers as a CUDA graph: replayed without a launch for each of its kernels."""
+"""Work on fixed buffers as a CUDA graph, replayed without launching each kernel."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["captured"]
 def captured(function: Callable[[], None]) -> Callable[[], None]:
     """The function as the replay of a graph.
 
-    It reads and writes fixed buffers of the current CUDA device and does nothing that waits for it.
-    It runs once before it is captured, as libraries set themselves up at their first call; what
-    that leaves in the buffers is for the caller to undo.
+    The function has to read and write fixed buffers of the current CUDA device and must not wait
+    for the device. It runs once before it is captured, because libraries set themselves up at their
+    first call; the caller undoes what that leaves in the buffers.
     """
     warm_up = torch.cuda.Stream()
     warm_up.wait_stream(torch.cuda.current_stream())

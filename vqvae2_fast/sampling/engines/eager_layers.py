@@ -1,9 +1,9 @@
 """Parts of engine `eager`: static buffers, and the steps that fill them.
 
 A *step* is a call with all its arguments bound: a PyTorch operator that reads and writes views of
-fixed buffers. The steps of a column are made once and replayed in every row, so that a position
-costs little Python, and so that they can be captured: none allocates, looks at a value or changes
-its shapes within a row.
+fixed buffers. The steps of a column are made once and replayed in every row, which saves Python
+time. They can also be captured in a graph: none allocates, looks at a value or changes its shapes
+within a row.
 
 Sizes: n layers, N rows of the network's batch, W columns, C channels.
 """
@@ -46,7 +46,7 @@ def elu_(x: Tensor) -> Step:
 
 
 def glu(x: Tensor, out: Tensor) -> Step:
-    """First half times the sigmoid of the second half of the last dimension."""
+    """The first half of the last dimension, times the sigmoid of its second half."""
     return partial(torch.ops.aten.glu.out, x, out=out)
 
 
@@ -62,10 +62,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> Step:
 class ConvCache:
     """Inputs of n causal convolutions around row i, and their outputs in row i.
 
-    values: `[n, N, A + 1, W + padding, C_in]`, the A rows above and row i, as the convolution reads
+    values: `[n, N, A + 1, W + padding, C_in]`: the A rows above and row i as the convolution reads
         them (activated); zeros outside the map.
-    outputs: `[n, N, W, C_out]`: after `start_row` the bias and the taps above; each column gets its
-        current taps added in place.
+    outputs: `[n, N, W, C_out]`: bias and taps above after `start_row`; the current taps of each
+        column are then added in place.
     """
 
     def __init__(self, plan: ConvPlan, batch: int, width: int) -> None:
@@ -94,7 +94,7 @@ class ConvCache:
         """Row phase: bias and taps above, a matrix product per layer for the whole row."""
         matrix = self._gathered.view(-1, self.plan.above.shape[1])  # [N·W, A·columns·C_in]
         for n, outputs in enumerate(self.outputs):
-            # A layer at a time: the gathered inputs of one stay in the cache, those of all do not.
+            # One layer at a time: its gathered inputs fit into the cache, those of all do not.
             self._gathered.copy_(self._windows[n])
             torch.addmm(
                 self.plan.bias[n],
@@ -168,7 +168,7 @@ class CausalLayers:
         return self._sums[block, -1]
 
     def common_steps(self, j: int) -> list[Step]:
-        """What all layers do side by side at column j: all, if none reads its own position."""
+        """What all layers do at once at column j: everything, if none reads its own position."""
         if self.plan.conv1.reads_itself:
             return []
         steps: list[Step] = []
@@ -243,9 +243,9 @@ class PointwiseLayer:
 class Positions:
     """Which positions of the map attention sees: those before the current one.
 
-    Where it is stands in tensors, so that the steps of a column are the same in every row: `index`
-    int64 `[1]`, and `bias` `[1, 1, positions]`, zero before it and from it on as low as weighs
-    nothing. `reach` positions are looked at: fixed shapes for a whole row at least.
+    Tensors say where it is, so that the steps of a column are the same in every row: `index`, int64
+    `[1]`, and `bias`, `[1, 1, positions]`, which is 0 before the current position and from there on
+    so low that it leaves no weight. `reach` positions are looked at; it is fixed within a row.
     """
 
     def __init__(self, num_positions: int, like: Tensor) -> None:

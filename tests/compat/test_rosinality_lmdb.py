@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 import sys
 import types
 from collections import namedtuple
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqvae2_fast.compat.rosinality import LMDBDataset, import_lmdb_codes
+from vqvae2_fast.compat.rosinality import CodeRow, LMDBDataset, import_lmdb_codes
 
 
 @pytest.fixture
@@ -130,6 +131,60 @@ def test_rows_of_other_contents_are_refused(tmp_path, code_row, row, message):
     write_store(tmp_path / "codes", [pickle.dumps(code_row(*row))])
     with pytest.raises(ValueError, match=message):
         LMDBDataset(tmp_path / "codes")[0]
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_row_of_ours_is_read_by_the_port_alone_and_by_us(tmp_path, protocol):
+    top, bottom = maps()
+    value = pickle.dumps(CodeRow(top, bottom, "cat/1.png"), protocol=protocol)
+    assert b"vqvae2_fast" not in value
+    (tmp_path / "row").write_bytes(value)
+    (tmp_path / "dataset.py").write_text(
+        "from collections import namedtuple\n"
+        "CodeRow = namedtuple('CodeRow', ['top', 'bottom', 'filename'])\n"
+    )
+    code = (
+        "import pickle, sys; sys.modules['vqvae2_fast'] = None\n"
+        "row = pickle.load(open('row', 'rb'))\n"
+        "print(type(row), row.top.sum(), row.bottom.sum(), row.filename)"
+    )
+    run = [sys.executable, "-c", code]
+    printed = subprocess.run(run, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert printed == f"<class 'dataset.CodeRow'> {top.sum()} {bottom.sum()} cat/1.png\n"
+    write_store(tmp_path / "codes", [value])
+    assert np.array_equal(LMDBDataset(tmp_path / "codes")[0][1], bottom)
+
+
+def test_a_pickle_in_a_pickle_runs_no_more_than_a_row(tmp_path):
+    trace = tmp_path / "trace"
+    harm = pickle.dumps(Malicious(os.mkdir, str(trace)))
+    twice = pickle.dumps(Malicious(pickle.loads, pickle.dumps(CodeRow(*maps(), "x.png"))))
+    for value in (harm, pickle.dumps(Malicious(pickle.loads, harm)), twice):
+        store = tmp_path / f"codes{len(value)}"
+        write_store(store, [value])
+        with pytest.raises(ValueError, match="refused, and nothing of it was run"):
+            LMDBDataset(store)[0]
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("place", ["meta", "pages", "empty", "fifo"])
+def test_a_damaged_store_is_named(tmp_path, code_row, place):
+    store = tmp_path / "codes"
+    write_store(store, [pickle.dumps(code_row(*maps(), "x.png"))])
+    path = store / "data.mdb"
+    content = bytearray(path.read_bytes())
+    if place == "meta":
+        content[:8192] = bytes(8192)
+    elif place == "pages":
+        content[8192:] = bytes(len(content) - 8192)
+    else:
+        content = bytearray()
+    path.write_bytes(content)
+    if place == "fifo":
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ValueError, match=str(store)):
+        LMDBDataset(store)
 
 
 def test_truncated_value_is_refused(tmp_path, code_row):

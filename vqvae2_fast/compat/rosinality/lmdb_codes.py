@@ -13,9 +13,8 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-from collections import namedtuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +35,21 @@ __all__ = ["CodeRow", "LMDBDataset", "import_lmdb_codes"]
 _STEP = 1024  # records
 _MAX_MEMO = 1000  # objects of a pickle; a row has some 20
 
-CodeRow = namedtuple("CodeRow", ["top", "bottom", "filename"])
+
+class CodeRow(NamedTuple):
+    """A record of the store. Its pickle is one of the port's `dataset.CodeRow`, which the port
+    alone can read; to unpickle it takes the port's `dataset.py`, which `LMDBDataset` does not."""
+
+    top: Any
+    bottom: Any
+    filename: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle writes a class's name only where it can import it, so this pickle is made by hand.
+        # Protocol 3 has no frames: the fields' pickle is its two first bytes, a body and a stop.
+        fields = pickle.dumps(tuple(self), protocol=3)
+        return pickle.loads, (fields[:2] + b"cdataset\nCodeRow\n" + fields[2:-1] + b"R.",)
+
 
 _INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4")
 
@@ -129,19 +142,40 @@ _STUBS: dict[tuple[str, str], type] = {
 
 
 class _CodeRowUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) not in _STUBS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _STUBS[module, name]
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _STUBS:
+            return _STUBS[module, name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+class _OuterUnpickler(_CodeRowUnpickler):
+    """Also of the pickle of a pickle, as `CodeRow` makes one."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_pickle", "loads"):
+            return _Inner
+        return super().find_class(module, name)
+
+
+class _Inner(metaclass=_Frozen):
+    """The row in the inner pickle."""
+
+    def __new__(cls, value: bytes) -> object:  # type: ignore[misc]
+        return _CodeRowUnpickler(_checked(value)).load()
+
+
+def _checked(value: bytes) -> io.BytesIO:
+    """A pickle to read, unless it asks for memory that it does not fill."""
+    for operation, argument, _ in pickletools.genops(value):
+        # The memo of the unpickler is an array, which an index makes as long as it says.
+        if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
+            raise ValueError(f"it keeps an object under the number {argument}")
+    return io.BytesIO(value)
 
 
 def _read_row(value: bytes, where: str) -> CodeRow:
     try:
-        for operation, argument, _ in pickletools.genops(value):
-            # The memo of the unpickler is an array, which an index makes as long as it says.
-            if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
-                raise ValueError(f"it keeps an object under the number {argument}")
-        row = _CodeRowUnpickler(io.BytesIO(value)).load()
+        row = _OuterUnpickler(_checked(value)).load()
         if type(row) is not _Row:
             raise ValueError(f"it is a {type(row).__name__}")
         top, bottom, filename = row
@@ -156,10 +190,12 @@ def _read_row(value: bytes, where: str) -> CodeRow:
         LookupError,
         EOFError,
         OverflowError,
+        MemoryError,
     ) as error:
         raise ValueError(
             f"{where}: refused, and nothing of it was run: expected the pickle of a "
-            f"dataset.CodeRow with two integer maps and a filename, but {short(error, 200)}."
+            "dataset.CodeRow with two integer maps and a filename, but "
+            f"{short(error, 200) or type(error).__name__}."
         ) from error
 
 
@@ -204,11 +240,12 @@ class LMDBDataset(Dataset[tuple[Tensor, Tensor, str]]):
 
         try:
             with self._env.begin() as transaction:
-                return transaction.get(key)
-        except lmdb.Error as error:
+                value: bytes | None = transaction.get(key)
+        except (lmdb.Error, MemoryError) as error:
             raise ValueError(
                 f"LMDBDataset: {printable(self.path)} is damaged: {short(error)}."
             ) from error
+        return value
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, str]]:
         return (self[index] for index in range(self.length))
@@ -237,7 +274,7 @@ def _open(path: str) -> Any:
     try:
         env = lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
         expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    except lmdb.Error as error:
+    except (lmdb.Error, MemoryError) as error:
         raise ValueError(
             f"LMDBDataset: {printable(path)} does not open as an LMDB store: {short(error)}."
         ) from error
@@ -247,6 +284,10 @@ def _open(path: str) -> Any:
             f"LMDBDataset: {printable(data)} has {size} bytes, expected {expected}; it was cut."
         )
     return env
+
+
+def _sizes(top: Tensor, bottom: Tensor) -> list[tuple[int, int]]:
+    return [(maps.shape[0], maps.shape[1]) for maps in (top, bottom)]
 
 
 def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) -> CodeStore:
@@ -270,11 +311,11 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
     dataset = LMDBDataset(path)
     if not len(dataset):
         raise ValueError(f"import_lmdb_codes: {path} holds no records.")
-    first = [tuple(maps.shape) for maps in dataset[0][:2]]
+    first = _sizes(*dataset[0][:2])
     # Classes are numbered by their names, so that all are needed before a record is written.
     folders: list[str] = []
     for index, (top, bottom, filename) in enumerate(dataset):
-        sizes = [tuple(top.shape), tuple(bottom.shape)]
+        sizes = _sizes(top, bottom)
         if sizes != first:
             raise ValueError(
                 f"import_lmdb_codes: expected maps {first} as in record 0, got {sizes} in record "

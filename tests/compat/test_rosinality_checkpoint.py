@@ -6,13 +6,21 @@ import argparse
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vqvae2_fast.compat.rosinality import VQVAE, PixelSNAIL, load_checkpoint
+from vqvae2_fast.compat.rosinality import (
+    VQVAE,
+    PixelSNAIL,
+    load_checkpoint,
+    load_pixelsnail,
+    load_vqvae,
+)
 
 SMALL = {"channel": 16, "n_res_block": 1, "n_res_channel": 8, "embed_dim": 8, "n_embed": 32}
 
@@ -145,7 +153,9 @@ def test_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, place):
 def test_damaged_files_are_refused_by_name_in_few_words(tmp_path, damage, name):
     torch.save(small_vqvae().state_dict(), tmp_path / name)
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    with pytest.raises(ValueError, match=f"{name} is (damaged|refused)") as caught:
+    with pytest.raises(
+        ValueError, match=f"{name} is (damaged|refused|not a safetensors file)"
+    ) as caught:
         load_checkpoint(tmp_path / name)
     assert "weights_only" not in str(caught.value)
     assert len(str(caught.value)) < len(str(tmp_path)) + 450
@@ -167,13 +177,13 @@ def test_a_fifo_is_refused(tmp_path):
 
 def test_args_of_another_type_are_refused(tmp_path):
     torch.save({"model": small_vqvae().state_dict(), "args": [1]}, tmp_path / "file.pt")
-    with pytest.raises(ValueError, match=r"argparse\.Namespace, got list"):
+    with pytest.raises(ValueError, match=r"argparse\.Namespace or a dictionary, got list"):
         load_checkpoint(tmp_path / "file.pt")
 
 
 def test_file_without_a_state_dict_is_explained(tmp_path):
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "file.pt")
-    with pytest.raises(ValueError, match="expected a state dict .* found epoch, loss"):
+    with pytest.raises(ValueError, match="expected a state dict .* found none in {'epoch': int"):
         load_checkpoint(tmp_path / "file.pt")
 
 
@@ -201,12 +211,144 @@ def test_wrong_k_or_d_is_explained(change):
     assert f"made with {name}={value} (this model: {SMALL[name]})." in message
 
 
-def test_codebook_with_codes_as_rows_is_explained():
-    state = small_vqvae().state_dict()
+def test_codebooks_with_codes_as_rows_are_turned():
+    source, target = small_vqvae(0), small_vqvae(1)
+    state = source.state_dict()
     for level in "tb":
         for name in ("embed", "embed_avg"):
             state[f"quantize_{level}.{name}"] = state[f"quantize_{level}.{name}"].t()
-    assert "codebooks are [K, D]; the port's are [D, K]" in misfit(small_vqvae(), state)
+    target.load_state_dict(state)
+    assert equal(source.state_dict(), target.state_dict())
+
+
+def test_an_embedding_as_codebook_gives_the_same_images():
+    source, target = small_vqvae(0).eval(), small_vqvae(1).eval()
+    state = source.state_dict()
+    for level in "tb":
+        for name in ("embed_avg", "cluster_size"):
+            del state[f"quantize_{level}.{name}"]
+        table = state.pop(f"quantize_{level}.embed")
+        state[f"quantize_{level}.embed.weight"] = table.t().contiguous()
+    target.load_state_dict(state)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(source(images)[0], target(images)[0])
+
+
+def test_a_prior_without_its_weight_norm_gives_the_same_logits():
+    source, target = small_prior(0).eval(), small_prior(1).eval()
+    codes, condition = torch.randint(10, (2, 6, 4)), torch.randint(10, (2, 3, 2))
+    expected = source(codes, condition)[0]
+    state = source.state_dict()
+    for key in [key for key in state if key.endswith("weight_v")]:
+        name = key.removesuffix("_v")
+        state[name] = torch._weight_norm(state.pop(key), state.pop(f"{name}_g"), 0)
+    zeros = next(key for key in state if key.endswith("conv2.conv.conv.weight"))
+    state[zeros] = state[zeros].clone().index_fill(0, torch.tensor([0]), 0.0)
+    target.load_state_dict(state)
+    assert target.state_dict()[zeros + "_g"][0] == 0
+    source.state_dict()[zeros + "_g"][0] = 0
+    expected = source(codes, condition)[0]
+    assert expected.isfinite().all()
+    assert torch.allclose(target(codes, condition)[0], expected, rtol=0, atol=1e-6)
+
+
+WRAPPERS = {
+    "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state},
+    "any_name": lambda state: {"vqvae": state, "optimizer": {"state": {}, "param_groups": []}},
+    "two_models": lambda state: {"ema": {"w": torch.ones(1)}, "model": state},
+    "model.": lambda state: {f"model.{key}": value for key, value in state.items()},
+    "vqvae.": lambda state: {f"vqvae.{key}": value for key, value in state.items()},
+    "lightning": lambda state: {
+        "state_dict": {"loss.scale": torch.ones(1)}
+        | {f"net.module.{key}": value for key, value in state.items()}
+    },
+}
+
+
+@pytest.mark.parametrize("form", WRAPPERS)
+@pytest.mark.parametrize("make", [small_vqvae, small_prior])
+def test_a_wrapped_state_dict_is_found(tmp_path, make, form):
+    source, target = make(0), make(1)
+    torch.save(WRAPPERS[form](source.state_dict()), tmp_path / "file.pt")
+    target.load_state_dict(load_checkpoint(tmp_path / "file.pt").state_dict)
+    assert equal(source.state_dict(), target.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda s: {"first": s, "second": s}, "found several, under first, second"),
+        (lambda s: {f"{p}.{k}": s[k] for p in "ab" for k in s}, "with the prefixes a., b."),
+        (lambda s: [s], "found a list"),
+        (lambda s: {}, "found a dict without entries"),
+    ],
+    ids=["names", "prefixes", "list", "empty"],
+)
+def test_a_file_of_several_models_or_of_none_is_refused(tmp_path, form, message):
+    torch.save(form(small_vqvae().state_dict()), tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(tmp_path / "file.pt")
+    assert str(tmp_path / "file.pt") in str(caught.value)
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_paths_and_numpy_numbers_in_args_are_read(tmp_path, as_dict):
+    values = {"path": Path("/data/x"), "lr": np.float64(3e-4), "n": np.int64(-5), "f": np.bool_(1)}
+    args = values if as_dict else argparse.Namespace(**values)
+    torch.save({"model": small_vqvae().state_dict(), "args": args}, tmp_path / "file.pt")
+    found = vars(load_checkpoint(tmp_path / "file.pt").args)
+    assert found == {"path": "/data/x", "lr": 3e-4, "n": -5, "f": True}
+    assert [type(value) for value in found.values()] == [str, float, int, bool]
+
+
+@pytest.mark.parametrize("value", [np.ones(2), np.array(["x"]), np.datetime64("2020-01-01")])
+def test_other_numpy_values_are_refused(tmp_path, value):
+    torch.save({"model": small_vqvae().state_dict(), "args": {"x": value}}, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"file\.pt is (refused|damaged)"):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+DAMAGE = {
+    "pickle": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+    "number": lambda path: path.write_bytes(b"\x80\x02G."),
+    "legacy": lambda path: (
+        torch.save({"a": torch.ones(9)}, path, _use_new_zipfile_serialization=False),
+        path.write_bytes(path.read_bytes()[:-3]),
+    ),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named_with_the_reason(tmp_path, damage):
+    path = tmp_path / "file.pt"
+    DAMAGE[damage](path)
+    with pytest.raises(ValueError, match=r"file\.pt is (damaged|refused|a folder)") as caught:
+        load_checkpoint(path)
+    assert "weights_only" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "file.pt")
+
+
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path):
+    state = small_prior().state_dict()
+    state["background"] = torch.zeros(1, 1, 1, 1).expand(1, 2, 2**20, 2**20)
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match="background has fewer values than its shape says"):
+        load_pixelsnail(tmp_path / "file.pt")
+
+
+def test_weights_that_are_not_finite_are_refused_unless_asked_for(tmp_path):
+    state = small_vqvae().state_dict()
+    state["dec.blocks.0.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "file.pt")
+    with pytest.raises(ValueError, match=r"file\.pt: expected finite .* in dec\.blocks\.0\.bias"):
+        load_vqvae(tmp_path / "file.pt", rectified_skip=False)
+    load_checkpoint(tmp_path / "file.pt", check_finite=False)
 
 
 def test_missing_and_unexpected_keys_are_listed():
@@ -229,7 +371,8 @@ def test_other_blocks_of_a_prior_are_named():
         ("quantizer._codebook.embed", "vector-quantize-pytorch"),
         ("quantizers.0.codebook", "a native VQVAE2 of vqvae2_fast"),
         ("quantize.embedding.weight", "taming-transformers"),
-        ("who.knows", "another package"),
+        ("who.knows", "another package: none of its keys"),
+        ("dec.blocks.0.bias", "a part of a VQVAE, or a changed one: it has 1 of 48 keys"),
     ],
 )
 def test_keys_of_another_package_name_it(key, source):

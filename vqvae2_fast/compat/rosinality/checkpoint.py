@@ -1,54 +1,41 @@
 """The port's checkpoint files: read without executing a pickle, explained where they do not fit.
 
-Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`), `{"model": state dict, "args":
-Namespace}` (`checkpoint/pixelsnail_top_420.pt`), keys prefixed by `module.` (data parallel) or
-`_orig_mod.` (torch.compile), and both of torch's weight-norm layouts.
+Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`); one among other things, as in
+`{"model": state dict, "args": Namespace, "optimizer": ...}` (`checkpoint/pixelsnail_top_420.pt`);
+keys with a prefix such as `module.` (data parallel), `_orig_mod.` (torch.compile) or `model.`
+(Lightning); both of torch's weight-norm layouts, and weights whose norm was removed; codebooks as
+`[K, D]`, also those of an `nn.Embedding`. Each of them is converted exactly, or refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import pickle
-import zipfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vqvae2_fast.checkpoints.files import read_tensors
+from vqvae2_fast.compat.rosinality.torch_file import read_torch_file
 from vqvae2_fast.files.printable import printable, short
-from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["Checkpoint", "LoadsPortFiles", "StateDictError", "load_checkpoint"]
 
-_PREFIXES = ("module.", "_orig_mod.")
 _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-
-# What torch, zipfile and safetensors raise for files that tools/fuzz damages.
-_DAMAGE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
-_ADVICE = ("Weights only load failed", "Check the documentation", "(1)", "(2)", "Please file")
+# Where the state dict is if a file holds several.
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+# A key with which the keys of a whole model begin, and those of a part of one do not.
+_FIRST_KEY = re.compile(r"(?:^|.*\.)(?=enc_b\.blocks\.0\.weight$|horizontal\.conv\.conv\.)")
+_PARTS = ("module.", "_orig_mod.")  # prefixes of any module
 
 # A part of a key, and whose files have such keys.
 _ORIGINS = (
@@ -75,83 +62,140 @@ class Checkpoint:
     args: argparse.Namespace | None = None
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoint:
     """Read a checkpoint of the port, or its tensors in a safetensors file.
 
-    The file may hold tensors, plain containers, numbers, strings and an `argparse.Namespace`.
+    The file may hold tensors, plain containers, numbers, strings, paths and an
+    `argparse.Namespace`; NumPy numbers and paths come back as Python numbers and strings. Of a file
+    that holds more than one model's tensors, those of the port's model are taken.
+
+    Args:
+        check_finite: Whether to refuse weights that are NaN or infinite.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: It is damaged; it asks for anything else, and is refused without running any of
-            it; or it holds no state dict.
+        ValueError: The file is damaged, or asks for anything else: it is refused, and nothing of it
+            runs. Or it holds no state dict, several, or weights that are not finite.
     """
     path = Path(path)
-    with open_untrusted(path) as file:
-        try:
-            loaded = _read(path, file)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"load_checkpoint: {printable(path)} is refused, and nothing of it was run. A "
-                "checkpoint of the port holds tensors and an argparse.Namespace; this file asks "
-                f"for something else, or is no checkpoint: {_reason(error)}"
-            ) from error
-        except _DAMAGE as error:
-            raise ValueError(
-                f"load_checkpoint: {printable(path)} is damaged or no checkpoint: {_reason(error)}"
-            ) from error
+    where = f"load_checkpoint: {printable(path)}"
+    if path.suffix == ".safetensors":
+        return Checkpoint(_plain_keys(read_tensors(path, check_finite=check_finite), where))
+    try:
+        loaded = read_torch_file(path)
+    except ValueError as error:
+        raise ValueError(f"load_checkpoint: {error}") from error
     args = loaded.get("args") if isinstance(loaded, dict) else None
+    if isinstance(args, dict):
+        args = argparse.Namespace(**{str(name): value for name, value in args.items()})
     if args is not None and not isinstance(args, argparse.Namespace):
         raise ValueError(
-            f"load_checkpoint: expected 'args' of {printable(path)} to be an argparse.Namespace, "
-            f"got {type(args).__name__}."
+            f"{where}: expected 'args' to be an argparse.Namespace or a dictionary, got "
+            f"{type(args).__name__}."
         )
-    return Checkpoint(_unwrapped(loaded, printable(path)), args)
+    plain = _plain_keys(_unwrapped(loaded, where), where)
+    for key, tensor in plain.items():
+        if tensor.layout != torch.strided or tensor.numel() > tensor.untyped_storage().nbytes():
+            # A model is made in the sizes of its tensors: these have to be there.
+            raise ValueError(f"{where}: {short(key)} has fewer values than its shape says.")
+        if check_finite and tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"{where}: expected finite numbers, got NaN or infinity in {short(key)}. Load "
+                "another checkpoint, or call load_checkpoint(..., check_finite=False)."
+            )
+    return Checkpoint(plain, args)
 
 
-def _read(path: Path, file: IO[bytes]) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if zipfile.is_zipfile(file):
-        file.seek(0)
-        with zipfile.ZipFile(file) as archive:
-            if any(info.compress_type for info in archive.infolist()):
-                raise ValueError("it holds compressed records, which torch.save never makes")
-    file.seek(0)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _reason(error: BaseException) -> str:
-    """What torch complains of, without its advice to switch the safe loader off."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return short(reasons[0] if reasons else type(error).__name__, 200)
-
-
-def _unwrapped(loaded: Any, source: str) -> dict[str, Tensor]:
-    if isinstance(loaded, dict):
-        for key in ("model", "state_dict"):
-            if isinstance(loaded.get(key), dict):
-                loaded = loaded[key]
-    strangers = (
-        [key for key, value in loaded.items() if not isinstance(value, Tensor)]
-        if isinstance(loaded, dict)
-        else [type(loaded).__name__]
+def _is_state_dict(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
     )
-    if strangers or not loaded:
+
+
+def _unwrapped(loaded: Any, where: str) -> dict[str, Tensor]:
+    """The state dict that a file is, or the one that it holds."""
+    if _is_state_dict(loaded):
+        state_dict: dict[str, Tensor] = loaded
+        return state_dict
+    held = loaded if isinstance(loaded, dict) else {}
+    found = {str(name): value for name, value in held.items() if _is_state_dict(value)}
+    if len(found) > 1:
+        found = {name: found[name] for name in _WRAPPERS if name in found} or found
+    if len(found) == 1 or (found and next(iter(found)) in _WRAPPERS):
+        return next(iter(found.values()))
+    if found:
+        what = f"several, under {short(', '.join(found))}; pass the one you mean"
+    elif held:
+        kinds = (f"{name!r}: {type(value).__name__}" for name, value in held.items())
+        what = f"none in {{{short(', '.join(kinds))}}}"
+    else:
+        what = f"a {type(loaded).__name__}" + (" without entries" if loaded == {} else "")
+    raise StateDictError(
+        f"{where}: expected a state dict (names to tensors), alone or under a name such as "
+        f"'model', found {what}."
+    )
+
+
+def _plain_keys(
+    state_dict: Mapping[str, Tensor], where: str, *, only_the_model: bool = True
+) -> dict[str, Tensor]:
+    """The port's own keys and layouts of tensors, without a wrapper's prefix.
+
+    Args:
+        only_the_model: Leave out what does not have the prefix of the model.
+    """
+    plain = {renamed_weight_norm(key): value for key, value in state_dict.items()}
+    prefixes = sorted({match[0] for key in plain if (match := _FIRST_KEY.match(key))})
+    if len(prefixes) > 1 and "" not in prefixes:
         raise StateDictError(
-            f"{source}: expected a state dict (names to tensors), or {{'model': state dict, "
-            f"'args': ...}}; found {', '.join(map(short, strangers[:5])) or 'nothing'} instead."
+            f"{where}: expected the tensors of one model, found several, with the prefixes "
+            f"{short(', '.join(prefixes))}. Keep the keys of one of them."
         )
-    return _plain_keys(loaded)
-
-
-def _plain_keys(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The port's own keys: without a wrapper's prefix, weight norm as `weight_g` and `weight_v`."""
-    plain = dict(state_dict)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in plain)), None):
+    if prefixes:
+        prefix = prefixes[0]  # "" if there is a model without one
+        if prefix and only_the_model:
+            plain = {key: value for key, value in plain.items() if key.startswith(prefix)}
+        plain = {key.removeprefix(prefix): value for key, value in plain.items()}
+    while prefix := next((p for p in _PARTS if all(key.startswith(p) for key in plain)), ""):
         plain = {key[len(prefix) :]: value for key, value in plain.items()}
-    return {renamed_weight_norm(key): value for key, value in plain.items()}
+    if any(key.startswith("horizontal.") for key in plain):
+        return _with_weight_norm(plain)
+    return _with_codes_as_columns(plain)
+
+
+def _with_weight_norm(plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights whose norm was removed, as the norm and direction that give them again."""
+    split: dict[str, Tensor] = {}
+    for key, value in plain.items():
+        if not key.endswith(".weight") or value.dim() < 2:
+            split[key] = value
+            continue
+        norm = torch.norm_except_dim(value, 2, 0)
+        split[f"{key}_g"] = norm
+        # A row of zeros has no direction: any will do.
+        split[f"{key}_v"] = torch.where(norm > 0, value, torch.ones_like(value))
+    return split
+
+
+def _with_codes_as_columns(plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Codebooks as `[D, K]` with the averages that a quantiser of the port has."""
+    turned = dict(plain)
+    for level in ("quantize_t", "quantize_b"):
+        table = turned.pop(f"{level}.embed.weight", None)  # an nn.Embedding, [K, D]
+        if table is not None:
+            turned[f"{level}.embed"] = table.t().contiguous()
+            turned.setdefault(f"{level}.embed_avg", turned[f"{level}.embed"].clone())
+            turned.setdefault(f"{level}.cluster_size", torch.ones(len(table)))
+        embed, sizes = turned.get(f"{level}.embed"), turned.get(f"{level}.cluster_size")
+        if embed is None or sizes is None or embed.dim() != 2 or sizes.dim() != 1:
+            continue
+        if embed.shape[0] == len(sizes) != embed.shape[1]:
+            for name in ("embed", "embed_avg"):
+                if (rows := turned.get(f"{level}.{name}")) is not None and rows.dim() == 2:
+                    turned[f"{level}.{name}"] = rows.t().contiguous()
+    return turned
 
 
 def renamed_weight_norm(key: str) -> str:
@@ -168,13 +212,14 @@ class LoadsPortFiles(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dict in any of the forms that this module's head lists.
+        """Load a state dict in any of the forms that this module's docstring lists.
 
         Raises:
             StateDictError: Keys are missing or unexpected (with `strict`), or shapes differ. It
                 lists them, with the likely source of the file.
         """
-        plain = _unwrapped(dict(state_dict), f"{type(self).__name__}.load_state_dict")
+        where = f"{type(self).__name__}.load_state_dict"
+        plain = _plain_keys(_unwrapped(dict(state_dict), where), where, only_the_model=False)
         problem = _misfit(self, plain, strict)
         if problem:
             raise StateDictError(problem)
@@ -216,19 +261,16 @@ def _likely_source(
     model: LoadsPortFiles, own: dict[str, Tensor], state_dict: dict[str, Tensor]
 ) -> str:
     name = type(model).__name__
+    shared = own.keys() & state_dict.keys()
     try:
         file_arguments = model.arguments_of(state_dict)
     except (KeyError, IndexError, ValueError):
         for part, origin in _ORIGINS:
             if any(part in key for key in state_dict) and not any(part in key for key in own):
                 return f"{origin}."
-        return "another package, or a part of a model; its keys are not those of the port."
-    shapes = [each["quantize_t.embed"].shape for each in (state_dict, own) if name == "VQVAE"]
-    if shapes and shapes[0] == shapes[1][::-1] != shapes[1]:
-        return (
-            "a file whose codebooks are [K, D]; the port's are [D, K], codes are columns. "
-            "Transpose quantize_*.embed and quantize_*.embed_avg."
-        )
+        if shared:
+            return f"a part of a {name}, or a changed one: it has {len(shared)} of {len(own)} keys."
+        return "another package: none of its keys is one of the port's."
     own_arguments = model.arguments_of(own)
     other = [
         f"{key}={value!r} (this model: {own_arguments.get(key)!r})"
@@ -236,7 +278,11 @@ def _likely_source(
         if value != own_arguments.get(key)
     ]
     if not other:
-        return f"a changed {name}: its sizes are those of this model, its keys are not."
+        others = len(state_dict.keys() - own.keys())
+        return (
+            f"a changed {name}, made with the arguments of this model: it has {len(shared)} of its "
+            f"{len(own)} keys, and {others} others."
+        )
     call = ", ".join(f"{key}={value!r}" for key, value in file_arguments.items())
     with torch.device("meta"):
         fitting = type(model)(**file_arguments).state_dict()

@@ -25,7 +25,8 @@ def _interface_of_port(prior: PixelSNAIL) -> PriorInterface:
     conditioned = hasattr(prior, "cond_resnet")
 
     def logits(codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
-        return prior(codes, maps[0] if maps else None)[0]
+        result: Tensor = prior(codes, maps[0] if maps else None)[0]
+        return result
 
     def plan() -> SamplingPlan:
         return pixelsnail_plan(to_native(prior))

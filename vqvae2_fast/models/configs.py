@@ -40,6 +40,8 @@ class VQVAE2Config:
         hidden_channels: Channels of the encoders and decoders ("hidden units").
         residual_channels: Channels inside a residual block ("residual units").
         num_residual_blocks: Residual blocks of each encoder and decoder.
+        rectified_skip: Residual blocks add ReLU(x) instead of x to their result. The rosinality
+            port did so until 2021-01-23, when its first ReLU still worked in place.
         num_embeddings: K, codes per level.
         embedding_dim: D, dimension of a code.
         commitment_cost: Weight β of the commitment loss, eq. 3 of https://arxiv.org/abs/1711.00937.
@@ -72,6 +74,7 @@ class VQVAE2Config:
     gradient: Literal["straight_through", "rotation"] = "straight_through"
     seed: int = 0
     quantize_after: int = 0
+    rectified_skip: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.strides) <= 4:

@@ -68,7 +68,11 @@ class VQVAE2(nn.Module):
         self.config = config
         self.level_names = level_names(config.num_levels)
         hidden, dim, levels = config.hidden_channels, config.embedding_dim, config.num_levels
-        residual = (config.num_residual_blocks, config.residual_channels)
+        residual = (
+            config.num_residual_blocks,
+            config.residual_channels,
+            config.rectified_skip,
+        )
         # Fine to coarse: encoder i halves what encoder i − 1 gives.
         inputs = [config.image_channels] + [hidden] * (levels - 1)
         self.encoders = nn.ModuleList(

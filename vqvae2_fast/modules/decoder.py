@@ -25,6 +25,7 @@ class Decoder(nn.Module):
         stride: A power of two, at least 2.
         num_residual_blocks: Residual blocks at the start.
         residual_channels: Channels inside a residual block ("residual units").
+        rectified_skip: See `VQVAE2Config`.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Decoder(nn.Module):
         stride: int,
         num_residual_blocks: int,
         residual_channels: int,
+        rectified_skip: bool = False,
     ) -> None:
         super().__init__()
         doublings = stride.bit_length() - 1
@@ -42,7 +44,10 @@ class Decoder(nn.Module):
         if doublings > 1:
             widths = [channels] * (doublings - 1) + [max(channels // 2, 1)]
         layers: list[nn.Module] = [PlainConv2d(in_channels, channels, 3)]
-        layers += [ResidualBlock(channels, residual_channels) for _ in range(num_residual_blocks)]
+        layers += [
+            ResidualBlock(channels, residual_channels, rectified_skip)
+            for _ in range(num_residual_blocks)
+        ]
         layers.append(nn.ReLU(inplace=True))
         layers += _doublings([*widths, out_channels])
         self.layers = nn.Sequential(*layers)

@@ -23,6 +23,7 @@ class Encoder(nn.Module):
         stride: A power of two, at least 2.
         num_residual_blocks: Residual blocks at the end.
         residual_channels: Channels inside a residual block ("residual units").
+        rectified_skip: See `VQVAE2Config`.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Encoder(nn.Module):
         stride: int,
         num_residual_blocks: int,
         residual_channels: int,
+        rectified_skip: bool = False,
     ) -> None:
         super().__init__()
         width = max(channels // 2, 1)
@@ -41,7 +43,10 @@ class Encoder(nn.Module):
             in_channels, width = width, channels
         # No ReLU from here to the first block: the block opens with one.
         layers.append(PlainConv2d(in_channels, channels, 3))
-        layers += [ResidualBlock(channels, residual_channels) for _ in range(num_residual_blocks)]
+        layers += [
+            ResidualBlock(channels, residual_channels, rectified_skip)
+            for _ in range(num_residual_blocks)
+        ]
         layers.append(nn.ReLU(inplace=True))
         self.layers = nn.Sequential(*layers)
 

@@ -17,10 +17,12 @@ class ResidualBlock(nn.Module):
     Args:
         channels: C.
         residual_channels: Channels between the two convolutions ("residual units").
+        rectified_skip: Add ReLU(x) instead of x; see `VQVAE2Config`.
     """
 
-    def __init__(self, channels: int, residual_channels: int) -> None:
+    def __init__(self, channels: int, residual_channels: int, rectified_skip: bool = False) -> None:
         super().__init__()
+        self.rectified_skip = rectified_skip
         self.layers = nn.Sequential(
             nn.ReLU(),
             PlainConv2d(channels, residual_channels, 3),
@@ -30,4 +32,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rectified_skip:
+            x = x.relu()
         return x + self.layers(x)

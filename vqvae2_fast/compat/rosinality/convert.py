@@ -11,6 +11,7 @@ dropout of the conditioning and output stacks follows the configuration, the por
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
@@ -67,38 +68,74 @@ _PRIOR_NAMES = (
 )
 
 
-def load_vqvae(path: str | Path) -> VQVAE:
+def load_vqvae(
+    path: str | Path, *, rectified_skip: bool | None = None, images: Tensor | None = None
+) -> VQVAE:
     """The port's VQVAE of a checkpoint file, in evaluation mode; sizes are read off its tensors.
+
+    A file does not tell whether it was trained before 2021-01-23, when the port's residual blocks
+    added ReLU(x) instead of x. The wrong choice gives bad codes and images without an error.
+
+    Args:
+        rectified_skip: True for a model that was trained before that day, such as the published
+            `vqvae_560.pt`; False for a later one.
+        images: In place of `rectified_skip`: some images like those that the model was trained on,
+            `[B, C, H, W]` in [-1, 1]. The choice that reconstructs them better is taken.
 
     Raises:
         ValueError: The file is refused (see `load_checkpoint`) or is not of this class.
     """
-    return _loaded(VQVAE, path)
+    model = _loaded(VQVAE, path)
+    if rectified_skip is None and images is None:
+        warnings.warn(
+            f"load_vqvae: {path} may have been trained before 2021-01-23, when the port's residual "
+            "blocks added ReLU(x). Pass rectified_skip=True if it was (the published vqvae_560.pt "
+            "was), False if not, or images to compare both; False is taken now.",
+            stacklevel=2,
+        )
+    if rectified_skip is None and images is not None:
+        errors = {flag: _reconstruction_error(model, images, flag) for flag in (False, True)}
+        rectified_skip = errors[True] < errors[False]
+    model.rectified_skip = bool(rectified_skip)
+    return model
 
 
-def load_pixelsnail(path: str | Path) -> PixelSNAIL:
-    """The port's PixelSNAIL of a file, as `load_vqvae`; dropout is that of the file's `args`."""
-    return _loaded(PixelSNAIL, path)
+@torch.no_grad()
+def _reconstruction_error(model: VQVAE, images: Tensor, rectified_skip: bool) -> float:
+    model.rectified_skip = rectified_skip
+    return float((model(images)[0] - images).square().mean())
+
+
+def load_pixelsnail(path: str | Path, *, activated_skip: bool = False) -> PixelSNAIL:
+    """The port's PixelSNAIL of a file, as `load_vqvae`; dropout is that of the file's `args`.
+
+    Args:
+        activated_skip: True for a prior that was trained before 2020-07-02; see `PixelSNAIL`.
+    """
+    model = _loaded(PixelSNAIL, path)
+    model.activated_skip = activated_skip
+    return model
 
 
 def _loaded(kind: type[_Port], path: str | Path) -> _Port:
     checkpoint = load_checkpoint(path)
+    where = f"load_{kind.__name__.lower()}: {printable(path)}"
     try:
         arguments = kind.arguments_of(checkpoint.state_dict)
     except (KeyError, IndexError, ValueError) as error:
         keys = list(checkpoint.state_dict)
         raise ValueError(
-            f"load_{kind.__name__.lower()}: {printable(path)} is no {kind.__name__} of the port: "
-            f"it has {len(keys)} tensors, the first {', '.join(map(short, keys[:3]))}."
+            f"{where} is not a {kind.__name__} of the port: it has {len(keys)} tensors, the first "
+            f"{short(', '.join(keys[:3]))}."
         ) from error
     dropout = getattr(checkpoint.args, "dropout", None)
     if kind is PixelSNAIL and isinstance(dropout, (int, float)):
         arguments["dropout"] = dropout
-    model = kind(**arguments)
     try:
+        model = kind(**arguments)
         model.load_state_dict(checkpoint.state_dict)
-    except StateDictError as error:
-        raise StateDictError(f"load_{kind.__name__.lower()}: {printable(path)}: {error}") from error
+    except (ValueError, RuntimeError, TypeError, ArithmeticError) as error:
+        raise StateDictError(f"{where}: {error}") from error
     return model.eval()
 
 
@@ -169,6 +206,7 @@ def _to_native_vqvae(model: VQVAE, image_size: tuple[int, int]) -> VQVAE2:
         init="normal",
         ema_start="zero",
         restart=0.0,
+        rectified_skip=model.rectified_skip,
     )
     return _filled(VQVAE2(config), model, _vqvae_name)
 
@@ -189,6 +227,7 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
         config.residual_channels,
         config.embedding_dim,
         config.num_embeddings,
+        rectified_skip=config.rectified_skip,
     )
     return _filled(port, model, _vqvae_name)
 
@@ -197,6 +236,11 @@ def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     arguments = PixelSNAIL.arguments_of(model.state_dict())
     height, width = arguments["shape"]
     conditioned = hasattr(model, "cond_resnet")
+    if model.activated_skip:
+        raise ValueError(
+            "to_native: expected a prior without activated_skip: native layers add x, not ELU(x). "
+            "Draw from it as it is, with engine='reference'."
+        )
     if arguments["cond_res_channel"] and not conditioned:
         raise ValueError(
             "to_native: the prior's layers take a condition (cond_res_channel="

@@ -162,7 +162,11 @@ class GatedResBlock(nn.Module):
         conv: `wnconv2d` (plain, same size), `causal` or `causal_downright`.
         auxiliary_channel: Channels of the second input; 0 for none.
         condition_dim: Channels of the condition; 0 for none.
+
+    With `activated_skip` the last term is ELU(x); see `PixelSNAIL`.
     """
+
+    activated_skip = False
 
     def __init__(
         self,
@@ -204,10 +208,13 @@ class GatedResBlock(nn.Module):
     def forward(
         self, input: Tensor, aux_input: Tensor | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        out = self.conv1(self.activation(input))
+        activated = self.activation(input)
+        out = self.conv1(activated)
         if aux_input is not None:
             out = out + self.aux_conv(self.activation(aux_input))
         out = self.conv2(self.dropout(self.activation(out)))
         return ops.gated_residual(
-            out, input, None if condition is None else self.condition(condition)
+            out,
+            activated if self.activated_skip else input,
+            None if condition is None else self.condition(condition),
         )

@@ -19,6 +19,9 @@ Quirks of the port, kept on purpose:
 - A condition in `cache` is kept detached, and is not computed again whatever `condition` says.
 - `n_class` is the number of codes of this map and of the condition's.
 
+A defect of the port until 2020-07-02, kept as an option (`activated_skip`): the ELU of a gated
+residual layer worked in place, so that the layer added ELU(x) instead of x.
+
 Not kept: masked entries of `weight_v` get gradient zero, where the port leaves a gradient whose
 effect it erases at the next forward; the dropout mask of the attention is drawn from a seed, so it
 differs from the port's at equal generator states; masked logits are −∞ where the port's are −1e4
@@ -156,11 +159,17 @@ class PixelBlock(nn.Module):
         out = input
         for resblock in self.resblocks:
             out = resblock(out, condition=condition)
+        first = next(iter(self.resblocks), None)
+        if isinstance(first, GatedResBlock) and first.activated_skip:
+            input = first.activation(input)  # where it worked in place, the key saw its result
+        result: Tensor
         if not self.attention:
-            return self.out(torch.cat([out, background], 1))
+            result = self.out(torch.cat([out, background], 1))
+            return result
         key = self.key_resblock(torch.cat([input, out, background], 1))
         query = self.query_resblock(torch.cat([out, background], 1))
-        return self.out_resblock(out, self.causal_attention(query, key))
+        result = self.out_resblock(out, self.causal_attention(query, key))
+        return result
 
 
 class CondResNet(nn.Module):
@@ -174,7 +183,8 @@ class CondResNet(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.blocks(input)
+        result: Tensor = self.blocks(input)
+        return result
 
 
 class PixelSNAIL(LoadsPortFiles, nn.Module):
@@ -191,6 +201,9 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         dropout: In the blocks and their attention; elsewhere it is 0.1.
         n_cond_res_block, cond_res_channel, cond_res_kernel: Of the conditioning stack; 0 for none.
         n_out_res_block: Residual 1×1 layers on top.
+        activated_skip: Gated residual layers add ELU(x) instead of x to their result, as the port's
+            did until 2020-07-02: their ELU worked in place. Priors that were trained before that
+            day need it. It can be set later too.
     """
 
     background: Tensor
@@ -210,6 +223,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         cond_res_channel: int = 0,
         cond_res_kernel: int = 3,
         n_out_res_block: int = 0,
+        activated_skip: bool = False,
     ) -> None:
         super().__init__()
         height, width = shape
@@ -254,6 +268,19 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             GatedResBlock(channel, res_channel, 1) for _ in range(n_out_res_block)
         ]
         self.out = nn.Sequential(*out, nn.ELU(inplace=True), WNConv2d(channel, n_class, 1))
+        self.activated_skip = activated_skip
+
+    @property
+    def activated_skip(self) -> bool:
+        """Whether the gated residual layers add ELU(x) instead of x."""
+        return self._activated_skip
+
+    @activated_skip.setter
+    def activated_skip(self, value: bool) -> None:
+        self._activated_skip = value
+        for module in self.modules():
+            if isinstance(module, GatedResBlock):
+                module.activated_skip = value
 
     def forward(
         self,

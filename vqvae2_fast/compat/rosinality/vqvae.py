@@ -12,6 +12,9 @@ Quirks of the port, kept on purpose:
 - The codebook is stored as `[D, K]`: codes are columns.
 - `diff` has shape `(1,)` and is the sum over the levels, without the weight of 0.25.
 
+A defect of the port until 2021-01-23, kept as an option (`rectified_skip`): the first ReLU of a
+residual block worked in place, so that the block added ReLU(x) instead of x.
+
 Not kept: the search is exact in float64 with ties to the lowest index (the port's is float32, or
 half under autocast, and its ties are undefined), and sizes that the port trips over in the middle
 of a forward are refused at its start.
@@ -101,7 +104,9 @@ class Quantize(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """`conv1x1(ReLU(conv3x3(ReLU(x)))) + x` at any size."""
+    """`conv1x1(ReLU(conv3x3(ReLU(x)))) + x` at any size; with `rectified_skip`, `... + ReLU(x)`."""
+
+    rectified_skip = False
 
     def __init__(self, in_channel: int, channel: int) -> None:
         super().__init__()
@@ -113,7 +118,10 @@ class ResBlock(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.conv(input) + input
+        if self.rectified_skip:
+            input = input.relu()
+        result: Tensor = self.conv(input) + input
+        return result
 
 
 class Encoder(nn.Module):
@@ -145,7 +153,8 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*blocks, nn.ReLU(inplace=True))
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.blocks(input)
+        result: Tensor = self.blocks(input)
+        return result
 
 
 class Decoder(nn.Module):
@@ -177,7 +186,8 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.blocks(input)
+        result: Tensor = self.blocks(input)
+        return result
 
 
 class VQVAE(LoadsPortFiles, nn.Module):
@@ -190,6 +200,9 @@ class VQVAE(LoadsPortFiles, nn.Module):
         embed_dim: D.
         n_embed: K.
         decay: Ignored, as in the port: both quantisers use 0.99.
+        rectified_skip: Residual blocks add ReLU(x) instead of x to their result, as the port's did
+            until 2021-01-23: their first ReLU worked in place. Models that were trained before that
+            day, the published `vqvae_560.pt` among them, need it. It can be set later too.
     """
 
     def __init__(
@@ -201,6 +214,7 @@ class VQVAE(LoadsPortFiles, nn.Module):
         embed_dim: int = 64,
         n_embed: int = 512,
         decay: float = 0.99,
+        rectified_skip: bool = False,
     ) -> None:
         super().__init__()
         residual = (n_res_block, n_res_channel)
@@ -213,6 +227,19 @@ class VQVAE(LoadsPortFiles, nn.Module):
         self.quantize_b = Quantize(embed_dim, n_embed)
         self.upsample_t = nn.ConvTranspose2d(embed_dim, embed_dim, 4, stride=2, padding=1)
         self.dec = Decoder(embed_dim + embed_dim, in_channel, channel, *residual, stride=4)
+        self.rectified_skip = rectified_skip
+
+    @property
+    def rectified_skip(self) -> bool:
+        """Whether the residual blocks add ReLU(x) instead of x."""
+        return self._rectified_skip
+
+    @rectified_skip.setter
+    def rectified_skip(self, value: bool) -> None:
+        self._rectified_skip = value
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                module.rectified_skip = value
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, C, H, W]` in [-1, 1] -> reconstruction (not clamped) and diff `(1,)`."""
@@ -256,7 +283,8 @@ class VQVAE(LoadsPortFiles, nn.Module):
 
     def decode(self, quant_t: Tensor, quant_b: Tensor) -> Tensor:
         """quant_t `[B, D, h, w]` and quant_b `[B, D, 2h, 2w]` -> images `[B, C, 8h, 8w]`."""
-        return self.dec(torch.cat([self.upsample_t(quant_t), quant_b], 1))
+        images: Tensor = self.dec(torch.cat([self.upsample_t(quant_t), quant_b], 1))
+        return images
 
     def decode_code(self, code_t: Tensor, code_b: Tensor) -> Tensor:
         """Code maps int64 `[B, h, w]` and `[B, 2h, 2w]` -> images `[B, C, 8h, 8w]`."""

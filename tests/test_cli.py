@@ -236,7 +236,7 @@ def test_info_describes_a_code_store(place, capsys):
         ),
         (
             ["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_top"],
-            "--priors: expected 2, one a level",
+            "--priors: expected 2, one for each level",
         ),
         (["info", "{place}/nowhere"], "does not exist"),
         (["info", "{place}/images"], "is no checkpoint"),
@@ -544,3 +544,14 @@ def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch):
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 4
     assert str(out / "report.html") in capsys.readouterr().out
+    before = json.loads((out / "metrics.json").read_text())["held_out"]
+    again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
+    assert "Add --resume to continue it" in error_of(capsys, again)
+    assert main([*again, "--resume"]) == 0
+    assert json.loads((out / "metrics.json").read_text())["held_out"] == before
+
+
+def test_a_number_of_steps_is_no_scale_of_the_demo(tmp_path, capsys):
+    message = error_of(capsys, ["demo", "--out", str(tmp_path / "demo"), "--scale", "500"])
+    assert "--scale: expected a factor above 0 and up to 20, got 500" in message
+    assert not (tmp_path / "demo").exists()

@@ -147,7 +147,7 @@ def test_ranks_write_the_records_of_one_process(tmp_path):
         ({"variants": Variants(copies=1, seed=1)}, "was begun with seed 0, not 1"),
         ({"variants": Variants(copies=1, shift=1)}, "was begun with shift 2, not 1"),
         ({"variants": Variants(flip=True)}, "was begun with flip False, not True"),
-        ({"images": images(6)}, "was begun with other images; go on with what it was begun with"),
+        ({"images": images(6)}, "was begun with other images. Continue it with the same"),
         ({"model": model(1)}, "checkpoint_hash"),
     ],
     ids=["seed", "shift", "flip", "images", "model"],

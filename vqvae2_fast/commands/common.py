@@ -129,8 +129,8 @@ class ModelOptions:
         check_made_for("--priors", vqvae, made_for)
         if len(priors) != vqvae.config.num_levels:
             raise ValueError(
-                f"--priors: expected {vqvae.config.num_levels}, one a level of the VQ-VAE, coarse "
-                f"to fine, got {len(priors)}."
+                f"--priors: expected {vqvae.config.num_levels}, one for each level of the VQ-VAE, "
+                f"coarse to fine, got {len(priors)}."
             )
         for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
             check_prior_fits(

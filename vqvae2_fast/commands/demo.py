@@ -268,7 +268,7 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
             Section(
                 "What the codes cost",
                 "Bits to store one image's codes with the priors as the "
-                "model of an arithmetic coder, beside what each code's frequency alone would "
+                "model of an arithmetic coder, next to what each code's frequency alone would "
                 "give (marginal entropy). Held-out images.",
                 header=(
                     "level",

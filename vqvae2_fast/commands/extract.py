@@ -42,10 +42,10 @@ __all__ = ["Extract"]
 
 @dataclass(kw_only=True)
 class Extract(Command):
-    """Encode all images by a trained VQ-VAE; leaves code stores OUT/train and OUT/held_out.
+    """Encode images with a trained VQ-VAE into the code stores OUT/train and OUT/held_out.
 
     Under torchrun the processes share the work. --flip and --copies add records to the training
-    store alone.
+    store only.
     """
 
     vqvae: Path
@@ -55,9 +55,10 @@ class Extract(Command):
     out: Path = Path("runs/codes")
     """Folder for the two stores."""
     resume: bool = False
-    """Go on where extraction into --out was broken off."""
+    """Continue an extraction into --out that was interrupted."""
     dry_run: bool = False
-    """Open all, check the images against the model and print what would run; write nothing."""
+    """Check the images against the model and print what the extraction would take; write
+    nothing."""
     shard_records: int = SHARD_RECORDS
     """Records that are saved together: what an interruption costs at most."""
     workers: int = 0

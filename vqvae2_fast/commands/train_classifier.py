@@ -28,7 +28,8 @@ class TrainClassifier(TrainingCommand):
 
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     image_size: tuple[int, int] = (32, 32)
-    """Height and width that images are brought to; those of the VQ-VAE whose samples it judges."""
+    """Height and width that images are scaled and cropped to: those of the VQ-VAE whose samples the
+    classifier will judge."""
     image_channels: int = 3
     """3 for RGB, 1 for grey."""
     epochs: int = 10
@@ -38,7 +39,7 @@ class TrainClassifier(TrainingCommand):
     flip: bool = False
     """Mirror half of the training images left to right."""
     crop_padding: int = 0
-    """Shift training images at random by up to so many pixels."""
+    """Pixels that training images are shifted by at most, at random."""
     out: Path = Path("runs/classifier")
     """Folder of the run."""
     seed: int = 0

@@ -52,13 +52,13 @@ def classification_accuracy_score(
     device: torch.device | None = None,
     progress: Progress | None = None,
 ) -> list[CasRow]:
-    """One classifier a training set, by one recipe, from one start, for one number of steps.
+    """Train one classifier on each training set, all by one recipe, from one start, equally long.
 
     Args:
-        train_sets: By name, such as real, reconstructed, sampled; best of equal numbers.
+        train_sets: By name, such as real, reconstructed, sampled; preferably of equal size.
         test_sets: By name; the first decides which checkpoints are called best.
-        out: Folder of the runs: one that is there goes on.
-        steps: In place of `epochs` of the first training set.
+        out: Folder of the runs; a run that is there is continued.
+        steps: Number of steps; by default those of `epochs` passes over the first training set.
 
     Raises:
         ValueError: Images without labels, or of different classes.

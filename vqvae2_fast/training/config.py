@@ -1,4 +1,4 @@
-"""Settings of a training run that both stages share, and the learning rate they imply.
+"""Settings that every training run has, and the learning rate that follows from them.
 
 Everything counts steps, never seconds: two runs with the same settings and seed are equal.
 """
@@ -25,11 +25,11 @@ class TrainConfig:
         batch_size: Images (or code maps) of one micro-batch.
         accumulate: Micro-batches whose gradients add up to one step.
         optimizer: `adamw`, or `momentum`: SGD with a momentum of 0.9.
-        schedule: What follows the warm-up: `cosine`, or `steps`: a tenth after 30, 60 and 80 of
-            every 90 parts of the run each.
+        schedule: What follows the warm-up: `cosine`, or `steps`: the rate falls to a tenth after
+            30/90, 60/90 and 80/90 of the run.
         learning_rate: Peak rate of the optimiser, reached after the warm-up.
         warmup_steps: Steps of the linear warm-up.
-        final_learning_rate: Rate at the end of the cosine, as a fraction of the peak.
+        final_learning_rate: Rate at the end of the cosine, as a fraction of the peak rate.
         weight_decay: Of matrices and convolutions; biases and gains have none.
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
         average_decay: Decay of the Polyak average of the weights; 0 keeps none.
@@ -39,7 +39,7 @@ class TrainConfig:
             over the set; 0 takes all.
         save_every: Steps between checkpoints; one more follows the last step, and each validation
             that is the best so far.
-        keep: Newest checkpoints that stay on the disk, beside the best; older ones are removed.
+        keep: Number of newest checkpoints to keep next to the best one; older ones are deleted.
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where the processor
             computes in it. The loss, the codebooks and validation stay in float32.

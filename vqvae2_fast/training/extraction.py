@@ -1,9 +1,9 @@
-"""Between the stages: images to a store of code maps, by a trained VQ-VAE.
+"""Between the stages: a trained VQ-VAE encodes images into a store of code maps.
 
-What a store holds is a function of the model, the images and the variants alone, byte for byte: it
-does not matter how often the writing was broken off. So images are always encoded in the same
-batches, since sums in another order can move a vector to another code, and a shard ends after a
-number of records, never after a time.
+The bytes of a store depend only on the model, the images and the variants, however often the
+writing was interrupted. Therefore images are always encoded in the same batches (sums in another
+order can move a vector to another code), and a shard ends after a number of records, never after a
+time.
 """
 
 from __future__ import annotations
@@ -45,21 +45,21 @@ _SETTINGS = "extraction.json"
 
 @dataclass(frozen=True)
 class Variants:
-    """How often each image is encoded, and what is done to it before.
+    """How often each image is encoded, and how it is changed before.
 
-    The records of a store go variant by variant: all images as they are; then, with `flip`, all
-    mirrored; then `copies` times all with random changes, a function of (seed, copy, image). Priors
-    of small sets overfit later on more records.
+    A store's records are ordered by variant: all images as they are; with `flip`, all of them
+    mirrored; then `copies` times all of them with random changes, which are a function of (seed,
+    copy, image). With more records, priors of small sets overfit later.
     """
 
     flip: bool = False
     """Also encode each image mirrored left to right, and mirror half of the copies."""
     copies: int = 0
-    """Also encode so many randomly shifted copies of each image."""
+    """Number of randomly shifted copies of each image to encode as well."""
     shift: int = 2
-    """Pixels that a copy is shifted at most, each way; the border is repeated."""
+    """Pixels that a copy is shifted by at most, in each direction; the border is repeated."""
     seed: int = 0
-    """Of the copies' random changes."""
+    """Seed of the copies' random changes."""
 
     def __post_init__(self) -> None:
         for name in ("copies", "shift", "seed"):
@@ -102,7 +102,7 @@ def extract_codes(
     progress: Progress | None = None,
     name: str = "extract",
 ) -> CodeStore:
-    """Encodes a set of images into the code store `path`, or goes on where that was broken off.
+    """Encode a set of images into the code store `path`, or continue one that was interrupted.
 
     Each of `world_size` processes calls this with its rank; the store is complete when all have
     returned. A few batches of maps are in memory at a time.
@@ -199,13 +199,13 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"
             raise ValueError(
-                f"extract_codes: {folder} was begun with {what}; go on with what it was begun "
-                "with, or name another folder."
+                f"extract_codes: {folder} was begun with {what}. Continue it with the same "
+                "images and options, or name another folder."
             )
 
 
 def _fingerprint(images: ImageSource) -> str:
-    """Changes with the images, as far as can be seen without reading all of them."""
+    """Changes with the images, if that can be seen without reading all of them."""
     if hasattr(images, "fingerprint"):
         return str(images.fingerprint())
     return hash_of_images(images)

@@ -50,8 +50,8 @@ class Stage:
             checkpoint is the best.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
-        identity: What the run's result depends on beside model and settings, JSON-ready: hashes of
-            its data, how they are changed.
+        identity: What else the result depends on apart from model and settings, JSON-ready: hashes
+            of the data, how they are changed.
     """
 
     name: str

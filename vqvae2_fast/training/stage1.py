@@ -39,23 +39,23 @@ def vqvae_stage(
 ) -> Stage:
     """Mean squared error of the reconstruction plus the commitment losses of all levels.
 
-    Validation gives `mse` (pixels in [-1, 1]), `psnr` in dB, and the codes of each level in use,
-    on the held-out images.
+    Validation gives `mse` (pixels in [-1, 1]), `psnr` in dB, and how many codes of each level the
+    held-out images use.
 
     Args:
         flip: Mirror half of the training images left to right.
-        crop_padding: Shift training images at random by up to so many pixels; see `batches`.
-        perceptual, perceptual_weight: LPIPS and its weight in the loss (not in the paper): sharper
-            images of a lower PSNR.
+        crop_padding: Pixels that training images are shifted by at most, at random; see `batches`.
+        perceptual, perceptual_weight: LPIPS and its weight in the loss. It is not in the paper; it
+            gives sharper images of a lower PSNR.
 
     Raises:
-        ValueError: Images of another size or channels than the model's; or a weight below 0, or
-            above it without LPIPS.
+        ValueError: Images whose size or channels are not the model's; a negative weight, or a
+            positive one without LPIPS.
     """
     if perceptual_weight < 0 or (perceptual_weight and perceptual is None):
         raise ValueError(
-            "vqvae_stage: expected perceptual_weight >= 0, and LPIPS with one above, got "
-            f"{perceptual_weight} and {perceptual and 'LPIPS'}."
+            "vqvae_stage: expected perceptual_weight >= 0, and LPIPS if it is above 0, got "
+            f"{perceptual_weight} and {'LPIPS' if perceptual else None}."
         )
     check_images("vqvae_stage", model, train_set, "train_set")
     check_images("vqvae_stage", model, held_out, "held_out")

@@ -30,6 +30,15 @@ def test_a_file_is_read_up_to_its_bound(file):
         read_untrusted(file, 6)
 
 
+def test_a_large_read_costs_what_the_file_has(file):
+    tracemalloc.start()
+    with open_untrusted(file) as opened:
+        assert opened.read(2**31) == b"content"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
 def test_a_large_bound_costs_a_small_file_nothing(file):
     tracemalloc.start()
     assert read_untrusted(file, 2**30) == b"content"

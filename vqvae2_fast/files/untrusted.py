@@ -100,10 +100,29 @@ def open_untrusted(
         _require_regular(name, status.st_mode)
         if max_bytes is not None and status.st_size > max_bytes:
             raise _too_large(name, max_bytes)
+        if mode == "rb" and buffering == -1:
+            return _Reader(io.FileIO(descriptor), status.st_size)
         return os.fdopen(descriptor, mode, buffering)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+class _Reader(io.BufferedReader):
+    """A file that allocates for a read what it has, not what was asked for.
+
+    Readers of formats ask for as much as a length in the file says, which may be 2 GiB.
+    """
+
+    def __init__(self, raw: io.FileIO, size: int) -> None:
+        super().__init__(raw)
+        self._size = size
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _STEP:
+            # What was appended since is read a step at a time.
+            size = min(size, max(0, self._size - self.tell()) + _STEP)
+        return super().read(size)
 
 
 def read_untrusted(path: Path, max_bytes: int, *, inside: Path | None = None) -> bytes:

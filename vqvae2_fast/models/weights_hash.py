@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.files.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -47,5 +49,6 @@ def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> No
         if digest not in ("", found):
             raise ValueError(
                 f"{where}: expected priors of VQ-VAE {found[:12]}, but {name} was trained on codes "
-                f"of VQ-VAE {digest[:12]}. Use the VQ-VAE that those codes were extracted with."
+                f"of VQ-VAE {printable(digest[:12])}. Use the VQ-VAE that those codes were "
+                "extracted with."
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.files.durable import replace_file
 from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.folder import check_run_folder
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def check_same_origin(run: Path, codes: CodeStore) -> None:
     known, found = _kept(run), codes.checkpoint_hash
     if known and found and known != found:
         raise ValueError(
-            f"codes: expected codes of VQ-VAE {known[:12]}, on which {run} was trained, got those "
-            f"of VQ-VAE {found[:12]} in {codes.folder}. Use the same codes, or begin another run."
+            f"codes: expected codes of VQ-VAE {printable(known[:12])}, on which {run} was trained, "
+            f"got those of VQ-VAE {printable(found[:12])} in {codes.folder}. Use the same codes, "
+            "or begin another run."
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
+from vqvae2_fast.files.printable import printable
 from vqvae2_fast.metrics import prior_likelihood
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.identity import hash_of_codes
@@ -130,6 +131,6 @@ def _check_one_source(train_set: CodeStore, held_out: CodeStore) -> None:
     first, second = train_set.checkpoint_hash, held_out.checkpoint_hash
     if first and second and first != second:  # codes from elsewhere may name none
         raise ValueError(
-            f"prior_stage: {train_set.folder} has codes of VQ-VAE {first[:12]}, "
-            f"{held_out.folder} of {second[:12]}; extract both with one."
+            f"prior_stage: {train_set.folder} has codes of VQ-VAE {printable(first[:12])}, "
+            f"{held_out.folder} of {printable(second[:12])}; extract both with one."
         )

@@ -41,7 +41,7 @@ _MOST = 20  # times the recipe: more is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings trade variety for images
 # that look like emoji (chosen by eye; temperature 1 without guidance is the plain model).
 # Top, then bottom: at the top 0.7 leaves some images all but empty.
-_RECOMMENDED = {"temperature": (0.85, 0.8), "guidance_scale": (2.0, 2.0)}
+_RECOMMENDED: dict[str, Any] = {"temperature": (0.85, 0.8), "guidance_scale": (2.0, 2.0)}
 _DRAWN = "temperature 0.85 (top) and 0.8 (bottom), guidance 2 and 2"
 # Seconds of each part on two Zen 4 cores: only for the estimate of the time left.
 _PLAN = {

@@ -19,6 +19,7 @@ import torch
 from vqvae2_fast import cli
 from vqvae2_fast.compat.rosinality import VQVAE, PixelSNAIL
 from vqvae2_fast.data import CodeStore
+from vqvae2_fast.training.config import learning_rate
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating-from-rosinality.md").read_text("utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -29,7 +30,7 @@ def write_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files of the port under the names that the page uses."""
     torch.manual_seed(0)
     Path("checkpoint").mkdir()
-    torch.save(VQVAE().state_dict(), "checkpoint/vqvae_560.pt")
+    torch.save(VQVAE(rectified_skip=True).state_dict(), "checkpoint/vqvae_560.pt")
     args = argparse.Namespace(dropout=0.1)
     top = PixelSNAIL([2, 3], 512, 16, 3, 1, 1, 8)
     torch.save({"model": top.state_dict(), "args": args}, "checkpoint/pixelsnail_top_420.pt")
@@ -45,6 +46,11 @@ def write_files(monkeypatch: pytest.MonkeyPatch) -> None:
     with lmdb.open("codes_lmdb", map_size=1 << 20) as env, env.begin(write=True) as transaction:
         transaction.put(b"0", pickle.dumps(row))
         transaction.put(b"length", b"1")
+
+
+def parsed(command: str):
+    name, *arguments = shlex.split(command)
+    return cli._parse(cli._kind(name), name, arguments)
 
 
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
@@ -66,14 +72,22 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[0])
 def test_the_commands_of_the_page_have_these_options(command):
-    cli._parse(shlex.split(command))
+    parsed(command)
+
+
+@pytest.mark.parametrize("name", ["train-vqvae", "train-prior"])
+def test_the_training_commands_train_as_the_port_does(name):
+    config = parsed(next(command for command in COMMANDS if command.startswith(name))).train
+    assert config.batch_size * config.accumulate == {"train-vqvae": 128, "train-prior": 32}[name]
+    assert {learning_rate(step, config) for step in (0, 1, config.steps - 1)} == {3e-4}
+    assert config.max_grad_norm == config.average_decay == config.weight_decay == 0
 
 
 def test_every_option_in_the_tables_exists(capsys):
     known = ""
     for name in ("train-vqvae", "extract", "train-prior", "sample"):
         with pytest.raises(SystemExit):
-            cli._parse([name, "--help"])
+            parsed(f"{name} --help")
         known += capsys.readouterr().out
     columns = [line.split("|")[2] for line in PAGE.splitlines() if line.startswith("| ")]
     options = {option for column in columns for option in re.findall(r"--[a-z][a-z.-]*", column)}

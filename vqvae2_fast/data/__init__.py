@@ -28,7 +28,7 @@ from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_m
 from vqvae2_fast.data.folder import ImageFolder
 from vqvae2_fast.data.hugging_face import HuggingFaceImages, hugging_face_splits, open_hugging_face
 from vqvae2_fast.data.image_cache import cached_images
-from vqvae2_fast.data.images import ImageTensorDataset, Split, to_float, to_uint8
+from vqvae2_fast.data.images import ImageTensorDataset, Split, fingerprint, to_float, to_uint8
 from vqvae2_fast.data.web_dataset import load_web_dataset
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "codes_in_order",
     "codes_to_numpy",
     "discard_damaged",
+    "fingerprint",
     "hugging_face_splits",
     "in_order",
     "load_emoji",

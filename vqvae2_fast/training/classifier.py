@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.data import batches, in_order
+from vqvae2_fast.data import batches, fingerprint, in_order
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.config import TrainConfig
-from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -135,8 +134,8 @@ def classifier_stage(
         validate=validate,
         headline="accuracy",
         identity=lambda: {
-            "images": hash_of_images(train_set),
-            "held_out_images": hash_of_images(held_out),
+            "images": fingerprint(train_set),
+            "held_out_images": fingerprint(held_out),
             "flip": flip,
             "crop_padding": crop_padding,
         },

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.console.progress import Progress
-from vqvae2_fast.data import CodeStore, WriteProgress, augment, in_order, write_codes
+from vqvae2_fast.data import CodeStore, WriteProgress, augment, fingerprint, in_order, write_codes
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
@@ -26,7 +26,6 @@ from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def extract_codes(
     folder, config = Path(path), model.config
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
     records = variants.count * len(images)
-    _keep_settings(folder, {**variants.settings(), "images": _fingerprint(images)})
+    _keep_settings(folder, {**variants.settings(), "images": fingerprint(images)})
     start, stop = share(records, rank, world_size)
     missing = sum(last - first for first, last in missing_records(folder, stop, start))
     done = stop - start - missing
@@ -202,10 +201,3 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
                 f"extract_codes: {folder} was begun with {what}. Continue it with the same "
                 "images and options, or name another folder."
             )
-
-
-def _fingerprint(images: ImageSource) -> str:
-    """Changes with the images, if that can be seen without reading all of them."""
-    if hasattr(images, "fingerprint"):
-        return str(images.fingerprint())
-    return hash_of_images(images)

@@ -1,4 +1,7 @@
-"""What a run is a run of: its data, by a hash, and the versions that computed it."""
+"""What a run is a run of: its codes, by a hash, and the versions that computed it.
+
+That of images is `vqvae2_fast.data.fingerprint`.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,9 @@ import torch
 import vqvae2_fast
 
 if TYPE_CHECKING:
-    from vqvae2_fast.data import CodeStore, ImageSource
+    from vqvae2_fast.data import CodeStore
 
-__all__ = ["hash_of_codes", "hash_of_images", "versions"]
-
-_SAMPLE = 64  # images of a set that stand for all of them
-
-
-def hash_of_images(images: ImageSource) -> str:
-    """Of the labels of a set and of some images, spread evenly over it.
-
-    It depends on the pixels alone: on no file's time, and on no cache.
-    """
-    digest = hashlib.sha256(repr(images.labels.tolist()).encode())
-    for index in torch.linspace(0, len(images) - 1, min(_SAMPLE, len(images))).long().tolist():
-        digest.update(images[index][0].cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+__all__ = ["hash_of_codes", "versions"]
 
 
 def hash_of_codes(store: CodeStore) -> str:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.data import batches, in_order
+from vqvae2_fast.data import batches, fingerprint, in_order
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.training.identity import hash_of_images
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -98,8 +97,8 @@ def vqvae_stage(
         headline="psnr",
         after_step=VQVAE2.update_codebooks_,
         identity=lambda: {
-            "images": hash_of_images(train_set),
-            "held_out_images": hash_of_images(held_out),
+            "images": fingerprint(train_set),
+            "held_out_images": fingerprint(held_out),
             "flip": flip,
             "crop_padding": crop_padding,
             "perceptual_weight": perceptual_weight,

@@ -75,7 +75,8 @@ class PixelSNAILBlock(nn.Module):
             )
             for _ in range(config.layers_per_block)
         )
-        self.attention = self.merge = None
+        self.attention: CausalAttention | None = None
+        self.merge: SameConv2d | None = None
         if not config.attention:
             self.merge = SameConv2d(channels + 2, channels, weight_norm=weight_norm)
             return
@@ -109,7 +110,8 @@ class PixelSNAILBlock(nn.Module):
         out = x
         for layer in self.layers:
             out = layer(out, condition=condition, labels=labels)
-        if self.merge is not None:
+        if self.attention is None:
+            assert self.merge is not None
             return self.merge(torch.cat([out, background], dim=1))
         key = self.key(torch.cat([x, out, background], dim=1))  # [B, 2C+2, H, W]
         query = self.query(torch.cat([out, background], dim=1))  # [B, C+2, H, W]
@@ -129,6 +131,7 @@ class PixelSNAIL(nn.Module):
             not divide one another.
     """
 
+    background: Tensor
     vqvae_hash: str = ""
 
     def __init__(self, config: PixelSNAILConfig) -> None:
@@ -208,6 +211,7 @@ class PixelSNAIL(nn.Module):
         features = F.elu(self._features(codes, condition, labels))
         if not as_loss:
             return self.head(features)
+        assert self.head.bias is not None
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
         weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]
         return code_cross_entropy(rows, weight, self.head.bias, codes.flatten())

@@ -12,8 +12,9 @@ own codes.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.trained_conv import PlainConv2d
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vqvae2_fast.models.configs import VQVAE2Config
 
 __all__ = ["VQVAE2", "VQVAE2Output"]
@@ -51,6 +54,12 @@ class VQVAE2Output:
     @property
     def commitment(self) -> Tensor:
         return self.losses["commitment"]
+
+
+torch.export.register_dataclass(VQVAE2Output, serialized_type_name="vqvae2_fast.VQVAE2Output")
+
+# After so many optimiser steps without an update of the codebooks, the update was forgotten.
+_FORGOTTEN_STEPS = 10
 
 
 class VQVAE2(nn.Module):
@@ -117,6 +126,11 @@ class VQVAE2(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if ".pending_" in name
         ]
+        # Until the first update: how often the weights were seen changed in training, their
+        # version then, and the codebooks' steps at the first look.
+        self._watches_updates = True
+        self._weights_changes, self._weights_version = 0, -1
+        self._first_steps: list[Tensor] = []
 
     def forward(self, images: Tensor) -> VQVAE2Output:
         """Reconstruct images; in training mode their codes enter the codebooks' statistics.
@@ -128,10 +142,11 @@ class VQVAE2(nn.Module):
             ValueError: Other channels or dimensions, or a size that the strides do not divide.
             TypeError: Images that are not floating.
         """
+        self._notice_forgotten_updates()
         features = self._encode_features(images)
         context: Tensor | None = None
         codes, losses, perplexity = [], {}, []
-        for level, quantizer in enumerate(self.quantizers):
+        for level, quantizer in enumerate(self._codebooks()):
             z = self._vectors(level, features[level], context)
             z_q, indices, loss = quantizer(z)
             context = self._extended(level, context, z_q)
@@ -151,7 +166,7 @@ class VQVAE2(nn.Module):
         features = self._encode_features(images)
         context: Tensor | None = None
         codes = []
-        for level, quantizer in enumerate(self.quantizers):
+        for level, quantizer in enumerate(self._codebooks()):
             z = self._vectors(level, features[level], context)
             indices = quantizer.encode(z)
             context = self._extended(level, context, quantizer.lookup(indices).to(z.dtype))
@@ -171,7 +186,7 @@ class VQVAE2(nn.Module):
         """
         self._check_codes(codes)
         context: Tensor | None = None
-        for level, quantizer in enumerate(self.quantizers):
+        for level, quantizer in enumerate(self._codebooks()):
             context = self._extended(level, context, quantizer.lookup(codes[level]))
         return self.decoder(context)
 
@@ -188,8 +203,44 @@ class VQVAE2(nn.Module):
 
         Comes after backward, which needs the codes of the forward.
         """
-        for quantizer in self.quantizers:
+        self._watches_updates = False
+        for quantizer in self._codebooks():
             quantizer.update_codebook_()
+
+    def _codebooks(self) -> Iterable[VectorQuantizerEMA]:
+        """The quantisers by their type, coarse to fine."""
+        return cast("Iterable[VectorQuantizerEMA]", self.quantizers)
+
+    def _notice_forgotten_updates(self) -> None:
+        """Warn once if the weights took ten steps in training and no codebook took any."""
+        if torch.compiler.is_compiling() or not self._watches_updates:
+            return
+        codebooks = list(self._codebooks())
+        if not torch.is_grad_enabled() or not any(codebook.training for codebook in codebooks):
+            return
+        # An optimiser writes the weights in place, and their version counters tell.
+        version = sum(weight._version for weight in self.parameters())
+        if version == self._weights_version:
+            return
+        self._weights_version = version
+        if not self._first_steps:
+            self._first_steps = [codebook.steps.clone() for codebook in codebooks]
+            return
+        self._weights_changes += 1
+        if self._weights_changes < _FORGOTTEN_STEPS:
+            return
+        self._watches_updates = False
+        # Here the host waits for a GPU, once. Codebooks can also be updated one by one.
+        steps = [codebook.steps for codebook in codebooks]
+        if not torch.equal(torch.stack(steps), torch.stack(self._first_steps)):
+            return
+        warnings.warn(
+            f"VQVAE2: {_FORGOTTEN_STEPS} optimiser steps went by without update_codebooks_(), so "
+            "the codebooks do not follow the encoder. Call model.update_codebooks_() once per "
+            "optimiser step, after backward. To keep the codebooks as they are on purpose, call "
+            "model.quantizers.eval().",
+            stacklevel=3,
+        )
 
     def _encode_features(self, images: Tensor) -> list[Tensor]:
         """`[B, hidden, h, w]` for each level, coarse to fine."""

@@ -30,6 +30,8 @@ class ConvWeight(nn.Module):
             scaled for a sum over taps, not over taps and channels.
     """
 
+    live: Tensor | None
+
     def __init__(
         self,
         shape: tuple[int, int, int, int],

@@ -80,14 +80,16 @@ class GatedResidual(nn.Module):
         self, condition: Tensor | None, labels: Tensor | None, height: int
     ) -> Tensor | None:
         """What condition and class add to the gate's input: `[B, 2C, H, W]` or `[B, 2C, 1, 1]`."""
-        # A pointwise layer and a sum commute with the repetition, and are cheaper before it.
-        added = None if self.condition is None else self.condition(condition)
+        of_class = None
         if self.classes is not None:
             of_class = self.classes(labels)[:, :, None, None]  # [B, 2C] -> [B, 2C, 1, 1]
-            added = of_class if added is None else added + of_class
-        if self.condition is not None:
-            added = upsample_nearest(added, self.condition_scale, height)
-        return added
+        if self.condition is None:
+            return of_class
+        # A pointwise layer and a sum commute with the repetition, and cost less before it.
+        added = self.condition(condition)
+        if of_class is not None:
+            added = added + of_class
+        return upsample_nearest(added, self.condition_scale, height)
 
     def forward(
         self,

@@ -5,6 +5,8 @@ The stem is what makes a prior strictly causal: it sees codes before a position 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,7 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
 
 def bias_map(convolutions: list[CodeConv2d], height: int, width: int) -> Tensor:
     """`[H, W, C]`: sum of the biases, each shifted with its convolution (zeros come in)."""
-    total = None
+    shifted = []
     for conv in convolutions:
         rows_down, columns_right = conv.shift
         if (rows_down, columns_right) == (0, 0):
@@ -46,8 +48,8 @@ def bias_map(convolutions: list[CodeConv2d], height: int, width: int) -> Tensor:
             rows = torch.arange(height, device=conv.bias.device) >= rows_down
             columns = torch.arange(width, device=conv.bias.device) >= columns_right
             bias = (rows[:, None] & columns)[:, :, None] * conv.bias
-        total = bias if total is None else total + bias
-    return total
+        shifted.append(bias)
+    return functools.reduce(torch.add, shifted)
 
 
 class CodeConv2d(nn.Module):

@@ -1,0 +1,118 @@
+"""Compiled models: one graph for a training step and one for evaluation, and eager's numbers."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+
+
+def vqvae() -> VQVAE2:
+    torch.manual_seed(0)
+    config = VQVAE2Config(
+        image_size=(16, 16),
+        strides=(2, 2),
+        hidden_channels=4,
+        residual_channels=2,
+        num_residual_blocks=1,
+        num_embeddings=16,
+        embedding_dim=4,
+    )
+    return VQVAE2(config)
+
+
+def prior() -> PixelSNAIL:
+    torch.manual_seed(0)
+    config = PixelSNAILConfig(
+        size=(8, 8),
+        num_embeddings=32,
+        channels=16,
+        residual_channels=16,
+        num_blocks=1,
+        layers_per_block=1,
+        kernel_size=3,
+        num_heads=2,
+        condition_sizes=((4, 4),),
+        condition_channels=8,
+        num_condition_layers=1,
+        num_classes=3,
+    )
+    return PixelSNAIL(config)
+
+
+def images(count: int) -> tuple[Tensor]:
+    return (torch.rand(count, 3, 16, 16) * 2 - 1,)
+
+
+def codes(count: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    coarse = torch.randint(32, (count, 4, 4))
+    return torch.randint(32, (count, 8, 8)), [coarse], torch.randint(4, (count,))
+
+
+def compiled_and_eager(model: nn.Module, backend: str) -> tuple[nn.Module, nn.Module]:
+    torch._dynamo.reset()
+    eager = copy.deepcopy(model)
+    return torch.compile(model, fullgraph=True, dynamic=backend != "eager", backend=backend), eager
+
+
+def assert_trains_as_eager(
+    model: nn.Module, loss: Callable[[nn.Module, int], Tensor], backend: str
+) -> None:
+    """Two steps; `loss(model, count)` is that of a batch of `count`."""
+    compiled, eager = compiled_and_eager(model, backend)
+    for step in range(2):
+        for module in (compiled, eager):
+            torch.manual_seed(step)
+            module.zero_grad()
+            loss(module, 9 + 2 * step).backward()
+            with torch.no_grad():
+                for weight in module.parameters():
+                    weight -= 0.1 * weight.grad
+            if isinstance(model, VQVAE2):
+                module.update_codebooks_()
+    for name, expected in eager.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def vqvae_loss(model: nn.Module, count: int) -> Tensor:
+    (batch,) = images(count)
+    output = model(batch)
+    return (output.reconstruction - batch).square().mean() + output.commitment
+
+
+def prior_loss(model: nn.Module, count: int) -> Tensor:
+    return model(*codes(count), as_loss=True)
+
+
+BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_vqvae_trains(backend: str) -> None:
+    assert_trains_as_eager(vqvae(), vqvae_loss, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_prior_trains(backend: str) -> None:
+    # Inductor's own generator would drop other values.
+    with torch._inductor.config.patch(fallback_random=True):
+        assert_trains_as_eager(prior(), prior_loss, backend)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("make", [vqvae, prior])
+def test_evaluation(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    batch = images if isinstance(model, VQVAE2) else codes
+    compiled, eager = compiled_and_eager(model, "inductor")
+    for count in (9, 11):
+        arguments = batch(count)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                *(torch.utils._pytree.tree_leaves(m(*arguments)) for m in (compiled, eager))
+            )

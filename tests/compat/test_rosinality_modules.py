@@ -405,3 +405,20 @@ def test_channels_must_be_a_multiple_of_16_with_attention_only():
 def test_unknown_convolution_is_refused():
     with pytest.raises(ValueError, match="got 'conv2d'"):
         GatedResBlock(4, 6, 3, conv="conv2d")
+
+
+def test_apply_sees_convolutions_and_linear_layers():
+    model = PixelSNAIL([4, 4], 8, 16, 3, 1, 1, 8, n_cond_res_block=1, cond_res_channel=8)
+    seen = {nn.Conv2d: 0, nn.Linear: 0}
+
+    def visit(module: nn.Module) -> None:
+        for kind in seen:
+            if isinstance(module, kind):
+                seen[kind] += 1
+                assert module.weight.shape == module.weight_v.shape
+
+    model.apply(visit)
+    assert sum(seen.values()) == sum(name.endswith("weight_v") for name in model.state_dict())
+    assert seen[nn.Linear] == 3
+    first = model.horizontal.conv.conv
+    assert (first.kernel_size, first.in_channels, first.out_channels) == ((1, 3), 8, 16)

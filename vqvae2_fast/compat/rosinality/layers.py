@@ -26,23 +26,28 @@ __all__ = [
 
 
 class _WeightNorm(nn.Module):
-    """Parameters `bias`, `weight_g`, `weight_v` of a layer: `weight = g · v / ‖v‖`.
+    """Gives a layer the parameters `bias`, `weight_g`, `weight_v`: `weight = g · v / ‖v‖`.
 
     The norm goes over all dimensions but the first (https://arxiv.org/abs/1602.07868). Loads the
     keys of `torch.nn.utils.weight_norm` and of `torch.nn.utils.parametrizations.weight_norm`.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear) -> None:
-        super().__init__()
-        weight = layer.weight.detach()
-        self.bias = layer.bias
-        norm = torch.linalg.vector_norm(weight.flatten(1), dim=1)  # [out]
-        self.weight_g = nn.Parameter(norm.view(-1, *[1] * (weight.dim() - 1)))
-        self.weight_v = nn.Parameter(weight)
+    weight_g: nn.Parameter
+    weight_v: nn.Parameter
 
-    @property
-    def weight(self) -> Tensor:
-        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+    def _norm_weight(self) -> None:
+        """Replace the parameter `weight` by its norm and direction."""
+        weight = self._parameters.pop("weight")
+        assert weight is not None
+        norm = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1)  # [out]
+        self.weight_g = nn.Parameter(norm.view(-1, *[1] * (weight.dim() - 1)))
+        self.weight_v = nn.Parameter(weight.detach())
+
+    def __getattr__(self, name: str) -> Any:
+        # nn.Module asks here for what is not an attribute, as `weight` is none any more.
+        if name == "weight" and "weight_v" in self._parameters:
+            return torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return super().__getattr__(name)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -53,14 +58,31 @@ class _WeightNorm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class _WeightNormLinear(_WeightNorm):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.weight, self.bias)
+class _NormedLinear(_WeightNorm, nn.Linear):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__(in_dim, out_dim)
+        self._norm_weight()
+
+
+class _NormedConv2d(_WeightNorm, nn.Conv2d):
+    """A convolution to what looks for `nn.Conv2d` among the modules; `WNConv2d` computes it."""
+
+    def __init__(
+        self,
+        in_channel: int,
+        out_channel: int,
+        kernel_size: tuple[int, int],
+        stride: int,
+        padding: int,
+        bias: bool,
+    ) -> None:
+        super().__init__(in_channel, out_channel, kernel_size, stride, padding, bias=bias)
+        self._norm_weight()
 
 
 def wn_linear(in_dim: int, out_dim: int) -> nn.Module:
     """A weight-normalised linear layer."""
-    return _WeightNormLinear(nn.Linear(in_dim, out_dim))
+    return _NormedLinear(in_dim, out_dim)
 
 
 class WNConv2d(nn.Module):
@@ -78,7 +100,7 @@ class WNConv2d(nn.Module):
     ) -> None:
         super().__init__()
         kernel = (kernel_size,) * 2 if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.conv = _WeightNorm(nn.Conv2d(in_channel, out_channel, kernel, bias=bias))  # type: ignore[arg-type]
+        self.conv = _NormedConv2d(in_channel, out_channel, kernel, stride, padding, bias)  # type: ignore[arg-type]
         self.out_channel = out_channel
         self.kernel_size = kernel
         self.stride = stride

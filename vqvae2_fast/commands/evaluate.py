@@ -37,7 +37,7 @@ from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.report.grids import picture_of_classes, picture_of_reconstructions
 from vqvae2_fast.report.trade_off import plot_trade_off
 from vqvae2_fast.runs.interrupt import stop_requests
-from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
+from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
 from vqvae2_fast.sampling.rejection import class_probability, keep_share
 from vqvae2_fast.sampling.series import SampleSeries, resolved_settings
 from vqvae2_fast.training.cas import classification_accuracy_score
@@ -307,15 +307,13 @@ class _Samples:
             closing(SampleFolder.begin(path, count, series.identity(), resume=True)) as folder,
             stop_requests() as stop,
         ):
-            missing = folder.missing()
-            wanted = sum(map(len, missing))
+            batches = Batches(folder.missing(), best_batch_size(self.pipeline))
             draw_into(
                 folder,
                 series,
-                batches_of(missing, best_batch_size(self.pipeline)),
+                batches,
                 self.progress,
-                wanted=wanted,
-                before=count - wanted,
+                before=count - batches.num_samples,
                 after_row=lambda done: stop.check(
                     f"{done} of {count} samples are whole in {path}; the same command continues."
                 ),

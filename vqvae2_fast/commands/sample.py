@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,14 +27,14 @@ from vqvae2_fast.report.samples import folder_grid
 from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
-from vqvae2_fast.sampling.drawing import batches_of, best_batch_size, draw_into
+from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
 from vqvae2_fast.sampling.known import open_known
 from vqvae2_fast.sampling.labels import NO_CLASS, class_number
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -155,22 +155,18 @@ class Sample(Command):
     ) -> None:
         """Draw this process's share of the missing samples."""
 
-        def own() -> Iterator[range]:
-            batches = batches_of(missing, size, series.group)
-            return islice(batches, ranks.rank, None, ranks.count)
-
-        wanted = sum(map(len, own()))
-        before = 0 if ranks.count > 1 else folder.count - wanted
+        batches = Batches(missing, size, series.group, ranks.rank, ranks.count)
+        before = 0 if ranks.count > 1 else folder.count - batches.num_samples
+        total = before + batches.num_samples
         with stop_requests() as stop:
             draw_into(
                 folder,
                 series,
-                own(),
+                batches,
                 progress,
-                wanted=wanted,
                 before=before,
                 after_row=lambda done: stop.check(
-                    f"{done} of {before + wanted} images are whole and in the index. Continue with "
+                    f"{done} of {total} images are whole and in the index. Continue with "
                     f"--resume --out {folder.path}."
                 ),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.data.pixels import pictures
@@ -11,14 +12,14 @@ from vqvae2_fast.sampling.batches import codes_per_image, draw_batch
 from vqvae2_fast.sampling.prior import interface_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vqvae2_fast.console.progress import Progress, Task
     from vqvae2_fast.data.sample_folder import SampleFolder
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.sampling.series import SampleSeries
 
-__all__ = ["batches_of", "best_batch_size", "draw_into"]
+__all__ = ["Batches", "best_batch_size", "draw_into"]
 
 # 128 images of emoji32, 8 of 256x256: the engine gains little from a larger batch.
 _BATCH_CODES, _BATCH_IMAGES = 40_960, 128
@@ -29,37 +30,68 @@ def best_batch_size(pipeline: Pipeline) -> int:
     return max(1, min(_BATCH_IMAGES, _BATCH_CODES // codes_per_image(pipeline)))
 
 
-def batches_of(missing: Iterable[range], size: int, group: int = 1) -> Iterator[range]:
-    """Batches of at most `size` consecutive samples.
+@dataclass(frozen=True)
+class Batches:
+    """One process's batches of consecutive samples, of which there may be billions.
 
     Args:
         missing: The samples to draw, ascending; whole groups.
-        group: A batch holds whole groups of this size, and at least one.
+        size: Samples of a batch at most; it holds whole groups, and at least one.
+        group: How many samples are drawn and judged together.
+        rank, count: The process's number and how many there are. They take turns.
     """
-    size = max(group, size // group * group)
-    for samples in missing:
-        for start in range(samples.start, samples.stop, size):
-            yield range(start, min(start + size, samples.stop))
+
+    missing: Sequence[range]
+    size: int
+    group: int = 1
+    rank: int = 0
+    count: int = 1
+
+    def __iter__(self) -> Iterator[range]:
+        for starts, stop in self._starts():
+            for start in starts:
+                yield range(start, min(start + self._whole, stop))
+
+    @property
+    def num_samples(self) -> int:
+        """Of all batches together."""
+        return sum(
+            (len(starts) - 1) * self._whole + min(self._whole, stop - starts[-1])
+            for starts, stop in self._starts()
+            if starts
+        )
+
+    @property
+    def _whole(self) -> int:
+        """Samples of a batch of whole groups."""
+        return max(self.group, self.size // self.group * self.group)
+
+    def _starts(self) -> Iterator[tuple[range, int]]:
+        """Where this process's batches start in each range, and where the range ends."""
+        before = 0  # batches of all processes
+        for samples in self.missing:
+            first = samples.start + (self.rank - before) % self.count * self._whole
+            yield range(first, samples.stop, self._whole * self.count), samples.stop
+            before += -(-len(samples) // self._whole)
 
 
 def draw_into(
     folder: SampleFolder,
     series: SampleSeries,
-    batches: Iterable[range],
+    batches: Batches,
     progress: Progress,
     *,
-    wanted: int,
     before: int = 0,
     after_row: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Draw batches of a series into a folder.
 
     Args:
-        wanted: Samples of all batches together.
         before: Samples that are in the folder already, for the progress.
         after_row: Called after each row of each map with the number of samples in the folder. If
             it raises, nothing of the current batch is written.
     """
+    wanted = batches.num_samples
     if not wanted:
         return
     each = codes_per_image(series.pipeline)

@@ -20,13 +20,15 @@ class ClassifierConfig:
     """A classifier of images.
 
     Args:
-        image_size: Height and width.
-        num_classes: At least two.
+        image_size: Height and width of the images.
+        image_channels: Channels of the images: 1 for grey, 3 for RGB.
+        num_classes: Number of classes, at least two.
         network: `small`, three stages of two blocks; or `resnet50`, which halves the side five
             times.
-        channels: Of the first stage of `small`, doubled in each; `resnet50` has 64.
-        first_stride: Of the first convolution of `small`, 1 or 2.
-        dropout: Before the last layer.
+        channels: Channels of the first stage of `small`, a multiple of 8; each later stage doubles
+            them. `resnet50` always starts from 64.
+        dropout: Probability of dropout before the last layer.
+        first_stride: Stride of the first convolution of `small`, 1 or 2.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -41,7 +43,7 @@ class ClassifierConfig:
         if self.num_classes < 2:
             raise ValueError(
                 f"ClassifierConfig: num_classes must be >= 2, got {self.num_classes}: the images "
-                "have no labels, or all the same."
+                "have no labels, or all have the same one."
             )
         if self.image_channels < 1 or self.channels < 8 or self.channels % 8:
             raise ValueError(
@@ -51,8 +53,8 @@ class ClassifierConfig:
         least = 64 if self.network == "resnet50" else 8
         if min(self.image_size) < least:
             raise ValueError(
-                f"ClassifierConfig: {self.network} takes images of {least} pixels or more, got "
-                f"{self.image_size}; network='small' takes 8."
+                f"ClassifierConfig: {self.network} needs images of at least {least} pixels a side, "
+                f"got {self.image_size}; network='small' takes 8."
             )
         if self.first_stride not in (1, 2):
             raise ValueError(
@@ -119,7 +121,7 @@ def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Sequentia
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions beside the identity."""
+    """Two 3×3 convolutions, added to the identity."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -137,7 +139,7 @@ class _Block(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions beside the identity; four times the inner channels out."""
+    """1×1, 3×3 and 1×1 convolutions, added to the identity; gives four times the inner channels."""
 
     def __init__(self, inputs: int, inner: int, stride: int) -> None:
         super().__init__()

@@ -34,27 +34,28 @@ class VQVAE2Config:
     """Stage 1: a hierarchical VQ-VAE (sections 3.1 and 3.2 of https://arxiv.org/abs/1906.00446).
 
     Args:
-        image_size: Height and width of the images; each must be a multiple of all strides together.
+        image_size: Height and width of the images, each a multiple of the product of the strides.
         image_channels: 3 for RGB, 1 for grey.
-        strides: Downsampling of each encoder, fine to coarse, powers of two; one to four levels.
+        strides: Factor by which each encoder reduces the size, fine to coarse: a power of two for
+            each of one to four levels.
         hidden_channels: Channels of the encoders and decoders ("hidden units").
         residual_channels: Channels inside a residual block ("residual units").
         num_residual_blocks: Residual blocks of each encoder and decoder.
         rectified_skip: Residual blocks add ReLU(x) instead of x to their result. The rosinality
             port did so until 2021-01-23, when its first ReLU still worked in place.
-        num_embeddings: K, codes per level.
-        embedding_dim: D, dimension of a code.
+        num_embeddings: K, the number of codes of each level.
+        embedding_dim: D, the dimension of a code.
         commitment_cost: Weight β of the commitment loss, eq. 3 of https://arxiv.org/abs/1711.00937.
-        decay: Of the codebook's moving averages.
+        decay: Decay of the codebooks' moving averages, in [0, 1).
         epsilon: Laplace smoothing of the counts that the averages are divided by.
-        init: Start of the codebook: k-means on the first batch, or random codes.
+        init: How a codebook starts: k-means on the first batch, or random codes.
         ema_start: Counts that the moving averages start with: one, zero, or zero and debiased.
         restart: A code used less often than this share of the mean starts again from a vector of
-            the latest batch; 0 lets unused codes be.
-        gradient: How it passes the quantiser: `rotation` is that of
+            the latest batch; 0 leaves unused codes alone.
+        gradient: How the gradient passes the quantiser: straight through, or by the rotation of
             https://arxiv.org/abs/2410.06424.
-        seed: Seed of the codebook's start and restarts.
-        quantize_after: Steps before the codebook starts; until then nothing is quantised.
+        seed: Seed of the codebooks' start and restarts.
+        quantize_after: Optimiser steps before the codebooks start; until then nothing is quantised.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -126,25 +127,25 @@ class PixelSNAILConfig:
 
     Args:
         size: Height and width of the code map.
-        num_embeddings: K, codes of this level and of the maps that condition it.
+        num_embeddings: K, the number of codes of this level and of the maps that condition it.
         channels: Channels between layers ("hidden units").
         residual_channels: Channels inside a gated residual layer ("residual units").
         num_blocks: Blocks; each is `layers_per_block` gated residual layers and then attention
             (or, without attention, a 1×1 layer that sees the position).
-        layers_per_block: Gated residual layers of a block: attention stands every so many layers.
+        layers_per_block: Gated residual layers of a block, that is, between two attentions.
         kernel_size: Side of the causal convolutions, odd.
         mask: Which taps of the current row a layer reads; see `ops.causal_conv2d`.
         attention: Whether blocks end in causal multi-head attention.
         num_heads: Attention heads; `channels // 2` must be a multiple of it.
-        dropout: After the first convolution of each residual layer.
-        attention_dropout: Of the attention.
+        dropout: Probability of dropout after the first convolution of each residual layer.
+        attention_dropout: Probability of dropout in the attention.
         attention_dropout_on: What it drops: the attention's logits, as in the paper, or its
             probabilities.
         num_output_layers: Residual 1×1 layers on top ("output stack layers").
         condition_sizes: Sizes of all coarser code maps, coarse to fine; empty for the top.
         condition_channels: Channels of the conditioning stack.
         num_condition_layers: Residual layers of the conditioning stack.
-        condition_kernel_size: Side of its convolutions, odd.
+        condition_kernel_size: Side of the convolutions of the conditioning stack, odd.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """

@@ -46,11 +46,12 @@ def background_coordinates(height: int, width: int) -> Tensor:
 
 
 class PixelSNAILBlock(nn.Module):
-    """Gated residual layers, then attention over all positions before, or a layer that sees where.
+    """Gated residual layers, then attention over all earlier positions.
 
     Keys and values come from (block input, layers' output, coordinates), queries from (layers'
     output, coordinates), each through a gated residual 1×1 layer; the attention's result enters the
-    last 1×1 layer as its auxiliary input.
+    last 1×1 layer as its auxiliary input. Without attention a 1×1 layer that is given the
+    coordinates takes its place.
     """
 
     def __init__(self, config: PixelSNAILConfig) -> None:
@@ -121,7 +122,7 @@ class PixelSNAILBlock(nn.Module):
 class PixelSNAIL(nn.Module):
     """Autoregressive prior of one level's code map, in raster order.
 
-    Logits at position p depend on codes before p, all coarser maps and the class, on nothing else.
+    Logits at position p depend only on the codes before p, all coarser maps and the class.
 
     `vqvae_hash` is the `weights_hash` of the VQ-VAE whose codes it was trained on, or "" if that is
     not known. Checkpoints keep it.
@@ -200,8 +201,8 @@ class PixelSNAIL(nn.Module):
             `[B, K, h, W]`, or 0-d.
 
         Raises:
-            ValueError: A map of the wrong size, a condition or labels missing, not wanted, or too
-                many, codes or labels out of range.
+            ValueError: A map of the wrong size, a condition or labels that are missing or not
+                wanted, codes or labels out of range.
             TypeError: Codes, maps or labels not int64.
 
         Note:
@@ -226,7 +227,7 @@ class PixelSNAIL(nn.Module):
         x = self.stem(codes)
         batch, height = codes.shape[:2]
         background = self.background[:, :, :height].expand(batch, -1, -1, -1)
-        # In the memory order of the other maps, or what it is concatenated with changes its own.
+        # In the memory order of the other maps; otherwise concatenating would change theirs.
         background = background.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, background, features, labels)

@@ -4,9 +4,8 @@ Sizes: B images of C channels and H×W pixels, L levels, K codes, D embedding_di
 coarsest (`top`); lists of levels go coarse to fine.
 
 With two levels and strides (4, 2) the layers and their wiring are those of rosinality's port. The
-paper gives no order for more than two levels; here each level is quantised with the decoded context
-of all coarser ones, and the context of a level is that of the coarser ones, upsampled, beside its
-own codes.
+paper does not say how more than two levels are wired. Here each level is quantised with the decoded
+context of all coarser ones, and passes on that context, upsampled and joined with its own codes.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ __all__ = ["VQVAE2", "VQVAE2Output"]
 
 @dataclass
 class VQVAE2Output:
-    """What a forward gives; lists go coarse to fine.
+    """What a forward returns, a pytree of tensors; lists go coarse to fine.
 
     Args:
         reconstruction: `[B, C, H, W]`, not clamped.
-        codes: int64, `[B, h, w]` a level.
-        losses: float32, 0-d, differentiable: each level's commitment_cost × commitment by the
+        codes: int64, `[B, h, w]` for each level.
+        losses: float32, 0-d, differentiable: commitment_cost × commitment of each level by the
             level's name, and their sum as "commitment".
-        perplexity: float32, 0-d, a level: of this process's batch.
+        perplexity: float32, 0-d, for each level: that of this process's batch.
     """
 
     reconstruction: Tensor
@@ -65,11 +64,11 @@ _FORGOTTEN_STEPS = 10
 class VQVAE2(nn.Module):
     """Images to code maps and back.
 
-    Training takes, per optimiser step, one or more forwards with backward and then one call of
-    `update_codebooks_`. Images may differ in size from `config.image_size`.
+    An optimiser step of training takes one or more forwards with their backwards, and then one call
+    of `update_codebooks_`. Images may differ in size from `config.image_size`.
 
     Args:
-        config: Sizes and codebook rules.
+        config: Sizes, and rules of the codebooks.
     """
 
     def __init__(self, config: VQVAE2Config) -> None:
@@ -136,10 +135,11 @@ class VQVAE2(nn.Module):
         """Reconstruct images; in training mode their codes enter the codebooks' statistics.
 
         Args:
-            images: `[B, C, H, W]`, floating, in [−1, 1]; H and W multiples of all strides together.
+            images: `[B, C, H, W]`, floating, in [−1, 1]; H and W are multiples of the product of
+                the strides.
 
         Raises:
-            ValueError: Other channels or dimensions, or a size that the strides do not divide.
+            ValueError: Wrong channels or dimensions, or a size that the strides do not divide.
             TypeError: Images that are not floating.
         """
         self._notice_forgotten_updates()
@@ -176,12 +176,12 @@ class VQVAE2(nn.Module):
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Images `[B, C, H, W]`, not clamped, from code maps int64 `[B, h, w]`, coarse to fine.
 
-        Checking the range of the codes synchronises a GPU with its host; it is left out under
-        `torch.compile`.
+        Checking the range of the codes synchronises a GPU with its host; `torch.compile` leaves the
+        check out.
 
         Raises:
-            ValueError: Another number of maps, a size that does not follow from the coarsest map,
-                or a code outside 0..K−1.
+            ValueError: The wrong number of maps, a size that does not follow from that of the
+                coarsest map, or a code outside 0..K−1.
             TypeError: Codes that are not int64.
         """
         self._check_codes(codes)
@@ -199,9 +199,9 @@ class VQVAE2(nn.Module):
         return F.mse_loss(output.reconstruction.float(), images.float()) + output.commitment
 
     def update_codebooks_(self) -> None:
-        """Move all codebooks by the statistics since the last call: once an optimiser step.
+        """Move all codebooks by the statistics since the last call: once per optimiser step.
 
-        Comes after backward, which needs the codes of the forward.
+        Call it after backward, which needs the codes of the forward.
         """
         self._watches_updates = False
         for quantizer in self._codebooks():

@@ -1,4 +1,4 @@
-"""What a codebook needs besides lookups: its start, the vectors for restarts, usage, gradients.
+"""What a codebook needs besides lookups: a start, vectors for restarts, its usage, gradients.
 
 Sizes: N vectors of this process, K codes, D embedding_dim. Everything here is the same on every
 process of a group: a choice among the N_global vectors of all processes (in the order of the ranks)
@@ -157,9 +157,9 @@ def kmeans(
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """exp(entropy) of the use of codes, float32 0-d: K if all are used alike, 1 if one is.
+    """exp(entropy) of the use of codes, float32 0-d: K if all are used alike, 1 if only one is.
 
-    The formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
+    This is the formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
     """
     share = counts / counts.sum().clamp(min=1)  # [K]
     return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))

@@ -36,47 +36,56 @@ def _inside_backward() -> bool:
 class VectorQuantizerEMA(nn.Module):
     """Nearest code of each vector, with a codebook that is learnt without gradients.
 
-    In training mode a forward adds the counts and sums of its codes to pending statistics; an
+    In training mode a forward adds the counts and sums of its codes to pending statistics. An
     update sums them over all processes of the default `torch.distributed` group and moves the
     averages: N ← γN + (1−γ)n, m ← γm + (1−γ)Σz, e = m/N with Laplace smoothing (section 3.1 of
     https://arxiv.org/abs/1906.00446 and sonnet's `VectorQuantizerEMA`). Lookups use the codebook
     from before the update. In evaluation mode nothing changes.
 
     Args:
-        num_embeddings: K.
-        embedding_dim: D.
+        num_embeddings: K, the number of codes.
+        embedding_dim: D, the dimension of a code.
         commitment_cost: β, eq. 3 of https://arxiv.org/abs/1711.00937.
-        decay: γ, in [0, 1).
-        epsilon: Of the Laplace smoothing, in counts.
-        init: Start of the codebook. "kmeans": ten Lloyd iterations on the first training batch of
-            all processes (until then as "normal"); "normal": N(0, 1); "uniform": sonnet's.
-        ema_start: Counts at the start. "one"; "zero": a code without vectors is then flung far out,
-            as in the rosinality port; "debiased": averages divided by 1 − γᵗ, as in sonnet.
-        restart: A code whose average count is below this fraction of the mean over codes starts
-            again from a vector of the latest forward, with that mean as its count. 0: never.
-        gradient: To z from z_q: "straight_through", or "rotation" (https://arxiv.org/abs/2410.06424).
-        update: "forward": at the end of each training forward. "step": when `update_codebook_` is
-            called, once an optimiser step after backward; the statistics of micro-batches add up.
-        metric: "cosine": vectors are divided by their length before all else (gradients go through
-            that), and codes kept at length one: the nearest code is the one of largest cosine, z_q
-            has length one, and the loss compares the two unit vectors. Averages are of unit vectors
+        decay: γ of the moving averages, in [0, 1).
+        epsilon: ε of the Laplace smoothing, in counts: what an unused code counts as at least.
+        init: How the codebook starts. "kmeans": ten Lloyd iterations on the first training batch of
+            all processes (until then as "normal"). "normal": N(0, 1). "uniform": as in sonnet.
+        ema_start: Counts at the start. "one". "zero": as in the rosinality port, where a code
+            without vectors is flung far out. "debiased": averages are divided by 1 − γᵗ, as in
+            sonnet.
+        restart: A code whose average count falls below this fraction of the mean over codes starts
+            again from a vector of the latest forward, with that mean as its count. 0 restarts none.
+        gradient: How the gradient passes from z_q to z: "straight_through", or "rotation"
+            (https://arxiv.org/abs/2410.06424).
+        update: When the codebook moves. "forward": at the end of each training forward. "step":
+            when `update_codebook_` is called, once per optimiser step after backward; until then
+            the statistics of micro-batches add up.
+        metric: "euclidean", or "cosine": vectors are divided by their length first (gradients pass
+            through that) and codes have length one. The nearest code is then the one of largest
+            cosine, the loss compares unit vectors, and the averages are of unit vectors
             (`use_cosine_sim` of vector-quantize-pytorch).
-        quantize_after: For so many updates nothing is quantised: z_q is z, codes are 0 and the loss
-            is 0; then k-means starts the codebook. An encoder's first outputs hardly differ between
-            images, and an optimiser moves them faster than averages follow: one code takes all, and
-            the commitment pulls the rest onto it. Needs init "kmeans" and update "step".
-        seed: Of the start and of restarts; the same on every process.
-        stream: Level of this quantiser, so that levels of one seed draw apart; 0 the coarsest.
+        quantize_after: Number of updates during which nothing is quantised: z_q is z, codes are 0
+            and the loss is 0; then k-means starts the codebook. An encoder's first outputs hardly
+            differ between images, and an optimiser moves them faster than averages follow: one code
+            takes them all, and the commitment pulls the rest onto it. Needs init "kmeans" and
+            update "step".
+        seed: Seed of the start and of restarts; the same on every process.
+        stream: Noise stream of this quantiser: the number of its level, 0 the coarsest, so that
+            levels with the same seed draw different values.
 
     Attributes:
         perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
         usage: Share of the K codes that had a vector, on any process, in the latest update.
 
     Note:
-        In a process group every process takes part in every training forward (with "kmeans", or
-        "forward") and in every update, with no vectors (`z` of N = 0) if it has none.
+        In a process group every process takes part in every update, and with init "kmeans" or
+        update "forward" in every training forward; one that has no vectors passes a `z` of N = 0.
         Under autocast all of this is float32. Activation checkpointing does not count twice.
         Checkpoints hold no pending statistics: save between optimiser steps.
+        The buffers `initialised` and `steps` decide whether k-means still has to start the
+        codebook, however they were set. On a GPU they are read until it has started.
+        A vector with NaN or infinity moves no code: what its code took in that update is left out.
+        `torch.compile` makes one graph of a training step.
     """
 
     codebook: Tensor
@@ -224,7 +233,7 @@ class VectorQuantizerEMA(nn.Module):
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
-        """Indices alone, int64 `[...]`: no statistics, in either mode."""
+        """Only the indices, int64 `[...]`; takes no statistics in either mode."""
         with without_autocast(z.device):
             return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 

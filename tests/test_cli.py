@@ -239,7 +239,7 @@ def test_info_describes_a_code_store(place, capsys):
             "--priors: expected 2, one for each level",
         ),
         (["info", "{place}/nowhere"], "does not exist"),
-        (["info", "{place}/images"], "is no checkpoint"),
+        (["info", "{place}/images"], "is not a checkpoint"),
         (["train-vqvae", "--data", "nowhere"], "--data: expected the folder of a data set"),
         (["train-vqvae", "--preset", "emoji33"], "--preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than --model.image-size 32x32"),

@@ -21,13 +21,13 @@ def kill_after(
     targets: Sequence[Callable[[], object]],
     meanwhile: Callable[[], object] = lambda: None,
 ) -> int:
-    """Runs each target in a process of its own and kills those that live after so many seconds.
+    """Runs each target in a process of its own and kills those still alive after `seconds`.
 
-    Processes are forked: what is imported is there at once, and a target may be a closure. Keep
-    this process to one thread. The wait ends early when all have finished.
+    Processes are forked, so that imports are done and a target may be a closure; this process must
+    have only one thread. The wait ends early if all targets finish.
 
     Args:
-        meanwhile: Called again and again in this process until then.
+        meanwhile: Called repeatedly in this process until then.
 
     Returns:
         How many were killed.

@@ -1,14 +1,13 @@
-"""Kills extraction at random moments, resumes it, and compares the store with one made in peace.
+"""Kills extraction at random moments, resumes it, and compares the store with an undisturbed one.
 
     python tools/kill_test_extract.py [--kills 50] [--images 1500] [--seed 0]
 
-The command `extract` runs in a process of its own on a folder of made-up images; after a random
-part of the time that it takes in peace it is ended by SIGKILL and started again with --resume. When
-it gets to its end, every file of both stores must be equal, byte for byte, to those made in peace,
-none more and none less; then the next stores are begun, until so many kills have hit. While it is
-broken off, the stores open, hold whole shards alone, and lose no record that they had. Prints a
-line a kill and exits with 1 at the first failure.
-"""
+The command `extract` runs in a process of its own on a folder of made-up images. After a random
+part of the time that it takes undisturbed, it is ended by SIGKILL and started again with --resume.
+When it reaches its end, both stores must have the same files, byte for byte, as undisturbed ones;
+then the next stores are begun, until `--kills` kills have hit. After each kill the stores must
+open, hold only whole shards, and have lost no record. Prints one line per kill and exits with 1 at
+the first failure."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""Kills sampling at random moments, resumes it, and compares the folder with one made in peace.
+"""Kills sampling at random moments, resumes it, and compares the folder with an undisturbed one.
 
     python tools/kill_test_sampling.py [--kills 50] [--images 60] [--writers 1] [--seed 0]
 
 The command `sample` draws from small random models in a process of its own, or in several that
-share the work as under torchrun; after a random part of the time that it takes in peace it is
-ended by SIGKILL and started again with --resume. When it gets to its end, every file of the folder
-must be equal, byte for byte, to that made in peace by one process, none more and none less; then
-the next folder is begun, until so many kills have hit. While it is broken off, each line of the
-index has its image, every image is whole and as it must be, and none is lost that was in the
-index. Prints a line a kill and exits with 1 at the first failure.
-"""
+share the work as under torchrun. After a random part of the time that it takes undisturbed, it is
+ended by SIGKILL and started again with --resume. When it reaches its end, the folder must have the
+same files, byte for byte, as an undisturbed one of a single process; then the next folder is begun,
+until `--kills` kills have hit. After each kill every line of the index must have its image, every
+image must be whole and correct, and none that was in the index may be lost. Prints one line per
+kill and exits with 1 at the first failure."""
 
 from __future__ import annotations
 
@@ -103,7 +102,7 @@ def writing(
 
 
 def held(out: Path, peace: dict[str, bytes]) -> set[int]:
-    """Samples of the index so far, which must be sound; every image must be as made in peace."""
+    """Samples of the index so far, which must be sound; each image must be as undisturbed."""
     rows = list(read_index(out))
     numbers = {row["sample"] for row in rows}
     assert len(numbers) == len(rows), "a sample is in the index twice"

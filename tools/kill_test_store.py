@@ -3,11 +3,10 @@
     python tools/kill_test_store.py [--kills 50] [--writers 2] [--records 6000] [--seed 0]
 
 Each round starts writers of one store as processes of their own, reads the store while they write,
-and ends them by SIGKILL after a random time. Then: the manifest names whole shards alone, with the
-right records; no record that counted is gone; no visible file is half written; and the next round
-goes on. A store that gets complete is compared with the set and a new one begun. Prints a line a
-round and exits with 1 at the first failure.
-"""
+and ends them by SIGKILL after a random time. Then the manifest must name only whole shards with the
+right records, no record that was in it may be lost, and no visible file may be half written. The
+next round continues that store; a complete one is compared with the set, and a new one begun.
+Prints one line per round and exits with 1 at the first failure."""
 
 from __future__ import annotations
 

@@ -1,20 +1,19 @@
-"""Kills training at random moments, resumes it, and compares it with a run made in peace.
+"""Kills training at random moments, resumes it, and compares it with an undisturbed run.
 
     python tools/kill_test_training.py training [--kills 50] [--seed 0]
     python tools/kill_test_training.py writing  [--kills 50] [--seed 0]
 
 Runs of both stages in turn, on the embedded emoji and on made-up codes, each in a process of its
 own, are ended by SIGKILL after a random time and resumed. `training` kills at any moment. `writing`
-kills a random time after the writing of a checkpoint has begun, which happens after each step there
-and is slowed down by a pause before each wait for the disk and each renaming of a folder: the
-process killed tells through shared memory when it writes, and only kills that hit it so count.
+kills a random time after the writing of a checkpoint has begun. There a checkpoint is written after
+each step, and a pause before each wait for the disk and each renaming of a folder slows it down.
+The process tells through shared memory when it writes, and only kills that hit the writing count.
 
-After each kill: every visible checkpoint is whole, the newest is no older than before, best/ holds
-the record or is about to, each line of log.jsonl is that of the run made in peace. A run that gets
-to its end must leave log.jsonl (but for the seconds), weights, average, optimiser, state and best/
-bit for bit as in peace, and nothing unfinished. Prints a line a kill, exits with 1 at the first
-failure.
-"""
+After each kill every visible checkpoint must be whole, the newest must be no older than before,
+best/ must hold the record or be about to, and each line of log.jsonl must be that of the
+undisturbed run. A run that reaches its end must leave the same log.jsonl (except for the seconds),
+weights, average, optimiser, state and best/, bit for bit, and nothing unfinished. Prints one line
+per kill and exits with 1 at the first failure."""
 
 from __future__ import annotations
 
@@ -187,7 +186,7 @@ def check_finished(out: Path, peace: Path) -> None:
 
 
 def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bool) -> None:
-    """Kill and resume runs of both stages in turn until so many kills have hit."""
+    """Kill and resume runs of both stages in turn until `kills` kills have hit."""
     config = WRITING if within_writing else TRAINING
     writing = multiprocessing.get_context("fork").RawValue("i", 0)
     peace, seconds = {}, {}

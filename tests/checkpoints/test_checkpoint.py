@@ -267,7 +267,7 @@ def test_a_level_name_that_leads_out_of_the_folder_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no checkpoint: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint: it has no config.json"):
         load(tmp_path)
 
 

@@ -82,7 +82,7 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each tensor of a file, none of them read.
 
     Raises:
-        DamagedError: If it is no safetensors file, or its header claims more than there is.
+        DamagedError: If it is not a safetensors file, or its header claims more than there is.
     """
     _check_regular(path)
     with open_untrusted(path) as file:

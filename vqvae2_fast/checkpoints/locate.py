@@ -1,6 +1,6 @@
-"""Where checkpoints stand: that of a path, and those of a run, oldest to newest.
+"""Where checkpoints are: the one that a path means, and those of a run, oldest to newest.
 
-A run keeps its checkpoints in checkpoints/step-NNNNNNNNN and a second name of the best in best/.
+A run keeps its checkpoints in checkpoints/step-NNNNNNNNN, and the best of them again in best/.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _STEP = re.compile(r"step-(\d{1,18})")
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where a run's checkpoint of one step stands."""
+    """Where a run's checkpoint of a step is."""
     return run / CHECKPOINTS / f"step-{step:09d}"
 
 
 def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint that `path` means: itself, or the latest of the run that it is.
+    """The checkpoint that `path` means: the one there, or the latest of the run there.
 
     Raises:
         FileNotFoundError: If `path` is neither.
@@ -87,7 +87,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def _what_is_there(path: Path) -> str:
-    """What a path that is no checkpoint holds, in words."""
+    """What is at a path that is not a checkpoint, in words."""
     if not path.exists():
         return "does not exist"
     if not path.is_dir():
@@ -103,7 +103,7 @@ def _what_is_there(path: Path) -> str:
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
         return f"holds {', '.join(folder.name for folder in below[:3])}{more}, one of which to name"
-    return "is no checkpoint: it has no config.json"
+    return "is not a checkpoint: it has no config.json"
 
 
 def _step(folder: Path) -> int:

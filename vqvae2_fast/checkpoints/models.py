@@ -1,8 +1,7 @@
 """A model and its configuration in a checkpoint's folder: config.json and model.safetensors.
 
-Nothing is built that the weights beside config.json do not fill: a model is first made without
-memory (torch's meta device) and its names and shapes compared with the file's header.
-"""
+A model is built only if the weights next to config.json fill it: it is first made without memory
+(on torch's meta device), and its names and shapes are compared with the file's header."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "MODELS", "VERSION", "read_config", "read_model", "write_model"]
 
-# Raised when a reader of this file could no longer read what a newer one writes.
+# To be raised when the readers of today could not read what a newer package writes.
 VERSION = 1
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -212,8 +211,8 @@ def _expected_tensors(
     """Names, shapes and types of a configuration's weights, made without memory for them."""
     headers = tensor_headers(path)
     elements = sum(math.prod(shape) for _, shape in headers.values())
-    # What takes memory all the same: layers as objects, a codebook's start, the mask of a kernel.
-    # Each layer has a tensor of its own, and the file holds the codebook and the kernels.
+    # On the meta device too, layers take memory as objects, as do a codebook's start and a kernel's
+    # mask. Each layer has a tensor of its own, and the file holds the codebook and the kernels.
     if isinstance(config, VQVAE2Config):
         layers = config.num_residual_blocks + sum(s.bit_length() for s in config.strides)
         numbers = config.num_embeddings * config.embedding_dim

@@ -1,7 +1,7 @@
 """Pretrained pipelines that come with the package.
 
 Each is a folder vqvae2_fast/pretrained/<preset>/, written by `save(pipeline, folder,
-dtype=torch.bfloat16)`, with card.json beside its config.json: an object with `licence`, `data`,
+dtype=torch.bfloat16)`, with card.json next to its config.json: an object with `licence`, `data`,
 `command` (how it was made) and `metrics` (held out).
 """
 
@@ -42,7 +42,7 @@ def pretrained_names() -> tuple[str, ...]:
 
 
 def pretrained_folder(name: str) -> Path:
-    """Where a preset's pretrained pipeline stands. Raises as `from_preset` does."""
+    """The folder of a preset's pretrained pipeline. Raises as `from_preset` does."""
     if name not in pretrained_names():
         raise ValueError(
             f"from_preset: the package has no weights of {name!r}; it has those of "

@@ -1,4 +1,4 @@
-"""One text that stands for a model's weights."""
+"""A hash of a model's weights, and the check that a prior and a VQ-VAE belong together."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, _frame: Any) -> None:
         if os.getpid() != owner:
-            # A forked worker: ctrl-C reaches it too, and it goes on until the run closes it.
+            # This is a forked worker. Ctrl-C reaches it too; it works until the run closes it.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

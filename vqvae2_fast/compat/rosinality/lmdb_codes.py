@@ -37,8 +37,11 @@ _MAX_MEMO = 1000  # objects of a pickle; a row has some 20
 
 
 class CodeRow(NamedTuple):
-    """A record of the store. Its pickle is one of the port's `dataset.CodeRow`, which the port
-    alone can read; to unpickle it takes the port's `dataset.py`, which `LMDBDataset` does not."""
+    """A record of the store.
+
+    It is pickled as the port's `dataset.CodeRow`, so that the port can read it without this
+    package. Unpickling needs the port's `dataset.py`; `LMDBDataset` does not.
+    """
 
     top: Any
     bottom: Any
@@ -46,7 +49,7 @@ class CodeRow(NamedTuple):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pickle writes a class's name only where it can import it, so this pickle is made by hand.
-        # Protocol 3 has no frames: the fields' pickle is its two first bytes, a body and a stop.
+        # Protocol 3 has no frames: the fields' pickle is two bytes, a body and a stop.
         fields = pickle.dumps(tuple(self), protocol=3)
         return pickle.loads, (fields[:2] + b"cdataset\nCodeRow\n" + fields[2:-1] + b"R.",)
 
@@ -303,8 +306,8 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
         them (all -1 if no filename has a folder).
 
     Raises:
-        ValueError: A value that is no `CodeRow`, maps of different sizes, codes outside 0..K−1; or
-            `out` holds codes already.
+        ValueError: A value is not a `CodeRow`, maps have different sizes, codes are outside
+            0..K−1, or `out` holds codes already.
     """
     if (Path(out) / MANIFEST).exists():
         raise ValueError(f"import_lmdb_codes: {out} holds codes already; name another folder.")

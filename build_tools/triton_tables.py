@@ -47,9 +47,11 @@ def readmes() -> dict[Path, str]:
     with SUMMARY.open() as file:
         rows = list(csv.DictReader(file))
     texts = {}
-    for source in sorted((ROOT / "vqvae2_fast" / "ops").glob("*/triton.py")):
-        kernels = set(re.findall(r"def (_\w+_kernel)\(", source.read_text()))
-        readme = source.with_name("README.md")
+    for readme in sorted((ROOT / "vqvae2_fast" / "ops").glob("*/README.md")):
+        sources = "".join(file.read_text() for file in readme.parent.glob("triton*.py"))
+        kernels = set(re.findall(r"def (_\w+_kernel)\(", sources))
+        if not kernels:
+            continue
         texts[readme] = with_table(readme.read_text(), table(kernels, rows))
     return texts
 

@@ -125,9 +125,9 @@ def test_wide_heads_are_left_to_the_reference():
 @interpreted
 @pytest.mark.parametrize("dropout_p", [0.1, 0.3, 0.5, 1 / 3, 2.0**-23, 1 - 2.0**-23])
 def test_word_that_is_kept_is_the_one_whose_uniform_is(dropout_p):
-    from vqvae2_fast.ops.causal_attention.triton import _threshold
+    from vqvae2_fast.ops.causal_attention.triton_tiles import least_kept_word
 
-    threshold = _threshold(dropout_p)
+    threshold = least_kept_word(dropout_p)
     words = torch.tensor([threshold - 1, threshold]).clamp(min=0)
     kept = uniform_from_words(words) >= dropout_p
     assert kept.tolist() == [threshold == 0, True]

@@ -111,10 +111,11 @@ CAUSAL_ATTENTION_BACKWARD = register(
 
 def _fused_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, ctx.dropout_p, seed = inputs
+    ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output, seed)
 
 
-def _fused_backward(ctx: Any, dout: Tensor, _dlog_sum: Tensor) -> tuple[Tensor | None, ...]:
+def _fused_backward(ctx: Any, dout: Tensor, _dlog_sum: None) -> tuple[Tensor | None, ...]:
     q, k, v, out, log_sum, seed = ctx.saved_tensors
     gradients = CAUSAL_ATTENTION_BACKWARD(dout, q, k, v, out, log_sum, ctx.dropout_p, seed)
     return (*gradients, None, None)

@@ -89,9 +89,12 @@ def dropped_attention_backward_reference(
 def causal_attention_fused_reference(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Dropout on the logits; log_sum is log₂ Σ exp(logit) of each row, 0 for the first."""
+    """Dropout on the logits; log_sum is log₂ Σ exp(logit) of each row, 0 for the first.
+
+    No gradient flows from log_sum, which is for the backward alone.
+    """
     logits, _ = _dropped_logits(q, k, dropout_p, "logits", seed)
-    log_sum = logits[:, :, 1:].logsumexp(dim=3) / math.log(2)
+    log_sum = logits.detach()[:, :, 1:].logsumexp(dim=3) / math.log(2)
     out = logits.softmax(dim=3)[:, :, 1:] @ v
     return F.pad(out, (0, 0, 1, 0)), F.pad(log_sum, (1, 0)).float()
 

@@ -2,7 +2,8 @@
 
 N vectors, K codes, D dimensions. Scores are of centred and scaled values in float16, products added
 in float32; codes inside the band are compared by the definition, float64 sums in the order of d.
-Rows that the screen cannot settle go to a second kernel. The band is derived in the README.
+Rows that the screen cannot settle go to a second kernel, in `triton_exact.py`. The band is derived
+in the README.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops.nearest_code.triton_exact import exact_distance, settle_hard_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,31 +56,6 @@ def _band(e, z, dz, de, q, largest, D):
     product = (q + 2 * u) * 0.5 * e * e + dz * e + z * (de + q * e)
     definition = (D + 2) * 2.220446049250313e-16 * (z * z + e * e)
     return 1.06 * product + definition + D * 7.52316384526264e-37 * (1.0 + z + largest)
-
-
-@triton.jit
-def _exact_distance(
-    z_ptr,
-    codebook_ptr,
-    rows,
-    codes,
-    inside,
-    D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
-):
-    """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
-    total = tl.zeros(rows.shape, tl.float64)
-    for d in range(0, D):
-        z = tl.load(z_ptr + rows * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
-        e = tl.load(
-            codebook_ptr + codes * code_stride_k + d * code_stride_d, mask=inside, other=0.0
-        )
-        difference = z.to(tl.float64) - e.to(tl.float64)
-        total += difference * difference
-    return total
 
 
 @triton.jit
@@ -189,7 +166,7 @@ def _nearest_code_screen_kernel(
         found = settled & (least < SCREENED)
         tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
         code = (tag * BLOCK_K + lane).to(tl.int64)
-        exact = _exact_distance(
+        exact = exact_distance(
             z_ptr,
             codebook_ptr,
             rows,
@@ -213,138 +190,6 @@ def _nearest_code_screen_kernel(
     if number > 0:
         slot = tl.atomic_add(hard_count_ptr, number) + tl.cumsum(hard.to(tl.int32), axis=0) - 1
         tl.store(hard_ptr + slot, rows, mask=hard)
-
-
-@triton.jit
-def _distances(
-    z_ptr,
-    codebook_ptr,
-    row,
-    k,
-    K,
-    D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Σ (z − e)² in float32, infinite where it is NaN and for codes that are not there."""
-    total = tl.zeros((BLOCK_K,), tl.float32)
-    for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        z = tl.load(z_ptr + row * z_stride_n + d * z_stride_d, mask=d < D, other=0.0)
-        e = tl.load(
-            codebook_ptr + k[:, None] * code_stride_k + d[None, :] * code_stride_d,
-            mask=(k < K)[:, None] & (d < D)[None, :],
-            other=0.0,
-        )
-        difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
-        difference = tl.where((d < D)[None, :], difference, 0.0)
-        total += tl.sum(difference * difference, axis=1)
-    return tl.where((k < K) & (total == total), total, float("inf"))
-
-
-@triton.jit
-def _nearest_code_hard_kernel(
-    z_ptr,
-    codebook_ptr,
-    indices_ptr,
-    sqdist_ptr,
-    hard_ptr,
-    hard_count_ptr,
-    K,
-    D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
-    BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """A listed row a turn: float32 distances to all codes, then float64 for those in their band."""
-    for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
-        row = tl.load(hard_ptr + place)
-        least = tl.full((BLOCK_K,), float("inf"), tl.float32)
-        for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
-            least = tl.minimum(
-                least,
-                _distances(
-                    z_ptr,
-                    codebook_ptr,
-                    row,
-                    k,
-                    K,
-                    D,
-                    z_stride_n,
-                    z_stride_d,
-                    code_stride_k,
-                    code_stride_d,
-                    BLOCK_K,
-                    BLOCK_D,
-                ),
-            )
-        bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
-        bound += D * 7.52316384526264e-37
-        distance = tl.full((), float("inf"), tl.float64)
-        index = tl.full((), 0, tl.int64)
-        for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
-            total = _distances(
-                z_ptr,
-                codebook_ptr,
-                row,
-                k,
-                K,
-                D,
-                z_stride_n,
-                z_stride_d,
-                code_stride_k,
-                code_stride_d,
-                BLOCK_K,
-                BLOCK_D,
-            )
-            near = (k < K) & (total <= bound)
-            if tl.sum(near.to(tl.int32), axis=0) > 0:
-                exact = _exact_distance(
-                    z_ptr,
-                    codebook_ptr,
-                    row + k * 0,
-                    k,
-                    near,
-                    D,
-                    z_stride_n,
-                    z_stride_d,
-                    code_stride_k,
-                    code_stride_d,
-                )
-                # NaN never wins.
-                exact = tl.where(near & (exact == exact), exact, float("inf"))
-                nearest, lane = tl.min(exact, axis=0, return_indices=True)
-                # Tiles come in the order of codes: ties keep the lowest index.
-                if nearest < distance:
-                    distance = nearest
-                    index = first + lane.to(tl.int64)
-        if distance == float("inf"):
-            # No finite distance: index 0, with its distance as it is.
-            one = tl.arange(0, 1).to(tl.int64)
-            zeroth = _exact_distance(
-                z_ptr,
-                codebook_ptr,
-                row + one,
-                one,
-                one == 0,
-                D,
-                z_stride_n,
-                z_stride_d,
-                code_stride_k,
-                code_stride_d,
-            )
-            distance = tl.sum(zeroth, axis=0)
-        tl.store(indices_ptr + row, index)
-        tl.store(sqdist_ptr + row, distance.to(tl.float32))
 
 
 def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -427,25 +272,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         enable_fp_fusion=False,
         **config,
     )
-    config = dict(configuration("nearest_code_hard", z.device))
-    programs = min(n, config.pop("PROGRAMS"))
-    launch(
-        _nearest_code_hard_kernel,
-        (programs,),
-        z,
-        codebook,
-        indices,
-        sqdist,
-        hard,
-        hard_count,
-        num_codes,
-        dimension,
-        *z.stride(),
-        *codebook.stride(),
-        BLOCK_D=min(width, config.pop("MAX_D")),
-        enable_fp_fusion=False,
-        **config,
-    )
+    settle_hard_rows(z, codebook, indices, sqdist, hard, hard_count)
     return indices, sqdist
 
 

@@ -1,0 +1,199 @@
+"""The exact part of `nearest_code` in Triton: float64 distances, and rows left by the screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from vqvae2_fast.ops._triton import configuration, launch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["exact_distance", "settle_hard_rows"]
+
+
+@triton.jit
+def exact_distance(
+    z_ptr,
+    codebook_ptr,
+    rows,
+    codes,
+    inside,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+):
+    """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
+    total = tl.zeros(rows.shape, tl.float64)
+    for d in range(0, D):
+        z = tl.load(z_ptr + rows * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
+        e = tl.load(
+            codebook_ptr + codes * code_stride_k + d * code_stride_d, mask=inside, other=0.0
+        )
+        difference = z.to(tl.float64) - e.to(tl.float64)
+        total += difference * difference
+    return total
+
+
+@triton.jit
+def _distances(
+    z_ptr,
+    codebook_ptr,
+    row,
+    k,
+    K,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Σ (z − e)² in float32, infinite where it is NaN and for codes that are not there."""
+    total = tl.zeros((BLOCK_K,), tl.float32)
+    for first in range(0, D, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D)
+        z = tl.load(z_ptr + row * z_stride_n + d * z_stride_d, mask=d < D, other=0.0)
+        e = tl.load(
+            codebook_ptr + k[:, None] * code_stride_k + d[None, :] * code_stride_d,
+            mask=(k < K)[:, None] & (d < D)[None, :],
+            other=0.0,
+        )
+        difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
+        difference = tl.where((d < D)[None, :], difference, 0.0)
+        total += tl.sum(difference * difference, axis=1)
+    return tl.where((k < K) & (total == total), total, float("inf"))
+
+
+@triton.jit
+def _nearest_code_hard_kernel(
+    z_ptr,
+    codebook_ptr,
+    indices_ptr,
+    sqdist_ptr,
+    hard_ptr,
+    hard_count_ptr,
+    K,
+    D,
+    z_stride_n,
+    z_stride_d,
+    code_stride_k,
+    code_stride_d,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """A listed row a turn: float32 distances to all codes, then float64 for those in their band."""
+    for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
+        row = tl.load(hard_ptr + place)
+        least = tl.full((BLOCK_K,), float("inf"), tl.float32)
+        for first in range(0, K, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            least = tl.minimum(
+                least,
+                _distances(
+                    z_ptr,
+                    codebook_ptr,
+                    row,
+                    k,
+                    K,
+                    D,
+                    z_stride_n,
+                    z_stride_d,
+                    code_stride_k,
+                    code_stride_d,
+                    BLOCK_K,
+                    BLOCK_D,
+                ),
+            )
+        bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
+        bound += D * 7.52316384526264e-37
+        distance = tl.full((), float("inf"), tl.float64)
+        index = tl.full((), 0, tl.int64)
+        for first in range(0, K, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            total = _distances(
+                z_ptr,
+                codebook_ptr,
+                row,
+                k,
+                K,
+                D,
+                z_stride_n,
+                z_stride_d,
+                code_stride_k,
+                code_stride_d,
+                BLOCK_K,
+                BLOCK_D,
+            )
+            near = (k < K) & (total <= bound)
+            if tl.sum(near.to(tl.int32), axis=0) > 0:
+                exact = exact_distance(
+                    z_ptr,
+                    codebook_ptr,
+                    row + k * 0,
+                    k,
+                    near,
+                    D,
+                    z_stride_n,
+                    z_stride_d,
+                    code_stride_k,
+                    code_stride_d,
+                )
+                # NaN never wins.
+                exact = tl.where(near & (exact == exact), exact, float("inf"))
+                nearest, lane = tl.min(exact, axis=0, return_indices=True)
+                # Tiles come in the order of codes: ties keep the lowest index.
+                if nearest < distance:
+                    distance = nearest
+                    index = first + lane.to(tl.int64)
+        if distance == float("inf"):
+            # No finite distance: index 0, with its distance as it is.
+            one = tl.arange(0, 1).to(tl.int64)
+            zeroth = exact_distance(
+                z_ptr,
+                codebook_ptr,
+                row + one,
+                one,
+                one == 0,
+                D,
+                z_stride_n,
+                z_stride_d,
+                code_stride_k,
+                code_stride_d,
+            )
+            distance = tl.sum(zeroth, axis=0)
+        tl.store(indices_ptr + row, index)
+        tl.store(sqdist_ptr + row, distance.to(tl.float32))
+
+
+def settle_hard_rows(
+    z: Tensor, codebook: Tensor, indices: Tensor, sqdist: Tensor, hard: Tensor, hard_count: Tensor
+) -> None:
+    """Writes indices and distances of the rows that the screen listed in `hard`."""
+    (n, dimension), num_codes = z.shape, len(codebook)
+    width = triton.next_power_of_2(max(dimension, 16))
+    config = dict(configuration("nearest_code_hard", z.device))
+    programs = min(n, config.pop("PROGRAMS"))
+    launch(
+        _nearest_code_hard_kernel,
+        (programs,),
+        z,
+        codebook,
+        indices,
+        sqdist,
+        hard,
+        hard_count,
+        num_codes,
+        dimension,
+        *z.stride(),
+        *codebook.stride(),
+        BLOCK_D=min(width, config.pop("MAX_D")),
+        enable_fp_fusion=False,
+        **config,
+    )

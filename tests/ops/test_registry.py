@@ -11,6 +11,11 @@ import pytest
 import torch
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops import OPERATORS, _native
+from vqvae2_fast.ops import _registry as registry
+from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
+from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
+from vqvae2_fast.ops.stride2_conv2d.op import stride2_conv2d
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 
 
@@ -52,6 +57,71 @@ def test_unknown_operator_is_refused_with_the_list():
         ops.owner("nearest", torch.zeros(1))
 
 
+def test_owner_needs_a_tensor():
+    with pytest.raises(ValueError, match="expected the arguments of nearest_code, a tensor first"):
+        ops.owner("nearest_code")
+
+
+def test_operators_that_users_call_are_the_ones_that_are_not_private():
+    public = {name for name, operator in OPERATORS.items() if not operator.private}
+    assert public == OPERATORS.keys() & set(ops.__all__)
+
+
+def test_owner_tells_of_private_operators_too():
+    x, weight = torch.zeros(1, 64, 32, 32), torch.zeros(64, 64, 3, 3)
+    assert ops.owner("normed_conv2d", x, weight) == "reference"  # no gradient is wanted
+    weight.requires_grad_()
+    assert ops.owner("normed_conv2d", x, weight).startswith("cpu:")
+    assert ops.owner("normed_conv2d", x[:, :, :2], weight) == "reference"  # too small
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert ops.owner("normed_conv2d", x, weight) == "reference"
+    assert ops.owner("normed_conv2d", x.double(), weight) == "reference: float64 x"
+
+
+def test_owner_of_dropped_attention_on_a_cpu_is_the_kernel_that_runs():
+    q, seed = torch.zeros(1, 2, 5, 4), torch.tensor(0)
+    assert ops.owner("causal_attention", q, q, q, 0.1, "logits", seed).startswith("cpu:")
+    assert ops.owner("causal_attention", q, q, q, 0.0) == "reference"
+    mixed = (q.bfloat16(), q, q, 0.1, "logits", seed)
+    assert ops.owner("causal_attention", *mixed) == "reference: bfloat16 q"
+
+
+def double_convolution(dtype):
+    x, weight = torch.zeros(1, 64, 32, 32, dtype=dtype), torch.zeros(64, 64, 3, 3, dtype=dtype)
+    return normed_conv2d(x, weight.requires_grad_(), None, None, "same")
+
+
+def double_halving(dtype):
+    x, weight = torch.zeros(1, 64, 64, 64, dtype=dtype), torch.zeros(64, 64, 4, 4, dtype=dtype)
+    return stride2_conv2d(x, weight.requires_grad_(), None)
+
+
+def double_loss(dtype):
+    weight = torch.zeros(5, 3, dtype=dtype).requires_grad_()
+    codes = torch.zeros(4, dtype=torch.int64)
+    return code_cross_entropy(torch.zeros(4, 3, dtype=dtype), weight, weight[:, 0], codes)
+
+
+@pytest.mark.parametrize("layer", [double_convolution, double_halving, double_loss])
+def test_strict_mode_covers_what_the_layers_call(layer, monkeypatch):
+    layer(torch.float64)
+    monkeypatch.setattr(_native, "STRICT", True)
+    layer(torch.float32)
+    with pytest.raises(RuntimeError, match="VQVAE2_FAST_STRICT=1 and no .* float64"):
+        layer(torch.float64)
+
+
+def test_a_kernel_that_nobody_owns_fails_at_registration():
+    registry._check_owners("stride2_conv2d", {"cpu": "cpu"})
+    with pytest.raises(RuntimeError, match=r"kernels of stride2_conv2d, got {}, but .* a kernel"):
+        registry._check_owners("stride2_conv2d", {})
+
+
+def test_an_owner_without_a_kernel_fails_at_registration():
+    with pytest.raises(RuntimeError, match="module registers no kernel for CPU"):
+        registry._check_owners("causal_conv2d_fused", {"cpu": "cpu"})
+
+
 def test_strict_mode_raises_instead_of_falling_back():
     code = (
         "import torch; from vqvae2_fast import ops; "
@@ -89,3 +159,17 @@ print(ops.owner("nearest_code", z, codebook))
 """
     result = run_python(code)
     assert result.stdout.strip() == "reference: this install has no compiled module", result.stderr
+
+
+def test_tests_of_simd_levels_run_once_without_the_compiled_module():
+    code = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.modules["vqvae2_fast._C"] = None
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+for level in simd_levels():
+    with simd_level(level):
+        print(level)
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == "reference", result.stderr

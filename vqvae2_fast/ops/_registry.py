@@ -235,12 +235,12 @@ def _check_owners(name: str, owners: dict[str, str]) -> None:
         key = device.upper()
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"vqvae2_fast::{name}", key)
         if has_kernel != (is_built and owners.get(device) == device):
-            found = "registers" if has_kernel else "registers no"
+            found = "a" if has_kernel else "no"
             raise RuntimeError(
                 f"register: expected owners to name the kernels of {name}, got {owners}, but the "
-                f"compiled module {found} kernel for {key}. Say owners={{{device!r}: {device!r}}} "
-                "if and only if csrc/bindings implements the schema for that device, and build "
-                "the module again after a change."
+                f"compiled module registers {found} kernel for {key}. Give owners={{{device!r}: "
+                f"{device!r}}} if and only if csrc/bindings implements the schema for that device, "
+                "and run tools/rebuild after a change of csrc."
             )
 
 

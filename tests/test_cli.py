@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -239,7 +240,7 @@ def test_info_describes_a_code_store(place, capsys):
             "--priors: expected 2, one for each level",
         ),
         (["info", "{place}/nowhere"], "does not exist"),
-        (["info", "{place}/images"], "is not a checkpoint"),
+        (["info", "{place}/images"], "images has no config.json"),
         (["train-vqvae", "--data", "nowhere"], "--data: expected the folder of a data set"),
         (["train-vqvae", "--preset", "emoji33"], "--preset: expected one of"),
         (["train-vqvae", "--data", "{place}/images"], "smaller than --model.image-size 32x32"),
@@ -505,6 +506,21 @@ def test_escape_sequences_in_an_error_are_shown(capsys, debug):
     error = capsys.readouterr().err
     assert "x\\x1b[2Jy" in error
     assert "\x1b" not in error
+
+
+def test_a_warning_is_shown_without_its_line_of_source(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(
+        Info,
+        "run",
+        lambda command: shown.append(
+            warnings.formatwarning("skipped 1, set batch_size=2", UserWarning, "file.py", 1)
+        ),
+    )
+    monkeypatch.setattr("vqvae2_fast.cli._print_result", lambda result, as_json: 0)
+    assert main(["info"]) == 0
+    assert shown == ["vqvae2-fast: warning: skipped 1, set --batch-size=2\n"]
+    assert "file.py" in warnings.formatwarning("x", UserWarning, "file.py", 1)
 
 
 def test_an_error_of_ours_is_not_hidden(monkeypatch):

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import traceback
-from contextlib import redirect_stderr
+import warnings
+from contextlib import contextmanager, redirect_stderr
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from vqvae2_fast.runs.interrupt import InterruptedRun
 from vqvae2_fast_command import COMMANDS, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vqvae2_fast.commands.common import Command, Result
 
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_completion(arguments[1:])
         kind = _kind(arguments[0])
         command = _parse(kind, arguments[0], arguments[1:])
-        result = command.run()
+        with _plain_warnings(kind):
+            result = command.run()
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
@@ -71,6 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("vqvae2-fast: stopped; --resume continues a run.", file=sys.stderr)
         return 130
     return _print_result(result, as_json=command.json)
+
+
+@contextmanager
+def _plain_warnings(kind: type[Command]) -> Iterator[None]:
+    """Shows warnings as the errors are shown, without the line of source that gave them."""
+
+    def plain(message: Warning | str, *_: Any, **__: Any) -> str:
+        return f"vqvae2-fast: warning: {printable(as_flags(str(message), kind))}\n"
+
+    before, warnings.formatwarning = warnings.formatwarning, plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _print_result(result: Result, *, as_json: bool) -> int:

@@ -104,3 +104,16 @@ def test_a_failed_decoding_writes_no_image(folder: Path) -> None:
     (folder / "x.vq2").write_bytes(data)
     assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
     assert not (folder / "out").exists()
+
+
+def test_a_cut_image_is_named_before_any_is_encoded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = folder / "photos" / "3.png"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert run("compress photos --pipeline pipeline --out x.vq2") == 2
+    error = capsys.readouterr().err
+    assert "photos/3.png cannot be decoded" in error
+    assert "; remove it." in error
+    assert "0/4" not in error
+    assert not (folder / "x.vq2").exists()

@@ -152,7 +152,7 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
         path.write_text("x")
     code, _, error = run("info", path)
     assert code == 2
-    assert "expected a run, checkpoint, pipeline or code store" in error
+    assert "expected a run, checkpoint, pipeline, code store or .vq2 file" in error
     assert str(path) in error
     assert "Traceback" not in error
 

@@ -33,8 +33,14 @@ def step_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f"step-{step:09d}"
 
 
-def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
+def checkpoint_folder(
+    path: str | os.PathLike[str],
+    expected: str = "the folder of a checkpoint, a pipeline or a run",
+) -> Path:
     """The checkpoint that `path` means: the one there, or the latest of the run there.
+
+    Args:
+        expected: What the message of an error asks for.
 
     Raises:
         FileNotFoundError: If `path` is neither.
@@ -50,10 +56,7 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
             f"load: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
             f"interrupted save was replacing. Rename it to {folder.name}."
         )
-    raise FileNotFoundError(
-        f"load: {folder} {_what_is_there(folder)}; expected the folder of a checkpoint, a pipeline "
-        "or a run."
-    )
+    raise FileNotFoundError(f"load: expected {expected}; {folder} {_what_is_there(folder)}.")
 
 
 def latest(run: str | os.PathLike[str]) -> Path | None:
@@ -87,7 +90,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def _what_is_there(path: Path) -> str:
-    """What is at a path that is not a checkpoint, in words."""
+    """What a path holds that is not a checkpoint, in words."""
     if not path.exists():
         return "does not exist"
     if not path.is_dir():
@@ -102,8 +105,9 @@ def _what_is_there(path: Path) -> str:
     )
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
-        return f"holds {', '.join(folder.name for folder in below[:3])}{more}, one of which to name"
-    return "is not a checkpoint: it has no config.json"
+        names = ", ".join(folder.name for folder in below[:3])
+        return f"is none itself, but holds some: {names}{more}"
+    return "has no config.json"
 
 
 def _step(folder: Path) -> int:

@@ -104,7 +104,7 @@ class ModelOptions:
         if len(given) != 1:
             raise ValueError(
                 "expected one of --preset, --pipeline, or --vqvae with its --priors, got "
-                f"{len(given)} of them."
+                f"{len(given) or 'none'} of them."
             )
         if self.preset is not None:
             return from_preset(self.preset, device)

@@ -227,12 +227,7 @@ def _presets() -> Result:
 
 
 def _checkpoint(path: Path) -> Result:
-    try:
-        folder = checkpoint_folder(path)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"info: expected a run, checkpoint, pipeline or code store: {error}"
-        ) from error
+    folder = checkpoint_folder(path, "a run, checkpoint, pipeline, code store or .vq2 file")
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
     model = load(folder)

@@ -112,7 +112,7 @@ class TrainPrior(TrainingCommand):
         plan = self.plan(
             task,
             items={"train": len(codes), "held_out": len(held_out)},
-            shape=f"codes of {config.num_classes or 'no'} classes",
+            shape=f"codes of {config.num_classes} classes" if config.num_classes else "no classes",
             maps=layout.describe() + " (the last to be modelled)",
         )
         if self.dry_run:

@@ -175,13 +175,26 @@ def whole_images(path: Path, channels: int) -> Iterator[tuple[str, Tensor]]:
 
     Raises:
         ValueError: No images there, a link that leads out of the folder, or an image that cannot be
-            decoded; names the file.
+            decoded; names the file. Files that were cut are found before the first image comes.
     """
     root = path if path.is_dir() else path.parent
-    for name in image_names(path):
-        with open_untrusted(root / name, inside=root) as file:
-            where = f"whole_images: {printable(root / name)}"
+    names = image_names(path)
+    for name in names:
+        with _whole_image(root, name) as (file, where):
+            check_image(file, where, (channels, 1, 1), convert_channels=True)
+    for name in names:
+        with _whole_image(root, name) as (file, where):
             yield name, decode_whole_image(file, where, channels, convert_channels=True)
+
+
+@contextmanager
+def _whole_image(root: Path, name: str) -> Iterator[tuple[IO[bytes], str]]:
+    """The file of an image of any size, and its path for messages."""
+    try:
+        with open_untrusted(root / name, inside=root) as file:
+            yield file, f"whole_images: {printable(root / name)}"
+    except CorruptImageError as error:
+        raise CorruptImageError(f"{str(error)[:-1]}; remove it.") from error
 
 
 def image_names(path: Path) -> list[str]:

@@ -63,7 +63,7 @@ class Operator:
         kernel: What runs where the kernel computes a call.
         differentiable: The operator has a gradient.
         is_gradient: The operator is called by another one's backward.
-        private: Called by this package alone; its caller checks the arguments.
+        private: Only this package calls it, and the caller checks the arguments.
         overload: What `torch.ops` gives for the name.
 
     `choose` takes the operator's arguments, of which the first is a tensor, and says who computes

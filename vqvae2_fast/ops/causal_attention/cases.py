@@ -81,7 +81,7 @@ def _dropped_backward_case(case: Case) -> Case:
 
 
 def _fused_case(case: Case, backward: bool) -> Case:
-    """Of the kernels in Triton, which drop logits alone and pass on what the forward saw."""
+    """Of the kernels in Triton, which drop only logits and save what the forward computed."""
 
     def make(g: torch.Generator) -> tuple[Any, ...]:
         q, k, v, p, _, seed = case.make(g)

@@ -1,6 +1,6 @@
 """The kernels of `causal_attention` with dropout, which keep no L×L matrix, and their gradients.
 
-`dropped_attention` is C++ and float32; `causal_attention_fused` is Triton and drops logits alone.
+`dropped_attention` is C++ and float32; `causal_attention_fused` is Triton and drops only logits.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _dropped_logits(
 ) -> tuple[Tensor, Tensor]:
     """The logits, −∞ for keys that a query does not see, and what the dropout keeps.
 
-    `[B, heads, L, L]` both. Position 0 sees nothing: its row is finite, and nobody reads it.
+    `[B, heads, L, L]` both. Position 0 sees nothing: its row is finite and never read.
     """
     batch, heads, length, _ = q.shape
     keep = DROPOUT_MASK(seed, batch * heads, length, length, dropout_p)
@@ -91,7 +91,7 @@ def causal_attention_fused_reference(
 ) -> tuple[Tensor, Tensor]:
     """Dropout on the logits; log_sum is log₂ Σ exp(logit) of each row, 0 for the first.
 
-    No gradient flows from log_sum, which is for the backward alone.
+    No gradient flows from log_sum, which only the backward uses.
     """
     logits, _ = _dropped_logits(q, k, dropout_p, "logits", seed)
     log_sum = logits.detach()[:, :, 1:].logsumexp(dim=3) / math.log(2)

@@ -75,7 +75,7 @@ def code_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, codes: Te
     """Mean negative log-likelihood of the codes under logits `features weightᵀ + bias`.
 
     While training in float32 on a CPU a kernel takes the gradients on the way, and neither logits
-    nor their gradient are kept: 2·N·K floats less. Elsewhere it is `F.cross_entropy`. Not public:
+    nor their gradient are kept: 2·N·K floats less. Elsewhere it is `F.cross_entropy`. Private:
     the priors call it.
 
     Args:

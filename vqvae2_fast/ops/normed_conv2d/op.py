@@ -68,8 +68,7 @@ def normed_conv2d(
 ) -> Tensor:
     """Convolution with the weight `g · v / ‖v‖` (eq. 2 of https://arxiv.org/abs/1602.07868).
 
-    The norm goes over the live taps of an output channel. Not public: the layers of the priors
-    call it.
+    The norm goes over the live taps of an output channel. Private: the layers call it.
 
     Args:
         x: `[B, C_in, H, W]`.

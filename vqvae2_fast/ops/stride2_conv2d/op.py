@@ -51,7 +51,7 @@ def stride2_conv2d(
 ) -> Tensor:
     """`F.conv2d(x, weight, bias, stride=2, padding=1)`, or `F.conv_transpose2d` likewise.
 
-    Not public: the encoders and decoders call it.
+    Private: the encoders and decoders call it.
 
     Args:
         x: `[B, C, 2H, 2W]`; transposed `[B, O, H, W]`.

@@ -80,6 +80,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     Note:
         No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
+        Second and forward-mode derivatives go straight through z_q too.
     """
     if codebook.requires_grad:
         codebook = codebook.detach()

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from training_step import flops_of, make_step
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
 from vqvae2_fast.ops.causal_conv2d.reference import causal_conv2d_reference
 from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
@@ -167,7 +168,7 @@ def attention(batch: int, heads: int, side: int, width: int, dtype: torch.dtype)
 
     # Seven products of half the matrix: two forward, five backward.
     flops = 7 * batch * heads * length * length * width
-    name = f"attention {batch}x{heads}x{side}²x{width} {str(dtype).removeprefix('torch.')}"
+    name = f"attention {batch}x{heads}x{side}²x{width} {dtype_name(dtype)}"
     owner = ops.OPERATORS["causal_attention"].owner(q, k, v, 0.1, "logits", seed)
     return Work(
         name,
@@ -222,7 +223,7 @@ def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Wor
     # 22 of 25 taps are live; the forward product and two of the same size backward.
     flops = 3 * 2 * batch * side**2 * 22 * channels * 2 * channels
     values = 4 * x.numel() + 3 * dout.numel() + 3 * weight.numel()
-    name = f"convolution {batch}x{channels}x{side}² {str(dtype).removeprefix('torch.')}"
+    name = f"convolution {batch}x{channels}x{side}² {dtype_name(dtype)}"
     operator = ops.OPERATORS["causal_conv2d"]
     owner = operator.owner(x, weight, None, "exclude")
     return Work(

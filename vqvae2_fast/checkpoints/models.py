@@ -24,6 +24,7 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ def write_model(
         "kind": kinds[type(model)],
         "version": VERSION,
         "config": asdict(model.config),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
     }
     _check_names("save", class_names, header["config"])
     if class_names:

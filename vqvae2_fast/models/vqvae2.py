@@ -24,6 +24,7 @@ from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.trained_conv import PlainConv2d
+from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -275,7 +276,7 @@ class VQVAE2(nn.Module):
         if not images.is_floating_point():
             raise TypeError(
                 f"VQVAE2: expected floating images in [-1, 1], got "
-                f"{str(images.dtype).removeprefix('torch.')}: use images / 127.5 - 1 for bytes."
+                f"{dtype_name(images.dtype)}: use images / 127.5 - 1 for bytes."
             )
         if any(side < stride or side % stride for side in images.shape[2:]):
             raise ValueError(
@@ -293,7 +294,7 @@ class VQVAE2(nn.Module):
             if level_codes.dtype != torch.int64:
                 raise TypeError(
                     f"VQVAE2: expected int64 codes, got "
-                    f"{str(level_codes.dtype).removeprefix('torch.')} at level {name}."
+                    f"{dtype_name(level_codes.dtype)} at level {name}."
                 )
             if level_codes.dim() != 3:
                 raise ValueError(

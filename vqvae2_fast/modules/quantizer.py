@@ -16,6 +16,7 @@ from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity, rotate_gradient
 from vqvae2_fast.modules.codebook_steps import move_codebook_, start_codebook_
 from vqvae2_fast.modules.outside_graphs import StartFlag, reading_waits
+from vqvae2_fast.ops._checks import dtype_name
 
 __all__ = ["VectorQuantizerEMA"]
 
@@ -317,7 +318,7 @@ class VectorQuantizerEMA(nn.Module):
         if self.codebook.dtype != torch.float32:
             raise TypeError(
                 "VectorQuantizerEMA: expected a float32 codebook in training, got "
-                f"{str(self.codebook.dtype).removeprefix('torch.')}. Train under torch.autocast "
+                f"{dtype_name(self.codebook.dtype)}. Train under torch.autocast "
                 "instead of converting the module."
             )
         start_codebook_(

@@ -32,6 +32,7 @@ from vqvae2_fast.compat.lucidrains.arguments import OTHER_ARGUMENTS, refuse_othe
 from vqvae2_fast.compat.lucidrains.codebook import Codebook
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import rotate_gradient
+from vqvae2_fast.ops._checks import dtype_name
 
 __all__ = ["LossBreakdown", "VectorQuantize"]
 
@@ -393,6 +394,6 @@ def _as_mask(
     if mask.shape != sequence.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"VectorQuantize: expected mask bool {list(sequence.shape[:2])}, got "
-            f"{list(mask.shape)} {str(mask.dtype).removeprefix('torch.')}."
+            f"{list(mask.shape)} {dtype_name(mask.dtype)}."
         )
     return mask

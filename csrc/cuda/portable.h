@@ -14,7 +14,9 @@
 //   load_acquire, load_relaxed, store_release, store_relaxed    4 or 8 bytes of global memory,
 //                                       visible to all blocks
 //   add_release(p, v), fetch_add_acq_rel(p, v)    a counter that several blocks raise
-//   wait_at_least(flag, value)          until *flag, a uint32_t that only grows, is there (acquire)
+//   wait_at_least(flag, value)          until *flag, a uint32_t that only grows, is there
+//   (acquire);
+//                                       wait_at_least<polls> gives up after as many and is false
 //   spin_pause()                        inside any other loop that polls memory: without it no
 //                                       other block runs on the CPU
 //   grid_sync(counter)                  barrier over all blocks of a cooperative launch
@@ -181,11 +183,14 @@ __device__ __forceinline__ void spin_pause(VQ_WHERE_ONLY) {
 #endif
 }
 
-// Returns when *flag - value, as a signed difference, is not negative.
-__device__ __forceinline__ void wait_at_least(const uint32_t* flag, uint32_t value VQ_WHERE) {
-  for (;;) {
+// Returns true when *flag - value, as a signed difference, is not negative; false if it still is
+// after kMostPolls > 0 looks at it.
+template <uint32_t kMostPolls = 0>
+__device__ __forceinline__ bool wait_at_least(const uint32_t* flag, uint32_t value VQ_WHERE) {
+  for (uint32_t polls = 1;; ++polls) {
     const uint32_t seen = load_acquire(flag);
-    if (static_cast<int32_t>(seen - value) >= 0) return;
+    if (static_cast<int32_t>(seen - value) >= 0) return true;
+    if (kMostPolls > 0 && polls >= kMostPolls) return false;
 #if defined(CUDA_ON_CPU)
     cuda_on_cpu::spin("wait_at_least", flag, value, seen, where);
 #endif

@@ -56,11 +56,9 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   }
 }
 
-// Gate `gate` of a layer that reads its own position is known in channel c.
-__device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c,
-                                          float gate) {
+// y after a layer that reads its own position is known in channel c.
+__device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c, float y) {
   const int channel = at.r * net.channels + c;
-  const float y = fresh(net.y + channel) + gate;
   net.y[channel] = y;
   if ((layer + 1) % net.layers_per_block != 0) {
     ring_at(net, net.ring1, layer + 1, at.n, at.i, at.j)[c] = elu(y);
@@ -87,13 +85,31 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
   }
 }
 
-// Sums (v0, v1) of a unit without what they begin with.
-__device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
-                                            int unit, float v0, float v1) {
+// What a unit's sums are added to. It is loaded before they are made, so that its trip to the L2
+// cache is over when they are there.
+struct Addends {
+  float2 initial;
+  float residual;  // where the epilogue has one
+};
+
+__device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
+                                                int unit) {
   const float* initial = op.initial + row_of(at, op.initial_column) * op.initial_row +
                          at.j * op.initial_column + kUnit * unit;
-  v0 += initial[0];
-  v1 += initial[1];
+  Addends addends = {*reinterpret_cast<const float2*>(initial), 0.0f};
+  if (op.epilogue == Epilogue::kGateLayer) {
+    addends.residual = fresh(net.y + at.r * net.channels + unit);
+  } else if (op.epilogue > Epilogue::kGateLayer) {
+    addends.residual = fresh(op.residual + at.r * op.residual_row + unit);
+  }
+  return addends;
+}
+
+// Sums (v0, v1) of a unit without what they are added to.
+__device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
+                                            int unit, float v0, float v1, const Addends& addends) {
+  v0 += addends.initial.x;
+  v1 += addends.initial.y;
   float* output = op.output + row_of(at, op.output_column) * op.output_row +
                   at.j * op.output_column + at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
@@ -102,9 +118,9 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
     if (op.epilogue == Epilogue::kGate) {
       output[unit] = gate;
     } else if (op.epilogue == Epilogue::kGateLayer) {
-      end_layer(net, at, op.index, unit, gate);
+      end_layer(net, at, op.index, unit, addends.residual + gate);
     } else {
-      const float sum = fresh(op.residual + at.r * op.residual_row + unit) + gate;
+      const float sum = addends.residual + gate;
       if (op.epilogue == Epilogue::kGateResidual) {
         output[unit] = sum;
       } else if (op.epilogue == Epilogue::kGateBlock) {

@@ -5,7 +5,15 @@
 // the release before the acquire that reads it, and that before the waiting block's barrier.
 #pragma once
 
+#include <stdio.h>
+
 #include "../portable.h"
+
+// Polls after which a wait counts as a hang: it says who waits for whom, and ends the kernel. For
+// debug builds; 0 waits for ever.
+#if !defined(VQ_SPIN_LIMIT)
+#define VQ_SPIN_LIMIT 0
+#endif
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -15,12 +23,16 @@ __device__ __forceinline__ void tell_done(uint32_t* progress, uint32_t number) {
   if (threadIdx.x == 0) store_release(progress, number);
 }
 
-// By all threads of a block: returns when `count` words from `progress` on are at least `number`.
-__device__ __forceinline__ void wait_for_blocks(const uint32_t* progress, int count,
-                                                uint32_t number) {
-  if (threadIdx.x < 32) {
-    for (int block = threadIdx.x; block < count; block += 32) {
-      wait_at_least(progress + block, number);
+// By all threads of a block, before its step of `stage`: returns when blocks first .. first + count
+// have done what has this number. Every thread polls a word of its own, so that all words come in
+// one trip to the L2 cache.
+__device__ __forceinline__ void wait_for_blocks(const uint32_t* progress, int first, int count,
+                                                uint32_t number, int stage) {
+  for (int block = first + threadIdx.x; block < first + count; block += blockDim.x) {
+    if (!wait_at_least<VQ_SPIN_LIMIT>(progress + block, number)) {
+      printf("sampler: block %d waits in stage %d for block %d, which has done %u of %u\n",
+             static_cast<int>(blockIdx.x), stage, block, load_relaxed(progress + block), number);
+      __trap();
     }
   }
   __syncthreads();

@@ -28,37 +28,28 @@ __device__ __forceinline__ const float* input_of(const Operation& op, const floa
   return inputs + row_of(at, op.input_column) * op.input_row + at.j * op.input_column;
 }
 
-// Inputs of step rows first .. first + count of an operation, in shared memory; zeros for rows that
-// stand nowhere. A thread's loads come before its stores, so that their latencies overlap.
+// Begins to copy the inputs of step rows first .. first + count of an operation to shared memory;
+// zeros for rows that stand nowhere. They are there after copy_async_wait and a barrier.
 template <bool kWindow>
 __device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op,
                                              const Places<kWindow>& places, int first, int count,
                                              float* buffer) {
-  constexpr int kAhead = 4;
   const float* inputs = op.input + places.i % net.slots * op.input_slot;
   const int padded = op.padded_inputs;
   const int step = blockDim.x;
   if (op.by_four) {
     const int in_row = padded / kGroup, items = count * in_row;
-    for (int begin = threadIdx.x; begin < items; begin += kAhead * step) {
-      float4 values[kAhead];
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int item = begin + a * step, r = item / in_row, k = item % in_row * kGroup;
-        values[a] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (item < items && k < op.inputs) {
-          const Place at = places.at(first + r);
-          if (on_map<kWindow>(at)) values[a] = fresh_four(input_of(op, inputs, at) + k);
-        }
-      }
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int item = begin + a * step;
-        if (item < items) reinterpret_cast<float4*>(buffer)[item] = values[a];
-      }
+    for (int item = threadIdx.x; item < items; item += step) {
+      const int k = item % in_row * kGroup;
+      const Place at = places.at(first + item / in_row);
+      const bool valid = k < op.inputs && on_map<kWindow>(at);
+      copy_async_or_zero<16>(buffer + kGroup * item,
+                             valid ? input_of(op, inputs, at) + k : op.input, valid);
     }
     return;
   }
+  // A thread's loads come before its stores, so that their latencies overlap.
+  constexpr int kAhead = 4;
   const int plain = op.attended < 0 ? op.inputs : op.attended, items = count * padded;
   for (int begin = threadIdx.x; begin < items; begin += kAhead * step) {
     float values[kAhead];
@@ -95,51 +86,85 @@ __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* i
   return add_lanes<ROWS>(sums, lane);
 }
 
+// A block's units of an operation for step rows first .. first + count, whose inputs lie at
+// `inputs`. A warp's item is a unit for 8 step rows, or for 2 or 1 of those that are left; its
+// first is number `item`. Returns how many items there are.
 template <typename Weight, bool kWindow>
-__device__ void do_work(const Network& net, const Work& work, const Places<kWindow>& places,
-                        const BlockMemory& memory, int buffer_floats) {
+__device__ __forceinline__ int multiply(const Network& net, const Work& work,
+                                        const Places<kWindow>& places, int first, int count,
+                                        const float* all_inputs, const unsigned char* resident,
+                                        int item) {
   const Operation& op = work.operation;
-  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  const int warps = blockDim.x / kLanes;
+  const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
-  int tile = op.padded_inputs == 0 ? net.step_rows : buffer_floats / op.padded_inputs;
-  if (tile > net.step_rows) tile = net.step_rows;
-  for (int first = 0; first < net.step_rows; first += tile) {
-    const int count = min(tile, net.step_rows - first);
-    stage_inputs(net, op, places, first, count, memory.buffer);
-    __syncthreads();
-    // A warp's item is a unit for 8 step rows, or for 2 or 1 of those that are left.
-    const int eights = count / 8, pairs = count % 8 / 2, groups = eights + pairs + count % 2;
-    const int items = (work.end_unit - work.first_unit) * groups;
-    for (int item = warp; item < items; item += warps) {
-      const int unit = work.first_unit + item / groups, group = item % groups;
-      const Weight* weights =
-          static_cast<const Weight*>(op.weights) + static_cast<int64_t>(unit) * unit_weights;
-      if (unit < work.resident_end) {
-        weights = reinterpret_cast<const Weight*>(memory.weights + work.shared_offset) +
-                  (unit - work.first_unit) * unit_weights;
-      }
-      int r = 8 * group, rows = 8;
-      if (group >= eights) {
-        r = 8 * eights + 2 * (group - eights);
-        rows = group < eights + pairs ? 2 : 1;
-      }
-      const float* inputs = memory.buffer + r * op.padded_inputs;
-      float2 sum;
-      if (rows == 8) {
-        sum = sum_unit<8>(weights, inputs, op.padded_inputs, lane);
-      } else if (rows == 2) {
-        sum = sum_unit<2>(weights, inputs, op.padded_inputs, lane);
-      } else {
-        sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
-      }
-      const int lanes_of_row = kLanes / rows;
-      if (lane % lanes_of_row == 0) {
-        const Place at = places.at(first + r + lane / lanes_of_row);
-        if (on_map<kWindow>(at)) finish_unit(net, op, at, unit, sum.x, sum.y);
-      }
+  const int eights = count / 8, pairs = count % 8 / 2, groups = eights + pairs + count % 2;
+  const int items = (work.end_unit - work.first_unit) * groups;
+  for (; item < items; item += warps) {
+    const int unit = work.first_unit + item / groups, group = item % groups;
+    const Weight* weights =
+        static_cast<const Weight*>(op.weights) + static_cast<int64_t>(unit) * unit_weights;
+    if (unit < work.resident_end) {
+      weights = reinterpret_cast<const Weight*>(resident + work.shared_offset) +
+                (unit - work.first_unit) * unit_weights;
     }
-    __syncthreads();  // the buffer is read no more
+    int r = 8 * group, rows = 8;
+    if (group >= eights) {
+      r = 8 * eights + 2 * (group - eights);
+      rows = group < eights + pairs ? 2 : 1;
+    }
+    const int lanes_of_row = kLanes / rows;
+    const Place at = places.at(first + r + lane / lanes_of_row);
+    const bool finishes = lane % lanes_of_row == 0 && on_map<kWindow>(at);
+    Addends addends;
+    if (finishes) addends = load_addends(net, op, at, unit);
+    const float* inputs = all_inputs + r * op.padded_inputs;
+    float2 sum;
+    if (rows == 8) {
+      sum = sum_unit<8>(weights, inputs, op.padded_inputs, lane);
+    } else if (rows == 2) {
+      sum = sum_unit<2>(weights, inputs, op.padded_inputs, lane);
+    } else {
+      sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
+    }
+    if (finishes) finish_unit(net, op, at, unit, sum.x, sum.y, addends);
+  }
+  return items;
+}
+
+// A block's works of a step. Those whose inputs fit the buffer side by side are staged together and
+// wait for their inputs once; one that does not fit alone goes by tiles of step rows.
+template <typename Weight, bool kWindow>
+__device__ __forceinline__ void do_products(const Network& net, const Step& step,
+                                            const Places<kWindow>& places,
+                                            const BlockMemory& memory, int buffer_floats) {
+  const int warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
+  for (int begin = step.first, end = begin; begin < step.end; begin = end) {
+    int floats = 0, tile = net.step_rows;
+    for (; end < step.end; ++end) {
+      floats += memory.works[end].operation.padded_inputs * net.step_rows;
+      if (floats > buffer_floats) break;
+    }
+    if (end == begin) tile = buffer_floats / memory.works[end++].operation.padded_inputs;
+    for (int first = 0; first < net.step_rows; first += tile) {
+      const int count = min(tile, net.step_rows - first);
+      float* inputs = memory.buffer;
+      for (int w = begin; w < end; ++w) {
+        stage_inputs(net, memory.works[w].operation, places, first, count, inputs);
+        inputs += count * memory.works[w].operation.padded_inputs;
+      }
+      copy_async_commit();
+      copy_async_wait<0>();  // for the resident weights too, at a block's first products
+      __syncthreads();
+      inputs = memory.buffer;
+      int done = 0;  // items of the works before: warps go on where they ended
+      for (int w = begin; w < end; ++w) {
+        const int item = (warp + warps - done % warps) % warps;
+        done += multiply<Weight>(net, memory.works[w], places, first, count, inputs, memory.weights,
+                                 item);
+        inputs += count * memory.works[w].operation.padded_inputs;
+      }
+      __syncthreads();  // the buffer is read no more
+    }
   }
 }
 
@@ -218,15 +243,19 @@ __device__ __forceinline__ void ask_for_weights(const Step& step, const Work* wo
   }
 }
 
+// Begins to copy a work's resident weights to shared memory; `do_products` waits for them.
 template <typename Weight>
 __device__ __forceinline__ void copy_resident_weights(const Work& work, unsigned char* weights) {
+  constexpr int kCopy = 16;
   const int64_t unit_bytes =
       static_cast<int64_t>(work.operation.padded_inputs) * kUnit * sizeof(Weight);
-  const int64_t words = (work.resident_end - work.first_unit) * unit_bytes / sizeof(uint4);
-  const uint4* from = reinterpret_cast<const uint4*>(
-      static_cast<const unsigned char*>(work.operation.weights) + work.first_unit * unit_bytes);
-  uint4* to = reinterpret_cast<uint4*>(weights + work.shared_offset);
-  for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = from[w];
+  const int64_t bytes = (work.resident_end - work.first_unit) * unit_bytes;
+  const unsigned char* from =
+      static_cast<const unsigned char*>(work.operation.weights) + work.first_unit * unit_bytes;
+  unsigned char* to = weights + work.shared_offset;
+  for (int64_t at = threadIdx.x * kCopy; at < bytes; at += blockDim.x * kCopy) {
+    copy_async<kCopy>(to + at, from + at);
+  }
 }
 
 template <typename Weight, bool kWindow>
@@ -254,7 +283,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
                             .works = works,
                             .buffer = reinterpret_cast<float*>(shared),
                             .weights = shared + program.weights_offset};
-  __syncthreads();
+  copy_async_commit();
 
   int2* const rows = reinterpret_cast<int2*>(shared + program.places_offset);
   int* const columns = reinterpret_cast<int*>(rows + net.step_rows);  // of a window
@@ -267,7 +296,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * stages;
     if constexpr (kWindow) {
       if (num_steps == 0) break;
-      if (t > 0) wait_for_blocks(net.progress, program.drawing, before);
+      if (t > 0) wait_for_blocks(net.progress, 0, program.drawing, before, -1);
       if (!move_windows(net, t, columns, rows)) break;
       if (net.steps && block == 0 && threadIdx.x == 0) ++*net.steps;
     }
@@ -276,16 +305,14 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       // At the first step everything of the step before was done by the launch before.
       if (step.wait_count > 0 && (!step.wait_before || t > 0)) {
         const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
-        wait_for_blocks(net.progress + step.wait_first, step.wait_count, number);
+        wait_for_blocks(net.progress, step.wait_first, step.wait_count, number, step.stage);
       }
       // While this step's weights go from the L2 cache to the multiprocessors, the next one's come
       // from memory.
       ask_for_weights<Weight>(steps[s + 1 < num_steps ? s + 1 : 0], works);
       switch (step.kind) {
         case StepKind::kProducts:
-          for (int w = step.first; w < step.end; ++w) {
-            do_work<Weight>(net, works[w], places, mine, program.buffer_floats);
-          }
+          do_products<Weight>(net, step, places, mine, program.buffer_floats);
           break;
         case StepKind::kBegin:
           begin_columns(net, step, places);

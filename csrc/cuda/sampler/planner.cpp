@@ -145,21 +145,36 @@ void Plan::share_out() {
 void Plan::place_weights() {
   const Network& net = network;
   constexpr int32_t kMaxBuffer = 64 << 10;  // bytes: more rows of inputs side by side gain little
-  int32_t inputs = 0;
-  for (const Work& work : works) inputs = std::max(inputs, work.operation.padded_inputs);
-  const int32_t wanted =
-      std::min<int64_t>(static_cast<int64_t>(inputs) * net.step_rows, kMaxBuffer / 4);
-  const int32_t scratch_floats =
-      std::max(4 * net.num_embeddings + 2 * kLanes, card.threads / kLanes * kChunk);
-  program.buffer_floats = rounded_up(std::max({inputs, wanted, scratch_floats}), kLanes);
-  program.program_offset = program.buffer_floats * 4;
-  program.places_offset = rounded_up(
-      program.program_offset + program.max_steps * sizeof(Step) + program.max_works * sizeof(Work),
-      8);
+  constexpr int32_t kLine = 128;            // bytes; weights begin one
+  // Inputs of a step's works lie side by side; but those of the convolutions that go beside the
+  // chain are staged in turn where they do not fit: they have time, and weights need the room.
+  int32_t inputs = 0, together = 0;
+  for (const BlockProgram& block : blocks) {
+    for (int32_t s = block.first_step; s < block.end_step; ++s) {
+      const Step& step = steps[s];
+      if (step.kind != StepKind::kProducts) continue;
+      int32_t of_step = 0;
+      for (int32_t w = block.first_work + step.first; w < block.first_work + step.end; ++w) {
+        inputs = std::max(inputs, works[w].operation.padded_inputs);
+        of_step += works[w].operation.padded_inputs;
+      }
+      if (!net.side_by_side || step.stage != 0) together = std::max(together, of_step);
+    }
+  }
   // Network row and column of each step row, first column of each sample.
   const int64_t places =
       net.window == 1 ? 0 : (2 * net.step_rows + net.batch) * int64_t{sizeof(int32_t)};
-  program.weights_offset = rounded_up(program.places_offset + places, 128);
+  const int64_t code = program.max_steps * sizeof(Step) + program.max_works * sizeof(Work);
+  const int64_t left = card.shared_bytes - kSharedMargin - code - places - 2 * kLine;
+  const int64_t wanted = std::min<int64_t>(
+      {static_cast<int64_t>(std::max(inputs, together)) * net.step_rows, kMaxBuffer / 4, left / 4});
+  const int32_t scratch_floats =
+      std::max(4 * net.num_embeddings + 2 * kLanes, card.threads / kLanes * kChunk);
+  const int64_t needed = std::max(inputs, scratch_floats);
+  program.buffer_floats = rounded_up(std::max(needed, wanted / kLanes * kLanes), kLanes);
+  program.program_offset = program.buffer_floats * 4;
+  program.places_offset = rounded_up(program.program_offset + code, 8);
+  program.weights_offset = rounded_up(program.places_offset + places, kLine);
   const int64_t room = card.shared_bytes - kSharedMargin - program.weights_offset;
   if (room < 0) {
     throw std::invalid_argument(

@@ -5,6 +5,7 @@
 // a lane that has exited.
 #pragma once
 
+#include <stdio.h>
 #include <string.h>
 
 #include <type_traits>
@@ -27,6 +28,11 @@ inline int __syncthreads_count(int predicate,
 
 inline void __syncwarp(unsigned mask = ~0u, cuda_on_cpu::Where where = cuda_on_cpu::Where::here()) {
   cuda_on_cpu::meet(mask, "__syncwarp", nullptr, 0, true, where);
+}
+
+[[noreturn]] inline void __trap() {
+  fflush(stdout);  // what the kernel has printed
+  cuda_on_cpu::fail("__trap");
 }
 
 inline void __nanosleep(unsigned, cuda_on_cpu::Where where = cuda_on_cpu::Where::here()) {

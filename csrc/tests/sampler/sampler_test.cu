@@ -81,6 +81,13 @@ void test_kind(const Kind& kind, bool quick) {
   one.first_sample = all.batch - 1;
   one.blocks = 7;
   compare(prior, whole, one, "a sample alone, with another grid");
+  if (kind.classes) {
+    Draw many = one;
+    many.blocks = 40;
+    many.threads = 32;
+    many.shared_bytes = 24 << 10;
+    compare(prior, whole, many, "more blocks than a block has threads to wait for them");
+  }
   if (quick) {
     test_windows(prior, whole, all, 3, "windows of 3");
     return;

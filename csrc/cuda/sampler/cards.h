@@ -57,20 +57,22 @@ inline const CardModel* card_model(const char* name) {
   return nullptr;
 }
 
-// One block tells another: its barrier, the write of its word, the read that sees it, the reader's
-// barrier. Two trips to the L2 cache at about 0.3 us, and what the barriers take.
-constexpr double kHandover = 0.9e-6;
-// Inputs come from the L2 cache into shared memory, one trip; sums over lanes and what follows
-// them.
-constexpr double kStageLatency = 0.7e-6;
-// One trip to the L2 cache on a loaded card, where more inputs are staged than come at once.
+// A block tells that it is done: a barrier, then a fence that waits until all its stores have
+// reached the L2 cache, and the store of its word behind it. Two trips, one after the other.
+constexpr double kTelling = 0.6e-6;
+// A trip to the L2 cache on a loaded card and back. A block that waits sees all flags in one if it
+// has a thread for each, and its inputs in one if they fit side by side.
 constexpr double kL2Trip = 0.5e-6;
+// Sums over lanes, what follows them, and the barriers of a step.
+constexpr double kSumLatency = 0.3e-6;
 // Drawing a code by one block: noise, filters, argmax.
 constexpr double kDrawing = 2.0e-6;
 // Where each window goes on: one trip to the L2 cache for what was drawn, two barriers.
 constexpr double kMoving = 0.6e-6;
 // A kernel launch that follows another on a stream.
 constexpr double kLaunch = 2.5e-6;
+// A cooperative launch takes longer: the card waits until it is empty.
+constexpr double kCooperativeLaunch = 5e-6;
 // Bytes that a multiprocessor reads of its shared memory in a cycle, and of the L2 cache.
 constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
 // Multiply-adds of a multiprocessor in a cycle.

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "cards.h"
 #include "planner.h"
@@ -21,10 +22,27 @@ std::string line(const char* format, Values... values) {
 struct Load {
   double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
   double staged = 0;                // bytes of inputs into shared memory
+  double stagings = 0;              // times that a block waits for inputs
   double products = 0;              // multiply-adds
   double all_streamed = 0;          // of all blocks
   int32_t blocks = 0;
 };
+
+struct Bytes {
+  double resident = 0, streamed = 0;
+};
+
+Bytes bytes_of(const Plan& plan, const BlockProgram& block) {
+  Bytes bytes;
+  for (int32_t w = block.first_work; w < block.end_work; ++w) {
+    const Work& work = plan.works[w];
+    const double unit =
+        static_cast<double>(work.operation.padded_inputs) * kUnit * plan.weight_bytes;
+    bytes.resident += (work.resident_end - work.first_unit) * unit;
+    bytes.streamed += (work.end_unit - work.resident_end) * unit;
+  }
+  return bytes;
+}
 
 class Model {
  public:
@@ -44,9 +62,9 @@ class Model {
     const Network& net = plan_.network;
     if (stage.kind == StepKind::kDraw) {
       const int32_t draws = net.batch * net.window;
-      return kHandover + kDrawing * ((draws + stage.blocks - 1) / stage.blocks);
+      return handover(stage) + kDrawing * ((draws + stage.blocks - 1) / stage.blocks);
     }
-    const double latency = kHandover + kStageLatency;
+    const double latency = handover(stage) + kL2Trip + kSumLatency;
     if (stage.kind == StepKind::kBegin || stage.kind == StepKind::kMergeHeads) return latency;
     if (stage.kind == StepKind::kAttend) {
       // Half of the positions on average.
@@ -62,11 +80,22 @@ class Model {
         (weights + l.products / kUnit * sizeof(float)) / (kSharedBytesPerCycle * card_.clock);
     const double streamed = std::max(l.streamed * passes / (kL2BytesPerCycle * card_.clock),
                                      l.all_streamed * passes / card_.l2_bandwidth);
-    // A thread asks for 64 bytes at a time.
-    const double trips = std::max(0.0, l.staged / (plan_.card.threads * 64.0) - 1);
-    const double staged = std::max(l.staged / (kL2BytesPerCycle * card_.clock), trips * kL2Trip);
+    const double staged = std::max(l.staged / (kL2BytesPerCycle * card_.clock),
+                                   std::max(0.0, l.stagings - 1) * kL2Trip);
     const double products = l.products / (kFmaPerCycle * card_.clock);
     return latency + staged + std::max({shared, streamed, products});
+  }
+
+  // Seconds until a launch has its resident weights, which the row phase has pushed out of the L2
+  // cache.
+  double reload() const {
+    double most = 0, all = 0;
+    for (const BlockProgram& block : plan_.blocks) {
+      const double own = bytes_of(plan_, block).resident;
+      most = std::max(most, own);
+      all += own;
+    }
+    return std::max(most / (kL2BytesPerCycle * card_.clock), all / card_.memory_bandwidth);
   }
 
   // Seconds of a step: the chain of stages, or what it takes to bring the weights from memory,
@@ -102,14 +131,22 @@ class Model {
   }
 
  private:
+  // Seconds from the end of the stage before until a block knows of it.
+  double handover(const Stage& stage) const {
+    const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
+    const int32_t polls = (flags + plan_.card.threads - 1) / plan_.card.threads;
+    return kTelling + std::max(polls, 1) * kL2Trip;
+  }
+
   void add(const BlockProgram& block) {
-    const double rows = plan_.network.step_rows;
+    const int32_t rows = plan_.network.step_rows, buffer = plan_.program.buffer_floats;
     for (int32_t s = block.first_step; s < block.end_step; ++s) {
       const Step& step = plan_.steps[s];
       Load& most = loads_[step.stage];
       ++most.blocks;
       if (step.kind != StepKind::kProducts) continue;
       Load own;
+      int64_t beside = 0;  // floats of inputs that are staged together, as `do_products` does
       for (int32_t w = block.first_work + step.first; w < block.first_work + step.end; ++w) {
         const Work& work = plan_.works[w];
         const double inputs = work.operation.padded_inputs;
@@ -117,11 +154,18 @@ class Model {
         own.shared += (work.resident_end - work.first_unit) * unit;
         own.streamed += (work.end_unit - work.resident_end) * unit;
         own.staged += rows * inputs * sizeof(float);
+        const int64_t floats = static_cast<int64_t>(rows) * work.operation.padded_inputs;
+        if (own.stagings == 0 || beside + floats > buffer) {
+          own.stagings += std::max<double>(1, std::ceil(static_cast<double>(floats) / buffer));
+          beside = 0;
+        }
+        beside += floats;
         own.products += (work.end_unit - work.first_unit) * inputs * kUnit * rows;
       }
       most.shared = std::max(most.shared, own.shared);
       most.streamed = std::max(most.streamed, own.streamed);
       most.staged = std::max(most.staged, own.staged);
+      most.stagings = std::max(most.stagings, own.stagings);
       most.products = std::max(most.products, own.products);
       most.all_streamed += own.streamed;
     }
@@ -132,22 +176,6 @@ class Model {
   std::vector<Load> loads_;
   double streamed_ = 0;  // bytes of a step, of all blocks
 };
-
-struct Bytes {
-  double resident = 0, streamed = 0;
-};
-
-Bytes bytes_of(const Plan& plan, const BlockProgram& block) {
-  Bytes bytes;
-  for (int32_t w = block.first_work; w < block.end_work; ++w) {
-    const Work& work = plan.works[w];
-    const double unit =
-        static_cast<double>(work.operation.padded_inputs) * kUnit * plan.weight_bytes;
-    bytes.resident += (work.resident_end - work.first_unit) * unit;
-    bytes.streamed += (work.end_unit - work.resident_end) * unit;
-  }
-  return bytes;
-}
 
 }  // namespace
 
@@ -167,9 +195,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
     }
   }
   constexpr double kMB = 1e6, kKiB = 1024, kMicro = 1e6;
-  const double step = model.step(), row = model.row();
+  const double step = model.step(), row = model.row(), reload = model.reload();
   const auto map = [&](double kept) {
-    return net.height * (row + kLaunch + net.width / kept * step);
+    return net.height * (row + kCooperativeLaunch + reload + net.width / kept * step);
   };
   const bool windows = net.window > 1;
   const std::string of_a = windows ? "a step" : "a position";
@@ -214,8 +242,11 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
     text += line("  %-20s %5d %7d %12.1f %14.1f %9.2f", stage.c_str(), times, model.load(s).blocks,
                  shared / kKiB, streamed / kKiB, seconds / times * kMicro);
   }
-  text += line("  expected, not measured: %.1f us %s, %.0f us a row of the map for taps above,",
-               step * kMicro, of_a.c_str(), row * kMicro);
+  text +=
+      line("  expected, not measured: %.1f us %s; a row of the map takes %.0f us for taps above",
+           step * kMicro, of_a.c_str(), row * kMicro);
+  text += line("  and %.0f us to launch and to load the weights of shared memory;",
+               (kCooperativeLaunch + reload) * kMicro);
   if (!windows) {
     text += line("  %.3f s a map of %dx%d (%.3f s of it taps above), %.2f maps a second", map(1),
                  net.height, net.width, net.height * row, net.batch / map(1));

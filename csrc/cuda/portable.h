@@ -20,10 +20,9 @@
 //   spin_pause()                        inside any other loop that polls memory: without it no
 //                                       other block runs on the CPU
 //   grid_sync(counter)                  barrier over all blocks of a cooperative launch
-//   named_barrier_sync(id, threads), named_barrier_arrive(id, threads)    some warps of a block
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
 //   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row), ..._transposed
-//   pack_bf16x2, bf16_to_float, float_to_bf16, to_tf32
+//   pack_bf16x2, to_tf32
 //
 // Blocks hand data to each other so: the producer's threads write with plain stores, meet at
 // __syncthreads, and one of them calls store_release or add_release on a flag; at the consumer one
@@ -209,25 +208,6 @@ __device__ __forceinline__ void grid_sync(uint32_t* counter VQ_WHERE) {
     wait_at_least(counter, phase_end VQ_PASS_WHERE);
   }
   __syncthreads(VQ_PASS_WHERE_ONLY);
-}
-
-// ---- Barriers between some warps of a block. id: 1 to 15; threads: a multiple of 32, all who take
-// part. Whoever arrives without waiting may not read what the others wrote.
-
-__device__ __forceinline__ void named_barrier_sync(int id, int threads VQ_WHERE) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::named_barrier(id, static_cast<unsigned>(threads), true, where);
-#else
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
-}
-
-__device__ __forceinline__ void named_barrier_arrive(int id, int threads VQ_WHERE) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::named_barrier(id, static_cast<unsigned>(threads), false, where);
-#else
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-#endif
 }
 
 }  // namespace vqvae2_fast::cuda

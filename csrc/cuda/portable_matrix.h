@@ -31,19 +31,6 @@ __device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
 #endif
 }
 
-__device__ __forceinline__ uint16_t float_to_bf16(float x) {
-  return static_cast<uint16_t>(pack_bf16x2(x, 0.0f));
-}
-
-__device__ __forceinline__ float bf16_to_float(uint16_t bits) {
-  return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-}
-
-// The upper half of a pair is a float32 as it stands, but for its lower bits.
-__device__ __forceinline__ float2 unpack_bf16x2(uint32_t pair) {
-  return make_float2(bit_cast<float>(pair << 16), bit_cast<float>(pair & 0xFFFF0000u));
-}
-
 // To nearest, ties away from zero: the only rounding to tf32 that the instruction has.
 __device__ __forceinline__ uint32_t to_tf32(float x) {
 #if defined(CUDA_ON_CPU)

@@ -77,8 +77,9 @@ __global__ void matrix_kernel(const uint16_t* a, const uint16_t* b, const float*
 // out [count, 2]: rounded to bfloat16 and to tf32, as floats.
 __global__ void formats_kernel(const float* in, float* out, int count) {
   for (int i = static_cast<int>(threadIdx.x); i < count; i += 32) {
-    const float2 pair = unpack_bf16x2(pack_bf16x2(in[i], 7.0f));
-    out[2 * i] = pair.y == 7.0f && bf16_to_float(float_to_bf16(in[i])) == pair.x ? pair.x : -99.0f;
+    const uint32_t pair = pack_bf16x2(in[i], 7.0f);
+    const bool upper_is_seven = bit_cast<float>(pair & 0xFFFF0000u) == 7.0f;
+    out[2 * i] = upper_is_seven ? bit_cast<float>(pair << 16) : -99.0f;
     out[2 * i + 1] = bit_cast<float>(to_tf32(in[i]));
   }
 }

@@ -49,12 +49,6 @@ __global__ void misuse_kernel(int* out, Bug bug) {
         __syncthreads();
       }
       return;
-    case Bug::kNamedBarrierCounts:
-      if (warp < 2) named_barrier_sync(1, warp == 0 ? 64 : 96);
-      return;
-    case Bug::kNamedBarrierNumber:
-      if (warp < 2) named_barrier_sync(16, 64);
-      return;
     case Bug::kGridSyncOfGroups:
       cooperative_groups::this_grid().sync();
       return;

@@ -95,17 +95,6 @@ void test_atomics() {
   check(got.product == 1u << 6, "atomicCAS");
 }
 
-void test_named_barriers() {
-  constexpr int kRounds = 5;
-  auto results = zeros<int>(kRounds * 64);
-  must(launch("named_barrier_kernel", named_barrier_kernel, shape_of(1, 128), results.data(),
-              kRounds));
-  const std::vector<int> got = results.values();
-  bool right = true;
-  for (int i = 0; i < kRounds * 64; ++i) right &= got[i] == i / 64 * 1000 + 63 - i % 64;
-  check(right, "named barriers between producing and consuming warps");
-}
-
 void test_pipeline() {
   constexpr int kTiles = 7;
   std::vector<float> input(kTiles * 128);
@@ -270,7 +259,6 @@ int main() {
   test_collectives();
   test_block_barriers();
   test_atomics();
-  test_named_barriers();
   test_pipeline();
   test_matrices();
   test_formats();

@@ -85,8 +85,6 @@ void* static_shared(const void* key, size_t bytes);
 
 enum class BarrierKind { kSync, kAnd, kOr, kCount };
 unsigned block_barrier(BarrierKind kind, bool predicate, Where where);
-// Named barriers 1 to 15 between some warps of a block; `threads` arrivals complete a phase.
-void named_barrier(int id, unsigned threads, bool waits, Where where);
 void grid_barrier(Where where);
 
 // What one lane hands to the others.

@@ -55,7 +55,6 @@ struct Collective {
 
 struct Barrier {
   unsigned arrived = 0, generation = 0;
-  unsigned wanted = 0;  // of a named barrier
   BarrierKind kind = BarrierKind::kSync;
   Where where = {};
   unsigned gathered = 0, result = 0;
@@ -85,7 +84,6 @@ struct Block {
   std::vector<Warp> warps;
   unsigned alive = 0;
   Barrier barrier;
-  std::array<Barrier, 16> named;
   void* dynamic_shared = nullptr;
   size_t shared_bytes = 0;
   std::vector<std::pair<const void*, void*>> statics;

@@ -99,29 +99,6 @@ unsigned block_barrier(BarrierKind kind, bool predicate, Where where) {
   return barrier.result;
 }
 
-void named_barrier(int id, unsigned threads, bool waits, Where where) {
-  if (id < 1 || id > 15 || threads == 0 || threads % 32 != 0) {
-    fail("named barrier %d of %u threads: expected 1 to 15 and a multiple of 32", id, threads);
-  }
-  Block& block = *current->block;
-  Barrier& barrier = block.named[id];
-  if (barrier.arrived == 0) {
-    barrier.wanted = threads;
-    barrier.where = where;
-  } else if (barrier.wanted != threads) {
-    fail("named barrier %d: %u threads at %s:%d, %u at %s:%d", id, threads, where.file, where.line,
-         barrier.wanted, barrier.where.file, barrier.where.line);
-  }
-  char* tag = &barrier.tags[barrier.generation & 1];
-  release(tag);
-  if (++barrier.arrived == threads) {
-    complete(barrier, block);
-  } else if (waits) {
-    wait_at("a named barrier", static_cast<uint32_t>(id), &barrier, where);
-  }
-  if (waits) acquire(tag);
-}
-
 void grid_barrier(Where where) {
   Grid& grid = *current->block->grid;
   if (!grid.shape->cooperative) fail("grid.sync() in a launch that is not cooperative");

@@ -79,24 +79,6 @@ __global__ void atomics_kernel(AtomicWords* words) {
   }
 }
 
-// Warps 0 and 1 fill a buffer, warps 2 and 3 read it; two barriers take turns. results [rounds, 64]
-__global__ void named_barrier_kernel(int* results, int rounds) {
-  VQ_SHARED(int, buffer, [64]);
-  constexpr int kFull = 1, kEmpty = 2;
-  const int i = static_cast<int>(threadIdx.x);
-  for (int round = 0; round < rounds; ++round) {
-    if (i < 64) {
-      if (round > 0) named_barrier_sync(kEmpty, 128);
-      buffer[i] = round * 1000 + i;
-      named_barrier_arrive(kFull, 128);
-    } else {
-      named_barrier_sync(kFull, 128);
-      results[round * 64 + i - 64] = buffer[127 - i];
-      if (round + 1 < rounds) named_barrier_arrive(kEmpty, 128);
-    }
-  }
-}
-
 // Sums tiles of 128 floats through a ring of three buffers; `width` of each row are there. One
 // warp.
 __global__ void pipeline_kernel(const float* in, float* out, int tiles, int width) {

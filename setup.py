@@ -1,6 +1,6 @@
 """Drives CMakeLists.txt. Everything declarative is in pyproject.toml.
 
-Environment: VQVAE2_FAST_BUILD=python installs the references alone;
+Environment: VQVAE2_FAST_BUILD=python installs only the references;
 VQVAE2_FAST_BUILD_CUDA=0|1 forbids or demands the CUDA kernels (unset: if nvcc is found);
 MAX_JOBS limits the compiler processes.
 """

@@ -1,4 +1,4 @@
-// Registration of the compiled operators, on torch's stable ABI alone: a build against any
+// Registration of the compiled operators, using only torch's stable ABI: a build against any
 // torch >= 2.11 loads into any other. Schemas are defined in Python (vqvae2_fast/ops/<op>/op.py);
 // this file only implements them. Python has checked shapes and dtypes; what is checked again here
 // is what would be unsafe.
@@ -50,8 +50,8 @@ cpu::Rows rows_of(const Tensor& matrix) {
   return rows;
 }
 
-// An output beside the rows of z. `new_empty` goes through the dispatcher, which is a sixth of a
-// call with a few vectors; what it adds is to fill the memory when torch is asked to.
+// An output that goes with the rows of z. `new_empty` goes through the dispatcher, which is a sixth
+// of a call with a few vectors; what it adds is to fill the memory when torch is asked to.
 Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   if (z.size(0) > cpu::kFewRows) return torch::stable::new_empty(z, sizes, dtype);
   int64_t strides[2] = {1, 1};

@@ -1,4 +1,4 @@
-// Tensors of Winograd's points beside maps, and their products, on the stable ABI.
+// Tensors of Winograd's points, how they relate to maps, and their products, on the stable ABI.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

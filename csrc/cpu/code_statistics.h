@@ -1,6 +1,6 @@
 // Counts and sums per code: a stable counting sort by code, then sums over segments of the sorted
-// rows. Segments depend on N alone and partial sums meet in their order, so that the result is the
-// same for any number of threads, also where one code takes all rows.
+// rows. Segments depend only on N and partial sums are added in their order, so that the result is
+// the same for any number of threads, also where one code takes all rows.
 #pragma once
 
 #include "kernels.h"

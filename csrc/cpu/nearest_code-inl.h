@@ -14,7 +14,8 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Words of the tiles of a block: they should stay in the second-level cache beside the codes.
+// Words of the tiles of a block: they should stay in the second-level cache together with the
+// codes.
 constexpr int64_t kBlockWords = 16 << 10;
 constexpr int64_t kMaxBlockTiles = 16;
 // A row with more open lanes than this costs less in the next screen. An open lane is searched

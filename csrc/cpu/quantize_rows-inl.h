@@ -31,7 +31,7 @@ inline void load_rows(const Rows& z, int64_t first, int64_t count, int64_t dim, 
 }
 
 inline double squared_error(const float* z, const float* e, int64_t dim) {
-  // A sum of at most eight float32 squares before it goes on in float64.
+  // A sum of at most eight float32 squares, which is then added in float64.
   constexpr int64_t kPart = 8 * Vec::kLanes;
   double total = 0;
   for (int64_t d = 0; d < dim; d += kPart) {

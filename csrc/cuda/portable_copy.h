@@ -1,4 +1,4 @@
-// cp.async for portable.h: copies from global to shared memory that run beside the computation.
+// cp.async for portable.h: copies from global to shared memory that overlap with computation.
 //
 // A thread issues copies, closes a group with copy_async_commit, and copy_async_wait<n> returns
 // when all groups but its last n have landed; the block then still has to meet at a barrier before

@@ -65,7 +65,7 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   }
 }
 
-// What the stack needs beside the features, shared by the threads.
+// What the stack needs in addition to the features, shared by the threads.
 struct Scratch {
   std::vector<Buffer> coarser;  // features of each map but the finest
   std::unique_ptr<PaddedMaps> inputs, inner;

@@ -6,7 +6,7 @@
 // window of guesses (State::window > 1): codes[j..] hold guesses, each column is computed as if
 // those before it were right, and the codes drawn replace them; the first is right in any case, and
 // column k if the guesses before it were drawn again. Everything behind the last right one is
-// computed anew in the next step. Network row r = n * columns + k is column j + k of row n of the
+// computed again in the next step. Network row r = n * columns + k is column j + k of row n of the
 // batch.
 #pragma once
 

@@ -54,8 +54,8 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   kernels.product(product);
 }
 
-// All current taps of one convolution. In a window the sums go beside the row's, which stay as the
-// taps above left them: a column may be computed again.
+// All current taps of one convolution. In a window the sums get memory of their own; the row's stay
+// as the taps above left them: a column may be computed again.
 void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row,
                      Buffer& window, int64_t layer, Range panels) {
   if (s.window == 1) {

@@ -101,7 +101,7 @@ void Pixel::add_stem(Range channels) {
   }
 }
 
-// x is known in these channels: as far into the block as a thread gets alone.
+// x is known in these channels: computes what follows from these channels alone.
 void Pixel::begin_block(int64_t block, Range channels) {
   if (channels.size() <= 0) return;
   const int64_t first = block * plan.layers_per_block;

@@ -151,7 +151,7 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   constexpr bool kScaled = WORDS == kQuarterPanel;
   alignas(64) float unpacked[UNPACKS ? kInputBlock * kPanel : 1];
   // The next block is asked for in equal parts by this one's tiles. A lone tile asks for every
-  // second line: the one beside it comes along.
+  // second line: the hardware fetches its neighbour too.
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
   const int64_t ahead_step = (WORDS + tiles - 1) / tiles;
   for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {

@@ -11,7 +11,7 @@ int64_t rounded_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// What a panel costs beside its inputs: the tile's start and end, and the functions after it.
+// What a panel costs besides its inputs: the tile's start and end, and the functions after it.
 constexpr int64_t kPanelCost = 32;
 
 Split split_of(std::initializer_list<const Matrices*> matrices, int threads) {

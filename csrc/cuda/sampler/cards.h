@@ -67,7 +67,7 @@ constexpr double kL2Trip = 0.5e-6;
 constexpr double kSumLatency = 0.3e-6;
 // Drawing a code by one block: noise, filters, argmax.
 constexpr double kDrawing = 2.0e-6;
-// Where each window goes on: one trip to the L2 cache for what was drawn, two barriers.
+// Finding where each window continues: one trip to the L2 cache for what was drawn, two barriers.
 constexpr double kMoving = 0.6e-6;
 // A kernel launch that follows another on a stream.
 constexpr double kLaunch = 2.5e-6;

@@ -32,7 +32,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
   }
 }
 
-// x, a block's input, is known in channel c: as far into the block as that goes alone.
+// x, a block's input, is known in channel c: computes what follows from this channel alone.
 __device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c,
                                             float x) {
   const int channel = at.r * net.channels + c;

@@ -1,5 +1,5 @@
 // Pixel phase: one row of the map by one cooperative launch. Each block keeps its share of the
-// weights in shared memory as far as they fit and reads the rest from the L2 cache, and follows its
+// weights in shared memory, as many as fit, reads the rest from the L2 cache, and follows its
 // part of the program (program.h) at every step: a position, or a window of guessed codes
 // (places.cuh).
 #pragma once
@@ -132,7 +132,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
 }
 
 // A block's works of a step. Those whose inputs fit the buffer side by side are staged together and
-// wait for their inputs once; one that does not fit alone goes by tiles of step rows.
+// wait for their inputs once; one that does not fit even by itself is made in tiles of step rows.
 template <typename Weight, bool kWindow>
 __device__ __forceinline__ void do_products(const Network& net, const Step& step,
                                             const Places<kWindow>& places,
@@ -156,7 +156,7 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
       copy_async_wait<0>();  // for the resident weights too, at a block's first products
       __syncthreads();
       inputs = memory.buffer;
-      int done = 0;  // items of the works before: warps go on where they ended
+      int done = 0;  // items of the works before; the next warp continues from there
       for (int w = begin; w < end; ++w) {
         const int item = (warp + warps - done % warps) % warps;
         done += multiply<Weight>(net, memory.works[w], places, first, count, inputs, memory.weights,

@@ -3,7 +3,7 @@
 // In a window the codes at columns from a sample's first on are guesses. A step computes all of its
 // columns as if they were right, and draws; a column is right if all guesses before it were drawn
 // again, the first in any case. The next step begins behind the last right column, and its guesses
-// are what this one drew there. What wrong columns left in the rings and caches is computed anew
+// are what this one drew there. What wrong columns left in the rings and caches is computed again
 // before it is read.
 #pragma once
 

@@ -146,8 +146,9 @@ void Plan::place_weights() {
   const Network& net = network;
   constexpr int32_t kMaxBuffer = 64 << 10;  // bytes: more rows of inputs side by side gain little
   constexpr int32_t kLine = 128;            // bytes; weights begin one
-  // Inputs of a step's works lie side by side; but those of the convolutions that go beside the
-  // chain are staged in turn where they do not fit: they have time, and weights need the room.
+  // The inputs of a step's works lie side by side. Those of the convolutions that run in parallel
+  // with the chain are staged in turn where they do not fit: they have time, and weights need the
+  // room.
   int32_t inputs = 0, together = 0;
   for (const BlockProgram& block : blocks) {
     for (int32_t s = block.first_step; s < block.end_step; ++s) {

@@ -4,7 +4,7 @@
 // A *stage* is a set of matrix products (or of heads, or of samples) that need nothing of each
 // other. Outputs of products come in *units* of two columns: two neighbouring outputs, or a value
 // and its gate. A warp makes a unit: each lane adds every 32nd group of inputs in ascending order,
-// then lanes are added by halves. That order depends on the number of inputs alone, so a sum is the
+// then lanes are added by halves. That order depends only on the number of inputs, so a sum is the
 // same bits whatever the batch, the grid and the place of the weights.
 //
 // A block's *step* is its share of a stage. Blocks tell that they have done a step by writing its

@@ -1,5 +1,5 @@
 // Atomics, fences and cached loads. CUDA's atomics order nothing but themselves, and neither do
-// these; a __threadfence beside one orders memory, as ThreadSanitizer is told (scheduler.h).
+// these; a __threadfence next to one orders memory, as ThreadSanitizer is told (scheduler.h).
 #pragma once
 
 #include <string.h>
@@ -28,7 +28,7 @@ T read_modify_write(T* address, Change change) {
 }
 
 template <class T>
-using Value = std::common_type_t<T>;  // not deduced: the pointer alone tells the type
+using Value = std::common_type_t<T>;  // not deduced: only the pointer determines the type
 
 }  // namespace cuda_on_cpu
 

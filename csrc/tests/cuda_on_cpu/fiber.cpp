@@ -114,7 +114,7 @@ char* allocate_stacks(size_t count) {
 
 void free_stacks(char* stacks, size_t count) {
   if (under_tsan()) {
-    // What it remembers of a stack goes with the mapping alone.
+    // What it remembers of a stack is forgotten only with the mapping.
     munmap(stacks, count * stack_bytes());
     return;
   }

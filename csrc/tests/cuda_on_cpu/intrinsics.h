@@ -131,7 +131,7 @@ unsigned __match_any_sync(unsigned mask, T value,
                            });
 }
 
-// The reductions exist for 32-bit integers alone, from compute capability 8.0.
+// The reductions exist only for 32-bit integers, from compute capability 8.0.
 #define CUDA_ON_CPU_REDUCE(name, type, expression)                                  \
   inline type name(unsigned mask, type value,                                       \
                    cuda_on_cpu::Where where = cuda_on_cpu::Where::here()) {         \

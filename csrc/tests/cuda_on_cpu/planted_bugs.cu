@@ -102,8 +102,8 @@ int run_misuse(Bug bug) {
   if (bug == Bug::kStackOverflow) {
     error = launch("stack_kernel", stack_kernel, shape, out.data());
   } else if (bug == Bug::kSharedOverLimit || bug == Bug::kSharedNotResident) {
-    // 30 KiB beside the kernel's own 24: more than a block has without opting in. Or 4 KiB, with
-    // which by dynamic memory alone 21 blocks would fit a multiprocessor, but 7 do.
+    // 30 KiB in addition to the kernel's own 24: more than a block has without opting in. Or 4 KiB:
+    // counting only dynamic memory, 21 blocks would fit a multiprocessor, but only 7 do.
     shape.shared_bytes = (bug == Bug::kSharedOverLimit ? 30 : 4) << 10;
     shape.cooperative = bug == Bug::kSharedNotResident;
     if (shape.cooperative) {

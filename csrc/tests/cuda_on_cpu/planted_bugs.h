@@ -42,7 +42,7 @@ enum class Bug {
   kOrdinaryLaunch,
   kTooManyBlocks,
   kTooMuchShared,
-  // Misused primitives, known to the harness alone (planted_misuse.cuh).
+  // Misused primitives, for the harness only (planted_misuse.cuh).
   kStackOverflow,
   kSharedOverLimit,
   kSharedNotResident,

@@ -1,5 +1,5 @@
-// Kernels of planted_bugs.cu that misuse a primitive and do nothing else: for the harness alone, a
-// GPU would hang or fault on them.
+// Kernels of planted_bugs.cu that misuse a primitive and do nothing else. They are for the harness
+// only: a GPU would hang or fault on them.
 #pragma once
 
 #include "../../cuda/portable.h"
@@ -19,7 +19,7 @@ __global__ void stack_kernel(int* out) {
   out[threadIdx.x] = local[out[threadIdx.x]];
 }
 
-// 24 KiB of static shared memory beside whatever dynamic one the launch has.
+// 24 KiB of static shared memory in addition to the dynamic memory of the launch.
 __global__ void static_shared_kernel(int* out) {
   VQ_SHARED(int, large, [6144]);
   large[threadIdx.x] = out[threadIdx.x];

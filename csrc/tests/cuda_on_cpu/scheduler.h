@@ -7,7 +7,7 @@
 // from the start, dealt out over the workers.
 //
 // This header is compiled with the kernels, under whatever sanitizer they are; scheduler.cpp is
-// not, so that ThreadSanitizer sees the kernels' memory alone, ordered by barriers and flags alone.
+// not, so that ThreadSanitizer sees only the kernels' memory, ordered only by barriers and flags.
 #pragma once
 
 #include <stddef.h>
@@ -57,7 +57,7 @@ struct Schedule {
 // Read once from CUDA_ON_CPU_ORDER (forward, reverse or a seed) and CUDA_ON_CPU_THREADS.
 Schedule& schedule();
 
-// Blocks of this size that fit one multiprocessor, as far as threads and shared memory tell.
+// Blocks of this size that fit one multiprocessor, judging by threads and shared memory.
 int resident_blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
 
 struct GridShape {

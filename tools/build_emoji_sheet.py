@@ -36,10 +36,10 @@ _JOINER_AND_GENDER_SIGNS = {"200d", "2640", "2642"}
 
 
 def base_group(key: str) -> str:
-    """What is left of an emoji's code points without skin tone, gender, person and joiners.
+    """The code points of an emoji without skin tone, gender, person and joiners.
 
-    One group therefore holds all variants of an emoji, and at times a thing with the person who
-    holds it (sheaf of rice, farmer): a little coarser than needed, never finer.
+    So one group holds all variants of an emoji, and sometimes also an object together with a person
+    who has it (sheaf of rice, farmer). Groups may be coarser than needed, but never finer.
     """
     variant = _SKIN_TONES | _MAN_WOMAN_PERSON | _JOINER_AND_GENDER_SIGNS
     return "-".join(point for point in key.split("-") if point not in variant) or "person"
@@ -69,7 +69,7 @@ def read_art(source: Path, keys: list[str]) -> list[Image.Image]:
                     files[match[1]] = content.read()
     else:
         raise ValueError(f"build_emoji_sheet: {source} is neither a .tgz nor an assets folder.")
-    # Some emoji are there in several spellings, alike but for compression: the shortest is taken.
+    # Some emoji occur in several spellings that differ only in compression: the shortest is taken.
     by_key: dict[str, str] = {}
     for name in sorted(files, key=lambda name: (-len(name), name)):
         by_key[key_of_file(name)] = name

@@ -1,6 +1,6 @@
 """Makes tests/codec/golden: a small pipeline, and a file that every machine must decode alike.
 
-    python tools/codec_golden.py tests/codec/golden                 # anew, for a new format
+    python tools/codec_golden.py tests/codec/golden                 # again, for a new format
     python tools/codec_golden.py tests/codec/golden --dump DIR      # for csrc/tests/codec_test.cpp
 
 The dump is for processors without Python: per level the packed plan, the streams, the coarser maps
@@ -30,7 +30,7 @@ CLASSES, IMAGES, SEGMENT = 3, 1000, 250
 
 
 def pipeline() -> vq2.Pipeline:
-    """Two levels, every kind of layer; weights that bfloat16 holds."""
+    """Two levels with every kind of layer, whose weights bfloat16 holds exactly."""
     torch.manual_seed(0)
     vqvae = vq2.VQVAE2(
         VQVAE2Config(
@@ -85,7 +85,7 @@ def make(out: Path) -> None:
 
 
 def digest(maps: list[Tensor]) -> str:
-    """SHA-256 of all codes, a byte each, level after level."""
+    """SHA-256 of all codes, one byte each, level after level."""
     packed = b"".join(level.to(torch.uint8).numpy().tobytes() for level in maps)
     return hashlib.sha256(packed).hexdigest()
 

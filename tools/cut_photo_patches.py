@@ -1,4 +1,4 @@
-"""Cuts photographs into square patches, one folder a photograph: a set of natural images.
+"""Cuts photographs into square patches, one folder per photograph, as a set of natural images.
 
     python tools/cut_photo_patches.py PHOTOS OUT [--size 256] [--scale 1.0] [--format jpg]
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 
 def cut(photo: Path, out: Path, size: int, scale: float, suffix: str) -> int:
-    """Writes the patches of a photograph into the folder `out`; gives their number."""
+    """Writes the patches of a photograph into the folder `out` and returns their number."""
     with Image.open(photo) as image:
         pixels = image.convert("RGB")
     if scale != 1.0:

@@ -2,8 +2,8 @@
 
     python tools/draws_between_changes.py --draws 10000
 
-Ends with an error at the first draw by any CPU engine that is not of the weights as they are;
-prints how often each kind of change changed the draw. 10,000 draws take about ten minutes.
+Ends with an error at the first draw by any CPU engine that does not use the current weights. Prints
+how often each kind of change altered the draw. 10,000 draws take about ten minutes.
 """
 
 from __future__ import annotations

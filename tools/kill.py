@@ -24,10 +24,10 @@ def kill_after(
     """Runs each target in a process of its own and kills those still alive after `seconds`.
 
     Processes are forked, so that imports are done and a target may be a closure; this process must
-    have only one thread. The wait ends early if all targets finish.
+    have only one thread. It stops waiting early if all targets finish.
 
     Args:
-        meanwhile: Called repeatedly in this process until then.
+        meanwhile: Called repeatedly in this process while it waits.
 
     Returns:
         How many were killed.
@@ -54,7 +54,7 @@ def kill_after(
 
 
 def contents(folder: Path, *, leave_out: Sequence[str] = ()) -> dict[str, bytes]:
-    """The bytes of every file below a folder by its path in it, hidden files with them."""
+    """The bytes of every file below a folder, by path; hidden files are included."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -63,7 +63,7 @@ def contents(folder: Path, *, leave_out: Sequence[str] = ()) -> dict[str, bytes]
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Hidden files and folders below a folder, locks aside: what a killed writer left."""
+    """Hidden files and folders below a folder, except locks: what a killed writer left."""
     return [
         path.relative_to(folder).as_posix()
         for path in sorted(folder.rglob(".*"))

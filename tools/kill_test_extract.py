@@ -4,8 +4,8 @@
 
 The command `extract` runs in a process of its own on a folder of made-up images. After a random
 part of the time that it takes undisturbed, it is ended by SIGKILL and started again with --resume.
-When it reaches its end, both stores must have the same files, byte for byte, as undisturbed ones;
-then the next stores are begun, until `--kills` kills have hit. After each kill the stores must
+When it reaches its end, both stores must have the same files, byte for byte, as undisturbed ones.
+Then it begins the next stores, until `--kills` kills have hit. After each kill the stores must
 open, hold only whole shards, and have lost no record. Prints one line per kill and exits with 1 at
 the first failure."""
 
@@ -34,7 +34,7 @@ from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
 SHARD_RECORDS = 50  # small, so that many kills hit the closing of a shard
-# Its only job is to be taken in turns.
+# Several processes take it in turns.
 LOCK = (".lock",)
 
 
@@ -120,7 +120,7 @@ def main() -> int:
         out, before, more = place / "0", Counter[str](), ()
         while kills < arguments.kills or more:
             target = partial(extract, place, out, *more)
-            # Beyond the kills that were asked for, the last store is brought to its end.
+            # After the kills that were asked for, the last store is completed.
             limit = rng.uniform(0, seconds) if kills < arguments.kills else 600.0
             if kill_after(limit, [target]):
                 kills, more = kills + 1, ("--resume",)
@@ -139,13 +139,13 @@ def main() -> int:
             out, before, more = place / str(stores), Counter[str](), ()
     print(
         f"{kills} kills ({seconds:.1f} s of work), {stores} stores finished, each equal byte for "
-        f"byte to the one made in peace; {left} unfinished files were left by kills and cleared."
+        f"byte to an undisturbed one; {left} unfinished files were left by kills and cleared."
     )
     return 0
 
 
 def renamed(files: dict[str, bytes], old: str, new: str) -> dict[str, bytes]:
-    """The contents with the folder's own name replaced, which result.json holds."""
+    """The contents, with the folder's name replaced because result.json contains it."""
     return {
         name: data.replace(f"/{old}".encode(), f"/{new}".encode()) for name, data in files.items()
     }

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BATCH = 4
-PAUSE = 0.004  # seconds more for each wait for the disk, so that kills hit between the writes
-# Their only job is to be taken in turns.
+PAUSE = 0.004  # seconds added to each wait for the disk, so that kills hit between the writes
+# Several processes take them in turns.
 LOCK = (".lock",)
 
 
@@ -102,7 +102,7 @@ def writing(
 
 
 def held(out: Path, peace: dict[str, bytes]) -> set[int]:
-    """Samples of the index so far, which must be sound; each image must be as undisturbed."""
+    """The samples in the index so far, which must be sound; each image must be as undisturbed."""
     rows = list(read_index(out))
     numbers = {row["sample"] for row in rows}
     assert len(numbers) == len(rows), "a sample is in the index twice"
@@ -138,7 +138,7 @@ def main() -> int:
         out, before, more = place / "0", set[int](), ()
         while kills < arguments.kills or more:
             targets = writing(place, out, count, writers, *more)
-            # Beyond the kills that were asked for, the last folder is brought to its end.
+            # After the kills that were asked for, the last folder is completed.
             limit = rng.uniform(0, seconds) if kills < arguments.kills else 600.0
             if kill_after(limit, targets):
                 kills, more = kills + 1, ("--resume",)
@@ -158,7 +158,7 @@ def main() -> int:
             out, before, more = place / str(folders), set(), ()
     print(
         f"{kills} kills ({seconds:.1f} s of work), {folders} folders finished, each equal byte for "
-        f"byte to the one made in peace; {left} unfinished files and {orphans} images not yet in "
+        f"byte to an undisturbed one; {left} unfinished files and {orphans} images not yet in "
         "the index were left by kills and cleared."
     )
     return 0

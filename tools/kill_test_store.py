@@ -33,7 +33,7 @@ BATCH = 5
 
 
 def records(numbers: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Records of a made-up set, each a function of its number."""
+    """The records of an artificial set, each a function of its number."""
     maps = [
         (numbers.view(-1, 1, 1) * 7 + torch.arange(h * w).view(1, h, w) * 11) % K for h, w in SIZES
     ]
@@ -61,7 +61,7 @@ def write(path: Path, total: int, rank: int, writers: int) -> None:
 
 
 def check(path: Path, before: set[int]) -> set[int]:
-    """Raises AssertionError unless the store is sound; gives the records it holds."""
+    """Returns the records of the store. Raises AssertionError unless it is sound."""
     for report in verify(path):
         assert not report.problem, report.problem
     store = CodeStore(path)
@@ -83,7 +83,7 @@ def check(path: Path, before: set[int]) -> set[int]:
 
 
 def kill_while_writing(path: Path, total: int, writers: int, seconds: float) -> tuple[int, int]:
-    """Starts writers, kills them after some time; gives how many died so, and reads meanwhile."""
+    """Starts writers and kills them later. Returns how many died, and the reads meanwhile."""
     reads = 0
 
     def read() -> None:

@@ -202,7 +202,7 @@ def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bo
     out, step = place / "0", 0
     while hits < kills or step:
         writing.value = 0
-        # Beyond the kills that were asked for, the last run is brought to its end.
+        # After the kills that were asked for, the last run is completed.
         limit, meanwhile = 600.0, lambda: None
         if hits < kills and within_writing:
             meanwhile = killing_writers(writing, rng)
@@ -232,7 +232,7 @@ def kill_runs(place: Path, kills: int, rng: random.Random, *, within_writing: bo
     print(
         f"{hits} kills {'within the writing of checkpoints' if within_writing else 'in training'}"
         f"{f' ({others} more outside)' if within_writing else ''}, {finished} runs finished, each "
-        f"bit for bit as in peace. Left by kills and cleared: {found or 'nothing'}."
+        f"bit for bit like an undisturbed one. Left by kills and cleared: {found or 'nothing'}."
     )
 
 
@@ -251,7 +251,7 @@ def killing_writers(writing: Any, rng: random.Random) -> Callable[[], None]:
 
 
 def rest_of(name: str) -> str:
-    """What kind of rest a hidden path is."""
+    """The kind of leftover that a hidden path is."""
     base = Path(name).name
     what = next((n for n in ("step", "best", "log") if base.startswith(f".{n}")), "other")
     return f"{what}{Path(base).suffix}"

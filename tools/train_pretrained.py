@@ -35,7 +35,7 @@ _PRIOR = TrainConfig(
     save_every=250,
 )
 # The VQ-VAE keeps the demo's 1300 steps: 1800 give 28.7 dB for 27.9, but codes that cost a top
-# prior 305 bits and more instead of 230, because restarts go on splitting the dense regions.
+# prior 305 bits and more instead of 230, because restarts keep splitting the dense regions.
 PRESET = replace(
     _DEMO,
     priors=tuple(replace(prior, dropout=0.2) for prior in _DEMO.priors),
@@ -46,7 +46,7 @@ PRESET = replace(
         class_balance=0.5,
     ),
 )
-# For the picture and the card: what reads best to the eye.
+# The settings that look best, for the picture and the card.
 TEMPERATURE, GUIDANCE_SCALE, SAMPLES_A_CLASS = (0.85, 0.8), (2.0, 2.0), 12
 
 

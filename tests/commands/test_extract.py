@@ -137,7 +137,7 @@ def test_killed_extraction_ends_as_one_made_in_peace():
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "each equal byte for byte to the one made in peace" in run.stdout
+    assert "each equal byte for byte to an undisturbed one" in run.stdout
 
 
 def free_port() -> int:

@@ -42,8 +42,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
-_SECONDS = 20.0  # that a case may take on a loaded machine; a tenth of one is usual
-_MEMORY = 512 * 2**20  # beyond what the process has when it begins
+_SECONDS = 20.0  # seconds that a case may take on a loaded machine; a tenth of a second is usual
+_MEMORY = 512 * 2**20  # memory beyond what the process has when it begins
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _CONNECTS = ("socket.connect", "socket.getaddrinfo")
 # Where Python, its packages and the system keep what they need to run.
@@ -102,7 +102,7 @@ class Watch:
 def run_case(
     name: str, files: list[dict[str, bytes]], seed: int, number: int, place: Path, watch: Watch
 ) -> tuple[str, str]:
-    """Makes a case in a folder and reads it: how it ended, and what it said."""
+    """Makes a case in a folder and reads it. Returns how the reading ended and what it said."""
     target, random = TARGETS[name], Random(f"{name}/{seed}/{number}")
     shutil.rmtree(place, ignore_errors=True)
     folder, out, secret = place / "input", place / "out", place / "secret"
@@ -143,13 +143,13 @@ def run_case(
 
 
 def _is_plain(folder: Path) -> bool:
-    """Whether all in it are files of a size that can be read here."""
+    """Whether everything in the folder is a file that is small enough to be read here."""
     paths = [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
     return all(path.is_file() and path.stat().st_size < 2**24 for path in paths)
 
 
 def _message(error: Exception) -> str:
-    """As the command line tells it."""
+    """The error as the command line would print it."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename!r}: {error.strerror}"
     return str(error)
@@ -173,7 +173,7 @@ def _work(name: str, files: list[dict[str, bytes]], seed: int, numbers: range, p
 
 
 def _lines(pipe: int, child: int) -> Any:
-    """Lines that the child writes; ends with it, which is killed where it says nothing."""
+    """Yields the lines that the child writes until it ends. A child that stays silent is killed."""
     rest = b""
     while True:
         if not select.select([pipe], [], [], _SECONDS)[0]:
@@ -248,13 +248,13 @@ def _report(
 
 
 def main() -> int:
-    """Runs what the command line names; 1 if there are findings."""
+    """Runs what the command line names. Returns 1 if there are findings."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("targets", nargs="*", help=", ".join(TARGETS))
     parser.add_argument("--files", type=int, default=1000, help="cases of each target")
-    parser.add_argument("--minutes", type=float, help="go on with further cases this long")
+    parser.add_argument("--minutes", type=float, help="continue with further cases for this long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="run this one case here")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))

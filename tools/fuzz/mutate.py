@@ -38,7 +38,7 @@ _PLACES = ("missing", "empty", "link", "loop", "fifo", "folder", "huge")
 
 
 def damage(random: Random, files: dict[str, bytes]) -> dict[str, bytes | str]:
-    """The files with one to three damages; a string names what is there in place of a file."""
+    """The files with one to three kinds of damage. A string names what stands in a file's place."""
     result: dict[str, bytes | str] = dict(files)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         name = random.choice(sorted(result))
@@ -54,7 +54,7 @@ def damage(random: Random, files: dict[str, bytes]) -> dict[str, bytes | str]:
 
 
 def write_files(folder: Path, files: dict[str, bytes | str], secret: Path) -> None:
-    """Makes the files below the folder, or what stands in their place."""
+    """Writes the files into the folder, or puts in their place what the strings name."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def write_files(folder: Path, files: dict[str, bytes | str], secret: Path) -> No
 def _damaged_bytes(random: Random, content: bytes, other: bytes) -> bytes:
     data = bytearray(content)
     at = random.randrange(len(data) + 1)
-    # Headers are short and decide most: half of all damages lie there.
+    # Headers are short and decide most, so half of all damage is done there.
     if random.random() < 0.5:
         at = min(at, random.randrange(600))
     span = random.choice((1, 2, 4, 8, 16, 64, 512))

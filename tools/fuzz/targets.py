@@ -1,4 +1,4 @@
-"""What is fuzzed: for each loader, sound files to damage and a reading of all that it can read."""
+"""What is fuzzed: for each loader, sound files to damage and a function that reads them whole."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Target(NamedTuple):
     Args:
         make: Makes a sound input in an empty folder, for each of its variants.
         read: Reads an input as far as its loader goes; may write below the second path.
-        seal: Makes checksums right again, so that damage gets behind them.
+        seal: Corrects the checksums, so that the loader does not stop at them.
     """
 
     make: tuple[Callable[[Path], object], ...]

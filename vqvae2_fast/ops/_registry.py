@@ -135,11 +135,12 @@ def _chooser(operator: Operator) -> Callable[..., str | None]:
     of the time of a small call."""
     owners, why_not = operator.owners, operator.why_not
     cpu_is_ready = owners.get("cpu") == "cpu" and _native.module is not None
-    is_gradient = operator.is_gradient
+    is_gradient, in_transform = operator.is_gradient, torch._C._are_functorch_transforms_active
     has_derivative = operator.differentiable or is_gradient
 
     def choose(*args: Any) -> str | None:
-        if has_derivative and transforms_are_active():
+        # `transforms_are_active()`, without the time of its call.
+        if has_derivative and (forward_ad._current_level >= 0 or in_transform()):
             return BY_DESIGN
         if is_gradient and torch.is_grad_enabled():
             return BY_DESIGN

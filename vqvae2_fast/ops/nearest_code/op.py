@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from vqvae2_fast.ops._checks import (
     KERNEL_DTYPES,
@@ -92,6 +93,6 @@ def nearest_code(
     # `NEAREST_CODE(z, codebook)`, without the time of a Python call.
     reason = NEAREST_CODE.choose(z, codebook)
     if reason is None:
-        return (NEAREST_CODE.kernel if torch.compiler.is_compiling() else _search)(z, codebook)
+        return (NEAREST_CODE.kernel if is_compiling() else _search)(z, codebook)
     check_floating("nearest_code", z=z, codebook=codebook)
     return NEAREST_CODE.fall_back(reason, z, codebook)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from vqvae2_fast.ops._checks import check_codebook, check_floating, fits_codebook
 from vqvae2_fast.ops._heads import for_each_head
@@ -40,7 +41,7 @@ class _VectorQuantize(torch.autograd.Function):
 
 def _kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The overload, by the way that costs least; tracers take the overload itself."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return VECTOR_QUANTIZE.overload(z, codebook)
     if z.requires_grad and torch.is_grad_enabled():
         return _VectorQuantize.apply(z, codebook)  # type: ignore[no-untyped-call]

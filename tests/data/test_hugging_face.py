@@ -212,6 +212,12 @@ def test_labels_and_class_names_have_limits(source) -> None:
         HuggingFaceImages(source.remove_columns("fine").add_column("l", [0] * 10, feature=names), 6)
 
 
+def test_a_format_that_hides_columns_is_left_aside(source) -> None:
+    dataset = HuggingFaceImages(source.with_format("numpy", columns=["image"]), 6)
+    assert dataset.labels.tolist() == [0, 1] * 4 + [0, -1]
+    assert dataset[0][0].shape == (3, 6, 6)
+
+
 def test_a_transform_is_refused_rather_than_ignored(source) -> None:
     with pytest.raises(TypeError, match="without a transform"):
         HuggingFaceImages(source.with_transform(lambda rows: rows), 6)

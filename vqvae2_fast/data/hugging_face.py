@@ -106,9 +106,12 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self.image_shape = checked_shape("HuggingFaceImages", image_size, image_channels)
         self.convert_channels = convert_channels
         self.folder = folder
-        self._image = _column(source, image_column, "Image", "image_column")
+        where = "HuggingFaceImages" + ("" if folder is None else f": {printable(folder)}")
+        self._image = _column(where, source, image_column, "Image", "image_column")
+        # A format, which may have been saved with the set, can hide columns.
+        plain = source.with_format(None)
         encoded = type(source.features[self._image])(decode=False)
-        self._encoded = source.with_format(None).cast_column(self._image, encoded)
+        self._encoded = plain.cast_column(self._image, encoded)
         label = label_column
         if label is None:
             found = _columns(source, "ClassLabel")
@@ -116,13 +119,12 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         self._label = label
         self.class_names: tuple[str, ...] = ()
         if label:
-            label = _column(source, label, "ClassLabel", "label_column")
+            label = _column(where, source, label, "ClassLabel", "label_column")
             self.class_names = tuple(source.features[label].names)
-            values = [-1 if value is None else int(value) for value in source[label]]
+            values = [-1 if value is None else int(value) for value in plain[label]]
             self.labels = torch.tensor(values, dtype=torch.int64)
         else:
             self.labels = torch.full((source.num_rows,), -1, dtype=torch.int64)
-        where = "HuggingFaceImages" + ("" if folder is None else f": {printable(folder)}")
         check_class_names(where, self.class_names)
         check_labels(where, self.labels, len(self), len(self.class_names))
 
@@ -277,13 +279,15 @@ def _columns(source: datasets.Dataset, kind: str) -> list[str]:
     return [name for name, feature in source.features.items() if type(feature).__name__ == kind]
 
 
-def _column(source: datasets.Dataset, wanted: str | None, kind: str, argument: str) -> str:
+def _column(
+    where: str, source: datasets.Dataset, wanted: str | None, kind: str, argument: str
+) -> str:
     found = _columns(source, kind)
     if wanted is None and len(found) == 1:
         return found[0]
     if wanted not in found:
         raise ValueError(
-            f"HuggingFaceImages: {argument} must be one of the columns of type {kind} "
-            f"({', '.join(found) or 'there are none'}), got {wanted!r}."
+            f"{where}: {argument} must be one of the columns of type {kind} "
+            f"({short(', '.join(found), 500) or 'there are none'}), got {wanted!r}."
         )
     return wanted

@@ -1,7 +1,7 @@
-"""What an operator gives to the shared tests: inputs to compare on, and calls that must fail.
+"""What an operator gives the shared tests: inputs to compare on, and calls that must fail.
 
-An operator's folder has them in `cases.py`: `CASES` and `ERRORS` of the operator of the folder's
-name, and `PRIVATE_CASES`, a list for each of the others that are registered there.
+Each operator's folder has a `cases.py` with `CASES` and `ERRORS` for the operator of the folder's
+name, and `PRIVATE_CASES` with a list for every other operator that is registered there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Case:
         make: Takes a seeded generator, returns the arguments in the schema's order.
         gradients: Positions of the arguments that get a gradient.
         batched: Positions of the arguments whose first dimension runs over independent rows, in
-            which all results run too; empty if there is no such dimension.
+            which all results have as well; empty if there is no such dimension.
         exact: Results are bit-equal to the reference; otherwise the float bound holds.
         in_place: Positions of the arguments that are written.
         loosening: Factor on the float bound's part that comes from the reference's own error.

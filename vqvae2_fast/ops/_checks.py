@@ -1,4 +1,4 @@
-"""Argument checks that operators share. A message says what was expected and what came."""
+"""Argument checks that operators share. A message says what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "other_dtype",
 ]
 
-# What kernels read; most compute in float32.
+# The dtypes that kernels read; most kernels compute in float32.
 KERNEL_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16))
 
 
@@ -37,7 +37,7 @@ def described(tensor: Tensor) -> str:
 
 
 def misfit(op: str, expected: str, **tensors: Tensor) -> ValueError:
-    """The error for tensors that are not as expected; their names are the arguments'."""
+    """The error for tensors that are not as expected; keywords are the names of the arguments."""
     got = ", ".join(f"{name} {described(tensor)}" for name, tensor in tensors.items())
     return ValueError(f"{op}: expected {expected}, got {got}.")
 
@@ -45,7 +45,7 @@ def misfit(op: str, expected: str, **tensors: Tensor) -> ValueError:
 def other_dtype(
     dtypes: frozenset[torch.dtype] | tuple[torch.dtype, ...], **tensors: Tensor | None
 ) -> str | None:
-    """The first of the tensors that has none of the dtypes, as a kernel's reason to decline."""
+    """A kernel's reason to decline: the first of the tensors that has none of the dtypes."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in dtypes:
             return f"{dtype_name(tensor.dtype)} {name.replace('_', ' ')}"
@@ -94,8 +94,8 @@ def check_same_device(op: str, **tensors: Tensor | None) -> None:
 def fits_codebook(z: Tensor, codebook: Tensor) -> bool:
     """Whether z is `[N, D]` and codebook `[K, D]`, as kernels take them, on one device.
 
-    The quick form of `check_codebook` but for dtypes, which the operator's predicate looks at: for
-    a single vector the checks are a good part of a call.
+    This is a quick form of `check_codebook`, because for a single vector the checks are a good part
+    of a call. It leaves dtypes to the operator's predicate.
     """
     shape = codebook.shape
     return (

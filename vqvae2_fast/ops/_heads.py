@@ -1,4 +1,4 @@
-"""Several heads in one call: what an operator does for one codebook, for each of `[H, K, D]`."""
+"""Several heads in one call: applies an operator on one codebook to each of `[H, K, D]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps `[B, C, H, W]` and heads `[B, heads, L, d]` as the CPU's kernels write them."""
+"""Empty maps `[B, C, H, W]` and heads `[B, heads, L, d]` in the layouts that CPU kernels write."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The compiled module, if this install has one, and what it can do.
 
-`import torch` must come first: the module links against torch's libraries by name and takes the
-ones that the process has loaded. The package works without it, on the references, and says so once.
+`import torch` must come first: the module links against torch's libraries by name and uses those
+that the process has loaded. The package works without it, on the references, and says so once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
     )
 
 if module is not None:
-    # An unsupported VQVAE2_FAST_SIMD is an error here, at import, not at the first call.
+    # An unsupported VQVAE2_FAST_SIMD raises here, at import, rather than at the first call.
     module.simd_level()
 
 
@@ -56,7 +56,7 @@ def build_info() -> dict[str, object]:
 def why_not_cuda(device: torch.device) -> str | None:
     """Why the compiled CUDA kernels do not run on a card, for instance its driver; None if they do.
 
-    Asked once a device: the answer lasts as long as the process.
+    Each device is asked once per process.
     """
     if module is None:
         return MISSING_REASON

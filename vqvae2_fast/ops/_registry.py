@@ -27,11 +27,11 @@ __all__ = ["BY_DESIGN", "OPERATORS", "TRITON_LAUNCHERS", "Operator", "owner", "r
 
 LIBRARY = torch.library.Library("vqvae2_fast", "DEF")
 OPERATORS: dict[str, Operator] = {}
-# Name -> host side of what Triton computes.
+# Name -> host function that launches the Triton kernels.
 TRITON_LAUNCHERS: dict[str, Callable[..., Any]] = {}
 
-# What a predicate answers where the reference or a library function computes a call although a
-# kernel could: nothing faster is claimed for it.
+# What a predicate returns where the reference or a library function computes a call by design,
+# although a kernel could: the kernel is not claimed to be faster.
 BY_DESIGN = "by design"
 
 
@@ -42,9 +42,9 @@ def _takes_everything(*_: Any) -> str | None:
 def transforms_are_active() -> bool:
     """Whether a transform of `torch.func` or forward-mode differentiation surrounds the call.
 
-    Kernels have rules for neither; references are made of calls that do.
+    Kernels have rules for neither; the calls in a reference have rules for both.
     """
-    # PyTorch has no public question for either; its own compiler asks these.
+    # PyTorch has no public function for either; its own compiler uses these.
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
@@ -60,17 +60,17 @@ class Operator:
             not listed runs the reference by design.
         why_not: The predicate. It takes the operator's arguments and returns None if the owner's
             kernel computes them, `BY_DESIGN`, or the reason why the kernel does not take them.
-        kernel: What runs where the kernel computes a call.
+        kernel: The function to run if the kernel computes a call.
         differentiable: The operator has a gradient.
         is_gradient: The operator is called by another one's backward.
         private: Only this package calls it, and the caller checks the arguments.
         overload: What `torch.ops` gives for the name.
 
     `choose` takes the operator's arguments, of which the first is a tensor, and says who computes
-    the call: None for the owner's kernel, `BY_DESIGN`, or why the owner's kernel does not. A call
-    inside a transform of `torch.func` or forward-mode differentiation belongs to the reference of
-    an operator that has a gradient, as does a gradient of which another one may be taken: kernels
-    have no rules for these.
+    the call: None for the owner's kernel, `BY_DESIGN`, or the reason why the owner's kernel does
+    not take it. If the operator has a gradient, its reference computes calls inside a transform of
+    `torch.func` or forward-mode differentiation, and gradients that may themselves be
+    differentiated: kernels have no rules for these.
     """
 
     name: str
@@ -97,22 +97,22 @@ class Operator:
         return self.kernel(*args) if reason is None else self.fall_back(reason, *args)
 
     def fall_back(self, reason: str, *args: Any) -> Any:
-        """The reference, for a call that no kernel takes for this reason."""
+        """Run the reference, for a call that no kernel takes for this reason."""
         self.refuse_if_strict(reason)
         if self.differentiable or self.is_gradient or args[0].device.type in self.owners:
             return self.reference(*args)
-        # The dispatcher has the reference for this device; tracers see one call.
+        # For this device the dispatcher runs the reference; tracers see one call.
         return self.overload(*args)
 
     def takes(self, *args: Any) -> bool:
-        """`choose` for callers that have another way than the reference by design."""
+        """`choose` for callers that have an alternative of their own to the reference."""
         reason = self.choose(*args)
         if reason is not None:
             self.refuse_if_strict(reason)
         return reason is None
 
     def refuse_if_strict(self, reason: str) -> None:
-        """Raise RuntimeError where `VQVAE2_FAST_STRICT=1` and the reason is not design."""
+        """Raise RuntimeError if `VQVAE2_FAST_STRICT=1` and the reason is not `BY_DESIGN`."""
         if _native.STRICT and reason is not BY_DESIGN:
             raise RuntimeError(
                 f"{self.name}: VQVAE2_FAST_STRICT=1 and no compiled kernel takes this call: "
@@ -183,15 +183,15 @@ def register(
 
     Without `fake` the operator is transparent (`CompositeImplicitAutograd`): tracing and autograd
     see the calls inside the reference, and `kernel` runs an opaque private operator in its place.
-    With `fake` it is opaque to both, and has the gradient that is given.
+    With `fake` it is opaque to both, and `gradient` is its gradient.
 
     Args:
         gradient: `setup_context` and `backward` of an opaque operator. `backward` calls operators
             registered with `is_gradient`.
-        triton: The operator's folder holds `<op>_triton` in `triton.py`; by default where
-            "triton" is an owner. ROCm builds of torch call their devices `cuda` too.
+        triton: The operator's folder holds `<op>_triton` in `triton.py`; true by default if
+            "triton" is an owner. The other arguments are those of `Operator`.
 
-    The other arguments are those of `Operator`.
+    ROCm builds of torch call their devices `cuda` too.
 
     Raises:
         RuntimeError: `owners` and the kernels that the compiled module registers disagree.
@@ -230,7 +230,7 @@ def register(
 
 
 def _check_owners(name: str, owners: dict[str, str]) -> None:
-    """A kernel that nobody owns would run while `owner` says reference, and the other way round."""
+    """Refuse owners without a kernel and kernels without an owner: `owner` would be wrong."""
     built = {"cpu": _native.module is not None, "cuda": _native.build_info().get("cuda", False)}
     for device, is_built in built.items():
         key = device.upper()
@@ -255,7 +255,7 @@ def owner(op_name: str, *args: Any) -> str:
 
     Returns:
         `cpu:<SIMD level>`, `triton` or `cuda`; `reference` where no faster owner is claimed; or
-        `reference: <reason>` where there is an owner and it does not take this call.
+        `reference: <reason>` if there is an owner that does not take this call.
 
     Raises:
         ValueError: No operator of that name, or no tensor given.

@@ -1,4 +1,4 @@
-"""Which calls the CPU's training kernels are for; libraries compute the others by design."""
+"""Which calls the CPU's training kernels take; libraries compute the others by design."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["is_training_call"]
 def is_training_call(
     *tensors: Tensor | None, products: int, least: int, while_compiling: bool = True
 ) -> bool:
-    """Whether a gradient of this call is wanted, on the CPU, and the call is large enough.
+    """Whether the call is on the CPU, wants a gradient and is large enough.
 
     Under autocast libraries compute in bfloat16, which the kernels do not.
 
@@ -23,7 +23,7 @@ def is_training_call(
         tensors: The operator's floating arguments.
         products: Multiplications of the call.
         least: Number of products from which the kernel was measured to be faster.
-        while_compiling: False if a compiler makes a faster kernel of PyTorch's calls.
+        while_compiling: False if a compiler turns PyTorch's calls into a faster kernel.
     """
     given = [tensor for tensor in tensors if tensor is not None]
     return (

@@ -1,8 +1,8 @@
-"""Running Triton kernels: whether they can run here, with which configuration, and the launch.
+"""Running Triton kernels: whether they can run here, their configurations, and the launch.
 
 Importing this module does not import Triton: machines without it never load a kernel file. An
-architecture is named as compilers do (`sm_90`, `gfx942`), or `interpreter` where Triton runs its
-kernels on the CPU (`TRITON_INTERPRET=1`).
+architecture has the name that compilers use (`sm_90`, `gfx942`), or `interpreter` if Triton runs
+its kernels on the CPU (`TRITON_INTERPRET=1`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _recorded_architecture = ""
 
 @contextmanager
 def recording(target: str) -> Iterator[list[Launch]]:
-    """Launches inside are noted as `target` would get them, and not run."""
+    """Launches inside are recorded as `target` would get them, but not run."""
     global _recorded, _recorded_architecture
     _recorded, _recorded_architecture = [], target
     try:
@@ -106,12 +106,12 @@ def why_not_triton(device: torch.device) -> str | None:
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether the owner of an operator that has kernels in C++ and in Triton is Triton here."""
+    """Whether Triton owns, on this device, an operator that has kernels in both C++ and Triton."""
     return INTERPRETED or not tensor.is_cpu
 
 
 def launcher(folder: str, name: str) -> Callable[..., Any]:
-    """The host side of an operator's Triton kernels; the kernel file loads at the first call."""
+    """The host function of an operator's Triton kernels, whose file loads at the first call."""
 
     def call(*args: Any) -> Any:
         module = importlib.import_module(f"vqvae2_fast.ops.{folder}.triton")
@@ -151,12 +151,12 @@ def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def convolution_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """The same for convolutions, in which PyTorch allows TF32 unless told otherwise."""
+    """The same for convolutions, where PyTorch allows TF32 unless told otherwise."""
     return _precision(dtype, device, torch.backends.cudnn.allow_tf32)
 
 
 def operand_type(dtype: torch.dtype) -> Any:
-    """What operands of `tl.dot` are cast to: the interpreter multiplies the bits of bfloat16."""
+    """The dtype of operands of `tl.dot`: Triton's interpreter cannot multiply bfloat16."""
     import triton.language as tl
 
     names = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -169,7 +169,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     An empty grid launches nothing.
 
     Raises:
-        RuntimeError: The kernel did not compile or launch; names it, with its tensors.
+        RuntimeError: The kernel did not compile or launch; the error names it and its tensors.
     """
     if 0 in grid:
         return

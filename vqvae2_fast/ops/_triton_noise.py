@@ -14,7 +14,7 @@ __all__ = ["fixed_log", "random_words", "uniform"]
 
 @triton.jit
 def random_words(seed, quad, position, sample, last):
-    """The words of codes 4·quad to 4·quad + 3 in their order, along the last dimension.
+    """The words of codes 4·quad to 4·quad + 3, in order, along the last dimension.
 
     Args:
         seed: int64.

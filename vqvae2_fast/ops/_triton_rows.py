@@ -9,9 +9,9 @@ __all__ = ["rows_by_code"]
 
 
 def rows_by_code(indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
-    """Row numbers sorted by code, equal codes in their order, and where each code's rows begin.
+    """Row numbers sorted stably by code, and where each code's rows begin.
 
-    PyTorch's stable radix sort; nothing waits for the device.
+    Uses PyTorch's radix sort; nothing waits for the device.
 
     Args:
         indices: int64 `[N]`; rows whose code is not in 0..K−1 lie outside all bounds.
@@ -20,7 +20,7 @@ def rows_by_code(indices: Tensor, num_embeddings: int) -> tuple[Tensor, Tensor]:
         order int64 `[N]` and bounds int64 `[K + 1]`: rows of code k are
         `order[bounds[k] : bounds[k + 1]]`.
     """
-    # The sort takes a pass for each byte of its keys.
+    # The sort takes one pass per byte of its keys.
     keys = indices.clamp(-1, num_embeddings)
     keys = keys.to(torch.int16 if num_embeddings < 1 << 15 else torch.int32)
     keys, order = torch.sort(keys, stable=True)

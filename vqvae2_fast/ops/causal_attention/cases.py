@@ -62,7 +62,7 @@ def _dropped_case(
     batch: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """Of `dropped_attention`: q, k, v, dropout_p, dropout_on, seed."""
+    """Cases of `dropped_attention`: q, k, v, dropout_p, dropout_on, seed."""
 
     def make(g: torch.Generator) -> tuple[Any, ...]:
         q, k = (randn(g, batch, heads, length, d, dtype=dtype) for _ in range(2))
@@ -81,7 +81,7 @@ def _dropped_backward_case(case: Case) -> Case:
 
 
 def _fused_case(case: Case, backward: bool) -> Case:
-    """Of the kernels in Triton, which drop only logits and save what the forward computed."""
+    """Cases of the Triton kernels, which drop only logits and save what the forward computed."""
 
     def make(g: torch.Generator) -> tuple[Any, ...]:
         q, k, v, p, _, seed = case.make(g)

@@ -1,4 +1,4 @@
-"""The kernels of `causal_attention` with dropout, which keep no L×L matrix, and their gradients.
+"""The kernels of `causal_attention` with dropout, which store no L×L matrix, and their gradients.
 
 `dropped_attention` is C++ and float32; `causal_attention_fused` is Triton and drops only logits.
 """
@@ -22,7 +22,7 @@ from vqvae2_fast.ops.causal_attention.reference import (
 
 __all__ = ["CAUSAL_ATTENTION_FUSED", "DROPPED_ATTENTION", "why_not_triton_kernel"]
 
-# Heads that fit in registers without spilling, see build_tools/compile_triton.py.
+# Widest heads that do not spill registers: see build_tools/compile_triton.py.
 _WIDEST_HEAD = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 
 

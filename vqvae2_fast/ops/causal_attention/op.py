@@ -49,7 +49,7 @@ def _kernel(
     if runs_triton(q):
         out: Tensor = CAUSAL_ATTENTION_FUSED.kernel(q, k, v, dropout_p, seed)[0]
         return out
-    # The kernel is float32: half precision is widened for it, so that no L×L matrix is kept.
+    # The kernel takes float32: half precision is widened for it, so that no L×L matrix is stored.
     dtype = q.dtype
     if dtype != torch.float32:
         q, k, v = q.float(), k.float(), v.float()
@@ -78,12 +78,12 @@ def causal_attention(
 
     softmax(q·kᵀ/√d) v over the allowed keys. With `dropout_on="logits"` (section 3.2 of
     https://arxiv.org/abs/1906.00446) a dropped logit is 0 and kept ones are divided by 1−p, before
-    the mask; with `"probabilities"` the dropout acts after the softmax.
+    the mask; with `"probabilities"` dropout is applied after the softmax.
 
     Args:
         q, k: `[B, heads, L, d]`, floating.
         v: `[B, heads, L, dv]`.
-        dropout_p: Probability of dropping, in [0, 1). 0 outside training: the caller decides.
+        dropout_p: Probability of dropping, in [0, 1). The caller passes 0 outside training.
         seed: 0-d int64 tensor, needed with dropout; the mask is a function of it alone.
 
     Returns:
@@ -96,10 +96,10 @@ def causal_attention(
         RuntimeError: Tensors on different devices.
 
     Note:
-        No L×L matrix is formed without dropout, nor where a kernel computes the call; the reference
-        with dropout forms it. PyTorch's fused attention, which computes calls without dropout, has
-        no second derivatives outside `torch.func`: use `torch.nn.attention.sdpa_kernel` with
-        `SDPBackend.MATH` to have them.
+        Only the reference with dropout forms an L×L matrix; calls without dropout and kernels do
+        not. PyTorch's fused attention, which computes calls without dropout, has no second
+        derivatives outside `torch.func`: use `torch.nn.attention.sdpa_kernel` with
+        `SDPBackend.MATH` if you need them.
     """
     check_floating("causal_attention", q=q, k=k, v=v)
     check_same_device("causal_attention", q=q, k=k, v=v)

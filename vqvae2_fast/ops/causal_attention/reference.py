@@ -33,7 +33,7 @@ def causal_attention_reference(
 
 
 def _without_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Strictly causal is causal with queries one position ahead of keys; nothing of size L×L."""
+    """Strictly causal attention, as causal attention of queries one position ahead of the keys."""
     shifted = (q[:, :, 1:], k[:, :, :-1], v[:, :, :-1])
     if transforms_are_active():
         # The other backends have no forward-mode and no second derivatives.
@@ -47,7 +47,7 @@ def _without_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _dropped_logits(
     q: Tensor, k: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The logits, −∞ for keys that a query does not see, and what the dropout keeps.
+    """The logits, −∞ for keys that a query does not see, and the mask of what dropout keeps.
 
     `[B, heads, L, L]` both. Position 0 sees nothing: its row is finite and never read.
     """
@@ -65,7 +65,7 @@ def _dropped_logits(
 def _dropped_weights(
     q: Tensor, k: Tensor, dropout_p: float, dropout_on: str, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The softmax of the logits, and what the dropout keeps: `[B, heads, L, L]` both."""
+    """The softmax of the logits, and the mask of what dropout keeps: both `[B, heads, L, L]`."""
     logits, keep = _dropped_logits(q, k, dropout_p, dropout_on, seed)
     return logits.softmax(dim=3), keep
 
@@ -75,7 +75,7 @@ def dropped_attention_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights, keep = _dropped_weights(q, k, dropout_p, dropout_on, seed)
     kept_scale = keep / (1 - dropout_p)
-    dout = F.pad(dout[:, :, 1:], (0, 0, 1, 0))  # position 0 gives zeros whatever comes in
+    dout = F.pad(dout[:, :, 1:], (0, 0, 1, 0))  # position 0 gives zeros, whatever its inputs
     dweights, dropped = dout @ v.transpose(2, 3), weights  # [B, heads, L, L]
     if dropout_on == "probabilities":
         dweights, dropped = dweights * kept_scale, weights * kept_scale
@@ -109,5 +109,5 @@ def causal_attention_backward_reference(
     dropout_p: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`out` and `log_sum` only save the kernel from making them again."""
+    """`out` and `log_sum` are for the kernel, which need not compute them again."""
     return dropped_attention_backward_reference(dout, q, k, v, dropout_p, "logits", seed)

@@ -1,6 +1,6 @@
 """`causal_attention` with dropout on the logits in Triton, in tiles: no L×L matrix is formed.
 
-Sizes are those of `triton_tiles.py`, the gradient is in `triton_backward.py`.
+Size letters are those of `triton_tiles.py`; the gradient is in `triton_backward.py`.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _causal_attention_fwd_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of queries over the keys before it, with a running maximum and sum."""
-    # Long rows first: the last blocks to run are short.
+    """One block of queries over the keys before it, with a running maximum and sum."""
+    # Long rows come first, so that the last blocks to run are short.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     image, head = sample // H, sample % H
@@ -100,7 +100,7 @@ def _causal_attention_fwd_kernel(
         out = out * decay[:, None]
         out = tl.dot(weights.to(OPERAND), v, out, input_precision=PRECISION)
         highest = higher
-    # The first position sees nothing: zeros.
+    # The first position sees no key and gives zeros.
     alone = total == 0.0
     out = out / tl.where(alone, 1.0, total)[:, None]
     log_sum = tl.where(alone, 0.0, highest + tl.log2(tl.where(alone, 1.0, total)))

@@ -1,6 +1,6 @@
 """The gradient of `causal_attention` with dropout on the logits in Triton.
 
-Sizes are those of `triton_tiles.py`.
+Size letters are those of `triton_tiles.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _causal_attention_delta_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_DV: tl.constexpr,
 ):
-    """delta = Σ dout · out of each row."""
+    """delta = Σ dout · out for each row."""
     sample = tl.program_id(1).to(tl.int64)
     image, head = sample // H, sample % H
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -111,7 +111,7 @@ def _causal_attention_bwd_dkdv_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of keys over the queries after it: dv = Pᵀ·dout, dk = dSᵀ·q."""
+    """One block of keys over the queries after it: dv = Pᵀ·dout, dk = dSᵀ·q."""
     block = tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     image, head = sample // H, sample % H
@@ -203,7 +203,7 @@ def _causal_attention_bwd_dq_kernel(
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of queries over the keys before it: dq = dS·k."""
+    """One block of queries over the keys before it: dq = dS·k."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     sample = tl.program_id(1).to(tl.int64)
     image, head = sample // H, sample % H
@@ -262,7 +262,7 @@ def causal_attention_backward_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, length, dimension = q.shape
     common = compile_time(q, v)
-    # As the forward made them: no copy.
+    # The forward made them contiguous, so this copies nothing.
     out, log_sum = out.contiguous(), log_sum.contiguous()
     delta = torch.empty_like(log_sum)
     launch(

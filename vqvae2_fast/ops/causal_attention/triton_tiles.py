@@ -1,7 +1,7 @@
 """What the kernels of `causal_attention` share: loads, the dropout of a tile, its weights.
 
-B batch, H heads, L positions, D and DV values of a head. Exponentials are of base 2; log_sum is
-log₂ Σ 2^logit of a row. The dropout of an entry is made where it is needed, from the seed; strides
+B batch, H heads, L positions, D and DV values of a head. Exponentials have base 2; log_sum is log₂
+Σ 2^logit of a row. Each kernel computes an entry's dropout from the seed where it needs it. Strides
 are in elements.
 """
 
@@ -40,7 +40,7 @@ def rows_of_head(ptr, image, head, rows, columns, L, D, stride_b, stride_h, stri
 
 @triton.jit
 def kept(seed, sample, queries, first_key, threshold, BLOCK_N: tl.constexpr):
-    """Which logits of `[queries, BLOCK_N keys]` the dropout keeps: u ≥ p as a test of words."""
+    """Which logits of `[queries, BLOCK_N keys]` dropout keeps: u ≥ p, tested on the words."""
     quads = first_key // 4 + tl.arange(0, BLOCK_N // 4)
     words = random_words(seed, quads[None, :], queries[:, None], sample, 1 << 16)
     return words >= threshold
@@ -55,13 +55,13 @@ def probabilities(product, keep, queries, keys, log_sum, gain, L):
 
 
 def least_kept_word(dropout_p: float) -> int:
-    """The least word that is kept: (word >> 9) + 0.5 ≥ 2²³ p in float32."""
+    """The smallest word that is kept: (word >> 9) + 0.5 ≥ 2²³ p in float32."""
     rounded = torch.tensor(dropout_p, dtype=torch.float32).item()
     return math.ceil(rounded * 2.0**23 - 0.5) << 9
 
 
 def configuration_of(kernel: str, q: Tensor, v: Tensor) -> dict[str, int]:
-    """Wide heads leave fewer registers for a tile of logits."""
+    """The configuration of a kernel: wide heads leave fewer registers for a tile of logits."""
     wide = max(q.shape[3], v.shape[3]) * q.element_size() > 128
     return configuration(f"causal_attention_{kernel}{'_wide' if wide else ''}", q.device)
 

@@ -56,7 +56,7 @@ def _gradient_case(case: Case, of_input: bool) -> Case:
 
 
 PRIVATE_CASES = {
-    # The public operator's cases reach this one.
+    # The public operator's cases cover this one too.
     "causal_conv2d_fused": CASES[:1],
     "causal_conv2d_input_gradient": [_gradient_case(case, True) for case in CASES[:8]],
     "causal_conv2d_weight_gradient": [_gradient_case(case, False) for case in CASES[:8]],

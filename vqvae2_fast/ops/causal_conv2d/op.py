@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CAUSAL_CONV2D", "causal_conv2d", "live_taps", "placement", "tap_mask"]
 
-# Where three TF32 products a multiply-add are expected to be faster than float32's own: data-centre
-# cards, whose tensor cores do eight times as much. On others both rates are alike. See the README.
+# Architectures on which three TF32 products per multiply-add are expected to be faster than one in
+# float32: those of data-centre cards, whose tensor cores are eight times as fast. On other cards
+# the two rates are similar. See the README.
 _CAPABILITIES = ((8, 0), (9, 0), (10, 0), (10, 3))
 _FEWEST_CHANNELS = 32
 
@@ -33,7 +34,7 @@ def _why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any) -> 
 
 
 def _library_is_as_fast(x: Tensor, weight: Tensor) -> bool:
-    """Calls for which cuDNN or MIOpen with the full kernel is expected to be as fast or faster."""
+    """Whether cuDNN or MIOpen with the full kernel is expected to be at least as fast."""
     if x.device.type != "cuda":
         return False
     if x.dtype != torch.float32 or min(weight.shape[:2]) < _FEWEST_CHANNELS:
@@ -58,7 +59,7 @@ CAUSAL_CONV2D = register(
 def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> Tensor:
     """Convolution whose output at (i, j) reads rows above i, and row i up to j as the mask says.
 
-    The last kernel row lies on the current row. Kernel rows above are fully live.
+    The last kernel row lies on the current row. All taps of the kernel rows above are live.
 
     Args:
         x: `[B, C_in, H, W]`, floating.

@@ -45,7 +45,7 @@ def live_taps(mask: str, kernel_height: int, kernel_width: int) -> list[tuple[in
 
 def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
     """Bool `[kh, kw]` on the CPU: True where a tap is live."""
-    # On the CPU even while a model is built on another device: its taps are counted there.
+    # On the CPU even while a model is built on another device, because its taps are counted here.
     live = torch.zeros(kernel_height, kernel_width, dtype=torch.bool, device="cpu")
     for _, _, row, column in live_taps(mask, kernel_height, kernel_width):
         live[row, column] = True
@@ -53,8 +53,8 @@ def tap_mask(mask: str, kernel_height: int, kernel_width: int) -> Tensor:
 
 
 def placement(mask: str, kernel_height: int, kernel_width: int) -> tuple[int, int, int]:
-    """Rows that a kernel begins above the position, columns before it, and the live taps of its
-    last row; mask `same` is a kernel all around."""
+    """How many rows above the position and columns before it a kernel begins, and the live taps of
+    its last row. The kernel of mask `same` lies all around the position."""
     centre = kernel_width // 2
     return {
         "exclude": (kernel_height - 1, centre, centre),
@@ -71,7 +71,7 @@ def causal_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None, mask
 
 
 def _padding(mask: str, height: int, width: int) -> tuple[tuple[int, int, int, int], int]:
-    """What a kernel needs around the map (left, right, top, bottom), and its last row's live taps.
+    """The padding that a kernel needs (left, right, top, bottom), and its last row's live taps.
 
     For `down` the bottom is −1: the map loses its last row.
     """
@@ -80,9 +80,9 @@ def _padding(mask: str, height: int, width: int) -> tuple[tuple[int, int, int, i
 
 
 def _cut(weight: Tensor, live: int) -> Tensor:
-    """The weight with zeros for the dead taps, which end its last row.
+    """The weight with zeros for the dead taps, which are at the end of its last row.
 
-    They are cut and not multiplied: NaN there stays out of the result.
+    They are replaced rather than multiplied by zero, so NaN in them does not reach the result.
     """
     width = weight.shape[3]
     if live == width:

@@ -1,4 +1,4 @@
-"""`causal_conv2d` in Triton: products over the live taps alone, no padded or unfolded copy.
+"""`causal_conv2d` in Triton: products over the live taps only, without a padded or unfolded copy.
 
 An implicit matrix product: M = B·H·W positions, T live taps. Maps are channels last, `[M, C]` in
 memory, so that a tap is a fixed distance between rows; weights are packed `[T, C_in, C_out]`. The
@@ -31,7 +31,7 @@ __all__ = [
 
 @triton.jit
 def _rows_under_tap(x_ptr, positions, M, H, W, C, c, row, column):
-    """Rows of the map `[M, C]` that lie (row, column) from the positions, 0 outside."""
+    """Rows of the map `[M, C]` at offset (row, column) from the positions, 0 outside."""
     i = positions // W % H + row
     j = positions % W + column
     inside = (positions < M) & (i >= 0) & (i < H) & (j >= 0) & (j < W)
@@ -66,9 +66,10 @@ def _causal_conv2d_fwd_kernel(
 ):
     """out[m] = Σ_t x[m + tap t] · weight[t] + bias; with SIGN −1 the gradient of x from dout.
 
-    2·M·T·C_in·C_out flops; reads x and weight from memory once, tiles of them again from the cache.
+    2·M·T·C_in·C_out flops; reads x and weight once from memory, and their tiles again from the
+    cache.
     """
-    # Tiles of one block of positions follow each other: they read the same rows of x.
+    # The tiles of one block of positions follow each other, because they read the same rows of x.
     columns = tl.cdiv(C_OUT, BLOCK_N)
     positions = tl.program_id(0) // columns * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) % columns * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -142,13 +143,13 @@ def _causal_conv2d_bwd_dweight_kernel(
 
 
 def _live(mask: str, height: int, width: int) -> tuple[int, int, int]:
-    """Live taps, rows that the kernel begins above the position, columns before it."""
+    """The number of live taps, and the rows above and columns before the position."""
     top, left, last_row = placement(mask, height, width)
     return (height - 1) * width + last_row, top, left
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The map as `[B, H, W, C]`, contiguous: copied where it is not yet."""
+    """The map as `[B, H, W, C]`, copied only if it is not contiguous in that order."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -157,7 +158,7 @@ def _precision(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
 
 
 def _configuration(kernel: str, x: Tensor) -> dict[str, int]:
-    """Float32 operands take twice the shared memory, and three products each."""
+    """The configuration of a kernel: float32 takes twice the shared memory and three products."""
     suffix = "" if x.element_size() == 4 else "_half"
     return configuration(f"causal_conv2d_{kernel}{suffix}", x.device)
 
@@ -221,7 +222,8 @@ def causal_conv2d_weight_gradient_triton(
     outputs, positions = dout.shape[1], batch * image_height * image_width
     config = dict(_configuration("bwd_dweight", x))
     tiles = taps * triton.cdiv(inputs, config["BLOCK_M"]) * triton.cdiv(outputs, config["BLOCK_N"])
-    # Few tiles: the positions are shared out too, as their number alone says.
+    # If there are few tiles, the positions are divided too; the division depends only on their
+    # number.
     programs, least = config.pop("PROGRAMS"), config.pop("MIN_POSITIONS")
     parts = max(1, min(programs // max(tiles, 1), positions // least))
     share = triton.cdiv(positions, parts * config["BLOCK_K"]) * config["BLOCK_K"]
@@ -261,7 +263,7 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     ):
         x, weight = torch.ones(2, 32, 8, 8, dtype=dtype), torch.ones(64, 32, 5, 5, dtype=dtype)
         dout = torch.ones(2, 64, 8, 8, dtype=dtype)
-        # Precision of a launch is that of the moment.
+        # A launch has the precision that is set when it is made.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
             yield causal_conv2d_fused_triton, (x, weight, weight[:, 0, 0, 0], "exclude")
             yield causal_conv2d_input_gradient_triton, (dout, weight, "exclude")

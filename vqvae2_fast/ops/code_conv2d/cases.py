@@ -58,7 +58,7 @@ def _backward_case(case: Case) -> Case:
 
 
 PRIVATE_CASES = {
-    # The public operator's cases reach this one.
+    # The public operator's cases cover this one too.
     "code_conv2d_fused": CASES[:1],
     "code_conv2d_backward": [_backward_case(case) for case in CASES[:6]],
 }

@@ -29,7 +29,7 @@ CODE_CONV2D = register(
 def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]) -> Tensor:
     """`out[b, :, i, j] = Σ_t table[t, codes[b, i + row_t, j + column_t]]`, zero off the map.
 
-    The convolution of a one-hot map whose weight has a column for each tap and code.
+    This is the convolution of a one-hot map with a weight that has a column for each tap and code.
 
     Args:
         codes: int64 `[B, H, W]`, each in 0..K−1.
@@ -46,7 +46,7 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
 
     Note:
         Codes out of range are an error where the reference runs; the Triton kernels add nothing for
-        them and read nothing out of bounds. The models check the codes that they are given.
+        them and do not read out of bounds. The models check the codes that they are given.
     """
     check_floating("code_conv2d", table=table)
     check_same_device("code_conv2d", codes=codes, table=table)

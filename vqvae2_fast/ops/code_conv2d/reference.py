@@ -1,4 +1,4 @@
-"""References of `code_conv2d`, gathered columns and never a one-hot map, and of its gradient."""
+"""References of `code_conv2d`, which gathers columns without a one-hot map, and of its gradient."""
 
 from __future__ import annotations
 

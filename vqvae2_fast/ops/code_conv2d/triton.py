@@ -39,7 +39,7 @@ def _code_conv2d_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out[m] = Σ_t table[t, code under tap t of m]; T·C values from the cache a position."""
+    """out[m] = Σ_t table[t, code under tap t of m]; reads T·C cached values per position."""
     positions = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     i, j = positions // W % H, positions % W
@@ -75,7 +75,7 @@ def _code_conv2d_bwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """dtable[t, k] = Σ dout over the positions that see code k under tap t, in their order."""
+    """dtable[t, k] = Σ dout over the positions that see code k under tap t, in order."""
     k, t = tl.program_id(0), tl.program_id(1)
     c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     row = tl.load(offsets_ptr + 2 * t)
@@ -100,7 +100,7 @@ def _code_conv2d_bwd_kernel(
 
 @functools.cache
 def _offsets_on(offsets: tuple[int, ...], device: torch.device) -> Tensor:
-    """The taps' offsets, int32 `[2T]`; copied to a device once, so that calls do not wait."""
+    """The taps' offsets, int32 `[2T]`; copied to each device once, so that calls do not wait."""
     return torch.tensor(offsets, dtype=torch.int32, device=device)
 
 

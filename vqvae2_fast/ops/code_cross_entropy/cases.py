@@ -1,4 +1,4 @@
-"""Cases of `code_cross_entropy`: codes and channels that fill no vector, one and many blocks."""
+"""Cases of `code_cross_entropy`: sizes that do not fill a vector, one block and many blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def arguments(
 
 
 def _case(name: str, *sizes: int, **options: Any) -> Case:
-    # The bound of gradients for all: three of the four results are.
+    # All results have the bound of gradients, because three of the four are gradients.
     return Case(name, lambda g: arguments(g, *sizes, **options), loosening=1.5)
 
 
@@ -38,7 +38,7 @@ CASES = [
     _case("odd_sizes", 131, 77, 19),
     _case("fewer_positions_than_channels", 70, 20, 90),
     _case("many_codes", 70, 2100, 8),
-    # Nats of thousands: exponentials far below what float32 holds.
+    # Losses of thousands of nats, whose exponentials underflow in float32.
     _case("large_logits", 40, 33, 16, spread=1000),
     _case("float64", 7, 12, 5, dtype=torch.float64),
 ]

@@ -1,4 +1,4 @@
-"""`code_cross_entropy`: the loss of a prior straight from features, with kernels for training.
+"""`code_cross_entropy`: a prior's loss directly from its features, with kernels for training.
 
 Sizes: N positions, C channels, K codes.
 """
@@ -30,7 +30,7 @@ def _fake(
 
 def _why_not(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> str | None:
     products = features.numel() * len(weight)
-    # Without positions the mean is NaN, which PyTorch gives.
+    # Without positions the mean is NaN; PyTorch returns it.
     if products == 0 or not _training.is_training_call(
         features, weight, bias, products=products, least=1, while_compiling=False
     ):
@@ -74,9 +74,9 @@ CODE_CROSS_ENTROPY = register(
 def code_cross_entropy(features: Tensor, weight: Tensor, bias: Tensor, codes: Tensor) -> Tensor:
     """Mean negative log-likelihood of the codes under logits `features weightᵀ + bias`.
 
-    While training in float32 on a CPU a kernel takes the gradients on the way, and neither logits
-    nor their gradient are kept: 2·N·K floats less. Elsewhere it is `F.cross_entropy`. Private:
-    the priors call it.
+    When training in float32 on a CPU, a kernel computes the gradients in the same pass and stores
+    neither the logits nor their gradient, which saves 2·N·K floats. Elsewhere it is
+    `F.cross_entropy`. Private: the priors call it.
 
     Args:
         features: `[N, C]`.

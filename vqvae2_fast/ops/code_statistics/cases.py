@@ -27,7 +27,7 @@ def _one_code_takes_all(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
 
 
 def _cancelling(g: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Sums that float32 accumulation would lose."""
+    """Sums whose small terms are lost if accumulated in float32."""
     z = randn(g, 400, 4)
     return torch.cat([z * 1e6, -z * 1e6, z]), torch.randint(3, (400,), generator=g).repeat(3), 3
 

@@ -1,4 +1,4 @@
-"""`code_statistics`: how often each code was used, and the sum of the vectors it took."""
+"""`code_statistics`: how often each code was used, and the sum of its vectors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
     """Counts and sums per code, the inputs of the codebook's moving averages.
 
     `counts[k] = |{n : indices[n] = k}|`, `sums[k] = Σ_{n : indices[n] = k} z[n]` (n_i and Σ E(x) of
-    section 3.1, https://arxiv.org/abs/1906.00446). The caller all-reduces them between ranks.
+    section 3.1, https://arxiv.org/abs/1906.00446). The caller all-reduces them across ranks.
 
     Args:
         z: Vectors, `[..., D]`, float32, bfloat16 or float16.

@@ -1,7 +1,7 @@
 """`code_statistics` in Triton: rows sorted by code, then float64 sums over pieces of each code.
 
-The pieces depend on the indices alone and are added in
-their order, so that results are the same bits in every run.
+The pieces depend only on the indices and are added in order, so that results are the same bits in
+every run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["code_statistics_triton", "examples"]
 
 @triton.jit
 def _piece_rows(start, end, PIECES: tl.constexpr, MIN_ROWS: tl.constexpr):
-    """Rows of a piece: a code's rows are cut into at most PIECES pieces of at least MIN_ROWS."""
+    """Rows per piece: a code's rows are cut into at most PIECES pieces of at least MIN_ROWS."""
     return tl.maximum((end - start + PIECES - 1) // PIECES, MIN_ROWS)
 
 
@@ -97,7 +97,7 @@ def code_statistics_triton(
     z: Tensor, indices: Tensor, num_embeddings: int
 ) -> tuple[Tensor, Tensor]:
     inside = ((indices >= 0) & (indices < num_embeddings)).all()
-    # On a GPU this fails when the stream gets there: no synchronisation.
+    # On a GPU this fails when the stream reaches it, without a synchronisation.
     torch._assert_async(
         inside, f"code_statistics: expected indices in 0..{num_embeddings - 1}, got one outside."
     )

@@ -1,4 +1,4 @@
-"""Cases of `draw_codes`: every filter, ties, what is known, noise of `gumbel_noise`."""
+"""Cases of `draw_codes`: every filter, ties, known codes, noise from `gumbel_noise`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CASES", "ERRORS"]
 
 
 def _rounded(logits: torch.Tensor) -> torch.Tensor:
-    """To quarters, with zeros of both signs: many ties."""
+    """Values rounded to quarters, with zeros of both signs, so that there are many ties."""
     return (logits * 4).round() / 4
 
 
@@ -46,7 +46,8 @@ def _case(
         samples = torch.arange(batch)
         noise = gumbel_noise_reference(samples, torch.tensor([5]), num_embeddings, 3, 1)[:, 0]
         if takes_last:
-            # Turned so that the last code that the filters keep is taken: the edge is seen.
+            # Noise falls with the score, so that the last code that the filters keep is drawn: an
+            # error at the edge would show.
             noise = 0.01 * torch.arange(num_embeddings) - 4 * logits
         kept = torch.arange(batch) % (num_embeddings + 1) - 1 if known else None
         return (

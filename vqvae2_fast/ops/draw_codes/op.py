@@ -21,9 +21,9 @@ from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 
 __all__ = ["DRAW_CODES", "check_rule", "draw_codes", "share_kept"]
 
-# Beyond this the sort of one row takes more registers than a block of threads has.
+# With more codes the sort of one row takes more registers than a block of threads has.
 _MOST_CODES = 1 << 13
-# Of temperatures and guidance, and of top_p; and of top_k, which is an int64.
+# Bounds of temperature, guidance and top_p; and of top_k, which is an int64.
 _LARGEST, _SMALLEST, _MOST_KEPT = 1e15, 1e-15, 2**63 - 1
 
 
@@ -65,7 +65,7 @@ DRAW_CODES = register(
 def check_rule(
     op: str, temperature: float, top_k: int | None, top_p: float | None, guidance_scale: float
 ) -> None:
-    """Raise ValueError, in the name of `op`, for a value that is out of range or no number.
+    """Raise ValueError, in the name of `op`, for a value that is out of range or not a number.
 
     The bounds keep all scores finite in float32, for logits up to 1e6: beyond them the result would
     depend on how an engine rounds and orders its steps.
@@ -95,7 +95,7 @@ def check_rule(
 
 
 def share_kept(top_p: float | None) -> float:
-    """`top_p` for the kernels, which round it to float32: 1 where nothing is to be left out."""
+    """`top_p` for the kernels, which round it to float32; 1 if nothing is to be left out."""
     return 1.0 if top_p is None or top_p >= 1 - 2.0**-25 else top_p
 
 
@@ -116,7 +116,7 @@ def draw_codes(
     ties. With standard Gumbel noise (`gumbel_noise`) this draws from the softmax.
 
     Args:
-        logits: `[B, K]`, floating, with the class where there is guidance.
+        logits: `[B, K]`, floating, with the class if there is guidance.
         noise: `[B, K]`.
         unconditional: u, the logits without the class, `[B, K]`; None for no guidance.
         known: int64 `[B]`: codes to keep, −1 where one is drawn.

@@ -1,4 +1,4 @@
-"""Reference of `draw_codes`, and the steps from logits to a code that it is made of."""
+"""Reference of `draw_codes`, and its single steps from logits to a code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["DrawScratch", "draw_codes_reference", "drawn", "filtered", "guided",
 
 @dataclass(frozen=True)
 class DrawScratch:
-    """Where a draw puts what it computes: None for new tensors, or buffers that serve every draw.
+    """Where a draw writes its results: None for new tensors, or buffers that every draw reuses.
 
     Args:
         guided, tempered, ordered, probabilities, cumulative, kept, noisy: float32 `[B, K]`.
@@ -63,7 +63,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float, scratch: DrawScratch = _N
     top_k = min(top_k or logits.shape[1], logits.shape[1])
     if top_k == logits.shape[1] and top_p == 1.0:
         return logits
-    # Stable: equal logits stay in the order of their index.
+    # The sort is stable: equal logits stay in the order of their indices.
     buffers = None
     if scratch.ordered is not None and scratch.order is not None:
         buffers = (scratch.ordered, scratch.order)
@@ -72,7 +72,7 @@ def filtered(logits: Tensor, top_k: int, top_p: float, scratch: DrawScratch = _N
     if top_p < 1.0:
         probabilities = torch.softmax(ordered, dim=1, out=scratch.probabilities)
         cumulative = torch.cumsum(probabilities, dim=1, out=scratch.cumulative)
-        # A code stays while those before it have less than p; the first always does.
+        # A code is kept if those before it have less than p in all; the first is always kept.
         dropped = torch.ge(cumulative, top_p, out=scratch.dropped)
         ordered[:, 1:].masked_fill_(dropped[:, :-1], -torch.inf)
     kept = torch.empty_like(logits) if scratch.kept is None else scratch.kept

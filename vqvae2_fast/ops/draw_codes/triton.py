@@ -1,4 +1,4 @@
-"""`draw_codes` in Triton: one program a row, everything in registers.
+"""`draw_codes` in Triton: one program per row, with everything in registers.
 
 B rows of K codes. Kernels are launched without contraction of multiply-adds, so that scores are
 those of the reference bit for bit. All strides are in elements.
@@ -29,7 +29,7 @@ def _order_keys(score, k, BLOCK_K: tl.constexpr):
     score = tl.where(score == 0.0, 0.0, score)
     score = tl.where(score != score, float("nan"), score)
     bits = score.to(tl.int32, bitcast=True)
-    # Negative floats fall with their bits.
+    # The larger the bits of a negative float, the smaller its value.
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     return (ordered.to(tl.int64) << 32) | (BLOCK_K - 1 - k).to(tl.int64)
 
@@ -78,7 +78,7 @@ def _draw_codes_kernel(
     LOG_PROB: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """codes[b] = argmax_k of filtered, tempered and guided logits + noise; reads 8 bytes a code."""
+    """codes[b] = argmax_k of guided, tempered, filtered logits + noise; reads 8 bytes per code."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < K
@@ -99,7 +99,8 @@ def _draw_codes_kernel(
             if NUCLEUS:
                 weight = tl.exp(score - tl.max(score, axis=0))
                 cumulative = tl.cumsum(tl.div_rn(weight, tl.sum(weight, axis=0)), axis=0)
-                # A code stays while those before it have less than p; the first always does.
+                # A code is kept if those before it have less than p in all; the first is always
+                # kept.
                 short = tl.where((cumulative < top_p) & (rank < top_k), 1, 0)
                 score = tl.where(rank <= tl.sum(short, axis=0), score, float("-inf"))
         at = noise_ptr + row * noise_stride_b + k * noise_stride_k

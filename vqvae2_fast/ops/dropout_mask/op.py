@@ -1,4 +1,4 @@
-"""`dropout_mask`: which entries of a matrix a dropout keeps, a function of seed and position."""
+"""`dropout_mask`: which entries of a matrix dropout keeps, as a function of seed and position."""
 
 from __future__ import annotations
 

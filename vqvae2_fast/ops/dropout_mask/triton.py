@@ -1,4 +1,4 @@
-"""`dropout_mask` in Triton: four columns to a Philox counter."""
+"""`dropout_mask` in Triton: four columns per Philox counter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["dropout_mask_triton", "examples"]
 def _dropout_mask_kernel(
     seed_ptr, mask_ptr, num_lines, num_rows, num_columns, dropout_p, BLOCK: tl.constexpr
 ):
-    """mask[s, r, c] = u ≥ p, purpose 1; writes a byte an entry.
+    """mask[s, r, c] = u ≥ p, purpose 1; writes one byte per entry.
 
     Lines s·rows + r are counted with their columns padded to whole counters.
     """

@@ -19,7 +19,7 @@ def _fake(*_: object) -> None:
 
 
 def _why_not(counts: Tensor, *rest: Any) -> str | None:
-    averages = rest[:4]  # what follows are numbers
+    averages = rest[:4]  # the remaining arguments are numbers
     for tensor in averages:
         if other := other_dtype((torch.float32,), averages=tensor):
             return other
@@ -98,5 +98,5 @@ def ema_update_(
     )
     EMA_UPDATE_(counts, sums, cluster_size, embed_avg, codebook, decay, epsilon)
     if not torch.compiler.is_compiling():
-        # The compiled kernel writes without autograd's knowledge.
+        # Autograd does not see the writes of the compiled kernel.
         torch.autograd.graph.increment_version((cluster_size, embed_avg, codebook))

@@ -20,7 +20,7 @@ __all__ = ["ema_update_triton", "examples"]
 
 @triton.jit
 def _ema_counts_kernel(counts_ptr, size_ptr, total_ptr, K, decay, gain, BLOCK_K: tl.constexpr):
-    """N ← γN + (1−γ)n and ΣN in float64; reads 12 bytes a code, writes 4."""
+    """N ← γN + (1−γ)n and ΣN in float64; reads 12 bytes per code, writes 4."""
     total = tl.zeros((BLOCK_K,), tl.float64)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
@@ -45,7 +45,7 @@ def _ema_rows_kernel(
     epsilon,
     BLOCK: tl.constexpr,
 ):
-    """m ← γm + (1−γ)Σz and e = m / N̂; reads 8 bytes an entry, writes 8."""
+    """m ← γm + (1−γ)Σz and e = m / N̂; reads 8 bytes per entry, writes 8."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < K * D
     total = tl.load(total_ptr)

@@ -51,7 +51,7 @@ def _backward_case(case: Case) -> Case:
 
 
 PRIVATE_CASES = {
-    # The public operator's cases reach this one.
+    # The public operator's cases cover this one too.
     "gated_residual_fused": CASES[4:5],
     "gated_residual_backward": [_backward_case(case) for case in CASES[:5]],
 }

@@ -1,4 +1,4 @@
-"""`gated_residual` as one kernel each way: the opaque operator and its gradient."""
+"""`gated_residual` as one kernel forward and one backward: the opaque operator and its gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["GATED_RESIDUAL_FUSED", "why_not"]
 
 def why_not(h: Tensor, x: Tensor, condition: Tensor | None = None) -> str | None:
     if not runs_triton(h):
-        # The kernel of the CPU is for training in float32.
+        # The CPU kernel is for training in float32.
         other = other_dtype((torch.float32,), h=h, x=x, condition=condition)
         return BY_DESIGN if other else None
     if other := other_dtype(KERNEL_DTYPES, input=h):

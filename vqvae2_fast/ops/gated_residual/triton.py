@@ -1,4 +1,4 @@
-"""`gated_residual` in Triton: one pass over memory each way, in any order of channels and space.
+"""`gated_residual` in Triton: one pass over memory forward and one backward, in any memory layout.
 
 B, C, H, W as in the operator; P = H·W. All strides are in elements.
 """
@@ -71,7 +71,7 @@ def _gated_residual_fwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = a·sigmoid(b) + x; reads 3 values for each that it writes (5 with a condition map)."""
+    """out = a·sigmoid(b) + x; reads 3 values per value written (5 with a condition map)."""
     image = tl.program_id(0).to(tl.int64)
     entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < C * P
@@ -154,7 +154,7 @@ def _gated_residual_bwd_kernel(
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """The same values with rows and columns of a map one stride apart: `[B, C, H, W]`."""
+    """The same values with one stride for all positions of a map: `[B, C, H, W]`."""
     height, width = tensor.shape[2:]
     if height == 1 or width == 1 or tensor.stride(2) == width * tensor.stride(3):
         return tensor
@@ -162,7 +162,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _strides(tensor: Tensor) -> tuple[int, int, int]:
-    """Strides of image, channel and position; a vector for the whole image has position 0."""
+    """Strides of image, channel and position."""
     width = tensor.shape[3]
     return tensor.stride(0), tensor.stride(1), tensor.stride(3 if width > 1 else 2)
 

@@ -25,7 +25,7 @@ GUMBEL_NOISE = register(
     "(Tensor samples, Tensor positions, int num_embeddings, int seed, int stream) -> Tensor",
     reference=gumbel_noise_reference,
     fake=_fake,
-    # A module that was built with nvcc has a kernel in CUDA C++.
+    # A compiled module that was built with nvcc has a CUDA C++ kernel.
     owners={"cpu": "cpu", "cuda": "cuda" if _native.build_info().get("cuda") else "triton"},
     triton=True,
 )
@@ -37,7 +37,7 @@ def gumbel_noise(
     """Standard Gumbel noise, bit-equal in every backend and for every batch.
 
     Philox4x32-10 with key = seed and counter = (code >> 2, position, sample, stream), then
-    −log(−log u) with a fixed polynomial logarithm. Adding it to logits and taking the argmax draws
+    −log(−log u) with a fixed polynomial logarithm. The argmax of logits plus this noise is a draw
     from their softmax.
 
     Args:
@@ -45,7 +45,7 @@ def gumbel_noise(
         positions: Raster positions row·W + column, int64 `[P]`, in 0..2³²−1.
         num_embeddings: K.
         seed: Any integer of 64 bits.
-        stream: The level, 0 the coarsest, below 2¹⁶.
+        stream: The noise stream, below 2¹⁶: the number of the level, 0 for the coarsest.
 
     Returns:
         float32 `[B, P, K]`.

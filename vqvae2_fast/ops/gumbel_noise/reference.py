@@ -40,7 +40,7 @@ _LOG_COEFFICIENTS = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
-# log 2 in two parts; the first has few bits, so that its product with an exponent is exact.
+# log 2 in two parts. The first has few bits, so that its product with an exponent is exact.
 _LOG2_HIGH, _LOG2_LOW = 0.693359375, -2.12194440e-4
 _SQRT_HALF_BITS = 0x3F3504F3
 
@@ -48,7 +48,7 @@ _SQRT_HALF_BITS = 0x3F3504F3
 def _multiply_high_low(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     """High and low word of the 64-bit product of two 32-bit words held in int64.
 
-    In two halves: a whole product would overflow int64.
+    It is computed in two halves, because the whole product would overflow int64.
     """
     low_part = a * (b & 0xFFFF)  # < 2^48
     high_part = a * (b >> 16) + (low_part >> 16)  # < 2^49

@@ -1,4 +1,4 @@
-"""`gumbel_noise` in Triton: four codes to a Philox counter."""
+"""`gumbel_noise` in Triton: four codes per Philox counter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _gumbel_noise_kernel(
     stream,
     BLOCK: tl.constexpr,
 ):
-    """noise[b, p, k] = −log(−log u); writes 4 bytes a code, reads next to nothing.
+    """noise[b, p, k] = −log(−log u); writes 4 bytes per code and reads almost nothing.
 
     Rows b·P + p are counted with their codes padded to whole counters.
     """

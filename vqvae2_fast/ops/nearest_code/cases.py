@@ -54,7 +54,7 @@ def _one_ulp_apart(g: torch.Generator) -> Arguments:
 
 
 def _flung_codes(g: torch.Generator) -> Arguments:
-    """Unused codes of the widely used port fly to 10^5 times their length; some overflow."""
+    """Unused codes of the widely used port grow to 10^5 times their length; some overflow."""
     z, codebook = _gaussian(100, 40, 8)(g)
     codebook[::7] *= 1e5
     codebook[1::9] *= 1e25
@@ -67,7 +67,7 @@ def _far_from_codebook(g: torch.Generator) -> Arguments:
 
 
 def _rounded_definition(g: torch.Generator) -> Arguments:
-    """So far out that the float64 sums of the definition round the codes away, some or all."""
+    """Vectors so far out that the codes vanish, some or all, in the definition's float64 sums."""
     z, codebook = _gaussian(200, 40, 6)(g)
     return z * 10.0 ** torch.randint(6, 17, (200, 1), generator=g), codebook
 

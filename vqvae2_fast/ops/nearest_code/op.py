@@ -44,7 +44,8 @@ NEAREST_CODE = register(
     owners={"cpu": "cpu", "cuda": "triton"},
     why_not=why_not,
 )
-# The overload without its Python method, a twelfth of a small call; tracers need the method.
+# The overload without its Python method, which takes a twelfth of a small call. Tracers need the
+# method.
 _search = NEAREST_CODE.overload._op
 
 
@@ -75,7 +76,7 @@ def nearest_code(
         Ties take the lowest index. NaN never wins; a vector without any finite distance gets
         index 0. No gradient flows to either result.
     """
-    # A detach costs half a microsecond: only where it is needed.
+    # A detach costs half a microsecond, so it is done only where it is needed.
     if z.requires_grad or codebook.requires_grad:
         z, codebook = z.detach(), codebook.detach()
     if check_values or not fits_codebook(z, codebook):
@@ -90,7 +91,7 @@ def nearest_code(
             leading = z.shape[:-1]
             indices, sqdist = NEAREST_CODE(z.reshape(-1, z.shape[-1]), codebook)  # [N, D]
             return indices.view(leading), sqdist.view(leading)
-    # `NEAREST_CODE(z, codebook)`, without the time of a Python call.
+    # `NEAREST_CODE(z, codebook)` without a Python call.
     reason = NEAREST_CODE.choose(z, codebook)
     if reason is None:
         return (NEAREST_CODE.kernel if is_compiling() else _search)(z, codebook)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["nearest_code_reference", "squared_distances"]
 
-# Float64 distances held at a time: 2^22 entries are 32 MiB.
+# Float64 distances that are held at once: 2^22 entries are 32 MiB.
 _MAX_DISTANCES = 1 << 22
 
 
@@ -30,7 +30,7 @@ def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
     rows = max(1, _MAX_DISTANCES // len(codebook))
     for start in range(0, len(z), rows):
         distances = squared_distances(z[start : start + rows], codebook)  # [rows, K]
-        # NaN never wins and ties take the lowest index; a row of NaN alone answers 0.
+        # NaN never wins and ties take the lowest index; a row that is all NaN gives 0.
         index = distances.nan_to_num(nan=torch.inf, posinf=torch.inf).argmin(dim=1)
         indices[start : start + rows] = index
         sqdist[start : start + rows] = distances.gather(1, index[:, None]).squeeze(1).float()

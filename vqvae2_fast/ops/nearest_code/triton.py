@@ -1,4 +1,4 @@
-"""`nearest_code` in Triton: tensor cores screen, a certified band decides who is compared exactly.
+"""`nearest_code` in Triton: tensor cores screen; codes within a proven band are compared exactly.
 
 N vectors, K codes, D dimensions. Scores are of centred and scaled values in float16, products added
 in float32; codes inside the band are compared by the definition, float64 sums in the order of d.
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["examples", "nearest_code_triton"]
 
-# Scores of codes that are not there or not screened, and what is still below them.
+# The score of codes that do not exist or are not screened; screened codes score below SCREENED.
 UNSCREENED = tl.constexpr(1e30)
 SCREENED = tl.constexpr(1e29)
-# Largest norm, in units of the codebook's spread, that float16 screens.
+# Largest norm, in units of the codebook's spread, that is screened in float16.
 LARGEST_NORM = 30000.0
-# Beyond, the band's first-order terms do not bound the rest.
+# Beyond this many dimensions the band's first-order terms do not bound the others.
 LARGEST_DIMENSION = 65536
 SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
 
@@ -45,13 +45,13 @@ def _centred(z_ptr, mean_ptr, inverse, rows, d, N, D, z_stride_n, z_stride_d):
 
 @triton.jit
 def _halves(z):
-    """float16 without denormals: hardware that drops them makes no error that is not measured."""
+    """float16 without denormals, so that hardware that drops them adds no unmeasured error."""
     return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
 
 
 @triton.jit
 def _band(e, z, dz, de, q, largest, D):
-    """ε(z, e) of the README: how far a computed score of a code of norm ≤ e may be off."""
+    """ε(z, e) of the README: the largest error of the computed score of a code with norm ≤ e."""
     u: tl.constexpr = 5.960464477539063e-08
     product = (q + 2 * u) * 0.5 * e * e + dz * e + z * (de + q * e)
     definition = (D + 2) * 2.220446049250313e-16 * (z * z + e * e)
@@ -84,10 +84,10 @@ def _nearest_code_screen_kernel(
     TAG_BITS: tl.constexpr,
     MOST: tl.constexpr,
 ):
-    """Settles rows, or lists them as hard; 2·N·K·D flops, reads z once, writes 12 bytes a row.
+    """Settles rows, or lists them as hard; 2·N·K·D flops, reads z once, writes 12 bytes per row.
 
-    Column j of a tile is a lane: it sees codes j, j + BLOCK_K, … and keeps two least scores, the
-    low TAG_BITS of a score replaced by the number of its tile.
+    Column j of a tile is a lane: it sees codes j, j + BLOCK_K, … and keeps the two smallest scores.
+    The low TAG_BITS of a score are replaced by the number of its tile.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes = tl.arange(0, BLOCK_K)
@@ -133,7 +133,7 @@ def _nearest_code_screen_kernel(
         second = tl.minimum(second, tl.maximum(best, score))
         best = tl.minimum(best, score)
 
-    # The bound below which the winner's score must be; norms are raised by what their sums lose.
+    # The winner's score must lie below this bound. Norms are raised by the rounding of their sums.
     raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
     z_norm = tl.sqrt(square) * raised
     z_error = tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
@@ -193,15 +193,15 @@ def _nearest_code_screen_kernel(
 
 
 def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the screen reads instead of the codebook; a few small launches, no synchronisation.
+    """The form of the codebook that the screen reads; a few small launches, no synchronisation.
 
     Returns:
         halves: (e − m) / spread, float16 `[K, D]`, zero for codes that are not screened.
         half_norms: ‖halves before rounding‖² / 2, float32 `[K]`.
-        mean: m, float32 `[D]`: of the codes that are not far out.
+        mean: m, float32 `[D]`, the mean of the codes that are not far out.
         facts: float32 `[4]`: 1 / spread (a power of two), the largest norm of a screened code, the
-            largest norm of what rounding to float16 took from one, and the least norm of a code
-            that is not screened.
+            largest norm of the difference that rounding to float16 made to one, and the smallest
+            norm of a code that is not screened.
     """
     codes = codebook.float()
     norms = codes.norm(dim=1)  # [K]
@@ -220,7 +220,7 @@ def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     small = centred.abs() < SMALLEST_NORMAL.value
     halves = torch.where(screened[:, None] & ~small, centred, 0).half()
     half_norms = torch.where(screened, norms.square() / 2, UNSCREENED.value).float()
-    # Centring and scaling round once each: two units of 2⁻²⁴.
+    # Centring and scaling round once each, which is two units of 2⁻²⁴.
     lost = (wide - halves.double()).norm(dim=1) + 2.0**-23 * norms
     facts = torch.stack(
         [
@@ -241,7 +241,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     hard_count = z.new_zeros((), dtype=torch.int32)
     halves, half_norms, mean, facts = centre_codebook(codebook)
     if dimension > LARGEST_DIMENSION:
-        facts[3] = 0  # any code may be the winner for all that the screen says
+        facts[3] = 0  # the screen excludes no code
     width = triton.next_power_of_2(max(dimension, 16))
     config = dict(configuration("nearest_code_screen", z.device))
     chunk = config.pop("CHUNK_D")

@@ -1,4 +1,4 @@
-"""The exact part of `nearest_code` in Triton: float64 distances, and rows left by the screen."""
+"""The exact part of `nearest_code` in Triton: float64 distances, and rows that the screen left."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _distances(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Σ (z − e)² in float32, infinite where it is NaN and for codes that are not there."""
+    """Σ (z − e)² in float32, infinite where it is NaN and for codes that do not exist."""
     total = tl.zeros((BLOCK_K,), tl.float32)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
@@ -88,7 +88,7 @@ def _nearest_code_hard_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A listed row a turn: float32 distances to all codes, then float64 for those in their band."""
+    """Listed rows one by one: float32 distances to all codes, float64 for those in the band."""
     for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
@@ -148,7 +148,7 @@ def _nearest_code_hard_kernel(
                 # NaN never wins.
                 exact = tl.where(near & (exact == exact), exact, float("inf"))
                 nearest, lane = tl.min(exact, axis=0, return_indices=True)
-                # Tiles come in the order of codes: ties keep the lowest index.
+                # Tiles come in the order of codes, so ties keep the lowest index.
                 if nearest < distance:
                     distance = nearest
                     index = first + lane.to(tl.int64)

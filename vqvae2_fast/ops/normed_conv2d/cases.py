@@ -11,7 +11,7 @@ from vqvae2_fast.ops.causal_conv2d.reference import placement
 
 __all__ = ["CASES", "ERRORS", "PRIVATE_CASES", "WINOGRAD_LOSS"]
 
-# The sums of Winograd's tiles lose more than direct ones: see the op's README.
+# Winograd's tiles lose more in their sums than direct convolution: see the operator's README.
 WINOGRAD_LOSS = 12
 
 
@@ -54,7 +54,7 @@ CASES = [
     *(_case(f"{mask}_5x5", mask, 5, (9, 5)) for mask in ("exclude", "downright", "same")),
     _case("smaller_than_a_tile", "include", 5, (2, 3)),
     _case("whole_tiles", "include", 3, (8, 8), inputs=32, outputs=16),
-    # More tiles than a block holds, in an image and in all; channels that fill no panel.
+    # More tiles than a block holds, in one image and in total; channels that do not fill a panel.
     _case("many_tiles_3x3", "include", 3, (30, 32), batch=3, inputs=16, outputs=48),
     _case("many_tiles_5x5", "exclude", 5, (32, 29), inputs=48, outputs=16, elu=True),
     _case("not_normed", "exclude", 5, (6, 6), normed=False),

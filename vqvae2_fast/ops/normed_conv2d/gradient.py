@@ -1,4 +1,4 @@
-"""The gradients of `normed_conv2d`, which keeps neither weight nor padded input for them."""
+"""The gradients of `normed_conv2d`, for which it stores neither weight nor padded input."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANNELS", "backward", "setup_context", "why_not"]
 
-# The tiles' vectors lie across channels.
+# Channels per SIMD vector, since the tiles' vectors lie across channels.
 CHANNELS = 16
 
 
 def why_not(
     x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None = None
 ) -> str | None:
-    """Kernels of 1×1, 3×3 and 5×5; above 1×1 whole vectors of channels."""
+    """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill whole vectors."""
     outputs, inputs, height, width = weight_v.shape
     if height != width or height not in (1, 3, 5):
         return BY_DESIGN

@@ -76,18 +76,18 @@ def normed_conv2d(
         weight_g: `[C_out, 1, 1, 1]`, or None for the weight v itself.
         bias: `[C_out]` or None.
         mask: As in `causal_conv2d`, or `same`: all around, for an odd kernel.
-        live: Bool `[kh, kw]`, the mask's live taps; None where v is zero on the dead ones, or none
-            is.
+        live: Bool `[kh, kw]`, the mask's live taps; None if v is zero on the dead taps, or no tap
+            is dead.
         elu: Convolve ELU(x).
-        dropout_p: Drop what is convolved, by torch's generator.
+        dropout_p: Probability of dropping a value before the convolution, by torch's generator.
 
     Returns:
         `[B, C_out, H, W]`.
 
     Note:
-        Where a gradient is wanted, large float32 calls on a CPU go through Winograd's tiles: sums
-        in another order, of which a position's may touch later ones whose parts cancel up to
-        rounding. Without gradients every position is summed by itself.
+        Where a gradient is wanted, large float32 calls on a CPU use Winograd's tiles. Their sums
+        have another order, and the sum of a position may include later positions whose terms cancel
+        up to rounding. Without gradients every position is summed separately.
     """
     if NORMED_CONV2D.takes(x, weight_v, weight_g, bias):
         # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.

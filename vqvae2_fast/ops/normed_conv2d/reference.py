@@ -21,7 +21,7 @@ def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
 
 
 def _kept(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | float:
-    """What the dropout multiplies x `[B, C, H, W]` with."""
+    """The factors by which dropout multiplies x `[B, C, H, W]`."""
     if dropout_p == 0 or seed is None:
         return 1.0
     batch, channels, height, width = x.shape
@@ -31,7 +31,7 @@ def _kept(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | float:
 
 
 def _live_weight(weight_v: Tensor, live: int) -> Tensor:
-    """v with zeros for its dead taps, which end its last row."""
+    """v with zeros for its dead taps, which are at the end of its last row."""
     is_live = torch.ones(weight_v.shape[2:], dtype=torch.bool, device=weight_v.device)
     is_live[-1, live:] = False
     return weight_v.where(is_live, 0.0)

@@ -1,4 +1,4 @@
-"""Cases of `stride2_conv2d`: both ways, tiles cut by the map's edges."""
+"""Cases of `stride2_conv2d`: direct and transposed, with tiles that the map's edges cut."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["backward", "setup_context", "why_not"]
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> str | None:
-    """Whole vectors of channels, and maps that are halved without a rest."""
+    """Kernels take channels that fill whole vectors, and maps that can be halved evenly."""
     if weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
         return BY_DESIGN
     if not transposed and (x.shape[2] % 2 or x.shape[3] % 2):

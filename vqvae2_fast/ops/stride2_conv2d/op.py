@@ -49,7 +49,7 @@ STRIDE2_CONV2D = register(
 def stride2_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
 ) -> Tensor:
-    """`F.conv2d(x, weight, bias, stride=2, padding=1)`, or `F.conv_transpose2d` likewise.
+    """`F.conv2d(x, weight, bias, stride=2, padding=1)`, or the same of `F.conv_transpose2d`.
 
     Private: the encoders and decoders call it.
 
@@ -62,7 +62,7 @@ def stride2_conv2d(
         `[B, O, H, W]`; transposed `[B, C, 2H, 2W]`.
 
     Note:
-        Where a gradient is wanted, large float32 calls on a CPU go through Winograd's tiles, as in
-        `normed_conv2d`. Without gradients every position is summed by itself.
+        Where a gradient is wanted, large float32 calls on a CPU use Winograd's tiles, as in
+        `normed_conv2d`. Without gradients every position is summed separately.
     """
     return STRIDE2_CONV2D(x, weight, bias, transposed)

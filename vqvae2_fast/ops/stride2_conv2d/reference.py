@@ -19,7 +19,7 @@ def stride2_conv2d_reference(
 def stride2_conv2d_backward_reference(
     dy: Tensor, x: Tensor, weight: Tensor, transposed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # A transposed convolution is the gradient of the other one with respect to its input.
+    # A transposed convolution is the gradient of the direct one with respect to its input.
     small, large = (x, dy) if transposed else (dy, x)
     dweight = conv2d_weight(large, weight.shape, small, stride=2, padding=1)
     if transposed:

@@ -38,7 +38,7 @@ VECTOR_QUANTIZE_BACKWARD = register(
 
 
 def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    # No zeros are made for results without a gradient, which indices always are.
+    # Do not make zeros for results without a gradient; indices never have one.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[0], output[0])
 

@@ -27,7 +27,7 @@ def _fake(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _VectorQuantize(torch.autograd.Function):
-    """What the registered gradient does, at half its cost a call."""
+    """The same as the registered gradient, at half its cost per call."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ class _VectorQuantize(torch.autograd.Function):
 
 
 def _kernel(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The overload, by the way that costs least; tracers take the overload itself."""
+    """Calls the overload in the cheapest way; tracers get the overload itself."""
     if is_compiling():
         return VECTOR_QUANTIZE.overload(z, codebook)
     if z.requires_grad and torch.is_grad_enabled():
@@ -93,7 +93,7 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
         flat = z.reshape(-1, z.shape[-1])  # [N, D]
         z_q, indices, commitment = VECTOR_QUANTIZE(flat, codebook)
         return z_q.view(z.shape), indices.view(z.shape[:-1]), commitment
-    # `VECTOR_QUANTIZE(z, codebook)`, without the time of a Python call.
+    # `VECTOR_QUANTIZE(z, codebook)` without a Python call.
     reason = VECTOR_QUANTIZE.choose(z, codebook)
     if reason is None:
         return _kernel(z, codebook)

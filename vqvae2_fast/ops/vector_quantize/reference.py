@@ -13,7 +13,7 @@ __all__ = ["vector_quantize_backward_reference", "vector_quantize_reference"]
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The code itself, not z + (code - z), which is off by an ulp; its derivative is z's."""
+    """The code itself rather than z + (code - z), which is off by an ulp; its derivative is z's."""
 
     generate_vmap_rule = True
 
@@ -46,5 +46,5 @@ def vector_quantize_backward_reference(
     dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
 ) -> Tensor:
     scale = dcommitment * (2.0 / max(z.numel(), 1))
-    # z_q as saved is straight-through: its gradient would cancel that of z.
+    # The saved z_q is straight-through: its gradient would cancel that of z.
     return dz_q + (scale * (z - z_q.detach())).to(z.dtype)

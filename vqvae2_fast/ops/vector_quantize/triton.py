@@ -1,6 +1,6 @@
 """`vector_quantize` and its gradient in Triton.
 
-Forward: the search of `nearest_code`, then a gather and a sum of PyTorch's. The squared distances
+Forward: the search of `nearest_code`, then a gather and a sum by PyTorch. The squared distances
 that the search found are the commitment: z is not read again. Backward: one pass over memory.
 """
 

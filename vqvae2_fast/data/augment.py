@@ -1,6 +1,7 @@
 """Augmentations whose randomness is a function of (seed, epoch, image): a resumed run repeats them.
 
-The words come from the counter-based generator that draws noise, under a purpose of their own.
+The words come from the counter-based generator that also makes the noise of draws, with a separate
+purpose.
 """
 
 from __future__ import annotations

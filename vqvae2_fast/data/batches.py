@@ -55,7 +55,7 @@ class ImageSource(Protocol):
 def shuffled_indices(
     count: int, batch_size: int, *, seed: int, start_step: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
-    """Endless (epoch, indices int64 [B]) of steps start_step, start_step + 1, ...
+    """Endless pairs (epoch, indices int64 [B]) for steps start_step, start_step + 1, ...
 
     Raises:
         ValueError: batch_size is not in [1, count], or start_step is negative.
@@ -95,7 +95,7 @@ def batches(
 
     Args:
         dataset: Images in memory, or a source that decodes them, such as a folder.
-        batch_size: B, images a step.
+        batch_size: B, images per step.
         seed: Seed of order and augmentation.
         start_step: The first step to give, to resume.
         flip: Mirror each image left to right with probability 1/2.
@@ -113,7 +113,7 @@ def batches(
     if crop_padding < 0:
         raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
     plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
-    # Workers read ahead of training, so they follow a sequence of their own with the same steps.
+    # Workers read ahead of training, so they go through a second sequence of the same steps.
     ahead = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
     read = _reader(dataset, (indices for _, indices in ahead), num_workers)
 
@@ -151,7 +151,7 @@ def in_order(
     start: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images start to stop - 1, or all, once and in the set's order; otherwise as `batches`.
+    """Images start to stop - 1, or all, once and in the set's order, as float32 batches.
 
     The last batch may be shorter than the others.
 
@@ -193,7 +193,7 @@ def _reader(
             return images[indices.to(images.device)], labels[indices.to(labels.device)]
 
         return read
-    # With its own generator the loader does not touch torch's global one, which the model uses.
+    # With its own generator the loader does not advance torch's global one, which the model uses.
     loader = iter(
         DataLoader(
             dataset,  # type: ignore[arg-type]

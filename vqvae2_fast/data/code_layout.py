@@ -18,10 +18,10 @@ from vqvae2_fast.models.code_checks import describe_maps
 
 __all__ = ["MAX_CODES", "MAX_EMBEDDINGS", "MAX_LEVELS", "CodeLayout", "checked_codes"]
 
-MAX_EMBEDDINGS = 2**24  # a code and its bit offset (up to 7) are then read from 4 bytes
+MAX_EMBEDDINGS = 2**24  # so that a code and its bit offset (up to 7) fit into 4 bytes
 MAX_LEVELS = 16
 MAX_CODES = 2**22  # of a record: 2048×2048
-_CHUNK_CODES = 2**18  # codes packed at a time: at 4 bytes each they stay in the cache
+_CHUNK_CODES = 2**18  # codes packed at a time; at 4 bytes each they stay in the cache
 
 
 @dataclass(frozen=True)

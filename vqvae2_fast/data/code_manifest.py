@@ -39,7 +39,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 VERSION = 1
-# JSON takes some 20 times its size in memory; 8 MiB name 90,000 shards, or 5 TB of full ones.
+# Parsed JSON takes some 20 times its size. 8 MiB name 90,000 shards, which hold 5 TB if full.
 MAX_MANIFEST_BYTES = 8 * 2**20
 _MAX_COUNT = 2**53  # of records, bytes, ...: the integers that every JSON reader holds exactly
 _SHARD_FIELDS = {"name", "first", "records", "crc32"}
@@ -47,7 +47,7 @@ _SHARD_FIELDS = {"name", "first", "records", "crc32"}
 
 @dataclass(frozen=True)
 class Shard:
-    """Records first, first + 1, ... of the encoded set, in one file; crc32 is of its bytes."""
+    """Records first, first + 1, ... of the encoded set, in one file; crc32 is that of its bytes."""
 
     name: str
     first: int
@@ -65,9 +65,9 @@ class Manifest:
 
     Args:
         layout: Of every record.
-        class_names: One name a class, label order.
+        class_names: One name per class, in the order of labels.
         checkpoint_hash: Identifies the model that made the codes, or "".
-        source_records: Records of the whole set; None where nobody knows.
+        source_records: Records of the whole set; None if that is not known.
         shards: In the order of `first`.
     """
 
@@ -115,7 +115,7 @@ class Manifest:
 def write_manifest(
     folder: Path, manifest: Manifest, before: Callable[[], None] | None = None
 ) -> None:
-    """Replaces the manifest; every shard it names is on the disk once `before` was called.
+    """Replaces the manifest; `before` has to sync every shard that it names to the disk.
 
     Raises:
         ValueError: There are too many shards for any reader to accept the manifest.
@@ -218,7 +218,8 @@ def parse_manifest(content: bytes, path: Path | str = MANIFEST) -> Manifest:
     shards: list[Shard] = []
     seen: set[str] = set()
     for entry in entries:
-        # Stores written before there was `first` hold everything, in the order of the list.
+        # Stores that were written before `first` existed hold every record, in the order of the
+        # list.
         require(
             isinstance(entry, dict) and set(entry) | {"first"} == _SHARD_FIELDS,
             "a shard needs name, first, records and crc32",
@@ -277,12 +278,12 @@ def _count(value: object, least: int) -> bool:
 
 
 def _text(value: object) -> bool:
-    """Whether the value is a string that can be printed: JSON can name half of a surrogate pair."""
+    """Whether the value is a string that can be printed: JSON can hold half of a surrogate pair."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _show(value: object) -> str:
-    """The value for a message, cut: it may be megabytes long."""
+    """The value for a message, shortened because it may be megabytes long."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     if isinstance(value, int) and abs(value) > _MAX_COUNT:

@@ -1,4 +1,4 @@
-"""Code stores from NumPy files and to them, a few records at a time; nothing is ever unpickled.
+"""Converts NumPy files to code stores and back, a few records at a time, without ever unpickling.
 
 A .npz file holds one array `[N, h, w]` for each level, named `top`, ..., `bottom` as the levels
 are; then, where there are some, `labels` int64 `[N]` and `class_names`; and `num_embeddings`. A
@@ -90,8 +90,8 @@ def codes_from_numpy(
     Args:
         source: The .npz file, or the .npy files of the levels, coarse to fine.
         num_embeddings: K; not needed for a .npz file that holds it.
-        labels: In place of the file's, `[N]`, -1 where there is none.
-        class_names: In place of the file's.
+        labels: Used instead of the file's labels, `[N]`, -1 where there is none.
+        class_names: Used instead of the file's names.
 
     Raises:
         ValueError: A file that is not a NumPy file, was cut, holds objects or less than it says;
@@ -182,7 +182,7 @@ def _write(
 
 
 class _Rows:
-    """An array in a file, read from its first row to its last; its size is what the file holds."""
+    """An array in a file, read from its first row to its last. The file must hold all of it."""
 
     def __init__(self, stream: IO[bytes], name: str, size: int) -> None:
         self.stream = stream

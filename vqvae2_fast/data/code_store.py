@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]
 
-_READ_BYTES = 2**20  # at a time, where a shard is read from end to end
+_READ_BYTES = 2**20  # read at a time when a whole shard is read
 
 
 class CodeStore(Dataset[tuple[list[Tensor], int]]):
@@ -337,10 +337,10 @@ def _out_of_range(manifest: Manifest, records: np.ndarray) -> str:
 
 
 def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
-    """Raises unless the store's codes are what the prior models: K, its level's size, the coarser.
+    """Raises unless the store fits the prior: K, the size of its level and of the coarser ones.
 
     Raises:
-        ValueError: Naming what the store has and what the prior expects.
+        ValueError: They differ; the message says what the store has and what the prior expects.
     """
     check_prior_fits(
         f"check_matches: {store.folder}",

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["CodeWriter", "WriteProgress", "share", "write_codes"]
 
 SHARD_BYTES = 64 * 2**20
-SHARD_SECONDS = 60.0  # what a crash may cost
+SHARD_SECONDS = 60.0  # the most work that a crash may cost
 
 
 class CodeWriter:
@@ -121,7 +121,7 @@ class CodeWriter:
             TypeError: codes are not integers or labels not int64.
             ValueError: Shapes or values that do not fit; records beyond source_records, or that
                 the store holds already.
-            OSError: The disk is full, ...; the store is then what it was, without this shard.
+            OSError: The disk is full or fails; the store is then as it was, without this shard.
         """
         codes = [maps.detach().to("cpu") for maps in codes]
         count = len(codes[0]) if codes else 0
@@ -155,7 +155,7 @@ class CodeWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Closes the shard: its records count from now on."""
+        """Closes the shard, whose records count from now on."""
         part = self._part
         if part is None:
             return
@@ -247,7 +247,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class WriteProgress:
-    """How far `write_codes` is with the share of this process.
+    """How far `write_codes` has come with the share of this process.
 
     Args:
         done: Records of the share that are written, including those of earlier calls.
@@ -353,8 +353,8 @@ def _open_or_create(folder: Path, empty: Manifest) -> Manifest:
 def _remove_orphans(folder: Path, manifest: Manifest) -> None:
     """Removes shards that a writer killed before the manifest named them; the lock is held.
 
-    Only those whose first record the store has by now are removed. Where somebody restored an older
-    manifest, others may be the only copy; the next writer of their records replaces them.
+    Only those are removed whose first record the store holds by now. If somebody restored an older
+    manifest, the others may be the only copy; the next writer of their records replaces them.
     """
     named = {shard.name for shard in manifest.shards}
     starts = [shard.first for shard in manifest.shards]

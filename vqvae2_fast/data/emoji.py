@@ -5,9 +5,10 @@ artist.
 tools/build_emoji_sheet.py builds fluent_emoji/sheet.webp and the groups of fluent_emoji/labels.csv.
 
 WebP stores colour at half resolution, which at 32×32 costs more than anything else: a colour sheet
-of 1.2 MB (quality 90) is 29.7 dB from the tiles, and any codec compared on such tiles would be
-flattered. So the sheet is a grey image of three panels, one above the other: the Y, Cb and Cr
-planes of all tiles. The same number of bytes then gives 35 dB, and 1.29 MB (quality 82) 35.9 dB.
+of 1.2 MB (quality 90) has a PSNR of 29.7 dB against the tiles, and codecs that are compared on such
+tiles would look better than they are. So the sheet is a grey image of three panels, one above the
+other: the Y, Cb and Cr planes of all tiles. With the same number of bytes it reaches 35 dB, and
+with 1.29 MB (quality 82) 35.9 dB.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
 
     Args:
         split: "train", "held_out" or "all".
-        size: 32, or a divisor of it: tiles are then averaged down.
+        size: 32, or a divisor of it, to which the tiles are averaged down.
 
     Returns:
         The set; `names` are code points in hexadecimal, joined by "-", as in labels.csv.

@@ -39,7 +39,7 @@ FASHION_MNIST_CLASSES = (
 )
 _MAX_IDX_BYTES = 2**30  # the set's largest file has 47 MB
 _UINT8 = 8  # the type code of IDX
-_STEP = 2**20  # bytes read at a time: a file may have fewer than its header says
+_STEP = 2**20  # bytes read at a time, because a file may have fewer than its header says
 
 
 def load_fashion_mnist(

@@ -1,8 +1,8 @@
-"""Folders of images as datasets: flat, one subfolder a class, or split by hand.
+"""Folders of images as datasets: flat, with one subfolder per class, or split by hand.
 
 Files are found once, in sorted order, and their headers and ends are read then; an image is decoded
-when it is asked for. Links that lead out of the folder are refused: a folder from a stranger can
-make reading fail, but never reach another file.
+when it is asked for. Links that lead out of the folder are refused: an untrusted folder can make
+reading fail, but can never reach another file.
 """
 
 from __future__ import annotations
@@ -126,11 +126,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return self._decode(self.names[index]), int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """See `fingerprint`."""
+        """The fingerprint of the set: see `fingerprint`."""
         return fingerprint(self)
 
     def cache_key(self) -> str:
-        """Changes with the list of files, the size or time of one, and what is made of them.
+        """A key that changes with the files, their sizes and times, and the decoding settings.
 
         Reads no file, only their entries, so that it is quick for any number of images.
         """
@@ -170,8 +170,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 def whole_images(path: Path, channels: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image, each of its
-    own size, grey and RGB converted to what was asked for.
+    """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image. Each keeps
+    its own size; grey and RGB are converted to what was asked for.
 
     Raises:
         ValueError: No images there, a link that leads out of the folder, or an image that cannot be

@@ -60,12 +60,12 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         source: A `datasets.Dataset` (one split, not a stream).
         image_size: (height, width), or one number for both, in pixels.
         image_channels: 3 for RGB, 1 for grey.
-        image_column: Without it the only column of images.
-        label_column: Without it the only column of class labels, if there is just one; "" for no
+        image_column: By default the only column of images.
+        label_column: By default the only column of class labels, if there is just one; "" for no
             labels.
         convert_channels: Turn grey to RGB or RGB to grey where needed.
-        folder: Where rows may name files of images. Without it the images have to be in the data
-            set itself, as bytes.
+        folder: The folder in which rows may name image files. Without it the images have to be in
+            the data set itself, as bytes.
 
     Item: uint8 `[C, H, W]` and the label.
 
@@ -153,12 +153,12 @@ class HuggingFaceImages(Dataset[tuple[Tensor, int]]):
         return open_untrusted(Path(self.folder) / path, inside=self.folder)
 
     def fingerprint(self) -> str:
-        """See `fingerprint`."""
+        """The fingerprint of the set: see `fingerprint`."""
         return fingerprint(self)
 
     def cache_key(self) -> str:
-        """Changes with the data set and with what is made of it."""
-        # The package's own key for all that led to the data set; its cache rests on it.
+        """A key that changes with the data set and with the settings of decoding."""
+        # The key by which the package's own cache knows the data set and all its transformations.
         key = self.source._fingerprint
         made = (self._image, self._label, self.image_shape, self.convert_channels)
         return f"hf/{key}/{made}"
@@ -195,7 +195,7 @@ def open_hugging_face(
 
 
 def hugging_face_splits(name: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the splits that `open_hugging_face` gives of a data set.
+    """Names of the splits of a data set that `open_hugging_face` can open.
 
     Raises:
         RuntimeError: The package `datasets` is not installed.
@@ -232,7 +232,7 @@ def _saved_splits(folder: Path) -> tuple[str, ...]:
 
 
 def _check_files(folder: Path, root: Path) -> None:
-    """Raises unless all that the package will open are regular files below the root."""
+    """Raises unless every file that the package will open is a regular file below the root."""
     state = read_object(folder / _STATE, inside=root)
     read_object(folder / _INFO, inside=root)
     for key in ("_data_files", "_indices_data_files"):
@@ -256,13 +256,13 @@ def _validated(source: datasets.Dataset) -> datasets.Dataset:
 
 
 def _explained(folder: Path, load: Callable[[], _T]) -> _T:
-    """Names the folder in whatever the packages raise for damaged files."""
+    """Adds the name of the folder to whatever the packages raise for damaged files."""
     from datasets.exceptions import DatasetsError
 
     try:
         return load()
     except (*_LOAD_ERRORS, DatasetsError) as error:
-        if not folder.is_dir():  # a name on the hub, of which the package speaks well
+        if not folder.is_dir():  # a name on the hub, which the package's own message names
             raise
         raise ValueError(
             f"open_hugging_face: {printable(folder)} is damaged ({short(error)})."

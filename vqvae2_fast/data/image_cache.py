@@ -1,8 +1,8 @@
 """Decoded images on the disk, mapped into memory: decode once, train for many epochs.
 
 A cache is a folder <name>-<digest> with images.u8, uint8 `[N, C, H, W]` row by row, and cache.json.
-It is renamed into place when complete. The digest is of all that the pixels depend on: a set that
-changed gets another cache, and the old one is removed.
+It is renamed into place when complete. The digest covers everything that the pixels depend on: a
+set that changed gets another cache, and the old one is removed.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _FREE_META_BYTES = 16 * 2**20
 class CacheableSource(ImageSource, Protocol):
     """A source that can say when its images changed.
 
-    A source may also have `cache_key()`, which is then used in place of its fingerprint: it sees
-    every change of a file, also one that leaves the set the same.
+    A source may also have `cache_key()`, which is then used instead of its fingerprint: it sees
+    every change of a file, even one that leaves the set the same.
     """
 
     def fingerprint(self) -> str: ...
 
 
 def cache_key(dataset: CacheableSource) -> str:
-    """Stands for all that the cached pixels of a source depend on."""
+    """A key for everything that the cached pixels of a source depend on."""
     return str(getattr(dataset, "cache_key", dataset.fingerprint)())
 
 
@@ -76,11 +76,11 @@ def cached_images(
         name: Older caches of this name are removed: use another one for each set and split in the
             folder.
         num_workers: Processes that decode.
-        progress: Called with the images decoded and their number.
+        progress: Called with the number of images decoded and the number of all images.
 
     Raises:
         ValueError: A name that is a path; an image that cannot be decoded.
-        OSError: The disk is full, ...; nothing is left behind.
+        OSError: The disk is full or fails; nothing is left behind.
     """
     names = tuple(getattr(dataset, "names", ()))
 
@@ -137,7 +137,7 @@ class _CachedImages(ImageTensorDataset):
 def _open(path: Path) -> ImageTensorDataset | None:
     try:
         size = check_regular(path / _IMAGES, links=False).st_size
-        # Labels and names take less than the images that they are of, but for tiny ones.
+        # Labels and names take less than their images, unless these are tiny.
         meta = read_object(path / _META, inside=path, max_bytes=_FREE_META_BYTES + size)
         shape = _shape(meta)
         if shape is None or math.prod(shape) != size:

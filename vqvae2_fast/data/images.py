@@ -1,7 +1,7 @@
 """Images in memory, the conversion between bytes and [-1, 1], and the held-out split by hash.
 
-What is common to all image sources is here too: the checks of their arguments, labels and class
-names, and the fingerprint that tells whether two are the same set.
+What all image sources share is here too: the checks of their arguments, labels and class names, and
+the fingerprint by which two sets are compared.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def held_out_of(op: str, names: Sequence[str], fraction: float) -> list[bool]:
 
 
 def warn_held_out(op: str, name: str, count: int, fraction: float) -> None:
-    """Says that one image was held out though its hash does not."""
+    """Warns that an image was held out although its hash does not hold it out."""
     warnings.warn(
         f"{op}: held_out_fraction={fraction} of {count} images holds out none by hash, so "
         f"{printable(name)} is held out.",
@@ -110,7 +110,7 @@ def warn_held_out(op: str, name: str, count: int, fraction: float) -> None:
 
 
 def check_split(op: str, split: str, held_out_fraction: float = 0.0) -> None:
-    """Raises ValueError unless split is one of `SPLITS` and the fraction is one."""
+    """Raises ValueError unless split is one of `SPLITS` and the fraction lies in [0, 1)."""
     if split not in SPLITS:
         raise ValueError(f"{op}: split must be one of {', '.join(SPLITS)}, got {split!r}.")
     if not 0.0 <= held_out_fraction < 1.0:
@@ -155,10 +155,10 @@ def check_class_names(op: str, names: Sequence[str]) -> None:
 
 
 def fingerprint(source: ImageSource) -> str:
-    """Tells whether two sets are the same: changes with the images, their order, labels or names.
+    """A fingerprint by which sets are compared: it changes with images, order, labels or names.
 
-    Reads the labels and names of all images and the pixels of 32. It does not depend on where the
-    set lies, on the times of its files, or on whether it is decoded, cached or in memory.
+    It covers the labels and names of all images and the pixels of 32. It does not depend on where
+    the set lies, on the times of its files, or on whether it is decoded, cached or in memory.
     """
     made = (
         tuple(source.image_shape),
@@ -234,7 +234,7 @@ class ImageTensorDataset(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """See `fingerprint`."""
+        """The fingerprint of the set: see `fingerprint`."""
         return fingerprint(self)
 
 

@@ -1,4 +1,4 @@
-"""From an image file of any kind to uint8 `[C, H, W]` of one size; which files are tried."""
+"""Decodes image files of the accepted formats to uint8 `[C, H, W]` of one size."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ __all__ = [
     "pictures",
 ]
 
-# The formats of every source. Others start programs (EPS: Ghostscript) or are rarely read.
+# The formats that every source accepts. Others start programs (EPS: Ghostscript) or are rare.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# 512 MiB as RGB in Pillow's memory. Larger photographs: set this, and PIL.Image.MAX_IMAGE_PIXELS
-# where they have more than 178 million.
+# As RGB this takes 512 MiB in Pillow. For larger photographs raise it, and also
+# PIL.Image.MAX_IMAGE_PIXELS if they have more than 178 million pixels.
 MAX_PIXELS = 2**27
 # What Pillow raises for damaged files of these formats: found by damaging 45,000 of them, and by
 # reading its code.
@@ -51,7 +51,7 @@ _STRIP_PIXELS = 2**20
 _END_MARKS = {
     "GIF": b";",
     "JPEG": b"\xff\xd9",
-    "MPO": b"\xff\xd9",  # a JPEG with further pictures, as telephones make them
+    "MPO": b"\xff\xd9",  # a JPEG with further pictures, which telephones write
     "PNG": b"IEND\xaeB`\x82",
 }
 _EXIF_ORIENTATION = 0x0112
@@ -97,7 +97,7 @@ def check_image(
             height, width = _upright_size(image)
             _check_mode(where, image, image_shape[0], convert_channels)
             if not _has_end(file, image):
-                # Some writers append data, or leave out the mark: then decoding tells.
+                # Some writers append data or leave out the end mark; then decoding has to show it.
                 file.seek(0)
                 with open_image(file) as whole:
                     whole.load()
@@ -140,7 +140,7 @@ def decode_whole_image(
 def _upright(
     file: IO[bytes], where: str, channels: int, convert_channels: bool
 ) -> Iterator[Image.Image]:
-    """The image turned by its EXIF tag, with what its reader raises told as CorruptImageError."""
+    """The image turned by its EXIF tag; whatever its reader raises becomes CorruptImageError."""
     try:
         with open_image(file) as image:
             _check_mode(where, image, channels, convert_channels)
@@ -189,7 +189,7 @@ def _check_mode(where: str, image: Image.Image, channels: int, convert_channels:
 
 
 def _has_end(file: IO[bytes], image: Image.Image) -> bool:
-    """Whether the file ends as a whole one of its format does; False where that is not known."""
+    """Whether the file ends as a complete one of its format does; False if that cannot be said."""
     size = file.seek(0, os.SEEK_END)
     if image.format == "WEBP":
         file.seek(4)
@@ -234,7 +234,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _over_white(image: Image.Image, mode: str) -> Image.Image:
-    # In strips, since it takes three images of 4 bytes a pixel.
+    # In strips, since this takes three images of 4 bytes per pixel.
     flat = Image.new(mode, image.size)
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

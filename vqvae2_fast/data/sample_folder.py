@@ -9,8 +9,8 @@ An image gets its name when its bytes are on the disk, and a line is added when 
 name. So the image of each line is whole; an image without a line is of a batch that was cut off,
 and is drawn again. When all samples are there the lines are sorted.
 
-A folder may come from a stranger: only regular files in it are read, and a line may name no other
-file than the one of its sample.
+A folder is not trusted: only regular files in it are read, and a line may name no file but that of
+its sample.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ __all__ = ["SampleFolder", "image_name", "read_index", "read_sample"]
 
 _IMAGES, _INDEX, _SETTINGS = "images", "samples.jsonl", "settings.json"
 _VERSION = 1
-_WRITERS = 4  # threads that wait for the disk: half the time of one, and eight are no faster
+_WRITERS = 4  # threads that wait for the disk: four take half the time, eight no less
 _MAX_LINE = 2**20  # bytes
 # What every PNG file begins with, and its last chunk.
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
@@ -63,14 +63,14 @@ def image_name(sample: int) -> str:
 
 
 def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """The samples of a folder as its index has them, in the order of its lines.
+    """The samples that the index of a folder lists, in the order of its lines.
 
     A run in progress adds lines in the order in which batches finish, and sorts them at its end.
 
     Raises:
-        ValueError: A line that is no JSON object with a sample's number, or that names another file
-            than the sample's. (A last line without its end was cut off while it was written: it is
-            left out.)
+        ValueError: A line that is not a JSON object with a sample's number, or that names another
+            file than the sample's. (A last line without its end was cut off while it was written:
+            it is left out.)
     """
     return (row for row, _ in _lines_of(path / _INDEX))
 
@@ -80,7 +80,7 @@ def read_sample(path: Path, sample: int) -> Tensor:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is no regular file in the folder, or no PNG that can be decoded.
+        ValueError: It is not a regular file in the folder, or not a PNG that can be decoded.
     """
     name = path / image_name(sample)
     with open_untrusted(name, inside=path) as file:
@@ -118,7 +118,8 @@ class SampleFolder:
         """A new folder for samples 0..count-1, or with `resume` one that was begun before.
 
         Args:
-            settings: All that the images are a function of, JSON-ready; a folder keeps to its own.
+            settings: Everything that determines the images, ready for JSON; a folder keeps its
+                first.
             alone: Whether no other process will `join`.
 
         Raises:
@@ -167,15 +168,14 @@ class SampleFolder:
         return folder
 
     def close(self) -> None:
-        """Let other runs write here; the end of the process does it too."""
+        """Let other runs write here; the end of the process does so too."""
         self._lock.close()
 
     def missing(self, group: int = 1) -> list[range]:
         """The samples still to be drawn, ascending; lines whose image is gone leave the index.
 
         Args:
-            group: How many samples are drawn together: a group that is not whole is missing as a
-                whole.
+            group: How many samples are drawn together; an incomplete group counts as missing.
         """
         there = {name for name in os.listdir(self.path / _IMAGES) if _is_whole(self.path, name)}
         with locked(self.path):
@@ -236,12 +236,13 @@ class SampleFolder:
             raise
 
     def finish(self) -> bool:
-        """Sort the index if all samples are there. Whether they are, and no other process is here.
+        """Sort the index if it is complete. Returns whether it is and no other process writes here.
 
         Each process of a run calls it at its end; the last one finds all samples.
         """
         with locked(self.path):
-            # If it fails, this gives up the shared lock: the next process finds one holder less.
+            # If this fails, it gives up the shared lock, so that the next process finds one holder
+            # fewer.
             alone = lock_file(self._lock, wait=False)
             lines = self._lines()
             if len(lines) != self.count:
@@ -278,7 +279,7 @@ class SampleFolder:
 
 
 def _is_whole(folder: Path, name: str) -> bool:
-    """Whether an image's file is there from its beginning to its end."""
+    """Whether an image's file is complete."""
     if not name.endswith(".png"):
         return False
     with open_untrusted(folder / _IMAGES / name, inside=folder) as file:
@@ -290,7 +291,7 @@ def _is_whole(folder: Path, name: str) -> bool:
 
 
 def _lines_of(index: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Rows of an index with their bytes, without a last one that was cut off."""
+    """Rows of an index with their bytes; a last row that was cut off is left out."""
     try:
         opened = open_untrusted(index, inside=index.parent)
     except FileNotFoundError:
@@ -325,7 +326,7 @@ def _checked_row(line: bytes, damaged: str) -> dict[str, Any]:
 
 
 def _end_of_lines(file: FileIO) -> int:
-    """Where the last whole line ends: a writer may have been killed within the next."""
+    """Where the last complete line ends: a writer may have been killed while it wrote another."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 1))
     if file.read(1) in (b"", b"\n"):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["DataOptions", "open_images"]
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
-_HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # the first that a set has
+_HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # tried in this order
 _REPORT = 10_048  # images: a multiple of the batch that tar files are decoded in
 
 
@@ -50,7 +50,7 @@ class _Source(NamedTuple):
     open: Callable[[str, _Wanted], ImageSource]
 
 
-# By what stands before the colon of a name; "" is the path of a folder.
+# The key is what stands before the colon of a name; "" is the path of a folder.
 _SOURCES: dict[str, _Source] = {}
 
 
@@ -80,7 +80,7 @@ class _Wanted:
         return ValueError(f"data={short(self.options.data)}: {what}")
 
     def cache_name(self, kind: str, name: str) -> str:
-        """One for each set, split and size: the cache keeps only the latest version of a name."""
+        """One name per set, split and size; the cache keeps only the latest version of a name."""
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
         height, width = self.size
         return f"{kind}-{digest}-{self.split}-{self.channels}x{height}x{width}"

@@ -1,7 +1,7 @@
-"""Tar files of strangers, read as a stream from end to end.
+"""Reads untrusted tar files as streams, from beginning to end.
 
-The package `webdataset` reads such files too, but takes one that was cut for whole, cuts file names
-at `#` and `?` as in a URL, and holds every member in memory, decompressed, whatever its size.
+The package `webdataset` reads such files too, but does not notice that one was cut off, cuts file
+names at `#` and `?` as in a URL, and holds every member in memory, decompressed, whatever its size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_MEMBER_BYTES = 256 * 2**20  # an image may be as large uncompressed
 _MAX_ARCHIVE_BYTES = 2**44
 _MAX_HEADER_BYTES = 2**20  # of what tar calls extended headers
 _MAX_NAME = 4096  # characters
-_SKIP_BYTES = 2**20  # read at a time where a member is passed over
+_SKIP_BYTES = 2**20  # read at a time when a member is skipped
 _EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -36,7 +36,8 @@ def members_of_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
     """Names of the regular files in a tar file, plain or compressed by gzip or bzip2, in order.
 
     Args:
-        wanted: Whether the content of a name is; for others it is None, and not read into memory.
+        wanted: Whether the content of this name is wanted; other contents are not read and are
+            None.
 
     Raises:
         OSError: There is no such file, ...
@@ -60,7 +61,7 @@ def members_of_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 
 class _Forward:
-    """What tarfile needs of a file, from its beginning to its end and never back."""
+    """The interface of a file that tarfile needs, read forwards only."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._at = stream, 0
@@ -93,7 +94,7 @@ class _Forward:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header has to be whole: tarfile takes one that is not for the end."""
+    """A member whose header has to be complete: tarfile takes an incomplete one for the end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -116,7 +117,7 @@ class _Member(tarfile.TarInfo):
             member = super()._proc_member(archive)  # type: ignore[misc]
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
-        # Extended headers may replace what the plain one says.
+        # Extended headers may override what the plain one says.
         if member.size < 0 or len(member.name) > _MAX_NAME:
             raise tarfile.ReadError(f"{short(member.name)} is no member's name or size")
         return member

@@ -1,8 +1,8 @@
-"""WebDataset shards as an image source: tar files whose members of one name make a sample.
+"""WebDataset shards as an image source: tar files in which members of one name form a sample.
 
-They are read once, from end to end, into a cache on the disk (image_cache.py): training in an order
-of its own, and resuming at any step, needs any image at any time. Of a sample only its image and
-its label are read; nothing is unpickled.
+They are read once, from end to end, into a cache on the disk (image_cache.py): training visits
+images in random order and resumes at any step, so it needs access to any image. Only the image and
+the label of a sample are read; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class _Sample:
 
     @property
     def name(self) -> str:
-        """What decides whether it is held out."""
+        """The name whose hash decides whether it is held out."""
         return f"{self.shard.name}/{self.key}"
 
     @property
@@ -254,7 +254,7 @@ def _samples(paths: list[Path], wanted: Callable[[str], bool]) -> Iterator[_Samp
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """A member's name up to the first point of its last part, and what follows in lower case."""
+    """A member's name up to the first dot of its last part, and the rest in lower case."""
     match = re.match(r"((?:.*/|)[^.]+)[.]([^/]*)$", name)
     return (match[1], match[2].lower()) if match else ("", "")
 
@@ -264,7 +264,7 @@ def _is_image(kind: str) -> bool:
 
 
 def _forced(paths: list[Path], fraction: float) -> str | None:
-    """The one sample to hold out of a small set of which the hash holds out none."""
+    """The one sample to hold out of a small set if the hash holds out none."""
     lowest, count = "", 0
     if not fraction:
         return None

@@ -2,7 +2,7 @@
 
 With engine `cpu`, sample n of a seed is the same to the last bit in any batch: its codes because
 the engine adds in one order, its pixels because images are decoded one at a time. PyTorch's
-convolutions round differently in another batch, which changed two bytes in 128 emoji.
+convolutions round differently in a batch of another size, which changed two bytes in 128 emoji.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SampleBatch:
 
 
 def codes_per_image(pipeline: Pipeline) -> int:
-    """Codes of all levels together."""
+    """Number of codes of all levels together."""
     return sum(math.prod(interface_of(prior).size) for prior in pipeline.priors)
 
 
@@ -84,7 +84,7 @@ def draw_batch(
     )
     codes = [level.codes for level in drawn]
     images = [decoded(pipeline, [maps[i : i + 1] for maps in codes]) for i in range(len(samples))]
-    # fsum: the same number in any batch, as torch.sum need not be.
+    # fsum gives the same number in any batch; torch.sum might not.
     per_level = [
         [math.fsum(row) for row in level.log_prob.flatten(1).tolist()]
         for level in drawn
@@ -110,7 +110,7 @@ def stream_images(
     progress: Callable[[int, int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[SampleBatch]:
-    """Draw many images, a batch at a time; memory is that of one batch.
+    """Draw many images, one batch at a time, in the memory of one batch.
 
         for batch in stream_images(pipeline, 50_000, labels=torch.arange(50_000) % 10, seed=1):
             statistics.update(batch.images)
@@ -120,7 +120,7 @@ def stream_images(
         labels: One per image for priors with classes: int64 `[count]`, or a list of numbers and
             names as in `sample_images`.
         known: Per level int64 `[count, h, w]` with -1 where a code is to be drawn, or None.
-        progress: Called with (level, rows done, rows of its map), anew in each batch.
+        progress: Called with (level, rows done, rows of its map), from the start in each batch.
         settings: Fields of `DrawSettings`, each one value or one per level, coarse to fine.
 
     Yields:

@@ -1,4 +1,4 @@
-"""The conditioning stack of a plan, which every engine but `cpu` runs once per draw."""
+"""The conditioning stack of a plan. Every engine except `cpu` runs it here, once per draw."""
 
 from __future__ import annotations
 

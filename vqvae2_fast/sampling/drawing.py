@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "best_batch_size", "draw_into"]
 
-# 128 images of emoji32, 8 of 256x256: the engine gains little from a larger batch.
+# 128 images of emoji32, or 8 of 256x256. A larger batch gains the engine little.
 _BATCH_CODES, _BATCH_IMAGES = 40_960, 128
 
 
@@ -36,7 +36,7 @@ class Batches:
 
     Args:
         missing: The samples to draw, ascending; whole groups.
-        size: Samples of a batch at most; it holds whole groups, and at least one.
+        size: Most samples of a batch, which holds whole groups, and at least one.
         group: How many samples are drawn and judged together.
         rank, count: The process's number and how many there are. They take turns.
     """
@@ -54,7 +54,7 @@ class Batches:
 
     @property
     def num_samples(self) -> int:
-        """Of all batches together."""
+        """Samples of all batches together."""
         return sum(
             (len(starts) - 1) * self._whole + min(self._whole, stop - starts[-1])
             for starts, stop in self._starts()
@@ -63,7 +63,7 @@ class Batches:
 
     @property
     def _whole(self) -> int:
-        """Samples of a batch of whole groups."""
+        """Samples per batch, in whole groups."""
         return max(self.group, self.size // self.group * self.group)
 
     def _starts(self) -> Iterator[tuple[range, int]]:
@@ -87,7 +87,7 @@ def draw_into(
     """Draw batches of a series into a folder.
 
     Args:
-        before: Samples that are in the folder already, for the progress.
+        before: Samples that are in the folder already, to report progress.
         after_row: Called after each row of each map with the number of samples in the folder. If
             it raises, nothing of the current batch is written.
     """
@@ -121,7 +121,7 @@ def draw_into(
 
 
 class _Pace:
-    """How far the drawing is, and how fast: `images` of `total` are written."""
+    """How far the drawing has come, and how fast: `images` of `total` are written."""
 
     def __init__(self, pipeline: Pipeline, task: Task, images: int, total: int) -> None:
         self.images, self.total = images, total
@@ -129,7 +129,7 @@ class _Pace:
         self._task, self._first, self._start = task, images, time.monotonic()
 
     def update(self, batch: int, level: int, share: float) -> None:
-        """A share of a level's codes is drawn for a batch of this size."""
+        """Record that this share of a level's codes is drawn for a batch of this size."""
         each = sum(self._sizes)
         codes = self.images * each
         codes += int(batch * (sum(self._sizes[:level]) + self._sizes[level] * share))

@@ -1,4 +1,4 @@
-"""A fingerprint of tensors: equal as long as nothing in them has changed, by whatever means.
+"""A fingerprint of tensors, which changes whenever their contents do, by whatever means.
 
 Version counters would cost nothing, but writes through `.data` do not count there. So the content
 is hashed before each draw, by a hash in which the position of every bit counts. Measured for the
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["fingerprint"]
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Elements of a row that has one multiplier per column, and elements hashed at a time: a few calls
-# for all of a prior's small tensors, without a copy of all of its weights.
+# Elements of a row, which has one multiplier per column, and elements hashed at a time. So all of a
+# prior's small tensors take a few calls, and its weights are never copied as a whole.
 _COLUMNS, _ELEMENTS = 1 << 12, 1 << 24
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """To be compared with another fingerprint of this process.
+    """A number to compare with other fingerprints of this process.
 
-    The address counts too: of a tensor that was replaced by an equal one, somebody may still hold
-    the first. Reads all of the tensors; on a GPU this is a synchronisation point.
+    Addresses count too: if a tensor was replaced by an equal one, somebody may still hold the
+    first. Reads all of the tensors; on a GPU this is a synchronisation point.
     """
     detached = [tensor.detach() for tensor in tensors]
     places = tuple((t.data_ptr(), t.dtype, t.device, tuple(t.shape), t.stride()) for t in detached)
@@ -55,7 +55,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The tensor, its dimensions ordered so that it is contiguous without a copy if it can be."""
+    """The tensor, contiguous in an order of dimensions that avoids a copy if possible."""
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).contiguous()
 
@@ -78,7 +78,7 @@ def _hash(x: Tensor) -> Tensor:
     rows = -(-len(x) // _COLUMNS)
     padded = torch.nn.functional.pad(x, (0, rows * _COLUMNS - len(x))).view(rows, _COLUMNS)
     sums = (padded * _multipliers(_COLUMNS, x.device)).sum(1)
-    # The highest bits act on the lowest: a difference of 2^63 would else vanish when doubled.
+    # The highest bits act on the lowest; otherwise a difference of 2^63 would vanish when doubled.
     mixed = sums ^ (sums >> 32)
     return (mixed * _multipliers(rows, x.device)).sum()
 

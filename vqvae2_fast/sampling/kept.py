@@ -1,4 +1,4 @@
-"""What was made of a prior or of a plan, kept for the next draw: the one cache of this package."""
+"""The only cache of this package: what was made from a prior or a plan, kept for the next draw."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Value = TypeVar("Value")
 
 
 class Kept(Generic[Owner, Value]):
-    """Values that were made of an owner, by key, for as long as the owner lives.
+    """Values that were made from an owner, by key, kept for as long as the owner lives.
 
-    A value must not hold its owner: nothing would ever be freed.
+    A value must not hold its owner, or neither would ever be freed.
 
     Args:
-        capacity: How many values of an owner are kept at most.
+        capacity: The most values that are kept for one owner.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -33,7 +33,8 @@ class Kept(Generic[Owner, Value]):
     def get(self, owner: Owner, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value kept under a key, or a new one. It may be in use elsewhere at the same time.
 
-        Threads that ask at once wait for the first, as they would make the same.
+        Threads that ask at the same time wait for the first, because they would make the same
+        value.
         """
         with self._lock:
             value = self.take(owner, key, make)
@@ -43,8 +44,8 @@ class Kept(Generic[Owner, Value]):
     def take(self, owner: Owner, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value kept under a key, or a new one, which nobody else has until it is put back.
 
-        So two draws that run at once, or one inside another's `progress`, never share it. Before a
-        new one is made, the least recently used are dropped: it may need their memory.
+        So two draws that run at once, or one inside another's `progress`, never share it. The least
+        recently used values are dropped before a new one is made, which may need their memory.
         """
         with self._lock:
             values = self._of_owner.get(owner, {})
@@ -61,7 +62,7 @@ class Kept(Generic[Owner, Value]):
             self._drop(values, self._capacity)
 
     def count(self, owner: Owner) -> int:
-        """How many values of an owner are kept."""
+        """How many values are kept for an owner."""
         return len(self._of_owner.get(owner, {}))
 
     @staticmethod

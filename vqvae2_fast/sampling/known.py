@@ -62,10 +62,10 @@ class Known:
             return decoded(self.pipeline, [level[None] for level in self._codes(number)])[0]
         return to_float(self.dataset[number][0])
 
-    # A small set is encoded once for all rounds through it; a large one is not kept in memory.
+    # The codes of a small set are kept for the next round; those of a large set are not.
     @lru_cache(maxsize=256)  # noqa: B019  (one object a process)
     def _codes(self, number: int) -> tuple[Tensor, ...]:
-        """The code maps `[h, w]` of an image, encoded alone: in a batch it is rounded otherwise."""
+        """The code maps `[h, w]` of an image, encoded by itself: batches round differently."""
         if isinstance(self.dataset, CodeStore):
             return tuple(self.dataset[number][0])
         vqvae, _ = self.pipeline.networks()

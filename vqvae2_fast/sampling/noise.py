@@ -20,11 +20,11 @@ class DrawNoise:
     Args:
         batch_size: B; row b of the batch is sample `first_sample + b`.
         width: W.
-        stream: Number of the noise stream: the level, 0 the coarsest.
+        stream: Number of the noise stream: that of the level, 0 for the coarsest.
         given: float32 `[B, H, W, K]`, or None: then the noise is `ops.gumbel_noise`.
 
     Raises:
-        ValueError: A stream or sample number that Philox's counter has no room for.
+        ValueError: A stream or sample number that does not fit into Philox's counter.
     """
 
     batch_size: int
@@ -37,7 +37,7 @@ class DrawNoise:
     given: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Also checked by the operator, but a compiled engine makes its noise without it.
+        # The operator checks these too, but a compiled engine makes its noise without the operator.
         where = "sample_codes"
         checked_integer(where, "stream", self.stream, 0, 2**16 - 1)
         checked_integer(where, "first_sample", self.first_sample, 0, 2**32 - self.batch_size)

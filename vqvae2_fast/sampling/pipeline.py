@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "decoded", "draw_levels", "sample_images", "sample_levels"]
 
 
-# What a pipeline may recommend: settings of how its codes look, not of how they are computed.
+# The settings that a pipeline may recommend: those that change its codes, not how they are
+# computed.
 _RECOMMENDED = ("temperature", "top_k", "top_p", "guidance_scale")
 
 
@@ -39,7 +40,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pipeline:
-    """What it takes to draw images.
+    """Everything that is needed to draw images.
 
     Args:
         vqvae: Anything with `decode(codes)`, codes a list of maps, coarse to fine.
@@ -51,7 +52,7 @@ class Pipeline:
 
     Raises:
         ValueError: A prior whose condition sizes are not the sizes of the levels before it, another
-            number of names than classes, or a recommended setting that is none.
+            number of names than classes, or an unknown recommended setting.
     """
 
     vqvae: Decoder
@@ -91,7 +92,7 @@ class Pipeline:
         return max(interface_of(prior).num_classes for prior in self.priors)
 
     def networks(self) -> tuple[VQVAE2, list[PixelSNAIL]]:
-        """The models by their types, for what needs more than `decode` and an interface.
+        """The models with their types, for callers that need more than `decode` and an interface.
 
         Raises:
             TypeError: Models of other types.
@@ -134,7 +135,7 @@ def draw_levels(
     return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Drawn]:
-    """What `sample_levels` draws, level by level, with the settings of each level as one object."""
+    """Draw like `sample_levels`, with the settings of each level as one object."""
     num_levels = len(pipeline.priors)
     if known is not None and len(known) != num_levels:
         raise ValueError(
@@ -154,7 +155,7 @@ def draw_levels(
         numbers = label_tensor("sample_images", labels, pipeline.num_classes, pipeline.class_names)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
-        # A level without classes is drawn without label and guidance; the others still take them.
+        # A level without classes is drawn without label and guidance; the others use them.
         has_classes = interface_of(prior).num_classes > 0
         drawn.append(
             draw(
@@ -239,7 +240,7 @@ def sample_images(
         float `[B, C, H, W]` in [-1, 1].
 
     Raises:
-        ValueError, TypeError: As `sample_codes`, or a list that has not one entry per level.
+        ValueError, TypeError: As `sample_codes`, or a list without one entry per level.
     """
     settings = level_settings(
         len(pipeline.priors),

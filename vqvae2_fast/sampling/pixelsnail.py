@@ -50,7 +50,7 @@ interface_of.register(PixelSNAIL, _interface_of_pixelsnail)
 def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:
     """The plan of a `PixelSNAIL` with its weights as they are now."""
     config = prior.config
-    # nn.ModuleList says no more of its items than that they are modules.
+    # The type of nn.ModuleList only says that its items are modules.
     blocks: list[Any] = list(prior.blocks)
     background, head_bias = prior.background, prior.head.bias
     assert isinstance(background, Tensor) and head_bias is not None

@@ -1,8 +1,8 @@
 """The sampling plan of a prior: what an engine needs to draw from it, as plain data.
 
 A plan holds folded weights (weight normalisation applied, dead taps removed), tap positions and
-sizes. It knows nothing of the module that it came from: every engine but `reference` runs from the
-plan alone, so all of them can draw from any prior that can be written as a plan.
+sizes. It does not refer to the module that it came from. Every engine except `reference` needs only
+the plan, so all of them can draw from any prior that can be written as a plan.
 
 The network
 -----------
@@ -193,13 +193,14 @@ class ConditionPlan:
 
 @dataclass(frozen=True, eq=False)
 class SamplingPlan:
-    """A prior as data; see the head of this file for the network it stands for.
+    """A prior as data; the head of this file defines the network that it describes.
 
     Args:
         size: (H, W) of the code map.
         num_embeddings: K.
         num_classes: 0 for none; label `num_classes` is "no class".
-        layers: All causal gated layers, `layers_per_block` of them for each block in turn.
+        layers: All causal gated layers: the `layers_per_block` layers of the first block, and so
+            on.
         background: `[H, W, 2]`.
         attention: Or None, and then `merge`: `[blocks, C + 2, C]` and `merge_bias` `[blocks, C]`.
         output_layers: Pointwise, or None.
@@ -241,7 +242,7 @@ class SamplingPlan:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> SamplingPlan:
-        """The same plan with its tensors moved or rounded."""
+        """The same plan with its tensors on another device or in another dtype."""
         return _map_tensors(self, lambda tensor: tensor.to(device=device, dtype=dtype))
 
 

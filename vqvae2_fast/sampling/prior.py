@@ -1,4 +1,4 @@
-"""What sampling asks of a prior. Registering one function adds a type of prior."""
+"""What sampling needs to know of a prior. Registering one function adds a type of prior."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PriorInterface:
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
         logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
             first h rows. It defines the prior.
-        plan: Makes the plan from the weights as they are now.
+        plan: Makes the plan from the current weights.
     """
 
     size: tuple[int, int]
@@ -61,7 +61,7 @@ _plans: Kept[nn.Module, SamplingPlan] = Kept(capacity=1)
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     """The prior's plan, folded again only if its weights have changed since the last call.
 
-    It is kept as long as the prior is: a second copy of the weights.
+    It is a second copy of the weights and is kept for as long as the prior lives.
     """
 
     def fold() -> SamplingPlan:

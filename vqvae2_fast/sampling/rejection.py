@@ -1,4 +1,4 @@
-"""Rejection sampling: of the images drawn, keep those whose class a classifier is surest about.
+"""Rejection sampling: keep the drawn images of whose class a classifier is surest.
 
 Section 3.3 of https://arxiv.org/abs/1906.00446: the score of an image is the probability that a
 classifier gives its class. The images kept look more like their class and vary less; the share that
@@ -26,7 +26,7 @@ class RejectionRule:
     """Which candidates are kept: the best `keep` of every `among` in a row, or those with a
     probability of at least `threshold`.
 
-    Either way at most `among` candidates are compared, so images can be drawn without end.
+    Only the `among` candidates of a group are compared, so any number of images can be drawn.
 
     Args:
         keep, among: 1 <= keep <= among. The candidates of a group are of one class.

@@ -1,4 +1,4 @@
-"""One draw, checked: what every engine receives, and what it returns."""
+"""The checked arguments of a draw, which every engine receives, and its result."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
-        want_intervals: Also return each code's interval for the entropy coder; engine `cpu` alone.
-        streams: Per sample the int32 words of a range coder that codes are read from in place of
-            being drawn; engine `cpu` alone.
+        want_intervals: Also return each code's interval for the entropy coder; only engine `cpu`.
+        streams: For each sample, the int32 words of a range coder from which codes are read instead
+            of being drawn; only engine `cpu`.
     """
 
     batch_size: int
@@ -54,8 +54,9 @@ class Drawn:
     Args:
         codes: int64 `[B, H, W]`.
         log_prob: float32 `[B, H, W]`, of the raw model: before guidance, temperature and filters.
-        logits: float32 `[B, K, H, W]`, likewise raw.
-        intervals: int32 `[B, H, W, 2]`: where each code's interval begins in [0, 2²⁴), its size.
+        logits: float32 `[B, K, H, W]`, also of the raw model.
+        intervals: int32 `[B, H, W, 2]`: the beginning of each code's interval in [0, 2²⁴) and its
+            size.
         finished: Whether each stream ended where its encoder did.
     """
 

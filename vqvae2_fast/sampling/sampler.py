@@ -1,4 +1,4 @@
-"""Drawing a code map: arguments checked, an engine chosen, the draw made."""
+"""Drawing a code map: checks the arguments, chooses an engine, and draws."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = [
     "teacher_forced_logits",
 ]
 
-# An engine takes the prior, its interface and the request.
+# An engine is a function of the prior, its interface and the request.
 ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
     "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
     "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
@@ -127,33 +127,35 @@ def sample_codes(
         labels: int64 `[B]` or a list of numbers, for a prior with classes; `num_classes` is "no
             class".
         seed, first_sample, stream: The noise is a function of the seed, the sample's number
-            (`first_sample + row of the batch`), the noise stream (the level, 0 the coarsest), the
-            position and the code: sample 7 of seed 0 has the same noise in every batch.
+            (`first_sample + row of the batch`), the noise stream (that of the level, 0 for the
+            coarsest), the position and the code. So sample 7 of seed 0 has the same noise in every
+            batch.
         noise: Standard Gumbel noise, float32 `[B, H, W, K]`, to use instead.
         temperature: Divides the logits; 0 takes the best code.
         top_k, top_p, guidance_scale: See `DrawSettings`.
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
         engine: `cpu` (compiled, float32), `cpu_bfloat16` (matrices rounded to bfloat16, which is
-            faster and draws from a slightly different prior), `cpu_int8` (likewise: int8 with a
-            scale per output, float32 sums), `cuda` (persistent kernels, float32), `cuda_tf32` and
-            `cuda_bfloat16` (likewise, with products on tensor cores), `eager` (any device and
+            faster and draws from a slightly different prior), `cpu_int8` (the same with int8, a
+            scale per output and float32 sums), `cuda` (persistent kernels, float32), `cuda_tf32`
+            and `cuda_bfloat16` (the same with products on tensor cores), `eager` (any device and
             dtype), `reference` (the full forward pass for each code: the definition), or `auto`,
             the fastest exact engine that can draw from the prior.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
             raises ends the draw.
-        window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. It
-            guesses the next codes of the row, computes all as if the guesses were right, and keeps
-            those that were: the same bits as one code at a time, in fewer steps that each cost
-            more. It pays at batch 1 where codes are easy to guess. engines/README.md has
-            measurements for `cpu`, and csrc/cuda/sampler/README.md says what to expect of `cuda`.
+        window: How many codes a step of engine `cpu` or `cuda`, exact or rounded, computes. The
+            engine guesses the next codes of the row, computes all of them as if the guesses were
+            right, and keeps those for which they were. The bits are the same as with one code at a
+            time; there are fewer steps, but each costs more. It pays at batch 1 where codes are
+            easy to guess. engines/README.md has measurements for `cpu`, and
+            csrc/cuda/sampler/README.md says what to expect of `cuda`.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
 
     Raises:
-        ValueError: A value, shape or engine that does not fit, by the argument's name.
+        ValueError: A value, shape or engine that does not fit; the message names the argument.
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
         RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior.
         NotImplementedError: A window of several codes with an engine that draws one at a time.
@@ -246,9 +248,10 @@ def teacher_forced_logits(
     labels: Labels = None,
     engine: str = "auto",
 ) -> Tensor:
-    """An engine's logits of given codes, float32 `[B, K, H, W]`: what it would draw from.
+    """The logits, float32 `[B, K, H, W]`, from which an engine would draw, for given codes.
 
-    With it engines can be compared position by position, whatever they would draw.
+    With them engines can be compared position by position, whatever they would draw.
+
 
     Args:
         codes: int64 `[B, H, W]`, in 0..K-1.
@@ -272,7 +275,7 @@ def score_codes(
 
     Teacher forcing through the engine that draws: what `sample_codes(..., known=codes,
     return_log_prob=True)` returns, bit for bit, and under engine `cpu` the same in any batch. The
-    sum over a map is its log-likelihood. Where only the mean over a held-out set counts,
+    sum over a map is its log-likelihood. If you only need the mean over a held-out set,
     `metrics.prior_likelihood` runs the full network once per batch and is faster.
 
     Args:
@@ -325,8 +328,8 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
         )
     with evaluating(prior):
         drawn = {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
-    # Clones are ordinary tensors. An engine's own are inference tensors, which cannot be used where
-    # a gradient is wanted.
+    # Clones are ordinary tensors. The engine's tensors are inference tensors, which cannot be used
+    # where a gradient is wanted.
     return Drawn(
         drawn.codes.clone(),
         None if drawn.log_prob is None else drawn.log_prob.clone(),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "SampleSeries", "resolved_settings"]
 
-# Two settings are the same for all levels, and a window never changes a sample.
+# Seed and engine are the same for all levels, and a window never changes a sample.
 _NOT_LISTED = ("seed", "engine", "window")
 
 
@@ -49,8 +49,7 @@ class SampleSeries:
 
     Args:
         settings: One per level, coarse to fine.
-        classes: Labels that take turns; empty where the priors have none. `num_classes` is "no
-            class".
+        classes: Labels, used in turn; empty if the priors have none. `num_classes` is "no class".
         known: Images to complete: sample n completes image n modulo their number.
         known_labels: int64, a label for each known image, in place of `classes`.
         judge: Rejects samples.
@@ -65,7 +64,7 @@ class SampleSeries:
 
     @property
     def group(self) -> int:
-        """How many samples are drawn and judged together; they are of one class."""
+        """How many samples, all of one class, are drawn and judged together."""
         return 1 if self.judge is None else self.judge.rule.among
 
     @property
@@ -81,7 +80,8 @@ class SampleSeries:
             return int(self.known_labels[self.known_image(sample)])
         if not self.classes:
             return None
-        # Each known image in every class: the class changes after a round through the images.
+        # Each known image is completed in every class: the class changes after a round through the
+        # images.
         turn = sample // self.group
         turn = turn // len(self.known) if self.known is not None else turn
         return self.classes[turn % len(self.classes)]
@@ -108,7 +108,7 @@ class SampleSeries:
         if self.judge is None:
             return [True] * len(drawn), None
         assert drawn.labels is not None
-        # A group at a time: a network rounds differently in another batch.
+        # One group at a time, because a network rounds differently in batches of other sizes.
         groups = zip(drawn.images.split(self.group), drawn.labels.split(self.group), strict=True)
         probabilities = torch.cat(
             [class_probability(self.judge.classifier, *group) for group in groups]
@@ -134,7 +134,7 @@ class SampleSeries:
         return rows
 
     def identity(self) -> dict[str, Any]:
-        """All that the samples are a function of, JSON-ready: a resumed run must keep to it."""
+        """Everything that determines the samples, ready for JSON; a resumed run must keep to it."""
         models = dict(zip(self.levels, map(weights_hash, self.pipeline.priors), strict=True))
         known = self.known and {"source": self.known.source, "keep": self.known.keep}
         labels: str | list[int] = list(self.classes)
@@ -151,7 +151,7 @@ class SampleSeries:
         }
 
     def drawing(self) -> dict[str, Any]:
-        """The settings that a sample depends on, JSON-ready: a list has one value per level."""
+        """The settings that a sample depends on, ready for JSON; a list has one value per level."""
         levels = [asdict(level) for level in self.settings]
         per_level = {
             name: [level[name] for level in levels] for name in levels[0] if name not in _NOT_LISTED

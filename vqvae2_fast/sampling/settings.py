@@ -55,7 +55,7 @@ class DrawSettings:
     def __post_init__(self) -> None:
         where = "sample_codes"
         check_rule(where, self.temperature, self.top_k, self.top_p, self.guidance_scale)
-        # Plain numbers, whatever type they came in: they are written as JSON.
+        # Make them plain numbers, whatever their type was, because they are written as JSON.
         plain = {
             "temperature": float(self.temperature),
             "top_k": None if self.top_k is None else int(self.top_k),
@@ -72,7 +72,7 @@ class DrawSettings:
         return self.guidance_scale != 1.0
 
     def rule(self) -> DrawSettings:
-        """The settings without those that no step of a draw depends on, to compare draws by."""
+        """The settings on which the steps of a draw depend, to compare draws."""
         return replace(self, seed=0, engine="auto", window=1)
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class DrawSettings:
         unconditional: Tensor | None,
         scratch: DrawScratch,
     ) -> None:
-        """The same into `codes`: by the operator's owner, on a CPU in the buffers of `scratch`."""
+        """The same, written into `codes`; on a CPU it uses the buffers of `scratch`."""
         if logits.device.type != "cpu":
             codes.copy_(self.draw(logits, noise, unconditional))
             return
@@ -132,7 +132,7 @@ def level_settings(num_levels: int, **settings: Any) -> tuple[DrawSettings, ...]
 
     Raises:
         ValueError: A value out of range, or a list of another length.
-        TypeError: A name that is no setting.
+        TypeError: A name that is not a setting.
     """
     names = [field.name for field in fields(DrawSettings)]
     for name, value in settings.items():

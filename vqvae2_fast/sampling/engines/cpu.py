@@ -1,8 +1,8 @@
 """Engine `cpu`: the two phases in the compiled library, a whole map in one call.
 
 This file packs a plan's weights once, in the layout of `csrc/cpu/sampler/plan.h`, and passes draws
-on. A sample's codes and logits are the same bits whatever the batch, the number of threads and the
-SIMD level: see README.md in this folder.
+to the library. The bits of a sample's codes and logits do not depend on the batch, the number of
+threads or the SIMD level: see README.md in this folder.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_cpu", "draw_cpu_timed", "why_not_cpu"]
 
-# Columns of a packed panel, and values (or gates) of a panel of gates: kPanel, kHalfPanel.
+# Columns of a packed panel, and values (or gates) of a gated panel: kPanel and kHalfPanel of C++.
 PANEL, HALF_PANEL = 32, 16
-# Words of 4 bytes that a panel's 32 weights of one input take.
+# How many words of 4 bytes the 32 weights of one input in a panel take.
 _WORDS = {torch.float32: 32, torch.bfloat16: 16, torch.int8: 8}
 
 # Packed plans by the dtype of the weights.
@@ -46,17 +46,18 @@ def why_not_cpu(device: torch.device, dtype: torch.dtype) -> str | None:
 def draw_cpu(
     plan: SamplingPlan, request: DrawRequest, weights: torch.dtype = torch.float32
 ) -> Drawn:
-    """Draw a map; threads as `torch.get_num_threads()` says.
+    """Draw a map with `torch.get_num_threads()` threads.
 
     Args:
-        weights: float32, or what the matrices are rounded to: bfloat16, or int8 for multiples of
-            1/127 of the largest weight of each output. Sums and everything else stay float32. A
-            position then reads half or a quarter of the bytes, from a slightly different prior.
+        weights: float32, or the dtype to which the matrices are rounded: bfloat16, or int8 for
+            multiples of 1/127 of the largest weight of each output. Everything else, sums included,
+            stays float32. A position then reads half or a quarter of the bytes, but the prior is a
+            slightly different one.
 
     Raises:
         RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
             that starts fewer threads than torch is set to.
-        KeyboardInterrupt: Between two rows, as anything that `request.progress` raises.
+        KeyboardInterrupt: Between two rows, like anything that `request.progress` raises.
     """
     return draw_cpu_timed(plan, request, weights)[0]
 
@@ -122,7 +123,7 @@ def draw_cpu_timed(
 
 
 def packed_plan(plan: SamplingPlan, weights: torch.dtype = torch.float32) -> Any:
-    """The plan's weights packed, kept as long as the plan is: a copy of them in the library."""
+    """The plan's packed weights, a copy that the library holds for as long as the plan lives."""
 
     def packed() -> Any:
         integers, tensors = described_plan(plan, weights)
@@ -145,7 +146,7 @@ def _round_up(size: int) -> int:
 
 
 def _pad(x: Tensor, parts: list[int], dim: int, *, last: bool = True) -> Tensor:
-    """Each of the parts that x's dimension consists of, filled up with zeros to whole panels.
+    """x with each part of its last dimension filled up with zeros to whole panels.
 
     Args:
         last: Whether the last part is filled up too.
@@ -159,14 +160,14 @@ def _pad(x: Tensor, parts: list[int], dim: int, *, last: bool = True) -> Tensor:
 
 
 def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
-    """`[..., 2C]`, values then gates -> `[..., 2·padded C]` in half panels of each by turns."""
+    """`[..., 2C]`, values then gates -> `[..., 2·padded C]` in alternating half panels."""
     halves = [_pad(half, parts, -1).unflatten(-1, (-1, HALF_PANEL)) for half in x.chunk(2, -1)]
     return torch.stack(halves, dim=-2).flatten(-3)  # [..., C/16, 2, 16] -> [..., 2C]
 
 
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`; bfloat16 and int8 (which the weight
-    is already) as 16 and 8 words of 4 bytes."""
+    """`[..., inputs, outputs]` -> `[..., panels, inputs, 32]`; for bfloat16 and int8 (to which the
+    weight is rounded already) 16 and 8 words of 4 bytes."""
     panels = weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)
     if dtype == torch.float32:
         return panels
@@ -201,7 +202,7 @@ class _Description:
         self.tensors: dict[str, Tensor] = {}
 
     def scaled(self, name: str, *weights: Tensor) -> list[Tensor]:
-        """Weights `[n, ..., outputs]` as they are to be packed, with one scale per n and output."""
+        """Weights `[n, ..., outputs]` ready to be packed, with one scale per n and output."""
         if self.weights != torch.int8:
             return list(weights)
         scale = int8_scales(*weights)
@@ -209,7 +210,7 @@ class _Description:
         return [to_int8(weight, scale) for weight in weights]
 
     def matrices(self, name: str, weight: Tensor, bias: Tensor | None = None) -> None:
-        """weight `[n, inputs, outputs]`, outputs padded."""
+        """Add weight `[n, inputs, outputs]` with padded outputs."""
         (weight,) = self.scaled(name, weight)
         self.tensors[f"{name}.weight"] = _panels(weight, self.weights)
         if bias is not None:
@@ -218,7 +219,7 @@ class _Description:
     def pointwise(
         self, name: str, plan: GatedPlan, parts: list[int], *, whole: bool = False
     ) -> None:
-        """n pointwise gated layers over inputs of `parts`; `whole`: the last part padded too."""
+        """Add n pointwise gated layers over inputs of `parts`; `whole` pads the last part too."""
         weight = _pad(plan.conv1.current, parts, -2, last=whole)
         if plan.auxiliary is not None:
             weight = torch.cat([weight, plan.auxiliary], dim=-2)
@@ -233,7 +234,7 @@ class _Description:
         )
 
     def convolutions(self, name: str, plan: ConvPlan, in_channels: int, outputs: Any) -> None:
-        """`outputs` pads and orders the last dimension."""
+        """Add convolutions; `outputs` pads and orders their last dimension."""
 
         def by_tap(weight: Tensor, taps: int) -> Tensor:
             weight = weight.unflatten(1, (taps, in_channels))
@@ -326,7 +327,7 @@ def _describe_attention(d: _Description, plan: SamplingPlan) -> None:
     d.pointwise("attention.key", attention.key, joined)
     d.pointwise("attention.query", attention.query, without_input)
     d.pointwise("attention.out", attention.out, [channels], whole=True)
-    # The scale of the dot products is taken once, here.
+    # The scale of the dot products is applied here, once.
     scale = head_dim**-0.5
     query = _pad(attention.query_weight * scale, without_input, -2, last=False)
     d.matrices(

@@ -1,4 +1,4 @@
-"""Memory of a draw by engine `cpu`: its caches by formula."""
+"""Memory of a draw by engine `cpu`: formulas for the sizes of its caches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["cache_bytes"]
 
 
 def cache_bytes(plan: SamplingPlan, batch_size: int, *, guided: bool = False) -> dict[str, int]:
-    """Bytes that a draw keeps from one code to the next, by what they are.
+    """Bytes that a draw keeps from one code to the next, by kind.
 
     With N network rows (`batch_size`, twice that if `guided`), n layers of C → R → 2C channels,
     A rows of taps above, an H×W map, L blocks with attention of h heads of d channels, and a

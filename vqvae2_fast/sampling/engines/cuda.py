@@ -41,13 +41,13 @@ __all__ = [
 
 # kMaxThreads of pixel_phase.cuh; kMaxSegments of row_product.h.
 THREADS, MAX_ROWS_ABOVE = 512, 8
-# What the kernels are compiled for, and later.
+# The oldest architecture for which the kernels are compiled.
 MIN_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are made.
+    """How products are computed.
 
     Args:
         pixel: dtype of the weights of the pixel phase; its sums are float32.
@@ -69,7 +69,7 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """The card: how many blocks of the persistent launch are resident at once, and their size."""
+    """What a card offers: how many blocks of the persistent launch fit on it, and their size."""
 
     blocks: int
     shared_bytes: int
@@ -81,7 +81,7 @@ class Card:
 
 
 def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this engine cannot draw from priors there, None if it can."""
+    """Why this engine cannot draw from such priors on the device, None if it can."""
     if device.type != "cuda":
         return f"the prior is on {device}"
     if _native.module is None:
@@ -127,11 +127,11 @@ def draw_cuda(
 
     Args:
         engine: A key of `PRECISIONS`.
-        steps: int64 `[1]` on the card, to be raised by the number of steps that windows took.
+        steps: int64 `[1]` on the card, increased by the number of steps that windows took.
 
     Raises:
         RuntimeError: A prior on another device, of another dtype, or too large for the card.
-        torch.OutOfMemoryError: With the largest batch that would have fitted.
+        torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
     reason = why_not_cuda(plan.device, plan.head.dtype) or why_not_prior(plan)
     if reason is not None:
@@ -205,8 +205,8 @@ def draw_with(
 
 
 def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
-    """`condition_features`, the same bits for a sample in any batch: one sample at a time, by
-    algorithms that are chosen by the shape alone, in float32."""
+    """`condition_features`, with the same bits for a sample in any batch: one sample at a time, in
+    float32, by algorithms that depend only on the shape."""
     with torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     ):
@@ -220,7 +220,7 @@ def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
 def plan_values(
     plan: SamplingPlan, card: Card, precision: Precision, batch: int, *, guided: bool
 ) -> dict[str, int | float]:
-    """What `planner.h` reads, with null addresses and default settings: enough for sizes."""
+    """The input of `planner.h` with null addresses and default settings: enough for sizes."""
     return sizes_of(plan) | {
         "card.blocks": card.blocks,
         "card.threads": card.threads,
@@ -245,7 +245,7 @@ _packed: Kept[SamplingPlan, dict[str, Tensor]] = Kept(capacity=len(PRECISIONS))
 
 
 def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
-    """The plan's weights packed, for work on the current stream; kept as long as the plan is."""
+    """The plan's packed weights, for work on the current stream, kept while the plan lives."""
     on_card = plan.device.type == "cuda"
 
     def packed() -> dict[str, Tensor]:
@@ -257,7 +257,7 @@ def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
 
     tensors = _packed.get(plan, precision, packed)
     if on_card:
-        # Should the plan be dropped, their memory is not used again before this stream is done.
+        # If the plan is dropped, their memory is not used again before this stream is done.
         for tensor in tensors.values():
             tensor.record_stream(torch.cuda.current_stream())
     return tensors
@@ -269,7 +269,7 @@ def _workspace(
     """Zeroed memory of a draw.
 
     Raises:
-        torch.OutOfMemoryError: With the largest batch that would have fitted.
+        torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
     try:
         return torch.zeros(size, dtype=torch.uint8, device=device)

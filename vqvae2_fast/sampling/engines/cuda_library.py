@@ -1,6 +1,6 @@
-"""The C interface of `csrc/cuda/sampler/sampler.h`, by ctypes.
+"""The C interface of `csrc/cuda/sampler/sampler.h`, through ctypes.
 
-The compiled module holds it; a test may load another build, which runs the kernels on the CPU.
+The compiled module holds it; tests load another build, which runs the kernels on the CPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Library:
     """Calls into a shared library that has the sampler.
 
     Raises:
-        RuntimeError: By every call, with the library's own text.
+        RuntimeError: Any call may raise it, with the library's message.
     """
 
     def __init__(self, path: str) -> None:
@@ -58,7 +58,7 @@ class Library:
         self._call("program", *_by_name(values), ctypes.c_void_p(address))
 
     def report(self, values: Mapping[str, int | float], card: str) -> str:
-        """The plan as a table, with expected times on a card known by name."""
+        """The plan as a table, with expected times on the named card."""
         text = ctypes.create_string_buffer(1 << 16)
         self._call("report", *_by_name(values), card.encode(), text, ctypes.c_int64(len(text)))
         return text.value.decode()
@@ -77,7 +77,7 @@ class Library:
         """Multiprocessors of the current device, and bytes of shared memory that a block may have.
 
         Raises:
-            RuntimeError: The device or its driver does not run the kernels; the text says why.
+            RuntimeError: The device or its driver does not run the kernels; the message says why.
         """
         card = (ctypes.c_int64 * 2)()
         self._call("card", card)
@@ -90,7 +90,7 @@ class Library:
 
 
 def _by_name(values: Mapping[str, int | float]) -> tuple[object, object, object]:
-    """Names, values (of a float its bits as a double) and their number."""
+    """Names and values, and how many; a float is passed as the bits of a double."""
     count = len(values)
     names = (ctypes.c_char_p * count)(*(name.encode() for name in values))
     bits = (
@@ -104,7 +104,7 @@ def _by_name(values: Mapping[str, int | float]) -> tuple[object, object, object]
 
 @cache
 def native_library() -> Library:
-    """That of the compiled module.
+    """The library of the compiled module.
 
     Raises:
         RuntimeError: There is none.

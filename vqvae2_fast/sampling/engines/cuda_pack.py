@@ -37,8 +37,8 @@ def _even(x: Tensor) -> Tensor:
 def pixel_weights(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`[n, inputs, outputs]` -> `[n, units, padded inputs · 2]`.
 
-    Inputs are filled up to a multiple of 32. Those in whole chunks of 128 come first, of each chunk
-    the first column and then the second; then what is left by 32.
+    Inputs are filled up to a multiple of 32. Whole chunks of 128 inputs come first, each with its
+    first column and then its second; the remaining inputs follow in chunks of 32.
     """
     n, inputs, _ = weight.shape
     units = _even(weight).unflatten(-1, (-1, 2)).permute(0, 2, 3, 1)  # [n, units, 2, inputs]
@@ -66,7 +66,7 @@ def row_weights(weight: Tensor, segments: int, dtype: torch.dtype) -> Tensor:
 
 
 def sizes_of(plan: SamplingPlan) -> dict[str, int]:
-    """The integers that `network.cpp` and `stages.cpp` read of a plan by name."""
+    """The integers of a plan that `network.cpp` and `stages.cpp` read by name."""
     layers, stem, attention = plan.layers, plan.stem, plan.attention
     height, width = plan.size
     columns = [column for _, column in layers.conv1.above_offsets]
@@ -111,7 +111,7 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
 
 
 def pack(plan: SamplingPlan, pixel: torch.dtype, row: torch.dtype) -> dict[str, Tensor]:
-    """The tensors that they read the addresses of, by name, on the plan's device.
+    """The tensors, on the plan's device, whose addresses they read by name.
 
     Args:
         pixel, row: dtype of the weights of the two phases, float32 or bfloat16.
@@ -156,7 +156,7 @@ def pack(plan: SamplingPlan, pixel: torch.dtype, row: torch.dtype) -> dict[str, 
         pointwise("key", attention.key)
         pointwise("query", attention.query)
         pointwise("out", attention.out)
-        # The scale of the dot products is taken once, here.
+        # The scale of the dot products is applied here, once.
         scale = (attention.query_bias.shape[1] // attention.num_heads) ** -0.5
         matrices("query_weight", attention.query_weight * scale, attention.query_bias * scale)
         matrices("key_value_weight", attention.key_value_weight, attention.key_value_bias)

@@ -1,4 +1,4 @@
-"""How engine `cuda` would draw from a prior, in words, without a card."""
+"""A description of how engine `cuda` would draw from a prior, made without a card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw_report(
     Args:
         card: `a100`, `h100` or `b200`.
         engine: `cuda`, `cuda_tf32` or `cuda_bfloat16`.
-        window: Codes that a step draws; at most a row of the map.
+        window: Codes that a step computes; at most a row of the map.
 
     Raises:
         ValueError: window is below 1.
@@ -34,10 +34,10 @@ def draw_report(
     """
     if window < 1:
         raise ValueError(f"draw_report: window must be >= 1, got {window}.")
-    # Sizes alone: the paper's priors take gigabytes.
+    # Only sizes are needed, and the paper's priors take gigabytes.
     with torch.device("meta"), torch.no_grad():
         plan = pixelsnail_plan(PixelSNAIL(config))
-    # The report takes the card's size by its name.
+    # The report looks up the card's size by its name.
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)
     values = plan_values(plan, nowhere, PRECISIONS[engine], batch_size, guided=False)
     values["window"] = min(window, plan.size[1])

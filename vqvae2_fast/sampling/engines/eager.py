@@ -1,4 +1,4 @@
-"""Engine `eager`: the two phases in PyTorch calls, from a plan alone.
+"""Engine `eager`: the two phases as PyTorch calls that need only a plan.
 
 Row phase, when row i begins: the taps above of every convolution, one matrix product each for the
 whole row. Pixel phase, W times: the current taps, the pointwise layers, one row of attention.
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_eager"]
 
-# Where the pixel phase of a row is captured.
+# The device types on which the pixel phase of a row is captured.
 CAPTURING_DEVICES = ("cuda",)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the steps of a row depend on besides the plan: draws of one kind share a captured row.
+    """What a row's steps depend on in addition to the plan; draws of one kind share a captured row.
 
     Args:
         batch_size: B, which sets the shapes.
         rule: Settings whose numbers are constants of the steps.
-        keeps_known: Whether some codes are given.
+        keeps_known: Whether some codes are known.
         surroundings: The settings by which PyTorch picks its kernels, and the CUDA stream, on which
             draws with the same buffers follow one another.
     """
@@ -80,8 +80,8 @@ class _CapturedRow:
     draw_row: Callable[[], None]
 
 
-# Each holds the memory of a draw, so a plan keeps two kinds: that of the batch that is drawn again
-# and again, and that of a last, smaller one.
+# Each holds the memory of a draw, so a plan keeps only two: one for the batch size that is drawn
+# repeatedly, and one for a last, smaller batch.
 _captured_rows: Kept[SamplingPlan, _CapturedRow] = Kept(capacity=2)
 
 
@@ -96,11 +96,11 @@ def draw_eager(plan: SamplingPlan, request: DrawRequest) -> Drawn:
 
 
 def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
-    """On the current device, by a row captured in an earlier draw of the same kind or now."""
+    """Draw on the current device with a captured row, new or from a draw of the same kind."""
     kind = Kind.of(request, surroundings())
 
     def capture() -> _CapturedRow:
-        # On a copy: what is kept with the plan must not hold it.
+        # It gets a copy, because what is kept with the plan must not hold the plan.
         network = _Network(replace(plan), kind)
         network.start_map(request)
         network.start_row(0)
@@ -108,13 +108,13 @@ def _draw_captured(plan: SamplingPlan, request: DrawRequest) -> Drawn:
 
     row = _captured_rows.take(plan, kind, capture)
     drawn = _draw(row.network, row.draw_row, request)
-    # Not after an error, which may leave anything in the buffers.
+    # It is not put back after an error, which may leave anything in the buffers.
     _captured_rows.put_back(plan, kind, row)
     return drawn
 
 
 def surroundings() -> tuple[object, ...]:
-    """What PyTorch looks at when it picks the kernels of a step, and the current stream."""
+    """The settings by which PyTorch picks the kernels of a step, and the current stream."""
     matmul = torch.backends.cuda.matmul
     return (
         torch.cuda.current_stream().cuda_stream if torch.cuda.is_available() else None,
@@ -205,7 +205,7 @@ class _Network:
             self._features = condition_features(plan.condition, request.maps)
 
     def finish_map(self) -> None:
-        """Let go of what belongs to the draw."""
+        """Release what belongs to the draw."""
         self._request = self._features = self._condition = None
 
     def start_row(self, i: int) -> None:
@@ -232,7 +232,7 @@ class _Network:
             torch.add(background @ of_background, self.plan.merge_bias[:, None], out=self._merged)
 
     def _start_condition(self, i: int) -> None:
-        """What the condition adds to each layer's gate in the coarse row above row i."""
+        """Compute what the condition adds to each layer's gate in row i."""
         condition, weight = self.plan.condition, self.plan.layers.condition
         if self._features is None or condition is None or weight is None:
             return
@@ -296,7 +296,7 @@ class _Network:
 
 
 class _Stem:
-    """Sums of gathered columns: those of rows above at once, those to the left as codes come."""
+    """Sums of gathered columns: for the rows above all at once, to the left as codes are drawn."""
 
     def __init__(self, plan: StemPlan, batch: int, size: tuple[int, int]) -> None:
         height, width = size
@@ -308,11 +308,11 @@ class _Stem:
         self._top = -min(row for row, _ in plan.above_offsets)
         self._left = max(0, -min(columns))
         padded_width = self._left + width + max(0, *columns)
-        # K stands for outside the map: it adds nothing.
+        # K stands for a position outside the map and adds nothing.
         self._codes = torch.full(
             (batch, self._top + height, padded_width), num_embeddings, device=plan.bias.device
         )
-        # What a code adds to the columns after it, the next one first: [K, taps·C].
+        # What a code adds to the columns after it, next column first: [K, taps·C].
         self._to_right = plan.left.flip(0).transpose(0, 1).flatten(1)
         self._added = plan.bias.new_zeros(batch, num_left * channels)
         self._targets = [self.row[:, j + 1 : j + 1 + num_left].flatten(1) for j in range(width)]
@@ -328,7 +328,7 @@ class _Stem:
         self.row[:, : self.width] = sums.view(batch, self.width, -1) + self.plan.bias[i]
 
     def take(self, j: int, codes: Tensor) -> list[Step]:
-        """Adds what the codes `[B]` of column j owe to the columns after it."""
+        """Adds the contribution of the codes `[B]` of column j to the columns after it."""
         return [
             partial(torch.index_select, self._to_right, 0, codes, out=self._added),
             partial(self._targets[j].add_, self._added),

@@ -1,4 +1,4 @@
-"""Work on fixed buffers as a CUDA graph, replayed without launching each kernel."""
+"""Captures work on fixed buffers as a CUDA graph, which replays it without separate launches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def captured(function: Callable[[], None]) -> Callable[[], None]:
     """The function as the replay of a graph.
 
     The function has to read and write fixed buffers of the current CUDA device and must not wait
-    for the device. It runs once before it is captured, because libraries set themselves up at their
-    first call; the caller undoes what that leaves in the buffers.
+    for the device. It runs once before it is captured, because libraries initialise themselves at
+    their first call; the caller has to undo what that leaves in the buffers.
     """
     warm_up = torch.cuda.Stream()
     warm_up.wait_stream(torch.cuda.current_stream())

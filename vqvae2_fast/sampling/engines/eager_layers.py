@@ -87,14 +87,15 @@ class ConvCache:
         self._gathered = new(self._windows.shape[1:])
 
     def forget(self) -> None:
-        """As before the first row."""
+        """Reset to the state before the first row."""
         self.values.zero_()
 
     def start_row(self) -> None:
         """Row phase: bias and taps above, a matrix product per layer for the whole row."""
         matrix = self._gathered.view(-1, self.plan.above.shape[1])  # [N·W, A·columns·C_in]
         for n, outputs in enumerate(self.outputs):
-            # One layer at a time: its gathered inputs fit into the cache, those of all do not.
+            # One layer at a time, because the gathered inputs of one fit into the cache and those
+            # of all do not.
             self._gathered.copy_(self._windows[n])
             torch.addmm(
                 self.plan.bias[n],
@@ -121,7 +122,7 @@ class ConvCache:
 
 
 class CausalLayers:
-    """All causal gated layers of a prior, with what condition and class add to their gates."""
+    """All causal gated layers of a prior, and what the condition and class add to their gates."""
 
     def __init__(self, plan: GatedPlan, layers_per_block: int, batch: int, width: int) -> None:
         self.plan, self.layers_per_block = plan, layers_per_block
@@ -130,7 +131,7 @@ class CausalLayers:
         new = plan.conv1.bias.new_zeros
         self._of_class: Tensor | None = None
         num_blocks = plan.num_layers // layers_per_block
-        # Per block its input and what each layer adds; and the running sums of these.
+        # The input of each block and what each layer adds to it, and the running sums of these.
         self._added = new(num_blocks, layers_per_block + 1, batch, plan.channels)
         self._sums = torch.zeros_like(self._added)
         self._inner = new(batch, plan.channels)
@@ -217,7 +218,7 @@ class PointwiseLayer:
     def __init__(self, plan: GatedPlan, n: int, batch: int) -> None:
         weight1 = plan.conv1.current[n]
         if plan.auxiliary is not None:
-            # Both inputs of the first layer side by side, so that it is one product.
+            # Both inputs of the first layer lie side by side, so that one product suffices.
             weight1 = torch.cat([weight1, plan.auxiliary[n]])
         self._weights = (weight1, plan.conv1.bias[n], plan.conv2.current[n], plan.conv2.bias[n])
         new = plan.conv1.bias.new_zeros
@@ -243,9 +244,10 @@ class PointwiseLayer:
 class Positions:
     """Which positions of the map attention sees: those before the current one.
 
-    Tensors say where it is, so that the steps of a column are the same in every row: `index`, int64
-    `[1]`, and `bias`, `[1, 1, positions]`, which is 0 before the current position and from there on
-    so low that it leaves no weight. `reach` positions are looked at; it is fixed within a row.
+    Tensors hold the current position, so that the steps of a column are the same in every row:
+    `index`, int64 `[1]`, and `bias`, `[1, 1, positions]`, which is 0 before that position and, from
+    there on, so low that no weight remains. Attention looks at the first `reach` positions; `reach`
+    is fixed within a row.
     """
 
     def __init__(self, num_positions: int, like: Tensor) -> None:
@@ -258,18 +260,18 @@ class Positions:
     def forget(self) -> None:
         """No position has been seen."""
         self.index.zero_()
-        # Half of the lowest, so that no score added to it overflows.
+        # Half of the lowest value, so that no score added to it overflows.
         self.bias.fill_(torch.finfo(self.bias.dtype).min / 2)
 
     def steps(self) -> list[Step]:
-        """On to the next position."""
+        """Move to the next position."""
         return [partial(self._flat.index_fill_, 0, self.index, 0.0), partial(self.index.add_, 1)]
 
 
 class AttentionCache:
     """The attention part of one block, with the keys and values of all positions so far.
 
-    The first position sees nothing: its weights are all equal, of values that are still zero.
+    The first position sees nothing: its weights are all equal, but the values are still zero.
     """
 
     def __init__(self, plan: AttentionPlan, block: int, batch: int, positions: Positions) -> None:
@@ -290,7 +292,7 @@ class AttentionCache:
         # [N, 2, heads, d] -> [N·heads, d, 1] and [N·heads, 1, d]
         key, value = self._key_value.view(batch, 2, heads, dim).unbind(1)
         self._key, self._value = key[..., None], value[:, :, None]
-        # Positions last for keys, so that a query's product with them reads rows.
+        # Keys have their positions last, so that a product with a query reads rows.
         self._keys = new(batch, heads, dim, num_positions)
         self._values = new(batch, heads, num_positions, dim)
         self._scores, self._weights = (new(batch * heads, 1, num_positions) for _ in range(2))
@@ -300,7 +302,7 @@ class AttentionCache:
         self.look_back()
 
     def look_back(self) -> None:
-        """After a change of `positions.reach`."""
+        """Make the views again after a change of `positions.reach`."""
         reach = self._positions.reach
         self._seen = (
             self._positions.bias[..., :reach],
@@ -333,7 +335,7 @@ class AttentionCache:
         ]
 
     def _attend(self) -> None:
-        """One query against the keys of the positions before."""
+        """Attention of one query over the positions before it."""
         bias, keys, values, scores, weights = self._seen
         torch.baddbmm(bias, self._query_of_head, keys, out=scores)
         torch.softmax(scores, dim=2, out=weights)

@@ -1,4 +1,4 @@
-"""Engine `reference`: the whole network on rows 0..i for each code. It is the definition.
+"""Engine `reference`: runs the whole network on rows 0..i for each code. It is the definition.
 
 It calls the prior's own forward and nothing else, so it is also the baseline of the benchmarks.
 """

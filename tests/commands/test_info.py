@@ -40,7 +40,7 @@ def test_both_stores_of_an_extraction_are_described(codes, run):
 def test_verify_reads_sound_stores(codes, run):
     code, text, _ = run("info", codes, "--verify", "--quiet")
     assert code == 0
-    assert text.count("verified: 1 shards are sound") == 2
+    assert text.count("verified: 1 of 1 shards are sound") == 2
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "missing"])
@@ -61,7 +61,7 @@ def test_verify_exits_with_1_and_names_the_shard_that_is_damaged(codes, tmp_path
     assert "damaged: shard-000000000000.bin: " in text
     assert "1 of 1 shards are damaged" in text
     assert text.rstrip().endswith("damaged stores: train; see above")
-    assert "verified: 1 shards are sound" in text  # the other store
+    assert "verified: 1 of 1 shards are sound" in text  # the other store
     values = json.loads(run("info", copy / "train", "--verify", "--quiet", "--json")[1])
     assert list(values["damaged"]) == ["shard-000000000000.bin"]
 

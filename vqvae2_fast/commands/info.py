@@ -154,7 +154,7 @@ class Info(Command):
                 f"{shlex.join(['python', '-c', call])}; then extract again with --resume."
             )
         else:
-            lines.append(f"verified: {len(reports)} shards are sound")
+            lines.append(f"verified: {len(reports)} of {len(reports)} shards are sound")
         return Result(values, lines, exit_code=1 if damaged else 0)
 
 

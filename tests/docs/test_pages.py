@@ -22,6 +22,7 @@ from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, cli, preset, save
 from vqvae2_fast.commands import demo
 from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.data import FASHION_MNIST_CLASSES, ImageTensorDataset, load_emoji
+from vqvae2_fast.data.sources import _SOURCES
 from vqvae2_fast_command import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -236,3 +237,17 @@ def test_options_in_the_text_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     named = re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", text)
     assert [option for option in named if option not in options] == []
+
+
+def test_readme_names_every_source_of_images():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for prefix in filter(None, _SOURCES):
+        assert re.search(rf"^\| `{prefix}[:`]", text, re.MULTILINE), prefix
+
+
+def test_readme_names_every_room():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| room |") :]
+    rooms = {path.parent.name for path in (ROOT / "vqvae2_fast").glob("*/__init__.py")} | {"cli"}
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert set(named) == rooms

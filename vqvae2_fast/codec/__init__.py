@@ -1,4 +1,4 @@
-"""The codec: images and code maps as the bits that the priors of a pipeline promise, and back.
+"""The codec: images and code maps as the number of bits that a pipeline's priors promise, and back.
 
 Section 3.2 of https://arxiv.org/abs/1906.00446 calls a prior a lossless code of the latents. Here
 it is one. README.md describes the format, and why any machine decodes what another has encoded.

@@ -1,7 +1,7 @@
 """The container `.vq2`: segments of a header and one payload per level, without any model.
 
-A segment, little endian: the header of 32 bytes; per level the length of its payload and the CRC-32
-of it; then the payloads, coarse to fine. A payload holds, image after image, the number of 32-bit
+A segment is little endian: a header of 32 bytes; for each level the length and the CRC-32 of its
+payload; then the payloads, coarse to fine. A payload holds, image after image, the number of 32-bit
 words of the image's stream as a LEB128 integer, and the words. With labels per image, the coarsest
 payload begins with them, int16 each. A file is any number of segments.
 """
@@ -33,13 +33,13 @@ __all__ = [
 ]
 
 MAGIC, VERSION = b"VQ2C", 1
-# Which engine gave the probabilities. 2 is kept for `cpu_w8a8`.
+# The engine that computed the probabilities. 2 is reserved for `cpu_w8a8`.
 CODERS = {1: "cpu"}
 NO_LABEL = -1
 MAX_LEVELS = 16
 # magic, version, coder, flags, levels; pipeline, height, width, label, images, seed, reserve
 _HEADER = struct.Struct("<4sBBBB8sHHhIIH")
-_LEVEL = struct.Struct("<II")  # bytes of the payload, CRC-32 of it
+_LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
 _LABELS_PER_IMAGE = 1
 _CHUNK = 2**20  # bytes read at a time
 
@@ -50,10 +50,10 @@ class Header:
 
     Args:
         pipeline: The first 8 bytes of the pipeline's hash.
-        num_images: Maps a level; tiles of an image count as one each.
+        num_images: Maps per level; every tile of an image counts.
         height, width: Of each image; 0 where code maps were encoded, not images.
-        label: Of all images, -1 for none; see `Segment.labels`.
-        seed: For drawing the levels that the file leaves out.
+        label: The label of all images, -1 for none; see `Segment.labels`.
+        seed: Seed for drawing the levels that the file leaves out.
     """
 
     pipeline: bytes
@@ -72,7 +72,7 @@ class Segment:
 
     Args:
         streams: Per level, coarse to fine, one range-coded stream per image. A file that was cut
-            between two payloads has fewer levels than its header says.
+            off between two payloads has fewer levels than its header says.
         labels: One per image, if they differ.
     """
 
@@ -83,12 +83,12 @@ class Segment:
 
 @dataclass
 class Description:
-    """What a file holds, as its headers and sizes tell.
+    """What a file holds, according to its headers and sizes.
 
     Args:
         payload_bits: Per level, coarse to fine, the bits of all images.
         overhead_bytes: Headers, labels and lengths.
-        missing_levels: Levels that the header names and the file, cut short, lacks.
+        missing_levels: Levels in the header that the file lacks because it was cut off.
     """
 
     pipeline: str = ""
@@ -210,7 +210,7 @@ def _read_segment(
     for level, (size, crc) in enumerate(_LEVEL.iter_unpack(table)):
         payload = memoryview(_read(file, size))
         if level and size and not payload:
-            break  # cut between two payloads: what is there decodes
+            break  # cut off between two payloads: the rest can be decoded
         if len(payload) < size:
             raise ValueError(
                 f"{where}: the payload of level {level} is truncated: expected {size} bytes, got "
@@ -229,7 +229,7 @@ def _read_segment(
 
 
 def _read(file: IO[bytes], size: int) -> bytes:
-    """At most `size` bytes, which are not allocated before they are there."""
+    """At most `size` bytes, which are allocated only as they are read."""
     parts = []
     while size and (part := file.read(min(size, _CHUNK))):
         parts.append(part)
@@ -266,7 +266,7 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
 
 
 def _with_length(stream: bytes) -> bytes:
-    """A stream after the number of its words, seven bits a byte, the lowest first."""
+    """A stream after the number of its words in LEB128: seven bits per byte, the lowest first."""
     count, prefix = len(stream) // 4, bytearray()
     while count >= 0x80:
         prefix.append(count & 0x7F | 0x80)
@@ -278,7 +278,7 @@ def _with_length(stream: bytes) -> bytes:
 def _split(payload: memoryview, num_images: int, level: int, where: str) -> list[bytes]:
     """The streams that a payload consists of."""
     damaged = f"{where}: the payload of level {level} does not hold {num_images} streams."
-    if num_images > len(payload):  # a byte each, at the least
+    if num_images > len(payload):  # each takes at least one byte
         raise ValueError(damaged)
     streams, position = [], 0
     for _ in range(num_images):

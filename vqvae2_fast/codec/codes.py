@@ -34,8 +34,8 @@ def pipeline_hash(pipeline: Pipeline) -> bytes:
 
 
 def _settings(model: nn.Module) -> str:
-    """The settings of a model that are not the defaults: a setting that a later release adds must
-    not make another pipeline of an old one."""
+    """The settings of a model that differ from the defaults, so that a setting added by a later
+    release does not change the hash of an old pipeline."""
     config = getattr(model, "config", None)
     if not is_dataclass(config):
         return ""
@@ -56,15 +56,15 @@ def encode_codes(
 
     Args:
         codes: Per level int64 `[B, h, w]`, coarse to fine.
-        labels: int64 `[B]`, the classes that the priors are told, kept in the file; without them
-            "no class" where the priors have classes.
-        engine: `cpu`: the only one whose probabilities are the same on every machine.
-        levels: Write this many levels only, the coarsest first; the others are drawn when the
-            file is decoded, with noise of `seed`.
+        labels: int64 `[B]`, the classes for the priors, kept in the file; without them "no class"
+            if the priors have classes.
+        engine: `cpu`, the only one whose probabilities are the same on every machine.
+        levels: Write only this many levels, the coarsest first; the others are drawn when the file
+            is decoded, with noise of `seed`.
         seed: 0 to 2³²−1.
 
     Raises:
-        ValueError: Maps, labels or an engine that do not fit; names the argument.
+        ValueError: Maps, labels or an engine that do not fit; the message names the argument.
         RuntimeError: No compiled module, or priors that are not float32 on the CPU.
     """
     where = "encode_codes"
@@ -80,7 +80,7 @@ def decode_codes(
     """The code maps of a `.vq2` file: per level int64 `[B, h, w]`, coarse to fine.
 
     Levels that the file leaves out, or lacks since it was cut after a coarser one, are drawn from
-    the priors at temperature 1 with the seed in the file; `describe` tells which it has.
+    the priors at temperature 1 with the seed in the file; `describe` says which levels it has.
 
     Args:
         max_images: Refuse a file of more images.
@@ -104,7 +104,7 @@ def encode_stream(
 ) -> Iterator[bytes]:
     """`encode_codes` for any number of maps: one segment of the file per batch of (codes, labels).
 
-    Write them one after the other. Memory is that of one batch.
+    Write them one after the other. Only one batch is held in memory.
     """
     where = "encode_stream"
     _check_seed(where, seed)
@@ -141,7 +141,7 @@ def encoded(
     labels: Tensor | None,
     engine: str,
 ) -> Segment:
-    """A segment of these maps; errors name `where`."""
+    """A segment of these maps; errors begin with `where`."""
     batch = len(codes[0])
     given = _told(where, pipeline, labels, batch)
     streams = []
@@ -228,7 +228,7 @@ def parts_of(segment: Segment, size: int) -> Iterator[Segment]:
 
 
 def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> Tensor | None:
-    """Labels for the priors: "no class" without any."""
+    """Labels for the priors, "no class" if there are none."""
     num_classes = pipeline.num_classes
     if labels is None:
         return torch.full((batch,), num_classes) if num_classes else None

@@ -2,7 +2,7 @@
 
 Engine `cpu` gives a sample the same logits, bit for bit, at every SIMD level, in every batch and on
 any number of threads, whether it draws, scores, encodes or decodes. Its C++ turns them into integer
-frequencies (csrc/cpu/sampler/draw.cpp); from there on all is integers.
+frequencies (csrc/cpu/sampler/draw.cpp); everything after that is integer arithmetic.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _draw(
         labels,
         known=known,
         noise=DrawNoise(batch_size, width, interface.num_embeddings, torch.device("cpu")),
-        # Given codes are right guesses: a whole row is one step.
+        # Known codes are correct guesses, so a whole row is one step.
         settings=DrawSettings(temperature=0.0, window=1 if known is None else width),
         want_intervals=known is not None,
         streams=streams,

@@ -39,10 +39,10 @@ def encode_images(
     levels: int | None = None,
     seed: int = 0,
 ) -> bytes:
-    """Images as a `.vq2` file. What is lost is what the VQ-VAE loses; its codes are kept exactly.
+    """Images as a `.vq2` file. Only the VQ-VAE loses information; its codes are kept exactly.
 
-    Images larger than the model's are cut into tiles; the last ones of a row or column are filled
-    up by their border.
+    Images larger than the model's are cut into tiles; the last ones of a row or column are padded
+    by repeating their border.
 
     Args:
         images: Float `[B, C, H, W]` in [-1, 1], of any size.

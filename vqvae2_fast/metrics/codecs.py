@@ -1,4 +1,4 @@
-"""Image codecs as a yardstick: the quality of WebP and JPEG at a number of bits an image."""
+"""Image codecs as a yardstick: the quality of WebP and JPEG at a number of bits per image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["CODECS", "Codec", "CodecCurve", "CodecPoint", "codec_at_bits"]
 
 @dataclass(frozen=True)
 class CodecPoint:
-    """A setting of a codec on a set of images: mean bits an image and PSNR of the mean error."""
+    """A setting of a codec on a set of images: mean bits per image and PSNR of the mean error."""
 
     quality: int
     bits_per_image: float
@@ -30,11 +30,11 @@ class CodecPoint:
 
 @dataclass(frozen=True)
 class Codec:
-    """A codec of Pillow's, and which of its bytes count.
+    """A codec of Pillow, and which of its bytes count.
 
     Args:
         name: What reports call it.
-        counted: What of its files is counted, in words, for pictures.
+        counted: A phrase for pictures that says which part of its files is counted.
         payload: The number of those bytes in a file. Headers do not count, since a bitstream of
             codes would need none either, and for small images they outweigh the rest.
         qualities: The settings that make its curve.
@@ -108,7 +108,7 @@ class CodecCurve:
         self._images += len(pixels)
 
     def points(self) -> list[CodecPoint]:
-        """One point a quality, of all images that were added.
+        """One point per quality, for all images that were added.
 
         Raises:
             ValueError: None were.

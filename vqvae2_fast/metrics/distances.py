@@ -62,7 +62,7 @@ class Comparison:
 
     @cached_property
     def neighbours(self) -> Neighbours:
-        """Four measures share this, which takes most of their time."""
+        """Four measures share this result, which takes most of their time."""
         return neighbour_measures(self.real.tensor(), self.fake.tensor(), k=self.k)
 
     def frechet(self, part: str) -> Estimate:
@@ -98,7 +98,7 @@ class Measure:
     headline: bool = False
 
     def label_in(self, network: str) -> str:
-        """What it is called in a network's features."""
+        """The measure's name in the features of a network."""
         if network == "Inception" and self.inception_label:
             return self.inception_label
         return self.label.format(network=network)
@@ -203,7 +203,7 @@ def compare_sets(
 
 
 def least_for_distances(real: FeatureSet) -> dict[str, int]:
-    """The number of images in each set from which on each measure is made."""
+    """The number of images that each measure needs in each set."""
     return {measure.name: measure.least_images(real) for measure in MEASURES}
 
 
@@ -236,6 +236,6 @@ def compare_all(
 
 
 def labels_in(network: str) -> dict[str, str]:
-    """What the measures are called in a network's features, where that is not their own name."""
+    """The names of the measures in the features of a network, where they differ from their own."""
     labels = {measure.name: measure.label_in(network) for measure in MEASURES}
     return {name: label for name, label in labels.items() if label != name}

@@ -63,7 +63,7 @@ class FeatureExtractor(Protocol):
     name: str
 
     def __call__(self, images: Tensor) -> Extracted:
-        """Of images `[B, C, H, W]` in [-1, 1]."""
+        """The features of images `[B, C, H, W]` in [-1, 1]."""
         ...
 
 
@@ -192,7 +192,7 @@ class NetworkSources:
     Args:
         inception_weights: Path of Inception's weights.
         classifier: The network of `classifier`.
-        device: Of the networks that are loaded here; the CPU by default.
+        device: The device of networks that are loaded here; the CPU by default.
     """
 
     inception_weights: str | os.PathLike[str] | None = None

@@ -39,7 +39,7 @@ class Moments:
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> Moments:
-        """Of features `[B, D]`, a batch at a time."""
+        """The moments of features `[B, D]` that come batch by batch."""
         moments: Moments | None = None
         for batch in batches:
             if moments is None:

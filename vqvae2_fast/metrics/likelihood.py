@@ -23,7 +23,8 @@ __all__ = ["Likelihood", "code_nats", "marginal_entropy", "prior_labels", "prior
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Mean cost of one level's codes: nats a code (the paper's unit), bits a code and an image."""
+    """Mean cost of one level's codes in nats per code (the paper's unit), bits per code and per
+    image."""
 
     nats_per_code: float
     bits_per_code: float
@@ -75,7 +76,7 @@ def prior_labels(prior: PixelSNAIL, labels: Tensor) -> Tensor | None:
 
 
 def marginal_entropy(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> float:
-    """Bits a code if each were coded by its own frequency in `codes`, whatever its position.
+    """Bits per code if each were coded by its own frequency in `codes`, whatever its position.
 
     This is the entropy of the histogram of `codes` itself: the least that a coder which knows
     neither neighbours nor classes could reach on exactly these codes. No real coder attains it,

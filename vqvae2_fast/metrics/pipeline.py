@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_pipeline", "evaluation_batch", "store_reconstructions"]
 
-# 128 images of 64x64, 8 of 256x256: a small pipeline of that size peaked at 1,007 MiB with 24 and
-# with 300 images. Batches of 128 and the whole set in memory took 9,217 MiB, and more time.
+# 128 images of 64x64, or 8 of 256x256. A small pipeline of the larger size peaked at 1,007 MiB with
+# 24 and with 300 images. Batches of 128 with the whole set in memory took 9,217 MiB, and more time.
 _BATCH_PIXELS, _BATCH = 1 << 19, 128
 
 
@@ -57,12 +57,12 @@ def evaluate_pipeline(
     """Reconstruction, bits and use of codes on held-out images, next to WebP and JPEG.
 
     Args:
-        vqvae, priors: In evaluation mode; one prior a level, coarse to fine.
+        vqvae, priors: In evaluation mode; one prior per level, coarse to fine.
         train_set: Images that they were trained on, for the overfitting gap.
         perceptual: LPIPS, if it is to be measured too.
         codec_images: At most this many images, spread evenly over the set, are given to the
-            codecs: WebP takes 2 ms for one of 32x32 at one of its 21 qualities, 0.1 s for one of
-            256x256.
+            codecs: WebP has 21 qualities, each of which takes 2 ms for an image of 32x32 and 0.1 s
+            for 256x256.
 
     Raises:
         ValueError: No images, or LPIPS of images that are too small for it.

@@ -127,7 +127,7 @@ def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruct
 def reconstruction_measures(
     model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
 ) -> Reconstruction:
-    """`PairMeasures`, or of images below 11 pixels, where those mean nothing, the errors alone.
+    """`PairMeasures`; for images below 11 pixels, where SSIM means nothing, only the errors.
 
     Raises:
         ValueError: LPIPS of images below 11 pixels.

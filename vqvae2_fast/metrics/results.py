@@ -47,7 +47,7 @@ class LevelCost:
 
 @dataclass(frozen=True)
 class CodecQuality:
-    """PSNR in dB of an image codec at a number of bits an image; None if it needs more bits."""
+    """PSNR in dB of an image codec at a number of bits per image; None if it needs more bits."""
 
     bits_per_image: float
     psnr: float | None
@@ -114,7 +114,7 @@ class Evaluation:
     """All that `evaluate` finds. Fields with the default None were not asked for.
 
     Args:
-        images: Held-out images that the first fields are of.
+        images: How many held-out images the first fields measure.
         codecs: Image codecs at `bits_per_image`, by name.
         curves: Their curves of rate and quality, for pictures; not part of the JSON.
         distances: By network.

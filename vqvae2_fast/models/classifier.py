@@ -1,4 +1,4 @@
-"""Classifiers: the judge of classification accuracy, of rejection sampling, and features of a set.
+"""Classifiers, for classification accuracy, rejection sampling and the features of a set.
 
 ResNet-50 (https://arxiv.org/abs/1512.03385, stride in the 3×3 convolution as is usual since) for
 images of 64 pixels and more, and a small residual network for small ones.
@@ -139,7 +139,8 @@ class _Block(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions, added to the identity; gives four times the inner channels."""
+    """1×1, 3×3 and 1×1 convolutions, added to the identity; the output has four times the inner
+    channels."""
 
     def __init__(self, inputs: int, inner: int, stride: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Checks of codes, coarser maps, labels and priors.
 
 Every message starts with `where`, the function or model that was called, and then names the
-argument, what was expected and what came.
+argument, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_int64(where: str, name: str, values: Tensor) -> None:
 
 
 def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
-    """Error unless all values are in first..end-1.
+    """Raise ValueError unless all values are in first..end-1.
 
     On a GPU this is an assertion on the device, without synchronisation; a compiled graph has none.
     """

@@ -194,8 +194,8 @@ class PixelSNAIL(nn.Module):
             condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
                 fine; a tensor stands for a list of one.
             labels: int64 `[B]`; `num_classes` stands for "no class".
-            as_loss: Give `loss` in place of the logits: a wrapper (DistributedDataParallel,
-                `torch.compile`) sees no other method than this one.
+            as_loss: Return `loss` instead of the logits, because wrappers (DistributedDataParallel,
+                `torch.compile`) see only this method.
 
         Returns:
             `[B, K, h, W]`, or 0-d.
@@ -220,14 +220,14 @@ class PixelSNAIL(nn.Module):
     def _features(
         self, codes: Tensor, condition: Sequence[Tensor] | Tensor | None, labels: Tensor | None
     ) -> Tensor:
-        """`[B, C, h, W]`: what the head makes logits of."""
+        """`[B, C, h, W]`: the features from which the head computes logits."""
         maps = as_maps(condition)
         self._check(codes, maps, labels)
         features = None if self.condition is None else self.condition(maps)
         x = self.stem(codes)
         batch, height = codes.shape[:2]
         background = self.background[:, :, :height].expand(batch, -1, -1, -1)
-        # In the memory order of the other maps; otherwise concatenating would change theirs.
+        # It gets the memory order of the other maps, which concatenating would otherwise change.
         background = background.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, background, features, labels)

@@ -58,7 +58,7 @@ class VQVAE2Output:
 
 torch.export.register_dataclass(VQVAE2Output, serialized_type_name="vqvae2_fast.VQVAE2Output")
 
-# After so many optimiser steps without an update of the codebooks, the update was forgotten.
+# After this many optimiser steps without a codebook update, the update was probably forgotten.
 _FORGOTTEN_STEPS = 10
 
 
@@ -126,8 +126,8 @@ class VQVAE2(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if ".pending_" in name
         ]
-        # Until the first update: how often the weights were seen changed in training, their
-        # version then, and the codebooks' steps at the first look.
+        # Until the first update: how often the weights were seen to have changed in training, their
+        # version at that time, and the codebooks' steps when this was first looked at.
         self._watches_updates = True
         self._weights_changes, self._weights_version = 0, -1
         self._first_steps: list[Tensor] = []
@@ -213,13 +213,13 @@ class VQVAE2(nn.Module):
         return cast("Iterable[VectorQuantizerEMA]", self.quantizers)
 
     def _notice_forgotten_updates(self) -> None:
-        """Warn once if the weights took ten steps in training and no codebook took any."""
+        """Warn once if the weights took ten optimiser steps while no codebook was updated."""
         if torch.compiler.is_compiling() or not self._watches_updates:
             return
         codebooks = list(self._codebooks())
         if not torch.is_grad_enabled() or not any(codebook.training for codebook in codebooks):
             return
-        # An optimiser writes the weights in place, and their version counters tell.
+        # An optimiser writes the weights in place, which their version counters show.
         version = sum(weight._version for weight in self.parameters())
         if version == self._weights_version:
             return

@@ -15,7 +15,7 @@ _SEED_END = 2**62
 
 
 class CausalAttention(nn.Module):
-    """Position p attends to positions < p; keys and values are made from one map, queries another.
+    """Position p attends to positions < p; keys and values come from one map, queries from another.
 
     Args:
         channels: Channels of queries, keys, values and output; a multiple of `num_heads`.

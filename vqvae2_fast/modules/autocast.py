@@ -14,7 +14,7 @@ __all__ = ["without_autocast"]
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """`torch.autocast` switched off, where the device has it: `meta` has not."""
+    """`torch.autocast`, switched off, on devices that have it; `meta` has none."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -65,7 +65,7 @@ def rows_at(
     seed: int,
     stream: int,
 ) -> Tensor:
-    """Each code's vector of this step where this process has it, else zeros: `[K, D]` float32.
+    """Each code's vector of this step if this process has it, else zeros: `[K, D]` float32.
 
     Code k gets global row philox(seed, step, k) mod N_global (purpose "restart"): the sum over the
     processes holds all of them. With N_global = 0 all are zeros.
@@ -89,7 +89,7 @@ def rows_at(
 
 
 def unpack(packed: Tensor, num_embeddings: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts `[K]`, sums `[K, D]` and what follows, from the flat buffer of one all-reduce."""
+    """Counts `[K]`, sums `[K, D]` and the rest, from the flat buffer of one all-reduce."""
     size = num_embeddings * dim
     counts, sums, rest = packed.split([num_embeddings, size, len(packed) - num_embeddings - size])
     return counts, sums.view(num_embeddings, dim), rest
@@ -97,13 +97,13 @@ def unpack(packed: Tensor, num_embeddings: int, dim: int) -> tuple[Tensor, Tenso
 
 def finite_rows(rows: Tensor) -> Tensor:
     """Which rows of `[K, D]` hold neither NaN nor infinity: bool `[K]`."""
-    # A finite number times 0 is 0, any other is NaN. `isfinite().all(1)` takes 20 times as long on
-    # 512×64 (two AVX2 cores).
+    # A finite number times 0 is 0; any other gives NaN. `isfinite().all(1)` takes 20 times as long
+    # on 512×64 (two AVX2 cores).
     return (rows * 0).sum(1) == 0
 
 
 def drop_non_finite_(counts: Tensor, sums: Tensor) -> None:
-    """Set to 0 what codes `[K]`, `[K, D]` took if a vector with NaN or infinity was among it.
+    """Set to 0 the statistics `[K]`, `[K, D]` of codes that took a vector with NaN or infinity.
 
     One such vector in a moving average would make its code NaN for good.
     """
@@ -115,7 +115,7 @@ def drop_non_finite_(counts: Tensor, sums: Tensor) -> None:
 def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, stream: int) -> Tensor:
     """The codebook before any data, `[K, D]` float32: a function of seed and stream alone."""
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
-    # A word of both: the generator itself looks at 32 bits of its seed.
+    # A word made from both, because the generator uses only 32 bits of its seed.
     word = random_words(zero, zero, zero, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
     generator = torch.Generator().manual_seed(int(word))
     shape = (num_embeddings, dim)
@@ -138,8 +138,8 @@ def kmeans(
 ) -> Tensor:
     """K means of the vectors of all processes, `[K, D]` float32, by ten Lloyd iterations.
 
-    Starts from rows drawn with replacement (`rows_at`, step 0), so N_global < K is no special case.
-    A cluster without vectors keeps its mean. Vectors with NaN or infinity move no mean.
+    It starts from rows drawn with replacement (`rows_at`, step 0), so N_global < K is not a special
+    case. A cluster without vectors keeps its mean. Vectors with NaN or infinity move no mean.
     """
     dim = z.shape[1]
     means = rows_at(z, num_embeddings, span, torch.zeros_like(span[0]), seed=seed, stream=stream)

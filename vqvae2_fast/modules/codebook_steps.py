@@ -1,7 +1,7 @@
-"""The start and the update of a codebook, the two steps that a compiled graph does not look into.
+"""The start and the update of a codebook, two steps that are opaque to a compiled graph.
 
-Both read values on the host and choose vectors by Philox words, hundreds of integer operations that
-Inductor would nest into one kernel (a training step did not compile in 24 minutes).
+Both read values on the host and choose vectors by Philox words, which are hundreds of integer
+operations that Inductor would nest into one kernel (a training step did not compile in 24 minutes).
 
 Sizes: N vectors of this process, K codes, D embedding_dim.
 """
@@ -145,7 +145,7 @@ def move_codebook_(
         # it is nearer to 1, and with N_global / K itself every code would restart at once.
         mean = cluster_size.mean()
         unused = (cluster_size < restart * mean) & (span[1] > 0)  # [K]
-        # Drawing the vectors takes longer than all else here, and most steps need none of them.
+        # Drawing the vectors takes longer than everything else here, and most steps need none.
         if is_distributed() or reading_waits(unused) or bool(unused.any()):
             vectors = rest.view(num_embeddings, dim) if is_distributed() else candidates(span)
             unused &= finite_rows(vectors)

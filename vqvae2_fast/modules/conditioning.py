@@ -19,7 +19,8 @@ class ConditionStack(nn.Module):
     """Coarser maps -> features `[B, C, h, w]`, h and w those of the finest condition.
 
     f = conv(map_0); for each finer map f = nearest(f) + conv(map); then gated residual layers that
-    see all around. The maps come before the level's own codes, so nothing here is causal.
+    see all around. The maps are known before the level's own codes, so nothing here needs to be
+    causal.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Residual blocks and transposed convolutions from quantised features up."""
+"""Residual blocks and transposed convolutions, from quantised features to a larger map."""
 
 from __future__ import annotations
 

@@ -12,5 +12,6 @@ __all__ = ["device_of"]
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of the module's first parameter; a model here is never spread over several."""
+    """The device of the module's first parameter; models here are never spread over several
+    devices."""
     return next(module.parameters()).device

@@ -1,4 +1,4 @@
-"""Strided convolutions and residual blocks from an image, or a finer map of features, down."""
+"""Strided convolutions and residual blocks, from an image or features to a smaller map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A module in evaluation mode for the length of a block, in any number of threads at once."""
+"""Evaluation mode for the duration of a `with` block, in any number of threads at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluating"]
 
 _lock = threading.Lock()
-# How many blocks hold a module, of those that were in training mode when the first began.
+# For each module that was in training mode: how many blocks hold it in evaluation mode.
 _held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
@@ -23,8 +23,8 @@ _held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode; each of its modules gets its own mode back afterwards.
 
-    The mode belongs to the module, not to the thread: while one block holds a module, another that
-    ends must not put it back into training mode. The last block does.
+    The mode belongs to the module, not to the thread. A block that ends must not put a module back
+    into training mode while another block holds it; the last block does.
     """
     with _lock:
         training = [module for module in model.modules() if module.training or module in _held]

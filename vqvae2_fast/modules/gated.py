@@ -1,4 +1,4 @@
-"""The gated residual layer: two convolutions, a gate that condition and class enter, a skip."""
+"""The gated residual layer: two convolutions, a gate with condition and class, and a skip."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class GatedResidual(nn.Module):
     Args:
         channels: C of input and output.
         inner_channels: Channels between the two convolutions.
-        kernel_size: Of both.
-        mask: Of both, as in `ops.causal_conv2d`; None where they see all around (kernel size 1:
-            only the position itself).
+        kernel_size: Kernel size of both convolutions.
+        mask: Mask of both, as in `ops.causal_conv2d`; None if they see all around (with kernel size
+            1, only the position itself).
         auxiliary_channels: Channels of a second input; 0 for none.
         condition_channels: Channels of the condition; 0 for none.
         condition_scale: How many times coarser than x the condition's map is, (rows, columns).

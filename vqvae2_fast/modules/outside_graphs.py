@@ -1,4 +1,4 @@
-"""What keeps decisions of a value out of compiled graphs, and off the host where it would wait.
+"""Keeps decisions that depend on values out of compiled graphs, and the host from waiting for them.
 
 Whether a codebook has to start is decided by the value of a buffer: reading it breaks a graph of
 `torch.compile`, and on a GPU it makes the host wait.
@@ -28,7 +28,7 @@ def outside_graphs(
     """Make a function one opaque call of compiled graphs.
 
     Args:
-        schema: Of `torch.library`, without the name; it marks the tensors that are written.
+        schema: A `torch.library` schema without the name; it marks the tensors that are written.
         fake: Empty results of the right shapes.
     """
 
@@ -56,10 +56,11 @@ def reading_waits(tensor: Tensor) -> bool:
 
 
 class StartFlag:
-    """What the host knows of a codebook's start, so that it need not wait for a GPU in every step.
+    """What the host knows of a codebook's start, so that it need not wait for a GPU at every step.
 
     Attributes:
-        settled: The codebook has started: bool, 0-d, on the CPU. False where that is not known.
+        settled: Whether the codebook has started: bool, 0-d, on the CPU. False if that is not
+            known.
     """
 
     def __init__(self) -> None:
@@ -69,7 +70,7 @@ class StartFlag:
     def sees_another(self, initialised: Tensor) -> bool:
         """Whether the buffer was replaced (moved, swapped, passed in); `settled` is then False.
 
-        A compiled graph does not look: whatever buffer it is given is an input of the graph.
+        A compiled graph skips this: its buffer is an input of the graph.
         """
         if torch.compiler.is_compiling() or self._buffer is initialised:
             return False
@@ -78,15 +79,15 @@ class StartFlag:
         return True
 
     def forget(self) -> None:
-        """Take the buffer for another one: its value was loaded."""
+        """Treat the buffer as another one, because its value was loaded."""
         self._buffer = None
 
 
 def has_started(initialised: Tensor, settled: Tensor) -> bool:
-    """Whether a codebook has started, which its buffer alone decides.
+    """Whether a codebook has started, which only its buffer decides.
 
-    Where reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True. On
-    the meta device there is no value: the codebook counts as started.
+    If reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True. On the
+    meta device there is no value: the codebook counts as started.
     """
     if initialised.is_meta:
         return True

@@ -48,11 +48,11 @@ class VectorQuantizerEMA(nn.Module):
         embedding_dim: D, the dimension of a code.
         commitment_cost: β, eq. 3 of https://arxiv.org/abs/1711.00937.
         decay: γ of the moving averages, in [0, 1).
-        epsilon: ε of the Laplace smoothing, in counts: what an unused code counts as at least.
+        epsilon: ε of the Laplace smoothing, in counts: the least count of an unused code.
         init: How the codebook starts. "kmeans": ten Lloyd iterations on the first training batch of
             all processes (until then as "normal"). "normal": N(0, 1). "uniform": as in sonnet.
         ema_start: Counts at the start. "one". "zero": as in the rosinality port, where a code
-            without vectors is flung far out. "debiased": averages are divided by 1 − γᵗ, as in
+            without vectors moves far away. "debiased": averages are divided by 1 − γᵗ, as in
             sonnet.
         restart: A code whose average count falls below this fraction of the mean over codes starts
             again from a vector of the latest forward, with that mean as its count. 0 restarts none.
@@ -85,8 +85,8 @@ class VectorQuantizerEMA(nn.Module):
         Checkpoints hold no pending statistics: save between optimiser steps.
         The buffers `initialised` and `steps` decide whether k-means still has to start the
         codebook, however they were set. On a GPU they are read until it has started.
-        A vector with NaN or infinity moves no code: what its code took in that update is left out.
-        `torch.compile` makes one graph of a training step.
+        A vector with NaN or infinity moves no code: the statistics of its code in that update are
+        dropped. `torch.compile` makes one graph of a training step.
     """
 
     codebook: Tensor
@@ -188,7 +188,7 @@ class VectorQuantizerEMA(nn.Module):
         )
 
     def _on_sphere(self, vectors: Tensor) -> Tensor:
-        """`[..., D]` as the metric compares them; a vector of zeros stays."""
+        """z `[..., D]` as the metric compares it; a vector of zeros stays as it is."""
         return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -299,7 +299,7 @@ class VectorQuantizerEMA(nn.Module):
         self._latest_rows = None
 
     def _waits(self) -> bool:
-        """Whether nothing is quantised yet: the buffers decide, read on a GPU while it lasts."""
+        """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
         if self._start.sees_another(self.initialised):
             self._is_waiting = self.quantize_after > 0
         if not self.quantize_after:
@@ -337,8 +337,8 @@ class VectorQuantizerEMA(nn.Module):
     def _codebook_to_use(self, recomputing: bool) -> Tensor:
         if not self.training or self.update == "step":
             return self.codebook
-        # The update comes before backward: that, and a checkpoint's recomputation, need the codes
-        # which the forward used.
+        # The update comes before backward, but backward and a checkpoint's recomputation need the
+        # codes that the forward used.
         if not recomputing or self._lookup_codebook is None:
             self._lookup_codebook = self.codebook.clone()
         return self._lookup_codebook
@@ -350,7 +350,7 @@ class VectorQuantizerEMA(nn.Module):
         self.pending_counts += counts
         self.pending_sums += sums
         if self.restart:
-            # Kept until the update, which alone knows how many rows the other processes have.
+            # They are kept until the update, where the numbers of rows of all processes are known.
             self._latest_rows = z.detach().reshape(-1, self.embedding_dim)  # [N, D]
         if self.update == "forward":
             self.update_codebook_()

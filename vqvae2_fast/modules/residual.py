@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
         self.layers = nn.Sequential(
             nn.ReLU(),
             PlainConv2d(channels, residual_channels, 3),
-            # In place: it overwrites a convolution's output, which no gradient needs.
+            # This works in place: it overwrites a convolution's output, which no gradient needs.
             nn.ReLU(inplace=True),
             PlainConv2d(residual_channels, channels, 1),
         )

@@ -1,6 +1,6 @@
 """Convolutions of code maps: a sum of gathered weight columns, never a one-hot map.
 
-The stem is what makes a prior strictly causal: it sees codes before a position only.
+The stem makes a prior strictly causal: it sees only codes before a position.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def gather_sum(codes: Tensor, convolutions: list[CodeConv2d]) -> Tensor:
 
 
 def bias_map(convolutions: list[CodeConv2d], height: int, width: int) -> Tensor:
-    """`[H, W, C]`: sum of the biases, each shifted with its convolution (zeros come in)."""
+    """`[H, W, C]`: sum of the biases, each shifted with its convolution and filled with zeros."""
     shifted = []
     for conv in convolutions:
         rows_down, columns_right = conv.shift

@@ -1,4 +1,4 @@
-"""Convolutions of the VQ-VAE: modules of torch, by our kernels where they train on a CPU.
+"""Convolutions of the VQ-VAE: torch modules that use our kernels when they train on a CPU.
 
 Evaluation, autocast, other devices and small calls take torch's convolutions, as the operators say.
 """
@@ -19,7 +19,7 @@ __all__ = ["DoublingConv2d", "HalvingConv2d", "PlainConv2d"]
 
 
 class PlainConv2d(nn.Conv2d):
-    """A convolution of stride 1 that keeps the size, of an odd kernel."""
+    """A convolution of stride 1 with an odd kernel, which keeps the size."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)

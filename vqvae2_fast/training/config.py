@@ -30,7 +30,7 @@ class TrainConfig:
         learning_rate: Peak rate of the optimiser, reached after the warm-up.
         warmup_steps: Steps of the linear warm-up.
         final_learning_rate: Rate at the end of the cosine, as a fraction of the peak rate.
-        weight_decay: Of matrices and convolutions; biases and gains have none.
+        weight_decay: Weight decay of matrices and convolutions; biases and gains have none.
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them as they are.
         average_decay: Decay of the Polyak average of the weights; 0 keeps none.
         log_every: Steps between lines of log.jsonl.
@@ -43,7 +43,7 @@ class TrainConfig:
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where the processor
             computes in it. The loss, the codebooks and validation stay in float32.
-        seed: Of the order of the data, dropout and augmentation.
+        seed: Seed of the order of the data, dropout and augmentation.
     """
 
     steps: int = 10_000
@@ -111,7 +111,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Seed of one step's random numbers, so that a resumed run draws what an unbroken one would.
+    """Seed of one step's random numbers, so that a resumed run draws what an uninterrupted one
+    would.
 
     The multiplier is odd, so for one seed no two steps below 2^62 share a value.
     """

@@ -30,7 +30,7 @@ class StepCost:
     """What one optimiser step takes.
 
     Args:
-        seconds: With reading its items; validations are not in it.
+        seconds: Time of the step, reading its items included, without validations.
         fixed_bytes: Activations that do not depend on the batch, such as normalised weights.
         item_bytes: Activations of one item of a micro-batch, which backward needs.
     """
@@ -40,7 +40,7 @@ class StepCost:
     item_bytes: int
 
     def activation_bytes(self, batch_size: int) -> int:
-        """Of a micro-batch."""
+        """Bytes of a micro-batch's activations."""
         return self.fixed_bytes + batch_size * self.item_bytes
 
 
@@ -57,7 +57,7 @@ def state_bytes(model: nn.Module, config: TrainConfig) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this process can still take on a device; None where that is not known."""
+    """Bytes that this process can still allocate on a device; None if that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
@@ -66,7 +66,7 @@ def free_memory(device: torch.device) -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        # A container's limit; the files that it has cached count as used, and can be dropped.
+        # A container's limit. Its cached files count as used, but can be dropped.
         limit = (_CGROUP / "memory.max").read_text().strip()
         if limit != "max":
             stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
@@ -92,7 +92,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     reading = time.monotonic() - start
     model.train()
     parts: dict[int, tuple[float, int]] = {}  # seconds and bytes by number of items
-    # One item is timed twice: the first time builds what later ones find there.
+    # One item is timed twice, because the first time includes work that is done only once.
     counts = [1, 1, *(2**power for power in range(1, 32))]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for count in (min(count, config.batch_size) for count in counts):
@@ -107,7 +107,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
             if late or (count == config.batch_size and len(parts) > 1) or config.batch_size == 1:
                 break
     optimizer = make_optimizer(model, config)
-    optimizer.step()  # makes the moments
+    optimizer.step()  # allocates the moments
     began = time.monotonic()
     optimizer.step()
     _wait(device)
@@ -117,7 +117,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
 
 
 def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple[float, int, int]:
-    """Seconds of a whole micro-batch; bytes that are fixed, and of an item, by the two largest."""
+    """Seconds of a whole micro-batch, fixed bytes and bytes per item, from the two largest."""
     largest, *others = sorted(parts, reverse=True)
     seconds, held = parts[largest]
     if not others:
@@ -136,7 +136,7 @@ class _SavedBytes:
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
         self._known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        self._held: list[Tensor] = []  # so that no storage takes the place of another
+        self._held: list[Tensor] = []  # keeps storages alive, so that no address is used twice
         self.total = 0
 
     def note(self, tensor: Tensor) -> Tensor:

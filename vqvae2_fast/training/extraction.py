@@ -67,7 +67,7 @@ class Variants:
 
     @property
     def count(self) -> int:
-        """Records an image."""
+        """Records per image."""
         return 1 + self.flip + self.copies
 
     def settings(self) -> dict[str, int]:
@@ -116,7 +116,7 @@ def extract_codes(
     Raises:
         ValueError: Images of another size or channels than the model's; `path` holds a store of
             another model, set or variants; shard_records is not positive.
-        OSError: The disk is full, ...; what was saved before stays.
+        OSError: The disk is full or fails; what was saved before stays.
     """
     if shard_records < 1:
         raise ValueError(f"extract_codes: shard_records must be >= 1, got {shard_records}.")
@@ -178,7 +178,7 @@ def _encoded(
 
 
 def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes what the manifest does not say of the records, or compares it with what is there."""
+    """Writes, or compares with those there, the facts about records that the manifest lacks."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / _SETTINGS
     with locked(folder):

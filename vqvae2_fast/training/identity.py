@@ -1,6 +1,6 @@
-"""What a run is a run of: its codes, by a hash, and the versions that computed it.
+"""The identity of a run: a hash of its codes, and the versions of the packages that computed it.
 
-That of images is `vqvae2_fast.data.fingerprint`.
+For images it is `vqvae2_fast.data.fingerprint`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["hash_of_codes", "versions"]
 
 
 def hash_of_codes(store: CodeStore) -> str:
-    """Of what a store's manifest says, the checksums of its shards among it."""
+    """A hash of a store's manifest, which includes the checksums of its shards."""
     manifest = store.manifest
     shards = [(shard.first, shard.records, shard.crc32) for shard in manifest.shards]
     what = (manifest.layout, manifest.class_names, manifest.checkpoint_hash, shards)
@@ -27,7 +27,7 @@ def hash_of_codes(store: CodeStore) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of torch, its build left out: another one may round otherwise."""
+    """Versions of this package and of torch (without its build): others may round differently."""
     return {
         "vqvae2_fast": vqvae2_fast.__version__,
         "torch": torch.__version__.partition("+")[0],

@@ -50,8 +50,8 @@ class Stage:
             checkpoint is the best.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
-        identity: What else the result depends on apart from model and settings, JSON-ready: hashes
-            of the data, how they are changed.
+        identity: What the result depends on in addition to model and settings, ready for JSON:
+            hashes of the data, and how they are augmented.
     """
 
     name: str
@@ -92,9 +92,9 @@ def train(
 
     Args:
         out: Folder of the run: log.jsonl, checkpoints/ and best/. None writes nothing.
-        resume: Continue from the latest checkpoint in `out`; without one, begin. A damaged one
-            stops the run: the error names the newest whole one and how to continue from that.
-        overwrite: Begin anew: the checkpoints and the log of a run in `out` are deleted.
+        resume: Continue from the latest checkpoint in `out`, or begin if there is none. A damaged
+            one stops the run: the error names the newest whole one and how to continue from that.
+        overwrite: Start again: the checkpoints and the log of a run in `out` are deleted.
         accept_changed: Continue a run although its data, its batches, its seed or the versions of
             this package or torch are others than before; the change is noted in log.jsonl.
         class_names: Names of the labels, kept in the checkpoints.
@@ -105,7 +105,7 @@ def train(
         InterruptedRun: After ctrl-C or SIGTERM (a KeyboardInterrupt).
         ValueError: If `out` holds a run that is neither to be resumed nor overwritten, or one of
             another model, other data or other settings.
-        OSError: If the disk is full, ...; checkpoints and lines written before stay.
+        OSError: If the disk is full or fails; checkpoints and lines written before stay.
         RuntimeError: If another process is training in `out`.
     """
     if resume and overwrite:
@@ -120,7 +120,7 @@ def train(
     # What the loss runs through. A wrapper of many processes, such as DistributedDataParallel, goes
     # here; validation, codebooks, average and checkpoints are those of the model inside.
     network = model
-    # Reading the flag waits for a GPU; on a CPU every step is checked.
+    # Checking a value on a GPU makes the host wait, so it is not done at every step as on a CPU.
     check_every = 1 if device.type == "cpu" else config.log_every
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(device, config)
@@ -222,7 +222,7 @@ def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:
 
 @contextmanager
 def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Seeds set inside leave the caller's random state as it was."""
+    """Restores the caller's random state after the block, so that seeds can be set inside."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

@@ -20,8 +20,8 @@ class PresetTraining:
     """How the models of a preset are trained.
 
     Args:
-        vqvae: Of the VQ-VAE.
-        priors: Of the priors, coarse to fine.
+        vqvae: Training of the VQ-VAE.
+        priors: Trainings of the priors, coarse to fine.
         flip: Mirror half of the training images left to right.
         class_balance: How much more often the priors see records of rare classes; see `balanced`.
     """
@@ -32,7 +32,7 @@ class PresetTraining:
     class_balance: float = 0.0
 
     def scaled(self, share: float) -> PresetTraining:
-        """All trainings with this share of their steps; a warm-up is never longer than its run."""
+        """The trainings with this share of their steps; a warm-up is never longer than its run."""
 
         def scale(config: TrainConfig) -> TrainConfig:
             steps = max(1, round(config.steps * share))

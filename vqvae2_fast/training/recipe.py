@@ -1,6 +1,7 @@
-"""Both stages from images to a pipeline: VQ-VAE, codes, the priors of all levels.
+"""Both stages, from images to a pipeline: VQ-VAE, codes, and the priors of all levels.
 
-What `vqvae2-fast demo`, tools/ and users call; each part is a run of its own, and continues as one.
+`vqvae2-fast demo`, tools/ and users call it. Each part is a run of its own and can be continued as
+one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class TrainedPipeline:
         codes, held_out_codes: The stores that the priors were trained and validated on.
         recommended: Settings to draw with.
         logs: The lines of each run's log, by its folder's name: `vqvae`, `prior_top`, ...
-        seconds: What each part took, by the same names; of a part that was continued, the rest.
+        seconds: How long each part took, by the same names; for a continued part, only the rest.
     """
 
     vqvae: VQVAE2
@@ -77,7 +78,7 @@ def train_pipeline(
     and the pipeline OUT/pipeline. Sizes and classes of the priors follow from the codes.
 
     Args:
-        seed: Of the weights, the codebooks and the order of the data, in place of the preset's.
+        seed: Seed of the weights, the codebooks and the order of the data, instead of the preset's.
         resume: Continue what is in `out`; without it, a run there is an error.
         recommended: Settings to draw with, kept in the pipeline.
 

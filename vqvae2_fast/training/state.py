@@ -27,7 +27,7 @@ _ORDER = ("batch_size", "accumulate", "seed")
 
 
 class TrainingRun:
-    """A model in training with its optimiser and average, how far it is, and what it reached.
+    """A model in training with its optimiser and average, its step, and its best validation.
 
     Random numbers and batches are functions of (seed, step): a checkpoint keeps none of them.
     """
@@ -107,7 +107,7 @@ class TrainingRun:
                 "output folder."
             )
         changes = _changes({n: before[n] for n in _ORDER if n in before}, now)
-        # Checkpoints of older versions have no identity: of them nothing is known.
+        # Checkpoints of older versions have no identity to compare.
         changes += _changes(dict(saved.state.get("identity", {})), self.identity)
         if changes and not accept_changed:
             raise ValueError(
@@ -124,7 +124,7 @@ class TrainingRun:
                 if key.rpartition(".")[0] == name
             }
         if self.average is not None:
-            # A part without an average may be followed by one with it: that begins here.
+            # If the earlier part kept no average, one begins here.
             weights = {name: w.detach() for name, w in saved.model.named_parameters()}
             for name, value in (saved.average or weights).items():
                 self.average.weights[name].copy_(value)
@@ -134,7 +134,7 @@ class TrainingRun:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two parts of a run differ in; hashes are cut short."""
+    """How two parts of a run differ; hashes are shortened."""
 
     def shown(value: object) -> str:
         return f"{value:.12}" if isinstance(value, str) else f"{value}"
@@ -147,8 +147,9 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
-    """An optimiser's tensor where and as an unbroken run has it; counts of steps stay on the CPU.
+    """An optimiser's tensor on the device and in the layout that an uninterrupted run would have.
 
-    In another memory format the update would run through other loops, and round differently.
+    Counts of steps stay on the CPU. In another memory format the update would use other loops and
+    round differently.
     """
     return value if value.ndim == 0 else torch.empty_like(weight).copy_(value).detach()

@@ -1,4 +1,5 @@
-"""Arguments of the package that are not supported: an error by name where they would act."""
+"""Arguments of the package that are not supported: an error names those that would have an
+effect."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from typing import Any
 
 __all__ = ["INACTIVE_ARGUMENTS", "OTHER_ARGUMENTS", "refuse_others"]
 
-# What the package takes besides the arguments of our signature, and the values that change nothing.
+# What the package takes in addition to the arguments of our signature, and the values that have no
+# effect.
 OTHER_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "commitment_use_cross_entropy_loss": (False,),
     "orthogonal_reg_weight": (0.0,),
@@ -21,7 +23,8 @@ OTHER_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "affine_param": (False,),
     "sync_update_v": (0.0,),
 }
-# Details of what the arguments above would switch on: without that no value of them acts.
+# Details of what the arguments above switch on. While those are off, no value of these has an
+# effect.
 INACTIVE_ARGUMENTS = frozenset(
     {
         "orthogonal_reg_active_codes_only",
@@ -38,10 +41,10 @@ INACTIVE_ARGUMENTS = frozenset(
 
 
 def refuse_others(where: str, given: dict[str, Any], known: dict[str, tuple[Any, ...]]) -> None:
-    """Raise for an argument with a value that would act, or that the package does not have.
+    """Raise for an argument that the package lacks, or whose value would have an effect.
 
     Args:
-        known: The names and for each the values that change nothing.
+        known: The names, and for each the values that have no effect.
     """
     for name, value in given.items():
         if name in INACTIVE_ARGUMENTS:
@@ -57,5 +60,6 @@ def refuse_others(where: str, given: dict[str, Any], known: dict[str, tuple[Any,
 
 
 def _is(value: object, idle: object) -> bool:
-    """Equality for numbers and flags, identity for the rest: a tensor has no one truth value."""
+    """Equality for numbers and flags, identity for the rest, since comparing tensors gives no
+    single truth value."""
     return value is idle or (isinstance(value, (bool, int, float)) and value == idle)

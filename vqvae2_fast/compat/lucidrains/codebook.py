@@ -1,6 +1,6 @@
 """The codebook of `compat.lucidrains`: the package's state dict, attributes and methods.
 
-Letters: h codebooks (one, or one a head), N vectors, K codes, D dimension of a code.
+Letters: h codebooks (one, or one per head), N vectors, K codes, D dimension of a code.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Codebook"]
 class Codebook(nn.Module):
     """h codebooks `[h, K, D]` with moving averages; all its arithmetic is float32.
 
-    The buffer `initted` alone decides whether k-means still has to start the codebook.
+    Only the buffer `initted` decides whether k-means still has to start the codebook.
 
     Args:
         threshold_ema_dead_code: A code whose average count falls below it is replaced by a vector
-            of the batch; 0 for never. It may be assigned later, and like the package's it then
-            changes nothing in a codebook that was made with 0.
+            of the batch; 0 for never. It may be assigned later; as in the package, that has no
+            effect on a codebook that was made with 0.
         use_ddp: Sum statistics over the processes of the default group.
         sync_kmeans: With `use_ddp`, let codes of k-means and replacements come from the vectors of
             all processes.
@@ -82,7 +82,7 @@ class Codebook(nn.Module):
         self.register_load_state_dict_post_hook(_forget_start)  # type: ignore[no-untyped-call]
 
     def transform_input(self, x: Tensor) -> Tensor:
-        """x `[..., D]` as the search takes it: of length one for cosine."""
+        """x `[..., D]` as the search takes it: with length one for cosine."""
         return l2norm(x) if self.use_cosine_sim else x
 
     def forward(
@@ -141,12 +141,13 @@ class Codebook(nn.Module):
         return quantized, indices
 
     def search(self, x: Tensor) -> Tensor:
-        """Nearest codes, or for cosine of the largest product: `[h, N, D]` -> int64 `[h, N]`."""
+        """Nearest codes, or for cosine those of the largest product: `[h, N, D]` -> int64 `[h,
+        N]`."""
         codebooks = self.embed
         if self.use_cosine_sim:
             # With a coordinate √(M − ‖e‖²) added, M = max ‖e‖², and 0 to x, the squared distance is
-            # ‖x‖² + M − 2x·e: nearest is largest product, for codes of any length (an empty
-            # cluster of k-means is zero).
+            # ‖x‖² + M − 2x·e. So the nearest code has the largest product, whatever the lengths of
+            # the codes (an empty cluster of k-means is zero).
             norm = codebooks.square().sum(-1, keepdim=True)  # [h, K, 1]
             rest = (norm.amax(1, keepdim=True) - norm).clamp(min=0).sqrt()
             codebooks = torch.cat([codebooks, rest], dim=-1)  # [h, K, D + 1]

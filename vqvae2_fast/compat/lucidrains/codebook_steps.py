@@ -1,6 +1,6 @@
 """K-means start, moving averages and expiry of `compat.lucidrains`, as the package computes them.
 
-Letters: h codebooks (one, or one a head), N vectors, K codes, D dimension of a code.
+Letters: h codebooks (one, or one per head), N vectors, K codes, D dimension of a code.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def replace_codes_(
 ) -> None:
     """Replace the codes where `dead` `[h, K]` is True by vectors of x `[h, N, D]`.
 
-    Reads no count on the host. Distinct vectors are taken while there are enough, the same ones as
-    the package takes at an equal state of torch's generator. If there are more dead codes than
+    Reads no count on the host. If there are enough vectors, distinct ones are taken, the same ones
+    that the package takes at an equal state of torch's generator. If there are more dead codes than
     vectors, a random choice of them is replaced and the others stay dead until a later batch.
     """
     num_codes = embed.shape[1]
@@ -193,7 +193,8 @@ def _kmeans(
         means = rows[torch.randint(num_rows, (num_codes,), device=rows.device)]
     counts = means.new_zeros(num_codes)
     for _ in range(iterations):
-        # Means of cosine codebooks have length one or are zero: nearest is largest product.
+        # Means of cosine codebooks have length one or are zero, so the nearest has the largest
+        # product.
         index = ops.nearest_code(rows, means)[0]
         drawn, sums = ops.code_statistics(rows, index, num_codes)
         counts = drawn.to(sums.dtype)
@@ -206,7 +207,7 @@ def _kmeans(
 
 
 def _row_of_some_rank(rows: Tensor, place: Tensor) -> Tensor:
-    """Rows `[K, D]` at `place`, dealt out over the processes in turn; the same on all."""
+    """Rows `[K, D]` at `place`, taken from the processes in turn; the same on all of them."""
     world, rank = dist.get_world_size(), dist.get_rank()
     own = place.remainder(world) == rank
     if len(rows):
@@ -219,7 +220,7 @@ def _row_of_some_rank(rows: Tensor, place: Tensor) -> Tensor:
 
 
 def _all_reduce_(*tensors: Tensor) -> None:
-    """Sum over the processes of the default group, which must be there."""
+    """Sum over the processes of the default group, which must exist."""
     if not dist.is_initialized():
         raise RuntimeError(
             "VectorQuantize: sync_codebook=True, but there is no process group. Call "
@@ -230,7 +231,8 @@ def _all_reduce_(*tensors: Tensor) -> None:
 
 
 def _compressed(x: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """Each codebook's entries `[N, ...]` where mask `[h, N]` is True: with a mask, a GPU waits."""
+    """Each codebook's entries `[N, ...]` where mask `[h, N]` is True. A mask makes the host wait
+    for a GPU."""
     if mask is None:
         return list(x)
     return [entries[kept] for entries, kept in zip(x, mask, strict=True)]

@@ -7,12 +7,12 @@ and your state dicts. The tests compare the module with the package itself. What
 - The search is exact, and ties take the lowest index (the package's distances are float32 roots).
 - `quantized` is the exact codebook row in training too, with the package's gradient; the package's
   rotated or straight-through value is a rounding error away. The codebook then moves, so in
-  training `quantized` equals `codebook[indices]` of before the update.
+  training `quantized` equals `codebook[indices]` as it was before the update.
 - `mask` works together with projections or heads, where the package's shapes do not fit.
 - An empty batch has a loss of 0, where the package's is NaN, and does not start a codebook.
 - Where a batch has fewer vectors than there are dead codes, both replace a random choice of the
   codes, not the same one.
-- `perplexity` and `usage` tell how the latest batch used the codes.
+- `perplexity` and `usage` say how the latest batch used the codes.
 - `torch.compile` makes one graph of a training step without a mask.
 
 Letters: B batch, N positions, h heads, K codes, D codebook_dim.
@@ -66,10 +66,11 @@ class VectorQuantize(nn.Module):
         ema_update: Whether codes follow their averages.
         return_zeros_for_masked_padding: Masked positions return zeros; otherwise the input.
         route_gradients_to_input: Whether `quantized` has a gradient to x.
-        others: Further arguments of the package, with values that do not act.
+        others: Further arguments of the package, with values that have no effect.
 
     Raises:
-        NotImplementedError: A further argument of the package has a value that would act.
+        NotImplementedError: A further argument of the package has a value that would have an
+            effect.
         TypeError: The package has no such argument.
     """
 
@@ -156,7 +157,7 @@ class VectorQuantize(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """`[K, D]`, or `[h, K, D]` with one codebook a head; can be assigned."""
+        """`[K, D]`, or `[h, K, D]` with one codebook per head; can be assigned."""
         embed = self._codebook.embed
         return embed if self.separate_codebook_per_head else embed[0]
 
@@ -235,11 +236,12 @@ class VectorQuantize(nn.Module):
             quantized = quantized.to(x.dtype)
 
         commitment = self.zero
-        # A graph can make no leaf that requires a gradient; there the loss follows its inputs.
+        # A compiled graph cannot make a leaf that requires a gradient; there the loss requires one
+        # if its inputs do.
         is_leaf = self.training and not torch.compiler.is_compiling()
         loss = torch.zeros_like(self.zero, requires_grad=is_leaf)
         if self.training and self.commitment_weight > 0 and x.shape[0] > 0:
-            # The package compares masked vectors with its input as it came, not normalised.
+            # The package compares masked vectors with its original input, which is not normalised.
             as_it_came = mask is not None and self.heads == 1 and not self.has_projections
             target = sequence.reshape(rows.shape) if as_it_came else rows
             if row_mask is None:

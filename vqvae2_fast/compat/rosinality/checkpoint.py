@@ -1,4 +1,4 @@
-"""The port's checkpoint files: read without executing a pickle, explained where they do not fit.
+"""The port's checkpoint files: reads them without executing a pickle, and explains misfits.
 
 Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`); one among other things, as in
 `{"model": state dict, "args": Namespace, "optimizer": ...}` (`checkpoint/pixelsnail_top_420.pt`);
@@ -31,13 +31,13 @@ _WEIGHT_NORM = {
     "parametrizations.weight.original0": "weight_g",
     "parametrizations.weight.original1": "weight_v",
 }
-# Where the state dict is if a file holds several.
+# Names of the state dict to take if a file holds several.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
-# A key with which the keys of a whole model begin, and those of a part of one do not.
+# A key that every whole model has, and that a part of one lacks.
 _FIRST_KEY = re.compile(r"(?:^|.*\.)(?=enc_b\.blocks\.0\.weight$|horizontal\.conv\.conv\.)")
 _PARTS = ("module.", "_orig_mod.")  # prefixes of any module
 
-# A part of a key, and whose files have such keys.
+# A part of a key, and the origin of files that have such keys.
 _ORIGINS = (
     ("_codebook.", "vector-quantize-pytorch: use vqvae2_fast.compat.lucidrains.VectorQuantize"),
     ("quantizers.", "a native VQVAE2 of vqvae2_fast: use vqvae2_fast.load and `from_native`"),
@@ -96,7 +96,7 @@ def load_checkpoint(path: str | Path, *, check_finite: bool = True) -> Checkpoin
     plain = _plain_keys(_unwrapped(loaded, where), where)
     for key, tensor in plain.items():
         if tensor.layout != torch.strided or tensor.numel() > tensor.untyped_storage().nbytes():
-            # A model is made in the sizes of its tensors: these have to be there.
+            # A model is made with the sizes of its tensors, so their values have to exist.
             raise ValueError(f"{where}: {short(key)} has fewer values than its shape says.")
         if check_finite and tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(
@@ -115,7 +115,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _unwrapped(loaded: Any, where: str) -> dict[str, Tensor]:
-    """The state dict that a file is, or the one that it holds."""
+    """The content of a file as a state dict, or the state dict in it."""
     if _is_state_dict(loaded):
         state_dict: dict[str, Tensor] = loaded
         return state_dict
@@ -154,7 +154,7 @@ def _plain_keys(
             f"{short(', '.join(prefixes))}. Keep the keys of one of them."
         )
     if prefixes:
-        prefix = prefixes[0]  # "" if there is a model without one
+        prefix = prefixes[0]  # "" if a model has no prefix
         if prefix and only_the_model:
             plain = {key: value for key, value in plain.items() if key.startswith(prefix)}
         plain = {key.removeprefix(prefix): value for key, value in plain.items()}
@@ -166,7 +166,7 @@ def _plain_keys(
 
 
 def _with_weight_norm(plain: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights whose norm was removed, as the norm and direction that give them again."""
+    """Weights whose norm was removed, split again into norm and direction."""
     split: dict[str, Tensor] = {}
     for key, value in plain.items():
         if not key.endswith(".weight") or value.dim() < 2:
@@ -174,7 +174,7 @@ def _with_weight_norm(plain: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         norm = torch.norm_except_dim(value, 2, 0)
         split[f"{key}_g"] = norm
-        # A row of zeros has no direction: any will do.
+        # A row of zeros has no direction, so any will do.
         split[f"{key}_v"] = torch.where(norm > 0, value, torch.ones_like(value))
     return split
 

@@ -3,9 +3,9 @@
 Port to native and back gives equal tensors. A native model becomes a port one only where the port
 has its layers; `from_native` says what it lacks.
 
-What the two do differently with equal weights, all of it in training only: the native VQ-VAE moves
-its codebooks when `update_codebooks_` is called, the port's in its forward; the native prior's
-dropout of the conditioning and output stacks follows the configuration, the port's is 0.1.
+With equal weights the two differ only in training: the native VQ-VAE moves its codebooks when
+`update_codebooks_` is called, the port's in its forward; the native prior's dropout of the
+conditioning and output stacks follows the configuration, the port's is 0.1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["from_native", "load_pixelsnail", "load_vqvae", "to_native"]
 _Port = TypeVar("_Port", VQVAE, PixelSNAIL)
 _Model = TypeVar("_Model", bound="nn.Module")
 
-# Parts of a key, port's and native, in the order in which they are replaced.
+# Parts of keys, the port's and ours, in the order in which they are replaced.
 _VQVAE_NAMES = (
     (r"^enc_b\.blocks", "encoders.0.layers"),
     (r"^enc_t\.blocks", "encoders.1.layers"),
@@ -73,13 +73,13 @@ def load_vqvae(
 ) -> VQVAE:
     """The port's VQVAE of a checkpoint file, in evaluation mode; sizes are read off its tensors.
 
-    A file does not tell whether it was trained before 2021-01-23, when the port's residual blocks
+    A file does not say whether it was trained before 2021-01-23, when the port's residual blocks
     added ReLU(x) instead of x. The wrong choice gives bad codes and images without an error.
 
     Args:
         rectified_skip: True for a model that was trained before that day, such as the published
             `vqvae_560.pt`; False for a later one.
-        images: In place of `rectified_skip`: some images like those that the model was trained on,
+        images: Instead of `rectified_skip`, some images like those that the model was trained on,
             `[B, C, H, W]` in [-1, 1]. The choice that reconstructs them better is taken.
 
     Raises:
@@ -107,7 +107,7 @@ def _reconstruction_error(model: VQVAE, images: Tensor, rectified_skip: bool) ->
 
 
 def load_pixelsnail(path: str | Path, *, activated_skip: bool = False) -> PixelSNAIL:
-    """The port's PixelSNAIL of a file, as `load_vqvae`; dropout is that of the file's `args`.
+    """The port's PixelSNAIL of a file, like `load_vqvae`; dropout is that of the file's `args`.
 
     Args:
         activated_skip: True for a prior that was trained before 2020-07-02; see `PixelSNAIL`.
@@ -146,18 +146,19 @@ def to_native(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL: ...
 def to_native(
     model: VQVAE | PixelSNAIL, image_size: tuple[int, int] | None = None
 ) -> VQVAE2 | native_pixelsnail.PixelSNAIL:
-    """The native model of the same weights, mode, device and dtype.
+    """The native model with the same weights, mode, device and dtype.
 
     Args:
-        model: Of the port.
-        image_size: For a VQVAE, what its configuration says; 256×256, the port's, if left out.
+        model: A model of the port.
+        image_size: For a VQVAE, the image size of its configuration; by default 256×256 as in the
+            port.
 
     Raises:
         TypeError: Not a model of the port.
         ValueError: A prior that takes a condition in its layers but has no conditioning stack, or
             whose map cannot be halved.
     """
-    with torch.random.fork_rng(devices=[]):  # the start of the weights draws from the generator
+    with torch.random.fork_rng(devices=[]):  # initialising the weights draws from the generator
         if isinstance(model, VQVAE):
             return _to_native_vqvae(model, image_size or (256, 256))
         if isinstance(model, PixelSNAIL):
@@ -173,7 +174,7 @@ def from_native(model: VQVAE2) -> VQVAE: ...
 @overload
 def from_native(model: native_pixelsnail.PixelSNAIL) -> PixelSNAIL: ...
 def from_native(model: VQVAE2 | native_pixelsnail.PixelSNAIL) -> VQVAE | PixelSNAIL:
-    """The port's model of the same weights, mode, device and dtype.
+    """The port's model with the same weights, mode, device and dtype.
 
     Raises:
         TypeError: Not a native model.
@@ -344,7 +345,7 @@ def _filled(target: _Model, source: nn.Module, native_name: Callable[[str], str]
     port, native = (source, target) if to_native else (target, source)
     names = {native_name(key): key for key in port.state_dict()}
     own = native.state_dict()
-    # What the port has no counterpart of: the codebook's step number and its flag.
+    # The port has no counterpart of the codebook's step number and its flag.
     extra = {key for key in own if key.endswith((".steps", ".initialised"))}
     assert names.keys() == own.keys() - extra, sorted(names.keys() ^ own.keys())
 

@@ -44,7 +44,7 @@ class _WeightNorm(nn.Module):
         self.weight_v = nn.Parameter(weight.detach())
 
     def __getattr__(self, name: str) -> Any:
-        # nn.Module asks here for what is not an attribute, as `weight` is none any more.
+        # nn.Module looks here for what is not an attribute; `weight` no longer is one.
         if name == "weight" and "weight_v" in self._parameters:
             return torch._weight_norm(self.weight_v, self.weight_g, 0)
         return super().__getattr__(name)
@@ -65,7 +65,8 @@ class _NormedLinear(_WeightNorm, nn.Linear):
 
 
 class _NormedConv2d(_WeightNorm, nn.Conv2d):
-    """A convolution to what looks for `nn.Conv2d` among the modules; `WNConv2d` computes it."""
+    """A convolution for code that looks for `nn.Conv2d` among the modules; `WNConv2d` computes
+    it."""
 
     def __init__(
         self,
@@ -131,8 +132,8 @@ class CausalConv2d(nn.Module):
 
     Args:
         padding: `downright`: kernel columns end at the current one. `down`: they are centred, and
-            the current row counts in full. `causal`: centred, without the centre and what is right
-            of it in the current row.
+            the whole current row counts. `causal`: centred, without the centre and what is right of
+            it in the current row.
     """
 
     def __init__(

@@ -1,11 +1,12 @@
 """The port's LMDB store of codes (`extract_code.py`), read without trusting its pickles.
 
 A value is the pickle of `dataset.CodeRow(top, bottom, filename)` with NumPy arrays. The reader here
-knows that one shape: the names which such a pickle mentions are answered by stubs that only keep
-their arguments, every other name is refused, and the arrays are rebuilt from their bytes with
-sizes checked. Neither NumPy's reconstruction functions nor any named class is called.
+accepts only that form: the names in such a pickle stand for stubs that only keep their arguments,
+every other name is refused, and the arrays are rebuilt from their bytes with sizes checked. Neither
+NumPy's reconstruction functions nor any named class is called.
 
-The store holds no labels, but a filename starts with the class's folder; and it does not tell K.
+The store holds no labels, but a filename starts with the folder of its class. Nor does it say what
+K is.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ _INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4")
 
 
 class _Frozen(type):
-    """A pickle can set attributes on any object that it holds: on the stubs' classes it cannot."""
+    """Refuses to set attributes on the stubs' classes, as a pickle can on any object that it
+    names."""
 
     def __setattr__(cls, name: str, value: object) -> None:
         raise pickle.UnpicklingError(f"it sets the attribute {name!r} of a class")
@@ -152,7 +154,7 @@ class _CodeRowUnpickler(pickle.Unpickler):
 
 
 class _OuterUnpickler(_CodeRowUnpickler):
-    """Also of the pickle of a pickle, as `CodeRow` makes one."""
+    """Also accepts the pickle in a pickle that `CodeRow` makes."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_pickle", "loads"):
@@ -168,9 +170,9 @@ class _Inner(metaclass=_Frozen):
 
 
 def _checked(value: bytes) -> io.BytesIO:
-    """A pickle to read, unless it asks for memory that it does not fill."""
+    """Opens a pickle for reading, but refuses one that asks for memory that it does not fill."""
     for operation, argument, _ in pickletools.genops(value):
-        # The memo of the unpickler is an array, which an index makes as long as it says.
+        # The memo of the unpickler is an array, which grows to any index that a pickle names.
         if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
             raise ValueError(f"it keeps an object under the number {argument}")
     return io.BytesIO(value)
@@ -281,7 +283,7 @@ def _open(path: str) -> Any:
         raise ValueError(
             f"LMDBDataset: {printable(path)} does not open as an LMDB store: {short(error)}."
         ) from error
-    if size < expected:  # reading the mapped pages behind its end would kill this process
+    if size < expected:  # reading mapped pages beyond its end would kill this process
         env.close()
         raise ValueError(
             f"LMDBDataset: {printable(data)} has {size} bytes, expected {expected}; it was cut."
@@ -298,8 +300,8 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
 
     Args:
         path: The folder that `extract_code.py --name` wrote.
-        num_embeddings: K of the VQ-VAE that made the codes; the store does not tell. The port's
-            scripts use 512.
+        num_embeddings: K of the VQ-VAE that made the codes, which the store does not say. The
+            port's scripts use 512.
 
     Returns:
         Codes top, bottom; labels by the sorted folders of the filenames, as ImageFolder numbers
@@ -315,7 +317,7 @@ def import_lmdb_codes(path: str | Path, out: str | Path, num_embeddings: int) ->
     if not len(dataset):
         raise ValueError(f"import_lmdb_codes: {path} holds no records.")
     first = _sizes(*dataset[0][:2])
-    # Classes are numbered by their names, so that all are needed before a record is written.
+    # Classes are numbered by their names, so all names are needed before a record is written.
     folders: list[str] = []
     for index, (top, bottom, filename) in enumerate(dataset):
         sizes = _sizes(top, bottom)

@@ -161,7 +161,7 @@ class PixelBlock(nn.Module):
             out = resblock(out, condition=condition)
         first = next(iter(self.resblocks), None)
         if isinstance(first, GatedResBlock) and first.activated_skip:
-            input = first.activation(input)  # where it worked in place, the key saw its result
+            input = first.activation(input)  # if it works in place, the key sees its result
         result: Tensor
         if not self.attention:
             result = self.out(torch.cat([out, background], 1))
@@ -199,7 +199,8 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         res_channel: Channels inside a gated residual layer.
         attention: Whether blocks end in attention.
         dropout: In the blocks and their attention; elsewhere it is 0.1.
-        n_cond_res_block, cond_res_channel, cond_res_kernel: Of the conditioning stack; 0 for none.
+        n_cond_res_block, cond_res_channel, cond_res_kernel: Sizes of the conditioning stack; 0 for
+            none.
         n_out_res_block: Residual 1×1 layers on top.
         activated_skip: Gated residual layers add ELU(x) instead of x to their result, as the port's
             did until 2020-07-02: their ELU worked in place. Priors that were trained before that
@@ -293,7 +294,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         Args:
             input: Codes, int64 `[B, h, W]`: the whole map or its first h rows.
             condition: The coarser map, int64 `[B, H/2, W/2]`.
-            cache: Filled with the condition's features, which a next call then does not compute.
+            cache: Filled with the condition's features, which the next call then does not compute.
 
         Returns:
             logits `[B, V, h, W]`, and the cache.
@@ -353,7 +354,7 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
             return tuple(state_dict[key].shape)
 
         def count(pattern: str, start: int = 0) -> int:
-            """How many keys there are of `pattern` with start, start + 1, ... for the star."""
+            """How many keys match `pattern` with start, start + 1, ... in place of the star."""
             index = start
             while pattern.replace("*", str(index)) in state_dict:
                 index += 1

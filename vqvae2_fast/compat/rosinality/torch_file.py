@@ -1,8 +1,9 @@
 """Files of `torch.save`, read without running anything of them.
 
 torch's safe loader reads tensors, plain containers, numbers and strings. The arguments of a script,
-which such files often hold next to the weights, may also be paths and NumPy numbers: what a file
-names for these is answered by stand-ins that give strings and numbers. Anything else is refused.
+which such files often hold next to the weights, may also be paths and NumPy numbers: the names that
+a file has for these stand for replacements that return strings and numbers. Anything else is
+refused.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def read_torch_file(path: Path) -> Any:
         try:
             return _load(file)
         except pickle.UnpicklingError as error:
-            # torch's own message advises to switch its safe loading off.
+            # torch's own message advises switching its safe loading off.
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
             reason = f"asks for {named[1]}" if named else "is damaged or not a file of torch.save"
             raise ValueError(

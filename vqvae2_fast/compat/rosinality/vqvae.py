@@ -6,8 +6,8 @@ tensors computed with it (`tests/data/golden`). Library defaults live in `vqvae2
 
 Quirks of the port, kept on purpose:
 - `VQVAE(decay=...)` is accepted and ignored: both quantisers use 0.99.
-- The moving averages start from a count of zero, so a code that takes no vector is flung out to
-  1e5 times its length and comes back after about 1,145 steps.
+- The moving averages start from a count of zero, so a code that takes no vector grows to 1e5 times
+  its length and returns after about 1,145 steps.
 - `Quantize` returns `x + (q - x)`: up to a rounding error away from the codebook row q.
 - The codebook is stored as `[D, K]`: codes are columns.
 - `diff` has shape `(1,)` and is the sum over the levels, without the weight of 0.25.
@@ -309,7 +309,7 @@ class VQVAE(LoadsPortFiles, nn.Module):
             "in_channel": weight.shape[1],
             "channel": state_dict["enc_b.blocks.4.weight"].shape[0],
             "n_res_block": len(residual),
-            # Without residual blocks the file does not tell; the argument then changes nothing.
+            # Without residual blocks the file does not say; the argument then has no effect.
             "n_res_channel": state_dict[residual[0]].shape[0] if residual else 32,
             "embed_dim": dim,
             "n_embed": n_embed,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 K, D, CHANNELS, RESIDUAL, BLOCKS = 256, 32, 48, 48, 2
 PRIOR_CHANNELS = 64
-SIZES = ((4, 4), (8, 8))  # 80 codes of 8 bits: 640 bits an image before the priors
+SIZES = ((4, 4), (8, 8))  # 80 codes of 8 bits: 640 bits per image before the priors
 BATCH = 32
 PEAK_RATE = 3e-3  # of both of our stages
 
@@ -191,7 +191,7 @@ def bits_of_prior(
     held_out: list[Tensor],
     seconds: float,
 ) -> dict[str, Any]:
-    """Held-out bits an image of one level, weights of the prior, steps."""
+    """Held-out bits per image of one level, weights of the prior, steps."""
     port = contender.port_modules
     model = prior_of(level, port)
 
@@ -246,7 +246,7 @@ def measure(
 
 def show(rows: dict[str, dict[str, Any]]) -> None:
     print(
-        "| | PSNR, dB | top codes | bottom codes | bits an image | marginal | parameters | steps |"
+        "| | PSNR, dB | top codes | bottom codes | bits per image | marginal | parameters | steps |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():

@@ -138,7 +138,7 @@ def main() -> None:
         }
         for kind, size in bytes_of.items():
             print(
-                f"{kind}: {size / options.records:.0f} bytes a record, written at "
+                f"{kind}: {size / options.records:.0f} bytes per record, written at "
                 f"{options.records / seconds[kind]:.0f} records/s"
             )
         check_equal(**contenders)

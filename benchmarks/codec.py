@@ -45,7 +45,7 @@ def print_bits(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None) -
     told = labels
     if told is None and pipeline.num_classes:
         told = torch.full((images,), pipeline.num_classes)
-    print("| level | promised, bits an image | written | more | more, bits an image |")
+    print("| level | promised, bits per image | written | more | more, bits per image |")
     print("|---|---|---|---|---|")
     for level, name in enumerate(level_names(len(codes))):
         nats = 0.0
@@ -63,8 +63,8 @@ def print_bits(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None) -
             f"| {name} | {promised / images:.2f} | {written / images:.2f} | "
             f"{written / promised - 1:+.3%} | {more:+.2f} |"
         )
-    print(f"header, lengths, labels: {8 * found.overhead_bytes / images:.2f} bits an image")
-    print(f"file: {len(data)} bytes, {8 * len(data) / images:.1f} bits an image\n")
+    print(f"header, lengths, labels: {8 * found.overhead_bytes / images:.2f} bits per image")
+    print(f"file: {len(data)} bytes, {8 * len(data) / images:.1f} bits per image\n")
 
 
 def print_speed(
@@ -118,7 +118,7 @@ def print_stores(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None)
         import zstandard
 
         sizes["zstd -19 of codes"] = len(zstandard.ZstdCompressor(level=19).compress(plain))
-    print("| kept as | bytes an image |\n|---|---|")
+    print("| kept as | bytes per image |\n|---|---|")
     for name, size in sizes.items():
         print(f"| {name} | {size / images:.1f} |")
     print()

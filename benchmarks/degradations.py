@@ -100,7 +100,7 @@ def main() -> None:
 
         base = features("reference", reference)
         found = {name: compare_sets(base, features(name, images)) for name, images in sets.items()}
-    print(f"{options.images} images a set, features of {extractor.name}\n")
+    print(f"{options.images} images per set, features of {extractor.name}\n")
     measures = list(found["floor"])
     print("| set |" + "".join(f" {m} |" for m in measures))
     print("|---|" + "---|" * len(measures))

@@ -170,7 +170,7 @@ def main() -> None:
             f"  condition {parts['condition']:.2f} s\n"
             f"  row phase {parts['rows']:.2f} s, {row_rate / 1e9:.0f} GFLOP/s, "
             f"{row_rate * min(flop):.0%} of sgemm at {1e-9 / min(flop):.0f}\n"
-            f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us a position, "
+            f"  pixel phase {parts['pixels']:.2f} s, {position * 1e6:.0f} us per position, "
             f"{num_bytes / 1e6:.1f} MB, {min(read) / position:.0%} of a read loop at "
             f"{num_bytes / min(read) / 1e9:.0f} GB/s"
         )

@@ -70,7 +70,7 @@ def draw(rows: list[dict[str, object]], caption: str, path: Path) -> None:
         axis.set_xlabel(label)
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
-        axis.set_ylabel("us a code")
+        axis.set_ylabel("us per code")
         axis.set_ylim(bottom=1)
         axis.grid(alpha=0.3, which="both")
         axis.legend()

@@ -97,7 +97,7 @@ def main() -> None:
         rate = all_bytes / min(read)  # bytes a us
         total = mean.sum((0, 2)).amax()
         print(
-            f"{name}: {total:.0f} us a position, {all_bytes / 1e6:.1f} MB of {arguments.weights} "
+            f"{name}: {total:.0f} us per position, {all_bytes / 1e6:.1f} MB of {arguments.weights} "
             f"weights; a read loop over them {min(read):.0f} us ({rate / 1e3:.0f} GB/s), "
             f"{min(read) / total:.0%}; {arguments.threads} threads, load {os.getloadavg()[0]:.1f}\n"
             f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"

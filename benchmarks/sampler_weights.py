@@ -1,4 +1,4 @@
-"""What rounded weights cost: held-out bits a code and KL of engines cpu_bfloat16 and cpu_int8.
+"""What rounded weights cost: held-out bits per code and KL of engines cpu_bfloat16 and cpu_int8.
 
     python benchmarks/sampler_weights.py [--pipeline emoji32]
     python benchmarks/sampler_weights.py --priors prior_top prior_bottom --codes codes
@@ -75,7 +75,7 @@ def main() -> None:
         raise SystemExit("benchmarks/sampler_weights.py: no compiled module: pip install . first.")
     pipeline = None if arguments.priors else vqvae2_fast.from_preset(arguments.pipeline)
     priors = pipeline.priors if pipeline else [vqvae2_fast.load(path) for path in arguments.priors]
-    print("| prior | engine | bits a code | more | KL, nats |\n|---|---|---|---|---|")
+    print("| prior | engine | bits per code | more | KL, nats |\n|---|---|---|---|---|")
     for level, prior in enumerate(priors):
         if pipeline:
             batches = emoji_codes(pipeline.vqvae, arguments.batch)

@@ -1,4 +1,4 @@
-"""Several codes a step (`window`): how many are kept, what a step costs and wins.
+"""Several codes per step (`window`): how many are kept, what a step costs and wins.
 
     python benchmarks/sampler_window.py [--pipeline emoji32] [--windows 1 2 4 8 16] [--port]
     python benchmarks/sampler_window.py --device cuda    # engine `cuda` in place of `cpu`
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling import SamplingPlan
 
 HEADER = (
-    "| window | ms a draw | times window 1 | codes a step | us a step | steps of window 1 |\n"
+    "| window | ms per draw | times window 1 | codes per step | us per step | steps of window 1 |\n"
     "|---|---|---|---|---|---|"
 )
 
@@ -74,7 +74,7 @@ def draw(plan: SamplingPlan, request: DrawRequest) -> tuple[Tensor, float, float
     drawn = draw_cuda(plan, request, steps=counted)
     steps = int(counted)  # waits for the draw
     seconds = time.perf_counter() - start
-    # Without windows steps are not counted: one a code.
+    # Without windows steps are not counted: one per code.
     return drawn.codes, plan.size[0] * plan.size[1] if request.window == 1 else steps, seconds
 
 

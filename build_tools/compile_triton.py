@@ -89,7 +89,7 @@ def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
 
 
 def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
-    """Registers a thread, bytes of spills a thread, shared memory a block, warps that fit an SM."""
+    """Registers and spilled bytes per thread, shared memory per block, warps that fit an SM."""
     warps = compiled.metadata.num_warps
     shared = compiled.metadata.shared
     if target.gpu.backend == "hip":
@@ -101,7 +101,7 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
         registers = field("vgpr_count")
         # Scratch memory; scalar registers that overflow into lanes of vectors stay on chip.
         spills = field("private_segment_fixed_size")
-        # Each of the four SIMDs of a compute unit has 512 registers a lane, in steps of 8.
+        # Each of the four SIMDs of a compute unit has 512 registers per lane, in steps of 8.
         by_registers = 4 * min(8, 512 // max(8, -(-registers // 8) * 8)) // warps
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -115,7 +115,7 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
             ).stdout
         registers = int(re.search(r"REG:(\d+)", dump).group(1))
         spills = int(re.search(r"STACK:(\d+)", dump).group(1))
-        # 65,536 registers an SM, given to warps in steps of 256.
+        # 65,536 registers per SM, given to warps in steps of 256.
         by_registers = 65536 // (-(-registers * 32 // 256) * 256) // warps
     blocks = min(by_registers, target.warps // warps, 32)
     if shared:

@@ -17,7 +17,7 @@ SUMMARY = ROOT / "docs" / "triton-kernels.csv"
 TARGET = "sm_90"
 HEADER = (
     f"| compiled for {TARGET}, the most that a variant takes "
-    "| registers a thread | spills | shared memory a block | occupancy |"
+    "| registers per thread | spills | shared memory per block | occupancy |"
 )
 
 

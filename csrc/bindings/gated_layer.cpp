@@ -41,7 +41,7 @@ Tensor new_map_in(const Layout& layout, const Tensor& like) {
   return torch::stable::new_empty(like, {batch, channels, height, like.size(3)});
 }
 
-// The condition of each row: one a row, or one an image.
+// The condition of each row: one per row, or one per image.
 class Condition {
  public:
   Condition(const std::optional<Tensor>& condition, const Tensor& h, const Layout& layout) {

@@ -6,7 +6,7 @@
 
 namespace vqvae2_fast::cpu {
 
-// ELU, dropout or both, of maps of `positions` rows an image.
+// ELU, dropout or both, of maps of `positions` rows per image.
 struct Activation {
   bool elu = false;
   float dropout_p = 0;  // 0 for none

@@ -170,7 +170,7 @@ def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp
     assert "batch 8 (8 network rows), weights of 2 bytes" in values["plans"]["the"][0]
     text = run("info", "--sampler", tmp_path / "prior", "--window", "4")[1]
     assert "stages a step" in text
-    assert "a window of 4 columns; one code a step takes" in text
+    assert "a window of 4 columns; one code per step takes" in text
     code, _, error = run("info", "--sampler", tmp_path / "prior", "--window", "0")
     assert code == 2
     assert "--window must be >= 1, got 0" in error

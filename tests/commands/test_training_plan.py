@@ -49,7 +49,7 @@ def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkey
     monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))
     code, told, _ = vqvae_run("--dry-run")
     assert code == 0
-    assert "about 2 hours, 1,800 s a step" in told
+    assert "about 2 hours, 1,800 s per step" in told
     assert "--train.steps=2 would take an hour" in told
 
 

@@ -30,7 +30,7 @@ def memory() -> CodeSet:
 
 @pytest.fixture
 def path(tmp_path, memory) -> Path:
-    memory.write(tmp_path / "s", shard_bytes=5 * 51)  # 5 records a shard
+    memory.write(tmp_path / "s", shard_bytes=5 * 51)  # 5 records per shard
     return tmp_path / "s"
 
 

@@ -193,7 +193,7 @@ def test_no_code_restarts_at_the_first_step_for_having_started_at_one() -> None:
     quantizer = VectorQuantizerEMA(K, D, init="normal")
     without = copy.deepcopy(quantizer)
     without.restart = 0
-    # 1000 vectors a code: N / K is far above all counts, which start at one.
+    # 1000 vectors per code: N / K is far above all counts, which start at one.
     z = torch.randn(1000 * K, D)
     quantizer(z)
     without(z)

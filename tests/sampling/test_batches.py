@@ -57,7 +57,7 @@ def test_codes_per_image_counts_all_levels():
     ("arguments", "message"),
     [
         ({"count": -1}, "count >= 0 and batch_size >= 1, got -1 and 64"),
-        ({"count": 2, "labels": torch.tensor([0])}, "labels of 2 rows, one a sample, got 1"),
+        ({"count": 2, "labels": torch.tensor([0])}, "labels of 2 rows, one per sample, got 1"),
         ({"count": 2, "known": [None, torch.zeros(3, 8, 8)]}, "known of 2 rows, .* got 3"),
     ],
 )

@@ -262,7 +262,7 @@ def test_a_prior_too_large_for_the_card_is_refused_with_the_reason(sampler_on_cp
     plan = plan_of(prior, sampler_module.interface_of(prior))
     assert cuda.why_not_plan(sampler_on_cpu, CARD, plan) is None
     small = cuda.Card(blocks=4, shared_bytes=8 << 10, threads=64)
-    assert "bytes of shared memory a block" in cuda.why_not_plan(sampler_on_cpu, small, plan)
+    assert "bytes of shared memory per block" in cuda.why_not_plan(sampler_on_cpu, small, plan)
     tall = tiny_prior(kernel_size=21)
     plan = plan_of(tall, sampler_module.interface_of(tall))
     assert "20 rows above, more than 8" in cuda.why_not_plan(sampler_on_cpu, CARD, plan)

@@ -1,4 +1,4 @@
-"""Several codes a step (`window`): the same bits as one code a step, whatever the guesses."""
+"""Several codes per step (`window`): the same bits as one code per step, whatever the guesses."""
 
 import pytest
 import torch

@@ -85,7 +85,7 @@ class Compress(Command):
         }
         shown = ", ".join(f"{name} {size / found.images:,.0f}" for name, size in bits.items())
         drawn = names[len(bits) :]
-        rate = f", {values['bits_per_pixel']:.3f} bits a pixel" if pixels else ""
+        rate = f", {values['bits_per_pixel']:.3f} bits per pixel" if pixels else ""
         lines = [
             f"{found.images:,} images or tiles in {total:,} bytes: "
             f"{found.bits_per_image:,.0f} bits each ({shown} bits of codes){rate}",

@@ -114,7 +114,7 @@ class Demo(Command):
             held_out,
             self.out / "reconstructions.png",
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "
-            f"{values['bits_per_image']:.0f} bits an image",
+            f"{values['bits_per_image']:.0f} bits per image",
         )
         title = f"New images by class: {_DRAWN}"
         write_picture(self.out / "samples.png", sample_grid(samples, labels, classes, title=title))
@@ -272,11 +272,11 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
                 "give (marginal entropy). Held-out images.",
                 header=(
                     "level",
-                    "codes an image",
-                    "nats a code",
-                    "bits a code",
-                    "bits an image",
-                    "marginal bits an image",
+                    "codes per image",
+                    "nats per code",
+                    "bits per code",
+                    "bits per image",
+                    "marginal bits per image",
                     "perplexity",
                 ),
                 rows=levels,

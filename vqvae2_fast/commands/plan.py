@@ -163,7 +163,7 @@ def _check_memory(
 def _time_line(cost: StepCost, config: TrainConfig) -> str:
     expected = cost.seconds * config.steps
     each = number(cost.seconds, 2)
-    line = f"time: about {_duration(expected)}, {each} s a step, and the validations"
+    line = f"time: about {_duration(expected)}, {each} s per step, and the validations"
     if expected > _HOUR:
         steps = max(1, round(_HOUR / cost.seconds))
         line += f"; steps={steps} would take an hour"

@@ -138,7 +138,7 @@ class TrainPrior(TrainingCommand):
         return Result(
             values,
             [
-                f"held out: {trained.metrics['bits_per_image']:.0f} bits an image; "
+                f"held out: {trained.metrics['bits_per_image']:.0f} bits per image; "
                 f"marginal entropy {marginal * per_image:.0f}",
                 f"run: {out}",
                 f"picture: {out / 'curves.png'}",

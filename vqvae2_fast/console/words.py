@@ -23,7 +23,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def described(values: Mapping[str, Any], indent: str = "") -> list[str]:
-    """A record as lines, one a field, records inside it indented below their names.
+    """A record as lines, one per field, records inside it indented below their names.
 
     A field `..._size` is written as 32x32, one `..._sizes` as 8x8, 16x16, and `num_codes` as
     number of codes.

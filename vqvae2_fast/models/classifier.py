@@ -53,8 +53,8 @@ class ClassifierConfig:
         least = 64 if self.network == "resnet50" else 8
         if min(self.image_size) < least:
             raise ValueError(
-                f"ClassifierConfig: {self.network} needs images of at least {least} pixels a side, "
-                f"got {self.image_size}; network='small' takes 8."
+                f"ClassifierConfig: {self.network} needs images of at least {least} pixels per "
+                f"side, got {self.image_size}; network='small' takes 8."
             )
         if self.first_stride not in (1, 2):
             raise ValueError(

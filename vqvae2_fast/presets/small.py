@@ -73,7 +73,7 @@ _TRAINING = PresetTraining(
         validate_every=130,
         save_every=650,
     ),
-    # Held-out bits an image at 600 and 400 steps by peak rate (top, bottom): 277, 941 at 3e-3;
+    # Held-out bits per image at 600 and 400 steps by peak rate (top, bottom): 277, 941 at 3e-3;
     # 268, 898 at 6e-3; 264, 873 at 1.2e-2, where the top begins to overfit.
     priors=(
         TrainConfig(

@@ -29,7 +29,7 @@ def plot_curves(
     marginal_bits: Mapping[str, float] | None = None,
     num_embeddings: int | None = None,
 ) -> None:
-    """Draw what the logs of a VQ-VAE and of priors hold: error, PSNR, use of codes, bits a code.
+    """Draw what the logs of a VQ-VAE and of priors hold: error, PSNR, use of codes, bits per code.
 
     Args:
         vqvae: Lines of the VQ-VAE's log.jsonl.
@@ -74,7 +74,7 @@ def plot_curves(
             axis.axhline(
                 marginal_bits[level], color="grey", ls="--", lw=1, label="marginal entropy"
             )
-        axis.set(title=f"Prior of the {level} level", xlabel="step", ylabel="bits a code")
+        axis.set(title=f"Prior of the {level} level", xlabel="step", ylabel="bits per code")
         axis.legend()
     for axis in axes[:panels]:
         axis.grid(alpha=0.3)
@@ -103,7 +103,7 @@ def plot_rate(path: Path, found: Evaluation) -> None:
         (found.marginal_bits_per_image, "x", 8, "codes by their frequency alone"),
     ):
         axis.plot(bits, quality, marker, color="C3", ms=size, label=label)
-    axis.set(title="Held-out images", xlabel="bits an image", ylabel="PSNR, dB")
+    axis.set(title="Held-out images", xlabel="bits per image", ylabel="PSNR, dB")
     axis.set_xlim(0, 2 * found.marginal_bits_per_image)
     axis.legend()
     axis.grid(alpha=0.3)

@@ -46,7 +46,7 @@ def evaluation_lines(found: Evaluation) -> list[str]:
     lines += [_line_of_level(name, level) for name, level in found.levels.items()]
     codecs = "; ".join(_codec(name, codec) for name, codec in found.codecs.items())
     lines.append(
-        f"all levels together: {found.bits_per_image:,.0f} bits an image, marginal entropy "
+        f"all levels together: {found.bits_per_image:,.0f} bits per image, marginal entropy "
         f"{found.marginal_bits_per_image:,.0f}; at that rate {codecs}"
     )
     for network in (found.distances or {}).values():
@@ -72,13 +72,13 @@ def reconstruction_text(found: Reconstruction) -> str:
 def _line_of_level(name: str, level: LevelCost) -> str:
     line = (
         f"{name}: {level.codes_used} codes used, perplexity {level.perplexity:.0f}, "
-        f"{level.bits_per_image:,.0f} bits an image ({level.nats_per_code:.3f} nats a code); "
+        f"{level.bits_per_image:,.0f} bits per image ({level.nats_per_code:.3f} nats per code); "
         f"marginal entropy {level.marginal_bits_per_image:,.0f}"
     )
     if level.overfitting_gap is None:
         return line
     return (
-        f"{line}; training images {level.train_nats_per_code:.3f} nats a code, held-out images "
+        f"{line}; training images {level.train_nats_per_code:.3f} nats per code, held-out images "
         f"{level.overfitting_gap:+.3f}"
     )
 
@@ -137,7 +137,7 @@ def _samples(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
 def _distances(name: str, found: Distances) -> Section:
     shown = [measure for measure in MEASURES if measure.name in found.rows["floor"]]
     text = (
-        f"Features of {name}, {found.images_per_second:.0f} images a second. Distances depend on "
+        f"Features of {name}, {found.images_per_second:.0f} images per second. Distances depend on "
         "the number of images, so compare only rows of one table. An arrow tells which way is "
         "better."
     )
@@ -249,27 +249,27 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
         ),
         Section(
             "What the codes cost",
-            f"Under the priors the codes cost {found.bits_per_dim:.4f} bits a pixel and channel. "
+            f"Under the priors the codes cost {found.bits_per_dim:.4f} bits per pixel and channel. "
             "Marginal entropy is what they would cost by the frequency of each code alone. The gap "
             "is what a code of a held-out image costs more than one of a training image.",
             header=(
                 "level",
-                "codes an image",
+                "codes per image",
                 "codes used",
                 "perplexity",
-                "nats a code",
+                "nats per code",
                 "in training",
                 "gap",
-                "bits a code",
+                "bits per code",
                 "marginal",
-                "bits an image",
-                "marginal bits an image",
+                "bits per image",
+                "marginal bits per image",
             ),
             rows=levels,
         ),
         Section(
             "Quality against bits",
-            f"At {found.bits_per_image:,.0f} bits an image this model reaches "
+            f"At {found.bits_per_image:,.0f} bits per image this model reaches "
             f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted.",
             picture=pictures["rate"],
         ),

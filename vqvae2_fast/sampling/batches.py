@@ -136,7 +136,7 @@ def stream_images(
     for name, rows in (("labels", labels), *(("known", maps) for maps in known or ())):
         if rows is not None and len(rows) != count:
             raise ValueError(
-                f"stream_images: expected {name} of {count} rows, one a sample, got {len(rows)}."
+                f"stream_images: expected {name} of {count} rows, one per sample, got {len(rows)}."
             )
     numbers = label_tensor("stream_images", labels, pipeline.num_classes, pipeline.class_names)
     of_levels = level_settings(len(pipeline.priors), **settings)

@@ -13,7 +13,7 @@ __all__ = ["tiny_pipeline"]
 
 
 def tiny_pipeline(num_classes: int = 3, *, image_channels: int = 3) -> Pipeline:
-    """Images of 16×16, maps of 4×4 and 8×8, 13 codes a level; in evaluation mode."""
+    """Images of 16×16, maps of 4×4 and 8×8, 13 codes per level; in evaluation mode."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     config = VQVAE2Config(

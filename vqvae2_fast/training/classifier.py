@@ -149,7 +149,7 @@ def check_classes(op: str, images: ImageSource, num_classes: int | None = None) 
         missing = int((images.labels < 0).sum())
         raise ValueError(
             f"{op}: expected a label for every image, {missing} of {len(images)} have none; put "
-            "the images into one subfolder a class."
+            "the images into one subfolder per class."
         )
     if num_classes is not None and found != num_classes:
         names = ", ".join(images.class_names[:6])

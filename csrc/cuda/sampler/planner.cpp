@@ -180,7 +180,7 @@ void Plan::place_weights() {
   if (room < 0) {
     throw std::invalid_argument(
         "sampler: the kernel needs " + std::to_string(program.weights_offset + kSharedMargin) +
-        " bytes of shared memory a block for inputs, program and the places of " +
+        " bytes of shared memory per block for inputs, program and the places of " +
         std::to_string(net.window == 1 ? 0 : net.step_rows) + " rows of windows, the card has " +
         std::to_string(card.shared_bytes) + ".");
   }

@@ -18,7 +18,7 @@ constexpr int32_t kSharedMargin = 1 << 10;
 
 // The part of a card that the plan depends on.
 struct Card {
-  int32_t blocks;        // of the persistent launch, all resident: one a multiprocessor
+  int32_t blocks;        // of the persistent launch, all resident: one per multiprocessor
   int32_t threads;       // of a block
   int32_t shared_bytes;  // that a block may have
 };
@@ -85,7 +85,7 @@ struct Plan {
 struct CardModel;  // cards.h
 
 // The plan as a table, with the times that the model of a card expects. `single`: the same with one
-// code a step, which a plan with windows is compared with.
+// code per step, which a plan with windows is compared with.
 std::string report(const Plan& plan, const Plan& single, const CardModel& card);
 
 }  // namespace vqvae2_fast::cuda::sampler

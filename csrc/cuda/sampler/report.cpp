@@ -248,17 +248,17 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   text += line("  and %.0f us to launch and to load the weights of shared memory;",
                (kCooperativeLaunch + reload) * kMicro);
   if (!windows) {
-    text += line("  %.3f s a map of %dx%d (%.3f s of it taps above), %.2f maps a second", map(1),
-                 net.height, net.width, net.height * row, net.batch / map(1));
+    text += line("  %.3f s per map of %dx%d (%.3f s of it taps above), %.2f maps per second",
+                 map(1), net.height, net.width, net.height * row, net.batch / map(1));
     return text;
   }
   const double alone = Model(single, card).step();
-  text +=
-      line("  a window of %d columns; one code a step takes %.1f us, so windows win from %.2f kept",
-           net.window, alone * kMicro, step / alone);
-  text +=
-      line("  codes a step; a map of %dx%d (%.2f ms of it taps above) takes, by codes kept a step:",
-           net.height, net.width, net.height * row * 1e3);
+  text += line(
+      "  a window of %d columns; one code per step takes %.1f us, so windows win from %.2f kept",
+      net.window, alone * kMicro, step / alone);
+  text += line(
+      "  codes per step; a map of %dx%d (%.2f ms of it taps above) takes, by codes kept per step:",
+      net.height, net.width, net.height * row * 1e3);
   for (int32_t kept = 1; kept <= net.window;
        kept = kept < net.window ? std::min(2 * kept, net.window) : kept + 1) {
     text += line("  %5d %9.2f ms", kept, map(kept) * 1e3);

@@ -24,6 +24,6 @@ VQ_API const char* vq_sampler_report(const char* const* names, const int64_t* va
 // Draws row i on `stream`. `program` is the host's copy, `on_card` the card's.
 VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
                                   void* stream);
-// Blocks of the persistent launch that the current device holds at once, one a multiprocessor, and
-// bytes of shared memory that a block may have; or why it runs no such launch.
+// Blocks of the persistent launch that the current device holds at once, one per multiprocessor,
+// and bytes of shared memory that a block may have; or why it runs no such launch.
 VQ_API const char* vq_sampler_card(int64_t card[2]);

@@ -15,7 +15,7 @@ struct Mailboxes {
   uint32_t* read;  // [blocks] rows read by the successor
 };
 
-// A step: every block publishes a row and takes its predecessor's, turned. Two rows a block take
+// A step: every block publishes a row and takes its predecessor's, turned. Two rows per block take
 // turns, so a row is written again when its reader has said that it is done.
 __device__ inline void hand_round(const Mailboxes& mail, float& value, int step, Bug bug) {
   const unsigned block = blockIdx.x, t = threadIdx.x, blocks = gridDim.x;

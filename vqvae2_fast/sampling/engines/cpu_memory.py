@@ -17,7 +17,7 @@ def cache_bytes(plan: SamplingPlan, batch_size: int, *, guided: bool = False) ->
 
     With N network rows (`batch_size`, twice that if `guided`), n layers of C → R → 2C channels,
     A rows of taps above, an H×W map, L blocks with attention of h heads of d channels, and a
-    condition of c channels at h'×w'; C, R and c count in whole panels of 32, 4 bytes a value:
+    condition of c channels at h'×w'; C, R and c count in whole panels of 32, 4 bytes per value:
 
         inputs      n·N·(A + 1)·(W + columns outside the map that a tap reads)·(C + R)
         outputs     n·N·W·(R + 2C)

@@ -1,4 +1,4 @@
-"""The command `vqvae2-fast`: what it answers, and has to set, before torch is loaded.
+"""The command `vqvae2-fast`: what it prints, and has to set, before torch is loaded.
 
 A module of its own because importing anything of `vqvae2_fast` loads torch, which takes seconds.
 """
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "answer", "main"]
 
-# By name: the class in vqvae2_fast.commands, and what the command does.
+# Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
     "demo": ("demo:Demo", "train on emoji and draw new ones, in about five minutes"),
     "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
-    "extract": ("extract:Extract", "encode images by a trained VQ-VAE, for stage 2"),
+    "extract": ("extract:Extract", "encode images with a trained VQ-VAE, for stage 2"),
     "train-prior": ("train_prior:TrainPrior", "stage 2: train the prior of one level"),
     "train-classifier": (
         "train_classifier:TrainClassifier",
@@ -27,14 +27,14 @@ COMMANDS = {
     "sample": ("sample:Sample", "draw new images"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),
     "evaluate": ("evaluate:Evaluate", "measure a pipeline on held-out images"),
-    "compress": ("compress:Compress", "write images at the bits that a pipeline gives them"),
-    "decompress": ("decompress:Decompress", "read such images back"),
+    "compress": ("compress:Compress", "compress images to the bits of their codes"),
+    "decompress": ("decompress:Decompress", "decode what compress wrote"),
     "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),
 }
 
 
 def answer(arguments: Sequence[str]) -> str | None:
-    """The list of commands, where no command is named: it needs no torch."""
+    """The list of commands, for when no command is named; it does not need torch."""
     if arguments and arguments[0] not in ("-h", "--help"):
         return None
     width = max(map(len, COMMANDS))
@@ -56,7 +56,7 @@ def main() -> int:
         print(told)
         return 0
     # GNU OpenMP's threads spin for about a millisecond after each parallel region before they
-    # sleep. Next to one other busy process that keeps the thread with work off its core: 30 steps
+    # sleep. If another process is busy, this keeps the thread that has work off its core: 30 steps
     # of training on two cores took 93 s instead of 13 to 32.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

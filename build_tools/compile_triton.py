@@ -4,9 +4,9 @@
 
 Launchers run on small CPU tensors in recording mode (`ops/_triton.py`), once for each target, so
 that what is compiled is what users get: kernel, block sizes, dtypes, alignment. A kernel that
-spills registers or asks for more shared memory than a block may have fails the command. The
-verdict belongs to one version of Triton: `.ci/constraints.txt` names it. The summary, one line for
-each kernel and target, is committed; `--check` fails where it is not what this command finds.
+spills registers or asks for more shared memory than a block may have fails the command. The result
+holds for one version of Triton, which `.ci/constraints.txt` names. The summary, one line for each
+kernel and target, is committed; `--check` fails where it is not what this command finds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A processor: shared memory a block may have and an SM has, and warps an SM holds."""
+    """A processor: shared memory that a block may use and that an SM has, and warps per SM."""
 
     gpu: GPUTarget
     block_shared: int
@@ -66,7 +66,7 @@ TARGETS = {
 
 
 def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
-    """What Triton compiles for a launch, a readable label, and the compiler's options."""
+    """What Triton compiles for a launch, with a readable label and the compiler's options."""
     signature, constants, attributes, label = {}, {}, {}, []
     for position, parameter in enumerate(launch.kernel.params):
         name, value = parameter.name, launch.arguments[parameter.name]
@@ -124,7 +124,7 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
 
 
 def launches(target: str) -> list[Launch]:
-    """One launch for each thing that the examples of all kernel files have `target` compile."""
+    """One launch for each variant that the examples of all kernel files compile for `target`."""
     folders = sorted(
         {path.parent.name for path in Path(_registry.__file__).parent.glob("*/triton.py")}
     )

@@ -1,9 +1,9 @@
-"""Writes what compiled Triton kernels take, as docs/triton-kernels.csv has it, into the READMEs.
+"""Writes the resources of compiled Triton kernels from docs/triton-kernels.csv into the READMEs.
 
     python build_tools/triton_tables.py
 
-`build_tools/compile_triton.py --summary docs/triton-kernels.csv` comes first. A table is replaced
-where it stands; a README that has none gets one at its end.
+Run `build_tools/compile_triton.py --summary docs/triton-kernels.csv` first. A table is replaced in
+place; a README without one gets it at its end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def table(kernels: set[str], rows: list[dict[str, str]]) -> str:
 
 
 def with_table(text: str, new: str) -> str:
-    """A README's text with this table in place of the one that it has."""
+    """A README's text with its table replaced by this one."""
     pattern = re.compile(re.escape(HEADER) + r"(?:\n\|[^\n]*)*")
     if pattern.search(text):
         return pattern.sub(lambda _: new, text)
@@ -43,7 +43,7 @@ def with_table(text: str, new: str) -> str:
 
 
 def readmes() -> dict[Path, str]:
-    """Each README beside Triton kernels, and the text that it should have."""
+    """Each README in a folder with Triton kernels, and the text that it should have."""
     with SUMMARY.open() as file:
         rows = list(csv.DictReader(file))
     texts = {}

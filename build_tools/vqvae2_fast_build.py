@@ -1,6 +1,6 @@
-"""PEP 517 backend: setuptools, asking for torch and cmake only where the machine lacks them.
+"""PEP 517 backend: setuptools, asking for torch and cmake only if the machine lacks them.
 
-The kernels use torch's stable ABI alone, so the headers of any torch >= 2.11 will do and the result
+The kernels use only torch's stable ABI, so the headers of any torch >= 2.11 will do and the result
 loads into any other. The torch of the environment that pip installs into is used if it is there:
 build isolation hides it from sys.path, not from sysconfig. Without this, `pip install .` into an
 environment that has torch would download it a second time.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a disk that is full or broken
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is full or broken
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = _message(error)
             text = printable(text if kind is None else as_flags(text, kind), keep="\n")
             print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
-        # A run that diverged or a machine that failed was asked for rightly: not 2.
+        # The request was right if a run diverged or the machine failed, so this is not 2.
         failed = (
             isinstance(error, (RuntimeError, MemoryError))
             or getattr(error, "errno", None) in _MACHINE
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _plain_warnings(kind: type[Command]) -> Iterator[None]:
-    """Shows warnings as the errors are shown, without the line of source that gave them."""
+    """Shows warnings like errors, without the source line that raised them."""
 
     def plain(message: Warning | str, *_: Any, **__: Any) -> str:
         return f"vqvae2-fast: warning: {printable(as_flags(str(message), kind))}\n"
@@ -90,7 +90,7 @@ def _plain_warnings(kind: type[Command]) -> Iterator[None]:
 
 
 def _print_result(result: Result, *, as_json: bool) -> int:
-    if result.lines:  # under torchrun the first process speaks for all
+    if result.lines:  # under torchrun the first process prints for all
         if as_json:
             text = json.dumps(result.values, indent=2, default=str)
         else:
@@ -98,20 +98,20 @@ def _print_result(result: Result, *, as_json: bool) -> int:
         try:
             print(text, flush=True)
         except BrokenPipeError:
-            # The reader, such as `head`, has enough. Nothing is left to be flushed at exit.
+            # The reader, such as `head`, has read enough. Leave nothing to be flushed at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return result.exit_code
 
 
 def _message(error: Exception) -> str:
-    """What an error says, without the system's number of it."""
+    """What an error says, without the system's error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
 
 
 def _kind(name: str) -> type[Command]:
-    """The class of a command. Only its module is loaded, so that help and errors come soon."""
+    """The class of a command. Only its module is loaded, so that help and errors appear quickly."""
     if name not in COMMANDS:
         raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}.")
     module, _, found = COMMANDS[name][0].partition(":")
@@ -131,7 +131,7 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
-        # A configuration that refuses its values is told as other errors are, not in tyro's box.
+        # A configuration that refuses its values is reported like other errors, not in tyro's box.
         refused = stop.__context__ and stop.__context__.__context__
         if isinstance(refused, ValueError):
             raise refused from None
@@ -141,7 +141,7 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
 
 
 def _print_completion(shell: list[str]) -> None:
-    """Prints the completion of all commands for a shell, and exits."""
+    """Prints the shell completion of all commands, and exits."""
     if shell not in (["bash"], ["zsh"]):
         raise ValueError("--completion: expected bash or zsh.")
     union: Any = None

@@ -4,8 +4,8 @@ A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.saf
 training, average.safetensors (the Polyak average), optimizer.safetensors and state.json; files.json
 has the checksums of all of them. `kind` is vqvae2, pixelsnail or classifier, or pipeline: a folder
 of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32, or
-bfloat16 for half the size. Nothing is ever unpickled. `load` gives a model to use, in float32
-whatever the file's dtype; `load_training` gives all of a run.
+bfloat16 for half the size. Nothing is ever unpickled. `load` returns a model to use, in float32
+whatever the file's dtype; `load_training` returns the whole state of a run.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def save(
     """Write a model or a pipeline as a folder at `path`, replacing a checkpoint already there.
 
     Args:
-        dtype: Of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8 bits of
-            precision and takes half the space; `load` makes float32 modules of either.
+        dtype: The dtype of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8
+            bits of precision and takes half the space; `load` makes float32 modules of either.
         class_names: Names of the labels, kept in config.json (`class_names` reads them back); by
             default those of a pipeline.
 
@@ -105,7 +105,8 @@ def save(
             neither float32 nor bfloat16.
         ValueError: If `path` exists and is not a checkpoint (nothing else is replaced), or a prior
             of the pipeline is known to model the codes of another VQ-VAE.
-        OSError: If it cannot be written (a full disk, ...); what was there before is unchanged.
+        OSError: If it cannot be written (a full disk, for example); what was there before is
+            unchanged.
     """
     if dtype not in DTYPES.values():
         raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
@@ -123,7 +124,7 @@ def _write_pipeline(
     vqvae, names = pipeline.vqvae, level_names(len(pipeline.priors))
     if not isinstance(vqvae, VQVAE2):
         raise TypeError(f"save: expected vqvae to be a VQVAE2, got {type(vqvae).__name__}.")
-    if next(vqvae.parameters()).dtype == torch.float32:  # in another dtype the hash is another
+    if next(vqvae.parameters()).dtype == torch.float32:  # the hash depends on the dtype
         hashes = (getattr(prior, "vqvae_hash", "") for prior in pipeline.priors)
         made_for = {f"prior_{name}": digest for name, digest in zip(names, hashes, strict=True)}
         check_made_for("save", vqvae, made_for)
@@ -258,7 +259,7 @@ def _load_pipeline(
 
 
 def load_training(path: str | os.PathLike[str]) -> TrainingState:
-    """The model with its raw weights, and all else a run saved. Raises as `load` does."""
+    """The model with its raw weights, and all that a run saved with it. Raises as `load` does."""
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
         header = _header(folder)
@@ -296,7 +297,7 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint whose files for `load` are those that were written."""
+    """config.json of a checkpoint, once the checksums of the files for `load` are compared."""
     check_sums(folder, ("config.json", "model.safetensors", "average.safetensors"))
     return read_config(folder)
 
@@ -315,7 +316,7 @@ def _state(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _offering_previous(folder: Path) -> Iterator[None]:
-    """Adds to the error about a run's damaged checkpoint what to do instead."""
+    """Adds what to do instead to the error about a run's damaged checkpoint."""
     try:
         yield
     except DamagedError as error:

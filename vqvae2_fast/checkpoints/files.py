@@ -65,7 +65,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     # clone: safetensors refuses tensors that share memory, and writes none but contiguous ones.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     path.touch()
-    mode = path.stat().st_mode  # by the umask; safetensors gives its files to the owner alone
+    mode = path.stat().st_mode  # by the umask; safetensors' own are private
     try:
         save_file(own, path)
         path.chmod(mode)
@@ -115,7 +115,7 @@ def read_tensors(path: Path, *, check_finite: bool = True) -> dict[str, Tensor]:
     with _safetensors(path):
         tensors = load_file(path)
     for name, tensor in tensors.items() if check_finite else ():
-        # A sum is one pass without a copy; it is finite unless a number is not, or it overflows.
+        # A sum takes one pass and no copy. It is finite unless a number is not, or it overflows.
         if tensor.is_floating_point() and not tensor.sum().isfinite():
             count = int((~tensor.isfinite()).sum())
             if count:
@@ -151,7 +151,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_sums(folder: Path) -> None:
-    """Write files.json for all that is in a folder."""
+    """Write files.json for all files in a folder."""
     write_json(
         folder / SUMS,
         {

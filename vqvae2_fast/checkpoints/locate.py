@@ -40,7 +40,7 @@ def checkpoint_folder(
     """The checkpoint that `path` means: the one there, or the latest of the run there.
 
     Args:
-        expected: What the message of an error asks for.
+        expected: What an error message says was expected.
 
     Raises:
         FileNotFoundError: If `path` is neither.

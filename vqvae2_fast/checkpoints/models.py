@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "MODELS", "VERSION", "read_config", "read_model", "write_model"]
 
-# To be raised when the readers of today could not read what a newer package writes.
+# Increase this when today's readers could not read what a newer package writes.
 VERSION = 1
 
 MODELS: dict[str, tuple[type[Any], type[Any]]] = {
@@ -51,7 +51,7 @@ _HEADER_TYPES = {
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
-# What a constructor raises on numbers that fit no model.
+# What a constructor raises for numbers that fit no model.
 _MISFITS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError)
 _LARGEST_INT = 2**63 - 1
 
@@ -66,7 +66,7 @@ def write_model(
     """Write config.json and model.safetensors, floating-point numbers rounded to dtype.
 
     Args:
-        vqvae_hash: In place of the prior's own.
+        vqvae_hash: Replaces the prior's own.
     """
     kinds = {model_class: kind for kind, (model_class, _) in MODELS.items()}
     if not isinstance(model, (VQVAE2, PixelSNAIL, Classifier)) or type(model) not in kinds:
@@ -140,7 +140,7 @@ def _check_names(where: str, names: Sequence[str], config: Mapping[str, Any]) ->
 
 
 def _check_levels(levels: object, folder: Path) -> None:
-    # A name becomes part of a path: only what level_names gives is let through.
+    # A name becomes part of a path, so only the names of level_names are allowed.
     known = [list(level_names(count)) for count in range(1, 5)]
     if levels not in known:
         raise ValueError(
@@ -183,7 +183,7 @@ def check_tensors(
     """Raises ValueError unless a file holds tensors of these names, shapes and types.
 
     Args:
-        dtype: Of the floating-point numbers in the file.
+        dtype: The dtype of floating-point numbers in the file.
     """
     found = tensor_headers(path)
     missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
@@ -239,7 +239,8 @@ def _expected_tensors(
 
 
 def _config(config_class: type[_Config], values: dict[str, Any], folder: Path) -> _Config:
-    # By hand: msgspec skips unknown fields and takes NaN, cattrs turns "3" and true into numbers.
+    # Parsed by hand: msgspec skips unknown fields and accepts NaN, and cattrs turns "3" and true
+    # into numbers.
     known = get_type_hints(config_class)
     for name, value in values.items():
         if name not in known:

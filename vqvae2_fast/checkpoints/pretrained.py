@@ -27,10 +27,10 @@ _CARD_FIELDS = {"licence": str, "data": str, "command": str, "metrics": dict}
 def from_preset(name: str, device: str | torch.device = "cpu") -> Pipeline:
     """The pretrained pipeline of a preset, in evaluation mode; its weights are in the package.
 
-    An untrained model of any preset is made of its configuration: `VQVAE2(preset(name).vqvae)`.
+    To make an untrained model of any preset, use its configuration: `VQVAE2(preset(name).vqvae)`.
 
     Raises:
-        ValueError: If the package has no weights of it.
+        ValueError: If the package has no weights for it.
     """
     pipeline = load(pretrained_folder(name), device, expect=Pipeline)
     return replace(pipeline, recommended=pretrained_card(name).get("sampling", {}))

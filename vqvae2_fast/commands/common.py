@@ -56,7 +56,7 @@ class Command:
 
     @classmethod
     def defaults(cls, arguments: list[str]) -> Any:
-        """The command whose options are the defaults, for one whose defaults depend on others."""
+        """An instance that holds the defaults, for a command whose defaults depend on options."""
         return None
 
     def run(self) -> Result:
@@ -64,7 +64,7 @@ class Command:
         raise NotImplementedError
 
     def prepare(self) -> torch.device:
-        """Apply `threads` and give the device."""
+        """Apply `threads` and return the device."""
         if self.threads < 0:
             raise ValueError(f"--threads: expected 0 or more, got {self.threads}.")
         if self.threads:
@@ -147,9 +147,9 @@ class Result:
     """What a command leaves.
 
     Args:
-        values: For machines, JSON-ready.
-        lines: For people; none under torchrun in all processes but the first.
-        exit_code: Of the command line: 0, or 1 if what was looked for is not sound.
+        values: For machines, ready for JSON.
+        lines: For people. Under torchrun, only the first process has any.
+        exit_code: Exit code of the command line: 0, or 1 if what was checked is not sound.
     """
 
     values: dict[str, Any]
@@ -227,7 +227,7 @@ def open_both(
     """The images to train on and the held-out ones.
 
     Args:
-        dry: Write no cache, but read every image: one that cannot be is found now.
+        dry: Write no cache, but read every image, to find those that cannot be read.
     """
     train_set, held_out = (
         open_images(source, split, channels, size, progress, write=not dry) for split in _TRAINED_ON
@@ -241,7 +241,7 @@ def open_both(
 
 
 def described(images: ImageSource) -> str:
-    """The size of a set's images, and what was done to make them so."""
+    """The size of a set's images, and how they were brought to it."""
     made = "" if isinstance(images, ImageTensorDataset) else ", scaled and cropped to their centre"
     return f"images {list(images.image_shape)}{made}"
 
@@ -250,6 +250,6 @@ def write_result(path: Path, values: dict[str, Any]) -> None:
     """Write a command's result as JSON, making its folder; a result that was there is replaced.
 
     Raises:
-        OSError: The disk is full, ...; the old result is then as it was.
+        OSError: The disk is full or fails; the old result is then as it was.
     """
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())

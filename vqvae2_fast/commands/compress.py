@@ -1,4 +1,4 @@
-"""`vqvae2-fast compress`: images, or a code store, as a file at the bits of a pipeline's priors."""
+"""`vqvae2-fast compress`: images, or a code store, as a file of codes under a pipeline's priors."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["Compress"]
 
 _SEGMENT = 256  # images, or records of a store, that are encoded together
-_PIXELS = 2**24  # of images of one size that are encoded together
+_PIXELS = 2**24  # pixels of images of one size that are encoded together
 
 
 @dataclass(kw_only=True)
 class Compress(Command):
-    """Write images at the bits that the priors of a pipeline give their codes.
+    """Compress images to a file, with as many bits as a pipeline's priors give their codes.
 
-    The codes are kept exactly; what an image loses is what the VQ-VAE loses. Any machine decodes
-    what another has compressed.
+    The codes are kept exactly; only the VQ-VAE loses information. Any machine decodes what another
+    has compressed.
     """
 
     images: Annotated[str, tyro.conf.Positional]
@@ -96,7 +96,7 @@ class Compress(Command):
         return Result(values, lines)
 
     def _count(self) -> int:
-        """Images or records, as far as that is known before they are read."""
+        """The number of images or records, if that is known before they are read."""
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             return len(CodeStore(path))

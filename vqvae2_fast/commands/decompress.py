@@ -34,7 +34,7 @@ class Decompress(Command):
     out: Path = Path("images")
     """Folder for the images, or for the store if the file was made from one."""
     max_images: int = 1_000_000
-    """Refuse a file of more images or tiles."""
+    """Refuse a file of more images or tiles than this."""
 
     def run(self) -> Result:
         self.prepare()

@@ -1,4 +1,4 @@
-"""`vqvae2-fast demo`: both stages on the embedded emoji, from nothing to new images in minutes."""
+"""`vqvae2-fast demo`: both stages on the embedded emoji, in minutes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ __all__ = ["Demo"]
 
 _PRESET = "emoji32"
 _SAMPLES_A_CLASS = 12
-_MOST = 20  # times the recipe: more is a mistake, such as a number of steps
+_MOST = 20  # times the recipe's steps; a larger factor is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings trade variety for images
 # that look like emoji (chosen by eye; temperature 1 without guidance is the plain model).
-# Top, then bottom: at the top 0.7 leaves some images all but empty.
+# Values are for top, then bottom. A temperature of 0.7 at the top leaves some images almost empty.
 _RECOMMENDED: dict[str, Any] = {"temperature": (0.85, 0.8), "guidance_scale": (2.0, 2.0)}
 _DRAWN = "temperature 0.85 (top) and 0.8 (bottom), guidance 2 and 2"
-# Seconds of each part on two Zen 4 cores: only for the estimate of the time left.
+# Seconds of each part on two Zen 4 cores, used only to estimate the time left.
 _PLAN = {
     "train VQ-VAE": 65.0,
     "extract train": 5.0,
@@ -66,9 +66,9 @@ class Demo(Command):
     """
 
     out: Path = Path("vqvae2-demo")
-    """Folder for all of it."""
+    """Folder for everything."""
     seed: int = 0
-    """Of the weights, the order of the data, and the samples."""
+    """Seed of the weights, the order of the data, and the samples."""
     scale: float = 1.0
     """Factor of the recipe's training steps: 0.02 for a quick look, 3 to train three times as
     long."""

@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate"]
 
-_BATCH = 64  # images that a network of features or a classifier sees at a time
-_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # kept by rejection
+_BATCH = 64  # images that a feature network or a classifier gets at a time
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # shares kept by rejection
 _SHOWN = 12  # samples of a class in pictures
 
 Sets = dict[str, "ImageSource"]
@@ -95,8 +95,8 @@ class SampleOptions:
 @dataclass(kw_only=True)
 class Evaluate(Command):
     """Measure a pipeline. On held-out images: its reconstructions, bits and use of codes, next to
-    WebP and JPEG. With --images also its samples against real images, and with --classifier what
-    rejection makes of them and the classification accuracy score.
+    WebP and JPEG. With --images also its samples against real images, and with --classifier the
+    effect of rejection and the classification accuracy score.
 
     Writes metrics.json, report.html and the pictures that it shows.
     """
@@ -133,7 +133,7 @@ class Evaluate(Command):
         classifier = None
         if self.samples.classifier is not None:
             classifier = load_classifier(self.samples.classifier, device, class_names, shape)
-        # Whatever is missing is told before minutes of work.
+        # Report whatever is missing before minutes of work.
         perceptual = load_lpips().to(device) if self.lpips else None
         sampled = None
         if train_set is not None and self.samples.images:

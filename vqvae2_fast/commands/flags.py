@@ -1,4 +1,4 @@
-"""From the arguments that the library names in its messages to the flags of a command."""
+"""Translates the arguments that the library names in its messages to the flags of a command."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 
 __all__ = ["as_flags", "flags_of", "value_of"]
 
-# Who complains: a function or configuration that a user of flags has not called.
+# The origin of a message: a function or configuration that a user of flags has not called.
 _SPEAKER = re.compile(r"^(\w+: (?=--)|\w+Config: )")
 
 
 def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
-    """The flag of each option of a command by the name of its field.
+    """The flag of each option of a command, by the name of its field.
 
-    Of two fields with one name the command's own wins over that of a group, as `seed` of
-    `train-classifier`, and `train.seed` over `model.seed`.
+    If two fields have the same name, the command's own takes precedence over that of a group
+    (`seed` of `train-classifier`), and `train.seed` over `model.seed`.
     """
     flags: dict[str, str] = {}
     for name, hint in reversed(get_type_hints(kind, include_extras=True).items()):
@@ -38,7 +38,8 @@ def as_flags(message: str, kind: type) -> str:
     """A message of the library with the flags of a command in place of the arguments it names.
 
     `name=True` becomes the flag that switches it on. A word without an underscore may be English:
-    it is taken for a name only where the message says `name must`, `name=` or begins with `name:`.
+    it is taken for a name only if the message contains `name must` or `name=` or begins with
+    `name:`.
     """
     for name, flag in flags_of(kind).items():
         message = re.sub(rf"(?<![\w./-]){name}=True\b", flag, message)
@@ -50,7 +51,7 @@ def as_flags(message: str, kind: type) -> str:
 
 
 def value_of(flag: str, arguments: list[str], default: str) -> str:
-    """What stands after a flag on the command line, before the other options are parsed.
+    """The value after a flag on the command line, read before the other options are parsed.
 
     Their defaults depend on it. With tyro's `overridable_config_cli` each preset would be a
     subcommand of its own, and a second flag such as --level could not choose.

@@ -109,7 +109,7 @@ class Info(Command):
             )
         priors = cast(
             "list[PixelSNAIL]", list(model.priors)
-        )  # a pipeline on the disk has no others
+        )  # pipelines on the disk have no other priors
         names = level_names(len(priors))
         return {name: prior.config for name, prior in zip(names, priors, strict=True)}
 

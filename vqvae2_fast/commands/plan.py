@@ -1,4 +1,4 @@
-"""What a long command will take: said before it begins, and all that `--dry-run` prints."""
+"""What a long command will take: printed before it begins, and the only output of `--dry-run`."""
 
 from __future__ import annotations
 
@@ -48,17 +48,16 @@ def plan_of_training(
     maps: str = "",
     ignore_memory: bool = False,
 ) -> Result:
-    """The plan of a training run, and its memory and time, which are also said to `progress`.
+    """The plan of a training run with its memory and time, which `progress` shows too.
 
-    A model is made, timed and thrown away; where its weights, gradients and moments cannot fit, not
-    even that.
+    A model is made, timed and thrown away, unless its weights, gradients and moments cannot fit.
 
     Args:
-        command: Whose flags the messages name.
-        items: Images or records by split.
-        shape: Of one item, in words.
+        command: The command whose flags the messages name.
+        items: Number of images or records by split.
+        shape: The shape of one item, in words.
         maps: The code maps in words.
-        ignore_memory: Train even if memory seems not to suffice.
+        ignore_memory: Train even if memory does not seem to suffice.
 
     Raises:
         ValueError: If there is not enough memory.
@@ -189,7 +188,7 @@ def plan_of_extraction(
     size = sum(records.values()) * layout.record_bytes
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     device, count = device_of(model), min(8, len(sample))
-    for _ in range(2):  # the first time builds what later ones find there
+    for _ in range(2):  # the first time includes work that is done only once
         start = time.monotonic()
         pixels = torch.stack([sample[index][0] for index in range(count)])
         model.encode(pixels.to(device) / 127.5 - 1)
@@ -225,7 +224,7 @@ def plan_of_extraction(
 
 
 def parameters(model: nn.Module) -> int:
-    """Numbers that a model learns."""
+    """The number of a model's trainable parameters."""
     return sum(weight.numel() for weight in model.parameters())
 
 

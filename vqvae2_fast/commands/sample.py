@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sample"]
 
-_COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each of the known ones
-_MOST_SAMPLES = 2**32  # the noise has 32 bits for the number of a sample
+_COUNT, _COMPLETIONS = 100, 8  # images without --n, and for each known image
+_MOST_SAMPLES = 2**32  # the noise has 32 bits for a sample's number
 
 
 @dataclass(kw_only=True)
@@ -138,7 +138,7 @@ class Sample(Command):
             if not begun:
                 begun.append(stack.enter_context(closing(SampleFolder.join(out, total))))
             missing = [range(*bounds) for bounds in told["missing"]]
-            # The first process speaks for all, which share the work evenly.
+            # The first process prints for all of them; they share the work evenly.
             progress = Progress(quiet=self.quiet or ranks.rank > 0)
             with _explained(out):
                 self._draw(begun[0], series, missing, size, progress, ranks)
@@ -180,7 +180,7 @@ class Sample(Command):
         return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
 
     def _settings(self, pipeline: Pipeline) -> dict[str, Any]:
-        """The settings that are named, or else those that the pipeline recommends."""
+        """The settings that were given, or else those that the pipeline recommends."""
         settings: dict[str, Any] = dict(pipeline.recommended)
         num_levels = len(pipeline.priors)
         for setting in fields(DrawSettings):
@@ -198,7 +198,7 @@ class Sample(Command):
         return settings
 
     def _recommended(self, pipeline: Pipeline) -> list[str]:
-        """Says which settings are the pipeline's own."""
+        """Prints which settings the pipeline recommends."""
         used = [name for name in pipeline.recommended if not getattr(self, name)]
         if not used:
             return []
@@ -263,7 +263,7 @@ class Sample(Command):
 def _labels_of(
     asked: Sequence[str], pipeline: Pipeline, known: Known | None
 ) -> tuple[tuple[int, ...], Tensor | None]:
-    """The labels that take turns, or those of the known images.
+    """The labels that are used in turn, or those of the known images.
 
     Raises:
         ValueError: Labels for priors without classes; an unknown or ambiguous label; or no label
@@ -289,7 +289,7 @@ def _labels_of(
 
 
 def _explained(out: Path) -> AbstractContextManager[None]:
-    """Says what a failing disk means for the run."""
+    """Adds to an error of the disk what it means for the run."""
     return explained(
         f"cannot write to {out}",
         "All images in its index are whole; when there is room, continue with `--resume --out "

@@ -147,7 +147,7 @@ class TrainPrior(TrainingCommand):
 
 
 def _open_codes(folder: Path, split: str) -> CodeStore:
-    """A store to train on; raises ValueError if it is not there, or not whole."""
+    """A store to train on. Raises ValueError if it does not exist or is incomplete."""
     path = folder / split
     if not (path / MANIFEST).is_file():
         what = "is a code store itself" if (folder / MANIFEST).is_file() else f"has no {path.name}/"

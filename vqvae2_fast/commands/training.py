@@ -37,7 +37,7 @@ class TrainingCommand(Command):
     """Continue from the latest checkpoint in --out. If that is damaged, the error names the newest
     whole one and how to continue from it."""
     overwrite: bool = False
-    """Begin anew although --out holds a run: its checkpoints and log are deleted."""
+    """Start again although --out holds a run: its checkpoints and log are deleted."""
     accept_changed: bool = False
     """With --resume: continue although the data, what is done to them, the batch size, the seed or
     the versions of this package or torch are not those of before. The change is noted in
@@ -53,7 +53,7 @@ class TrainingCommand(Command):
     def plan(
         self, task: Task[Model], *, items: Mapping[str, int], shape: str, maps: str = ""
     ) -> Result:
-        """Says what a training takes, or that it cannot be; the result of --dry-run."""
+        """Prints what a training takes, or raises if it is impossible; the result of --dry-run."""
         return plan_of_training(
             task.fresh_model,
             task.make_stage,
@@ -93,7 +93,7 @@ class Task(Generic[Model]):
 
     Args:
         make_model: A model on the CPU, its weights from torch's random numbers.
-        make_stage: What trains it, once it is on its device.
+        make_stage: The stage that trains it, made once the model is on its device.
     """
 
     make_model: Callable[[], Model]
@@ -104,7 +104,7 @@ class Task(Generic[Model]):
     out: Path
 
     def fresh_model(self) -> Model:
-        """The model as the run begins with it."""
+        """The model in the state in which the run begins."""
         torch.manual_seed(self.config.seed)
         return self.make_model()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress", "Task", "clock"]
 
-# Seconds between plain lines: few enough lines to read in a log, enough to see that it is alive.
+# Seconds between plain lines: few enough to read in a log, often enough to show that it is alive.
 _LINE_INTERVAL = 10.0
 
 
@@ -66,12 +66,12 @@ class Progress:
         self._finished.append(name)
 
     def say(self, text: str) -> None:
-        """A line of its own, outside any task; control characters in names are escaped."""
+        """Print a separate line, outside any task; control characters in names are escaped."""
         if not self._quiet:
             print(printable(text, keep="\n\t"), file=self._stream, flush=True)
 
     def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
-        """For the whole plan, when `fraction` of task `name` is done; None without a plan."""
+        """Seconds left for the plan when `fraction` of task `name` is done; None without one."""
         if name not in self._plan:
             return None
         done = sum(self._plan.get(finished, 0.0) for finished in self._finished)
@@ -83,7 +83,7 @@ class Progress:
 
 
 class Task:
-    """One task of a `Progress`; `update` says how far it is."""
+    """One task of a `Progress`; `update` says how far it has come."""
 
     def __init__(
         self,
@@ -149,11 +149,11 @@ def _bars(stream: TextIO) -> Bars:
     from rich.table import Column
 
     return Progress(
-        # Without markup: a name in brackets is a name.
+        # Markup is off, because a name may contain brackets.
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(bar_width=12),
         TextColumn("{task.fields[time]}", markup=False, table_column=Column(no_wrap=True)),
-        # Where the terminal is narrow this column is cut, never the time left.
+        # In a narrow terminal this column is cut, never the time left.
         TextColumn(
             "{task.fields[status]}",
             markup=False,

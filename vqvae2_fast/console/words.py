@@ -13,7 +13,7 @@ __all__ = ["described", "number"]
 def number(value: float, digits: int = 4) -> str:
     """A number in `digits` significant digits: no exponent, commas between thousands.
 
-    36321.7 is 36,320; 0.0123449 is 0.01234; whole numbers lose the zeros behind the point.
+    36321.7 is 36,320; 0.0123449 is 0.01234; whole numbers have no decimal point.
     """
     if not math.isfinite(value):
         return f"{value}"

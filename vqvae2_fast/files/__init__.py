@@ -1,1 +1,1 @@
-"""Files: the door for untrusted ones, durable writes, locks, and small JSON files."""
+"""Files: opening untrusted ones, durable writes, locks, and small JSON files."""

@@ -1,11 +1,11 @@
 """Files that survive a crash: written whole, synced, and renamed into place; and locks.
 
-The order is what counts. A file's bytes are on the disk before it gets its name, and its name is on
-the disk before anything that refers to it is written.
+The order matters: a file's bytes are on the disk before it gets its name, and its name is on the
+disk before anything that refers to it is written.
 
 Locks are flock's own rather than those of the package filelock, which locks one extra file and has
-no shared locks: here folders and unfinished files are locked themselves, so that what a killed
-process left is told from what a live one is writing.
+no shared locks: here folders and unfinished files are locked themselves, which distinguishes what a
+killed process left from what a live one is writing.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def part_of(path: Path) -> Path:
 
 
 def write_all(file: IO[bytes], content: bytes) -> None:
-    """Writes all of content to an unbuffered file, of which a full disk may accept only a part."""
+    """Writes all of the content to an unbuffered file, which may accept only a part at a time."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
@@ -95,7 +95,7 @@ def rename_synced(source: Path, target: Path) -> None:
 def replace_file(path: Path, content: bytes, before: Callable[[], None] | None = None) -> None:
     """Gives `path` this content, or leaves what it was if that fails at any point.
 
-    `before` is called when the content is on the disk and has only to be renamed.
+    `before` is called when the content is on the disk and only the renaming remains.
     """
     part = part_of(path)
     try:
@@ -114,7 +114,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Gives `path` this content, making its folder.
 
     Raises:
-        OSError: The disk is full, ...; names the path, which is as it was.
+        OSError: The disk is full or fails; the error names the path, which is as it was.
     """
     with explained(f"cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         part = part_of(path)
         part.mkdir()
         descriptor = _lock_folder(part, wait=True)
-        if part.exists():  # else another process removed it, unlocked, as a dead one's
+        # If it does not exist, another process took it for that of a dead one before it was locked.
+        if part.exists():
             break
         if descriptor is not None:
             os.close(descriptor)
@@ -195,7 +196,7 @@ def remove_dead_folders(parent: Path, pattern: str) -> None:
 
 
 def _lock_folder(folder: Path, *, wait: bool) -> int | None:
-    """A descriptor that locks a folder until it is closed; None where that cannot be."""
+    """A descriptor that locks a folder until it is closed; None if that is not possible."""
     if sys.platform == "win32":
         return None
     import fcntl  # absent on Windows
@@ -223,7 +224,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: On Windows, which has no such locks.
-        ValueError: The name of the lock is taken by a link, a FIFO, ...
+        ValueError: The name of the lock is taken by a link, a FIFO or the like.
     """
     while True:
         with open_untrusted(folder / _LOCK, "ab") as file:
@@ -259,7 +260,7 @@ def remove_dead_parts(folder: Path) -> None:
     for part in folder.glob(".*.part"):
         try:
             file = open_untrusted(part, "rb+")
-        except (OSError, ValueError):  # gone by now, or none of ours: a link, a folder, ...
+        except (OSError, ValueError):  # gone by now, or not ours: a link, a folder
             continue
         with file:
             if lock_file(file, wait=False):
@@ -267,7 +268,7 @@ def remove_dead_parts(folder: Path) -> None:
 
 
 def lock_file(file: IO[bytes], *, wait: bool, shared: bool = False) -> bool:
-    """Locks a file until it is closed, and says whether it did; with `wait` it always does.
+    """Locks a file until it is closed. Returns whether it did, which with `wait` is always true.
 
     Raises:
         RuntimeError: On Windows, which has no such locks.

@@ -1,4 +1,4 @@
-"""Small JSON files, read with distrust: up to a bound, and nothing but an object."""
+"""Small untrusted JSON files: they are read up to a bound, and must hold an object."""
 
 from __future__ import annotations
 

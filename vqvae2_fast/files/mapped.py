@@ -1,8 +1,9 @@
-"""Files mapped into memory that may be cut while they are in use.
+"""Files mapped into memory, which may be truncated while they are in use.
 
-Reading a mapped page behind the end of its file kills the process (SIGBUS). So the size of the file
-is checked before each use: a file that was cut before is an error. One that is cut while pages are
-being read still kills; only reading without a map would not, at several times the cost.
+Reading a mapped page beyond the end of its file kills the process (SIGBUS). So the size of the file
+is checked before each use, and a file that was truncated before raises an error. One that is
+truncated while pages are being read still kills the process; only reading without a map would
+prevent that, at several times the cost.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class MappedFile:
     """A regular file of a known size, mapped. Writing to its bytes does not reach the disk.
 
     Raises:
-        OSError: There is no such file, ...
+        OSError: There is no such file, or it cannot be read.
         ValueError: It is not a regular file, or has another size.
     """
 
@@ -43,16 +44,16 @@ class MappedFile:
         )
 
     def bytes(self) -> Tensor:
-        """uint8 `[size]`; to be read at once, since the file may be cut later.
+        """uint8 `[size]`, which should be read at once, since the file may be truncated later.
 
         Raises:
-            ValueError: The file was cut.
+            ValueError: The file was truncated.
         """
         try:
             status = os.stat(self.path)
         except FileNotFoundError:  # the map outlives the name
             return self._bytes
-        if os.path.samestat(status, self._status):  # else another file has taken the name
+        if os.path.samestat(status, self._status):  # otherwise another file has taken the name
             self._require_size(status)
         return self._bytes
 

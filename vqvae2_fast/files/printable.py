@@ -1,4 +1,4 @@
-"""Names and texts from strangers as a terminal may show them."""
+"""Untrusted names and texts in a form that is safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def printable(text: object, *, keep: str = "") -> str:
     """The text with everything that is not printable escaped, as in `a\\x1b[2Jb`.
 
     Control characters can move the cursor, change a terminal's title or hide text; marks of writing
-    direction can make a name read as another; half a surrogate pair cannot be written at all.
+    direction can make a name look like another; half a surrogate pair cannot be written at all.
 
     Args:
         keep: Characters that stay as they are, such as line ends in a longer message.

@@ -1,9 +1,9 @@
-"""The one door for files that nobody vouches for: data sets, checkpoints, stores, sample folders.
+"""The one way to open untrusted files: data sets, checkpoints, stores, sample folders.
 
 A file is opened once, and what was checked is what is read. It has to be a regular file: opening a
-FIFO can block for ever, and opening a device can act. Where a folder is given, links may not lead
-out of it. No more is read than a bound, and compressed files are read as streams with a bound on
-what comes out. Every error names the file.
+FIFO can block for ever, and opening a device can have effects. Where a folder is given, links may
+not lead out of it. No more is read than a bound, and compressed files are read as streams with a
+bound on what comes out. Every error names the file.
 
 This protects from what lies in a folder, not from a process that changes the folder meanwhile.
 """
@@ -42,7 +42,7 @@ __all__ = [
 # deflate's limit is 1,032.
 MAX_RATIO = 100
 FREE_BYTES = 64 * 2**20
-_STEP = 2**20  # bytes read at a time where the size is not known
+_STEP = 2**20  # bytes read at a time if the size is not known
 
 _FLAGS = {
     "rb": os.O_RDONLY,
@@ -63,7 +63,7 @@ _KINDS = {
 
 
 class UntrustedFileError(ValueError):
-    """A file that is refused, or found to be damaged, at the door; the message names it."""
+    """A file that is refused, or found to be damaged, when it is opened; the message names it."""
 
 
 def open_untrusted(
@@ -84,13 +84,14 @@ def open_untrusted(
         buffering: As for `open`.
 
     Raises:
-        OSError: There is no such file, it may not be read, its links form a loop, ...
+        OSError: There is no such file, it may not be read, or its links form a loop.
         UntrustedFileError: It is not a regular file, lies outside the folder, or is too large; or
             its name cannot be that of a file.
     """
     name = _checked_name(path)
     target = os.fspath(path) if inside is None else _inside(path, inside)
-    # A device is not even opened. The check of the open file is the one that counts.
+    # Because of this check a device is not even opened; the check of the open file is the one that
+    # counts.
     if mode == "rb" or os.path.lexists(target):
         check_regular(target, links=mode == "rb")
     no_link = _NO_LINK if mode != "rb" or inside is not None else 0
@@ -109,7 +110,7 @@ def open_untrusted(
 
 
 class _Reader(io.BufferedReader):
-    """A file that allocates for a read what it has, not what was asked for.
+    """A file that allocates only what it holds for a read, not what was asked for.
 
     Readers of formats ask for as much as a length in the file says, which may be 2 GiB.
     """
@@ -120,7 +121,7 @@ class _Reader(io.BufferedReader):
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > _STEP:
-            # What was appended since is read a step at a time.
+            # What was appended since then is read step by step.
             size = min(size, max(0, self._size - self.tell()) + _STEP)
         return super().read(size)
 
@@ -142,8 +143,8 @@ def check_regular(path: Path, *, links: bool = True) -> os.stat_result:
     """The status of a regular file, which is not opened.
 
     Raises:
-        OSError: There is no such file, ...
-        UntrustedFileError: It is not a regular file; without `links`, a link is none.
+        OSError: There is no such file, or it cannot be read.
+        UntrustedFileError: It is not a regular file, or, without `links`, it is a link.
     """
     name = _checked_name(path)
     status = os.stat(path, follow_symlinks=links)

@@ -1,8 +1,8 @@
 """Models for a folder of photographs: on a laptop (64 pixels) or one graphics card (128, 256).
 
-The rate is the paper's, 9 bits for 16 pixels and 9 more for 64, so that 64 pixels show what a
-photograph is of, and 256 its details. Classes and numbers of photographs follow from the folder;
-the trainings suit hundreds to tens of thousands.
+The rate is the paper's: 9 bits for 16 pixels and 9 more for 64. So images of 64 pixels show the
+subject of a photograph, and those of 256 its details. Classes and numbers of photographs follow
+from the folder; the trainings suit hundreds to tens of thousands.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def _photos(
     """A preset of square images.
 
     Args:
-        channels, prior_channels: Of the VQ-VAE's layers, and of the priors'.
-        batch_size: Of the VQ-VAE; the priors take half of it.
-        steps: Of the VQ-VAE, the top prior and the bottom prior.
-        learning_rate: Of the VQ-VAE; the priors' is the same.
+        channels, prior_channels: Channels of the VQ-VAE's layers and of the priors'.
+        batch_size: Batch size of the VQ-VAE; the priors take half of it.
+        steps: Steps of the VQ-VAE, the top prior and the bottom prior.
+        learning_rate: Learning rate of the VQ-VAE and of the priors.
     """
     vqvae = VQVAE2Config(
         image_size=(side, side),

@@ -29,7 +29,7 @@ def plot_curves(
     marginal_bits: Mapping[str, float] | None = None,
     num_embeddings: int | None = None,
 ) -> None:
-    """Draw what the logs of a VQ-VAE and of priors hold: error, PSNR, use of codes, bits per code.
+    """Draw the logs of a VQ-VAE and its priors: error, PSNR, use of codes, bits per code.
 
     Args:
         vqvae: Lines of the VQ-VAE's log.jsonl.

@@ -138,7 +138,7 @@ def _distances(name: str, found: Distances) -> Section:
     shown = [measure for measure in MEASURES if measure.name in found.rows["floor"]]
     text = (
         f"Features of {name}, {found.images_per_second:.0f} images per second. Distances depend on "
-        "the number of images, so compare only rows of one table. An arrow tells which way is "
+        "the number of images, so compare only rows of one table. An arrow shows which way is "
         "better."
     )
     if found.left_out:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["folder_grid"]
 
-_ROWS, _COLUMNS = 24, 12  # at most, of a picture
+_ROWS, _COLUMNS = 24, 12  # rows of a picture, at most
 _BLOCK = 96  # images of one class, or without classes
 
 

@@ -1,4 +1,4 @@
-"""What rejection trades: measures against the share of samples that is kept, as one PNG."""
+"""The trade-off of rejection: measures against the share of samples kept, as one PNG."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _measured(points: Sequence[RejectionPoint], network: str, panel: str) -> lis
 
 def _by_share(axis: Any, shares: list[float], title: str) -> None:
     axis.set(title=title, xlabel="share kept", xscale="log")
-    axis.set_xlim(1.2 * max(shares), min(shares) / 1.2)  # all panels alike, whatever they hold
+    axis.set_xlim(1.2 * max(shares), min(shares) / 1.2)  # the same on all panels
     axis.set_xticks(shares)
     axis.set_xticklabels([f"{share:g}" for share in shares])
     axis.minorticks_off()

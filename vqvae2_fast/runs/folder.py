@@ -61,7 +61,7 @@ def clear_run(run: Path) -> None:
 
 
 def check_run_folder(run: Path) -> None:
-    """Raise ValueError if a folder is that of something else."""
+    """Raise ValueError if the folder belongs to something other than a run."""
     for name, what in _OTHERS.items():
         if (run / name).exists():
             raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")
@@ -73,7 +73,8 @@ def locked_run(run: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: If another process is training in it.
-        ValueError: If it is the folder of something else, or its lock is a link, a FIFO, ...
+        ValueError: If the folder belongs to something else, or its lock is a link, a FIFO or the
+            like.
     """
     check_run_folder(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -89,10 +90,10 @@ def locked_run(run: Path) -> Iterator[None]:
 def _lock(run: Path) -> Iterator[None]:
     """Locks a folder until the block or the process ends; workers forked inside do not hold it.
 
-    On Unix by fcntl, because filelock's locks are not of a folder, and versions before 4 leave them
-    with forked workers, which outlive a killed trainer. The folder's own lock holds even if
-    somebody deletes .lock; on a network file system it may hold on this machine only, and .lock
-    then keeps out the others.
+    On Unix it uses fcntl, because filelock cannot lock a folder, and its versions before 4 leave
+    locks with forked workers, which outlive a killed trainer. The folder's own lock holds even if
+    somebody deletes .lock. On a network file system it may hold on this machine only; then .lock
+    keeps out the other machines.
     """
     taken = RuntimeError(
         f"train: another process is training in {run}. Wait for it, or name another output folder."
@@ -122,7 +123,8 @@ def _lock(run: Path) -> Iterator[None]:
                 except OSError as error:
                     if error.errno in (errno.EACCES, errno.EAGAIN):
                         raise taken from error
-                    # Otherwise the file system has no such locks, and the run does without.
+                    # Otherwise the file system has no such locks, and the run continues without
+                    # one.
             yield
     finally:
         _locked.discard(descriptor)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["InterruptedRun", "StopRequest", "stop_requests"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds. One ctrl-C gives several signals where a launcher such as torchrun passes it on.
+# Seconds. One ctrl-C causes several signals if a launcher such as torchrun passes it on.
 _IMPATIENCE = 1.0
 
 
@@ -23,7 +23,8 @@ class InterruptedRun(KeyboardInterrupt):
     """A run stopped by a signal after a whole step, which its checkpoint holds.
 
     Args:
-        signal_number: A command ends with exit code 128 + this: 130 for ctrl-C, 143 for SIGTERM.
+        signal_number: A command ends with exit code 128 plus this number: 130 for ctrl-C, 143 for
+            SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -32,22 +33,23 @@ class InterruptedRun(KeyboardInterrupt):
 
 
 class StopRequest:
-    """`number` is that of the signal that came, None before; `since` when, in seconds."""
+    """`number` is the number of the signal that came, or None; `since` is its time in seconds."""
 
     number: int | None = None
     since: float = 0.0
 
     def check(self, message: str) -> None:
-        """Raises InterruptedRun if a signal came; the message follows the signal's number."""
+        """Raises InterruptedRun if a signal came, with the signal's number and then the message."""
         if self.number is not None:
             raise InterruptedRun(f"stopped by signal {self.number}; {message}", self.number)
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Notes the first SIGINT or SIGTERM inside; ctrl-C a second later raises KeyboardInterrupt.
+    """Records the first SIGINT or SIGTERM; ctrl-C a second later raises KeyboardInterrupt.
 
-    Only the main thread can take signals: elsewhere nothing is noted, and they do what they did.
+    Only the main thread can handle signals: in other threads nothing is recorded, and signals keep
+    their effect.
     """
     request, owner = StopRequest(), os.getpid()
     if threading.current_thread() is not threading.main_thread():
@@ -56,7 +58,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def note(number: int, _frame: Any) -> None:
         if os.getpid() != owner:
-            # This is a forked worker. Ctrl-C reaches it too; it works until the run closes it.
+            # This is a forked worker. Ctrl-C reaches it too, but it works until the run closes it.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunLog"]
 
-_MAX_BYTES = 2**30  # some 10⁷ lines
+_MAX_BYTES = 2**30  # bytes, some 10⁷ lines
 
 
 class RunLog:
@@ -50,7 +50,7 @@ class RunLog:
         """Add a line.
 
         Raises:
-            OSError: If the disk is full, ...; the file is then unchanged.
+            OSError: If the disk is full or fails; the file is then unchanged.
         """
         line = {"step": step, **values}
         if self._path is not None:
@@ -60,7 +60,7 @@ class RunLog:
         self._on_log(step, values)
 
     def note(self, step: int, **facts: list[str]) -> None:
-        """Add a line of words, which only the file gets. Raises as `write` does."""
+        """Add a line of text, which goes only to the file. Raises as `write` does."""
         line = {"step": step, **facts}
         if self._path is not None:
             _append(self._path, (json.dumps(line) + "\n").encode())

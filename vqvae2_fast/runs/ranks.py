@@ -1,4 +1,4 @@
-"""The processes of one run under `torchrun`: who they are, and what the first tells the others."""
+"""The processes of one run under `torchrun`: their ranks, and what the first sends the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's figures for TensorBoard, where its package is installed."""
+"""A run's figures for TensorBoard, if its package is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["tensorboard_log"]
 def tensorboard_log(run: Path | None) -> Iterator[Callable[[int, Mapping[str, float]], object]]:
     """Takes a step and its figures, as `train(on_log=...)` gives them, into RUN/tensorboard.
 
-    Without a run it takes them nowhere, and needs no package.
+    Without a run it drops them, and needs no package.
 
     Raises:
         RuntimeError: The package `tensorboard` is not installed.
@@ -39,8 +39,7 @@ def tensorboard_log(run: Path | None) -> Iterator[Callable[[int, Mapping[str, fl
     def log(step: int, values: Mapping[str, float]) -> None:
         nonlocal writer
         if writer is None:
-            # A part that was broken off may have logged steps past its last checkpoint: these are
-            # taken back.
+            # An interrupted part may have logged steps after its last checkpoint; they are removed.
             writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)
         for name, value in values.items():
             held_out = name.startswith("val_")

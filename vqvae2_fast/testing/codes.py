@@ -1,4 +1,4 @@
-"""Made-up codes in memory, which code stores are written of and compared with, for tests."""
+"""Artificial codes in memory, to write code stores and to compare them with, for tests."""
 
 from __future__ import annotations
 

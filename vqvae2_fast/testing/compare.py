@@ -41,14 +41,14 @@ NO_LEVEL = "reference"
 def simd_levels() -> tuple[str, ...]:
     """SIMD levels of this build and CPU, lowest first; `NO_LEVEL` without the compiled module.
 
-    So a test with a parameter for the level runs once on the references there.
+    So without the module a test with a parameter for the level runs once, on the references.
     """
     return (NO_LEVEL,) if _native.module is None else tuple(_native.module.simd_levels())
 
 
 @contextmanager
 def simd_level(name: str) -> Iterator[None]:
-    """Run the CPU kernels of one SIMD level; with `NO_LEVEL`, which needs no module, nothing."""
+    """Run the CPU kernels of one SIMD level in the block; with `NO_LEVEL` change nothing."""
     if name == NO_LEVEL and _native.module is None:
         yield
         return
@@ -64,7 +64,7 @@ def simd_level(name: str) -> Iterator[None]:
 
 @contextmanager
 def every_call_trains() -> Iterator[None]:
-    """Operators with kernels for training take small calls and calls without a gradient too."""
+    """Makes kernels for training also take small calls and calls without a gradient."""
     with mock.patch.object(_training, "is_training_call", lambda *_, **__: True):
         yield
 
@@ -86,7 +86,7 @@ class RecordedOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def kernels_of(self, operator: Operator, device_type: str) -> list[str]:
-        """Those that entered a kernel of the operator's folder."""
+        """The names that entered a kernel of the operator's folder."""
         folder = operator.reference.__module__
         return [
             name

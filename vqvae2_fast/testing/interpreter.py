@@ -1,4 +1,4 @@
-"""Triton kernels on the CPU, in Triton's interpreter: a process of its own.
+"""Runs Triton kernels on the CPU, in Triton's interpreter, which takes a separate process.
 
 `TRITON_INTERPRET=1` must be set before Triton is imported. For the whole process the interpreted
 kernels then take the place of the compiled ones, so that every test of an operator tests its Triton

@@ -1,4 +1,4 @@
-"""The near-tie rule: whether an engine's codes are those of the reference, rounding aside.
+"""The near-tie rule: whether an engine's codes are those of the reference, apart from rounding.
 
 Two engines that add in different orders can differ in a code whose two best scores lie within the
 rounding of the logits, and from there on they draw different maps. So maps are never compared past
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["NearTie", "assert_near_tie", "near_tie"]
 
-# A code in 10^4 may be a near tie that went the other way.
+# One code in 10^4 may be a near tie that went the other way.
 ALLOWED_SHARE = 1e-4
-# Both scores of a comparison carry the error of a logit, and twice that for what was not measured.
+# Both scores of a comparison carry the error of a logit; twice that allows for what was not
+# measured.
 TOLERANCE_IN_ERRORS = 4
 
 
@@ -77,8 +78,8 @@ def near_tie(
     """Judge codes `[B, H, W]` that `engine` drew with these arguments of `sample_codes`.
 
     With filters a code at their edge may be in for one engine and out for the other. A drawn code
-    counts if it is in when logits are off by the measured error in its favour, and it has to be as
-    good as the best of the codes that are in whatever the error.
+    counts if it is in when the logits are off by the measured error in its favour. It has to be as
+    good as the best of the codes that are in for any such error.
     """
     interface = interface_of(prior)
     settings = DrawSettings(temperature, top_k, top_p, guidance_scale)
@@ -145,7 +146,7 @@ def _gaps(
 
 
 def _inside_filters(settings: DrawSettings, logits: Tensor, slack: float) -> tuple[Tensor, Tensor]:
-    """Codes that top-k and top-p keep whatever an error within slack, and those they may keep."""
+    """Codes that top-k and top-p keep for any error within slack, and codes that they may keep."""
     ordered = logits.sort(dim=1, descending=True).values
     ascending = -ordered
     # For each code, how many are better by more than the slack, and how many may be better.

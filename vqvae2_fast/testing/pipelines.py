@@ -26,7 +26,7 @@ def tiny_pipeline(num_classes: int = 3, *, image_channels: int = 3) -> Pipeline:
         embedding_dim=8,
     )
     vqvae = VQVAE2(config)
-    # In training, so that the codebooks begin among the vectors.
+    # In training mode, so that the codebooks start from the vectors.
     vqvae(torch.rand(64, image_channels, 16, 16) * 2 - 1)
     torch.random.set_rng_state(state)
     top = tiny_prior(0, size=(4, 4), num_classes=num_classes)

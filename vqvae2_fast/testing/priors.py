@@ -26,7 +26,7 @@ DRAWING_RULES: tuple[dict[str, Any], ...] = (
 def tiny_prior(seed: int = 0, **overrides: Any) -> PixelSNAIL:
     """A prior of a 4×6 map and 13 codes in evaluation mode; arguments of `PixelSNAILConfig`.
 
-    No weight is left at a value, such as a zero bias, that would hide a part of the network.
+    No weight keeps a value that would hide a part of the network, such as a bias of zero.
     """
     values: dict[str, Any] = {
         "size": (4, 6),

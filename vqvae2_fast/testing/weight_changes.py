@@ -1,6 +1,6 @@
-"""Draws with random changes of the weights between them: no engine may draw from weights that were.
+"""Draws with random changes of the weights between them: no engine may use outdated weights.
 
-`tools/draws_between_changes.py` runs this for as many draws as asked for; the suite runs a few.
+`tools/draws_between_changes.py` runs this for any number of draws; the suite runs a few.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["CHANGES", "draws_between_changes"]
 
 EXACT, ROUNDING = ("reference", "eager", "cpu"), ("cpu_bfloat16", "cpu_int8")
-# Log-probabilities of two engines: sums of some hundred float32 products in other orders.
+# Tolerance for log-probabilities of two engines, which add some hundred float32 products in
+# different orders.
 _TOLERANCE = 1e-3
 _SMALL: dict[str, Any] = {
     "size": (2, 3),
@@ -104,9 +105,9 @@ CHANGES: dict[str, Callable[[nn.Module, random.Random], None]] = {
 def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
     """Draw `count` times, each time by another engine and after another change.
 
-    Exact engines must draw the reference's codes, near ties aside, with its log-probabilities;
-    rounding ones, bit for bit, what they draw from a copy of the prior that has never been drawn
-    from.
+    Exact engines must draw the reference's codes, except for near ties, with its log-probabilities.
+    Rounding engines must draw, bit for bit, what they draw from a copy of the prior that has never
+    been used.
 
     Returns:
         How often each change changed the log-probabilities of the draw.

@@ -1,4 +1,4 @@
-"""Folders that are written whole, and what their killed writers leave."""
+"""Files and folders that are written whole, and what their killed writers leave."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from vqvae2_fast.files.durable import (
     locked,
     new_folder,
     remove_dead_folders,
+    renamed_into_place,
+    replace_file,
     replaced_folder,
 )
 
@@ -121,3 +123,32 @@ def test_errors_of_the_system_are_explained_with_a_remedy(tmp_path):
         durable.explained("cannot read", "Make it"),
     ):
         (tmp_path / "x").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["result.json", "images[1].vq2"])
+def test_an_unfinished_file_is_removed_when_its_writer_is_dead_and_not_before(tmp_path, name):
+    path = tmp_path / name
+    with renamed_into_place(path) as part:
+        part.write_bytes(b"first")
+        killed = part.with_name(part.name.replace(name, f"{name}.0"))
+        killed.write_bytes(b"half")
+        replace_file(path, b"second")
+        assert names(tmp_path) == sorted([part.name, name])
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == [name]
+
+
+def test_a_file_that_was_taken_for_a_dead_ones_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    lock, taken = durable.lock_file, []
+
+    def lock_late(file, *, wait):
+        if not taken:
+            taken.append(next(tmp_path.glob(".*.part")))
+            taken[0].unlink()
+        return lock(file, wait=wait)
+
+    monkeypatch.setattr(durable, "lock_file", lock_late)
+    replace_file(tmp_path / "x", b"content")
+    assert taken
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"content"

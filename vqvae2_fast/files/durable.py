@@ -10,10 +10,11 @@ killed process left from what a live one is writing.
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
@@ -97,17 +98,11 @@ def replace_file(path: Path, content: bytes, before: Callable[[], None] | None =
 
     `before` is called when the content is on the disk and only the renaming remains.
     """
-    part = part_of(path)
-    try:
-        with part.open("xb", buffering=0) as file:
-            write_all(file, content)
-            sync_file(file)
+    with _new_part(path) as (part, file):
+        write_all(file, content)
+        sync_file(file)
         if before is not None:
             before()
-        rename_synced(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -123,13 +118,37 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def renamed_into_place(path: Path) -> Iterator[Path]:
-    """A hidden path to write, renamed to `path` at the end of the block; removed on an error."""
-    part = part_of(path)
-    try:
+    """A hidden file to write, renamed to `path` at the end of the block; removed on an error."""
+    with _new_part(path) as (part, _):
         yield part
         with part.open("rb+", buffering=0) as file:
             sync_file(file)
-        rename_synced(part, path)
+
+
+@contextmanager
+def _new_part(path: Path) -> Iterator[tuple[Path, FileIO]]:
+    """A hidden file next to `path`, locked during the block and renamed at its end, or removed.
+
+    What killed writers of the same path left is removed first.
+    """
+    if sys.platform != "win32":
+        remove_dead_parts(path.parent, f".{glob.escape(path.name)}.*.part")
+    while True:
+        part = part_of(path)
+        file = part.open("xb", buffering=0)
+        # Windows has no such locks, and some file systems have none: what is left there stays.
+        with suppress(OSError, RuntimeError):
+            lock_file(file, wait=True)
+        if _is_named(file, part):  # else another process removed it, unlocked, as a dead one's
+            break
+        file.close()
+    try:
+        with file:
+            yield part, file
+            if sys.platform != "win32":  # which cannot rename an open file
+                rename_synced(part, path)
+        if sys.platform == "win32":
+            rename_synced(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -255,14 +274,18 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
     return file, part
 
 
-def remove_dead_parts(folder: Path) -> None:
-    """Removes unfinished files whose writer is dead; the caller holds the folder's lock."""
-    for part in folder.glob(".*.part"):
+def remove_dead_parts(folder: Path, pattern: str = ".*.part") -> None:
+    """Removes unfinished files whose writer is dead; none where files cannot be locked.
+
+    Whoever begins one holds the folder's lock, or looks whether it is still there once it is
+    locked.
+    """
+    for part in folder.glob(pattern):
         try:
             file = open_untrusted(part, "rb+")
         except (OSError, ValueError):  # gone by now, or not ours: a link, a folder
             continue
-        with file:
+        with file, suppress(OSError):
             if lock_file(file, wait=False):
                 part.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""A disk that gets full, for every test of what is written there; how long to fuzz; what runs."""
+"""For all tests: one thread, a disk that gets full, how long to fuzz, which kernels run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Before torch is loaded, and for the processes that tests start: tests compute so little that a
+# second thread would only wait, and long on a busy machine. Tests of threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -55,7 +60,7 @@ def operator_calls() -> Iterator[list[str]]:
 
 @pytest.fixture
 def with_threads() -> Iterator[Callable[[int, Callable[[], object]], object]]:
-    """Calls a function while torch has so many threads."""
+    """Calls a function while torch has this number of threads."""
     threads = torch.get_num_threads()
 
     def call(number: int, function: Callable[[], object]) -> object:

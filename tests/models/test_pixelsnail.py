@@ -11,15 +11,6 @@ from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
 CONFIGS = tiny_configs()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # The priors are so small that a second thread would only wait, long on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def logits_of(prior, inputs):
     with torch.no_grad():
         return prior(inputs["codes"], inputs["condition"], inputs["labels"])

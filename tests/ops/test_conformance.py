@@ -180,6 +180,14 @@ def test_gradients_match_float64(operator, case, level):
         assert_close_to_float64(a, e, x, factor=factor, what=what)
 
 
+@pytest.mark.parametrize(("operator", "case"), CASES)
+def test_forward_on_three_threads_matches_reference(operator, case, with_threads):
+    actual = with_threads(3, lambda: run(operator, case, make(case, clone)))
+    eager = run(operator.reference, case, make(case, clone))
+    exact = run(operator.reference, case, make(case, to_float64))
+    assert_conforms(case, actual, eager, exact)
+
+
 @pytest.mark.parametrize("trains", [True, False], ids=["trains", "evaluates"])
 @pytest.mark.parametrize(("operator", "case"), ALL)
 def test_owner_is_who_ran(operator, case, trains):
@@ -228,22 +236,41 @@ def can_be_checked(operator, case):
     return not case.has_nan and (has_none or is_taken(operator, case))
 
 
-@pytest.mark.parametrize(("operator", "case"), [p for p in CASES if can_be_checked(*p.values)])
+CHECKED = [parameter for parameter in CASES if can_be_checked(*parameter.values)]
+# Tracing with sizes left open takes a fifth of a second a case: opcheck does so for one of each
+# operator. The others are traced at their sizes, with their gradients, by `compiled`.
+TRACED = {parameter.values[0].name: parameter.values[1] for parameter in reversed(CHECKED)}
+
+
+@pytest.mark.parametrize(("operator", "case"), CHECKED)
 def test_opcheck(operator, case):
     arguments = list(make(case))
     for position in case.gradients:
         arguments[position] = arguments[position].requires_grad_()
-    torch.library.opcheck(operator.overload, tuple(arguments))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if TRACED[operator.name] is case:
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(operator.overload, tuple(arguments), test_utils=checks)
+
+
+def compiled(operator):
+    torch._dynamo.reset()
+    return torch.compile(
+        lambda *arguments: operator(*arguments), fullgraph=True, backend="aot_eager"
+    )
 
 
 @pytest.mark.parametrize(("operator", "case"), CASES)
 def test_compiled_equals_eager(operator, case):
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda *arguments: operator(*arguments), fullgraph=True, backend="aot_eager"
-    )
-    actual = run(compiled, case, make(case, clone))
+    actual = run(compiled(operator), case, make(case, clone))
     assert_same(actual, run(operator, case, make(case, clone)), "compiled")
+
+
+@pytest.mark.parametrize(("operator", "case"), [p for p in CHECKED if p.values[1].gradients])
+def test_compiled_gradients_equal_eager(operator, case):
+    _, actual = run_with_gradients(compiled(operator), case, make(case))
+    _, eager = run_with_gradients(operator, case, make(case))
+    assert_same(actual, eager, "gradients, compiled")
 
 
 @pytest.mark.parametrize(("operator", "case", "level"), CASES_BY_LEVEL)

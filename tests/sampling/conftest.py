@@ -1,7 +1,4 @@
-"""One thread: the priors are so small that a second one would only wait, long on a busy machine.
-
-And the CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run as they stand.
-"""
+"""The CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run as they stand."""
 
 import os
 import shutil
@@ -10,19 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from vqvae2_fast.sampling.engines.cuda_library import Library
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

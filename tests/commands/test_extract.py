@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.data import CodeStore
@@ -127,17 +126,6 @@ def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
             for (maps, label), (wanted, other) in [(store[i], alone[i])]
             for a, b in zip(maps, wanted, strict=True)
         )
-
-
-def test_killed_extraction_ends_as_one_made_in_peace():
-    tool = Path(__file__).parents[2] / "tools" / "kill_test_extract.py"
-    run = subprocess.run(
-        [sys.executable, str(tool), "--kills", "2", "--images", "300"],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "each equal byte for byte to an undisturbed one" in run.stdout
 
 
 def free_port() -> int:

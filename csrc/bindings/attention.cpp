@@ -19,8 +19,8 @@ using torch::stable::Tensor;
 
 constexpr int64_t kLogitGrain = 1 << 14;  // logits that a thread takes at a time
 
-// [B, heads, L, channels], the heads of a position side by side in memory: as the layer around it
-// reads and writes them.
+// [B, heads, L, channels] with the heads of a position side by side in memory, as the surrounding
+// layer reads and writes them.
 Tensor new_heads(const Tensor& like, int64_t channels) {
   const int64_t batch = like.size(0), heads = like.size(1), length = like.size(2);
   const int64_t sizes[] = {batch, heads, length, channels};

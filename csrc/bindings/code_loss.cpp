@@ -1,5 +1,5 @@
-// `code_cross_entropy` on the CPU, float32, on the stable ABI: parts of the positions go to the
-// threads. Schema: vqvae2_fast/ops/code_cross_entropy/op.py.
+// `code_cross_entropy` on the CPU, float32, on the stable ABI: threads share the positions. Schema:
+// vqvae2_fast/ops/code_cross_entropy/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -17,8 +17,8 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Parts of the positions whose gradients of the weight are summed apart, whatever the threads, and
-// codes whose sums a thread takes.
+// Parts of the positions whose weight gradients are summed separately, whatever the number of
+// threads, and how many codes a thread sums at a time.
 constexpr int64_t kMostParts = 8, kCodeGrain = 32;
 
 void check_codes(const Tensor& codes, int64_t num_codes) {
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
                               .packed_backward = packed_backward.get()};
 
   const int64_t block = kernels.block_rows, blocks = (positions + block - 1) / block;
-  // The sums of all parts take no more than all logits would, or than two weights.
+  // The sums of all parts take no more memory than all logits would, or than two weights.
   const int64_t parts =
       std::min({kMostParts, blocks, std::max<int64_t>(2, positions / (channels + 1))});
   const int64_t part_floats = layers.part_floats(num_codes, channels);

@@ -16,8 +16,8 @@ using torch::stable::Tensor;
 
 constexpr int64_t kGrain = 1 << 14;  // values that a thread takes at a time
 
-// A map as rows in which the two halves of h follow one another: positions of a map whose channels
-// are last, else whole images.
+// A map as rows that hold the two halves of h one after the other: a row is a position if channels
+// are last, else a whole image.
 struct Layout {
   bool channels_last;
   int64_t rows, channels;  // of x

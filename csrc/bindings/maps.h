@@ -47,7 +47,7 @@ inline torch::stable::Tensor as_rows(const torch::stable::Tensor& map) {
   return rows.stride(3) == 1 ? rows : torch::stable::contiguous(rows);
 }
 
-// What stands before a convolution of x [B, C, H, W].
+// The activation and dropout before a convolution of x [B, C, H, W].
 inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, double dropout_p,
                                      const std::optional<torch::stable::Tensor>& seed) {
   STD_TORCH_CHECK(dropout_p == 0 || (seed && seed->dim() == 0 &&

@@ -39,7 +39,7 @@ py::dict build_info() {
   info["cuda_architectures"] = VQ_CUDA_ARCHITECTURES;
   info["torch_abi"] = VQ_TORCH_ABI;
   info["simd_levels"] = simd_levels();
-  // Compiled, and beyond this CPU.
+  // Levels that are compiled but that this CPU cannot run.
   info["missing_simd_levels"] = tuple_of(vqvae2_fast::cpu::missing_simd_levels());
   return info;
 }

@@ -1,7 +1,7 @@
 // Registration of the compiled operators, using only torch's stable ABI: a build against any
 // torch >= 2.11 loads into any other. Schemas are defined in Python (vqvae2_fast/ops/<op>/op.py);
-// this file only implements them. Python has checked shapes and dtypes; what is checked again here
-// is what would be unsafe.
+// this file only implements them. Python has checked shapes and dtypes; only what would be unsafe
+// is checked again here.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -28,7 +28,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Elements a thread takes at a time: enough to pay for waking it.
+// Elements that a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kElementGrain = 1 << 15;
 constexpr int64_t kNoiseGrain = 4096;
 
@@ -50,8 +50,9 @@ cpu::Rows rows_of(const Tensor& matrix) {
   return rows;
 }
 
-// An output that goes with the rows of z. `new_empty` goes through the dispatcher, which is a sixth
-// of a call with a few vectors; what it adds is to fill the memory when torch is asked to.
+// An output with one entry per row of z. `new_empty` would go through the dispatcher, which takes a
+// sixth of a call with a few vectors; it would only add that memory is filled when torch is asked
+// to.
 Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   if (z.size(0) > cpu::kFewRows) return torch::stable::new_empty(z, sizes, dtype);
   int64_t strides[2] = {1, 1};

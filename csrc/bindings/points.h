@@ -13,18 +13,19 @@
 namespace vqvae2_fast {
 namespace {
 
-// Points lie this many floats further apart than they need: at multiples of a large power of two
-// they would share the sets of the caches.
+// Points lie this many floats further apart than necessary, because at multiples of a large power
+// of two they would share the sets of the caches.
 constexpr int64_t kPointGap = 48;
-// Tiles or channels that a thread takes at a time.
+// Tiles, or channels, that a thread takes at a time.
 constexpr int64_t kTileGrain = 8, kChannelGrain = 64;
-// Tiles that are transformed, multiplied and transformed back in one go, so that their points stay
-// in the caches; fewer would read the weight's too often. From 36 on the same within 3 %.
+// Tiles that are transformed, multiplied and transformed back together, so that their points stay
+// in the caches. With fewer tiles the weight's points are read too often; from 36 on the time is
+// the same within 3 %.
 constexpr int64_t kBlockTiles = 48;
 // Rows of a map that are worth a thread of their own.
 constexpr int64_t kLeastBand = 16;
-// Rows of a product that a thread takes at a time: whole tiles at every level. Of the sums over
-// tiles this many are taken in one go, so that both sides stay in the second cache.
+// Rows of a product that a thread takes at a time: whole tiles at every SIMD level. Sums over tiles
+// also take this many at a time, so that both sides stay in the second-level cache.
 constexpr int64_t kProductRows = 48, kProductDepth = 128;
 
 inline void cut_into_tiles(cpu::winograd::Map& map) {
@@ -85,7 +86,7 @@ inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, 
           .columns = columns};
 }
 
-// Outputs of a weight, in the units that its transforms take.
+// Shares out the outputs of a weight, in the units that its transforms take.
 template <class Part>
 void for_outputs(int64_t outputs, const Part& part) {
   constexpr int64_t kUnit = cpu::winograd::kChannels;
@@ -107,7 +108,7 @@ inline PointTensor weight_panels(const cpu::winograd::Transforms& transforms,
   return u;
 }
 
-// The points [P, tiles, columns] of a few tiles, of one thread.
+// One thread's points [P, tiles, columns] of a few tiles.
 struct PointBlock {
   cpu::Aligned<float> memory;
   cpu::winograd::Points layout;
@@ -118,7 +119,7 @@ struct PointBlock {
             .stride_point = tiles * columns + kPointGap, .stride_row = columns, .panel = columns} {}
 };
 
-// Blocks of nearly one size, as many for each thread.
+// Blocks of nearly equal size, the same number for each thread.
 inline int64_t tiles_of_block(int64_t tiles, int64_t threads) {
   const int64_t blocks = (tiles + kBlockTiles * threads - 1) / (kBlockTiles * threads) * threads;
   return (tiles + blocks - 1) / blocks;
@@ -141,7 +142,7 @@ inline void multiply_block(int64_t tiles, const float* a, const cpu::winograd::P
   }
 }
 
-// The map that the weight's outputs make, block by block of tiles. source(first, last, block) gives
+// Computes the map of the weight's outputs, in blocks of tiles. source(first, last, block) returns
 // the points of those tiles and their layout; it may write them to the block.
 template <class Source>
 void output_tiles(const cpu::winograd::Transforms& transforms, const PointTensor& weight,
@@ -161,8 +162,8 @@ void output_tiles(const cpu::winograd::Transforms& transforms, const PointTensor
   });
 }
 
-// A part of one image of the map that the weight's inputs make of points [P, T, outputs]. Its first
-// channel is column `column` of the weight.
+// Computes a part of one image of the map of the weight's inputs, from points [P, T, outputs]. Its
+// first channel is column `column` of the weight.
 inline void input_tiles(const cpu::winograd::Transforms& transforms, const PointTensor& points,
                         const PointTensor& weight, int64_t column, const float* bias,
                         const cpu::winograd::Map& map, int64_t top, int64_t left, int64_t image,
@@ -177,7 +178,7 @@ inline void input_tiles(const cpu::winograd::Transforms& transforms, const Point
   }
   // Products begin with a whole panel.
   const int64_t before = column % weight.layout.panel, columns = before + channels;
-  // Rows of tiles that reach the part: one begins `top` above its place.
+  // Rows of tiles that reach the part; a tile begins `top` rows above its place.
   int64_t patch = 1;
   while (patch * patch < weight.count) ++patch;
   constexpr int64_t kTile = cpu::winograd::kTile;
@@ -197,8 +198,8 @@ inline void input_tiles(const cpu::winograd::Transforms& transforms, const Point
   }
 }
 
-// Calls call(image, phase, part) for the parts of a map and its phases, over the threads. Rows are
-// cut where there are too few parts otherwise: tiles at the cuts are then multiplied twice.
+// Calls call(image, phase, part) for the parts of a map and its phases, shared by the threads. If
+// there are too few parts, rows are cut, and tiles at the cuts are multiplied twice.
 template <class Call>
 void for_parts(int64_t batch, int64_t phases, int64_t height, int64_t channels, const Call& call) {
   const int64_t threads = torch::stable::get_num_threads();
@@ -209,7 +210,7 @@ void for_parts(int64_t batch, int64_t phases, int64_t height, int64_t channels, 
   const int64_t rows = (height + bands - 1) / bands;
   torch::stable::parallel_for(0, uncut * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      // Images last: the same columns of a weight serve all of them.
+      // Images come last, so that the same columns of a weight serve all of them.
       const int64_t image = i % batch, row = i / batch % bands * rows;
       const int64_t first = i / batch / bands % channel_parts * kChannelGrain;
       if (row >= height) continue;

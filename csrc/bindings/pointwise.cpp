@@ -1,5 +1,5 @@
-// `normed_conv2d` with a kernel 1x1 and its gradient on the CPU, float32, on the stable ABI:
-// positions are rows, blocks of them go to the threads.
+// `normed_conv2d` with a 1x1 kernel and its gradient on the CPU, float32, on the stable ABI:
+// positions are rows, and threads share blocks of them.
 #include "pointwise.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,9 +14,9 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Products of rows with the weight that pay for a thread; outputs whose norms a thread takes.
+// Products that pay for waking a thread, and outputs whose norms a thread takes at a time.
 constexpr int64_t kProductGrain = 1 << 18, kOutputGrain = 32;
-// Parts of the rows whose gradients of the weight are summed apart, whatever the threads.
+// Parts of the rows whose weight gradients are summed separately, whatever the number of threads.
 constexpr int64_t kMostParts = 8;
 
 struct Problem {

@@ -1,4 +1,4 @@
-// `normed_conv2d` with a kernel 1x1 on the CPU: see pointwise.cpp.
+// `normed_conv2d` with a 1x1 kernel on the CPU: see pointwise.cpp.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,4 +1,4 @@
-// The Python side of the sampler: a plan's packed weights held by an object, and the draw.
+// The Python side of the sampler: an object that holds a plan's packed weights, and the draw.
 //
 // Tensors come as addresses of contiguous memory that the caller keeps until the call returns; the
 // weights are copied. Python has checked shapes, ranges and dtypes of a draw.
@@ -112,7 +112,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   return py::make_tuple(seconds, finished);
 }
 
-// One stream of the intervals of n codes, [n, 2].
+// Encodes the intervals of n codes, [n, 2], as one stream.
 py::bytes encode_intervals(Address intervals, int64_t n) {
   vqvae2_fast::RangeEncoder encoder;
   {

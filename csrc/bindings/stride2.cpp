@@ -32,7 +32,8 @@ struct Phase {
   int64_t top, left;  // of a tile's first position, in positions before it
 };
 
-// Output i sees inputs 2i - 1 to 2i + 2: even taps odd ones from 2i - 1 on, odd taps even ones.
+// Output i sees inputs 2i - 1 to 2i + 2: even taps see the odd inputs from 2i - 1 on, odd taps the
+// even inputs.
 Phase phase_of(const Tensor& large, int64_t phase) {
   const int64_t top = phase < 2, left = phase % 2 == 0;
   winograd::Map map = map_of(large);
@@ -65,7 +66,7 @@ struct Layer {
   winograd::Weight weight;
 };
 
-// x is the small map where the convolution is transposed, else the large one.
+// x is the small map if the convolution is transposed, else the large one.
 Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
   STD_TORCH_CHECK(
       is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 &&
@@ -130,7 +131,8 @@ PointTensor small_points(const Tensor& small, bool panels = false) {
   return m;
 }
 
-// The small map. source(first, last, block) gives points of the large one, as in `output_tiles`.
+// Computes the small map. source(first, last, block) returns points of the large one, as in
+// `output_tiles`.
 template <class Source>
 Tensor to_small(const Layer& layer, const Source& source, const std::optional<Tensor>& bias) {
   Tensor y = new_map(layer.batch, layer.outputs, layer.height, layer.width);
@@ -139,7 +141,7 @@ Tensor to_small(const Layer& layer, const Source& source, const std::optional<Te
   return y;
 }
 
-// The large map of the small one's points.
+// Computes the large map from the small one's points.
 Tensor to_large(const Layer& layer, const PointTensor& small, const std::optional<Tensor>& bias) {
   const PointTensor weight = weight_panels(layer, false);
   const int64_t channels = layer.channels;
@@ -156,7 +158,7 @@ Tensor to_large(const Layer& layer, const PointTensor& small, const std::optiona
   return y;
 }
 
-// One side in rows, the other in panels: the gradient's columns are those of the panels.
+// One side is in rows and the other in panels, whose columns are those of the gradient.
 Tensor weight_gradient(const Layer& layer, const PointTensor& rows, const PointTensor& panels,
                        bool small_in_panels) {
   const PointTensor du = multiply_across(rows, panels);  // [P, O, 4 C] or [P, 4 C, O]
@@ -211,7 +213,8 @@ std::tuple<Tensor, Tensor, Tensor> stride2_conv2d_backward_cpu(const Tensor& dy,
     torch::stable::zero_(dweight);
     return {new_map(x.size(0), x.size(1), x.size(2), x.size(3)), dweight, sum_over_rows(above)};
   }
-  // What gives the gradient of x lies in rows, what meets it for the weight's in panels.
+  // The points for the gradient of x are in rows; those that they meet for the gradient of the
+  // weight are in panels.
   const PointTensor points = transposed ? large_points(above) : small_points(above);
   Tensor dweight;
   {

@@ -1,4 +1,4 @@
-// `normed_conv2d` and its gradient on the CPU, on the stable ABI; kernels 1x1 are pointwise.cpp's.
+// `normed_conv2d` and its gradient on the CPU, on the stable ABI; 1x1 kernels are in pointwise.cpp.
 // Schemas: vqvae2_fast/ops/normed_conv2d/op.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -58,7 +58,7 @@ PointTensor weight_panels(const Problem& problem, bool inputs_first) {
                        problem.v);
 }
 
-// rows [B, H, W, C] after the activation: themselves where it is none.
+// rows [B, H, W, C] after the activation, or the rows themselves if there is none.
 Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   if (!activation.elu && activation.dropout_p == 0) return rows;
   const Tensor x = torch::stable::contiguous(rows);

@@ -29,7 +29,7 @@ class RangeEncoder {
     const uint64_t scale = range_ >> kFrequencyBits;
     const uint64_t lower = lower_ + scale * interval.begin;
     range_ = scale * interval.size;
-    // While the range spans a carry, its words are not known. It may have left that state now.
+    // While the range spans a carry, the words are not known. That may have just ended.
     if (num_held_ > 0 && lower + range_ > lower) write_held(lower < lower_);
     lower_ = lower;
     if (range_ >= uint64_t{1} << 32) return;
@@ -57,7 +57,8 @@ class RangeEncoder {
   }
 
  private:
-  // The first held word, plus the carry; all others are then 0 with a carry and ones without.
+  // The first held word plus the carry. The others are then all zeros with a carry, and all ones
+  // without.
   void write_held(bool carry) {
     words_.push_back(first_held_ + (carry ? 1u : 0u));
     words_.insert(words_.end(), num_held_ - 1, carry ? 0u : ~0u);
@@ -85,7 +86,7 @@ class RangeDecoder {
   bool finished() const {
     if (failed_ || words_ != end_) return false;
     if (range_ == ~uint64_t{0}) return num_missing_ == 2;  // nothing was encoded
-    // The point is the one that finish() chose, with its second word only where that is needed.
+    // This is the point that finish() chose, with its second word only if that is needed.
     const uint64_t point_word = (lower_ + 0xFFFFFFFFu) >> 32;
     const bool needs_second = (lower_ + range_) >> 32 == point_word;
     return point_ >> 32 == point_word && num_missing_ == (needs_second ? 0u : 1u);

@@ -1,4 +1,4 @@
-// Memory on cache lines: a 64-byte vector that crosses one costs two loads.
+// Memory aligned to cache lines: a 64-byte vector that crosses a line costs two loads.
 #pragma once
 
 #include <stdint.h>

@@ -19,7 +19,7 @@ inline int64_t padded(int64_t count, int64_t multiple = kLanes) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// kLanes ones, then kLanes zeros: from kLanes - n on, the mask of n lanes.
+// kLanes ones, then kLanes zeros. The mask of n lanes begins at kLanes - n.
 struct LaneMasks {
   float values[2 * kLanes];
   LaneMasks() {
@@ -84,7 +84,8 @@ inline void add_outer_products(const float* w, int64_t w_stride, const float* ro
   }
 }
 
-// Positions first..first + count of a head times `scale` as [padded_count, width], zeros elsewhere.
+// Writes positions first..first + count of a head times `scale` as [padded_count, width], zeros
+// elsewhere.
 inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_t channels,
                       float scale, int64_t padded_count, int64_t width, float* out) {
   for (int64_t p = 0; p < count; ++p) {
@@ -121,8 +122,8 @@ inline uint32_t least_kept_word(float dropout_p) {
   return least << 9;
 }
 
-// 1 or 0 for the first 4 * quads keys of each query of a tile: [kRows, 4 * quads]. Counters of all
-// rows follow one another, so that short rows fill the vectors too.
+// 1 or 0 for the first 4 * quads keys of each query of a tile: [kRows, 4 * quads]. The counters of
+// all rows follow one another, so that short rows fill the vectors too.
 inline void mask_tile(const AttentionHead& head, int64_t first_row, int64_t quads, float* keep) {
   const uint32_t least = least_kept_word(head.dropout_p), across = static_cast<uint32_t>(quads);
   const float rows_each = 1.0f / static_cast<float>(quads);
@@ -196,7 +197,7 @@ class Tiles {
     return taken;
   }
 
-  // Queries first..first + kRows: their exponentials and sums of them.
+  // Computes the exponentials of queries first..first + kRows, and their sums.
   void begin(int64_t first_row) {
     first = first_row;
     rows = head_.length - first < kRows ? head_.length - first : kRows;
@@ -209,7 +210,7 @@ class Tiles {
     keep_stride_ = 4 * quads;
     mask_tile(head_, first, quads, keep_);
     for (int64_t r = 0; r < kRows; ++r) {
-      // A row that is not there sees nothing.
+      // A row beyond the last query sees no key.
       const int64_t visible = r < rows ? first + r : 0;
       sums[r] = exponentials(row(weights, r), head_.on_logits ? keep(r) : nullptr, visible, columns,
                              masks);
@@ -228,8 +229,8 @@ class Tiles {
 
  private:
   static constexpr int64_t kAlignment = 16;
-  // A tile ends up to kRows + 2 keys behind the last one; counters come in blocks, and the last
-  // row's vectors reach behind it.
+  // A tile ends up to kRows + 2 keys beyond the last one. Counters come in blocks, and the last
+  // row's vectors reach beyond its end.
   static int64_t keep_floats(int64_t columns) {
     return kRows * (columns + kRows + 2) + 4 * kShortNoiseBlock + kLanes;
   }
@@ -271,7 +272,8 @@ inline void forward(const AttentionHead& head, float* out, int64_t stride_positi
   for (int64_t c = 0; c < head.value_dim; ++c) out[c] = 0;
 }
 
-// Of one row: weights from exponentials, then kept = dropped weights and dlogits from dweights.
+// For one row: weights from exponentials, then kept = weights after dropout, and dlogits from
+// dweights.
 inline void softmax_backward(const AttentionHead& head, const Tiles& tiles, int64_t r,
                              const float* weights, float* kept_weights, float* dweights) {
   const Vec kept = Vec::broadcast(1.0f / (1.0f - head.dropout_p));
@@ -328,7 +330,7 @@ inline void backward(const AttentionHead& head, const HeadRows& dout, float* dq,
     }
     const int64_t seen = first + tiles.rows - 1;
     add_outer_products(kept_weights, columns, above, tiles.value_width, seen, dvalues);
-    // The queries hold the scale of the logits already.
+    // The queries already contain the scale of the logits.
     add_outer_products(dweights, columns, tiles.queries, tiles.width, seen, dkeys);
     product(dweights, columns, tiles.k, tiles.width, seen, tiles.width, results, tiles.width);
     for (int64_t r = 0; r < tiles.rows; ++r) {

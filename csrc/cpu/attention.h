@@ -17,7 +17,7 @@ struct HeadRows {
 struct AttentionHead {
   HeadRows q, k, v;
   int64_t length, dim, value_dim;
-  float scale;  // of the logits; 1 / (1 - dropout_p) is applied apart
+  float scale;  // of the logits; 1 / (1 - dropout_p) is applied separately
   float dropout_p;
   bool on_logits;  // else on the probabilities
   // Entry (group, query, key) is dropped as `dropout_mask` says.

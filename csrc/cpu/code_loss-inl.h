@@ -16,7 +16,7 @@ using products::panels_of;
 constexpr int kLanes = Vec::kLanes;
 // Takes no part in a softmax.
 constexpr float kLowest = -3.0e38f;
-// Positions of a block. Fewer would read a large weight too often.
+// Positions of a block. With fewer, a large weight would be read too often.
 constexpr int64_t kBlock = pointwise::kBlock;
 
 inline int64_t workspace(int64_t num_codes, int64_t channels) {
@@ -24,8 +24,8 @@ inline int64_t workspace(int64_t num_codes, int64_t channels) {
   return kBlock * (width + panels_of(channels) * kPanel) + width;
 }
 
-// One position's logits, `count` of them and lowest values up to whole vectors, to their gradient;
-// returns its nats. NaN among them makes all NaN.
+// Turns one position's logits, `count` of them and then lowest values up to whole vectors, into
+// their gradient, and returns its nats. A NaN among them makes everything NaN.
 inline double softmax_gradient(float* logits, int64_t count, int64_t code, float scale) {
   Vec most = Vec::broadcast(kLowest), sum = Vec::broadcast(0.0f);
   for (int64_t j = 0; j < count; j += kLanes) most = most.at_least(Vec::load(logits + j));

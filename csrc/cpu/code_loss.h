@@ -1,5 +1,5 @@
-// Cross-entropy of codes straight from features, and its gradients, in float32: the logits of a
-// block of positions live in the caches, and no others.
+// Cross-entropy of codes directly from features, and its gradients, in float32. Only the logits of
+// one block of positions exist at a time, in the caches.
 //
 // Sizes: N positions, C channels, K codes.
 #pragma once

@@ -1,4 +1,4 @@
-// Sums of rows in float64, one vector of sums for all of them: include inside a level file.
+// Sums of rows in float64, as one vector of sums: include inside a level file.
 #pragma once
 
 #include "rows.h"
@@ -9,7 +9,7 @@ namespace {
 // sums[d] = the rows order[begin..end), added in that order.
 inline void sum_rows(const Rows& z, int64_t dim, const int64_t* order, int64_t begin, int64_t end,
                      double* sums) {
-  // Rows of a code lie anywhere: the next ones are asked for while these are added.
+  // The rows of a code may lie anywhere, so the next ones are prefetched while these are added.
   constexpr int64_t kAhead = 6;
   for (int64_t d = 0; d < dim; ++d) sums[d] = 0;
   if (z.dtype == Dtype::kFloat32 && z.stride_col == 1) {

@@ -6,22 +6,23 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Sorted rows of a segment: enough work to hand out, few enough that threads share one large code.
+// Sorted rows of a segment: enough work for a thread, but few enough that threads can share one
+// large code.
 constexpr int64_t kSegmentRows = 2048;
 constexpr int64_t kMaxSegments = 512;
-// Parts that are counted and sorted apart.
+// Parts that are counted and sorted separately.
 constexpr int64_t kMaxSortParts = 16;
 constexpr int64_t kSortRows = 4096;
 
 struct SortedRows {
   std::vector<int64_t> offsets;  // [K + 1]
-  std::vector<int64_t> order;    // [N], rows by code, each code's in their own order
+  std::vector<int64_t> order;    // [N], rows by code, in their original order within each code
   int64_t bad_row = -1;
 };
 
 SortedRows sort_by_code(const StatisticsProblem& problem, const RunParts& run_parts) {
   const int64_t num_rows = problem.num_rows, num_codes = problem.num_codes;
-  // A part has a count for each code: no more parts than make that memory small.
+  // A part has a count for each code, so the number of parts is limited to keep that memory small.
   const int64_t wanted =
       std::min({kMaxSortParts, num_rows / kSortRows, num_rows / (num_codes + 1)});
   const int64_t parts = std::max<int64_t>(1, wanted), rows = (num_rows + parts - 1) / parts;
@@ -48,7 +49,7 @@ SortedRows sort_by_code(const StatisticsProblem& problem, const RunParts& run_pa
   }
   if (sorted.bad_row >= 0) return sorted;
 
-  // From counts to where each part's rows of a code begin.
+  // Turn the counts into where each part's rows of a code begin.
   sorted.offsets.resize(num_codes + 1);
   int64_t position = 0;
   for (int64_t k = 0; k < num_codes; ++k) {
@@ -81,7 +82,7 @@ int64_t code_statistics(const StatisticsProblem& problem, const KernelTable& ker
   const int64_t rows = std::max(kSegmentRows, (num_rows + kMaxSegments - 1) / kMaxSegments);
   const int64_t segments = (num_rows + rows - 1) / rows;
 
-  // A segment writes the sums of codes that lie inside it, and leaves what it has of the codes that
+  // A segment writes the sums of codes that lie inside it, and keeps partial sums of the codes that
   // cross its beginning and its end.
   std::vector<double> crossing(2 * segments * dim);
   const auto write = [&](int64_t k, const double* sums) {

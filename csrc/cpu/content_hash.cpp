@@ -10,15 +10,17 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// What one thread hashes at a time. The hash depends on it, so it is not a matter of threads.
+// What one thread hashes at a time. The hash depends on it, so it must not depend on the number of
+// threads.
 constexpr int64_t kPieceBytes = 1 << 20;
 constexpr int64_t kLanes = 4, kStepBytes = 16 * kLanes;
-// Without a pattern: the fractional parts of the square roots of 2, 3, 5, 7 and 11, made odd.
+// Constants without a pattern: the fractional parts of the square roots of 2, 3, 5, 7 and 11, made
+// odd.
 constexpr uint64_t kKeys[kLanes] = {0x6a09e667f3bcc909, 0xbb67ae8584caa73b, 0x3c6ef372fe94f82b,
                                     0xa54ff53a5f1d36f1};
 constexpr uint64_t kLengthKey = 0x510e527fade682d1;
 
-// Both halves of the product: each bit of the inputs acts on all bits of the result.
+// Uses both halves of the product, so that each bit of the inputs affects all bits of the result.
 inline uint64_t mixed(uint64_t a, uint64_t b) {
   const unsigned __int128 product = static_cast<unsigned __int128>(a) * b;
   return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
@@ -26,7 +28,7 @@ inline uint64_t mixed(uint64_t a, uint64_t b) {
 
 uint64_t piece_hash(const unsigned char* data, int64_t bytes) {
   uint64_t state[kLanes] = {kKeys[1], kKeys[2], kKeys[3], kKeys[0]};
-  // Four chains of multiplications, as one alone would wait for each product.
+  // Four chains of multiplications, because a single one would wait for each product.
   const auto step = [&](const unsigned char* from) {
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       uint64_t words[2];
@@ -67,7 +69,7 @@ std::vector<uint64_t> content_hashes(const std::vector<Block>& blocks, int threa
 
   std::vector<uint64_t> of_piece(pieces.size());
   std::atomic<size_t> next{0};
-  // Threads cost tens of microseconds: none for what is read in less.
+  // Threads cost tens of microseconds, so they are not used for what is read in less time.
   const auto useful = static_cast<int>(pieces.size() / 8 + 1);
   sampler::Team(std::max(1, std::min(threads, useful))).run([&](int) {
     for (size_t n = next++; n < pieces.size(); n = next++) {

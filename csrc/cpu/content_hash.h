@@ -1,8 +1,8 @@
-// 64-bit hashes of memory, made at the speed of reading it: they tell that weights have changed.
+// 64-bit hashes of memory, as fast as reading it, which show that weights have changed.
 //
 // Each bit and its position counts, so that swaps, permutations and changes of sign are seen. A
-// change escapes with a probability of about 2^-64. Not for use against an attacker, and not for
-// files: the hash of the same bytes may be another one in another version.
+// change escapes with a probability of about 2^-64. They do not protect against an attacker, and
+// they are not for files: another version may give the same bytes another hash.
 #pragma once
 
 #include <stdint.h>

@@ -7,7 +7,8 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Counters whose words are held at a time: integer and float halves vectorise apart.
+// Counters whose words are held at a time: the integer and the float half are vectorised
+// separately.
 constexpr int kNoiseBlock = 64, kShortNoiseBlock = 16;
 
 // words[4 * i + j] of counters first..first+kBlock.

@@ -1,5 +1,6 @@
 // Distances without a screen: the definition in float64, and a float32 form whose error is relative
-// to the distance itself, so that it decides all but near-ties. Include after a simd/ header.
+// to the distance itself, so that it decides everything except near-ties. Include after a simd/
+// header.
 #pragma once
 
 #include <math.h>
@@ -10,7 +11,7 @@ namespace vqvae2_fast::cpu {
 namespace {
 
 constexpr double kFloatUnit = 0x1p-24;
-// Up to here the factors that stand for second-order terms hold (README, "The band").
+// Up to this dimension the factors that allow for second-order terms hold (README, "The band").
 constexpr int64_t kMaxScreenedDim = 65536;
 
 // The definition: float64, in the order of d.
@@ -23,8 +24,8 @@ inline double exact_sqdist(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
-// The same for COUNT pairs at once. A sum is a chain of dependent additions: the chains of several
-// pairs run side by side, and the squares are taken by vectors along d before.
+// The same for COUNT pairs at once. A sum is a chain of dependent additions, so the chains of
+// several pairs run side by side; the squares are computed before, in vectors along d.
 template <int COUNT>
 inline void exact_sqdists(const float* const* z, const float* const* e, int64_t dim, double* sums) {
   constexpr int kChunk = 16;
@@ -53,7 +54,7 @@ inline void exact_sqdists(const float* const* z, const float* const* e, int64_t 
   for (int i = 0; i < COUNT; ++i) sums[i] = sum[i];
 }
 
-// sum (z - e)^2 in float32, in an order of its own.
+// sum (z - e)^2 in float32, in another order.
 inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
   Vec sums[2] = {Vec::broadcast(0.0f), Vec::broadcast(0.0f)};
   int64_t d = 0;
@@ -73,15 +74,15 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
-// The nearest of the codes that are added, in any order: quick distances sort out all but those
-// that rounding cannot tell apart, which are settled by the definition.
+// The nearest of the codes that are added, in any order. Quick distances exclude all codes except
+// those that rounding cannot separate, which are settled by the definition.
 class Shortlist {
  public:
   Shortlist(const PackedCodebook& codebook, const float* z)
       : codebook_(codebook),
         z_(z),
-        // |quick - exact| <= (D + 4) u exact, and D 2^-125 more where squares underflow; both
-        // distances of a comparison have it.
+        // |quick - exact| <= (D + 4) u exact, plus D 2^-125 where squares underflow; both distances
+        // of a comparison have this error.
         factor_(static_cast<float>(1 + 2.1 * static_cast<double>(codebook.dim + 8) * kFloatUnit)),
         slack_(static_cast<float>(codebook.dim) * 0x1p-120f) {
     if (codebook.dim > kMaxScreenedDim) slack_ = INFINITY;

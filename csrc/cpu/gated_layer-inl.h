@@ -8,11 +8,11 @@
 namespace vqvae2_fast::cpu::gated_layer {
 namespace {
 
-// Channels whose factors of dropout are held at a time.
+// Channels whose dropout factors are held at a time.
 constexpr int64_t kPart = 4 * kShortNoiseBlock;
 
-// Calls use(i, entries i..i + kLanes of each array as vectors) and stores what it returns; arrays
-// are padded with zeros past `count`.
+// Calls use(i, entries i..i + kLanes of each array as vectors) and stores what it returns. Arrays
+// count as padded with zeros past `count`.
 template <class Use, class... Arrays>
 inline void for_each_vector(int64_t count, float* out, const Use& use, const Arrays*... arrays) {
   int64_t i = 0;
@@ -42,7 +42,7 @@ inline void dropout_factors(const Activation& activation, int64_t row, int64_t f
   }
 }
 
-// Calls use(offset from row `first`, count, factors) for parts of rows, the factors null without
+// Calls use(offset from row `first`, count, factors) for parts of rows; factors is null without
 // dropout.
 template <class Use>
 inline void for_each_part(const Activation& activation, int64_t channels, int64_t first,

@@ -1,6 +1,6 @@
 // The table of CPU kernels: one set of function pointers per SIMD level, chosen once at run time.
 //
-// Kernels take pointers, sizes and strides and know no torch. All strides are in elements.
+// Kernels take pointers, sizes and strides, and do not use torch. All strides are in elements.
 #pragma once
 
 #include <stdint.h>
@@ -21,10 +21,10 @@ namespace vqvae2_fast::cpu {
 struct KernelTable {
   const char* name;
   int64_t panel_width;  // codes of a panel of the search
-  bool has_pairs;       // the search wants panels of int16 pairs too
+  bool has_pairs;       // the search also uses panels of int16 pairs
 
   SearchKernels<NearestCodeProblem> nearest_code;
-  // Fills panels first..last of a codebook whose codes and center are there.
+  // Fills panels first..last of a codebook whose codes and center are set.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
                             float* panels, uint32_t* pair_panels, float* pair_units,
                             float* half_norms);
@@ -47,7 +47,7 @@ struct KernelTable {
                        float dropout_p, uint8_t* keep);
 
   sampler::Kernels sampler;
-  // Of kernels 2x2, 3x3 and 5x5.
+  // For kernels of 2x2, 3x3 and 5x5.
   winograd::Transforms winograd2, winograd3, winograd5;
   GatedLayer gated_layer;
   AttentionKernels attention;
@@ -65,8 +65,8 @@ extern const KernelTable kAvx512Bf16Kernels;
 extern const KernelTable kNeonKernels;
 #endif
 
-// The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. Throws std::runtime_error
-// with the levels that there are if the variable names another one.
+// The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. If the variable names another
+// one, throws std::runtime_error with the available levels.
 const KernelTable& kernels();
 // Switches the level for this process (tests). Throws as above.
 void set_simd_level(const char* name);

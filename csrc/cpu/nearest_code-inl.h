@@ -1,8 +1,8 @@
 // The nearest-code search of one SIMD level: include after a simd/ header, inside a level file.
 //
-// Rows go through in blocks: staged, screened against the whole codebook, settled one by one from
-// what the screen left of them, and finished (distances, codes, errors) while they are in the
-// cache.
+// Rows are processed in blocks: they are staged, screened against the whole codebook, settled one
+// by one from what the screen left open, and finished (distances, codes, errors) while they are in
+// the cache.
 #pragma once
 
 #include "band-inl.h"
@@ -32,7 +32,7 @@ inline int64_t block_rows(int64_t dim) { return block_tiles(dim) * kTileRows; }
 // Memory that a thread needs while it searches, in parts of a single allocation.
 struct Workspace {
   const float** rows;     // [block_rows], contiguous float32
-  float* copies;          // [block_rows, D], rows that were not
+  float* copies;          // [block_rows, D], copies of rows that were not contiguous float32
   uint32_t* words;        // staged tiles
   Vec *best, *second;     // [block_rows]
   StagedRows staged;      // [block_rows] each
@@ -68,7 +68,7 @@ struct Workspace {
   int64_t end_;
 };
 
-// What a row's lanes leave open up to a bound is settled here. False if it is too much.
+// Settles what a row's lanes leave open up to a bound. Returns false if it is too much.
 inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float least, float bound,
                        Vec best, Vec second, const float* z, int64_t* index) {
   if (!(bound < kEmptyScore)) return false;
@@ -97,7 +97,7 @@ inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float l
   return true;
 }
 
-// Screens the rows list[0..count) of a block and settles what it can; the list keeps the others.
+// Screens the rows list[0..count) of a block and settles what it can; the others stay in the list.
 template <class Screen>
 inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work, int64_t* list,
                            int64_t count, int64_t* indices) {
@@ -122,7 +122,7 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   return num_left;
 }
 
-// Blocks for which the int16 screen is left out after one in which it settled too little.
+// Blocks that skip the int16 screen after one in which it settled too little.
 constexpr int kBlocksWithoutPairs = 15;
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,

@@ -1,8 +1,8 @@
 // Nearest-code search: the packed codebook and the problem that a kernel solves.
 //
 // Scores are screened on centred data, s_k = |e'_k|^2 / 2 - z'.e'_k with z' = z - m and e' = e - m,
-// in int16 fixed point or float32; codes inside the rounding band are separated by float32
-// distances, and what these leave open by float64. The band and its proof:
+// in int16 fixed point or float32; codes inside the rounding band are compared by float32
+// distances, and those that these cannot separate by float64. The band and its proof:
 // vqvae2_fast/ops/nearest_code/README.md.
 #pragma once
 
@@ -12,8 +12,8 @@
 
 namespace vqvae2_fast::cpu {
 
-// Codes of this norm and more are not screened (their columns are empty) and rows of this norm and
-// more are searched directly: below it every product and sum is far from overflow.
+// Codes with at least this norm are not screened (their columns are empty), and rows with at least
+// this norm are searched directly. Below it every product and sum is far from overflow.
 constexpr double kMaxScreenedNorm = 1e18;
 // Score of empty columns: above any score that is screened.
 constexpr float kEmptyScore = 3e38f;
@@ -26,15 +26,15 @@ struct PackedCodebook {
   int64_t dim = 0;
   const float* codes = nullptr;  // [K, D] contiguous float32, the values as given
 
-  // What follows is for the screen; few rows are searched without it.
+  // The rest is for the screen; a few rows are searched without it.
   int64_t num_panels = 0;         // of 2 * kLanes codes
   const float* center = nullptr;  // [D], m
   // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
   const float* half_norms = nullptr;
   const float* panels = nullptr;  // [num_panels, D, panel_width], e', zero in padding
   // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),
-  // panel_width], and the units, [num_panels * panel_width]; or nullptr where the level has no use
-  // for them.
+  // panel_width], and the units, [num_panels * panel_width]; or nullptr if the SIMD level does not
+  // use them.
   const uint32_t* pair_panels = nullptr;
   const float* pair_units = nullptr;
   double max_norm = 0;  // of e' among the screened codes
@@ -44,15 +44,15 @@ struct PackedCodebook {
 
 // The unit of the int16 of a vector of at most this norm: a power of two such that the vector is
 // shorter than 2^15 units, so that a sum of products stays below 2^31 by Cauchy and Schwarz.
-// Shorter than 2^-105 is as good as zero. Any norm is taken, NaN too; what is not screened may
-// overflow.
+// A vector shorter than 2^-105 counts as zero. Any norm is accepted, even NaN; what is not screened
+// may overflow.
 inline float pair_unit(float norm) {
   uint32_t exponent = bits_of(norm) >> 23 & 0xFFu;
   if (exponent < 22) exponent = 22;
   return float_from_bits((exponent - 14) << 23);
 }
 
-// Over some panels: the largest |e'| and the least that pair_residual may be.
+// For some panels: the largest |e'| and the smallest value that pair_residual may have.
 struct PanelNorms {
   double max_norm, pair_residual;
 };
@@ -68,8 +68,8 @@ struct NearestCodeProblem {
   double* block_errors;
 };
 
-// A search of one SIMD level. `Problem` has a `codebook`; what else it holds is between its kernels
-// and their caller. `search_codebook` of search.h calls them.
+// A search of one SIMD level. `Problem` has a `codebook`; its other fields concern only its kernels
+// and their caller. `search_codebook` in search.h calls them.
 template <class Problem>
 struct SearchKernels {
   // Solves all of at most kFewRows rows without packing; copies holds num_rows x D floats.

@@ -9,22 +9,23 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Nearest, and the nearest end outside the range.
+// Rounds to nearest, and outside the range to its nearest end.
 inline int16_t rounded_to_int16(float value) {
-  // The last bit of 1.5 * 2^23 is one: adding and taking it away leaves the nearest integer.
+  // The last bit of 1.5 * 2^23 stands for one, so adding and subtracting it leaves the nearest
+  // integer.
   constexpr float kInteger = 0x1.8p23f;
   const float low = value < -32768.0f ? -32768.0f : value;
   const float inside = low > 32767.0f ? 32767.0f : low;
   return static_cast<int16_t>(static_cast<int32_t>((inside + kInteger) - kInteger));
 }
 
-// Panels first..last of a codebook whose codes and center are there.
+// Fills panels first..last of a codebook whose codes and center are set.
 inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int64_t last,
                               float* panels, uint32_t* pair_panels, float* pair_units,
                               float* half_norms) {
   constexpr int64_t kPart = 64;
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
-  // What is below the smallest unit, of a whole code.
+  // The part of a whole code below the smallest unit.
   const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
   PanelNorms norms = {0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
@@ -49,7 +50,7 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     const float unit = pair_unit(static_cast<float>(norm));
     if (pair_units) pair_units[k] = unit;
     if (k >= codebook.num_codes || !(norm < kMaxScreenedNorm)) {
-      // No code, or none that can be screened: a column that never wins.
+      // There is no code, or it cannot be screened: its column never wins.
       half_norms[k] = kEmptyScore;
       for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
       for (int64_t d = 0; pair_column && d < 2 * words; ++d) {

@@ -10,7 +10,7 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-// Codes that the centre is taken from.
+// The number of codes from which the centre is computed.
 constexpr int64_t kMaxSample = 256;
 // Below this, waking a thread costs more than it saves.
 constexpr int64_t kParallelFloats = 16 << 10;
@@ -33,9 +33,9 @@ Aligned<float> as_float(const Rows& rows, int64_t num_rows, int64_t dim) {
   return copy;
 }
 
-// The mean of the codes that are not far out: any centre is right, one near the data makes the
-// band narrow. Unused codes of the widely used port fly to 10^5 times their length; they may be
-// many, so the scale is taken from the shortest tenth.
+// The mean of the codes that are not far out. Any centre is correct, but one near the data makes
+// the band narrow. Unused codes of the widely used port grow to 10^5 times their length, and there
+// may be many, so the scale is taken from the shortest tenth.
 void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* center) {
   const int64_t step = (num_codes + kMaxSample - 1) / kMaxSample;
   std::vector<double> norms;
@@ -106,7 +106,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
 }
 
 // The last codebooks that were packed, most recent first. A hierarchy has two or three; the limit
-// of 2 MiB a codebook keeps what is held below 16 MiB in all, with its panels.
+// of 2 MiB per codebook keeps them below 16 MiB in all, panels included.
 class Cache {
  public:
   static constexpr int kEntries = 3;

@@ -17,15 +17,15 @@ struct PackedCodebookStorage {
   const char* level;  // name of the kernel table
 };
 
-// The packed form of these values: one kept from before if all values are equal bit for bit, which
-// is checked against a copy, in a tenth of the time that packing takes.
+// The packed form of these values. An earlier one is used again if all values are equal, bit for
+// bit; comparing with a copy takes a tenth of the time of packing.
 std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codebook,
                                                              int64_t num_codes, int64_t dim,
                                                              const KernelTable& kernels,
                                                              const RunParts& run_parts);
 
-// Codes as contiguous float32 and nothing else: for so few rows that packing does not pay. A
-// codebook that is contiguous float32 already is not copied and must outlive the result.
+// Only the codes as contiguous float32, for so few rows that packing does not pay. A codebook that
+// is contiguous float32 already is not copied and must outlive the result.
 PackedCodebookStorage unpacked_codebook(const Rows& codebook, int64_t num_codes, int64_t dim);
 
 }  // namespace vqvae2_fast::cpu

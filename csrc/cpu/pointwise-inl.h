@@ -14,7 +14,8 @@ using products::kPanel;
 using products::panels_of;
 
 constexpr int kLanes = Vec::kLanes;
-// Rows of a block: whole tiles at every level; 64 inputs of them take a quarter of a first cache.
+// Rows of a block: whole tiles at every SIMD level. 64 of their inputs take a quarter of a
+// first-level cache.
 constexpr int64_t kBlock = 48;
 static_assert(kBlock % Vec::kTileRows == 0, "blocks are cut into whole tiles");
 

@@ -1,5 +1,5 @@
-// A weight-normalised pointwise layer of training, dropout(ELU(x)) before it included, and its
-// gradients, in float32: every block of positions is activated, multiplied and stored while it is
+// A weight-normalised pointwise layer for training, with dropout(ELU(x)) before it, and its
+// gradients, in float32. Every block of positions is activated, multiplied and stored while it is
 // in the caches, and activated again for the gradient.
 //
 // Sizes: rows are positions, contiguous; inputs and outputs are channels.
@@ -34,7 +34,7 @@ struct PointwiseKernels {
   void (*backward)(const PointwiseLayer& layer, const float* packed, const float* dy,
                    const float* x, int64_t first, int64_t last, float* memory, float* part,
                    float* dx);
-  // The sum of parts, added in their order, as gradients of v and (if there is one) g.
+  // The sum of the parts, added in order, as gradients of v and (if there is one) g.
   void (*weight_gradient)(const PointwiseLayer& layer, const float* parts, int64_t num_parts,
                           int64_t first_output, int64_t last_output, float* dv, float* dg);
 };

@@ -7,7 +7,7 @@ namespace vqvae2_fast::cpu::products {
 namespace {
 
 constexpr int kLanes = Vec::kLanes, kTileVecs = 2, kTileRows = Vec::kTileRows;
-// Columns of a panel: what a tile covers.
+// Columns of a panel, which a tile covers.
 constexpr int64_t kPanel = kTileVecs * kLanes;
 
 inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
@@ -83,7 +83,7 @@ template <bool ACROSS>
 inline void multiply(const Product& product) {
   const int64_t tiles = (product.rows + kTileRows - 1) / kTileRows;
   if (tiles == 0) return;
-  const int64_t tile_rows = (product.rows + tiles - 1) / tiles;  // tiles of nearly one size
+  const int64_t tile_rows = (product.rows + tiles - 1) / tiles;  // tiles of nearly equal size
   for (int64_t column = 0; column < product.columns; column += kPanel) {
     for (int64_t row = 0; row < product.rows; row += tile_rows) {
       const int64_t left = product.rows - row;

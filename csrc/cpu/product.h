@@ -10,8 +10,8 @@ struct Product {
   int64_t rows, columns, depth;
   const float* a;
   int64_t a_stride;  // between the rows of a in memory
-  // [columns / panel, depth, panel], `panel_stride` between panels. Of the last one whole vectors
-  // are read and what lies past the columns is not used.
+  // [columns / panel, depth, panel], `panel_stride` between panels. Whole vectors of the last panel
+  // are read; what lies past the columns is not used.
   const float* panels;
   int64_t panel_stride;
   const float* initial = nullptr;  // [rows, columns], whole vectors are read; null: zero; may be c

@@ -18,7 +18,7 @@ inline void load_rows(const Rows& z, int64_t first, int64_t count, int64_t dim, 
   }
   for (int64_t i = 0; i < count; ++i) rows[i] = copies + i * dim;
   if (z.stride_row < z.stride_col && z.dtype == Dtype::kFloat32) {
-    // Neighbouring rows lie side by side: each line of memory is read once.
+    // Neighbouring rows lie side by side, so each cache line is read once.
     const float* data = static_cast<const float*>(z.data) + first * z.stride_row;
     for (int64_t d = 0; d < dim; ++d) {
       for (int64_t i = 0; i < count; ++i) {

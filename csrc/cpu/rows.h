@@ -72,8 +72,8 @@ inline float load_element(const void* data, int64_t offset, Dtype dtype) {
   }
 }
 
-// Row `row` as contiguous float32: a pointer into the matrix where it is that already, else a copy
-// in `buffer` (dim floats).
+// Row `row` as contiguous float32: a pointer into the matrix if possible, else a copy in `buffer`
+// (dim floats).
 inline const float* row_as_float(const Rows& rows, int64_t row, int64_t dim, float* buffer) {
   const int64_t start = row * rows.stride_row;
   if (rows.dtype == Dtype::kFloat32) {

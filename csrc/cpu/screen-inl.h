@@ -1,8 +1,9 @@
 // The screen of the nearest-code search: tiles of centred rows against the panels of the codebook.
 // Include after a simd/ header.
 //
-// Per row and lane (a lane sees every kLanes-th code) the two least scores remain, the low bits of
-// a score replaced by the number of the vector of codes that it came from. No N x K memory.
+// For each row and lane (a lane sees every kLanes-th code) the two smallest scores remain; the low
+// bits of a score are replaced by the number of the vector of codes that it came from. No N x K
+// memory is used.
 #pragma once
 
 #include <math.h>
@@ -15,10 +16,10 @@ namespace {
 
 constexpr int64_t kPanelWidth = 2 * Vec::kLanes;
 constexpr int kTileRows = Vec::kTileRows;
-// A staged tile is [words / kStageWords, kTileRows, kStageWords]: rows at fixed distances, so that
-// the inner loop needs one pointer.
+// A staged tile is [words / kStageWords, kTileRows, kStageWords]. Its rows are at fixed distances,
+// so that the inner loop needs only one pointer.
 constexpr int64_t kStageWords = 64;
-// Codes that stay in the second-level cache while the tiles of a block pass.
+// Codes that stay in the second-level cache during the tiles of a block.
 constexpr int64_t kCachedBytes = 384 << 10;
 // A tag takes the place of at most this many bits of a score.
 constexpr int kMaxTagBits = 10;
@@ -46,8 +47,7 @@ struct FloatScreen {
 };
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
-// Fixed point: two int16 to a word, rows and codes each in a unit of their own, exact sums in
-// int32.
+// Fixed point: two int16 per word, each row and code in its own unit, exact sums in int32.
 struct PairScreen {
   using Word = uint32_t;
   using Sum = PairSum;
@@ -66,7 +66,8 @@ struct PairScreen {
   }
   static Sum start(Vec) { return PairSum::zero(); }
   static Sum add_products(Sum sum, Word z, const Word* codes) { return sum.add_products(z, codes); }
-  // Units multiply one after the other: their product may underflow where the sum is large.
+  // The units are multiplied one after the other, because their product may underflow where the sum
+  // is large.
   static Vec score(Sum sum, float unit, Vec code_units, Vec half_norms) {
     const Vec scaled = sum.to_float() * Vec::broadcast(unit);
     return half_norms.add_product(scaled, code_units);
@@ -84,7 +85,7 @@ inline int64_t staged_words(int64_t dim) {
   return (dim + kStageWords - 1) / kStageWords * kStageWords * kTileRows;
 }
 
-// What staging finds out about rows: upper bounds of |z'| and of the error of z', and the units of
+// What staging computes for rows: upper bounds of |z'| and of the error of z', and the units of
 // their words.
 struct StagedRows {
   float *norms, *errors, *units;
@@ -112,8 +113,8 @@ inline float norm_above(float square, int64_t dim) {
 }
 
 // Writes m - z (minus z', so that scores are sums) of the rows that a list names as words of tiles.
-// In passes over all rows: the sums of a row and their roots are chains of dependent instructions,
-// which run side by side this way.
+// It makes passes over all rows, so that the sums of the rows and their roots, which are chains of
+// dependent instructions, run in parallel.
 template <class Screen>
 inline void stage_rows(const PackedCodebook& codebook, const float* const* rows,
                        const int64_t* list, int64_t count, typename Screen::Word* tiles,
@@ -165,8 +166,8 @@ struct Tags {
 };
 
 // Panels first..last against a tile: half norms plus products with the two vectors of a panel are
-// summed in registers and go into the two least of each row. Kept out of line: constants of the
-// caller must not take registers from the sums.
+// summed in registers and update the two smallest of each row. This is not inlined, because
+// constants of the caller must not take registers from the sums.
 template <class Screen>
 [[gnu::noinline]] void screen_tile(const PackedCodebook& codebook, Tags tags, int64_t first,
                                    int64_t last, const typename Screen::Word* tile,

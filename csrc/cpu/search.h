@@ -1,5 +1,5 @@
-// The search of a codebook for all rows of a problem, whatever the problem asks of it: packs the
-// codebook where that pays and hands out blocks of rows to threads.
+// The search of a codebook for all rows of any kind of problem: packs the codebook if that pays,
+// and gives blocks of rows to threads.
 #pragma once
 
 #include "aligned.h"
@@ -9,8 +9,8 @@
 
 namespace vqvae2_fast::cpu {
 
-// Solves `problem` for `num_rows` rows by `search`, which is of the SIMD level `kernels`. The
-// codebook is [num_codes, dim]; the problem's own pointer to it is set here.
+// Solves `problem` for `num_rows` rows with `search`, which belongs to the SIMD level of `kernels`.
+// The codebook is [num_codes, dim]; the problem's own pointer to it is set here.
 template <class Problem>
 void search_codebook(const SearchKernels<Problem>& search, Problem problem, int64_t num_rows,
                      const Rows& codebook, int64_t num_codes, int64_t dim,

@@ -1,6 +1,6 @@
 // Winograd's transforms, vectors across channels: include inside a level file after its simd
-// header. Each reads its input once and writes its output once; P/16 times the map's bytes on the
-// points' side.
+// header. Each reads its input once and writes its output once; the points take P/16 times the
+// map's bytes.
 #pragma once
 
 #include <math.h>
@@ -157,7 +157,7 @@ inline double norm_of(const Weight& weight, int64_t output) {
   const float* v = weight.v + output * weight.inputs * kTaps * kTaps;
   double total = 0;
   for (int64_t i = 0; i < weight.inputs; ++i) {
-    // A partial sum in float32 is of 25 values at most.
+    // A partial sum in float32 has 25 terms at most.
     float squares = 0;
     for (int tap = 0; tap < kTaps * kTaps; ++tap) {
       const float value = is_live<kTaps>(weight, tap) ? v[i * kTaps * kTaps + tap] : 0;

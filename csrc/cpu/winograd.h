@@ -1,4 +1,4 @@
-// Convolutions in Winograd's way (https://arxiv.org/abs/1509.09308): output tiles of 4x4 from
+// Convolutions by Winograd's method (https://arxiv.org/abs/1509.09308): output tiles of 4x4 from
 // (kernel + 3)^2 products instead of 16 kernel^2, for square kernels of 2, 3 and 5.
 //
 // Sizes: B images of H x W positions, T tiles, P = (kernel + 3)^2 points of a tile, C channels, all
@@ -45,7 +45,7 @@ struct Points {
   }
 };
 
-// A weight [C_out, C_in, kernel, kernel], contiguous, and what of it counts.
+// A weight [C_out, C_in, kernel, kernel], contiguous, and which part of it counts.
 struct Weight {
   const float* v = nullptr;
   const float* g = nullptr;  // [C_out], or null for a weight that is not normalised
@@ -65,7 +65,7 @@ struct Transforms {
   void (*output_adjoint)(const Map& map, const float* dy, int64_t first, int64_t last,
                          const Points& points, float* dm);
   // The adjoint of `input` for tiles first..last: what falls into `part` of their image is added to
-  // what dx holds, tile after tile, as they overlap.
+  // dx, tile after tile, because tiles overlap.
   void (*input_adjoint)(const Map& map, const float* dv, const Points& points, int64_t top,
                         int64_t left, int64_t first, int64_t last, const MapPart& part, float* dx);
   // Points [P, C_out, C_in], or [P, C_in, C_out], of outputs first..last, both multiples of

@@ -37,7 +37,7 @@ void attention_heads(State& state, int thread, int64_t block, int64_t position, 
                                state.values.data() + index * state.value_stride()};
     for (int64_t k = 0; k < columns; ++k) {
       const int64_t r = n * columns + k, before = position + k;
-      // A position sees only those before it, so its own may join first.
+      // A position sees only those before it, so its own keys and values may join first.
       join(attention, cached, state.key_value.data() + r * attention.key_value_weight.outputs(),
            head, before, value_width);
       if (before == 0) {

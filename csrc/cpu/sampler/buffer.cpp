@@ -13,7 +13,7 @@ namespace vqvae2_fast::cpu::sampler {
 namespace {
 
 constexpr int64_t kLine = 64;
-// A 2 MiB page spares the weights' streams a miss in the address translation every 4 KiB.
+// With pages of 2 MiB, streaming the weights has no miss in address translation every 4 KiB.
 constexpr int64_t kHugePage = int64_t{1} << 21;
 
 }  // namespace
@@ -21,7 +21,7 @@ constexpr int64_t kHugePage = int64_t{1} << 21;
 Buffer::Buffer(int64_t size) : size_(size) {
   const int64_t wanted = size * static_cast<int64_t>(sizeof(float));
   const int64_t alignment = wanted >= kHugePage ? kHugePage : kLine;
-  // One line more: a tile may ask for (never read) the line after the last.
+  // One more line, because a tile may prefetch (but never reads) the line after the last.
   const int64_t bytes = (wanted + kLine + alignment - 1) / alignment * alignment;
   data_ = static_cast<float*>(aligned_alloc(alignment, bytes));
   if (!data_) throw std::bad_alloc();

@@ -1,5 +1,4 @@
-// Memory of the sampler: zeroed floats on cache-line boundaries, in huge pages where they are
-// large.
+// Memory of the sampler: zeroed floats on cache-line boundaries, in huge pages if there are many.
 #pragma once
 
 #include <stdint.h>

@@ -1,4 +1,5 @@
-// The conditioning stack: seen whole, so run once per draw, as matrix products over padded maps.
+// The conditioning stack. Its maps are known from the start, so it runs once per draw, as matrix
+// products over padded maps.
 #include "../kernels.h"
 #include "state.h"
 
@@ -65,9 +66,9 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   }
 }
 
-// What the stack needs in addition to the features, shared by the threads.
+// The stack's memory in addition to the features, shared by the threads.
 struct Scratch {
-  std::vector<Buffer> coarser;  // features of each map but the finest
+  std::vector<Buffer> coarser;  // features of each map except the finest
   std::unique_ptr<PaddedMaps> inputs, inner;
   Buffer first, second;
 

@@ -67,7 +67,7 @@ void Drawer::filter(float* logits) {
   }
   if (rule_.top_p >= 1.0f) return;
 
-  // A heap gives the codes best first, and only as many as are kept.
+  // A heap yields the codes best first, and only as many as are kept.
   const auto after = [&before](int32_t a, int32_t b) { return before(b, a); };
   const auto begin = order_.begin();
   auto end = begin + kept_by_k;
@@ -120,7 +120,7 @@ void Drawer::count(const float* logits) {
     frequencies_[k] = static_cast<uint32_t>(static_cast<double>(exponentials[k]) * scale) + 1;
     given += frequencies_[k];
   }
-  // What rounding down left over. It goes modulo 2^32, so it may also be negative.
+  // What rounding down left over. It is computed modulo 2^32, so it may also be negative.
   frequencies_[best] += kFrequencyTotal - given;
 }
 

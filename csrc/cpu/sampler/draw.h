@@ -1,7 +1,7 @@
 // From logits to a code: SEMANTICS "Drawing", the rule of vqvae2_fast/sampling/rule.py.
 //
 // logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
-// on ties. Sums run in one order, so a draw is the same bit for bit at every level.
+// on ties. Sums run in one order, so a draw is the same, bit for bit, at every SIMD level.
 #pragma once
 
 #include <stdint.h>
@@ -46,7 +46,7 @@ class Drawer {
  private:
   // Sets what the filters leave out to -infinity.
   void filter(float* logits);
-  // Fills frequencies_ with at least 1 a code, 2^24 in all.
+  // Fills frequencies_ with at least 1 per code, 2^24 in all.
   void count(const float* logits);
 
   const KernelTable& kernels_;

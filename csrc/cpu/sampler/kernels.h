@@ -11,7 +11,7 @@
 namespace vqvae2_fast::cpu::sampler {
 
 constexpr int64_t kPanel = 32;
-// A panel of gates holds kHalfPanel values, then the values that their sigmoids are taken of.
+// A panel of gates holds kHalfPanel values, then the gates to which the sigmoid is applied.
 constexpr int64_t kHalfPanel = kPanel / 2;
 constexpr int64_t kQuarterPanel = kPanel / 4;
 // Inputs of a block (product-inl.h): 128 * kPanel floats are 16 KiB, half of a 32 KiB first cache;
@@ -39,7 +39,7 @@ struct Product {
   // With int8 weights, [panels * kPanel]: each block's sum is multiplied by its column's scale
   // before it is added.
   const float* scales = nullptr;
-  // The weights are not read again soon: they should not push others out of the caches.
+  // The weights are not read again soon, so they should not push others out of the caches.
   bool once = false;
 };
 
@@ -52,7 +52,7 @@ struct AttentionHead {
   int64_t value_stride;    // dim rounded up to kHalfPanel
   float* scores;           // scratch, positions rounded up to kPanel
   float* out;              // [value_stride]
-  const float* next_keys;  // asked for ahead: what the thread reads after this
+  const float* next_keys;  // prefetched: what the thread reads after this
 };
 
 struct Kernels {
@@ -61,7 +61,7 @@ struct Kernels {
   // y[i] = ELU(x[i]); count is a multiple of kHalfPanel. x may be y.
   void (*elu)(const float* x, float* y, int64_t count);
 
-  // out = residual + value * sigmoid(gate), kHalfPanel values a panel; activated = ELU(out).
+  // out = residual + value * sigmoid(gate), kHalfPanel values per panel; activated = ELU(out).
   // residual and activated may be null.
   void (*gate)(const float* gates, int64_t panels, const float* residual, float* out,
                float* activated);

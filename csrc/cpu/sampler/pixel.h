@@ -1,13 +1,14 @@
-// One thread's work at a few neighbouring columns of the current row: the class behind
-// pixel_phase.cpp. All threads run it side by side, each on its own panels of outputs, channels,
-// heads or positions, and meet at a barrier wherever one's outputs become another's inputs.
+// One thread's work at a few neighbouring columns of the current row, implemented in
+// pixel_phase.cpp. All threads run it in parallel, each on its own panels of outputs, channels,
+// heads or positions, and meet at a barrier wherever the outputs of one become the inputs of
+// another.
 //
-// A step computes `columns` columns from j. One column, and all that it reads is final. Or a
-// window of guesses (State::window > 1): codes[j..] hold guesses, each column is computed as if
-// those before it were right, and the codes drawn replace them; the first is right in any case, and
-// column k if the guesses before it were drawn again. Everything behind the last right one is
-// computed again in the next step. Network row r = n * columns + k is column j + k of row n of the
-// batch.
+// A step computes `columns` columns from j. With one column, everything that it reads is final.
+// With a window (State::window > 1), codes[j..] hold guesses. Each column is computed as if the
+// guesses before it were right, and the codes drawn replace them. The first column is always right,
+// and column k is if the guesses before it were drawn again. Everything after the last right column
+// is computed again in the next step. Network row r = n * columns + k is column j + k of row n of
+// the batch.
 #pragma once
 
 #include "../kernels.h"
@@ -23,7 +24,7 @@ class Pixel {
 
  private:
   int64_t num_rows() const { return s.rows * columns; }
-  // All threads' work of a stage is done, and seen by all.
+  // Waits until all threads have done this stage and can see its results.
   void meet(Stage stage);
   Range share_of(int64_t count) const;
 
@@ -38,7 +39,7 @@ class Pixel {
                          int64_t layer, int64_t n, int64_t k) const;
   void activate_first(int64_t layer, Range panels);
 
-  // pixel_phase.cpp: what is pointwise, attention, and the draw.
+  // pixel_phase.cpp: the pointwise layers, attention, and the draw.
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c);
   void activate(const Matrices& m, Range panels, float* c);

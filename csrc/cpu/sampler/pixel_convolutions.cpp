@@ -4,8 +4,9 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-// Columns that one reading of the tap at `offset` serves: it needs nothing nearer than -offset. A
-// power of two, so that a column gets its taps in one order, the farthest first, as in a window.
+// How many columns one reading of the tap at `offset` serves, given that it needs nothing nearer
+// than -offset. It is a power of two, so that a column gets its taps in one order, the farthest
+// first, as in a window.
 int64_t columns_served(int64_t offset) {
   int64_t served = 1;
   while (2 * served <= -offset) served *= 2;
@@ -21,7 +22,7 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t offset = plan.taps.first_current + tap;
   int64_t served = columns_served(offset);
-  if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map: zeros
+  if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map
   if (plan.width - j < served) served = plan.width - j;
   const int64_t matrix = layer * plan.taps.num_current + tap;
   const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
@@ -54,8 +55,8 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   kernels.product(product);
 }
 
-// All current taps of one convolution. In a window the sums get memory of their own; the row's stay
-// as the taps above left them: a column may be computed again.
+// All current taps of one convolution. In a window the sums have separate memory, and those of the
+// row stay as the taps above left them, because a column may be computed again.
 void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row,
                      Buffer& window, int64_t layer, Range panels) {
   if (s.window == 1) {
@@ -96,7 +97,7 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
   }
 }
 
-// Where a layer's sums of column j + k are once its current taps are added.
+// Where a layer's sums of column j + k are after its current taps have been added.
 const float* Pixel::output_at(const Convolutions& convolutions, const Buffer& row,
                               const Buffer& window, int64_t layer, int64_t n, int64_t k) const {
   if (s.window > 1 && plan.taps.num_current > 0) {
@@ -114,11 +115,11 @@ void Pixel::activate_first(int64_t layer, Range panels) {
   }
 }
 
-// One column, where no layer reads its own: all layers at once.
+// One column, if no layer reads its own position: all layers at once.
 void Pixel::convolve_side_by_side() {
   const int64_t last = plan.taps.num_current - 1;
-  // Taps that serve several columns first, of all layers: what is read at every position then
-  // comes round sooner, from the last-level cache if that holds it.
+  // For all layers, the taps that serve several columns come first. Then what is read at every
+  // position is read again sooner, from the last-level cache if that can hold it.
   for (int64_t tap = 0; tap < last; ++tap) {
     for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
       add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap, s.of_convolutions[2 * layer][thread]);
@@ -144,7 +145,7 @@ void Pixel::convolve_side_by_side() {
   }
 }
 
-// The layers of a block one after another: each needs the one before at these columns.
+// The layers of a block run one after another, because each needs the one before at these columns.
 void Pixel::convolve_in_turn(int64_t block) {
   const int64_t first = block * plan.layers_per_block, end = first + plan.layers_per_block;
   for (int64_t layer = first; layer < end; ++layer) {

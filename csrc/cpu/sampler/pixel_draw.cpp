@@ -5,8 +5,8 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// Guesses of the whole row, before its first step: the codes above. Where a window comes again, its
-// own last draws are the guess. Noise, too, is made once.
+// Before the first step of a row, the guesses are the codes of the row above. If a window comes
+// again, its last draws are the guesses. Noise is also made once.
 void Pixel::guess_row() {
   const Request& request = s.request;
   const int64_t width = plan.width, k = plan.num_embeddings;
@@ -66,7 +66,7 @@ int64_t Pixel::num_right() const {
   return columns;
 }
 
-// What was asked for of the first `count` columns of the step.
+// Writes what was asked for, for the first `count` columns of the step.
 void Pixel::record(int64_t count) {
   const Request& request = s.request;
   if (!request.log_prob && !request.logits && !request.intervals) return;

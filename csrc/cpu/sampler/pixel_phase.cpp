@@ -1,5 +1,6 @@
-// Pixel phase: a position, or a window of guessed ones, at a time. Here the pointwise part of the
-// network and the attention; the rest of the class is in pixel_convolutions.cpp and pixel_draw.cpp.
+// Pixel phase: one position, or a window of guessed ones, at a time. This file has the pointwise
+// part of the network and the attention; the rest of the class is in pixel_convolutions.cpp and
+// pixel_draw.cpp.
 #include <string.h>
 
 #include "pixel.h"
@@ -16,8 +17,8 @@ Pixel::Pixel(State& state, int thread_, int64_t i_)
 
 void Pixel::draw_row() {
   // Without a tap at its own position no convolution depends on the code before, or on another
-  // layer at this position: they all go while the code before is being drawn. In a window they
-  // depend on the columns before, so on the layers before.
+  // layer at this position: they all run while the code before is being drawn. In a window they
+  // depend on the columns before, and so on the layers before.
   const bool side_by_side = s.side_by_side();
   if (s.window > 1) guess_row();
   for (j = 0; j < plan.width;) {
@@ -101,7 +102,7 @@ void Pixel::add_stem(Range channels) {
   }
 }
 
-// x is known in these channels: computes what follows from these channels alone.
+// Once x is known in these channels, computes what depends only on them.
 void Pixel::begin_block(int64_t block, Range channels) {
   if (channels.size() <= 0) return;
   const int64_t first = block * plan.layers_per_block;
@@ -122,7 +123,7 @@ void Pixel::begin_block(int64_t block, Range channels) {
   if (s.side_by_side()) end_layers(block, channels);
 }
 
-// y is known in these channels: puts it where the rest of the block reads it.
+// Once y is known in these channels, puts it where the rest of the block reads it.
 void Pixel::end_layers(int64_t block, Range channels) {
   if (channels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
@@ -150,7 +151,7 @@ void Pixel::end_layers(int64_t block, Range channels) {
   }
 }
 
-// x after a block is known in these channels.
+// Called when x after a block is known in these channels.
 void Pixel::end_block(int64_t block, Range channels) {
   if (block + 1 < plan.num_blocks) {
     begin_block(block + 1, channels);

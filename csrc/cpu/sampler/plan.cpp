@@ -7,7 +7,8 @@
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
-// Copies the description's tensors into one block, checking each size: the kernels trust them.
+// Copies the description's tensors into one block, and checks each size, because the kernels trust
+// them.
 class Reader {
  public:
   Reader(const Description& description, float* memory)

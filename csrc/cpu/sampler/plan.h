@@ -1,4 +1,5 @@
-// A prior as packed weights: vqvae2_fast/sampling/plan.py as the engine keeps it.
+// A prior as packed weights: the plan of vqvae2_fast/sampling/plan.py in the form that the engine
+// keeps.
 //
 // Every group of channels is padded with zeros to whole panels; weights of padded channels are
 // zero, so padded activations stay zero. Outputs that go through a gate are ordered in panels of
@@ -43,7 +44,7 @@ struct Matrices {
   }
 };
 
-// n causal convolutions of one shape, taps split by rows < i and row i.
+// n causal convolutions of one shape, with taps split into rows < i and row i.
 struct Convolutions {
   const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, words]
   const float* current = nullptr;  // [n, num_current, panels, channels, words]
@@ -58,7 +59,7 @@ struct Convolutions {
   }
 };
 
-// Two pointwise layers with an ELU between, the second to gates: n of one shape.
+// n pairs of pointwise layers of one shape, with an ELU between; the second produces gates.
 struct PointwiseLayers {
   Matrices first, second;
 };

@@ -69,10 +69,10 @@ inline float largest_of(const float* x, int64_t count) {
   return largest;
 }
 
-// Positions whose values are summed apart: a sum over positions is a chain, and one head may be a
-// single vector wide.
+// Positions whose values are summed separately, because a sum over positions is a chain, and one
+// head may be only a single vector wide.
 constexpr int64_t kChains = 4;
-// How far ahead of their use values are asked for, in floats.
+// How far ahead of their use values are prefetched, in floats.
 constexpr int64_t kValuesAhead = 1024;
 
 inline void attend(const AttentionHead& head) {
@@ -86,7 +86,8 @@ inline void attend(const AttentionHead& head) {
            .inputs = head.dim,
            .initial = weights,
            .c = weights});
-  // Positions that are not there weigh nothing: e to -87 below any, then zero.
+  // Positions beyond the last have no weight: their exponential is the smallest, and is then set to
+  // zero.
   const float lowest = -3.0e38f;
   for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = lowest;
   exp_shifted(weights, largest_of(weights, chunks * kPanel), weights, chunks * kPanel);

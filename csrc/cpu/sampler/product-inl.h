@@ -1,10 +1,10 @@
 // The matrix product of both phases: a register-blocked tile over packed panels.
 //
-// Inputs are taken in blocks of kInputBlock: within one a chain of fused multiply-adds from zero,
-// and the blocks' sums are added in their order. So the rounding error grows with the block, not
-// with all inputs, and in the row phase a block's weights stay in the first cache while all rows
-// pass. In the pixel phase, with a few rows, the weights stream past once, several panels side by
-// side so that enough independent sums are under way.
+// Inputs are taken in blocks of kInputBlock: within a block the sum is a chain of fused
+// multiply-adds from zero, and the blocks' sums are added in order. So the rounding error grows
+// with the block rather than with all inputs, and in the row phase a block's weights stay in the
+// first-level cache for all rows. In the pixel phase, with few rows, the weights are read once,
+// several panels side by side, so that there are enough independent sums.
 #pragma once
 
 #include "kernels.h"
@@ -14,16 +14,17 @@ namespace {
 
 // Rows up to which the pixel phase's tiles are used.
 constexpr int64_t kFewRows = 2;
-// Vectors that a tile covers: two columns of accumulators, or with few rows the whole panel.
+// Vectors that a tile covers: two columns of accumulators, or the whole panel if there are few
+// rows.
 constexpr int kTileVecs = 2;
 constexpr int kPanelVecs = static_cast<int>(kPanel) / Vec::kLanes;
 constexpr int kFewVecs = kPanelVecs < 4 ? kPanelVecs : 4;
-// Panels side by side with few rows: 8 accumulators a row with 32 registers, else 4.
+// Panels side by side with few rows: 8 accumulators per row with 32 registers, else 4.
 constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
-// How far ahead of its use a line of weights is asked for with few rows, in floats of all panels
-// side by side: 8 KiB are under way.
+// How far ahead of its use a line of weights is prefetched with few rows, in floats of all panels
+// side by side, which is 8 KiB.
 constexpr int64_t kPrefetch = 2048;
-// Floats of a cache line, and the second cache as __builtin_prefetch calls it.
+// Floats of a cache line, and the second-level cache as a hint of __builtin_prefetch.
 constexpr int kLine = 16, kSecondCache = 2;
 
 // VECS vectors of weights of one input, from word `words` of a panel. Vector v of a tile is at
@@ -60,8 +61,8 @@ inline void unpack_block(const float* words, int64_t inputs, float* weights) {
 }
 
 // c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
-// __builtin_prefetch: 0 for weights that are not to stay in the caches. With more than kFewRows
-// rows, memory from `ahead` is asked for, a line every `ahead_step` floats for each input.
+// __builtin_prefetch: 0 for weights that should not stay in the caches. With more than kFewRows
+// rows, memory from `ahead` on is prefetched, one line every `ahead_step` floats for each input.
 template <int HINT, int WORDS, bool SCALED, int ROWS, int PANELS, int VECS>
 inline void product_tile(const float* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t inputs, const float* initial,
@@ -74,8 +75,8 @@ inline void product_tile(const float* a, int64_t a_stride, const float* weights,
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) sums[r][v] = Vec::broadcast(0.0f);
   }
-  // Every third row has a pointer of its own, so that the loop's addresses fit the registers: left
-  // to itself the compiler keeps an offset of each row, and some of them in vector registers.
+  // Every third row has its own pointer, so that the loop's addresses fit into registers. By itself
+  // the compiler keeps an offset for each row, some of them in vector registers.
   constexpr int kThirds = (ROWS + 2) / 3;
   const float* thirds[kThirds];
 #pragma GCC unroll 4
@@ -143,21 +144,21 @@ inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, cons
                                                         scales, ahead, ahead_step);
 }
 
-// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is made float32 before
-// its rows pass, which pays from three tiles on.
+// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted to
+// float32 before its rows, which pays from three tiles on.
 template <int HINT, int WORDS, bool UNPACKS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   constexpr int kWords = UNPACKS ? static_cast<int>(kPanel) : WORDS;
   constexpr bool kScaled = WORDS == kQuarterPanel;
   alignas(64) float unpacked[UNPACKS ? kInputBlock * kPanel : 1];
-  // The next block is asked for in equal parts by this one's tiles. A lone tile asks for every
-  // second line: the hardware fetches its neighbour too.
+  // The tiles of this block prefetch the next one in equal parts. A single tile prefetches every
+  // second line, because the hardware fetches its neighbour too.
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
   const int64_t ahead_step = (WORDS + tiles - 1) / tiles;
   for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
     const int64_t left = p.inputs - first;
     const int64_t inputs = left < kInputBlock ? left : kInputBlock;
-    // The sums of the blocks before wait in c.
+    // The sums of the earlier blocks are in c.
     const float* initial = first == 0 ? p.initial : p.c;
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
@@ -217,7 +218,7 @@ inline void product_of(const Product& p) {
     }
     return;
   }
-  // Tiles of nearly one size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
+  // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
   constexpr bool kUnpacks = WORDS != kPanel;

@@ -1,7 +1,8 @@
-// Row phase: what row i's outputs owe to rows < i, for all layers and columns at once.
+// Row phase: the part of row i's outputs that comes from rows < i, for all layers and columns at
+// once.
 //
 // Every layer's inputs of rows above are final, so all (layer, convolution, panel) products are
-// independent: they are shared among the threads as they become free.
+// independent: a thread takes the next one whenever it is free.
 #include <string.h>
 
 #include "../kernels.h"
@@ -61,7 +62,7 @@ void begin_panel(State& state, int64_t layer, int64_t panel, bool gates, float* 
     float start[kPanel];
     memcpy(start, bias, sizeof(start));
     if (gates && plan.classes) {
-      // Rows after the batch are those without a class.
+      // The rows after those of the batch are without a class.
       const int64_t label = n < state.batch ? state.request.labels[n] : plan.num_classes;
       const int64_t entry = layer * (plan.num_classes + 1) + label;
       state.kernels.add(start, plan.classes + entry * outputs + panel * kPanel, start, kPanel);

@@ -1,4 +1,4 @@
-// Where a position's time goes, for whoever asks: microseconds by stage and thread.
+// Where a position's time goes, if asked for: microseconds by stage and thread.
 #pragma once
 
 #include <chrono>
@@ -7,7 +7,7 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// The stages of the pixel phase, each ended by a barrier. Names in kStageNames.
+// The stages of the pixel phase; each ends with a barrier. Their names are in kStageNames.
 enum class Stage {
   kConvolutions,
   kStem,

@@ -11,7 +11,8 @@ int64_t rounded_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// What a panel costs besides its inputs: the tile's start and end, and the functions after it.
+// The cost of a panel in addition to its inputs: the tile's start and end, and the functions after
+// it.
 constexpr int64_t kPanelCost = 32;
 
 Split split_of(std::initializer_list<const Matrices*> matrices, int threads) {
@@ -33,9 +34,9 @@ Split split_convolutions(const std::vector<const Convolutions*>& convolutions, c
   return split_panels(panels, cost, threads);
 }
 
-// Whether a line asked for to be read once leaves the others in the last-level cache, at no cost.
-// AMD Zen 4: so, 7 % of a position. Intel Sapphire Rapids: such lines go round the second cache and
-// its prefetcher, 9 GB/s a core where others come at 30.
+// Whether prefetching a line to be read once leaves the others in the last-level cache, at no cost.
+// It does on AMD Zen 4, where it saves 7 % of a position. On Intel Sapphire Rapids such lines
+// bypass the second-level cache and its prefetcher, and arrive at 9 GB/s per core instead of 30.
 bool keeps_reads_once_out() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -176,7 +177,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   of_convolutions = split_convolutions(all, plan.taps, threads);
   of_conv1 = split_convolutions({&plan.conv1}, plan.taps, threads);
   of_conv2 = split_convolutions({&plan.conv2}, plan.taps, threads);
-  // In whole panels, so that no two threads write one cache line.
+  // In whole panels, so that no two threads write to one cache line.
   of_channels = split_evenly(channels / kPanel, threads);
   for (Range& range : of_channels) range = {range.begin * kPanel, range.end * kPanel};
   for (int t = 0; t < threads; ++t) {

@@ -29,7 +29,7 @@ struct Request {
   Interval* intervals = nullptr;                  // [B, H, W] of the codes, to encode; or null
   std::vector<RangeDecoder>* decoders = nullptr;  // [B], to read codes in place of drawing; or null
   float* profile = nullptr;                       // see StageClock, or null
-  int64_t window = 1;  // columns of a step: all but the first are guesses
+  int64_t window = 1;  // columns of a step; all except the first are guesses
   int threads = 1;
 };
 
@@ -63,7 +63,7 @@ struct State {
   Team& team;
   // Network rows: B, or 2B under guidance (with the class, then without).
   const int64_t batch, rows;
-  // Whether weights that are not read again soon are asked for as such (Product::once).
+  // Whether weights that are not read again soon are prefetched as such (Product::once).
   const bool reads_once;
   // Columns of a step, at most the map's. Buffers of a step hold window * rows network rows.
   const int64_t window;
@@ -100,7 +100,7 @@ struct State {
   Split of_output_first, of_output_second, of_head;
   std::vector<Range> of_channels, of_heads;
 
-  // Whether the convolutions of all layers at a position go at once.
+  // Whether the convolutions of all layers at a position run at once.
   bool side_by_side() const { return window == 1 && !plan.taps.reads_itself(); }
   int64_t noise_stride() const;
   int64_t key_stride() const;    // of one head

@@ -1,4 +1,4 @@
-// Threads that run one function side by side and meet at barriers, for the length of one draw.
+// Threads that run one function in parallel and meet at barriers, for the duration of one draw.
 //
 // A position of the map has about thirty points where all threads must meet, a few microseconds
 // apart, so they spin there. A thread that waits for long yields, then sleeps, so as not to slow
@@ -29,9 +29,9 @@ class Team {
   explicit Team(int size) : size_(size) {}
   int size() const { return size_; }
 
-  // Calls function(thread) for 0..size-1 side by side, thread 0 on the caller's. The function must
-  // not throw. Throws std::runtime_error if the system does not start all threads; the function has
-  // not been called then.
+  // Calls function(thread) for 0..size-1 in parallel, with thread 0 on the calling thread. The
+  // function must not throw. Throws std::runtime_error if the system does not start all threads;
+  // the function has not been called then.
   template <typename Function>
   void run(const Function& function) {
     std::vector<std::thread> others;
@@ -64,7 +64,7 @@ class Team {
     join();
   }
 
-  // Inside `run`, by every thread: what was written before is seen by all after.
+  // Every thread calls this inside `run`: what was written before it is seen by all afterwards.
   void barrier() {
     if (size_ == 1) {
       next_.store(0, std::memory_order_relaxed);
@@ -89,7 +89,8 @@ class Team {
     }
   }
 
-  // Inside `run`, by every thread: item(0..count-1), each by whichever thread is free; a barrier.
+  // Every thread calls this inside `run`: each of item(0..count-1) goes to whichever thread is
+  // free. Ends with a barrier.
   template <typename Item>
   void share(int64_t count, const Item& item) {
     for (;;) {
@@ -115,7 +116,7 @@ class Team {
   const int size_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  // Of `share`; a barrier sets it back.
+  // The next item of `share`; a barrier resets it.
   alignas(64) std::atomic<int64_t> next_{0};
 };
 

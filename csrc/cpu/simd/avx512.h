@@ -51,8 +51,8 @@ struct Vec {
 };
 
 #if defined(__AVX512VNNI__)
-// Without VNNI int16 takes two instructions, multiplication and addition, for the products of two
-// float32 ones, at the same rate on the processors whose best level that is.
+// Without VNNI, int16 takes two instructions, multiplication and addition, for the products that
+// float32 computes in two, at the same rate on the processors for which this is the best level.
 #define VQ_HAS_PAIR_PRODUCTS
 
 // Sixteen sums of products of int16 pairs. The type has the lanes that the intrinsics have: GCC 12

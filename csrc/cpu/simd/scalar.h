@@ -47,7 +47,7 @@ struct Vec {
     return r;
   }
   // this + a * b, rounded once, as the levels with fused multiply-adds have it. Without the
-  // instruction this is a library call: right, not fast.
+  // instruction this is a library call, which is correct but slow.
   Vec add_product_fused(Vec a, Vec b) const {
     Vec r;
     for (int l = 0; l < kLanes; ++l) r.v[l] = __builtin_fmaf(a.v[l], b.v[l], v[l]);

@@ -39,7 +39,8 @@ cudaError_t opt_into_shared(Kernel* kernel, size_t shared_bytes) {
 
 }  // namespace detail
 
-// Null, or what went wrong. Asynchronous: errors of the running kernel come with a later call.
+// Returns null, or what went wrong. The launch is asynchronous, so errors of the running kernel
+// come with a later call.
 template <class... Parameters, class... Arguments>
 const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
                    Arguments&&... arguments) {
@@ -95,8 +96,8 @@ const char* why_not_runnable(Kernel* kernel) {
   return text;
 }
 
-// The most blocks of a cooperative launch of this kernel on the current device; 0 where the kernel
-// does not fit. On a GPU registers count too.
+// The largest number of blocks of a cooperative launch of this kernel on the current device; 0 if
+// the kernel does not fit. On a GPU registers count too.
 template <class Kernel>
 int co_resident_blocks(Kernel* kernel, int threads, size_t shared_bytes) {
   int device = 0, multiprocessors = 0, blocks = 0;

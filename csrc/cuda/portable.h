@@ -24,9 +24,9 @@
 //   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row), ..._transposed
 //   pack_bf16x2, to_tf32
 //
-// Blocks hand data to each other so: the producer's threads write with plain stores, meet at
-// __syncthreads, and one of them calls store_release or add_release on a flag; at the consumer one
-// thread waits (wait_at_least), the block meets at __syncthreads, and all read with plain loads
+// Blocks hand data to each other as follows: the producer's threads write with plain stores, meet
+// at __syncthreads, and one of them calls store_release or add_release on a flag; at the consumer
+// one thread waits (wait_at_least), the block meets at __syncthreads, and all read with plain loads
 // (not __ldg: its cache does not follow other blocks). Such kernels are launched cooperatively
 // (launch.h), so that all blocks are resident.
 //
@@ -102,7 +102,8 @@ __device__ __forceinline__ T load_acquire(const T* p) {
 #endif
 }
 
-// Orders nothing else: for a word that is its own message, such as a value and its step in 8 bytes.
+// These order nothing else. They are for a word that is its own message, such as a value and its
+// step in 8 bytes.
 template <class T>
 __device__ __forceinline__ T load_relaxed(const T* p) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8);
@@ -196,9 +197,9 @@ __device__ __forceinline__ bool wait_at_least(const uint32_t* flag, uint32_t val
   }
 }
 
-// All threads of all blocks of a cooperative launch. `counter`: one word of global memory, zero
-// before the first launch that uses it, used by nothing else; it ends as blocks * barriers, which
-// stays below 2^32.
+// A barrier for all threads of all blocks of a cooperative launch. `counter` is one word of global
+// memory that nothing else uses and that is zero before the first launch that uses it. It ends as
+// blocks * barriers, which must stay below 2^32.
 __device__ __forceinline__ void grid_sync(uint32_t* counter VQ_WHERE) {
   __syncthreads(VQ_PASS_WHERE_ONLY);
   if ((threadIdx.x | threadIdx.y | threadIdx.z) == 0) {

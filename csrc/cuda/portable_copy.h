@@ -1,8 +1,8 @@
 // cp.async for portable.h: copies from global to shared memory that overlap with computation.
 //
-// A thread issues copies, closes a group with copy_async_commit, and copy_async_wait<n> returns
-// when all groups but its last n have landed; the block then still has to meet at a barrier before
-// other threads read them.
+// A thread issues copies and closes a group with copy_async_commit; copy_async_wait<n> returns when
+// all groups except its last n have arrived. The block still has to meet at a barrier before other
+// threads read them.
 #pragma once
 
 #include "portable.h"
@@ -15,8 +15,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 }
 #endif
 
-// kBytes: 4, 8 or 16; both addresses aligned to it. With `valid` false, zeros land instead and
-// `global` is not read.
+// kBytes: 4, 8 or 16; both addresses aligned to it. With `valid` false, zeros are written instead
+// and `global` is not read.
 template <int kBytes>
 __device__ __forceinline__ void copy_async_or_zero(void* shared, const void* global,
                                                    bool valid VQ_WHERE) {

@@ -1,6 +1,7 @@
-// The band of the screen, narrowed until the search goes wrong: at its full width it must not, and
-// it must go wrong well before nothing is left, or the band would be a guess. Compiled once for a
-// level: -DVQ_TEST_LEVEL='"../cpu/simd/avx2.h"'. .ci/sanitizers builds and runs it.
+// Narrows the band of the screen until the search goes wrong. At full width it must not go wrong,
+// and it must go wrong well before nothing is left of the band, or the band would be a guess.
+// Compiled once per SIMD level: -DVQ_TEST_LEVEL='"../cpu/simd/avx2.h"'. .ci/sanitizers builds and
+// runs it.
 #include <stdio.h>
 
 namespace {

@@ -129,7 +129,7 @@ int main(int argc, char** argv) {
     const sampler::Plan plan(level.description);
     for (const char* const* name = simd_levels(); *name; ++name) {
       set_simd_level(*name);
-      // All images once; a few alone, and with threads that wait for one another.
+      // All images at once; then a few one at a time, and with threads that wait for one another.
       for (const Case& test : {Case{1000, 64, 1}, Case{10, 1, 1}, Case{10, 10, 2}}) {
         const bool equal = decodes(level, plan, test);
         failures += !equal;

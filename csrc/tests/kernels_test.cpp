@@ -1,5 +1,5 @@
 // The CPU kernels of the quantiser without torch: at every SIMD level this CPU has, against plain
-// loops. Memory is allocated to the element, so that AddressSanitizer sees every step outside.
+// loops. Memory is allocated to the exact size, so that AddressSanitizer sees every access outside.
 // .ci/sanitizers builds and runs it.
 #include "../cpu/kernels.h"
 

@@ -1,5 +1,5 @@
-// What must be the same bit for bit at every SIMD level: the sampler's kernels and the noise, here
-// against the scalar level. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
+// Tests what must be the same, bit for bit, at every SIMD level: the sampler's kernels and the
+// noise, against the scalar level. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
 #include <stdio.h>
 #include <string.h>
 

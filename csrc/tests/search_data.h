@@ -1,4 +1,4 @@
-// Data on which a search goes wrong if anything about it is, and the definition to compare with.
+// Data on which a search goes wrong if it has any error, and the definition to compare with.
 #pragma once
 
 #include <math.h>
@@ -44,8 +44,8 @@ inline Set midpoints(std::mt19937& random, int64_t n, int64_t k, int64_t d, floa
   return set;
 }
 
-// Values that a short format rounds the same way all at once: what is lost adds up instead of
-// averaging. Codes differ in which half of the dimensions loses and in a little noise.
+// Values that a short format rounds all in the same direction, so that the losses add up instead of
+// averaging out. Codes differ in which half of the dimensions loses, and in a little noise.
 inline Set aligned_roundings(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
   Set set = {.name = "aligned roundings",
              .num_rows = n,
@@ -96,7 +96,7 @@ inline Set scales(std::mt19937& random, int64_t n, int64_t k, int64_t d, int low
   return set;
 }
 
-// So far out that the float64 sums of the definition round the codes away, some or all.
+// Vectors so far out that the codes vanish, some or all, in the definition's float64 sums.
 inline Set far_out(std::mt19937& random, int64_t n, int64_t k, int64_t d) {
   Set set = {.name = "far from all codes",
              .num_rows = n,
@@ -159,7 +159,7 @@ inline double distance(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
-// The definition: least float64 distance, lowest index on ties, NaN never.
+// The definition: smallest float64 distance, lowest index on ties, never NaN.
 inline int64_t nearest(const Set& set, int64_t row) {
   double best = INFINITY;
   int64_t index = 0;

@@ -1,5 +1,6 @@
-// The kernels of training that sum in the level's own order: near the scalar level, inside memory
-// of exactly the size they ask for. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
+// Tests the training kernels, which sum in an order that depends on the SIMD level: they must be
+// near the scalar level, and stay inside memory of exactly the size that they ask for. Without
+// torch; .ci/sanitizers and .ci/aarch64 build and run it.
 #include <math.h>
 #include <stdio.h>
 

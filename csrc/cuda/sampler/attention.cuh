@@ -1,5 +1,5 @@
-// Attention of one position over those before: partial results of a chunk of positions by a warp,
-// merged in the order of the chunks by whoever reads them.
+// Attention of one position over those before it. A warp computes the partial result of a chunk of
+// positions; the reader merges them in the order of the chunks.
 #pragma once
 
 #include "math.cuh"
@@ -58,7 +58,7 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   }
   largest = warp_max(largest);
   float total = 0.0f;
-  __syncwarp();  // the scratch is read no more
+  __syncwarp();  // the scratch is no longer read
 #pragma unroll
   for (int t = 0; t < kPerLane; ++t) {
     const int p = t * kLanes + lane;

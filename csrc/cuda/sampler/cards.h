@@ -1,4 +1,4 @@
-// What is published of the cards that the report's model knows, and the model's own assumptions.
+// Published figures of the cards that the report's model knows, and the model's own assumptions.
 // Nothing here was measured by this project.
 #pragma once
 
@@ -57,17 +57,18 @@ inline const CardModel* card_model(const char* name) {
   return nullptr;
 }
 
-// A block tells that it is done: a barrier, then a fence that waits until all its stores have
-// reached the L2 cache, and the store of its word behind it. Two trips, one after the other.
+// A block announces that it is done: a barrier, a fence that waits until all its stores have
+// reached the L2 cache, and then the store of its word. These are two trips, one after the other.
 constexpr double kTelling = 0.6e-6;
-// A trip to the L2 cache on a loaded card and back. A block that waits sees all flags in one if it
-// has a thread for each, and its inputs in one if they fit side by side.
+// A round trip to the L2 cache on a loaded card. A block that waits sees all flags in one trip if
+// it has a thread for each, and its inputs in one trip if they fit side by side.
 constexpr double kL2Trip = 0.5e-6;
 // Sums over lanes, what follows them, and the barriers of a step.
 constexpr double kSumLatency = 0.3e-6;
 // Drawing a code by one block: noise, filters, argmax.
 constexpr double kDrawing = 2.0e-6;
-// Finding where each window continues: one trip to the L2 cache for what was drawn, two barriers.
+// Finding where each window continues takes one trip to the L2 cache for what was drawn, and two
+// barriers.
 constexpr double kMoving = 0.6e-6;
 // A kernel launch that follows another on a stream.
 constexpr double kLaunch = 2.5e-6;
@@ -77,7 +78,7 @@ constexpr double kCooperativeLaunch = 5e-6;
 constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
 // Multiply-adds of a multiprocessor in a cycle.
 constexpr double kFmaPerCycle = 128;
-// The share of the data sheet's rate that the row phase is taken to reach.
+// The share of the data sheet's rate that the row phase is assumed to reach.
 constexpr double kRowEfficiency32 = 0.4, kRowEfficiencyTensor = 0.25;
 // The share of the L2 cache that keeps what is read at every position.
 constexpr double kL2Share = 0.8;

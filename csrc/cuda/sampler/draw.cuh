@@ -16,7 +16,7 @@ struct DrawScratch {
   int* codes;   // kLanes ints
 };
 
-// Sum of values[0..count) by the first warp, in an order of its own: every 32nd value, then halves.
+// Sum of values[0..count) by the first warp, in a fixed order: every 32nd value, then halves.
 template <typename Value>
 __device__ __forceinline__ float first_warp_sum(int count, const Value& value) {
   float sum = 0.0f;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void filter(const Network& net, DrawScratch s) {
     s.scores[rank] = rank < top_k ? exponential(logit - largest) : 0.0f;
   }
   __syncthreads();
-  // s.codes[0]: how many codes stay.
+  // s.codes[0]: how many codes are kept.
   if (threadIdx.x < kLanes) {
     int kept = min(top_k, count);
     if (net.rule.top_p < 1.0f) {
@@ -142,7 +142,7 @@ __device__ __forceinline__ void add_noise(const Network& net, int sample, int po
   }
 }
 
-// Draws the code at a place of network row and sample place.n; by all threads of a block.
+// Draws the code at a place of network row and sample place.n. All threads of a block call it.
 __device__ __forceinline__ void draw_code(const Network& net, Place place, DrawScratch s) {
   const int count = net.num_embeddings, sample = place.n;
   const int position = place.i * net.width + place.j;

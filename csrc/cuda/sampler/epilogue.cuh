@@ -7,8 +7,8 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// y, a block's output of its layers, is known in channel c: puts it where the rest of the block
-// reads it.
+// Once y, the output of a block's layers, is known in channel c, puts it where the rest of the
+// block reads it.
 __device__ __forceinline__ void end_layers(const Network& net, Place at, int block, int c, float x,
                                            float y) {
   const float* background = net.background + (at.i * net.width + at.j) * 2;
@@ -32,7 +32,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
   }
 }
 
-// x, a block's input, is known in channel c: computes what follows from this channel alone.
+// Once x, a block's input, is known in channel c, computes what depends only on this channel.
 __device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c,
                                             float x) {
   const int channel = at.r * net.channels + c;
@@ -56,7 +56,7 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   }
 }
 
-// y after a layer that reads its own position is known in channel c.
+// Called when y after a layer that reads its own position is known in channel c.
 __device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c, float y) {
   const int channel = at.r * net.channels + c;
   net.y[channel] = y;
@@ -85,11 +85,11 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
   }
 }
 
-// What a unit's sums are added to. It is loaded before they are made, so that its trip to the L2
-// cache is over when they are there.
+// What a unit's sums are added to. It is loaded before they are computed, so that it has arrived
+// from the L2 cache when they are ready.
 struct Addends {
   float2 initial;
-  float residual;  // where the epilogue has one
+  float residual;  // if the epilogue has one
 };
 
 __device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
@@ -113,7 +113,8 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
   float* output = op.output + row_of(at, op.output_column) * op.output_row +
                   at.j * op.output_column + at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
-    // Rounded here, whether it is stored or added at once: the same bits with windows and without.
+    // It is rounded here, whether it is stored or added at once, so that the bits are the same with
+    // windows and without.
     const float gate = VQ_MUL(v0, sigmoid(v1));
     if (op.epilogue == Epilogue::kGate) {
       output[unit] = gate;

@@ -17,15 +17,15 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// By all threads of a block: its writes so far are done, and `number` says so.
+// All threads of a block call this: `number` then says that the block's writes so far are done.
 __device__ __forceinline__ void tell_done(uint32_t* progress, uint32_t number) {
   __syncthreads();
   if (threadIdx.x == 0) store_release(progress, number);
 }
 
-// By all threads of a block, before its step of `stage`: returns when blocks first .. first + count
-// have done what has this number. Every thread polls a word of its own, so that all words come in
-// one trip to the L2 cache.
+// All threads of a block call this before its step of `stage`. It returns when blocks first ..
+// first + count have reached this number. Every thread polls a different word, so that all words
+// come in one trip to the L2 cache.
 __device__ __forceinline__ void wait_for_blocks(const uint32_t* progress, int first, int count,
                                                 uint32_t number, int stage) {
   for (int block = first + threadIdx.x; block < first + count; block += blockDim.x) {

@@ -11,7 +11,7 @@
 namespace vqvae2_fast::cuda::sampler {
 namespace {
 
-// Calls function(); an exception's text or null.
+// Calls function(); returns the text of an exception, or null.
 template <typename Function>
 const char* caught(const Function& function) {
   static thread_local std::string error;

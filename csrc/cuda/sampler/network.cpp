@@ -58,7 +58,7 @@ Plan::Plan(const Values& values) {
   net.head_dim = values.small("head_dim");
   const int32_t num_current = values.small("num_current");
   const int32_t first_current = values.small("first_current");
-  // In a window a convolution reads the columns before, so the layers before.
+  // In a window a convolution reads the columns before, and so depends on the layers before.
   net.side_by_side = net.window == 1 && (num_current == 0 || first_current + num_current <= 0);
   const int32_t rows_above = values.small("rows_above");
   net.slots = rows_above + 1;

@@ -1,5 +1,5 @@
-// A prior and one draw from it, as the kernels see them: sizes, and where everything lies on the
-// card. Plain data, passed to kernels by value.
+// A prior and one draw from it, as the kernels see them: sizes, and the addresses of everything on
+// the card. Plain data, passed to kernels by value.
 //
 // Sizes: B samples; N network rows, B or 2B under guidance (with the class, then without); w
 // columns of a step, and S = N * w step rows: row n * w + k is column k of network row n's; C
@@ -12,7 +12,7 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// Positions whose keys and values one warp attends to; partial results are merged in their order.
+// Positions whose keys and values one warp attends to. Partial results are merged in order.
 constexpr int kChunk = 128;
 // Words of a partial result: the largest score, the sum of weights, then the weighted values.
 constexpr int kPartialHead = 2;

@@ -1,6 +1,6 @@
-// Pixel phase: one row of the map by one cooperative launch. Each block keeps its share of the
-// weights in shared memory, as many as fit, reads the rest from the L2 cache, and follows its
-// part of the program (program.h) at every step: a position, or a window of guessed codes
+// Pixel phase: one row of the map by one cooperative launch. Each block keeps as much of its share
+// of the weights in shared memory as fits, reads the rest from the L2 cache, and follows its part
+// of the program (program.h) at every step. A step is a position, or a window of guessed codes
 // (places.cuh).
 #pragma once
 
@@ -28,8 +28,8 @@ __device__ __forceinline__ const float* input_of(const Operation& op, const floa
   return inputs + row_of(at, op.input_column) * op.input_row + at.j * op.input_column;
 }
 
-// Begins to copy the inputs of step rows first .. first + count of an operation to shared memory;
-// zeros for rows that stand nowhere. They are there after copy_async_wait and a barrier.
+// Begins to copy the inputs of step rows first .. first + count of an operation to shared memory,
+// with zeros for rows without a place. They have arrived after copy_async_wait and a barrier.
 template <bool kWindow>
 __device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op,
                                              const Places<kWindow>& places, int first, int count,
@@ -68,7 +68,7 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Operation
       if (item < items && (k < plain || k >= op.inputs)) buffer[item] = values[a];
     }
   }
-  // Few rows: their attended values are merged here rather than in a stage of their own.
+  // With few rows, their attended values are merged here rather than in a separate stage.
   const int merged = op.inputs - plain;
   for (int item = threadIdx.x; item < count * merged; item += step) {
     const int r = item / merged, c = item % merged;
@@ -131,8 +131,9 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
   return items;
 }
 
-// A block's works of a step. Those whose inputs fit the buffer side by side are staged together and
-// wait for their inputs once; one that does not fit even by itself is made in tiles of step rows.
+// A block's works of a step. Works whose inputs fit into the buffer side by side are staged
+// together and wait for their inputs once. One that does not fit even by itself is computed in
+// tiles of step rows.
 template <typename Weight, bool kWindow>
 __device__ __forceinline__ void do_products(const Network& net, const Step& step,
                                             const Places<kWindow>& places,
@@ -163,13 +164,13 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
                                  item);
         inputs += count * memory.works[w].operation.padded_inputs;
       }
-      __syncthreads();  // the buffer is read no more
+      __syncthreads();  // the buffer is no longer read
     }
   }
 }
 
-// x of samples' columns first .. end: what rows above gave and the codes to the left; into the
-// first block.
+// Computes x of samples' columns first .. end, from the sums of the rows above and the codes to the
+// left, for the first block.
 template <bool kWindow>
 __device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
                                               const Places<kWindow>& places) {
@@ -199,7 +200,8 @@ __device__ __forceinline__ void attend(const Network& net, const Step& step,
                                        const Places<kWindow>& places, float* buffer) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int warps = blockDim.x / kLanes;
-  // Columns of a window see different numbers of chunks: as many items as the row's last may need.
+  // Columns of a window see different numbers of chunks, so there are as many items as the row's
+  // last column may need.
   const int last = kWindow ? net.width - 1 : places.j;
   const int chunks = chunks_before(places.i * net.width + last);
   const int count = net.step_rows * net.num_heads * chunks;
@@ -226,7 +228,7 @@ __device__ __forceinline__ void merge_heads(const Network& net, const Step& step
   }
 }
 
-// Weights of a step that are not in shared memory, into the L2 cache.
+// Prefetches the weights of a step that are not in shared memory into the L2 cache.
 template <typename Weight>
 __device__ __forceinline__ void ask_for_weights(const Step& step, const Work* works) {
   if (step.kind != StepKind::kProducts) return;
@@ -289,7 +291,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   int* const columns = reinterpret_cast<int*>(rows + net.step_rows);  // of a window
 
   const uint32_t stages = program.num_stages;
-  // A step makes one column or more of each sample, so a row takes `width` steps at most.
+  // A step computes at least one column of each sample, so a row takes at most `width` steps.
   for (int t = 0; t < net.width; ++t) {
     const Places<kWindow> places = {i, t, rows};
     // Stage s of this step is number `before` + s + 1 of the map.
@@ -302,7 +304,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     }
     for (int s = 0; s < num_steps; ++s) {
       const Step& step = steps[s];
-      // At the first step everything of the step before was done by the launch before.
+      // At the first step, the launch before has done everything of the step before.
       if (step.wait_count > 0 && (!step.wait_before || t > 0)) {
         const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
         wait_for_blocks(net.progress, step.wait_first, step.wait_count, number, step.stage);

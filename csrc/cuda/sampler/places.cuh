@@ -1,10 +1,10 @@
 // Where the rows of a step stand on the map, and how windows of guessed codes move along it.
 //
 // In a window the codes at columns from a sample's first on are guesses. A step computes all of its
-// columns as if they were right, and draws; a column is right if all guesses before it were drawn
-// again, the first in any case. The next step begins behind the last right column, and its guesses
-// are what this one drew there. What wrong columns left in the rings and caches is computed again
-// before it is read.
+// columns as if the guesses were right, and draws. A column is right if all guesses before it were
+// drawn again; the first is always right. The next step begins after the last right column, and its
+// guesses are what this step drew there. What wrong columns left in the rings and caches is
+// computed again before it is read.
 #pragma once
 
 #include "memory.cuh"
@@ -12,7 +12,7 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// A step row's position of the map, its network row n, and its own number r; r = n without windows.
+// A step row's position on the map, its network row n, and its number r; r = n without windows.
 struct Place {
   int i, j, n, r;
 };
@@ -41,10 +41,10 @@ __device__ __forceinline__ int64_t row_of(Place at, int column_stride) {
   return column_stride ? at.n : at.r;
 }
 
-// Moves each sample's window on, by all threads of a block, after the draws of step t - 1 of the
-// row; false when the row is done. Every block has its own copy of `columns` and `rows`.
-// `matches` is written again by the draws of step t, which come after all blocks' work in step t,
-// and that after this.
+// Moves each sample's window forward after the draws of step t - 1 of the row; all threads of a
+// block call it. Returns false when the row is done. Every block has its own copy of `columns` and
+// `rows`. `matches` is written again by the draws of step t, which come after all blocks' work in
+// step t, and that after this.
 __device__ __forceinline__ bool move_windows(const Network& net, int t, int* columns, int2* rows) {
   bool more = false;
   for (int b = threadIdx.x; b < net.batch; b += blockDim.x) {

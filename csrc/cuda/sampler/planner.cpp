@@ -1,4 +1,4 @@
-// Shares the stages out among the blocks of the persistent launch, and places their weights.
+// Distributes the stages over the blocks of the persistent launch, and places their weights.
 #include "planner.h"
 
 #include <algorithm>
@@ -58,8 +58,8 @@ void Plan::share_out() {
   std::vector<Runs> runs_of(stages.size());
   std::vector<double> cost(grid, 0);  // of a block, in weights read at a position
 
-  // The chain first: every block gets the same of each stage. Then the convolutions that go side by
-  // side, the largest stage by far, fill up those that have less.
+  // The chain comes first: every block gets an equal part of each stage. Then the convolutions that
+  // run in parallel, which are the largest stage by far, fill up the blocks that have less.
   const int32_t first = net.side_by_side ? 1 : 0;
   for (size_t s = 0; s < stages.size(); ++s) {
     Stage& stage = stages[s];
@@ -90,7 +90,7 @@ void Plan::share_out() {
     std::vector<double> shares(stages[0].blocks);
     for (int32_t b = 0; b < stages[0].blocks; ++b) {
       shares[b] = std::max(all / grid - cost[b], 1e-3);
-      // Few samples: those who draw have their hands free when the logits come.
+      // With few samples, the blocks that draw have no other work when the logits come.
       if (b < drawing && drawing * 8 <= grid) shares[b] = 1e-9;
     }
     runs_of[0] = cut(stages[0].products, shares);
@@ -184,8 +184,8 @@ void Plan::place_weights() {
         std::to_string(net.window == 1 ? 0 : net.step_rows) + " rows of windows, the card has " +
         std::to_string(card.shared_bytes) + ".");
   }
-  // First the weights of the chain, where a block waits for them; then those of the convolutions
-  // that go side by side.
+  // First come the weights of the chain, because there a block waits for them; then those of the
+  // convolutions that run in parallel.
   for (const BlockProgram& block : blocks) {
     int64_t used = 0;
     for (const bool chain : {true, false}) {

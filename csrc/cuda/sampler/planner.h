@@ -1,6 +1,6 @@
-// Plans a draw: which block of the persistent kernel makes which outputs, what of its weights stays
-// in shared memory, who waits for whom. Plain C++; the kernels run what is planned here, and
-// report.cpp prints it.
+// Plans a draw: which block of the persistent kernel computes which outputs, which of its weights
+// stay in shared memory, and which blocks wait for which. Plain C++; the kernels run what is
+// planned here, and report.cpp prints it.
 #pragma once
 
 #include <string>
@@ -23,7 +23,7 @@ struct Card {
   int32_t shared_bytes;  // that a block may have
 };
 
-// How the matrix products of the row phase are made.
+// How the matrix products of the row phase are computed.
 enum class RowMode : int32_t { kFloat32, kTensorFloat32, kBFloat16 };
 
 // One product of a stage, before it is shared out.

@@ -4,12 +4,12 @@
 // A *stage* is a set of matrix products (or of heads, or of samples) that need nothing of each
 // other. Outputs of products come in *units* of two columns: two neighbouring outputs, or a value
 // and its gate. A warp makes a unit: each lane adds every 32nd group of inputs in ascending order,
-// then lanes are added by halves. That order depends only on the number of inputs, so a sum is the
-// same bits whatever the batch, the grid and the place of the weights.
+// then lanes are added by halves. That order depends only on the number of inputs, so the bits of a
+// sum do not depend on the batch, the grid or the place of the weights.
 //
-// A block's *step* is its share of a stage. Blocks tell that they have done a step by writing its
-// number to their own word of `Network::progress`, and wait only for the blocks that made what they
-// are about to read.
+// A block's *step* is its share of a stage. A block announces that it has done a step by writing
+// its number to its own word of `Network::progress`, and waits only for the blocks that computed
+// what it is about to read.
 #pragma once
 
 #include "network.h"
@@ -19,7 +19,7 @@ namespace vqvae2_fast::cuda::sampler {
 constexpr int kUnit = 2;
 constexpr int kLanes = 32;
 constexpr int kGroup = 4;                     // neighbouring inputs of a lane
-constexpr int kInputChunk = kLanes * kGroup;  // inputs of a warp at a time; what is left goes by 32
+constexpr int kInputChunk = kLanes * kGroup;  // inputs of a warp at a time; the rest goes by 32
 
 // What happens to a unit's sums (v0, v1) of row n.
 enum class Epilogue : int32_t {

@@ -18,7 +18,7 @@ std::string line(const char* format, Values... values) {
   return std::string(text) + "\n";
 }
 
-// What the block with the most of it does in a stage at a step.
+// The largest amounts of work that any block has in a stage at a step.
 struct Load {
   double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
   double staged = 0;                // bytes of inputs into shared memory
@@ -86,8 +86,8 @@ class Model {
     return latency + staged + std::max({shared, streamed, products});
   }
 
-  // Seconds until a launch has its resident weights, which the row phase has pushed out of the L2
-  // cache.
+  // Seconds until a launch has loaded its resident weights, which the row phase has displaced from
+  // the L2 cache.
   double reload() const {
     double most = 0, all = 0;
     for (const BlockProgram& block : plan_.blocks) {
@@ -98,9 +98,9 @@ class Model {
     return std::max(most / (kL2BytesPerCycle * card_.clock), all / card_.memory_bandwidth);
   }
 
-  // Seconds of a step: the chain of stages, or what it takes to bring the weights from memory,
-  // for each stage's are asked for while the one before is made. Convolutions that go side by side
-  // do so while the last layers and the draw of the position before go on.
+  // Seconds of a step: the chain of stages, or the time to load the weights from memory if that is
+  // longer, because each stage's weights are prefetched during the stage before. Convolutions that
+  // run in parallel do so during the last layers and the draw of the position before.
   double step(bool free_weights = false) const {
     const bool side_by_side = plan_.network.side_by_side;
     double chain = 0, tail = 0;
@@ -131,7 +131,7 @@ class Model {
   }
 
  private:
-  // Seconds from the end of the stage before until a block knows of it.
+  // Seconds from the end of the stage before until a block sees it.
   double handover(const Stage& stage) const {
     const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
     const int32_t polls = (flags + plan_.card.threads - 1) / plan_.card.threads;

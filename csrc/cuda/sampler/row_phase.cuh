@@ -1,9 +1,10 @@
-// Row phase: what row i's outputs owe to rows above, for all layers and columns at once, as matrix
-// products [N * W, taps * inputs] x [taps * inputs, outputs] that read the rings where they lie.
+// Row phase: the part of row i's outputs that comes from the rows above, for all layers and columns
+// at once, as matrix products [N * W, taps * inputs] x [taps * inputs, outputs] that read the rings
+// in place.
 //
-// One tile of the result is made by one block, which adds its inputs in ascending order, 128 at a
-// time: sums of 128 are added to the total in float32. So a sum does not depend on the batch, and
-// its error not on one long chain.
+// One block computes one tile of the result, and adds its inputs in ascending order, 128 at a time:
+// sums of 128 are added to the total in float32. So a sum does not depend on the batch, and its
+// error is not that of one long chain.
 #pragma once
 
 #include <type_traits>
@@ -161,7 +162,7 @@ __device__ __forceinline__ void multiply_tiles(const uint32_t* rows, const uint3
 __device__ __forceinline__ float initial_of(const RowProduct& p, int layer, int n, int j, int o) {
   float value = p.bias ? p.bias[static_cast<int64_t>(layer) * p.outputs + o] : 0.0f;
   if (p.classes) {
-    // Rows after the batch are those without a class.
+    // The rows after those of the batch are without a class.
     const int64_t label = n < p.batch ? p.labels[n] : p.num_classes;
     value += p.classes[(layer * (p.num_classes + 1) + label) * p.outputs + o];
   }

@@ -1,8 +1,8 @@
 // The CUDA sampler's C interface: Python calls it through ctypes, tests through a build that runs
 // the kernels on the CPU.
 //
-// A draw: `vq_sampler_sizes` says how much memory it takes; the caller provides that, and
-// `vq_sampler_program` writes the program into host memory; the caller copies it to the card;
+// For a draw, `vq_sampler_sizes` says how much memory it takes, and the caller provides it.
+// `vq_sampler_program` writes the program into host memory, and the caller copies it to the card.
 // `vq_sampler_row` then launches row after row. What is passed by name stands in values.h and
 // vqvae2_fast/sampling/engines/cuda.py. Everything returns null or an error's text, which lives
 // until the thread's next error.

@@ -1,4 +1,4 @@
-// The stages of a position: what there is to do, before it is shared out among blocks.
+// The stages of a position: all of its work, before it is distributed over blocks.
 #include <utility>
 
 #include "planner.h"
@@ -66,7 +66,7 @@ void Plan::build_stages(const Values& values) {
                       .wait_stage = static_cast<int>(stages.size()) - 1});
   };
 
-  // The current taps of a layer; what rows above gave is where its sums begin.
+  // The current taps of a layer; its sums begin with those of the rows above.
   const auto convolution = [&](int32_t layer, bool gates, Epilogue epilogue) {
     const Ring& ring = gates ? net.ring2 : net.ring1;
     const int32_t outputs = gates ? 2 * channels : net.inner;
@@ -202,7 +202,7 @@ void Plan::build_stages(const Values& values) {
                                .input_row = net.out_stride,
                                .output = scratch.out_inner,
                                .output_row = inner_row});
-    // Few rows: every block merges what it reads, and a stage is saved.
+    // With few rows, every block merges what it reads, which saves a stage.
     if (net.step_rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {

@@ -40,7 +40,7 @@ class Values {
     return value;
   }
 
-  // Address of device memory; one that is not given is null.
+  // Address of device memory; null if it is not given.
   template <typename T>
   T* pointer(const std::string& name) const {
     const auto found = values_.find(name);

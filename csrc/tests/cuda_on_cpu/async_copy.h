@@ -1,4 +1,4 @@
-// cp.async: a copy lands when its thread waits for it, not before. From the moment it is issued
+// cp.async: a copy arrives when its thread waits for it, not before. From the moment it is issued
 // until then the destination holds 0xFF bytes, so that a missing wait reads NaN, and one that is
 // issued while others still read the buffer is a race that ThreadSanitizer sees.
 #pragma once

@@ -81,7 +81,7 @@ T __ldg(const T* address, cuda_on_cpu::Where where = cuda_on_cpu::Where::here())
   cuda_on_cpu::read_only(address, &value, sizeof(T), where);
   return value;
 }
-// Which other cache a load or store goes through is not played.
+// Which other cache a load or store goes through is not modelled.
 template <class T>
 T __ldcg(const T* address) {
   return *address;

@@ -1,4 +1,4 @@
-// What the harness costs, in processor time: one line a primitive. README.md quotes it.
+// The cost of the harness in processor time: one line per primitive. README.md quotes it.
 #include <stdio.h>
 #include <time.h>
 

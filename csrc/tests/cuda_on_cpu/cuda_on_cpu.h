@@ -1,5 +1,5 @@
-// What csrc/cuda/portable.h includes in the place of CUDA's headers when a host compiler builds it.
-// README.md tells what running a kernel here proves, and what not.
+// What csrc/cuda/portable.h includes instead of CUDA's headers when a host compiler builds it.
+// README.md says what running a kernel here proves, and what it does not.
 #pragma once
 
 #include "async_copy.h"

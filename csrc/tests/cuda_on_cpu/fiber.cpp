@@ -35,7 +35,7 @@ constexpr unsigned char kCanary = 0xC5;
 constexpr size_t kCanaryBytes = 256;
 constexpr unsigned kNoSynchronisation = 1;
 
-// Stacks of earlier blocks, touched already: the next launch is faster by its page faults.
+// Stacks of earlier blocks, whose pages exist already, so the next launch has no page faults.
 std::mutex kept_mutex;
 std::vector<std::pair<char*, size_t>> kept;
 
@@ -59,7 +59,7 @@ void switch_context(Context& from, Context& to) { swapcontext(&from.registers, &
 
 #else
 
-// The System V ABI's callee-saved registers; mxcsr and the x87 control word are everybody's.
+// The System V ABI's callee-saved registers; mxcsr and the x87 control word are shared by all.
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
 asm(R"(.text
 .type cuda_on_cpu_switch,@function
@@ -114,7 +114,7 @@ char* allocate_stacks(size_t count) {
 
 void free_stacks(char* stacks, size_t count) {
   if (under_tsan()) {
-    // What it remembers of a stack is forgotten only with the mapping.
+    // It forgets what it remembers of a stack only when the mapping is removed.
     munmap(stacks, count * stack_bytes());
     return;
   }
@@ -181,7 +181,7 @@ Moment::~Moment() {
 void Moment::take() {
   taken_ = true;
   if (!under_tsan()) return;
-  // Born of another thread's context it would know nothing; born here it knows this very moment.
+  // Created in another thread's context it would know nothing; created here it knows this moment.
   void* self = __tsan_get_current_fiber();
   if (clock_ == nullptr) {
     clock_ = __tsan_create_fiber(0);

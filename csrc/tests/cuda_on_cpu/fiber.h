@@ -1,5 +1,4 @@
-// A fiber: one execution context with a stack of its own, and what the sanitizers want to know of
-// it.
+// A fiber: one execution context with its own stack, and what the sanitizers need to know about it.
 //
 // The hooks are weak: the scheduler is compiled once, without a sanitizer, and finds at run time
 // whether the program it is linked into runs under AddressSanitizer or ThreadSanitizer.
@@ -69,7 +68,7 @@ class Moment {
   // Adds all that the current thread has done.
   void take();
   bool taken() const { return taken_; }
-  // What acquires `address` from here on happens after the moment.
+  // Whatever acquires `address` from now on happens after the moment.
   void release_to(void* address) const;
 
  private:

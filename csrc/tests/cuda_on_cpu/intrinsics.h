@@ -1,8 +1,8 @@
 // Block barriers and warp collectives under their CUDA names.
 //
-// Only __syncwarp and the block barriers order memory; a shuffle or a vote moves its value and no
-// more, as the CUDA programming guide has it. Stricter than a GPU in one point: a mask may not name
-// a lane that has exited.
+// Only __syncwarp and the block barriers order memory; a shuffle or a vote moves its value and
+// orders nothing, as the CUDA programming guide says. This is stricter than a GPU in one point: a
+// mask may not name a lane that has exited.
 #pragma once
 
 #include <stdio.h>

@@ -1,6 +1,6 @@
 // The words of CUDA C++ that a host compiler lacks: qualifiers, vector types, the index variables.
 // `__shared__` is missing on purpose: shared memory goes through VQ_SHARED and VQ_DYNAMIC_SHARED of
-// csrc/cuda/portable.h, for a C++ static would be one for all blocks and would hide races.
+// csrc/cuda/portable.h, because all blocks would share a C++ static, which would hide races.
 #pragma once
 
 #include <stdint.h>

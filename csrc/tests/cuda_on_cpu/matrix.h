@@ -1,6 +1,6 @@
 // Warp matrix instructions, computed from the fragment layouts of the PTX manual (9.7.15). Products
-// of bfloat16 and tf32 are exact in float32; sums here run over k in order, where a GPU's order and
-// intermediate precision are its own: results agree to rounding, not bit for bit.
+// of bfloat16 and tf32 are exact in float32; sums here run over k in order, but a GPU has its own
+// order and intermediate precision. So results agree up to rounding, not bit for bit.
 #pragma once
 
 #include "intrinsics.h"

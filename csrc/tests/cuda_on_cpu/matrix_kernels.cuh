@@ -9,7 +9,7 @@ namespace cuda_test {
 
 using namespace vqvae2_fast::cuda;
 
-// The formats again, in arithmetic of the host only.
+// The formats again, in host arithmetic.
 inline float float_of_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof(value));

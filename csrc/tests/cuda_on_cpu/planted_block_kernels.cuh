@@ -12,8 +12,9 @@ constexpr int kThreads = 64;
 constexpr int kBins = 4;
 constexpr int kRounds = 3;
 
-// For each block of 64 floats: out = neighbour sums of what a warp's mates and the reversed row
-// make of them; histogram counts threads by their last two bits. Steps of small integers: exact.
+// For each block of 64 floats, out gets sums of neighbours after the warp's lanes and the reversed
+// row have changed the values; histogram counts threads by their last two bits. All values are
+// small integers, so everything is exact.
 __global__ void block_kernel(const float* x, float* out, int* histogram, Bug bug) {
   VQ_DYNAMIC_SHARED(float, tile);  // [64]
   VQ_SHARED(float, warp_sum, [kThreads / 32]);

@@ -1,7 +1,7 @@
-// Does the harness catch what it should? `planted_bugs NAME` runs right kernels with one mistake of
-// that name planted; `none` plants none. It exits with 0 if every result is right, with 3 if one is
-// wrong, with 4 on a launch error, and else as the harness or a sanitizer ends it.
-// `planted_bugs --list` prints the names; .ci/cuda_on_cpu holds what catches which.
+// Tests that the harness catches what it should. `planted_bugs NAME` runs correct kernels with the
+// one mistake of that name planted; `none` plants none. It exits with 0 if every result is right,
+// with 3 if one is wrong, with 4 on a launch error, and otherwise as the harness or a sanitizer
+// ends it. `planted_bugs --list` prints the names; planted_bugs.txt says what has to catch each.
 #include <stdio.h>
 
 #include "device_array.h"
@@ -19,7 +19,7 @@ using namespace planted;
 
 constexpr int kWrongResult = 3, kLaunchError = 4;
 
-// 16 bits of zeros but for the first of a bfloat16: an integer below 128 is exact.
+// The bits of an integer in bfloat16, which is exact below 128.
 uint16_t bf16_of_integer(int value) {
   const float number = static_cast<float>(value);
   uint32_t bits;
@@ -170,7 +170,7 @@ int main(int argc, char** argv) {
 #if defined(CUDA_ON_CPU)
   if (bug >= Bug::kStackOverflow) return run_misuse(bug);
 #endif
-  // Runs even when the first has gone wrong: the later ones must not hide behind it.
+  // Runs all of them even if the first has gone wrong, so that it does not hide the others.
   const int block_result = run_block_kernel(bug);
   const int matrix_result = run_matrix_kernel(bug);
   const int grid_result = run_grid_kernel(bug);

@@ -1,4 +1,5 @@
-// The mistakes that planted_bugs.cu can make, each one line of a kernel that is right without it.
+// The mistakes that planted_bugs.cu can plant. Each is one line of a kernel that is otherwise
+// correct.
 #pragma once
 
 #include <string.h>
@@ -104,7 +105,7 @@ constexpr const char* kNames[] = {
     "exit_while_awaited",
 };
 
-// The bug of that name; false where there is none.
+// Finds the bug of that name; returns false if there is none.
 inline bool find(const char* name, Bug& bug) {
   for (size_t i = 0; i < sizeof(kNames) / sizeof(*kNames); ++i) {
     if (strcmp(kNames[i], name) == 0) {

@@ -15,8 +15,8 @@ struct Mailboxes {
   uint32_t* read;  // [blocks] rows read by the successor
 };
 
-// A step: every block publishes a row and takes its predecessor's, turned. Two rows per block take
-// turns, so a row is written again when its reader has said that it is done.
+// In a step every block publishes a row and reads its predecessor's, rotated. Each block alternates
+// between two rows, so a row is written again only after its reader has said that it is done.
 __device__ inline void hand_round(const Mailboxes& mail, float& value, int step, Bug bug) {
   const unsigned block = blockIdx.x, t = threadIdx.x, blocks = gridDim.x;
   const unsigned previous = (block + blocks - 1) % blocks;

@@ -9,7 +9,7 @@ namespace planted {
 
 using namespace vqvae2_fast::cuda;
 
-constexpr int kMisuseThreads = 80;  // the last warp is half there
+constexpr int kMisuseThreads = 80;  // the last warp has only half of its lanes
 
 // Two threads that never meet: the second may write into the stack of the first, which has ended.
 __global__ void stack_kernel(int* out) {

@@ -1,5 +1,5 @@
-// What csrc/cuda/portable.h offers, tried out: the same program is built by a host compiler on the
-// harness and by nvcc, where it says whether the harness plays the instructions as a GPU has them.
+// Tests what csrc/cuda/portable.h offers. The same program is built by a host compiler on the
+// harness and by nvcc; on a GPU it shows whether the harness models the instructions correctly.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +32,7 @@ LaunchShape cooperative(unsigned blocks, unsigned threads, size_t shared_bytes =
 }
 
 void test_collectives() {
-  constexpr int kThreads = 80;  // the last warp is half there
+  constexpr int kThreads = 80;  // the last warp has only half of its lanes
   auto results = zeros<uint32_t>(kThreads * kCollectives);
   must(launch("collectives_kernel", collectives_kernel, shape_of(1, kThreads), results.data()));
   const std::vector<uint32_t> got = results.values();

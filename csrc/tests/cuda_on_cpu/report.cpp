@@ -78,7 +78,7 @@ void fail(const char* format, ...) {
 }
 
 void report_deadlock(const Grid& grid, const char* why) {
-  // Workers may find it at the same time: one of them speaks.
+  // Several workers may find it at the same time; only one of them reports.
   if (const_cast<Grid&>(grid).reported.exchange(true)) {
     for (;;) sched_yield();
   }

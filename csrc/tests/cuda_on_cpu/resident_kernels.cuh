@@ -31,7 +31,7 @@ __global__ void ring_kernel(float* values, uint32_t* flags, unsigned rounds) {
     const unsigned wanted = block == 0 ? round : round + 1;
     if (threadIdx.x == 0) wait_at_least(&flags[previous], wanted);
     __syncthreads();
-    // Read turned, so that every thread depends on another thread of the producer.
+    // Read rotated, so that every thread depends on another thread of the producer.
     const unsigned turned = blockDim.x - 1 - threadIdx.x;
     const float value = block == 0 && round == 0 ? static_cast<float>(turned) - 1.0f
                                                  : values[previous * blockDim.x + turned];
@@ -42,7 +42,8 @@ __global__ void ring_kernel(float* values, uint32_t* flags, unsigned rounds) {
   }
 }
 
-// Block 0 sends one value a thread, with its step in the upper half; all blocks wait for all.
+// Block 0 sends one value per thread, with its step in the upper half; all blocks wait for all of
+// them.
 __global__ void message_kernel(uint64_t* messages, float* sums) {
   VQ_SHARED(float, values, [64]);
   constexpr uint64_t kStep = 3;

@@ -1,5 +1,5 @@
 // The part of the CUDA runtime that launchers and tests use: launches, attributes, memory. Streams
-// are taken and ignored: every call ends before it returns.
+// are accepted and ignored: every call has finished its work when it returns.
 //
 // CUDA_ON_CPU_FAIL=<call>:<error> makes a call fail with an error's number, for tests of what the
 // caller does then: cudaGetDevice:35 is a driver that is too old.
@@ -48,7 +48,8 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToHost = 2,
   cudaMemcpyDeviceToDevice = 3,
 };
-// Filled with 0xFF bytes, to the byte long: AddressSanitizer sees a step outside.
+// Filled with 0xFF bytes and exactly as long as asked for, so that AddressSanitizer sees an access
+// outside.
 cudaError_t cudaMalloc(void** pointer, size_t bytes);
 cudaError_t cudaFree(void* pointer);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
@@ -73,7 +74,7 @@ struct cudaLaunchConfig_t {
 };
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-struct cudaFuncAttributes {};  // nobody reads them: asking for them loads the kernel
+struct cudaFuncAttributes {};  // not read by anybody; asking for them loads the kernel
 
 namespace cuda_on_cpu {
 
@@ -89,7 +90,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 32764, "a kernel's parameters are limited");
-  // Copied, as a GPU does: the kernel sees what the arguments were at the launch.
+  // Copied, as on a GPU, so that the kernel sees the arguments as they were at the launch.
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> parameters;

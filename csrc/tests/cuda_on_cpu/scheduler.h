@@ -1,10 +1,10 @@
 // The GPU that a kernel sees: threads as fibers, blocks, warps, barriers, collectives.
 //
 // A thread runs until it meets a barrier or a collective, or spins on a flag; then the next one
-// that can run does. Whoever arrives last releases the others. Where nobody can run any more, the
-// program aborts and says who waits where. A worker (an OS thread) runs the blocks of an ordinary
-// launch one after another, each to its end; the blocks of a cooperative launch are all resident
-// from the start, dealt out over the workers.
+// that can run does. The last to arrive releases the others. If no thread can run any more, the
+// program aborts and says which threads wait where. A worker (an OS thread) runs the blocks of an
+// ordinary launch one after another, each to its end; the blocks of a cooperative launch are all
+// resident from the start, distributed over the workers.
 //
 // This header is compiled with the kernels, under whatever sanitizer they are; scheduler.cpp is
 // not, so that ThreadSanitizer sees only the kernels' memory, ordered only by barriers and flags.
@@ -29,7 +29,7 @@ struct Where {
 // Prints the message with the current thread's coordinates, and aborts.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// The card that is played. The defaults are one H100's limits with few processors.
+// The card that is modelled. The defaults are an H100's limits with fewer processors.
 struct Device {
   int multiprocessors = 8;
   int max_threads_per_block = 1024;
@@ -42,7 +42,7 @@ struct Device {
   size_t l2_bytes = 50 << 20;
   int major = 9, minor = 0;
   bool cooperative = true;
-  int driver_version = 12040;  // told where a planned failure says that it is too old
+  int driver_version = 12040;  // reported when a planned failure says that it is too old
 };
 Device& device();
 
@@ -119,7 +119,7 @@ struct Copy {
 };
 void push_copy(const Copy& copy);
 void commit_copies();
-// Takes the next copy of all groups but the last `groups`; false when there is none.
+// Takes the next copy of all groups except the last `groups`; false if there is none.
 bool pop_copy(size_t groups, Copy& copy);
 
 }  // namespace cuda_on_cpu

@@ -151,7 +151,7 @@ void park();
 void make_ready(Thread* thread);
 // In the order that the schedule asks for.
 void make_ready(Thread* const* threads, size_t count);
-// A thread has ended: barriers and collectives that waited for it.
+// Called when a thread has ended: releases barriers and collectives that waited for it.
 void leave_barriers(Thread* thread);
 
 [[noreturn]] void report_deadlock(const Grid& grid, const char* why);

@@ -26,7 +26,7 @@ void wait_at(const char* what, uint32_t mask, const Barrier* barrier, Where wher
   self->waits_at = nullptr;
 }
 
-// Completes the phase: whoever waits here may run again.
+// Completes the phase: all that wait here may run again.
 void complete(Barrier& barrier, Block& block) {
   barrier.result = barrier.gathered;
   barrier.arrived = 0;
@@ -155,7 +155,7 @@ const Slot* meet(uint32_t mask, const char* what, const void* value, size_t byte
   }
   const unsigned phase = collective->generation & 1;
   Slot* slots = collective->slots[phase];
-  // A loop, for memcpy would be seen by ThreadSanitizer.
+  // A loop, because ThreadSanitizer would see memcpy.
   for (size_t i = 0; i < bytes; ++i) {
     reinterpret_cast<volatile unsigned char*>(slots[self->lane].bytes)[i] =
         static_cast<const unsigned char*>(value)[i];

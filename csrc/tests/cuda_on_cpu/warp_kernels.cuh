@@ -23,7 +23,7 @@ constexpr const char* kCollectiveNames[kCollectives] = {
     "a collective of eight lanes of a warp",
 };
 
-// results [threads, kCollectives]; the last warp may be half a one.
+// results [threads, kCollectives]; the last warp may have only half of its lanes.
 __global__ void collectives_kernel(uint32_t* results) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const uint32_t mask = warp == blockDim.x / 32 ? 0xFFFFu : ~0u;
@@ -79,8 +79,7 @@ __global__ void atomics_kernel(AtomicWords* words) {
   }
 }
 
-// Sums tiles of 128 floats through a ring of three buffers; `width` of each row are there. One
-// warp.
+// Sums tiles of 128 floats through a ring of three buffers; each row has `width` floats. One warp.
 __global__ void pipeline_kernel(const float* in, float* out, int tiles, int width) {
   constexpr int kStages = 3;
   VQ_DYNAMIC_SHARED(float, memory);  // [kStages, 128]
@@ -97,7 +96,7 @@ __global__ void pipeline_kernel(const float* in, float* out, int tiles, int widt
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<kStages - 2>();
     __syncwarp();
-    // Read turned by one lane, so that a lane reads what another has fetched.
+    // Read rotated by one lane, so that a lane reads what another has fetched.
     const int other = (first + 4) % 128;
     const float4 row = *reinterpret_cast<const float4*>(&memory[tile % kStages * 128 + other]);
     sum = make_float4(sum.x + row.x, sum.y + row.y, sum.z + row.z, sum.w + row.w);

@@ -1,6 +1,6 @@
-// The CUDA sampler, on a GPU or executed on the CPU: a sample's codes and logits are the same bits
-// whatever the batch, the grid, the threads of a block, the place of the weights and the window.
-// What they have to be is tested from Python (tests/sampling/test_cuda_engine.py).
+// The CUDA sampler, on a GPU or executed on the CPU: the bits of a sample's codes and logits do not
+// depend on the batch, the grid, the threads of a block, the place of the weights or the window.
+// Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
 // `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
 // mistakes.
@@ -45,7 +45,7 @@ bool several_codes(const std::vector<int64_t>& codes) {
   return false;
 }
 
-// Draws a part again in windows, some of its codes known: samples keep different numbers of
+// Draws a part again in windows, with some codes known, so that samples keep different numbers of
 // columns.
 void test_windows(RandomPrior& prior, const Drawn& whole, Draw part, int window, const char* what) {
   constexpr int kPositions = RandomPrior::kHeight * RandomPrior::kWidth;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -154,6 +155,25 @@ def test_resume_of_a_finished_run_gives_its_metrics(tmp_path):
     first = train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
     again = train(stage_one(CONFIG), CONFIG, out=tmp_path, resume=True, progress=QUIET)
     assert again.metrics == first.metrics
+
+
+def test_resume_with_fewer_steps_than_are_done_is_refused(tmp_path):
+    train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
+    config = replace(CONFIG, steps=7)
+    with pytest.raises(ValueError, match="expected steps=8 or more.* got 7"):
+        train(stage_one(config), config, out=tmp_path, resume=True, progress=QUIET)
+
+
+def test_a_run_that_was_stopped_at_its_last_step_is_validated(tmp_path):
+    config = replace(CONFIG, save_every=5, keep=9)
+    train(stage_one(config), config, out=tmp_path, progress=QUIET)
+    for later in tmp_path.glob("checkpoints/step-*[678]"):
+        shutil.rmtree(later)
+    short = replace(config, steps=5)
+    found = train(stage_one(short), short, out=tmp_path, resume=True, progress=QUIET).metrics
+    model = load(tmp_path)
+    stage = vqvae_stage(model, images(), images(5), short)
+    assert found == stage.validate(model)
 
 
 def test_resume_with_another_model_names_what_differs(tmp_path):

@@ -203,6 +203,8 @@ def train(
     if run.average is not None:
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
+    if not run.metrics:  # the run was stopped at what is now its last step
+        run.metrics = stage.validate(model)
     return TrainResult(run.metrics, log.lines)
 
 

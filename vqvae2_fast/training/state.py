@@ -84,7 +84,7 @@ class TrainingRun:
 
         Raises:
             ValueError: It is of another model or optimiser; or, unless that is accepted, of other
-                data, versions or settings that must not change in a run.
+                data, versions or settings that must not change in a run; or it is past the last step.
         """
         saved, model = load_training(path), self.model
         if type(saved.model) is not type(model):
@@ -105,6 +105,12 @@ class TrainingRun:
                 f"train: {path} was made with optimizer={before['optimizer']}, got "
                 f"{now['optimizer']}, which cannot use its moments. Use the same, or name another "
                 "output folder."
+            )
+        done = saved.state["step"]
+        if done > self.config.steps:
+            raise ValueError(
+                f"train: expected steps={done} or more, the steps that {path} has done, got "
+                f"{self.config.steps}. Raise it, or begin anew with overwrite=True."
             )
         changes = _changes({n: before[n] for n in _ORDER if n in before}, now)
         # Checkpoints of older versions have no identity to compare.
@@ -128,7 +134,10 @@ class TrainingRun:
             weights = {name: w.detach() for name, w in saved.model.named_parameters()}
             for name, value in (saved.average or weights).items():
                 self.average.weights[name].copy_(value)
-        self.step, self.metrics = saved.state["step"], saved.state["metrics"]
+        self.step = done
+        # An interruption left this step, so the latest validation is of an earlier one.
+        unvalidated = done == self.config.steps != before["steps"]
+        self.metrics = {} if unvalidated else saved.state["metrics"]
         self.best = best_record(saved.state)
         return changes
 

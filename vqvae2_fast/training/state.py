@@ -84,7 +84,8 @@ class TrainingRun:
 
         Raises:
             ValueError: It is of another model or optimiser; or, unless that is accepted, of other
-                data, versions or settings that must not change in a run; or it is past the last step.
+                data, versions or settings that must not change in a run; or it is past the last
+                step.
         """
         saved, model = load_training(path), self.model
         if type(saved.model) is not type(model):

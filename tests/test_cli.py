@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 import vqvae2_fast
-from vqvae2_fast.cli import main
+from vqvae2_fast.cli import _parse, main
 from vqvae2_fast.commands import demo
 from vqvae2_fast.commands.info import Info
+from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.data import ImageTensorDataset, load_emoji
 from vqvae2_fast_command import COMMANDS
 
@@ -309,6 +310,13 @@ def test_every_option_is_explained(command, capsys):
     for option in options:
         words = re.sub(r"^\S+|\(default:.*|\{.*?\}|\b[A-Z]+\b|[^\w ]", " ", option, flags=re.DOTALL)
         assert words.split(), option
+
+
+@pytest.mark.parametrize(("option", "flip"), [("--flip", True), ("--no-flip", False)])
+@pytest.mark.parametrize("preset", ["emoji32", "photos64"])
+def test_a_switch_is_set_either_way_whatever_the_preset_says(preset, option, flip):
+    arguments = ["--preset", preset, option]
+    assert _parse(TrainVQVAE, "train-vqvae", arguments).flip is flip
 
 
 def test_the_version_is_printed(capsys):

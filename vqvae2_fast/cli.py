@@ -128,7 +128,6 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
                 args=arguments,
                 prog=f"vqvae2-fast {name}",
                 default=kind.defaults(arguments),
-                config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         # A configuration that refuses its values is reported like other errors, not in tyro's box.
@@ -152,5 +151,5 @@ def _print_completion(shell: list[str]) -> None:
         union,
         args=["--tyro-print-completion", *shell],
         prog="vqvae2-fast",
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        config=(tyro.conf.OmitSubcommandPrefixes,),
     )

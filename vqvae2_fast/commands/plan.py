@@ -71,7 +71,7 @@ def plan_of_training(
     epochs = config.steps * config.accumulate * config.batch_size / max(1, items["train"])
     micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
     head = (
-        f"{config.steps} steps of {micro}{config.batch_size} on {device}, {number(epochs, 3)} "
+        f"{config.steps:,} steps of {micro}{config.batch_size} on {device}, {number(epochs, 3)} "
         f"epochs of {items['train']} items"
     )
     progress.say(f"{head}\ndata: {_counts(items)}, {shape}")

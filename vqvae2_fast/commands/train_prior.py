@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
@@ -48,11 +45,7 @@ class TrainPrior(TrainingCommand):
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
-    # As --model.attention False: the help of a --model.no-attention would say what it switches off.
-
-    model: Annotated[PixelSNAILConfig, tyro.conf.FlagConversionOff] = field(
-        default_factory=PixelSNAILConfig
-    )
+    model: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,16 @@ def place(tmp_path_factory) -> Path:
     model = Classifier(ClassifierConfig((16, 16), 3, 3, "small", 8)).eval()
     save(model, root / "judge", class_names=CLASSES)
     return root
+
+
+def test_images_of_other_classes_are_refused(place, tmp_path, capsys):
+    for side in ("train", "held_out"):
+        for name in ("car", "cow"):
+            shutil.copytree(place / "images" / side / "cow", tmp_path / "other" / side / name)
+    assert evaluate(place, tmp_path / "out", "--data", str(tmp_path / "other")) == 2
+    error = capsys.readouterr().err
+    assert "--data: the priors know 3 classes (cat, cow, dog), and the images have 2 (car" in error
+    assert not (tmp_path / "out").exists()
 
 
 def evaluate(place: Path, out: Path, *arguments: str) -> int:

@@ -53,6 +53,14 @@ def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkey
     assert "--train.steps=2 would take an hour" in told
 
 
+def test_a_run_that_is_continued_tells_the_time_of_the_rest(vqvae_run, monkeypatch):
+    assert vqvae_run()[0] == 0
+    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))
+    told = vqvae_run("--resume", "--train.steps", 10, "--dry-run")[1]
+    assert "about 3 hours, 1,800 s" in told
+    assert "--train.steps=6 would take an hour" in told
+
+
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(codes, tmp_path, run, memory):
     memory(10**9)
     made = []

@@ -22,6 +22,7 @@ __all__ = [
     "latest",
     "previous",
     "step_folder",
+    "step_of",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -70,7 +71,7 @@ def previous(folder: Path) -> Path | None:
     if not _STEP.fullmatch(folder.name) or folder.parent.name != CHECKPOINTS:
         return None
     for earlier in reversed(checkpoints_of(folder.parent.parent)):
-        if _step(earlier) < _step(folder):
+        if step_of(earlier) < step_of(folder):
             try:
                 check_sums(earlier)
             except DamagedError:
@@ -86,7 +87,7 @@ def checkpoints_of(run: Path) -> list[Path]:
         for folder in run.glob(f"{CHECKPOINTS}/step-*")
         if _STEP.fullmatch(folder.name) and (folder / "config.json").is_file()
     ]
-    return sorted(found, key=_step)
+    return sorted(found, key=step_of)
 
 
 def _what_is_there(path: Path) -> str:
@@ -110,5 +111,6 @@ def _what_is_there(path: Path) -> str:
     return "has no config.json"
 
 
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a run's checkpoint."""
     return int(folder.name.removeprefix("step-"))

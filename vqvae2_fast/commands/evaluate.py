@@ -23,6 +23,7 @@ from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.stored_images import samples_of_folder
 from vqvae2_fast.data.subset import ImageSubset, spread_evenly
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics import evaluate_pipeline, extract_features, open_features
 from vqvae2_fast.metrics.distances import compare_all
 from vqvae2_fast.metrics.features import NETWORKS
@@ -127,6 +128,7 @@ class Evaluate(Command):
         progress, config = self.progress(), vqvae.config
         shape = (config.image_channels, *config.image_size)
         held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
+        _check_same_classes(pipeline, held_out.class_names)
         train_set = None
         if self.train_images or self.samples.images:
             train_set = open_images(self.source, "train", shape[0], shape[1:], progress)
@@ -182,6 +184,21 @@ def _check_least(options: object, **least: int) -> None:
     for name, value in least.items():
         if (got := getattr(options, name)) < value:
             raise ValueError(f"{name}: expected {value} or more, got {got}.")
+
+
+def _check_same_classes(pipeline: Pipeline, found: tuple[str, ...]) -> None:
+    """Raises ValueError if the images have other classes than the priors: their bits would be those
+    of wrong labels."""
+    expected = pipeline.class_names
+    if not pipeline.num_classes or not found or found == expected:
+        return
+    if expected or len(found) != pipeline.num_classes:
+        names = f" ({short(', '.join(expected))})" if expected else ""
+        raise ValueError(
+            f"--data: the priors know {pipeline.num_classes} classes{names}, and the images have "
+            f"{len(found)} ({short(', '.join(found))}). Give images of the same classes, or a flat "
+            "folder, whose images are measured without a class."
+        )
 
 
 class _Samples:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.commands.common import Result
 from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.words import number
@@ -68,6 +68,8 @@ def plan_of_training(
     buffers = sum(value.numel() * value.element_size() for value in outline.buffers())
     state, free = state_bytes(outline, config), free_memory(device)
     newest = latest(out) if resume else None
+    done = step_of(newest) if newest else 0
+    rest = max(0, config.steps - done)
     epochs = config.steps * config.accumulate * config.batch_size / max(1, items["train"])
     micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
     head = (
@@ -85,7 +87,7 @@ def plan_of_training(
         f"model: {parameters(outline):,} parameters, {_size(weights + buffers)}; in training "
         f"{_size(state)}, with activations about {_size(memory)}"
         + ("" if free is None else f" of {_size(free)} free"),
-        _time_line(cost, config),
+        _time_line(cost, done, rest),
     ]
     if config.warmup_steps > config.steps:
         lines.append(
@@ -107,7 +109,7 @@ def plan_of_training(
             "activation_bytes": cost.activation_bytes(config.batch_size),
             "free_bytes": free,
             "step_seconds": cost.seconds,
-            "seconds": cost.seconds * config.steps,
+            "seconds": cost.seconds * rest,
             "steps": config.steps,
             "epochs": epochs,
             "batch_size": config.batch_size,
@@ -159,12 +161,12 @@ def _check_memory(
     )
 
 
-def _time_line(cost: StepCost, config: TrainConfig) -> str:
-    expected = cost.seconds * config.steps
+def _time_line(cost: StepCost, done: int, rest: int) -> str:
+    expected = cost.seconds * rest
     each = number(cost.seconds, 2)
     line = f"time: about {_duration(expected)}, {each} s per step, and the validations"
     if expected > _HOUR:
-        steps = max(1, round(_HOUR / cost.seconds))
+        steps = done + max(1, round(_HOUR / cost.seconds))
         line += f"; steps={steps} would take an hour"
     return line
 

@@ -422,3 +422,10 @@ def test_in_memory_equals_reading_one_by_one(classes) -> None:
     assert torch.equal(memory.labels, dataset.labels)
     assert (memory.class_names, memory.names) == (dataset.class_names, dataset.names)
     assert memory.image_shape == dataset.image_shape == (3, 4, 6)
+
+
+def test_images_that_are_too_small_are_counted(tmp_path):
+    for number, side in enumerate((8, 5, 9, 6, 7)):
+        Image.new("RGB", (8, side)).save(tmp_path / f"{number}.png")
+    with pytest.raises(ValueError, match=r"1\.png is 5x8.* 2 more of the 5 images are too small"):
+        ImageFolder(tmp_path, 8)

@@ -29,6 +29,7 @@ from vqvae2_fast.data.images import (
 )
 from vqvae2_fast.data.pixels import (
     CorruptImageError,
+    TooSmallImageError,
     check_image,
     decode_image,
     decode_whole_image,
@@ -95,6 +96,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         # All files are checked before the first is used: an error belongs at the start of a run.
         self.skipped: tuple[str, ...] = ()
         kept: list[tuple[str, int]] = []
+        small: list[TooSmallImageError] = []
         for name, label in files:
             try:
                 self._check(name)
@@ -105,7 +107,15 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                     raise
                 self.skipped += (name,)
                 continue
+            except TooSmallImageError as error:
+                small.append(error)
             kept.append((name, label))
+        if len(small) > 1:
+            raise ValueError(
+                f"{small[0]} {len(small) - 1} more of the {len(files)} images are too small."
+            ) from small[0]
+        if small:
+            raise small[0]
         if self.skipped:
             warnings.warn(
                 f"ImageFolder: skipped {len(self.skipped)} corrupt of {len(files)} images in "

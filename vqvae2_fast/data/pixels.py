@@ -23,6 +23,7 @@ __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "CorruptImageError",
+    "TooSmallImageError",
     "check_image",
     "cover",
     "decode_image",
@@ -64,6 +65,10 @@ class CorruptImageError(ValueError):
 
 class _UnfitImageError(ValueError):
     """A sound image of a size or kind that was not asked for."""
+
+
+class TooSmallImageError(_UnfitImageError):
+    """An image that would have to be scaled up."""
 
 
 @contextmanager
@@ -167,7 +172,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, int]) -> None:
     _, height, width = image_shape
     if size[0] < height or size[1] < width:
-        raise _UnfitImageError(
+        raise TooSmallImageError(
             f"{where} is {size[0]}x{size[1]} (height x width), smaller than image_size "
             f"{height}x{width}; remove it or use a smaller image_size."
         )

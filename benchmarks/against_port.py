@@ -2,12 +2,12 @@
 
     python benchmarks/against_port.py --seconds 60 --prior-seconds 40 --out docs/reports/port.json
 
-All VQ-VAEs have the same layers (strides 4 and 2), codes and images. The port's trains as its
-script does (Adam 3e-4, N(0, 1) codebook, no restarts), then once more by our recipe, and ours as
-the library does by default but for the codebook's decay and restarts. Each gets the same seconds of
-processor time, so that other load changes nothing. Priors, held-out PSNR, codes in use and bits an
-image: of each on its own codes; few codes in use are cheap, so the port's priors are also trained
-on ours.
+All VQ-VAEs have the same layers (strides 4 and 2), codes and images. The port's is trained as its
+script does (Adam 3e-4, N(0, 1) codebook, no restarts), and once more by our recipe. Ours is trained
+as the library does by default, except for the codebook's decay and restarts. Each gets the same
+seconds of processor time, so that other load changes nothing. Priors, held-out PSNR, codes in use
+and bits per image are those of each model on its own codes. Few codes in use are cheap, so the
+port's priors are also trained on our codes.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ K, D, CHANNELS, RESIDUAL, BLOCKS = 256, 32, 48, 48, 2
 PRIOR_CHANNELS = 64
 SIZES = ((4, 4), (8, 8))  # 80 codes of 8 bits: 640 bits per image before the priors
 BATCH = 32
-PEAK_RATE = 3e-3  # of both of our stages
+PEAK_RATE = 3e-3  # of both our stages
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Whose modules, trained by whose recipe."""
+    """Whose modules are trained, and by whose recipe."""
 
     port_modules: bool
     port_recipe: bool
@@ -65,7 +65,7 @@ def train(
     port: bool,
     after_step: Callable[[], object] = lambda: None,
 ) -> int:
-    """Train for so many seconds of processor time; returns the steps.
+    """Train for this many seconds of processor time; returns the number of steps.
 
     The port: Adam at 3e-4 throughout, float32. Ours: AdamW whose rate falls as a cosine of the
     share of the time that has passed, clipped gradients, a Polyak average, bfloat16 where the

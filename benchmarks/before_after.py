@@ -1,11 +1,12 @@
-"""Pages of user code before and after their import is changed: the same numbers, and both times.
+"""Runs pages of user code before and after changing their import, and compares numbers and times.
 
     python benchmarks/before_after.py [page ...] [--rounds 5]
 
-Each page is text in which only the import differs. Both versions run in this process, in turns, a
-first round of each uncounted. Prints the largest relative difference of what the pages compute and
-the median seconds of each, with their range. `lucidrains` runs the package itself as "before"; the
-pages of the port run `plain_port.py`, its way in plain PyTorch: the port is not on a registry.
+Each page is text in which only the import differs. Both versions run in this process, in turns; the
+first round of each is not counted. Prints the largest relative difference of what the pages compute
+and the median seconds of each, with their range. `lucidrains` runs the package itself as "before".
+The pages of the port run `plain_port.py`, its arithmetic in plain PyTorch, because the port is not
+on a registry.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""The packed code store beside LMDB with a pickled record a key, in one run, in turns.
+"""Compares the packed code store with LMDB and one pickled record per key, in one run, in turns.
 
     python benchmarks/code_store.py [--records 10000] [--rounds 7] [--folder DIR]
 
 Records have maps of 32² and 64² codes at K = 512 and a label. The LMDB holds what the popular port
-writes, pickled int64 arrays of numpy, and is opened as there, without read-ahead (--readahead turns
-it on). Both give tensors int64. Times are those of random single records, random batches of 32, and
-one pass in order by batches of 256 (MB of int64 codes given, and of the file read). Files are in
-the page cache, unless --cold asks the system to drop them before each round. Prints median rates,
-and the ratio of the rates with its 20th and 80th percentile over the rounds.
+writes, pickled int64 NumPy arrays, and is opened as the port does, without read-ahead (--readahead
+turns it on). Both give tensors int64. It times random single records, random batches of 32, and one
+pass in order in batches of 256 (MB of int64 codes returned, and of the file read). Files are in the
+page cache, unless --cold asks the system to drop them before each round. Prints median rates, and
+the ratio of the rates with its 20th and 80th percentile over the rounds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PickledLmdb:
 def fill(
     folder: Path, records: int, readahead: bool
 ) -> tuple[dict[str, CodeStore | PickledLmdb], dict[str, float]]:
-    """Writes the same records into both, in turns; gives them and the seconds of each."""
+    """Writes the same records into both, in turns. Returns both stores and the seconds of each."""
     generator = torch.Generator().manual_seed(0)
     pickled = PickledLmdb(folder / "lmdb", records, readahead)
     seconds = {"store": 0.0, "lmdb": 0.0}
@@ -93,9 +93,9 @@ def timed(run: Callable[[], object]) -> float:
 def reopen(
     contenders: dict[str, CodeStore | PickledLmdb], folder: Path, records: int, readahead: bool
 ) -> None:
-    """Opens both anew, after the system was asked to forget the files' pages.
+    """Opens both again, after asking the system to drop the files' pages.
 
-    It forgets no page that is mapped, so that both are closed first.
+    It does not drop mapped pages, so both are closed first.
     """
     pickled = contenders["lmdb"]
     contenders.clear()
@@ -177,7 +177,7 @@ def compare(
 ) -> None:
     times: dict[str, list[float]] = {"store": [], "lmdb": []}
     for number in range(options.rounds + 1):
-        # Turned round in every other round, so that neither always comes after the other.
+        # The order is reversed in every second round, so that neither always comes after the other.
         for kind in sorted(times, reverse=bool(number % 2)):
             if options.cold:
                 reopen(contenders, folder, options.records, options.readahead)

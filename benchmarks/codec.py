@@ -107,7 +107,7 @@ def print_stores(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None)
     images, num_embeddings = len(codes[0]), pipeline.vqvae.config.num_embeddings
     layout = CodeLayout(num_embeddings, tuple(tuple(maps.shape[1:]) for maps in codes))
     kind = np.uint8 if num_embeddings <= 256 else np.uint16
-    # A byte or two a code, as general compressors like it, level after level.
+    # One or two bytes per code, which suits general compressors, level after level.
     plain = b"".join(maps.numpy().astype(kind).tobytes() for maps in codes)
     sizes = {
         "packed code store": layout.record_bytes * images,

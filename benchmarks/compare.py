@@ -1,4 +1,4 @@
-"""Contenders in turns in one process: ratios of medians with their spread.
+"""Runs contenders in turns in one process and prints ratios of medians with their spread.
 
     python benchmarks/compare.py search step --rounds 31 --threads 2 --save
     python benchmarks/compare.py "search*" "cost*" --save
@@ -6,7 +6,7 @@
 
 Prints each contender's median and how many times as long as ours it takes: ratio of medians, in
 brackets the 20th and 80th percentile of the ratio within a round. An operator whose conformance
-tests are red gets no ratio. `VQVAE2_FAST_SIMD` chooses the level of ours.
+tests fail gets no ratio. `VQVAE2_FAST_SIMD` chooses our SIMD level.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
             line += (
                 f"  {middle:.2f}x ours ({low:.2f}-{high:.2f})"
                 if green
-                else "  no ratio: tests are red"
+                else "  no ratio: its tests fail"
             )
         print(line, flush=True)
     return rows
@@ -83,23 +83,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument(
-        "workloads", nargs="*", default=["*"], help="names, or patterns of them; default all"
+        "workloads", nargs="*", default=["*"], help="names or patterns of workloads; default: all"
     )
     parser.add_argument(
-        "--against", nargs="*", default=[], help="contenders beside ours; default all"
+        "--against", nargs="*", default=[], help="contenders in addition to ours; default: all"
     )
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--memory", action="store_true", help="peak memory, in processes of their own"
-    )
+    parser.add_argument("--memory", action="store_true", help="peak memory, in separate processes")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
     parser.add_argument("--list", action="store_true")
     parser.add_argument(
         "--clock",
         choices=list(measure.CLOCKS),
         default="wall",
-        help="cpu: time of the calling thread alone, for a busy machine",
+        help="cpu: only the time of the calling thread, for a busy machine",
     )
     options = parser.parse_args()
     if options.list:
@@ -110,7 +108,7 @@ def main() -> None:
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
     if options.clock == "cpu" and options.threads != 1:
-        parser.error("--clock cpu sees the calling thread alone: expected --threads 1")
+        parser.error("--clock cpu sees only the calling thread: expected --threads 1")
     torch.set_num_threads(options.threads)
     print(
         f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "

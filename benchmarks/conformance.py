@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent.parent / "tests" / "ops" / "test_conformance.py"
 
 
 def fingerprint(op: str) -> str:
-    """Of the compiled module, the operator's folder and the tests."""
+    """A hash of the compiled module, the operator's folder and the tests."""
     digest = hashlib.sha256()
     package = package_folder()
     sources = [*package.glob("_C*"), *(package / "ops" / op.rstrip("_")).glob("*.py"), TESTS]
@@ -27,7 +27,7 @@ def is_green(op: str) -> bool:
     marks = Path(tempfile.gettempdir()) / f"vqvae2_fast-conformance-{fingerprint(op)}"
     if marks.exists():
         return True
-    # By the id's first word: vector_quantize is not vector_quantize_backward.
+    # Select by the first word of the id, since vector_quantize is not vector_quantize_backward.
     result = subprocess.run(
         [
             sys.executable,

@@ -3,10 +3,10 @@
     python benchmarks/evaluation_memory.py features --images 50000
     python benchmarks/evaluation_memory.py images --data PHOTOGRAPHS --counts 24 300
 
-`features` times the measures of many samples in features of a network's size, which are made up
-batch by batch, as a network would give them. Its peaks are those of the process less what it took
-to import everything. `images` runs `vqvae2-fast evaluate` in a process of its own for each number
-of held-out images of 256x256, with a small pipeline that was not trained, and tells its peak.
+`features` times the measures of many samples in random features of a network's size, which come
+batch by batch as from a network. Its peaks are those of the process, minus what importing
+everything took. `images` runs `vqvae2-fast evaluate` in a separate process for each number of
+held-out images of 256x256, with a small untrained pipeline, and prints its peak.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure_features(images: int, neighbours: int, dim: int) -> None:
 
 
 def small_pipeline(data: Path) -> Pipeline:
-    """Of 256x256, with codebooks among the vectors of images."""
+    """A small pipeline for 256x256 images, whose codebooks start from vectors of images."""
     torch.manual_seed(0)
     config = preset("imagenet256")
     narrow = {"channels": 32, "residual_channels": 16, "num_blocks": 1, "layers_per_block": 1}

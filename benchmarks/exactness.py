@@ -1,10 +1,11 @@
-"""Ten million rows of adversarial data a level: every pick of `nearest_code` against float64.
+"""Checks `nearest_code` against float64 on ten million rows of adversarial data per SIMD level.
 
     python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_bf16
 
-The judge is independent of the kernel and of its reference: float64 scores of all codes from one
-matrix product, and for every row where codes lie within its own rounding of the least, the
-definition (the sum in the order of d, lowest index on ties). Exits with 1 on a wrong pick.
+The judge is independent of the kernel and of its reference: it computes float64 scores of all codes
+by one matrix product. For every row where several codes lie within its rounding of the smallest
+score, it applies the definition (the sum in the order of d, lowest index on ties). Exits with 1 on
+a wrong pick.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def scales(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def far(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
-    """So far out that float64 sums round the codes away, some or all: mostly ties."""
+    """Vectors so far out that the codes vanish, some or all, in float64 sums: mostly ties."""
     z, codebook = gaussian(g, n, k, d)
     return z * 10.0 ** torch.randint(4, 17, (n, 1), generator=g), codebook
 
@@ -80,7 +81,8 @@ def flung(g: torch.Generator, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return z, codebook
 
 
-# Kind, share of the rows in percent, K, D. Denormal data is settled in float64 throughout: few.
+# Kind, share of the rows in percent, K, D. Denormal data has few rows, because all of it is settled
+# in float64.
 KINDS = {
     "gaussian": (gaussian, 15, 256, 32),
     "odd sizes": (gaussian, 10, 131, 19),

@@ -1,11 +1,12 @@
-"""Operators on a GPU, contenders in turns in one process: medians, ratios, shares of the ceilings.
+"""Times operators on a GPU, contenders in turns in one process: medians, ratios, shares of
+ceilings.
 
     python benchmarks/gpu.py --rounds 31 --save
 
 `benchmarks/gpu.sh` runs it after the tests; `gpu_works.py` says what is measured. Contenders whose
-package is missing are left out by name. TF32 is off but where a piece of work says otherwise;
-ceilings are a float16 product and a copy of the same run. `--save` writes
-results/<device>.csv and its plots.
+package is missing are left out by name. TF32 is off unless a piece of work says otherwise. The
+ceilings are a float16 product and a copy in the same run. `--save` writes results/<device>.csv and
+its plots.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
 
 
 def save(rows: list[dict[str, object]], suffix: str = "") -> Path:
-    """Writes results/<device><suffix>.csv anew."""
+    """Replaces results/<device><suffix>.csv."""
     path = measure.RESULTS / f"{measure.slug(torch.cuda.get_device_name())}{suffix}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
@@ -120,7 +121,7 @@ def main() -> None:
         del work
         torch.cuda.empty_cache()
         if options.save:
-            # After each piece: what was measured is kept if a later one is stopped.
+            # Save after each piece, so that nothing is lost if a later one is stopped.
             save(rows)
     if options.save:
         path = save(rows)

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# What to run first where a GPU is at hand: builds, measures, tests on the device, checks memory.
-# One command, ten minutes at most, no network; needs Python >= 3.10, torch >= 2.11 with CUDA and its
-# triton, and for the build setuptools, pybind11, ninja, cmake. Numbers come first, and a part that
-# fails does not end it. Leaves benchmarks/results/<device>.csv with its plots, and everything that
-# was printed or found in one archive, gpu-results-<date>.tar.gz, to be read elsewhere.
+# Run this first on a machine with a GPU: it builds, measures, tests on the device and checks
+# memory, in ten minutes at most and without a network. It needs Python >= 3.10, torch >= 2.11 with
+# CUDA and its triton, and for the build setuptools, pybind11, ninja, cmake. Numbers come first, and
+# the script continues after a part that fails. Leaves benchmarks/results/<device>.csv with its
+# plots, and everything that was printed or found in one archive, gpu-results-<date>.tar.gz, to be
+# read elsewhere.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -12,7 +13,7 @@ results=$work/gpu-results-$(date +%Y%m%d-%H%M%S)
 mkdir -p "$results"
 failed=()
 
-# Runs a command, its output to the terminal and to a file of the results.
+# Runs a command and writes its output to the terminal and to a file of the results.
 part() {
   local name=$1 start=$SECONDS code=0
   shift
@@ -31,7 +32,7 @@ device() {
 
 # Whether the compiled kernels run here; if not, why, and what is used instead.
 engine() (
-  cd "$work"  # where no source folder shadows the installed package
+  cd "$work"  # so that no source folder shadows the installed package
   python - << 'EOF'
 import sys
 
@@ -56,14 +57,14 @@ memcheck() {
     echo "no compute-sanitizer on this machine: skipped"
     return
   fi
-  # The sanitizer slows each launch a hundredfold: the forward cases alone.
+  # The sanitizer slows each launch a hundredfold, so only the forward cases run.
   timeout 120 compute-sanitizer --error-exitcode 9 python "$(command -v pytest)" -q tests/ops/test_cuda.py \
     -k 'test_forward_matches_reference and not rounded'
   local code=$?
   if [ $code -eq 124 ]; then echo "compute-sanitizer: no error in 120 s, stopped there"; else return $code; fi
 }
 
-# The primitives that CUDA kernels are written in, which CI knows from the CPU alone.
+# Test the primitives of the CUDA kernels, which CI can only run on the CPU.
 portable_cuda() {
   if ! command -v nvcc > /dev/null; then
     echo "no nvcc on this machine: skipped"
@@ -73,18 +74,19 @@ portable_cuda() {
   for test in portable_test gumbel_noise_test; do
     nvcc -std=c++20 -O3 -arch=native "csrc/tests/cuda_on_cpu/$test.cu" -o "$work/$test" && "$work/$test" || code=1
   done
-  # A sample's bits in other batches, grids and places of the weights; a hang is told, not waited for.
+  # Compare a sample's bits for other batches, grids and places of the weights; a hang is reported.
   nvcc -std=c++20 -O3 -lineinfo -arch=native -DVQ_SPIN_LIMIT=16777216 csrc/tests/sampler/sampler_test.cu \
     csrc/cuda/sampler/sampler.cu csrc/cuda/sampler/*.cpp -o "$work/sampler_test" &&
     timeout 60 "$work/sampler_test" || code=1
   if command -v compute-sanitizer > /dev/null && [ -x "$work/portable_test" ]; then
-    # It tries launches that must fail: these errors are no finding.
+    # It tries launches that must fail, so these errors are expected.
     timeout 60 compute-sanitizer --report-api-errors no --error-exitcode 9 "$work/portable_test" || code=1
   fi
   return $code
 }
 
-# Registers, shared memory and SASS of the compiled kernels; a trace of a draw where nsys is.
+# Write registers, shared memory and SASS of the compiled kernels, and a trace of a draw if nsys is
+# installed.
 kernels() {
   local module
   module=$(cd "$work" && python -c 'from vqvae2_fast.ops import _native; print(_native.module.__file__)') || return 1

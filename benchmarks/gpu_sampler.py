@@ -3,10 +3,10 @@
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save]
     python benchmarks/gpu_sampler.py --plan h100 [--window 1]    # what is expected; needs no GPU
 
-One 256×256 image is 32×32 top and 64×64 bottom codes, random weights: time does not depend on them.
-Engines draw by turns in one process; ratios are those of medians. `eager` replays the graphs
-that its first draw at a batch captured. The same sample is drawn at every batch and must be the
-same.
+One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
+depend. Engines draw in turns in one process; ratios are those of medians. `eager` replays the
+graphs that its first draw of a batch size captured. One sample is drawn at every batch size and
+must always be the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMAGES = 50_000
 
 
 def plans(card: str, batches: list[int], window: int) -> None:
-    nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name says its size
+    nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name sets the size
     for level, config in PRIORS.items():
         with torch.device("meta"), torch.no_grad():
             plan = pixelsnail_plan(PixelSNAIL(config))
@@ -49,7 +49,7 @@ def plans(card: str, batches: list[int], window: int) -> None:
 
 
 def draw(priors: dict[str, PixelSNAIL], batch: int, engine: str, first: int = 0) -> torch.Tensor:
-    """Codes of the bottom: both maps are drawn."""
+    """Codes of the bottom level; both maps are drawn."""
     top = sample_codes(priors["top"], batch, first_sample=first, engine=engine)
     return sample_codes(
         priors["bottom"], batch, condition=top, first_sample=first, stream=1, engine=engine

@@ -1,4 +1,4 @@
-"""What `gpu.py` measures: pieces of work, their arithmetic, least traffic and who can do them.
+"""What `gpu.py` measures: pieces of work, their arithmetic, minimum traffic and contenders.
 
 Inputs are made when a piece is asked for, on the GPU. Contenders whose package is missing raise
 `ModuleNotFoundError` when they are made.
@@ -32,7 +32,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: its owner, arithmetic, least memory traffic in bytes, and contenders."""
+    """A piece of work: its owner, arithmetic, minimum memory traffic in bytes, and contenders."""
 
     name: str
     owner: str

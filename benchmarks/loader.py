@@ -1,12 +1,12 @@
-"""Images a second of our loaders beside torchvision's ImageFolder and DataLoader, in turns.
+"""Compares our loaders with torchvision's ImageFolder and DataLoader, in images per second.
 
     python tools/cut_photo_patches.py PHOTOS patches
     python benchmarks/loader.py patches [--size 128] [--workers 0 2] [--rounds 7]
 
 A pass gives all images once, shuffled, as float batches in [-1, 1] of SIZE×SIZE, after the same
 bicubic resizing. Contenders: torchvision (PIL decoding; Resize, CenterCrop, ToTensor, Normalize),
-our ImageFolder, and our cache of decoded images. Each pass makes its loader anew, so that the start
-of the workers is in it. Prints median rates, and the ratio to torchvision's rate of the same round
+our ImageFolder, and our cache of decoded images. Each pass makes a new loader, so it includes the
+start of the workers. Prints median rates, and the ratio to torchvision's rate of the same round
 with its 20th and 80th percentile. --step also gives the share of a training step spent waiting.
 """
 
@@ -73,7 +73,7 @@ def rate_of(loader: Loader) -> float:
 
 
 def waiting_share(loader: Loader, steps: int, size: int) -> tuple[float, float]:
-    """Seconds a step, and the share of them spent waiting for the loader, of a VQ-VAE's steps."""
+    """Seconds per training step of a VQ-VAE, and the share of them spent waiting for the loader."""
     config = vqvae2_fast.VQVAE2Config(
         image_size=(size, size), hidden_channels=64, residual_channels=32, init="normal"
     )
@@ -151,7 +151,8 @@ def main() -> None:
 
 
 def check_equal(folder: ImageFolder, cached: ImageTensorDataset, root: Path) -> None:
-    """No rate is given unless all give the same images: torchvision's within two grey levels."""
+    """Fails unless all loaders give the same images; torchvision's may differ by two grey
+    levels."""
     size = folder.image_shape[1]
     theirs = torchvision.datasets.ImageFolder(root, transform_to(size))
     paths = [Path(path).relative_to(root).as_posix() for path, _ in theirs.samples]

@@ -28,7 +28,7 @@ from vqvae2_fast import ops
 RESULTS = Path(__file__).parent / "results"
 # Rounds of the clock below this many seconds are noise: short calls are repeated up to it.
 SHORTEST = 2e-3
-# Threads of the contender before wait actively for some milliseconds, on the cores of the next.
+# Threads of the previous contender wait actively for some milliseconds, on the cores of the next.
 SETTLE = 1e-2
 
 if not ops.build_info()["native"]:
@@ -77,8 +77,8 @@ def quantile(values: list[float], q: float) -> float:
 
 
 Clock = Callable[[], float]
-# cpu: what the calling thread used, for one thread on a machine that others use too (not the whole
-# process: the workers of torch.compile would count).
+# cpu: the time that the calling thread used, for one thread on a machine that others use too. The
+# time of the whole process would include the workers of torch.compile.
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
@@ -92,8 +92,8 @@ def calls_per_round(run: Callable[[], object]) -> int:
 def interleave(
     runs: dict[str, Callable[[], object]], rounds: int, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds a call of each, one list entry a round: every round runs each once, in an order that
-    turns, so that what else the machine does falls on all alike."""
+    """Seconds per call of each contender, one list entry per round. Every round runs each of them
+    once, in a rotating order, so that other load on the machine affects all alike."""
     repeats = {name: calls_per_round(run) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -125,14 +125,14 @@ MATMUL_SIZE, COPY_BYTES = 1536, 1 << 26
 
 
 def ceilings() -> dict[str, Callable[[], object]]:
-    """A large float32 product and a large copy, to be run among the contenders."""
+    """A large float32 product and a large copy, which run among the contenders."""
     source = torch.zeros(COPY_BYTES // 4)
     target = torch.zeros_like(source)
     return {"ceiling:matmul": fastest_product(), "ceiling:copy": lambda: target.copy_(source)}
 
 
 def fastest_product() -> Callable[[], object]:
-    """torch's or NumPy's, whichever is faster here: on AMD's processors torch multiplies by MKL
+    """torch's product or NumPy's, whichever is faster here: on AMD processors torch uses MKL
     without AVX-512, at half the rate of NumPy's OpenBLAS."""
     a, b = torch.randn(MATMUL_SIZE, MATMUL_SIZE), torch.randn(MATMUL_SIZE, MATMUL_SIZE)
     out = torch.empty(MATMUL_SIZE, MATMUL_SIZE)
@@ -142,7 +142,8 @@ def fastest_product() -> Callable[[], object]:
 
 
 def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
-    """The rows split over Python threads: OpenBLAS's own wait actively for too long."""
+    """Splits the rows over Python threads, because OpenBLAS's own threads wait actively for too
+    long."""
     mine = [each["filepath"] for each in threadpool_info() if "numpy" in each["filepath"]]
     ThreadpoolController().select(filepath=mine).limit(limits=1)
     workers = ThreadPoolExecutor(torch.get_num_threads())
@@ -153,7 +154,7 @@ def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
 
     def run() -> None:
         others = [workers.submit(multiply, i) for i in range(1, len(rows))]
-        multiply(0)  # gives the interpreter's lock to them at once
+        multiply(0)  # hands the interpreter's lock to them at once
         for each in others:
             each.result()
 
@@ -190,7 +191,7 @@ def slug(device: str) -> str:
 
 
 def versions() -> str:
-    """Of everything that takes part."""
+    """Versions of everything that takes part."""
     packages = ["torch", "faiss-cpu", "vector-quantize-pytorch"]
     found = [f"vqvae2_fast {importlib.metadata.version('vqvae2_fast')}"] if installed() else []
     for name in packages:
@@ -210,7 +211,7 @@ def installed() -> bool:
 
 
 def commit() -> str:
-    """Short hash of the source tree, with + where it has changes; unknown outside git."""
+    """Short hash of the source tree, with + if it has changes; unknown outside git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""Peak memory of one call above what stood before it, in a process of its own.
+"""Peak memory of one call above what was used before it, in a separate process.
 
     python benchmarks/peak_memory.py search ours
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def peak_mib(workload: str, contender: str) -> float:
-    """Runs this file; NaN where the system does not say."""
+    """Runs this file in a new process; NaN if the system does not report its memory."""
     if not Path("/proc/self/clear_refs").exists():
         return float("nan")
     # glibc keeps freed blocks below this size, which would hide what a call takes.

@@ -1,7 +1,7 @@
-"""The port's way of computing in plain PyTorch calls: the "before" of `before_after.py`.
+"""The port's arithmetic in plain PyTorch calls: the "before" of `before_after.py`.
 
-The port itself is not a package that can be installed. Here its modules have its arithmetic as it
-is described: an N×K matrix of distances and one-hot statistics, padded convolutions over masked
+The port itself is not a package that can be installed. These modules compute what a description of
+the port says: an N×K matrix of distances and one-hot statistics, padded convolutions over masked
 weights, attention through an N×N matrix. The layers around them are those of `compat.rosinality`.
 """
 

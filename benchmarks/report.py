@@ -1,4 +1,4 @@
-"""Draws results/<device>.csv: bars of times, a roofline and curves of cost, as PNG beside it.
+"""Draws results/<device>.csv: bars of times, a roofline and cost curves, as PNG files next to it.
 
 python benchmarks/report.py benchmarks/results/<device>.csv
 """
@@ -130,7 +130,7 @@ def caption(row: dict[str, str]) -> str:
 
 
 def draw(path: Path) -> None:
-    """The plots of a table, beside it."""
+    """Writes the plots of a table next to it."""
     rows = latest(path)
     costs = [row for row in rows if row["mode"].startswith("cost_")]
     if costs:

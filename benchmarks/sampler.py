@@ -1,9 +1,10 @@
-"""Engine `cpu` on the port's default priors: one image's codes, against naive and against ceilings.
+"""Times engine `cpu` on the port's default priors against naive sampling and the machine's
+ceilings.
 
     python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights bfloat16] [--naive-rows 0]
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
-random weights: time does not depend on them. In this process, by turns with the draws:
+with random weights, on which time does not depend. In this process, in turns with the draws:
 
 - sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
   share is its live multiplications and additions per second over that.
@@ -13,7 +14,7 @@ random weights: time does not depend on them. In this process, by turns with the
 - naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
   (trapezium rule).
 
-Prints the load of the machine: on a busy one none of this means anything but the codes.
+Prints the load of the machine: on a busy one only the codes mean anything.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
 
 
 def clock() -> float:
-    """Seconds; with one thread of CPU time, which a busy machine disturbs little, else of wall."""
+    """Seconds: of CPU time with one thread, which a busy machine disturbs little, else of wall
+    time."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -107,7 +109,7 @@ def pixel_bytes(plan: SamplingPlan, weights: torch.dtype) -> float:
 
 
 def row_flops(plan: SamplingPlan, batch: int) -> float:
-    """Multiplications and additions of the taps above, those above the map left out."""
+    """Multiplications and additions of the taps above, without those that lie above the map."""
     convolutions = (plan.layers.conv1, plan.layers.conv2)
     outside = sum(range(1, convolutions[0].rows_above + 1)) / convolutions[0].rows_above
     rows = plan.size[0] - outside

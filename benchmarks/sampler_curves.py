@@ -1,11 +1,11 @@
-"""Cost of a code of engine `cpu` against the size of the map and the batch, as CSV and PNG.
+"""The cost of a code with engine `cpu` against the size of the map and the batch, as CSV and PNG.
 
     python benchmarks/sampler_curves.py [--out benchmarks/results/DEVICE-sampler-curves]
 
 Priors of one shape on maps of 8x8 to 128x128, with and without attention, batch 1; and batches of 1
-to 64 on a 16x16 map. A code should cost the same on every map, but for attention, which looks at
-all positions before; and less in a batch, until the arithmetic is all there is. With --threads 1
-times are CPU time, which says something on a busy machine too.
+to 64 on a 16x16 map. A code should cost the same on every map, except for attention, which looks at
+all positions before it. It should cost less in a batch, until arithmetic takes all the time. With
+--threads 1 times are CPU time, which is meaningful even on a busy machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH_MAP = 16
 
 
 def code_microseconds(side: int, attention: bool, batch: int, rounds: int) -> float:
-    """Of one code of one sample, the median of some maps."""
+    """Seconds per code of one sample, the median of some maps."""
     config = PixelSNAILConfig(size=(side, side), attention=attention, **SHAPE)
     prior = vqvae2_fast.PixelSNAIL(config).eval()
     plan, request = plan_of(prior, interface_of(prior)), request_of(config, batch)

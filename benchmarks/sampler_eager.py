@@ -1,12 +1,13 @@
-"""Engine `eager` against the naive sampler on the port's default priors, one image at batch 1.
+"""Times engine `eager` against the naive sampler on the port's default priors, one image at batch
+1.
 
     python benchmarks/sampler_eager.py [--threads 2] [--rounds 2] [--naive-rows 3] [--profile]
 
-With one thread times are CPU time, which says something on a busy machine too.
+With one thread times are CPU time, which is meaningful even on a busy machine.
 
 The naive time is the full forward for each code, measured at some rows and summed, as in
-`benchmarks/sampler.py`. `--profile` adds where a position's time goes: each call of a column timed
-alone, the least of some repetitions, summed by operator.
+`benchmarks/sampler.py`. `--profile` adds where a position's time goes: each call of a column is
+timed by itself, and the minimum of some repetitions is summed by operator.
 """
 
 from __future__ import annotations

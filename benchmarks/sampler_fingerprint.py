@@ -1,11 +1,11 @@
-"""What it costs to see that weights have changed, next to a draw from the port's two priors.
+"""The cost of noticing that weights have changed, compared with a draw from the port's two priors.
 
     python benchmarks/sampler_fingerprint.py [--threads 2] [--rounds 3]
 
 The fingerprint is taken before the draw of each level, so its time per image is that of both
-priors' weights, 699 MB in float32. Taken by turns: one image's codes by engine `cpu`, the
+priors' weights, 699 MB in float32. It times, in turns, one image's codes by engine `cpu`, the
 fingerprint, `torch.sum` over the same tensors (about the time of reading them), and the hash in
-PyTorch operators that serves where the compiled one does not.
+PyTorch operators that is used where the compiled one is not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def main() -> None:
         times: dict[str, list[float]] = {contender: [] for contender in contenders}
         for _ in range(arguments.rounds):
             for contender, function in contenders.items():
-                # A draw takes seconds, the others milliseconds: several of them for one draw.
+                # A draw takes seconds and the others milliseconds, so they run several times per
+                # draw.
                 for _ in range(1 if contender == "draw" else 5):
                     start = time.perf_counter()
                     function()

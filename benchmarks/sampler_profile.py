@@ -2,11 +2,11 @@
 
     python benchmarks/sampler_profile.py [--threads 2] [--weights float32] [--maps top bottom]
 
-The port's default priors at batch 1, as in `benchmarks/sampler.py`. Every thread notes at each
+The port's default priors at batch 1, as in `benchmarks/sampler.py`. Every thread records at each
 position how long it works in a stage and how long it waits at its end (two reads of a clock, 50 ns
-a stage). Of all positions of a column's parity (a tap at -2 is read at every second one) the
-quietest are kept, `--keep` of them, so that a busy machine can still be looked at; the mean of both
-parities is shown, the thread that worked longest, and the longest wait.
+per stage). Of all positions of a column's parity (a tap at -2 is read at every second one) the
+share `--keep` that was disturbed least is used, so that a busy machine can be measured too. Shown
+are the mean of both parities, of the thread that worked longest, and the longest wait.
 
 The floor of a stage is its bytes at the rate of a read loop (`torch.sum`) over all bytes of a
 position, in the same run: weights, and for the heads the keys and values of the positions before.
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--keep", type=float, default=0.5, help="share of the positions, quietest")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of quietest positions")
     arguments = parser.parse_args()
     if _native.module is None:
         raise SystemExit("benchmarks/sampler_profile.py: no compiled module: pip install . first.")

@@ -1,4 +1,4 @@
-"""What rounded weights cost: held-out bits per code and KL of engines cpu_bfloat16 and cpu_int8.
+"""The cost of rounded weights: held-out bits per code and KL of engines cpu_bfloat16 and cpu_int8.
 
     python benchmarks/sampler_weights.py [--pipeline emoji32]
     python benchmarks/sampler_weights.py --priors prior_top prior_bottom --codes codes
@@ -39,7 +39,7 @@ def stored_codes(folder: str, batch: int, count: int):
 
 
 def compare(prior, level: int, batches) -> dict[str, tuple[float, float]]:
-    """Bits a code and KL in nats of each engine."""
+    """Bits per code and KL in nats of each engine."""
     nats, divergence, codes_seen = dict.fromkeys(ENGINES, 0.0), dict.fromkeys(ENGINES, 0.0), 0
     for maps, labels in batches:
         codes = maps[level]
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--pipeline", default="emoji32")
     parser.add_argument("--priors", nargs="+", help="runs or checkpoints, coarse to fine")
     parser.add_argument("--codes", help="folder of `vqvae2-fast extract`, with --priors")
-    parser.add_argument("--count", type=int, default=512, help="held-out records at most")
+    parser.add_argument("--count", type=int, default=512, help="the most held-out records to take")
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
     if _native.module is None:

@@ -1,14 +1,15 @@
-"""Several codes per step (`window`): how many are kept, what a step costs and wins.
+"""Several codes per step (`window`): how many are kept, and what a step costs and gains.
 
     python benchmarks/sampler_window.py [--pipeline emoji32] [--windows 1 2 4 8 16] [--port]
     python benchmarks/sampler_window.py --device cuda    # engine `cuda` in place of `cpu`
 
-Batch 1. Trained priors: the windows of a map are drawn by turns, the same samples for all; steps
-are counted over all samples, times are medians: of CPU time with one thread, which a busy machine
-disturbs little, else, and on a GPU, of wall time. `--port` adds the cost of a step of the port's
-default priors (the first row of each map, so hardly any row phase; random weights, on which time
-does not depend but the codes kept do). What a window would win there follows from that cost and
-from the codes that a trained prior keeps; no trained prior of that size is at hand to measure it.
+The batch is 1. For trained priors, the windows of a map are drawn in turns, with the same samples
+for all. Steps are counted over all samples; times are medians, of CPU time with one thread, which a
+busy machine disturbs little, and otherwise (also on a GPU) of wall time. `--port` adds the cost of
+a step of the port's default priors. It uses the first row of each map, so there is hardly any row
+phase, and random weights, on which the number of codes kept depends but time does not. The gain of
+a window there follows from that cost and from the codes that a trained prior keeps; there is no
+trained prior of that size to measure it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ HEADER = (
 def sample_requests(
     plan: SamplingPlan, maps: Sequence[Sequence[Tensor]], samples: int, temperature: float
 ) -> list[DrawRequest]:
-    """A request of batch 1 for each sample, the classes by turns; maps[n] condition sample n."""
+    """A request of batch 1 for each sample, with the classes in turn; maps[n] condition sample
+    n."""
     requests = []
     for n in range(samples):
         noise = DrawNoise(1, plan.size[1], plan.num_embeddings, plan.device, first_sample=n)
@@ -63,7 +65,7 @@ def sample_requests(
 
 
 def draw(plan: SamplingPlan, request: DrawRequest) -> tuple[Tensor, float, float]:
-    """Codes, steps, seconds."""
+    """Draws; returns codes, steps and seconds."""
     if plan.device.type == "cpu":
         start = clock()
         drawn, parts = draw_cpu_timed(plan, request)
@@ -81,7 +83,7 @@ def draw(plan: SamplingPlan, request: DrawRequest) -> tuple[Tensor, float, float
 def measure(
     plan: SamplingPlan, requests: list[DrawRequest], windows: Sequence[int], rounds: int
 ) -> list[Tensor]:
-    """Prints a line a window; returns the codes of each request."""
+    """Prints one line per window; returns the codes of each request."""
     seconds: dict[int, list[float]] = {window: [] for window in windows}
     steps = dict.fromkeys(windows, 0.0)
     codes = []

@@ -1,6 +1,6 @@
 """The pytest-benchmark suite: every workload × contender. `pytest benchmarks/ --benchmark-only`.
 
-Times of different tests are minutes apart: for ratios use `compare.py`, which runs in turns.
+Different tests run minutes apart; for ratios use `compare.py`, which runs contenders in turns.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a trained encoder gives its codebook: vectors of emoji32's fine level, with their codes.
 
-The pretrained VQ-VAE where the package has its weights, else one trained here from nothing for some
+It uses the pretrained VQ-VAE if the package has its weights, else one that is trained here for some
 hundred steps (a minute).
 """
 
@@ -40,7 +40,7 @@ def trained(pictures: Tensor) -> VQVAE2:
 
 
 def trained_vectors(n: int) -> tuple[Tensor, Tensor]:
-    """z `[n, D]` of as many images as it takes, and the codebook `[K, D]`."""
+    """z `[n, D]` of as many images as are needed, and the codebook `[K, D]`."""
     pictures = images()
     model = trained(pictures).eval()
     found: list[Tensor] = []

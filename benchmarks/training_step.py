@@ -1,4 +1,4 @@
-"""Training steps of both stages against the port's way and against compiled references.
+"""Times training steps of both stages against the port's arithmetic and compiled references.
 
     python benchmarks/training_step.py                        # all, two threads, under ten minutes
     python benchmarks/training_step.py emoji64_top --rounds 21 --threads 1 --clock cpu
@@ -45,7 +45,7 @@ from vqvae2_fast.compat import rosinality
 from vqvae2_fast.ops._registry import BY_DESIGN, Operator
 from vqvae2_fast.presets import preset
 
-# Arguments of the port's PixelSNAIL, and of ours where it is not the port's converted.
+# Arguments of the port's PixelSNAIL, and of ours if it is not converted from the port's.
 PRIORS = {
     # `train_pixelsnail.py --hier top` with its defaults.
     "port_top": (4, ([32, 32], 512, 256, 5, 4, 4, 256), {}, None),
@@ -66,7 +66,7 @@ ROUNDS = {"port_top": 3, "imagenet256_vqvae": 5}
 
 @contextmanager
 def references():
-    """Every operator its PyTorch reference, whatever the install has."""
+    """Runs every operator on its PyTorch reference, whatever the install has."""
     with mock.patch.object(Operator, "choose", lambda self, *args: BY_DESIGN):
         yield
 
@@ -171,16 +171,17 @@ def contenders_of(name: str, wanted: list[str]) -> list[str]:
 
 
 def flops_of(name: str) -> int:
-    """Of the reference's step: products of its convolutions and matrices, dead taps included."""
+    """Flops of the reference's step: products of its convolutions and matrices, dead taps
+    included."""
     step = make_step(name, "reference")
-    step.model.eval()  # the same products; the reference draws dropout for minutes
+    step.model.eval()  # the same products; the reference takes minutes to draw dropout
     with FlopCounterMode(display=False) as counter:
         step.run()
     return counter.get_total_flops()
 
 
 def peak_mib(name: str, contender: str) -> tuple[float, float]:
-    """Rise during a step, and what stood before, in a process of its own; NaN where not told."""
+    """Rise of memory during a step, and memory before it, in a separate process; NaN if unknown."""
     if not Path("/proc/self/clear_refs").exists():
         return float("nan"), float("nan")
     environment = {
@@ -221,7 +222,7 @@ def profile(name: str, contender: str) -> None:
 
 
 class Progress:
-    """Lines on the standard error about what begins, at most one in ten seconds."""
+    """Prints lines about what begins to standard error, at most one per ten seconds."""
 
     def __init__(self) -> None:
         self.start = self.last = time.monotonic()
@@ -244,7 +245,7 @@ def compare(name: str, options: argparse.Namespace) -> None:
     clock = measure.CLOCKS[options.clock]
     for contender, step in steps.items():
         progress(f"{name}: first step of {contender}")
-        step.run()  # compiles, packs, takes the start of codebooks
+        step.run()  # compiles, packs, starts the codebooks
     rounds = options.rounds or ROUNDS.get(name, 15)
     seconds: dict[str, list[float]] = {contender: [] for contender in names}
     ceilings = measure.ceilings()
@@ -332,7 +333,7 @@ def main() -> None:
         "--clock",
         choices=list(measure.CLOCKS),
         default="wall",
-        help="cpu: time of the calling thread alone, for a busy machine",
+        help="cpu: only the time of the calling thread, for a busy machine",
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
@@ -342,7 +343,7 @@ def main() -> None:
     if unknown := sorted(set(options.steps) - set(known)):
         parser.error(f"expected steps of {', '.join(known)}, got {', '.join(unknown)}")
     if options.clock == "cpu" and options.threads != 1:
-        parser.error("--clock cpu sees the calling thread alone: expected --threads 1")
+        parser.error("--clock cpu sees only the calling thread: expected --threads 1")
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print_memory(*options.memory_of)

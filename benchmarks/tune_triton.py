@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
-# These change what is computed, not how fast: left as they are.
+# These change what is computed rather than how fast, so they stay as they are.
 FIXED = ("PIECES", "MIN_ROWS", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS")
 
 
@@ -55,7 +55,7 @@ def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:
 
 
 def calls() -> dict[str, Callable[[], object]]:
-    """A call in which each kernel's time is seen, at the sizes of the benchmarks."""
+    """A call that runs each kernel at the sizes of the benchmarks."""
     z, codebook = torch.randn(524_288, 64, device="cuda"), torch.randn(512, 64, device="cuda")
     indices = torch.randint(512, (len(z),), device="cuda")
     h, x = torch.randn(64, 512, 32, 32, device="cuda"), torch.randn(64, 256, 32, 32, device="cuda")
@@ -131,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/tune_triton.py: no CUDA device.")
-    # Convolutions are tuned as they are owned: three TF32 products each.
+    # Convolutions are tuned in the form in which Triton owns them: three TF32 products each.
     torch.backends.cudnn.allow_tf32 = False
     arch = _triton.architecture(torch.device("cuda"))
     for kernel, call in calls().items():

@@ -1,8 +1,8 @@
-"""What the benchmarks run: for each piece of work its inputs and who can do it.
+"""What the benchmarks run: the inputs and contenders of each piece of work.
 
 A contender is a function that makes a closure: everything that a user does once (building a layer,
-compiling it) happens while making it, everything that recurs happens in the closure. Contenders
-whose package is missing are left out by name. `onehot` is the way of the widely used port.
+compiling it) happens when it is made, everything that recurs in the closure. Contenders whose
+package is missing are left out, with a message. `onehot` is how the widely used port computes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Workload:
     """A piece of work.
 
     Args:
-        op: The operator whose conformance tests must be green, and that `owner` is asked about.
+        op: The operator whose conformance tests must pass, and whose owner is recorded.
         mode: What is timed, for the table.
         shape: N, K, D.
         flops: Arithmetic that the work needs, whoever does it.
-        bytes: Least memory traffic: inputs read once, outputs written once.
+        bytes: Minimum memory traffic: inputs read once, outputs written once.
         contenders: Makers by name, ours under "ours".
     """
 
@@ -90,8 +90,8 @@ def search_ours(z: Tensor, codebook: Tensor) -> Run:
 
 
 def search_faiss(z: Tensor, codebook: Tensor) -> Run:
-    # The OpenBLAS of faiss's wheel takes processors that are younger than itself for a Prescott of
-    # 2004 and is half as fast there as it can be. Read when it is loaded.
+    # The OpenBLAS in faiss's wheel treats processors that are newer than itself as a Prescott of
+    # 2004, and is half as fast there as it could be. This is read when it is loaded.
     os.environ.setdefault("OPENBLAS_CORETYPE", openblas_core())
     import faiss
 
@@ -103,7 +103,8 @@ def search_faiss(z: Tensor, codebook: Tensor) -> Run:
 
 
 def openblas_core() -> str:
-    """The best kernels of OpenBLAS that this processor runs; an empty name leaves it the choice."""
+    """The best kernels of OpenBLAS that this processor runs; an empty name leaves the choice to
+    it."""
     levels = simd_levels()
     return "SkylakeX" if "avx512" in levels else "Haswell" if "avx2" in levels else ""
 
@@ -233,7 +234,7 @@ def search(kind: str, n: int, k: int, d: int) -> Workload:
 
 
 def cost(size: str, n: int, k: int, d: int) -> Workload:
-    """A point of the curve over one of n, k and d."""
+    """A point of the cost curve over one of n, k and d."""
     z, codebook = data("gaussian", n, k, d)
     contenders: dict[str, Callable[[], Run]] = {
         "ours": partial(search_ours, z, codebook),
@@ -253,7 +254,7 @@ def training_step(n: int, k: int, d: int) -> Workload:
         "lean": partial(step_lean, z, codebook, dz_q),
         "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
     }
-    # z and dz_q are read, dz and z_q written, z and z_q read again backward.
+    # z and dz_q are read, dz and z_q are written, and backward reads z and z_q again.
     return Workload(
         "vector_quantize", "step", (n, k, d), 2 * n * k * d, 4 * 6 * n * d + 8 * n, contenders
     )
@@ -296,7 +297,7 @@ def ema(k: int, d: int) -> Workload:
 
 
 def overhead(op: str, *, gradients: bool = False) -> Workload:
-    """One vector against a small codebook: what a call costs."""
+    """One vector against a small codebook, which shows the cost of a call."""
     n, k, d = 1, 8, 8
     z, codebook = data("gaussian", n, k, d)
     z.requires_grad_(gradients)

@@ -1,4 +1,4 @@
-"""For all tests: one thread, a disk that gets full, how long to fuzz, which kernels run."""
+"""For all tests: one thread, a disk that becomes full, how long to fuzz, which kernels run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# Before torch is loaded, and for the processes that tests start: tests compute so little that a
-# second thread would only wait, and long on a busy machine. Tests of threads ask for them.
+# This is set before torch is loaded, and for the processes that tests start. Tests compute so
+# little that a second thread would only wait, and on a busy machine for long. Tests of threads ask
+# for more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -42,8 +43,8 @@ settings.register_profile("thorough", max_examples=10_000, suppress_health_check
 class SmallDisk:
     """Room for 16 MiB below `folder`; after `fill(n)` a write of more than about n bytes fails.
 
-    The bound is one of the disk (in pages of 4 KiB) or one of each file, whichever this machine
-    can set: a new file of n + 4097 bytes fits in neither.
+    The bound is on the disk (in pages of 4 KiB) or on each file, whichever this machine can set; a
+    new file of n + 4097 bytes fits under neither.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""The entry of the command line, before torch is there."""
+"""The entry point of the command line, before torch is loaded."""
 
 import os
 import subprocess

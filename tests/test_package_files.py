@@ -1,4 +1,4 @@
-"""What the package reads at run time is in what is built from it."""
+"""The files that the package reads at run time are in the built package."""
 
 from __future__ import annotations
 

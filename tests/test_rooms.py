@@ -15,7 +15,7 @@ PACKAGE = Path(vqvae2_fast.__file__).parent
 # From the ground floor up. A room imports rooms of lower floors and its own files; rooms on the
 # same floor do not know each other.
 FLOORS = (
-    ("files",),  # durable writes, JSON, the door for untrusted files
+    ("files",),  # durable writes, JSON, opening untrusted files
     ("console",),  # what a terminal shows
     ("ops",),  # operators: tensors in, tensors out
     ("modules",),  # layers and quantisers
@@ -44,8 +44,8 @@ MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def _imports(path: Path, *, for_types: bool) -> set[str]:
-    """Modules of the package that a file imports, wherever it does, with or without those that
-    type checkers alone import."""
+    """Modules of the package that a file imports anywhere, with or without those that only type
+    checkers import."""
     names: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while nodes:

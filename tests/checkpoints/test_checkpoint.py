@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, and what must not load is refused by name."""
+"""Checkpoints: what is saved is loaded again, and what must not load is refused with its name."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_equal(first, second) -> None:
 
 
 def edit(path, **changes) -> None:
-    """Change config.json as somebody who knows of the checksums would."""
+    """Change config.json, and its checksum, as somebody who knows of the checksums would."""
     values = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(values | changes))
     (path / "files.json").unlink(missing_ok=True)
@@ -349,7 +349,7 @@ def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
         save(mixed, tmp_path / "third")
     assert not (tmp_path / "third").exists()
     second.vqvae.bfloat16()
-    save(second, tmp_path / "third")  # rounded weights have another hash: nothing is known
+    save(second, tmp_path / "third")  # rounded weights have another hash, so nothing is known
     load(tmp_path / "third")
 
 

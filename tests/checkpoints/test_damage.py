@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or made to harm: a reason is given, and nothing else happens."""
+"""Damaged or malicious checkpoints: an error gives the reason, and nothing else happens."""
 
 from __future__ import annotations
 

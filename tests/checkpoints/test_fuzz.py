@@ -27,7 +27,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 
-# What reading any of these may take beyond what was there: the checkpoint itself has 40 KB.
+# Memory that reading any of these may take in addition; the checkpoint itself has 40 KB.
 MEMORY = 24 * 2**20
 TEXTS = ("config.json", "state.json", "files.json")
 TENSORS = ("model.safetensors", "average.safetensors", "optimizer.safetensors")
@@ -252,7 +252,7 @@ def test_any_change_is_refused_with_a_reason_or_read_in_little_memory(sound, tmp
         folder, path = target / where, target / where / name
         path.write_bytes(changed((sound / where / name).read_bytes(), name, edits))
         if name != "files.json":
-            # As by somebody who knows of the checksums: the readers behind them are meant here.
+            # Changed with its checksums, because this tests the readers behind them.
             (folder / "files.json").unlink(missing_ok=True)
             if with_sums:
                 write_sums(folder)

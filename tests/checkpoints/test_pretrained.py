@@ -22,7 +22,7 @@ PACKAGED = pretrained_names()
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A package that has weights of emoji32 alone."""
+    """A package that has only the weights of emoji32."""
     torch.manual_seed(0)
     vqvae = VQVAE2(
         VQVAE2Config(

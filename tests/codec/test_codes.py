@@ -94,7 +94,7 @@ def test_bytes_of_an_image_do_not_depend_on_its_batch(pipeline: Pipeline) -> Non
 
 
 def test_size_is_what_the_priors_promise(pipeline: Pipeline) -> None:
-    """Of codes that the priors drew: 0.1 % and 64 bits per level and image, at most."""
+    """For codes that the priors drew, at most 0.1 % and 64 bits per level and image."""
     batch, labels = 40, torch.zeros(40, dtype=torch.int64)
     maps: list[Tensor] = []
     for level, prior in enumerate(pipeline.priors):

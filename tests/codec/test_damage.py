@@ -44,7 +44,7 @@ def with_header(**changes: int) -> bytes:
 
 
 def with_top(payload: bytes) -> bytes:
-    """The file with another payload of the top level, its length and CRC right."""
+    """The file with another payload of the top level, whose length and CRC are correct."""
     size = struct.unpack_from("<I", DATA, 32)[0]
     table = struct.pack("<II", len(payload), zlib.crc32(payload))
     return DATA[:32] + table + DATA[40:48] + payload + DATA[48 + size :]
@@ -119,7 +119,7 @@ def test_streams_of_other_images() -> None:
     other = codec.encode_codes(PIPELINE, [maps.flip(1, 2) for maps in CODES])
     size = struct.unpack_from("<I", other, 32)[0]
     spliced = with_top(other[48 : 48 + size])
-    # The top decodes, to other codes; under them the bottom's streams end elsewhere.
+    # The top decodes, but to other codes; with them the bottom's streams end elsewhere.
     refused(spliced, "level 1, image 0 does not end where its encoder ended")
 
 
@@ -136,7 +136,7 @@ def test_engines_of_one_machine_alone_do_not_code() -> None:
 
 @given(st.data())
 def test_no_damage_does_more_than_raise(data: st.DataObject) -> None:
-    """With its CRCs right, so that the coder sees it."""
+    """Its CRCs are correct, so that the coder sees it."""
     damaged = bytearray(DATA)
     for _ in range(data.draw(st.integers(1, 4))):
         damaged[data.draw(st.integers(48, len(DATA) - 1))] = data.draw(st.integers(0, 255))

@@ -26,8 +26,8 @@ def encoded(intervals: np.ndarray) -> np.ndarray:
     return np.frombuffer(data, np.uint32)
 
 
-# Sharpness 12 gives symbols near probability 1, and runs of held words; likely symbols alone give
-# streams of a word or two.
+# Sharpness 12 gives symbols near probability 1, and runs of held words. Only likely symbols give
+# streams of one or two words.
 @pytest.mark.parametrize("sharpness", [1, 4, 12])
 @pytest.mark.parametrize("likely", [True, False])
 def test_streams_are_those_of_constriction(sharpness: float, likely: bool) -> None:

@@ -37,7 +37,7 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def vqvae(tmp_path_factory) -> Path:
-    """A VQ-VAE of 8×8 images whose codebooks lie among its vectors."""
+    """A VQ-VAE of 8×8 images whose codebooks start from its vectors."""
     torch.manual_seed(0)
     config = VQVAE2Config(
         image_size=(8, 8),
@@ -57,7 +57,7 @@ def vqvae(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def codes(tmp_path_factory, images, vqvae) -> Path:
-    """What `extract` makes of them."""
+    """The stores that `extract` makes of them."""
     out = tmp_path_factory.mktemp("codes") / "codes"
     arguments = ["extract", "--vqvae", str(vqvae), "--data", str(images), "--out", str(out)]
     assert main([*arguments, "--quiet"]) == 0
@@ -66,7 +66,7 @@ def codes(tmp_path_factory, images, vqvae) -> Path:
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command line: gives the exit code, what it printed, and what it complained of."""
+    """Runs the command line. Returns the exit code, standard output and standard error."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         code = main([str(argument) for argument in arguments])
@@ -78,7 +78,7 @@ def run(capsys):
 
 @pytest.fixture
 def run_in_two_processes(tmp_path, monkeypatch, capsys):
-    """Runs the command line as torchrun would, this process the first of two: what each said."""
+    """Runs the command line as torchrun would, with this process as the first of two."""
 
     def call(*arguments: str) -> list[str]:
         with socket.socket() as free:
@@ -106,7 +106,7 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def files():
-    """What lies below a folder: the bytes of each file by its path."""
+    """The contents of a folder: the bytes of each file, by path."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {

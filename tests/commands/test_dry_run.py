@@ -1,4 +1,4 @@
-"""`--dry-run`: all is checked, what would run is told, nothing is touched."""
+"""`--dry-run`: everything is checked, the plan is printed, and nothing is changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`extract` as it is called: records, going on, and processes that share the work."""
+"""The command `extract`: records, resuming, and processes that share the work."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
     ]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert said[0][0]  # the first speaks for all
+    assert said[0][0]  # the first prints for all
     assert said[1][0] == ""
     assert json.loads((out / "result.json").read_text())["train"]["records"] == 18
     for split in ("train", "held_out"):

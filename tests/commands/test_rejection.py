@@ -1,4 +1,4 @@
-"""`vqvae2-fast sample --classifier`: what is kept, that it goes on, what is refused."""
+"""`vqvae2-fast sample --classifier`: what is kept, resuming, and what is refused."""
 
 from __future__ import annotations
 

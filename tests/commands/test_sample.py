@@ -1,4 +1,4 @@
-"""`vqvae2-fast sample`: what it leaves, that it goes on, what it refuses."""
+"""`vqvae2-fast sample`: what it leaves, resuming, and what it refuses."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_completion_keeps_the_upper_rows(place, tmp_path):
     assert torch.equal(copies[0], copies[1])
     half = [pixels(tmp_path / "half" / "images" / f"0000{n}.png") for n in range(3)]
     assert not torch.equal(half[0], half[1])
-    # Far above the part that was drawn, all see the same codes.
+    # Far above the part that was drawn, all depend on the same codes.
     rows = 16 * 3 * 2
     assert torch.equal(half[0][:rows], copies[0][:rows])
     assert column(tmp_path / "half", "known") == [0, 0, 0]
@@ -248,7 +248,7 @@ def test_known_images_take_turns_and_their_classes_with_them(place, tmp_path):
     assert column(out, "known") == [0, 1, 0]
     assert column(out, "class") == ["dog", None, "dog"]
     with Image.open(out / "samples.png") as picture:
-        assert picture.width > picture.height  # a row each: what was given, its two completions
+        assert picture.width > picture.height  # a row: the image, two completions
 
 
 def test_each_known_image_is_completed_in_every_class(place, tmp_path):
@@ -352,7 +352,7 @@ def test_progress_tells_images_and_codes_a_second(place, tmp_path, capsys):
 def test_processes_share_the_work_and_draw_the_same_folder(place, tmp_path, run_in_two_processes):
     arguments = ["--pipeline", str(place / "classes"), "--n", "5", "--quiet", "--batch-size", "2"]
     outputs = run_in_two_processes("sample", *arguments, "--out", str(tmp_path / "two"))
-    # The last one to finish tells.
+    # The last one to finish prints the result.
     assert sum("5 images in" in output for output in outputs) == 1
     assert sample(place, tmp_path / "one", "--n", "5") == 0
     assert files(tmp_path / "one") == files(tmp_path / "two")

@@ -1,4 +1,4 @@
-"""What a training says before it begins: time, memory, what it cannot do."""
+"""What a training prints before it begins: time, memory, and what is impossible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vqvae_run(images, tmp_path, run):
 
 @pytest.fixture
 def memory(monkeypatch):
-    """Sets what seems to be free, in bytes."""
+    """Sets how many bytes seem to be free."""
     return lambda free: monkeypatch.setattr(plan, "free_memory", lambda device: free)
 
 

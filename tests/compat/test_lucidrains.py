@@ -1,4 +1,4 @@
-"""`compat.lucidrains` against the package itself, installed from the registry."""
+"""Compares `compat.lucidrains` with the package itself."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_updating_by_given_indices(name):
     x = torch.randn(shape)
     indices = ours.eval()(x)[1]
     if name == "image":
-        # The package flattens given image indices only with separate heads' layout in mind.
+        # The package flattens given image indices correctly only for separate heads.
         indices = indices.view(2, 4, 5)
     for module in (theirs.train(), ours.train()):
         module.update_ema_indices(x, indices)

@@ -1,4 +1,5 @@
-"""The codebook of `compat.lucidrains`: who decides that it has started, and the package's names."""
+"""The codebook of `compat.lucidrains`: what decides that it has started, and the package's
+names."""
 
 import inspect
 

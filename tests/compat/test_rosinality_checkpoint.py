@@ -1,4 +1,4 @@
-"""Files of the port in every form, files that must be refused, and what a misfit is told."""
+"""Files of the port in every form, files that must be refused, and the errors for misfits."""
 
 from __future__ import annotations
 

@@ -115,14 +115,14 @@ def test_prior_logits(name):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_saved_checkpoint_has_masked_entries_to_zero(name):
-    """Without this the test of the logits would not see a norm taken over masked entries."""
+    """Without this the test of the logits would not notice a norm over masked entries."""
     weight = golden(name)["state.blocks.0.resblocks.0.conv1.conv.conv.weight_v"]
     assert weight[:, :, -1, weight.shape[3] // 2 :].abs().min() > 0
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_naive_sampling_as_the_port_does_it(name):
-    """Row prefixes, the cache passed along: the page of code of the port's sample.py."""
+    """Row prefixes with the cache passed along, as in the port's sample.py."""
     model, tensors = prior(name)
     batch, height, width = tensors["sampled"].shape
     row, cache = torch.zeros(batch, height, width, dtype=torch.int64), {}

@@ -1,4 +1,4 @@
-"""The port's modules: sizes and keys as described, each quirk, and what their misuse is told."""
+"""The port's modules: sizes and keys as described, each quirk, and the errors for misuse."""
 
 from __future__ import annotations
 

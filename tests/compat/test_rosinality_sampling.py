@@ -15,7 +15,7 @@ from vqvae2_fast.sampling.sampler import ENGINES
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 SPEC = json.loads((GOLDEN / "golden.json").read_text())
-# An engine that needs another device than the CPU's has tests of its own.
+# Engines that need another device than the CPU have separate tests.
 CPU_ENGINES = [engine for engine in ENGINES if engine != "cuda"]
 
 

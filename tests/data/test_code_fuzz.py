@@ -1,4 +1,4 @@
-"""Manifests that are damaged or made to harm: a reason is given, and nothing else happens."""
+"""Damaged or malicious manifests: an error gives the reason, and nothing else happens."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def damaged(manifest: dict, edits: list[tuple]) -> bytes:
 
 @contextmanager
 def bounded_memory(more: int) -> Iterator[None]:
-    """Lets allocations fail that take the process beyond `more` bytes over what it has mapped."""
+    """Makes allocations fail that would take the process more than `more` bytes beyond what it has
+    mapped."""
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + more, hard))

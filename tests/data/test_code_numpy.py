@@ -1,4 +1,4 @@
-"""Code stores to NumPy files and from them, sound or not."""
+"""Code stores to and from NumPy files, sound and damaged ones."""
 
 from __future__ import annotations
 

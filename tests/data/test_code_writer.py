@@ -28,7 +28,7 @@ RECORD_BYTES = 7 + 23 + 4  # 6 and 20 codes of 9 bits, and the label
 
 
 def records(first: int, stop: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Records first to stop - 1 of a made-up set; each is a function of its number."""
+    """Records first to stop - 1 of an artificial set; each is a function of its number."""
     number = torch.arange(first, stop).view(-1, 1, 1)
     maps = [(number * 7 + torch.arange(h * w).view(1, h, w) * 11) % K for h, w in SIZES]
     return maps, torch.arange(first, stop) % 3
@@ -299,14 +299,14 @@ def test_a_failing_sync_leaves_the_store_as_it_was(tmp_path, monkeypatch, call) 
         with pytest.raises(OSError, match="cannot write to .* what it was before the unfinished"):
             out.add(*records(10, 20))
     monkeypatch.setattr(os, "fsync", real)
-    # Once the manifest is renamed the shard is there: only the folder's sync failed.
+    # Once the manifest is renamed, the shard counts; only the folder's sync failed.
     assert_holds(tmp_path, [(0, 10)] if call < 3 else [(0, 20)])
     assert parts(tmp_path) == []
     write(tmp_path / "other", 3)
 
 
 def filling(small_disk, at: int, leave: int):
-    """An encoder before whose record `at` the disk is full but for so many bytes."""
+    """An encoder; before its record `at` the disk is filled except for this many bytes."""
 
     def encode_filling(first: int, stop: int):
         for start in range(first, stop, 4):

@@ -84,7 +84,7 @@ def test_no_group_is_on_both_sides(table, sides) -> None:
 
 
 def test_skin_and_gender_variants_share_a_group(table) -> None:
-    """Independent of the script's rule: by Unicode, these differ in modifiers only."""
+    """Independent of the script's rule: according to Unicode, these differ only in modifiers."""
     by_base: dict[str, set[str]] = {}
     for key, row in table.items():
         base = re.sub("-1f3f[b-f]|-200d-264[02]", "", key)
@@ -98,7 +98,7 @@ def test_every_class_is_held_out_in_part(sides) -> None:
 
 
 def test_tiles_carry_the_right_labels(whole) -> None:
-    """The picture under a key is that emoji: colours that cannot be another's."""
+    """The picture under a key is that emoji: it has colours that no other emoji has."""
     at = {name: whole.images[i].float() for i, name in enumerate(whole.names)}
     red_heart, green_heart, blue_heart = at["2764"], at["1f49a"], at["1f499"]
     centre = (slice(None), slice(12, 18), slice(12, 18))

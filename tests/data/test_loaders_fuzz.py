@@ -1,7 +1,8 @@
-"""Damaged files of every kind, a few of each: read or refused by name, and nothing else happens.
+"""A few damaged files of every kind: they are read, or refused with their name, and nothing else
+happens.
 
-tools/fuzz runs any number of them, in processes of limited memory. What it found before lies in
-found/, as folders named after the loader.
+tools/fuzz runs any number of them, in processes of limited memory. Its earlier findings are in
+found/, in folders named after the loader.
 """
 
 from __future__ import annotations

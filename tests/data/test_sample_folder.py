@@ -1,4 +1,4 @@
-"""A folder of samples: its index never names what is not there, and a broken run goes on."""
+"""A folder of samples: its index never names a missing image, and an interrupted run continues."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_a_web_dataset_is_divided_by_its_keys(shards, tmp_path):
     seen = {side[i][0].numpy().tobytes() for side in sides for i in range(len(side))}
     assert len(seen) == len(sides[0]) + len(sides[1]) == 40
     assert sides[0].class_names == sides[1].class_names == ("0", "1", "2")
-    # The same key of two shards falls on sides of its own.
+    # The same key in two shards may fall on different sides.
     names = [set(side.names) for side in sides]
     assert names[0] & names[1]
 

@@ -1,4 +1,4 @@
-"""WebDataset shards as an image source, and the tar files that they are."""
+"""WebDataset shards as an image source, and their tar files."""
 
 from __future__ import annotations
 

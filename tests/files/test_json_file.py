@@ -1,4 +1,4 @@
-"""Small JSON files that are damaged or made to harm: refused with a reason, in little memory."""
+"""Damaged or malicious small JSON files are refused with a reason, in little memory."""
 
 from __future__ import annotations
 

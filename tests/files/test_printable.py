@@ -1,4 +1,4 @@
-"""Names from strangers cannot act on a terminal."""
+"""Untrusted names cannot act on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door for files from strangers: what is not a plain file of its folder does not get in."""
+"""Opening untrusted files: whatever is not a regular file in its folder is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_large_bound_costs_a_small_file_nothing(file):
 
 @unix
 def test_a_file_that_lies_about_its_size_is_bounded():
-    # It says that it has no bytes.
+    # Its status says that it has no bytes.
     with pytest.raises(ValueError, match="meminfo is larger than 10 bytes"):
         read_untrusted("/proc/meminfo", 10)
 

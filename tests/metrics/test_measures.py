@@ -1,4 +1,4 @@
-"""The table of measures: what one row of it is enough for, and what it says of each."""
+"""The table of measures: what one row of it suffices for, and what it says about each measure."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_images_are_read_once_and_one_batch_is_held_at_a_time(models, small_batc
     monkeypatch.setattr(module, "in_order", watched)
     evaluate_pipeline(*models, images(64), codec_images=1)
     assert sum(count for count in read if count > 0) == 64
-    assert max(alive) <= 8  # the batch before is let go when the next one is there
+    assert max(alive) <= 8  # the previous batch is released when the next one is read
 
 
 def test_the_batch_gets_smaller_with_the_images():

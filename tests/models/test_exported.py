@@ -37,7 +37,7 @@ def vqvae() -> VQVAE2:
 
 
 def assert_exports(model: nn.Module, dynamic: object, first: tuple, second: tuple) -> None:
-    """The program made from `first` gives what the model gives for `second`."""
+    """The program exported with `first` returns what the model returns for `second`."""
     with torch.no_grad():
         program = torch.export.export(model, first, dynamic_shapes=dynamic).module()
         expected, actual = model(*second), program(*second)

@@ -1,4 +1,4 @@
-"""A training that never calls `update_codebooks_` is told so, once, and no other one is."""
+"""A training that never calls `update_codebooks_` is warned, once, and no other training is."""
 
 import warnings
 

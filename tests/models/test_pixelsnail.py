@@ -143,7 +143,7 @@ def test_traces_as_one_graph(name):
 
 
 def test_compiled_equals_eager():
-    # One layer of each kind: compiling takes seconds a layer.
+    # One layer of each kind, because compiling takes seconds per layer.
     prior = tiny_prior(
         num_blocks=1,
         layers_per_block=1,

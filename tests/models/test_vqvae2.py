@@ -78,7 +78,7 @@ def test_encode_and_decode_are_the_halves_of_forward(strides: tuple[int, ...]) -
 
 
 def quantised_vectors(model: VQVAE2, batch: torch.Tensor) -> list[torch.Tensor]:
-    """What reaches the quantiser of each level."""
+    """The inputs of each level's quantiser."""
     seen: list[torch.Tensor] = []
     for quantizer in model.quantizers:
         quantizer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))

@@ -315,7 +315,7 @@ def test_set_codebook_starts_from_given_averages() -> None:
 
 
 class NoHostReads(TorchDispatchMode):
-    """Fails when a value of a buffer travels to the host, which on a GPU would wait for it."""
+    """Fails when the host reads a value of a buffer, because on a GPU it would wait for it."""
 
     def __init__(self, quantizer: VectorQuantizerEMA) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class NoHostReads(TorchDispatchMode):
 
 @pytest.fixture
 def _reads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule of a GPU on the CPU, whose buffers are otherwise read in every step."""
+    """Applies the rule for a GPU on the CPU, where buffers are otherwise read at every step."""
     for module in (codebook_steps, outside_graphs, quantizer_module):
         monkeypatch.setattr(module, "reading_waits", lambda _: True)
 

@@ -1,4 +1,4 @@
-"""The buffers alone say whether a codebook has started, however they were set."""
+"""Only the buffers say whether a codebook has started, however they were set."""
 
 import copy
 
@@ -42,7 +42,7 @@ def set_buffers(module: VectorQuantizerEMA, codes: torch.Tensor) -> None:
 
 
 def set_data(module: VectorQuantizerEMA, codes: torch.Tensor) -> None:
-    """Past the version counters, as some averages of weights do."""
+    """Bypasses the version counters, as some averages of weights do."""
     module.codebook.data.copy_(codes)
     module.initialised.data.copy_(torch.tensor(1.0))
 

@@ -18,7 +18,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
 K, D = 16, 6
-# Vectors of (rank 0, rank 1) in each training forward; a row of two steps or more.
+# Numbers of vectors of (rank 0, rank 1) in each training forward; a row has at least two steps.
 SHARES = {
     "halves": [(60, 60)] * 4,
     "unequal": [(13, 100), (90, 7), (50, 50)],
@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in range(WORLD_SIZE)
     ]
     try:
-        # Seconds, where two seconds would do: a hang is a failure, a busy machine is not.
+        # Seconds, although two would suffice: a hang is a failure, but a busy machine is not.
         codes = [process.wait(timeout=180) for process in processes]
     finally:
         for process in processes:
@@ -144,7 +144,7 @@ def test_data_parallel_micro_batches_keep_each_process_statistics(folder: Path) 
         name = f"quantizers.{level}.cluster_size"
         assert torch.equal(shared[name], whole[name])
         name = f"quantizers.{level}.codebook"
-        # Convolutions of half a batch may round otherwise.
+        # Convolutions of half a batch may round differently.
         assert relative_error(shared[name], whole[name]) < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""A vector with NaN or infinity spoils its own step and no code."""
+"""A vector with NaN or infinity spoils only its own step, and no code."""
 
 import pytest
 import torch

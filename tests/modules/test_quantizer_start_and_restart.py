@@ -152,7 +152,7 @@ def test_unused_codes_restart_from_the_chosen_rows(ema_start: str) -> None:
     quantizer = VectorQuantizerEMA(
         K, D, decay=0.1, init="normal", ema_start=ema_start, restart=0.5, seed=3, stream=1
     )
-    # The last half of the codes is out of reach.
+    # The second half of the codes is out of reach.
     codebook = torch.randn(K, D)
     codebook[K // 2 :] += 1000
     quantizer.set_codebook_(codebook)

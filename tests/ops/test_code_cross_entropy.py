@@ -1,4 +1,5 @@
-"""The loss straight from features: value and gradients of the cross-entropy of all logits."""
+"""The loss directly from features has the value and gradients of the cross-entropy of all
+logits."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ OPERATORS = {
     for name, operator in ops.OPERATORS.items()
     if not INTERPRETED or operator.owners.get("cpu") == "triton"
 }
-# Kernels on a GPU cannot say where an index is outside without waiting for it.
+# Kernels on a GPU cannot say where an index is out of range without waiting for it.
 TOLD_WITHOUT_POSITION = {"code_statistics-index_too_large", "code_statistics-negative_index"}
 
 
 def levels_of(operator):
-    """Operators that rest on their reference do not change with the SIMD level."""
+    """Operators that run on their reference do not change with the SIMD level."""
     return simd_levels() if operator.owners.get("cpu") == "cpu" else simd_levels()[-1:]
 
 
@@ -70,8 +70,8 @@ def is_taken(operator, case):
 
 
 def few_cases_of(operator):
-    """Interpreted kernels are slow: all cases for results and gradients, four that reach a kernel
-    for what else must hold."""
+    """Interpreted kernels are slow, so results and gradients get all cases, and the other
+    properties four cases that reach a kernel."""
     cases = cases_of(operator)
     if not INTERPRETED:
         return cases

@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def without_tf32():
-    """What a convolution owns, and the bounds of all, are those of float32."""
+    """Computes in float32, on which the owner of a convolution and all bounds depend."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
@@ -146,7 +146,7 @@ def test_long_attention_matches_float64(length):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("inputs", "outputs"), [(32, 64), (48, 200)])
 def test_kernels_of_a_convolution_match_float64(mask, dtype, inputs, outputs):
-    """The kernels themselves, whoever owns the call."""
+    """Tests the kernels themselves, whoever owns the call."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, inputs, 17, 13, generator=generator).to(dtype)
     weight = torch.randn(outputs, inputs, 5, 5, generator=generator).to(dtype) / 30

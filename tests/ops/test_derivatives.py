@@ -18,7 +18,7 @@ from vqvae2_fast.testing.compare import every_call_trains
 
 
 def values(seed, *shape):
-    """Not by a generator, which `vmap` refuses."""
+    """Does not use a generator, which `vmap` refuses."""
     return 1.5 * torch.sin(torch.arange(math.prod(shape)) * (1.7 + 0.3 * seed) + 1).view(shape)
 
 
@@ -85,7 +85,7 @@ FUNCTIONS = {
         values(0, 18, 4),
     ),
 }
-# PyTorch's own errors, of what their references are made of; and one of ours.
+# Errors of PyTorch for the calls in the references; and one of ours.
 NO_SECOND_DERIVATIVE = {
     "causal_attention": "is not implemented",
     "code_conv2d": "is not implemented",

@@ -129,7 +129,7 @@ def test_codebooks_used_in_turns_are_not_mixed_up():
 
 @pytest.mark.parametrize("level", simd_levels())
 def test_more_codes_than_tags(level):
-    """A score has room for the number of 1,024 vectors of codes; beyond, numbers are shared."""
+    """A score has room to number 1,024 vectors of codes; beyond that, vectors share numbers."""
     generator = torch.Generator().manual_seed(8)
     codebook = torch.randn(40_000, 3, generator=generator)
     z = codebook[torch.randint(40_000, (40,), generator=generator)] + 1e-3
@@ -139,7 +139,7 @@ def test_more_codes_than_tags(level):
 
 @pytest.mark.parametrize("level", simd_levels())
 def test_every_vector_between_many_codes(level):
-    """All codes are as near as rounding can tell: no screen helps, the answer stays exact."""
+    """Rounding cannot tell which code is nearest: no screen helps, but the answer stays exact."""
     generator = torch.Generator().manual_seed(9)
     codebook = 1 + 2.0**-20 * torch.randn(100, 16, generator=generator)
     z = 1 + 2.0**-20 * torch.randn(300, 16, generator=generator)

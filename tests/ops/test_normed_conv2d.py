@@ -1,4 +1,4 @@
-"""When a convolution goes through tiles, and that its dead taps stay dead there."""
+"""When a convolution uses tiles, and that its dead taps have no effect there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def weight(outputs, inputs, kernel):
 @pytest.mark.parametrize("layer", [conv_3x3, conv_5x5, halve, double])
 def test_results_do_not_depend_on_the_number_of_threads(layer, with_threads, operator_calls):
     def run():
-        # One image: its rows are cut where there are more threads.
+        # The rows of a single image are cut if there are more threads.
         x = torch.randn(1, 64, 68, 68, generator=torch.Generator().manual_seed(3))
         x.requires_grad_()
         out = layer(x)

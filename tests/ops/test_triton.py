@@ -171,7 +171,8 @@ def test_norms_over_the_whole_range():
 @interpreted
 @pytest.mark.parametrize("counted", [True, False])
 def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
-    """Codes rounded to quarters: exact while the band knows of it, wrong when it does not."""
+    """Codes rounded to quarters: exact if the band allows for the rounding, wrong if it does
+    not."""
     from vqvae2_fast.ops.nearest_code import triton as kernels
 
     centre = kernels.centre_codebook

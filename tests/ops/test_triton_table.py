@@ -1,4 +1,4 @@
-"""What the READMEs say of the compiled kernels is what was found when they were last compiled."""
+"""The READMEs say of the compiled kernels what was found when they were last compiled."""
 
 from __future__ import annotations
 

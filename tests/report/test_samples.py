@@ -28,7 +28,7 @@ def folder(path: Path, classes: list[str | None]) -> None:
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What the grid is made of: red of each image, labels, names, title."""
+    """What the grid is drawn from: the red value of each image, labels, names, title."""
     calls = []
 
     def record(images, labels, names, *, title):

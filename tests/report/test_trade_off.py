@@ -1,4 +1,4 @@
-"""The plot of what rejection trades: which panels it has."""
+"""The plot of rejection's trade-off: which panels it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps: the newest checkpoints and the best; and what a resumed one puts right."""
+"""What a run keeps: the newest checkpoints and the best one; and what a resumed run repairs."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_best_costs_no_space_while_its_step_is_there(tmp_path):
 
 
 def cut(figures: list[float], run: Path, after: int) -> None:
-    """A run that ends after so many steps without a further word."""
+    """A run that ends after this many steps without doing anything else."""
     one = stage(figures)
     steps = iter(range(after))
     inner = one.loss

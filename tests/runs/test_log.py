@@ -1,4 +1,4 @@
-"""log.jsonl: whole lines, those of the steps that a run goes on from."""
+"""log.jsonl: it holds whole lines, up to the step from which a run continues."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_full_disk_leaves_whole_lines(small_disk):
     with pytest.raises(
         OSError, match=r"cannot write to .*log\.jsonl: .*(space|large).*resume=True"
     ):
-        for step in range(2, 1000):  # the last page of the file is free yet
+        for step in range(2, 1000):  # the last page of the file still has room
             log.write(step, loss=0.5)
     small_disk.clear()
     assert lines(path) == log.lines

@@ -1,4 +1,4 @@
-"""The CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run as they stand."""
+"""The CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run unchanged."""
 
 import os
 import shutil

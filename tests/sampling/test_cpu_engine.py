@@ -1,4 +1,4 @@
-"""Engine `cpu`: the same bits whatever the batch, the threads and the SIMD level; its own parts."""
+"""Engine `cpu`: the same bits for every batch, thread count and SIMD level; and its parts."""
 
 import gc
 import re
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"
 )
 
-# Nothing a multiple of a panel or of a vector, heads of 9 channels, more codes than a noise block.
+# No size is a multiple of a panel or a vector; heads of 9 channels; more codes than a noise block.
 ODD = {
     "channels": 54,
     "residual_channels": 37,
@@ -192,7 +192,7 @@ def test_maps_of_any_size(size, attention):
     inputs = prior_inputs(prior, 2)
     with torch.no_grad():
         expected = prior(inputs["codes"])
-    # Sums in other orders; logits of order one.
+    # Sums in different orders; logits of order one.
     torch.testing.assert_close(logits_of(prior, inputs), expected, rtol=0, atol=1e-5)
 
 
@@ -321,7 +321,7 @@ def test_int8_weights_are_rounded_to_their_scale_and_nothing_else(mask, attentio
 
     monkeypatch.setattr(cpu._Description, "scaled", rounded)
     same = logits_with_weights(prior, inputs, torch.float32)
-    # A scale is taken of a block's sum and not of each weight: float32 roundings apart.
+    # A scale multiplies a block's sum rather than each weight, which differs by float32 rounding.
     torch.testing.assert_close(logits, same, rtol=0, atol=2e-5 * float(same.abs().max()))
     assert (logits - exact).abs().max() > 100 * (logits - same).abs().max()
 

@@ -1,6 +1,7 @@
-"""Engine `cuda`: its kernels executed on the CPU, every thread a fiber, five blocks resident.
+"""Engine `cuda`, with its kernels executed on the CPU: every thread is a fiber, and five blocks are
+resident.
 
-That shows that they compute what the reference does and wait for each other as they must. Races are
+This shows that they compute what the reference does and wait for each other as they must. Races are
 looked for by the thread sanitizer (.ci/cuda_sampler); speed and a GPU's own arithmetic are not.
 """
 
@@ -31,7 +32,7 @@ MASKS = ("exclude", "include", "down", "downright")
 
 @pytest.fixture
 def card():
-    """The card of a test, to be replaced in it."""
+    """The card of a test, which the test may replace."""
     return [CARD]
 
 
@@ -77,7 +78,7 @@ def test_priors_of_every_kind_draw_as_the_reference_does(kind, engines):
     context = {"condition": inputs["condition"], "labels": inputs["labels"], "seed": 5}
     codes = sample_codes(prior, 2, engine="on_cpu", **context)
     result = assert_near_tie(prior, codes, engine="on_cpu", **context)
-    assert result.logit_error < 2e-6  # logits of order one, sums in another order
+    assert result.logit_error < 2e-6  # logits of order one, sums in a different order
     assert torch.equal(codes, sample_codes(prior, 2, engine="reference", **context))
 
 
@@ -226,7 +227,7 @@ def test_products_on_tensor_cores_round_their_inputs(engine, bits, mask, engines
     inputs = prior_inputs(prior, 2)
     exact = logits_of(prior, inputs)
     error = (logits_of(prior, inputs, engine) - exact).abs().max()
-    # Two rounded factors a product; logits of order one sum the errors of all layers.
+    # Each product has two rounded factors; logits of order one sum the errors of all layers.
     assert 0 < error < 16 * 2.0**-bits
 
 

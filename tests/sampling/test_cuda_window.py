@@ -1,5 +1,5 @@
-"""Several codes a step of engine `cuda`, its kernels executed on the CPU: the same bits as one code
-a step, whatever the guesses, in every precision."""
+"""Several codes per step of engine `cuda`, with its kernels executed on the CPU: the same bits as
+one code per step, whatever the guesses, in every precision."""
 
 import pytest
 import torch
@@ -149,7 +149,7 @@ def test_right_guesses_are_kept(drawn):
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 def test_a_sample_takes_as_many_steps_as_by_engine_cpu(drawn):
-    # So what trained priors keep a step, measured on a CPU, is what a GPU keeps.
+    # So what trained priors keep per step, measured on a CPU, is also what a GPU keeps.
     prior = tiny_prior(size=(4, 12), num_embeddings=3, attention=False, num_blocks=1)
     inputs = prior_inputs(prior, 1)
     noise = DrawNoise(1, 12, 3, torch.device("cpu"), 5)

@@ -1,8 +1,8 @@
-"""Engine `eager` as captured on CUDA, and what it keeps from draw to draw.
+"""Engine `eager` as captured on CUDA, and what it keeps between draws.
 
-Without a GPU rows are recorded: the operators that a row calls, with the very tensors and numbers
-they are given, called again in every later row. Like a CUDA graph, a recording knows nothing of
-what Python would do the next time.
+Without a GPU rows are recorded: the operators that a row calls, with the same tensors and numbers,
+are called again in every later row. Like a CUDA graph, a recording does not depend on what Python
+would do the next time.
 """
 
 import gc
@@ -35,7 +35,7 @@ class Recording(TorchDispatchMode):
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """The recordings made, instead of captures; what is kept is the test's own."""
+    """The recordings that are made instead of captures; each test has its own kept values."""
     made = []
 
     def captured(function):
@@ -166,7 +166,7 @@ def test_what_is_kept_goes_with_the_prior(recordings):
     gc.disable()
     try:
         del prior, row
-        # Without the collector: nothing of a graph's memory waits for it.
+        # With the garbage collector off: a graph's memory must not wait for it.
         assert network() is None
     finally:
         gc.enable()

@@ -1,4 +1,4 @@
-"""The pixel phase of engine `eager` is fit for capture: fixed buffers, no look at any value."""
+"""The pixel phase of engine `eager` can be captured: fixed buffers, and no value is read."""
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ LOOKS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero"
 
 
 class Recorder(TorchDispatchMode):
-    """Every operator called: its name, whether it writes where it is told, and address, storage,
-    shape and strides of each tensor it returns."""
+    """Records every operator called: its name, whether it writes to a given buffer, and the
+    address, storage, shape and strides of each tensor that it returns."""
 
     def __init__(self):
         super().__init__()
@@ -79,8 +79,8 @@ def test_a_rows_steps_use_fixed_buffers_alone(mask, attention, rule, known, monk
         network.finish_row(i)
         rows.append(recorder.calls)
     assert rows[0] == rows[1] == rows[2]
-    # Equal addresses could be those of memory freed and taken again: so every result must be a
-    # buffer that the operator was told to write, or a view of one.
+    # Equal addresses could be those of memory that was freed and allocated again, so every result
+    # must be a buffer that the operator was told to write to, or a view of one.
     buffers = {at for _, writes, results in rows[0] if writes for _, at, _, _ in results}
     for name, _, results in rows[0]:
         assert name not in LOOKS

@@ -109,7 +109,7 @@ def test_logits_after_a_change_of_the_weights(engine):
     with torch.no_grad():
         prior.head.bias[3] += 1.0
     assert_logits_of_the_forward(prior, engine)
-    # Through .data autograd counts no version.
+    # Autograd does not count versions of writes through .data.
     prior.blocks[0].layers[0].conv1.kernel.weight_g.data.mul_(1.5)
     assert_logits_of_the_forward(prior, engine)
 

@@ -12,7 +12,7 @@ MIB = 1 << 20  # the compiled hash takes pieces of this many bytes, the other on
 
 @pytest.fixture(params=["compiled", "torch"])
 def tensors(request, monkeypatch):
-    """Two weights of 3 MiB, a small one and a bias, of values whose signs and sums balance."""
+    """Two weights of 3 MiB, a small one and a bias, with values whose signs and sums balance."""
     if request.param == "torch":
         monkeypatch.setattr(_native, "module", None)
     elif _native.module is None:

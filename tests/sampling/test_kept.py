@@ -1,4 +1,4 @@
-"""What is kept from draw to draw: by owner and key, few values, and no longer than the owner."""
+"""What is kept between draws: a few values by owner and key, for no longer than the owner lives."""
 
 import threading
 import weakref
@@ -36,7 +36,7 @@ def test_the_least_recently_used_goes_before_a_new_one_is_made():
     kept, plan = Kept(2), Plan()
     for key in "aba":
         kept.put_back(plan, key, kept.take(plan, key, lambda key=key: key))
-    assert kept.take(plan, "c", lambda: kept.count(plan)) == 1  # a alone was left
+    assert kept.take(plan, "c", lambda: kept.count(plan)) == 1  # only a was left
     kept.put_back(plan, "c", "c")
     assert kept.take(plan, "a", unexpected) == "a"
     assert kept.take(plan, "b", lambda: "new") == "new"

@@ -1,4 +1,4 @@
-"""`sample_codes`: noise by sample number, modes, progress, and bad arguments by name."""
+"""`sample_codes`: noise by sample number, modes, progress, and errors that name bad arguments."""
 
 import threading
 

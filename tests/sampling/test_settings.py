@@ -43,7 +43,8 @@ def test_top_p_keeps_one_code_at_least():
 
 def test_top_p_acts_on_what_top_k_left():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    # Of the two best the first has 4/7 of the probability: enough for 0.5, where it had 0.4 of all.
+    # Of the two best, the first has 4/7 of the probability, enough for 0.5; of all codes it has
+    # 0.4.
     assert kept_codes(DrawSettings(top_p=0.5), logits) == [0, 1]
     assert kept_codes(DrawSettings(top_k=2, top_p=0.5), logits) == [0]
 

@@ -33,7 +33,7 @@ def test_tolerance_is_four_errors_over_the_temperature():
 
 
 def test_a_code_at_the_edge_of_a_filter_holds():
-    # Top-1 keeps code 1; within the error it could as well keep code 0, never code 2.
+    # Top-1 keeps code 1; within the error it could also keep code 0, but never code 2.
     assert gap(DrawSettings(top_k=1), 0)[0]
     assert not gap(DrawSettings(top_k=1), 2)[0]
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()

@@ -1,4 +1,4 @@
-"""The tool that kills commands, on the two subjects that are done the soonest."""
+"""The tool that kills commands, on the two subjects that finish first."""
 
 import subprocess
 import sys

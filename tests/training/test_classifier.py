@@ -54,7 +54,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, optimizer)
         return stage.model.state_dict()
 
     whole = run(tmp_path / "whole", False)
-    # The rate of a step depends on the steps in all: stop by the checkpoint, not by fewer steps.
+    # The learning rate depends on the total number of steps, so stop by the checkpoint, not by
+    # fewer steps.
     (tmp_path / "part" / "checkpoints").mkdir(parents=True)
     (tmp_path / "whole" / "checkpoints" / "step-000000002").rename(
         tmp_path / "part" / "checkpoints" / "step-000000002"

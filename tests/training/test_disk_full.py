@@ -1,4 +1,5 @@
-"""A disk that gets full while a run writes: the old files stay whole, and the run goes on after."""
+"""A disk that becomes full while a run writes: the old files stay whole, and the run can
+continue."""
 
 from __future__ import annotations
 

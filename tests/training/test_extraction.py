@@ -25,7 +25,7 @@ def model(seed: int = 0) -> VQVAE2:
         embedding_dim=4,
     )
     made = VQVAE2(config)
-    made(to_float(images().images))  # in training: the codebooks begin among the vectors
+    made(to_float(images().images))  # in training mode: starts the codebooks
     return made.eval()
 
 
@@ -50,7 +50,7 @@ class Interrupted(Exception):
 
 
 def break_off(monkeypatch, after: int) -> None:
-    """Makes the model fail once it has encoded so many batches."""
+    """Makes the model fail after it has encoded this many batches."""
     encode, calls = VQVAE2.encode, [0]
 
     def failing(self, batch):
@@ -77,7 +77,7 @@ def test_records_are_the_images_their_mirrors_and_their_copies(tmp_path):
         for copy in (1, 2)
     ]
     for number, pixels in enumerate(versions):
-        # Batch by batch as extraction has them: sums of other batches may differ by rounding.
+        # In the same batches as extraction, because sums in other batches may differ by rounding.
         expected = [vqvae.encode(to_float(part)) for part in pixels.split(4)]
         found, _ = store.batch(every + number * COUNT)
         for level in range(2):

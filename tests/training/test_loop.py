@@ -297,7 +297,7 @@ def test_dropped_labels_are_the_class_without_a_name():
 @STAGES
 def test_the_loss_of_a_stage_runs_through_the_forward_of_a_wrapper(make):
     class Wrapper(torch.nn.Module):
-        """As DistributedDataParallel: nothing but forward and the parameters."""
+        """Like DistributedDataParallel, this has only forward and the parameters."""
 
         def __init__(self, inner):
             super().__init__()

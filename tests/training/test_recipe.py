@@ -30,7 +30,7 @@ PRIOR = PixelSNAILConfig(
     condition_channels=8,
     num_condition_layers=1,
 )
-# Three levels, as nothing here may count on two.
+# Three levels, because nothing here may assume two.
 TINY = Preset(
     VQVAE2Config(
         image_size=(8, 8),

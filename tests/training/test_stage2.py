@@ -65,7 +65,7 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
     stage = prior_stage(PixelSNAIL(PRIOR), store, store, CONFIG, level=1)
     seen = torch.zeros(0, dtype=torch.int64)
     for maps, labels in islice(stage.batches(3), 3):  # the second epoch
-        # Each record of the made-up set is another.
+        # All records of the artificial set differ.
         rows = torch.tensor(
             [
                 next(i for i in range(13) if torch.equal(saved.codes[1][i], bottom))

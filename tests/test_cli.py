@@ -570,7 +570,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch):
     assert str(out / "report.html") in capsys.readouterr().out
     before = json.loads((out / "metrics.json").read_text())["held_out"]
     again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
-    assert "Add --resume to continue it" in error_of(capsys, again)
+    assert "Add --resume to continue it, or name another" in error_of(capsys, again)
     assert main([*again, "--resume"]) == 0
     assert json.loads((out / "metrics.json").read_text())["held_out"] == before
 

@@ -109,11 +109,12 @@ class Task(Generic[Model]):
         return self.make_model()
 
 
-def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool = False) -> None:
+def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = None) -> None:
     """Raises ValueError if training into --out would mix up two runs.
 
     Args:
         kind: Of the model's checkpoints: vqvae2, pixelsnail or classifier.
+        overwrite: None for a command that has no --overwrite.
     """
     check_out(out)
     if (out / "config.json").exists() or (out / MANIFEST).exists():
@@ -125,9 +126,10 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool = False) ->
     if newest is None:
         return
     if not (resume or overwrite):
+        delete = "" if overwrite is None else " or --overwrite to delete it"
         raise ValueError(
-            f"--out: {out} holds a run already. Add --resume to continue it or --overwrite to "
-            "delete it, or name another folder."
+            f"--out: {out} holds a run already. Add --resume to continue it{delete}, or name "
+            "another folder."
         )
     names = {
         "vqvae2": "a VQ-VAE (stage 1)",

@@ -10,6 +10,7 @@
 
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
+#include "dropout_seed.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -47,9 +48,8 @@ class Problem {
   Problem(const Tensor& q, const Tensor& k, const Tensor& v, double dropout_p,
           const std::string& dropout_on, const Tensor& seed)
       : q_(q), k_(k), v_(v) {
-    STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4 && seed.dim() == 0 &&
-                        seed.scalar_type() == ScalarType::Long,
-                    "dropped_attention: expected q, k, v [B, heads, L, d] and a seed, 0-d int64.");
+    STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && v.dim() == 4,
+                    "dropped_attention: expected q, k, v [B, heads, L, d].");
     for (int64_t i = 0; i < 4; ++i) {
       STD_TORCH_CHECK(k.size(i) == q.size(i) && (i == 3 || v.size(i) == q.size(i)),
                       "dropped_attention: expected k like q, and v with their positions.");
@@ -58,13 +58,15 @@ class Problem {
     head_.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_.dim)));
     head_.dropout_p = static_cast<float>(dropout_p);
     head_.on_logits = dropout_on == "logits";
-    head_.seed = *static_cast<const uint64_t*>(seed.const_data_ptr());
+    const DropoutSeed drops = dropout_seed(seed, "dropped_attention");
+    head_.seed = drops.value;
+    head_.group = drops.first_sample * static_cast<uint32_t>(q.size(1));
   }
 
   cpu::AttentionHead head(int64_t group) const {
     cpu::AttentionHead head = head_;
     head.q = rows_of(q_, group), head.k = rows_of(k_, group), head.v = rows_of(v_, group);
-    head.group = static_cast<uint32_t>(group);
+    head.group += static_cast<uint32_t>(group);
     return head;
   }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../cpu/gated_layer.h"
+#include "dropout_seed.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -50,13 +51,12 @@ inline torch::stable::Tensor as_rows(const torch::stable::Tensor& map) {
 // The activation and dropout before a convolution of x [B, C, H, W].
 inline cpu::Activation activation_of(const torch::stable::Tensor& x, bool elu, double dropout_p,
                                      const std::optional<torch::stable::Tensor>& seed) {
-  STD_TORCH_CHECK(dropout_p == 0 || (seed && seed->dim() == 0 &&
-                                     seed->scalar_type() == torch::headeronly::ScalarType::Long),
-                  "normed_conv2d: expected a seed, 0-d int64, for dropout.");
-  const uint64_t value = dropout_p == 0 ? 0 : *static_cast<const uint64_t*>(seed->const_data_ptr());
+  STD_TORCH_CHECK(dropout_p == 0 || seed, "normed_conv2d: expected a seed for dropout.");
+  const DropoutSeed drops = dropout_p == 0 ? DropoutSeed{} : dropout_seed(*seed, "normed_conv2d");
   return {.elu = elu,
           .dropout_p = static_cast<float>(dropout_p),
-          .seed = value,
+          .seed = drops.value,
+          .first_image = drops.first_sample,
           .positions = x.size(2) * x.size(3)};
 }
 

@@ -13,6 +13,7 @@
 #include "../cpu/code_statistics.h"
 #include "../cpu/kernels.h"
 #include "../cpu/search.h"
+#include "dropout_seed.h"
 #if defined(VQ_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
 
@@ -219,9 +220,7 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
 
 Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_rows,
                         int64_t num_columns, double dropout_p) {
-  STD_TORCH_CHECK(seed.dim() == 0 && seed.scalar_type() == ScalarType::Long,
-                  "dropout_mask: expected seed 0-d int64.");
-  const uint64_t seed_value = *static_cast<const uint64_t*>(seed.const_data_ptr());
+  const DropoutSeed drops = dropout_seed(seed, "dropout_mask");
   Tensor keep =
       torch::stable::new_empty(seed, {num_samples, num_rows, num_columns}, ScalarType::Bool);
   uint8_t* out = static_cast<uint8_t*>(keep.mutable_data_ptr());
@@ -229,7 +228,7 @@ Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_row
   const int64_t grain = 1 + kNoiseGrain / (num_columns + 1);
   torch::stable::parallel_for(0, num_samples * num_rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      kernels.dropout_mask(seed_value, static_cast<uint32_t>(i / num_rows),
+      kernels.dropout_mask(drops.value, drops.first_sample + static_cast<uint32_t>(i / num_rows),
                            static_cast<uint32_t>(i % num_rows), num_columns,
                            static_cast<float>(dropout_p), out + i * num_columns);
     }

@@ -32,10 +32,11 @@ inline void for_each_vector(int64_t count, float* out, const Use& use, const Arr
 inline void dropout_factors(const Activation& activation, int64_t row, int64_t first,
                             float* factors) {
   uint32_t words[kPart];
-  fill_words<kShortNoiseBlock>(activation.seed, static_cast<uint32_t>(first / 4),
-                               static_cast<uint32_t>(row % activation.positions),
-                               static_cast<uint32_t>(row / activation.positions),
-                               kPurposeDropout << 16, words);
+  fill_words<kShortNoiseBlock>(
+      activation.seed, static_cast<uint32_t>(first / 4),
+      static_cast<uint32_t>(row % activation.positions),
+      activation.first_image + static_cast<uint32_t>(row / activation.positions),
+      kPurposeDropout << 16, words);
   const float kept = 1 / (1 - activation.dropout_p);
   for (int64_t i = 0; i < kPart; ++i) {
     factors[i] = uniform_from_word(words[i]) >= activation.dropout_p ? kept : 0;

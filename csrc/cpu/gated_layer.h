@@ -11,6 +11,7 @@ struct Activation {
   bool elu = false;
   float dropout_p = 0;  // 0 for none
   uint64_t seed = 0;    // entry (image, position, channel) is dropped as `dropout_mask` says
+  uint32_t first_image = 0;
   int64_t positions = 0;
 };
 

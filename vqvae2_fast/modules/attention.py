@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.causal_conv import SameConv2d
+from vqvae2_fast.ops._batch_part import dropout_seed
 
 __all__ = ["CausalAttention"]
-
-# Seeds of the dropout are drawn below this; any int64 would do.
-_SEED_END = 2**62
 
 
 class CausalAttention(nn.Module):
@@ -56,8 +53,7 @@ class CausalAttention(nn.Module):
         """query `[B, query_channels, H, W]`, key `[B, key_channels, H, W]` -> `[B, C, H, W]`."""
         batch, _, height, width = query.shape
         dropout = self.dropout if self.training else 0.0
-        # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.
-        seed = torch.randint(_SEED_END, (), device=query.device) if dropout > 0 else None
+        seed = dropout_seed(query.device) if dropout > 0 else None
         q = self._heads(self.query(query))
         k, v = self._heads(self.key(key)), self._heads(self.value(key))
         out = ops.causal_attention(q, k, v, dropout, self.dropout_on, seed)

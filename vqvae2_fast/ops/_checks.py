@@ -80,8 +80,8 @@ def check_int64(op: str, **tensors: Tensor) -> None:
 def check_seed(op: str, seed: Tensor) -> None:
     """A seed is a tensor, so that a compiled graph does not depend on its value."""
     check_int64(op, seed=seed)
-    if seed.dim() != 0:
-        raise ValueError(f"{op}: expected seed 0-d, got {described(seed)}.")
+    if seed.shape not in ((), (2,)):
+        raise ValueError(f"{op}: expected seed 0-d or [2], got {described(seed)}.")
 
 
 def check_same_device(op: str, **tensors: Tensor | None) -> None:

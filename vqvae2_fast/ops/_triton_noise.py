@@ -6,10 +6,16 @@ multiply-add would change its bits.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["fixed_log", "random_words", "uniform"]
+__all__ = ["fixed_log", "random_words", "uniform", "with_first_sample"]
+
+
+def with_first_sample(seed: torch.Tensor) -> torch.Tensor:
+    """A seed of dropout as int64 `[2]`: the seed itself and the number of the first sample."""
+    return seed.contiguous() if seed.dim() else torch.stack([seed, torch.zeros_like(seed)])
 
 
 @triton.jit

@@ -84,7 +84,7 @@ def causal_attention(
         q, k: `[B, heads, L, d]`, floating.
         v: `[B, heads, L, dv]`.
         dropout_p: Probability of dropping, in [0, 1). The caller passes 0 outside training.
-        seed: 0-d int64 tensor, needed with dropout; the mask is a function of it alone.
+        seed: int64 tensor as in `dropout_mask`, needed with dropout; the mask is a function of it.
 
     Returns:
         `[B, heads, L, dv]`, differentiable in q, k and v.
@@ -115,6 +115,6 @@ def causal_attention(
         )
     if dropout_p > 0:
         if seed is None:
-            raise ValueError("causal_attention: dropout needs a seed (0-d int64), got None.")
+            raise ValueError("causal_attention: dropout needs a seed (int64), got None.")
         check_seed("causal_attention", seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)

@@ -52,6 +52,8 @@ def _dropped_logits(
     `[B, heads, L, L]` both. Position 0 sees nothing: its row is finite and never read.
     """
     batch, heads, length, _ = q.shape
+    if seed.dim():  # a sample of the mask is a head
+        seed = torch.stack([seed[0], seed[1] * heads])
     keep = DROPOUT_MASK(seed, batch * heads, length, length, dropout_p)
     keep = keep.view(batch, heads, length, length)
     logits = q @ k.transpose(2, 3) / q.shape[3] ** 0.5  # [B, heads, L, L]

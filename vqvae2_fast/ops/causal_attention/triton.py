@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import launch
+from vqvae2_fast.ops._triton_noise import with_first_sample
 from vqvae2_fast.ops.causal_attention.triton_backward import causal_attention_backward_triton
 from vqvae2_fast.ops.causal_attention.triton_tiles import (
     compile_time,
@@ -72,6 +73,7 @@ def _causal_attention_fwd_kernel(
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
     seed = tl.load(seed_ptr)
+    dropped = tl.load(seed_ptr + 1) * H + sample
     bound = threshold.to(tl.uint32)
     q = rows_of_head(
         q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
@@ -85,7 +87,7 @@ def _causal_attention_fwd_kernel(
             k_ptr, image, head, keys, d, L, D, k_stride_b, k_stride_h, k_stride_l, k_stride_d
         ).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        keep = kept(seed, sample, queries, first, bound, BLOCK_N)
+        keep = kept(seed, dropped, queries, first, bound, BLOCK_N)
         logit = tl.where(keep, product * gain, 0.0)
         logit = tl.where(keys[None, :] < queries[:, None], logit, float("-inf"))
         higher = tl.maximum(highest, tl.max(logit, axis=1))
@@ -126,7 +128,7 @@ def causal_attention_fused_triton(
         q,
         k,
         v,
-        seed,
+        with_first_sample(seed),
         out,
         log_sum,
         heads,

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import launch
+from vqvae2_fast.ops._triton_noise import with_first_sample
 from vqvae2_fast.ops.causal_attention.triton_tiles import (
     compile_time,
     configuration_of,
@@ -120,6 +121,7 @@ def _causal_attention_bwd_dkdv_kernel(
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
     seed = tl.load(seed_ptr)
+    dropped = tl.load(seed_ptr + 1) * H + sample
     bound = threshold.to(tl.uint32)
     k = rows_of_head(
         k_ptr, image, head, keys, d, L, D, k_stride_b, k_stride_h, k_stride_l, k_stride_d
@@ -151,7 +153,7 @@ def _causal_attention_bwd_dkdv_kernel(
             dout_stride_d,
         ).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        keep = kept(seed, sample, queries, first_key, bound, BLOCK_N)
+        keep = kept(seed, dropped, queries, first_key, bound, BLOCK_N)
         weights = probabilities(product, keep, queries, keys, log_sum, gain, L)
         dv_sum = tl.dot(tl.trans(weights.to(OPERAND)), dout, dv_sum, input_precision=PRECISION)
         dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
@@ -211,6 +213,7 @@ def _causal_attention_bwd_dq_kernel(
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
     seed = tl.load(seed_ptr)
+    dropped = tl.load(seed_ptr + 1) * H + sample
     bound = threshold.to(tl.uint32)
     row = sample * L + queries
     log_sum = tl.load(log_sum_ptr + row, mask=queries < L, other=0.0)
@@ -241,7 +244,7 @@ def _causal_attention_bwd_dq_kernel(
             v_ptr, image, head, keys, dv, L, DV, v_stride_b, v_stride_h, v_stride_l, v_stride_d
         ).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        keep = kept(seed, sample, queries, first, bound, BLOCK_N)
+        keep = kept(seed, dropped, queries, first, bound, BLOCK_N)
         weights = probabilities(product, keep, queries, keys, log_sum, gain, L)
         dweights = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         dproduct = tl.where(keep, weights * (dweights - delta[:, None]) * slope, 0.0)
@@ -280,7 +283,7 @@ def causal_attention_backward_triton(
     )
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     slope = dimension**-0.5 / (1 - dropout_p)
-    inputs = (dout, q, k, v, log_sum, delta, seed)
+    inputs = (dout, q, k, v, log_sum, delta, with_first_sample(seed))
     sizes = (heads, length, dimension, v.shape[3], slope * math.log2(math.e), slope)
     strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride())
     config = configuration_of("bwd_dkdv", q, v)

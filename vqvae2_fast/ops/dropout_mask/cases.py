@@ -11,7 +11,12 @@ __all__ = ["CASES", "ERRORS"]
 
 
 def _case(
-    name: str, samples: int, rows: int, columns: int, dropout_p: float, seed: int = 3
+    name: str,
+    samples: int,
+    rows: int,
+    columns: int,
+    dropout_p: float,
+    seed: int | tuple[int, int] = 3,
 ) -> Case:
     def make(_: torch.Generator) -> tuple[object, ...]:
         return torch.tensor(seed), samples, rows, columns, dropout_p
@@ -24,6 +29,7 @@ CASES = [
     _case("nothing_dropped", 2, 2, 9, 0.0),
     _case("no_columns", 2, 2, 0, 0.5),
     _case("negative_seed", 1, 4, 300, 0.9, seed=-5),
+    _case("part_of_a_batch", 2, 3, 9, 0.4, seed=(3, 5)),
 ]
 
 ERRORS = [
@@ -37,7 +43,7 @@ ERRORS = [
         "seed_not_a_scalar",
         lambda: dropout_mask(torch.zeros(1).long(), 1, 1, 1, 0.1),
         ValueError,
-        "expected seed 0-d, got [1]",
+        "expected seed 0-d or [2], got [1]",
     ),
     ErrorCase(
         "dropout_of_one",

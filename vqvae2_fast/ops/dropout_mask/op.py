@@ -36,11 +36,12 @@ def dropout_mask(
     in float32: u ≥ dropout_p keeps the entry.
 
     Args:
-        seed: 0-d int64 tensor, so that a compiled graph does not depend on its value.
+        seed: int64 tensor, so that a compiled graph does not depend on its value; 0-d, or `[2]`:
+            the seed, and the number of the first sample where these are a part of a batch.
         dropout_p: In [0, 1).
 
     Raises:
-        ValueError: seed not 0-d, or dropout_p outside [0, 1).
+        ValueError: seed neither 0-d nor `[2]`, or dropout_p outside [0, 1).
         TypeError: seed not int64.
     """
     check_seed("dropout_mask", seed)

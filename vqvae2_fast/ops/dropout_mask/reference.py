@@ -20,6 +20,9 @@ def dropout_mask_reference(
     sample, row, column = (
         torch.arange(size, device=seed.device) for size in (num_samples, num_rows, num_columns)
     )
+    if seed.dim():
+        seed, first = seed.unbind()
+        sample = first + sample
     words = random_words(
         column,
         row[:, None],

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, launch
-from vqvae2_fast.ops._triton_noise import random_words, uniform
+from vqvae2_fast.ops._triton_noise import random_words, uniform, with_first_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,8 @@ def _dropout_mask_kernel(
     quads = (num_columns + 3) // 4
     counter = tl.program_id(0).to(tl.int64) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
     line = counter // quads
-    words = random_words(
-        tl.load(seed_ptr), counter % quads, line % num_rows, line // num_rows, 1 << 16
-    )
+    sample = tl.load(seed_ptr + 1) + line // num_rows
+    words = random_words(tl.load(seed_ptr), counter % quads, line % num_rows, sample, 1 << 16)
     keep = uniform(words) >= dropout_p
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     line = entry // (4 * quads)
@@ -50,7 +49,7 @@ def dropout_mask_triton(
     launch(
         _dropout_mask_kernel,
         (triton.cdiv(entries, config["BLOCK"]),),
-        seed,
+        with_first_sample(seed),
         mask.view(torch.uint8),
         num_samples * num_rows,
         num_rows,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 
 from vqvae2_fast.ops import _training
+from vqvae2_fast.ops._batch_part import dropout_seed
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import BY_DESIGN, register
 from vqvae2_fast.ops.causal_conv2d.op import causal_conv2d, placement
+from vqvae2_fast.ops.dropout_mask.op import DROPOUT_MASK
 from vqvae2_fast.ops.normed_conv2d.gradient import backward, setup_context, why_not
-from vqvae2_fast.ops.normed_conv2d.reference import normed_conv2d_reference, normed_weight
+from vqvae2_fast.ops.normed_conv2d.reference import kept, normed_conv2d_reference, normed_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +24,6 @@ __all__ = ["LEAST_PRODUCTS", "NORMED_CONV2D", "normed_conv2d"]
 # of torch beats a pointwise layer: see the README.
 LEAST_PRODUCTS = 1 << 22
 LEAST_POINTWISE_PRODUCTS = 1 << 16
-# Seeds of the dropout are drawn below this; any int64 would do.
-_SEED_END = 2**62
 
 
 def _why_not(
@@ -79,7 +78,8 @@ def normed_conv2d(
         live: Bool `[kh, kw]`, the mask's live taps; None if v is zero on the dead taps, or no tap
             is dead.
         elu: Convolve ELU(x).
-        dropout_p: Probability of dropping a value before the convolution, by torch's generator.
+        dropout_p: Probability of dropping a value before the convolution, by `dropout_mask` of
+            (image, position, channel) with a seed from torch's generator.
 
     Returns:
         `[B, C_out, H, W]`.
@@ -89,12 +89,14 @@ def normed_conv2d(
         have another order, and the sum of a position may include later positions whose terms cancel
         up to rounding. Without gradients every position is summed separately.
     """
+    # Kernels for the CPU read a seed there.
+    seed = dropout_seed(x.device) if dropout_p > 0 else None
     if NORMED_CONV2D.takes(x, weight_v, weight_g, bias):
-        # The seed comes from torch's generator, so `torch.manual_seed` fixes the dropout.
-        seed = torch.randint(_SEED_END, ()) if dropout_p > 0 else None
         where = placement(mask, *weight_v.shape[2:])
         return NORMED_CONV2D.kernel(x, weight_v, weight_g, bias, *where, elu, dropout_p, seed)
-    x = F.dropout(F.elu(x) if elu else x, dropout_p)
+    x = F.elu(x) if elu else x
+    if seed is not None:
+        x = x * kept(DROPOUT_MASK, x, dropout_p, seed)
     weight = normed_weight(weight_v if live is None else weight_v.where(live, 0.0), weight_g)
     if mask == "same":
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,10 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from vqvae2_fast.ops.dropout_mask.reference import dropout_mask_reference
 
-__all__ = ["normed_conv2d_backward_reference", "normed_conv2d_reference", "normed_weight"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["kept", "normed_conv2d_backward_reference", "normed_conv2d_reference", "normed_weight"]
 
 
 def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
@@ -20,14 +25,18 @@ def normed_weight(weight_v: Tensor, weight_g: Tensor | None) -> Tensor:
     return weight_v * (weight_g / norm)
 
 
+def kept(mask: Callable[..., Tensor], x: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
+    """What the dropout multiplies x `[B, C, H, W]` with, from `dropout_mask` or its reference."""
+    batch, channels, height, width = x.shape
+    keep = mask(seed, batch, height * width, channels, dropout_p)
+    keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
+    return keep.to(x.dtype) / (1 - dropout_p)
+
+
 def _kept(x: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor | float:
-    """The factors by which dropout multiplies x `[B, C, H, W]`."""
     if dropout_p == 0 or seed is None:
         return 1.0
-    batch, channels, height, width = x.shape
-    keep = dropout_mask_reference(seed, batch, height * width, channels, dropout_p)
-    keep = keep.view(batch, height, width, channels).permute(0, 3, 1, 2)  # [B, C, H, W]
-    return keep / (1 - dropout_p)
+    return kept(dropout_mask_reference, x, dropout_p, seed)
 
 
 def _live_weight(weight_v: Tensor, live: int) -> Tensor:

@@ -23,6 +23,7 @@ from vqvae2_fast.data.code_store import (
     verify,
 )
 from vqvae2_fast.data.code_writer import CodeWriter, WriteProgress, write_codes
+from vqvae2_fast.data.cut import BatchCut
 from vqvae2_fast.data.emoji import EMOJI_CLASSES, load_emoji
 from vqvae2_fast.data.fashion_mnist import FASHION_MNIST_CLASSES, load_fashion_mnist
 from vqvae2_fast.data.folder import ImageFolder
@@ -34,6 +35,7 @@ from vqvae2_fast.data.web_dataset import load_web_dataset
 __all__ = [
     "EMOJI_CLASSES",
     "FASHION_MNIST_CLASSES",
+    "BatchCut",
     "CodeStore",
     "CodeWriter",
     "HuggingFaceImages",

@@ -18,16 +18,17 @@ _PURPOSE = 3  # in the counter; 0 to 2 are draws, dropout and restarts
 _FLIP, _ROW, _COLUMN = 0, 1, 2  # words of an image
 
 
-def flips(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+def flips(indices: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
     """Whether each image is mirrored in this epoch, with probability 1/2: bool `[B]`.
 
     Args:
         indices: Numbers of the images in their set, int64 `[B]`.
+        epoch: Of all images, or of each one, int64 `[B]`.
     """
     return _words(indices, seed, epoch, _FLIP) >= 2**31
 
 
-def crop_offsets(indices: Tensor, padding: int, *, seed: int, epoch: int) -> Tensor:
+def crop_offsets(indices: Tensor, padding: int, *, seed: int, epoch: int | Tensor) -> Tensor:
     """(down, right) shift of each image's window, uniform in [-padding, padding]: int64 `[B, 2]`.
 
     Raises:
@@ -44,7 +45,7 @@ def augment(
     indices: Tensor,
     *,
     seed: int,
-    epoch: int,
+    epoch: int | Tensor,
     flip: bool = False,
     crop_padding: int = 0,
 ) -> Tensor:
@@ -55,6 +56,7 @@ def augment(
     Args:
         images: `[B, C, H, W]`, any type and device.
         indices: Numbers of the images in their set, int64 `[B]`.
+        epoch: As in `flips`.
         flip: Mirror left to right with probability 1/2.
         crop_padding: Pixels on each side before the crop.
 
@@ -81,11 +83,11 @@ def _shifted(images: Tensor, offsets: Tensor) -> Tensor:
     return images.gather(2, rows).gather(3, columns)  # [B, C, H, W]
 
 
-def _words(indices: Tensor, seed: int, epoch: int, which: int) -> Tensor:
+def _words(indices: Tensor, seed: int, epoch: int | Tensor, which: int) -> Tensor:
     """One 32-bit word for each image, in int64 `[B]`."""
     return random_words(
         torch.tensor(which),
-        torch.tensor(epoch),
+        torch.as_tensor(epoch),
         indices.to("cpu"),
         seed=stable_hash(f"augment/{seed}"),
         stream=0,

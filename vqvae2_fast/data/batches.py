@@ -1,9 +1,10 @@
 """The order of training: which images make up the batch of a step, as a function of the seed.
 
 Epoch e visits the set in a permutation that depends only on (seed, e) and drops the incomplete
-batch at its end. So the content of a step is a function of the seed and the step, and training
+batch at its end. A batch larger than the set takes whole epochs, one after the other. So the
+content of a step is a function of the seed, the step and the size of its batch, and training
 continues exactly where it stopped when it is given the step. Nothing here depends on worker
-processes.
+processes, nor on how a batch is cut into micro-batches and shared by processes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vqvae2_fast.data.augment import augment
+from vqvae2_fast.data.cut import BatchCut
 from vqvae2_fast.data.images import ImageTensorDataset, stable_hash, to_float
 
 if TYPE_CHECKING:
@@ -74,11 +76,58 @@ def _steps(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[
     steps_per_epoch = count // batch_size
     epoch, step = divmod(start_step, steps_per_epoch)
     while True:
-        generator = torch.Generator().manual_seed(stable_hash(f"order/{seed}/{epoch}"))
-        order = torch.randperm(count, generator=generator)
+        order = _permutation(count, seed, epoch)
         for first in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
             yield epoch, order[first : first + batch_size]
         epoch, step = epoch + 1, 0
+
+
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(stable_hash(f"order/{seed}/{epoch}"))
+    return torch.randperm(count, generator=generator)
+
+
+def _large_steps(
+    count: int, batch_size: int, seed: int, start_step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(epochs, indices), `[B]` both, of batches that are larger than the set."""
+    first = start_step * batch_size
+    while True:
+        stop = first + batch_size
+        epochs = range(first // count, -(-stop // count))
+        order = torch.cat([_permutation(count, seed, epoch) for epoch in epochs])
+        number = torch.arange(first, stop)
+        yield number // count, order[number - epochs.start * count]
+        first = stop
+
+
+def _parts(
+    count: int, cut: BatchCut, seed: int, start_step: int
+) -> Iterator[tuple[int | Tensor, Tensor]]:
+    """(epoch or epochs, indices) of a process's parts, from the first of step `start_step` on.
+
+    Raises:
+        ValueError: A micro-batch is larger than the set, or start_step is negative.
+    """
+    most = -(-cut.batch_size // cut.accumulate)
+    if cut.batch_size <= count or cut.accumulate == 1:
+        plan: Iterator[tuple[int | Tensor, Tensor]] = shuffled_indices(
+            count, cut.batch_size, seed=seed, start_step=start_step
+        )
+    elif most <= count:
+        plan = _large_steps(count, cut.batch_size, seed, start_step)
+    else:
+        raise ValueError(
+            f"batches: expected micro-batches of at most the {count} items of the set, got {most} "
+            "in all processes."
+        )
+    parts = cut.parts()
+    return (
+        (epoch if isinstance(epoch, int) else epoch[part.start : part.stop],)
+        + (indices[part.start : part.stop],)
+        for epoch, indices in plan
+        for part in parts
+    )
 
 
 def batches(
@@ -90,6 +139,7 @@ def batches(
     flip: bool = False,
     crop_padding: int = 0,
     num_workers: int = 0,
+    cut: BatchCut | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless training batches; step s has the same content however it is reached.
 
@@ -102,6 +152,8 @@ def batches(
         crop_padding: Pad each side by this many pixels, then crop each image at random.
         num_workers: Processes that decode images; 0 decodes in this one. Not used for a set that is
             in memory or mapped there.
+        cut: Give this process's parts of the micro-batches of each step in place of whole batches.
+            Its batch_size must be that of the batches.
 
     Yields:
         images float32 `[B, C, H, W]` in [-1, 1], labels int64 `[B]` (-1 where there is none), on
@@ -112,12 +164,13 @@ def batches(
     """
     if crop_padding < 0:
         raise ValueError(f"batches: crop_padding must be >= 0, got {crop_padding}.")
-    plan = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
+    cut = _checked(cut, batch_size)
+    plan = _parts(len(dataset), cut, seed, start_step)
     # Workers read ahead of training, so they go through a second sequence of the same steps.
-    ahead = shuffled_indices(len(dataset), batch_size, seed=seed, start_step=start_step)
+    ahead = _parts(len(dataset), cut, seed, start_step)
     read = _reader(dataset, (indices for _, indices in ahead), num_workers)
 
-    def step(epoch: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def step(epoch: int | Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = read(indices)
         images = augment(
             images, indices, seed=seed, epoch=epoch, flip=flip, crop_padding=crop_padding
@@ -128,19 +181,43 @@ def batches(
 
 
 def code_batches(
-    store: CodeStore, batch_size: int, *, seed: int, start_step: int = 0
+    store: CodeStore,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    cut: BatchCut | None = None,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Endless batches of code maps: a list of int64 `[B, h, w]`, coarse to fine, and labels `[B]`.
 
     Order, arguments and errors are those of `batches`.
     """
-    plan = shuffled_indices(len(store), batch_size, seed=seed, start_step=start_step)
+    plan = _parts(len(store), _checked(cut, batch_size), seed, start_step)
     return (store.batch(indices) for _, indices in plan)
 
 
-def codes_in_order(store: CodeStore, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """All records once, in the store's order; the last batch may be shorter."""
-    return map(store.batch, torch.arange(len(store)).split(batch_size))
+def _checked(cut: BatchCut | None, batch_size: int) -> BatchCut:
+    if cut is None:
+        # Sizes below 1 are for `shuffled_indices` to refuse.
+        return BatchCut(batch_size, world_size=min(1, batch_size))
+    if cut.batch_size != batch_size:
+        raise ValueError(
+            f"batches: expected a cut of batches of {batch_size}, got one of {cut.batch_size}."
+        )
+    return cut
+
+
+def codes_in_order(
+    store: CodeStore, batch_size: int, *, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """All records once, in the store's order; the last batch may be shorter.
+
+    Args:
+        rank, world_size: Give every world_size-th batch from number `rank` on: the share of one
+            process. Batches do not depend on them.
+    """
+    order = torch.arange(len(store)).split(batch_size)
+    return map(store.batch, order[rank::world_size])
 
 
 def in_order(
@@ -150,10 +227,15 @@ def in_order(
     num_workers: int = 0,
     start: int = 0,
     stop: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images start to stop - 1, or all, once and in the set's order, as float32 batches.
 
     The last batch may be shorter than the others.
+
+    Args:
+        rank, world_size: As in `codes_in_order`.
 
     Raises:
         ValueError: batch_size is not positive, or the range is not one of the set's.
@@ -167,6 +249,7 @@ def in_order(
             f"got {start} and {stop}."
         )
     order = torch.arange(start, stop).split(batch_size) if start < stop else ()
+    order = order[rank::world_size]
     read = _reader(dataset, iter(order), num_workers)
     return ((to_float(images), labels) for images, labels in map(read, order))
 

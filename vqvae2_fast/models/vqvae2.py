@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
@@ -27,9 +28,10 @@ from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vqvae2_fast.models.configs import VQVAE2Config
+    from vqvae2_fast.ops._batch_part import BatchPart
 
 __all__ = ["VQVAE2", "VQVAE2Output"]
 
@@ -205,8 +207,33 @@ class VQVAE2(nn.Module):
         Call it after backward, which needs the codes of the forward.
         """
         self._watches_updates = False
-        for quantizer in self._codebooks():
-            quantizer.update_codebook_()
+        update_codebooks_(list(self._codebooks()))
+
+    @torch.no_grad()
+    def start_codebooks_(self, batches: Sequence[Tensor], parts: Sequence[BatchPart]) -> None:
+        """Start codebooks by k-means from all micro-batches of a step, before its first forward.
+
+        Without it they start from the first micro-batch, of all processes. All of them call it.
+        This does nothing where no codebook is about to start.
+
+        Args:
+            batches: This process's images of each micro-batch, `[B, C, H, W]`.
+            parts: Where they stand in the batch of the step.
+        """
+        for level, quantizer in enumerate(self._codebooks()):
+            if quantizer.must_start():
+                vectors = [self._vectors_of(images, level) for images in batches]
+                quantizer.start_(vectors, list(parts))
+
+    def _vectors_of(self, images: Tensor, level: int) -> Tensor:
+        """What a level quantises, `[B, h, w, D]`, all coarser ones quantised."""
+        features = self._encode_features(images)
+        context: Tensor | None = None
+        for coarser, quantizer in zip(range(level), self._codebooks(), strict=False):
+            z = self._vectors(coarser, features[coarser], context)
+            z_q = quantizer.lookup(quantizer.encode(z)).to(z.dtype)
+            context = self._extended(coarser, context, z_q)
+        return self._vectors(level, features[level], context)
 
     def _codebooks(self) -> Iterable[VectorQuantizerEMA]:
         """The quantisers by their type, coarse to fine."""

@@ -8,6 +8,8 @@ with its host.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -17,7 +19,9 @@ from vqvae2_fast import ops
 from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_words
 
 __all__ = [
+    "Span",
     "all_reduce_",
+    "drawn_rows",
     "drop_non_finite_",
     "finite_rows",
     "initial_codebook",
@@ -27,10 +31,14 @@ __all__ = [
     "rotate_gradient",
     "rows_at",
     "span_of_ranks",
+    "spans_of",
     "unpack",
 ]
 
 _LLOYD_ITERATIONS = 10
+
+# Number of the first of some rows among those of all processes, and how many all are.
+Span = tuple[Tensor | int, Tensor | int]
 
 
 def is_distributed() -> bool:
@@ -59,7 +67,7 @@ def span_of_ranks(num_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def rows_at(
     z: Tensor,
     num_embeddings: int,
-    span: tuple[Tensor, Tensor],
+    span: Span,
     step: Tensor,
     *,
     seed: int,
@@ -128,10 +136,40 @@ def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, str
     return codebook.to(torch.get_default_device())
 
 
-def kmeans(
-    z: Tensor,
+def spans_of(rows: list[Tensor], firsts: list[int], total: int) -> list[Span]:
+    """Of each part of the vectors: its first row among all of them, and N_global.
+
+    Args:
+        rows: Vectors of this process, `[N, D]` each.
+        firsts, total: What is known of this, or [] and -1: then `rows` are one part, and the
+            processes are asked.
+    """
+    if total < 0:
+        return [span_of_ranks(len(rows[0]), rows[0].device)]
+    return [(first, total) for first in firsts]
+
+
+def drawn_rows(
+    rows: list[Tensor],
     num_embeddings: int,
-    span: tuple[Tensor, Tensor],
+    spans: list[Span],
+    step: Tensor,
+    *,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """`rows_at` of several parts of this process's vectors."""
+    found = [
+        rows_at(part, num_embeddings, span, step, seed=seed, stream=stream)
+        for part, span in zip(rows, spans, strict=True)
+    ]
+    return functools.reduce(torch.add, found)
+
+
+def kmeans(
+    rows: list[Tensor],
+    num_embeddings: int,
+    spans: list[Span],
     *,
     seed: int,
     stream: int,
@@ -139,16 +177,26 @@ def kmeans(
     """K means of the vectors of all processes, `[K, D]` float32, by ten Lloyd iterations.
 
     It starts from rows drawn with replacement (`rows_at`, step 0), so N_global < K is not a special
-    case. A cluster without vectors keeps its mean. Vectors with NaN or infinity move no mean.
+    case.
+    A cluster without vectors keeps its mean. Vectors with NaN or infinity move no mean.
+
+    Args:
+        rows: Vectors of this process, `[N, D]`, in one part or several.
+        spans: From `spans_of`.
     """
-    dim = z.shape[1]
-    means = rows_at(z, num_embeddings, span, torch.zeros_like(span[0]), seed=seed, stream=stream)
+    dim = rows[0].shape[1]
+    start = torch.zeros((), dtype=torch.int64, device=rows[0].device)
+    means = drawn_rows(rows, num_embeddings, spans, start, seed=seed, stream=stream)
     all_reduce_(means)
     means = torch.where(finite_rows(means)[:, None], means, 0.0)
     for _ in range(_LLOYD_ITERATIONS):
-        indices, _ = ops.nearest_code(z, means)
-        counts, sums = ops.code_statistics(z, indices, num_embeddings)
-        packed = torch.cat([counts.float(), sums.flatten()])  # [K + K·D]
+        found = []
+        for part in rows:
+            counts, sums = ops.code_statistics(
+                part, ops.nearest_code(part, means)[0], num_embeddings
+            )
+            found.append(torch.cat([counts.float(), sums.flatten()]))  # [K + K·D]
+        packed = functools.reduce(torch.add, found)
         all_reduce_(packed)
         counts, sums, _ = unpack(packed, num_embeddings, dim)
         drop_non_finite_(counts, sums)

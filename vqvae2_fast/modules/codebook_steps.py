@@ -9,6 +9,7 @@ Sizes: N vectors of this process, K codes, D embedding_dim.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,29 +17,35 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.codebook import (
+    Span,
     all_reduce_,
+    drawn_rows,
     drop_non_finite_,
     finite_rows,
     is_distributed,
     kmeans,
-    rows_at,
-    span_of_ranks,
+    spans_of,
     unpack,
 )
 from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
 
-__all__ = ["move_codebook_", "start_codebook_"]
+if TYPE_CHECKING:
+    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+
+__all__ = ["move_codebook_", "packed_statistics", "start_codebook_", "update_codebooks_"]
 
 
 @outside_graphs(
-    "(Tensor rows, Tensor(a!) codebook, Tensor(b!) cluster_size, Tensor(c!) embed_avg, "
-    "Tensor(d!) initialised, Tensor(e!) settled, *, float first_count, bool cosine, int seed, "
-    "int stream) -> ()",
+    "(Tensor[] rows, int[] firsts, int total, Tensor(a!) codebook, Tensor(b!) cluster_size, "
+    "Tensor(c!) embed_avg, Tensor(d!) initialised, Tensor(e!) settled, *, float first_count, "
+    "bool cosine, int seed, int stream) -> ()",
     fake=lambda *_, **__: None,
 )
 @torch.no_grad()
 def start_codebook_(
-    rows: Tensor,
+    rows: list[Tensor],
+    firsts: list[int],
+    total: int,
     codebook: Tensor,
     cluster_size: Tensor,
     embed_avg: Tensor,
@@ -53,16 +60,16 @@ def start_codebook_(
     """Start the codebook by k-means if it has not started and any process has vectors.
 
     Args:
-        rows: Vectors of this process, `[N, D]`.
+        rows, firsts, total: Vectors of this process, `[N, D]`, as in `spans_of`.
         first_count: Count of every code at the start.
         cosine: Divide the codes by their length.
     """
     if has_started(initialised, settled):
         return
-    span = span_of_ranks(len(rows), rows.device)
-    if int(span[1]) == 0:
+    spans = spans_of(rows, firsts, total)
+    if int(spans[0][1]) == 0:
         return
-    means = kmeans(rows, len(codebook), span, seed=seed, stream=stream)
+    means = kmeans(rows, len(codebook), spans, seed=seed, stream=stream)
     codebook.copy_(F.normalize(means, dim=-1) if cosine else means)
     embed_avg.copy_(codebook)
     cluster_size.fill_(first_count)
@@ -70,16 +77,45 @@ def start_codebook_(
     settled.fill_(True)
 
 
+def packed_statistics(
+    rows: list[Tensor],
+    spans: list[Span],
+    counts: Tensor,
+    sums: Tensor,
+    steps: Tensor,
+    *,
+    restart: float,
+    seed: int,
+    stream: int,
+) -> Tensor:
+    """What an update sums over the processes: `[K + K·D]`, and K·D more for restarts in a group.
+
+    Args:
+        steps: Updates, the coming one among them.
+    """
+    # Counts travel as float32: exact to 2²⁴ vectors of one code in one step.
+    parts = [counts.float(), sums.flatten()]
+    if restart and is_distributed():
+        parts.append(
+            drawn_rows(rows, len(counts), spans, steps, seed=seed, stream=stream).flatten()
+        )
+    return torch.cat(parts)
+
+
 @outside_graphs(
-    "(Tensor rows, Tensor(a!) counts, Tensor(b!) sums, Tensor(c!) codebook, "
-    "Tensor(d!) cluster_size, Tensor(e!) embed_avg, Tensor(f!) steps, Tensor initialised, "
-    "Tensor(g!) settled, *, float decay, float epsilon, float restart, bool debiased, bool cosine, "
+    "(Tensor[] rows, int[] firsts, int total, Tensor? statistics, Tensor(a!) counts, "
+    "Tensor(b!) sums, Tensor(c!) codebook, Tensor(d!) cluster_size, Tensor(e!) embed_avg, "
+    "Tensor(f!) steps, Tensor initialised, Tensor(g!) settled, *, float decay, float epsilon, "
+    "float restart, bool debiased, bool cosine, "
     "int seed, int stream) -> Tensor",
-    fake=lambda rows, *_, **__: rows.new_empty((), dtype=torch.float32),
+    fake=lambda rows, firsts, total, statistics, counts, sums, *_, **__: sums.new_empty(()),
 )
 @torch.no_grad()
 def move_codebook_(
-    rows: Tensor,
+    rows: list[Tensor],
+    firsts: list[int],
+    total: int,
+    statistics: Tensor | None,
     counts: Tensor,
     sums: Tensor,
     codebook: Tensor,
@@ -100,10 +136,11 @@ def move_codebook_(
     """Move a codebook that has started by the pending statistics of all processes.
 
     One all-reduce of [counts | sums | vectors for restarts], after a tiny one of the numbers of
-    vectors.
+    vectors where these are not known.
 
     Args:
-        rows: Vectors of this process that codes may restart from, `[N, D]`.
+        rows, firsts, total: Vectors of this process that codes may restart from, as in `spans_of`.
+        statistics: `packed_statistics` if the caller has summed them over the processes.
         counts, sums: The pending statistics of this process, `[K]` and `[K, D]`; zero afterwards.
         restart: A code whose count is below this fraction of the mean starts again; 0: none.
 
@@ -114,20 +151,15 @@ def move_codebook_(
         return codebook.new_zeros(())
     steps += 1
     num_embeddings, dim = codebook.shape
-    span = span_of_ranks(len(rows), codebook.device) if restart else None
-
-    def candidates(span: tuple[Tensor, Tensor]) -> Tensor:
-        return rows_at(rows, num_embeddings, span, steps, seed=seed, stream=stream)
-
-    # Counts travel as float32: exact to 2²⁴ vectors of one code in one step.
-    parts = [counts.float(), sums.flatten()]
-    if span is not None and is_distributed():
-        parts.append(candidates(span).flatten())
-    packed = torch.cat(parts)  # [K + K·D (+ K·D)]
+    spans = spans_of(rows, firsts, total) if restart else []
+    if statistics is None:
+        statistics = packed_statistics(
+            rows, spans, counts, sums, steps, seed=seed, stream=stream, restart=restart
+        )
+        all_reduce_(statistics)
     counts.zero_()
     sums.zero_()
-    all_reduce_(packed)
-    all_counts, all_sums, rest = unpack(packed, num_embeddings, dim)
+    all_counts, all_sums, rest = unpack(statistics, num_embeddings, dim)
     drop_non_finite_(all_counts, all_sums)
     if debiased:
         # An average from zero divided by 1 − γᵗ is one of weight (1−γ)/(1−γᵗ), 1 at t = 1: move it
@@ -140,17 +172,38 @@ def move_codebook_(
     ops.ema_update_(all_counts, all_sums, cluster_size, embed_avg, codebook, decay, epsilon)
     if cosine:
         codebook.copy_(F.normalize(codebook, dim=-1))
-    if span is not None:
+    if spans:
         # In the steady state the mean count is N_global / K; in the first steps of ema_start "one"
         # it is nearer to 1, and with N_global / K itself every code would restart at once.
         mean = cluster_size.mean()
-        unused = (cluster_size < restart * mean) & (span[1] > 0)  # [K]
+        unused = (cluster_size < restart * mean) & (spans[0][1] > 0)  # [K]
         # Drawing the vectors takes longer than everything else here, and most steps need none.
         if is_distributed() or reading_waits(unused) or bool(unused.any()):
-            vectors = rest.view(num_embeddings, dim) if is_distributed() else candidates(span)
+            if is_distributed():
+                vectors = rest.view(num_embeddings, dim)
+            else:
+                vectors = drawn_rows(rows, num_embeddings, spans, steps, seed=seed, stream=stream)
             unused &= finite_rows(vectors)
             column = unused[:, None]
             cluster_size.copy_(torch.where(unused, mean, cluster_size))
             embed_avg.copy_(torch.where(column, vectors * mean, embed_avg))
             codebook.copy_(torch.where(column, vectors, codebook))
     return (all_counts > 0).float().mean()
+
+
+@torch.no_grad()
+def update_codebooks_(quantizers: list[VectorQuantizerEMA]) -> None:
+    """`update_codebook_` of several quantisers, in one all-reduce where that is possible.
+
+    It is where all of them know which part of the batch they saw: see `batch_part`.
+    """
+    moving = [quantizer for quantizer in quantizers if quantizer.has_statistics()]
+    if is_distributed() and moving and all(quantizer.knows_its_part for quantizer in moving):
+        flat = [quantizer.statistics() for quantizer in moving]
+        summed = torch.cat(flat)
+        all_reduce_(summed)
+        statistics = dict(zip(moving, summed.split([len(part) for part in flat]), strict=True))
+    else:
+        statistics = {}
+    for quantizer in quantizers:
+        quantizer.move_(statistics.get(quantizer))

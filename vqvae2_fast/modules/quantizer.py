@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import initial_codebook, perplexity, rotate_gradient
-from vqvae2_fast.modules.codebook_steps import move_codebook_, start_codebook_
-from vqvae2_fast.modules.outside_graphs import StartFlag, reading_waits
+from vqvae2_fast.modules.codebook import (
+    initial_codebook,
+    perplexity,
+    rotate_gradient,
+    spans_of,
+)
+from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
+from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, reading_waits
+from vqvae2_fast.ops._batch_part import BatchPart, present_part
 from vqvae2_fast.ops._checks import dtype_name
 
 __all__ = ["VectorQuantizerEMA"]
@@ -175,7 +181,11 @@ class VectorQuantizerEMA(nn.Module):
         self._start = StartFlag()
         # A copy of what the buffers say: a compiled graph could not read them.
         self._is_waiting = quantize_after > 0
-        self._latest_rows: Tensor | None = None
+        # Vectors [N, D] of the latest forward, or of the parts of a batch, and their first rows
+        # among the total, -1 where the processes have to be asked.
+        self._rows: list[Tensor] = []
+        self._firsts: list[int] = []
+        self._total = -1
         self._lookup_codebook: Tensor | None = None
         self.register_load_state_dict_post_hook(_forget_old_state)  # type: ignore[no-untyped-call]
 
@@ -269,17 +279,51 @@ class VectorQuantizerEMA(nn.Module):
     def update_codebook_(self) -> None:
         """Move the codebook by the pending statistics of all processes, and restart unused codes.
 
-        Vectors for restarts are those of the latest forward. This only counts the updates while
+        Vectors for restarts are those of the latest forward, or, inside `batch_part`, of all parts
+        of the batch. This only counts the updates while
         `quantize_after` holds, and does nothing before a codebook that starts by k-means has seen
         its first vectors.
         """
+        self.move_(None)
+
+    def has_statistics(self) -> bool:
+        """Whether the coming update needs statistics: it quantises, and its codebook has started.
+
+        The same on all processes of a group.
+        """
+        return not self._waits() and has_started(self.initialised, self._start.settled)
+
+    def statistics(self) -> Tensor:
+        """What the coming update sums over the processes, flat; only of parts of a known batch."""
+        spans = spans_of(self._rows, self._firsts, self._total) if self.restart else []
+        return packed_statistics(
+            self._rows,
+            spans,
+            self.pending_counts,
+            self.pending_sums,
+            self.steps + 1,
+            restart=self.restart,
+            seed=self.seed,
+            stream=self.stream,
+        )
+
+    @property
+    def knows_its_part(self) -> bool:
+        """Whether the pending vectors, if needed, are parts of a batch of known size."""
+        return self._total >= 0 or not self.restart
+
+    @torch.no_grad()
+    def move_(self, statistics: Tensor | None) -> None:
+        """`update_codebook_` with `statistics()` already summed over the processes."""
         if self._waits():
             self.steps += 1
             self._waits()
             return
-        rows = self._latest_rows
         self.usage = move_codebook_(
-            self.codebook.new_zeros(0, self.embedding_dim) if rows is None else rows,
+            self._rows or [self.codebook.new_zeros(0, self.embedding_dim)],
+            self._firsts,
+            self._total,
+            statistics,
             self.pending_counts,
             self.pending_sums,
             self.codebook,
@@ -296,7 +340,7 @@ class VectorQuantizerEMA(nn.Module):
             seed=self.seed,
             stream=self.stream,
         )
-        self._latest_rows = None
+        self._rows, self._firsts, self._total = [], [], -1
 
     def _waits(self) -> bool:
         """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
@@ -321,8 +365,28 @@ class VectorQuantizerEMA(nn.Module):
                 f"{dtype_name(self.codebook.dtype)}. Train under torch.autocast "
                 "instead of converting the module."
             )
+        self._start_from([z], [], -1)
+
+    @torch.no_grad()
+    def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
+        """Start a codebook by k-means from several parts of a batch; later do nothing.
+
+        Args:
+            vectors: z of each part, `[B, ..., D]`.
+        """
+        vectors = [self._on_sphere(z) for z in vectors]
+        firsts, total = _rows_of(vectors, parts)
+        self._start_from(vectors, firsts, total)
+
+    def must_start(self) -> bool:
+        """Whether the next training forward starts the codebook by k-means."""
+        return not self._waits() and not has_started(self.initialised, self._start.settled)
+
+    def _start_from(self, vectors: list[Tensor], firsts: list[int], total: int) -> None:
         start_codebook_(
-            z.detach().reshape(-1, self.embedding_dim),  # [N, D]
+            [z.detach().reshape(-1, self.embedding_dim) for z in vectors],  # [N, D]
+            firsts,
+            total,
             self.codebook,
             self.cluster_size,
             self.embed_avg,
@@ -351,9 +415,20 @@ class VectorQuantizerEMA(nn.Module):
         self.pending_sums += sums
         if self.restart:
             # They are kept until the update, where the numbers of rows of all processes are known.
-            self._latest_rows = z.detach().reshape(-1, self.embedding_dim)  # [N, D]
+            rows, part = z.detach().reshape(-1, self.embedding_dim), present_part()  # [N, D]
+            if part is None:
+                self._rows, self._firsts, self._total = [rows], [], -1
+            else:
+                firsts, self._total = _rows_of([z], [part])
+                self._rows, self._firsts = [*self._rows, rows], [*self._firsts, *firsts]
         if self.update == "forward":
             self.update_codebook_()
+
+
+def _rows_of(vectors: list[Tensor], parts: list[BatchPart]) -> tuple[list[int], int]:
+    """Numbers of the first vectors of parts `[B, ..., D]` among those of the batch, and of all."""
+    each = vectors[0][0, ..., 0].numel()  # vectors of a sample
+    return [part.first * each for part in parts], parts[0].total * each
 
 
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:

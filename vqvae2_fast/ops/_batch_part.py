@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["BatchPart", "batch_part", "dropout_seed", "present_part"]
+__all__ = ["BatchPart", "batch_part", "dropout_seed", "present_part", "uniform_of_part"]
 
 # Seeds of dropout are drawn below this; any int64 would do.
 _SEED_END = 2**62
@@ -60,3 +60,11 @@ def dropout_seed(device: torch.device | None = None) -> Tensor:
     if _part is None or not _part.first:
         return seed
     return torch.stack([seed, torch.full_like(seed, _part.first)])
+
+
+def uniform_of_part(samples: int, device: torch.device) -> Tensor:
+    """One number in [0, 1) for each sample of the present part, by torch's generator: `[B]`."""
+    if _part is None:
+        return torch.rand(samples, device=device)
+    # As many as for the whole batch, so that the generator is left the same for every part.
+    return torch.rand(_part.total, device=device)[_part.first : _part.first + samples]

@@ -121,7 +121,7 @@ def test_overwrite_begins_anew_with_another_batch(vqvae_run, tmp_path):
     ("changed", "named"),
     [
         (["--flip"], "flip=False, got True"),
-        (["--train.batch-size", 5], "--train.batch-size=4, got 5"),
+        (["--train.batch-size", 5], "--train.global-batch=4, got 5"),
         (["--held-out-fraction", 0.5, "--data", "{flat}"], "images=.{12}, got .{12}"),
     ],
     ids=["flip", "batch", "data"],

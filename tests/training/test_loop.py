@@ -186,7 +186,7 @@ def test_resume_with_another_model_names_what_differs(tmp_path):
 def test_resume_with_another_batch_size_is_refused(tmp_path):
     train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
     config = replace(CONFIG, batch_size=5)
-    with pytest.raises(ValueError, match="batch_size=4, got 5"):
+    with pytest.raises(ValueError, match="global_batch=4, got 5"):
         train(stage_one(config), config, out=tmp_path, resume=True, progress=QUIET)
 
 
@@ -333,8 +333,8 @@ def test_a_validation_takes_as_many_items_as_are_asked_for(make, items, seen):
 def test_a_validation_keeps_no_batch_of_images(monkeypatch):
     held, alive = [], []
 
-    def watched(*arguments):
-        for batch, labels in in_order(*arguments):
+    def watched(*arguments, **keywords):
+        for batch, labels in in_order(*arguments, **keywords):
             held.append(weakref.ref(batch))
             alive.append(sum(ref() is not None for ref in held))
             yield batch, labels

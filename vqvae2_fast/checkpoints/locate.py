@@ -20,6 +20,7 @@ __all__ = [
     "checkpoint_folder",
     "checkpoints_of",
     "latest",
+    "newest_whole",
     "previous",
     "step_folder",
     "step_of",
@@ -66,18 +67,27 @@ def latest(run: str | os.PathLike[str]) -> Path | None:
     return found[-1] if found else None
 
 
+def newest_whole(run: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint of a run whose files are those that were written, None without one."""
+    return next(filter(_is_whole, reversed(checkpoints_of(Path(run)))), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_sums(folder)
+    except DamagedError:
+        return False
+    return True
+
+
 def previous(folder: Path) -> Path | None:
     """The newest whole checkpoint of the same run before a damaged one."""
     if not _STEP.fullmatch(folder.name) or folder.parent.name != CHECKPOINTS:
         return None
-    for earlier in reversed(checkpoints_of(folder.parent.parent)):
-        if step_of(earlier) < step_of(folder):
-            try:
-                check_sums(earlier)
-            except DamagedError:
-                continue
-            return earlier
-    return None
+    found = reversed(checkpoints_of(folder.parent.parent))
+    return next(
+        (path for path in found if step_of(path) < step_of(folder) and _is_whole(path)), None
+    )
 
 
 def checkpoints_of(run: Path) -> list[Path]:

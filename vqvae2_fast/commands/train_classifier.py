@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
-from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
+from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.training.classifier import check_classes, classifier_recipe, classifier_stage
@@ -46,11 +46,11 @@ class TrainClassifier(TrainingCommand):
     """Of the weights, the order of the data and its augmentation."""
 
     def run(self) -> Result:
-        device = self.prepare()
-        check_run(self.out, "classifier", resume=self.resume, overwrite=self.overwrite)
-        progress = self.progress()
-        train_set, held_out = open_both(
-            self.source, self.image_channels, self.image_size, progress, dry=self.dry_run
+        ranks, device, progress = self.begin(self.out, "classifier")
+        train_set, held_out = ranks.first_makes(
+            lambda: open_both(
+                self.source, self.image_channels, self.image_size, progress, dry=self.dry_run
+            )
         )
         for images in (train_set, held_out):
             check_classes("train-classifier", images)
@@ -68,14 +68,17 @@ class TrainClassifier(TrainingCommand):
             progress,
             self.out,
         )
-        plan = self.plan(
+        plan = self.planned(
+            ranks,
             task,
             items={"train": len(train_set), "held_out": len(held_out)},
             shape=f"{described(train_set)}, {config.num_classes} classes",
         )
-        if self.dry_run:
+        if plan is not None:
             return plan
-        _, trained = self.fit(task, train_set.class_names)
+        _, trained = self.fit(ranks, task, train_set.class_names)
+        if ranks.rank:
+            return Result({})
         values = {
             "steps": settings.steps,
             "network": config.network,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
-from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
+from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
@@ -69,9 +69,8 @@ class TrainPrior(TrainingCommand):
         )
 
     def run(self) -> Result:
-        device = self.prepare()
         out = self.out or Path(f"runs/prior_{self.level}")
-        check_run(out, "pixelsnail", resume=self.resume, overwrite=self.overwrite)
+        ranks, device, progress = self.begin(out, "pixelsnail")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -99,19 +98,22 @@ class TrainPrior(TrainingCommand):
             ),
             self.train,
             device,
-            self.progress(),
+            progress,
             out,
         )
-        plan = self.plan(
+        plan = self.planned(
+            ranks,
             task,
             items={"train": len(codes), "held_out": len(held_out)},
             shape=f"codes of {config.num_classes} classes" if config.num_classes else "no classes",
             maps=layout.describe() + " (the last to be modelled)",
         )
-        if self.dry_run:
+        if plan is not None:
             return plan
-        keep_origin(out, codes)
-        _, trained = self.fit(task, codes.class_names if config.num_classes else ())
+        ranks.told_by_first(lambda: keep_origin(out, codes))
+        _, trained = self.fit(ranks, task, codes.class_names if config.num_classes else ())
+        if ranks.rank:
+            return Result({})
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))
         marginal = marginal_entropy(maps, codes.num_embeddings)
         per_image = config.size[0] * config.size[1]

@@ -10,7 +10,7 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import value_of
-from vqvae2_fast.commands.training import Task, TrainingCommand, check_run
+from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
@@ -57,12 +57,13 @@ class TrainVQVAE(TrainingCommand):
         return cls(preset=name, model=known.vqvae, train=training.vqvae, flip=training.flip)
 
     def run(self) -> Result:
-        device = self.prepare()
-        check_run(self.out, "vqvae2", resume=self.resume, overwrite=self.overwrite)
-        config, progress = self.model, self.progress()
+        ranks, device, progress = self.begin(self.out, "vqvae2")
+        config = self.model
         perceptual = load_lpips("vgg16").to(device) if self.lpips_weight > 0 else None
-        train_set, held_out = open_both(
-            self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
+        train_set, held_out = ranks.first_makes(
+            lambda: open_both(
+                self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
+            )
         )
         task = Task(
             lambda: VQVAE2(config),
@@ -80,15 +81,18 @@ class TrainVQVAE(TrainingCommand):
             progress,
             self.out,
         )
-        plan = self.plan(
+        plan = self.planned(
+            ranks,
             task,
             items={"train": len(train_set), "held_out": len(held_out)},
             shape=described(train_set),
             maps=CodeLayout(config.num_embeddings, config.level_sizes).describe(),
         )
-        if self.dry_run:
+        if plan is not None:
             return plan
-        model, trained = self.fit(task, train_set.class_names)
+        model, trained = self.fit(ranks, task, train_set.class_names)
+        if ranks.rank:
+            return Result({})
         picture = self.out / "reconstructions.png"
         picture_of_reconstructions(model, held_out, picture)
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)

@@ -10,9 +10,11 @@ from torch import nn
 
 from vqvae2_fast.checkpoints.checkpoint import read_config
 from vqvae2_fast.checkpoints.locate import latest
-from vqvae2_fast.commands.common import Command, check_out
+from vqvae2_fast.commands.common import Command, Result, check_out
 from vqvae2_fast.commands.plan import plan_of_training
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from vqvae2_fast.commands.common import Result
-    from vqvae2_fast.console import Progress
     from vqvae2_fast.training import Stage, TrainConfig, TrainResult
 
 __all__ = ["Task", "TrainingCommand", "check_run"]
@@ -44,6 +44,8 @@ class TrainingCommand(Command):
     log.jsonl."""
     tensorboard: bool = False
     """Also write the log for TensorBoard, into --out/tensorboard."""
+    timeout: float = 1800
+    """Under torchrun: seconds that a process waits for the others in a step before the run ends."""
     dry_run: bool = False
     """Check everything, read every image, time some steps, print what the training would take;
     write nothing."""
@@ -69,10 +71,43 @@ class TrainingCommand(Command):
             ignore_memory=self.ignore_memory,
         )
 
-    def fit(self, task: Task[Model], class_names: Sequence[str]) -> tuple[Model, TrainResult]:
-        """Train the model of a task."""
+    def begin(self, out: Path, kind: str) -> tuple[Ranks, torch.device, Progress]:
+        """Who this process is, its device, and what it shows; see `check_run` for the rest."""
+        ranks = Ranks.of_this_run()
+        if ranks.restarts:  # the processes before these began the run
+            self.resume, self.overwrite = True, False
+        if self.timeout <= 0:
+            raise ValueError(f"--timeout: expected a positive number, got {self.timeout:g}.")
+        device = ranks.device(self.prepare())
+        ranks.told_by_first(
+            lambda: check_run(out, kind, resume=self.resume, overwrite=self.overwrite)
+        )
+        # The first process speaks for all.
+        return ranks, device, Progress(quiet=self.quiet or ranks.rank > 0)
+
+    def planned(
+        self,
+        ranks: Ranks,
+        task: Task[Model],
+        *,
+        items: Mapping[str, int],
+        shape: str,
+        maps: str = "",
+    ) -> Result | None:
+        """What --dry-run leaves, the plan of the first process; None if the run is to begin."""
+        plans: list[Result] = []
+        ranks.told_by_first(
+            lambda: plans.append(self.plan(task, items=items, shape=shape, maps=maps))
+        )
+        return (plans or [Result({})])[0] if self.dry_run else None
+
+    def fit(
+        self, ranks: Ranks, task: Task[Model], class_names: Sequence[str]
+    ) -> tuple[Model, TrainResult]:
+        """Train the model of a task in all processes."""
         model = task.fresh_model().to(task.device)
-        with tensorboard_log(task.out if self.tensorboard else None) as on_log:
+        logged = task.out if self.tensorboard and ranks.rank == 0 else None
+        with ranks.joined(task.device, self.timeout), tensorboard_log(logged) as on_log:
             trained = train(
                 task.make_stage(model),
                 task.config,

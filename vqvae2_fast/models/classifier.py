@@ -12,6 +12,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.ops._batch_part import dropout_seed
+from vqvae2_fast.ops.dropout_mask.op import dropout_mask
+
 __all__ = ["Classifier", "ClassifierConfig"]
 
 
@@ -89,7 +92,6 @@ class Classifier(nn.Module):
                     before = 4 * inner
             out = before
         self.trunk = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(out, config.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -110,7 +112,18 @@ class Classifier(nn.Module):
         return maps, maps.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.dropout(self.maps_and_features(images)[1]))
+        features = self.maps_and_features(images)[1]
+        if self.training and self.config.dropout > 0:
+            keep = dropout_mask(
+                dropout_seed(features.device),
+                len(features),
+                1,
+                features.shape[1],
+                self.config.dropout,
+            )
+            features = features * keep[:, 0] / (1 - self.config.dropout)
+        logits: Tensor = self.head(features)
+        return logits
 
 
 def _conv(inputs: int, outputs: int, side: int, stride: int = 1) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,13 @@ from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vqvae2_fast.data import ImageSource
 
 __all__ = ["check_classes", "classifier_recipe", "classifier_stage"]
@@ -115,24 +119,38 @@ def classifier_stage(
     shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
 
     def validate(model: Classifier) -> dict[str, float]:
-        found = classification_accuracy(model, in_order(shown, 4 * config.batch_size))
-        return {"accuracy": found.top1, "top5": found.top5}
+        ranks = Ranks.of_group()
+        own = in_order(shown, 4 * config.batch_size, rank=ranks.rank, world_size=ranks.count)
+        hits = torch.zeros(2, dtype=torch.int64, device=device_of(model))
+        if (first := next(own, None)) is not None:
+            found = classification_accuracy(model, chain([first], own))
+            hits += torch.tensor(
+                [round(share * found.images) for share in (found.top1, found.top5)]
+            ).to(hits)
+        top1, top5 = (count / len(shown) for count in ranks.sum_(hits).tolist())
+        return {"accuracy": top1, "top5": top5}
 
-    return Stage(
-        name=name,
-        model=model,
-        batches=lambda first: batches(
+    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        cut = config.cut_of_group()
+        return batches(
             train_set,
-            config.batch_size,
+            cut.batch_size,
             seed=config.seed,
             start_step=first,
             flip=flip,
             crop_padding=crop_padding,
             num_workers=config.workers,
-        ),
+            cut=cut,
+        )
+
+    return Stage(
+        name=name,
+        model=model,
+        batches=own_batches,
         loss=loss,
         validate=validate,
         headline="accuracy",
+        after_step=_average_norms_,
         identity=lambda: {
             "images": fingerprint(train_set),
             "held_out_images": fingerprint(held_out),
@@ -140,6 +158,23 @@ def classifier_stage(
             "crop_padding": crop_padding,
         },
     )
+
+
+@torch.no_grad()
+def _average_norms_(model: Classifier) -> None:
+    """Make the running statistics of batch norms those of all processes, by their mean.
+
+    In a step each process normalises by its own images, as is usual
+    (https://arxiv.org/abs/1706.02677, section 3): what a classifier learns depends on the size of
+    the parts.
+    """
+    ranks = Ranks.of_group()
+    running = [value for value in model.buffers() if value.is_floating_point()]
+    if ranks.count == 1 or not running:
+        return
+    flat = ranks.sum_(torch.cat([value.flatten() for value in running])) / ranks.count
+    for value, mean in zip(running, flat.split([v.numel() for v in running]), strict=True):
+        value.copy_(mean.view_as(value))
 
 
 def check_classes(op: str, images: ImageSource, num_classes: int | None = None) -> None:

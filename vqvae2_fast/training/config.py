@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vqvae2_fast.data.cut import BatchCut
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.optimizer import OptimizerName  # noqa: TC001  (tyro reads it)
 
 __all__ = ["TrainConfig", "learning_rate", "step_seed"]
@@ -24,6 +26,8 @@ class TrainConfig:
         steps: Optimiser steps.
         batch_size: Images (or code maps) of one micro-batch.
         accumulate: Micro-batches whose gradients add up to one step.
+        global_batch: Images of one step in all processes; accumulate then follows, so that no
+            process takes more than batch_size at a time. 0: batch_size × accumulate × processes.
         optimizer: `adamw`, or `momentum`: SGD with a momentum of 0.9.
         schedule: What follows the warm-up: `cosine`, or `steps`: the rate falls to a tenth after
             30/90, 60/90 and 80/90 of the run.
@@ -49,6 +53,7 @@ class TrainConfig:
     steps: int = 10_000
     batch_size: int = 32
     accumulate: int = 1
+    global_batch: int = 0
     optimizer: OptimizerName = "adamw"
     schedule: Literal["cosine", "steps"] = "cosine"
     learning_rate: float = 1e-3
@@ -84,16 +89,38 @@ class TrainConfig:
             "max_grad_norm",
             "validate_items",
             "workers",
+            "global_batch",
             "seed",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
+        if self.global_batch and self.accumulate > 1:
+            raise ValueError(
+                "TrainConfig: expected accumulate or global_batch, from which it follows, got "
+                f"{self.accumulate} and {self.global_batch}."
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(
                 f"TrainConfig: average_decay must be in [0, 1), got {self.average_decay}."
             )
+
+    def cut(self, rank: int = 0, world_size: int = 1) -> BatchCut:
+        """The parts of a step's batch that one of several processes takes.
+
+        Raises:
+            ValueError: There are more processes than items of a micro-batch.
+        """
+        at_a_time = self.batch_size * world_size
+        if not self.global_batch:
+            return BatchCut(at_a_time * self.accumulate, self.accumulate, rank, world_size)
+        return BatchCut(self.global_batch, -(-self.global_batch // at_a_time), rank, world_size)
+
+    def cut_of_group(self) -> BatchCut:
+        """That of this process, in the default group of `torch.distributed` if there is one."""
+        ranks = Ranks.of_group()
+        return self.cut(ranks.rank, ranks.count)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

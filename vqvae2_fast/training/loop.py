@@ -1,22 +1,28 @@
 """The training loop of every stage, top to bottom; what differs between stages is a `Stage`.
 
 A step is a function of (weights, optimiser, seed, step number): its batch, its dropout and its
-learning rate depend on nothing else, so runs repeat and resume bit for bit on a CPU.
+learning rate depend on nothing else, so runs repeat and resume bit for bit on a CPU. In a process
+group (`torchrun`) every process takes its part of each batch; what a step does then follows from
+the size of the batch alone, up to the rounding of sums, not from the number of processes.
 """
 
 from __future__ import annotations
 
+import inspect
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from vqvae2_fast.checkpoints.locate import latest, step_folder
+from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.runs.folder import clear_run, locked_run
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
 from vqvae2_fast.runs.log import RunLog
@@ -26,7 +32,8 @@ from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+
+    from vqvae2_fast.runs.ranks import Ranks
 
 __all__ = ["DivergedError", "Stage", "TrainResult", "autocast_of", "train"]
 
@@ -42,12 +49,16 @@ class Stage:
     Args:
         name: Shown next to the progress.
         model: Trained in place, on its own device.
-        batches: Micro-batches without end, beginning with the given one; a function of its number.
+        batches: This process's parts of the micro-batches of the given step and all later ones, as
+            `TrainConfig.cut` cuts a step's batch.
         loss: From the model (or a wrapper that calls its forward) and a collated batch to the loss
-            to descend and named values to log, all 0-d.
-        validate: From the model (with averaged weights, in evaluation mode) to metrics.
+            to descend and named values to log, all 0-d and means over the batch.
+        validate: From the model (with averaged weights, in evaluation mode) to metrics, the same on
+            all processes.
         headline: The metric of `validate` that is shown next to the progress and that says which
             checkpoint is the best.
+        before_step: Called with the model, the micro-batches of a step and where they stand in its
+            batch, before the first forward of a step of several micro-batches.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
         identity: What the result depends on in addition to model and settings, ready for JSON:
@@ -60,6 +71,7 @@ class Stage:
     loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]]
     validate: Callable[[Any], dict[str, float]]
     headline: str
+    before_step: Callable[[Any, list[Any], list[BatchPart]], object] = lambda *_: None
     after_step: Callable[[Any], object] = lambda model: None
     lower_is_better: bool = False
     identity: Callable[[], dict[str, Any]] = dict
@@ -110,37 +122,36 @@ def train(
     """
     if resume and overwrite:
         raise ValueError("train: expected resume=True or overwrite=True, got both.")
-    if out and not (resume or overwrite) and latest(out) is not None:
-        raise ValueError(
-            f"train: out: {out} holds a run already. Continue it with resume=True, delete it with "
-            "overwrite=True, or name another folder."
-        )
     model = stage.model
     device = device_of(model)
-    # What the loss runs through. A wrapper of many processes, such as DistributedDataParallel, goes
-    # here; validation, codebooks, average and checkpoints are those of the model inside.
-    network = model
     # Checking a value on a GPU makes the host wait, so it is not done at every step as on a CPU.
     check_every = 1 if device.type == "cpu" else config.log_every
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(device, config)
+    run = TrainingRun(model, config)
+    ranks, cut = run.ranks, run.cut
+    parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
+    # Gradients are averaged over processes: with these weights that is the mean over the batch.
+    weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
 
     with ExitStack() as held:
         stop = StopRequest()
-        if out is not None:
-            held.enter_context(locked_run(out))
-            stop = held.enter_context(stop_requests())
-        run = TrainingRun(model, config)
         changes: list[str] = []
         if out is not None:
             run.identity = {**stage.identity(), **versions()}
-            if overwrite:
-                clear_run(out)
-            elif newest := latest(out):
-                changes = run.restore(newest, accept_changed=accept_changed)
+            ranks.check_same("train", {**run.identity, **asdict(config), "steps": config.steps})
+            newest = ranks.told_by_first(
+                lambda: _begin(out, held, resume=resume, overwrite=overwrite, ranks=ranks)
+            )
+            stop = held.enter_context(stop_requests())
+            if newest is not None:
+                changes = run.restore(Path(newest), accept_changed=accept_changed)
+            ranks.wait()  # none removes old checkpoints before all have read theirs
+            if newest is not None and ranks.rank == 0:
                 run.tidy(out)
-        batches = stage.batches(run.step * config.accumulate)
-        log = RunLog(out / "log.jsonl" if out else None, run.step, on_log)
+        network = _wrapped(model, ranks)
+        batches = stage.batches(run.step)
+        log = RunLog(out / "log.jsonl" if out and not ranks.rank else None, run.step, on_log)
         if changes:
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
@@ -148,35 +159,46 @@ def train(
         start = time.monotonic()
 
         for step in range(run.step, config.steps):
-            torch.manual_seed(step_seed(config.seed, step))
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             model.train()
-            for _ in range(config.accumulate):
+            micro_batches = [next(batches) for _ in parts]
+            if len(parts) > 1:
                 with autocast:
-                    total, parts = stage.loss(network, next(batches))
-                (total / config.accumulate).backward()
-                loss = total.detach()
-                finite &= loss.isfinite()
+                    stage.before_step(model, micro_batches, parts)
+            found = []
+            for number, batch in enumerate(micro_batches):
+                # All parts draw from the same numbers, each at the places of its own items.
+                torch.manual_seed(step_seed(config.seed, step))
+                last_part = number == len(parts) - 1
+                with batch_part(parts[number]), _sync_of(network, last_part):
+                    with autocast:
+                        total, named = stage.loss(network, batch)
+                    (total * weights[number]).backward()
+                found.append(torch.stack([total.detach(), *named.values()]) * weights[number])
+            figures = torch.stack(found).sum(0)
             norm = nn.utils.clip_grad_norm_(
                 model.parameters(), config.max_grad_norm or float("inf")
             )
-            finite &= norm.isfinite()
-            if (step + 1) % check_every == 0 and not finite:
-                raise _diverged(stage, step, float(loss), float(norm), config, out)
+            done, last = step + 1, step + 1 == config.steps
+            if done % check_every == 0 or done % config.log_every == 0 or last:
+                figures = ranks.sum_(figures) / ranks.count
+            finite &= norm.isfinite() & figures[0].isfinite()
+            if done % check_every == 0 and not finite:
+                raise _diverged(stage, step, float(figures[0]), float(norm), config, out)
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
             stage.after_step(model)
             if run.average is not None:
                 run.average.update(model, step)
 
-            done = run.step = step + 1
-            last, is_best = done == config.steps, False
+            run.step, is_best = done, False
             if done % config.log_every == 0 or last:
+                loss, *values = figures.tolist()
                 log.write(
                     done,
-                    loss=float(loss),
-                    **{name: float(value) for name, value in parts.items()},
+                    loss=loss,
+                    **dict(zip(named, values, strict=True)),
                     grad_norm=float(norm),
                     learning_rate=learning_rate(step, config),
                     seconds=round(time.monotonic() - start, 3),
@@ -187,17 +209,20 @@ def train(
                 log.write(done, **{f"val_{name}": v for name, v in run.metrics.items()})
                 is_best = run.note_best(stage.headline, lower=stage.lower_is_better)
             due = done % config.save_every == 0 or last or is_best
-            if out and (due or stop.number is not None):
+            stopped = ranks.most(stop.number or 0)
+            if out and (due or stopped):
                 if not finite:
-                    raise _diverged(stage, step, float(loss), float(norm), config, out)
-                log.sync()
-                run.save(out, class_names)
+                    raise _diverged(stage, step, float(figures[0]), float(norm), config, out)
+                if ranks.rank == 0:
+                    log.sync()
+                    run.save(out, class_names)
             task.update(done, log.status(stage.headline))
-            if out and stop.number is not None:
+            if out and stopped:
+                ranks.wait()  # whoever ends first may take the others down
                 raise InterruptedRun(
-                    f"{stage.name}: stopped by signal {stop.number} after step {done}; "
+                    f"{stage.name}: stopped by signal {stopped} after step {done}; "
                     f"{step_folder(out, done)} holds it. Continue with resume=True.",
-                    stop.number,
+                    stopped,
                 )
 
     if run.average is not None:
@@ -206,6 +231,43 @@ def train(
     if not run.metrics:  # the run was stopped at what is now its last step
         run.metrics = stage.validate(model)
     return TrainResult(run.metrics, log.lines)
+
+
+def _begin(
+    out: Path, held: ExitStack, *, resume: bool, overwrite: bool, ranks: Ranks
+) -> str | None:
+    """Make a run's folder this run's own; returns the checkpoint to continue from."""
+    if ranks.restarts:
+        # These processes follow others that began the run, and one of which failed.
+        resume, overwrite = True, False
+    if not (resume or overwrite) and latest(out) is not None:
+        raise ValueError(
+            f"train: out: {out} holds a run already. Continue it with resume=True, delete it with "
+            "overwrite=True, or name another folder."
+        )
+    held.enter_context(locked_run(out))
+    if overwrite:
+        clear_run(out)
+    newest = newest_whole(out) if ranks.restarts else latest(out)
+    return None if newest is None else str(newest)
+
+
+def _wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """What the loss runs through. Validation, codebooks, average and checkpoints are those of the
+    model inside."""
+    if ranks.count == 1:
+        return model
+    # Codebooks move alike on all processes. torch 2.13 gave the setting another name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
+
+
+def _sync_of(network: nn.Module, last_part: bool) -> AbstractContextManager[object]:
+    """Gradients travel between processes once a step."""
+    if last_part or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
 
 
 def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +14,15 @@ from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics import LPIPS
+    from vqvae2_fast.ops._batch_part import BatchPart
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["vqvae_stage"]
@@ -75,26 +78,38 @@ def vqvae_stage(
             parts["lpips"] = distance.detach()
         return total, parts
 
-    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
-
-    def validate(model: VQVAE2) -> dict[str, float]:
-        return _held_out_metrics(model, in_order(shown, 4 * config.batch_size))
-
-    return Stage(
-        name="train VQ-VAE",
-        model=model,
-        batches=lambda first: batches(
+    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        cut = config.cut_of_group()
+        return batches(
             train_set,
-            config.batch_size,
+            cut.batch_size,
             seed=config.seed,
             start_step=first,
             flip=flip,
             crop_padding=crop_padding,
             num_workers=config.workers,
-        ),
+            cut=cut,
+        )
+
+    def before_step(
+        model: VQVAE2, micro_batches: list[tuple[Tensor, Tensor]], parts: list[BatchPart]
+    ) -> None:
+        device = device_of(model)
+        model.start_codebooks_([images.to(device) for images, _ in micro_batches], parts)
+
+    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+
+    def validate(model: VQVAE2) -> dict[str, float]:
+        return _held_out_metrics(model, shown, 4 * config.batch_size)
+
+    return Stage(
+        name="train VQ-VAE",
+        model=model,
+        batches=own_batches,
         loss=loss,
         validate=validate,
         headline="psnr",
+        before_step=before_step,
         after_step=VQVAE2.update_codebooks_,
         identity=lambda: {
             "images": fingerprint(train_set),
@@ -107,22 +122,28 @@ def vqvae_stage(
 
 
 @torch.no_grad()
-def _held_out_metrics(model: VQVAE2, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """The error of the reconstructions and the codes in use, in one pass, batch by batch."""
-    config, device = model.config, device_of(model)
-    total, pixels = torch.zeros((), dtype=torch.float64, device=device), 0
+def _held_out_metrics(model: VQVAE2, images: ImageSource, batch_size: int) -> dict[str, float]:
+    """The error of the reconstructions and the codes in use, in one pass, batch by batch.
+
+    The processes of a group share the batches.
+    """
+    config, device, ranks = model.config, device_of(model), Ranks.of_group()
+    total = torch.zeros((), dtype=torch.float64, device=device)
     used = torch.zeros(config.num_levels, config.num_embeddings, dtype=torch.bool, device=device)
-    for images, _ in batches:
-        images = images.to(device)
-        codes = model.encode(images)
-        difference = model.decode(codes).clamp(-1, 1) - images
+    own = in_order(images, batch_size, rank=ranks.rank, world_size=ranks.count)
+    for batch, _ in own:
+        batch = batch.to(device)
+        codes = model.encode(batch)
+        difference = model.decode(codes).clamp(-1, 1) - batch
         total += difference.square().sum(dtype=torch.float64)
-        pixels += images.numel()
         for seen, level in zip(used, codes, strict=True):
             seen[level.flatten()] = True
-    mse = float(total) / pixels
+    counts = ranks.sum_(used.long())
+    mse = float(ranks.sum_(total)) / (len(images) * math.prod(images.image_shape))
     metrics = {"mse": mse, "psnr": psnr(mse / 4)}  # [-1, 1] is twice as wide as [0, 1]
-    for name, count in zip(level_names(config.num_levels), used.sum(1).tolist(), strict=True):
+    for name, count in zip(
+        level_names(config.num_levels), (counts > 0).sum(1).tolist(), strict=True
+    ):
         metrics[f"{name}_codes_used"] = float(count)
     return metrics
 

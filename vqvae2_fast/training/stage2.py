@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
 from vqvae2_fast.files.printable import printable
-from vqvae2_fast.metrics import prior_likelihood
+from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops._batch_part import uniform_of_part
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vqvae2_fast.models.configs import PixelSNAILConfig
     from vqvae2_fast.models.pixelsnail import PixelSNAIL
     from vqvae2_fast.training.config import TrainConfig
@@ -75,7 +80,7 @@ def prior_stage(
         if labels is not None:
             unnamed = labels < 0
             if label_dropout:
-                unnamed |= torch.rand(labels.shape, device=device) < label_dropout
+                unnamed |= uniform_of_part(len(labels), device) < label_dropout
             labels = torch.where(unnamed, num_classes, labels)
         condition = [codes.to(device) for codes in maps[:level]]
         nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
@@ -87,14 +92,22 @@ def prior_stage(
         shown = held_out.select(torch.linspace(0, len(held_out) - 1, count).long())
 
     def validate(prior: PixelSNAIL) -> dict[str, float]:
-        return asdict(prior_likelihood(prior, codes_in_order(shown, config.batch_size), level))
+        ranks = Ranks.of_group()
+        own = codes_in_order(shown, config.batch_size, rank=ranks.rank, world_size=ranks.count)
+        nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
+        for maps, labels in own:
+            nats += code_nats(prior, maps, labels, level)
+        total = float(ranks.sum_(nats))
+        return asdict(Likelihood.of_sum(total, len(shown), math.prod(prior.config.size)))
+
+    def own_batches(first: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        cut = config.cut_of_group()
+        return code_batches(records, cut.batch_size, seed=config.seed, start_step=first, cut=cut)
 
     return Stage(
         name=name,
         model=prior,
-        batches=lambda first: code_batches(
-            records, config.batch_size, seed=config.seed, start_step=first
-        ),
+        batches=own_batches,
         loss=loss,
         validate=validate,
         headline="bits_per_image",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
 from vqvae2_fast.checkpoints.locate import step_folder
 from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.optimizer import make_optimizer
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["TrainingRun"]
-
-# The order of the data follows from these settings; the others may change when a run is resumed.
-_ORDER = ("batch_size", "accumulate", "seed")
 
 
 class TrainingRun:
@@ -37,6 +35,7 @@ class TrainingRun:
         self.optimizer = make_optimizer(model, config)
         self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
         self.identity: dict[str, Any] = {}
+        self.ranks, self.cut = Ranks.of_group(), config.cut_of_group()
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
@@ -59,6 +58,7 @@ class TrainingRun:
         state = {
             "step": self.step,
             "train": asdict(self.config),
+            "global_batch": self.cut.batch_size,
             "identity": self.identity,
             "metrics": self.metrics,
             "best": self.best,
@@ -113,15 +113,18 @@ class TrainingRun:
                 f"train: expected steps={done} or more, the steps that {path} has done, got "
                 f"{self.config.steps}. Raise it, or begin anew with overwrite=True."
             )
-        changes = _changes({n: before[n] for n in _ORDER if n in before}, now)
+        changes, remedy = self._other_order(saved.state), ""
+        if changes:
+            remedy = self._keeping_batch(_batch_of(saved.state))
         # Checkpoints of older versions have no identity to compare.
         changes += _changes(dict(saved.state.get("identity", {})), self.identity)
         if changes and not accept_changed:
             raise ValueError(
                 f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
-                "would not be the one that was begun. Use what it was begun with, continue all the "
-                "same with accept_changed=True, or begin anew with overwrite=True or in another "
-                "output folder."
+                f"would not be the one that was begun.{remedy} Use what it was begun with, "
+                "continue "
+                "all the same with accept_changed=True, or begin anew with overwrite=True or in "
+                "another output folder."
             )
         model.load_state_dict(saved.model.state_dict())
         for name, weight in model.named_parameters():
@@ -141,6 +144,36 @@ class TrainingRun:
         self.metrics = {} if unvalidated else saved.state["metrics"]
         self.best = best_record(saved.state)
         return changes
+
+    def _other_order(self, state: Mapping[str, Any]) -> list[str]:
+        """What the order of the data follows from, where it is not as in a saved state."""
+        return _changes(
+            {"global_batch": _batch_of(state), "seed": state["train"].get("seed", 0)},
+            {"global_batch": self.cut.batch_size, "seed": self.config.seed},
+        )
+
+    def _keeping_batch(self, batch: int) -> str:
+        """How this number of processes takes steps of a batch, if it does not."""
+        if batch == self.cut.batch_size:
+            return ""
+        config, count = self.config, self.ranks.count
+        taken = f"{count} processes take" if count > 1 else "one process takes"
+        said = (
+            f" A step of the run has a batch of {batch}; {taken} batch_size={config.batch_size} x "
+            f"accumulate={self.cut.accumulate} each, {self.cut.batch_size} in all."
+        )
+        times, rest = divmod(batch, config.batch_size * count)
+        if rest or not times:
+            return f"{said} Set global_batch={batch}, which any number of processes can share."
+        return f"{said} Set accumulate={times}, or global_batch={batch} for any number of them."
+
+
+def _batch_of(state: Mapping[str, Any]) -> int:
+    """Items of a step in all processes. Older versions ran in one, and did not note it."""
+    before = state["train"]
+    return int(
+        state.get("global_batch") or before.get("batch_size", 1) * before.get("accumulate", 1)
+    )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ def plan_of_training(
     resume: bool,
     maps: str = "",
     ignore_memory: bool = False,
+    processes: int = 1,
 ) -> Result:
     """The plan of a training run with its memory and time, which `progress` shows too.
 
@@ -58,6 +59,7 @@ def plan_of_training(
         shape: The shape of one item, in words.
         maps: The code maps in words.
         ignore_memory: Train even if memory does not seem to suffice.
+        processes: How many share the training; the time is that of one.
 
     Raises:
         ValueError: If there is not enough memory.
@@ -70,11 +72,15 @@ def plan_of_training(
     newest = latest(out) if resume else None
     done = step_of(newest) if newest else 0
     rest = max(0, config.steps - done)
-    epochs = config.steps * config.accumulate * config.batch_size / max(1, items["train"])
+    cut = config.cut(world_size=processes)
+    epochs = config.steps * cut.batch_size / max(1, items["train"])
     micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
+    batch = f"{config.global_batch or f'{micro}{config.batch_size}'}"
+    if processes > 1:
+        batch += f" {'shared by' if config.global_batch else 'in each of'} {processes} processes"
     head = (
-        f"{config.steps:,} steps of {micro}{config.batch_size} on {device}, {number(epochs, 3)} "
-        f"epochs of {items['train']} items"
+        f"{config.steps:,} steps of {batch} on {device}, {number(epochs, 3)} epochs of "
+        f"{items['train']} items"
     )
     progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
     if not ignore_memory:
@@ -113,7 +119,9 @@ def plan_of_training(
             "steps": config.steps,
             "epochs": epochs,
             "batch_size": config.batch_size,
-            "accumulate": config.accumulate,
+            "accumulate": cut.accumulate,
+            "global_batch": cut.batch_size,
+            "processes": processes,
             "items": dict(items),
             "out": str(out),
             "resume_from": str(newest) if newest else None,

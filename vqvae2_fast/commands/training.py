@@ -53,7 +53,13 @@ class TrainingCommand(Command):
     """Begin although the memory that the training needs seems not to be free."""
 
     def plan(
-        self, task: Task[Model], *, items: Mapping[str, int], shape: str, maps: str = ""
+        self,
+        ranks: Ranks,
+        task: Task[Model],
+        *,
+        items: Mapping[str, int],
+        shape: str,
+        maps: str = "",
     ) -> Result:
         """Prints what a training takes, or raises if it is impossible; the result of --dry-run."""
         return plan_of_training(
@@ -69,6 +75,7 @@ class TrainingCommand(Command):
             out=task.out,
             resume=self.resume,
             ignore_memory=self.ignore_memory,
+            processes=ranks.count,
         )
 
     def begin(self, out: Path, kind: str) -> tuple[Ranks, torch.device, Progress]:
@@ -97,7 +104,7 @@ class TrainingCommand(Command):
         """What --dry-run leaves, the plan of the first process; None if the run is to begin."""
         plans: list[Result] = []
         ranks.told_by_first(
-            lambda: plans.append(self.plan(task, items=items, shape=shape, maps=maps))
+            lambda: plans.append(self.plan(ranks, task, items=items, shape=shape, maps=maps))
         )
         return (plans or [Result({})])[0] if self.dry_run else None
 

@@ -7,6 +7,7 @@ surrounds them: joining and leaving the group, one process preparing for all, ag
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import json
 import os
@@ -119,6 +120,8 @@ class Ranks:
                 f"answer within timeout={timeout:g} seconds; its own message says why. Continue "
                 "the run with resume=True."
             ) from error
+        # A wrapper of a model is part of a cycle and holds the group, whose threads would live on.
+        gc.collect()
         dist.destroy_process_group()
 
     def told_by_first(self, prepare: Callable[[], Any]) -> Any:

@@ -1,0 +1,45 @@
+"""Training commands in two processes, as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+TINY = [
+    *("--model.image-size", "8", "8", "--model.strides", "2", "2"),
+    *("--model.hidden-channels", "8", "--model.residual-channels", "4"),
+    *("--model.num-residual-blocks", "1", "--model.num-embeddings", "8"),
+    *("--model.embedding-dim", "4", "--train.batch-size", "3", "--train.log-every", "1"),
+]
+
+
+@pytest.fixture
+def arguments(images, tmp_path):
+    return ["train-vqvae", "--data", str(images), "--out", str(tmp_path / "run"), "--quiet", *TINY]
+
+
+def test_two_processes_leave_one_run_which_one_continues(
+    run_in_two_processes, run, arguments, tmp_path
+):
+    said = run_in_two_processes(*arguments, "--train.steps", "2")
+    assert "held out" in said[0]
+    assert said[1] == ""
+    more = [*arguments, "--resume", "--train.steps", "3"]
+    code, _, error = run(*more)
+    assert code == 2
+    assert "batch of 6; one process takes --train.batch-size=3" in error
+    assert "Set --train.accumulate=2, or --train.global-batch=6" in error
+    assert run(*more, "--train.accumulate", "2")[0] == 0
+    lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_with_one_that_fits(
+    run_in_two_processes, run, arguments
+):
+    run_in_two_processes(*arguments, "--train.steps", "1", "--train.global-batch", "5")
+    code, _, error = run(*arguments, "--resume", "--train.steps", "2")
+    assert code == 2
+    assert "Set --train.global-batch=5, which any number of processes can share" in error
+    assert run(*arguments, "--resume", "--train.steps", "2", "--train.global-batch", "5")[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -43,3 +44,19 @@ def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_with_one_that
     assert code == 2
     assert "Set --train.global-batch=5, which any number of processes can share" in error
     assert run(*arguments, "--resume", "--train.steps", "2", "--train.global-batch", "5")[0] == 0
+
+
+def test_a_process_that_never_comes_ends_the_wait_with_the_timeout_named(
+    run, arguments, monkeypatch
+):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+    code, _, error = run(*arguments, "--timeout", "0.5")
+    assert code == 1
+    assert "process 0 of 2 lost another one" in error
+    assert "within --timeout=0.5 seconds" in error
+    assert "Continue the run with --resume" in error

@@ -121,6 +121,10 @@ def run_rank(rank: int, processes: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=processes
     )
     run_all(folder, rank, processes)
+    config = replace(CONFIG, batch_size=2, seed=rank)
+    with pytest.raises(ValueError, match="agree") as refused:
+        train(vqvae(config), config, progress=QUIET)
+    (folder / f"refused-{rank}").write_text(str(refused.value))
     dist.destroy_process_group()
 
 
@@ -198,6 +202,17 @@ def test_all_processes_end_with_the_same_bits(together):
         first = weights(together.folder, name)
         last = weights(together.folder, name, together.processes - 1)
         assert all(torch.equal(first[key], last[key]) for key in first), name
+
+
+def test_processes_that_disagree_are_refused_by_setting_and_process(together):
+    for rank in range(together.processes):
+        said = (together.folder / f"refused-{rank}").read_text()
+        assert "seed is 1 on process 1, 0 on process 0" in said
+
+
+def test_more_processes_than_items_are_refused():
+    with pytest.raises(ValueError, match=r"batch of 3 in 1 micro-batches leaves 3 .* 4 processes"):
+        replace(CONFIG, batch_size=1, global_batch=3).cut(0, 4)
 
 
 def test_micro_batches_follow_the_trajectory_of_whole_batches(alone):

@@ -80,7 +80,7 @@ class TrainingCommand(Command):
 
     def begin(self, out: Path, kind: str) -> tuple[Ranks, torch.device, Progress]:
         """Who this process is, its device, and what it shows; see `check_run` for the rest."""
-        ranks = Ranks.of_this_run()
+        ranks = Ranks.of_this_run(self.timeout)
         if ranks.restarts:  # the processes before these began the run
             self.resume, self.overwrite = True, False
         if self.timeout <= 0:
@@ -114,7 +114,7 @@ class TrainingCommand(Command):
         """Train the model of a task in all processes."""
         model = task.fresh_model().to(task.device)
         logged = task.out if self.tensorboard and ranks.rank == 0 else None
-        with ranks.joined(task.device, self.timeout), tensorboard_log(logged) as on_log:
+        with ranks.joined(task.device), tensorboard_log(logged) as on_log:
             trained = train(
                 task.make_stage(model),
                 task.config,

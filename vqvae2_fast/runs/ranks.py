@@ -40,20 +40,22 @@ class Ranks:
 
     Args:
         restarts: How often `torchrun` has started all processes anew after one failed.
+        timeout: Seconds that a process waits for the others, except while the first prepares.
     """
 
     rank: int = 0
     count: int = 1
     restarts: int = 0
+    timeout: float = 1800
     _calls: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @classmethod
-    def of_this_run(cls) -> Ranks:
+    def of_this_run(cls, timeout: float = timeout) -> Ranks:
         """From the variables that `torchrun` sets; one process without them."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         rank = int(os.environ.get("RANK", "0")) if count > 1 else 0
-        return cls(rank, count, restarts)
+        return cls(rank, count, restarts, timeout)
 
     @classmethod
     def of_group(cls) -> Ranks:
@@ -76,14 +78,12 @@ class Ranks:
         """The store that `torchrun` keeps, or the first process without it."""
         from torch.distributed.rendezvous import rendezvous  # a fifth of a second, for few
 
-        return next(rendezvous("env://"))[0]
+        with self._naming_losses():
+            return next(rendezvous("env://", timeout=timedelta(seconds=self.timeout)))[0]
 
     @contextmanager
-    def joined(self, device: torch.device, timeout: float) -> Iterator[None]:
+    def joined(self, device: torch.device) -> Iterator[None]:
         """Inside, the processes are the default group: gloo for CPU tensors, NCCL for GPUs.
-
-        Args:
-            timeout: Seconds that a process waits for the others.
 
         Raises:
             LostProcessError: Another process ended or did not answer.
@@ -103,26 +103,33 @@ class Ranks:
             )
         if on_gpu:
             torch.cuda.set_device(device)
-        try:
+        with self._naming_losses():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 store=self._store,
                 rank=self.rank,
                 world_size=self.count,
-                timeout=timedelta(seconds=timeout),
+                timeout=timedelta(seconds=self.timeout),
             )
+            yield
+        # A wrapper of a model is part of a cycle and holds the group, whose threads would live on.
+        gc.collect()
+        dist.destroy_process_group()
+
+    @contextmanager
+    def _naming_losses(self) -> Iterator[None]:
+        import torch.distributed as dist
+
+        try:
             yield
         except RuntimeError as error:
             if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
                 raise
             raise LostProcessError(
                 f"process {self.rank} of {self.count} lost another one: it ended, or did not "
-                f"answer within timeout={timeout:g} seconds; its own message says why. Continue "
-                "the run with resume=True."
+                f"answer within timeout={self.timeout:g} seconds; its own message says why. "
+                "Continue the run with resume=True."
             ) from error
-        # A wrapper of a model is part of a cycle and holds the group, whose threads would live on.
-        gc.collect()
-        dist.destroy_process_group()
 
     def told_by_first(self, prepare: Callable[[], Any]) -> Any:
         """What `prepare` returns, JSON-ready, called in the first process only.
@@ -168,11 +175,14 @@ class Ranks:
         key = self._key()
         self._store.set(f"{key}/told", json.dumps(told))
         # Without torchrun the store lives in this process, which may be done before all heard.
-        self._store.wait([f"{key}/heard/{rank}" for rank in range(1, self.count)], _PREPARATION)
+        heard = [f"{key}/heard/{rank}" for rank in range(1, self.count)]
+        with self._naming_losses():
+            self._store.wait(heard, timedelta(seconds=self.timeout))
 
     def _heard(self) -> Any:
         key = self._key()
-        self._store.wait([f"{key}/told"], _PREPARATION)
+        with self._naming_losses():
+            self._store.wait([f"{key}/told"], _PREPARATION)
         told = json.loads(self._store.get(f"{key}/told"))
         self._store.set(f"{key}/heard/{self.rank}", "")
         return told

@@ -139,7 +139,8 @@ def train(
         changes: list[str] = []
         if out is not None:
             run.identity = {**stage.identity(), **versions()}
-            ranks.check_same("train", {**run.identity, **asdict(config), "steps": config.steps})
+        ranks.check_same("train", {**versions(), **run.identity, **asdict(config)})
+        if out is not None:
             newest = ranks.told_by_first(
                 lambda: _begin(out, held, resume=resume, overwrite=overwrite, ranks=ranks)
             )
@@ -260,7 +261,8 @@ def _wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
     # Codebooks move alike on all processes. torch 2.13 gave the setting another name.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **{name: False})
+    settings: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **settings)
 
 
 def _sync_of(network: nn.Module, last_part: bool) -> AbstractContextManager[object]:

@@ -209,9 +209,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",
                "in registers", 0.0, (step - model.step(true)) * kMicro);
-  text += line("    %-26s %9.2f MB  at most %.1f KiB a block", "in shared memory",
+  text += line("    %-26s %9.2f MB  at most %.1f KiB per block", "in shared memory",
                all.resident / kMB, most.resident / kKiB);
-  text += line("    %-26s %9.2f MB  at most %.1f KiB a block",
+  text += line("    %-26s %9.2f MB  at most %.1f KiB per block",
                model.streams_from_memory() ? "from device memory" : "from the L2 cache",
                all.streamed / kMB, most.streamed / kKiB);
   text +=

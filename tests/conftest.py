@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from hypothesis import HealthCheck, settings
 
+from vqvae2_fast.cli import main
 from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.compare import RecordedOperators
 
@@ -70,6 +71,19 @@ def with_threads() -> Iterator[Callable[[int, Callable[[], object]], object]]:
 
     yield call
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What the command line says of arguments that it must refuse, ending with a code."""
+
+    def run(arguments: list[str], code: int = 2) -> str:
+        assert main(arguments) == code
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return text
+
+    return run
 
 
 @pytest.fixture(params=["tmpfs", "limit"])

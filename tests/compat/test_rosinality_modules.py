@@ -1,4 +1,4 @@
-"""The port's modules: sizes and keys as described, each quirk, and the errors for misuse."""
+"""The port's prior and its layers: keys, sizes and quirks, and the errors for misuse."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from vqvae2_fast.compat.rosinality import (
-    VQVAE,
     CausalAttention,
     CausalConv2d,
     CondResNet,
-    Decoder,
-    Encoder,
     GatedResBlock,
     PixelBlock,
     PixelSNAIL,
-    Quantize,
-    ResBlock,
     WNConv2d,
     causal_mask,
     shift_down,
@@ -30,25 +25,6 @@ from vqvae2_fast.compat.rosinality import (
 def small_prior(**keywords) -> PixelSNAIL:
     torch.manual_seed(0)
     return PixelSNAIL([6, 4], 10, 16, 3, 2, 1, 12, **keywords)
-
-
-def test_default_vqvae_has_the_ports_parameters_and_order_of_keys():
-    model = VQVAE()
-    assert sum(p.numel() for p in model.parameters()) == 1_388_867
-    modules = list(dict.fromkeys(key.split(".")[0] for key in model.state_dict()))
-    assert modules == [
-        "enc_b",
-        "enc_t",
-        "quantize_conv_t",
-        "quantize_t",
-        "dec_t",
-        "quantize_conv_b",
-        "quantize_b",
-        "upsample_t",
-        "dec",
-    ]
-    assert list(model.quantize_t.state_dict()) == ["embed", "cluster_size", "embed_avg"]
-    assert model.quantize_t.embed.shape == (64, 512)
 
 
 @pytest.mark.parametrize(
@@ -73,105 +49,6 @@ def test_keys_of_a_weight_normed_layer_come_in_the_ports_order():
         f"conv{i}.conv.conv.{name}" for i in (1, 2) for name in ("bias", "weight_g", "weight_v")
     ]
     assert keys == [*expected, "condition.conv.weight_g", "condition.conv.weight_v"]
-
-
-def test_decay_of_the_vqvae_is_ignored():
-    model = VQVAE(channel=8, embed_dim=4, n_embed=8, decay=0.5)
-    assert model.quantize_t.decay == model.quantize_b.decay == 0.99
-
-
-def test_an_unused_code_is_flung_out_and_comes_back():
-    """Length of a code that takes no vector, relative to its first."""
-    quantize = Quantize(2, 2)
-    first = torch.tensor([[0.0, 3.0], [0.0, 4.0]])  # codes (0, 0) and (3, 4), as columns
-    quantize.embed.copy_(first)
-    quantize.embed_avg.copy_(first)
-    x, ratio = torch.zeros(64, 2), {}
-    for step in range(1, 1301):
-        # Rows near code 0, wherever it is; code 1 gets none.
-        quantize(x)
-        ratio[step] = float(quantize.embed[:, 1].norm()) / 5
-    assert ratio[1] == pytest.approx(99_003, rel=1e-3)
-    assert ratio[500] == pytest.approx(657, rel=1e-2)
-    assert ratio[1145] == pytest.approx(1.0, rel=2e-2)
-    assert ratio[1300] == pytest.approx(0.21, rel=2e-2)
-
-
-def test_quantize_returns_x_plus_difference_and_passes_gradients_straight():
-    torch.manual_seed(0)
-    quantize = Quantize(4, 8).eval()
-    x = (100 * torch.randn(5, 4)).requires_grad_()
-    out, diff, index = quantize(x)
-    rows = quantize.embed_code(index)
-    assert torch.equal(out, x + (rows - x))
-    assert not torch.equal(out, rows)
-    weight = torch.randn(5, 4)
-    (gradient,) = torch.autograd.grad((out * weight).sum(), x)
-    assert torch.equal(gradient, weight)
-    (gradient,) = torch.autograd.grad(diff, x)
-    assert torch.allclose(gradient, 2 * (x - rows) / x.numel())
-
-
-def test_quantize_looks_up_before_it_updates():
-    torch.manual_seed(0)
-    quantize = Quantize(4, 8)
-    before = quantize.embed.clone()
-    x = torch.randn(30, 4)
-    out, _, index = quantize(x)
-    assert torch.allclose(out, before.t()[index], atol=1e-5)
-    assert not torch.allclose(quantize.embed, before)
-
-
-def test_quantize_computes_in_float32_whatever_comes_in():
-    torch.manual_seed(0)
-    quantize = Quantize(4, 8).eval()
-    x = torch.randn(30, 4).half()
-    out, diff, index = quantize(x)
-    assert out.dtype == diff.dtype == torch.float32
-    assert torch.equal(index, quantize(x.float())[2])
-
-
-def test_encode_returns_the_ports_five():
-    model = VQVAE(channel=8, n_res_channel=4, embed_dim=6, n_embed=16).eval()
-    shapes = [tuple(each.shape) for each in model.encode(torch.randn(2, 3, 40, 48))]
-    assert shapes == [(2, 6, 5, 6), (2, 6, 10, 12), (1,), (2, 5, 6), (2, 10, 12)]
-
-
-@pytest.mark.parametrize("size", [(60, 60), (36, 36), (4, 8), (40, 44)])
-def test_image_sizes_that_are_no_multiples_of_8_are_refused(size):
-    model = VQVAE(channel=8, n_res_channel=4, embed_dim=6, n_embed=16)
-    with pytest.raises(ValueError, match=f"multiples of 8 .* got {size[0]}×{size[1]}"):
-        model(torch.randn(1, 3, *size))
-
-
-def test_other_channels_are_refused():
-    with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\], got \[1, 1, 8, 8\]"):
-        VQVAE(channel=8)(torch.randn(1, 1, 8, 8))
-
-
-def test_codes_that_do_not_fit_are_refused():
-    codes = torch.zeros(1, 2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"expected code_b \[B, 2h, 2w\]"):
-        VQVAE(channel=8).decode_code(codes, codes)
-
-
-def test_images_handed_to_quantize_as_nchw_are_explained():
-    with pytest.raises(ValueError, match="Images are NCHW: permute"):
-        Quantize(6, 16)(torch.randn(2, 6, 4, 4))
-
-
-@pytest.mark.parametrize("kind", [Encoder, Decoder])
-def test_strides_other_than_2_and_4_are_refused(kind):
-    sizes = (3, 8, 1, 4, 8) if kind is Encoder else (3, 3, 8, 1, 4, 8)
-    with pytest.raises(ValueError, match="expected stride 2 or 4, got 8"):
-        kind(*sizes)
-
-
-def test_resblock_keeps_its_input():
-    x = torch.randn(1, 4, 5, 5)
-    before = x.clone()
-    ResBlock(4, 2)(x)
-    assert torch.equal(x, before)
 
 
 def test_causal_weights_are_masked_in_place_at_forward_and_g_is_of_unmasked_ones():

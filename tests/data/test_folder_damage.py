@@ -1,0 +1,208 @@
+"""Folders with damaged, huge or misleading files, and links, FIFOs and odd names in them."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae2_fast.data import ImageFolder
+from vqvae2_fast.testing.images import noise, write_image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_corrupt_file_is_named_before_training_if_its_header_is_bad(tmp_path) -> None:
+    write_image(tmp_path / "a.png", (0, 0, 0))
+    (tmp_path / "bad.png").write_bytes(b"not a picture")
+    with pytest.raises(ValueError, match=r"bad\.png cannot be decoded .*skip_corrupt=True"):
+        ImageFolder(tmp_path, 8)
+
+
+def _truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
+def test_a_file_that_was_cut_is_named_before_training(tmp_path, suffix) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    write_image(path, noise(64, 64))
+    ImageFolder(tmp_path, 8)
+    content = path.read_bytes()
+    for part in (0.5, 0.9):
+        path.write_bytes(content[: int(len(content) * part)])
+        with pytest.raises(ValueError, match=rf"cut\.{suffix} cannot be decoded \(.*skip_corrupt"):
+            ImageFolder(tmp_path, 8)
+
+
+def test_data_behind_the_end_of_an_image_is_no_damage(tmp_path) -> None:
+    write_image(tmp_path / "a.jpg", noise(64, 64))
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"a film")
+    assert len(ImageFolder(tmp_path, 8)) == 1
+
+
+def test_a_file_that_is_cut_later_is_named_when_it_is_read(tmp_path) -> None:
+    write_image(tmp_path / "cut.jpg", noise(64, 64))
+    dataset = ImageFolder(tmp_path, 8)
+    _truncate(tmp_path / "cut.jpg")
+    with pytest.raises(ValueError, match=r"cut\.jpg cannot be decoded \(.*truncated"):
+        dataset[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_refused_and_does_not_hang(tmp_path) -> None:
+    write_image(tmp_path / "a.png", (0, 0, 0))
+    dataset = ImageFolder(tmp_path, 8)
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    for read in (lambda: dataset[0], lambda: ImageFolder(tmp_path, 8)):
+        with pytest.raises(ValueError, match=r"a\.png is a FIFO, not a regular file"):
+            read()
+
+
+def test_a_link_out_of_the_folder_that_comes_later_is_refused(tmp_path) -> None:
+    write_image(tmp_path / "s.png", (0, 0, 0))
+    write_image(tmp_path / "set" / "a.png", (0, 0, 0))
+    dataset = ImageFolder(tmp_path / "set", 8)
+    (tmp_path / "set" / "a.png").unlink()
+    (tmp_path / "set" / "a.png").symlink_to(tmp_path / "s.png")
+    with pytest.raises(ValueError, match=r"a\.png leads out of .*set"):
+        dataset[0]
+
+
+def test_a_loop_of_links_is_named(tmp_path) -> None:
+    write_image(tmp_path / "a.png", (0, 0, 0))
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(OSError, match=r"b\.png"):
+        ImageFolder(tmp_path, 8)
+
+
+def test_names_that_are_not_utf8_are_read_and_shown(tmp_path) -> None:
+    for number in range(12):
+        write_image(tmp_path / "set" / f"{number}.png", (0, 0, 0))
+    source = os.fsencode(tmp_path / "set" / "0.png")
+    os.rename(source, source.replace(b"0.png", b"\xff.png"))
+    sides = [len(ImageFolder(tmp_path / "set", 8, split=side)) for side in ("train", "held_out")]
+    assert sum(sides) == 12
+    (tmp_path / "set" / "1.png").write_bytes(b"")
+    os.rename(tmp_path / "set", os.fsencode(tmp_path) + b"/\x1b[2J\xfe")
+    with pytest.raises(ValueError, match=r"\\x1b\[2J\\udcfe/1\.png cannot be decoded"):
+        ImageFolder(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b[2J\xfe"), 8)
+
+
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path) -> None:
+    write_image(tmp_path / "a" / "0.png", (0, 0, 0))
+    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(ValueError, match=r"name of class 0 is not Unicode text: \\udcff"):
+        ImageFolder(tmp_path, 8)
+
+
+@pytest.mark.parametrize("kind", ["palette", "RGB"])
+def test_large_images_take_little_more_than_their_pixels(tmp_path, kind, monkeypatch) -> None:
+    image = Image.new("P" if kind == "palette" else "RGB", (4096, 8192))
+    image.save(tmp_path / "a.png", **({"transparency": 0} if kind == "palette" else {}))
+    code = (
+        "import resource, sys; from vqvae2_fast.data import ImageFolder\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "ImageFolder(sys.argv[1], 8)[0]\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True
+    )
+    # 32 Mi pixels take 128 MiB as RGB, 32 MiB more as indices of a palette.
+    assert int(output.stdout) < 230 * 1024
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_of_too_many_pixels_are_refused_unread(tmp_path) -> None:
+    header = b"P5 12000 12000 255\n"  # a file of 19 bytes that would be 144 MB
+    (tmp_path / "a.pgm").write_bytes(header)
+    with pytest.raises(ValueError, match=r"12000x12000 pixels are more than the 134217728"):
+        ImageFolder(tmp_path, 8, image_channels=1)
+
+
+def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:
+    for name in ("a.png", "c.png"):
+        write_image(tmp_path / name, (0, 0, 0))
+    write_image(tmp_path / "b.jpg", noise(64, 64))
+    _truncate(tmp_path / "b.jpg")
+    (tmp_path / "d.gif").write_bytes(b"GIF89a")
+    with pytest.warns(UserWarning, match=r"skipped 2 corrupt of 4 images .* first is b\.jpg"):
+        dataset = ImageFolder(tmp_path, 8, skip_corrupt=True)
+    assert dataset.skipped == ("b.jpg", "d.gif")
+    assert dataset.names == ("a.png", "c.png")
+
+
+def test_only_corrupt_images_is_an_error_even_when_skipping(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="skipped 1"),
+        pytest.raises(ValueError, match="all 1 images of .* are corrupt"),
+    ):
+        ImageFolder(tmp_path, 8, skip_corrupt=True)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif", "ppm"])
+def test_damaged_bytes_decode_or_raise_value_error(tmp_path, suffix) -> None:
+    """Whatever Pillow raises for a damaged file, a caller sees one error that names it."""
+    file = io.BytesIO()
+    Image.fromarray(noise(24, 24)).save(file, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
+    good = file.getvalue()
+    rng = np.random.default_rng(1)
+    path = tmp_path / f"x.{suffix}"
+    refused = 0
+    for trial in range(60):
+        damaged = bytearray(good)
+        for at in rng.integers(0, min(len(good), 200 if trial % 2 else len(good)), 4):
+            damaged[at] = rng.integers(0, 256)
+        if trial % 3 == 0:
+            del damaged[rng.integers(1, len(good)) :]
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                ImageFolder(tmp_path, 4, convert_channels=True)[0]
+            except ValueError as error:
+                assert f"x.{suffix}" in str(error)
+                refused += 1
+    assert refused > 0
+
+
+def test_a_file_of_another_format_is_not_opened(tmp_path) -> None:
+    Image.fromarray(noise(8, 8)).save(tmp_path / "a.eps")
+    os.rename(tmp_path / "a.eps", tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded"):
+        ImageFolder(tmp_path, 8)
+
+
+def test_link_out_of_the_folder_is_refused(tmp_path) -> None:
+    write_image(tmp_path / "secret" / "s.png", (0, 0, 0))
+    write_image(tmp_path / "set" / "a.png", (0, 0, 0))
+    (tmp_path / "set" / "b.png").symlink_to(tmp_path / "secret" / "s.png")
+    with pytest.raises(ValueError, match=r"b\.png is a link out of"):
+        ImageFolder(tmp_path / "set", 8)
+
+
+def test_link_to_a_folder_is_refused(tmp_path) -> None:
+    write_image(tmp_path / "set" / "a" / "a.png", (0, 0, 0))
+    (tmp_path / "set" / "b").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="b is a link to a folder"):
+        ImageFolder(tmp_path / "set", 8)
+
+
+def test_link_inside_the_folder_and_a_linked_root_are_read(tmp_path) -> None:
+    write_image(tmp_path / "set" / "a.png", (7, 0, 0))
+    (tmp_path / "set" / "b.png").symlink_to("a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    assert len(ImageFolder(tmp_path / "link", 8)) == 2

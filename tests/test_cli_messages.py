@@ -1,0 +1,181 @@
+"""What the command line says: help, shell completion, errors, warnings, and its exit codes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import vqvae2_fast
+from vqvae2_fast.cli import _parse, main
+from vqvae2_fast.commands.info import Info
+from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+from vqvae2_fast_command import COMMANDS
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["info", "/nowhere", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_there(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: vqvae2-fast {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_are_listed(arguments, capsys):
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: vqvae2-fast COMMAND")
+    for name, (_, what) in COMMANDS.items():
+        assert f"  {name} " in text
+        assert what in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = re.sub(r"[│|╭╮╰╯─]", " ", capsys.readouterr().out)
+    options = re.split(r"\n {1,3}(?=--[a-z])", text)[1:]
+    assert options
+    for option in options:
+        words = re.sub(r"^\S+|\(default:.*|\{.*?\}|\b[A-Z]+\b|[^\w ]", " ", option, flags=re.DOTALL)
+        assert words.split(), option
+
+
+@pytest.mark.parametrize(("option", "flip"), [("--flip", True), ("--no-flip", False)])
+@pytest.mark.parametrize("preset", ["emoji32", "photos64"])
+def test_a_switch_is_set_either_way_whatever_the_preset_says(preset, option, flip):
+    arguments = ["--preset", preset, option]
+    assert _parse(TrainVQVAE, "train-vqvae", arguments).flip is flip
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vqvae2-fast {vqvae2_fast.__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_list(error_of):
+    assert "expected a command, one of demo, train-vqvae" in error_of(["trian"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.steps", "0"], "error: --train.steps must be >= 1, got 0"),
+        (["--model.strides", "3"], "error: each of --model.strides must be a power of two"),
+        (["--train.average-decay", "2"], "error: --train.average-decay must be in [0, 1), got 2"),
+    ],
+    ids=["a word", "inside", "an underscore"],
+)
+def test_errors_of_configurations_name_flags(arguments, message, error_of):
+    assert message in error_of(["train-vqvae", *arguments])
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
+    with subprocess.Popen(
+        [*command, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
+
+
+def test_an_unknown_option_exits_with_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["info", "--colour"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completions_name_commands_and_options(shell, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--completion", shell])
+    assert not stop.value.code
+    text = capsys.readouterr().out
+    assert "vqvae2-fast" in text
+    for word in ("train-vqvae", "extract", "--shard-records", "--dry-run"):
+        assert word in text
+
+
+@pytest.mark.parametrize("arguments", [[], ["fish"], ["bash", "x"]])
+def test_completions_of_other_shells_are_refused(arguments, error_of):
+    assert "expected bash or zsh" in error_of(["--completion", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("x"), 2),
+        (TypeError("x"), 2),
+        (FileNotFoundError(2, "x"), 2),
+        (PermissionError(13, "x"), 2),
+        (OSError(28, "x"), 1),
+        (OSError(5, "x"), 1),
+        (RuntimeError("x"), 1),
+        (MemoryError("x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_exit_codes(error, code, monkeypatch, error_of):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Info, "run", fail)
+    error_of(["info"], code)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "cannot write x: No space left"), "error: cannot write x: No space left\n"),
+        (PermissionError(13, "Permission denied", "x/y"), "error: x/y: Permission denied\n"),
+        (FileNotFoundError("load: x does not exist"), "error: load: x does not exist\n"),
+    ],
+    ids=["ours", "the system's", "without a number"],
+)
+def test_an_error_of_the_system_is_told_by_path_and_words(error, text, monkeypatch, error_of):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Info, "run", fail)
+    assert text in error_of(["info"], 1 if error.errno == 28 else 2)
+
+
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_escape_sequences_in_an_error_are_shown(capsys, debug):
+    assert main(["extract", "--vqvae", "x\x1b[2Jy", *debug]) == 2
+    error = capsys.readouterr().err
+    assert "x\\x1b[2Jy" in error
+    assert "\x1b" not in error
+
+
+def test_a_warning_is_shown_without_its_line_of_source(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(
+        Info,
+        "run",
+        lambda command: shown.append(
+            warnings.formatwarning("skipped 1, set batch_size=2", UserWarning, "file.py", 1)
+        ),
+    )
+    monkeypatch.setattr("vqvae2_fast.cli._print_result", lambda result, as_json: 0)
+    assert main(["info"]) == 0
+    assert shown == ["vqvae2-fast: warning: skipped 1, set --batch-size=2\n"]
+    assert "file.py" in warnings.formatwarning("x", UserWarning, "file.py", 1)
+
+
+def test_an_error_of_ours_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(Info, "run", lambda self: {}["a mistake in the package"])
+    with pytest.raises(KeyError):
+        main(["info"])

@@ -3,9 +3,10 @@
     python benchmarks/codec.py                                # pretrained emoji32, held-out emoji
     python benchmarks/codec.py --pipeline P --codes codes/held_out    # any pipeline, a store
 
-Bits: Σ −log₂ p of all codes, by `score_codes`, next to the payload, its rounding and its lengths
-shown apart. Speed: `encode_codes`, `decode_codes` and `sample_codes` of the same maps, in turns.
-Stores: the records as the packed code store, xz and (if zstandard is installed) zstd -19 keep them.
+Bits: compares Σ −log₂ p of all codes, by `score_codes`, with the payload; its rounding and its
+lengths are shown separately. Speed: `encode_codes`, `decode_codes` and `sample_codes` of the same
+maps, in turns. Stores: the records as the packed code store, xz and (if zstandard is installed)
+zstd -19 keep them.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ device() {
 
 # Whether the compiled kernels run here; if not, why, and what is used instead.
 engine() (
-  cd "$work"  # so that no source folder shadows the installed package
+  cd "$work"  # Run elsewhere, so that no source folder shadows the installed package.
   python - << 'EOF'
 import sys
 

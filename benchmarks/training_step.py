@@ -326,7 +326,7 @@ def main() -> None:
     )
     known = [*PRIORS, *VQVAES]
     parser.add_argument("steps", nargs="*", default=DEFAULT_STEPS, help=f"of {', '.join(known)}")
-    parser.add_argument("--against", nargs="*", default=[], help="contenders beside ours")
+    parser.add_argument("--against", nargs="*", default=[], help="contenders to compare ours with")
     parser.add_argument("--rounds", type=int, default=0, help="0: what keeps the run short")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(

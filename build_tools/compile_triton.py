@@ -218,7 +218,7 @@ def main() -> int:
         options.summary.write_text(found)
     if options.check and options.check.read_text() != found:
         failures += 1
-        print(f"{options.check} is not what was found: write it anew with --summary")
+        print(f"{options.check} is not what was found: write it again with --summary")
     print(f"{len(rows)} compiled, {failures} failed, {time.time() - start:.0f} s")
     return failures > 0
 

@@ -1,5 +1,5 @@
 // The Python side of the compiled module: SIMD levels and build facts. pybind11 only: torch's
-// include folder carries a pybind11 of its own that refuses the stable ABI, so it stays off this
+// include folder carries another pybind11, which refuses the stable ABI, so it stays off this
 // file's path.
 #include <pybind11/pybind11.h>
 

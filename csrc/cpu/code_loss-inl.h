@@ -14,7 +14,7 @@ using products::kPanel;
 using products::panels_of;
 
 constexpr int kLanes = Vec::kLanes;
-// Takes no part in a softmax.
+// A logit that takes no part in a softmax.
 constexpr float kLowest = -3.0e38f;
 // Positions of a block. With fewer, a large weight would be read too often.
 constexpr int64_t kBlock = pointwise::kBlock;

@@ -15,7 +15,7 @@ struct CodeLoss {
   const int64_t* codes;   // [N], each in 0..K-1
   int64_t num_codes, channels;
   float scale;  // of the gradients
-  // The weight [K, C] as `PointwiseKernels::pack` leaves it, both ways.
+  // The weight [K, C] as `PointwiseKernels::pack` leaves it, for forward and for backward.
   const float *packed, *packed_backward;
 };
 

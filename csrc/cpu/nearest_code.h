@@ -38,7 +38,7 @@ struct PackedCodebook {
   const uint32_t* pair_panels = nullptr;
   const float* pair_units = nullptr;
   double max_norm = 0;  // of e' among the screened codes
-  // |e' - what the int16 say| <= pair_residual * |e'| + what underflows
+  // |e' - its int16 values| <= pair_residual * |e'| + underflow
   double pair_residual = 0;
 };
 

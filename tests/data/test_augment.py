@@ -44,7 +44,7 @@ def test_offsets_are_uniform_and_independent_of_each_other_and_of_flips() -> Non
 
 
 def test_values_are_pinned() -> None:
-    """A checkpoint resumes under another version only while these stay."""
+    """A run resumes correctly under another version only if these values stay the same."""
     assert flips(torch.arange(8), seed=0, epoch=0).long().tolist() == [0, 0, 0, 1, 1, 0, 0, 1]
     assert crop_offsets(torch.arange(4), 4, seed=0, epoch=0).tolist() == [
         [-3, -1],

@@ -85,7 +85,7 @@ def test_flips_do_not_change_the_order(dataset) -> None:
 
 
 def test_order_is_pinned(dataset) -> None:
-    """A checkpoint resumes under another version only while this stays."""
+    """A run resumes correctly under another version only if this order stays the same."""
     assert next(batches(dataset, 10, seed=0))[1].tolist() == [6, 8, 3, 1, 9, 4, 2, 0, 7, 5]
 
 

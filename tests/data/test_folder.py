@@ -56,7 +56,7 @@ def test_image_is_cropped_from_the_centre_without_resampling(tmp_path) -> None:
 
 
 def test_image_is_scaled_to_cover_a_size_that_is_not_square(tmp_path) -> None:
-    # Stripes of 4 rows become rows of one colour at a quarter; columns are cropped to the middle.
+    # At a quarter of the size, stripes of 4 rows become rows of one colour; columns are cropped.
     rows = np.repeat(np.arange(8, dtype=np.uint8) * 30, 4)
     pixels = np.broadcast_to(rows[:, None, None], (32, 100, 3)).copy()
     pixels[:, :20] = pixels[:, -20:] = 255

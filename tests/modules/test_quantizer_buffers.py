@@ -32,7 +32,7 @@ def quantizer(**arguments: object) -> VectorQuantizerEMA:
 
 
 def far(codes: torch.Tensor) -> torch.Tensor:
-    """Vectors that k-means would move codes to."""
+    """Vectors to which k-means would move codes."""
     return codes.repeat(5, 1) + 100
 
 

@@ -231,7 +231,7 @@ def test_strict_mode_raises_wherever_the_owner_declines(operator, case, monkeypa
 
 
 def can_be_checked(operator, case):
-    """The overload runs the kernel that takes the case, or a public operator has none."""
+    """The overload runs the kernel that takes the case, unless a public operator has none."""
     has_none = not operator.private and not has_kernel(operator.name, "cpu")
     return not case.has_nan and (has_none or is_taken(operator, case))
 

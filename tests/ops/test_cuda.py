@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def without_tf32():
-    """Computes in float32, on which the owner of a convolution and all bounds depend."""
+    """Turns TF32 off: the owner of a convolution and all bounds are those for float32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 

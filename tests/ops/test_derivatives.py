@@ -101,7 +101,7 @@ def kernels_take_small_calls():
 
 
 def double(function):
-    """The function with all its work in float64, where no kernel of the CPU takes part."""
+    """The function computed in float64 throughout, which no CPU kernel takes."""
     return lambda x: function(x.double())
 
 

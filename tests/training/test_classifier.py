@@ -106,7 +106,7 @@ def test_accuracy_by_class_and_among_five():
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
         def forward(self, images):
-            return torch.arange(7.0).flip(0).expand(len(images), 7)  # always class 0, 6 the last
+            return torch.arange(7.0).flip(0).expand(len(images), 7)  # class 0, never 6
 
     labels = torch.tensor([0, 0, 1, 4, 5, 6])
     found = classification_accuracy(Fixed(), [(torch.zeros(6, 1, 8, 8), labels)])

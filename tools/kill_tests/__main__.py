@@ -10,7 +10,7 @@ before each start.
 
 After each kill, nothing that was finished may be gone; checkpoints, stores and samples must be
 sound; no visible file may be half written. Once the command has finished, its files must be those
-of an undisturbed run, byte for byte, none more and none fewer; then it begins anew, until the
+of an undisturbed run, byte for byte, none more and none fewer; then it starts again, until the
 number of kills is reached. Logs and results hold times, which would differ: the clock that they are
 taken from stands still. Exits with 1 at the first failure.
 """
@@ -47,7 +47,7 @@ CHANGES = ("fsync", "link", "mkdir", "rename", "replace", "rmdir", "unlink")
 
 @dataclass(frozen=True)
 class Kill:
-    """When to kill: so many seconds after the processes have asked for so many changes of the disk.
+    """When to kill: this many seconds after the processes have made this many changes on the disk.
 
     With a delay of 0 the last of these is not made any more.
     """

@@ -51,7 +51,7 @@ class Header:
     Args:
         pipeline: The first 8 bytes of the pipeline's hash.
         num_images: Maps per level; every tile of an image counts.
-        height, width: Of each image; 0 where code maps were encoded, not images.
+        height, width: Size of each image; 0 if code maps were encoded rather than images.
         label: The label of all images, -1 for none; see `Segment.labels`.
         seed: Seed for drawing the levels that the file leaves out.
     """

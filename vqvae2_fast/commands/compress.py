@@ -44,7 +44,7 @@ class Compress(Command):
     cut into tiles); a code store; or a named source such as emoji or fashion."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     levels: str | None = None
-    """Write the levels down to this one only, such as top: the others are drawn by decompress."""
+    """Write only the levels down to this one, for example top; decompress draws the others."""
     seed: int = 0
     """With --levels: the noise that the other levels are drawn with."""
     out: Path = Path("images.vq2")

@@ -26,7 +26,7 @@ __all__ = ["Decompress"]
 
 @dataclass(kw_only=True)
 class Decompress(Command):
-    """Decode a file that `compress` wrote: 00000.png and so on, or a code store."""
+    """Decode a file that `compress` wrote, into 00000.png and so on, or into a code store."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """The .vq2 file."""

@@ -69,7 +69,7 @@ class Extract(Command):
         model = load_vqvae(self.vqvae, ranks.device(self.prepare()))
         config = model.config
         splits: tuple[Split, ...] = ("train", "held_out")
-        # Nobody writes before the first process has seen what was there.
+        # No process writes before the first one has seen what is there.
         ranks.told_by_first(lambda: self._check_out(splits))
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
         sources = {

@@ -60,8 +60,8 @@ class Sample(Command):
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     n: int | None = None
-    """How many images to draw; the classes, or the images of --known, take turns. By default 100,
-    or 8 for each image of --known if that is fewer."""
+    """How many images to draw; the classes, or the images of --known, are used in turn. By default
+    100, or 8 for each image of --known if that is fewer."""
     label: tuple[str, ...] = ()
     """Classes to draw: numbers, names or beginnings of names, or `none` to draw without a class. By
     default all classes in equal parts."""

@@ -33,7 +33,7 @@ class TrainClassifier(TrainingCommand):
     image_channels: int = 3
     """3 for RGB, 1 for grey."""
     epochs: int = 10
-    """Passes over the training images, of the small network."""
+    """Passes of the small network over the training images."""
     steps: int | None = None
     """In place of --epochs: optimiser steps."""
     flip: bool = False

@@ -155,7 +155,7 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
     """Raises ValueError if training into --out would mix up two runs.
 
     Args:
-        kind: Of the model's checkpoints: vqvae2, pixelsnail or classifier.
+        kind: Kind of the model's checkpoints: vqvae2, pixelsnail or classifier.
         overwrite: None for a command that has no --overwrite.
     """
     check_out(out)

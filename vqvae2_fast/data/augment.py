@@ -23,7 +23,7 @@ def flips(indices: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
 
     Args:
         indices: Numbers of the images in their set, int64 `[B]`.
-        epoch: Of all images, or of each one, int64 `[B]`.
+        epoch: The epoch of all images, or of each one, int64 `[B]`.
     """
     return _words(indices, seed, epoch, _FLIP) >= 2**31
 

@@ -64,7 +64,7 @@ class Manifest:
     """What manifest.json says.
 
     Args:
-        layout: Of every record.
+        layout: The layout of every record.
         class_names: One name per class, in the order of labels.
         checkpoint_hash: Identifies the model that made the codes, or "".
         source_records: Records of the whole set; None if that is not known.

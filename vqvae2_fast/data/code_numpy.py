@@ -189,7 +189,7 @@ class _Rows:
         self.name = name
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # of headers that NumPy finds odd
+                warnings.simplefilter("error")  # warnings about headers that NumPy finds odd
                 self.shape, by_columns, self.dtype = _read_header(stream)
         except (*_ZIP_ERRORS, TypeError, SyntaxError, OverflowError, Warning) as error:
             raise ValueError(

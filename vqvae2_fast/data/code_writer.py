@@ -252,8 +252,8 @@ class WriteProgress:
     Args:
         done: Records of the share that are written, including those of earlier calls.
         total: Records of the share.
-        records_per_second: Of this call so far.
-        seconds_left: At that rate.
+        records_per_second: The rate of this call so far.
+        seconds_left: The time left at that rate.
     """
 
     done: int

@@ -53,7 +53,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     them twice, under `root/train` and `root/held_out`, which then is the split. Without those two
     subfolders an image is held out by a hash of its path inside `root`; of two or more images at
     least one is. Hidden files and folders are passed over. Photographs are turned upright by their
-    EXIF tag; transparency goes on white.
+    EXIF tag; transparency becomes white.
 
     Args:
         root: The folder.

@@ -1,4 +1,4 @@
-"""Part of a set of images, as a set of its own: nothing is read before it is asked for."""
+"""Part of a set of images, as a set: nothing is read before it is asked for."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def load_web_dataset(
             highest label.
         label_key: Member of a sample that holds its label as a decimal number, or, if it ends in
             "json", as the entry "label" of an object. Samples without it have label -1.
-        name: As of `cached_images`: one for each set that shares the cache folder.
+        name: As in `cached_images`: a different one for each set that shares the cache folder.
         progress: Called with the number of images decoded.
 
     Raises:

@@ -38,7 +38,7 @@ class Codec:
         payload: The number of those bytes in a file. Headers do not count, since a bitstream of
             codes would need none either, and for small images they outweigh the rest.
         qualities: The settings that make its curve.
-        options: Of `Image.save`.
+        options: Options of `Image.save`.
         has_grey: Whether it stores images of one channel; else they are encoded as RGB.
     """
 

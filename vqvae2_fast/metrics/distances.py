@@ -82,7 +82,8 @@ class Measure:
         least_images: The number of images in each set below which it means nothing, given the
             features of the real set.
         estimate: Its value and interval. None of the measures has a unit.
-        inception_label: Its label in the features of FID's Inception, if that is a name of its own.
+        inception_label: Its label in the features of FID's Inception, if it has a special name
+            there.
         panel: Measures with the same panel share one in the plot of rejection; those without one
             are left out there.
         headline: Whether `evaluate` prints it.

@@ -89,7 +89,7 @@ class LPIPS(nn.Module):
                 channels = step[0]
             elif step[0] == "tap":
                 self.heads.append(torch.zeros(channels))
-        # From pixels in [-1, 1] to the mean and deviation that the trunks were trained with.
+        # Maps pixels in [-1, 1] to the mean and deviation with which the trunks were trained.
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)

@@ -136,7 +136,7 @@ class Evaluation:
     rejection: Rejection | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What `metrics.json` holds: each codec has a key of its own."""
+        """The content of `metrics.json`, where each codec has its own key."""
         values: dict[str, Any] = as_json(self)
         del values["curves"]
         return values | values.pop("codecs")

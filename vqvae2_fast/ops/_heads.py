@@ -1,4 +1,4 @@
-"""Several heads in one call: applies an operator on one codebook to each of `[H, K, D]`."""
+"""Several heads in one call: applies an operator for one codebook to each of `[H, K, D]`."""
 
 from __future__ import annotations
 

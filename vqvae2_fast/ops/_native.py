@@ -12,7 +12,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
-import torch  # before the compiled module, which resolves against the libraries that it loads
+import torch  # must precede the compiled module, which links against the libraries that torch loads
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -34,7 +34,7 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
 
     Args:
         known: The images that the samples complete; each row begins with one of them, in which the
-            part that was drawn anew is pale.
+            part that was drawn is pale.
     """
     if known is not None:
         return _completions(folder, known)

@@ -39,7 +39,7 @@ class Ranks:
     """This process's number among those of the run, and how many there are.
 
     Args:
-        restarts: How often `torchrun` has started all processes anew after one failed.
+        restarts: How often `torchrun` has restarted all processes after one failed.
         timeout: Seconds that a process waits for the others, except while the first prepares.
     """
 
@@ -132,11 +132,11 @@ class Ranks:
             ) from error
 
     def told_by_first(self, prepare: Callable[[], Any]) -> Any:
-        """What `prepare` returns, JSON-ready, called in the first process only.
+        """What `prepare`, called only in the first process, returns; it must be ready for JSON.
 
         Raises:
             Exception: What `prepare` raised, in the first process.
-            SystemExit: In the others then, with code 2: the first tells why.
+            SystemExit: In the other processes then, with code 2; the first one prints why.
         """
         if self.count == 1:
             return prepare()
@@ -168,7 +168,7 @@ class Ranks:
         return json.loads(box[0])
 
     def _key(self) -> str:
-        # torchrun starts all processes anew when one fails, with the same store.
+        # torchrun restarts all processes when one fails, with the same store.
         return f"vqvae2_fast/{self.restarts}/{next(self._calls)}"
 
     def _tell(self, told: dict[str, Any] | None) -> None:
@@ -219,7 +219,7 @@ class Ranks:
         self.most(0)
 
     def check_same(self, op: str, facts: Mapping[str, Any]) -> None:
-        """Raises ValueError, on every process, unless all have the same facts, JSON-ready."""
+        """Raises ValueError, on every process, unless all have the same facts (ready for JSON)."""
         if self.count == 1:
             return
         import torch.distributed as dist

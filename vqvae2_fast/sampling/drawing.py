@@ -38,7 +38,7 @@ class Batches:
         missing: The samples to draw, ascending; whole groups.
         size: Most samples of a batch, which holds whole groups, and at least one.
         group: How many samples are drawn and judged together.
-        rank, count: The process's number and how many there are. They take turns.
+        rank, count: The process's number and how many there are. Batches go to them in turn.
     """
 
     missing: Sequence[range]

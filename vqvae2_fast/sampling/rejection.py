@@ -56,7 +56,7 @@ class RejectionRule:
         """Which candidates are kept: bool `[N]`. Ties keep the earlier candidate.
 
         Args:
-            probabilities: Of each candidate's class, `[N]`; N is a multiple of `among`.
+            probabilities: Probability of each candidate's class, `[N]`; N is a multiple of `among`.
 
         Raises:
             ValueError: N is not a multiple of `among`.

@@ -121,7 +121,7 @@ def sample_codes(
 
     Args:
         prior: A `PixelSNAIL`, or any model registered with `sampling.interface_of`. Dropout is
-            never applied: the prior is in evaluation mode while it draws, and then set back.
+            never applied: the prior draws in evaluation mode, and then gets its own mode back.
         batch_size: B.
         condition: All coarser maps, int64 `[B, h, w]`, coarse to fine; a tensor stands for one.
         labels: int64 `[B]` or a list of numbers, for a prior with classes; `num_classes` is "no

@@ -63,7 +63,7 @@ def random_codes(
     class_names: tuple[str, ...] = ("a", "b", "ü"),
     seed: int = 0,
 ) -> CodeSet:
-    """Codes with the least and the largest among them, some without a label."""
+    """Codes that include the smallest and the largest value, some without a label."""
     generator = torch.Generator().manual_seed(seed)
     codes = [torch.randint(num_embeddings, (count, h, w), generator=generator) for h, w in sizes]
     codes[0][0, 0, 0], codes[-1][-1, -1, -1] = 0, num_embeddings - 1

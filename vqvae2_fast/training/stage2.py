@@ -122,7 +122,7 @@ def prior_stage(
 
 
 def balanced(codes: CodeStore, power: float) -> CodeStore:
-    """The store's records, those of rarer classes several times.
+    """The store's records, with those of rarer classes repeated.
 
     Each record of a class of n occurs (n_max / n)^power times, rounded: 0 leaves the store as it
     is, 1 gives all classes about the size of the largest. Records without a label occur once.

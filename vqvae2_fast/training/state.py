@@ -111,7 +111,7 @@ class TrainingRun:
         if done > self.config.steps:
             raise ValueError(
                 f"train: expected steps={done} or more, the steps that {path} has done, got "
-                f"{self.config.steps}. Raise it, or begin anew with overwrite=True."
+                f"{self.config.steps}. Raise it, or start again with overwrite=True."
             )
         changes, remedy = self._other_order(saved.state), ""
         if changes:
@@ -123,7 +123,7 @@ class TrainingRun:
                 f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
                 f"would not be the one that was begun.{remedy} Use what it was begun with, "
                 "continue "
-                "all the same with accept_changed=True, or begin anew with overwrite=True or in "
+                "all the same with accept_changed=True, or start again with overwrite=True or in "
                 "another output folder."
             )
         model.load_state_dict(saved.model.state_dict())

@@ -1,4 +1,4 @@
-// How the blocks of the persistent kernel tell each other what is done.
+// How the blocks of the persistent kernel announce to each other what is done.
 //
 // A block's word of progress only grows. Whoever reads the new number also sees all that any thread
 // of that block wrote before: the writes happen before the barrier, the barrier before the release,

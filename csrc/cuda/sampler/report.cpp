@@ -56,7 +56,7 @@ class Model {
   // Weights that do not fit the L2 cache with the others come from memory.
   bool streams_from_memory() const { return streamed_ > kL2Share * card_.l2_bytes; }
 
-  // Seconds of a stage; `free_weights`: if those in shared memory cost nothing to read.
+  // Seconds of a stage. `free_weights` assumes that those in shared memory cost nothing to read.
   double seconds(size_t s, bool free_weights = false) const {
     const Stage& stage = plan_.stages[s];
     const Network& net = plan_.network;

@@ -43,8 +43,8 @@ struct NextTiles {
   uint32_t columns[kTileWords * kTileColumns / kRowThreads];
 };
 
-// Words first_word .. of segment s: of the kTileRows network rows and columns from `row` on, and of
-// the weights' outputs from `column` on. Zero outside.
+// Loads the words of segment s from first_word on, for the kTileRows network rows and columns from
+// `row` on and for the weights' outputs from `column` on. They are zero outside.
 template <typename Mode>
 __device__ __forceinline__ void load_tiles(const RowProduct& p, int layer, int row, int column,
                                            int segment, int first_word, NextTiles& next) {

@@ -17,7 +17,7 @@ VQ_API const char* vq_sampler_sizes(const char* const* names, const int64_t* val
                                     int64_t sizes[5]);
 VQ_API const char* vq_sampler_program(const char* const* names, const int64_t* values,
                                       int64_t count, void* program);
-// The plan as a table for a card known by name, into `text` of `size` bytes, zero-terminated.
+// Writes the plan as a table for the named card to `text`, which has `size` bytes, zero-terminated.
 VQ_API const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
                                      const char* card, char* text, int64_t size);
 

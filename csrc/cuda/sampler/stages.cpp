@@ -8,7 +8,7 @@ namespace {
 
 int32_t rounded_up(int32_t value, int32_t unit) { return (value + unit - 1) / unit * unit; }
 
-// A product of matrix n of several of one shape.
+// A product with matrix n of several that have one shape.
 struct ProductOf {
   const char* name;
   int32_t n, inputs, outputs;

@@ -49,7 +49,7 @@ STRIDE2_CONV2D = register(
 def stride2_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
 ) -> Tensor:
-    """`F.conv2d(x, weight, bias, stride=2, padding=1)`, or the same of `F.conv_transpose2d`.
+    """`F.conv2d(x, weight, bias, stride=2, padding=1)`, or `F.conv_transpose2d` in the same way.
 
     Private: the encoders and decoders call it.
 

@@ -134,7 +134,7 @@ def measure_port(arguments: argparse.Namespace) -> None:
         first_row = replace(config, size=(1, config.size[1]), condition_sizes=())
         prior = vqvae2_fast.PixelSNAIL(first_row).eval().to(arguments.device)
         plan = plan_of(prior, interface_of(prior))
-        print(f"\nport's {name}, first row, untrained: for the cost of a step alone\n{HEADER}")
+        print(f"\nport's {name}, first row, untrained: only for the cost of a step\n{HEADER}")
         request = request_of(first_row, 1)
         request = replace(request, noise=replace(request.noise, device=plan.device))
         measure(plan, [request], arguments.windows, arguments.rounds)

@@ -51,7 +51,7 @@ TEMPERATURE, GUIDANCE_SCALE, SAMPLES_A_CLASS = (0.85, 0.8), (2.0, 2.0), 12
 
 
 def write_card(out: Path) -> None:
-    """card.json: where the weights come from, and what they measure as they are in the package."""
+    """card.json: where the weights come from, and the measures of the packaged weights."""
     images = load_emoji("held_out")
     vqvae = load(out / "vqvae", expect=VQVAE2)
     priors = [load(out / f"prior_{name}", expect=PixelSNAIL) for name in level_names(2)]

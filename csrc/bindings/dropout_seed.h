@@ -1,4 +1,4 @@
-// What a dropout is a function of, as operators are given it: the seed alone, or with the number of
+// What a dropout is a function of, as operators are given it: only the seed, or also the number of
 // the first sample where a call sees a part of a batch.
 #pragma once
 

@@ -134,7 +134,7 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
     --*skip_pairs;
   } else {
     left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
-    // Both screens for every row cost more than float32 alone.
+    // Both screens for every row cost more than only float32.
     if (3 * left > count) *skip_pairs = kBlocksWithoutPairs;
   }
 #endif

@@ -1,4 +1,4 @@
-"""The order of training: what a step holds depends on the seed and the step alone."""
+"""The order of training: what a step holds depends only on the seed and the step."""
 
 from __future__ import annotations
 

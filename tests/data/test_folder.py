@@ -189,7 +189,7 @@ def test_split_is_stable_and_partitions(classes) -> None:
     assert sorted(train.names + held_out.names) == list(ImageFolder(classes, 8).names)
     assert 4 < len(held_out) < 20
     assert train.class_names == held_out.class_names
-    for i in range(20, 40):  # more files move none of the old ones
+    for i in range(20, 40):  # more files do not move any old ones
         write_image(classes / "b cats" / f"{i:02}.png", (i, 0, 0))
     again = ImageFolder(classes, 8, split="held_out", held_out_fraction=0.3)
     assert set(held_out.names) <= set(again.names)

@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_old_cache_and_nothing_else(root, small_disk) -> 
     cached_images(ImageFolder(root, 6), small_disk.folder)
     before = sorted(small_disk.folder.rglob("*"))
     (root / "class0" / "00.png").unlink()
-    for leave in (4096, 65 * 3 * 6 * 6):  # room for a batch of images, for all but their names
+    for leave in (4096, 65 * 3 * 6 * 6):  # room for a batch of images, or for all except names
         small_disk.fill(leave)
         with pytest.raises(OSError, match="image cache: cannot write .*(space|large).*make room"):
             cached_images(ImageFolder(root, 6), small_disk.folder)

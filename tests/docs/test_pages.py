@@ -58,7 +58,7 @@ NOT_OURS = (
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
-    """Language and text of the blocks of a page, but for those that only show something."""
+    """Language and text of the blocks of a page, except for those that only show something."""
     found = BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     return [(language, text) for language, text in found if not text.startswith(SHOWN)]
 

@@ -175,7 +175,7 @@ def test_training_takes_lpips_into_its_loss(tmp_path):
         )
         return stage.loss(model, next(stage.batches(0)))
 
-    model.eval()  # no statistics between the two
+    model.eval()  # so that no statistics change between the two
     (plain, _), (total, parts) = loss(0.0), loss(0.5)
     assert float((total - plain).detach()) == pytest.approx(0.5 * float(parts["lpips"]), rel=1e-3)
     total.backward()

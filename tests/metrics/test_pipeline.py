@@ -1,4 +1,4 @@
-"""All measures of a pipeline in one pass: each is that of its own function, and images stream."""
+"""All measures of a pipeline in one pass: each equals that of its own function; images stream."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_start_at_zero_flings_an_unused_code_far_out() -> None:
     quantizer = VectorQuantizerEMA(2, 1, init="normal", ema_start="zero", restart=0)
     quantizer.set_codebook_(torch.tensor([[0.0], [1.0]]))
     quantizer(torch.zeros(100, 1))
-    # decay / epsilon, less the part of epsilon in the smoothing: as the rosinality port does.
+    # decay / epsilon, reduced by the smoothing's part of epsilon, as in the rosinality port.
     assert quantizer.codebook[1].item() == pytest.approx(0.99 / 1e-5, rel=1e-4)
 
 

@@ -17,7 +17,7 @@ def _seed() -> None:
 
 
 def restart_rows(num_rows: int, step: int, seed: int = 0, stream: int = 0) -> torch.Tensor:
-    """Row of each code by SEMANTICS: philox(seed, step, k) mod N, purpose 2."""
+    """The row that each code restarts from: philox(seed, step, k) mod N, purpose 2."""
     codes, at = torch.arange(K), torch.tensor(step)
     words = random_words(codes, at, torch.tensor(0), seed=seed, stream=stream, purpose=2)
     return words % num_rows

@@ -39,7 +39,7 @@ def test_draw_depends_on(argument):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_sample_is_the_same_map_in_every_batch(engine):
-    # These engines promise it up to near ties (SEMANTICS "Same image"); none is on this seed.
+    # These engines promise this up to near ties, of which this seed has none.
     prior = tiny_prior()
     together = sample_codes(prior, 3, seed=2, first_sample=4, engine=engine)
     for n in range(3):

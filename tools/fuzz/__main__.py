@@ -34,7 +34,7 @@ from typing import Any
 from mutate import damage, write_files
 from targets import TARGETS, Target
 
-# Before a target imports `datasets`.
+# This must be set before a target imports `datasets`.
 _HOME = tempfile.TemporaryDirectory(prefix="fuzz-home-")
 os.environ.update(
     HF_HOME=_HOME.name,

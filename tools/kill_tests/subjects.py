@@ -229,7 +229,7 @@ def samples_done(out: Path) -> set[object]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    """The bytes of each file in a folder but for locks, hidden ones with them."""
+    """The bytes of each file in a folder, hidden ones included, except locks."""
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))

@@ -79,7 +79,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor of a file, none of them read.
+    """Type and shape of each tensor in a file, without reading the tensors.
 
     Raises:
         DamagedError: If it is not a safetensors file, or its header claims more than there is.

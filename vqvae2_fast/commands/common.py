@@ -60,7 +60,7 @@ class Command:
         return None
 
     def run(self) -> Result:
-        """Do what is asked for."""
+        """Run the command."""
         raise NotImplementedError
 
     def prepare(self) -> torch.device:

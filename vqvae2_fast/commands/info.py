@@ -59,7 +59,7 @@ class Info(Command):
     batch_size: int = 1
     """With --sampler: images that are drawn together."""
     window: int = 1
-    """With --sampler: codes that a step draws, all but the first of them guesses."""
+    """With --sampler: how many codes a step draws; all except the first are guesses."""
 
     def run(self) -> Result:
         self.prepare()

@@ -66,7 +66,7 @@ class Sample(Command):
     """Classes to draw: numbers, names or beginnings of names, or `none` to draw without a class. By
     default all classes in equal parts."""
     seed: int = 0
-    """Of the noise that images are drawn by."""
+    """Seed of the noise with which images are drawn."""
     temperature: tuple[float, ...] = ()
     """Below 1, likely codes are drawn more often; 0 always takes the likeliest. For this and the
     next three options give one value, or one per level, coarse to fine; the default is what the

@@ -43,7 +43,7 @@ class TrainClassifier(TrainingCommand):
     out: Path = Path("runs/classifier")
     """Folder of the run."""
     seed: int = 0
-    """Of the weights, the order of the data and its augmentation."""
+    """Seed of the weights, the order of the data and its augmentation."""
 
     def run(self) -> Result:
         ranks, device, progress = self.begin(self.out, "classifier")

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["codes_from_numpy", "codes_to_numpy"]
 
 _STEP = 1024  # records
-_STEP_BYTES = 2**23  # of one level, as the file has it
+_STEP_BYTES = 2**23  # of one level in the file
 _MAX_WHOLE_BYTES = 2**20  # of class_names and num_embeddings
-_MAX_HEADER_BYTES = 2**16  # of an array, beyond which NumPy's parser refuses it anyway
+_MAX_HEADER_BYTES = 2**16  # of an array's header; NumPy's parser accepts no more
 # What Python's zipfile raises for damaged archives, as found by damaging 20,000 of them.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,

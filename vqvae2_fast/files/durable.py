@@ -275,10 +275,10 @@ def create_part(folder: Path, name: str) -> tuple[FileIO, Path]:
 
 
 def remove_dead_parts(folder: Path, pattern: str = ".*.part") -> None:
-    """Removes unfinished files whose writer is dead; none where files cannot be locked.
+    """Removes unfinished files whose writer is dead, or none if files cannot be locked.
 
-    Whoever begins one holds the folder's lock, or looks whether it is still there once it is
-    locked.
+    A process that begins one holds the folder's lock, or checks that the file still exists once it
+    is locked.
     """
     for part in folder.glob(pattern):
         try:

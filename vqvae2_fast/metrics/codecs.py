@@ -111,7 +111,7 @@ class CodecCurve:
         """One point per quality, for all images that were added.
 
         Raises:
-            ValueError: None were.
+            ValueError: No images were added.
         """
         count = self._images
         if not count:

@@ -2,7 +2,7 @@
 
 Each gives features `[B, D]` for distances, part of a map from its middle `[B, S]`, flattened, for
 the spatial distance, and log-probabilities `[B, classes]` for the Inception score. The name of a
-distance contains the network's: FID is a name for Inception's features alone. A network is added
+distance contains the network's: FID is a name for Inception's features only. A network is added
 here, as a class that is a `FeatureExtractor` and an entry of `NETWORKS`.
 """
 

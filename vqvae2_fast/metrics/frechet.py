@@ -77,7 +77,8 @@ class Moments:
             self.products[group].addmm_(own.T, own)
 
     def mean_and_covariance(self, without: int | None = None) -> tuple[Tensor, Tensor]:
-        """μ `[D]` and the unbiased Σ `[D, D]`, float64, of all images or all but one group."""
+        """μ `[D]` and the unbiased Σ `[D, D]`, float64, of all images, or of all except one
+        group."""
         count, total, products = self.counts.sum(), self.sums.sum(0), self.products.sum(0)
         if without is not None:
             count = count - self.counts[without]

@@ -121,7 +121,8 @@ def drop_non_finite_(counts: Tensor, sums: Tensor) -> None:
 
 
 def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, stream: int) -> Tensor:
-    """The codebook before any data, `[K, D]` float32: a function of seed and stream alone."""
+    """The codebook before any data, `[K, D]` float32: a function of only the seed and the
+    stream."""
     zero = torch.zeros((), dtype=torch.int64, device="cpu")
     # A word made from both, because the generator uses only 32 bits of its seed.
     word = random_words(zero, zero, zero, seed=seed, stream=stream, purpose=PURPOSE_RESTART)

@@ -34,7 +34,7 @@ def plot_curves(
     Args:
         vqvae: Lines of the VQ-VAE's log.jsonl.
         priors: Lines of the log of each prior, by the name of its level.
-        marginal_bits: Bits a code by frequency alone, by level; drawn as a dashed line.
+        marginal_bits: Bits per code by frequency alone, by level; drawn as a dashed line.
     """
     priors = priors or {}
     panels = (3 if vqvae else 0) + len(priors)

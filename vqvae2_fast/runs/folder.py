@@ -46,7 +46,7 @@ _OTHERS = {
 
 
 def remove_old(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run; best/ stays."""
+    """Delete all checkpoints of a run except the newest `keep`; best/ stays."""
     for folder in checkpoints_of(run)[:-keep]:
         remove_folder(folder)
 

@@ -83,7 +83,7 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Inside, the processes are the default group: gloo for CPU tensors, NCCL for GPUs.
+        """Makes the processes the default group in the block: gloo for CPU tensors, NCCL for GPUs.
 
         Raises:
             LostProcessError: Another process ended or did not answer.

@@ -1,4 +1,5 @@
-"""What a training will take: memory by the sizes of tensors, time by timed parts of a step."""
+"""Estimates a training's memory from the sizes of tensors, and its time from timed parts of a
+step."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A step is a function of (weights, optimiser, seed, step number): its batch, its dropout and its
 learning rate depend on nothing else, so runs repeat and resume bit for bit on a CPU. In a process
 group (`torchrun`) every process takes its part of each batch; what a step does then follows from
-the size of the batch alone, up to the rounding of sums, not from the number of processes.
+the size of the batch only, up to the rounding of sums, not from the number of processes.
 """
 
 from __future__ import annotations

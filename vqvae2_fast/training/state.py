@@ -153,7 +153,8 @@ class TrainingRun:
         )
 
     def _keeping_batch(self, batch: int) -> str:
-        """How this number of processes takes steps of a batch, if it does not."""
+        """How to get steps of this batch with this number of processes; "" if that is the case
+        already."""
         if batch == self.cut.batch_size:
             return ""
         config, count = self.config, self.ranks.count

@@ -1,4 +1,4 @@
-// From logits to a code: SEMANTICS "Drawing", the rule of vqvae2_fast/sampling/rule.py.
+// From logits to a code, by the rule of vqvae2_fast/ops/draw_codes/reference.py.
 //
 // logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
 // on ties. Sums run in one order, so a draw is the same, bit for bit, at every SIMD level.
@@ -30,7 +30,8 @@ class Drawer {
  public:
   Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddings);
 
-  // logits of the class, and without a class under guidance (else null); noise of the position.
+  // Draws a code from the logits of the class, under guidance those without a class (else null),
+  // and the noise of the position.
   int64_t draw(const float* logits, const float* without_class, const float* noise);
 
   float log_prob(const float* logits, int64_t code);

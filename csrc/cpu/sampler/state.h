@@ -115,9 +115,9 @@ std::vector<Range> split_evenly(int64_t count, int threads);
 
 // The conditioning stack; starts the team itself.
 void compute_features(State& state);
-// When row i begins; by every thread.
+// Every thread calls this when row i begins.
 void row_phase(State& state, int64_t i);
-// Draws the codes of row i; by every thread.
+// Draws the codes of row i; every thread calls it.
 void pixel_phase(State& state, int thread, int64_t i);
 // Attention of block b at `columns` positions from `position` on, for the thread's heads.
 void attention_heads(State& state, int thread, int64_t block, int64_t position, int64_t columns);

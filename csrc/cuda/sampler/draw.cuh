@@ -1,6 +1,6 @@
-// From logits to a code, by one block: SEMANTICS "Drawing", the rule of
-// vqvae2_fast/sampling/rule.py. logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel
-// noise -> argmax, lowest index on ties. No step depends on the number of threads.
+// From logits to a code, by one block and the rule of vqvae2_fast/ops/draw_codes/reference.py.
+// logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
+// on ties. No step depends on the number of threads.
 #pragma once
 
 #include "../../common/counter_noise.h"

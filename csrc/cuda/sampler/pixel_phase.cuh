@@ -214,7 +214,7 @@ __device__ __forceinline__ void attend(const Network& net, const Step& step,
   }
 }
 
-// Attended values of all step rows, by all threads of the stage's blocks.
+// All threads of the stage's blocks compute the attended values of all step rows.
 template <bool kWindow>
 __device__ __forceinline__ void merge_heads(const Network& net, const Step& step,
                                             const Places<kWindow>& places) {

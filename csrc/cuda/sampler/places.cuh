@@ -20,7 +20,7 @@ struct Place {
 // The places of all step rows.
 template <bool kWindow>
 struct Places {
-  int i, j;  // j: of all rows, without windows
+  int i, j;  // j, the column of all rows, without windows
   const int2*
       rows;  // network row and column of each, in shared memory; column -1: none, off the map
 

@@ -1,11 +1,11 @@
 // What each block of the persistent kernel does at a position, as data: the planner writes it, the
 // kernel follows it, `vqvae2-fast info --sampler` prints it.
 //
-// A *stage* is a set of matrix products (or of heads, or of samples) that need nothing of each
+// A *stage* is a set of matrix products (or of heads, or of samples) that do not depend on each
 // other. Outputs of products come in *units* of two columns: two neighbouring outputs, or a value
-// and its gate. A warp makes a unit: each lane adds every 32nd group of inputs in ascending order,
-// then lanes are added by halves. That order depends only on the number of inputs, so the bits of a
-// sum do not depend on the batch, the grid or the place of the weights.
+// and its gate. A warp computes a unit: each lane adds every 32nd group of inputs in ascending
+// order, then lanes are added by halves. That order depends only on the number of inputs, so the
+// bits of a sum do not depend on the batch, the grid or the place of the weights.
 //
 // A block's *step* is its share of a stage. A block announces that it has done a step by writing
 // its number to its own word of `Network::progress`, and waits only for the blocks that computed

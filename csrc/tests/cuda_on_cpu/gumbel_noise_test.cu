@@ -47,7 +47,7 @@ void compare(const char* what, const std::vector<int64_t>& samples, int64_t samp
   check(memcmp(got.data(), expected.data(), expected.size() * sizeof(float)) == 0, what);
 }
 
-// As the launcher does with more counters than its grid has threads.
+// Launches as the launcher does if there are more counters than threads in its grid.
 void test_several_passes() {
   constexpr int64_t kCodes = 103, kPositions = 30;
   auto sample = zeros<int64_t>(1);

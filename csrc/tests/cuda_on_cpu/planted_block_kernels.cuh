@@ -1,4 +1,4 @@
-// Kernels of planted_bugs.cu whose blocks work alone.
+// Kernels of planted_bugs.cu whose blocks do not communicate.
 #pragma once
 
 #include "../../cuda/portable.h"

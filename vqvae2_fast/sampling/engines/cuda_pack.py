@@ -111,7 +111,7 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
 
 
 def pack(plan: SamplingPlan, pixel: torch.dtype, row: torch.dtype) -> dict[str, Tensor]:
-    """The tensors, on the plan's device, whose addresses they read by name.
+    """The tensors on the plan's device whose addresses the same files read by name.
 
     Args:
         pixel, row: dtype of the weights of the two phases, float32 or bfloat16.

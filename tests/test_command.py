@@ -15,7 +15,7 @@ def _python(then: str, **environment: str) -> str:
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
         [sys.executable, "-c", _READ.format(then=then)],
-        # Elsewhere than in the source tree, which would hide the installed package.
+        # Run outside the source tree, which would hide the installed package.
         cwd=tempfile.gettempdir(),
         env=kept | environment,
         check=True,

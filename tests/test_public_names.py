@@ -49,7 +49,7 @@ def test_parameters_come_in_the_documented_order(function, parameters):
 
 def test_importing_the_package_leaves_plotting_and_the_command_line_alone():
     code = "import sys, vqvae2_fast; print([m for m in ('matplotlib', 'tyro') if m in sys.modules])"
-    # Elsewhere than the source tree, whose package would shadow the installed one.
+    # Run outside the source tree, whose package would shadow the installed one.
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tempfile.gettempdir(), capture_output=True, text=True
     )

@@ -47,7 +47,7 @@ NOT_RUN = {
     "pytest": "It is what runs this test.",
     "make": "Its targets install, compile or run tests; test_makefile.py reads them.",
 }
-# Pages that name options of scripts and of the port; tests/compat/ reads the tables of the second.
+# Pages that name options of scripts and of the port; tests/compat/ reads the tables of the latter.
 OTHER_PROGRAMS = ("CONTRIBUTING.md", "docs/migrating-from-rosinality.md")
 SHOWN = ("runs/vqvae/\n",)  # what a folder looks like: no commands
 # Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.

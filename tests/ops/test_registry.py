@@ -22,7 +22,7 @@ from vqvae2_fast.testing.compare import simd_level, simd_levels
 def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", code],
-        # Elsewhere than the source tree, whose package would shadow the installed one.
+        # Run outside the source tree, whose package would shadow the installed one.
         cwd=tempfile.gettempdir(),
         env={**os.environ, **environment},
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Damage to files: bytes, numbers, JSON values, and what stands in a file's place."""
+"""Damage to files: changed bytes, numbers and JSON values, and other things in a file's place."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ struct PointwiseLayer {
 
 struct PointwiseKernels {
   int64_t block_rows;
-  // Floats of a packed weight (either way), of the memory of the calls below, and of a part's
-  // gradient of the weight.
+  // Floats of a packed weight (for forward or backward), of the calls' memory, and of a part's
+  // weight gradient.
   int64_t (*packed_floats)(int64_t outputs, int64_t inputs);
   int64_t (*workspace)(int64_t outputs, int64_t inputs);
   int64_t (*part_floats)(int64_t outputs, int64_t inputs);

@@ -88,7 +88,7 @@ def prior(config: TrainConfig) -> Stage:
 
 
 def scenarios(processes: int) -> dict[str, tuple[object, TrainConfig]]:
-    """Runs by name, each of a batch of 12 in a step but the uneven ones."""
+    """Runs by name. Each has a batch of 12 per step, except for the uneven ones."""
     share = replace(CONFIG, batch_size=12 // processes)
     quarter = replace(CONFIG, batch_size=12 // processes // 3, accumulate=3)
     found = {

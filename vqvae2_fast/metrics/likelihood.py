@@ -32,7 +32,7 @@ class Likelihood:
 
     @classmethod
     def of_sum(cls, nats: float, images: int, codes_per_image: int) -> Likelihood:
-        """From the cost in nats of all codes of a number of images."""
+        """The mean costs, from the total cost in nats of all codes of a number of images."""
         each = nats / (images * codes_per_image)
         return cls(each, each / math.log(2), each / math.log(2) * codes_per_image)
 

@@ -28,8 +28,8 @@ __all__ = [
 class LevelCost:
     """One level's codes: how many an image has, how many are in use, what they cost.
 
-    Costs are under the prior and, called marginal, by the frequency of each code alone. The gap is
-    what a code of a held-out image costs more than one of a training image, in nats.
+    Costs are those under the prior; marginal costs are those by the frequency of each code alone.
+    The gap is how much more a code of a held-out image costs than one of a training image, in nats.
     """
 
     codes: int

@@ -36,7 +36,7 @@ enum class Epilogue : int32_t {
 };
 
 // n products of one matrix: sums over `inputs` values of each step row. An operand with a stride of
-// columns has rows by network row, another by step row.
+// columns has one row per network row; others have one per step row.
 struct Operation {
   const float* input;  // + n * input_row + column * input_column + slot * input_slot
   int64_t input_row;

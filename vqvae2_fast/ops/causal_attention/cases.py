@@ -23,13 +23,14 @@ def _case(
     *,
     dropout_p: float = 0.0,
     dropout_on: str = "logits",
+    seed: int | tuple[int, int] = 7,
     dtype: torch.dtype = torch.float32,
 ) -> Case:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         q = randn(g, b, heads, length, d, dtype=dtype)
         k = randn(g, b, heads, length, d, dtype=dtype)
         v = randn(g, b, heads, length, dv, dtype=dtype)
-        return q, k, v, dropout_p, dropout_on, torch.tensor(7) if dropout_p else None
+        return q, k, v, dropout_p, dropout_on, torch.tensor(seed) if dropout_p else None
 
     return Case(name, make, gradients=(0, 1, 2), batched=() if dropout_p else (0, 1, 2))
 
@@ -41,6 +42,7 @@ CASES = [
     _case("no_images", 0, 2, 5, 4, 4),
     _case("map_8x8", 2, 4, 64, 8, 8),
     _case("logit_dropout", 2, 3, 13, 4, 6, dropout_p=0.3),
+    _case("logit_dropout_part_of_a_batch", 2, 3, 13, 4, 6, dropout_p=0.3, seed=(7, 5)),
     _case("logit_dropout_long", 1, 2, 67, 20, 33, dropout_p=0.1),
     _case("logit_dropout_one_position", 1, 1, 1, 4, 4, dropout_p=0.5),
     _case("logit_dropout_bfloat16", 1, 2, 18, 8, 8, dropout_p=0.2, dtype=torch.bfloat16),

@@ -102,6 +102,10 @@ def train(
     Ctrl-C or SIGTERM stops a run with an `out` after the current step, with a checkpoint of it;
     ctrl-C again, a second later, stops at once.
 
+    In a process group all processes call this, with the same arguments and one model each. The
+    group needs a backend for CPU tensors too: `init_process_group("cpu:gloo,cuda:nccl")`. Only the
+    first process writes to `out`; all read from there.
+
     Args:
         out: Folder of the run: log.jsonl, checkpoints/ and best/. None writes nothing.
         resume: Continue from the latest checkpoint in `out`, or begin if there is none. A damaged
@@ -115,8 +119,8 @@ def train(
     Raises:
         DivergedError: If a loss or gradient is not finite; the checkpoints written before stay.
         InterruptedRun: After ctrl-C or SIGTERM (a KeyboardInterrupt).
-        ValueError: If `out` holds a run that is neither to be resumed nor overwritten, or one of
-            another model, other data or other settings.
+        ValueError: If the processes of a group disagree, or `out` holds a run that is neither to be
+            resumed nor overwritten, or one of another model, other data or other settings.
         OSError: If the disk is full or fails; checkpoints and lines written before stay.
         RuntimeError: If another process is training in `out`.
     """

@@ -142,6 +142,7 @@ def test_traces_as_one_graph(name):
     torch.testing.assert_close(logits_of(traced, inputs), logits_of(prior, inputs))
 
 
+@pytest.mark.inductor
 def test_compiled_equals_eager():
     # One layer of each kind, because compiling takes seconds per layer.
     prior = tiny_prior(

@@ -76,10 +76,14 @@ class Ranks:
     @functools.cached_property
     def _store(self) -> Any:
         """The store that `torchrun` keeps, or the first process without it."""
+        import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous  # a fifth of a second, for few
 
         with self._naming_losses():
-            return next(rendezvous("env://", timeout=timedelta(seconds=self.timeout)))[0]
+            store = next(rendezvous("env://", timeout=timedelta(seconds=self.timeout)))[0]
+        # torchrun restarts all processes when one fails, with the same store. Those before left
+        # their addresses in it, which gloo would wait for.
+        return dist.PrefixStore(f"vqvae2_fast/{self.restarts}", store)  # type: ignore[attr-defined]
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
@@ -168,8 +172,7 @@ class Ranks:
         return json.loads(box[0])
 
     def _key(self) -> str:
-        # torchrun restarts all processes when one fails, with the same store.
-        return f"vqvae2_fast/{self.restarts}/{next(self._calls)}"
+        return str(next(self._calls))
 
     def _tell(self, told: dict[str, Any] | None) -> None:
         key = self._key()

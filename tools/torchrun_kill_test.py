@@ -1,0 +1,128 @@
+"""Kills training in several processes and continues it with other numbers of them.
+
+    python tools/torchrun_kill_test.py [--kills 20] [--seed 0] [--steps 60]
+
+A VQ-VAE on the embedded emoji is trained in float32 under torchrun by 2, 4, 1 and 2 processes in
+turn, each turn ended by SIGKILL after a random time, until it is done. Every second kill hits one
+process alone, which torchrun then starts anew with the others (`--max-restarts`). The batch of a
+step is the same throughout (`--train.global-batch`). The weights at the end must be those of an
+unbroken run in one process, to 1e-4 of the largest number of each tensor. Prints one
+line per turn and exits with 1 at the first failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from vqvae2_fast.checkpoints import load_training
+from vqvae2_fast.checkpoints.locate import latest
+
+OPTIONS = [
+    *("--quiet", "--model.hidden-channels", "8", "--model.residual-channels", "4"),
+    *("--model.num-residual-blocks", "1", "--model.num-embeddings", "16"),
+    *("--model.embedding-dim", "4", "--train.precision", "float32", "--train.global-batch", "8"),
+    *("--train.save-every", "2", "--train.validate-every", "1000", "--train.validate-items", "8"),
+]
+ORDER = (2, 4, 1, 2)
+BOUND = 1e-4
+
+
+def start(run: Path, steps: int, processes: int) -> subprocess.Popen[bytes]:
+    """One turn: torchrun with its processes, in a group of their own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--max-restarts", "3", "--no-python", "--"]
+    command += ["vqvae2-fast", "train-vqvae", "--resume"]
+    command += ["--out", str(run), "--train.steps", str(steps), *OPTIONS]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def workers(parent: int) -> list[int]:
+    """The processes that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True).stdout
+    return [int(number) for number in found.split()]
+
+
+def newest(run: Path) -> int:
+    path = latest(run)
+    return int(path.name.removeprefix("step-")) if path else 0
+
+
+def advanced(turn: subprocess.Popen[bytes], run: Path, step: int) -> None:
+    """Wait until a turn has saved a later step, or has ended."""
+    while turn.poll() is None and newest(run) <= step:
+        time.sleep(0.02)
+
+
+def end(turn: subprocess.Popen[bytes]) -> None:
+    """Kill torchrun and its processes, which are in sessions of their own."""
+    for number in [*workers(turn.pid), turn.pid]:
+        os.kill(number, signal.SIGKILL)
+    turn.wait()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=60)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, broken = Path(folder) / "whole", Path(folder) / "broken"
+        if start(whole, arguments.steps, 1).wait():
+            print("the undisturbed run failed")
+            return 1
+        kills, number = 0, 0
+        while newest(broken) < arguments.steps:
+            processes, before = ORDER[number % len(ORDER)], newest(broken)
+            turn = start(broken, arguments.steps, processes)
+            advanced(turn, broken, before)
+            alone = number % 2 == 1 and processes > 1
+            if alone and kills < arguments.kills and turn.poll() is None:
+                time.sleep(chance.uniform(0, 0.1))
+                os.kill(chance.choice(workers(turn.pid)), signal.SIGKILL)
+                kills += 1
+                advanced(turn, broken, newest(broken))
+            if kills < arguments.kills and turn.poll() is None:
+                time.sleep(chance.uniform(0, 0.1))
+                end(turn)
+                kills += 1
+            turn.wait()
+            number += 1
+            print(
+                f"{processes} processes from step {before} to {newest(broken)}, "
+                f"{'one killed, then all' if alone else 'all killed'}, exit code {turn.returncode}",
+                flush=True,
+            )
+            if newest(broken) == before:
+                print("no progress")
+                return 1
+        found, expected = load_training(broken).model, load_training(whole).model
+        weights = found.state_dict()
+        worst = max(
+            float((weights[name].double() - value.double()).abs().max() / value.abs().max())
+            for name, value in expected.state_dict().items()
+            if torch.is_floating_point(value)
+        )
+        print(f"{kills} kills; largest difference of a tensor, in its largest weight: {worst:.1e}")
+        return int(worst > BOUND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

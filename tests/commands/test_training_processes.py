@@ -60,3 +60,12 @@ def test_a_process_that_never_comes_ends_the_wait_with_the_timeout_named(
     assert "process 0 of 2 lost another one" in error
     assert "within --timeout=0.5 seconds" in error
     assert "Continue the run with --resume" in error
+
+
+def test_processes_share_the_batch_of_a_classifiers_recipe(run_in_two_processes, images, tmp_path):
+    out = tmp_path / "run"
+    options = ["--data", str(images), "--image-size", "8", "8", "--steps", "1", "--out", str(out)]
+    said = run_in_two_processes("train-classifier", *options, "--quiet")
+    assert "held out" in said[0]
+    state = json.loads((out / "checkpoints/step-000000001/state.json").read_text())
+    assert state["global_batch"] == 18  # all images

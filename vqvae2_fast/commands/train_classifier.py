@@ -58,6 +58,9 @@ class TrainClassifier(TrainingCommand):
             train_set.image_shape, len(train_set.class_names), len(train_set), epochs=self.epochs
         )
         settings = replace(settings, seed=self.seed, steps=self.steps or settings.steps)
+        if ranks.count > 1:  # they share the batch of the recipe
+            batch = settings.batch_size * settings.accumulate
+            settings = replace(settings, global_batch=batch, accumulate=1)
         task = Task(
             lambda: Classifier(config),
             lambda model: classifier_stage(

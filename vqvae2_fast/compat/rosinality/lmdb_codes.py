@@ -12,6 +12,7 @@ K is.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import pickletools
 from pathlib import Path
@@ -22,11 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvae2_fast.compat.rosinality.lmdb_pages import problem_of_pages
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import CodeStore
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.files.printable import printable, short
-from vqvae2_fast.files.untrusted import check_regular
+from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -275,20 +277,16 @@ def _open(path: str) -> Any:
     data = Path(path) / "data.mdb"
     if not data.exists():
         raise ValueError(f"LMDBDataset: expected a folder with data.mdb, got {printable(path)}.")
-    size = check_regular(data).st_size
+    with open_untrusted(data) as file:
+        problem = problem_of_pages(file, os.fstat(file.fileno()).st_size)
+    if problem:
+        raise ValueError(f"LMDBDataset: {printable(data)} is damaged: {problem}.")
     try:
-        env = lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
-        expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        return lmdb.open(path, max_readers=32, readonly=True, lock=False, readahead=False)
     except (lmdb.Error, MemoryError) as error:
         raise ValueError(
             f"LMDBDataset: {printable(path)} does not open as an LMDB store: {short(error)}."
         ) from error
-    if size < expected:  # reading mapped pages beyond its end would kill this process
-        env.close()
-        raise ValueError(
-            f"LMDBDataset: {printable(data)} has {size} bytes, expected {expected}; it was cut."
-        )
-    return env
 
 
 def _sizes(top: Tensor, bottom: Tensor) -> list[tuple[int, int]]:

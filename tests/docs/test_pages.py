@@ -53,7 +53,7 @@ SHOWN = ("runs/vqvae/\n",)  # what a folder looks like: no commands
 # Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
-    "--folder --size --seconds --prior-seconds --clock --completion --help --version"
+    "--folder --size --seconds --prior-seconds --clock --completion --help --version --max-restarts"
 )
 
 

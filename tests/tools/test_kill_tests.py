@@ -8,7 +8,7 @@ from pathlib import Path
 def test_killed_writers_end_as_in_peace():
     tool = Path(__file__).parents[2] / "tools" / "kill_tests"
     run = subprocess.run(
-        [sys.executable, str(tool), "store", "extract", "--kills", "4"],
+        [sys.executable, str(tool), "store", "extract", "--kills", "2"],
         capture_output=True,
         text=True,
     )

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-def test_killed_writers_end_as_in_peace():
+def test_killed_writers_end_as_undisturbed_ones():
     tool = Path(__file__).parents[2] / "tools" / "kill_tests"
     run = subprocess.run(
         [sys.executable, str(tool), "store", "extract", "--kills", "2"],
@@ -14,4 +14,4 @@ def test_killed_writers_end_as_in_peace():
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for subject in ("store", "extract"):
-        assert f"{subject}: 4 kills" in run.stdout
+        assert f"{subject}: 2 kills among " in run.stdout

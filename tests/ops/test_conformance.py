@@ -270,7 +270,11 @@ def test_compiled_equals_eager(operator, case):
 def test_compiled_gradients_equal_eager(operator, case):
     _, actual = run_with_gradients(compiled(operator), case, make(case))
     _, eager = run_with_gradients(operator, case, make(case))
-    assert_same(actual, eager, "gradients, compiled")
+    # Not to the bit: a graph may hand a gradient on in another memory format, in which PyTorch's
+    # own sums (of a bias, say) round differently.
+    for a, e in zip(actual, eager, strict=True):
+        bound = 1e-6 * float(e.abs().max()) if e.numel() else 0.0
+        torch.testing.assert_close(a, e, rtol=0, atol=bound, equal_nan=True)
 
 
 @pytest.mark.parametrize(("operator", "case", "level"), CASES_BY_LEVEL)

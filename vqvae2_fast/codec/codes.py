@@ -68,8 +68,8 @@ def encode_codes(
         RuntimeError: No compiled module, or priors that are not float32 on the CPU.
     """
     where = "encode_codes"
-    num_levels = _checked_levels(where, pipeline, codes, levels)
-    _check_seed(where, seed)
+    num_levels = checked_levels(where, pipeline, levels, seed)
+    _check_codes(where, codes, num_levels)
     header = Header(pipeline_hash(pipeline), len(codes[0]), num_levels, seed=seed)
     return write_segment(encoded(where, pipeline, header, codes, labels, engine))
 
@@ -107,10 +107,10 @@ def encode_stream(
     Write them one after the other. Only one batch is held in memory.
     """
     where = "encode_stream"
-    _check_seed(where, seed)
+    num_levels = checked_levels(where, pipeline, levels, seed)
     pipeline_bytes = pipeline_hash(pipeline)
     for codes, labels in batches:
-        num_levels = _checked_levels(where, pipeline, codes, levels)
+        _check_codes(where, codes, num_levels)
         header = Header(pipeline_bytes, len(codes[0]), num_levels, seed=seed)
         yield write_segment(encoded(where, pipeline, header, codes, labels, engine))
 
@@ -240,22 +240,19 @@ def _told(where: str, pipeline: Pipeline, labels: Tensor | None, batch: int) -> 
     return labels
 
 
-def _checked_levels(
-    where: str, pipeline: Pipeline, codes: Sequence[Tensor], levels: int | None
-) -> int:
-    """How many levels to write."""
+def checked_levels(where: str, pipeline: Pipeline, levels: int | None, seed: int) -> int:
+    """How many levels to write, with a seed for the others that the header has room for."""
     total = len(pipeline.priors)
-    wanted = total if levels is None else levels
-    if not 1 <= wanted <= total:
+    if levels is not None and not 1 <= levels <= total:
         raise ValueError(f"{where}: expected levels in 1..{total}, got {levels}.")
-    if len(codes) < wanted or codes[0].ndim != 3 or not len(codes[0]):
-        raise ValueError(
-            f"{where}: expected codes to be {wanted} maps int64 [B, h, w] with B >= 1, coarse to "
-            f"fine, got {[list(maps.shape) for maps in codes]}."
-        )
-    return wanted
-
-
-def _check_seed(where: str, seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"{where}: expected seed in 0..2^32-1, got {seed}.")
+    return total if levels is None else levels
+
+
+def _check_codes(where: str, codes: Sequence[Tensor], levels: int) -> None:
+    if len(codes) < levels or codes[0].ndim != 3 or not len(codes[0]):
+        raise ValueError(
+            f"{where}: expected codes to be {levels} maps int64 [B, h, w] with B >= 1, coarse to "
+            f"fine, got {[list(maps.shape) for maps in codes]}."
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqvae2_fast.codec.bitstream import Header, read_segments, write_segment
 from vqvae2_fast.codec.codes import (
     check_pipeline,
+    checked_levels,
     decoded_codes,
     encoded,
     parts_of,
@@ -66,11 +67,7 @@ def encode_images(
             f"{where}: expected images with B >= 1 and sides of 1 to {MAX_SIDE}, got "
             f"{list(images.shape)}."
         )
-    num_levels = len(pipeline.priors) if levels is None else levels
-    if not 1 <= num_levels <= len(pipeline.priors):
-        raise ValueError(f"{where}: expected levels in 1..{len(pipeline.priors)}, got {levels}.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"{where}: expected seed in 0..2^32-1, got {seed}.")
+    num_levels = checked_levels(where, pipeline, levels, seed)
     tiles = _tiles(images, vqvae.config.image_size)
     with torch.no_grad():
         encoded_tiles = [vqvae.encode(part) for part in tiles.split(_BATCH)]

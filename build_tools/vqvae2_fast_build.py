@@ -9,12 +9,29 @@ environment that has torch would download it a second time.
 from __future__ import annotations
 
 import os
-import shutil
+import re
+import subprocess
 import sysconfig
 from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403 (the hooks that stay as they are)
+
+OLDEST_CMAKE = (3, 24)
+
+
+def _has_cmake() -> bool:
+    """Whether the cmake on PATH works here.
+
+    The command that pip installed into the user's environment imports a Python package, which build
+    isolation hides: it is found and does not run.
+    """
+    try:
+        answer = subprocess.run(["cmake", "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    version = re.match(r"cmake version (\d+)\.(\d+)", answer.stdout)
+    return version is not None and tuple(map(int, version.groups())) >= OLDEST_CMAKE
 
 
 def _native_requirements() -> list[str]:
@@ -23,7 +40,7 @@ def _native_requirements() -> list[str]:
     header = "torch/include/torch/csrc/stable/library.h"
     folders = [Path(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")]
     torch = [] if any((folder / header).exists() for folder in folders) else ["torch>=2.11"]
-    cmake = [] if shutil.which("cmake") else ["cmake>=3.24"]
+    cmake = [] if _has_cmake() else ["cmake>={}.{}".format(*OLDEST_CMAKE)]
     return [*torch, *cmake]
 
 

@@ -29,6 +29,8 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
+        on_row: Called with (row, its codes int64 `[B, W]`) after each row, before `progress`. The
+            codes are a view of memory that the draw goes on to fill.
         want_intervals: Also return each code's interval for the entropy coder; only engine `cpu`.
         streams: For each sample, the int32 words of a range coder from which codes are read instead
             of being drawn; only engine `cpu`.
@@ -43,8 +45,21 @@ class DrawRequest:
     want_log_prob: bool = False
     want_logits: bool = False
     progress: Callable[[int, int], None] | None = None
+    on_row: Callable[[int, Tensor], None] | None = None
     want_intervals: bool = False
     streams: Sequence[Tensor] = ()
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody waits for each row."""
+        return self.progress is not None or self.on_row is not None
+
+    def row_done(self, codes: Tensor, rows: int) -> None:
+        """Engines call this when the first `rows` rows of codes `[B, H, W]` are drawn."""
+        if self.on_row is not None:
+            self.on_row(rows - 1, codes[:, rows - 1])
+        if self.progress is not None:
+            self.progress(rows, codes.shape[1])
 
 
 @dataclass(frozen=True)

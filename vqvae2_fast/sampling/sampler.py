@@ -205,8 +205,9 @@ def draw(
     stream: int = 0,
     return_log_prob: bool = False,
     progress: Progress | None = None,
+    on_row: Callable[[int, Tensor], None] | None = None,
 ) -> Drawn:
-    """`sample_codes` with its settings as one object."""
+    """`sample_codes` with its settings as one object, and `on_row` of `DrawRequest`."""
     where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
@@ -236,6 +237,7 @@ def draw(
         settings=settings,
         want_log_prob=return_log_prob,
         progress=progress,
+        on_row=on_row,
     )
     return _draw(prior, interface, request)
 

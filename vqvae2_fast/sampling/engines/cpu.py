@@ -57,7 +57,7 @@ def draw_cpu(
     Raises:
         RuntimeError: No compiled module, a prior on another device or of another dtype, or a system
             that starts fewer threads than torch is set to.
-        KeyboardInterrupt: Between two rows, like anything that `request.progress` raises.
+        KeyboardInterrupt: Between two rows, like anything that `progress` and `on_row` raise.
     """
     return draw_cpu_timed(plan, request, weights)[0]
 
@@ -115,7 +115,7 @@ def draw_cpu_timed(
         streams=[(_address(words), len(words)) for words in request.streams],
         window=settings.window,
         threads=torch.get_num_threads(),
-        progress=request.progress,
+        progress=(lambda rows, _: request.row_done(codes, rows)) if request.watched else None,
     )
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]

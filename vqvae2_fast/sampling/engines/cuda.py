@@ -3,7 +3,7 @@
 This file allocates the memory of a draw and passes it to `csrc/cuda/sampler`. A sample's codes and
 logits are the same bits whatever the batch: see README.md there.
 
-No synchronisation happens between rows, unless `progress` is given.
+No synchronisation happens between rows, unless `progress` or `on_row` is given.
 """
 
 from __future__ import annotations
@@ -195,10 +195,10 @@ def draw_with(
     on_card = program.to(device)
     for i in range(height):
         library.row(program.data_ptr(), on_card.data_ptr(), i, stream)
-        if request.progress is not None:
+        if request.watched:
             if device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
-            request.progress(i + 1, height)
+            request.row_done(codes, i + 1)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)

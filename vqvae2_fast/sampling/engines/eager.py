@@ -144,8 +144,7 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
             log_prob[:, i] = log_prob_of(raw, network.codes).t()
         if logits_map is not None:
             logits_map[:, :, i] = raw.permute(1, 2, 0)
-        if request.progress is not None:
-            request.progress(i + 1, height)
+        request.row_done(codes, i + 1)
     network.finish_map()
     return Drawn(codes, log_prob if request.want_log_prob else None, logits_map)
 

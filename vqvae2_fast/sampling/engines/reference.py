@@ -45,6 +45,5 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
                 log_prob[:, i, j] = log_prob_of(logits, code)
             if logits_map is not None:
                 logits_map[:, :, i, j] = logits
-        if request.progress is not None:
-            request.progress(i + 1, height)
+        request.row_done(codes, i + 1)
     return Drawn(codes, log_prob, logits_map)

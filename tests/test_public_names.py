@@ -34,6 +34,7 @@ import vqvae2_fast as vq2
             "temperature top_k top_p guidance_scale known engine return_log_prob progress",
         ),
         (vq2.sample_images, "pipeline batch_size labels seed first_sample temperature"),
+        (vq2.fill, "pipeline images mask candidates labels seed"),
         (vq2.stream_images, "pipeline count batch_size labels first_sample known progress"),
         (vq2.Pipeline, "vqvae priors"),
         (vq2.from_preset, "name"),

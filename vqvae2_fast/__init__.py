@@ -13,6 +13,7 @@ from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import (
     Pipeline,
+    fill,
     sample_codes,
     sample_images,
     score_codes,
@@ -31,6 +32,7 @@ __all__ = [
     "VQVAE2Config",
     "VQVAE2Output",
     "VectorQuantizerEMA",
+    "fill",
     "from_preset",
     "load",
     "ops",

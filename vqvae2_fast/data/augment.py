@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.data.images import stable_hash
-from vqvae2_fast.ops.gumbel_noise.reference import random_words
+from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_AUGMENT, random_words
 
 __all__ = ["augment", "crop_offsets", "flips"]
 
-_PURPOSE = 3  # in the counter; 0 to 2 are draws, dropout and restarts
 _FLIP, _ROW, _COLUMN = 0, 1, 2  # words of an image
 
 
@@ -91,5 +90,5 @@ def _words(indices: Tensor, seed: int, epoch: int | Tensor, which: int) -> Tenso
         indices.to("cpu"),
         seed=stable_hash(f"augment/{seed}"),
         stream=0,
-        purpose=_PURPOSE,
+        purpose=PURPOSE_AUGMENT,
     )

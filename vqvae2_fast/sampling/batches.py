@@ -40,6 +40,8 @@ class SampleBatch:
         log_prob: Per sample, then per level: the log-probability of its code map, including known
             codes, under the raw model (without guidance, temperature and filters). Nats.
         labels: int64 `[B]`, None without classes.
+        effective: Per sample, then per level: the effective number of candidates, see `fill`; empty
+            without candidates.
     """
 
     first_sample: int
@@ -47,6 +49,7 @@ class SampleBatch:
     codes: list[Tensor]
     log_prob: list[list[float]]
     labels: Tensor | None
+    effective: list[list[float]]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -64,6 +67,7 @@ def draw_batch(
     *,
     labels: Tensor | None = None,
     known: Sequence[Tensor | None] | None = None,
+    candidates: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> SampleBatch:
     """Draw consecutive samples; `labels` and `known` hold a row for each of them.
@@ -71,6 +75,7 @@ def draw_batch(
     Args:
         settings: One per level, coarse to fine, see `level_settings`.
         labels, known, progress: As in `sample_images`, with its errors.
+        candidates: As in `fill`; None draws once.
     """
     drawn = draw_levels(
         pipeline,
@@ -79,6 +84,7 @@ def draw_batch(
         labels=labels,
         first_sample=samples.start,
         known=known,
+        candidates=candidates,
         return_log_prob=True,
         progress=progress,
     )
@@ -90,12 +96,14 @@ def draw_batch(
         for level in drawn
         if level.log_prob is not None
     ]
+    effective = [level.effective.tolist() for level in drawn if level.effective is not None]
     return SampleBatch(
         samples.start,
         torch.cat(images),
         codes,
         [list(levels) for levels in zip(*per_level, strict=True)],
         labels,
+        [list(levels) for levels in zip(*effective, strict=True)],
     )
 
 

@@ -14,6 +14,7 @@ from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.sampler import draw
@@ -132,10 +133,16 @@ def draw_levels(
     labels: Labels = None,
     first_sample: int = 0,
     known: Sequence[Tensor | None] | None = None,
+    candidates: int | None = None,
     return_log_prob: bool = False,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> list[Drawn]:
-    """Draw like `sample_levels`, with the settings of each level as one object."""
+    """Draw like `sample_levels`, with the settings of each level as one object.
+
+    Args:
+        candidates: Draw the free codes of each map so often, and take one of these fillings by
+            what follows, see `draw_candidates`.
+    """
     num_levels = len(pipeline.priors)
     if known is not None and len(known) != num_levels:
         raise ValueError(
@@ -157,20 +164,19 @@ def draw_levels(
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.
         has_classes = interface_of(prior).num_classes > 0
-        drawn.append(
-            draw(
-                prior,
-                batch_size,
-                own if has_classes else replace(own, guidance_scale=1.0),
-                condition=[coarser.codes for coarser in drawn],
-                labels=numbers if has_classes else None,
-                known=None if known is None else known[level],
-                first_sample=first_sample,
-                stream=level,
-                return_log_prob=return_log_prob,
-                progress=None if progress is None else partial(progress, level),
-            )
-        )
+        common: dict[str, Any] = {
+            "settings": own if has_classes else replace(own, guidance_scale=1.0),
+            "condition": [coarser.codes for coarser in drawn],
+            "labels": numbers if has_classes else None,
+            "known": None if known is None else known[level],
+            "first_sample": first_sample,
+            "stream": level,
+            "progress": None if progress is None else partial(progress, level),
+        }
+        if candidates is None:
+            drawn.append(draw(prior, batch_size, return_log_prob=return_log_prob, **common))
+        else:
+            drawn.append(draw_candidates(prior, batch_size, candidates=candidates, **common))
     return drawn
 
 

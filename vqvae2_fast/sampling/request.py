@@ -73,6 +73,7 @@ class Drawn:
         intervals: int32 `[B, H, W, 2]`: the beginning of each code's interval in [0, 2²⁴) and its
             size.
         finished: Whether each stream ended where its encoder did.
+        effective: float64 `[B]`: the effective number of candidates, see `draw_candidates`.
     """
 
     codes: Tensor
@@ -80,6 +81,7 @@ class Drawn:
     logits: Tensor | None = None
     intervals: Tensor | None = None
     finished: Sequence[bool] = ()
+    effective: Tensor | None = None
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "check_codes",
     "choose_engine",
     "sample_codes",
     "score_codes",
@@ -216,7 +217,7 @@ def draw(
             f"{settings.guidance_scale}."
         )
     if known is not None:
-        _check_codes(where, "known", known, interface, batch_size, lowest=-1)
+        check_codes(where, "known", known, interface, batch_size, lowest=-1)
     if noise is not None:
         _check_noise(noise, interface, batch_size)
     drawn_noise = DrawNoise(
@@ -306,7 +307,7 @@ def _teacher_forced(
     """Logits, or log-probabilities, of given codes."""
     interface = interface_of(prior)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
-    _check_codes(where, "codes", codes, interface, batch_size, lowest=0)
+    check_codes(where, "codes", codes, interface, batch_size, lowest=0)
     device = device_of(prior)
     request = DrawRequest(
         batch_size,
@@ -354,7 +355,7 @@ def _checked_context(
     return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
 
 
-def _check_codes(
+def check_codes(
     where: str,
     name: str,
     codes: Tensor,

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "PURPOSE_AUGMENT",
+    "PURPOSE_CANDIDATE",
     "PURPOSE_DRAW",
     "PURPOSE_DROPOUT",
     "PURPOSE_RESTART",
     "fixed_log",
+    "gumbel_from_words",
     "gumbel_noise_reference",
     "philox4x32",
     "random_words",
@@ -22,6 +25,7 @@ __all__ = [
 ]
 
 PURPOSE_DRAW, PURPOSE_DROPOUT, PURPOSE_RESTART = 0, 1, 2
+PURPOSE_AUGMENT, PURPOSE_CANDIDATE = 3, 4
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -114,6 +118,11 @@ def fixed_log(x: Tensor) -> Tensor:
     return (f + tail) + exponent * _LOG2_HIGH
 
 
+def gumbel_from_words(words: Tensor) -> Tensor:
+    """Standard Gumbel noise, float32, of 32-bit words."""
+    return -fixed_log(-fixed_log(uniform_from_words(words)))
+
+
 def gumbel_noise_reference(
     samples: Tensor, positions: Tensor, num_embeddings: int, seed: int, stream: int
 ) -> Tensor:
@@ -126,4 +135,4 @@ def gumbel_noise_reference(
         stream=stream,
         purpose=PURPOSE_DRAW,
     )  # [B, P, K]
-    return -fixed_log(-fixed_log(uniform_from_words(words)))
+    return gumbel_from_words(words)

@@ -1,0 +1,139 @@
+"""Fillings of a map's holes, of which one is taken by how well the known codes follow from it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.models.code_checks import check_labels
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.ops._checks import checked_integer
+from vqvae2_fast.ops.gumbel_noise.reference import (
+    PURPOSE_CANDIDATE,
+    gumbel_from_words,
+    random_words,
+)
+from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.request import Drawn
+from vqvae2_fast.sampling.sampler import check_codes, draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+    from vqvae2_fast.sampling.settings import DrawSettings
+
+__all__ = ["draw_candidates"]
+
+_CODES = 40_960  # of a batch: 160 maps of 16x16. A larger batch gains the engine little.
+
+
+def draw_candidates(
+    prior: nn.Module,
+    batch_size: int,
+    settings: DrawSettings,
+    candidates: int,
+    *,
+    condition: Sequence[Tensor],
+    labels: Tensor | None,
+    known: Tensor | None,
+    first_sample: int,
+    stream: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Drawn:
+    """Sampling-importance-resampling of the free codes of each map (Rubin, 1987).
+
+    A candidate is one draw of all free codes, each given the codes before it. It is taken with
+    probability ∝ w, the product of p(code | codes before it) over the known codes that come after
+    the first free one. With more candidates, what is taken approaches a draw from p(free codes |
+    all known codes). The weights are those of the raw model: without guidance, temperature and
+    filters.
+
+    Candidate c of m of sample n is drawn with the noise of sample n·m + c, so with one candidate
+    this is `draw`. The choice has noise of its own.
+
+    Args:
+        candidates: m, at least 1.
+        known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
+        condition, labels, first_sample, stream, progress: As in `draw`. `progress` counts the rows
+            of all batches of candidates.
+
+    Returns:
+        The codes that were taken, the log-probability of each, and `effective`: the effective
+        number of candidates, (Σ w)² / Σ w², float64 `[B]`, from 1 to m.
+
+    Raises:
+        ValueError, TypeError: As `sample_codes`, or candidates out of range.
+    """
+    where, interface = "fill", interface_of(prior)
+    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
+    first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
+    most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
+    candidates = checked_integer(where, "candidates", candidates, 1, most)
+    check_labels(where, labels, interface.num_classes, batch_size)
+    device = device_of(prior)
+    if known is None:
+        known = torch.full((batch_size, *interface.size), -1)
+    check_codes(where, "known", known, interface, batch_size, lowest=-1)
+    known = known.to(device)
+    free = known < 0
+    # Without a free code all candidates are the same.
+    each = candidates if free.any() else 1
+    rows = torch.arange(batch_size, device=device).repeat_interleave(each)
+    size = max(1, _CODES // math.prod(interface.size))
+    drawn: list[Drawn] = []
+    for begun in range(0, len(rows), size):
+        part = rows[begun : begun + size]
+
+        def row_drawn(row: int, height: int, begun: int = begun) -> None:
+            if progress is not None:
+                progress(begun // size * height + row, -(-len(rows) // size) * height)
+
+        drawn.append(
+            draw(
+                prior,
+                len(part),
+                settings,
+                condition=[maps[part] for maps in condition],
+                labels=None if labels is None else labels.to(device)[part],
+                known=known[part],
+                first_sample=first_sample * each + begun,
+                stream=stream,
+                return_log_prob=True,
+                progress=row_drawn,
+            )
+        )
+    codes = torch.cat([one.codes for one in drawn])
+    log_prob = torch.cat([one.log_prob for one in drawn if one.log_prob is not None])
+    follows = ~free & (free.flatten(1).cumsum(1) > 0).view_as(free)  # [B, H, W]
+    counted = log_prob.masked_fill(~follows[rows], 0)
+    # fsum gives the same number in any batch; torch.sum might not.
+    sums = [math.fsum(one) for one in counted.flatten(1).tolist()]
+    weights = torch.tensor(sums, dtype=torch.float64).view(batch_size, each)
+    taken = _choices(weights, settings.seed, first_sample, stream)  # [B]
+    picked = (torch.arange(batch_size) * each + taken).to(device)
+    shares = weights.softmax(1)
+    effective = shares.square().sum(1).reciprocal() * (candidates // each)
+    return Drawn(codes[picked], log_prob[picked], effective=effective)
+
+
+def _choices(weights: Tensor, seed: int, first_sample: int, stream: int) -> Tensor:
+    """One candidate of each row of log-weights `[B, m]`, with probability ∝ exp(weight).
+
+    Like the draw of a code: the best after adding Gumbel noise, the lowest index on ties.
+    """
+    batch, candidates = weights.shape
+    samples = first_sample + torch.arange(batch)[:, None]
+    words = random_words(
+        torch.arange(candidates)[None],
+        torch.zeros_like(samples),
+        samples,
+        seed=seed,
+        stream=stream,
+        purpose=PURPOSE_CANDIDATE,
+    )
+    return (weights + gumbel_from_words(words).double()).argmax(1)

@@ -1,4 +1,4 @@
-"""What a codebook needs besides lookups: a start, vectors for restarts, its usage, gradients.
+"""What a codebook needs besides lookups: a start, vectors for restarts, its usage.
 
 Sizes: N vectors of this process, K codes, D embedding_dim. Everything here is the same on every
 process of a group: a choice among the N_global vectors of all processes (in the order of the ranks)
@@ -12,7 +12,6 @@ import functools
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
@@ -28,7 +27,6 @@ __all__ = [
     "is_distributed",
     "kmeans",
     "perplexity",
-    "rotate_gradient",
     "rows_at",
     "span_of_ranks",
     "spans_of",
@@ -212,24 +210,3 @@ def perplexity(counts: Tensor) -> Tensor:
     """
     share = counts / counts.sum().clamp(min=1)  # [K]
     return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))
-
-
-def rotate_gradient(z: Tensor, z_q: Tensor) -> Tensor:
-    """z_q with the rotation trick's gradient to z: section 4.2 of https://arxiv.org/abs/2410.06424.
-
-    The gradient is that of λRz, where R, held constant, rotates z onto the direction of its code
-    and λ = ‖e‖/‖z‖ scales it to the code's length. With u = z/‖z‖, q = e/‖e‖, w = (u + q)/‖u + q‖:
-    λRz = λ(z − 2(z·w)w + 2(z·u)q). The value is z_q itself.
-    """
-    e = z_q.detach()
-    wide = z if z.dtype == torch.float64 else z.float()
-    e_wide = e.to(wide.dtype)
-    u = F.normalize(wide.detach(), dim=-1)
-    q = F.normalize(e_wide, dim=-1)
-    w = F.normalize(u + q, dim=-1)
-    scale = e_wide.norm(dim=-1, keepdim=True) / wide.detach().norm(dim=-1, keepdim=True).clamp(1e-6)
-    along_w = (wide * w).sum(-1, keepdim=True)
-    along_u = (wide * u).sum(-1, keepdim=True)
-    rotated = (wide - 2 * along_w * w + 2 * along_u * q) * scale
-    # The difference is zero, with the gradient of its first term.
-    return e + (rotated - rotated.detach()).to(z.dtype)

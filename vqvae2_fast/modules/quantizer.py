@@ -16,13 +16,13 @@ from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import (
     initial_codebook,
     perplexity,
-    rotate_gradient,
     spans_of,
 )
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
 from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, reading_waits
 from vqvae2_fast.ops._batch_part import BatchPart, present_part
 from vqvae2_fast.ops._checks import dtype_name
+from vqvae2_fast.ops._rotation import rotate_gradient
 
 __all__ = ["VectorQuantizerEMA"]
 

@@ -12,6 +12,8 @@ from vqvae2_fast.ops.ema_update.op import ema_update_
 from vqvae2_fast.ops.gated_residual.op import gated_residual
 from vqvae2_fast.ops.gumbel_noise.op import gumbel_noise
 from vqvae2_fast.ops.nearest_code.op import nearest_code
+from vqvae2_fast.ops.residual_code_statistics.op import residual_code_statistics
+from vqvae2_fast.ops.residual_nearest_code.op import residual_nearest_code
 from vqvae2_fast.ops.vector_quantize.op import vector_quantize
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "live_taps",
     "nearest_code",
     "owner",
+    "residual_code_statistics",
+    "residual_nearest_code",
     "simd_level",
     "tap_mask",
     "vector_quantize",

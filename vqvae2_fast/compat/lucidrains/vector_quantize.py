@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from vqvae2_fast.compat.lucidrains.arguments import OTHER_ARGUMENTS, refuse_others
 from vqvae2_fast.compat.lucidrains.codebook import Codebook
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import rotate_gradient
 from vqvae2_fast.ops._checks import dtype_name
+from vqvae2_fast.ops._rotation import rotate_gradient
 
 __all__ = ["LossBreakdown", "VectorQuantize"]
 

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from vqvae2_fast.ops.nearest_code.op import NEAREST_CODE
 
-__all__ = ["vector_quantize_backward_reference", "vector_quantize_reference"]
+__all__ = [
+    "StraightThrough",
+    "vector_quantize_backward_reference",
+    "vector_quantize_reference",
+]
 
 
-class _StraightThrough(torch.autograd.Function):
+class StraightThrough(torch.autograd.Function):
     """The code itself rather than z + (code - z), which is off by an ulp; its derivative is z's."""
 
     generate_vmap_rule = True
@@ -37,7 +41,7 @@ class _StraightThrough(torch.autograd.Function):
 def vector_quantize_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     indices, _ = NEAREST_CODE(z.detach(), codebook.detach())
     code = codebook.detach()[indices]  # [N, D]
-    z_q = _StraightThrough.apply(z, code)  # type: ignore[no-untyped-call]
+    z_q = StraightThrough.apply(z, code)  # type: ignore[no-untyped-call]
     commitment = (z.double() - code.double()).square().sum() / max(z.numel(), 1)
     return z_q, indices, commitment.float()
 

@@ -1,0 +1,70 @@
+"""Cases of `residual_code_statistics`."""
+
+from __future__ import annotations
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.residual_code_statistics.op import residual_code_statistics
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(
+    name: str,
+    n: int,
+    q: int,
+    k: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    unused: float = 0,
+) -> Case:
+    def make(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+        indices = torch.randint(k, (n, q), generator=g)
+        indices[torch.rand(n, q, generator=g) < unused] = -1
+        return randn(g, n, d, dtype=dtype), randn(g, q, k, d), indices
+
+    return Case(name, make, exact=True)
+
+
+def _cancelling(g: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Sums whose small terms are lost if accumulated in float32."""
+    z = randn(g, 400, 4)
+    rows = torch.cat([z * 1e6, -z * 1e6, z])
+    indices = torch.randint(3, (400, 2), generator=g).repeat(3, 1)
+    return rows, randn(g, 2, 3, 4), indices
+
+
+CASES = [
+    _case("odd_sizes", 301, 3, 23, 7),
+    _case("several_slices", 60, 2, 9, 70),
+    _case("unused_codes", 5, 2, 64, 8),
+    _case("inactive", 90, 3, 10, 16, unused=0.3),
+    _case("no_vectors", 0, 2, 4, 3),
+    Case("cancelling", _cancelling, exact=True),
+    _case("bfloat16", 90, 2, 10, 16, torch.bfloat16),
+    _case("float16", 90, 2, 10, 16, torch.float16, unused=0.3),
+    _case("float64", 90, 2, 10, 16, torch.float64),
+]
+
+
+def _call(indices: torch.Tensor) -> object:
+    return residual_code_statistics(torch.zeros(2, 3), torch.zeros(2, 4, 3), indices)
+
+
+ERRORS = [
+    ErrorCase(
+        "shapes_differ",
+        lambda: _call(torch.zeros(2, 3).long()),
+        ValueError,
+        "residual_code_statistics: expected indices [2, 2] for z [2, 3] and codebooks [2, 4, 3], "
+        "got [2, 3] int64",
+    ),
+    ErrorCase(
+        "float_indices",
+        lambda: _call(torch.zeros(2, 2)),
+        TypeError,
+        "residual_code_statistics: expected indices int64, got [2, 2] float32",
+    ),
+]

@@ -1,0 +1,69 @@
+"""`residual_code_statistics`: `code_statistics` of all quantisers of a residual quantisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_int64, check_same_device, described
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.residual_code_statistics.reference import residual_code_statistics_reference
+from vqvae2_fast.ops.residual_nearest_code.op import check_codebooks
+
+__all__ = ["RESIDUAL_CODE_STATISTICS", "residual_code_statistics"]
+
+
+def _fake(z: Tensor, codebooks: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        indices.new_empty(codebooks.shape[:2]),
+        z.new_empty(codebooks.shape, dtype=torch.float32),
+    )
+
+
+RESIDUAL_CODE_STATISTICS = register(
+    "residual_code_statistics",
+    "(Tensor z, Tensor codebooks, Tensor indices) -> (Tensor counts, Tensor sums)",
+    reference=residual_code_statistics_reference,
+    fake=_fake,
+)
+
+
+def residual_code_statistics(
+    z: Tensor, codebooks: Tensor, indices: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Counts and sums of residuals per code of each quantiser, for the codebooks' averages.
+
+    With the residuals r_q of `residual_nearest_code`: `counts[q, k] = |{n : indices[n, q] = k}|`,
+    `sums[q, k] = Σ_{n : indices[n, q] = k} r_q[n]`. The caller all-reduces them across ranks.
+
+    Args:
+        z: Vectors, `[..., D]`, float32, bfloat16 or float16.
+        codebooks: `[Q, K, D]`, the values with which `residual_nearest_code` found the indices.
+        indices: int64, `[..., Q]`, each in 0..K−1, or −1: a quantiser that did not take this
+            vector, for instance by quantiser dropout or a mask; it counts nowhere and subtracts
+            nothing.
+
+    Returns:
+        counts: int64, `[Q, K]`.
+        sums: float32, `[Q, K, D]`: accumulated in float64 in the order of the vectors, rounded
+            once.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+        TypeError: z or codebooks not floating, or indices not int64.
+        RuntimeError: Tensors on different devices, or an index outside −1..K−1.
+
+    Note:
+        Deterministic on the CPU for any number of threads. No gradient flows.
+    """
+    check_codebooks("residual_code_statistics", z, codebooks)
+    check_int64("residual_code_statistics", indices=indices)
+    expected = [*z.shape[:-1], len(codebooks)]
+    if list(indices.shape) != expected:
+        raise ValueError(
+            f"residual_code_statistics: expected indices {expected} for z {list(z.shape)} and "
+            f"codebooks {list(codebooks.shape)}, got {described(indices)}."
+        )
+    check_same_device("residual_code_statistics", z=z, indices=indices)
+    flat = z.detach().reshape(-1, z.shape[-1])  # [N, D]
+    return RESIDUAL_CODE_STATISTICS(flat, codebooks.detach(), indices.reshape(-1, len(codebooks)))

@@ -1,0 +1,112 @@
+"""Cases of `residual_nearest_code`."""
+
+from __future__ import annotations
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.residual_nearest_code.op import residual_nearest_code
+
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
+
+
+def _books(
+    g: torch.Generator, q: int, k: int, d: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Codebooks that become finer, as residuals become shorter."""
+    return torch.stack([randn(g, k, d) * 0.7**i for i in range(q)]).to(dtype)
+
+
+def _case(
+    name: str,
+    n: int,
+    q: int,
+    k: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    rotate: bool = False,
+) -> Case:
+    return Case(
+        name,
+        lambda g: (randn(g, n, d, dtype=dtype), _books(g, q, k, d, dtype), rotate),
+        gradients=(0,),
+    )
+
+
+CASES = [
+    _case("odd_sizes", 37, 3, 21, 13),
+    _case("rotate", 300, 4, 33, 40, rotate=True),
+    _case("few_rows", 5, 2, 20, 7),
+    _case("one_of_each", 1, 1, 1, 1),
+    _case("no_vectors", 0, 3, 3, 4),
+    _case("bfloat16", 40, 3, 20, 16, torch.bfloat16, rotate=True),
+    Case(
+        "half_input_float_codebooks",
+        lambda g: (randn(g, 30, 8, dtype=torch.float16), _books(g, 3, 10, 8)),
+        gradients=(0,),
+    ),
+]
+
+
+def _backward_case(
+    name: str,
+    n: int,
+    q: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    rotate: bool = False,
+) -> Case:
+    def make(g: torch.Generator) -> tuple[object, ...]:
+        dz_q, z = (randn(g, n, d, dtype=dtype) for _ in range(2))
+        indices = torch.randint(5, (n, q), generator=g)
+        return dz_q, 100 * randn(g, q), z, _books(g, q, 5, d), indices, rotate
+
+    return Case(name, make)
+
+
+PRIVATE_CASES = {
+    "residual_nearest_code_backward": [
+        _backward_case("odd_sizes", 37, 3, 13),
+        _backward_case("rotate", 37, 3, 45, rotate=True),
+        _backward_case("several_parts", 900, 2, 70, rotate=True),
+        _backward_case("one_of_each", 1, 1, 1),
+        _backward_case("no_vectors", 0, 2, 4),
+        _backward_case("bfloat16", 40, 3, 16, torch.bfloat16, rotate=True),
+        _backward_case("float16", 40, 3, 16, torch.float16),
+        _backward_case("float64", 25, 2, 6, torch.float64),
+    ]
+}
+
+
+def _call(z: tuple[int, ...], codebooks: tuple[int, ...], num_active: int | None = None) -> object:
+    return residual_nearest_code(torch.zeros(z), torch.zeros(codebooks), num_active=num_active)
+
+
+ERRORS = [
+    ErrorCase(
+        "dimensions_differ",
+        lambda: _call((2, 3), (2, 4, 5)),
+        ValueError,
+        "residual_nearest_code: expected z [..., D] with D=5",
+    ),
+    ErrorCase(
+        "one_codebook",
+        lambda: _call((2, 3), (4, 3)),
+        ValueError,
+        "residual_nearest_code: expected codebooks [Q, K, D] with Q, K, D >= 1, got [4, 3]",
+    ),
+    ErrorCase(
+        "no_quantisers",
+        lambda: _call((2, 3), (0, 4, 3)),
+        ValueError,
+        "expected codebooks [Q, K, D] with Q, K, D >= 1, got [0, 4, 3]",
+    ),
+    ErrorCase(
+        "none_active",
+        lambda: _call((2, 3), (2, 4, 3), 0),
+        ValueError,
+        "residual_nearest_code: expected num_active to be an integer from 1 to 2, got 0",
+    ),
+]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import checkpoint
 from vqvae2_fast.checkpoints.checkpoint import class_names, load, load_training, save
+from vqvae2_fast.checkpoints.pretrained import pretrained_folder
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -366,3 +369,22 @@ def test_loading_leaves_the_random_state_alone(saved):
     before = torch.get_rng_state()
     load(saved)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_draws_no_weights_that_it_would_replace(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a random weight was drawn")
+
+    for name in ("uniform_", "normal_"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    load(pretrained_folder("emoji32"))
+
+
+def test_loading_does_not_import_the_compiler_of_torch():
+    """It takes more than a second of each start of the command line."""
+    folder = str(pretrained_folder("emoji32"))
+    script = f"import sys, vqvae2_fast; vqvae2_fast.load({folder!r}); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert "torch._dynamo" not in done.stdout.split()

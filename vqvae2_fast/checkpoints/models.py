@@ -24,6 +24,7 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.ops._checks import dtype_name
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def read_model(
     path = folder / "model.safetensors"
     expected = _expected_tensors(model_class, config, path)
     check_tensors(expected, path, DTYPES[header["dtype"]])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), unfilled():
         model: VQVAE2 | PixelSNAIL | Classifier = model_class(config)
     model.load_state_dict(read_tensors(path, check_finite=check_finite))
     if isinstance(model, PixelSNAIL):
@@ -212,8 +213,9 @@ def _expected_tensors(
     """Names, shapes and types of a configuration's weights, made without memory for them."""
     headers = tensor_headers(path)
     elements = sum(math.prod(shape) for _, shape in headers.values())
-    # On the meta device too, layers take memory as objects, as do a codebook's start and a kernel's
-    # mask. Each layer has a tensor of its own, and the file holds the codebook and the kernels.
+    # On the meta device too, layers take memory as objects, as do a codebook's start, a kernel's
+    # mask and the coordinates of a prior. Each layer has a tensor of its own, and the file holds
+    # the codebook, the kernels and the coordinates.
     if isinstance(config, VQVAE2Config):
         layers = config.num_residual_blocks + sum(s.bit_length() for s in config.strides)
         numbers = config.num_embeddings * config.embedding_dim
@@ -222,14 +224,14 @@ def _expected_tensors(
     else:
         layers = config.num_blocks * max(config.layers_per_block, 1) + config.num_output_layers
         layers += config.num_condition_layers + len(config.condition_sizes)
-        numbers = config.kernel_size**2
+        numbers = max(config.kernel_size**2, 2 * math.prod(config.size))
     if layers > len(headers) or numbers > elements:
         raise ValueError(
             f"load: {path.parent}: config.json describes a larger model than the {len(headers)} "
             f"tensors and {elements} numbers of {path.name}."
         )
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), unfilled():
             expected: dict[str, Tensor] = model_class(config).state_dict()
             return expected
     except _MISFITS as error:

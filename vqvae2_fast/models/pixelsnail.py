@@ -40,9 +40,10 @@ __all__ = ["PixelSNAIL", "PixelSNAILBlock"]
 
 def background_coordinates(height: int, width: int) -> Tensor:
     """`[1, 2, H, W]`: (row − H/2)/H and (column − W/2)/W."""
-    rows = (torch.arange(height) - height / 2) / height
-    columns = (torch.arange(width) - width / 2) / width
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]
+    # From numbers, because for arithmetic on the meta device torch would import its compiler.
+    rows = [[(row - height / 2) / height] * width for row in range(height)]
+    columns = [[(column - width / 2) / width for column in range(width)]] * height
+    return torch.tensor([[rows, columns]])
 
 
 class PixelSNAILBlock(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.modules.unfilled import is_unfilled
 from vqvae2_fast.ops.normed_conv2d.op import normed_conv2d
 from vqvae2_fast.ops.normed_conv2d.reference import normed_weight
 
@@ -46,10 +47,14 @@ class ConvWeight(nn.Module):
             raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
         bound = 1 / math.sqrt(num_taps * (1 if one_hot else shape[1]))
-        self.weight_v = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.weight_v = nn.Parameter(torch.empty(shape))
         live = None if live is None else live.to(self.weight_v.device)
         self.register_buffer("live", live, persistent=False)
-        self.weight_g = nn.Parameter(self._norm(self._masked_v()).detach()) if weight_norm else None
+        norm = torch.empty(shape[0], 1, 1, 1)
+        if not is_unfilled():
+            nn.init.uniform_(self.weight_v, -bound, bound)
+            norm = self._norm(self._masked_v()).detach()
+        self.weight_g = nn.Parameter(norm) if weight_norm else None
 
     def _masked_v(self) -> Tensor:
         return self.weight_v if self.live is None else self.weight_v.where(self.live, 0.0)

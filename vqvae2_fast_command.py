@@ -25,6 +25,7 @@ COMMANDS = {
         "train a classifier, to judge and choose samples",
     ),
     "sample": ("sample:Sample", "draw new images"),
+    "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),
     "evaluate": ("evaluate:Evaluate", "measure a pipeline on held-out images"),
     "compress": ("compress:Compress", "compress images to the bits of their codes"),

@@ -23,6 +23,7 @@ FLOORS = (
     ("data",),  # sources of images, code stores, sample folders
     ("sampling", "metrics"),  # draws from priors; measures of images and codes
     ("codec",),  # images and code maps as the bits of the priors
+    ("serve",),  # the playground and the HTTP service
     ("checkpoints",),  # models, pipelines and trainings on the disk
     ("runs",),  # folders, logs and processes of a run
     ("training", "report"),  # the loop, its stages and recipes; pictures and pages of results

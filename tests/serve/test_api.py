@@ -1,0 +1,213 @@
+"""What the service answers: the library's images, its codes, and errors that name the field."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vqvae2_fast import sample_images
+from vqvae2_fast.codec import encode_images
+from vqvae2_fast.data.images import to_float
+from vqvae2_fast.data.pixels import decode_image, pictures
+from vqvae2_fast.serve.app import create_app
+
+DRAWING = {
+    "count": 3,
+    "label": 1,
+    "seed": 5,
+    "first_sample": 2,
+    "temperature": [0.9, 0.8],
+    "top_k": [0, 7],
+    "guidance_scale": 1.5,
+}
+
+
+def library_images(pipeline, **changes):
+    """What the library draws for DRAWING, one image at a time, as uint8 `[H, W, C]`."""
+    values = {**DRAWING, **changes}
+    count, first = values.pop("count"), values.pop("first_sample")
+    values["top_k"] = [k or None for k in values["top_k"]]
+    label = values.pop("label")
+    return [
+        np.asarray(
+            pictures(sample_images(pipeline, 1, labels=[label], first_sample=first + n, **values))[
+                0
+            ]
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def encoded(client, photograph):
+    answer = client.post("/v1/encode", content=photograph)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_images_are_those_of_the_library(client, pipeline, pixels):
+    answer = client.post("/v1/images", json=DRAWING).json()
+    expected = library_images(pipeline)
+    assert [image["sample"] for image in answer["images"]] == [2, 3, 4]
+    for image, own in zip(answer["images"], expected, strict=True):
+        assert np.array_equal(pixels(image["png"]), own)
+
+
+def test_a_stream_tells_every_row_and_then_the_same_images(client, events):
+    whole = client.post("/v1/images", json=DRAWING).json()["images"]
+    told = events(client.post("/v1/images", json={**DRAWING, "stream": True}).text)
+    assert [name for name, _ in told] == ["start"] + ["row"] * 12 + ["image"] * 3 + ["done"]
+    maps = {"top": np.full((3, 4, 4), -1), "bottom": np.full((3, 8, 8), -1)}
+    for name, content in told:
+        if name == "row":
+            maps[content["level"]][content["images"], content["row"]] = content["codes"]
+    images = [content for name, content in told if name == "image"]
+    assert images == whole
+    for image in images:
+        for level, codes in zip(("top", "bottom"), image["codes"], strict=True):
+            assert np.array_equal(maps[level][image["index"]], codes)
+
+
+def test_a_card_draws_its_image_again(client):
+    image = client.post("/v1/images", json=DRAWING).json()["images"][1]
+    card = image["card"]
+    again = client.post(card["endpoint"], json=card["request"]).json()["images"][0]
+    assert again["png"] == image["png"]
+    assert again["log_prob"] == image["log_prob"]
+
+
+def test_what_is_left_out_is_what_the_pipeline_recommends(pipeline, client):
+    from dataclasses import replace
+
+    from fastapi.testclient import TestClient
+
+    recommended = replace(pipeline, recommended={"temperature": [0.5, 0.25]})
+    with TestClient(create_app(recommended), base_url="http://127.0.0.1") as other:
+        card = other.post("/v1/images", json={}).json()["images"][0]["card"]
+    assert card["request"]["temperature"] == [0.5, 0.25]
+    assert card["request"]["guidance_scale"] == [1.0, 1.0]
+
+
+def test_known_codes_are_kept(client):
+    top = [[3] * 4, [-1] * 4, [5] * 4, [-1] * 4]
+    image = client.post("/v1/images", json={"known": [top, None]}).json()["images"][0]
+    assert image["codes"][0][0] == [3] * 4
+    assert image["codes"][0][2] == [5] * 4
+    assert image["card"]["request"]["known"] == [top, None]
+
+
+def test_an_upload_is_scaled_and_encoded_as_by_the_library(
+    client, encoded, pipeline, photograph, pixels
+):
+    image = to_float(decode_image(io.BytesIO(photograph), "it", (3, 16, 16), True))
+    codes = pipeline.vqvae.encode(image[None])
+    assert encoded["codes"] == [level[0].tolist() for level in codes]
+    back = pipeline.vqvae.decode(codes).clamp(-1, 1)
+    assert np.array_equal(pixels(encoded["reconstruction"]), np.asarray(pictures(back)[0]))
+    assert base64.b64decode(encoded["vq2"]) == encode_images(pipeline, image[None])
+    error = pixels(encoded["reconstruction"]).astype(float) - pixels(encoded["image"])
+    assert encoded["psnr"] == pytest.approx(10 * np.log10(255**2 / np.mean(error**2)))
+
+
+def test_a_compressed_file_and_its_codes_decode_to_the_reconstruction(client, encoded):
+    for given in ({"vq2": encoded["vq2"]}, {"codes": encoded["codes"]}):
+        answer = client.post("/v1/decode", json=given).json()
+        assert answer["images"] == [encoded["reconstruction"]]
+
+
+def test_completion_keeps_the_upper_rows(client, encoded, photograph):
+    source = {"image": base64.b64encode(photograph).decode()}
+    answer = client.post("/v1/complete", json={"source": source, "keep": 0.5, "count": 2}).json()
+    for image in answer["images"]:
+        for level, codes in zip(encoded["codes"], image["codes"], strict=True):
+            assert codes[: len(codes) // 2] == level[: len(level) // 2]
+    first, second = (image["codes"] for image in answer["images"])
+    assert first != second
+
+
+def test_a_hole_is_drawn_where_its_pixels_are(client, encoded):
+    mask = np.zeros((16, 16), bool)
+    mask[5, 6] = True  # pixel of code (1, 1) of the top map and of code (2, 3) of the bottom map
+    request = {"source": {"codes": encoded["codes"]}, "mask": mask.tolist(), "count": 8}
+    request |= {"temperature": 5.0}
+    for level, places in enumerate([(1, 1), (2, 3)]):
+        maps = np.array(
+            [i["codes"][level] for i in client.post("/v1/fill", json=request).json()["images"]]
+        )
+        changed = (maps != encoded["codes"][level]).any(0)
+        assert changed[places]
+        assert changed.sum() == 1
+
+
+def test_variations_keep_the_top(client, encoded):
+    request = {"source": {"codes": encoded["codes"]}, "count": 2}
+    images = client.post("/v1/variations", json=request).json()["images"]
+    assert all(image["codes"][0] == encoded["codes"][0] for image in images)
+    assert images[0]["codes"][1] != images[1]["codes"][1]
+
+
+def test_crossing_takes_each_level_from_its_image(client, encoded):
+    other = client.post("/v1/images", json=DRAWING).json()["images"][0]
+    sources = [{"codes": other["codes"]}, {"codes": encoded["codes"]}]
+    image = client.post("/v1/cross", json={"sources": sources}).json()["images"][0]
+    assert image["codes"] == [other["codes"][0], encoded["codes"][1]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field", "expected"),
+    [
+        ("images", {"temperature": -1}, 422, "temperature", "greater than or equal to 0"),
+        ("images", {"temperature": [1, 1, 1]}, 422, "temperature", "one value or 2"),
+        ("images", {"label": "x"}, 422, "label", "expected a number below 3"),
+        ("images", {"label": True}, 422, "label", "valid"),
+        ("images", {"count": 17}, 422, "count", "at most 16"),
+        ("images", {"colour": 1}, 422, "colour", "not permitted"),
+        ("images", {"first_sample": 2**32 - 1, "count": 2}, 422, "first_sample", "2^32"),
+        ("images", {"known": [None]}, 422, "known", "2 maps"),
+        ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4"),
+        ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),
+        ("decode", {"codes": [[[-1] * 4] * 4, [[0] * 8] * 8]}, 422, "codes.0", "codes in 0..12"),
+        ("decode", {}, 422, "codes", "either codes or a vq2 file"),
+        ("decode", {"vq2": "AAAA"}, 400, "vq2", "VQ2C"),
+        ("decode", {"vq2": "?"}, 422, "vq2", "base64"),
+        ("complete", {"source": {}}, 422, "source", "either an image or its codes"),
+        ("complete", {"source": {"image": "AAAA"}}, 400, "source.image", "an image"),
+        ("fill", {"source": {"codes": []}}, 422, "mask", "either mask or code_masks"),
+        ("variations", {"source": {"codes": []}, "levels": 3}, 422, "levels", "at most 2"),
+        ("cross", {"sources": []}, 422, "sources", "2 maps"),
+    ],
+)
+def test_an_error_names_the_field_what_was_expected_and_the_remedy(
+    client, path, body, status, field, expected
+):
+    answer = client.post(f"/v1/{path}", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (status, field), error
+    assert expected in error["expected"]
+    assert error["remedy"]
+
+
+def test_a_body_that_is_no_json_is_refused(client):
+    answer = client.post("/v1/images", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "JSON" in answer.json()["error"]["expected"]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])
+def test_an_upload_of_another_size_is_refused(client, size):
+    file = io.BytesIO()
+    Image.new("1", size).save(file, format="PNG")
+    answer = client.post("/v1/encode", content=file.getvalue())
+    assert answer.status_code == (400 if size == (8, 8) else 413)
+    assert f"{size[0]}x{size[1]}" in answer.json()["error"]["expected"]
+
+
+def test_openapi_describes_every_field(client):
+    described = client.get("/openapi.json").json()
+    request = described["components"]["schemas"]["ImagesRequest"]["properties"]
+    assert all(field.get("description") for field in request.values())
+    assert set(described["paths"]) >= {"/v1/images", "/v1/encode", "/v1/decode", "/healthz"}

@@ -1,0 +1,89 @@
+"""`vqvae2-fast serve`: the playground in the browser and the HTTP service."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.serve.limits import Limits
+
+__all__ = ["Serve"]
+
+
+@dataclass(kw_only=True)
+class Serve(Command):
+    """Serve a page that draws images, completes and changes them, and the same to programs.
+
+    /openapi.json describes the requests, docs/playground.md the page. It listens on this machine
+    only, unless --host names another address.
+    """
+
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 7860
+    """Port to listen on."""
+    token: str | None = None
+    """What requests must carry as `Authorization: Bearer TOKEN`. The page takes it from its
+    address: /#token=TOKEN."""
+    batch: int = Limits.batch
+    """Most images that are drawn together."""
+    count: int = Limits.count
+    """Most images of one request."""
+    waiting: int = Limits.waiting
+    """Most images that wait; more are refused with 429."""
+    upload_mib: float = Limits.body / 2**20
+    """Largest upload, MiB."""
+    timeout: float = Limits.seconds
+    """Seconds after which a request is given up."""
+
+    def run(self) -> Result:
+        try:
+            import uvicorn
+
+            from vqvae2_fast.serve.app import create_app
+        except ImportError as error:
+            raise ValueError(
+                f"serve: {error.name} is not installed; run `pip install 'vqvae2_fast[serve]'`."
+            ) from error
+        limits = self._limits()
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port: expected 0 to 65535, got {self.port}.")
+        pipeline = self.models.open(self.prepare())
+        app = create_app(pipeline, limits, token=self.token, loopback=_is_loopback(self.host))
+        config = uvicorn.Config(
+            app,
+            host=self.host,
+            port=self.port,
+            log_level="warning" if self.quiet else "info",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(limits.seconds),
+        )
+        uvicorn.Server(config).run()
+        return Result({"stopped": True}, ["stopped"])
+
+    def _limits(self) -> Limits:
+        for name in ("batch", "count", "waiting", "upload_mib", "timeout"):
+            value = getattr(self, name)
+            if not value > 0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag}: expected more than 0, got {value}.")
+        return Limits(
+            batch=self.batch,
+            count=self.count,
+            waiting=self.waiting,
+            body=int(self.upload_mib * 2**20),
+            seconds=self.timeout,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""The whole application: the engine, the routes, the page."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+import vqvae2_fast
+from vqvae2_fast.files.printable import short
+from vqvae2_fast.serve.engine import Engine
+from vqvae2_fast.serve.guard import Guard
+from vqvae2_fast.serve.limits import Limits, Problem
+from vqvae2_fast.serve.metrics import Metrics
+from vqvae2_fast.serve.orders import Desk
+from vqvae2_fast.serve.routes import routes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp
+
+    from vqvae2_fast.sampling import Pipeline
+
+__all__ = ["create_app"]
+
+_PAGE = Path(__file__).parent / "static"
+_ABOUT = """Images drawn from a VQ-VAE-2: code maps coarse to fine, then pixels.
+
+Requests of all clients are drawn in common batches, which changes no answer: an image depends only
+on its seed, its number and its settings. Every image comes with a card that draws it again, bit for
+bit. Errors name the field, what was expected, and the remedy.
+"""
+
+
+def create_app(
+    pipeline: Pipeline,
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    loopback: bool = True,
+) -> ASGIApp:
+    """The service of a pipeline, to run in an ASGI server.
+
+    Args:
+        token: See `Guard`, as `loopback`.
+
+    Raises:
+        TypeError: The pipeline's models are not a VQVAE2 and PixelSNAIL priors.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    desk, engine = Desk(pipeline, limits), Engine(pipeline, limits, metrics)
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        engine.start(asyncio.get_running_loop())
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(
+        title="vqvae2_fast",
+        version=vqvae2_fast.__version__,
+        description=_ABOUT,
+        lifespan=running,
+        # Their pages load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.include_router(routes(desk, engine))
+
+    @app.get("/v1/info", summary="Classes, levels, sizes, recommended settings, limits")
+    async def info() -> dict[str, Any]:
+        return desk.info()
+
+    @app.get("/healthz", summary="Whether the server runs")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok", "pipeline": desk.hash}
+
+    @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
+    async def counts() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.mount("/", StaticFiles(directory=_PAGE, html=True))
+    return Guard(app, limits, metrics, token, loopback)
+
+
+async def _problem(_: Request, problem: Exception) -> JSONResponse:
+    assert isinstance(problem, Problem)
+    return JSONResponse(problem.body(), problem.status, problem.headers())
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """The first of the fields that do not have the form of the schema."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    # Alternatives of a type also have names there.
+    place = [str(p) for p in first["loc"] if str(p).isidentifier() or isinstance(p, int)]
+    place = [part for part in place if part not in ("body", "query", "int", "str", "float")]
+    found = short(repr(first.get("input")), 80)
+    problem = Problem(
+        400 if first["type"] == "json_invalid" else 422,
+        ".".join(place),
+        f"{first['msg']}, got {found}.",
+        "The form of each field is in /openapi.json.",
+    )
+    return JSONResponse(problem.body(), problem.status)
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: unknown paths and methods, bodies that it cannot read."""
+    assert isinstance(error, HTTPException)
+    problem = Problem(error.status_code, "", f"{error.detail}.", "/openapi.json lists all routes.")
+    return JSONResponse(problem.body(), error.status_code, error.headers)

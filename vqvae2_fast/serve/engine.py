@@ -1,0 +1,272 @@
+"""The thread that draws: orders of all clients, level by level, in common batches.
+
+A sample's codes do not depend on its batch, so clients never notice whom they were drawn with.
+Orders join each other at every level: while new ones catch up at the top, older ones wait for them
+at the bottom, unless there are enough for a whole batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.sampling.pipeline import decoded
+from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.together import SampleRequest, draw_together
+from vqvae2_fast.serve.images import as_png
+from vqvae2_fast.serve.jobs import Job, Slot
+from vqvae2_fast.serve.limits import Problem
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling import Pipeline
+    from vqvae2_fast.serve.jobs import Event, Order
+    from vqvae2_fast.serve.limits import Limits
+    from vqvae2_fast.serve.metrics import Metrics
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger("vqvae2_fast.serve")
+Value = TypeVar("Value")
+
+
+class _Abandoned(Exception):
+    """All clients of a batch have gone."""
+
+
+class Engine:
+    """Draws orders and runs calls on models, one after the other, in a thread of its own."""
+
+    def __init__(self, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
+        self._pipeline, self._limits, self._metrics = pipeline, limits, metrics
+        self._names = level_names(len(pipeline.priors))
+        self._changed = threading.Condition()
+        self._levels: list[deque[Slot]] = [deque() for _ in pipeline.priors]
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._called_last = False
+        self._admitted = 0  # images and calls that are not answered yet
+        self._oldest = 0.0  # when the first of the waiting orders came
+        self._stopping = False
+        self._image_seconds = 0.05  # of the last batches
+        self._thread = threading.Thread(target=self._work, name="vqvae2-engine", daemon=True)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give up what is not answered yet, and wait for the thread to end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, order: Order) -> Job:
+        """Begin to draw; the job's events follow.
+
+        Raises:
+            Problem: 429 if too many images wait already, 503 if the server stops.
+        """
+        job = Job(order)
+        slots = [Slot(job, index) for index in range(len(order.samples))]
+        with self._changed:
+            self._admit(len(slots))
+            if not any(self._levels):
+                self._oldest = time.monotonic()
+            self._levels[0].extend(slots)
+            self._changed.notify()
+        return job
+
+    def call(self, function: Callable[[], Value]) -> Future[Value]:
+        """Run a function between two batches; raises as `submit`."""
+        future: Future[Value] = Future()
+        with self._changed:
+            self._admit(1)
+            self._calls.append((future, function))
+            self._changed.notify()
+        return future
+
+    def _admit(self, count: int) -> None:
+        if self._stopping:
+            raise Problem(503, "", "The server is stopping.", "Try again when it is back.")
+        if self._admitted + count > self._limits.waiting:
+            seconds = max(1, math.ceil(self._admitted * self._image_seconds))
+            raise Problem(
+                429,
+                "",
+                f"At most {self._limits.waiting} images may wait, {self._admitted} do.",
+                f"Try again in {seconds} s, or ask for fewer images.",
+                retry_after=seconds,
+            )
+        self._count(count)
+
+    def _count(self, change: int) -> None:
+        self._admitted += change
+        self._metrics.waiting.set(self._admitted)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                work = self._next()
+            if work is None:
+                break
+            work()
+        stopped = Problem(503, "", "The server has stopped.", "Try again when it is back.")
+        for slots in self._levels:
+            self._tell([(slot.job, ("error", stopped)) for slot in slots])
+        for future, _ in self._calls:
+            future.cancel()
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next piece of work, waiting for one; None when the engine stops."""
+        while True:
+            if self._stopping:
+                return None
+            level = self._ready_level()
+            if self._calls and (self._called_last is False or level is None):
+                self._called_last = True
+                future, function = self._calls.popleft()
+                return lambda: self._run(future, function)
+            if level is not None:
+                self._called_last = False
+                waiting = self._levels[level]
+                taken = [waiting.popleft() for _ in range(min(len(waiting), self._limits.batch))]
+                return lambda: self._draw(level, taken)
+            self._changed.wait(self._patience() if any(self._levels) else None)
+
+    def _patience(self) -> float:
+        return max(0.0, self._oldest + self._limits.batch_wait - time.monotonic())
+
+    def _ready_level(self) -> int | None:
+        """The level to draw: the finest with a whole batch, or else the coarsest with anything."""
+        for level in reversed(range(len(self._levels))):
+            if len(self._levels[level]) >= self._limits.batch:
+                return level
+        level = next((n for n, waiting in enumerate(self._levels) if waiting), -1)
+        # Only an idle engine waits for company; a busy one has had some while it drew.
+        only_top = level == 0 and not any(self._levels[1:])
+        return None if level < 0 or (only_top and self._patience() > 0) else level
+
+    def _run(self, future: Future[Any], function: Callable[[], Any]) -> None:
+        try:
+            if future.set_running_or_notify_cancel():
+                future.set_result(function())
+        except Exception as error:  # The client is told, and the thread lives on.
+            future.set_exception(error)
+        finally:
+            with self._changed:
+                self._count(-1)
+
+    def _draw(self, level: int, slots: list[Slot]) -> None:
+        """Draw the maps of a level, and pass them on to the next or to the clients."""
+        begun, asked = time.monotonic(), len(slots)
+        slots = [slot for slot in slots if not slot.job.cancelled]
+        gone = asked - len(slots)
+        finished: list[Slot] = []
+        try:
+            if slots:
+                self._draw_maps(level, slots)
+                if level + 1 == len(self._levels):
+                    finished = slots
+                    self._deliver(slots)
+        except _Abandoned:
+            gone += len(slots)
+            slots = []
+        except Exception:  # The clients are told, and the thread lives on.
+            _log.exception("drawing failed")
+            problem = Problem(
+                500, "", "Drawing failed.", "Look into the server's log, and report the error."
+            )
+            self._tell([(job, ("error", problem)) for job in {slot.job for slot in slots}])
+            finished, slots = slots, []
+        self._metrics.cancelled.inc(gone)
+        with self._changed:
+            self._count(-gone - len(finished))
+            if finished:
+                self._image_seconds = (time.monotonic() - begun) / len(finished)
+            elif slots:
+                self._levels[level + 1].extend(slots)
+
+    def _draw_maps(self, level: int, slots: Sequence[Slot]) -> None:
+        prior = self._pipeline.priors[level]
+        has_classes = interface_of(prior).num_classes > 0
+        requests = [
+            SampleRequest(
+                slot.job.order.settings[level],
+                slot.job.order.samples[slot.index],
+                slot.maps,
+                slot.job.order.label if has_classes else None,
+                slot.job.order.known[level] if slot.job.order.known else None,
+            )
+            for slot in slots
+        ]
+
+        def on_row(indices: Sequence[int], row: int, codes: Tensor) -> None:
+            if self._stopping or all(slot.job.cancelled for slot in slots):
+                raise _Abandoned
+            self._tell(_rows(self._names[level], slots, indices, row, codes.tolist()))
+
+        drawn = draw_together(prior, requests, level, on_row)
+        for slot, (codes, log_prob) in zip(slots, drawn, strict=True):
+            slot.maps.append(codes)
+            slot.log_prob.append(math.fsum(log_prob.flatten().tolist()))
+        self._metrics.batches.labels(self._names[level]).observe(len(slots))
+        self._metrics.codes.labels(self._names[level]).inc(len(slots) * drawn[0][0].numel())
+
+    def _deliver(self, slots: Sequence[Slot]) -> None:
+        """Decode each image by itself, since batches round differently, and send it."""
+        for slot in slots:
+            image = decoded(self._pipeline, [codes[None] for codes in slot.maps])
+            content = {
+                "index": slot.index,
+                "sample": slot.job.order.samples[slot.index],
+                "codes": [codes.tolist() for codes in slot.maps],
+                "log_prob": dict(zip(self._names, slot.log_prob, strict=True)),
+                "png": as_png(image[0]),
+            }
+            slot.job.missing -= 1
+            events: list[Event] = [("image", content)]
+            if not slot.job.missing:
+                events.append(("done", {"seconds": time.monotonic() - slot.job.begun}))
+            self._tell([(slot.job, event) for event in events])
+            self._metrics.images.inc()
+
+    def _tell(self, events: Sequence[tuple[Job, Event]]) -> None:
+        if not events:
+            return
+        now = time.monotonic()
+        for job, (name, _) in events:
+            if name == "row" and not job.saw_row:
+                job.saw_row = True
+                self._metrics.first_row.observe(now - job.begun)
+
+        def put() -> None:
+            for job, event in events:
+                job.events.put_nowait(event)
+
+        self._loop.call_soon_threadsafe(put)
+
+
+def _rows(
+    level: str, slots: Sequence[Slot], indices: Sequence[int], row: int, codes: list[list[int]]
+) -> list[tuple[Job, Event]]:
+    """One event for each job that wants to see this row of its images."""
+    of_jobs: dict[Job, dict[str, Any]] = {}
+    for index, values in zip(indices, codes, strict=True):
+        job = slots[index].job
+        if job.order.rows and not job.cancelled:
+            if job not in of_jobs:
+                of_jobs[job] = {"level": level, "row": row, "images": [], "codes": []}
+            of_jobs[job]["images"].append(slots[index].index)
+            of_jobs[job]["codes"].append(values)
+    return [(job, ("row", content)) for job, content in of_jobs.items()]

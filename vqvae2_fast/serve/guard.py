@@ -1,0 +1,148 @@
+"""What every request passes before and after its route: origin, token, sizes, headers, counts."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from vqvae2_fast.serve.limits import Problem
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from vqvae2_fast.serve.limits import Limits
+    from vqvae2_fast.serve.metrics import Metrics
+
+__all__ = ["Guard"]
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """The outermost ASGI application.
+
+    Args:
+        token: What `Authorization: Bearer` must say below /v1 and at /metrics; None for no token.
+        loopback: Whether the server listens on loopback only. Then only its names are accepted as
+            Host, so that no page of the web reaches it under a name of its own.
+    """
+
+    def __init__(
+        self, app: ASGIApp, limits: Limits, metrics: Metrics, token: str | None, loopback: bool
+    ) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
+        self._token = None if token is None else token.encode()
+        self._loopback = loopback
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 500
+
+        async def send_more(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(k.lower().encode(), v.encode()) for k, v in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        self._open += 1
+        self._metrics.open.set(self._open)
+        try:
+            self._check(scope)
+            await self._app(scope, self._bounded(receive), send_more)
+        except Problem as problem:
+            await _refuse(problem, send_more)
+        finally:
+            self._open -= 1
+            self._metrics.open.set(self._open)
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.monotonic() - begun)
+
+    def _check(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self._loopback and urlsplit(f"//{host}").hostname not in _LOOPBACK:
+            raise Problem(
+                403,
+                "Host",
+                "Expected a request to localhost.",
+                "Start the server with --host to serve other names.",
+            )
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and urlsplit(origin).netloc != host:
+            raise Problem(
+                403,
+                "Origin",
+                "Expected a request of the server's own page.",
+                "Programs send no Origin.",
+            )
+        path = scope["path"]
+        if self._token is not None and (path.startswith("/v1/") or path == "/metrics"):
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._token):
+                raise Problem(
+                    401,
+                    "Authorization",
+                    "Expected the server's token.",
+                    "Send `Authorization: Bearer TOKEN`; in a browser, open /#token=TOKEN.",
+                )
+        if path.startswith("/v1/") and self._open > self._limits.requests:
+            raise Problem(
+                429,
+                "",
+                f"At most {self._limits.requests} requests may be open.",
+                "Try again in a second.",
+                retry_after=1,
+            )
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self._limits.body:
+            raise self._too_large()
+
+    def _bounded(self, receive: Receive) -> Receive:
+        left = self._limits.body
+
+        async def receive_bounded() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise self._too_large()
+            return message
+
+        return receive_bounded
+
+    def _too_large(self) -> Problem:
+        return Problem(
+            413, "", f"Expected a body of at most {self._limits.body} bytes.", "Send less."
+        )
+
+
+async def _refuse(problem: Problem, send: Send) -> None:
+    content = json.dumps(problem.body()).encode()
+    headers: dict[str, Any] = {
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        **problem.headers(),
+    }
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
+    await send({"type": "http.response.body", "body": content})

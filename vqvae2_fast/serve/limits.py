@@ -1,0 +1,68 @@
+"""What the service accepts, and the error that says why it does not accept more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits", "Problem", "too_slow"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on requests.
+
+    Args:
+        batch: Most images whose maps are drawn together.
+        batch_wait: Seconds that a request waits for others to be drawn with.
+        count: Most images of one request.
+        waiting: Most images that are being drawn or wait for it; more are refused with 429.
+        requests: Most requests that are open at once; more are refused with 429.
+        body: Most bytes of a request's body.
+        pixels: Most pixels of an uploaded image.
+        candidates: Most fillings of a hole that are drawn to take one.
+        seconds: A request that takes longer is given up, with 504.
+    """
+
+    batch: int = 64
+    batch_wait: float = 0.003
+    count: int = 16
+    waiting: int = 256
+    requests: int = 256
+    body: int = 8 * 2**20
+    pixels: int = 2**24
+    candidates: int = 64
+    seconds: float = 60.0
+
+
+class Problem(Exception):
+    """Why a request is refused, as its client is told.
+
+    Args:
+        status: The HTTP status.
+        field: The part of the request that is wrong, such as "temperature" or "known.0"; empty if
+            it is none.
+        expected: What was expected and what came, as a sentence.
+        remedy: What to do.
+    """
+
+    def __init__(
+        self, status: int, field: str, expected: str, remedy: str, *, retry_after: int | None = None
+    ) -> None:
+        super().__init__(expected)
+        self.status, self.field, self.expected, self.remedy = status, field, expected, remedy
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, dict[str, str]]:
+        return {
+            "error": {"field": self.field, "expected": self.expected, "remedy": self.remedy},
+        }
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def too_slow(seconds: float) -> Problem:
+    """The refusal of what takes longer than the limit."""
+    return Problem(
+        504, "", f"It took longer than {seconds:g} s.", "Ask for fewer images, or later."
+    )

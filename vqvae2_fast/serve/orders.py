@@ -1,0 +1,235 @@
+"""Requests as orders: labels, settings and known codes are checked here, each under its name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+import vqvae2_fast
+from vqvae2_fast.codec.codes import pipeline_hash
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.sampling.labels import class_number
+from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.series import resolved_settings
+from vqvae2_fast.serve.images import from_base64, uploaded_image
+from vqvae2_fast.serve.jobs import Order
+from vqvae2_fast.serve.limits import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from vqvae2_fast.sampling import DrawSettings, Pipeline
+    from vqvae2_fast.serve.limits import Limits
+    from vqvae2_fast.serve.schemas import DrawRequest, Source
+
+__all__ = ["Desk", "Known"]
+
+Known = tuple["Tensor | None", ...]
+_SETTINGS = ("temperature", "top_k", "top_p", "guidance_scale")
+
+
+class Desk:
+    """Turns requests into orders of a pipeline, and images into their codes.
+
+    Raises (all methods):
+        Problem: The field that does not fit, what was expected, and the remedy.
+    """
+
+    def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
+        self.pipeline, self.limits = pipeline, limits
+        self.vqvae, priors = pipeline.networks()
+        self.names = level_names(len(priors))
+        self.sizes = [interface_of(prior).size for prior in priors]
+        self.num_embeddings = [interface_of(prior).num_embeddings for prior in priors]
+        self.hash = pipeline_hash(pipeline).hex()
+        config = self.vqvae.config
+        self.image_shape = (config.image_channels, *config.image_size)
+
+    def info(self) -> dict[str, Any]:
+        """What a client needs to know to make requests."""
+        recommended, limits = self.pipeline.recommended, self.limits
+        return {
+            "version": vqvae2_fast.__version__,
+            "pipeline": self.hash,
+            "classes": self.pipeline.class_names
+            or list(map(str, range(self.pipeline.num_classes))),
+            "levels": [
+                {"name": name, "height": size[0], "width": size[1], "codes": codes}
+                for name, size, codes in zip(
+                    self.names, self.sizes, self.num_embeddings, strict=True
+                )
+            ],
+            "image": dict(zip(("channels", "height", "width"), self.image_shape, strict=True)),
+            "recommended": recommended,
+            "limits": {
+                "count": limits.count,
+                "candidates": limits.candidates,
+                "body": limits.body,
+                "pixels": limits.pixels,
+                "seconds": limits.seconds,
+            },
+        }
+
+    def order(self, request: DrawRequest, known: Known = ()) -> Order:
+        most = self.limits.count
+        if request.count > most:
+            raise _unfit("count", f"at most {most}", request.count, "Ask several times.")
+        if request.first_sample + request.count > 2**32:
+            raise _unfit(
+                "first_sample", "numbers below 2^32", request.first_sample, "Use another seed."
+            )
+        samples = range(request.first_sample, request.first_sample + request.count)
+        return Order(
+            samples,
+            self.settings(request),
+            self.label(request.label),
+            known,
+            rows=request.stream,
+            previews=request.stream and request.previews,
+        )
+
+    def settings(self, request: DrawRequest) -> tuple[DrawSettings, ...]:
+        given: dict[str, Any] = dict(self.pipeline.recommended)
+        for name in _SETTINGS:
+            value = getattr(request, name)
+            if value is None:
+                continue
+            if name == "top_k":
+                value = [k or None for k in value] if isinstance(value, list) else value or None
+            try:
+                resolved_settings(self.pipeline, **{name: value})
+            except ValueError as error:
+                raise Problem(
+                    422, name, str(error), f"Give one value or {len(self.names)}, or leave it out."
+                ) from error
+            given[name] = value
+        return resolved_settings(self.pipeline, **given, seed=request.seed)
+
+    def label(self, label: int | str | None) -> int | None:
+        classes, names = self.pipeline.num_classes, self.pipeline.class_names
+        if label is None or (isinstance(label, str) and label.lower() == "none"):
+            return None
+        if not classes:
+            raise _unfit("label", "none, since the priors have no classes", label, "Leave it out.")
+        try:
+            number = class_number("label", label, classes, names)
+        except ValueError as error:
+            raise Problem(422, "label", str(error), "/v1/info lists the classes.") from error
+        return None if number == classes else number
+
+    def known(self, maps: Sequence[Any] | None) -> Known:
+        """Known codes of each level, from rows of numbers."""
+        if maps is None:
+            return ()
+        self.check_levels("known", maps)
+        return tuple(
+            None if rows is None else self._map(f"known.{level}", rows, level, lowest=-1)
+            for level, rows in enumerate(maps)
+        )
+
+    def codes(self, field: str, maps: Sequence[Any]) -> tuple[Tensor, ...]:
+        """Whole code maps."""
+        self.check_levels(field, maps)
+        return tuple(self._map(f"{field}.{n}", rows, n, lowest=0) for n, rows in enumerate(maps))
+
+    def source(self, field: str, source: Source) -> tuple[Tensor, ...]:
+        """The codes of a given image. It runs the encoder, so only the engine's thread calls it."""
+        if (source.image is None) == (source.codes is None):
+            raise Problem(
+                422, field, "Expected either an image or its codes.", "Leave one of them out."
+            )
+        if source.codes is not None:
+            return self.codes(f"{field}.codes", source.codes)
+        assert source.image is not None
+        return self.encoded(self.upload(f"{field}.image", from_base64(field, source.image)))
+
+    def upload(self, field: str, data: bytes) -> Tensor:
+        return uploaded_image(field, data, self.image_shape, self.limits.pixels)
+
+    def encoded(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The code maps `[h, w]` of an image, encoded by itself: batches round differently."""
+        device = next(self.vqvae.parameters()).device
+        return tuple(codes[0].cpu() for codes in self.vqvae.encode(image[None].to(device)))
+
+    def masked(self, codes: Sequence[Tensor], free: Sequence[Tensor]) -> Known:
+        """Known codes, all but those where a mask is true."""
+        return tuple(maps.masked_fill(holes, -1) for maps, holes in zip(codes, free, strict=True))
+
+    def kept_rows(self, codes: Sequence[Tensor], keep: float) -> Known:
+        kept = [maps.clone() for maps in codes]
+        for maps in kept:
+            maps[math.floor(keep * len(maps)) :] = -1
+        return tuple(kept)
+
+    def free_codes(self, mask: Any | None, code_masks: Sequence[Any] | None) -> tuple[Tensor, ...]:
+        """bool `[h, w]` per level: the codes whose pixels are in a hole, or those of the masks."""
+        if (mask is None) == (code_masks is None):
+            raise Problem(
+                422, "mask", "Expected either mask or code_masks.", "Leave one of them out."
+            )
+        if code_masks is not None:
+            self.check_levels("code_masks", code_masks)
+            return tuple(
+                self._rows(f"code_masks.{n}", rows, self.sizes[n]).bool()
+                for n, rows in enumerate(code_masks)
+            )
+        holes = self._rows("mask", mask or [], self.vqvae.config.image_size).float()
+        return tuple(
+            F.adaptive_max_pool2d(holes[None, None], size)[0, 0].bool() for size in self.sizes
+        )
+
+    def check_levels(self, field: str, maps: Sequence[Any]) -> None:
+        if len(maps) != len(self.names):
+            raise _unfit(
+                field,
+                f"{len(self.names)} maps, one per level ({', '.join(self.names)})",
+                len(maps),
+                "Give one per level, coarse to fine.",
+            )
+
+    def _map(self, field: str, rows: Sequence[Sequence[int]], level: int, *, lowest: int) -> Tensor:
+        codes, top = self._rows(field, rows, self.sizes[level]), self.num_embeddings[level] - 1
+        low, high = (int(value) for value in codes.aminmax())
+        if low < lowest or high > top:
+            raise _unfit(field, f"codes in {lowest}..{top}", f"{low}..{high}", "See /v1/info.")
+        return codes
+
+    def _rows(self, field: str, rows: Sequence[Sequence[int]], size: tuple[int, int]) -> Tensor:
+        height, width = size
+        if len(rows) != height or any(len(row) != width for row in rows):
+            found = f"{len(rows)} rows of {sorted({len(row) for row in rows})}"
+            raise _unfit(field, f"{height} rows of {width}", found, "See /v1/info for the sizes.")
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def card(self, endpoint: str, order: Order, sample: int, **more: Any) -> dict[str, Any]:
+        """All that one image of an order depends on."""
+        own = replace(order, samples=range(sample, sample + 1))
+        settings = own.settings
+        request: dict[str, Any] = {
+            "label": own.label,
+            "seed": settings[0].seed,
+            "first_sample": sample,
+            "temperature": [level.temperature for level in settings],
+            "top_k": [level.top_k or 0 for level in settings],
+            "top_p": [level.top_p or 1.0 for level in settings],
+            "guidance_scale": [level.guidance_scale for level in settings],
+        }
+        if any(maps is not None for maps in own.known):
+            request["known"] = [None if maps is None else maps.tolist() for maps in own.known]
+        return {
+            "endpoint": endpoint,
+            "request": request | more,
+            "pipeline": self.hash,
+            "engine": settings[0].engine,
+            "version": vqvae2_fast.__version__,
+        }
+
+
+def _unfit(field: str, expected: str, found: object, remedy: str) -> Problem:
+    return Problem(422, field, f"Expected {expected}, got {found}.", remedy)

@@ -1,0 +1,261 @@
+"""The routes below /v1, which draw, encode and decode."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import torch
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from vqvae2_fast.codec import decode_images, describe, encode_images
+from vqvae2_fast.codec.engine import check_engine
+from vqvae2_fast.data.images import to_uint8
+from vqvae2_fast.metrics.reconstruction import psnr
+from vqvae2_fast.sampling.pipeline import decoded
+from vqvae2_fast.serve import schemas
+from vqvae2_fast.serve.images import as_png, from_base64
+from vqvae2_fast.serve.limits import Problem, too_slow
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from concurrent.futures import Future
+
+    from torch import Tensor
+
+    from vqvae2_fast.serve.engine import Engine
+    from vqvae2_fast.serve.jobs import Job, Order
+    from vqvae2_fast.serve.orders import Desk, Known
+
+__all__ = ["routes"]
+
+Value = TypeVar("Value")
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": schemas.ErrorAnswer, "description": "The body cannot be read."},
+    401: {"model": schemas.ErrorAnswer, "description": "The token is missing or wrong."},
+    403: {"model": schemas.ErrorAnswer, "description": "A page of another origin asked."},
+    413: {"model": schemas.ErrorAnswer, "description": "The body or the image is too large."},
+    422: {"model": schemas.ErrorAnswer, "description": "A field does not fit."},
+    429: {"model": schemas.ErrorAnswer, "description": "Too much is waiting; see Retry-After."},
+    503: {"model": schemas.ErrorAnswer, "description": "The server is stopping."},
+    504: {"model": schemas.ErrorAnswer, "description": "It took too long."},
+}
+_DRAWN: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": schemas.Answer,
+        "description": "The images; with `stream`, server-sent events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def routes(desk: Desk, engine: Engine) -> APIRouter:
+    """The routes of a desk and the engine that does its work."""
+    router = APIRouter(prefix="/v1", responses=_ERRORS)
+    drawing: dict[str, Any] = {"responses": _DRAWN, "response_model": None, "tags": ["draw"]}
+    seconds = desk.limits.seconds
+
+    async def in_engine(function: Callable[[], Value]) -> Value:
+        future: Future[Value] = engine.call(function)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+        except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10
+            raise too_slow(seconds) from error
+
+    async def drawn(request: Request, order: Order) -> Any:
+        job = engine.submit(order)
+        if order.rows:
+            return StreamingResponse(
+                _events(desk, job, seconds),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            )
+        return JSONResponse(await _whole(request, desk, job, seconds))
+
+    @router.post("/images", summary="Draw images", **drawing)
+    async def images(request: Request, body: schemas.ImagesRequest) -> Any:
+        return await drawn(request, desk.order(body, desk.known(body.known)))
+
+    @router.post("/complete", summary="Draw the lower part of an image", **drawing)
+    async def complete(request: Request, body: schemas.CompleteRequest) -> Any:
+        order = desk.order(body)
+        known = await in_engine(
+            lambda: desk.kept_rows(desk.source("source", body.source), body.keep)
+        )
+        return await drawn(request, replace(order, known=known))
+
+    @router.post("/fill", summary="Draw the holes of an image", **drawing)
+    async def fill(request: Request, body: schemas.FillRequest) -> Any:
+        order = desk.order(body)
+        free = desk.free_codes(body.mask, body.code_masks)
+        codes = await in_engine(lambda: desk.source("source", body.source))
+        return await drawn(request, replace(order, known=desk.masked(codes, free)))
+
+    @router.post("/variations", summary="Keep the coarse codes, draw the others", **drawing)
+    async def variations(request: Request, body: schemas.VariationsRequest) -> Any:
+        order, levels = desk.order(body), len(desk.names)
+        if body.levels > levels:
+            raise Problem(
+                422, "levels", f"Expected at most {levels}, got {body.levels}.", "Keep fewer."
+            )
+        codes = await in_engine(lambda: desk.source("source", body.source))
+        return await drawn(
+            request, replace(order, known=(*codes[: body.levels], *[None] * (levels - body.levels)))
+        )
+
+    @router.post("/cross", summary="Put levels of several images together", **drawing)
+    async def cross(request: Request, body: schemas.CrossRequest) -> Any:
+        order = desk.order(body)
+        desk.check_levels("sources", body.sources)
+
+        def known() -> Known:
+            return tuple(
+                None if source is None else desk.source(f"sources.{level}", source)[level]
+                for level, source in enumerate(body.sources)
+            )
+
+        return await drawn(request, replace(order, known=await in_engine(known)))
+
+    @router.post(
+        "/encode",
+        summary="Codes, reconstruction and compressed file of an image",
+        response_model=schemas.Encoded,
+        tags=["encode"],
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+                },
+            }
+        },
+    )
+    async def encode(
+        request: Request,
+        label: Annotated[
+            str | None, Query(description="The class whose probabilities code the image.")
+        ] = None,
+    ) -> Any:
+        number = desk.label(label)
+        data = await request.body()
+        image = await asyncio.to_thread(desk.upload, "image", data)
+        return JSONResponse(await in_engine(lambda: _encoded(desk, image, number)))
+
+    @router.post(
+        "/decode",
+        summary="Images of code maps or of a compressed file",
+        response_model=schemas.Decoded,
+        tags=["encode"],
+    )
+    async def decode(body: schemas.DecodeRequest) -> Any:
+        if (body.codes is None) == (body.vq2 is None):
+            raise Problem(
+                422, "codes", "Expected either codes or a vq2 file.", "Leave one of them out."
+            )
+        if body.codes is not None:
+            codes = desk.codes("codes", body.codes)
+            images = await in_engine(lambda: decoded(desk.pipeline, [maps[None] for maps in codes]))
+        else:
+            data = from_base64("vq2", body.vq2 or "")
+            images = await in_engine(lambda: _decoded_file(desk, data))
+        return {"images": [as_png(image) for image in images]}
+
+    return router
+
+
+def _image(desk: Desk, job: Job, content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"card": desk.card("/v1/images", job.order, content["sample"])}
+
+
+async def _whole(request: Request, desk: Desk, job: Job, seconds: float) -> dict[str, Any]:
+    """The answer once all images are drawn. The job is cancelled when the client goes."""
+    images: list[dict[str, Any]] = []
+
+    async def collect() -> dict[str, Any]:
+        async for name, content in job.told(seconds):
+            if name == "error":
+                raise content
+            if name == "image":
+                images.append(_image(desk, job, content))
+            elif name == "done":
+                images.sort(key=lambda image: int(image["index"]))
+                return {"images": images, **content}
+        raise AssertionError("a job ends with done or error")
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answer, left = asyncio.create_task(collect()), asyncio.create_task(gone())
+    try:
+        await asyncio.wait({answer, left}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return await answer
+        raise Problem(499, "", "The client has gone.", "")
+    finally:
+        job.cancelled = True
+        answer.cancel()
+        left.cancel()
+
+
+async def _events(desk: Desk, job: Job, seconds: float) -> AsyncIterator[bytes]:
+    """Server-sent events of a job. If the client goes, this is closed, which cancels the job."""
+    order = job.order
+    yield _event(
+        "start",
+        {
+            "count": len(order.samples),
+            "levels": [
+                {"name": name, "height": size[0], "width": size[1]}
+                for name, size in zip(desk.names, desk.sizes, strict=True)
+            ],
+        },
+    )
+    async for name, content in job.told(seconds):
+        if name == "error":
+            content = content.body()["error"]
+        elif name == "image":
+            content = _image(desk, job, content)
+        yield _event(name, content)
+
+
+def _event(name: str, content: Any) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(content, separators=(',', ':'))}\n\n".encode()
+
+
+def _encoded(desk: Desk, image: Tensor, label: int | None) -> dict[str, Any]:
+    codes = desk.encoded(image)
+    maps = [level[None] for level in codes]
+    back = decoded(desk.pipeline, maps)[0].cpu()
+    error = (to_uint8(back).double() - to_uint8(image).double()).square().mean().item()
+    answer: dict[str, Any] = {
+        "codes": [level.tolist() for level in codes],
+        "image": as_png(image),
+        "reconstruction": as_png(back),
+        "psnr": psnr(error / 255**2) if error else None,
+        "bits": None,
+        "vq2": None,
+        "no_vq2": None,
+    }
+    try:
+        for prior in desk.pipeline.priors:
+            check_engine("encode", prior, "cpu")
+    except (ValueError, RuntimeError) as reason:
+        return answer | {"no_vq2": str(reason)}
+    labels = None if label is None else torch.tensor([label])
+    data = encode_images(desk.pipeline, image[None], labels=labels)
+    bits = dict(zip(desk.names, describe(data).payload_bits, strict=True))
+    return answer | {"bits": bits, "vq2": base64.b64encode(data).decode()}
+
+
+def _decoded_file(desk: Desk, data: bytes) -> Tensor:
+    try:
+        return decode_images(desk.pipeline, data, max_images=desk.limits.count)
+    except ValueError as error:
+        raise Problem(
+            400, "vq2", str(error), "Send a file that this pipeline has encoded."
+        ) from error

@@ -1,0 +1,208 @@
+"""What requests and answers look like; the OpenAPI description is made from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "Answer",
+    "CompleteRequest",
+    "CrossRequest",
+    "DecodeRequest",
+    "Decoded",
+    "DrawRequest",
+    "Encoded",
+    "ErrorAnswer",
+    "FillRequest",
+    "ImagesRequest",
+    "Source",
+    "VariationsRequest",
+]
+
+Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Scale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Map = list[list[Annotated[int, Field(ge=-1, le=2**31 - 1)]]]
+Mask = list[list[bool]]
+Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DrawRequest(_Model):
+    """How to draw. What is left out is what the pipeline recommends."""
+
+    count: int = Field(1, ge=1, description="How many images; the server's limit is in /v1/info.")
+    label: int | str | None = Field(
+        None,
+        description="The class: its number, its name or the beginning of one; null or `none` draws "
+        "without a class.",
+        examples=["food"],
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**64 - 1,
+        description="Key of the noise. Image n of a seed is the same in any request.",
+    )
+    first_sample: int = Field(
+        0, ge=0, le=2**32 - 1, description="Number of the first image of the seed."
+    )
+    temperature: Temperature | list[Temperature] | None = Field(
+        None,
+        description="Below 1, likely codes are drawn more often; 0 takes the likeliest. One value, "
+        "or one per level, coarse to fine.",
+    )
+    top_k: TopK | list[TopK] | None = Field(
+        None, description="Draw only among the k likeliest codes; 0 for no limit. As temperature."
+    )
+    top_p: TopP | list[TopP] | None = Field(
+        None,
+        description="Draw only among the likeliest codes that together have this probability; 1 "
+        "for no limit. As temperature.",
+    )
+    guidance_scale: Scale | list[Scale] | None = Field(
+        None, description="Above 1, the class is followed more closely. As temperature."
+    )
+    stream: bool = Field(
+        False,
+        description="Answer with server-sent events: `start`, `row` (codes as they are drawn), "
+        "`preview`, `image`, then `done` or `error`. Otherwise the answer comes when all is drawn.",
+    )
+    previews: bool = Field(
+        False, description="With stream: also send images of what is drawn so far."
+    )
+
+
+class ImagesRequest(DrawRequest):
+    """New images, or images of which some codes are known."""
+
+    known: list[Map | None] | None = Field(
+        None,
+        description="Per level, coarse to fine: the code map as rows, with -1 where a code is to "
+        "be drawn, or null to draw all of it.",
+    )
+
+
+class Source(_Model):
+    """An image that is given: a file or its code maps."""
+
+    image: Base64 | None = Field(None, description="An image file in base64.")
+    codes: list[Map] | None = Field(None, description="Its code maps, coarse to fine.")
+
+
+class CompleteRequest(DrawRequest):
+    """The upper part of an image, of which the rest is drawn."""
+
+    source: Source
+    keep: float = Field(
+        0.5, ge=0, le=1, description="Share of the rows of each map to keep, from the top."
+    )
+
+
+class FillRequest(DrawRequest):
+    """An image with holes, which are drawn."""
+
+    source: Source
+    mask: Mask | None = Field(
+        None, description="Pixels of the model's image size, as rows: true where it is a hole."
+    )
+    code_masks: list[Mask] | None = Field(
+        None,
+        description="In place of `mask`: per level, coarse to fine, true where a code is drawn.",
+    )
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="How many fillings of each hole are drawn to take one by how well the known "
+        "codes after it follow.",
+    )
+
+
+class VariationsRequest(DrawRequest):
+    """An image whose coarse codes are kept and whose fine ones are drawn anew."""
+
+    source: Source
+    levels: int = Field(1, ge=0, description="How many levels are kept, from the coarsest on.")
+
+
+class CrossRequest(DrawRequest):
+    """Levels of several images put together."""
+
+    sources: list[Source | None] = Field(
+        description="Per level, coarse to fine: the image whose codes it takes, or null to draw it."
+    )
+
+
+class Card(_Model):
+    """All that an image depends on: POST `request` to `endpoint` and get the same bytes again."""
+
+    endpoint: str
+    request: dict[str, Any]
+    pipeline: str = Field(description="Hash of the pipeline's weights.")
+    engine: str = Field(description="The sampling engine; all exact ones draw the same codes.")
+    version: str
+
+
+class Image(_Model):
+    """A drawn image."""
+
+    index: int = Field(description="Its place in the request.")
+    sample: int = Field(description="Its number; the noise is a function of seed and number.")
+    codes: list[Map] = Field(description="Code maps, coarse to fine.")
+    log_prob: dict[str, float] = Field(
+        description="Log-probability of each level's map under the raw model, in nats."
+    )
+    png: Base64
+    card: Card
+
+
+class Answer(_Model):
+    """The images of a request."""
+
+    images: list[Image]
+    seconds: float
+
+
+class DecodeRequest(_Model):
+    """Code maps or a compressed file; one of the two."""
+
+    codes: list[Map] | None = Field(None, description="Code maps of one image, coarse to fine.")
+    vq2: Base64 | None = Field(None, description="A `.vq2` file in base64.")
+
+
+class Decoded(_Model):
+    """Decoded images."""
+
+    images: list[Base64] = Field(description="PNG files in base64.")
+
+
+class Encoded(_Model):
+    """An uploaded image as the model sees it, its codes and its reconstruction."""
+
+    codes: list[Map] = Field(description="Code maps, coarse to fine.")
+    image: Base64 = Field(description="The upload, scaled and cropped to the model's size: PNG.")
+    reconstruction: Base64 = Field(description="What the codes decode to: PNG.")
+    psnr: float | None = Field(description="PSNR of the reconstruction, dB; null if it is exact.")
+    bits: dict[str, int] | None = Field(description="Bits of each level's codes under the priors.")
+    vq2: Base64 | None = Field(description="The compressed file.")
+    no_vq2: str | None = Field(description="Why there is no compressed file.")
+
+
+class _Error(_Model):
+    field: str = Field(
+        description="What is wrong, such as `temperature` or `known.0`; may be empty."
+    )
+    expected: str = Field(description="What was expected and what came.")
+    remedy: str = Field(description="What to do.")
+
+
+class ErrorAnswer(_Model):
+    """Why a request was refused."""
+
+    error: _Error

@@ -327,10 +327,10 @@ def test_an_unfinished_store_is_not_trained_on(place, tmp_path, error_of):
 def test_a_run_of_the_other_stage_is_refused_by_both_names(place, error_of):
     codes = ["--codes", str(place / "codes")]
     message = error_of(["train-prior", *codes, "--out", str(place / "vqvae"), "--resume"])
-    assert "is the run of a VQ-VAE (stage 1), this trains a prior (stage 2)" in message
+    assert "is the run of a VQ-VAE (stage 1), this trains a prior (stage 2, pixelsnail)" in message
     out = ["--data", str(place / "images"), *MODEL, "--out", str(place / "prior_top"), "--resume"]
     message = error_of(["train-vqvae", *out])
-    assert "is the run of a prior (stage 2), this trains a VQ-VAE (stage 1)" in message
+    assert "is the run of a prior (stage 2, pixelsnail), this trains a VQ-VAE (stage 1)" in message
 
 
 def test_tensorboard_gets_both_kinds_of_figures(place, tmp_path, capsys):

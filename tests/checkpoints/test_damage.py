@@ -262,7 +262,7 @@ def test_a_pipeline_that_contains_itself_is_refused(tmp_path):
     save(Pipeline(VQVAE2(VQVAE), [PixelSNAIL(PRIOR)]), tmp_path / "pipeline")
     shutil.rmtree(tmp_path / "pipeline" / "prior_top")
     (tmp_path / "pipeline" / "prior_top").symlink_to(tmp_path / "pipeline")
-    with pytest.raises(ValueError, match="expected a pixelsnail, found a pipeline"):
+    with pytest.raises(ValueError, match="expected a prior, found a pipeline"):
         load(tmp_path / "pipeline")
 
 

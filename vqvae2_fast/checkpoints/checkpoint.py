@@ -2,10 +2,11 @@
 
 A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.safetensors and, while
 training, average.safetensors (the Polyak average), optimizer.safetensors and state.json; files.json
-has the checksums of all of them. `kind` is vqvae2, pixelsnail or classifier, or pipeline: a folder
-of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32, or
-bfloat16 for half the size. Nothing is ever unpickled. `load` returns a model to use, in float32
-whatever the file's dtype; `load_training` returns the whole state of a run.
+has the checksums of all of them. `kind` is vqvae2, classifier, the name of a registered prior such
+as pixelsnail, or pipeline: a folder of such folders. `dtype` is that of the floating-point numbers
+in model.safetensors: float32, or bfloat16 for half the size. Nothing is ever unpickled. `load`
+returns a model to use, in float32 whatever the file's dtype; `load_training` returns the whole
+state of a run.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from vqvae2_fast.checkpoints.files import (
 from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
 from vqvae2_fast.checkpoints.models import (
     DTYPES,
-    MODELS,
     VERSION,
+    Model,
     check_tensors,
+    known_models,
     read_config,
     read_model,
     write_model,
 )
 from vqvae2_fast.files.printable import short
-from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -66,9 +67,7 @@ __all__ = [
     "save_training",
 ]
 
-Model = VQVAE2 | PixelSNAIL | Classifier
-_Saved = TypeVar("_Saved", VQVAE2, PixelSNAIL, Classifier, Pipeline)
-_CLASSES = {kind: model_class for kind, (model_class, _) in MODELS.items()} | {"pipeline": Pipeline}
+_Saved = TypeVar("_Saved", bound=Model | Pipeline)
 
 
 @dataclass
@@ -101,8 +100,8 @@ def save(
             default those of a pipeline.
 
     Raises:
-        TypeError: If `obj` is not a VQVAE2, PixelSNAIL, Classifier or Pipeline of such, or dtype is
-            neither float32 nor bfloat16.
+        TypeError: If `obj` is not a VQVAE2, Classifier, registered prior or Pipeline of such, or
+            dtype is neither float32 nor bfloat16.
         ValueError: If `path` exists and is not a checkpoint (nothing else is replaced), or a prior
             of the pipeline is known to model the codes of another VQ-VAE.
         OSError: If it cannot be written (a full disk, for example); what was there before is
@@ -190,13 +189,13 @@ def load(
     expect: type[_Saved] | None = None,
     check_finite: bool = True,
 ) -> Model | Pipeline:
-    """The VQVAE2, PixelSNAIL, Classifier or Pipeline saved at `path`, in evaluation mode.
+    """The VQVAE2, prior, Classifier or Pipeline saved at `path`, in evaluation mode.
 
     A model from a run has its averaged weights if the run kept an average. `path` may also be the
     folder of a run, whose latest checkpoint is then loaded; RUN/best is the run's best one.
 
     Args:
-        expect: The class that must be there, for example VQVAE2.
+        expect: The class that must be there, for example VQVAE2, or Prior for any prior.
         check_finite: Whether to refuse weights that are NaN or infinite.
 
     Raises:
@@ -216,9 +215,10 @@ def _load(
 ) -> Any:
     header = _header(folder)
     found: str = header["kind"]
-    wanted = next((kind for kind, known in _CLASSES.items() if known is expect), found)
-    if found != wanted:
-        raise ValueError(f"load: {folder}: expected a {wanted}, found a {found}.")
+    classes = {kind: known for kind, (known, _) in known_models().items()} | {"pipeline": Pipeline}
+    if expect is not None and not issubclass(classes[found], expect):
+        names = {known: kind for kind, known in classes.items()} | {Prior: "prior"}
+        raise ValueError(f"load: {folder}: expected a {names[expect]}, found a {found}.")
     if found == "pipeline":
         return _load_pipeline(folder, header, device, check_finite)
     model = read_model(header, folder, check_finite=check_finite)
@@ -235,8 +235,8 @@ def _load_pipeline(
 ) -> Pipeline:
     levels: list[str] = header["config"]["levels"]
     vqvae: VQVAE2 = _load(folder / "vqvae", device, VQVAE2, check_finite)
-    priors: list[PixelSNAIL] = [
-        _load(folder / f"prior_{level}", device, PixelSNAIL, check_finite) for level in levels
+    priors: list[Prior] = [
+        _load(folder / f"prior_{level}", device, Prior, check_finite) for level in levels
     ]
     if len(levels) != vqvae.config.num_levels:
         raise ValueError(

@@ -21,8 +21,8 @@ from vqvae2_fast.checkpoints.files import (
 from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config, level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.configs import VQVAE2Config, level_names
+from vqvae2_fast.models.prior import PRIORS, Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.ops._checks import dtype_name
@@ -33,18 +33,22 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["DTYPES", "MODELS", "VERSION", "read_config", "read_model", "write_model"]
+__all__ = [
+    "DTYPES",
+    "VERSION",
+    "Model",
+    "check_tensors",
+    "known_models",
+    "read_config",
+    "read_model",
+    "write_model",
+]
 
 # Increase this when today's readers could not read what a newer package writes.
 VERSION = 1
 
-MODELS: dict[str, tuple[type[Any], type[Any]]] = {
-    "vqvae2": (VQVAE2, VQVAE2Config),
-    "pixelsnail": (PixelSNAIL, PixelSNAILConfig),
-    "classifier": (Classifier, ClassifierConfig),
-}
-_Config = TypeVar("_Config", VQVAE2Config, PixelSNAILConfig, ClassifierConfig)
-KINDS = (*MODELS, "pipeline")
+Model = VQVAE2 | Prior | Classifier
+_Config = TypeVar("_Config")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HEADER_TYPES = {
     "F32": torch.float32,
@@ -55,6 +59,15 @@ _HEADER_TYPES = {
 # What a constructor raises for numbers that fit no model.
 _MISFITS = (ValueError, TypeError, ArithmeticError, RuntimeError, LookupError)
 _LARGEST_INT = 2**63 - 1
+
+
+def known_models() -> dict[str, tuple[type[Any], type[Any]]]:
+    """Every model and its configuration, by its kind; those of priors are what is registered."""
+    return {
+        "vqvae2": (VQVAE2, VQVAE2Config),
+        **PRIORS,
+        "classifier": (Classifier, ClassifierConfig),
+    }
 
 
 def write_model(
@@ -69,8 +82,8 @@ def write_model(
     Args:
         vqvae_hash: Replaces the prior's own.
     """
-    kinds = {model_class: kind for kind, (model_class, _) in MODELS.items()}
-    if not isinstance(model, (VQVAE2, PixelSNAIL, Classifier)) or type(model) not in kinds:
+    kinds = {model_class: kind for kind, (model_class, _) in known_models().items()}
+    if not isinstance(model, Model) or type(model) not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
@@ -97,9 +110,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The checked contents of config.json: `kind`, `version`, `config`, and a model's `dtype`."""
     header = read_json(folder / "config.json")
     kind, version = header.get("kind"), header.get("version")
-    if not isinstance(kind, str) or kind not in KINDS:
+    kinds = (*known_models(), "pipeline")
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(
-            f"load: {folder}: expected kind to be one of {KINDS}, got {short(repr(kind))}."
+            f"load: {folder}: expected kind to be one of {kinds}, got {short(repr(kind))}."
         )
     if type(version) is not int or version < 1:
         raise ValueError(
@@ -150,9 +164,7 @@ def _check_levels(levels: object, folder: Path) -> None:
         )
 
 
-def read_model(
-    header: dict[str, Any], folder: Path, *, check_finite: bool = True
-) -> VQVAE2 | PixelSNAIL | Classifier:
+def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = True) -> Model:
     """The model of a header from `read_config`, float32, with the weights of model.safetensors.
 
     Leaves torch's random state as it was.
@@ -161,19 +173,20 @@ def read_model(
         ValueError: If the configuration fits no model, or not the weights; with `check_finite`, if
             a weight is NaN or infinite.
     """
-    if header["kind"] not in MODELS:
+    known = known_models()
+    if header["kind"] not in known:
         raise ValueError(
-            f"load: {folder} holds a {header['kind']}; expected one of {tuple(MODELS)}."
+            f"load: {folder} holds a {header['kind']}; expected one of {tuple(known)}."
         )
-    model_class, config_class = MODELS[header["kind"]]
+    model_class, config_class = known[header["kind"]]
     config = _config(config_class, header["config"], folder)
     path = folder / "model.safetensors"
     expected = _expected_tensors(model_class, config, path)
     check_tensors(expected, path, DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
-        model: VQVAE2 | PixelSNAIL | Classifier = model_class(config)
+        model: Model = model_class(config)
     model.load_state_dict(read_tensors(path, check_finite=check_finite))
-    if isinstance(model, PixelSNAIL):
+    if isinstance(model, Prior):
         model.vqvae_hash = header.get("vqvae_hash", "")
     return model
 
@@ -207,25 +220,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(short(name) for name in names[:4]) or "none"
 
 
-def _expected_tensors(
-    model_class: type[Any], config: VQVAE2Config | PixelSNAILConfig | ClassifierConfig, path: Path
-) -> dict[str, Tensor]:
+def _expected_tensors(model_class: type[Any], config: Any, path: Path) -> dict[str, Tensor]:
     """Names, shapes and types of a configuration's weights, made without memory for them."""
     headers = tensor_headers(path)
     elements = sum(math.prod(shape) for _, shape in headers.values())
     # On the meta device too, layers take memory as objects, as do a codebook's start, a kernel's
     # mask and the coordinates of a prior. Each layer has a tensor of its own, and the file holds
     # the codebook, the kernels and the coordinates.
-    if isinstance(config, VQVAE2Config):
-        layers = config.num_residual_blocks + sum(s.bit_length() for s in config.strides)
-        numbers = config.num_embeddings * config.embedding_dim
-    elif isinstance(config, ClassifierConfig):
-        layers, numbers = 0, 0  # as many layers as its network has
-    else:
-        layers = config.num_blocks * max(config.layers_per_block, 1) + config.num_output_layers
-        layers += config.num_condition_layers + len(config.condition_sizes)
-        numbers = max(config.kernel_size**2, 2 * math.prod(config.size))
-    if layers > len(headers) or numbers > elements:
+    tensors, numbers = config.at_least()
+    if tensors > len(headers) or numbers > elements:
         raise ValueError(
             f"load: {path.parent}: config.json describes a larger model than the {len(headers)} "
             f"tensors and {elements} numbers of {path.name}."

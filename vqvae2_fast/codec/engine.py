@@ -17,7 +17,7 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import interface_of, plan_of
+from vqvae2_fast.sampling.prior import NO_PLAN, interface_of, plan_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -42,6 +42,8 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
             f"machine, got {engine!r}: what it encodes, another machine could not decode."
         )
     reason = why_not_cpu(device_of(prior), next(prior.parameters()).dtype)
+    if interface_of(prior).plan is None:
+        reason = NO_PLAN
     if reason is not None:
         raise RuntimeError(f"{where}: engine cpu cannot code here: {reason}.")
     num_embeddings = interface_of(prior).num_embeddings

@@ -18,7 +18,7 @@ from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
 from vqvae2_fast.runs.origin import origin_of
@@ -120,7 +120,7 @@ class ModelOptions:
         priors = []
         for path in self.priors:
             prior = load(path, device)
-            if not isinstance(prior, PixelSNAIL):
+            if not isinstance(prior, Prior):
                 raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
             priors.append(prior)
         made_for = {
@@ -203,11 +203,12 @@ def named(model: object) -> str:
     """What a loaded checkpoint is, in words."""
     kinds = {
         VQVAE2: "VQ-VAE (stage 1)",
-        PixelSNAIL: "prior (stage 2)",
+        Prior: "prior (stage 2)",
         Pipeline: "pipeline",
         Classifier: "classifier",
     }
-    return kinds.get(type(model), type(model).__name__)
+    known = (name for kind, name in kinds.items() if isinstance(model, kind))
+    return next(known, type(model).__name__)
 
 
 def check_out(out: Path) -> None:

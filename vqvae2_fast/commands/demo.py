@@ -19,6 +19,8 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, load_emoji
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codebook import use_of_codes
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.prior import kind_of
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import (
@@ -82,12 +84,12 @@ class Demo(Command):
                 f"--scale: expected a factor above 0 and up to {_MOST}, got {self.scale:g}. It "
                 "multiplies the steps of the recipe: 1 trains for about five minutes."
             )
+        config = preset(_PRESET)
         check_run(self.out / "vqvae", "vqvae2", resume=self.resume)
-        for level in ("top", "bottom"):
-            check_run(self.out / f"prior_{level}", "pixelsnail", resume=self.resume)
+        for level, prior in zip(level_names(len(config.priors)), config.priors, strict=True):
+            check_run(self.out / f"prior_{level}", kind_of(prior), resume=self.resume)
         start = time.monotonic()
         progress = Progress(_PLAN, quiet=self.quiet)
-        config = preset(_PRESET)
         config = replace(config, training=config.training.scaled(self.scale))
         train_set, held_out = load_emoji("train"), load_emoji("held_out")
         classes = train_set.class_names

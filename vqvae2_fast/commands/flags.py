@@ -25,11 +25,12 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
             inner, *details = get_args(hint)
             part = next((d.name for d in details if getattr(d, "name", None) is not None), name)
         path = f"{prefix}.{part}" if prefix and part else prefix or part
-        if dataclasses.is_dataclass(inner) and isinstance(inner, type):
-            flags = (
-                flags_of(inner, path) | flags if name == "model" else flags | flags_of(inner, path)
-            )
-        else:
+        # A base class such as `PriorConfig` stands for all the configurations derived from it.
+        classes = [inner, *inner.__subclasses__()] if isinstance(inner, type) else []
+        groups = [flags_of(group, path) for group in classes if dataclasses.is_dataclass(group)]
+        for group in groups:
+            flags = group | flags if name == "model" else flags | group
+        if not groups:
             flags[name] = f"--{path}".replace("_", "-")
     return flags
 

@@ -6,7 +6,7 @@ import platform
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import tyro
@@ -20,13 +20,13 @@ from vqvae2_fast.console.words import described
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from vqvae2_fast.models.configs import PixelSNAILConfig
+    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["Info"]
 
@@ -92,7 +92,7 @@ class Info(Command):
         ]
         return Result(values, lines)
 
-    def _priors(self) -> dict[str, PixelSNAILConfig]:
+    def _priors(self) -> dict[str, PriorConfig]:
         if self.preset is not None:
             configs = preset(self.preset).priors
             return dict(zip(level_names(len(configs)), configs, strict=True))
@@ -101,15 +101,13 @@ class Info(Command):
                 "--sampler: expected the path of a prior or a pipeline, or --preset, got neither."
             )
         model = load(checkpoint_folder(self.path))
-        if isinstance(model, PixelSNAIL):
+        if isinstance(model, Prior):
             return {"the": model.config}
         if not isinstance(model, Pipeline):
             raise ValueError(
                 f"--sampler: expected a prior or a pipeline at {self.path}, found a {named(model)}."
             )
-        priors = cast(
-            "list[PixelSNAIL]", list(model.priors)
-        )  # pipelines on the disk have no other priors
+        _, priors = model.networks()
         names = level_names(len(priors))
         return {name: prior.config for name, prior in zip(names, priors, strict=True)}
 
@@ -217,11 +215,11 @@ def _presets() -> Result:
         config = preset(name)
         height, width = config.vqvae.image_size
         maps = ", ".join(f"{h}x{w}" for h, w in config.vqvae.level_sizes)
-        layers = ", ".join(f"{prior.num_layers} of {prior.channels}" for prior in config.priors)
+        priors = ", ".join(prior.summary() for prior in config.priors)
         values[name] = asdict(config)
         lines.append(
             f"{name}: {height}x{width}x{config.vqvae.image_channels}, maps {maps} of "
-            f"{config.vqvae.num_embeddings} codes; layers and channels of the priors: {layers}"
+            f"{config.vqvae.num_embeddings} codes; priors: {priors}"
         )
     return Result(values, lines)
 

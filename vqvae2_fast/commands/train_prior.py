@@ -13,7 +13,7 @@ from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import PriorConfig, kind_of, make_prior
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.origin import check_same_origin, keep_origin
@@ -45,7 +45,7 @@ class TrainPrior(TrainingCommand):
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
-    model: PixelSNAILConfig = field(default_factory=PixelSNAILConfig)
+    model: PriorConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
@@ -70,7 +70,7 @@ class TrainPrior(TrainingCommand):
 
     def run(self) -> Result:
         out = self.out or Path(f"runs/prior_{self.level}")
-        ranks, device, progress = self.begin(out, "pixelsnail")
+        ranks, device, progress = self.begin(out, kind_of(self.model))
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -85,7 +85,7 @@ class TrainPrior(TrainingCommand):
             check_same_origin(out, codes)
         layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
         task = Task(
-            lambda: PixelSNAIL(config),
+            lambda: make_prior(config),
             lambda prior: prior_stage(
                 prior,
                 codes,

@@ -14,6 +14,7 @@ from vqvae2_fast.commands.common import Command, Result, check_out
 from vqvae2_fast.commands.plan import plan_of_training
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.models.prior import PRIORS
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
@@ -155,7 +156,7 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
     """Raises ValueError if training into --out would mix up two runs.
 
     Args:
-        kind: Kind of the model's checkpoints: vqvae2, pixelsnail or classifier.
+        kind: Kind of the model's checkpoints: vqvae2, classifier, or that of a prior.
         overwrite: None for a command that has no --overwrite.
     """
     check_out(out)
@@ -173,11 +174,8 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
             f"--out: {out} holds a run already. Add --resume to continue it{delete}, or name "
             "another folder."
         )
-    names = {
-        "vqvae2": "a VQ-VAE (stage 1)",
-        "pixelsnail": "a prior (stage 2)",
-        "classifier": "a classifier",
-    }
+    names = {"vqvae2": "a VQ-VAE (stage 1)", "classifier": "a classifier"}
+    names |= {prior: f"a prior (stage 2, {prior})" for prior in PRIORS}
     found = read_config(newest)["kind"]
     if found != kind:
         raise ValueError(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vqvae2_fast.data.code_layout import CodeLayout
-    from vqvae2_fast.models.configs import PixelSNAILConfig
+    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["CodeStore", "ShardReport", "check_matches", "discard_damaged", "verify"]
 
@@ -336,7 +336,7 @@ def _out_of_range(manifest: Manifest, records: np.ndarray) -> str:
     return ""
 
 
-def check_matches(store: CodeStore, prior: PixelSNAILConfig) -> None:
+def check_matches(store: CodeStore, prior: PriorConfig) -> None:
     """Raises unless the store fits the prior: K, the size of its level and of the coarser ones.
 
     Raises:

@@ -16,7 +16,7 @@ from vqvae2_fast.modules.device import device_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.prior import Prior
 
 __all__ = ["Likelihood", "code_nats", "marginal_entropy", "prior_labels", "prior_likelihood"]
 
@@ -38,7 +38,7 @@ class Likelihood:
 
 
 def prior_likelihood(
-    prior: PixelSNAIL, batches: Iterable[tuple[list[Tensor], Tensor]], level: int
+    prior: Prior, batches: Iterable[tuple[list[Tensor], Tensor]], level: int
 ) -> Likelihood:
     """Mean negative log-likelihood of codes under a prior.
 
@@ -58,7 +58,7 @@ def prior_likelihood(
 
 
 @torch.no_grad()
-def code_nats(prior: PixelSNAIL, maps: list[Tensor], labels: Tensor, level: int) -> float:
+def code_nats(prior: Prior, maps: list[Tensor], labels: Tensor, level: int) -> float:
     """Cost in nats of all codes of one batch; the arguments are those of `prior_likelihood`."""
     device = device_of(prior)
     codes = maps[level].to(device)
@@ -67,7 +67,7 @@ def code_nats(prior: PixelSNAIL, maps: list[Tensor], labels: Tensor, level: int)
     return float(F.cross_entropy(logits.float(), codes, reduction="none").sum(dtype=torch.float64))
 
 
-def prior_labels(prior: PixelSNAIL, labels: Tensor) -> Tensor | None:
+def prior_labels(prior: Prior, labels: Tensor) -> Tensor | None:
     """Labels as a prior takes them: none without classes, "no class" for images without a label."""
     num_classes = prior.config.num_classes
     if not num_classes:

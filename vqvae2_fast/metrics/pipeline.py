@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
     from vqvae2_fast.models.configs import VQVAE2Config
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = ["evaluate_pipeline", "evaluation_batch", "store_reconstructions"]
@@ -46,7 +46,7 @@ _BATCH_PIXELS, _BATCH = 1 << 19, 128
 
 def evaluate_pipeline(
     vqvae: VQVAE2,
-    priors: Sequence[PixelSNAIL],
+    priors: Sequence[Prior],
     held_out: ImageSource,
     *,
     train_set: ImageSource | None = None,
@@ -136,7 +136,7 @@ class _Found:
 @torch.no_grad()
 def _one_pass(
     vqvae: VQVAE2,
-    priors: Sequence[PixelSNAIL],
+    priors: Sequence[Prior],
     images: ImageSource,
     name: str,
     progress: Progress,

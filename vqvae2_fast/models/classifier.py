@@ -66,6 +66,10 @@ class ClassifierConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"ClassifierConfig: dropout must be in [0, 1), got {self.dropout}.")
 
+    def at_least(self) -> tuple[int, int]:
+        """How many tensors and numbers the weights have at least: each network has its own."""
+        return 0, 0
+
 
 class Classifier(nn.Module):
     """Images `[B, C, H, W]` in [-1, 1] to logits `[B, num_classes]`."""

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vqvae2_fast.models.prior import PriorConfig
+
 __all__ = [
     "PixelSNAILConfig",
     "VQVAE2Config",
@@ -120,9 +122,14 @@ class VQVAE2Config:
             sizes.append((height, width))
         return tuple(reversed(sizes))
 
+    def at_least(self) -> tuple[int, int]:
+        """How many tensors and numbers the weights have at least; see `PriorConfig.at_least`."""
+        tensors = self.num_residual_blocks + sum(stride.bit_length() for stride in self.strides)
+        return tensors, self.num_embeddings * self.embedding_dim
+
 
 @dataclass(frozen=True)
-class PixelSNAILConfig:
+class PixelSNAILConfig(PriorConfig):
     """Stage 2: an autoregressive prior over one level's code map (section 3.2 of the paper).
 
     Args:
@@ -197,3 +204,11 @@ class PixelSNAILConfig:
     @property
     def num_layers(self) -> int:
         return self.num_blocks * self.layers_per_block
+
+    def summary(self) -> str:
+        return f"{self.num_layers} layers of {self.channels} channels"
+
+    def at_least(self) -> tuple[int, int]:
+        tensors = self.num_blocks * max(self.layers_per_block, 1) + self.num_output_layers
+        tensors += self.num_condition_layers + len(self.condition_sizes)
+        return tensors, max(self.kernel_size**2, 2 * math.prod(self.size))

@@ -10,30 +10,18 @@ Sizes: B batch, K codes, C channels, H W of the code map, L layers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.models.code_checks import (
-    as_maps,
-    check_int64,
-    check_labels,
-    check_maps,
-    check_range,
-)
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.prior import Prior, register_prior
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import SameConv2d
 from vqvae2_fast.modules.conditioning import ConditionStack
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.modules.stem import CausalStem
 from vqvae2_fast.ops.code_cross_entropy.op import code_cross_entropy
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vqvae2_fast.models.configs import PixelSNAILConfig
 
 __all__ = ["PixelSNAIL", "PixelSNAILBlock"]
 
@@ -120,13 +108,9 @@ class PixelSNAILBlock(nn.Module):
         return self.out(out, auxiliary=self.attention(query, key))
 
 
-class PixelSNAIL(nn.Module):
+@register_prior("pixelsnail", PixelSNAILConfig)
+class PixelSNAIL(Prior):
     """Autoregressive prior of one level's code map, in raster order.
-
-    Logits at position p depend only on the codes before p, all coarser maps and the class.
-
-    `vqvae_hash` is the `weights_hash` of the VQ-VAE whose codes it was trained on, or "" if that is
-    not known. Checkpoints keep it.
 
     Raises:
         ValueError: A kernel_size below 2, an even condition_kernel_size, or condition sizes that do
@@ -134,11 +118,10 @@ class PixelSNAIL(nn.Module):
     """
 
     background: Tensor
-    vqvae_hash: str = ""
+    config: PixelSNAILConfig
 
     def __init__(self, config: PixelSNAILConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         sizes = config.condition_sizes
         for (height, width), (next_height, next_width) in zip(sizes, sizes[1:], strict=False):
             if next_height % height or next_width % width:
@@ -180,50 +163,18 @@ class PixelSNAIL(nn.Module):
             config.channels, config.num_embeddings, weight_norm=config.weight_norm
         )
 
-    def forward(
-        self,
-        codes: Tensor,
-        condition: Sequence[Tensor] | Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        as_loss: bool = False,
-    ) -> Tensor:
-        """Logits of each position's code given the codes before it.
+    def logits(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
+        return self.head(F.elu(self._features(codes, maps, labels)))
 
-        Args:
-            codes: int64 `[B, h, W]`, h <= H: the first rows of a map give the logits of those rows.
-            condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
-                fine; a tensor stands for a list of one.
-            labels: int64 `[B]`; `num_classes` stands for "no class".
-            as_loss: Return `loss` instead of the logits, because wrappers (DistributedDataParallel,
-                `torch.compile`) see only this method.
-
-        Returns:
-            `[B, K, h, W]`, or 0-d.
-
-        Raises:
-            ValueError: A map of the wrong size, a condition or labels that are missing or not
-                wanted, codes or labels out of range.
-            TypeError: Codes, maps or labels not int64.
-
-        Note:
-            Ranges are checked on CPU tensors in eager mode. On other devices a failed check is an
-            assertion on the device, without synchronisation; compiled graphs leave it out.
-        """
-        features = F.elu(self._features(codes, condition, labels))
-        if not as_loss:
-            return self.head(features)
+    def mean_nats(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
+        features = F.elu(self._features(codes, maps, labels))
         assert self.head.bias is not None
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [B, C, h, W] -> [B·h·W, C]
         weight = self.head.kernel().flatten(1)  # [K, C, 1, 1] -> [K, C]
         return code_cross_entropy(rows, weight, self.head.bias, codes.flatten())
 
-    def _features(
-        self, codes: Tensor, condition: Sequence[Tensor] | Tensor | None, labels: Tensor | None
-    ) -> Tensor:
+    def _features(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
         """`[B, C, h, W]`: the features from which the head computes logits."""
-        maps = as_maps(condition)
-        self._check(codes, maps, labels)
         features = None if self.condition is None else self.condition(maps)
         x = self.stem(codes)
         batch, height = codes.shape[:2]
@@ -235,26 +186,3 @@ class PixelSNAIL(nn.Module):
         for layer in self.output_layers:
             x = layer(x)
         return x
-
-    def _check(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> None:
-        config, batch = self.config, codes.shape[0]
-        height, width = config.size
-        check_int64("PixelSNAIL", "codes", codes)
-        if codes.dim() != 3 or codes.shape[2] != width or not 1 <= codes.shape[1] <= height:
-            raise ValueError(
-                f"PixelSNAIL: expected codes [B, 1..{height}, {width}] (the first rows of a map of "
-                f"{height}×{width}), got {list(codes.shape)}."
-            )
-        check_range("PixelSNAIL", "codes", codes, 0, config.num_embeddings)
-        check_maps("PixelSNAIL", maps, config.condition_sizes, config.num_embeddings, batch)
-        check_labels("PixelSNAIL", labels, config.num_classes, batch)
-
-    def loss(
-        self,
-        codes: Tensor,
-        condition: Sequence[Tensor] | Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Mean negative log-likelihood of the codes, nats per code; 0-d, float32."""
-        nats: Tensor = self(codes, condition, labels, as_loss=True)
-        return nats

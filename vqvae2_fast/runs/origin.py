@@ -1,6 +1,6 @@
 """Which VQ-VAE's codes a run trains its prior on, kept in the run's folder.
 
-A prior's checkpoint keeps it too (`PixelSNAIL.vqvae_hash`), except for those of older versions.
+A prior's checkpoint keeps it too (`Prior.vqvae_hash`), except for those of older versions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vqvae2_fast.data import CodeStore
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.prior import Prior
 
 __all__ = ["check_same_origin", "keep_origin", "origin_of"]
 
@@ -43,7 +43,7 @@ def check_same_origin(run: Path, codes: CodeStore) -> None:
         )
 
 
-def origin_of(prior: PixelSNAIL, path: Path) -> str:
+def origin_of(prior: Prior, path: Path) -> str:
     """The `weights_hash` of the VQ-VAE whose codes a prior was trained on; "" if not known.
 
     Args:

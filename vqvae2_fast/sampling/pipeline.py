@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.candidates import draw_candidates
@@ -92,16 +92,16 @@ class Pipeline:
         """Classes of the priors; 0 if none of them has classes."""
         return max(interface_of(prior).num_classes for prior in self.priors)
 
-    def networks(self) -> tuple[VQVAE2, list[PixelSNAIL]]:
+    def networks(self) -> tuple[VQVAE2, list[Prior]]:
         """The models with their types, for callers that need more than `decode` and an interface.
 
         Raises:
             TypeError: Models of other types.
         """
-        priors = [prior for prior in self.priors if isinstance(prior, PixelSNAIL)]
+        priors = [prior for prior in self.priors if isinstance(prior, Prior)]
         if not isinstance(self.vqvae, VQVAE2) or len(priors) < len(self.priors):
             found = ", ".join(type(model).__name__ for model in (self.vqvae, *self.priors))
-            raise TypeError(f"Pipeline: expected a VQVAE2 and PixelSNAIL priors, got {found}.")
+            raise TypeError(f"Pipeline: expected a VQVAE2 and priors of class Prior, got {found}.")
         return self.vqvae, priors
 
     def to(self, device: torch.device | str) -> Pipeline:

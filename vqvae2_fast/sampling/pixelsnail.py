@@ -18,7 +18,7 @@ from vqvae2_fast.sampling.plan import (
     conv_plan,
     stem_plan,
 )
-from vqvae2_fast.sampling.prior import PriorInterface, interface_of
+from vqvae2_fast.sampling.prior import PriorInterface, interface_of, interface_of_prior
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,23 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["pixelsnail_plan"]
 
 
+@interface_of.register(PixelSNAIL)
 def _interface_of_pixelsnail(prior: PixelSNAIL) -> PriorInterface:
-    config = prior.config
-
-    def logits(codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
-        return prior(codes, maps, labels)
-
-    return PriorInterface(
-        size=config.size,
-        num_embeddings=config.num_embeddings,
-        num_classes=config.num_classes,
-        condition_sizes=config.condition_sizes,
-        logits=logits,
-        plan=lambda: pixelsnail_plan(prior),
-    )
-
-
-interface_of.register(PixelSNAIL, _interface_of_pixelsnail)
+    return interface_of_prior(prior, lambda: pixelsnail_plan(prior))
 
 
 def pixelsnail_plan(prior: PixelSNAIL) -> SamplingPlan:

@@ -1,4 +1,7 @@
-"""What sampling needs to know of a prior. Registering one function adds a type of prior."""
+"""What sampling needs to know of a prior.
+
+Every `Prior` can be drawn from; registering one function adds a type that is none.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
 
@@ -17,7 +21,9 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.plan import SamplingPlan
 
-__all__ = ["PriorInterface", "interface_of", "plan_of"]
+__all__ = ["NO_PLAN", "PriorInterface", "interface_of", "interface_of_prior", "plan_of"]
+
+NO_PLAN = "this type of prior has no sampling plan, from which all other engines draw"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class PriorInterface:
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
         logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
             first h rows. It defines the prior.
-        plan: Makes the plan from the current weights.
+        plan: Makes the plan from the current weights; None if only engine `reference` can draw.
     """
 
     size: tuple[int, int]
@@ -39,7 +45,17 @@ class PriorInterface:
     num_classes: int
     condition_sizes: tuple[tuple[int, int], ...]
     logits: Callable[[Tensor, list[Tensor], Tensor | None], Tensor]
-    plan: Callable[[], SamplingPlan]
+    plan: Callable[[], SamplingPlan] | None = None
+
+    def new_plan(self) -> SamplingPlan:
+        """The plan of the current weights.
+
+        Raises:
+            RuntimeError: The prior has none.
+        """
+        if self.plan is None:
+            raise RuntimeError(f"sample_codes: {NO_PLAN}; expected engine='reference'.")
+        return self.plan()
 
 
 @singledispatch
@@ -55,17 +71,39 @@ def interface_of(prior: object) -> PriorInterface:
     )
 
 
+@interface_of.register(Prior)
+def interface_of_prior(
+    prior: Prior, plan: Callable[[], SamplingPlan] | None = None
+) -> PriorInterface:
+    """The interface of a `Prior`."""
+    config = prior.config
+
+    def logits(codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
+        result: Tensor = prior(codes, maps, labels)
+        return result
+
+    return PriorInterface(
+        config.size,
+        config.num_embeddings,
+        config.num_classes,
+        config.condition_sizes,
+        logits,
+        plan,
+    )
+
+
 _plans: Kept[nn.Module, SamplingPlan] = Kept(capacity=1)
 
 
 def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     """The prior's plan, folded again only if its weights have changed since the last call.
 
-    It is a second copy of the weights and is kept for as long as the prior lives.
+    It is a second copy of the weights and is kept for as long as the prior lives. Raises as
+    `PriorInterface.new_plan`.
     """
 
     def fold() -> SamplingPlan:
         with torch.inference_mode():
-            return interface.plan()
+            return interface.new_plan()
 
     return _plans.get(prior, fingerprint([*prior.parameters(), *prior.buffers()]), fold)

@@ -24,7 +24,7 @@ from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import PriorInterface, interface_of, plan_of
+from vqvae2_fast.sampling.prior import NO_PLAN, PriorInterface, interface_of, plan_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -78,6 +78,8 @@ def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple
         ValueError: No engine of that name.
     """
     if engine == "auto":
+        if prior is not None and interface_of(prior).plan is None:
+            return "reference", NO_PLAN
         weight = torch.empty(0) if prior is None else next(prior.parameters())
         reason = why_not_cpu(weight.device, weight.dtype)
         if reason is None:
@@ -121,8 +123,9 @@ def sample_codes(
     """Draw code maps: logits, guidance, temperature, top-k, top-p, Gumbel noise, argmax.
 
     Args:
-        prior: A `PixelSNAIL`, or any model registered with `sampling.interface_of`. Dropout is
-            never applied: the prior draws in evaluation mode, and then gets its own mode back.
+        prior: Any `Prior`, such as a `PixelSNAIL`, or a model registered with
+            `sampling.interface_of`. Dropout is never applied: the prior draws in evaluation mode,
+            and then gets its own mode back.
         batch_size: B.
         condition: All coarser maps, int64 `[B, h, w]`, coarse to fine; a tensor stands for one.
         labels: int64 `[B]` or a list of numbers, for a prior with classes; `num_classes` is "no

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+
+if TYPE_CHECKING:
+    from vqvae2_fast.models.prior import Prior
 
 __all__ = ["prior_inputs", "tiny_configs", "tiny_prior"]
 
@@ -68,7 +71,7 @@ def tiny_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def prior_inputs(prior: PixelSNAIL, batch_size: int, seed: int = 0) -> dict[str, Any]:
+def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]:
     """Random `codes`, `condition` (list of maps) and `labels` (or None) that fit a prior."""
     config, generator = prior.config, torch.Generator().manual_seed(seed)
 

@@ -20,7 +20,7 @@ from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.prior import Prior
 
 __all__ = ["CHANGES", "draws_between_changes"]
 
@@ -121,7 +121,7 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
     inputs = prior_inputs(prior, 2)
     context = {"condition": inputs["condition"], "labels": inputs["labels"]}
 
-    def draw(prior: PixelSNAIL, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(prior: Prior, engine: str) -> tuple[torch.Tensor, torch.Tensor]:
         drawn = sample_codes(prior, 2, **context, engine=engine, return_log_prob=True)
         assert isinstance(drawn, tuple)
         return drawn

@@ -9,7 +9,8 @@ from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 
 if TYPE_CHECKING:
-    from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+    from vqvae2_fast.models.configs import VQVAE2Config
+    from vqvae2_fast.models.prior import PriorConfig
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["Preset", "PresetTraining"]
@@ -51,7 +52,7 @@ class Preset:
     """
 
     vqvae: VQVAE2Config
-    priors: tuple[PixelSNAILConfig, ...]
+    priors: tuple[PriorConfig, ...]
     training: PresetTraining
 
     def __post_init__(self) -> None:

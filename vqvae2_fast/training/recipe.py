@@ -16,7 +16,7 @@ import torch
 from vqvae2_fast.checkpoints.checkpoint import save
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.models.configs import level_names
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vqvae2_fast.data import CodeStore, ImageSource
+    from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.training.config import TrainConfig
     from vqvae2_fast.training.preset import Preset
 
@@ -47,7 +48,7 @@ class TrainedPipeline:
     """
 
     vqvae: VQVAE2
-    priors: list[PixelSNAIL]
+    priors: list[Prior]
     codes: CodeStore
     held_out_codes: CodeStore
     recommended: Mapping[str, Any] = field(default_factory=dict)
@@ -132,7 +133,7 @@ def train_pipeline(
     for level, name in enumerate(level_names(len(preset.priors))):
         with timed(f"prior_{name}"):
             torch.manual_seed(seed)
-            prior = PixelSNAIL(prior_config(preset.priors[level], codes, level)).to(device)
+            prior = make_prior(prior_config(preset.priors[level], codes, level)).to(device)
             settings = replace(training.priors[level], seed=seed)
             stage = prior_stage(
                 prior,

@@ -21,16 +21,15 @@ from vqvae2_fast.training.loop import Stage
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vqvae2_fast.models.configs import PixelSNAILConfig
-    from vqvae2_fast.models.pixelsnail import PixelSNAIL
+    from vqvae2_fast.models.prior import Prior, PriorConfig
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["prior_config", "prior_stage"]
 
 
 def prior_config(
-    config: PixelSNAILConfig, codes: CodeStore, level: int, *, conditional: bool = True
-) -> PixelSNAILConfig:
+    config: PriorConfig, codes: CodeStore, level: int, *, conditional: bool = True
+) -> PriorConfig:
     """`config` with what follows from the codes: sizes, K and classes."""
     sizes = codes.level_sizes
     return replace(
@@ -43,7 +42,7 @@ def prior_config(
 
 
 def prior_stage(
-    prior: PixelSNAIL,
+    prior: Prior,
     train_set: CodeStore,
     held_out: CodeStore,
     config: TrainConfig,
@@ -91,7 +90,7 @@ def prior_stage(
         count = min(len(held_out), config.validate_items)
         shown = held_out.select(torch.linspace(0, len(held_out) - 1, count).long())
 
-    def validate(prior: PixelSNAIL) -> dict[str, float]:
+    def validate(prior: Prior) -> dict[str, float]:
         ranks = Ranks.of_group()
         own = codes_in_order(shown, config.batch_size, rank=ranks.rank, world_size=ranks.count)
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
 from vqvae2_fast.sampling.engines.cuda_library import native_library
-from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+from vqvae2_fast.sampling.prior import interface_of
 
 if TYPE_CHECKING:
-    from vqvae2_fast.models.configs import PixelSNAILConfig
+    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = ["draw_report"]
 
 
 def draw_report(
-    config: PixelSNAILConfig, card: str, engine: str, batch_size: int, window: int = 1
+    config: PriorConfig, card: str, engine: str, batch_size: int, window: int = 1
 ) -> list[str]:
     """What is kept where, which blocks wait for which, and the time that a model of the card
     expects.
@@ -30,13 +30,13 @@ def draw_report(
 
     Raises:
         ValueError: window is below 1.
-        RuntimeError: There is no compiled module.
+        RuntimeError: There is no compiled module, or engine `cuda` cannot draw from the prior.
     """
     if window < 1:
         raise ValueError(f"draw_report: window must be >= 1, got {window}.")
     # Only sizes are needed, and the paper's priors take gigabytes.
     with torch.device("meta"), torch.no_grad():
-        plan = pixelsnail_plan(PixelSNAIL(config))
+        plan = interface_of(make_prior(config)).new_plan()
     # The report looks up the card's size by its name.
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)
     values = plan_values(plan, nowhere, PRECISIONS[engine], batch_size, guided=False)

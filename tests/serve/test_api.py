@@ -7,12 +7,14 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vqvae2_fast import sample_images
 from vqvae2_fast.codec import encode_images
 from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import decode_image, pictures
+from vqvae2_fast.sampling import draw_batch, level_settings
 from vqvae2_fast.serve.app import create_app
 
 DRAWING = {
@@ -157,6 +159,54 @@ def test_crossing_takes_each_level_from_its_image(client, encoded):
     assert image["codes"] == [other["codes"][0], encoded["codes"][1]]
 
 
+def test_candidates_are_the_fillings_of_the_library(client, encoded, pipeline):
+    mask = np.zeros((16, 16), bool)
+    mask[4:9, 3:12] = True
+    request = {"source": {"codes": encoded["codes"]}, "mask": mask.tolist()}
+    request |= {"candidates": 5, "label": 2, "seed": 9, "count": 2}
+    images = client.post("/v1/fill", json=request).json()["images"]
+    for n, image in enumerate(images):
+        known = [torch.tensor([codes]) for codes in encoded["codes"]]
+        for codes in known:
+            cell = 16 // codes.shape[1]
+            codes[:, 4 // cell : -(-9 // cell), 3 // cell : -(-12 // cell)] = -1
+        drawn = draw_batch(
+            pipeline,
+            range(n, n + 1),
+            level_settings(2, seed=9),
+            labels=torch.tensor([2]),
+            known=known,
+            candidates=5,
+        )
+        assert image["codes"] == [codes[0].tolist() for codes in drawn.codes]
+        assert list(image["effective_candidates"].values()) == drawn.effective[0]
+        card = image["card"]
+        assert (
+            client.post(card["endpoint"], json=card["request"]).json()["images"][0]["png"]
+            == (image["png"])
+        )
+
+
+def test_previews_show_what_is_drawn(client, events):
+    request = {**DRAWING, "stream": True, "previews": True}
+    told = events(client.post("/v1/images", json=request).text)
+    names = [name for name, _ in told if name != "row"]
+    # One after the top level; the image itself follows the bottom level.
+    assert names == ["start"] + ["preview"] * 3 + ["image"] * 3 + ["done"]
+    assert {content["index"] for name, content in told if name == "preview"} == {0, 1, 2}
+
+
+def test_codebooks_are_described(client, pipeline):
+    for level, quantizer in zip(
+        client.get("/v1/codebooks").json()["levels"], pipeline.vqvae.quantizers, strict=True
+    ):
+        assert len(level["palette"]) == len(level["use"]) == 13
+        assert len(set(level["palette"])) == 13
+        assert sum(level["use"]) == pytest.approx(1, abs=1e-4)
+        distances = torch.cdist(quantizer.codebook, quantizer.codebook).fill_diagonal_(torch.inf)
+        assert [near[0] for near in level["neighbours"]] == distances.argmin(1).tolist()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "field", "expected"),
     [
@@ -165,6 +215,7 @@ def test_crossing_takes_each_level_from_its_image(client, encoded):
         ("images", {"label": "x"}, 422, "label", "expected a number below 3"),
         ("images", {"label": True}, 422, "label", "valid"),
         ("images", {"count": 17}, 422, "count", "at most 16"),
+        ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
         ("images", {"colour": 1}, 422, "colour", "not permitted"),
         ("images", {"first_sample": 2**32 - 1, "count": 2}, 422, "first_sample", "2^32"),
         ("images", {"known": [None]}, 422, "known", "2 maps"),

@@ -193,6 +193,21 @@ class VQVAE2(nn.Module):
             context = self._extended(level, context, quantizer.lookup(codes[level]))
         return self.decoder(context)
 
+    @torch.no_grad()
+    def decode_partly(self, codes: list[Tensor]) -> Tensor:
+        """What is known of images, as `decode`, from maps in which -1 stands for an unknown code.
+
+        In its place stands the mean of the level's codes.
+        """
+        context: Tensor | None = None
+        for level, quantizer in enumerate(self._codebooks()):
+            every = quantizer.lookup(torch.arange(quantizer.num_embeddings, device=codes[0].device))
+            known = codes[level] >= 0
+            vectors = quantizer.lookup(codes[level].clamp(min=0))
+            vectors = torch.where(known[..., None], vectors, every.mean(0))
+            context = self._extended(level, context, vectors)
+        return self.decoder(context)
+
     @staticmethod
     def loss(images: Tensor, output: VQVAE2Output) -> Tensor:
         """Mean squared error plus the commitment of all levels, float32 0-d.

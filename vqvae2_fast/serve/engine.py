@@ -13,19 +13,24 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.together import SampleRequest, draw_together
 from vqvae2_fast.serve.images import as_png
 from vqvae2_fast.serve.jobs import Job, Slot
 from vqvae2_fast.serve.limits import Problem
+from vqvae2_fast.serve.previews import Previews
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -52,7 +57,7 @@ class Engine:
         self._names = level_names(len(pipeline.priors))
         self._changed = threading.Condition()
         self._levels: list[deque[Slot]] = [deque() for _ in pipeline.priors]
-        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._calls: deque[Callable[[], None]] = deque()  # what runs by itself
         self._called_last = False
         self._admitted = 0  # images and calls that are not answered yet
         self._oldest = 0.0  # when the first of the waiting orders came
@@ -81,9 +86,12 @@ class Engine:
         slots = [Slot(job, index) for index in range(len(order.samples))]
         with self._changed:
             self._admit(len(slots))
-            if not any(self._levels):
-                self._oldest = time.monotonic()
-            self._levels[0].extend(slots)
+            if order.candidates > 1:
+                self._calls.append(lambda: self._fill(job, slots))
+            else:
+                if not any(self._levels):
+                    self._oldest = time.monotonic()
+                self._levels[0].extend(slots)
             self._changed.notify()
         return job
 
@@ -92,13 +100,13 @@ class Engine:
         future: Future[Value] = Future()
         with self._changed:
             self._admit(1)
-            self._calls.append((future, function))
+            self._calls.append(lambda: self._run(future, function))
             self._changed.notify()
         return future
 
     def _admit(self, count: int) -> None:
         if self._stopping:
-            raise Problem(503, "", "The server is stopping.", "Try again when it is back.")
+            raise _stopped()
         if self._admitted + count > self._limits.waiting:
             seconds = max(1, math.ceil(self._admitted * self._image_seconds))
             raise Problem(
@@ -121,11 +129,10 @@ class Engine:
             if work is None:
                 break
             work()
-        stopped = Problem(503, "", "The server has stopped.", "Try again when it is back.")
         for slots in self._levels:
-            self._tell([(slot.job, ("error", stopped)) for slot in slots])
-        for future, _ in self._calls:
-            future.cancel()
+            self._tell([(slot.job, ("error", _stopped())) for slot in slots])
+        for call in self._calls:
+            call()
 
     def _next(self) -> Callable[[], None] | None:
         """The next piece of work, waiting for one; None when the engine stops."""
@@ -135,8 +142,7 @@ class Engine:
             level = self._ready_level()
             if self._calls and (self._called_last is False or level is None):
                 self._called_last = True
-                future, function = self._calls.popleft()
-                return lambda: self._run(future, function)
+                return self._calls.popleft()
             if level is not None:
                 self._called_last = False
                 waiting = self._levels[level]
@@ -160,6 +166,8 @@ class Engine:
     def _run(self, future: Future[Any], function: Callable[[], Any]) -> None:
         try:
             if future.set_running_or_notify_cancel():
+                if self._stopping:
+                    raise _stopped()
                 future.set_result(function())
         except Exception as error:  # The client is told, and the thread lives on.
             future.set_exception(error)
@@ -169,33 +177,80 @@ class Engine:
 
     def _draw(self, level: int, slots: list[Slot]) -> None:
         """Draw the maps of a level, and pass them on to the next or to the clients."""
-        begun, asked = time.monotonic(), len(slots)
-        slots = [slot for slot in slots if not slot.job.cancelled]
-        gone = asked - len(slots)
-        finished: list[Slot] = []
+        alive = [slot for slot in slots if not slot.job.cancelled]
+        self._give_up(len(slots) - len(alive))
+        if not alive:
+            return
+        last = level + 1 == len(self._levels)
+        with self._answering(alive, finish=last):
+            self._draw_maps(level, alive)
+            if last:
+                self._deliver(alive)
+                return
+            with self._changed:
+                self._levels[level + 1].extend(alive)
+
+    def _fill(self, job: Job, slots: list[Slot]) -> None:
+        """Draw a job of several candidates by itself."""
+        order = job.order
+        labels = None
+        if self._pipeline.num_classes:
+            label = self._pipeline.num_classes if order.label is None else order.label
+            labels = torch.full((len(slots),), label)
+        known = []
+        for prior, maps in zip(
+            self._pipeline.priors, order.known or [None] * len(self._levels), strict=True
+        ):
+            size = interface_of(prior).size
+            known.append((torch.full(size, -1) if maps is None else maps).expand(len(slots), *size))
+
+        def check(*_: int) -> None:
+            if self._stopping or job.cancelled:
+                raise _Abandoned
+
+        with self._answering(slots, finish=True):
+            check()
+            drawn = draw_batch(
+                self._pipeline,
+                order.samples,
+                order.settings,
+                labels=labels,
+                known=known,
+                candidates=order.candidates,
+                progress=check,
+            )
+            for slot in slots:
+                n = slot.index
+                slot.maps = [codes[n] for codes in drawn.codes]
+                slot.log_prob, slot.effective = drawn.log_prob[n], drawn.effective[n]
+            self._deliver(slots)
+
+    @contextmanager
+    def _answering(self, slots: Sequence[Slot], *, finish: bool) -> Iterator[None]:
+        """Accounts for slots that are drawn here; after an error, all of their clients are told."""
+        begun = time.monotonic()
         try:
-            if slots:
-                self._draw_maps(level, slots)
-                if level + 1 == len(self._levels):
-                    finished = slots
-                    self._deliver(slots)
+            yield
         except _Abandoned:
-            gone += len(slots)
-            slots = []
+            self._give_up(len(slots))
         except Exception:  # The clients are told, and the thread lives on.
             _log.exception("drawing failed")
             problem = Problem(
                 500, "", "Drawing failed.", "Look into the server's log, and report the error."
             )
             self._tell([(job, ("error", problem)) for job in {slot.job for slot in slots}])
-            finished, slots = slots, []
-        self._metrics.cancelled.inc(gone)
+            with self._changed:
+                self._count(-len(slots))
+        else:
+            if finish:
+                with self._changed:
+                    self._image_seconds = (time.monotonic() - begun) / len(slots)
+                    self._count(-len(slots))
+
+    def _give_up(self, images: int) -> None:
+        self._metrics.cancelled.inc(images)
         with self._changed:
-            self._count(-gone - len(finished))
-            if finished:
-                self._image_seconds = (time.monotonic() - begun) / len(finished)
-            elif slots:
-                self._levels[level + 1].extend(slots)
+            self._count(-images)
 
     def _draw_maps(self, level: int, slots: Sequence[Slot]) -> None:
         prior = self._pipeline.priors[level]
@@ -210,11 +265,13 @@ class Engine:
             )
             for slot in slots
         ]
+        previews = Previews(self._pipeline, level, slots)
 
         def on_row(indices: Sequence[int], row: int, codes: Tensor) -> None:
             if self._stopping or all(slot.job.cancelled for slot in slots):
                 raise _Abandoned
             self._tell(_rows(self._names[level], slots, indices, row, codes.tolist()))
+            self._tell(previews.after(indices, row, codes))
 
         drawn = draw_together(prior, requests, level, on_row)
         for slot, (codes, log_prob) in zip(slots, drawn, strict=True):
@@ -232,6 +289,8 @@ class Engine:
                 "sample": slot.job.order.samples[slot.index],
                 "codes": [codes.tolist() for codes in slot.maps],
                 "log_prob": dict(zip(self._names, slot.log_prob, strict=True)),
+                "effective_candidates": slot.effective
+                and dict(zip(self._names, slot.effective, strict=True)),
                 "png": as_png(image[0]),
             }
             slot.job.missing -= 1
@@ -255,6 +314,10 @@ class Engine:
                 job.events.put_nowait(event)
 
         self._loop.call_soon_threadsafe(put)
+
+
+def _stopped() -> Problem:
+    return Problem(503, "", "The server is stopping.", "Try again when it is back.")
 
 
 def _rows(

@@ -31,6 +31,7 @@ class Order:
         settings: One per level, coarse to fine.
         label: None for "no class".
         known: Per level int64 `[h, w]`, -1 where a code is to be drawn, or None.
+        candidates: Fillings of the unknown codes to choose from, see `fill`.
         rows: Whether the client wants to see rows as they are drawn.
         previews: Whether it also wants to see images of what is drawn so far.
     """
@@ -39,6 +40,7 @@ class Order:
     settings: tuple[DrawSettings, ...]
     label: int | None = None
     known: tuple[Tensor | None, ...] = ()
+    candidates: int = 1
     rows: bool = False
     previews: bool = False
 
@@ -84,3 +86,4 @@ class Slot:
     index: int
     maps: list[Tensor] = field(default_factory=list)
     log_prob: list[float] = field(default_factory=list)
+    effective: list[float] | None = None

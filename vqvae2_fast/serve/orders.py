@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 import vqvae2_fast
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.labels import class_number
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.series import resolved_settings
@@ -84,12 +84,18 @@ class Desk:
             raise _unfit(
                 "first_sample", "numbers below 2^32", request.first_sample, "Use another seed."
             )
+        candidates = request.candidates
+        if candidates > self.limits.candidates:
+            raise _unfit(
+                "candidates", f"at most {self.limits.candidates}", candidates, "Take fewer."
+            )
         samples = range(request.first_sample, request.first_sample + request.count)
         return Order(
             samples,
             self.settings(request),
             self.label(request.label),
             known,
+            candidates=candidates,
             rows=request.stream,
             previews=request.stream and request.previews,
         )
@@ -154,8 +160,7 @@ class Desk:
 
     def encoded(self, image: Tensor) -> tuple[Tensor, ...]:
         """The code maps `[h, w]` of an image, encoded by itself: batches round differently."""
-        device = next(self.vqvae.parameters()).device
-        return tuple(codes[0].cpu() for codes in self.vqvae.encode(image[None].to(device)))
+        return tuple(codes[0].cpu() for codes in encoded(self.vqvae, image[None]))
 
     def masked(self, codes: Sequence[Tensor], free: Sequence[Tensor]) -> Known:
         """Known codes, all but those where a mask is true."""
@@ -179,10 +184,9 @@ class Desk:
                 self._rows(f"code_masks.{n}", rows, self.sizes[n]).bool()
                 for n, rows in enumerate(code_masks)
             )
-        holes = self._rows("mask", mask or [], self.vqvae.config.image_size).float()
-        return tuple(
-            F.adaptive_max_pool2d(holes[None, None], size)[0, 0].bool() for size in self.sizes
-        )
+        config = self.vqvae.config
+        holes = self._rows("mask", mask or [], config.image_size).bool()
+        return tuple(codes[0] for codes in masks_of_levels(config, holes, 1))
 
     def check_levels(self, field: str, maps: Sequence[Any]) -> None:
         if len(maps) != len(self.names):
@@ -207,7 +211,7 @@ class Desk:
             raise _unfit(field, f"{height} rows of {width}", found, "See /v1/info for the sizes.")
         return torch.tensor(rows, dtype=torch.int64)
 
-    def card(self, endpoint: str, order: Order, sample: int, **more: Any) -> dict[str, Any]:
+    def card(self, order: Order, sample: int) -> dict[str, Any]:
         """All that one image of an order depends on."""
         own = replace(order, samples=range(sample, sample + 1))
         settings = own.settings
@@ -220,11 +224,13 @@ class Desk:
             "top_p": [level.top_p or 1.0 for level in settings],
             "guidance_scale": [level.guidance_scale for level in settings],
         }
+        if own.candidates > 1:
+            request["candidates"] = own.candidates
         if any(maps is not None for maps in own.known):
             request["known"] = [None if maps is None else maps.tolist() for maps in own.known]
         return {
-            "endpoint": endpoint,
-            "request": request | more,
+            "endpoint": "/v1/images",
+            "request": request,
             "pipeline": self.hash,
             "engine": settings[0].engine,
             "version": vqvae2_fast.__version__,

@@ -18,6 +18,7 @@ from vqvae2_fast.data.images import to_uint8
 from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.serve import schemas
+from vqvae2_fast.serve.codebook import described_codebooks
 from vqvae2_fast.serve.images import as_png, from_base64
 from vqvae2_fast.serve.limits import Problem, too_slow
 
@@ -164,11 +165,21 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
             images = await in_engine(lambda: _decoded_file(desk, data))
         return {"images": [as_png(image) for image in images]}
 
+    described: list[list[dict[str, Any]]] = []
+
+    @router.get(
+        "/codebooks", summary="Colours, use, neighbours and patches of the codes", tags=["encode"]
+    )
+    async def codebooks() -> Any:
+        if not described:
+            described.append(await in_engine(lambda: described_codebooks(desk.vqvae)))
+        return {"levels": described[0]}
+
     return router
 
 
 def _image(desk: Desk, job: Job, content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"card": desk.card("/v1/images", job.order, content["sample"])}
+    return content | {"card": desk.card(job.order, content["sample"])}
 
 
 async def _whole(request: Request, desk: Desk, job: Job, seconds: float) -> dict[str, Any]:

@@ -69,6 +69,12 @@ class DrawRequest(_Model):
     guidance_scale: Scale | list[Scale] | None = Field(
         None, description="Above 1, the class is followed more closely. As temperature."
     )
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="Draw the unknown codes of each map so often, and take one of these fillings "
+        "by how well the known codes after it follow.",
+    )
     stream: bool = Field(
         False,
         description="Answer with server-sent events: `start`, `row` (codes as they are drawn), "
@@ -116,12 +122,6 @@ class FillRequest(DrawRequest):
         None,
         description="In place of `mask`: per level, coarse to fine, true where a code is drawn.",
     )
-    candidates: int = Field(
-        1,
-        ge=1,
-        description="How many fillings of each hole are drawn to take one by how well the known "
-        "codes after it follow.",
-    )
 
 
 class VariationsRequest(DrawRequest):
@@ -157,6 +157,9 @@ class Image(_Model):
     codes: list[Map] = Field(description="Code maps, coarse to fine.")
     log_prob: dict[str, float] = Field(
         description="Log-probability of each level's map under the raw model, in nats."
+    )
+    effective_candidates: dict[str, float] | None = Field(
+        description="Per level: how many of the candidates had weight; null without candidates."
     )
     png: Base64
     card: Card

@@ -1,0 +1,290 @@
+"""Samples of a pipeline next to real images: what `vqvae2-fast evaluate --images` measures."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import tyro
+
+from vqvae2_fast.data import in_order
+from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.stored_images import samples_of_folder
+from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.metrics import extract_features, open_features
+from vqvae2_fast.metrics.distances import compare_all
+from vqvae2_fast.metrics.features import NETWORKS
+from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
+from vqvae2_fast.metrics.pipeline import store_reconstructions
+from vqvae2_fast.metrics.rejection import rejection_curve
+from vqvae2_fast.metrics.results import CasScore, Rejection
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.report.grids import picture_of_classes
+from vqvae2_fast.report.trade_off import plot_trade_off
+from vqvae2_fast.runs.interrupt import stop_requests
+from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
+from vqvae2_fast.sampling.rejection import class_probability, keep_share
+from vqvae2_fast.sampling.series import SampleSeries, resolved_settings
+from vqvae2_fast.training.cas import classification_accuracy_score
+from vqvae2_fast.training.classifier import check_classes
+
+if TYPE_CHECKING:
+    from vqvae2_fast.console import Progress
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.data.stored_images import StoredImages
+    from vqvae2_fast.metrics.feature_set import FeatureSet
+    from vqvae2_fast.metrics.features import FeatureExtractor
+    from vqvae2_fast.metrics.results import Evaluation
+    from vqvae2_fast.models.classifier import Classifier
+    from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.training.cas import CasRow
+
+__all__ = ["SampleOptions", "Samples", "check_least"]
+
+_BATCH = 64  # images that a feature network or a classifier gets at a time
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)  # shares kept by rejection
+_SHOWN = 12  # samples of a class in pictures
+
+Sets = dict[str, "ImageSource"]
+Features = dict[str, dict[str, "FeatureSet"]]
+
+
+@dataclass
+class SampleOptions:
+    """What is measured of samples."""
+
+    images: int = 0
+    """How many samples, and as many real images, distances are measured on; 0 measures none."""
+    samples: Path | None = None
+    """A folder that `vqvae2-fast sample` left, with its classes in the proportions of the training
+    images. Without it samples are drawn into --out, each with the class of a training image."""
+    features: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            help=f"Networks in whose features images are compared: {', '.join(NETWORKS)}; auto "
+            "takes inception if its weights are named, else efficientnet. The classifier is that "
+            "of --classifier."
+        ),
+    ] = ("auto",)
+    inception_weights: Path | None = None
+    """Weights of FID's Inception; by default those that VQVAE2_FAST_INCEPTION names."""
+    classifier: Path | None = None
+    """A classifier (of `train-classifier`) that judges samples, for the rejection curve."""
+    cas_epochs: int = 0
+    """Epochs to train the classifiers of the classification accuracy score; 0 leaves it out."""
+    neighbours: int = 5
+    """k of precision, recall, density and coverage (3 in the paper on the first two)."""
+    seed: int = 0
+    """Seed of the samples that are drawn here, and of the choice of real images."""
+
+
+def check_least(options: object, **least: int) -> None:
+    """Raises ValueError if an option is below its least value."""
+    for name, value in least.items():
+        if (got := getattr(options, name)) < value:
+            raise ValueError(f"{name}: expected {value} or more, got {got}.")
+
+
+class Samples:
+    """Samples measured against real images. Samples and classifiers that an earlier run left in the
+    folder are used again.
+
+    The sets: `reference`, training images; `other`, as many other real images, whose distance is
+    the floor: held-out ones if there are enough; `reconstructed`, the reference's reconstructions;
+    `sampled`.
+
+    Raises:
+        ValueError, RuntimeError: What was asked for cannot be measured.
+    """
+
+    def __init__(
+        self,
+        options: SampleOptions,
+        pipeline: Pipeline,
+        train_set: ImageSource,
+        held_out: ImageSource,
+        classifier: Classifier | None,
+        out: Path,
+        progress: Progress,
+    ) -> None:
+        self.options, self.out, self.progress = options, out, progress
+        self.pipeline, self.class_names = pipeline, pipeline.class_names
+        self.train_set, self.held_out, self.classifier = train_set, held_out, classifier
+        self.vqvae, _ = pipeline.networks()
+        self.device = device_of(self.vqvae)
+        self.pictures: dict[str, Path] = {}
+        self._check()
+        self.networks = [
+            open_features(
+                name,
+                inception_weights=self.options.inception_weights,
+                classifier=classifier,
+                device=self.device,
+            )
+            for name in self.options.features
+        ]
+
+    def _check(self) -> None:
+        options, train, held_out = self.options, len(self.train_set), len(self.held_out)
+        check_least(options, images=0, cas_epochs=0, neighbours=1)
+        if options.images < LEAST_IMAGES:
+            raise ValueError(
+                f"--images: expected {LEAST_IMAGES} or more, got {options.images}: kernel "
+                "distances, precision and recall mean nothing with fewer. A Fréchet distance needs "
+                "as many as there are features (2,048 of Inception, 1,280 of EfficientNet-Lite0)."
+            )
+        most = max(min(train, held_out), train // 2)
+        if options.images > most:
+            raise ValueError(
+                f"--images: expected {most} at most, got {options.images}: the floor compares two "
+                f"sets of as many real images, and there are {train} training images and "
+                f"{held_out} held-out ones."
+            )
+        if options.cas_epochs or self.classifier is not None:
+            check_classes("evaluate", self.train_set, self.pipeline.num_classes)
+            check_classes("evaluate", self.held_out, self.pipeline.num_classes)
+
+    def added_to(self, found: Evaluation) -> Evaluation:
+        """The evaluation with all measures of samples."""
+        sets = self._sets()
+        features = {
+            network.name: {name: self._features(network, name, own) for name, own in sets.items()}
+            for network in self.networks
+        }
+        distances = {
+            name: compare_all(own, name, k=self.options.neighbours, progress=self.progress)
+            for name, own in features.items()
+        }
+        rows = self._cas(sets) if self.options.cas_epochs else []
+        rejection = None
+        if self.classifier is not None:
+            judge = next((row.classifier for row in rows if row.trained_on == "real"), None)
+            rejection = self._rejection(self.classifier, sets["sampled"], features, judge)
+        scores = [CasScore(row.trained_on, row.images, row.accuracies) for row in rows]
+        return replace(
+            found,
+            sampled_images=self.options.images,
+            distances=distances,
+            cas=scores or None,
+            rejection=rejection,
+        )
+
+    def _sets(self) -> Sets:
+        count = self.options.images
+        generator = torch.Generator().manual_seed(self.options.seed)
+        order = torch.randperm(len(self.train_set), generator=generator)
+        reference = ImageSubset(self.train_set, order[:count])
+        other = ImageSubset(self.train_set, order[count : 2 * count])
+        if len(self.held_out) >= count:
+            rows = torch.randperm(len(self.held_out), generator=generator)[:count]
+            other = ImageSubset(self.held_out, rows)
+        drawn = self._drawn(reference)
+        if len(drawn) < count:
+            raise ValueError(
+                f"--samples: expected at least {count} samples, the number of --images, got "
+                f"{len(drawn)} in {self.options.samples}."
+            )
+        sampled = ImageSubset(drawn, torch.arange(count))
+        self._picture("samples", sampled)
+        return {
+            "reference": reference,
+            "other": other,
+            "reconstructed": self._reconstructed("reference", reference),
+            "sampled": sampled,
+        }
+
+    def _drawn(self, reference: ImageSource) -> StoredImages:
+        folder = self.options.samples
+        if folder is None:
+            folder, none = self.out / "samples", self.pipeline.num_classes
+            labels = [none if label < 0 else label for label in reference.labels.tolist()]
+            settings = resolved_settings(self.pipeline, seed=self.options.seed)
+            classes = tuple(labels) if none else ()
+            series = SampleSeries(self.pipeline, settings, classes)
+            self._draw(series, folder, self.options.images)
+        return samples_of_folder(folder, self.out / "work" / "samples.raw", self.class_names)
+
+    def _draw(self, series: SampleSeries, path: Path, count: int) -> None:
+        with (
+            closing(SampleFolder.begin(path, count, series.identity(), resume=True)) as folder,
+            stop_requests() as stop,
+        ):
+            batches = Batches(folder.missing(), best_batch_size(self.pipeline))
+            draw_into(
+                folder,
+                series,
+                batches,
+                self.progress,
+                before=count - batches.num_samples,
+                after_row=lambda done: stop.check(
+                    f"{done} of {count} samples are whole in {path}; the same command continues."
+                ),
+            )
+            folder.finish()
+
+    def _reconstructed(self, name: str, images: ImageSource) -> StoredImages:
+        path = self.out / "work" / f"reconstructed_{name}.raw"
+        return store_reconstructions(self.vqvae, images, path, self.progress, name)
+
+    def _features(self, network: FeatureExtractor, name: str, images: ImageSource) -> FeatureSet:
+        folder = self.out / "work" / network.name / name
+        with self.progress.task(f"{network.name} {name}", len(images)) as task:
+            return extract_features(
+                network, in_order(images, _BATCH), len(images), folder, progress=task.update
+            )
+
+    def _cas(self, sets: Sets) -> list[CasRow]:
+        kinds = {"real": "reference", "reconstructed": "reconstructed", "sampled": "sampled"}
+        test = {
+            "real": self.held_out,
+            "reconstructed": self._reconstructed("held_out", self.held_out),
+        }
+        return classification_accuracy_score(
+            {kind: sets[name] for kind, name in kinds.items()},
+            test,
+            out=self.out / "work" / "cas",
+            epochs=self.options.cas_epochs,
+            seed=self.options.seed,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def _rejection(
+        self,
+        classifier: Classifier,
+        sampled: ImageSource,
+        features: Features,
+        judge: Classifier | None,
+    ) -> Rejection:
+        """The rejection curve; a judge other than the classifier, if there is one, says which of
+        the samples are in their class."""
+        labels, parts, right = sampled.labels, [], []
+        with self.progress.task("judge samples", len(sampled)) as task, torch.no_grad():
+            for images, own in in_order(sampled, _BATCH):
+                parts.append(class_probability(classifier, images, own))
+                seen = (judge or classifier)(images.to(self.device)).argmax(1).cpu()
+                right.append(seen == own)
+                task.advance(len(images))
+        probabilities, correct = torch.cat(parts), torch.cat(right)
+        kept = {share: keep_share(probabilities, labels, share) for share in _SHARES}
+        points = rejection_curve(
+            kept,
+            probabilities,
+            correct,
+            features,
+            k=self.options.neighbours,
+            progress=self.progress,
+        )
+        order = probabilities.argsort(descending=True)
+        self._picture("best", ImageSubset(sampled, order))
+        self.pictures["trade_off"] = self.out / "trade_off.png"
+        plot_trade_off(self.pictures["trade_off"], points)
+        judged = "the judge itself" if judge is None else "the classifier trained on the reference"
+        return Rejection(points, judged)
+
+    def _picture(self, name: str, images: ImageSource) -> None:
+        self.pictures[name] = self.out / f"{name}.png"
+        picture_of_classes(images, self.pictures[name], self.class_names, _SHOWN)

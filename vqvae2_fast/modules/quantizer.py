@@ -20,19 +20,12 @@ from vqvae2_fast.modules.codebook import (
 )
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
 from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, reading_waits
+from vqvae2_fast.modules.quantizer_arguments import check_arguments
 from vqvae2_fast.ops._batch_part import BatchPart, present_part
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._rotation import rotate_gradient
 
 __all__ = ["VectorQuantizerEMA"]
-
-_CHOICES = {
-    "init": ("kmeans", "normal", "uniform"),
-    "ema_start": ("one", "zero", "debiased"),
-    "gradient": ("straight_through", "rotation"),
-    "update": ("forward", "step"),
-    "metric": ("euclidean", "cosine"),
-}
 
 
 def _inside_backward() -> bool:
@@ -121,35 +114,18 @@ class VectorQuantizerEMA(nn.Module):
         quantize_after: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-            if value < 1:
-                raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
-        chosen = {
-            "init": init,
-            "ema_start": ema_start,
-            "gradient": gradient,
-            "update": update,
-            "metric": metric,
-        }
-        for name, choice in chosen.items():
-            if choice not in _CHOICES[name]:
-                raise ValueError(
-                    f"VectorQuantizerEMA: expected {name} to be one of "
-                    f"{', '.join(_CHOICES[name])}, got {choice!r}."
-                )
-        if not 0 <= decay < 1:
-            raise ValueError(f"VectorQuantizerEMA: expected decay in [0, 1), got {decay}.")
-        if not 0 <= restart < 1:
-            raise ValueError(f"VectorQuantizerEMA: expected restart in [0, 1), got {restart}.")
-        if quantize_after < 0:
-            raise ValueError(
-                f"VectorQuantizerEMA: expected quantize_after >= 0, got {quantize_after}."
-            )
-        if quantize_after and (init != "kmeans" or update != "step"):
-            raise ValueError(
-                'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='
-                f"{quantize_after}, got init={init!r} and update={update!r}."
-            )
+        check_arguments(
+            num_embeddings,
+            embedding_dim,
+            decay,
+            restart,
+            quantize_after,
+            init=init,
+            ema_start=ema_start,
+            gradient=gradient,
+            update=update,
+            metric=metric,
+        )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost

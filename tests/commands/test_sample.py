@@ -16,9 +16,11 @@ from PIL import Image
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_card
 from vqvae2_fast.cli import main
-from vqvae2_fast.data import to_uint8, write_codes
+from vqvae2_fast.data import to_float, to_uint8, write_codes
+from vqvae2_fast.data.pixels import decode_image
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
-from vqvae2_fast.sampling import sample_images
+from vqvae2_fast.sampling import fill, sample_images
+from vqvae2_fast.sampling.known import painted
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
@@ -262,6 +264,63 @@ def test_each_known_image_is_completed_in_every_class(place, tmp_path):
     assert column(tmp_path / "out", "class") == ["cat", "cat", "dog", "dog"]
 
 
+def test_a_painted_hole_is_filled_as_the_library_does(place, tmp_path):
+    photo = Image.new("RGB", (40, 32), (20, 60, 200))
+    photo.paste((250, 90, 10), (14, 6, 26, 20))
+    photo.save(tmp_path / "photo.png")
+    mask = Image.new("L", (40, 32))
+    mask.putpixel((4 + 2 * 9, 2 * 5), 255)  # of the 16x16 pixels, the one in column 9, row 5
+    mask.save(tmp_path / "mask.png")
+    known = ["--known", str(tmp_path / "photo.png"), "--mask", str(tmp_path / "mask.png")]
+    arguments = [*known, "--candidates", "5", "--label", "cow", "--n", "2", "--seed", "3"]
+    assert sample(place, tmp_path / "out", *arguments) == 0
+    pipeline = load(place / "classes")
+    with open(tmp_path / "photo.png", "rb") as file:
+        image = to_float(decode_image(file, "", (3, 16, 16), convert_channels=False))
+    pixels_drawn = torch.zeros(16, 16, dtype=torch.bool)
+    pixels_drawn[5, 9] = True
+    images, effective = fill(
+        pipeline, image.repeat(2, 1, 1, 1), pixels_drawn, candidates=5, labels=["cow"] * 2, seed=3
+    )
+    for n in range(2):
+        shown = images[n].permute(1, 2, 0)  # [H, W, C]
+        found = pixels(tmp_path / "out" / "images" / f"0000{n}.png")
+        assert torch.equal(found, to_uint8(shown).flatten())
+    told = [list(levels.values()) for levels in column(tmp_path / "out", "effective_candidates")]
+    torch.testing.assert_close(torch.tensor(told), effective.float(), atol=0.006, rtol=0)
+
+
+def test_a_hole_is_part_of_what_a_resumed_run_keeps_to(place, tmp_path, capsys):
+    Image.new("RGB", (16, 16), (20, 60, 200)).save(tmp_path / "photo.png")
+    for name, value in (("all", 255), ("half", 0)):
+        mask = Image.new("L", (16, 16), 255)
+        mask.paste(value, (0, 0, 16, 8))
+        mask.save(tmp_path / f"{name}.png")
+
+    def draw(name, *arguments):
+        known = ["--known", str(tmp_path / "photo.png"), "--mask", str(tmp_path / f"{name}.png")]
+        return sample(place, tmp_path / "out", *known, "--label", "cat", *arguments)
+
+    assert draw("half", "--n", "1") == 0
+    assert "settings" in error_of(capsys, draw("all", "--n", "2", "--resume"))
+    other = draw("half", "--n", "2", "--resume", "--candidates", "2")
+    assert "settings" in error_of(capsys, other)
+    assert draw("half", "--n", "2", "--resume") == 0
+
+
+def test_transparent_pixels_of_a_mask_are_drawn(place, tmp_path):
+    Image.new("RGBA", (16, 16), (0, 0, 0, 255)).save(tmp_path / "none.png")
+    config = load(place / "classes").vqvae.config
+    with pytest.raises(ValueError, match="none.png: expected white or transparent pixels"):
+        painted(tmp_path / "none.png", 1, config)
+    mask = Image.new("RGBA", (16, 16), (0, 0, 0, 255))
+    mask.putpixel((3, 7), (0, 0, 0, 0))
+    mask.save(tmp_path / "mask.png")
+    hole = painted(tmp_path / "mask.png", 1, config)
+    assert hole.pixels.nonzero().tolist() == [[7, 3]]
+    assert [level.nonzero().tolist() for level in hole.codes] == [[[1, 0]], [[3, 1]]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -278,6 +337,15 @@ def test_each_known_image_is_completed_in_every_class(place, tmp_path):
         (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
         (["--known", "emoji"], "the classes of the known images are not those"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
+        (["--mask", "nowhere"], "--mask: expected images to complete with it, by --known"),
+        (["--known", "emoji", "--candidates", "2"], "--candidates: expected a --mask with it"),
+        (["--known", "emoji", "--keep", "1", "--mask", "x"], "--keep: expected either --keep or"),
+        (["--known", "emoji", "--mask", "x", "--candidates", "0"], "--candidates: expected 1 or"),
+        (["--known", "emoji", "--mask", "nowhere"], "nowhere: No such file or directory"),
+        (
+            ["--known", "emoji", "--mask", "{place}/classes/config.json"],
+            "--mask: {place}/classes/config.json cannot be decoded",
+        ),
         (["--known", "{place}/classes/config.json"], "config.json cannot be decoded"),
         (["--pipeline", "{place}/plain", "--label", "cat"], "--label: the priors have no classes"),
         (["--pipeline", "{place}/plain", "--guidance-scale", "2"], "--guidance-scale: the priors"),
@@ -287,7 +355,8 @@ def test_each_known_image_is_completed_in_every_class(place, tmp_path):
 )
 def test_a_wrong_request_is_told_and_leaves_no_folder(place, tmp_path, capsys, arguments, message):
     filled = [argument.format(place=place) for argument in arguments]
-    assert message in error_of(capsys, sample(place, tmp_path / "out", *filled))
+    error = error_of(capsys, sample(place, tmp_path / "out", *filled))
+    assert message.format(place=place) in error
     assert not (tmp_path / "out").exists()
 
 

@@ -54,6 +54,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         photograph(number, 64, 80 + 48 * number).save(tmp_path / "few" / f"{number}.png")
     _cut(tmp_path / "few" / "1.png")
     photograph(0).save(tmp_path / "photo.png")
+    Image.new("L", (400, 300), 255).save(tmp_path / "hole.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -12,6 +12,7 @@ from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.report import sample_grid, samples
 from vqvae2_fast.report.grids import block_columns
 from vqvae2_fast.report.samples import folder_grid
+from vqvae2_fast.sampling.known import Hole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ def test_blocks_leave_few_places_empty():
 class Known:
     """Stands for images that are completed."""
 
-    keep = 0.5
+    hole = Hole(torch.ones(100, 100, dtype=torch.bool), [], {})
 
     def image(self, number: int) -> torch.Tensor:
         return torch.zeros(3, 100, 100)

@@ -28,7 +28,7 @@ from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
-from vqvae2_fast.sampling.known import open_known
+from vqvae2_fast.sampling.known import lower_rows, open_known, painted
 from vqvae2_fast.sampling.labels import NO_CLASS, class_number
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
@@ -79,8 +79,15 @@ class Sample(Command):
     """Above 1, the class is followed more closely (for priors trained with dropped labels)."""
     known: str | None = None
     """Images to complete: an image, a folder of images, a code store, or `emoji` (held out)."""
-    keep: float = 0.5
-    """Share of the rows of --known to keep, counted from the top, as the priors draw downwards."""
+    keep: float | None = None
+    """Share of the rows of --known to keep, counted from the top, as the priors draw downwards; by
+    default 0.5."""
+    mask: Path | None = None
+    """In place of --keep: an image, white or transparent where to draw. It is brought to the size
+    of the model like the images of --known."""
+    candidates: int | None = None
+    """With --mask: fill the holes of each map so many times, and take a filling that the codes
+    after it follow from. By default 1, which looks only at what comes before."""
     classifier: Path | None = None
     """Reject samples by the probability that this classifier (from `train-classifier`) gives their
     class; needs --best or --threshold. --n then counts the samples drawn, not those kept."""
@@ -174,10 +181,31 @@ class Sample(Command):
     def _series(self, ranks: Ranks) -> SampleSeries:
         pipeline = self.models.open(ranks.device(self.prepare()))
         settings = resolved_settings(pipeline, **self._settings(pipeline))
-        known = None if self.known is None else open_known(self.known, self.keep, pipeline)
+        known = self._known(pipeline)
         classes, known_labels = _labels_of(self.label, pipeline, known)
         judge = self._judge(pipeline, classes)
         return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
+
+    def _known(self, pipeline: Pipeline) -> Known | None:
+        where = {"--keep": self.keep, "--mask": self.mask, "--candidates": self.candidates}
+        given = [flag for flag, value in where.items() if value is not None]
+        if self.known is None:
+            if given:
+                raise ValueError(f"{given[0]}: expected images to complete with it, by --known.")
+            return None
+        if self.mask is None and self.candidates is not None:
+            raise ValueError(
+                "--candidates: expected a --mask with it: no known codes follow where only the "
+                "upper rows are kept."
+            )
+        if self.mask is not None and self.keep is not None:
+            raise ValueError("--keep: expected either --keep or --mask, got both.")
+        config = pipeline.networks()[0].config
+        if self.mask is None:
+            hole = lower_rows(0.5 if self.keep is None else self.keep, config)
+        else:
+            hole = painted(self.mask, 1 if self.candidates is None else self.candidates, config)
+        return open_known(self.known, hole, pipeline)
 
     def _settings(self, pipeline: Pipeline) -> dict[str, Any]:
         """The settings that were given, or else those that the pipeline recommends."""

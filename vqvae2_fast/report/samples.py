@@ -70,9 +70,7 @@ def _completions(folder: Path, known: Known) -> Image.Image:
     lines = []
     for number, own in of_image.items():
         whole = known.image(number).cpu()
-        kept = int(known.keep * whole.shape[1])
-        given = whole.clone()
-        given[:, kept:] = 0.75 + 0.25 * given[:, kept:]
+        given = torch.where(known.hole.pixels, 0.75 + 0.25 * whole, whole)
         lines.append(torch.cat([given[None], _read(folder, own)]))
     title = "Left: the image given, pale where it is completed"
     left_out = _left_out(sum(map(len, of_image.values())), total)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["draw_candidates"]
+__all__ = ["draw_candidates", "take_candidates"]
 
 _CODES = 40_960  # of a batch: 160 maps of 16x16. A larger batch gains the engine little.
 
@@ -109,24 +109,34 @@ def draw_candidates(
         )
     codes = torch.cat([one.codes for one in drawn])
     log_prob = torch.cat([one.log_prob for one in drawn if one.log_prob is not None])
-    follows = ~free & (free.flatten(1).cumsum(1) > 0).view_as(free)  # [B, H, W]
-    counted = log_prob.masked_fill(~follows[rows], 0)
-    # fsum gives the same number in any batch; torch.sum might not.
-    sums = [math.fsum(one) for one in counted.flatten(1).tolist()]
-    weights = torch.tensor(sums, dtype=torch.float64).view(batch_size, each)
-    taken = _choices(weights, settings.seed, first_sample, stream)  # [B]
-    picked = (torch.arange(batch_size) * each + taken).to(device)
-    shares = weights.softmax(1)
-    effective = shares.square().sum(1).reciprocal() * (candidates // each)
-    return Drawn(codes[picked], log_prob[picked], effective=effective)
+    taken, effective = take_candidates(
+        log_prob.unflatten(0, (batch_size, each)), known, settings.seed, first_sample, stream
+    )
+    picked = torch.arange(batch_size, device=device) * each + taken.to(device)
+    return Drawn(codes[picked], log_prob[picked], effective=effective * (candidates // each))
 
 
-def _choices(weights: Tensor, seed: int, first_sample: int, stream: int) -> Tensor:
-    """One candidate of each row of log-weights `[B, m]`, with probability ∝ exp(weight).
+def take_candidates(
+    log_prob: Tensor, known: Tensor, seed: int, first_sample: int, stream: int
+) -> tuple[Tensor, Tensor]:
+    """One candidate of each map, as `draw_candidates` takes it, and the effective number of them.
 
-    Like the draw of a code: the best after adding Gumbel noise, the lowest index on ties.
+    Like the draw of a code it is the best after adding Gumbel noise, the lowest index on ties.
+
+    Args:
+        log_prob: Of the codes of each candidate, float32 `[B, m, H, W]`.
+        known: int64 `[B, H, W]`, -1 where codes were drawn.
+
+    Returns:
+        int64 `[B]` in 0..m-1 and float64 `[B]`, on the CPU.
     """
-    batch, candidates = weights.shape
+    batch, candidates = log_prob.shape[:2]
+    free = known < 0
+    follows = ~free & (free.flatten(1).cumsum(1) > 0).view_as(free)  # [B, H, W]
+    counted = log_prob.masked_fill(~follows[:, None], 0).flatten(0, 1).flatten(1)
+    # fsum gives the same number in any batch; torch.sum might not.
+    sums = [math.fsum(one) for one in counted.tolist()]
+    weights = torch.tensor(sums, dtype=torch.float64).view(batch, candidates)  # logarithms
     samples = first_sample + torch.arange(batch)[:, None]
     words = random_words(
         torch.arange(candidates)[None],
@@ -136,4 +146,5 @@ def _choices(weights: Tensor, seed: int, first_sample: int, stream: int) -> Tens
         stream=stream,
         purpose=PURPOSE_CANDIDATE,
     )
-    return (weights + gumbel_from_words(words).double()).argmax(1)
+    taken = (weights + gumbel_from_words(words).double()).argmax(1)
+    return taken, weights.softmax(1).square().sum(1).reciprocal()

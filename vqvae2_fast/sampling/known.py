@@ -1,4 +1,4 @@
-"""The images that `vqvae2-fast sample --known` completes from the upper part of their codes."""
+"""The images that `vqvae2-fast sample --known` completes, and where: below a row, or in holes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
 from vqvae2_fast.data.code_store import check_matches
-from vqvae2_fast.data.pixels import decode_image
+from vqvae2_fast.data.pixels import decode_image, decode_whole_image
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
-from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.pipeline import decoded
 
 if TYPE_CHECKING:
@@ -24,22 +25,89 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.sampling.pipeline import Pipeline
 
-__all__ = ["Known", "open_known"]
+__all__ = ["Hole", "Known", "lower_rows", "open_known", "painted"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Hole:
+    """Where images are completed.
+
+    Args:
+        pixels: Where to draw, bool `[H, W]`.
+        codes: The same in codes, bool `[h, w]` per level, coarse to fine.
+        origin: What it comes from, ready for JSON; a resumed run must keep to it.
+        candidates: As in `fill`; None where nothing known follows.
+    """
+
+    pixels: Tensor
+    codes: list[Tensor]
+    origin: dict[str, Any]
+    candidates: int | None = None
+
+
+def lower_rows(keep: float, config: VQVAE2Config) -> Hole:
+    """All rows but the upper ones.
+
+    Args:
+        keep: Share of the rows of each map that is kept, counted from the top.
+
+    Raises:
+        ValueError: A share that is not above 0 and at most 1.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"--keep: expected a share of the rows above 0 and at most 1, got {keep}.")
+    pixels, *codes = (
+        (torch.arange(height) >= int(keep * height))[:, None].expand(height, width)
+        for height, width in (config.image_size, *config.level_sizes)
+    )
+    return Hole(pixels, codes, {"keep": keep})
+
+
+def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
+    """Where an image is white or transparent.
+
+    The image is scaled to cover the model's size and cropped to its centre, as the known images
+    are. A pixel of the result is drawn if one that it covers is to be drawn.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+        ValueError: It cannot be decoded, or nothing in it is to be drawn; candidates below 1.
+    """
+    if candidates < 1:
+        raise ValueError(f"--candidates: expected 1 or more, got {candidates}.")
+    where = f"--mask: {printable(path)}"
+    with open_untrusted(path) as file:
+        mask = decode_whole_image(file, where, channels=1, convert_channels=True) >= 128
+    height, width = config.image_size
+    scale = min(mask.shape[1] / height, mask.shape[2] / width)
+    top, left = (
+        int((side - full * scale) / 2)
+        for side, full in zip(mask.shape[1:], (height, width), strict=True)
+    )
+    inner = mask[:, top : mask.shape[1] - top, left : mask.shape[2] - left]
+    pixels = F.adaptive_max_pool2d(inner.float(), (height, width))[0] > 0
+    if not pixels.any():
+        raise ValueError(
+            f"{where}: expected white or transparent pixels where to draw, but there are none."
+        )
+    codes = [level[0] for level in masks_of_levels(config, pixels, 1)]
+    digest = hashlib.sha256(mask.numpy().tobytes()).hexdigest()
+    origin = {"mask": f"{path} ({digest[:16]})", "candidates": candidates}
+    return Hole(pixels, codes, origin, candidates)
+
+
+@dataclass(frozen=True, eq=False)
 class Known:
     """Images to complete.
 
     Args:
         source: Where they come from, with a fingerprint.
-        keep: Share of the rows of each map that is kept, counted from the top.
     """
 
     pipeline: Pipeline
     dataset: ImageTensorDataset | ImageFolder | CodeStore
     source: str
-    keep: float
+    hole: Hole
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -50,11 +118,11 @@ class Known:
         return self.dataset.labels if same else None
 
     def batch(self, numbers: list[int]) -> list[Tensor]:
-        """For `known` of `sample_images`: int64 `[B, h, w]` per level, -1 below the rows kept."""
+        """For `known` of `sample_images`: int64 `[B, h, w]` per level, -1 in the hole."""
         maps = [torch.stack(level) for level in zip(*map(self._codes, numbers), strict=True)]
-        for level in maps:
-            level[:, int(self.keep * level.shape[1]) :] = -1
-        return maps
+        return [
+            level.masked_fill(hole, -1) for level, hole in zip(maps, self.hole.codes, strict=True)
+        ]
 
     def image(self, number: int) -> Tensor:
         """The whole image, float `[C, H, W]` in [-1, 1]."""
@@ -65,23 +133,20 @@ class Known:
     # The codes of a small set are kept for the next round; those of a large set are not.
     @lru_cache(maxsize=256)  # noqa: B019  (one object a process)
     def _codes(self, number: int) -> tuple[Tensor, ...]:
-        """The code maps `[h, w]` of an image, encoded by itself: batches round differently."""
+        """The code maps `[h, w]` of an image."""
         if isinstance(self.dataset, CodeStore):
             return tuple(self.dataset[number][0])
         vqvae, _ = self.pipeline.networks()
-        device = device_of(vqvae)
-        return tuple(level[0].cpu() for level in vqvae.encode(self.image(number)[None].to(device)))
+        return tuple(level[0].cpu() for level in encoded(vqvae, self.image(number)[None]))
 
 
-def open_known(known: str, keep: float, pipeline: Pipeline) -> Known:
+def open_known(known: str, hole: Hole, pipeline: Pipeline) -> Known:
     """The images or codes at `known`: `emoji`, an image, a folder of images, or a code store.
 
     Raises:
-        ValueError: There is none of these; images smaller than the model's; codes of another model;
-            or a share that is not above 0 and at most 1.
+        ValueError: There is none of these; images smaller than the model's; or codes of another
+            model.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"--keep: expected a share of the rows above 0 and at most 1, got {keep}.")
     vqvae, priors = pipeline.networks()
     config, path = vqvae.config, Path(known)
     dataset: ImageTensorDataset | ImageFolder | CodeStore
@@ -112,7 +177,7 @@ def open_known(known: str, keep: float, pipeline: Pipeline) -> Known:
         )
     if not len(dataset):
         raise ValueError(f"--known: {path} holds no records.")
-    return Known(pipeline, dataset, source, keep)
+    return Known(pipeline, dataset, source, hole)
 
 
 def _one_image(path: Path, config: VQVAE2Config) -> ImageTensorDataset:

@@ -94,13 +94,14 @@ class SampleSeries:
         return names[label] if names else str(label)
 
     def batch(self, samples: range) -> dict[str, Any]:
-        """`labels` and `known` of these samples, for `draw_batch`."""
+        """`labels`, `known` and `candidates` of these samples, for `draw_batch`."""
         arguments: dict[str, Any] = {}
         if self.label(samples.start) is not None:
             device = device_of(self.pipeline.priors[0])
             arguments["labels"] = torch.tensor([self.label(n) for n in samples], device=device)
         if self.known is not None:
             arguments["known"] = self.known.batch([self.known_image(n) for n in samples])
+            arguments["candidates"] = self.known.hole.candidates
         return arguments
 
     def judged(self, drawn: SampleBatch) -> tuple[list[bool], list[float] | None]:
@@ -128,6 +129,9 @@ class SampleSeries:
                 values["known"] = self.known_image(sample)
             rounded = [round(value, 4) for value in log_prob]
             values["log_prob"] = dict(zip(self.levels, rounded, strict=True))
+            if drawn.effective:
+                effective = [round(value, 2) for value in drawn.effective[row]]
+                values["effective_candidates"] = dict(zip(self.levels, effective, strict=True))
             if probabilities is not None:
                 values["class_probability"] = round(probabilities[row], 6)
             rows.append({**values, "settings": self.drawing()})
@@ -136,7 +140,7 @@ class SampleSeries:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the samples, ready for JSON; a resumed run must keep to it."""
         models = dict(zip(self.levels, map(weights_hash, self.pipeline.priors), strict=True))
-        known = self.known and {"source": self.known.source, "keep": self.known.keep}
+        known = self.known and {"source": self.known.source, **self.known.hole.origin}
         labels: str | list[int] = list(self.classes)
         if self.known_labels is not None:
             labels = "of the known images"

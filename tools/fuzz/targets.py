@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from compressed import MAKE, read_compressed, seal_compressed
 from PIL import Image
 
 from vqvae2_fast.checkpoints.checkpoint import load, save
@@ -307,4 +308,5 @@ TARGETS: dict[str, Target] = {
         lambda folder, out: rosinality.import_lmdb_codes(folder / "l", out / "s", 8),
     ),
     "hf": Target((_make_saved_set,), _read_saved_set),
+    "vq2": Target(MAKE, read_compressed, seal_compressed),
 }

@@ -1,5 +1,7 @@
 #include "draw.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -35,7 +37,7 @@ Drawer::Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddi
       exponentials_(padded_),
       noise_(padded_),
       order_(num_embeddings),
-      frequencies_(num_embeddings) {}
+      frequencies_(padded_) {}
 
 int64_t Drawer::draw(const float* logits, const float* without_class, const float* noise) {
   float* values = logits_.data();
@@ -101,25 +103,17 @@ float Drawer::log_prob(const float* logits, int64_t code) {
 }
 
 void Drawer::count(const float* logits) {
-  float* values = logits_.data();
+  float* exponentials = exponentials_.data();
+  memcpy(exponentials, logits, num_embeddings_ * sizeof(float));
+  for (int64_t k = num_embeddings_; k < padded_; ++k) exponentials[k] = -3.0e38f;
+  const float largest = kernels_.sampler.largest(exponentials, padded_);
   int64_t best = 0;
-  for (int64_t k = 0; k < num_embeddings_; ++k) {
-    values[k] = logits[k];
-    if (logits[k] > logits[best]) best = k;
-  }
-  const float* exponentials = exponentials_.data();
-  kernels_.sampler.exp_shifted(values, logits[best], exponentials_.data(), padded_);
-  // Eight sums side by side, since one would wait for each of its additions.
-  double sums[8] = {};
-  for (int64_t k = 0; k < num_embeddings_; ++k) sums[k % 8] += exponentials[k];
-  const double total =
-      ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-  const double scale = static_cast<double>(kFrequencyTotal - num_embeddings_) / total;
-  uint32_t given = 0;
-  for (int64_t k = 0; k < num_embeddings_; ++k) {
-    frequencies_[k] = static_cast<uint32_t>(static_cast<double>(exponentials[k]) * scale) + 1;
-    given += frequencies_[k];
-  }
+  while (logits[best] < largest) ++best;
+  kernels_.sampler.exp_shifted(exponentials, logits[best], exponentials, padded_);
+  for (int64_t k = num_embeddings_; k < padded_; ++k) exponentials[k] = 0.0f;
+  const auto total = static_cast<double>(kFrequencyTotal - num_embeddings_);
+  uint32_t given = kernels_.sampler.frequencies(exponentials, total, frequencies_.data(), padded_);
+  given -= static_cast<uint32_t>(padded_ - num_embeddings_);  // 1 for each exponential of 0
   // What rounding down left over. It is computed modulo 2^32, so it may also be negative.
   frequencies_[best] += kFrequencyTotal - given;
 }
@@ -129,7 +123,7 @@ int64_t Drawer::decode(const float* logits, RangeDecoder& decoder) {
   const uint32_t place = decoder.peek();
   Interval interval = {0, frequencies_[0]};
   int64_t code = 0;
-  while (place - interval.begin >= interval.size) {
+  while (place - interval.begin >= interval.size && code + 1 < num_embeddings_) {
     interval.begin += interval.size;
     interval.size = frequencies_[++code];
   }

@@ -72,6 +72,13 @@ struct Kernels {
 
   // y[i] = exp(x[i] - shift), x at most shift; count is a multiple of kHalfPanel.
   void (*exp_shifted)(const float* x, float shift, float* y, int64_t count);
+
+  // The largest of x; count is a multiple of kHalfPanel.
+  float (*largest)(const float* x, int64_t count);
+
+  // frequencies[i] = floor(x[i] * (total / sum of x)) + 1, in float64; returns their sum. x is at
+  // least 0, and the sum is kept in 8 lanes by i mod 8; count is a multiple of 8.
+  uint32_t (*frequencies)(const float* x, double total, uint32_t* frequencies, int64_t count);
 };
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -38,6 +38,30 @@ inline void exp_shifted(const float* x, float shift, float* y, int64_t count) {
   }
 }
 
+// GCC's vectors of 8, which every level has, if need be in parts.
+inline uint32_t frequencies(const float* x, double total, uint32_t* frequencies, int64_t count) {
+  typedef float Floats __attribute__((vector_size(32), aligned(4)));
+  typedef double Doubles __attribute__((vector_size(64)));
+  typedef int32_t Integers __attribute__((vector_size(32), aligned(4)));
+  Doubles sums = {};
+  for (int64_t i = 0; i < count; i += 8) {
+    sums += __builtin_convertvector(*reinterpret_cast<const Floats*>(x + i), Doubles);
+  }
+  const double sum =
+      ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+  const double scale = total / sum;
+  Integers given = {};
+  for (int64_t i = 0; i < count; i += 8) {
+    const Doubles wide = __builtin_convertvector(*reinterpret_cast<const Floats*>(x + i), Doubles);
+    const Integers whole = __builtin_convertvector(wide * scale, Integers) + 1;
+    *reinterpret_cast<Integers*>(frequencies + i) = whole;
+    given += whole;
+  }
+  uint32_t all = 0;
+  for (int i = 0; i < 8; ++i) all += static_cast<uint32_t>(given[i]);
+  return all;
+}
+
 // A sum is kept in kHalfPanel lanes at every level, then folded in one order.
 inline float fold_lanes(float* lanes) {
   for (int64_t half = kHalfPanel / 2; half > 0; half /= 2) {
@@ -121,7 +145,9 @@ constexpr Kernels kKernels = {.product = product,
                               .gate = gate,
                               .add = add,
                               .attend = attend,
-                              .exp_shifted = exp_shifted};
+                              .exp_shifted = exp_shifted,
+                              .largest = largest_of,
+                              .frequencies = frequencies};
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu::sampler

@@ -95,6 +95,13 @@ def test_another_pipeline() -> None:
     refused(DATA, f"encoded with pipeline {own}, this is {found}", other)
 
 
+def test_a_pipeline_whose_weights_changed_since() -> None:
+    pipeline = tiny_pipeline(num_classes=3)
+    data = codec.encode_codes(pipeline, CODES)
+    next(pipeline.priors[0].parameters()).data.view(-1)[0] += 1
+    refused(data, "the file was encoded with pipeline", pipeline)
+
+
 def test_a_pipeline_with_fewer_levels() -> None:
     top = Pipeline(PIPELINE.vqvae, PIPELINE.priors[:1])
     (segment,) = read_segments(DATA)

@@ -13,6 +13,8 @@ from vqvae2_fast.codec.bitstream import NO_LABEL, Header, Segment, read_segments
 from vqvae2_fast.codec.engine import check_engine, decode_maps, encode_maps
 from vqvae2_fast.models.code_checks import check_labels, check_maps
 from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.sampling.fingerprint import fingerprint
+from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.pipeline import sample_levels
 from vqvae2_fast.sampling.prior import interface_of
 
@@ -25,12 +27,20 @@ __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pi
 
 MAX_LABEL = 2**15 - 1
 
+# SHA-256 of a model's weights, which takes longer than coding an image.
+_hashes: Kept[nn.Module, str] = Kept(capacity=1)
+
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:
     """8 bytes that stand for all weights and settings of a pipeline."""
     parts = [part for part in (pipeline.vqvae, *pipeline.priors) if isinstance(part, nn.Module)]
-    text = [f"{weights_hash(part)} {_settings(part)}" for part in parts]
+    text = [f"{_weights_hash(part)} {_settings(part)}" for part in parts]
     return hashlib.sha256("\n".join(text).encode()).digest()[:8]
+
+
+def _weights_hash(model: nn.Module) -> str:
+    key = fingerprint(model.state_dict().values())
+    return _hashes.get(model, key, lambda: weights_hash(model))
 
 
 def _settings(model: nn.Module) -> str:

@@ -61,7 +61,11 @@ def test_damaged_files_are_read_or_refused_by_name(fuzz, tmp_path, name, package
     files = fuzz.sound_files(fuzz.TARGETS[name], tmp_path / "sound")
     ends = set()
 
-    @settings(max_examples=CASES.get(name, 40), deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=CASES.get(name, 40),
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(number=st.integers(0, 2**32))
     def run(number: int) -> None:
         how, said = fuzz.run_case(name, files, 0, number, tmp_path / "case", fuzz.watch)

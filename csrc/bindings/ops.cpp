@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <functional>
 #include <tuple>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/search.h"
 #include "dropout_seed.h"
+#include "rows.h"
 #if defined(VQ_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
 
@@ -33,24 +33,6 @@ using torch::stable::Tensor;
 constexpr int64_t kElementGrain = 1 << 15;
 constexpr int64_t kNoiseGrain = 4096;
 
-cpu::Rows rows_of(const Tensor& matrix) {
-  cpu::Rows rows = {matrix.const_data_ptr(), matrix.stride(0), matrix.stride(1), {}};
-  switch (matrix.scalar_type()) {
-    case ScalarType::Float:
-      rows.dtype = cpu::Dtype::kFloat32;
-      break;
-    case ScalarType::BFloat16:
-      rows.dtype = cpu::Dtype::kBFloat16;
-      break;
-    case ScalarType::Half:
-      rows.dtype = cpu::Dtype::kFloat16;
-      break;
-    default:
-      STD_TORCH_CHECK(false, "vqvae2_fast: expected float32, bfloat16 or float16.");
-  }
-  return rows;
-}
-
 // An output with one entry per row of z. `new_empty` would go through the dispatcher, which takes a
 // sixth of a call with a few vectors; it would only add that memory is filled when torch is asked
 // to.
@@ -64,10 +46,6 @@ Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarTy
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
-}
-
-void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
-  torch::stable::parallel_for(0, count, 1, part);
 }
 
 void search(const cpu::NearestCodeProblem& problem, int64_t num_rows, const Tensor& codebook,

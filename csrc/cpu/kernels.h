@@ -12,6 +12,7 @@
 #include "nearest_code.h"
 #include "pointwise.h"
 #include "product.h"
+#include "residual.h"
 #include "rows.h"
 #include "sampler/kernels.h"
 #include "winograd.h"
@@ -31,6 +32,8 @@ struct KernelTable {
   // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);
+
+  ResidualKernels residual;
 
   // sums[d] = the rows order[begin..end), added in that order in float64.
   void (*sum_rows)(const Rows& z, int64_t dim, const int64_t* order, int64_t begin, int64_t end,

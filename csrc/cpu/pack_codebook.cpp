@@ -64,13 +64,15 @@ void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* cent
   }
 }
 
-std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t num_codes,
-                                                  int64_t dim, const KernelTable& kernels,
+// `owned` holds the codes, or nothing if they are kept elsewhere.
+std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<float> owned,
+                                                  int64_t num_codes, int64_t dim,
+                                                  const KernelTable& kernels,
                                                   const RunParts& run_parts) {
   auto packed = std::make_shared<PackedCodebookStorage>();
   const int64_t width = kernels.panel_width, num_panels = (num_codes + width - 1) / width;
   packed->level = kernels.name;
-  packed->codes = std::move(codes);
+  packed->codes = std::move(owned);
   packed->center = aligned<float>(dim);
   packed->half_norms = aligned<float>(num_panels * width);
   packed->panels = aligned<float>(num_panels * dim * width);
@@ -78,10 +80,10 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
-  fill_center(packed->codes.get(), num_codes, dim, packed->center.get());
+  fill_center(codes, num_codes, dim, packed->center.get());
   packed->view = {.num_codes = num_codes,
                   .dim = dim,
-                  .codes = packed->codes.get(),
+                  .codes = codes,
                   .num_panels = num_panels,
                   .center = packed->center.get(),
                   .half_norms = packed->half_norms.get(),
@@ -105,23 +107,21 @@ std::shared_ptr<const PackedCodebookStorage> pack(Aligned<float> codes, int64_t 
   return packed;
 }
 
-// The last codebooks that were packed, most recent first. A hierarchy has two or three; the limit
-// of 2 MiB per codebook keeps them below 16 MiB in all, panels included.
+// The last codebooks that were packed, most recent first. The limit keeps them below 16 MiB in all,
+// panels included: a residual quantiser of 8 x 1,024 x 128 fits.
 class Cache {
  public:
-  static constexpr int kEntries = 3;
-  static constexpr int64_t kMaxFloats = 512 << 10;
+  static constexpr int64_t kMaxFloats = 1536 << 10;
   using Entry = std::shared_ptr<const PackedCodebookStorage>;
 
   Entry find(const float* codes, int64_t num_codes, int64_t dim, const char* level) {
-    Entry entries[kEntries];
+    std::vector<Entry> entries;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      std::copy(entries_, entries_ + kEntries, entries);
+      entries = entries_;
     }
     for (const Entry& entry : entries) {
-      if (entry && entry->level == level && entry->view.num_codes == num_codes &&
-          entry->view.dim == dim &&
+      if (entry->level == level && entry->view.num_codes == num_codes && entry->view.dim == dim &&
           memcmp(entry->codes.get(), codes, static_cast<size_t>(num_codes * dim) * sizeof(float)) ==
               0) {
         return entry;
@@ -131,17 +131,23 @@ class Cache {
   }
 
   void keep(const Entry& entry) {
-    if (entry->view.num_codes * entry->view.dim > kMaxFloats) return;
-    Entry dropped;  // freed after the lock
+    std::vector<Entry> dropped;  // freed after the lock
     const std::lock_guard<std::mutex> lock(mutex_);
-    dropped = std::move(entries_[kEntries - 1]);
-    std::move_backward(entries_, entries_ + kEntries - 1, entries_ + kEntries);
-    entries_[0] = entry;
+    entries_.insert(entries_.begin(), entry);
+    int64_t floats = 0;
+    size_t kept = 0;
+    while (kept < entries_.size()) {
+      floats += entries_[kept]->view.num_codes * entries_[kept]->view.dim;
+      if (floats > kMaxFloats) break;
+      ++kept;
+    }
+    dropped.assign(entries_.begin() + static_cast<int64_t>(kept), entries_.end());
+    entries_.resize(kept);
   }
 
  private:
   std::mutex mutex_;
-  Entry entries_[kEntries];
+  std::vector<Entry> entries_;
 };
 
 Cache& cache() {
@@ -153,15 +159,19 @@ Cache& cache() {
 
 std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codebook,
                                                              int64_t num_codes, int64_t dim,
+                                                             int64_t num_together,
                                                              const KernelTable& kernels,
                                                              const RunParts& run_parts) {
   const bool as_is = is_contiguous_float(codebook, dim);
+  const bool is_kept = num_codes * dim * num_together <= Cache::kMaxFloats;
   Aligned<float> copy;
   if (!as_is) copy = as_float(codebook, num_codes, dim);
   const float* codes = as_is ? static_cast<const float*>(codebook.data) : copy.get();
+  if (!is_kept) return pack(codes, std::move(copy), num_codes, dim, kernels, run_parts);
   if (auto found = cache().find(codes, num_codes, dim, kernels.name)) return found;
   if (as_is) copy = as_float(codebook, num_codes, dim);
-  auto packed = pack(std::move(copy), num_codes, dim, kernels, run_parts);
+  codes = copy.get();
+  auto packed = pack(codes, std::move(copy), num_codes, dim, kernels, run_parts);
   cache().keep(packed);
   return packed;
 }

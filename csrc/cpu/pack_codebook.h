@@ -18,9 +18,12 @@ struct PackedCodebookStorage {
 };
 
 // The packed form of these values. An earlier one is used again if all values are equal, bit for
-// bit; comparing with a copy takes a tenth of the time of packing.
+// bit; comparing with a copy takes a tenth of the time of packing. A call that packs `num_together`
+// codebooks keeps them only if all fit. What is not kept has no copy of its codes if they are
+// contiguous float32 already, and these must outlive it.
 std::shared_ptr<const PackedCodebookStorage> packed_codebook(const Rows& codebook,
                                                              int64_t num_codes, int64_t dim,
+                                                             int64_t num_together,
                                                              const KernelTable& kernels,
                                                              const RunParts& run_parts);
 

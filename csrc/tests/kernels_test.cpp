@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "../cpu/code_statistics.h"
+#include "../cpu/residual_statistics.h"
 #include "../cpu/search.h"
 #include "search_data.h"
 
@@ -121,6 +122,95 @@ void test_quantize(int64_t rows, int64_t num_codes, int64_t dim) {
       });
 }
 
+// Three quantisers, against the definition one after the other; then gradient and statistics.
+void test_residual(int64_t rows, int64_t num_codes, int64_t dim) {
+  constexpr int64_t kQuantizers = 3;
+  std::mt19937 random(6);
+  const Floats book = search_data::gaussian(random, kQuantizers * num_codes * dim);
+  const Codebooks codebooks = {.first = {book.data(), dim, 1, Dtype::kFloat32},
+                               .stride = num_codes * dim,
+                               .num_quantizers = kQuantizers,
+                               .num_codes = num_codes,
+                               .dim = dim};
+  for_each_layout(
+      search_data::gaussian(random, rows * dim), rows, dim, [&](const Rows& z, const Floats& row) {
+        const bool is_float = z.dtype == Dtype::kFloat32;
+        std::vector<char> z_q(static_cast<size_t>(rows * dim) * (is_float ? 4 : 2)), dz(z_q.size());
+        std::vector<int64_t> indices(rows * kQuantizers), counts(kQuantizers * num_codes, -1);
+        std::vector<double> errors(
+            (rows / kernels().nearest_code.block_rows(dim) + 1) * kQuantizers, 0.0);
+        ResidualProblem problem = {};
+        problem.z = z;
+        problem.indices = indices.data();
+        problem.z_q = z_q.data();
+        problem.block_errors = errors.data();
+        search_residuals(problem, rows, codebooks, kernels(), run_parts);
+
+        Set set = {"residuals", rows, num_codes, dim, row, {}};
+        Floats expected_dz(rows * dim, 0.0f), sums(kQuantizers * num_codes * dim, NAN);
+        Floats total(rows * dim, 0.0f);
+        std::vector<double> expected_sums(sums.size(), 0.0);
+        int64_t wrong = 0;
+        double left = 0, found = 0;
+        for (int64_t q = 0; q < kQuantizers; ++q) {
+          set.codes.assign(book.begin() + q * num_codes * dim,
+                           book.begin() + (q + 1) * num_codes * dim);
+          for (int64_t i = 0; i < rows; ++i) {
+            const int64_t k = search_data::nearest(set, i);
+            wrong += indices[i * kQuantizers + q] != k;
+            for (int64_t d = 0; d < dim; ++d) {
+              float& residual = set.z[i * dim + d];
+              expected_sums[(q * num_codes + k) * dim + d] += static_cast<double>(residual);
+              residual -= set.codes[k * dim + d];
+              total[i * dim + d] += set.codes[k * dim + d];
+              expected_dz[i * dim + d] += 0.5f * residual;
+              left += static_cast<double>(residual) * static_cast<double>(residual);
+            }
+          }
+        }
+        for (const double error : errors) found += error;
+        check(wrong == 0 && fabs(found - left) <= 1e-6 * left, "residual codes", "gaussian");
+        double largest = 0;
+        for (int64_t i = 0; i < rows * dim; ++i) {
+          largest = fmax(largest, fabs(load_element(z_q.data(), i, z.dtype) - total[i]));
+        }
+        check(largest <= (is_float ? 0 : 5e-2), "sums of codes", "gaussian");
+
+        const Floats scales(kQuantizers, 0.5f), zero(rows * dim, 0.0f);
+        Floats memory(5 * dim);
+        kernels().residual.backward({.dz_q = {zero.data(), dim, 1, Dtype::kFloat32},
+                                     .z = z,
+                                     .codebooks = codebooks,
+                                     .indices = indices.data(),
+                                     .indices_stride_row = kQuantizers,
+                                     .indices_stride_col = 1,
+                                     .scales = scales.data(),
+                                     .rotate = true,
+                                     .dz = dz.data()},
+                                    0, rows, memory.data());
+        largest = 0;
+        for (int64_t i = 0; i < rows * dim; ++i) {
+          largest = fmax(largest, fabs(load_element(dz.data(), i, z.dtype) - expected_dz[i]));
+        }
+        check(largest <= (is_float ? 1e-5 : 1e-1), "residual gradient", "gaussian");
+
+        residual_statistics({.z = z,
+                             .num_rows = rows,
+                             .codebooks = codebooks,
+                             .indices = indices.data(),
+                             .indices_stride_row = kQuantizers,
+                             .indices_stride_col = 1,
+                             .counts = counts.data(),
+                             .sums = sums.data()},
+                            kernels(), run_parts);
+        wrong = 0;
+        for (size_t i = 0; i < sums.size(); ++i) {
+          wrong += sums[i] != static_cast<float>(expected_sums[i]);
+        }
+        check(wrong == 0, "sums of residuals", "gaussian");
+      });
+}
+
 void test_statistics(int64_t rows, int64_t num_codes, int64_t dim, bool one_code) {
   std::mt19937 random(4);
   std::vector<int64_t> indices(rows);
@@ -203,6 +293,7 @@ int main() {
       test_search(search_data::integers(random, n, k, d));
       test_search(search_data::not_finite(random, n, k, d));
       test_quantize(n, k, d);
+      test_residual(n, k, d);
       test_statistics(n, k, d, false);
       test_ema(k, d);
     }

@@ -13,6 +13,7 @@
 #include "../pack_codebook-inl.h"
 #include "../pointwise-inl.h"
 #include "../product-inl.h"
+#include "../residual-inl.h"
 #include "../sampler/pointwise-inl.h"
 #include "../winograd-inl.h"
 
@@ -34,6 +35,11 @@ const KernelTable VQ_LEVEL_TABLE = {
                      .block_rows = block_rows},
     .fill_panels = fill_panels,
     .quantize_backward = quantize_backward,
+    .residual = {.few_rows = residual_few_rows,
+                 .rows = residual_rows,
+                 .workspace = residual_workspace,
+                 .backward = residual_backward,
+                 .sum_slice = residual_sum_slice},
     .sum_rows = sum_rows,
     .ema_update = ema_update,
     .gumbel_noise = fill_gumbel,

@@ -55,6 +55,12 @@ def _call(indices: torch.Tensor) -> object:
 
 ERRORS = [
     ErrorCase(
+        "index_too_large",
+        lambda: _call(torch.tensor([[0, 1], [-1, 4]])),
+        RuntimeError,
+        "residual_code_statistics: expected indices in -1..3, got another at row 1",
+    ),
+    ErrorCase(
         "shapes_differ",
         lambda: _call(torch.zeros(2, 3).long()),
         ValueError,

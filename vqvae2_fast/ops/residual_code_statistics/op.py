@@ -8,7 +8,7 @@ from torch import Tensor
 from vqvae2_fast.ops._checks import check_int64, check_same_device, described
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.residual_code_statistics.reference import residual_code_statistics_reference
-from vqvae2_fast.ops.residual_nearest_code.op import check_codebooks
+from vqvae2_fast.ops.residual_nearest_code.op import check_codebooks, why_not
 
 __all__ = ["RESIDUAL_CODE_STATISTICS", "residual_code_statistics"]
 
@@ -25,6 +25,8 @@ RESIDUAL_CODE_STATISTICS = register(
     "(Tensor z, Tensor codebooks, Tensor indices) -> (Tensor counts, Tensor sums)",
     reference=residual_code_statistics_reference,
     fake=_fake,
+    owners={"cpu": "cpu"},
+    why_not=why_not,
 )
 
 

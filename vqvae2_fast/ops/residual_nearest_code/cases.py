@@ -41,6 +41,7 @@ CASES = [
     _case("one_of_each", 1, 1, 1, 1),
     _case("no_vectors", 0, 3, 3, 4),
     _case("bfloat16", 40, 3, 20, 16, torch.bfloat16, rotate=True),
+    _case("float64", 25, 2, 12, 6, torch.float64, rotate=True),
     Case(
         "half_input_float_codebooks",
         lambda g: (randn(g, 30, 8, dtype=torch.float16), _books(g, 3, 10, 8)),

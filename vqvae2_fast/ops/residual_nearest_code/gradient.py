@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._checks import KERNEL_DTYPES, other_dtype
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.residual_nearest_code.reference import (
     residual_nearest_code_backward_reference,
@@ -26,6 +27,14 @@ def _fake(
     return z.new_empty(z.shape)
 
 
+def _why_not(
+    dz_q: Tensor, dcommitments: Tensor, z: Tensor, codebooks: Tensor, *_: Any
+) -> str | None:
+    return other_dtype(KERNEL_DTYPES, gradient=dz_q, input=z, codebooks=codebooks) or other_dtype(
+        (torch.float32,), gradient_of_the_commitments=dcommitments
+    )
+
+
 # dz = dz_q + Σ_q dcommitments[q] 2 / (N D) (r_q - e_q), or with `rotate` the sum of the
 # λ_q R_qᵀ dz_q in place of dz_q; of dz_q, z `[N, D]`, dcommitments float32 `[Q]`, codebooks
 # `[Q, K, D]` and indices `[N, Q]`; the result has z's dtype.
@@ -35,6 +44,8 @@ RESIDUAL_NEAREST_CODE_BACKWARD = register(
     "bool rotate=False) -> Tensor",
     reference=residual_nearest_code_backward_reference,
     fake=_fake,
+    owners={"cpu": "cpu"},
+    why_not=_why_not,
     is_gradient=True,
 )
 

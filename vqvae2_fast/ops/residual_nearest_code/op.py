@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import check_codebook, checked_integer, described
+from vqvae2_fast.ops._checks import (
+    KERNEL_DTYPES,
+    check_codebook,
+    checked_integer,
+    described,
+    other_dtype,
+)
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.residual_nearest_code.gradient import backward, setup_context
 from vqvae2_fast.ops.residual_nearest_code.reference import residual_nearest_code_reference
 
-__all__ = ["RESIDUAL_NEAREST_CODE", "check_codebooks", "residual_nearest_code"]
+__all__ = ["RESIDUAL_NEAREST_CODE", "check_codebooks", "residual_nearest_code", "why_not"]
 
 
 def _fake(z: Tensor, codebooks: Tensor, rotate: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,12 +31,18 @@ def _fake(z: Tensor, codebooks: Tensor, rotate: bool = False) -> tuple[Tensor, T
     )
 
 
+def why_not(z: Tensor, codebooks: Tensor, *_: Any) -> str | None:
+    return other_dtype(KERNEL_DTYPES, input=z, codebooks=codebooks)
+
+
 RESIDUAL_NEAREST_CODE = register(
     "residual_nearest_code",
     "(Tensor z, Tensor codebooks, bool rotate=False) "
     "-> (Tensor z_q, Tensor indices, Tensor commitments)",
     reference=residual_nearest_code_reference,
     fake=_fake,
+    owners={"cpu": "cpu"},
+    why_not=why_not,
     gradient=(setup_context, backward),
 )
 

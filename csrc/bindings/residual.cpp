@@ -1,0 +1,143 @@
+// Residual quantisation on the CPU, on the stable ABI. Schemas:
+// vqvae2_fast/ops/residual_nearest_code, vqvae2_fast/ops/residual_code_statistics.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "../cpu/kernels.h"
+#include "../cpu/residual_statistics.h"
+#include "../cpu/search.h"
+#include "rows.h"
+
+namespace vqvae2_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Elements that a thread takes at a time: enough to pay for waking it.
+constexpr int64_t kElementGrain = 1 << 15;
+
+cpu::Codebooks codebooks_of(const Tensor& codebooks) {
+  return {.first = {codebooks.const_data_ptr(), codebooks.stride(1), codebooks.stride(2),
+                    dtype_of(codebooks)},
+          .stride = codebooks.stride(0),
+          .num_quantizers = codebooks.size(0),
+          .num_codes = codebooks.size(1),
+          .dim = codebooks.size(2)};
+}
+
+bool fits(const Tensor& z, const Tensor& codebooks) {
+  return z.dim() == 2 && codebooks.dim() == 3 && z.size(1) == codebooks.size(2) &&
+         codebooks.size(0) > 0 && codebooks.size(1) > 0;
+}
+
+bool has_indices(const Tensor& z, const Tensor& codebooks, const Tensor& indices) {
+  return indices.dim() == 2 && indices.size(0) == z.size(0) &&
+         indices.size(1) == codebooks.size(0) && indices.scalar_type() == ScalarType::Long;
+}
+
+std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
+                                                             const Tensor& codebooks, bool) {
+  STD_TORCH_CHECK(
+      fits(z, codebooks),
+      "residual_nearest_code: expected z [N, D] and codebooks [Q, K, D] with Q, K >= 1.");
+  const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
+  Tensor z_q = torch::stable::new_empty(z, {num_rows, dim});
+  Tensor indices = torch::stable::new_empty(z, {num_rows, quantizers}, ScalarType::Long);
+  Tensor commitments = torch::stable::new_empty(z, {quantizers}, ScalarType::Float);
+  const cpu::KernelTable& kernels = cpu::kernels();
+  const int64_t blocks = num_rows / kernels.nearest_code.block_rows(dim) + 1;
+  std::vector<double> errors(blocks * quantizers, 0.0);
+  if (num_rows > 0) {
+    cpu::ResidualProblem problem = {};
+    problem.z = rows_of(z);
+    problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
+    problem.z_q = z_q.mutable_data_ptr();
+    problem.block_errors = errors.data();
+    cpu::search_residuals(problem, num_rows, codebooks_of(codebooks), kernels, run_parts);
+  }
+  const double count = static_cast<double>(num_rows > 0 ? num_rows : 1) * static_cast<double>(dim);
+  float* const means = static_cast<float*>(commitments.mutable_data_ptr());
+  for (int64_t q = 0; q < quantizers; ++q) {
+    double total = 0;
+    for (int64_t block = 0; block < blocks; ++block) total += errors[block * quantizers + q];
+    means[q] = static_cast<float>(total / count);
+  }
+  return {z_q, indices, commitments};
+}
+
+Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcommitments,
+                                          const Tensor& z, const Tensor& codebooks,
+                                          const Tensor& indices, bool rotate) {
+  STD_TORCH_CHECK(
+      fits(z, codebooks) && has_indices(z, codebooks, indices) && dz_q.dim() == 2 &&
+          dz_q.size(0) == z.size(0) && dz_q.size(1) == z.size(1) && dcommitments.dim() == 1 &&
+          dcommitments.size(0) == codebooks.size(0) &&
+          dcommitments.scalar_type() == ScalarType::Float,
+      "residual_nearest_code_backward: expected dz_q and z [N, D], dcommitments float32 [Q], "
+      "codebooks [Q, K, D] and indices int64 [N, Q].");
+  const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
+  Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
+  if (num_rows == 0) return dz;
+  const float* const weights = static_cast<const float*>(dcommitments.const_data_ptr());
+  std::vector<float> scales(quantizers);
+  for (int64_t q = 0; q < quantizers; ++q) {
+    const double weight = static_cast<double>(weights[q * dcommitments.stride(0)]);
+    scales[q] =
+        static_cast<float>(2 * weight / (static_cast<double>(num_rows) * static_cast<double>(dim)));
+  }
+  const cpu::ResidualBackward problem = {
+      .dz_q = rows_of(dz_q),
+      .z = rows_of(z),
+      .codebooks = codebooks_of(codebooks),
+      .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
+      .indices_stride_row = indices.stride(0),
+      .indices_stride_col = indices.stride(1),
+      .scales = scales.data(),
+      .rotate = rotate,
+      .dz = dz.mutable_data_ptr()};
+  const cpu::KernelTable& kernels = cpu::kernels();
+  torch::stable::parallel_for(0, num_rows, 1 + kElementGrain / (quantizers * dim + 1),
+                              [&](int64_t begin, int64_t end) {
+                                std::vector<float> memory(5 * dim);
+                                kernels.residual.backward(problem, begin, end, memory.data());
+                              });
+  return dz;
+}
+
+std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const Tensor& codebooks,
+                                                        const Tensor& indices) {
+  STD_TORCH_CHECK(fits(z, codebooks) && has_indices(z, codebooks, indices),
+                  "residual_code_statistics: expected z [N, D], codebooks [Q, K, D] and indices "
+                  "int64 [N, Q].");
+  const int64_t quantizers = codebooks.size(0), num_codes = codebooks.size(1);
+  Tensor counts = torch::stable::new_empty(indices, {quantizers, num_codes});
+  Tensor sums = torch::stable::new_empty(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);
+  const cpu::ResidualStatistics problem = {
+      .z = rows_of(z),
+      .num_rows = z.size(0),
+      .codebooks = codebooks_of(codebooks),
+      .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
+      .indices_stride_row = indices.stride(0),
+      .indices_stride_col = indices.stride(1),
+      .counts = static_cast<int64_t*>(counts.mutable_data_ptr()),
+      .sums = static_cast<float*>(sums.mutable_data_ptr())};
+  const int64_t bad_row = cpu::residual_statistics(problem, cpu::kernels(), run_parts);
+  STD_TORCH_CHECK(bad_row < 0, "residual_code_statistics: expected indices in -1..", num_codes - 1,
+                  ", got another at row ", bad_row, ".");
+  return {counts, sums};
+}
+
+}  // namespace
+}  // namespace vqvae2_fast
+
+STABLE_TORCH_LIBRARY_IMPL(vqvae2_fast, CPU, m) {
+  m.impl("residual_nearest_code", TORCH_BOX(&vqvae2_fast::residual_nearest_code_cpu));
+  m.impl("residual_nearest_code_backward",
+         TORCH_BOX(&vqvae2_fast::residual_nearest_code_backward_cpu));
+  m.impl("residual_code_statistics", TORCH_BOX(&vqvae2_fast::residual_code_statistics_cpu));
+}

@@ -1,0 +1,36 @@
+// Tensors as matrices of rows, and how kernels get torch's threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <functional>
+
+#include "../cpu/rows.h"
+
+namespace vqvae2_fast {
+namespace {
+
+inline cpu::Dtype dtype_of(const torch::stable::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case torch::headeronly::ScalarType::Float:
+      return cpu::Dtype::kFloat32;
+    case torch::headeronly::ScalarType::BFloat16:
+      return cpu::Dtype::kBFloat16;
+    case torch::headeronly::ScalarType::Half:
+      return cpu::Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "vqvae2_fast: expected float32, bfloat16 or float16.");
+  }
+}
+
+inline cpu::Rows rows_of(const torch::stable::Tensor& matrix) {
+  return {matrix.const_data_ptr(), matrix.stride(0), matrix.stride(1), dtype_of(matrix)};
+}
+
+inline void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
+  torch::stable::parallel_for(0, count, 1, part);
+}
+
+}  // namespace
+}  // namespace vqvae2_fast

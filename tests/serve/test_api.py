@@ -94,6 +94,15 @@ def test_what_is_left_out_is_what_the_pipeline_recommends(pipeline, client):
     assert card["request"]["guidance_scale"] == [1.0, 1.0]
 
 
+def test_classes_are_used_in_turn(client, pipeline, pixels):
+    answer = client.post("/v1/images", json={**DRAWING, "label": [2, "none"]}).json()
+    for n, label in enumerate([2, None, 2]):
+        image = answer["images"][n]
+        assert image["card"]["request"]["label"] == label
+        expected = library_images(pipeline, label=label)[n]
+        assert np.array_equal(pixels(image["png"]), expected)
+
+
 def test_known_codes_are_kept(client):
     top = [[3] * 4, [-1] * 4, [5] * 4, [-1] * 4]
     image = client.post("/v1/images", json={"known": [top, None]}).json()["images"][0]

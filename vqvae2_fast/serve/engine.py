@@ -195,8 +195,9 @@ class Engine:
         order = job.order
         labels = None
         if self._pipeline.num_classes:
-            label = self._pipeline.num_classes if order.label is None else order.label
-            labels = torch.full((len(slots),), label)
+            told = [order.label(slot.index) for slot in slots]
+            none = self._pipeline.num_classes
+            labels = torch.tensor([none if label is None else label for label in told])
         known = []
         for prior, maps in zip(
             self._pipeline.priors, order.known or [None] * len(self._levels), strict=True
@@ -260,7 +261,7 @@ class Engine:
                 slot.job.order.settings[level],
                 slot.job.order.samples[slot.index],
                 slot.maps,
-                slot.job.order.label if has_classes else None,
+                slot.job.order.label(slot.index) if has_classes else None,
                 slot.job.order.known[level] if slot.job.order.known else None,
             )
             for slot in slots

@@ -24,12 +24,12 @@ Event = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Order:
-    """Images of one seed, class and settings.
+    """Images of one seed and settings.
 
     Args:
         samples: Their numbers.
         settings: One per level, coarse to fine.
-        label: None for "no class".
+        labels: Used in turn; None for "no class".
         known: Per level int64 `[h, w]`, -1 where a code is to be drawn, or None.
         candidates: Fillings of the unknown codes to choose from, see `fill`.
         rows: Whether the client wants to see rows as they are drawn.
@@ -38,11 +38,15 @@ class Order:
 
     samples: range
     settings: tuple[DrawSettings, ...]
-    label: int | None = None
+    labels: tuple[int | None, ...] = (None,)
     known: tuple[Tensor | None, ...] = ()
     candidates: int = 1
     rows: bool = False
     previews: bool = False
+
+    def label(self, index: int) -> int | None:
+        """The label of the image at this place."""
+        return self.labels[index % len(self.labels)]
 
 
 @dataclass(eq=False)

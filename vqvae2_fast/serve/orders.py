@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,10 +89,11 @@ class Desk:
                 "candidates", f"at most {self.limits.candidates}", candidates, "Take fewer."
             )
         samples = range(request.first_sample, request.first_sample + request.count)
+        given = request.label if isinstance(request.label, list) else [request.label]
         return Order(
             samples,
             self.settings(request),
-            self.label(request.label),
+            tuple(map(self.label, given)),
             known,
             candidates=candidates,
             rows=request.stream,
@@ -213,10 +213,9 @@ class Desk:
 
     def card(self, order: Order, sample: int) -> dict[str, Any]:
         """All that one image of an order depends on."""
-        own = replace(order, samples=range(sample, sample + 1))
-        settings = own.settings
+        settings = order.settings
         request: dict[str, Any] = {
-            "label": own.label,
+            "label": order.label(sample - order.samples.start),
             "seed": settings[0].seed,
             "first_sample": sample,
             "temperature": [level.temperature for level in settings],
@@ -224,10 +223,10 @@ class Desk:
             "top_p": [level.top_p or 1.0 for level in settings],
             "guidance_scale": [level.guidance_scale for level in settings],
         }
-        if own.candidates > 1:
-            request["candidates"] = own.candidates
-        if any(maps is not None for maps in own.known):
-            request["known"] = [None if maps is None else maps.tolist() for maps in own.known]
+        if order.candidates > 1:
+            request["candidates"] = order.candidates
+        if any(maps is not None for maps in order.known):
+            request["known"] = [None if maps is None else maps.tolist() for maps in order.known]
         return {
             "endpoint": "/v1/images",
             "request": request,

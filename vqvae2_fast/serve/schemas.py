@@ -25,6 +25,7 @@ Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Label = int | str | None
 Map = list[list[Annotated[int, Field(ge=-1, le=2**31 - 1)]]]
 Mask = list[list[bool]]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
@@ -38,10 +39,10 @@ class DrawRequest(_Model):
     """How to draw. What is left out is what the pipeline recommends."""
 
     count: int = Field(1, ge=1, description="How many images; the server's limit is in /v1/info.")
-    label: int | str | None = Field(
+    label: Label | Annotated[list[Label], Field(min_length=1, max_length=4096)] = Field(
         None,
         description="The class: its number, its name or the beginning of one; null or `none` draws "
-        "without a class.",
+        "without a class. The classes of a list are used in turn.",
         examples=["food"],
     )
     seed: int = Field(

@@ -1,0 +1,64 @@
+// Requests to the server, and its answers as they come.
+
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+
+export class Refused extends Error {
+  constructor({ field, expected, remedy }) {
+    super(remedy ? `${expected} ${remedy}` : expected);
+    this.field = field;
+  }
+}
+
+async function send(path, options = {}) {
+  const headers = { ...options.headers };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused({ field: "", expected: "The server does not answer.", remedy: "Is it still running?" });
+  }
+  if (!answer.ok) {
+    const body = await answer.json().catch(() => null);
+    throw new Refused(body?.error ?? { field: "", expected: `The server answered ${answer.status}.`, remedy: "" });
+  }
+  return answer;
+}
+
+export const get = async (path) => (await send(path)).json();
+
+const posted = (body, signal) => ({
+  method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal,
+});
+
+export const post = async (path, body) => (await send(path, posted(body))).json();
+
+export const encode = async (file, label) => {
+  const query = label === null ? "" : `?label=${label}`;
+  const headers = { "Content-Type": "application/octet-stream" };
+  return (await send(`v1/encode${query}`, { method: "POST", body: file, headers })).json();
+};
+
+// The server-sent events of a request, as [name, content].
+export async function* stream(path, body, signal) {
+  const answer = await send(path, posted({ ...body, stream: true }, signal));
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const [event, data] = block.split("\n");
+      yield [event.slice("event: ".length), JSON.parse(data.slice("data: ".length))];
+    }
+  }
+}
+
+export async function bitmap(png) {
+  const bytes = Uint8Array.from(atob(png), (c) => c.charCodeAt(0));
+  return createImageBitmap(new Blob([bytes], { type: "image/png" }));
+}

@@ -1,0 +1,134 @@
+// The form: class, number, seed, and the settings of each level; and errors beside their controls.
+
+export const $ = (id) => document.getElementById(id);
+
+export function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+const perLevel = (value, level, otherwise) => (Array.isArray(value) ? value[level] : value) ?? otherwise;
+const title = (name) => name[0].toUpperCase() + name.slice(1);
+
+export class Controls {
+  constructor(info, changed) {
+    this.info = info;
+    this.levels = info.levels.map((level) => this.addLevel(level));
+    const { classes } = info;
+    $("label").append(...classes.map((name, n) => element("option", { value: n, textContent: name })));
+    $("label").prepend(element("option", { value: "all", textContent: "each in turn", selected: true }));
+    $("label").append(element("option", { value: "", textContent: "no class" }));
+    if (classes.length) $("count").value = Math.min(16, info.limits.count, Math.max(8, classes.length));
+    for (const hidden of [$("label").parentElement, $("guidance-row")]) hidden.hidden = !classes.length;
+    $("count").max = info.limits.count;
+    $("candidates").max = info.limits.candidates;
+    this.recommend();
+    $("recommended").onclick = () => { this.recommend(); changed(); };
+    $("guidance").oninput = () => {
+      for (const level of this.levels) level.guidance_scale.value = $("guidance").value;
+      this.show();
+    };
+    const settings = this.levels.flatMap(Object.values);
+    for (const input of settings) input.addEventListener("input", () => this.show());
+    for (const input of [...settings, $("guidance"), $("label")]) input.addEventListener("input", changed);
+  }
+
+  addLevel({ name, codes }) {
+    const number = (field, label, options) => {
+      const input = element("input", { type: "number", ...options });
+      input.setAttribute("aria-label", `${label}, ${name}`);
+      const box = element("label", {}, label, input);
+      box.dataset.field = `${field}.${this.info.levels.findIndex((l) => l.name === name)}`;
+      return [input, box];
+    };
+    const temperature = element("input", { type: "range", min: 0, max: 1.5, step: 0.05 });
+    const output = element("output");
+    const slider = element("label", { className: "slider" }, element("span", {}, "Temperature", output), temperature);
+    const [top_k, boxK] = number("top_k", "Top-k", { min: 0, max: codes, step: 1, placeholder: "all" });
+    const [top_p, boxP] = number("top_p", "Top-p", { min: 0.01, max: 1, step: 0.01 });
+    const [guidance_scale, boxG] = number("guidance_scale", "Guidance", { min: -5, max: 20, step: 0.1 });
+    boxG.hidden = !this.info.classes.length;
+    $("levels").append(element("fieldset", {}, element("legend", { textContent: `${title(name)} level` }), slider,
+      element("div", { className: "row" }, boxK, boxP, boxG)));
+    temperature.output = output;
+    return { temperature, top_k, top_p, guidance_scale };
+  }
+
+  recommend() {
+    this.set({ temperature: 1, top_k: 0, top_p: 1, guidance_scale: 1, ...this.info.recommended });
+  }
+
+  // Shows settings: those recommended, or those of a card.
+  set({ temperature, top_k, top_p, guidance_scale }) {
+    this.levels.forEach((level, n) => {
+      level.temperature.value = perLevel(temperature, n, 1);
+      level.top_k.value = perLevel(top_k, n, 0) || "";
+      level.top_p.value = perLevel(top_p, n, 1);
+      level.guidance_scale.value = perLevel(guidance_scale, n, 1);
+    });
+    $("guidance").value = this.levels[0].guidance_scale.value;
+    this.show();
+  }
+
+  show() {
+    for (const level of this.levels) level.temperature.output.textContent = Number(level.temperature.value).toFixed(2);
+    const scales = [...new Set(this.levels.map((level) => Number(level.guidance_scale.value)))];
+    $("guidance-value").textContent = scales.map((s) => s.toFixed(1)).join(" and ");
+  }
+
+  // A class, null for none, or a list of all.
+  get label() {
+    const { value } = $("label");
+    if (value === "all" && this.info.classes.length) return this.info.classes.map((_, n) => n);
+    return value === "" || value === "all" ? null : Number(value);
+  }
+
+  set label(label) {
+    $("label").value = Array.isArray(label) ? "all" : label ?? "";
+  }
+
+  get pace() {
+    return Number($("pace").value);
+  }
+
+  // A request's settings, count and seed. Numbers that are no numbers are sent as null.
+  request() {
+    const each = (name, empty) => this.levels.map((level) => (level[name].value === "" ? empty : Number(level[name].value)));
+    const request = {
+      label: this.label,
+      count: Number($("count").value),
+      seed: Number($("seed").value),
+      temperature: each("temperature", 1),
+      top_k: each("top_k", 0),
+      top_p: each("top_p", 1),
+      previews: this.pace > 0,
+    };
+    if (this.info.classes.length) request.guidance_scale = each("guidance_scale", 1);
+    return request;
+  }
+}
+
+export function say(text) {
+  $("status").textContent = text;
+}
+
+export function clearErrors() {
+  for (const shown of document.querySelectorAll(".error")) shown.remove();
+}
+
+// Shows an error beside the control of its field, or where the status is.
+export function showError(error) {
+  if (error.name === "AbortError") return;
+  const message = element("p", { className: "error", textContent: error.message });
+  message.setAttribute("role", "alert");
+  const field = error.field ?? "";
+  const names = [field, field.split(".")[0], /image|source/.test(field) ? "image" : "-"];
+  const places = names.map((name) => document.querySelector(`[data-field="${CSS.escape(name)}"]`));
+  const place = places.find((found) => found && !found.hidden);
+  if (!place) $("status").after(message);
+  else if (place.tagName === "P") place.append(message);
+  else place.after(message);
+  say("");
+  if (error.field === undefined) console.error(error);
+}

@@ -9,7 +9,13 @@ from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
+from vqvae2_fast.modules.binary import BSQ, LFQ
+from vqvae2_fast.modules.fsq import FSQ
+from vqvae2_fast.modules.grouped import GroupedResidualVQ
+from vqvae2_fast.modules.learnt_codes import SimVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_fsq import ResidualFSQ
+from vqvae2_fast.modules.residual_vq import ResidualVQ
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import (
     Pipeline,
@@ -24,11 +30,18 @@ from vqvae2_fast.training.preset import Preset
 __version__ = "0.1.0"
 
 __all__ = [
+    "BSQ",
+    "FSQ",
+    "LFQ",
     "VQVAE2",
+    "GroupedResidualVQ",
     "Pipeline",
     "PixelSNAIL",
     "PixelSNAILConfig",
     "Preset",
+    "ResidualFSQ",
+    "ResidualVQ",
+    "SimVQ",
     "VQVAE2Config",
     "VQVAE2Output",
     "VectorQuantizerEMA",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vqvae2_fast.models.prior import PriorConfig
+from vqvae2_fast.modules.level_quantizer import check_quantizer, codebook_numbers
 
 __all__ = [
     "PixelSNAILConfig",
@@ -58,6 +59,13 @@ class VQVAE2Config:
             https://arxiv.org/abs/2410.06424.
         seed: Seed of the codebooks' start and restarts.
         quantize_after: Optimiser steps before the codebooks start; until then nothing is quantised.
+            Quantisers without moving averages begin at once.
+        quantizer: The quantiser of all levels, or one for each level, coarse to fine; each gives K
+            codes. "ema", "cosine", "gradient", "simvq", "lfq" and "bsq" take any K (the last two a
+            power of two). The others name their parts, whose product is K: "fsq:8,8,8" (levels),
+            "residual:16,32" (codes of each quantiser), "grouped:2:4,4" (groups, codes),
+            "heads:2:16" (heads, codes), "residual-fsq:2:5,5" (quantisers, levels); a code is then
+            the joint code of the parts. See docs/quantizers.md.
     """
 
     image_size: tuple[int, int] = (256, 256)
@@ -78,6 +86,7 @@ class VQVAE2Config:
     seed: int = 0
     quantize_after: int = 0
     rectified_skip: bool = False
+    quantizer: tuple[str, ...] = ("ema",)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.strides) <= 4:
@@ -108,9 +117,25 @@ class VQVAE2Config:
                 f"in both directions, got {self.image_size}."
             )
 
+        if len(self.quantizer) not in (1, self.num_levels):
+            raise ValueError(
+                f"VQVAE2Config: quantizer must name one quantiser, or one for each of the "
+                f"{self.num_levels} levels, got {self.quantizer}."
+            )
+        for quantizer in self.quantizer:
+            try:
+                check_quantizer(quantizer, self.num_embeddings, self.embedding_dim)
+            except ValueError as error:
+                raise ValueError(f"VQVAE2Config: {error}") from None
+
     @property
     def num_levels(self) -> int:
         return len(self.strides)
+
+    @property
+    def quantizers(self) -> tuple[str, ...]:
+        """The quantiser of each level, coarse to fine."""
+        return self.quantizer * (self.num_levels // len(self.quantizer))
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -125,7 +150,8 @@ class VQVAE2Config:
     def at_least(self) -> tuple[int, int]:
         """How many tensors and numbers the weights have at least; see `PriorConfig.at_least`."""
         tensors = self.num_residual_blocks + sum(stride.bit_length() for stride in self.strides)
-        return tensors, self.num_embeddings * self.embedding_dim
+        sizes = self.num_embeddings, self.embedding_dim
+        return tensors, max(codebook_numbers(name, *sizes) for name in self.quantizers)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
+from vqvae2_fast.modules.level_quantizer import make_quantizer
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops._checks import dtype_name
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vqvae2_fast.models.configs import VQVAE2Config
+    from vqvae2_fast.modules.quantizer_interface import Quantizer
     from vqvae2_fast.ops._batch_part import BatchPart
 
 __all__ = ["VQVAE2", "VQVAE2Output"]
@@ -43,8 +45,8 @@ class VQVAE2Output:
     Args:
         reconstruction: `[B, C, H, W]`, not clamped.
         codes: int64, `[B, h, w]` for each level.
-        losses: float32, 0-d, differentiable: commitment_cost × commitment of each level by the
-            level's name, and their sum as "commitment".
+        losses: float32, 0-d, differentiable: the quantiser's loss of each level by the level's name
+            (of "ema" commitment_cost × commitment), and their sum as "commitment".
         perplexity: float32, 0-d, for each level: that of this process's batch.
     """
 
@@ -103,7 +105,8 @@ class VQVAE2(nn.Module):
             PlainConv2d(hidden + (dim if level else 0), dim, 1) for level in range(levels)
         )
         self.quantizers = nn.ModuleList(
-            VectorQuantizerEMA(
+            make_quantizer(
+                config.quantizers[level],
                 config.num_embeddings,
                 dim,
                 commitment_cost=config.commitment_cost,
@@ -149,7 +152,7 @@ class VQVAE2(nn.Module):
         features = self._encode_features(images)
         context: Tensor | None = None
         codes, losses, perplexity = [], {}, []
-        for level, quantizer in enumerate(self._codebooks()):
+        for level, quantizer in enumerate(self._levels()):
             z = self._vectors(level, features[level], context)
             z_q, indices, loss = quantizer(z)
             context = self._extended(level, context, z_q)
@@ -169,7 +172,7 @@ class VQVAE2(nn.Module):
         features = self._encode_features(images)
         context: Tensor | None = None
         codes = []
-        for level, quantizer in enumerate(self._codebooks()):
+        for level, quantizer in enumerate(self._levels()):
             z = self._vectors(level, features[level], context)
             indices = quantizer.encode(z)
             context = self._extended(level, context, quantizer.lookup(indices).to(z.dtype))
@@ -189,7 +192,7 @@ class VQVAE2(nn.Module):
         """
         self._check_codes(codes)
         context: Tensor | None = None
-        for level, quantizer in enumerate(self._codebooks()):
+        for level, quantizer in enumerate(self._levels()):
             context = self._extended(level, context, quantizer.lookup(codes[level]))
         return self.decoder(context)
 
@@ -200,8 +203,10 @@ class VQVAE2(nn.Module):
         In its place stands the mean of the level's codes.
         """
         context: Tensor | None = None
-        for level, quantizer in enumerate(self._codebooks()):
-            every = quantizer.lookup(torch.arange(quantizer.num_embeddings, device=codes[0].device))
+        for level, quantizer in enumerate(self._levels()):
+            every = quantizer.lookup(
+                torch.arange(self.config.num_embeddings, device=codes[0].device)
+            )
             known = codes[level] >= 0
             vectors = quantizer.lookup(codes[level].clamp(min=0))
             vectors = torch.where(known[..., None], vectors, every.mean(0))
@@ -222,7 +227,7 @@ class VQVAE2(nn.Module):
         Call it after backward, which needs the codes of the forward.
         """
         self._watches_updates = False
-        update_codebooks_(list(self._codebooks()))
+        update_codebooks_(self._averaged_codebooks())
 
     @torch.no_grad()
     def start_codebooks_(self, batches: Sequence[Tensor], parts: Sequence[BatchPart]) -> None:
@@ -235,7 +240,7 @@ class VQVAE2(nn.Module):
             batches: This process's images of each micro-batch, `[B, C, H, W]`.
             parts: Where they stand in the batch of the step.
         """
-        for level, quantizer in enumerate(self._codebooks()):
+        for level, quantizer in enumerate(self._levels()):
             if quantizer.must_start():
                 vectors = [self._vectors_of(images, level) for images in batches]
                 quantizer.start_(vectors, list(parts))
@@ -244,21 +249,25 @@ class VQVAE2(nn.Module):
         """What a level quantises, `[B, h, w, D]`, all coarser ones quantised."""
         features = self._encode_features(images)
         context: Tensor | None = None
-        for coarser, quantizer in zip(range(level), self._codebooks(), strict=False):
+        for coarser, quantizer in zip(range(level), self._levels(), strict=False):
             z = self._vectors(coarser, features[coarser], context)
             z_q = quantizer.lookup(quantizer.encode(z)).to(z.dtype)
             context = self._extended(coarser, context, z_q)
         return self._vectors(level, features[level], context)
 
-    def _codebooks(self) -> Iterable[VectorQuantizerEMA]:
+    def _levels(self) -> Iterable[Quantizer]:
         """The quantisers by their type, coarse to fine."""
-        return cast("Iterable[VectorQuantizerEMA]", self.quantizers)
+        return cast("Iterable[Quantizer]", self.quantizers)
+
+    def _averaged_codebooks(self) -> list[VectorQuantizerEMA]:
+        """The codebooks that follow their vectors by moving averages, of all levels."""
+        return [part for part in self.quantizers.modules() if isinstance(part, VectorQuantizerEMA)]
 
     def _notice_forgotten_updates(self) -> None:
         """Warn once if the weights took ten optimiser steps while no codebook was updated."""
         if torch.compiler.is_compiling() or not self._watches_updates:
             return
-        codebooks = list(self._codebooks())
+        codebooks = self._averaged_codebooks()
         if not torch.is_grad_enabled() or not any(codebook.training for codebook in codebooks):
             return
         # An optimiser writes the weights in place, which their version counters show.

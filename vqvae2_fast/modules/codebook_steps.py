@@ -32,7 +32,13 @@ from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, read
 if TYPE_CHECKING:
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 
-__all__ = ["move_codebook_", "packed_statistics", "start_codebook_", "update_codebooks_"]
+__all__ = [
+    "move_codebook_",
+    "packed_statistics",
+    "start_codebook_",
+    "start_residual_codebooks_",
+    "update_codebooks_",
+]
 
 
 @outside_graphs(
@@ -75,6 +81,52 @@ def start_codebook_(
     cluster_size.fill_(first_count)
     initialised.fill_(True)
     settled.fill_(True)
+
+
+@outside_graphs(
+    "(Tensor z, Tensor(a!)[] codebooks, Tensor(b!)[] cluster_sizes, Tensor(c!)[] embed_avgs, "
+    "Tensor(d!)[] initialised, Tensor(e!)[] settled, *, float first_count, int seed, "
+    "int[] streams) -> ()",
+    fake=lambda *_, **__: None,
+)
+@torch.no_grad()
+def start_residual_codebooks_(
+    z: Tensor,
+    codebooks: list[Tensor],
+    cluster_sizes: list[Tensor],
+    embed_avgs: list[Tensor],
+    initialised: list[Tensor],
+    settled: list[Tensor],
+    *,
+    first_count: float,
+    seed: int,
+    streams: list[int],
+) -> None:
+    """`start_codebook_` of several codebooks, each on what the ones before leave over.
+
+    Args:
+        z: Vectors of this process, `[N, D]`.
+    """
+    if all(map(has_started, initialised, settled)):
+        return
+    residual = z.to(torch.promote_types(z.dtype, torch.float32))
+    each = zip(codebooks, cluster_sizes, embed_avgs, initialised, settled, streams, strict=True)
+    for codebook, cluster_size, embed_avg, flag, flag_on_host, stream in each:
+        start_codebook_(
+            [residual],
+            [],
+            -1,
+            codebook,
+            cluster_size,
+            embed_avg,
+            flag,
+            flag_on_host,
+            first_count=first_count,
+            cosine=False,
+            seed=seed,
+            stream=stream,
+        )
+        residual = residual - codebook[ops.nearest_code(residual, codebook)[0]]
 
 
 def packed_statistics(

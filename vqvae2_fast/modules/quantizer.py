@@ -21,19 +21,20 @@ from vqvae2_fast.modules.codebook import (
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
 from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, reading_waits
 from vqvae2_fast.modules.quantizer_arguments import check_arguments
+from vqvae2_fast.modules.quantizer_interface import Quantizer, perplexity_of
 from vqvae2_fast.ops._batch_part import BatchPart, present_part
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._rotation import rotate_gradient
 
-__all__ = ["VectorQuantizerEMA"]
+__all__ = ["VectorQuantizerEMA", "inside_backward"]
 
 
-def _inside_backward() -> bool:
+def inside_backward() -> bool:
     """Whether autograd is running backward: then this forward is a checkpoint's recomputation."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class VectorQuantizerEMA(nn.Module):
+class VectorQuantizerEMA(Quantizer):
     """Nearest code of each vector, with a codebook that is learnt without gradients.
 
     In training mode a forward adds the counts and sums of its codes to pending statistics. An
@@ -199,25 +200,69 @@ class VectorQuantizerEMA(nn.Module):
                 f"got {list(z.shape)}."
             )
         with without_autocast(z.device):
-            recomputing = self.training and _inside_backward()
-            learning = self.training and not recomputing
             z = self._on_sphere(z)
-            if self.training and self._waits():
+            if self.waits():
                 indices = torch.zeros(z.shape[:-1], dtype=torch.int64, device=z.device)
                 return z, indices, z.new_zeros((), dtype=torch.float32)
-            if learning:
-                self._prepare(z)
-            z_q, indices, commitment = ops.vector_quantize(z, self._codebook_to_use(recomputing))
+            z_q, indices, commitment = ops.vector_quantize(z, self.codebook_for_(z))
             if self.gradient == "rotation":
                 z_q = rotate_gradient(z, z_q)
-            if learning:
-                self._accumulate(z, indices)
-            elif not recomputing:
-                counts = self.codebook.new_zeros(self.num_embeddings)
-                flat = indices.flatten()
-                counts.index_add_(0, flat, torch.ones_like(flat, dtype=counts.dtype))
-                self.perplexity = perplexity(counts)
+            self.take_(z, indices)
             return z_q, indices, self.commitment_cost * commitment
+
+    def waits(self) -> bool:
+        """Whether a training forward quantises nothing yet: see `quantize_after`."""
+        return self.training and self._waits()
+
+    @torch.no_grad()
+    def codebook_for_(self, z: Tensor) -> Tensor:
+        """The codes `[K, D]` that a forward compares z with; in training k-means may start them.
+
+        With `take_` this is what a forward does besides the search, for modules that search in
+        another way.
+        """
+        if not self.training:
+            return self.codebook
+        recomputing = inside_backward()
+        if not recomputing:
+            self._prepare(z)
+        # With update "forward" the update comes before backward, but backward and a checkpoint's
+        # recomputation need the codes that the forward used.
+        if self.update == "step":
+            return self.codebook
+        if not recomputing or self._lookup_codebook is None:
+            self._lookup_codebook = self.codebook.clone()
+        return self._lookup_codebook
+
+    @torch.no_grad()
+    def take_(self, z: Tensor, indices: Tensor) -> None:
+        """Note the codes of a forward; in training they enter the pending statistics.
+
+        Args:
+            z: `[..., D]`, as it was searched with.
+            indices: int64 `[...]`.
+        """
+        if not self.training:
+            self.perplexity = perplexity_of(indices, self.num_embeddings)
+        elif not inside_backward():
+            self.learn_(z, *ops.code_statistics(z, indices, self.num_embeddings))
+
+    @torch.no_grad()
+    def learn_(self, z: Tensor, counts: Tensor, sums: Tensor) -> None:
+        """Add `ops.code_statistics` of a forward's vectors z `[..., D]` to the pending ones."""
+        self.perplexity = perplexity(counts)
+        self.pending_counts += counts
+        self.pending_sums += sums
+        if self.restart:
+            # They are kept until the update, where the numbers of rows of all processes are known.
+            rows, part = z.detach().reshape(-1, self.embedding_dim), present_part()  # [N, D]
+            if part is None:
+                self._rows, self._firsts, self._total = [rows], [], -1
+            else:
+                firsts, self._total = _rows_of([z], [part])
+                self._rows, self._firsts = [*self._rows, rows], [*self._firsts, *firsts]
+        if self.update == "forward":
+            self.update_codebook_()
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
@@ -355,6 +400,12 @@ class VectorQuantizerEMA(nn.Module):
         firsts, total = _rows_of(vectors, parts)
         self._start_from(vectors, firsts, total)
 
+    @property
+    def settled(self) -> Tensor:
+        """Whether the host knows that the codebook has started: bool, 0-d, on the CPU."""
+        self._start.sees_another(self.initialised)
+        return self._start.settled
+
     def must_start(self) -> bool:
         """Whether the next training forward starts the codebook by k-means."""
         return not self._waits() and not has_started(self.initialised, self._start.settled)
@@ -374,32 +425,6 @@ class VectorQuantizerEMA(nn.Module):
             seed=self.seed,
             stream=self.stream,
         )
-
-    def _codebook_to_use(self, recomputing: bool) -> Tensor:
-        if not self.training or self.update == "step":
-            return self.codebook
-        # The update comes before backward, but backward and a checkpoint's recomputation need the
-        # codes that the forward used.
-        if not recomputing or self._lookup_codebook is None:
-            self._lookup_codebook = self.codebook.clone()
-        return self._lookup_codebook
-
-    @torch.no_grad()
-    def _accumulate(self, z: Tensor, indices: Tensor) -> None:
-        counts, sums = ops.code_statistics(z, indices, self.num_embeddings)
-        self.perplexity = perplexity(counts)
-        self.pending_counts += counts
-        self.pending_sums += sums
-        if self.restart:
-            # They are kept until the update, where the numbers of rows of all processes are known.
-            rows, part = z.detach().reshape(-1, self.embedding_dim), present_part()  # [N, D]
-            if part is None:
-                self._rows, self._firsts, self._total = [rows], [], -1
-            else:
-                firsts, self._total = _rows_of([z], [part])
-                self._rows, self._firsts = [*self._rows, rows], [*self._firsts, *firsts]
-        if self.update == "forward":
-            self.update_codebook_()
 
 
 def _rows_of(vectors: list[Tensor], parts: list[BatchPart]) -> tuple[list[int], int]:

@@ -52,8 +52,9 @@ class Pipeline:
             is given.
 
     Raises:
-        ValueError: A prior whose condition sizes are not the sizes of the levels before it, another
-            number of names than classes, or an unknown recommended setting.
+        ValueError: A prior of another K than the VQ-VAE's, or whose condition sizes are not the
+            sizes of the levels before it, another number of names than classes, or an unknown
+            recommended setting.
     """
 
     vqvae: Decoder
@@ -71,9 +72,8 @@ class Pipeline:
         for level, prior in enumerate(self.priors):
             interface = interface_of(prior)
             sizes.append(interface.size)
-            check_prior_fits(
-                f"Pipeline: priors[{level}]", interface, interface.num_embeddings, sizes
-            )
+            config = getattr(self.vqvae, "config", interface)
+            check_prior_fits(f"Pipeline: priors[{level}]", interface, config.num_embeddings, sizes)
         if self.num_classes and len(self.class_names) not in (0, self.num_classes):
             raise ValueError(
                 f"Pipeline: expected class_names of {self.num_classes} names, one per class, got "

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.models.vqvae2 import VQVAE2
-    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+    from vqvae2_fast.modules.quantizer_interface import Quantizer
 
 __all__ = ["described_codebooks"]
 
@@ -26,21 +26,24 @@ def described_codebooks(vqvae: VQVAE2) -> list[dict[str, Any]]:
 
     - `palette`: a colour per code, "#rrggbb": its first three principal coordinates as lightness
       and two opponent colours, so that similar codes look alike;
-    - `use`: the share of each code in training;
+    - `use`: the share of each code in training; equal where a quantiser keeps no counts;
     - `neighbours`: for each code the nearest others, the nearest first;
     - `patches`: a PNG of what each code decodes to where it fills its map, in rows of `columns`
       squares of `side` pixels; the other levels hold their most frequent code.
     """
-    quantizers = [cast("VectorQuantizerEMA", quantizer) for quantizer in vqvae.quantizers]
-    frequent = [int(quantizer.cluster_size.argmax()) for quantizer in quantizers]
+    quantizers = [cast("Quantizer", quantizer) for quantizer in vqvae.quantizers]
+    every = torch.arange(vqvae.config.num_embeddings, device=device_of(vqvae))
+    equal = torch.ones_like(every, dtype=torch.float32)
+    counts = [getattr(quantizer, "cluster_size", equal) for quantizer in quantizers]
+    frequent = [int(count.argmax()) for count in counts]
     described = []
     for level, quantizer in enumerate(quantizers):
-        codebook = quantizer.codebook.float()
+        codebook = quantizer.lookup(every).float()
         patches = _patches(vqvae, level, frequent)
         distances = torch.cdist(codebook, codebook)
         distances.fill_diagonal_(torch.inf)
         nearest = distances.topk(min(_NEIGHBOURS, len(codebook) - 1), largest=False).indices
-        use = quantizer.cluster_size / quantizer.cluster_size.sum()
+        use = counts[level] / counts[level].sum()
         described.append(
             {
                 "palette": _palette(codebook, use, patches.mean((1, 2, 3))),

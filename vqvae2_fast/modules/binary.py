@@ -1,0 +1,214 @@
+"""Quantisers whose codes are signs: lookup-free and binary spherical quantisation.
+
+Sizes: N vectors, d bits, K = 2^d codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.binary_entropy import entropy_of, entropy_of_bits, mean_of_codes
+from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
+from vqvae2_fast.modules.fsq import projections, wide
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+
+__all__ = ["BSQ", "LFQ", "bits_of", "signs"]
+
+_LARGEST_LFQ = 2**18
+
+
+def signs(z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """±scale by the signs of z `[..., d]`, 0 counting as negative, and the index int64 `[...]`.
+
+    The first number is the highest bit of the index.
+    """
+    positive = z > 0
+    places = 2 ** torch.arange(z.shape[-1] - 1, -1, -1, device=z.device)
+    values = torch.where(positive, scale, -scale).to(z.dtype)
+    return values, (positive * places).sum(-1)
+
+
+def bits_of(indices: Tensor, num_bits: int) -> Tensor:
+    """The bits of indices int64 `[...]`, the highest first: bool `[..., d]`."""
+    places = 2 ** torch.arange(num_bits - 1, -1, -1, device=indices.device)
+    return (indices[..., None] & places) != 0
+
+
+def _mean_over_processes(share: Tensor) -> Tensor:
+    """The mean of all processes' values, with this process's part of the gradient.
+
+    DistributedDataParallel averages gradients, so each process gives its own part once.
+    """
+    if not is_distributed():
+        return share
+    total = share.detach().clone()
+    all_reduce_(total)
+    mean = total / torch.distributed.get_world_size()
+    return mean + (share - share.detach())
+
+
+class _Signs(Quantizer):
+    """What LFQ and BSQ share: signs of d numbers with a straight-through gradient."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None,
+        commitment_cost: float,
+        entropy_weight: float,
+        diversity: float,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        bits = num_embeddings.bit_length() - 1
+        if num_embeddings < 2 or num_embeddings != 1 << bits:
+            raise ValueError(
+                f"{name}: expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
+                f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
+            )
+        if temperature <= 0:
+            raise ValueError(f"{name}: expected temperature > 0, got {temperature}.")
+        self.num_embeddings = num_embeddings
+        self.num_bits = bits
+        self.embedding_dim = bits if embedding_dim is None else embedding_dim
+        self.commitment_cost = commitment_cost
+        self.entropy_weight = entropy_weight
+        self.diversity = diversity
+        self.temperature = temperature
+        self.project_in, self.project_out = projections(self.embedding_dim, bits)
+        self.perplexity = torch.ones(())
+
+    scale: float
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, embedding_dim={self.embedding_dim}"
+
+    def _numbers(self, z: Tensor) -> Tensor:
+        """The d numbers whose signs are the code, `[..., d]`."""
+        numbers: Tensor = self.project_in(wide(z))
+        return numbers
+
+    def _entropy_of_use(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors.
+
+        Args:
+            z: `[..., D]`, floating; computed in float32, or in float64 if it is.
+
+        Returns:
+            z_q: `[..., D]`, z's dtype, straight-through.
+            indices: int64 `[...]`, below K; the first number's sign is the highest bit.
+            loss: float32, 0-d: commitment_cost × mean((u − code)²) of the d numbers u and, in
+                training, entropy_weight × (mean H(code | u) − diversity × H(code)), in nats.
+
+        Raises:
+            ValueError, TypeError: The last size of z is not D, or z is not floating.
+        """
+        check_vectors(type(self).__name__, z, self.embedding_dim)
+        with without_autocast(z.device):
+            numbers = self._numbers(z)
+            values, indices = signs(numbers.detach(), self.scale)
+            z_q = self.project_out(values + (numbers - numbers.detach())).to(z.dtype)
+            loss = self.commitment_cost * F.mse_loss(numbers, values)
+            if self.training and self.entropy_weight and numbers.numel():
+                logits = numbers.reshape(-1, self.num_bits) * (4 * self.scale / self.temperature)
+                certain = entropy_of_bits(logits).mean()
+                entropies = certain - self.diversity * self._entropy_of_use(logits)
+                loss = loss + self.entropy_weight * entropies
+        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        return z_q, indices, loss.float()
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        check_vectors(type(self).__name__, z, self.embedding_dim)
+        with without_autocast(z.device):
+            return signs(self._numbers(z), self.scale)[1]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        weight = getattr(self.project_out, "weight", None)
+        dtype = torch.float32 if weight is None else weight.dtype
+        values = torch.where(bits_of(indices, self.num_bits), self.scale, -self.scale).to(dtype)
+        codes: Tensor = self.project_out(values)
+        return codes
+
+
+class LFQ(_Signs):
+    """Lookup-free quantisation: a code is the signs of d = log₂K numbers, eqs. 3 to 5 of
+    https://arxiv.org/abs/2310.05737.
+
+    An entropy loss makes each code certain and all codes used. Its distribution over all K codes is
+    computed exactly, by factors (`binary_entropy`).
+
+    Args:
+        num_embeddings: K, a power of two, at most 2¹⁸: the entropy of use needs K numbers. BSQ
+            takes more.
+        embedding_dim: D; linear layers lead to the d numbers and back where it is not d. None is d.
+        commitment_cost: Weight of mean((u − sg[code])²).
+        entropy_weight: Weight of the entropy loss.
+        diversity: Weight, inside it, of the entropy of the codes' use.
+        temperature: τ of the soft codes, softmax(−‖u − c‖²/τ).
+
+    Note:
+        In a process group the use of codes is that of all processes.
+    """
+
+    scale = 1.0
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None = None,
+        commitment_cost: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        if num_embeddings > _LARGEST_LFQ:
+            raise ValueError(
+                f"LFQ: expected num_embeddings <= {_LARGEST_LFQ}, got {num_embeddings}: use BSQ."
+            )
+        super().__init__(
+            num_embeddings, embedding_dim, commitment_cost, entropy_weight, diversity, temperature
+        )
+
+    def _entropy_of_use(self, logits: Tensor) -> Tensor:
+        return entropy_of(_mean_over_processes(mean_of_codes(logits))).sum()
+
+
+class BSQ(_Signs):
+    """Binary spherical quantisation: LFQ on the unit sphere, https://arxiv.org/abs/2406.07548.
+
+    u = z/‖z‖ and the code is sign(u)/√d, so their distance is bounded. The entropy of use is taken
+    bit by bit, as if bits were independent (section 3.2 there): its cost does not grow with K.
+
+    Args:
+        num_embeddings: K, a power of two, at most 2⁶².
+        embedding_dim, commitment_cost, entropy_weight, diversity, temperature: As of `LFQ`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int | None = None,
+        commitment_cost: float = 0.25,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        temperature: float = 0.01,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, commitment_cost, entropy_weight, diversity, temperature
+        )
+        self.scale = self.num_bits**-0.5
+
+    def _numbers(self, z: Tensor) -> Tensor:
+        return F.normalize(super()._numbers(z), dim=-1)
+
+    def _entropy_of_use(self, logits: Tensor) -> Tensor:
+        share = _mean_over_processes(torch.sigmoid(logits).mean(0))  # [d]
+        return (entropy_of(share) + entropy_of(1 - share)).sum()

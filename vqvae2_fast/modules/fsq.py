@@ -1,0 +1,107 @@
+"""Finite scalar quantisation: a fixed grid of a few values for each of a few numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_vectors,
+    perplexity_of,
+    split_codes,
+)
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FSQ", "projections", "wide"]
+
+
+def projections(embedding_dim: int, code_dim: int) -> tuple[nn.Module, nn.Module]:
+    """Linear layers to the numbers of a code and back, or identities where the sizes are equal."""
+    if embedding_dim == code_dim:
+        return nn.Identity(), nn.Identity()
+    return nn.Linear(embedding_dim, code_dim), nn.Linear(code_dim, embedding_dim)
+
+
+def wide(z: Tensor) -> Tensor:
+    """z as quantisers compute with it: float64 as it is, every other dtype as float32."""
+    return z if z.dtype == torch.float64 else z.float()
+
+
+class FSQ(Quantizer):
+    """Rounds d numbers of a vector to L_i values each: https://arxiv.org/abs/2309.15505.
+
+    z_i is bounded by tanh and rounded, with a straight-through gradient (appendix A.1 there, which
+    `scalar_rounding.round_to_grid` repeats). There is no codebook to learn, and no loss.
+
+    Args:
+        levels: L_i >= 3 of each number. The paper advises [8, 6, 5] for about 2⁸ codes,
+            [8, 5, 5, 5] for 2¹⁰, [7, 5, 5, 5, 5] for 2¹², [8, 8, 8, 6, 5] for 2¹⁴ and
+            [8, 8, 8, 5, 5, 5] for 2¹⁶.
+        embedding_dim: D; linear layers lead to the d numbers and back where it is not d. None is d.
+
+    Note:
+        An index is one number below K = Π L_i. A NaN in z gives NaN in z_q and some code's index.
+    """
+
+    def __init__(self, levels: Sequence[int], embedding_dim: int | None = None) -> None:
+        super().__init__()
+        if not levels or min(levels) < 3:
+            raise ValueError(
+                f"FSQ: expected levels of at least 3 values each, got {list(levels)}. "
+                "For 2 values use LFQ."
+            )
+        if math.prod(levels) > 2**31:
+            raise ValueError(
+                f"FSQ: expected levels whose product is at most 2**31, got {list(levels)}: "
+                "use fewer numbers, or ResidualFSQ."
+            )
+        self.grid = Grid(tuple(levels))
+        self.num_embeddings = math.prod(levels)
+        self.embedding_dim = len(levels) if embedding_dim is None else embedding_dim
+        self.project_in, self.project_out = projections(self.embedding_dim, len(levels))
+        self.perplexity = torch.ones(())
+
+    def extra_repr(self) -> str:
+        return f"{list(self.grid.levels)}, embedding_dim={self.embedding_dim}"
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors.
+
+        Args:
+            z: `[..., D]`, floating; computed in float32, or in float64 if it is.
+
+        Returns:
+            z_q: `[..., D]`, z's dtype; differentiable once.
+            indices: int64 `[...]`.
+            loss: float32, 0-d: 0.
+
+        Raises:
+            ValueError, TypeError: The last size of z is not D, or z is not floating.
+        """
+        check_vectors("FSQ", z, self.embedding_dim)
+        with without_autocast(z.device):
+            values, indices = round_to_grid(self.project_in(wide(z)), self.grid)
+            z_q = self.project_out(values).to(z.dtype)
+        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        return z_q, indices, torch.zeros((), device=z.device)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        check_vectors("FSQ", z, self.embedding_dim)
+        with without_autocast(z.device):
+            return round_to_grid(self.project_in(wide(z)), self.grid)[1]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        digits = split_codes(indices, self.grid.levels)
+        weight = getattr(self.project_out, "weight", None)
+        dtype = torch.float32 if weight is None else weight.dtype
+        codes: Tensor = self.project_out(digits_to_values(self.grid, digits, dtype))
+        return codes

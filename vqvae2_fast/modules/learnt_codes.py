@@ -1,0 +1,172 @@
+"""Quantisers whose codes are learnt by gradient descent.
+
+Sizes: K codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.fsq import wide
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.ops._rotation import rotate_gradient
+
+__all__ = ["SimVQ", "VectorQuantizer"]
+
+Gradient = Literal["straight_through", "rotation"]
+
+
+class _LearntCodes(Quantizer):
+    """Nearest code of a codebook `codes()` that has a gradient."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, commitment_cost: float, gradient: Gradient
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        for argument, value in (
+            ("num_embeddings", num_embeddings),
+            ("embedding_dim", embedding_dim),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}: expected {argument} >= 1, got {value}.")
+        if gradient not in ("straight_through", "rotation"):
+            raise ValueError(
+                f"{name}: expected gradient to be one of straight_through, rotation, got "
+                f"{gradient!r}."
+            )
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.gradient = gradient
+        self.perplexity = torch.ones(())
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_embeddings}, {self.embedding_dim}, commitment_cost={self.commitment_cost}, "
+            f"gradient={self.gradient!r}"
+        )
+
+    def codes(self) -> Tensor:
+        """The codebook `[K, D]`."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors.
+
+        Args:
+            z: `[..., D]`, floating.
+
+        Returns:
+            z_q: `[..., D]`, z's dtype: the codebook's rows, with the chosen gradient to z and none
+                to the codebook, which the loss moves.
+            indices: int64 `[...]`, the nearest codes, exactly as `ops.nearest_code` finds them.
+            loss: float32, 0-d: mean((sg[z] − e)²) + commitment_cost × mean((z − sg[e])²).
+
+        Raises:
+            ValueError, TypeError: The last size of z is not D, or z is not floating.
+        """
+        check_vectors(type(self).__name__, z, self.embedding_dim)
+        with without_autocast(z.device):
+            codes = self.codes()
+            indices = ops.nearest_code(z.detach(), codes.detach())[0]
+            rows = F.embedding(indices, codes)
+            numbers = wide(z)
+            loss = F.mse_loss(rows, numbers.detach().to(rows.dtype))
+            loss = loss + self.commitment_cost * F.mse_loss(
+                numbers, rows.detach().to(numbers.dtype)
+            )
+            z_q = rows.detach().to(z.dtype)
+            rotates = self.gradient == "rotation"
+            z_q = rotate_gradient(z, z_q) if rotates else z_q + (z - z.detach())
+        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        return z_q, indices, loss.float()
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        check_vectors(type(self).__name__, z, self.embedding_dim)
+        with without_autocast(z.device):
+            return ops.nearest_code(z, self.codes())[0]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.codes())
+
+
+class VectorQuantizer(_LearntCodes):
+    """The codebook of eq. 3 of https://arxiv.org/abs/1711.00937, learnt by its gradient.
+
+    It has no restarts: codes that no vector is nearest to stay where they are.
+
+    Args:
+        num_embeddings: K.
+        embedding_dim: D.
+        commitment_cost: β.
+        gradient: How the gradient passes from z_q to z, as in `VectorQuantizerEMA`.
+        seed, stream: Of the codebook's start, as in `VectorQuantizerEMA`.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        gradient: Gradient = "straight_through",
+        seed: int = 0,
+        stream: int = 0,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, commitment_cost, gradient)
+        self.codebook = nn.Parameter(
+            initial_codebook(
+                num_embeddings, embedding_dim, init="uniform", seed=seed, stream=stream
+            )
+        )
+
+    def codes(self) -> Tensor:
+        return self.codebook
+
+
+class SimVQ(_LearntCodes):
+    """Codes C·Wᵀ of a fixed random C and one learnt matrix W: https://arxiv.org/abs/2411.02038.
+
+    Every step moves all codes through W, so none is left behind.
+
+    Args:
+        num_embeddings: K.
+        embedding_dim: D.
+        commitment_cost: β of eq. 3 of https://arxiv.org/abs/1711.00937, which is the loss.
+        gradient: How the gradient passes from z_q to z, as in `VectorQuantizerEMA`.
+        seed, stream: Of C ~ N(0, 1/D), as in `VectorQuantizerEMA`; W starts by torch's default.
+    """
+
+    frozen_codebook: Tensor
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        commitment_cost: float = 0.25,
+        gradient: Gradient = "straight_through",
+        seed: int = 0,
+        stream: int = 0,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, commitment_cost, gradient)
+        frozen = initial_codebook(
+            num_embeddings, embedding_dim, init="normal", seed=seed, stream=stream
+        )
+        self.register_buffer("frozen_codebook", frozen * embedding_dim**-0.5)
+        self.code_transform = nn.Linear(embedding_dim, embedding_dim, bias=False)
+
+    def codes(self) -> Tensor:
+        codes: Tensor = self.code_transform(self.frozen_codebook)
+        return codes
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
+        return codes

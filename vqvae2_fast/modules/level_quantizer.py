@@ -1,0 +1,177 @@
+"""The quantiser of a level of a VQ-VAE, made from a word such as "ema" or "fsq:8,8,8".
+
+Every one of them gives one index below K for a vector, which is what priors, code stores and codecs
+take: a residual, grouped or multi-head quantiser gives the joint code of its parts.
+
+Sizes: K codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vqvae2_fast.modules.binary import BSQ, LFQ
+from vqvae2_fast.modules.fsq import FSQ
+from vqvae2_fast.modules.grouped import GroupedResidualVQ, MultiHeadVQ
+from vqvae2_fast.modules.learnt_codes import SimVQ, VectorQuantizer
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_fsq import ResidualFSQ
+from vqvae2_fast.modules.residual_vq import ResidualVQ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vqvae2_fast.modules.quantizer_interface import Quantizer
+
+__all__ = ["check_quantizer", "codebook_numbers", "make_quantizer"]
+
+
+_MOST_PARTS, _MOST_CODES = 64, 2**24
+
+
+class _Form(NamedTuple):
+    """How a kind of quantiser is written, counted and made.
+
+    Args:
+        form: What stands in messages.
+        lists: Number of lists of numbers after the name.
+        codes: Numbers -> K, or None where any K will do.
+        entries: Numbers, K -> vectors in its codebooks.
+        make: K, D, numbers, options of `VectorQuantizerEMA` -> the quantiser.
+    """
+
+    form: str
+    lists: int
+    codes: Callable[..., int] | None
+    entries: Callable[..., int]
+    make: Callable[..., Quantizer]
+
+
+def _learnt(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("commitment_cost", "gradient", "seed", "stream")}
+
+
+_FORMS = {
+    "ema": _Form("ema", 0, None, lambda k: k, lambda k, d, o: VectorQuantizerEMA(k, d, **o)),
+    "cosine": _Form(
+        "cosine",
+        0,
+        None,
+        lambda k: k,
+        lambda k, d, o: VectorQuantizerEMA(k, d, metric="cosine", **o),
+    ),
+    "gradient": _Form(
+        "gradient", 0, None, lambda k: k, lambda k, d, o: VectorQuantizer(k, d, **_learnt(o))
+    ),
+    "simvq": _Form("simvq", 0, None, lambda k: k, lambda k, d, o: SimVQ(k, d, **_learnt(o))),
+    "lfq": _Form("lfq", 0, None, lambda k: 0, lambda k, d, o: LFQ(k, d, o["commitment_cost"])),
+    "bsq": _Form("bsq", 0, None, lambda k: 0, lambda k, d, o: BSQ(k, d, o["commitment_cost"])),
+    "fsq": _Form(
+        "fsq:LEVELS, such as fsq:8,8,8",
+        1,
+        math.prod,
+        lambda k, levels: 0,
+        lambda k, d, o, levels: FSQ(levels, d),
+    ),
+    "residual-fsq": _Form(
+        "residual-fsq:QUANTIZERS:LEVELS, such as residual-fsq:2:5,5",
+        2,
+        lambda q, levels: math.prod(levels) ** q[0],
+        lambda k, q, levels: 0,
+        lambda k, d, o, q, levels: ResidualFSQ(levels, q[0], d, joint_code=True),
+    ),
+    "residual": _Form(
+        "residual:CODES of each quantiser, such as residual:16,32",
+        1,
+        math.prod,
+        lambda k, codes: sum(codes),
+        lambda k, d, o, codes: ResidualVQ(codes, d, joint_code=True, **o),
+    ),
+    "grouped": _Form(
+        "grouped:GROUPS:CODES of each quantiser of a group, such as grouped:2:4,4",
+        2,
+        lambda g, codes: math.prod(codes) ** g[0],
+        lambda k, g, codes: sum(codes),
+        lambda k, d, o, g, codes: GroupedResidualVQ(g[0], codes, d, joint_code=True, **o),
+    ),
+    "heads": _Form(
+        "heads:HEADS:CODES of a head, such as heads:2:16",
+        2,
+        lambda h, codes: codes[0] ** h[0],
+        lambda k, h, codes: codes[0],
+        lambda k, d, o, h, codes: MultiHeadVQ(h[0], codes[0], d, joint_code=True, **o),
+    ),
+}
+
+
+def _parsed(quantizer: str) -> tuple[_Form, list[tuple[int, ...]]]:
+    name, *lists = quantizer.split(":")
+    if name not in _FORMS:
+        raise ValueError(f"quantizer: expected one of {', '.join(_FORMS)}, got {name[:40]!r}.")
+    form = _FORMS[name]
+    try:
+        numbers = [tuple(int(number) for number in part.split(",")) for part in lists]
+    except ValueError:
+        numbers = []
+    # How often comes first, and "heads" has one number of codes.
+    single = numbers if name == "heads" else numbers[:-1]
+    if (
+        len(numbers) != form.lists
+        or any(len(part) > _MOST_PARTS for part in numbers)
+        or any(not 1 <= number <= _MOST_CODES for part in numbers for number in part)
+        or any(len(part) != 1 or part[0] > _MOST_PARTS for part in numbers[:-1])
+        or any(len(part) != 1 for part in single)
+    ):
+        raise ValueError(f"quantizer: expected {form.form}, got {quantizer[:80]!r}.")
+    return form, numbers
+
+
+def check_quantizer(quantizer: str, num_embeddings: int, embedding_dim: int) -> None:
+    """Raise ValueError unless the word names a quantiser of K codes for vectors of D numbers."""
+    form, numbers = _parsed(quantizer)
+    if form.codes is not None:
+        codes = form.codes(*numbers)
+        if codes != num_embeddings:
+            raise ValueError(
+                f"quantizer: {quantizer!r} has {codes} codes, but num_embeddings is "
+                f"{num_embeddings}: set num_embeddings={codes}, or choose other numbers."
+            )
+    name = quantizer.partition(":")[0]
+    if name in ("lfq", "bsq") and num_embeddings & (num_embeddings - 1):
+        raise ValueError(
+            f"quantizer: expected num_embeddings to be a power of two with {name!r}, got "
+            f"{num_embeddings}."
+        )
+    least = {"fsq": 3, "residual-fsq": 2}.get(name, 1)
+    if numbers and min(numbers[-1]) < least:
+        raise ValueError(
+            f"quantizer: expected levels of at least {least} values each, got {quantizer!r}."
+        )
+    if name in ("grouped", "heads") and embedding_dim % numbers[0][0]:
+        raise ValueError(
+            f"quantizer: expected embedding_dim={embedding_dim} to be a multiple of the "
+            f"{numbers[0][0]} parts of {quantizer!r}."
+        )
+
+
+def codebook_numbers(quantizer: str, num_embeddings: int, embedding_dim: int) -> int:
+    """Numbers in the largest codebooks of the quantiser, at least; 0 if it has none."""
+    form, numbers = _parsed(quantizer)
+    return form.entries(num_embeddings, *numbers) * embedding_dim
+
+
+def make_quantizer(
+    quantizer: str, num_embeddings: int, embedding_dim: int, **options: Any
+) -> Quantizer:
+    """The quantiser that a word names.
+
+    Args:
+        options: Those of `VectorQuantizerEMA`; a quantiser takes from them what it has.
+
+    Raises:
+        ValueError: As `check_quantizer`.
+    """
+    check_quantizer(quantizer, num_embeddings, embedding_dim)
+    form, numbers = _parsed(quantizer)
+    return form.make(num_embeddings, embedding_dim, options, *numbers)

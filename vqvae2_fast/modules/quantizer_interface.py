@@ -1,0 +1,113 @@
+"""What every quantiser offers, and codes of several parts as one number.
+
+Sizes: K codes, D embedding_dim, Q parts of a code.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.codebook import perplexity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.ops._batch_part import BatchPart
+
+__all__ = [
+    "Quantizer",
+    "check_joint",
+    "check_vectors",
+    "join_codes",
+    "perplexity_of",
+    "split_codes",
+]
+
+_LARGEST_JOINT = 2**62
+# Beyond it a count for each code takes longer than sorting the codes of a batch.
+_LARGEST_TABLE = 2**20
+
+
+class Quantizer(nn.Module):
+    """z `[..., D]` -> z_q `[..., D]`, indices int64 `[...]` (or `[..., Q]`), loss float32 0-d.
+
+    Attributes:
+        embedding_dim: D.
+        perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
+    """
+
+    embedding_dim: int
+    perplexity: Tensor
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Only the indices; nothing is learnt from z in either mode."""
+        raise NotImplementedError
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The vectors `[..., D]` of indices as `forward` returns them."""
+        raise NotImplementedError
+
+    def must_start(self) -> bool:
+        """Whether the next training forward starts a codebook by k-means."""
+        return False
+
+    def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
+        """Start codebooks by k-means from several parts of a batch, z `[B, ..., D]` each."""
+
+
+def check_vectors(where: str, z: Tensor, dim: int) -> None:
+    """Raise ValueError unless z is `[..., D]`, TypeError unless it is floating."""
+    if z.dim() == 0 or z.shape[-1] != dim:
+        raise ValueError(f"{where}: expected z [..., D] with D={dim}, got {list(z.shape)}.")
+    if not z.is_floating_point():
+        raise TypeError(
+            f"{where}: expected a floating z, got {str(z.dtype).removeprefix('torch.')}."
+        )
+
+
+def check_joint(where: str, sizes: Sequence[int]) -> None:
+    """Raise ValueError if the parts have too many codes together for one int64."""
+    if math.prod(sizes) > _LARGEST_JOINT:
+        raise ValueError(
+            f"{where}: expected sizes whose product fits 62 bits for a joint code, got "
+            f"{list(sizes)}. Leave joint_code out: then each part has an index of its own."
+        )
+
+
+def join_codes(indices: Tensor, sizes: Sequence[int]) -> Tensor:
+    """One number for a code of Q parts: Σ_q i_q · Π_{p<q} K_p.
+
+    Args:
+        indices: int64 `[..., Q]`.
+        sizes: K_q of each part; the first part varies fastest.
+
+    Returns:
+        int64 `[...]`.
+    """
+    joint, place = torch.zeros_like(indices[..., 0]), 1
+    for part, size in zip(indices.unbind(-1), sizes, strict=True):
+        joint = joint + part * place
+        place *= size
+    return joint
+
+
+def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The parts of joint codes, int64 `[...]` -> `[..., Q]`; the inverse of `join_codes`."""
+    parts = []
+    for size in sizes:
+        parts.append(codes % size)
+        codes = codes.div(size, rounding_mode="floor")
+    return torch.stack(parts, dim=-1)
+
+
+def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
+    """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
+    flat = indices.flatten()
+    if num_embeddings > _LARGEST_TABLE:
+        return perplexity(torch.unique(flat, return_counts=True)[1])
+    ones = torch.ones_like(flat, dtype=torch.float32)
+    return perplexity(ones.new_zeros(num_embeddings).index_add_(0, flat, ones))

@@ -1,0 +1,73 @@
+"""Labels for self-supervised training: nearest random codes of random projections."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook import initial_codebook
+from vqvae2_fast.modules.fsq import wide
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+
+__all__ = ["RandomProjectionQuantizer"]
+
+
+class RandomProjectionQuantizer(Quantizer):
+    """Labels of BEST-RQ: the nearest of K random unit vectors to a random projection of z.
+
+    Nothing is learnt (section 3.1 of https://arxiv.org/abs/2202.01855): z is normalised to mean 0
+    and variance 1, projected to d numbers by a fixed matrix of Xavier's normal distribution, and
+    divided by its length. Its codes do not lead back to z, so it does not quantise in a VQ-VAE.
+
+    Args:
+        num_embeddings: K.
+        embedding_dim: D of z.
+        code_dim: d.
+        seed: Of the matrix and the codes; equal seeds give equal labels.
+    """
+
+    codebook: Tensor
+    projection: Tensor
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, code_dim: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        codes = initial_codebook(num_embeddings, code_dim, init="normal", seed=seed, stream=0)
+        matrix = initial_codebook(embedding_dim, code_dim, init="normal", seed=seed, stream=1)
+        self.register_buffer("codebook", F.normalize(codes, dim=-1))
+        self.register_buffer("projection", matrix * (2 / (embedding_dim + code_dim)) ** 0.5)
+        self.norm = nn.LayerNorm(embedding_dim, elementwise_affine=False)
+        self.perplexity = torch.ones(())
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Label vectors.
+
+        Args:
+            z: `[..., D]`, floating.
+
+        Returns:
+            codes: `[..., d]`, of length one, without a gradient.
+            indices: int64 `[...]`.
+            loss: float32, 0-d: 0.
+        """
+        indices = self.encode(z)
+        self.perplexity = perplexity_of(indices, self.num_embeddings)
+        return self.lookup(indices).to(z.dtype), indices, torch.zeros((), device=z.device)
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        check_vectors("RandomProjectionQuantizer", z, self.embedding_dim)
+        with without_autocast(z.device):
+            numbers = self.norm(wide(z)) @ self.projection.to(wide(z).dtype)
+            return ops.nearest_code(F.normalize(numbers, dim=-1), self.codebook)[0]
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The unit codes of indices, `[..., d]`."""
+        return self.codebook[indices]

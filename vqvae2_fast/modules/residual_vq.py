@@ -1,0 +1,288 @@
+"""Residual quantisation: each codebook quantises what the ones before it left over.
+
+Sizes: N vectors, Q quantisers, K codes, D embedding_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
+from vqvae2_fast.modules.fsq import wide
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, inside_backward
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_joint,
+    check_vectors,
+    join_codes,
+    perplexity_of,
+    split_codes,
+)
+from vqvae2_fast.ops._rotation import rotate_gradient
+from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_DROPOUT, random_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vqvae2_fast.ops._batch_part import BatchPart
+
+__all__ = ["ResidualVQ"]
+
+
+class ResidualVQ(Quantizer):
+    """Q codebooks in a row: algorithm 1 of https://arxiv.org/abs/2107.03312.
+
+    r_0 = z, i_q = nearest(r_q, codebook_q), r_{q+1} = r_q − e_q in float32, and z_q = Σ_q e_q. Each
+    codebook follows its residuals by moving averages, as `VectorQuantizerEMA` says. Implicit neural
+    codebooks (QINCo), whose codes depend on the ones before, are not built.
+
+    Args:
+        num_embeddings: K, or one number for each quantiser.
+        embedding_dim: D.
+        num_quantizers: Q. None takes it from the length of num_embeddings.
+        commitment_cost: β of the loss β · Σ_q mean((r_q − sg[e_q])²), eq. 7 of
+            https://arxiv.org/abs/2203.01941.
+        shared_codebook: All quantisers use one codebook, which learns from all residuals at once.
+        quantizer_dropout: In training use only the first n quantisers, n drawn uniformly from
+            1..Q for each step, the same on all processes: a function of the seed and of the number
+            of updates. On a GPU the host then waits for it once in a forward, and `torch.compile`
+            breaks the graph there.
+        joint_code: Return one index of a vector, Σ_q i_q · Π_{p<q} K_p, instead of Q. Priors need
+            it, so `VQVAE2` sets it. Not with quantizer_dropout.
+        gradient, update, seed, stream and others: As of `VectorQuantizerEMA`, of each codebook.
+
+    Note:
+        z_q has one straight-through gradient (or rotation, onto the sum) to z, whatever Q.
+        Vectors with NaN or infinity move no code.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int | Sequence[int],
+        embedding_dim: int,
+        num_quantizers: int | None = None,
+        commitment_cost: float = 0.25,
+        shared_codebook: bool = False,
+        quantizer_dropout: bool = False,
+        joint_code: bool = False,
+        seed: int = 0,
+        stream: int = 0,
+        **others: Any,
+    ) -> None:
+        super().__init__()
+        self.sizes = _sizes(num_embeddings, num_quantizers)
+        if shared_codebook and len(set(self.sizes)) > 1:
+            raise ValueError(
+                "ResidualVQ: expected one num_embeddings with shared_codebook=True, got "
+                f"{list(self.sizes)}."
+            )
+        if joint_code and quantizer_dropout:
+            raise ValueError(
+                "ResidualVQ: expected joint_code or quantizer_dropout, got both: a joint code has "
+                "no value for a quantiser that was left out."
+            )
+        if others.get("metric", "euclidean") != "euclidean":
+            raise ValueError(
+                f"ResidualVQ: expected metric='euclidean', got {others['metric']!r}: what codes of "
+                "length one leave over does not shrink."
+            )
+        if joint_code:
+            check_joint("ResidualVQ", self.sizes)
+        self.embedding_dim = embedding_dim
+        self.commitment_cost = commitment_cost
+        self.shared_codebook = shared_codebook
+        self.quantizer_dropout = quantizer_dropout
+        self.joint_code = joint_code
+        self.gradient = others.get("gradient", "straight_through")
+        self.seed = seed
+        self.stream = stream
+        self.quantizers = nn.ModuleList(
+            VectorQuantizerEMA(
+                size,
+                embedding_dim,
+                commitment_cost=commitment_cost,
+                seed=seed,
+                # Codebooks of one level differ in the bits above its number.
+                stream=stream + (number << 8),
+                **others,
+            )
+            for number, size in enumerate(self.sizes[:1] if shared_codebook else self.sizes)
+        )
+        self.perplexity = torch.ones(())
+
+    def extra_repr(self) -> str:
+        return (
+            f"sizes={list(self.sizes)}, shared_codebook={self.shared_codebook}, "
+            f"quantizer_dropout={self.quantizer_dropout}, joint_code={self.joint_code}"
+        )
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantise vectors.
+
+        Args:
+            z: `[..., D]`, floating.
+
+        Returns:
+            z_q: `[..., D]`, the sum of the codes in z's dtype, with the chosen gradient to z.
+            indices: int64 `[..., Q]`, −1 for quantisers left out; with joint_code `[...]`.
+            loss: float32, 0-d.
+
+        Raises:
+            ValueError, TypeError: The last size of z is not D, or z is not floating.
+        """
+        check_vectors("ResidualVQ", z, self.embedding_dim)
+        with without_autocast(z.device):
+            if self._codebook(0).waits():
+                return z, self._indices(self._zeros(z)), z.new_zeros((), dtype=torch.float32)
+            codebooks = self._codebooks_for_(z)
+            in_use = self._num_in_use()
+            z_q, indices, commitments = ops.residual_nearest_code(z, codebooks, num_active=in_use)
+            if self.gradient == "rotation":
+                z_q = rotate_gradient(z, z_q.detach())
+            self._take_(z.detach(), codebooks, indices, in_use)
+            return z_q, self._indices(indices), self.commitment_cost * commitments.sum()
+
+    @torch.no_grad()
+    def encode(self, z: Tensor) -> Tensor:
+        check_vectors("ResidualVQ", z, self.embedding_dim)
+        with without_autocast(z.device):
+            codebooks = self._stacked([book.codebook for book in self._codebooks()])
+            return self._indices(ops.residual_nearest_code(z, codebooks)[1])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The sums of codes: int64 `[..., Q]` (or joint `[...]`) -> `[..., D]`; −1 adds nothing."""
+        parts = split_codes(indices, self.sizes) if self.joint_code else indices
+        total: Tensor | None = None
+        for book, index in zip(self._codebooks(), parts.unbind(-1), strict=True):
+            rows = book.lookup(index.clamp(min=0))
+            rows = torch.where((index >= 0)[..., None], rows, torch.zeros_like(rows))
+            total = rows if total is None else total + rows
+        assert total is not None
+        return total
+
+    def must_start(self) -> bool:
+        return any(book.must_start() for book in self._codebooks())
+
+    @torch.no_grad()
+    def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
+        residuals = [wide(z) for z in vectors]
+        for number in range(len(self.quantizers)):
+            book = self._codebook(number)
+            book.start_(residuals, parts)
+            residuals = [r - book.lookup(book.encode(r)) for r in residuals]
+
+    def _codebook(self, number: int) -> VectorQuantizerEMA:
+        return cast("VectorQuantizerEMA", self.quantizers[0 if self.shared_codebook else number])
+
+    def _codebooks(self) -> Iterator[VectorQuantizerEMA]:
+        """The codebook of each quantiser."""
+        return map(self._codebook, range(len(self.sizes)))
+
+    def _stacked(self, codebooks: Sequence[Tensor]) -> Tensor:
+        """`[Q, K, D]`, the smaller ones filled up with NaN, which is nearest to nothing."""
+        if self.shared_codebook:
+            return codebooks[0].expand(len(self.sizes), -1, -1)
+        largest = max(self.sizes)
+        return torch.stack(
+            [F.pad(book, (0, 0, 0, largest - len(book)), value=torch.nan) for book in codebooks]
+        )
+
+    @torch.no_grad()
+    def _codebooks_for_(self, z: Tensor) -> Tensor:
+        """What this forward searches, `[Q, K, D]`; in training k-means may start it."""
+        own = [cast("VectorQuantizerEMA", book) for book in self.quantizers]
+        if self.training and not inside_backward():
+            start_residual_codebooks_(
+                z.detach().reshape(-1, self.embedding_dim),
+                [book.codebook for book in own],
+                [book.cluster_size for book in own],
+                [book.embed_avg for book in own],
+                [book.initialised for book in own],
+                [book.settled for book in own],
+                first_count=1.0 if own[0].ema_start == "one" else 0.0,
+                seed=self.seed,
+                streams=[book.stream for book in own],
+            )
+        return self._stacked([book.codebook_for_(z) for book in own])
+
+    def _num_in_use(self) -> int:
+        quantizers = len(self.sizes)
+        if not (self.training and self.quantizer_dropout):
+            return quantizers
+        if not inside_backward():
+            # A checkpoint's recomputation uses as many as its forward.
+            steps = self._codebook(0).steps
+            zero = torch.zeros_like(steps)
+            level = self.stream & 0xFF
+            word = random_words(
+                zero, steps, zero, seed=self.seed, stream=level, purpose=PURPOSE_DROPOUT
+            )
+            self._latest_in_use = int(word % quantizers) + 1
+        return self._latest_in_use
+
+    @torch.no_grad()
+    def _take_(self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int) -> None:
+        """Note the codes of a forward; in training they enter the pending statistics."""
+        if self.training and not inside_backward():
+            counts, sums = ops.residual_code_statistics(z, codebooks, indices)
+            residuals = self._residuals(z, codebooks, indices, in_use)
+            if self.shared_codebook:
+                # One more dimension after the samples: their vectors stay together.
+                rows = torch.stack(residuals, dim=min(1, z.dim() - 1))
+                self._codebook(0).learn_(rows, counts.sum(0), sums.sum(0))
+            else:
+                for number, rows in enumerate(residuals):
+                    size = self.sizes[number]
+                    book = self._codebook(number)
+                    book.learn_(rows, counts[number, :size], sums[number, :size])
+        if self.joint_code:
+            joint = join_codes(indices, self.sizes)
+            self.perplexity = perplexity_of(joint, math.prod(self.sizes))
+        else:
+            each = [
+                perplexity_of(index, size)
+                for index, size in zip(indices[..., :in_use].unbind(-1), self.sizes, strict=False)
+            ]
+            self.perplexity = torch.stack(each).mean()
+
+    def _residuals(
+        self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int
+    ) -> list[Tensor]:
+        """r_q of the quantisers in use, `[..., D]` each, for restarts."""
+        residuals = [wide(z)]
+        if not self._codebook(0).restart:
+            return residuals * in_use
+        for codebook, index in zip(codebooks, indices[..., : in_use - 1].unbind(-1), strict=False):
+            residuals.append(residuals[-1] - codebook[index])
+        return residuals
+
+    def _zeros(self, z: Tensor) -> Tensor:
+        return torch.zeros(*z.shape[:-1], len(self.sizes), dtype=torch.int64, device=z.device)
+
+    def _indices(self, parts: Tensor) -> Tensor:
+        return join_codes(parts, self.sizes) if self.joint_code else parts
+
+
+def _sizes(num_embeddings: int | Sequence[int], num_quantizers: int | None) -> tuple[int, ...]:
+    """The number of codes of each quantiser."""
+    if isinstance(num_embeddings, int):
+        if num_quantizers is None or num_quantizers < 1:
+            raise ValueError(
+                "ResidualVQ: expected num_quantizers >= 1, or a number of codes for each "
+                f"quantiser, got num_embeddings={num_embeddings} and num_quantizers="
+                f"{num_quantizers}."
+            )
+        return (num_embeddings,) * num_quantizers
+    if not num_embeddings or num_quantizers not in (None, len(num_embeddings)):
+        raise ValueError(
+            f"ResidualVQ: expected num_quantizers={len(num_embeddings)} or none for "
+            f"num_embeddings={list(num_embeddings)}, got {num_quantizers}."
+        )
+    return tuple(num_embeddings)

@@ -16,37 +16,16 @@ from safetensors.torch import load_file, save_file
 from vqvae2_fast.checkpoints import checkpoint
 from vqvae2_fast.checkpoints.checkpoint import class_names, load, load_training, save
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-
-VQVAE = VQVAE2Config(
-    image_size=(8, 8),
-    strides=(2, 2),
-    hidden_channels=8,
-    residual_channels=4,
-    num_residual_blocks=1,
-    num_embeddings=8,
-    embedding_dim=4,
-)
-SMALL = {
-    "num_embeddings": 8,
-    "channels": 8,
-    "residual_channels": 8,
-    "num_blocks": 1,
-    "layers_per_block": 1,
-    "kernel_size": 3,
-    "num_heads": 2,
-    "condition_channels": 8,
-    "num_condition_layers": 1,
-}
+from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_TOP, SMALL_VQVAE
 
 
 def priors() -> list[PixelSNAIL]:
     torch.manual_seed(1)
-    top = PixelSNAIL(PixelSNAILConfig(size=(2, 2), **SMALL))
-    return [top, PixelSNAIL(PixelSNAILConfig(size=(4, 4), condition_sizes=((2, 2),), **SMALL))]
+    top = PixelSNAIL(SMALL_TOP)
+    return [top, PixelSNAIL(replace(SMALL_PRIOR, num_classes=0))]
 
 
 def assert_equal(first, second) -> None:
@@ -67,11 +46,11 @@ def edit(path, **changes) -> None:
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    save(VQVAE2(VQVAE), tmp_path / "model")
+    save(VQVAE2(SMALL_VQVAE), tmp_path / "model")
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("model", [VQVAE2(VQVAE), *priors()], ids=["vqvae", "top", "bottom"])
+@pytest.mark.parametrize("model", [VQVAE2(SMALL_VQVAE), *priors()], ids=["vqvae", "top", "bottom"])
 def test_a_model_comes_back_as_it_was(model, tmp_path):
     save(model, tmp_path / "model")
     loaded = load(tmp_path / "model")
@@ -81,13 +60,13 @@ def test_a_model_comes_back_as_it_was(model, tmp_path):
 
 
 def test_a_model_in_another_memory_format_comes_back(tmp_path):
-    model = VQVAE2(VQVAE).to(memory_format=torch.channels_last)
+    model = VQVAE2(SMALL_VQVAE).to(memory_format=torch.channels_last)
     save(model, tmp_path / "model")
     assert_equal(model, load(tmp_path / "model"))
 
 
 def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
-    pipeline = Pipeline(VQVAE2(VQVAE), priors())
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
     save(pipeline, tmp_path / "pipeline", class_names=("cat", "dog"))
     loaded = load(tmp_path / "pipeline")
     assert_equal(pipeline.vqvae, loaded.vqvae)
@@ -98,7 +77,7 @@ def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
 
 def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
     recommended = {"temperature": [0.9, 0.8], "top_k": 5}
-    save(Pipeline(VQVAE2(VQVAE), priors(), ("cat", "dog"), recommended), tmp_path / "first")
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors(), ("cat", "dog"), recommended), tmp_path / "first")
     save(load(tmp_path / "first"), tmp_path / "second")
     loaded = load(tmp_path / "second")
     assert loaded.class_names == ("cat", "dog")
@@ -114,7 +93,7 @@ def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
     ],
 )
 def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, message):
-    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path)
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
     (tmp_path / "files.json").unlink()
@@ -123,7 +102,7 @@ def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, mess
 
 
 def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
-    pipeline = Pipeline(VQVAE2(VQVAE), priors())
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
     save(pipeline, tmp_path / "whole")
     save(pipeline, tmp_path / "rounded", dtype=torch.bfloat16)
     loaded = load(tmp_path / "rounded")
@@ -151,7 +130,7 @@ def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
 
 def test_other_dtypes_of_the_file_are_refused(tmp_path, saved):
     with pytest.raises(TypeError, match="one of .*bfloat16.*, got torch.float16"):
-        save(VQVAE2(VQVAE), tmp_path / "half", dtype=torch.float16)
+        save(VQVAE2(SMALL_VQVAE), tmp_path / "half", dtype=torch.float16)
     edit(saved, dtype="float8")
     with pytest.raises(ValueError, match="dtype to be one of .*bfloat16.*, got 'float8'"):
         load(saved)
@@ -165,7 +144,7 @@ def test_weights_of_another_dtype_than_config_json_says_are_refused(saved):
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(saved):
     torch.manual_seed(7)
-    model = VQVAE2(VQVAE)
+    model = VQVAE2(SMALL_VQVAE)
     save(model, saved)
     assert_equal(model, load(saved))
     assert os.listdir(saved.parent) == ["model"]
@@ -174,11 +153,11 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(saved
 @pytest.mark.parametrize("leave", [0, 8 * 1024])
 def test_a_full_disk_leaves_the_old_checkpoint(small_disk, leave):
     path = small_disk.folder / "model"
-    save(VQVAE2(VQVAE), path)
+    save(VQVAE2(SMALL_VQVAE), path)
     old = load(path)
     small_disk.fill(leave)
     with pytest.raises(OSError, match="No space left|File too large"):
-        save(VQVAE2(VQVAE), path)
+        save(VQVAE2(SMALL_VQVAE), path)
     small_disk.clear()
     assert os.listdir(small_disk.folder) == ["model"]
     assert_equal(old, load(path))
@@ -194,7 +173,7 @@ def test_only_checkpoints_are_replaced(tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is not a checkpoint"):
-        save(VQVAE2(VQVAE), tmp_path / "precious")
+        save(VQVAE2(SMALL_VQVAE), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
@@ -263,7 +242,7 @@ def test_weights_of_another_shape_are_named(saved):
 
 
 def test_a_level_name_that_leads_out_of_the_folder_is_refused(tmp_path):
-    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
     edit(tmp_path / "pipeline", config={"levels": ["/../../elsewhere"]})
     with pytest.raises(ValueError, match=r"names of levels, .*got \['/../../elsewhere'\]"):
         load(tmp_path / "pipeline")
@@ -281,15 +260,15 @@ def test_another_class_than_the_expected_one_is_refused(saved):
 
 
 def test_a_prior_in_the_place_of_a_pipelines_vqvae_is_refused_by_kind(tmp_path):
-    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
     save(priors()[0], tmp_path / "pipeline" / "vqvae")
     with pytest.raises(ValueError, match="expected a vqvae2, found a pixelsnail"):
         load(tmp_path / "pipeline")
 
 
 def test_a_prior_for_another_number_of_codes_is_refused_with_both(tmp_path):
-    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
-    save(VQVAE2(replace(VQVAE, num_embeddings=9)), tmp_path / "pipeline" / "vqvae")
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
+    save(VQVAE2(replace(SMALL_VQVAE, num_embeddings=9)), tmp_path / "pipeline" / "vqvae")
     with pytest.raises(
         ValueError, match=r"prior_top: .*num_embeddings 9 and .*got .*num_embeddings 8"
     ):
@@ -305,7 +284,7 @@ def test_a_prior_keeps_which_vqvae_it_was_trained_for(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
-    vqvae, other = VQVAE2(VQVAE), VQVAE2(VQVAE)
+    vqvae, other = VQVAE2(SMALL_VQVAE), VQVAE2(SMALL_VQVAE)
     for name, model in (("first", vqvae), ("second", other)):
         save(Pipeline(model, priors()), tmp_path / name, dtype=dtype)
         load(tmp_path / name)
@@ -324,7 +303,7 @@ def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
 
 
 def test_a_pipeline_without_hashes_loads_as_before(tmp_path):
-    save(Pipeline(VQVAE2(VQVAE), priors()), tmp_path / "pipeline")
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
     for name in ("prior_top", "prior_bottom"):
         header = json.loads((tmp_path / "pipeline" / name / "config.json").read_text())
         del header["vqvae_hash"]
@@ -336,7 +315,7 @@ def test_a_pipeline_without_hashes_loads_as_before(tmp_path):
 def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     before = os.umask(0o027)
     try:
-        save(VQVAE2(VQVAE), tmp_path / "model")
+        save(VQVAE2(SMALL_VQVAE), tmp_path / "model")
     finally:
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
@@ -353,7 +332,7 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     ],
 )
 def test_class_names_that_do_not_fit_are_refused(tmp_path, names, message):
-    prior = PixelSNAIL(PixelSNAILConfig(size=(2, 2), num_classes=2, **SMALL))
+    prior = PixelSNAIL(replace(SMALL_TOP, num_classes=2))
     save(prior, tmp_path / "prior", class_names=["cat", "dog"])
     assert class_names(tmp_path / "prior") == ("cat", "dog")
     with pytest.raises(ValueError, match="save: expected class_names to name each of the 2"):

@@ -19,29 +19,11 @@ from vqvae2_fast.checkpoints.checkpoint import (
     save,
     save_training,
 )
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
-VQVAE = VQVAE2Config(
-    image_size=(4, 4),
-    strides=(2,),
-    hidden_channels=4,
-    residual_channels=4,
-    num_embeddings=4,
-    embedding_dim=2,
-)
-PRIOR = PixelSNAILConfig(
-    size=(2, 2),
-    num_embeddings=4,
-    channels=4,
-    residual_channels=4,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=1,
-)
 FILES = (
     "config.json",
     "model.safetensors",
@@ -53,7 +35,7 @@ FILES = (
 
 def save_step(run, step: int) -> None:
     torch.manual_seed(step)
-    model = VQVAE2(VQVAE)
+    model = VQVAE2(TINY_VQVAE)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     save_training(
         run / "checkpoints" / f"step-{step:09d}",
@@ -124,7 +106,7 @@ def test_the_average_cannot_go_missing_unnoticed(run):
 
 
 def test_a_file_that_was_added_is_refused(tmp_path):
-    save(VQVAE2(VQVAE), tmp_path / "model")
+    save(VQVAE2(TINY_VQVAE), tmp_path / "model")
     shutil.copy(tmp_path / "model" / "model.safetensors", tmp_path / "model/average.safetensors")
     with pytest.raises(DamagedError, match=r"files\.json does not know average\.safetensors"):
         load(tmp_path / "model")
@@ -165,7 +147,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_never_run(step, tmp_path):
         torch.save({"x": Attack()}, step / name)
     with pytest.raises(DamagedError, match=r"config\.json is damaged or not JSON"):
         load(step)
-    save(VQVAE2(VQVAE), tmp_path / "model")
+    save(VQVAE2(TINY_VQVAE), tmp_path / "model")
     (tmp_path / "model" / "files.json").unlink()
     torch.save({"x": Attack()}, tmp_path / "model" / "model.safetensors")
     with pytest.raises(
@@ -249,7 +231,7 @@ def test_a_configuration_larger_than_its_weights_is_refused_before_it_is_built(s
     ids=lambda change: next(iter(change)),
 )
 def test_a_prior_larger_than_its_weights_is_refused_before_it_is_built(tmp_path, change):
-    save(PixelSNAIL(PRIOR), tmp_path / "prior")
+    save(PixelSNAIL(TINY_PRIOR), tmp_path / "prior")
     (tmp_path / "prior" / "files.json").unlink()
     header = json.loads((tmp_path / "prior" / "config.json").read_text())
     header["config"] |= change
@@ -259,7 +241,7 @@ def test_a_prior_larger_than_its_weights_is_refused_before_it_is_built(tmp_path,
 
 
 def test_a_pipeline_that_contains_itself_is_refused(tmp_path):
-    save(Pipeline(VQVAE2(VQVAE), [PixelSNAIL(PRIOR)]), tmp_path / "pipeline")
+    save(Pipeline(VQVAE2(TINY_VQVAE), [PixelSNAIL(TINY_PRIOR)]), tmp_path / "pipeline")
     shutil.rmtree(tmp_path / "pipeline" / "prior_top")
     (tmp_path / "pipeline" / "prior_top").symlink_to(tmp_path / "pipeline")
     with pytest.raises(ValueError, match="expected a prior, found a pipeline"):

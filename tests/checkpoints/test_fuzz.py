@@ -26,6 +26,7 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 # Memory that reading any of these may take in addition; the checkpoint itself has 40 KB.
 MEMORY = 24 * 2**20
@@ -133,28 +134,8 @@ cases = st.one_of(
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    vqvae = VQVAE2(
-        VQVAE2Config(
-            image_size=(4, 4),
-            strides=(2,),
-            hidden_channels=4,
-            residual_channels=4,
-            num_embeddings=4,
-            embedding_dim=2,
-        )
-    )
-    prior = PixelSNAIL(
-        PixelSNAILConfig(
-            size=(2, 2),
-            num_embeddings=4,
-            channels=4,
-            residual_channels=4,
-            num_blocks=1,
-            layers_per_block=1,
-            kernel_size=3,
-            num_heads=1,
-        )
-    )
+    vqvae = VQVAE2(TINY_VQVAE)
+    prior = PixelSNAIL(TINY_PRIOR)
     folder = tmp_path_factory.mktemp("sound")
     for name, model in (("vqvae", vqvae), ("prior", prior)):
         weights = {key: weight.detach() for key, weight in model.named_parameters()}

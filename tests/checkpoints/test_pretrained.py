@@ -10,11 +10,11 @@ import torch
 from vqvae2_fast.checkpoints import from_preset, pretrained_folder, pretrained_names, save
 from vqvae2_fast.checkpoints import pretrained as module
 from vqvae2_fast.checkpoints.pretrained import pretrained_card
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 CARD = {"licence": "MIT", "data": "squares", "command": "train", "metrics": {"psnr": 26.0}}
 PACKAGED = pretrained_names()
@@ -24,28 +24,8 @@ PACKAGED = pretrained_names()
 def tiny(tmp_path, monkeypatch):
     """A package that has only the weights of emoji32."""
     torch.manual_seed(0)
-    vqvae = VQVAE2(
-        VQVAE2Config(
-            image_size=(4, 4),
-            strides=(2,),
-            hidden_channels=4,
-            residual_channels=4,
-            num_embeddings=4,
-            embedding_dim=2,
-        )
-    )
-    prior = PixelSNAIL(
-        PixelSNAILConfig(
-            size=(2, 2),
-            num_embeddings=4,
-            channels=4,
-            residual_channels=4,
-            num_blocks=1,
-            layers_per_block=1,
-            kernel_size=3,
-            num_heads=1,
-        )
-    )
+    vqvae = VQVAE2(TINY_VQVAE)
+    prior = PixelSNAIL(TINY_PRIOR)
     pipeline = Pipeline(vqvae, [prior])
     save(pipeline, tmp_path / "emoji32", dtype=torch.bfloat16, class_names=("cat", "dog"))
     (tmp_path / "emoji32" / "card.json").write_text(json.dumps(CARD))

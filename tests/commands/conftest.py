@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,15 +40,7 @@ def images(tmp_path_factory) -> Path:
 def vqvae(tmp_path_factory) -> Path:
     """A VQ-VAE of 8×8 images whose codebooks start from its vectors."""
     torch.manual_seed(0)
-    config = VQVAE2Config(
-        image_size=(8, 8),
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_residual_blocks=1,
-        num_embeddings=16,
-        embedding_dim=4,
-    )
+    config = replace(SMALL_VQVAE, num_embeddings=16)
     model = VQVAE2(config)
     model(torch.rand(64, 3, 8, 8) * 2 - 1)
     path = tmp_path_factory.mktemp("models") / "vqvae"

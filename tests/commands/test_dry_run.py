@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 MODEL = [
     "--model.image-size",
@@ -55,14 +56,7 @@ def test_train_vqvae_tells_its_plan_and_touches_nothing(images, tmp_path, run, m
     ):
         assert part in text
     values = json.loads(run(*arguments, "--json")[1])
-    config = VQVAE2Config(
-        image_size=(8, 8),
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_embeddings=16,
-        embedding_dim=4,
-    )
+    config = replace(SMALL_VQVAE, num_residual_blocks=2, num_embeddings=16)
     count = sum(weight.numel() for weight in VQVAE2(config).parameters())
     assert values["parameters"] == count
     assert values["model_bytes"] > 4 * count

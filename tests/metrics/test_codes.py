@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vqvae2_fast.metrics import codebook_use, marginal_entropy, prior_labels, prior_likelihood
-from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.testing.configs import SMALL_TOP
 
 
 def prior(num_classes: int = 0) -> PixelSNAIL:
     torch.manual_seed(0)
-    return PixelSNAIL(
-        PixelSNAILConfig(
-            size=(2, 3),
-            num_embeddings=8,
-            channels=8,
-            residual_channels=8,
-            num_blocks=1,
-            layers_per_block=1,
-            kernel_size=3,
-            num_heads=2,
-            num_classes=num_classes,
-        )
-    ).eval()
+    return PixelSNAIL(replace(SMALL_TOP, size=(2, 3), num_classes=num_classes)).eval()
 
 
 def test_a_uniform_prior_costs_log2_k_bits_a_code():

@@ -2,45 +2,38 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 
 
 def vqvae() -> VQVAE2:
     torch.manual_seed(0)
-    config = VQVAE2Config(
+    config = replace(
+        SMALL_VQVAE,
         image_size=(16, 16),
-        strides=(2, 2),
         hidden_channels=4,
         residual_channels=2,
-        num_residual_blocks=1,
         num_embeddings=16,
-        embedding_dim=4,
     )
     return VQVAE2(config)
 
 
 def prior() -> PixelSNAIL:
     torch.manual_seed(0)
-    config = PixelSNAILConfig(
+    config = replace(
+        SMALL_PRIOR,
         size=(8, 8),
         num_embeddings=32,
         channels=16,
         residual_channels=16,
-        num_blocks=1,
-        layers_per_block=1,
-        kernel_size=3,
-        num_heads=2,
         condition_sizes=((4, 4),),
-        condition_channels=8,
-        num_condition_layers=1,
-        num_classes=3,
     )
     return PixelSNAIL(config)
 

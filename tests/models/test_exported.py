@@ -1,13 +1,16 @@
 """torch.export of the models in evaluation, with any batch size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2, VQVAE2Output
+from vqvae2_fast.testing.configs import SMALL_PRIOR
 
 BATCH = {0: torch.export.Dim("batch", max=64)}
 
@@ -67,20 +70,7 @@ def test_codes_to_images(vqvae: VQVAE2) -> None:
 def test_a_prior() -> None:
     torch.manual_seed(0)
     prior = PixelSNAIL(
-        PixelSNAILConfig(
-            size=(8, 8),
-            num_embeddings=16,
-            channels=8,
-            residual_channels=8,
-            num_blocks=1,
-            layers_per_block=1,
-            kernel_size=3,
-            num_heads=2,
-            condition_sizes=((4, 4),),
-            condition_channels=8,
-            num_condition_layers=1,
-            num_classes=3,
-        )
+        replace(SMALL_PRIOR, size=(8, 8), num_embeddings=16, condition_sizes=((4, 4),))
     ).eval()
 
     def arguments(count: int) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 STRIDES = [(2,), (4,), (8,), (2, 2), (4, 2), (2, 4, 2), (8, 2, 2), (2, 2, 2, 2)]
@@ -23,14 +24,7 @@ def _seed() -> None:
 
 
 def small(**changes: object) -> VQVAE2:
-    config = VQVAE2Config(
-        image_size=(32, 64),
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_embeddings=16,
-        embedding_dim=4,
-    )
+    config = replace(SMALL_VQVAE, image_size=(32, 64), num_residual_blocks=2, num_embeddings=16)
     return VQVAE2(replace(config, **changes))
 
 

@@ -6,6 +6,7 @@ The two processes run this file as a script, all scenarios in one start.
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 K, D = 16, 6
 # Numbers of vectors of (rank 0, rank 1) in each training forward; a row has at least two steps.
@@ -55,15 +56,7 @@ def images() -> torch.Tensor:
 def train_model(rank: int | None) -> VQVAE2:
     """One optimiser step of two micro-batches, under DistributedDataParallel in a group."""
     torch.manual_seed(0)
-    config = VQVAE2Config(
-        image_size=(16, 16),
-        image_channels=1,
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_embeddings=8,
-        embedding_dim=4,
-    )
+    config = replace(SMALL_VQVAE, image_size=(16, 16), image_channels=1)
     model = VQVAE2(config)
     wrapped = model if rank is None else torch.nn.parallel.DistributedDataParallel(model)
     for batch in images():

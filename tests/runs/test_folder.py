@@ -16,25 +16,15 @@ from torch import nn
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
-from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.runs import InterruptedRun
 from vqvae2_fast.runs.folder import best_record, better, locked_run, remove_old
+from vqvae2_fast.testing.configs import TINY_PRIOR
 from vqvae2_fast.training import Stage, TrainConfig, train
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PRIOR = PixelSNAILConfig(
-    size=(2, 2),
-    num_embeddings=4,
-    channels=4,
-    residual_channels=4,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=1,
-)
 CONFIG = TrainConfig(
     steps=8,
     batch_size=1,
@@ -51,7 +41,7 @@ QUIET = Progress(quiet=True)
 def stage(figures: list[float], *, lower: bool = True) -> Stage:
     """A run whose validations give these figures, one after the other."""
     torch.manual_seed(0)
-    prior = PixelSNAIL(PRIOR)
+    prior = PixelSNAIL(TINY_PRIOR)
     left = list(figures)
     return Stage(
         name="train",

@@ -15,11 +15,11 @@ from vqvae2_fast.checkpoints.checkpoint import save_training
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import write_result
 from vqvae2_fast.console import Progress
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.report import write_report
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.report.files import write_picture
+from vqvae2_fast.testing.configs import TINY_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, train
 
 CONFIG = TrainConfig(
@@ -38,16 +38,7 @@ FULL = "No space left|File too large"
 
 def stage() -> Stage:
     torch.manual_seed(0)
-    model = VQVAE2(
-        VQVAE2Config(
-            image_size=(4, 4),
-            strides=(2,),
-            hidden_channels=8,
-            residual_channels=4,
-            num_embeddings=4,
-            embedding_dim=2,
-        )
-    )
+    model = VQVAE2(TINY_VQVAE)
     return Stage(
         name="train",
         model=model,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vqvae2_fast.data import CodeStore, ImageTensorDataset, augment, to_float, verify
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import Variants, extract_codes, extraction
 
 COUNT = 13
@@ -15,16 +15,7 @@ COUNT = 13
 
 def model(seed: int = 0) -> VQVAE2:
     torch.manual_seed(seed)
-    config = VQVAE2Config(
-        image_size=(8, 8),
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_residual_blocks=1,
-        num_embeddings=8,
-        embedding_dim=4,
-    )
-    made = VQVAE2(config)
+    made = VQVAE2(SMALL_VQVAE)
     made(to_float(images().images))  # in training mode: starts the codebooks
     return made.eval()
 

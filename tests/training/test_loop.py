@@ -17,35 +17,12 @@ from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, ImageTensorDataset, in_order
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, prior_stage, train, vqvae_stage
 
-VQVAE = VQVAE2Config(
-    image_size=(8, 8),
-    strides=(2, 2),
-    hidden_channels=8,
-    residual_channels=4,
-    num_residual_blocks=1,
-    num_embeddings=8,
-    embedding_dim=4,
-)
-PRIOR = PixelSNAILConfig(
-    size=(4, 4),
-    num_embeddings=8,
-    channels=8,
-    residual_channels=8,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=2,
-    condition_sizes=((2, 2),),
-    condition_channels=8,
-    num_condition_layers=1,
-    num_classes=3,
-)
 CONFIG = TrainConfig(
     steps=8,
     batch_size=4,
@@ -77,12 +54,14 @@ def codes(count: int = 13) -> CodeStore:
 
 def stage_one(config: TrainConfig):
     torch.manual_seed(0)
-    return vqvae_stage(VQVAE2(VQVAE), images(), images(5), config, flip=True)
+    return vqvae_stage(VQVAE2(SMALL_VQVAE), images(), images(5), config, flip=True)
 
 
 def stage_two(config: TrainConfig):
     torch.manual_seed(0)
-    return prior_stage(PixelSNAIL(PRIOR), codes(), codes(5), config, level=1, label_dropout=0.3)
+    return prior_stage(
+        PixelSNAIL(SMALL_PRIOR), codes(), codes(5), config, level=1, label_dropout=0.3
+    )
 
 
 STAGES = pytest.mark.parametrize("make", [stage_one, stage_two], ids=["vqvae", "prior"])
@@ -178,7 +157,9 @@ def test_a_run_that_was_stopped_at_its_last_step_is_validated(tmp_path):
 
 def test_resume_with_another_model_names_what_differs(tmp_path):
     train(stage_one(CONFIG), CONFIG, out=tmp_path, progress=QUIET)
-    other = vqvae_stage(VQVAE2(replace(VQVAE, hidden_channels=10)), images(), images(5), CONFIG)
+    other = vqvae_stage(
+        VQVAE2(replace(SMALL_VQVAE, hidden_channels=10)), images(), images(5), CONFIG
+    )
     with pytest.raises(ValueError, match=r"made with hidden_channels 8, not 10\. Name"):
         train(other, CONFIG, out=tmp_path, resume=True, progress=QUIET)
 
@@ -232,7 +213,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_one_batch():
             max_grad_norm=0.0,
         )
         torch.manual_seed(0)
-        prior = PixelSNAIL(replace(PRIOR, dropout=0.0, attention_dropout=0.0))
+        prior = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.0, attention_dropout=0.0))
         stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.0)
         gradients = []
         hook = prior.head.bias.register_post_accumulate_grad_hook(
@@ -271,7 +252,7 @@ def test_training_lowers_the_loss():
     torch.manual_seed(0)
     colours = torch.randint(256, (13, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 8, 8)
     plain = ImageTensorDataset(colours.contiguous())
-    log = train(vqvae_stage(VQVAE2(VQVAE), plain, plain, config), config, progress=QUIET).log
+    log = train(vqvae_stage(VQVAE2(SMALL_VQVAE), plain, plain, config), config, progress=QUIET).log
     losses = [line["reconstruction"] for line in log if "reconstruction" in line]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -286,7 +267,7 @@ def test_codebooks_move_once_a_step_whatever_the_micro_batches():
 def test_dropped_labels_are_the_class_without_a_name():
     config = replace(CONFIG, steps=1)
     torch.manual_seed(0)
-    prior = PixelSNAIL(PRIOR)
+    prior = PixelSNAIL(SMALL_PRIOR)
     seen = []
     prior.blocks[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[3]))
     stage = prior_stage(prior, codes(), codes(5), config, level=1, label_dropout=0.999)
@@ -341,7 +322,7 @@ def test_a_validation_keeps_no_batch_of_images(monkeypatch):
 
     monkeypatch.setattr("vqvae2_fast.training.stage1.in_order", watched)
     config = replace(CONFIG, batch_size=1)
-    stage = vqvae_stage(VQVAE2(VQVAE), images(), images(40), config)
+    stage = vqvae_stage(VQVAE2(SMALL_VQVAE), images(), images(40), config)
     stage.validate(stage.model.eval())
     assert len(alive) == 10
     assert max(alive) <= 2  # this one, and the one before until the loop drops it
@@ -350,4 +331,4 @@ def test_a_validation_keeps_no_batch_of_images(monkeypatch):
 def test_images_of_another_size_are_refused_by_name():
     with pytest.raises(ValueError, match=r"held_out to be .* \[3, 8, 8\].* got \[3, 4, 4\]"):
         small = ImageTensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8))
-        vqvae_stage(VQVAE2(VQVAE), images(), small, CONFIG)
+        vqvae_stage(VQVAE2(SMALL_VQVAE), images(), small, CONFIG)

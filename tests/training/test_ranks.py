@@ -21,38 +21,14 @@ from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 
-VQVAE = VQVAE2Config(
-    image_size=(8, 8),
-    strides=(2, 2),
-    hidden_channels=8,
-    residual_channels=4,
-    num_residual_blocks=1,
-    num_embeddings=8,
-    embedding_dim=4,
-    decay=0.8,
-    restart=0.5,
-)
-PRIOR = PixelSNAILConfig(
-    size=(4, 4),
-    num_embeddings=8,
-    channels=8,
-    residual_channels=8,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=2,
-    condition_sizes=((2, 2),),
-    condition_channels=8,
-    num_condition_layers=1,
-    num_classes=3,
-    dropout=0.2,
-)
+VQVAE = replace(SMALL_VQVAE, decay=0.8, restart=0.5)
+PRIOR = replace(SMALL_PRIOR, dropout=0.2)
 CONFIG = TrainConfig(
     steps=6,
     batch_size=12,

@@ -11,36 +11,17 @@ import torch
 from vqvae2_fast import load, preset, preset_names
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, train_pipeline
 
 TRAIN = TrainConfig(
     steps=4, batch_size=4, warmup_steps=1, average_decay=0.9, validate_every=4, save_every=2
 )
-PRIOR = PixelSNAILConfig(
-    num_embeddings=8,
-    size=(1, 1),
-    channels=8,
-    residual_channels=8,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=2,
-    condition_channels=8,
-    num_condition_layers=1,
-)
+PRIOR = replace(SMALL_TOP, size=(1, 1))
 # Three levels, because nothing here may assume two.
 TINY = Preset(
-    VQVAE2Config(
-        image_size=(8, 8),
-        strides=(2, 2, 2),
-        hidden_channels=8,
-        residual_channels=4,
-        num_residual_blocks=1,
-        num_embeddings=8,
-        embedding_dim=4,
-    ),
+    replace(SMALL_VQVAE, strides=(2, 2, 2)),
     (
         PRIOR,
         replace(PRIOR, size=(2, 2), condition_sizes=((1, 1),)),

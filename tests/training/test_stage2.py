@@ -8,26 +8,12 @@ from itertools import islice
 import pytest
 import torch
 
-from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.testing.codes import CodeSet, random_codes
+from vqvae2_fast.testing.configs import SMALL_PRIOR
 from vqvae2_fast.training import TrainConfig, prior_stage
 from vqvae2_fast.training.stage2 import balanced
 
-PRIOR = PixelSNAILConfig(
-    size=(4, 4),
-    num_embeddings=8,
-    channels=8,
-    residual_channels=8,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=2,
-    condition_sizes=((2, 2),),
-    condition_channels=8,
-    num_condition_layers=1,
-    num_classes=3,
-)
 CONFIG = TrainConfig(steps=8, batch_size=4)
 
 
@@ -62,7 +48,7 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
     saved = code_set()
     store = saved.write(tmp_path, shard_bytes=50)
     assert len(store.manifest.shards) > 2
-    stage = prior_stage(PixelSNAIL(PRIOR), store, store, CONFIG, level=1)
+    stage = prior_stage(PixelSNAIL(SMALL_PRIOR), store, store, CONFIG, level=1)
     seen = torch.zeros(0, dtype=torch.int64)
     for maps, labels in islice(stage.batches(3), 3):  # the second epoch
         # All records of the artificial set differ.
@@ -93,24 +79,24 @@ def test_training_batches_are_those_of_the_records_in_memory(tmp_path):
 def test_a_store_that_the_prior_is_not_for_is_refused_by_both(tmp_path, changes, message):
     store = code_set().write(tmp_path / "store")
     with pytest.raises(ValueError, match=message):
-        prior_stage(PixelSNAIL(replace(PRIOR, **changes)), store, store, CONFIG, level=1)
+        prior_stage(PixelSNAIL(replace(SMALL_PRIOR, **changes)), store, store, CONFIG, level=1)
 
 
 def test_a_held_out_store_of_other_codes_is_refused(tmp_path):
     ours = code_set().write(tmp_path / "ours")
     other = random_codes(8, 5, sizes=((2, 2), (4, 8))).write(tmp_path / "other")
     with pytest.raises(ValueError, match="level sizes 2x2, 4x8 .* level sizes 2x2, 4x4"):
-        prior_stage(PixelSNAIL(PRIOR), ours, other, CONFIG, level=1)
+        prior_stage(PixelSNAIL(SMALL_PRIOR), ours, other, CONFIG, level=1)
 
 
 def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
     ours = code_set().write(tmp_path / "ours")
     theirs = replace(code_set(), checkpoint_hash="fedcba987654321").write(tmp_path / "theirs")
     with pytest.raises(ValueError, match=r"ours has codes of VQ-VAE sha256:0f, .* fedcba987654"):
-        prior_stage(PixelSNAIL(PRIOR), ours, theirs, CONFIG, level=1)
+        prior_stage(PixelSNAIL(SMALL_PRIOR), ours, theirs, CONFIG, level=1)
 
 
 def test_codes_that_name_no_model_are_taken(tmp_path):
     ours = code_set().write(tmp_path / "ours")
     unnamed = replace(code_set(), checkpoint_hash="").write(tmp_path / "unnamed")
-    prior_stage(PixelSNAIL(PRIOR), ours, unnamed, CONFIG, level=1)
+    prior_stage(PixelSNAIL(SMALL_PRIOR), ours, unnamed, CONFIG, level=1)

@@ -73,6 +73,28 @@ def with_threads() -> Iterator[Callable[[int, Callable[[], object]], object]]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., None]:
+    """Runs a file as a script once for each rank, with the rank as its first argument."""
+
+    def run(script: str, count: int, *arguments: object) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, script]
+        started = [
+            subprocess.Popen([*command, str(rank), *map(str, arguments)], env=environment)
+            for rank in range(count)
+        ]
+        try:
+            # Seconds, where ten would do: a hang is a failure, but a busy machine is not.
+            codes = [process.wait(timeout=300) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert codes == [0] * count
+
+    return run
+
+
 @pytest.fixture
 def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """What the command line says of arguments that it must refuse, ending with a code."""

@@ -3,8 +3,6 @@
 The two processes run this file as a script, all scenarios in one start.
 """
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,20 +78,9 @@ def run_rank(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_ranks) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment)
-        for rank in range(WORLD_SIZE)
-    ]
-    try:
-        # Seconds, although two would suffice: a hang is a failure, but a busy machine is not.
-        codes = [process.wait(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0]
+    run_ranks(__file__, WORLD_SIZE, folder)
     return folder
 
 

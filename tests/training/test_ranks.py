@@ -6,8 +6,6 @@ The processes run this file as a script, all scenarios in one start.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -112,22 +110,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["two", "four"])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Together:
+def together(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_ranks,
+) -> Together:
     folder, count = tmp_path_factory.mktemp("ranks"), request.param
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(count), str(folder)], env=environment
-        )
-        for rank in range(count)
-    ]
-    try:
-        # Seconds, where ten would do: a hang is a failure, a busy machine is not.
-        codes = [process.wait(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert codes == [0] * count
+    run_ranks(__file__, count, count, folder)
     return Together(folder, count)
 
 

@@ -53,32 +53,6 @@ class TrainingCommand(Command):
     ignore_memory: bool = False
     """Begin although the memory that the training needs seems not to be free."""
 
-    def plan(
-        self,
-        ranks: Ranks,
-        task: Task[Model],
-        *,
-        items: Mapping[str, int],
-        shape: str,
-        maps: str = "",
-    ) -> Result:
-        """Prints what a training takes, or raises if it is impossible; the result of --dry-run."""
-        return plan_of_training(
-            task.fresh_model,
-            task.make_stage,
-            task.config,
-            task.device,
-            task.progress,
-            type(self),
-            items=items,
-            shape=shape,
-            maps=maps,
-            out=task.out,
-            resume=self.resume,
-            ignore_memory=self.ignore_memory,
-            processes=ranks.count,
-        )
-
     def begin(self, out: Path, kind: str) -> tuple[Ranks, torch.device, Progress]:
         """Who this process is, its device, and what it shows; see `check_run` for the rest."""
         ranks = Ranks.of_this_run(self.timeout)
@@ -102,11 +76,33 @@ class TrainingCommand(Command):
         shape: str,
         maps: str = "",
     ) -> Result | None:
-        """What --dry-run leaves, the plan of the first process; None if the run is to begin."""
+        """Prints what a training takes, or raises if it is impossible.
+
+        Returns:
+            What --dry-run leaves, the plan of the first process; None if the run is to begin.
+        """
+
+        def plan() -> None:
+            plans.append(
+                plan_of_training(
+                    task.fresh_model,
+                    task.make_stage,
+                    task.config,
+                    task.device,
+                    task.progress,
+                    type(self),
+                    items=items,
+                    shape=shape,
+                    maps=maps,
+                    out=task.out,
+                    resume=self.resume,
+                    ignore_memory=self.ignore_memory,
+                    processes=ranks.count,
+                )
+            )
+
         plans: list[Result] = []
-        ranks.told_by_first(
-            lambda: plans.append(self.plan(ranks, task, items=items, shape=shape, maps=maps))
-        )
+        ranks.told_by_first(plan)
         return (plans or [Result({})])[0] if self.dry_run else None
 
     def fit(

@@ -6,15 +6,18 @@ purpose.
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.data.images import stable_hash
 from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_AUGMENT, random_words
 
-__all__ = ["augment", "crop_offsets", "flips"]
+__all__ = ["augment", "crop_offsets", "flips", "recoloured", "zoomed"]
 
-_FLIP, _ROW, _COLUMN = 0, 1, 2  # words of an image
+_FLIP, _ROW, _COLUMN, _COLOUR, _ZOOM = 0, 1, 2, 3, 6  # words of an image; 3 to 5 are colours
 
 
 def flips(indices: Tensor, *, seed: int, epoch: int | Tensor) -> Tensor:
@@ -69,6 +72,42 @@ def augment(
         mirrored = flips(indices, seed=seed, epoch=epoch).to(images.device)
         images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
     return images
+
+
+def recoloured(
+    images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch: int
+) -> Tensor:
+    """The images with other colours: each channel v in [0, 1] becomes v^g, where log g is uniform
+    in [-strength, strength]. Black and white stay as they are.
+
+    Args:
+        images: `[B, C, H, W]`, C at most 3, floating, in [-1, 1].
+    """
+    words = [_words(indices, seed, epoch, _COLOUR + c) for c in range(images.shape[1])]
+    exponents = _power(torch.stack(words, 1), strength).to(images.device)  # [B, C]
+    return ((images + 1) / 2).clamp(0, 1).pow(exponents[:, :, None, None]) * 2 - 1
+
+
+def zoomed(images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch: int) -> Tensor:
+    """The images enlarged or reduced about their centre by a factor whose logarithm is uniform in
+    [-strength, strength] (bicubic; what comes from outside repeats the border).
+
+    Args:
+        images: `[B, C, H, W]`, floating, in [-1, 1].
+    """
+    factors = _power(_words(indices, seed, epoch, _ZOOM), strength).to(images)  # [B]
+    matrices = torch.zeros(len(images), 2, 3, device=images.device, dtype=images.dtype)
+    matrices[:, 0, 0] = matrices[:, 1, 1] = 1 / factors
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    sampled = F.grid_sample(images, grid, "bicubic", padding_mode="border", align_corners=False)
+    return sampled.clamp(-1, 1)
+
+
+def _power(words: Tensor, strength: float) -> Tensor:
+    """A factor of each 32-bit word, between exp(-strength) and exp(strength)."""
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"augment: expected a strength >= 0, got {strength}.")
+    return ((words.double() / 2**31 - 1) * strength).exp().float()
 
 
 def _shifted(images: Tensor, offsets: Tensor) -> Tensor:

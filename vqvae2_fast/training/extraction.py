@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data import CodeStore, WriteProgress, augment, fingerprint, in_order, write_codes
+from vqvae2_fast.data.augment import recoloured, zoomed
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
@@ -57,12 +58,16 @@ class Variants:
     """Number of randomly shifted copies of each image to encode as well."""
     shift: int = 2
     """Pixels that a copy is shifted by at most, in each direction; the border is repeated."""
+    zoom: float = 0.0
+    """A copy is enlarged or reduced by a factor of at most e^this."""
+    colour: float = 0.0
+    """Each channel of a copy is raised to a power between e^-this and e^this."""
     seed: int = 0
     """Seed of the copies' random changes."""
 
     def __post_init__(self) -> None:
-        for name in ("copies", "shift", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("copies", "shift", "zoom", "colour", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
 
     @property
@@ -70,15 +75,19 @@ class Variants:
         """Records per image."""
         return 1 + self.flip + self.copies
 
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, float]:
         """The fields that the records depend on."""
-        names = ("flip", "copies", "shift", "seed") if self.copies else ("flip", "copies")
+        names = ["flip", "copies"] + ["shift", "seed", "zoom", "colour"] * bool(self.copies)
         return {name: getattr(self, name) for name in names}
 
     def apply(self, images: Tensor, indices: Tensor, variant: int) -> Tensor:
         """Variant 0 to count - 1 of images `[B, C, H, W]` with these numbers in their set."""
         copy = variant - self.flip
         if copy > 0:
+            if self.zoom:
+                images = zoomed(images, indices, self.zoom, seed=self.seed, epoch=copy)
+            if self.colour:
+                images = recoloured(images, indices, self.colour, seed=self.seed, epoch=copy)
             return augment(
                 images, indices, seed=self.seed, epoch=copy, flip=self.flip, crop_padding=self.shift
             )
@@ -194,6 +203,7 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
             found = read_object(path)
         except ValueError as error:
             raise ValueError(f"extract_codes: {error}") from error
+    found = {"zoom": 0.0, "colour": 0.0, **found}  # older stores do not name them
     for name, value in settings.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"

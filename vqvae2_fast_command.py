@@ -18,6 +18,10 @@ __all__ = ["COMMANDS", "answer", "main"]
 COMMANDS = {
     "demo": ("demo:Demo", "train on emoji and draw new ones, in about five minutes"),
     "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
+    "finetune-decoder": (
+        "finetune_decoder:FinetuneDecoder",
+        "train the decoder further for sharper images of the same codes",
+    ),
     "extract": ("extract:Extract", "encode images with a trained VQ-VAE, for stage 2"),
     "train-prior": ("train_prior:TrainPrior", "stage 2: train the prior of one level"),
     "train-classifier": (

@@ -1,12 +1,12 @@
 """Checkpoints: folders of safetensors and JSON, renamed into place when complete.
 
 A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.safetensors and, while
-training, average.safetensors (the Polyak average), optimizer.safetensors and state.json; files.json
-has the checksums of all of them. `kind` is vqvae2, classifier, the name of a registered prior such
-as pixelsnail, or pipeline: a folder of such folders. `dtype` is that of the floating-point numbers
-in model.safetensors: float32, or bfloat16 for half the size. Nothing is ever unpickled. `load`
-returns a model to use, in float32 whatever the file's dtype; `load_training` returns the whole
-state of a run.
+training, average.safetensors (the Polyak average), optimizer.safetensors, state.json and, for a
+training with a discriminator, companion.safetensors; files.json has the checksums of all of them.
+`kind` is vqvae2, classifier, the name of a registered prior such as pixelsnail, or pipeline: a
+folder of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32,
+or bfloat16 for half the size. Nothing is ever unpickled. `load` returns a model to use, in float32
+whatever the file's dtype; `load_training` returns the whole state of a run.
 """
 
 from __future__ import annotations
@@ -76,12 +76,14 @@ class TrainingState:
 
     Args:
         state: `step`, `train` (the settings), `metrics`, and what the run added.
+        companion: What the stage keeps beside the model, such as a discriminator, or None.
     """
 
     model: Model
     average: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    companion: dict[str, Tensor] | None = None
 
 
 def save(
@@ -152,6 +154,7 @@ def save_training(
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
     average: Mapping[str, Tensor] | None = None,
+    companion: Mapping[str, Tensor] | None = None,
     class_names: Sequence[str] = (),
 ) -> None:
     """Write a run's checkpoint: the model as it is, its average, the optimiser and the state.
@@ -163,6 +166,8 @@ def save_training(
         if average is not None:
             write_tensors(average, folder / "average.safetensors")
         write_tensors(optimizer, folder / "optimizer.safetensors")
+        if companion is not None:
+            write_tensors(companion, folder / "companion.safetensors")
         write_json(folder / "state.json", dict(state))
         write_sums(folder)
 
@@ -281,11 +286,13 @@ def load_training(path: str | os.PathLike[str]) -> TrainingState:
             weight = weights.get(name.rpartition(".")[0])
             if weight is None or (value.ndim and value.shape != weight.shape):
                 raise ValueError(f"load_training: {optimizer}: {name} fits no weight of the model.")
+        companion = folder / "companion.safetensors"
         return TrainingState(
             model=model,
             average=read_tensors(average) if average.exists() else None,
             optimizer=moments,
             state=state,
+            companion=read_tensors(companion) if companion.exists() else None,
         )
 
 

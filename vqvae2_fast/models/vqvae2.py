@@ -72,9 +72,14 @@ class VQVAE2(nn.Module):
     An optimiser step of training takes one or more forwards with their backwards, and then one call
     of `update_codebooks_`. Images may differ in size from `config.image_size`.
 
+    `vqvae_hash` is "", unless only the decoder was trained further: then it is the `weights_hash`
+    of the VQ-VAE before, whose codes and priors stay valid. Checkpoints keep it.
+
     Args:
         config: Sizes, and rules of the codebooks.
     """
+
+    vqvae_hash: str = ""
 
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__()

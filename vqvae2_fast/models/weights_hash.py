@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["check_made_for", "weights_hash"]
+__all__ = ["check_made_for", "codes_hash", "weights_hash"]
 
 
 def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
@@ -36,6 +36,13 @@ def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
+def codes_hash(vqvae: nn.Module) -> str:
+    """The `weights_hash` that stands for a VQ-VAE's codes: its own, or that of the VQ-VAE whose
+    encoder and codebooks it has kept while its decoder was trained further."""
+    kept: str = getattr(vqvae, "vqvae_hash", "")
+    return kept or weights_hash(vqvae)
+
+
 def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> None:
     """Raise ValueError if a prior is known to model the codes of another VQ-VAE.
 
@@ -46,7 +53,7 @@ def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> No
     """
     found = weights_hash(vqvae) if any(known.values()) else ""
     for name, digest in known.items():
-        if digest not in ("", found):
+        if digest not in ("", found, codes_hash(vqvae)):
             raise ValueError(
                 f"{where}: expected priors of VQ-VAE {found[:12]}, but {name} was trained on codes "
                 f"of VQ-VAE {printable(digest[:12])}. Use the VQ-VAE that those codes were "

@@ -25,7 +25,7 @@ from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
-from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.models.weights_hash import codes_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.stage1 import check_images
 
@@ -149,7 +149,7 @@ def extract_codes(
             config.num_embeddings,
             config.level_sizes,
             class_names=images.class_names,
-            checkpoint_hash=weights_hash(model),
+            checkpoint_hash=codes_hash(model),
             rank=rank,
             world_size=world_size,
             shard_bytes=shard_records * layout.record_bytes,

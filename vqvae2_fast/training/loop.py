@@ -28,7 +28,7 @@ from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_request
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
-from vqvae2_fast.training.state import TrainingRun
+from vqvae2_fast.training.state import Companion, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,6 +61,7 @@ class Stage:
             batch, before the first forward of a step of several micro-batches.
         after_step: Called with the model once after each optimiser step.
         lower_is_better: Whether the best `headline` is the lowest.
+        companion: What is trained beside the model, in one process only: kept in the checkpoints.
         identity: What the result depends on in addition to model and settings, ready for JSON:
             hashes of the data, and how they are augmented.
     """
@@ -74,6 +75,7 @@ class Stage:
     before_step: Callable[[Any, list[Any], list[BatchPart]], object] = lambda *_: None
     after_step: Callable[[Any], object] = lambda model: None
     lower_is_better: bool = False
+    companion: Companion | None = None
     identity: Callable[[], dict[str, Any]] = dict
 
 
@@ -123,6 +125,7 @@ def train(
             resumed nor overwritten, or one of another model, other data or other settings.
         OSError: If the disk is full or fails; checkpoints and lines written before stay.
         RuntimeError: If another process is training in `out`.
+        NotImplementedError: A stage with a companion in a group of several processes.
     """
     if resume and overwrite:
         raise ValueError("train: expected resume=True or overwrite=True, got both.")
@@ -132,8 +135,13 @@ def train(
     check_every = 1 if device.type == "cpu" else config.log_every
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(device, config)
-    run = TrainingRun(model, config)
+    run = TrainingRun(model, config, stage.companion)
     ranks, cut = run.ranks, run.cut
+    if stage.companion is not None and ranks.count > 1:
+        raise NotImplementedError(
+            f"train: a discriminator trains in one process, got {ranks.count}. Use one, or no "
+            "discriminator."
+        )
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
     # Gradients are averaged over processes: with these weights that is the mean over the batch.
     weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]

@@ -15,6 +15,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.training.adversary import Adversary, Fidelity
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def vqvae_stage(
     crop_padding: int = 0,
     perceptual: LPIPS | None = None,
     perceptual_weight: float = 0.0,
+    adversary: Adversary | None = None,
 ) -> Stage:
     """Mean squared error of the reconstruction plus the commitment losses of all levels.
 
@@ -47,18 +49,14 @@ def vqvae_stage(
     Args:
         flip: Mirror half of the training images left to right.
         crop_padding: Pixels that training images are shifted by at most, at random; see `batches`.
-        perceptual, perceptual_weight: LPIPS and its weight in the loss. It is not in the paper; it
-            gives sharper images of a lower PSNR.
+        perceptual, perceptual_weight, adversary: See `Fidelity`; not in the paper.
 
     Raises:
         ValueError: Images whose size or channels are not the model's; a negative weight, or a
             positive one without LPIPS.
     """
-    if perceptual_weight < 0 or (perceptual_weight and perceptual is None):
-        raise ValueError(
-            "vqvae_stage: expected perceptual_weight >= 0, and LPIPS if it is above 0, got "
-            f"{perceptual_weight} and {'LPIPS' if perceptual else None}."
-        )
+    fidelity = Fidelity(perceptual, perceptual_weight, adversary)
+    model.vqvae_hash = ""  # its codes become its own
     check_images("vqvae_stage", model, train_set, "train_set")
     check_images("vqvae_stage", model, held_out, "held_out")
     # Measured on one thread of Zen 4 with batches of 32 from emoji32: 225 ms per step instead of
@@ -72,11 +70,13 @@ def vqvae_stage(
         total = VQVAE2.loss(images, output)
         commitment = output.losses["commitment"].detach()
         parts = {"reconstruction": total.detach() - commitment, "commitment": commitment}
-        if perceptual is not None and perceptual_weight:
-            distance = perceptual(output.reconstruction.float(), images).mean()
-            total = total + perceptual_weight * distance
-            parts["lpips"] = distance.detach()
-        return total, parts
+        total, more = fidelity.added_to(total, images, output.reconstruction, model)
+        return total, parts | more
+
+    def after_step(model: VQVAE2) -> None:
+        model.update_codebooks_()
+        if adversary is not None:
+            adversary.step()
 
     def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
         cut = config.cut_of_group()
@@ -110,13 +110,14 @@ def vqvae_stage(
         validate=validate,
         headline="psnr",
         before_step=before_step,
-        after_step=VQVAE2.update_codebooks_,
+        after_step=after_step,
+        companion=adversary,
         identity=lambda: {
             "images": fingerprint(train_set),
             "held_out_images": fingerprint(held_out),
             "flip": flip,
             "crop_padding": crop_padding,
-            "perceptual_weight": perceptual_weight,
+            **fidelity.identity(),
         },
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["TrainingRun"]
+__all__ = ["Companion", "TrainingRun"]
+
+
+class Companion(Protocol):
+    """What a stage trains beside its model, and a run keeps in its checkpoints."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it needs to continue, by name."""
+
+    def take(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Continue from what `tensors` gave."""
 
 
 class TrainingRun:
@@ -30,8 +40,10 @@ class TrainingRun:
     Random numbers and batches are functions of (seed, step): a checkpoint keeps none of them.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, companion: Companion | None = None
+    ) -> None:
+        self.model, self.config, self.companion = model, config, companion
         self.optimizer = make_optimizer(model, config)
         self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
         self.identity: dict[str, Any] = {}
@@ -69,6 +81,7 @@ class TrainingRun:
             optimizer=moments,
             state=state,
             average=self.average.weights if self.average else None,
+            companion=self.companion.tensors() if self.companion else None,
             class_names=class_names,
         )
         self.tidy(run)
@@ -133,6 +146,13 @@ class TrainingRun:
                 for key, value in saved.optimizer.items()
                 if key.rpartition(".")[0] == name
             }
+        if (saved.companion is None) != (self.companion is None):
+            raise ValueError(
+                f"train: {path} was made {'without' if saved.companion is None else 'with'} a "
+                "discriminator. Continue it with the same settings, or name another output folder."
+            )
+        if self.companion is not None and saved.companion is not None:
+            self.companion.take(saved.companion)
         if self.average is not None:
             # If the earlier part kept no average, one begins here.
             weights = {name: w.detach() for name, w in saved.model.named_parameters()}

@@ -1,0 +1,200 @@
+"""The decoder trained alone, and the discriminator: codes stay, runs resume, collapses stop."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
+from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.models.configs import VQVAE2Config
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
+from vqvae2_fast.training import DivergedError, TrainConfig, extract_codes, train, vqvae_stage
+from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
+from vqvae2_fast.training.decoder import decoder_stage
+
+VQVAE = VQVAE2Config(
+    image_size=(16, 16),
+    strides=(2, 2),
+    hidden_channels=8,
+    residual_channels=4,
+    num_residual_blocks=1,
+    num_embeddings=8,
+    embedding_dim=4,
+)
+CONFIG = TrainConfig(
+    steps=4,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup_steps=0,
+    average_decay=0.9,
+    validate_every=2,
+    save_every=2,
+)
+SETTINGS = AdversarySettings(weight=0.5, start=1, ramp=1, channels=8)
+QUIET = Progress(quiet=True)
+
+
+def images(count: int = 12) -> ImageTensorDataset:
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.randint(256, (count, 3, 4, 4), generator=generator).float()
+    return ImageTensorDataset(F.interpolate(coarse, scale_factor=4.0).to(torch.uint8))
+
+
+def trained() -> VQVAE2:
+    torch.manual_seed(0)
+    model = VQVAE2(VQVAE)
+    train(vqvae_stage(model, images(), images(4), CONFIG), CONFIG, progress=QUIET)
+    return model
+
+
+@pytest.fixture(scope="module")
+def vqvae() -> VQVAE2:
+    return trained()
+
+
+def distance(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """In place of LPIPS, whose weights are large."""
+    return (first - second).abs().mean((1, 2, 3))
+
+
+def stage_of(model: VQVAE2, config: TrainConfig = CONFIG, settings=SETTINGS, **options):
+    fidelity = Fidelity(distance, 1.0, Adversary(model, settings, config.seed))
+    return decoder_stage(model, images(), images(4), config, fidelity, **options)
+
+
+def test_codes_stay_and_the_decoder_learns(vqvae, tmp_path):
+    model, maps = deepcopy(vqvae), extract_codes(vqvae, images(), tmp_path / "before")
+    train(stage_of(model), CONFIG, out=tmp_path / "run", progress=QUIET)
+    after = load(tmp_path / "run", expect=VQVAE2)
+    moved = {
+        name.split(".")[0]
+        for name, value in vqvae.state_dict().items()
+        if not torch.equal(value, after.state_dict()[name])
+    }
+    assert moved == {"decoder"}
+    # Priors and stores of the old codes know the new decoder, and its own codes are the old ones.
+    check_made_for("here", after, {"prior": maps.checkpoint_hash})
+    assert extract_codes(after, images(), tmp_path / "after").checkpoint_hash == codes_hash(vqvae)
+    with pytest.raises(ValueError, match="expected priors of VQ-VAE"):
+        check_made_for("here", after, {"prior": "0" * 64})
+
+
+def test_stage_one_gives_the_codes_a_name_of_their_own(vqvae):
+    model = deepcopy(vqvae)
+    model.vqvae_hash = "0" * 64
+    vqvae_stage(model, images(), images(4), CONFIG)
+    assert codes_hash(model) == weights_hash(model)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["decoder", "stage one"])
+def test_a_resumed_run_is_the_unbroken_one(whole, vqvae, tmp_path):
+    def run(out, steps, *, resume):
+        model = deepcopy(vqvae)
+        config = replace(CONFIG, steps=steps)
+        # The rate of a step depends on the number of steps, unless it is constant.
+        config = replace(config, final_learning_rate=1.0)
+        if whole:
+            adversary = Adversary(model, SETTINGS, 0)
+            stage = vqvae_stage(model, images(), images(4), config, adversary=adversary)
+        else:
+            stage = stage_of(model, config)
+        train(stage, config, out=out, resume=resume, progress=QUIET)
+        return load_training(latest(out))
+
+    unbroken = run(tmp_path / "one", 4, resume=False)
+    run(tmp_path / "two", 2, resume=False)
+    resumed = run(tmp_path / "two", 4, resume=True)
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert unbroken.companion is not None
+    assert unbroken.companion.keys() == resumed.companion.keys()
+    for name, value in unbroken.companion.items():
+        assert torch.equal(value, resumed.companion[name]), name
+
+
+def test_a_run_without_a_discriminator_is_not_continued_with_one(vqvae, tmp_path):
+    plain = decoder_stage(deepcopy(vqvae), images(), images(4), CONFIG, Fidelity(distance, 1.0))
+    train(plain, CONFIG, out=tmp_path, progress=QUIET)
+    with pytest.raises(ValueError, match="without a discriminator"):
+        train(stage_of(deepcopy(vqvae)), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+
+
+def test_gradients_are_those_of_the_whole_loss(vqvae):
+    """They are taken at the pixels; here they are compared with autograd's through everything."""
+    model, pixels = deepcopy(vqvae).eval(), images()
+    batch = torch.stack([pixels[i][0] for i in range(4)]).float() / 127.5 - 1
+    adversary = Adversary(model, SETTINGS, 0)
+    adversary.steps = 2
+    reconstruction = model.decode(model.encode(batch))
+    squares = F.mse_loss(reconstruction, batch)
+    total, parts = Fidelity(distance, 0.7, adversary).added_to(
+        squares, batch, reconstruction, model
+    )
+    weights = list(model.decoder.parameters())
+    found = torch.autograd.grad(total, weights, retain_graph=True)
+    wanted = squares + 0.7 * distance(reconstruction, batch).mean()
+    judged = -adversary.network(reconstruction).mean()
+    last = model.decoder.layers[-1].weight
+    norms = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (wanted, judged)]
+    balance = norms[0] / (norms[1] + 1e-6)
+    assert float(parts["balance"]) == pytest.approx(float(balance), rel=1e-4)
+    whole = wanted + SETTINGS.weight * balance * judged
+    for own, expected in zip(found, torch.autograd.grad(whole, weights), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_discriminator_tells_real_images_from_others():
+    model = VQVAE2(VQVAE)
+    adversary = Adversary(model, AdversarySettings(weight=1.0, learning_rate=3e-3, channels=8), 0)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.rand(8, 3, 16, 16, generator=generator) * 2 - 1
+    blurred = F.avg_pool2d(real, 3, 1, 1)
+    losses = []
+    for _ in range(25):
+        losses.append(float(adversary.learn(real, blurred)))
+        adversary.step()
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_discriminator_that_is_right_rests():
+    adversary = Adversary(VQVAE2(VQVAE), SETTINGS, 0)
+    for weight in adversary.network.parameters():
+        torch.nn.init.zeros_(weight)
+    last = adversary.network.layers[-1]
+    adversary.network.forward = lambda x: last.bias * 0 + x.mean((1, 2, 3)) * 2  # right by far
+    assert float(adversary.learn(torch.ones(2, 3, 16, 16), -torch.ones(2, 3, 16, 16))) == 0
+    assert all(weight.grad is None for weight in adversary.network.parameters())
+
+
+def test_its_weight_rises_after_the_start():
+    adversary = Adversary(VQVAE2(VQVAE), AdversarySettings(0.8, start=2, ramp=4, channels=8), 0)
+    found = []
+    for adversary.steps in range(8):
+        found.append(adversary.weight)
+    assert found == pytest.approx([0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8])
+
+
+def test_a_collapse_stops_the_run(vqvae):
+    stage = stage_of(deepcopy(vqvae), most_lost=-50.0)
+    with pytest.raises(DivergedError, match="have collapsed"):
+        train(stage, CONFIG, progress=QUIET)
+
+
+def test_small_images_have_no_patches():
+    with pytest.raises(ValueError, match="at least 16 pixels a side"):
+        Adversary(VQVAE2(replace(VQVAE, image_size=(8, 8))), SETTINGS, 0)
+
+
+def test_the_name_of_the_codes_is_saved(vqvae, tmp_path):
+    model = deepcopy(vqvae)
+    model.vqvae_hash = codes_hash(vqvae)
+    save(model, tmp_path / "model")
+    assert load(tmp_path / "model", expect=VQVAE2).vqvae_hash == weights_hash(vqvae)

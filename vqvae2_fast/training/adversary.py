@@ -1,0 +1,231 @@
+"""What a VQ-VAE can be trained for beyond squared error: LPIPS, and a discriminator's judgement.
+
+VQGAN's loss, https://arxiv.org/abs/2012.09841, eq. 7: squared error + LPIPS + λ·adversarial, where
+λ balances the two gradients at the decoder's last layer. None of it is in the VQ-VAE-2 paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vqvae2_fast.metrics import LPIPS
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+
+__all__ = ["Adversary", "AdversarySettings", "Fidelity"]
+
+# The discriminator rests in a step in which its hinge loss (2 for one that knows nothing) is below
+# this: one that is always right gives the decoder no direction, and reconstructions fall apart.
+_RESTS_BELOW = 0.3
+_MAX_BALANCE = 100.0  # of the gradients; a generator whose gradient vanishes is not chased further
+
+
+@dataclass(frozen=True)
+class AdversarySettings:
+    """How a discriminator takes part.
+
+    Args:
+        weight: Of its judgement in the loss, after balancing; 0 for no discriminator.
+        start: Optimiser steps in which only the discriminator learns.
+        ramp: Optimiser steps over which the weight then rises from 0.
+        learning_rate: Of the discriminator.
+        channels: Of its first layer.
+    """
+
+    weight: float = 0.0
+    start: int = 100
+    ramp: int = 100
+    learning_rate: float = 4e-4
+    channels: int = 48
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "start", "ramp"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"AdversarySettings: {name} must be >= 0, got {getattr(self, name)}."
+                )
+        if not self.learning_rate > 0 or self.channels < 4 or self.channels % 4:
+            raise ValueError(
+                "AdversarySettings: expected learning_rate > 0 and channels a multiple of 4, got "
+                f"{self.learning_rate} and {self.channels}."
+            )
+
+
+class Adversary:
+    """A discriminator with its optimiser: the companion of a VQ-VAE's training.
+
+    `Fidelity` asks it for the loss and accumulates its gradients; `step` moves it once per
+    optimiser step. `tensors` and `take` keep it in the run's checkpoints.
+
+    Raises:
+        ValueError: Images that are too small for patches.
+    """
+
+    def __init__(self, model: VQVAE2, settings: AdversarySettings, seed: int) -> None:
+        config = model.config
+        if min(config.image_size) < LEAST_SIDE:
+            raise ValueError(
+                f"Adversary: expected images of at least {LEAST_SIDE} pixels a side for a "
+                f"discriminator, got {config.image_size}. Train without one: weight 0."
+            )
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = PatchDiscriminator(config.image_channels, settings.channels)
+        self.network.to(next(model.parameters()).device)
+        # β of the usual GAN trainings: the opponent moves, and old gradients mislead.
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), settings.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
+        )
+        self.steps = 0
+
+    @property
+    def weight(self) -> float:
+        """The weight of the judgement in this step."""
+        passed = self.steps - self.settings.start
+        return self.settings.weight * min(max(passed / max(self.settings.ramp, 1), 0.0), 1.0)
+
+    def judgement(self, reconstruction: Tensor) -> Tensor:
+        """−mean score of the reconstructions, 0-d; it gives the discriminator no gradient."""
+        self.network.requires_grad_(False)
+        found: Tensor = -self.network(reconstruction).float().mean()
+        self.network.requires_grad_(True)
+        return found
+
+    def learn(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """Accumulate the gradients of the hinge loss; returns that loss, 0-d, detached."""
+        with torch.enable_grad():
+            scores = self.network(torch.cat([images, reconstruction.detach()])).float()
+            real, made = scores.chunk(2)
+            loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+            loss.backward()
+        found = loss.detach()
+        if found < _RESTS_BELOW:
+            self.optimizer.zero_grad(set_to_none=True)
+        return found
+
+    def step(self) -> None:
+        """Move the discriminator by the gradients since the last step."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, moments and the number of steps, by name."""
+        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for name, weight in self.network.named_parameters():
+            moments = self.optimizer.state[weight]
+            found |= {f"{key}.{name}": value for key, value in moments.items()}
+        return {**found, "steps": torch.tensor(self.steps)}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave.
+
+        Raises:
+            ValueError: They are of another discriminator.
+        """
+        weights = dict(self.network.named_parameters())
+        network = {n[8:]: value for n, value in tensors.items() if n.startswith("network.")}
+        try:
+            self.network.load_state_dict(network)
+            self.steps = int(tensors["steps"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                "train: the run's discriminator has other layers than the one asked for; use the "
+                "settings that the run was begun with."
+            ) from error
+        for name, weight in weights.items():
+            moments = {
+                key: tensors[f"{key}.{name}"].clone()
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in tensors
+            }
+            self.optimizer.state[weight] = {
+                key: value if key == "step" else value.to(weight) for key, value in moments.items()
+            }
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a reconstruction is to be beside close in squares.
+
+    Args:
+        perceptual, perceptual_weight: LPIPS and its weight. It gives sharper images of a lower
+            PSNR.
+        adversary: A discriminator, or None.
+
+    Raises:
+        ValueError: A negative weight, or a positive one without LPIPS.
+    """
+
+    perceptual: LPIPS | None = None
+    perceptual_weight: float = 0.0
+    adversary: Adversary | None = None
+
+    def __post_init__(self) -> None:
+        if self.perceptual_weight < 0 or (self.perceptual_weight and self.perceptual is None):
+            raise ValueError(
+                "Fidelity: expected perceptual_weight >= 0, and LPIPS if it is above 0, got "
+                f"{self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
+            )
+
+    def added_to(
+        self, total: Tensor, images: Tensor, reconstruction: Tensor, network: nn.Module
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss with what is asked of the reconstruction, and its parts by name, detached.
+
+        Args:
+            total: The loss so far, 0-d.
+            images, reconstruction: `[B, C, H, W]`, in [-1, 1] and near it.
+            network: The VQ-VAE; gradients are balanced at the last layer of its decoder.
+        """
+        parts: dict[str, Tensor] = {}
+        # With a discriminator two gradients with respect to the pixels are compared. Taking them
+        # from a leaf runs LPIPS backward once, not once for the comparison and once for the step.
+        made = reconstruction
+        if self.adversary is not None:
+            made = reconstruction.detach().float().requires_grad_()
+        distance = torch.zeros((), device=images.device)
+        if self.perceptual is not None and self.perceptual_weight:
+            distance = self.perceptual_weight * self.perceptual(made.float(), images).mean()
+            parts["lpips"] = distance.detach() / self.perceptual_weight
+        if self.adversary is None:
+            return total + distance, parts
+        parts["discriminator"] = self.adversary.learn(images, reconstruction)
+        gradient = _gradient(distance, made) if distance.requires_grad else torch.zeros_like(made)
+        wanted = gradient + _gradient(F.mse_loss(made, images), made)
+        balance = torch.zeros_like(parts["discriminator"])
+        if weight := self.adversary.weight:
+            judged = _gradient(self.adversary.judgement(made), made)
+            last = network.decoder.layers[-1].weight  # type: ignore[union-attr, index]
+            norms = [
+                torch.autograd.grad(reconstruction, last, g.to(reconstruction), retain_graph=True)
+                for g in (wanted, judged)
+            ]
+            balance = (norms[0][0].norm() / (norms[1][0].norm() + 1e-6)).clamp(max=_MAX_BALANCE)
+            gradient = gradient + weight * balance * judged
+        parts["balance"] = balance
+        # Zero in value; its gradient with respect to the reconstruction is `gradient`.
+        moved = ((reconstruction - reconstruction.detach()) * gradient).sum().float()
+        return total + distance.detach() + moved, parts
+
+    def identity(self) -> dict[str, Any]:
+        """What the result of a training depends on, ready for JSON."""
+        found: dict[str, Any] = {"perceptual_weight": self.perceptual_weight}
+        if self.adversary is not None:
+            found["adversary"] = asdict(self.adversary.settings)
+        return found
+
+
+def _gradient(loss: Tensor, at: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, at)[0]

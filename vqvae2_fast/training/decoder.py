@@ -1,0 +1,125 @@
+"""The decoder of a trained VQ-VAE alone, for sharper images from the same codes.
+
+Encoder, codebooks and all layers between the levels stay as they are, so codes and priors stay
+valid. Not in the paper.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from vqvae2_fast.data import batches, fingerprint, in_order
+from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.metrics.reconstruction import reconstruction_measures
+from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.loop import DivergedError, Stage
+from vqvae2_fast.training.stage1 import check_images
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+    from vqvae2_fast.training.adversary import Fidelity
+    from vqvae2_fast.training.config import TrainConfig
+
+__all__ = ["decoder_stage"]
+
+
+def decoder_stage(
+    model: VQVAE2,
+    train_set: ImageSource,
+    held_out: ImageSource,
+    config: TrainConfig,
+    fidelity: Fidelity,
+    *,
+    flip: bool = False,
+    most_lost: float = 3.0,
+) -> Stage:
+    """Squared error and what `fidelity` adds, for the decoder of a trained VQ-VAE.
+
+    Validation gives `mse`, `mse_unit`, `psnr` in dB, `ssim`, and `lpips` if fidelity has it; the
+    best checkpoint is that of the lowest LPIPS, or else of the highest PSNR.
+
+    Args:
+        model: The trained VQ-VAE: everything but its decoder is frozen, and `vqvae_hash` is set.
+        flip: Mirror half of the training images left to right.
+        most_lost: How many dB of PSNR the held-out images may lose before the training stops with
+            a DivergedError.
+
+    Raises:
+        ValueError: Images whose size or channels are not the model's.
+    """
+    check_images("decoder_stage", model, train_set, "train_set")
+    check_images("decoder_stage", model, held_out, "held_out")
+    before = weights_hash(model)
+    model.vqvae_hash = codes_hash(model)
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+
+    def loss(model: VQVAE2, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        images = batch[0].to(device_of(model), memory_format=torch.channels_last)
+        reconstruction = model.decode(model.encode(images))
+        squares = F.mse_loss(reconstruction.float(), images)
+        total, parts = fidelity.added_to(squares, images, reconstruction, model)
+        return total, {"reconstruction": squares.detach(), **parts}
+
+    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        cut = config.cut_of_group()
+        return batches(
+            train_set,
+            cut.batch_size,
+            seed=config.seed,
+            start_step=first,
+            flip=flip,
+            num_workers=config.workers,
+            cut=cut,
+        )
+
+    def measures(model: VQVAE2) -> dict[str, float]:
+        own = (images for images, _ in in_order(shown, 4 * config.batch_size))
+        found = reconstruction_measures(model, own, fidelity.perceptual)
+        return {name: value for name, value in vars(found).items() if value is not None}
+
+    least = measures(model.eval())["psnr"] - most_lost
+
+    def validate(model: VQVAE2) -> dict[str, float]:
+        found = measures(model)
+        if found["psnr"] < least:
+            raise DivergedError(
+                f"fine-tune decoder: the held-out images lost more than {most_lost:g} dB (PSNR "
+                f"{found['psnr']:.2f}): the reconstructions have collapsed. Lower the weight of "
+                "the discriminator or of LPIPS, or the learning rate."
+            )
+        return found
+
+    def after_step(model: VQVAE2) -> None:
+        if fidelity.adversary is not None:
+            fidelity.adversary.step()
+
+    return Stage(
+        name="fine-tune decoder",
+        model=model,
+        batches=own_batches,
+        loss=loss,
+        validate=validate,
+        headline="psnr" if fidelity.perceptual is None else "lpips",
+        lower_is_better=fidelity.perceptual is not None,
+        after_step=after_step,
+        companion=fidelity.adversary,
+        identity=lambda: {
+            "vqvae": before,
+            "images": fingerprint(train_set),
+            "held_out_images": fingerprint(held_out),
+            "flip": flip,
+            **fidelity.identity(),
+        },
+    )

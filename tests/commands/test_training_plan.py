@@ -166,7 +166,13 @@ def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
 def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     monkeypatch.setattr(
         "vqvae2_fast.training.stage1._held_out_metrics",
-        lambda *_: {"psnr": 9.0, "top_codes_used": 1.0, "bottom_codes_used": 9.0},
+        lambda *_: {
+            "psnr": 9.0,
+            "top_codes_used": 1.0,
+            "top_perplexity": 1.0,
+            "bottom_codes_used": 9.0,
+            "bottom_perplexity": 8.0,
+        },
     )
     told = vqvae_run()[1]
     assert "use only 1 of the 16 codes of level top" in told

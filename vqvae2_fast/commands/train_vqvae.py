@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -14,16 +14,14 @@ from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
-from vqvae2_fast.models.configs import VQVAE2Config, level_names
+from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from vqvae2_fast.training.collapse import collapsed_levels
 
 __all__ = ["TrainVQVAE"]
 
@@ -103,29 +101,16 @@ class TrainVQVAE(TrainingCommand):
         picture = self.out / "reconstructions.png"
         picture_of_reconstructions(model, held_out, picture)
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
+        images = min(len(held_out), self.train.validate_items or len(held_out))
+        collapsed = collapsed_levels(config, trained.metrics, images)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
         write_result(self.out / "result.json", values)
         return Result(
             values,
             [
-                *self._unused_codes(trained.metrics, len(held_out)),
+                *(f"warning: {text}" for text in collapsed.values()),
                 f"held out: {trained.metrics['psnr']:.2f} dB",
                 f"run: {self.out}",
                 f"pictures: {picture}, {self.out / 'curves.png'}",
             ],
         )
-
-    def _unused_codes(self, metrics: Mapping[str, float], images: int) -> list[str]:
-        """A warning for each level that uses less than a tenth of the codes that it could."""
-        config, lines = self.model, []
-        names = level_names(config.num_levels)
-        for name, (height, width) in zip(names, config.level_sizes, strict=True):
-            used = int(metrics[f"{name}_codes_used"])
-            if used < min(config.num_embeddings, images * height * width) / 10:
-                lines.append(
-                    f"warning: the held-out images use only {used} of the {config.num_embeddings} "
-                    f"codes of level {name}: its codebook has collapsed. Train longer, raise "
-                    f"--model.restart (now {config.restart:g}), which gives unused codes another "
-                    "chance, or lower --train.learning-rate."
-                )
-        return lines

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.data import batches, fingerprint, in_order
 from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.metrics.codebook import CodebookUse, code_counts
 from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.adversary import Adversary, Fidelity
+from vqvae2_fast.training.collapse import collapsed_levels
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -23,10 +26,13 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics import LPIPS
+    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
     from vqvae2_fast.ops._batch_part import BatchPart
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["vqvae_stage"]
+
+_SETTLING = 50  # updates of the codebooks before the use of their codes is judged
 
 
 def vqvae_stage(
@@ -44,7 +50,7 @@ def vqvae_stage(
     """Mean squared error of the reconstruction plus the commitment losses of all levels.
 
     Validation gives `mse` (pixels in [-1, 1]), `psnr` in dB, and how many codes of each level the
-    held-out images use.
+    held-out images use, with their perplexity. A level that collapses is warned of once.
 
     Args:
         flip: Mirror half of the training images left to right.
@@ -99,8 +105,18 @@ def vqvae_stage(
 
     shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
 
+    alarmed: set[str] = set()
+
     def validate(model: VQVAE2) -> dict[str, float]:
-        return _held_out_metrics(model, shown, 4 * config.batch_size)
+        metrics = _held_out_metrics(model, shown, 4 * config.batch_size)
+        codebook = cast("VectorQuantizerEMA", model.quantizers[0])
+        quantised = int(codebook.steps) - model.config.quantize_after
+        if quantised > _SETTLING and Ranks.of_group().rank == 0:
+            for level, text in collapsed_levels(model.config, metrics, len(shown)).items():
+                if level not in alarmed:
+                    warnings.warn(text, stacklevel=2)
+                alarmed.add(level)
+        return metrics
 
     return Stage(
         name="train VQ-VAE",
@@ -130,22 +146,22 @@ def _held_out_metrics(model: VQVAE2, images: ImageSource, batch_size: int) -> di
     """
     config, device, ranks = model.config, device_of(model), Ranks.of_group()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    used = torch.zeros(config.num_levels, config.num_embeddings, dtype=torch.bool, device=device)
+    counts = torch.zeros(config.num_levels, config.num_embeddings, dtype=torch.int64)
     own = in_order(images, batch_size, rank=ranks.rank, world_size=ranks.count)
     for batch, _ in own:
         batch = batch.to(device)
         codes = model.encode(batch)
         difference = model.decode(codes).clamp(-1, 1) - batch
         total += difference.square().sum(dtype=torch.float64)
-        for seen, level in zip(used, codes, strict=True):
-            seen[level.flatten()] = True
-    counts = ranks.sum_(used.long())
+        for seen, level in zip(counts, codes, strict=True):
+            seen += code_counts(level, config.num_embeddings)
+    ranks.sum_(counts)
     mse = float(ranks.sum_(total)) / (len(images) * math.prod(images.image_shape))
     metrics = {"mse": mse, "psnr": psnr(mse / 4)}  # [-1, 1] is twice as wide as [0, 1]
-    for name, count in zip(
-        level_names(config.num_levels), (counts > 0).sum(1).tolist(), strict=True
-    ):
-        metrics[f"{name}_codes_used"] = float(count)
+    for name, seen in zip(level_names(config.num_levels), counts, strict=True):
+        use = CodebookUse.of_counts(seen)
+        metrics[f"{name}_codes_used"] = float(use.used)
+        metrics[f"{name}_perplexity"] = use.perplexity
     return metrics
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vqvae2_fast.data import ImageTensorDataset, augment, batches
-from vqvae2_fast.data.augment import crop_offsets, flips
+from vqvae2_fast.data.augment import crop_offsets, flips, recoloured, zoomed
 
 MANY = torch.arange(20_000)
 
@@ -98,3 +98,28 @@ def test_training_resumes_with_the_same_crops(start) -> None:
     whole = list(islice(batches(dataset, 4, **options), 8))
     resumed = list(islice(batches(dataset, 4, **options, start_step=start), 8 - start))
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[start:], resumed, strict=True))
+
+
+def test_colours_change_but_black_and_white_stay():
+    images = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3).expand(50, 3, 1, 3)
+    out = recoloured(images, torch.arange(50), 0.3, seed=0, epoch=1)
+    assert torch.equal(out[..., 0], images[..., 0])
+    assert torch.equal(out[..., 2], images[..., 2])
+    exponents = ((out[..., 1] + 1) / 2).log2().neg().flatten()  # of 1/2
+    assert 0.7 < exponents.min() < 0.8
+    assert 1.25 < exponents.max() < 1.36
+    assert exponents.view(50, 3).std(1).min() > 0  # each channel has its own
+
+
+def test_zooms_keep_the_middle_and_differ_by_image():
+    across = torch.linspace(-1, 1, 33).expand(20, 1, 33, 33).contiguous()
+    out = zoomed(across, torch.arange(20), 0.2, seed=0, epoch=1)
+    assert out[:, 0, 16, 16].abs().max() < 1e-5
+    slopes = (out[:, 0, 16, 20] - out[:, 0, 16, 12]) / (across[0, 0, 16, 20] - across[0, 0, 16, 12])
+    assert 0.81 < slopes.min() < 0.9
+    assert 1.1 < slopes.max() < 1.23
+
+
+def test_a_strength_is_not_negative():
+    with pytest.raises(ValueError, match="expected a strength >= 0"):
+        zoomed(noise(1).float(), torch.arange(1), -0.1, seed=0, epoch=0)

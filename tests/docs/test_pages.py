@@ -34,6 +34,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIMITS = {
     "demo": "--scale 0.0008",
     "train-vqvae": "--train.steps 2 --train.batch-size 2",
+    "finetune-decoder": "--train.steps 2 --train.batch-size 2",
     "train-prior": "--train.steps 2 --train.batch-size 2 --train.validate-items 8",
     "train-classifier": "--steps 2",
     "sample": "--n 20",

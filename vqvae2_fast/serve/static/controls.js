@@ -43,7 +43,7 @@ export class Controls {
       return [input, box];
     };
     const temperature = element("input", { type: "range", min: 0, max: 1.5, step: 0.05 });
-    const output = element("output");
+    const output = element("span", { className: "value" });
     const slider = element("label", { className: "slider" }, element("span", {}, "Temperature", output), temperature);
     const [top_k, boxK] = number("top_k", "Top-k", { min: 0, max: codes, step: 1, placeholder: "all" });
     const [top_p, boxP] = number("top_p", "Top-p", { min: 0.01, max: 1, step: 0.01 });

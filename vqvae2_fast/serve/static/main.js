@@ -117,9 +117,9 @@ function remember(replaced) {
 function showHistory() {
   $("history").replaceChildren(...past.map((old) => {
     const canvas = element("canvas", { width: 256, height: 128 }), context = canvas.getContext("2d");
-    const columns = old.items.length > 8 ? 8 : old.items.length > 2 ? 4 : 2, side = 256 / columns;
+    const columns = Math.max(2, Math.ceil(Math.sqrt(2 * old.items.length))), side = Math.floor(256 / columns);
     const small = element("canvas", { width: side, height: side });
-    old.items.slice(0, columns * columns / 2).forEach((item, n) => {
+    old.items.forEach((item, n) => {
       paintTile(small, item, palettes);
       context.drawImage(small, (n % columns) * side, Math.floor(n / columns) * side);
     });
@@ -156,7 +156,7 @@ async function draw(path, request, { title, kind, live = false }) {
   say("Drawing…");
   try {
     for await (const [name, content] of stream(path, { ...request, previews: pace > 0 }, own.signal)) {
-      if (own.signal.aborted) return;
+      own.signal.throwIfAborted();
       if (name === "start") {
         if (!live) {
           batch = made;
@@ -357,6 +357,7 @@ async function begin() {
   bench = new Bench(info, palettes, (level, code) => inspector.choose(level, code));
   const maps = info.levels.map(({ name, height, width, codes }) => `${name} ${height}×${width} of ${codes} codes`);
   $("about").textContent = `Images of ${info.image.height}×${info.image.width} from two steps: maps of codes (${maps.join(", ")}), then pixels.`;
+  $("settings").open = !matchMedia("(max-width: 820px)").matches;
   connect();
   await inspector.load();
   inspector.show();

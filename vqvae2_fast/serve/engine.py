@@ -62,7 +62,8 @@ class Engine:
         self._admitted = 0  # images and calls that are not answered yet
         self._oldest = 0.0  # when the first of the waiting orders came
         self._stopping = False
-        self._image_seconds = 0.05  # of the last batches
+        # Seconds of drawing since the last image, and those that an image of its batch took.
+        self._busy, self._image_seconds = 0.0, 0.05
         self._thread = threading.Thread(target=self._work, name="vqvae2-engine", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -181,14 +182,17 @@ class Engine:
         self._give_up(len(slots) - len(alive))
         if not alive:
             return
-        last = level + 1 == len(self._levels)
-        with self._answering(alive, finish=last):
+        begun = time.monotonic()
+        with self._answering(alive):
             self._draw_maps(level, alive)
-            if last:
+            if level + 1 < len(self._levels):
+                with self._changed:
+                    self._levels[level + 1].extend(alive)
+            else:
                 self._deliver(alive)
-                return
-            with self._changed:
-                self._levels[level + 1].extend(alive)
+        self._busy += time.monotonic() - begun
+        if level + 1 == len(self._levels):
+            self._busy, self._image_seconds = 0.0, self._busy / len(alive)
 
     def _fill(self, job: Job, slots: list[Slot]) -> None:
         """Draw a job of several candidates by itself."""
@@ -209,7 +213,7 @@ class Engine:
             if self._stopping or job.cancelled:
                 raise _Abandoned
 
-        with self._answering(slots, finish=True):
+        with self._answering(slots):
             check()
             drawn = draw_batch(
                 self._pipeline,
@@ -227,13 +231,14 @@ class Engine:
             self._deliver(slots)
 
     @contextmanager
-    def _answering(self, slots: Sequence[Slot], *, finish: bool) -> Iterator[None]:
-        """Accounts for slots that are drawn here; after an error, all of their clients are told."""
-        begun = time.monotonic()
+    def _answering(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """Accounts for slots that are given up here; after an error, all clients are told."""
         try:
             yield
         except _Abandoned:
             self._give_up(len(slots))
+            if self._stopping:
+                self._tell([(job, ("error", _stopped())) for job in {s.job for s in slots}])
         except Exception:  # The clients are told, and the thread lives on.
             _log.exception("drawing failed")
             problem = Problem(
@@ -241,12 +246,7 @@ class Engine:
             )
             self._tell([(job, ("error", problem)) for job in {slot.job for slot in slots}])
             with self._changed:
-                self._count(-len(slots))
-        else:
-            if finish:
-                with self._changed:
-                    self._image_seconds = (time.monotonic() - begun) / len(slots)
-                    self._count(-len(slots))
+                self._count(-sum(not slot.answered for slot in slots))
 
     def _give_up(self, images: int) -> None:
         self._metrics.cancelled.inc(images)
@@ -294,6 +294,9 @@ class Engine:
                 and dict(zip(self._names, slot.effective, strict=True)),
                 "png": as_png(image[0]),
             }
+            with self._changed:
+                self._count(-1)
+            slot.answered = True
             slot.job.missing -= 1
             events: list[Event] = [("image", content)]
             if not slot.job.missing:

@@ -91,3 +91,4 @@ class Slot:
     maps: list[Tensor] = field(default_factory=list)
     log_prob: list[float] = field(default_factory=list)
     effective: list[float] | None = None
+    answered: bool = False

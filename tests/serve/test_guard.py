@@ -1,0 +1,103 @@
+"""Who may ask, and how much: origin, host, token, sizes; and the headers of every answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+import vqvae2_fast.serve
+from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.serve.limits import Limits
+
+STATIC = Path(vqvae2_fast.serve.__file__).parent / "static"
+ADDRESS = "http://127.0.0.1"
+
+
+def client_of(pipeline, address: str = ADDRESS, **options) -> TestClient:
+    return TestClient(create_app(pipeline, **options), base_url=address)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:7860", "[::1]:7860"])
+def test_names_of_this_machine_are_served(pipeline, host):
+    assert client_of(pipeline, f"http://{host}").get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example"])
+def test_a_page_under_another_name_does_not_reach_a_local_server(pipeline, host):
+    answer = client_of(pipeline, f"http://{host}").get("/v1/info")
+    assert answer.status_code == 403
+    assert answer.json()["error"]["field"] == "Host"
+    assert client_of(pipeline, f"http://{host}", loopback=False).get("/v1/info").is_success
+
+
+def test_a_page_of_another_origin_is_refused(client):
+    answer = client.post("/v1/images", json={}, headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403
+    assert client.post("/v1/images", json={}, headers={"Origin": ADDRESS}).is_success
+
+
+@pytest.mark.parametrize("path", ["/v1/info", "/metrics"])
+def test_a_token_is_asked_for(pipeline, path):
+    client = client_of(pipeline, token="secret")
+    assert client.get(path).status_code == 401
+    assert client.get(path, headers={"Authorization": "Bearer secres"}).status_code == 401
+    assert client.get(path, headers={"Authorization": "Bearer secret"}).is_success
+    assert client.get("/healthz").is_success
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused(pipeline, chunked):
+    limits = replace(Limits(), body=1000)
+    with client_of(pipeline, limits=limits) as client:
+        body = (b"x" * 600 for _ in range(2)) if chunked else b"x" * 1200
+        answer = client.post("/v1/encode", content=body)
+    assert answer.status_code == 413
+    assert "1000 bytes" in answer.json()["error"]["expected"]
+
+
+def test_too_many_open_requests_are_refused(pipeline):
+    answer = client_of(pipeline, limits=replace(Limits(), requests=0)).get("/v1/info")
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("path", ["/", "/main.js", "/v1/info", "/nowhere", "/openapi.json"])
+def test_every_answer_forbids_foreign_and_inline_scripts(client, path):
+    policy = client.get(path).headers["Content-Security-Policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+
+
+def test_the_page_keeps_to_its_policy_and_needs_nothing_from_elsewhere():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in STATIC.iterdir()}
+    page = texts["index.html"]
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|\bstyle=|<style", page)
+    named = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert set(named) - set(texts) == {"openapi.json", "metrics"}
+    for name, text in texts.items():
+        found = re.findall(r"https?://[\w./]+", text)
+        assert set(found) <= {"http://www.w3.org/2000/svg"}, name
+
+
+def test_the_page_is_small():
+    assert sum(path.stat().st_size for path in STATIC.iterdir()) <= 100_000
+
+
+@pytest.mark.parametrize(
+    "path", ["/../app.py", "/%2e%2e/app.py", "/..%5capp.py", "/.", "//etc/passwd"]
+)
+def test_only_the_page_itself_is_served(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 404 or "<!doctype html>" in answer.text
+
+
+def test_requests_are_counted_by_route_and_status(client):
+    client.post("/v1/images", json={"count": 0})
+    text = client.get("/metrics").text
+    assert 'vqvae2_requests_total{route="/v1/images",status="422"}' in text
+    assert "vqvae2_codes_total" in text

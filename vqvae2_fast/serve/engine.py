@@ -1,8 +1,7 @@
 """The thread that draws: orders of all clients, level by level, in common batches.
 
 A sample's codes do not depend on its batch, so clients never notice whom they were drawn with.
-Orders join each other at every level: while new ones catch up at the top, older ones wait for them
-at the bottom, unless there are enough for a whole batch.
+Orders join each other at every level: what waits at a level is drawn together when it is its turn.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -58,7 +58,8 @@ class Engine:
         self._changed = threading.Condition()
         self._levels: list[deque[Slot]] = [deque() for _ in pipeline.priors]
         self._calls: deque[Callable[[], None]] = deque()  # what runs by itself
-        self._called_last = False
+        self._last_level = 0  # that was drawn
+        self._call_seconds = 0.0  # that calls may take before the next batch
         self._admitted = 0  # images and calls that are not answered yet
         self._oldest = 0.0  # when the first of the waiting orders came
         self._stopping = False
@@ -124,45 +125,52 @@ class Engine:
         self._metrics.waiting.set(self._admitted)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                work = self._next()
-            if work is None:
-                break
-            work()
+        while self._do_next():
+            pass
         for slots in self._levels:
             self._tell([(slot.job, ("error", _stopped())) for slot in slots])
         for call in self._calls:
             call()
 
-    def _next(self) -> Callable[[], None] | None:
-        """The next piece of work, waiting for one; None when the engine stops."""
+    def _do_next(self) -> bool:
+        """Do the next piece of work, waiting for one; False when the engine stops."""
+        with self._changed:
+            work = self._next()
+        if work is None:
+            return False
+        kind, function = work
+        begun = time.monotonic()
+        function()
+        seconds = time.monotonic() - begun
+        # Where both wait, calls and batches take turns, and have as much time together.
+        self._call_seconds = seconds if kind == "batch" else self._call_seconds - seconds
+        return True
+
+    def _next(self) -> tuple[str, Callable[[], None]] | None:
+        """A "call" or a "batch" to do next, waiting for one; None when the engine stops."""
         while True:
             if self._stopping:
                 return None
             level = self._ready_level()
-            if self._calls and (self._called_last is False or level is None):
-                self._called_last = True
-                return self._calls.popleft()
+            if self._calls and (self._call_seconds > 0 or level is None):
+                return "call", self._calls.popleft()
             if level is not None:
-                self._called_last = False
-                waiting = self._levels[level]
+                self._last_level, waiting = level, self._levels[level]
                 taken = [waiting.popleft() for _ in range(min(len(waiting), self._limits.batch))]
-                return lambda: self._draw(level, taken)
+                return "batch", partial(self._draw, level, taken)
             self._changed.wait(self._patience() if any(self._levels) else None)
 
     def _patience(self) -> float:
         return max(0.0, self._oldest + self._limits.batch_wait - time.monotonic())
 
     def _ready_level(self) -> int | None:
-        """The level to draw: the finest with a whole batch, or else the coarsest with anything."""
-        for level in reversed(range(len(self._levels))):
-            if len(self._levels[level]) >= self._limits.batch:
-                return level
-        level = next((n for n, waiting in enumerate(self._levels) if waiting), -1)
+        """The level to draw: they take turns, so that no image waits for others for long."""
+        count = len(self._levels)
+        turns = ((self._last_level + step) % count for step in range(1, count + 1))
+        level = next((n for n in turns if self._levels[n]), None)
         # Only an idle engine waits for company; a busy one has had some while it drew.
         only_top = level == 0 and not any(self._levels[1:])
-        return None if level < 0 or (only_top and self._patience() > 0) else level
+        return None if only_top and self._patience() > 0 else level
 
     def _run(self, future: Future[Any], function: Callable[[], Any]) -> None:
         try:

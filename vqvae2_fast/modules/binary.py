@@ -10,12 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.binary_entropy import entropy_of, entropy_of_bits, mean_of_codes
+from vqvae2_fast.modules.binary_entropy import (
+    entropy_of,
+    entropy_of_bits,
+    mean_of_codes,
+    tables_of_bits,
+)
 from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
 from vqvae2_fast.modules.fsq import projections, wide
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 
-__all__ = ["BSQ", "LFQ", "bits_of", "signs"]
+__all__ = ["BSQ", "LFQ", "bits_of", "mean_over_processes", "signs"]
 
 _LARGEST_LFQ = 2**18
 
@@ -37,7 +42,7 @@ def bits_of(indices: Tensor, num_bits: int) -> Tensor:
     return (indices[..., None] & places) != 0
 
 
-def _mean_over_processes(share: Tensor) -> Tensor:
+def mean_over_processes(share: Tensor) -> Tensor:
     """The mean of all processes' values, with this process's part of the gradient.
 
     DistributedDataParallel averages gradients, so each process gives its own part once.
@@ -178,7 +183,7 @@ class LFQ(_Signs):
         )
 
     def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        return entropy_of(_mean_over_processes(mean_of_codes(logits))).sum()
+        return entropy_of(mean_over_processes(mean_of_codes(*tables_of_bits(logits)))).sum()
 
 
 class BSQ(_Signs):
@@ -210,5 +215,5 @@ class BSQ(_Signs):
         return F.normalize(super()._numbers(z), dim=-1)
 
     def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        share = _mean_over_processes(torch.sigmoid(logits).mean(0))  # [d]
+        share = mean_over_processes(torch.sigmoid(logits).mean(0))  # [d]
         return (entropy_of(share) + entropy_of(1 - share)).sum()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["entropy_of", "entropy_of_bits", "mean_of_codes"]
+__all__ = ["entropy_of", "entropy_of_bits", "mean_of_codes", "tables_of_bits"]
 
 
 def entropy_of_bits(logits: Tensor) -> Tensor:
@@ -31,22 +31,25 @@ def entropy_of(probabilities: Tensor, least: float = 1e-30) -> Tensor:
     return -probabilities * probabilities.clamp(min=least).log()
 
 
-def mean_of_codes(logits: Tensor) -> Tensor:
-    """The mean over vectors of their distributions over the 2^d codes: `[N, d]` -> `[2^d]`.
+def tables_of_bits(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Distributions over the upper ⌊d/2⌋ and the lower bits: `[N, d]` -> `[N, H]`, `[N, L]`.
 
-    The first bit is the highest of a code's index.
+    The first bit is the highest of a code's index, and p(code) is the product of the two.
     """
-    ones = torch.sigmoid(logits)
+    ones, zeros = torch.sigmoid(logits), torch.sigmoid(-logits)
     middle = logits.shape[1] // 2
-    zeros = torch.sigmoid(-logits)
-    high = _products(zeros[:, :middle], ones[:, :middle])  # [N, 2^(d//2)]
-    low = _products(zeros[:, middle:], ones[:, middle:])
-    return (high.T @ low).flatten() / len(logits)
+    high = _products(zeros[:, :middle], ones[:, :middle])
+    return high, _products(zeros[:, middle:], ones[:, middle:])
+
+
+def mean_of_codes(high: Tensor, low: Tensor) -> Tensor:
+    """The mean over vectors of their distributions over all codes: `tables_of_bits` -> `[2^d]`."""
+    return (high.T @ low).flatten() / len(high)
 
 
 def _products(zeros: Tensor, ones: Tensor) -> Tensor:
     """Products over bits for each combination of them: two `[N, d]` -> `[N, 2^d]`."""
-    table = torch.ones_like(ones[:, :1]) if ones.shape[1] else ones.new_ones(len(ones), 1)
+    table = ones.new_ones(len(ones), 1)
     for zero, one in zip(zeros.unbind(1), ones.unbind(1), strict=True):
         table = torch.stack([table * zero[:, None], table * one[:, None]], dim=2).flatten(1)
     return table

@@ -1,0 +1,270 @@
+"""Compares the classes of `compat.lucidrains` beside `VectorQuantize` with the package's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import vector_quantize_pytorch as package
+
+from vqvae2_fast.compat import lucidrains
+
+# Relative to the largest value, as in test_lucidrains.py.
+TOLERANCE = 2e-5
+
+SEQUENCE, MAP = (2, 9, 6), (2, 6, 4, 5)
+FSQ3 = {"levels": [8, 5, 4]}
+RFSQ = {"levels": [8, 5, 3], "num_quantizers": 3}
+SIM = {"dim": 6, "codebook_size": 20}
+GRID = {
+    "fsq": ("FSQ", FSQ3, (2, 9, 3)),
+    "fsq_projected": ("FSQ", FSQ3 | {"dim": 6}, SEQUENCE),
+    "fsq_without_bias": ("FSQ", FSQ3 | {"dim": 6, "projection_has_bias": False}, SEQUENCE),
+    "fsq_map": ("FSQ", FSQ3 | {"dim": 6}, MAP),
+    "fsq_channel_first": ("FSQ", FSQ3 | {"dim": 6, "channel_first": True}, (2, 6, 9)),
+    "fsq_codebooks": ("FSQ", FSQ3 | {"num_codebooks": 2}, SEQUENCE),
+    "fsq_codebooks_map": ("FSQ", FSQ3 | {"num_codebooks": 2}, MAP),
+    "fsq_keep": ("FSQ", FSQ3 | {"keep_num_codebooks_dim": True}, (2, 9, 3)),
+    "fsq_symmetric": ("FSQ", {"levels": [2, 5, 4], "preserve_symmetry": True}, (2, 9, 3)),
+    "fsq_hard": ("FSQ", FSQ3 | {"bound_hard_clamp": True}, (2, 9, 3)),
+    "fsq_hard_symmetric": (
+        "FSQ",
+        FSQ3 | {"bound_hard_clamp": True, "preserve_symmetry": True},
+        (2, 9, 3),
+    ),
+    "fsq_rotated": ("FSQ", {"levels": [5, 5, 5], "orthogonal_rotation": True}, (2, 9, 3)),
+    "fsq_without_indices": ("FSQ", FSQ3 | {"return_indices": False}, (2, 9, 3)),
+    "residual_fsq": ("ResidualFSQ", RFSQ, (2, 9, 3)),
+    "residual_fsq_projected": ("ResidualFSQ", RFSQ | {"dim": 6}, SEQUENCE),
+    "residual_fsq_channel_first": ("ResidualFSQ", RFSQ | {"dim": 6, "is_channel_first": True}, MAP),
+    "residual_fsq_dropout": ("ResidualFSQ", RFSQ | {"quantize_dropout": True}, (2, 9, 3)),
+    "residual_fsq_dropout_multiple": (
+        "ResidualFSQ",
+        {
+            "levels": [5, 3],
+            "num_quantizers": 5,
+            "quantize_dropout": True,
+            "quantize_dropout_cutoff_index": 1,
+            "quantize_dropout_multiple_of": 2,
+        },
+        (2, 9, 2),
+    ),
+    "residual_fsq_tanh": ("ResidualFSQ", RFSQ | {"bound_hard_clamp": False}, (2, 9, 3)),
+    "residual_fsq_clamped": (
+        "ResidualFSQ",
+        RFSQ | {"bound_hard_clamp": False, "soft_clamp_input_value": [2.0, 2.0, 1.5]},
+        (2, 9, 3),
+    ),
+    "grouped_residual_fsq": ("GroupedResidualFSQ", RFSQ | {"dim": 6, "groups": 2}, SEQUENCE),
+    "grouped_residual_fsq_dropout": (
+        "GroupedResidualFSQ",
+        RFSQ | {"dim": 6, "groups": 2, "quantize_dropout": True},
+        SEQUENCE,
+    ),
+    "lfq": ("LFQ", {"codebook_size": 64}, SEQUENCE),
+    "lfq_dim": ("LFQ", {"dim": 6, "entropy_loss_weight": 0.3, "diversity_gamma": 2.0}, SEQUENCE),
+    "lfq_projected": ("LFQ", {"codebook_size": 256, "dim": 6}, SEQUENCE),
+    "lfq_commitment": ("LFQ", {"dim": 6, "commitment_loss_weight": 0.25}, SEQUENCE),
+    "lfq_map": ("LFQ", {"codebook_size": 16, "dim": 6}, MAP),
+    "lfq_codebooks": ("LFQ", {"codebook_size": 8, "num_codebooks": 2}, SEQUENCE),
+    "lfq_keep": ("LFQ", {"codebook_size": 64, "keep_num_codebooks_dim": True}, SEQUENCE),
+    "lfq_scaled": ("LFQ", {"dim": 6, "codebook_scale": 0.5}, SEQUENCE),
+    "lfq_clamped": ("LFQ", {"dim": 6, "soft_clamp_input_value": 2.0}, SEQUENCE),
+    "lfq_cosine": (
+        "LFQ",
+        {"codebook_size": 16, "dim": 6, "cosine_sim_project_in": True},
+        SEQUENCE,
+    ),
+    "lfq_spherical": (
+        "LFQ",
+        {"codebook_size": 256, "dim": 6, "spherical": True, "commitment_loss_weight": 0.1},
+        SEQUENCE,
+    ),
+    "lfq_spherical_map": ("LFQ", {"dim": 6, "spherical": True, "codebook_scale": 2.0}, MAP),
+    "lfq_rotated": ("LFQ", {"dim": 6, "orthogonal_rotation": True}, SEQUENCE),
+    "lfq_softplus": ("LFQ", {"dim": 6, "experimental_softplus_entropy_loss": True}, SEQUENCE),
+    "lfq_fraction": ("LFQ", {"dim": 6, "frac_per_sample_entropy": 0.5}, SEQUENCE),
+    "lfq_activation": (
+        "LFQ",
+        {"dim": 6, "straight_through_activation": torch.nn.Tanh()},
+        SEQUENCE,
+    ),
+    "residual_lfq": ("ResidualLFQ", {"dim": 6, "codebook_size": 64, "num_quantizers": 3}, SEQUENCE),
+    "residual_lfq_projected": (
+        "ResidualLFQ",
+        {
+            "dim": 6,
+            "codebook_size": 256,
+            "num_quantizers": 2,
+            "quantize_dropout": True,
+            "soft_clamp_input_value": 3.0,
+            "commitment_loss_weight": 0.25,
+        },
+        SEQUENCE,
+    ),
+    "grouped_residual_lfq": (
+        "GroupedResidualLFQ",
+        {"dim": 6, "groups": 2, "codebook_size": 16, "num_quantizers": 2},
+        SEQUENCE,
+    ),
+    "sim_vq": ("SimVQ", SIM, SEQUENCE),
+    "sim_vq_straight_through": ("SimVQ", SIM | {"rotation_trick": False}, SEQUENCE),
+    "sim_vq_map": ("SimVQ", SIM | {"channel_first": True}, MAP),
+    "sim_vq_weights": (
+        "SimVQ",
+        SIM | {"commitment_weight": 0.5, "input_to_quantize_commit_loss_weight": 2.0},
+        SEQUENCE,
+    ),
+    "sim_vq_frozen_dim": ("SimVQ", SIM | {"frozen_codebook_dim": 3}, SEQUENCE),
+    "sim_vq_init": ("SimVQ", SIM | {"init_fn": lambda codes: codes * 2}, SEQUENCE),
+    "residual_sim_vq": ("ResidualSimVQ", SIM | {"num_quantizers": 3}, SEQUENCE),
+    "residual_sim_vq_map": (
+        "ResidualSimVQ",
+        SIM | {"num_quantizers": 3, "channel_first": True, "quantize_dropout": True},
+        MAP,
+    ),
+}
+
+
+def pair(name: str, seed: int = 0) -> list[torch.nn.Module]:
+    """The package's module and ours, made at equal states of the generator.
+
+    LFQ in float64: the package's float32 has errors of 3e-5 in gradients of sharp entropies.
+    """
+    kind, arguments, _ = GRID[name]
+    modules = []
+    for source in (package, lucidrains):
+        torch.manual_seed(seed)
+        extra = {"force_quantization_f32": False} if "LFQ" in kind else {}
+        module = getattr(source, kind)(**arguments, **extra)
+        modules.append(module.double() if "LFQ" in kind else module)
+    modules[1].load_state_dict(modules[0].state_dict())
+    return modules
+
+
+def inputs(name: str, *leading: int) -> torch.Tensor:
+    kind, _, shape = GRID[name]
+    return torch.randn(*leading, *shape).to(torch.float64 if "LFQ" in kind else torch.float32)
+
+
+def assert_near(actual, expected, what: str) -> None:
+    if isinstance(expected, tuple):
+        for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_near(one, other, f"{what} {number}")
+        return
+    if expected is None:
+        assert actual is None
+        return
+    assert actual.shape == expected.shape, what
+    assert actual.dtype == expected.dtype, what
+    if expected.is_floating_point() and expected.numel():
+        scale = float(expected.detach().abs().max())
+        error = float((actual.detach() - expected.detach()).abs().max())
+        assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: {error} of {scale}"
+    else:
+        assert torch.equal(actual, expected), what
+
+
+def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
+    results, gradients = [], []
+    for module in (theirs, ours):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(seed)
+        result = module(leaf, **call)
+        result = result if isinstance(result[0], torch.Tensor) else (*result[0], *result[1])
+        results.append(result)
+        weight = torch.randn(result[0].shape, generator=torch.Generator().manual_seed(9))
+        total = (result[0] * weight).sum()
+        total = total + sum(r.sum() for r in result[2:3] if isinstance(r, torch.Tensor))
+        if total.requires_grad:
+            total.backward()
+        named = {"x": leaf.grad} | {name: p.grad for name, p in module.named_parameters()}
+        gradients.append({k: g for k, g in named.items() if g is not None})
+    assert len(results[0]) == len(results[1])
+    for number, (expected, actual) in enumerate(zip(*results, strict=True)):
+        assert_near(actual, expected, f"result {number}")
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert_near(gradients[1][name], gradient, f"gradient of {name}")
+    expected, actual = theirs.state_dict(), ours.state_dict()
+    assert list(expected) == list(actual)
+    for name, value in expected.items():
+        assert_near(actual[name], value, name)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_five_training_steps_and_evaluation(name):
+    theirs, ours = pair(name)
+    rate = 1e-3 if "lfq" in name else 0.1
+    optimisers = [torch.optim.SGD([*m.parameters(), torch.zeros(1)], rate) for m in (theirs, ours)]
+    torch.manual_seed(1)
+    batches = inputs(name, 6)
+    for step in range(5):
+        assert_same_step(theirs, ours, batches[step], seed=step)
+        for optimiser in optimisers:
+            optimiser.step()
+    assert_same_step(theirs.eval(), ours.eval(), batches[5], seed=5)
+
+
+@pytest.mark.parametrize("name", [name for name in GRID if "residual" in name])
+def test_all_codes_and_outputs_of_indices(name):
+    theirs, ours = (module.eval() for module in pair(name))
+    x = inputs(name)
+    indices = theirs(x)[1]
+    if "is_channel_first" in GRID[name][1]:
+        indices = indices.movedim(1, -1)  # the package's return_all_codes takes another dimension
+    else:
+        assert_same_step(theirs, ours, x, seed=0, return_all_codes=True)
+    for method in ("get_codes_from_indices", "get_output_from_indices"):
+        assert_near(getattr(ours, method)(indices), getattr(theirs, method)(indices), method)
+    assert_near(ours.codebooks, theirs.codebooks, "codebooks")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, (kind, _, _) in GRID.items() if kind in ("FSQ", "LFQ", "SimVQ")]
+)
+def test_codes_of_indices(name):
+    theirs, ours = (module.eval() for module in pair(name))
+    indices = theirs(inputs(name))[1]
+    if indices is None:
+        indices = torch.randint(160, (2, 9))
+    assert_near(ours.indices_to_codes(indices), theirs.indices_to_codes(indices), "codes")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 10.0, 300.0])
+@pytest.mark.parametrize("name", ["lfq", "lfq_spherical", "lfq_codebooks"])
+def test_entropies_of_lfq_at_other_temperatures_and_with_a_mask(name, temperature):
+    theirs, ours = pair(name)
+    mask = torch.rand(2, 9) < 0.7
+    call = {"inv_temperature": temperature, "mask": mask, "return_loss_breakdown": True}
+    assert_same_step(theirs, ours, inputs(name), seed=0, **call)
+
+
+def test_noise_of_fsq_is_the_packages():
+    arguments = {"levels": [5, 4], "preserve_symmetry": True, "noise_dropout": 0.5}
+    x = torch.randn(2, 9, 2)
+    results = []
+    for source in (package, lucidrains):
+        module = source.FSQ(**arguments)
+        torch.manual_seed(0)
+        results.append(module(x)[0])
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_fewer_indices_are_the_coarse_codes_if_dropout_was_trained():
+    theirs, ours = (module.eval() for module in pair("residual_fsq_dropout"))
+    indices = ours(torch.randn(2, 9, 3))[1][..., :2]
+    actual = ours.get_output_from_indices(indices)
+    assert_near(actual, theirs.get_output_from_indices(indices), "coarse")
+    with pytest.raises(ValueError, match="only a quantiser with quantize_dropout does with fewer"):
+        pair("residual_fsq")[1].get_codes_from_indices(indices)
+
+
+def test_digits_of_fsq():
+    theirs, ours = pair("fsq")
+    indices = torch.arange(160)
+    assert torch.equal(
+        ours.indices_to_level_indices(indices), theirs.indices_to_level_indices(indices)
+    )
+    assert torch.equal(ours.codes_to_indices(ours.implicit_codebook), indices.int())
+    assert_near(ours.implicit_codebook, theirs.implicit_codebook, "codebook")

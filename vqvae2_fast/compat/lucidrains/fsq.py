@@ -1,0 +1,191 @@
+"""`FSQ` of lucidrains/vector-quantize-pytorch.
+
+What differs from the package: `quantized` is exactly the grid's value (the package's is a rounding
+error away), and tanh is computed as 2·σ(2z) − 1, so that a number within a rounding error of a
+boundary may fall on its other side.
+
+Letters: B batch, N positions, c codebooks, d numbers of a code, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["FSQ"]
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantisation, https://arxiv.org/abs/2309.15505.
+
+    Args:
+        levels: Values of each of the d numbers of a code.
+        dim: Channels of the input; linear layers lead from them to c·d numbers and back.
+        num_codebooks: c.
+        keep_num_codebooks_dim: Indices keep a last dimension c = 1.
+        scale: Kept as an attribute, without effect, as in the package.
+        allowed_dtypes, force_quantization_f32: Other dtypes are quantised in float32.
+        channel_first: The input is `[B, dim, ...]`; so are all inputs of four dimensions and more.
+        projection_has_bias: Of the linear layers.
+        return_indices: Otherwise indices are None, and K may be as large as one likes.
+        preserve_symmetry: Values spread evenly over [−1, 1]; needed for 2 levels.
+        noise_dropout: Probability with which a number of a code gets noise in training.
+        bound_hard_clamp: Clamp to [−1, 1] instead of tanh.
+        orthogonal_rotation: Quantise in a random orthogonal basis.
+    """
+
+    _levels: Tensor
+    _basis: Tensor
+    orthogonal_rot: Tensor
+    implicit_codebook: Tensor
+
+    def __init__(
+        self,
+        levels: Sequence[int],
+        dim: int | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        scale: float | None = None,
+        allowed_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
+        channel_first: bool = False,
+        projection_has_bias: bool = True,
+        return_indices: bool = True,
+        force_quantization_f32: bool = True,
+        preserve_symmetry: bool = False,
+        noise_dropout: float = 0.0,
+        bound_hard_clamp: bool = False,
+        orthogonal_rotation: bool = False,
+    ) -> None:
+        super().__init__()
+        if 2 in levels and not preserve_symmetry:
+            raise ValueError(
+                f"FSQ: expected preserve_symmetry=True with a level of 2, got levels "
+                f"{list(levels)}."
+            )
+        if noise_dropout and not preserve_symmetry:
+            raise ValueError("FSQ: expected preserve_symmetry=True with noise_dropout.")
+        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        if num_codebooks > 1 and not keep:
+            raise ValueError(
+                f"FSQ: expected keep_num_codebooks_dim with num_codebooks={num_codebooks}."
+            )
+        self.grid = Grid(tuple(levels), preserve_symmetry, bound_hard_clamp)
+        basis = [math.prod(levels[:number]) for number in range(len(levels))]
+        self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
+        self.register_buffer("_basis", torch.tensor(basis, dtype=torch.int32), persistent=False)
+        self.scale = scale
+        self.preserve_symmetry = preserve_symmetry
+        self.noise_dropout = noise_dropout
+        self.codebook_dim = len(levels)
+        self.num_codebooks = num_codebooks
+        self.effective_codebook_dim = inner = len(levels) * num_codebooks
+        self.keep_num_codebooks_dim = keep
+        self.dim = inner if dim is None else dim
+        self.channel_first = channel_first
+        self.has_projections = self.dim != inner
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in = nn.Linear(self.dim, inner, bias=projection_has_bias)
+            self.project_out = nn.Linear(inner, self.dim, bias=projection_has_bias)
+        self.return_indices = return_indices
+        if return_indices:
+            self.codebook_size = math.prod(levels)
+            codes = self._indices_to_codes(torch.arange(self.codebook_size))
+            self.register_buffer("implicit_codebook", codes, persistent=False)
+        self.allowed_dtypes = allowed_dtypes
+        self.force_quantization_f32 = force_quantization_f32
+        self.bound_hard_clamp = bound_hard_clamp
+        self.orthogonal_rotation = orthogonal_rotation
+        if orthogonal_rotation:
+            if len(set(levels)) > 1:
+                warnings.warn(
+                    "FSQ: orthogonal_rotation suits levels that are all equal, got "
+                    f"{list(levels)}.",
+                    stacklevel=2,
+                )
+            rotation = torch.empty(len(levels), len(levels))
+            self.register_buffer("orthogonal_rot", nn.init.orthogonal_(rotation))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Quantise.
+
+        Args:
+            z: `[B, N, dim]`, or `[B, dim, ...]` with four dimensions or channel_first.
+
+        Returns:
+            quantized: z's shape and dtype.
+            indices: int32 `[B, N]` (or the positions of z), and c where it is kept; or None.
+        """
+        moves = z.dim() >= 4 or self.channel_first
+        x = z.movedim(1, -1) if moves else z
+        if x.shape[-1] != self.dim:
+            raise ValueError(
+                f"FSQ: expected z [{'B, dim, ...' if moves else 'B, N, dim'}] with dim={self.dim}, "
+                f"got {list(z.shape)}."
+            )
+        x = self.project_in(x).unflatten(-1, (self.num_codebooks, self.codebook_dim))
+        if self.orthogonal_rotation:
+            x = x @ self.orthogonal_rot
+        with without_autocast(z.device):
+            dtype = x.dtype
+            if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
+                x = x.float()
+            codes, indices = round_to_grid(x, self.grid)
+            if self.training and self.noise_dropout:
+                codes = self._with_noise(codes)
+            if self.orthogonal_rotation:
+                codes = codes @ self.orthogonal_rot.T
+            codes = codes.flatten(-2).to(dtype)
+        out = self.project_out(codes)
+        out = out.movedim(-1, 1) if moves else out
+        if not self.return_indices:
+            return out, None
+        indices = indices.to(torch.int32)
+        return out, indices if self.keep_num_codebooks_dim else indices.squeeze(-1)
+
+    def quantize(self, z: Tensor) -> Tensor:
+        """The grid's values of z `[..., d]`."""
+        return round_to_grid(z, self.grid)[0]
+
+    def indices_to_level_indices(self, indices: Tensor) -> Tensor:
+        """The digit of each number: `[...]` -> `[..., d]`."""
+        return (indices[..., None] // self._basis) % self._levels
+
+    def codes_to_indices(self, zhat: Tensor) -> Tensor:
+        """Indices int32 `[...]` of values `[..., d]`."""
+        if self.preserve_symmetry:
+            digits = (zhat + 1) / (2 / (self._levels - 1))
+        else:
+            digits = zhat * (self._levels // 2) + self._levels // 2
+        return (digits * self._basis).sum(-1).round().to(torch.int32)
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """What `forward` returns for these indices in evaluation."""
+        codes = self._indices_to_codes(indices)
+        if self.orthogonal_rotation:
+            codes = codes @ self.orthogonal_rot.T
+        if self.keep_num_codebooks_dim:
+            codes = codes.flatten(-2)
+        codes = self.project_out(codes)
+        is_map = indices.dim() >= 3 + self.keep_num_codebooks_dim
+        return codes.movedim(-1, 1) if is_map or self.channel_first else codes
+
+    def _indices_to_codes(self, indices: Tensor) -> Tensor:
+        digits = self.indices_to_level_indices(indices)
+        return digits_to_values(self.grid, digits, torch.float32)
+
+    def _with_noise(self, codes: Tensor) -> Tensor:
+        chosen = torch.full_like(codes, self.noise_dropout).bernoulli_().bool()
+        offset = torch.rand_like(codes) - 0.5
+        return torch.where(chosen, codes + offset, codes).clamp(-1, 1)

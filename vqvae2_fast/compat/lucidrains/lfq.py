@@ -1,0 +1,382 @@
+"""`LFQ`, `ResidualLFQ` and `GroupedResidualLFQ` of lucidrains/vector-quantize-pytorch.
+
+What differs from the package: no matrix of vectors by codes is formed; in training `quantized` is
+exactly the code (the package's is a rounding error away); in a process group the use of codes is
+the mean over processes, where the package divides its own by their number.
+
+Letters: B batch, N positions, c codebooks, d bits, K = 2^d codes, Q quantisers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.compat.lucidrains.lfq_entropy import clamped_entropy
+from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.binary import bits_of, mean_over_processes, signs
+from vqvae2_fast.modules.binary_entropy import entropy_of, mean_of_codes, tables_of_bits
+from vqvae2_fast.modules.residual_fsq import soft_clamp
+
+__all__ = ["LFQ", "GroupedResidualLFQ", "LossBreakdown", "ResidualLFQ", "Return"]
+
+Return = namedtuple("Return", ["quantized", "indices", "entropy_aux_loss"])
+LossBreakdown = namedtuple("LossBreakdown", ["per_sample_entropy", "batch_entropy", "commitment"])
+
+# The package's logarithms are of at least this.
+_LEAST = 1e-5
+
+
+class _CosineLinear(nn.Module):
+    """Products of vectors and weights of length one, times a scale."""
+
+    def __init__(self, dim_in: int, dim_out: int, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.randn(dim_in, dim_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=0)) * self.scale
+
+
+class LFQ(nn.Module):
+    """Lookup-free quantisation by signs, https://arxiv.org/abs/2310.05737.
+
+    Args:
+        dim: Channels of the input; by default c·d.
+        codebook_size: K, a power of two; by default 2^dim.
+        entropy_loss_weight, commitment_loss_weight, diversity_gamma: Of the parts of the loss.
+        straight_through_activation: The gradient is that of this function.
+        num_codebooks, keep_num_codebooks_dim: c, and whether indices keep a dimension of 1.
+        codebook_scale: Absolute value of a code's numbers.
+        frac_per_sample_entropy: Share of the vectors, drawn at random, that the entropies take.
+        has_projections, projection_has_bias: Linear layers from dim to c·d and back; by default
+            where these differ.
+        soft_clamp_input_value: v of v·tanh(x/v), at least codebook_scale.
+        cosine_sim_project_in, cosine_sim_project_in_scale: Project in by cosines.
+        channel_first: The input is `[B, dim, ...]`; by default inputs of four dimensions are.
+        experimental_softplus_entropy_loss, entropy_loss_offset: softplus(loss + offset) of the
+            entropies.
+        spherical: Vectors and codes of length codebook_scale (https://arxiv.org/abs/2406.07548).
+        force_quantization_f32: Quantise in float32.
+        orthogonal_rotation: Quantise in a random orthogonal basis.
+    """
+
+    mask: Tensor
+    zero: Tensor
+    codebook: Tensor
+    orthogonal_rot: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int | None = None,
+        codebook_size: int | None = None,
+        entropy_loss_weight: float = 0.1,
+        commitment_loss_weight: float = 0.0,
+        diversity_gamma: float = 1.0,
+        straight_through_activation: nn.Module | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
+        codebook_scale: float = 1.0,
+        frac_per_sample_entropy: float = 1.0,
+        has_projections: bool | None = None,
+        projection_has_bias: bool = True,
+        soft_clamp_input_value: float | None = None,
+        cosine_sim_project_in: bool = False,
+        cosine_sim_project_in_scale: float | None = None,
+        channel_first: bool | None = None,
+        experimental_softplus_entropy_loss: bool = False,
+        entropy_loss_offset: float = 5.0,
+        spherical: bool = False,
+        force_quantization_f32: bool = True,
+        orthogonal_rotation: bool = False,
+    ) -> None:
+        super().__init__()
+        if codebook_size is None:
+            if dim is None:
+                raise ValueError("LFQ: expected dim or codebook_size, got neither.")
+            codebook_size = 2**dim
+        bits = codebook_size.bit_length() - 1
+        if codebook_size != 1 << bits:
+            raise ValueError(
+                f"LFQ: expected codebook_size to be a power of 2, got {codebook_size}: use "
+                f"{2 ** math.ceil(math.log2(codebook_size))}."
+            )
+        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        if num_codebooks > 1 and not keep:
+            raise ValueError(
+                f"LFQ: expected keep_num_codebooks_dim with num_codebooks={num_codebooks}."
+            )
+        if not 0 < frac_per_sample_entropy <= 1:
+            raise ValueError(
+                f"LFQ: expected frac_per_sample_entropy in (0, 1], got {frac_per_sample_entropy}."
+            )
+        if soft_clamp_input_value is not None and soft_clamp_input_value < codebook_scale:
+            raise ValueError(
+                f"LFQ: expected soft_clamp_input_value >= codebook_scale={codebook_scale}, got "
+                f"{soft_clamp_input_value}."
+            )
+        inner = bits * num_codebooks
+        dim = inner if dim is None else dim
+        projects = dim != inner if has_projections is None else has_projections
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if projects and cosine_sim_project_in:
+            scale = cosine_sim_project_in_scale
+            self.project_in = _CosineLinear(dim, inner, codebook_scale if scale is None else scale)
+        elif projects:
+            self.project_in = nn.Linear(dim, inner, bias=projection_has_bias)
+        if projects:
+            self.project_out = nn.Linear(inner, dim, bias=projection_has_bias)
+        self.has_projections = projects
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.codebook_dim = bits
+        self.num_codebooks = num_codebooks
+        self.keep_num_codebooks_dim = keep
+        self.channel_first = channel_first
+        self.activation = straight_through_activation or nn.Identity()
+        self.spherical = spherical
+        self.orthogonal_rotation = orthogonal_rotation
+        if orthogonal_rotation:
+            rotation = torch.empty(bits, bits)
+            self.register_buffer("orthogonal_rot", nn.init.orthogonal_(rotation))
+        self.frac_per_sample_entropy = frac_per_sample_entropy
+        self.diversity_gamma = diversity_gamma
+        self.entropy_loss_weight = entropy_loss_weight
+        self.codebook_scale = codebook_scale
+        self.commitment_loss_weight = commitment_loss_weight
+        self.soft_clamp_input_value = soft_clamp_input_value
+        self.entropy_loss_offset = entropy_loss_offset
+        self.experimental_softplus_entropy_loss = experimental_softplus_entropy_loss
+        self.force_quantization_f32 = force_quantization_f32
+        self.register_buffer("mask", 2 ** torch.arange(bits - 1, -1, -1))
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+        every = bits_of(torch.arange(codebook_size), bits).float()
+        self.register_buffer("codebook", self.bits_to_codes(every), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the codes."""
+        return self.codebook.dtype
+
+    @property
+    def code_value(self) -> float:
+        """Absolute value of a number of a returned code."""
+        length = self.codebook_dim**0.5 if self.spherical else 1.0
+        return self.codebook_scale / length
+
+    def bits_to_codes(self, bits: Tensor) -> Tensor:
+        """0 and 1 as −codebook_scale and codebook_scale."""
+        return bits * self.codebook_scale * 2 - self.codebook_scale
+
+    def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
+        """What `forward` returns for these indices in evaluation."""
+        is_map = indices.dim() >= 3 + self.keep_num_codebooks_dim
+        moves = is_map if self.channel_first is None else self.channel_first
+        if not self.keep_num_codebooks_dim:
+            indices = indices[..., None]
+        bits = bits_of(indices, self.codebook_dim)
+        codes = torch.where(bits, self.code_value, -self.code_value).to(self.dtype)
+        if self.orthogonal_rotation:
+            codes = codes @ self.orthogonal_rot.T
+        codes = codes.flatten(-2)
+        codes = self.project_out(codes) if project_out else codes
+        return codes.movedim(-1, 1) if moves else codes
+
+    def forward(
+        self,
+        x: Tensor,
+        inv_temperature: float = 100.0,
+        return_loss_breakdown: bool = False,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """Quantise.
+
+        Args:
+            x: `[B, N, dim]`, or `[B, dim, ...]`; see channel_first.
+            inv_temperature: Of the soft codes in the entropies.
+            return_loss_breakdown: Return a `LossBreakdown`, too.
+            mask: bool `[B, N]`: the vectors that the losses take. As in the package, the two
+                entropies are then equal: with diversity_gamma=1 they cancel.
+
+        Returns:
+            `Return`: quantized in x's shape and dtype, indices int64, and the loss, 0-d.
+        """
+        moves = x.dim() >= 4 if self.channel_first is None else self.channel_first
+        x = x.movedim(1, -1) if moves else x
+        if x.shape[-1] != self.dim:
+            raise ValueError(f"LFQ: expected dim={self.dim} channels, got x {list(x.shape)}.")
+        positions = x.shape[:-1]
+        x = self.project_in(x.reshape(positions[0], -1, self.dim))
+        if self.soft_clamp_input_value is not None:
+            clamp = torch.as_tensor(self.soft_clamp_input_value, dtype=x.dtype, device=x.device)
+            x = soft_clamp(x, clamp)
+        x = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))  # [B, N, c, d]
+        if self.orthogonal_rotation:
+            x = x @ self.orthogonal_rot
+        if self.spherical:
+            x = F.normalize(x, dim=-1) * self.codebook_scale
+        with without_autocast(x.device):
+            dtype = x.dtype
+            x = x.float() if self.force_quantization_f32 else x
+            quantized, indices = signs(x.detach(), self.code_value)
+            aux_loss, breakdown = self._losses(x, quantized, mask, inv_temperature)
+            if self.training:
+                source = self.activation(x)
+                quantized = quantized + (source - source.detach())
+            quantized = quantized.to(dtype)
+        if self.orthogonal_rotation:
+            quantized = quantized @ self.orthogonal_rot.T
+        quantized = self.project_out(quantized.flatten(-2)).view(*positions, self.dim)
+        indices = indices.view(*positions, self.num_codebooks)
+        quantized = quantized.movedim(-1, 1) if moves else quantized
+        indices = indices if self.keep_num_codebooks_dim else indices.squeeze(-1)
+        result = Return(quantized, indices, aux_loss)
+        return (result, breakdown) if return_loss_breakdown else result
+
+    def _losses(
+        self, x: Tensor, quantized: Tensor, mask: Tensor | None, inv_temperature: float
+    ) -> tuple[Tensor, LossBreakdown]:
+        """The weighted loss and its parts, of x and its codes `[B, N, c, d]`."""
+        if not self.training:
+            return self.zero * 1.0, LossBreakdown(self.zero, self.zero, self.zero)
+        # A mask makes the package take each part of a vector for a vector of its own, and the
+        # entropy of use for the mean of theirs.
+        chosen = x.flatten(0, 1) if mask is None else x[mask].flatten(0, 1)[:, None]  # [n, c, d]
+        if self.frac_per_sample_entropy < 1:
+            count = int(len(chosen) * self.frac_per_sample_entropy)
+            # The argsort is what the package compares; it holds each number once.
+            order = torch.randn(len(chosen)).argsort()
+            chosen = chosen[(order < count).to(chosen.device)]
+        # softmax(2·inv_temperature·x·c) over the codes c, by bits.
+        logits = chosen * (4 * inv_temperature * self.code_value)
+        tables = list(map(tables_of_bits, logits.unbind(1)))
+        sample = torch.stack([clamped_entropy(*pair, _LEAST) for pair in tables]).mean()
+        shares = [mean_over_processes(mean_of_codes(*pair)) for pair in tables]
+        use = entropy_of(torch.stack(shares), _LEAST).sum(-1).mean() if mask is None else sample
+        loss = sample - self.diversity_gamma * use
+        if self.experimental_softplus_entropy_loss:
+            loss = F.softplus(loss + self.entropy_loss_offset)
+        commitment = self.zero
+        if self.commitment_loss_weight > 0:
+            error = (x - quantized).square()
+            commitment = (error if mask is None else error[mask]).mean()
+        total = loss * self.entropy_loss_weight + commitment * self.commitment_loss_weight
+        return total, LossBreakdown(sample, use, commitment)
+
+
+class ResidualLFQ(Residual):
+    """`LFQ` in a row, each of half the scale of the one before.
+
+    Args:
+        dim: Channels of the input; linear layers lead to the d bits and back.
+        num_quantizers, codebook_size: Q and K.
+        quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: As of
+            `Residual`.
+        soft_clamp_input_value: Of the first `LFQ`; halved for each further one.
+        kwargs: Further arguments of `LFQ`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_quantizers: int,
+        codebook_size: int,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        soft_clamp_input_value: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_quantizers,
+            quantize_dropout,
+            quantize_dropout_cutoff_index,
+            quantize_dropout_multiple_of,
+        )
+        bits = int(math.log2(codebook_size))
+        self.has_projections = bits != dim
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in = nn.Linear(dim, bits)
+            self.project_out = nn.Linear(bits, dim)
+        self.layers = nn.ModuleList()
+        clamp = soft_clamp_input_value
+        for number in range(num_quantizers):
+            layer = LFQ(dim=bits, codebook_scale=2**-number, soft_clamp_input_value=clamp, **kwargs)
+            self.layers.append(layer)
+            clamp = None if clamp is None else clamp * 0.5
+
+    @property
+    def codebooks(self) -> Tensor:
+        return torch.stack([cast("LFQ", layer).codebook for layer in self.layers])
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        return_all_codes: bool = False,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Quantise x `[B, N, dim]`; see `LFQ`.
+
+        Returns:
+            quantized: x's shape.
+            indices: int64 `[B, N, Q]`; −1 for dropped quantisers.
+            losses: `[Q]`.
+            codes: With return_all_codes, those of each quantiser.
+        """
+        x = self.project_in(x)
+        drops = self.training and self.quantize_dropout and torch.is_grad_enabled()
+        in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)
+        residual, total = x, torch.zeros_like(x)
+        indices, losses = [], []
+        with without_autocast(x.device):
+            for layer in self.layers[:in_use]:
+                quantized, index, loss = layer(residual, mask=mask)
+                residual = residual - quantized.detach()
+                total = total + quantized
+                indices.append(index)
+                losses.append(loss)
+        for _ in range(self.num_quantizers - in_use):
+            indices.append(torch.full_like(indices[0], -1))
+            losses.append(torch.zeros_like(losses[0]))
+        found = torch.stack(indices, dim=-1)
+        result = (self.project_out(total), found, torch.stack(losses, dim=-1))
+        return (*result, self.get_codes_from_indices(found)) if return_all_codes else result
+
+
+class GroupedResidualLFQ(Grouped):
+    """A `ResidualLFQ` for each group of channels.
+
+    Args:
+        dim: Channels of the input.
+        groups, accept_image_fmap: As of `Grouped`.
+        kwargs: Arguments of `ResidualLFQ`.
+    """
+
+    def __init__(
+        self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(dim, groups, accept_image_fmap)
+        for _ in range(groups):
+            self.rvqs.append(ResidualLFQ(dim=dim // groups, **kwargs))
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, return_all_codes: bool = False
+    ) -> tuple[Any, ...]:
+        """As `ResidualLFQ`, with indices and losses `[groups, ...]`, codes as a tuple."""
+        parts, seed = self._split(x), self._seed(x.device)
+        each = zip(self.rvqs, parts, strict=True)
+        results = [rvq(part, mask, return_all_codes, seed) for rvq, part in each]
+        return self._joined(results, stacked=2)

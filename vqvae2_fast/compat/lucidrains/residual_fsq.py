@@ -1,0 +1,170 @@
+"""`ResidualFSQ` and `GroupedResidualFSQ` of lucidrains/vector-quantize-pytorch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast.compat.lucidrains.fsq import FSQ
+from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.residual_fsq import soft_clamp
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["GroupedResidualFSQ", "ResidualFSQ"]
+
+
+class ResidualFSQ(Residual):
+    """Finer and finer grids, each of what the ones before left over.
+
+    Args:
+        levels: Values of each number of a code.
+        num_quantizers: Q.
+        dim: Channels of the input; linear layers lead to the numbers of a code and back.
+        is_channel_first: The input is `[B, dim, ...]`.
+        quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: As of
+            `Residual`.
+        soft_clamp_input_value: c of c·tanh(x/c), for each number or for all; only without
+            bound_hard_clamp, which has a c of its own.
+        bound_hard_clamp: Clamp instead of tanh inside the grids.
+        kwargs: Further arguments of `FSQ`.
+    """
+
+    scales: Tensor
+    soft_clamp_input_value: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[int],
+        num_quantizers: int,
+        dim: int | None = None,
+        is_channel_first: bool = False,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        soft_clamp_input_value: float | Sequence[float] | Tensor | None = None,
+        bound_hard_clamp: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_quantizers,
+            quantize_dropout,
+            quantize_dropout_cutoff_index,
+            quantize_dropout_multiple_of,
+        )
+        if min(levels) < 2:
+            raise ValueError(
+                f"ResidualFSQ: expected levels of at least 2 values, got {list(levels)}."
+            )
+        if bound_hard_clamp and soft_clamp_input_value is not None:
+            raise ValueError(
+                "ResidualFSQ: expected soft_clamp_input_value only with bound_hard_clamp=False."
+            )
+        codebook_dim = len(levels)
+        dim = codebook_dim if dim is None else dim
+        self.has_projections = codebook_dim != dim
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in = nn.Linear(dim, codebook_dim)
+            self.project_out = nn.Linear(codebook_dim, dim)
+        self.is_channel_first = is_channel_first
+        self.levels = levels
+        self.layers = nn.ModuleList(
+            FSQ(
+                levels=levels,
+                dim=codebook_dim,
+                preserve_symmetry=True,
+                bound_hard_clamp=bound_hard_clamp,
+                **kwargs,
+            )
+            for _ in range(num_quantizers)
+        )
+        self.codebook_size = cast("FSQ", self.layers[0]).codebook_size
+        counts = torch.tensor(levels)
+        scales = torch.stack([counts.float() ** -number for number in range(num_quantizers)])
+        self.register_buffer("scales", scales, persistent=False)
+        bound = 1 + 1 / (counts - 1) if bound_hard_clamp else soft_clamp_input_value
+        bound = None if bound is None else torch.as_tensor(bound)
+        self.register_buffer("soft_clamp_input_value", bound, persistent=False)
+
+    @property
+    def codebooks(self) -> Tensor:
+        return torch.stack([cast("FSQ", layer).implicit_codebook for layer in self.layers])
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        codes = super().get_codes_from_indices(indices)
+        return codes * self.scales.view(len(codes), *[1] * (codes.dim() - 2), -1)
+
+    def forward(
+        self,
+        x: Tensor,
+        return_all_codes: bool = False,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Quantise.
+
+        Args:
+            x: `[B, N, dim]`, or `[B, dim, ...]` with is_channel_first.
+            return_all_codes: Return the codes of each quantiser, too.
+            rand_quantize_dropout_fixed_seed: Seed of the dropout.
+
+        Returns:
+            quantized: x's shape.
+            indices: int32 `[B, N, Q]` (int64 with dropped quantisers, which have −1); with
+                is_channel_first `[B, Q, ...]`.
+        """
+        if self.is_channel_first:
+            x = x.movedim(1, -1)
+        x = self.project_in(x)
+        if self.soft_clamp_input_value is not None:
+            x = soft_clamp(x, self.soft_clamp_input_value)
+        drops = self.training and self.quantize_dropout and torch.is_grad_enabled()
+        in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)
+        positions = x.shape[:-1]
+        residual, total, indices = x, torch.zeros_like(x), []
+        with without_autocast(x.device):
+            for layer, scale in zip(self.layers[:in_use], self.scales, strict=False):
+                # As sequences: a layer would take a map for one with channels first.
+                quantized, index = layer((residual / scale).flatten(1, -2))
+                quantized = quantized.view(residual.shape) * scale
+                residual = residual - quantized.detach()
+                total = total + quantized
+                indices.append(index.view(positions))
+        for _ in range(self.num_quantizers - in_use):
+            indices.append(indices[0].new_full((), -1, dtype=torch.int64).expand(positions))
+        total, found = self.project_out(total), torch.stack(indices, dim=-1)
+        if self.is_channel_first:
+            total, found = total.movedim(-1, 1), found.movedim(-1, 1)
+        if not return_all_codes:
+            return total, found
+        return total, found, self.get_codes_from_indices(found)
+
+
+class GroupedResidualFSQ(Grouped):
+    """A `ResidualFSQ` for each group of channels.
+
+    Args:
+        dim: Channels of the input.
+        groups, accept_image_fmap: As of `Grouped`.
+        kwargs: Arguments of `ResidualFSQ`.
+    """
+
+    def __init__(
+        self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(dim, groups, accept_image_fmap)
+        for _ in range(groups):
+            self.rvqs.append(ResidualFSQ(dim=dim // groups, **kwargs))
+        self.codebook_size = cast("ResidualFSQ", self.rvqs[0]).codebook_size
+
+    def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Any, ...]:
+        """As `ResidualFSQ`, with indices `[groups, B, N, Q]` and a tuple of each group's codes."""
+        parts, seed = self._split(x), self._seed(x.device)
+        each = zip(self.rvqs, parts, strict=True)
+        return self._joined([rvq(part, return_all_codes, seed) for rvq, part in each], stacked=1)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _PAGE = Path(__file__).parent / "static"
+_MOST_CODES = 2**16
 _ABOUT = """Images drawn from a VQ-VAE-2: code maps coarse to fine, then pixels.
 
 Requests of all clients are drawn in common batches, which changes no answer: an image depends only
@@ -54,7 +55,11 @@ def create_app(
 
     Raises:
         TypeError: The pipeline's models are not a VQVAE2 and PixelSNAIL priors.
+        ValueError: A level has too many codes for the page to list.
     """
+    codes = pipeline.networks()[0].config.num_embeddings
+    if codes > _MOST_CODES:
+        raise ValueError(f"serve: expected at most {_MOST_CODES} codes per level, got {codes}.")
     limits = limits or Limits()
     metrics = Metrics()
     desk, engine = Desk(pipeline, limits), Engine(pipeline, limits, metrics)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["described_codebooks"]
 
-_NEIGHBOURS, _COLUMNS, _AT_ONCE = 8, 16, 64
+_NEIGHBOURS, _COLUMNS, _AT_ONCE, _ROWS = 8, 16, 64, 1024
 
 
 @torch.no_grad()
@@ -40,15 +40,12 @@ def described_codebooks(vqvae: VQVAE2) -> list[dict[str, Any]]:
     for level, quantizer in enumerate(quantizers):
         codebook = quantizer.lookup(every).float()
         patches = _patches(vqvae, level, frequent)
-        distances = torch.cdist(codebook, codebook)
-        distances.fill_diagonal_(torch.inf)
-        nearest = distances.topk(min(_NEIGHBOURS, len(codebook) - 1), largest=False).indices
         use = counts[level] / counts[level].sum()
         described.append(
             {
                 "palette": _palette(codebook, use, patches.mean((1, 2, 3))),
                 "use": [round(share, 6) for share in use.tolist()],
-                "neighbours": nearest.tolist(),
+                "neighbours": _nearest(codebook).tolist(),
                 "patches": as_png(_sheet(patches)),
                 "columns": _COLUMNS,
                 "side": patches.shape[-1],
@@ -57,24 +54,34 @@ def described_codebooks(vqvae: VQVAE2) -> list[dict[str, Any]]:
     return described
 
 
+def _nearest(codebook: Tensor) -> Tensor:
+    """int64 `[K, n]`."""
+    found = []
+    for codes in torch.arange(len(codebook), device=codebook.device).split(_ROWS):
+        distances = torch.cdist(codebook[codes], codebook)
+        distances[torch.arange(len(codes)), codes] = torch.inf
+        found.append(distances.topk(min(_NEIGHBOURS, len(codebook) - 1), largest=False).indices)
+    return torch.cat(found)
+
+
 def _patches(vqvae: VQVAE2, level: int, frequent: list[int]) -> Tensor:
     """`[K, C, side, side]`: the middle of the images in which a code fills its map."""
     config = vqvae.config
-    sizes = config.level_sizes
+    coarsest = config.level_sizes[0][0]
+    sizes = [2 * (height // coarsest) for height, _ in config.level_sizes]
     every = torch.arange(config.num_embeddings, device=device_of(vqvae))
-    height, width = config.image_size
-    side = max(4, 2 * (height // sizes[level][0]))
+    side = 2 * (config.image_size[0] // config.level_sizes[level][0])
     parts = []
     for codes in every.split(_AT_ONCE):
         maps = [
             (codes if n == level else torch.full_like(codes, frequent[n]))[:, None, None].expand(
-                len(codes), *size
+                len(codes), size, size
             )
             for n, size in enumerate(sizes)
         ]
         images = vqvae.decode(maps).clamp(-1, 1)
-        top, left = (height - side) // 2, (width - side) // 2
-        parts.append(images[:, :, top : top + side, left : left + side].cpu())
+        edge = (images.shape[-1] - side) // 2
+        parts.append(images[..., edge : edge + side, edge : edge + side].cpu())
     return torch.cat(parts)
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),
     "evaluate": ("evaluate:Evaluate", "measure a pipeline on held-out images"),
+    "tune": ("tune:Tune", "find the settings to draw with, and keep them in the pipeline"),
     "compress": ("compress:Compress", "compress images to the bits of their codes"),
     "decompress": ("decompress:Decompress", "decode what compress wrote"),
     "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),

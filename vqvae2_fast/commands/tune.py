@@ -1,0 +1,233 @@
+"""`vqvae2-fast tune`: the settings to draw with, by measuring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import torch
+import tyro
+
+from vqvae2_fast.checkpoints import save
+from vqvae2_fast.commands.common import (
+    Command,
+    ModelOptions,
+    Result,
+    check_out,
+    load_classifier,
+    write_result,
+)
+from vqvae2_fast.data import in_order, to_float, to_uint8
+from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.metrics import open_features
+from vqvae2_fast.metrics.features import NETWORKS
+from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES, squared_discrepancy
+from vqvae2_fast.metrics.neighbours import neighbour_measures
+from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.sampling.drawing import best_batch_size
+from vqvae2_fast.sampling.pipeline import sample_images
+from vqvae2_fast.training.classifier import check_classes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.metrics.features import FeatureExtractor
+    from vqvae2_fast.sampling.pipeline import Pipeline
+
+__all__ = ["Tune"]
+
+_BATCH = 64  # images that a feature network gets at a time
+Settings = dict[str, tuple[float, ...]]  # one value per level
+
+
+class Measured(NamedTuple):
+    """What samples of some settings are like.
+
+    Args:
+        distance: The kernel distance of all samples to the real images, by the unbiased estimate.
+        precision, recall: Shares of samples among real images, and of real ones among samples.
+    """
+
+    settings: Settings
+    distance: float
+    precision: float
+    recall: float
+
+
+@dataclass(kw_only=True)
+class Tune(Command):
+    """Find the settings whose samples are nearest to real images without losing their variety, and
+    leave OUT/pipeline, which recommends them: `sample` then uses them when nothing else is said.
+
+    Starting from the plain settings, one value is changed at a time, level by level. The kernel
+    distance decides, among the settings with at least --keep-recall of the plain recall. All
+    settings draw with the same noise, so even small differences count.
+    """
+
+    models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
+    images: int = 1000
+    """How many samples, and as many training images, are compared."""
+    features: str = "auto"
+    """The network whose features are compared; see `evaluate`."""
+    classifier: Path | None = None
+    """The classifier for --features classifier."""
+    inception_weights: Path | None = None
+    """For --features inception."""
+    temperature: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
+    """Temperatures to try."""
+    guidance_scale: tuple[float, ...] = (1.5, 2.0, 3.0)
+    """Guidance scales to try, if there are classes."""
+    top_p: tuple[float, ...] = (0.98, 0.95)
+    """Shares of the likeliest codes to try."""
+    keep_recall: float = 0.8
+    """Share of the plain recall that the settings must keep."""
+    seed: int = 0
+    """Seed of the noise and of the choice of images."""
+    out: Path = Path("runs/tuned")
+    """Folder for the results."""
+
+    def run(self) -> Result:
+        check_out(self.out)
+        if self.features != "auto" and self.features not in NETWORKS:
+            raise ValueError(
+                f"--features: expected auto or one of {', '.join(NETWORKS)}, got {self.features!r}."
+            )
+        device = self.prepare()
+        pipeline = self.models.open(device)
+        config = pipeline.networks()[0].config
+        shape = (config.image_channels, *config.image_size)
+        images = open_images(self.source, "train", shape[0], shape[1:], self.progress())
+        if pipeline.num_classes:
+            check_classes("tune", images, pipeline.num_classes)
+        if not LEAST_IMAGES <= self.images <= len(images):
+            raise ValueError(
+                f"--images: expected {LEAST_IMAGES} to {len(images)}, the number of training "
+                f"images, got {self.images}: a kernel distance of fewer means nothing."
+            )
+        classifier = None
+        if self.classifier is not None:
+            classifier = load_classifier(self.classifier, device, pipeline.class_names, shape)
+        network = open_features(
+            self.features,
+            inception_weights=self.inception_weights,
+            classifier=classifier,
+            device=device,
+        )
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(images), generator=generator)[: self.images]
+        trials = _Trials(self, pipeline, ImageSubset(images, order), network)
+        best = trials.search()
+        recommended: dict[str, Any] = {
+            name: values[0] if len(set(values)) == 1 else values
+            for name, values in best.settings.items()
+            if set(values) != {1.0}
+        }
+        save(replace(pipeline.to("cpu"), recommended=recommended), self.out / "pipeline")
+        values = {
+            "network": network.name,
+            "images": self.images,
+            "recommended": recommended,
+            "plain": trials.measured[0]._asdict(),
+            "best": best._asdict(),
+            "trials": [one._asdict() for one in trials.measured],
+        }
+        write_result(self.out / "tuning.json", values)
+        return Result(
+            values,
+            [
+                f"{len(trials.measured)} settings, {self.images} samples each, in the features of "
+                f"{network.name}",
+                *(trials.line(one) for one in (trials.measured[0], best)),
+                f"pipeline: {self.out / 'pipeline'}",
+                f"all settings: {self.out / 'tuning.json'}",
+            ],
+        )
+
+
+class _Trials:
+    """Settings that were tried, the plain ones first."""
+
+    def __init__(
+        self, options: Tune, pipeline: Pipeline, real: ImageSource, network: FeatureExtractor
+    ) -> None:
+        self.options, self.pipeline, self.network = options, pipeline, network
+        self.levels = len(pipeline.priors)
+        self.labels = real.labels if pipeline.num_classes else None
+        self.progress = options.progress()
+        self.measured: list[Measured] = []
+        self.real = self._features("real images", (own for own, _ in in_order(real, _BATCH)))
+
+    def search(self) -> Measured:
+        """The best settings by changing one value at a time."""
+        names = ("temperature", "guidance_scale", "top_p")
+        plain: Settings = dict.fromkeys(names, (1.0,) * self.levels)
+        best = self._measure(plain)
+        least = self.options.keep_recall * best.recall
+        for name in names:
+            if name == "guidance_scale" and self.labels is None:
+                continue
+            for level in range(self.levels):
+                tried = []
+                for value in getattr(self.options, name):
+                    values = list(best.settings[name])
+                    values[level] = value
+                    tried.append(self._measure({**best.settings, name: tuple(values)}))
+                kept = [one for one in tried if one.recall >= least]
+                best = min([best, *kept], key=lambda one: one.distance)
+        return best
+
+    def _measure(self, settings: Settings) -> Measured:
+        fake = self._features(f"settings {len(self.measured) + 1}", self._drawn(settings))
+        found = neighbour_measures(self.real, fake)
+        distance = squared_discrepancy(self.real, fake)
+        one = Measured(settings, distance, found.precision.value, found.recall.value)
+        self.measured.append(one)
+        self.progress.say(self.line(one))
+        return one
+
+    def line(self, one: Measured) -> str:
+        """Settings and what they give, for people."""
+        names = level_names(self.levels)
+        changed = [
+            f"{name.replace('_', ' ')} {level} {value:g}"
+            for name, values in one.settings.items()
+            for level, value in zip(names, values, strict=True)
+            if value != 1
+        ]
+        return (
+            f"KD {one.distance:.4f}, precision {one.precision:.3f}, recall {one.recall:.3f}: "
+            f"{', '.join(changed) or 'plain'}"
+        )
+
+    def _drawn(self, settings: Settings) -> Iterator[Tensor]:
+        """Samples as their files would hold them."""
+        size, count = best_batch_size(self.pipeline), self.options.images
+        device = device_of(self.pipeline.priors[0])
+        for first in range(0, count, size):
+            stop = min(first + size, count)
+            labels = None if self.labels is None else self.labels[first:stop].to(device)
+            drawn = sample_images(
+                self.pipeline,
+                stop - first,
+                labels=labels,
+                seed=self.options.seed,
+                first_sample=first,
+                **settings,  # type: ignore[arg-type]
+            )
+            yield to_float(to_uint8(drawn))
+
+    def _features(self, name: str, batches: Iterator[Tensor]) -> Tensor:
+        done, parts = 0, []
+        with self.progress.task(name, self.options.images) as task:
+            for images in batches:
+                parts += [self.network(part).features.cpu() for part in images.split(_BATCH)]
+                done += len(images)
+                task.update(done)
+        return torch.cat(parts).float()

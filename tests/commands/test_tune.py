@@ -1,0 +1,82 @@
+"""`vqvae2-fast tune`: the search, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vqvae2_fast.checkpoints import load
+from vqvae2_fast.commands import tune
+from vqvae2_fast.data import load_emoji
+from vqvae2_fast.sampling.pipeline import Pipeline
+
+
+class Pixels:
+    """In place of a network: coarse pixels as features."""
+
+    name = "pixels"
+
+    def __call__(self, images):
+        return SimpleNamespace(features=F.avg_pool2d(images, 8).flatten(1))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Samples that are real images with as much noise as the settings are away from the best ones;
+    settings with guidance at the top repeat a few exact images."""
+    train = load_emoji("train")
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(train), generator=generator)[:200]
+    real = torch.stack([train[int(i)][0] for i in order]).float() / 127.5 - 1
+    calls = []
+
+    def sample(pipeline, count, *, first_sample, temperature, guidance_scale, top_p, **rest):
+        calls.append((temperature, guidance_scale, top_p))
+        rows = torch.arange(first_sample, first_sample + count)
+        if guidance_scale[0] > 1:
+            return real[rows % 6]
+        away = abs(temperature[1] - 0.8) + abs(top_p[0] - 0.9)
+        noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
+        return (real * (1 - away) + away * noise)[rows]
+
+    monkeypatch.setattr(tune, "sample_images", sample)
+    monkeypatch.setattr(tune, "open_features", lambda *_, **__: Pixels())
+    return calls
+
+
+ARGUMENTS = ("tune", "--preset", "emoji32", "--data", "emoji", "--images", "200", "--quiet")
+VALUES = ["--temperature", "0.9", "0.8", "0.6", "--guidance-scale", "2", "--top-p", "0.9"]
+
+
+def test_the_nearest_settings_that_keep_the_recall_are_recommended(drawn, run, tmp_path):
+    out = tmp_path / "tuned"
+    code, told, _ = run(*ARGUMENTS, *VALUES, "--out", out)
+    assert code == 0
+    pipeline = load(out / "pipeline", expect=Pipeline)
+    assert pipeline.recommended == {"temperature": [1.0, 0.8], "top_p": [0.9, 1.0]}
+    assert "temperature bottom 0.8, top p top 0.9" in told
+    found = json.loads((out / "tuning.json").read_text())
+    assert found["best"]["distance"] < found["plain"]["distance"]
+    trials = {json.dumps(one["settings"]): one for one in found["trials"]}
+    assert len(trials) == 1 + 2 * 3 + 2 * 1 + 2 * 1
+    assert any(one["recall"] < 0.8 * found["plain"]["recall"] for one in trials.values())
+
+
+def test_recall_may_be_given_up(drawn, run, tmp_path):
+    code, _, _ = run(*ARGUMENTS, *VALUES, "--keep-recall", "0", "--out", tmp_path)
+    assert code == 0
+    best = json.loads((tmp_path / "tuning.json").read_text())["best"]
+    assert best["distance"] == min(
+        one["distance"] for one in json.loads((tmp_path / "tuning.json").read_text())["trials"]
+    )
+
+
+def test_fewer_images_than_a_distance_can_bear(run, tmp_path):
+    arguments = [*ARGUMENTS[:-3], "--images", "199", "--out", tmp_path]
+    code, _, error = run(*arguments)
+    assert code == 2
+    assert "--images: expected 200 to 2819, the number of training images, got 199" in error

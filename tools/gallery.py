@@ -1,0 +1,95 @@
+"""Draws the pictures of a pipeline's gallery page.
+
+    python tools/gallery.py PIPELINE --data DATA --out FOLDER
+
+Leaves plain.png (temperature 1, nothing chosen), chosen.png (the recommended settings), nearest.png
+(each sample above the training image that is nearest to it, or its mirror image, in pixels of a
+quarter of the size), completions.png (lower halves of held-out images drawn anew) and
+variations.png (held-out images whose top codes are kept and whose other codes are drawn). All
+pictures are of the first samples of seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvae2_fast import Pipeline, load, sample_images
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageSource, in_order
+from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.report.grids import image_grid, sample_grid
+
+SHOWN, REAL, DRAWN = 10, 12, 4  # samples of a class; held-out images; drawings of each
+
+
+def coarse(images: Tensor) -> Tensor:
+    """Pixels of a quarter of the size, `[B, D]`."""
+    return F.avg_pool2d(images, 4).flatten(1)
+
+
+def nearest(samples: Tensor, train_set: ImageSource) -> Tensor:
+    """The nearest training image of each sample, mirrored if that is nearer: `[B, C, H, W]`."""
+    found, least = torch.zeros_like(samples), torch.full((len(samples),), torch.inf)
+    for batch, _ in in_order(train_set, 256):
+        for images in (batch, batch.flip(-1)):
+            distance, index = torch.cdist(coarse(samples), coarse(images)).min(1)
+            nearer = distance < least
+            found[nearer], least[nearer] = images[index[nearer]], distance[nearer]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    pipeline = load(options.pipeline, expect=Pipeline)
+    vqvae, _ = pipeline.networks()
+    config, source = vqvae.config, DataOptions(options.data)
+    train_set, held_out = (
+        open_images(source, split, config.image_channels, config.image_size, Progress(quiet=True))
+        for split in ("train", "held_out")
+    )
+    names, settings = pipeline.class_names, dict(pipeline.recommended)
+    labels = torch.arange(len(names)).repeat_interleave(SHOWN)
+    chosen = sample_images(pipeline, len(labels), labels=labels, **settings)
+    plain = sample_images(pipeline, len(labels), labels=labels)
+    for name, images in (("plain", plain), ("chosen", chosen)):
+        sample_grid(images, labels.tolist(), names, title=name).save(options.out / f"{name}.png")
+
+    rows, titles = [], []
+    for number, name in enumerate(names):
+        own = chosen[labels == number]
+        rows += [own, nearest(own, train_set)]
+        titles += [name, "nearest"]
+    image_grid(rows, titles, gaps=range(2, len(rows), 2), tile=64).save(options.out / "nearest.png")
+
+    at = torch.linspace(0, len(held_out) - 1, REAL).long()
+    real = torch.stack([held_out[int(i)][0] for i in at]).float() / 127.5 - 1
+    own_labels = held_out.labels[at]
+    maps = vqvae.encode(real)
+    upper = [codes.clone() for codes in maps]
+    for codes in upper:
+        codes[:, codes.shape[1] // 2 :] = -1
+    top_only = [maps[0], *[None] * (len(maps) - 1)]
+    for name, known in (("completions", upper), ("variations", top_only)):
+        drawn = [
+            sample_images(
+                pipeline, REAL, labels=own_labels, first_sample=n * REAL, known=known, **settings
+            )
+            for n in range(DRAWN)
+        ]
+        image_grid(
+            [real, *drawn], ["real", *["drawn"] * DRAWN], gaps=[1], tile=64, title=name
+        ).save(options.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

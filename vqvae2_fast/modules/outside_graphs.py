@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["StartFlag", "has_started", "outside_graphs", "reading_waits"]
+__all__ = ["StartFlag", "has_started", "inside_backward", "outside_graphs", "reading_waits"]
 
 _LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
 _Arguments = ParamSpec("_Arguments")
@@ -48,6 +48,11 @@ def outside_graphs(
         return call
 
     return decorate
+
+
+def inside_backward() -> bool:
+    """Whether autograd is running backward: then this forward is a checkpoint's recomputation."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def reading_waits(tensor: Tensor) -> bool:

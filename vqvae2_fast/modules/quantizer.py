@@ -5,7 +5,7 @@ Sizes: N vectors (the product of the leading sizes), K codes, D embedding_dim.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,27 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import (
-    initial_codebook,
-    perplexity,
-    spans_of,
-)
+from vqvae2_fast.modules.codebook import initial_codebook, perplexity
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
-from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, reading_waits
+from vqvae2_fast.modules.outside_graphs import (
+    StartFlag,
+    has_started,
+    inside_backward,
+    reading_waits,
+)
 from vqvae2_fast.modules.quantizer_arguments import check_arguments
-from vqvae2_fast.modules.quantizer_interface import Quantizer, perplexity_of
-from vqvae2_fast.ops._batch_part import BatchPart, present_part
+from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.modules.seen_vectors import SeenVectors
+from vqvae2_fast.ops._batch_part import present_part
 from vqvae2_fast.ops._checks import dtype_name
 from vqvae2_fast.ops._rotation import rotate_gradient
 
-__all__ = ["VectorQuantizerEMA", "inside_backward"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    from vqvae2_fast.ops._batch_part import BatchPart
 
-def inside_backward() -> bool:
-    """Whether autograd is running backward: then this forward is a checkpoint's recomputation."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+__all__ = ["VectorQuantizerEMA"]
 
 
 class VectorQuantizerEMA(Quantizer):
@@ -115,18 +117,6 @@ class VectorQuantizerEMA(Quantizer):
         quantize_after: int = 0,
     ) -> None:
         super().__init__()
-        check_arguments(
-            num_embeddings,
-            embedding_dim,
-            decay,
-            restart,
-            quantize_after,
-            init=init,
-            ema_start=ema_start,
-            gradient=gradient,
-            update=update,
-            metric=metric,
-        )
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
@@ -140,40 +130,32 @@ class VectorQuantizerEMA(Quantizer):
         self.quantize_after = quantize_after
         self.seed = seed
         self.stream = stream
+        check_arguments(self, init)
 
         codebook = self._on_sphere(
             initial_codebook(num_embeddings, embedding_dim, init=init, seed=seed, stream=stream)
         )
-        start = torch.full((num_embeddings,), self._first_count())
         self.register_buffer("codebook", codebook)
-        self.register_buffer("cluster_size", start)
+        self.register_buffer("cluster_size", torch.full((num_embeddings,), self._first_count()))
         self.register_buffer("embed_avg", codebook.clone())
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("initialised", torch.tensor(init != "kmeans"))
         counts = torch.zeros(num_embeddings, dtype=torch.int64)
         self.register_buffer("pending_counts", counts, persistent=False)
-        sums = torch.zeros(num_embeddings, embedding_dim)
-        self.register_buffer("pending_sums", sums, persistent=False)
+        self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
         self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
         self._start = StartFlag()
         # A copy of what the buffers say: a compiled graph could not read them.
         self._is_waiting = quantize_after > 0
-        # Vectors [N, D] of the latest forward, or of the parts of a batch, and their first rows
-        # among the total, -1 where the processes have to be asked.
-        self._rows: list[Tensor] = []
-        self._firsts: list[int] = []
-        self._total = -1
+        self._seen = SeenVectors()
         self._lookup_codebook: Tensor | None = None
         self.register_load_state_dict_post_hook(_forget_old_state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, commitment_cost={self.commitment_cost}, "
-            f"decay={self.decay}, ema_start={self.ema_start!r}, restart={self.restart}, "
-            f"gradient={self.gradient!r}, update={self.update!r}, metric={self.metric!r}, "
-            f"quantize_after={self.quantize_after}"
-        )
+        names = ("commitment_cost", "decay", "ema_start", "restart", "gradient", "update", "metric")
+        shown = [f"{name}={getattr(self, name)!r}" for name in (*names, "quantize_after")]
+        return ", ".join([str(self.num_embeddings), str(self.embedding_dim), *shown])
 
     def _on_sphere(self, vectors: Tensor) -> Tensor:
         """z `[..., D]` as the metric compares it; a vector of zeros stays as it is."""
@@ -194,11 +176,7 @@ class VectorQuantizerEMA(Quantizer):
             ValueError: The last size of z is not D.
             TypeError: z is not floating, or in training mode the codebook is not float32.
         """
-        if z.dim() == 0 or z.shape[-1] != self.embedding_dim:
-            raise ValueError(
-                f"VectorQuantizerEMA: expected z [..., D] with D={self.embedding_dim}, "
-                f"got {list(z.shape)}."
-            )
+        check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
         with without_autocast(z.device):
             z = self._on_sphere(z)
             if self.waits():
@@ -236,12 +214,8 @@ class VectorQuantizerEMA(Quantizer):
 
     @torch.no_grad()
     def take_(self, z: Tensor, indices: Tensor) -> None:
-        """Note the codes of a forward; in training they enter the pending statistics.
-
-        Args:
-            z: `[..., D]`, as it was searched with.
-            indices: int64 `[...]`.
-        """
+        """Note the codes int64 `[...]` of vectors z `[..., D]`, as they were searched with; in
+        training they enter the pending statistics."""
         if not self.training:
             self.perplexity = perplexity_of(indices, self.num_embeddings)
         elif not inside_backward():
@@ -255,12 +229,7 @@ class VectorQuantizerEMA(Quantizer):
         self.pending_sums += sums
         if self.restart:
             # They are kept until the update, where the numbers of rows of all processes are known.
-            rows, part = z.detach().reshape(-1, self.embedding_dim), present_part()  # [N, D]
-            if part is None:
-                self._rows, self._firsts, self._total = [rows], [], -1
-            else:
-                firsts, self._total = _rows_of([z], [part])
-                self._rows, self._firsts = [*self._rows, rows], [*self._firsts, *firsts]
+            self._seen.keep(z, present_part())
         if self.update == "forward":
             self.update_codebook_()
 
@@ -290,10 +259,8 @@ class VectorQuantizerEMA(Quantizer):
             )
         self.codebook.copy_(self._on_sphere(codebook))
         self.embed_avg.copy_(self.codebook if embed_avg is None else embed_avg)
-        if cluster_size is None:
-            self.cluster_size.fill_(self._first_count())
-        else:
-            self.cluster_size.copy_(cluster_size)
+        first = torch.full_like(self.cluster_size, self._first_count())
+        self.cluster_size.copy_(first if cluster_size is None else cluster_size)
         self.initialised.fill_(True)
         self._is_waiting = False
 
@@ -302,9 +269,8 @@ class VectorQuantizerEMA(Quantizer):
         """Move the codebook by the pending statistics of all processes, and restart unused codes.
 
         Vectors for restarts are those of the latest forward, or, inside `batch_part`, of all parts
-        of the batch. This only counts the updates while
-        `quantize_after` holds, and does nothing before a codebook that starts by k-means has seen
-        its first vectors.
+        of the batch. This only counts the updates while `quantize_after` holds, and does nothing
+        before a codebook that starts by k-means has seen its first vectors.
         """
         self.move_(None)
 
@@ -317,10 +283,9 @@ class VectorQuantizerEMA(Quantizer):
 
     def statistics(self) -> Tensor:
         """What the coming update sums over the processes, flat; only of parts of a known batch."""
-        spans = spans_of(self._rows, self._firsts, self._total) if self.restart else []
         return packed_statistics(
-            self._rows,
-            spans,
+            self._seen.rows,
+            self._seen.spans() if self.restart else [],
             self.pending_counts,
             self.pending_sums,
             self.steps + 1,
@@ -332,7 +297,7 @@ class VectorQuantizerEMA(Quantizer):
     @property
     def knows_its_part(self) -> bool:
         """Whether the pending vectors, if needed, are parts of a batch of known size."""
-        return self._total >= 0 or not self.restart
+        return self._seen.total >= 0 or not self.restart
 
     @torch.no_grad()
     def move_(self, statistics: Tensor | None) -> None:
@@ -342,9 +307,9 @@ class VectorQuantizerEMA(Quantizer):
             self._waits()
             return
         self.usage = move_codebook_(
-            self._rows or [self.codebook.new_zeros(0, self.embedding_dim)],
-            self._firsts,
-            self._total,
+            self._seen.rows or [self.codebook.new_zeros(0, self.embedding_dim)],
+            self._seen.firsts,
+            self._seen.total,
             statistics,
             self.pending_counts,
             self.pending_sums,
@@ -362,7 +327,7 @@ class VectorQuantizerEMA(Quantizer):
             seed=self.seed,
             stream=self.stream,
         )
-        self._rows, self._firsts, self._total = [], [], -1
+        self._seen.forget()
 
     def _waits(self) -> bool:
         """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
@@ -387,7 +352,7 @@ class VectorQuantizerEMA(Quantizer):
                 f"{dtype_name(self.codebook.dtype)}. Train under torch.autocast "
                 "instead of converting the module."
             )
-        self._start_from([z], [], -1)
+        self._start_from([z], [None])
 
     @torch.no_grad()
     def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
@@ -396,9 +361,7 @@ class VectorQuantizerEMA(Quantizer):
         Args:
             vectors: z of each part, `[B, ..., D]`.
         """
-        vectors = [self._on_sphere(z) for z in vectors]
-        firsts, total = _rows_of(vectors, parts)
-        self._start_from(vectors, firsts, total)
+        self._start_from([self._on_sphere(z) for z in vectors], parts)
 
     @property
     def settled(self) -> Tensor:
@@ -410,11 +373,14 @@ class VectorQuantizerEMA(Quantizer):
         """Whether the next training forward starts the codebook by k-means."""
         return not self._waits() and not has_started(self.initialised, self._start.settled)
 
-    def _start_from(self, vectors: list[Tensor], firsts: list[int], total: int) -> None:
+    def _start_from(self, vectors: list[Tensor], parts: Sequence[BatchPart | None]) -> None:
+        seen = SeenVectors()
+        for z, part in zip(vectors, parts, strict=True):
+            seen.keep(z, part)
         start_codebook_(
-            [z.detach().reshape(-1, self.embedding_dim) for z in vectors],  # [N, D]
-            firsts,
-            total,
+            seen.rows,
+            seen.firsts,
+            seen.total,
             self.codebook,
             self.cluster_size,
             self.embed_avg,
@@ -425,12 +391,6 @@ class VectorQuantizerEMA(Quantizer):
             seed=self.seed,
             stream=self.stream,
         )
-
-
-def _rows_of(vectors: list[Tensor], parts: list[BatchPart]) -> tuple[list[int], int]:
-    """Numbers of the first vectors of parts `[B, ..., D]` among those of the batch, and of all."""
-    each = vectors[0][0, ..., 0].numel()  # vectors of a sample
-    return [part.first * each for part in parts], parts[0].total * each
 
 
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:

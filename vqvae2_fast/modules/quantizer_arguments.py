@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+
 __all__ = ["check_arguments"]
 
 _CHOICES = {
@@ -13,33 +18,26 @@ _CHOICES = {
 }
 
 
-def check_arguments(
-    num_embeddings: int,
-    embedding_dim: int,
-    decay: float,
-    restart: float,
-    quantize_after: int,
-    **chosen: str,
-) -> None:
-    """Raise ValueError unless the arguments of `VectorQuantizerEMA` fit one another."""
-    for name, value in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-        if value < 1:
+def check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
+    """Raise ValueError unless the arguments that a quantiser has kept fit one another."""
+    for name in ("num_embeddings", "embedding_dim"):
+        if (value := getattr(quantizer, name)) < 1:
             raise ValueError(f"VectorQuantizerEMA: expected {name} >= 1, got {value}.")
-    for name, choice in chosen.items():
-        if choice not in _CHOICES[name]:
+    for name, known in _CHOICES.items():
+        choice = init if name == "init" else getattr(quantizer, name)
+        if choice not in known:
             raise ValueError(
-                f"VectorQuantizerEMA: expected {name} to be one of "
-                f"{', '.join(_CHOICES[name])}, got {choice!r}."
+                f"VectorQuantizerEMA: expected {name} to be one of {', '.join(known)}, got "
+                f"{choice!r}."
             )
-    if not 0 <= decay < 1:
-        raise ValueError(f"VectorQuantizerEMA: expected decay in [0, 1), got {decay}.")
-    if not 0 <= restart < 1:
-        raise ValueError(f"VectorQuantizerEMA: expected restart in [0, 1), got {restart}.")
-    if quantize_after < 0:
-        raise ValueError(f"VectorQuantizerEMA: expected quantize_after >= 0, got {quantize_after}.")
-    init, update = chosen["init"], chosen["update"]
-    if quantize_after and (init != "kmeans" or update != "step"):
+    for name in ("decay", "restart"):
+        if not 0 <= (value := getattr(quantizer, name)) < 1:
+            raise ValueError(f"VectorQuantizerEMA: expected {name} in [0, 1), got {value}.")
+    after, update = quantizer.quantize_after, quantizer.update
+    if after < 0:
+        raise ValueError(f"VectorQuantizerEMA: expected quantize_after >= 0, got {after}.")
+    if after and (init != "kmeans" or update != "step"):
         raise ValueError(
             'VectorQuantizerEMA: expected init="kmeans" and update="step" with quantize_after='
-            f"{quantize_after}, got init={init!r} and update={update!r}."
+            f"{after}, got init={init!r} and update={update!r}."
         )

@@ -16,7 +16,8 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
 from vqvae2_fast.modules.fsq import wide
-from vqvae2_fast.modules.quantizer import VectorQuantizerEMA, inside_backward
+from vqvae2_fast.modules.outside_graphs import inside_backward
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,

@@ -54,7 +54,7 @@ def create_app(
         token: See `Guard`, as `loopback`.
 
     Raises:
-        TypeError: The pipeline's models are not a VQVAE2 and PixelSNAIL priors.
+        TypeError: The pipeline's models are not a VQVAE2 and priors of class Prior.
         ValueError: A level has too many codes for the page to list.
     """
     codes = pipeline.networks()[0].config.num_embeddings

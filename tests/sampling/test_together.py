@@ -17,6 +17,7 @@ RULES = (
     DrawSettings(seed=5, temperature=0.7, top_k=4),
     DrawSettings(seed=6, guidance_scale=2.0),
     DrawSettings(seed=2**64 - 1),
+    DrawSettings(seed=-9),
     DrawSettings(seed=7, temperature=0.0),
 )
 

@@ -205,13 +205,15 @@ def draw(
     labels: Labels = None,
     known: Tensor | None = None,
     noise: Tensor | None = None,
+    rows: Tensor | None = None,
     first_sample: int = 0,
     stream: int = 0,
     return_log_prob: bool = False,
     progress: Progress | None = None,
     on_row: Callable[[int, Tensor], None] | None = None,
 ) -> Drawn:
-    """`sample_codes` with its settings as one object, and `on_row` of `DrawRequest`."""
+    """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
+    `DrawRequest`."""
     where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
@@ -232,6 +234,7 @@ def draw(
         first_sample,
         stream,
         given=None if noise is None else noise.to(device),
+        rows=rows,
     )
     request = DrawRequest(
         batch_size,

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast import ops
-from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.sampler import draw
 
@@ -79,9 +77,8 @@ def _draw(
     indices: Sequence[int],
     on_row: Callable[[Sequence[int], int, Tensor], None],
 ) -> list[tuple[Tensor, Tensor]]:
-    interface, device = interface_of(prior), device_of(prior)
+    interface = interface_of(prior)
     settings = requests[0].settings
-    height, width = interface.size
     labels = known = None
     if interface.num_classes:
         none = interface.num_classes
@@ -91,17 +88,7 @@ def _draw(
     if any(r.known is not None for r in requests):
         free = torch.full(interface.size, -1)
         known = torch.stack([free if r.known is None else r.known for r in requests])
-    positions = torch.arange(height * width, device=device)
-    noise = [
-        ops.gumbel_noise(
-            torch.tensor([r.sample], device=device),
-            positions,
-            interface.num_embeddings,
-            seed=r.settings.seed,
-            stream=stream,
-        )
-        for r in requests
-    ]
+    rows = [((r.settings.seed + 2**63) % 2**64 - 2**63, r.sample) for r in requests]
     maps = draw(
         prior,
         len(requests),
@@ -111,7 +98,7 @@ def _draw(
         ],
         labels=labels,
         known=known,
-        noise=torch.cat(noise).unflatten(1, interface.size),
+        rows=torch.tensor(rows),
         stream=stream,
         return_log_prob=True,
         on_row=lambda row, codes: on_row(indices, row, codes),

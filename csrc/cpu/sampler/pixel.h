@@ -55,6 +55,7 @@ class Pixel {
 
   // pixel_draw.cpp
   void guess_row();
+  void make_noise(int64_t b, int64_t position, float* noise);
   void draw_codes();
   int64_t num_right() const;
   void record(int64_t count);

@@ -5,11 +5,19 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
+void Pixel::make_noise(int64_t b, int64_t position, float* noise) {
+  const Request& request = s.request;
+  const int64_t* row = request.rows ? request.rows + 2 * b : nullptr;
+  s.table.gumbel_noise(row ? static_cast<uint64_t>(row[0]) : request.seed,
+                       static_cast<uint32_t>(row ? row[1] : request.first_sample + b),
+                       static_cast<uint32_t>(position), request.stream, plan.num_embeddings, noise);
+}
+
 // Before the first step of a row, the guesses are the codes of the row above. If a window comes
 // again, its last draws are the guesses. Noise is also made once.
 void Pixel::guess_row() {
   const Request& request = s.request;
-  const int64_t width = plan.width, k = plan.num_embeddings;
+  const int64_t width = plan.width;
   const Range columns_here = share_of(width);
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t column = columns_here.begin; column < columns_here.end; ++column) {
@@ -17,9 +25,7 @@ void Pixel::guess_row() {
       const int64_t known = request.known ? request.known[at] : -1;
       request.codes[at] = known >= 0 ? known : i > 0 ? request.codes[at - width] : 0;
       if (s.row_noise.size() > 0 && known < 0) {
-        s.table.gumbel_noise(request.seed, static_cast<uint32_t>(request.first_sample + b),
-                             static_cast<uint32_t>(position), request.stream, k,
-                             s.row_noise.data() + (b * width + column) * s.noise_stride());
+        make_noise(b, position, s.row_noise.data() + (b * width + column) * s.noise_stride());
       }
     }
   }
@@ -45,8 +51,7 @@ void Pixel::draw_codes() {
       } else if (s.row_noise.size() > 0) {
         noise = s.row_noise.data() + (b * plan.width + column) * s.noise_stride();
       } else if (request.rule.temperature != 0.0f) {
-        s.table.gumbel_noise(request.seed, static_cast<uint32_t>(request.first_sample + b),
-                             static_cast<uint32_t>(position), request.stream, k, drawer.noise());
+        make_noise(b, position, drawer.noise());
       }
       const float* without_class = logits + s.batch * columns * stride;
       code = drawer.draw(logits, request.guided ? without_class : nullptr, noise);

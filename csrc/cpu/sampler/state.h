@@ -21,6 +21,7 @@ struct Request {
   const float* noise = nullptr;      // [B, H, W, K]; null: counter-based
   uint64_t seed = 0;
   int64_t first_sample = 0;
+  const int64_t* rows = nullptr;  // [B, 2]: the seed and the sample of each, in place of those
   uint32_t stream = 0;
   Rule rule;
   int64_t* codes = nullptr;                       // [B, H, W]

@@ -87,7 +87,7 @@ def draw_cpu_timed(
     maps = [codes.contiguous() for codes in request.maps]
     inputs = [
         None if tensor is None else tensor.contiguous()
-        for tensor in (request.labels, request.known, request.noise.given)
+        for tensor in (request.labels, request.known, request.noise.given, request.noise.rows)
     ]
     settings = request.settings
     intervals = None
@@ -101,6 +101,7 @@ def draw_cpu_timed(
         noise=_address(inputs[2]),
         seed=request.noise.seed & (2**64 - 1),
         first_sample=request.noise.first_sample,
+        rows=_address(inputs[3]),
         stream=request.noise.stream,
         temperature=settings.temperature,
         top_k=settings.top_k or 0,

@@ -166,7 +166,7 @@ def draw_with(
     inputs = {
         "labels": request.labels,
         "known": request.known,
-        "noise": request.noise.given,
+        "noise": request.noise.table(height),
         "condition.features": features,
         "codes": codes,
         "log_prob": log_prob,

@@ -12,6 +12,13 @@ from vqvae2_fast.compat.lucidrains import VectorQuantize
 TOLERANCE = 2e-5
 
 SEQUENCE, LONG = (2, 9, 12), (2, 40, 12)
+LEARNABLE = {"learnable_codebook": True, "ema_update": False}
+
+
+def sgd(weights) -> torch.optim.Optimizer:
+    return torch.optim.SGD(weights, 0.1)
+
+
 GRID = {
     "defaults": ({}, SEQUENCE),
     "decay_and_eps": ({"decay": 0.95, "eps": 1e-3}, SEQUENCE),
@@ -55,6 +62,71 @@ GRID = {
         (2, 12, 5, 6),
     ),
     "no_gradient_to_input": ({"route_gradients_to_input": False}, SEQUENCE),
+    "learnable": (LEARNABLE, SEQUENCE),
+    "learnable_straight_through": (LEARNABLE | {"rotation_trick": False}, SEQUENCE),
+    "learnable_unrouted": (LEARNABLE | {"route_gradients_to_input": False}, SEQUENCE),
+    "learnable_kmeans_dead_codes": (
+        LEARNABLE | {"kmeans_init": True, "threshold_ema_dead_code": 2},
+        LONG,
+    ),
+    "learnable_synchronous": (LEARNABLE | {"sync_update_v": 0.5}, SEQUENCE),
+    "learnable_heads": (
+        LEARNABLE | {"heads": 3, "codebook_dim": 4, "separate_codebook_per_head": True},
+        SEQUENCE,
+    ),
+    "in_place": (LEARNABLE | {"in_place_codebook_optimizer": sgd}, SEQUENCE),
+    "in_place_by_hand": (
+        LEARNABLE | {"in_place_codebook_optimizer": sgd, "manual_in_place_optimizer_update": True},
+        SEQUENCE,
+    ),
+    "orthogonal": ({"orthogonal_reg_weight": 10.0}, SEQUENCE),
+    "orthogonal_cosine": ({"orthogonal_reg_weight": 10.0, "use_cosine_sim": True}, SEQUENCE),
+    "orthogonal_active": (
+        {"orthogonal_reg_weight": 10.0, "orthogonal_reg_active_codes_only": True},
+        SEQUENCE,
+    ),
+    "orthogonal_some": (
+        {
+            "orthogonal_reg_weight": 10.0,
+            "orthogonal_reg_max_codes": 8,
+            "accept_image_fmap": True,
+            "heads": 3,
+            "codebook_dim": 4,
+            "separate_codebook_per_head": True,
+        },
+        (2, 12, 4, 5),
+    ),
+    "orthogonal_unrouted": (
+        {"orthogonal_reg_weight": 10.0, "route_gradients_to_input": False},
+        SEQUENCE,
+    ),
+    "manual_ema": ({"manual_ema_update": True}, SEQUENCE),
+    "manual_ema_dead_codes": ({"manual_ema_update": True, "threshold_ema_dead_code": 2}, LONG),
+    "stochastic": ({"stochastic_sample_codes": True, "sample_codebook_temp": 0.1}, SEQUENCE),
+    "stochastic_heads": (
+        {"stochastic_sample_codes": True, "heads": 3, "codebook_dim": 4, "use_cosine_sim": True},
+        SEQUENCE,
+    ),
+    "gumbel_straight_through": (
+        {"stochastic_sample_codes": True, "straight_through": True, "rotation_trick": False},
+        SEQUENCE,
+    ),
+    "diversity": ({"codebook_diversity_loss_weight": 0.3}, SEQUENCE),
+    "diversity_temperature": (
+        {
+            "codebook_diversity_loss_weight": 0.3,
+            "codebook_diversity_temperature": 2.0,
+            "heads": 2,
+            "codebook_dim": 6,
+        },
+        SEQUENCE,
+    ),
+    "diversity_learnable": (LEARNABLE | {"codebook_diversity_loss_weight": 0.3}, SEQUENCE),
+    "cross_entropy": ({"commitment_use_cross_entropy_loss": True}, SEQUENCE),
+    "cross_entropy_heads": (
+        {"commitment_use_cross_entropy_loss": True, "heads": 3, "codebook_dim": 4},
+        SEQUENCE,
+    ),
 }
 NUM_CODES = 20
 
@@ -79,7 +151,6 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None
 def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
     """Forward, backward and the state after it."""
     results, gradients = [], []
-    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(99))
     for module in (theirs, ours):
         module.zero_grad()
         leaf = x.clone().requires_grad_()
@@ -87,7 +158,8 @@ def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
         quantized, indices, loss, breakdown = module(leaf, return_loss_breakdown=True, **call)
         results.append((quantized, indices, loss, breakdown))
         if module.training:
-            ((quantized * weight).sum() + loss).backward()
+            weight = torch.randn(quantized.shape, generator=torch.Generator().manual_seed(99))
+            ((quantized * weight).sum() + loss.sum()).backward()
             named = {"x": leaf.grad} | {name: p.grad for name, p in module.named_parameters()}
             gradients.append({k: g for k, g in named.items() if g is not None})
     (quantized, indices, loss, breakdown), (ours_q, ours_indices, ours_loss, ours_parts) = results
@@ -124,7 +196,9 @@ def test_five_training_steps_and_evaluation(name):
     assert_same_step(theirs.eval(), ours.eval(), batches[5], seed=5)
 
 
-@pytest.mark.parametrize("name", ["defaults", "cosine", "heads_apart", "projection", "image"])
+@pytest.mark.parametrize(
+    "name", ["defaults", "cosine", "heads_apart", "projection", "image", "learnable"]
+)
 def test_state_dicts_load_both_ways(name):
     arguments, shape = GRID[name]
     theirs, ours = pair(arguments)
@@ -306,15 +380,6 @@ def test_mask_with_heads_and_projection_works_where_the_package_does_not():
         ("affine_param", True),
         ("vq_bridge", torch.nn.Identity()),
         ("directional_reparam", True),
-        ("sync_update_v", 0.5),
-        ("in_place_codebook_optimizer", torch.optim.SGD),
-        ("learnable_codebook", True),
-        ("orthogonal_reg_weight", 10.0),
-        ("codebook_diversity_loss_weight", 0.1),
-        ("stochastic_sample_codes", True),
-        ("straight_through", True),
-        ("manual_ema_update", True),
-        ("commitment_use_cross_entropy_loss", True),
     ],
 )
 def test_other_arguments_are_refused_by_name(name, value):
@@ -325,10 +390,8 @@ def test_other_arguments_are_refused_by_name(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("topk", 2),
         ("codebook_transform_fn", torch.nn.Identity()),
         ("accum_ema_update", True),
-        ("indices", torch.zeros(2, 9, dtype=torch.int64)),
         ("ema_update_weight", torch.ones(20)),
     ],
 )
@@ -344,6 +407,66 @@ def test_every_argument_of_the_package_is_known_and_has_its_default():
     for name, parameter in theirs.items():
         if parameter.default is not inspect.Parameter.empty:
             VectorQuantize(12, NUM_CODES, **{name: parameter.default})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learnable_codebook": True}, "ema_update=False with learnable_codebook=True"),
+        (LEARNABLE | {"use_cosine_sim": True}, "use_cosine_sim=False with learnable_codebook"),
+        ({"straight_through": True}, "rotation_trick=False"),
+        ({"sync_update_v": 0.5}, "above 0 only with learnable_codebook=True, got 0.5"),
+    ],
+)
+def test_arguments_that_exclude_one_another_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantize(12, NUM_CODES, **arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("arguments", [{}, {"accept_image_fmap": True}, {"use_cosine_sim": True}])
+def test_the_best_k_codes(arguments, training):
+    theirs, ours = (module.train(training) for module in pair(arguments))
+    shape = (2, 12, 3, 4) if arguments.get("accept_image_fmap") else SEQUENCE
+    assert_same_step(theirs, ours, torch.randn(shape), seed=0, topk=3)
+
+
+def test_the_best_k_codes_of_masked_and_single_vectors():
+    theirs, ours = pair({})
+    mask = torch.rand(2, 9) < 0.6
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0, topk=3, mask=mask)
+    assert_same_step(theirs.eval(), ours.eval(), torch.randn(5, 12), seed=0, topk=40)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"use_cosine_sim": True}, {"heads": 3, "codebook_dim": 4}, LEARNABLE]
+)
+def test_cross_entropy_of_given_codes(arguments, training):
+    theirs, ours = (module.train(training) for module in pair(arguments))
+    shape = (2, 9, 3) if "heads" in arguments else (2, 9)
+    codes = torch.randint(-1, NUM_CODES, shape)
+    x = torch.randn(SEQUENCE)
+    results, gradients = [], []
+    for module in (theirs, ours):
+        leaf = x.clone().requires_grad_()
+        quantized, loss = module(leaf, indices=codes)
+        loss.backward()
+        results.append((quantized, loss))
+        gradients.append(leaf.grad)
+    assert_near(results[1][0], results[0][0], "quantized")
+    assert_near(results[1][1], results[0][1], "loss")
+    assert_near(gradients[1], gradients[0], "gradient")
+
+
+def test_averages_become_codes_by_hand():
+    theirs, ours = pair({"manual_ema_update": True})
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0)
+    before = ours.codebook.clone()
+    for module in (theirs, ours):
+        module._codebook.update_ema()
+    assert not torch.equal(ours.codebook, before)
+    assert_near(ours.codebook, theirs.codebook, "codebook")
 
 
 def test_an_argument_that_nobody_has_is_a_type_error():

@@ -1,61 +1,76 @@
 """Arguments of the package that are not supported: an error names those that would have an
-effect."""
+effect, why they are left out, and what comes nearest."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["INACTIVE_ARGUMENTS", "OTHER_ARGUMENTS", "refuse_others"]
+__all__ = ["FORWARD_ARGUMENTS", "OTHER_ARGUMENTS", "check_together", "refuse_others"]
 
-# What the package takes in addition to the arguments of our signature, and the values that have no
-# effect.
-OTHER_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "commitment_use_cross_entropy_loss": (False,),
-    "orthogonal_reg_weight": (0.0,),
-    "codebook_diversity_loss_weight": (0.0,),
-    "stochastic_sample_codes": (False,),
-    "straight_through": (False,),
-    "directional_reparam": (False,),
-    "vq_bridge": (None,),
-    "manual_ema_update": (False,),
-    "learnable_codebook": (None, False),
-    "in_place_codebook_optimizer": (None,),
-    "affine_param": (False,),
-    "sync_update_v": (0.0,),
+
+class Unsupported(NamedTuple):
+    """An argument that is accepted only with values that have no effect.
+
+    Args:
+        idle: Those values.
+        instead: Why others are refused, and the nearest thing: sentences.
+    """
+
+    idle: tuple[Any, ...]
+    instead: str
+
+
+_PACKAGE = "Use the package vector-quantize-pytorch for it."
+
+OTHER_ARGUMENTS = {
+    "affine_param": Unsupported(
+        (False,),
+        "It moves the codes before each search, which then cannot be exact and packed. Normalise "
+        "the input (layernorm_after_project_in) or use SimVQ.",
+    ),
+    "directional_reparam": Unsupported(
+        (False,), "Its noise has no definition that could be tested. Use learnable_codebook=True."
+    ),
+    "vq_bridge": Unsupported(
+        (None,), "Use SimVQ with codebook_transform, which learns a module over the codes."
+    ),
 }
 # Details of what the arguments above switch on. While those are off, no value of these has an
 # effect.
-INACTIVE_ARGUMENTS = frozenset(
+_INACTIVE = frozenset(
     {
-        "orthogonal_reg_active_codes_only",
-        "orthogonal_reg_max_codes",
-        "codebook_diversity_temperature",
-        "sample_codebook_temp",
         "directional_reparam_variance",
-        "manual_in_place_optimizer_update",
         "sync_affine_param",
         "affine_param_batch_decay",
         "affine_param_codebook_decay",
     }
 )
+FORWARD_ARGUMENTS = {
+    "codebook_transform_fn": Unsupported(
+        (None,), "Codes that depend on the vector need a search of their own. " + _PACKAGE
+    ),
+    "ema_update_weight": Unsupported((None,), "Use freeze_codebook or ema_update. " + _PACKAGE),
+    "accum_ema_update": Unsupported(
+        (None, False),
+        "Use manual_ema_update, or VectorQuantizerEMA(update='step') of vqvae2_fast, whose "
+        "statistics add up.",
+    ),
+}
 
 
-def refuse_others(where: str, given: dict[str, Any], known: dict[str, tuple[Any, ...]]) -> None:
-    """Raise for an argument that the package lacks, or whose value would have an effect.
-
-    Args:
-        known: The names, and for each the values that have no effect.
-    """
+def refuse_others(where: str, given: dict[str, Any], known: dict[str, Unsupported]) -> None:
+    """Raise for an argument that the package lacks, or whose value would have an effect."""
     for name, value in given.items():
-        if name in INACTIVE_ARGUMENTS:
+        if name in _INACTIVE:
             continue
         if name not in known:
             raise TypeError(f"{where}: got an unexpected argument {name!r}.")
-        if not any(_is(value, idle) for idle in known[name]):
-            idle_values = " or ".join(map(repr, known[name]))
+        idle, instead = known[name]
+        if not any(_is(value, quiet) for quiet in idle):
+            idle_values = " or ".join(map(repr, idle))
             raise NotImplementedError(
                 f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains: expected "
-                f"{idle_values}, got {value!r}. Use the package vector-quantize-pytorch for it."
+                f"{idle_values}, got {value!r}. {instead}"
             )
 
 
@@ -63,3 +78,36 @@ def _is(value: object, idle: object) -> bool:
     """Equality for numbers and flags, identity for the rest, since comparing tensors gives no
     single truth value."""
     return value is idle or (isinstance(value, (bool, int, float)) and value == idle)
+
+
+def check_together(
+    *,
+    learnable: bool,
+    follows: bool,
+    cosine: bool,
+    rotates: bool,
+    straight_through: bool,
+    routes: bool,
+    sync_update_v: float,
+) -> None:
+    """Raise ValueError for arguments of `VectorQuantize` that exclude one another."""
+    if learnable and follows:
+        raise ValueError(
+            "VectorQuantize: expected ema_update=False with learnable_codebook=True: a code "
+            "follows its gradient or its average."
+        )
+    if learnable and cosine:
+        raise ValueError(
+            "VectorQuantize: expected use_cosine_sim=False with learnable_codebook=True, as in the "
+            "package."
+        )
+    if straight_through and (rotates or learnable or not routes):
+        raise ValueError(
+            "VectorQuantize: expected rotation_trick=False, no learnable_codebook and "
+            "route_gradients_to_input=True with straight_through=True."
+        )
+    if not 0 <= sync_update_v <= 1 or (sync_update_v and not learnable):
+        raise ValueError(
+            "VectorQuantize: expected sync_update_v in [0, 1], above 0 only with "
+            f"learnable_codebook=True, got {sync_update_v}."
+        )

@@ -15,6 +15,7 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
     lucidrains_move_,
     lucidrains_start_,
     replace_codes_,
+    take_ratios_,
 )
 from vqvae2_fast.modules.codebook import perplexity
 from vqvae2_fast.modules.outside_graphs import StartFlag
@@ -34,6 +35,10 @@ class Codebook(nn.Module):
         use_ddp: Sum statistics over the processes of the default group.
         sync_kmeans: With `use_ddp`, let codes of k-means and replacements come from the vectors of
             all processes.
+        manual_ema_update: Codes follow their averages only when `update_ema` is called.
+        learnable: `embed` is a parameter.
+        sample_codebook_temp, stochastic: In training draw codes by softmax(distance /
+            sample_codebook_temp), with the package's noise; `stochastic` switches it on.
     """
 
     initted: Tensor
@@ -56,6 +61,10 @@ class Codebook(nn.Module):
         use_ddp: bool,
         sync_kmeans: bool,
         ema_update: bool,
+        manual_ema_update: bool = False,
+        learnable: bool = False,
+        sample_codebook_temp: float = 1.0,
+        stochastic: bool = False,
     ) -> None:
         super().__init__()
         self.codebook_size = codebook_size
@@ -70,6 +79,10 @@ class Codebook(nn.Module):
         self.use_ddp = use_ddp
         self.sync_choice = use_ddp and sync_kmeans
         self.ema_update = ema_update
+        self.manual_ema_update = manual_ema_update
+        self.learnable_codebook = learnable
+        self.sample_codebook_temp = sample_codebook_temp
+        self.stochastic = stochastic
         embed = torch.zeros(num_codebooks, codebook_size, dim)
         if not kmeans_init:
             nn.init.kaiming_uniform_(embed)
@@ -77,7 +90,10 @@ class Codebook(nn.Module):
         self.register_buffer("initted", torch.tensor(not kmeans_init))
         self.register_buffer("cluster_size", torch.ones(num_codebooks, codebook_size))
         self.register_buffer("embed_avg", embed.clone())
-        self.register_buffer("embed", embed)
+        if learnable:
+            self.embed = nn.Parameter(embed)
+        else:
+            self.register_buffer("embed", embed)
         self._start = StartFlag()
         self.register_load_state_dict_post_hook(_forget_start)  # type: ignore[no-untyped-call]
 
@@ -135,15 +151,48 @@ class Codebook(nn.Module):
         """
         self.start(x, mask)
         indices = self.search(x)
-        quantized = self.lookup(indices)
+        quantized = self.lookup(indices).detach()
         if learning:
             self.update(x, indices, mask, ema_update)
         return quantized, indices
 
+    def samples(self, temperature: float | None) -> bool:
+        """Whether a forward draws its codes."""
+        temperature = self.sample_codebook_temp if temperature is None else temperature
+        return self.training and self.stochastic and temperature > 0
+
+    def distances(self, x: Tensor) -> Tensor:
+        """Minus the distances (for cosine the products) of x `[h, N, D]`: `[h, N, K]`."""
+        # .data: the update writes the codes in place, and backward takes them as they are then, as
+        # the package's does.
+        codes = self.embed if self.learnable_codebook else self.embed.data
+        products = x @ codes.mT
+        if self.use_cosine_sim:
+            return products
+        squares = x.square().sum(-1)[..., None] + codes.square().sum(-1)[:, None]
+        return -(squares - 2 * products).clamp(min=1e-8).sqrt()
+
+    def choose(self, distances: Tensor, temperature: float | None, topk: int | None) -> Tensor:
+        """Best codes by distances `[h, N, K]`, drawn where `samples`: int64 `[h, N]`, or k each."""
+        scores = distances.detach()
+        if self.samples(temperature):
+            temperature = self.sample_codebook_temp if temperature is None else temperature
+            noise = torch.zeros_like(scores).uniform_(0, 1)
+            gumbel = -(-noise.clamp(min=1e-20).log()).clamp(min=1e-20).log()
+            scores = scores / temperature + gumbel
+        return scores.argmax(-1) if topk is None else scores.topk(topk, dim=-1).indices
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """Move the codes to the ratio of their averages."""
+        take_ratios_(
+            self.embed.data, self.cluster_size, self.embed_avg, self.eps, self.use_cosine_sim
+        )
+
     def search(self, x: Tensor) -> Tensor:
         """Nearest codes, or for cosine those of the largest product: `[h, N, D]` -> int64 `[h,
         N]`."""
-        codebooks = self.embed
+        codebooks = self.embed.detach()
         if self.use_cosine_sim:
             # With a coordinate √(M − ‖e‖²) added, M = max ‖e‖², and 0 to x, the squared distance is
             # ‖x‖² + M − 2x·e. So the nearest code has the largest product, whatever the lengths of
@@ -155,9 +204,10 @@ class Codebook(nn.Module):
         return ops.nearest_code(x, codebooks)[0]  # [h, N]
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """int64 `[h, N]` -> a copy of the rows, `[h, N, D]`."""
-        rows = [codes[index] for codes, index in zip(self.embed, indices, strict=True)]
-        return torch.stack(rows)
+        """int64 `[h, N]` (or `[h, N, k]`) -> a copy of the rows, `[h, N, D]`; with a gradient to a
+        codebook that is a parameter."""
+        each = zip(self.embed, indices, strict=True)
+        return torch.stack([F.embedding(index, codes) for codes, index in each])
 
     def counts(self, indices: Tensor) -> Tensor:
         """How often each code occurs, float32 `[h, K]`; -1 counts for none."""
@@ -175,7 +225,7 @@ class Codebook(nn.Module):
         lucidrains_start_(
             x,
             mask,
-            self.embed,
+            self.embed.data,
             self.cluster_size,
             self.embed_avg,
             self.initted,
@@ -198,10 +248,10 @@ class Codebook(nn.Module):
             x,
             indices,
             mask,
-            self.embed,
+            self.embed.data,
             self.cluster_size,
             self.embed_avg,
-            ema_update=follows,
+            ema_update=follows and not self.manual_ema_update,
             decay=self.decay,
             eps=self.eps,
             cosine=self.use_cosine_sim,
@@ -236,7 +286,7 @@ class Codebook(nn.Module):
             self.transform_input(batch_samples.float()).reshape(self.num_codebooks, count, dim),
             seq_mask,
             batch_mask,
-            self.embed,
+            self.embed.data,
             self.cluster_size,
             self.embed_avg,
             self.reset_cluster_size,

@@ -13,7 +13,7 @@ from torch import Tensor
 from vqvae2_fast import ops
 from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs
 
-__all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_"]
+__all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_", "take_ratios_"]
 
 
 def l2norm(x: Tensor) -> Tensor:
@@ -60,9 +60,7 @@ def lucidrains_start_(
         means, counts = _kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
         cluster_size[codebook] = counts
         embed_avg[codebook] = means * counts[:, None]
-        still = (torch.zeros_like(counts), torch.zeros_like(means))
-        averages = (cluster_size[codebook], embed_avg[codebook])
-        _take_ratio_(*still, *averages, embed[codebook], 1.0, eps, cosine)
+    take_ratios_(embed, cluster_size, embed_avg, eps, cosine)
     initted.fill_(True)
     settled.fill_(True)
 
@@ -161,6 +159,15 @@ def replace_codes_(
         count.copy_(torch.where(gone, reset_count, count))
         average.copy_(torch.where(column, candidates * reset_count, average))
         codes.copy_(torch.where(column, candidates, codes))
+
+
+def take_ratios_(
+    embed: Tensor, cluster_size: Tensor, embed_avg: Tensor, eps: float, cosine: bool
+) -> None:
+    """Set the codes `[h, K, D]` to the ratio of their averages, which stay as they are."""
+    for codes, counts, sums in zip(embed, cluster_size, embed_avg, strict=True):
+        still = (torch.zeros_like(counts), torch.zeros_like(sums))
+        _take_ratio_(*still, counts, sums, codes, 1.0, eps, cosine)
 
 
 def _take_ratio_(

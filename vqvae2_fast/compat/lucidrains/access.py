@@ -1,0 +1,118 @@
+"""What `VectorQuantize` offers besides its forward: codes of indices, usage, updates by hand.
+
+Letters: B batch, N positions, h heads, K codes, D codebook_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vqvae2_fast.compat.lucidrains.layout import Layouts
+
+if TYPE_CHECKING:
+    from vqvae2_fast.compat.lucidrains.codebook import Codebook
+
+__all__ = ["CodebookAccess"]
+
+
+class CodebookAccess(Layouts):
+    """A module with a `Codebook` between two projections."""
+
+    has_projections: bool
+    project_in: nn.Module
+    project_out: nn.Module
+    in_place_codebook_optimizer: torch.optim.Optimizer | None
+    _codebook: Codebook
+    _latest_indices: Tensor | None
+
+    @property
+    def ema_update(self) -> bool:
+        """Whether codes follow their averages."""
+        return self._codebook.ema_update
+
+    @property
+    def codebook(self) -> Tensor:
+        """`[K, D]`, or `[h, K, D]` with one codebook per head; can be assigned."""
+        embed = self._codebook.embed
+        return embed if self.separate_codebook_per_head else embed[0]
+
+    @codebook.setter
+    def codebook(self, codes: Tensor) -> None:
+        self._codebook.embed.data.copy_(codes if self.separate_codebook_per_head else codes[None])
+
+    @property
+    def perplexity(self) -> Tensor:
+        """exp(entropy) of the codes of the latest forward, 0-d: K if all are used alike, else less.
+
+        Before the first forward it is 1, and `usage` is 0.
+        """
+        indices = self._latest_indices
+        return torch.ones(()) if indices is None else self._codebook.perplexity(indices)
+
+    @property
+    def usage(self) -> Tensor:
+        """Share of the codes that the latest forward used, 0-d."""
+        indices = self._latest_indices
+        if indices is None:
+            return torch.zeros(())
+        return (self._codebook.counts(indices) > 0).float().mean()
+
+    def get_codes_from_indices(self, indices: Tensor) -> Tensor:
+        """Codebook rows of indices as `forward` returns them, before `project_out`.
+
+        With heads that share a codebook the rows stay apart, `[..., h, D]`, as in the package.
+        """
+        if self.separate_codebook_per_head:
+            per_head = zip(self.codebook, indices.unbind(-1), strict=True)
+            codes = torch.cat([codebook[index] for codebook, index in per_head], dim=-1)
+        else:
+            codes = self.codebook[indices]
+        return codes if self._is_channel_last() else codes.movedim(-1, 1)
+
+    def get_output_from_indices(self, indices: Tensor) -> Tensor:
+        """What evaluation would return for these indices.
+
+        As in the package, the projection acts on the last dimension, so channels must come last.
+        """
+        codes = self.get_codes_from_indices(indices)
+        if self.has_projections and self.heads > 1 and not self.separate_codebook_per_head:
+            codes = codes.flatten(-2)  # [..., h, D] -> [..., h·D]
+        output: Tensor = self.project_out(codes)
+        return output
+
+    def expire_codes_(self, x: Tensor) -> None:
+        """Replace dead codes by vectors of x, `[B, N, h·D]` as `project_in` returns it.
+
+        The package looks at the first sequence of the batch only, this module at all of them.
+        """
+        rows = self._to_rows(x, None)[0].detach()
+        self._codebook.expire_codes_(self._codebook.transform_input(rows))
+
+    @torch.no_grad()
+    def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
+        """Move the codebook by given vectors and indices, as `forward` takes and returns them."""
+        sequence = self._to_sequence(x)
+        mask = self._as_mask(x, sequence, mask, None)
+        rows, row_mask = self._to_rows(self.project_in(sequence), mask)
+        rows = self._codebook.transform_input(rows)
+        per_head = indices.reshape(*sequence.shape[:2], self.heads)  # [B, N, h]
+        order = (2, 0, 1) if self.separate_codebook_per_head else (0, 2, 1)
+        row_indices = per_head.permute(order).reshape(rows.shape[:2]).clamp(min=0)  # [c, M]
+        self._codebook.update(rows.float(), row_indices, row_mask)
+
+    update_ema_indices = update_indices
+
+    def update_in_place_optimizer(self) -> None:
+        """A step of the in-place optimiser, if there is one, by the gradients of all processes."""
+        if self.in_place_codebook_optimizer is None:
+            return
+        for weight in self._codebook.parameters():
+            if weight.grad is not None and self._codebook.use_ddp:
+                dist.all_reduce(weight.grad)
+                weight.grad /= dist.get_world_size()
+        self.in_place_codebook_optimizer.step()
+        self.in_place_codebook_optimizer.zero_grad()

@@ -13,12 +13,15 @@ from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
+from vqvae2_fast.commands import evaluate as module
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+BITS = ("promised_bits_per_image", "bits_per_image", "file_bits_per_image")
 CLASSES = ("cat", "cow", "dog")
 NUMBER = 200
 
@@ -78,6 +81,10 @@ def found(place) -> Path:
         "classifier",
         "--cas-epochs",
         "1",
+        "--codec-images",
+        "4",
+        "--compressed-images",
+        "4",
     )
     assert evaluate(place, out, *arguments) == 0
     return out
@@ -125,6 +132,10 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
         str(place / "judge"),
         "--features",
         "classifier",
+        "--codec-images",
+        "1",
+        "--compressed-images",
+        "4",
         "--json",
     )
     assert evaluate(place, found, *arguments) == 0
@@ -132,13 +143,51 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
 
 
+@pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
+def test_files_are_compressed_by_level(found):
+    values = json.loads((found / "metrics.json").read_text())
+    top, whole = values["compressed"]
+    assert (top["levels"], whole["levels"]) == (["top"], ["top", "bottom"])
+    assert (top["images"], whole["images"]) == (4, 4)
+    for files in (top, whole):
+        coder = files["bits_per_image"] - files["promised_bits_per_image"]
+        assert 0 < coder < 64 * len(files["levels"])
+        assert files["bits_per_image"] < files["file_bits_per_image"]
+    assert top["bits_per_image"] < whole["bits_per_image"]
+    assert top["measured"]["psnr"] < whole["measured"]["psnr"]  # the rest of it is drawn
+    report = (found / "report.html").read_text()
+    assert "top and bottom" in report and "promised bits per image" in report
+
+
+def test_other_pipelines_files_stand_beside(place, found, tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(module, "plot_rate", lambda path, own, others: shown.update(others))
+    monkeypatch.setattr(module, "write_evaluation", lambda *_, **__: None)
+    files = [{"levels": ["top"], "images": 1, **dict.fromkeys(BITS, 8.0)}]
+    files[0]["measured"] = {"mse": 0.1, "mse_unit": 0.025, "psnr": 16.0}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.json").write_text(json.dumps({"compressed": files}))
+    arguments = ("--held-out-images", "2", "--train-images", "0", "--codec-images", "1")
+    beside = ("--beside", str(tmp_path / "other"), "--compressed-images", "0")
+    assert evaluate(place, tmp_path / "out", *arguments, *beside) == 0
+    assert shown["other"][0].measured.psnr == 16.0
+    assert shown["other"][0].levels == ("top",)
+
+
+def test_an_evaluation_without_files_does_not_stand_beside(place, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text("{}")
+    assert evaluate(place, tmp_path / "out", "--beside", str(tmp_path)) == 2
+    assert "repeat it with --compressed-images" in capsys.readouterr().err
+
+
 def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     out = tmp_path / "out"
     arguments = ("--held-out-images", "20", "--train-images", "0", "--codec-images", "2")
+    arguments += ("--compressed-images", "0")
     assert evaluate(place, out, *arguments) == 0
     values = json.loads((out / "metrics.json").read_text())
     assert values["images"] == 20
-    assert "train_images" not in values
+    assert "train_images" not in values and "compressed" not in values
     assert "20 held-out images" in (out / "report.html").read_text()
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+
 import pytest
 import torch
+from PIL import Image
 
 from vqvae2_fast.metrics import CODECS, CodecCurve, CodecPoint, codec_at_bits
+from vqvae2_fast.metrics.reconstruction import Reconstruction
+
+PRESENT = [
+    pytest.param(
+        name,
+        marks=pytest.mark.skipif(not codec.available(), reason=f"no {codec.name} in Pillow"),
+    )
+    for name, codec in CODECS.items()
+]
 
 
 def curve(codec: str, images: torch.Tensor, *qualities: int) -> list[CodecPoint]:
@@ -20,7 +33,7 @@ def blocks() -> torch.Tensor:
     return images.repeat_interleave(8, 2).repeat_interleave(8, 3)  # blocks of 8x8
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", PRESENT)
 def test_quality_and_rate_rise_together(codec):
     low, middle, high = curve(codec, blocks(), 5, 50, 95)
     assert [point.quality for point in (low, middle, high)] == [5, 50, 95]
@@ -28,18 +41,39 @@ def test_quality_and_rate_rise_together(codec):
     assert low.psnr < middle.psnr < high.psnr
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", PRESENT)
 def test_the_batches_do_not_matter(codec):
     found = CodecCurve(CODECS[codec], (30,))
     found.add(blocks()[:1])
     found.add(blocks()[1:1])
     found.add(blocks()[1:])
-    assert found.points() == curve(codec, blocks(), 30)
+    (one,), (other,) = found.points(), curve(codec, blocks(), 30)
+    assert one.file_bits_per_image == other.file_bits_per_image
+    assert one.measured.psnr == pytest.approx(other.measured.psnr)
+    assert one.measured.ssim == pytest.approx(other.measured.ssim)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", PRESENT)
+def test_bits_are_those_of_the_file_without_its_headers(codec):
+    (point,) = curve(codec, blocks()[:1], 50)
+    stream = io.BytesIO()
+    image = Image.fromarray(blocks()[0].permute(1, 2, 0).numpy())
+    image.save(stream, quality=50, **CODECS[codec].options)
+    size = 8 * len(stream.getvalue())
+    assert point.file_bits_per_image == size
+    assert 0.05 * size < point.bits_per_image <= size
+    assert (point.bits_per_image == size) == (CODECS[codec].counted == "whole files")
+
+
+def test_a_format_that_pillow_lacks_is_not_available():
+    assert not replace(CODECS["webp"], options={"format": "NONE"}).available()
+    assert not replace(CODECS["jxl"], options={"format": "NONE"}, plugin="no_module").available()
+
+
+@pytest.mark.parametrize("codec", PRESENT)
 def test_grey_images_are_measured_as_grey(codec):
-    (point,) = curve(codec, torch.full((1, 1, 16, 16), 77, dtype=torch.uint8), 100)
+    best = CODECS[codec].qualities[-1]
+    (point,) = curve(codec, torch.full((1, 1, 16, 16), 77, dtype=torch.uint8), best)
     assert point.psnr > 40
 
 
@@ -49,9 +83,14 @@ def test_no_images_are_refused():
 
 
 def test_quality_at_a_rate_lies_between_its_neighbours():
-    points = [CodecPoint(0, 100.0, 20.0), CodecPoint(50, 300.0, 30.0)]
+    points = [
+        CodecPoint(quality, bits, bits + 160, Reconstruction(0.1, 0.025, psnr))
+        for quality, bits, psnr in ((0, 100.0, 20.0), (50, 300.0, 30.0))
+    ]
     assert codec_at_bits(points, 150) == pytest.approx(22.5)
     assert codec_at_bits(points[::-1], 150) == pytest.approx(22.5)
     assert codec_at_bits(points, 300) == 30
     assert codec_at_bits(points, 1000) == 30
     assert codec_at_bits(points, 99) is None
+    assert codec_at_bits(points, 150, "mse") == pytest.approx(0.1)
+    assert codec_at_bits(points, 150, "lpips") is None

@@ -12,7 +12,7 @@ import torch
 from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.metrics.perceptual import LPIPS, load_lpips, lpips_weights
 from vqvae2_fast.metrics.plain_pickle import load_arrays
-from vqvae2_fast.metrics.structural import structural_similarity
+from vqvae2_fast.metrics.structural import multi_scale_similarity, structural_similarity
 
 
 def pair(shape=(2, 3, 40, 33)):
@@ -43,6 +43,24 @@ def test_ssim_says_what_it_cannot_do():
         structural_similarity(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="of one shape"):
         structural_similarity(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 17))
+
+
+def test_ms_ssim_is_that_of_torchmetrics():
+    other = pytest.importorskip("torchmetrics.functional.image")
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand((2, 3, 23, 25), generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, (184, 200), mode="bilinear")
+    others = (images + 0.2 * torch.randn(images.shape, generator=generator)).clamp(-1, 1)
+    expected = other.multiscale_structural_similarity_index_measure(
+        (images + 1) / 2, (others + 1) / 2, data_range=1.0, reduction="none", normalize="relu"
+    )
+    assert torch.allclose(multi_scale_similarity(images, others), expected, rtol=1e-3)
+    assert torch.allclose(multi_scale_similarity(images, images), torch.ones(2))
+
+
+def test_ms_ssim_says_where_its_window_does_not_fit():
+    with pytest.raises(ValueError, match="176×176 pixels or more, got 175×180"):
+        multi_scale_similarity(torch.zeros(1, 1, 175, 180), torch.zeros(1, 1, 175, 180))
 
 
 def fake_weights(path, trunk="alexnet"):

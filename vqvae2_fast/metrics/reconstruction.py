@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.metrics.structural import structural_similarity
+from vqvae2_fast.metrics.structural import (
+    MULTI_SCALE_SIDE,
+    multi_scale_similarity,
+    structural_similarity,
+)
 from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
@@ -39,9 +43,9 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
-def _measure(label: str, form: str) -> Any:
+def _measure(label: str, form: str, **options: Any) -> Any:
     """A measure, what reports call it, and how they print it."""
-    return field(metadata={"label": label, "form": form})
+    return field(metadata={"label": label, "form": form}, **options)
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class PairMeasures(Reconstruction):
-    """With the measures that see structure, means over the images; LPIPS is None without it."""
+    """With the measures that see structure, means over the images; LPIPS is None without it, and
+    MS-SSIM for images with a side below 176."""
 
     ssim: float = _measure("SSIM", ".4f")
     lpips: float | None = _measure("LPIPS", ".4f")
+    ms_ssim: float | None = _measure("MS-SSIM", ".4f", default=None)
 
 
 class PairSums:
@@ -67,27 +73,29 @@ class PairSums:
     Args:
         structure: Whether SSIM is measured.
         perceptual: LPIPS, if it is to be measured too.
+        scales: Whether MS-SSIM is measured.
     """
 
-    def __init__(self, structure: bool, perceptual: LPIPS | None = None) -> None:
-        self._structure, self._perceptual = structure, perceptual
-        self._squares = self._similarity = self._distance = 0.0
+    def __init__(
+        self, structure: bool, perceptual: LPIPS | None = None, scales: bool = False
+    ) -> None:
+        self._structure, self._perceptual, self._scales = structure, perceptual, scales
+        self._squares = self._similarity = self._distance = self._over_scales = 0.0
         self._images = self._pixels = 0
 
     @classmethod
-    def of_model(cls, model: VQVAE2, perceptual: LPIPS | None = None) -> PairSums:
-        """With SSIM where its window of 11 pixels fits into the model's images.
+    def of_size(cls, size: tuple[int, int], perceptual: LPIPS | None = None) -> PairSums:
+        """With SSIM and MS-SSIM where their windows fit into images of this size.
 
         Raises:
-            ValueError: LPIPS of smaller images, where it means nothing.
+            ValueError: LPIPS of images below 11 pixels, where it means nothing.
         """
-        structure = min(model.config.image_size) >= _SMALLEST
+        structure = min(size) >= _SMALLEST
         if perceptual is not None and not structure:
             raise ValueError(
-                f"LPIPS: expected images of {_SMALLEST} pixels or more, the VQ-VAE's are "
-                f"{model.config.image_size}; leave it out."
+                f"LPIPS: expected images of {_SMALLEST} pixels or more, got {size}; leave it out."
             )
-        return cls(structure, perceptual)
+        return cls(structure, perceptual, scales=min(size) >= MULTI_SCALE_SIDE)
 
     def add(self, images: Tensor, reconstructed: Tensor) -> None:
         """Images `[B, C, H, W]` in [-1, 1] and what was decoded, on one device.
@@ -99,6 +107,9 @@ class PairSums:
         if self._structure:
             similarity = structural_similarity(shown, images)
             self._similarity += float(similarity.sum(dtype=torch.float64))
+        if self._scales:
+            over_scales = multi_scale_similarity(shown, images)
+            self._over_scales += float(over_scales.sum(dtype=torch.float64))
         if self._perceptual is not None:
             self._distance += float(self._perceptual(shown, images).sum(dtype=torch.float64))
         self._images, self._pixels = self._images + len(images), self._pixels + images.numel()
@@ -116,7 +127,8 @@ class PairSums:
         if not self._structure:
             return Reconstruction(*errors)
         lpips = None if self._perceptual is None else self._distance / self._images
-        return PairMeasures(*errors, self._similarity / self._images, lpips)
+        over_scales = self._over_scales / self._images if self._scales else None
+        return PairMeasures(*errors, self._similarity / self._images, lpips, over_scales)
 
 
 def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruction:
@@ -132,7 +144,7 @@ def reconstruction_measures(
     Raises:
         ValueError: LPIPS of images below 11 pixels.
     """
-    return _measured(model, images, PairSums.of_model(model, perceptual))
+    return _measured(model, images, PairSums.of_size(model.config.image_size, perceptual))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CasScore",
     "CodecQuality",
+    "CompressedFiles",
     "Distances",
     "Evaluation",
     "LevelCost",
@@ -47,10 +48,37 @@ class LevelCost:
 
 @dataclass(frozen=True)
 class CodecQuality:
-    """PSNR in dB of an image codec at a number of bits per image; None if it needs more bits."""
+    """Quality of an image codec at a number of bits per image, headers not counted.
+
+    PSNR in dB is None if the codec needs more bits, as are then the other measures, which are also
+    None where they were not taken.
+    """
 
     bits_per_image: float
     psnr: float | None
+    ssim: float | None = None
+    ms_ssim: float | None = None
+    lpips: float | None = None
+
+
+@dataclass(frozen=True)
+class CompressedFiles:
+    """Real `.vq2` files: what they take, and the errors of what they decode to.
+
+    Args:
+        levels: The levels that are in the files, coarse to fine; the others were drawn.
+        images: How many images were compressed.
+        promised_bits_per_image: Σ −log₂ p of the codes of these levels.
+        bits_per_image: What the range coder wrote for them.
+        file_bits_per_image: Whole files, with headers, lengths and labels.
+    """
+
+    levels: tuple[str, ...]
+    images: int
+    promised_bits_per_image: float
+    bits_per_image: float
+    file_bits_per_image: float
+    measured: Reconstruction
 
 
 @dataclass(frozen=True)
@@ -116,7 +144,8 @@ class Evaluation:
     Args:
         images: How many held-out images the first fields measure.
         codecs: Image codecs at `bits_per_image`, by name.
-        curves: Their curves of rate and quality, for pictures; not part of the JSON.
+        curves: Their curves of rate and quality, by name.
+        compressed: Files with the coarsest level alone, then with one more, to all levels.
         distances: By network.
     """
 
@@ -134,11 +163,11 @@ class Evaluation:
     distances: dict[str, Distances] | None = None
     cas: list[CasScore] | None = None
     rejection: Rejection | None = None
+    compressed: list[CompressedFiles] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The content of `metrics.json`, where each codec has its own key."""
         values: dict[str, Any] = as_json(self)
-        del values["curves"]
         return values | values.pop("codecs")
 
 

@@ -1,4 +1,4 @@
-"""Structural similarity (SSIM) of two sets of images.
+"""Structural similarity (SSIM) of two sets of images, at one scale and at five.
 
 https://doi.org/10.1109/TIP.2003.819861: Gaussian window of 11 pixels with σ = 1.5, constants
 0.01² and 0.03² for pixels in [0, 1]; each channel by itself, and only windows that lie inside the
@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["structural_similarity"]
+__all__ = ["MULTI_SCALE_SIDE", "multi_scale_similarity", "structural_similarity"]
 
 _SIDE, _SIGMA = 11, 1.5
+# Of the scales, fine to coarse: table of https://doi.org/10.1109/ACSSC.2003.1292216
+_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# Pixels of a side, so that the window fits at the coarsest scale.
+MULTI_SCALE_SIDE = _SIDE * 2 ** (len(_WEIGHTS) - 1)
 
 
 def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
@@ -22,16 +26,47 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes differ, or the images are smaller than the window of 11×11.
     """
+    _check("structural_similarity", images, others, _SIDE)
+    return _similarities(images, others)[0]
+
+
+def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
+    """MS-SSIM of each pair of images float `[B, C, H, W]` in [-1, 1]: float `[B]`, at most 1.
+
+    The product over five scales, each half the size of the one before (means of 2×2 pixels), of the
+    similarity of structure and, at the coarsest, of luminance too, to the power of their weights.
+    Means of structure below 0 count as 0.
+
+    Raises:
+        ValueError: The shapes differ, or a side is below 176, where the window does not fit at the
+            coarsest scale.
+    """
+    _check("multi_scale_similarity", images, others, MULTI_SCALE_SIDE)
+    product = torch.ones(len(images), device=images.device)
+    for scale, weight in enumerate(_WEIGHTS):
+        if scale:
+            images, others = F.avg_pool2d(images, 2), F.avg_pool2d(others, 2)
+        whole, structure = _similarities(images, others)
+        last = scale + 1 == len(_WEIGHTS)
+        product = product * (whole if last else structure).clamp(min=0) ** weight
+    return product
+
+
+def _check(where: str, images: Tensor, others: Tensor, side: int) -> None:
     if images.shape != others.shape:
         raise ValueError(
-            f"structural_similarity: expected two batches of one shape, got {list(images.shape)} "
-            f"and {list(others.shape)}."
+            f"{where}: expected two batches of one shape, got {list(images.shape)} and "
+            f"{list(others.shape)}."
         )
-    if min(images.shape[-2:]) < _SIDE:
+    if min(images.shape[-2:]) < side:
         raise ValueError(
-            f"structural_similarity: expected images of {_SIDE}×{_SIDE} pixels or more, got "
+            f"{where}: expected images of {side}×{side} pixels or more, got "
             f"{images.shape[-2]}×{images.shape[-1]}."
         )
+
+
+def _similarities(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM, and its part without the luminance: float `[B]` each."""
     # The comparison of luminances takes pixels in [0, 1].
     x, y = ((side.flatten(0, 1)[:, None] + 1) / 2 for side in (images, others))  # [B·C, 1, H, W]
     offsets = torch.arange(_SIDE, dtype=x.dtype, device=x.device) - _SIDE // 2
@@ -42,6 +77,11 @@ def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
     variance_x, variance_y = xx - mean_x**2, yy - mean_y**2
     covariance = xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
-    return similarity.unflatten(0, images.shape[:2]).flatten(1).mean(1)  # [B]
+    whole, part = (
+        values.unflatten(0, images.shape[:2]).flatten(1).mean(1)  # [B]
+        for values in (similarity, structure)
+    )
+    return whole, part

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.metrics.codecs import CODECS
+from vqvae2_fast.metrics.reconstruction import PairMeasures
 from vqvae2_fast.report.files import write_picture
 
 if TYPE_CHECKING:
@@ -14,11 +16,13 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from vqvae2_fast.metrics.results import Evaluation
+    from vqvae2_fast.metrics.results import CompressedFiles, Evaluation
 
 __all__ = ["new_figure", "plot_curves", "plot_rate"]
 
 Log = Sequence[Mapping[str, Any]]
+# Measures of pairs of images that have a panel of their own.
+_PLOTTED = ("psnr", "ssim", "ms_ssim", "lpips")
 
 
 def plot_curves(
@@ -84,31 +88,64 @@ def plot_curves(
     write_picture(path, figure)
 
 
-def plot_rate(path: Path, found: Evaluation) -> None:
-    """Draw quality against bits: the curves of codecs, and the pipeline as a point."""
-    figure = new_figure(5.6, 3.8)
-    axis = figure.subplots()
-    for number, (name, curve) in enumerate(found.curves.items()):
-        points = sorted(curve, key=lambda point: point.bits_per_image)
-        axis.plot(
-            [point.bits_per_image for point in points],
-            [point.psnr for point in points],
-            ("-", "--", ":")[number % 3],
-            color=f"C{number}",
-            label=f"{CODECS[name].name}, {CODECS[name].counted}",
+def plot_rate(
+    path: Path,
+    found: Evaluation,
+    others: Mapping[str, Sequence[CompressedFiles]] | None = None,
+) -> None:
+    """Draw quality against bits: codecs as curves, the pipeline and its files as points.
+
+    Args:
+        others: Files of other pipelines, by name.
+    """
+    measures = [
+        measure
+        for measure in fields(PairMeasures)
+        if measure.name in _PLOTTED
+        and getattr(found.reconstruction, measure.name, None) is not None
+    ]
+    figure = new_figure(5.2 * len(measures), 4.4)
+    axes = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axis, measure in zip(axes, measures, strict=True):
+        label = measure.metadata["label"] + (
+            " (lower is better)" if measure.name == "lpips" else ""
         )
-    quality = found.reconstruction.psnr
-    for bits, marker, size, label in (
-        (found.bits_per_image, "o", 9, "codes under the priors"),
-        (found.marginal_bits_per_image, "x", 8, "codes by their frequency alone"),
-    ):
-        axis.plot(bits, quality, marker, color="C3", ms=size, label=label)
-    axis.set(title="Held-out images", xlabel="bits per image", ylabel="PSNR, dB")
-    axis.set_xlim(0, 2 * found.marginal_bits_per_image)
-    axis.legend()
-    axis.grid(alpha=0.3)
+        axis.set(xlabel="bits per image", ylabel=label)
+        _plot_codecs(axis, found, measure.name)
+        quality = getattr(found.reconstruction, measure.name)
+        for bits, marker, size, label in (
+            (found.bits_per_image, "o", 9, "codes under the priors"),
+            (found.marginal_bits_per_image, "x", 8, "codes by their frequency alone"),
+        ):
+            axis.plot(bits, quality, marker, color="black", ms=size, label=label)
+        files: dict[str, Sequence[CompressedFiles]] = {"files": found.compressed or ()}
+        files.update(others or {})
+        for number, (name, own) in enumerate(files.items()):
+            for point in own:
+                drawn = "" if point is own[-1] else f": {' and '.join(point.levels)}, rest drawn"
+                axis.plot(
+                    point.file_bits_per_image,
+                    getattr(point.measured, measure.name, None),
+                    ("s", "^", "D", "v")[number % 4],
+                    mfc="none" if drawn else None,
+                    color=f"C{(3 + number) % 10}",
+                    label=name + drawn,
+                )
+        axis.set_xlim(0, 2 * found.marginal_bits_per_image)
+        axis.grid(alpha=0.3)
+    figure.suptitle("Held-out images. Codecs: thick without headers, thin with them.", fontsize=10)
+    axes[0].legend(fontsize=7)
     figure.tight_layout()
     write_picture(path, figure)
+
+
+def _plot_codecs(axis: Any, found: Evaluation, measure: str) -> None:
+    for number, (name, curve) in enumerate(found.curves.items()):
+        style, color = ("-", "--", ":", "-.")[number % 4], f"C{number}"
+        values = [getattr(point.measured, measure, math.nan) for point in curve]
+        label = f"{CODECS[name].name}, {CODECS[name].counted}"
+        axis.plot([p.bits_per_image for p in curve], values, style, color=color, label=label)
+        axis.plot([p.file_bits_per_image for p in curve], values, style, color=color, lw=0.6)
 
 
 def new_figure(width: float, height: float) -> Figure:

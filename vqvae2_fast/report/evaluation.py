@@ -49,6 +49,12 @@ def evaluation_lines(found: Evaluation) -> list[str]:
         f"all levels together: {found.bits_per_image:,.0f} bits per image, marginal entropy "
         f"{found.marginal_bits_per_image:,.0f}; at that rate {codecs}"
     )
+    lines += [
+        f"files of {own.images:,} images with {' and '.join(own.levels)}: "
+        f"{own.file_bits_per_image:,.0f} bits each ({own.bits_per_image:,.0f} of codes, promised "
+        f"{own.promised_bits_per_image:,.0f}), {reconstruction_text(own.measured)}"
+        for own in found.compressed or ()
+    ]
     for network in (found.distances or {}).values():
         lines += _lines_of_distances(network, found.sampled_images or 0)
     for row in found.cas or ():
@@ -239,6 +245,17 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
     together = (f"{found.bits_per_image:,.0f}", f"{found.marginal_bits_per_image:,.0f}")
     levels.append(["together", *[""] * 8, *together])
     codecs = ", ".join(_codec(name, codec) for name, codec in found.codecs.items())
+    files = [
+        [
+            " and ".join(own.levels),
+            f"{own.images:,}",
+            f"{own.promised_bits_per_image:,.1f}",
+            f"{own.bits_per_image:,.1f}",
+            f"{own.file_bits_per_image:,.1f}",
+            *(_or_empty(getattr(own.measured, m.name, None), m.metadata["form"]) for m in measures),
+        ]
+        for own in found.compressed or ()
+    ]
     return [
         Section(
             "Reconstructions",
@@ -270,7 +287,18 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
         Section(
             "Quality against bits",
             f"At {found.bits_per_image:,.0f} bits per image this model reaches "
-            f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted.",
+            f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted here. "
+            "Below are real files of the codec; levels that a file leaves out are drawn from the "
+            "priors when it is decoded.",
+            header=(
+                "levels in the file",
+                "images",
+                "promised bits per image",
+                "bits of codes",
+                "bits of the file",
+                *(measure.metadata["label"] for measure in measures),
+            ),
+            rows=files,
             picture=pictures["rate"],
         ),
     ]

@@ -114,6 +114,29 @@ def test_a_cut_image_is_named_before_any_is_encoded(
     assert run("compress photos --pipeline pipeline --out x.vq2") == 2
     error = capsys.readouterr().err
     assert "photos/3.png cannot be decoded" in error
-    assert "; remove it." in error
+    assert "; remove it, or leave out such files (compress --skip-corrupt)." in error
     assert "0/4" not in error
+    assert not (folder / "x.vq2").exists()
+
+
+def test_corrupt_images_are_left_out_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = (folder / "photos" / "2.png").read_bytes()
+    (folder / "photos" / "1.png").write_bytes(b"no image")
+    (folder / "photos" / "2.png").write_bytes(sound[:-200])
+    assert run("compress photos --skip-corrupt --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert "left out, since they are corrupt: 1.png, 2.png" in capsys.readouterr().out
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    with Image.open("out/00001.png") as found:
+        assert found.size == (50, 9)  # that of 3.png
+
+
+def test_a_folder_of_corrupt_images_alone_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (folder / "photos").iterdir():
+        path.write_bytes(b"no image")
+    assert run("compress photos --skip-corrupt --pipeline pipeline --out x.vq2 --quiet") == 2
+    assert "all 4 images of photos are corrupt" in capsys.readouterr().err
     assert not (folder / "x.vq2").exists()

@@ -17,6 +17,7 @@ from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.folder import image_names, whole_images
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
@@ -45,6 +46,8 @@ class Compress(Command):
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     levels: str | None = None
     """Write only the levels down to this one, for example top; decompress draws the others."""
+    skip_corrupt: bool = False
+    """Leave out images of a folder that cannot be decoded, and name them."""
     seed: int = 0
     """With --levels: the noise that the other levels are drawn with."""
     out: Path = Path("images.vq2")
@@ -60,12 +63,13 @@ class Compress(Command):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         pixels = 0
+        skipped: list[str] | None = [] if self.skip_corrupt else None
         with (
             self.progress().task("compress", self._count()) as task,
             renamed_into_place(self.out) as part,
             part.open("wb") as file,
         ):
-            for data, size, count in self._segments(pipeline, levels):
+            for data, size, count in self._segments(pipeline, levels, skipped):
                 file.write(data)
                 pixels += size
                 task.advance(count)
@@ -91,6 +95,9 @@ class Compress(Command):
             f"{found.bits_per_image:,.0f} bits each ({shown} bits of codes){rate}",
             f"file: {self.out}",
         ]
+        if skipped:
+            values["skipped"] = skipped
+            lines.insert(1, f"left out, since they are corrupt: {short(', '.join(skipped))}")
         if drawn:
             lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
         return Result(values, lines)
@@ -102,7 +109,9 @@ class Compress(Command):
             return len(CodeStore(path))
         return len(image_names(path)) if path.exists() else 0
 
-    def _segments(self, pipeline: Pipeline, levels: int | None) -> Iterator[tuple[bytes, int, int]]:
+    def _segments(
+        self, pipeline: Pipeline, levels: int | None, skipped: list[str] | None
+    ) -> Iterator[tuple[bytes, int, int]]:
         """Bytes, pixels and number of images of each segment."""
         path = Path(self.images)
         if (path / MANIFEST).is_file():
@@ -112,11 +121,13 @@ class Compress(Command):
                 data = encode_codes(pipeline, maps, labels=told, levels=levels, seed=self.seed)
                 yield data, 0, len(labels)
             return
-        for images in self._images(pipeline, path):
+        for images in self._images(pipeline, path, skipped):
             data = encode_images(pipeline, images, levels=levels, seed=self.seed)
             yield data, len(images) * images.shape[2] * images.shape[3], len(images)
 
-    def _images(self, pipeline: Pipeline, path: Path) -> Iterator[torch.Tensor]:
+    def _images(
+        self, pipeline: Pipeline, path: Path, skipped: list[str] | None
+    ) -> Iterator[torch.Tensor]:
         """Images `[B, C, H, W]`, neighbours of one size together."""
         assert isinstance(pipeline.vqvae, VQVAE2)  # of a checkpoint
         config = pipeline.vqvae.config
@@ -126,7 +137,7 @@ class Compress(Command):
             yield from (batch for batch, _ in in_order(images, _SEGMENT))
             return
         batch: list[torch.Tensor] = []
-        for _, image in whole_images(path, config.image_channels):
+        for _, image in whole_images(path, config.image_channels, skipped):
             room = _PIXELS // (image.shape[1] * image.shape[2])
             if batch and (image.shape != batch[0].shape or len(batch) >= room):
                 yield to_float(torch.stack(batch))

@@ -179,22 +179,37 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             ) from error
 
 
-def whole_images(path: Path, channels: int) -> Iterator[tuple[str, Tensor]]:
+def whole_images(
+    path: Path, channels: int, skipped: list[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image. Each keeps
     its own size; grey and RGB are converted to what was asked for.
 
+    Args:
+        skipped: Images that cannot be decoded are left out, and their names are added here.
+
     Raises:
-        ValueError: No images there, a link that leads out of the folder, or an image that cannot be
-            decoded; names the file. Files that were cut are found before the first image comes.
+        ValueError: No images there, or none that can be decoded; a link that leads out of the
+            folder; or, without `skipped`, an image that cannot be decoded. Names the file. Files
+            that were cut are found before the first image comes.
     """
     root = path if path.is_dir() else path.parent
     names = image_names(path)
-    for name in names:
+    for name in names if skipped is None else ():
         with _whole_image(root, name) as (file, where):
             check_image(file, where, (channels, 1, 1), convert_channels=True)
     for name in names:
-        with _whole_image(root, name) as (file, where):
-            yield name, decode_whole_image(file, where, channels, convert_channels=True)
+        try:
+            with _whole_image(root, name) as (file, where):
+                pixels = decode_whole_image(file, where, channels, convert_channels=True)
+        except CorruptImageError:
+            if skipped is None:
+                raise
+            skipped.append(name)
+            continue
+        yield name, pixels
+    if skipped is not None and len(skipped) == len(names):
+        raise ValueError(f"whole_images: all {len(names)} images of {printable(path)} are corrupt.")
 
 
 @contextmanager
@@ -204,7 +219,9 @@ def _whole_image(root: Path, name: str) -> Iterator[tuple[IO[bytes], str]]:
         with open_untrusted(root / name, inside=root) as file:
             yield file, f"whole_images: {printable(root / name)}"
     except CorruptImageError as error:
-        raise CorruptImageError(f"{str(error)[:-1]}; remove it.") from error
+        raise CorruptImageError(
+            f"{str(error)[:-1]}; remove it, or leave out such files (compress --skip-corrupt)."
+        ) from error
 
 
 def image_names(path: Path) -> list[str]:

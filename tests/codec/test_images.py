@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast import codec
+from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.pipeline import Pipeline, decoded
 from vqvae2_fast.testing.pipelines import tiny_pipeline
@@ -28,23 +29,61 @@ def test_images_of_the_models_size_decode_to_their_reconstruction(pipeline: Pipe
     assert torch.equal(found, decoded(pipeline, pipeline.vqvae.encode(given)))
 
 
+@pytest.mark.parametrize("size", [(16, 32), (40, 23), (7, 50)])
+@pytest.mark.parametrize("margins", [True, False])
+def test_windows_without_their_margins_are_the_image(
+    pipeline: Pipeline, size: tuple[int, int], margins: bool
+) -> None:
+    given, tiling = images(2, 3, *size), Tiling(pipeline.vqvae, *size, margins)
+    windows = torch.cat(list(tiling.windows(given, (16, 16))))
+    assert windows.shape[2:] == ((32, 32) if margins else (16, 16))
+    whole = tiling.joined(tiling.inner(windows, (16, 16)))
+    assert torch.equal(whole[..., : size[0], : size[1]], given)
+    if size == (40, 23) and margins:
+        # Of the second row's first tile: neighbours on the right, the border again on the left.
+        assert torch.equal(windows[2, :, :, 8:31], given[0, :, 8:40])
+        assert torch.equal(windows[2, :, :, 0], given[0, :, 8:40, 0])
+
+
 @pytest.mark.parametrize("size", [(16, 32), (40, 23), (7, 5)])
-def test_other_sizes_are_cut_into_tiles(pipeline: Pipeline, size: tuple[int, int]) -> None:
+def test_images_of_any_size_keep_it(pipeline: Pipeline, size: tuple[int, int]) -> None:
     given = images(2, 3, *size)
-    found = codec.decode_images(pipeline, codec.encode_images(pipeline, given))
+    data = codec.encode_images(pipeline, given)
+    found = codec.decode_images(pipeline, data)
     assert found.shape == given.shape
-    rows, columns = min(16, size[0]), min(16, size[1])
-    first = codec.decode_images(
-        pipeline, codec.encode_images(pipeline, given[:, :, :rows, :columns])
-    )
-    torch.testing.assert_close(found[:, :, :rows, :columns], first)
+    second = codec.decode_images(pipeline, codec.encode_images(pipeline, given[1:]))
+    torch.testing.assert_close(found[1:], second)
 
 
-def test_the_last_tile_stands_at_its_place(pipeline: Pipeline) -> None:
-    given = images(1, 3, 32, 48)
-    found = codec.decode_images(pipeline, codec.encode_images(pipeline, given))
-    last = codec.decode_images(pipeline, codec.encode_images(pipeline, given[:, :, 16:, 32:]))
-    torch.testing.assert_close(found[:, :, 16:, 32:], last)
+def pattern() -> torch.Tensor:
+    """64×64 pixels in which each cell of the coarsest map is alike."""
+    return images(1, 3, 4, 4).repeat(1, 1, 16, 16)
+
+
+def unlike(found: torch.Tensor) -> float:
+    """The largest difference of two cells that lie away from the image's border."""
+    cells = found[:, :, 16:48, 16:48].unfold(2, 4, 4).unfold(3, 4, 4)
+    return float((cells - cells[:, :, 3:4, 3:4]).abs().max())
+
+
+def test_borders_between_tiles_leave_no_trace(pipeline: Pipeline) -> None:
+    data = codec.encode_images(pipeline, pattern())
+    assert unlike(codec.decode_images(pipeline, data)) < 1e-3
+
+
+def test_a_file_without_margins_is_decoded_tile_by_tile(pipeline: Pipeline) -> None:
+    """As the first release of the format wrote them."""
+    data = bytearray(codec.encode_images(pipeline, pattern()))
+    assert data[6] == 2
+    data[6] = 0
+    found = codec.decode_images(pipeline, bytes(data))
+    first = [maps[:1] for maps in codec.decode_codes(pipeline, bytes(data))]
+    torch.testing.assert_close(found[:, :, :16, :16], decoded(pipeline, first))
+    assert unlike(found) > 0.1
+
+
+def test_an_image_of_the_models_size_has_no_margins(pipeline: Pipeline) -> None:
+    assert codec.encode_images(pipeline, images(1, 3, 16, 16))[6] == 0
 
 
 def test_labels_of_images_are_those_of_their_tiles(pipeline: Pipeline) -> None:

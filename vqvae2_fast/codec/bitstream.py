@@ -40,7 +40,7 @@ MAX_LEVELS = 16
 # magic, version, coder, flags, levels; pipeline, height, width, label, images, seed, reserve
 _HEADER = struct.Struct("<4sBBBB8sHHhIIH")
 _LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
-_LABELS_PER_IMAGE = 1
+_LABELS_PER_IMAGE, _MARGINS = 1, 2
 _CHUNK = 2**20  # bytes read at a time
 
 
@@ -54,6 +54,7 @@ class Header:
         height, width: Size of each image; 0 if code maps were encoded rather than images.
         label: The label of all images, -1 for none; see `Segment.labels`.
         seed: Seed for drawing the levels that the file leaves out.
+        margins: Whether the VQ-VAE saw each tile with a margin of its neighbours.
     """
 
     pipeline: bytes
@@ -64,6 +65,7 @@ class Header:
     label: int = NO_LABEL
     seed: int = 0
     coder: int = 1
+    margins: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def write_segment(segment: Segment) -> bytes:
         MAGIC,
         VERSION,
         header.coder,
-        _LABELS_PER_IMAGE if segment.labels else 0,
+        (_LABELS_PER_IMAGE if segment.labels else 0) | (_MARGINS if header.margins else 0),
         header.num_levels,
         header.pipeline,
         header.height,
@@ -248,7 +250,7 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
     _, version, coder, flags, levels, pipeline, height, width, label, images, seed, reserve = (
         _HEADER.unpack(packed)
     )
-    if version != VERSION or flags & ~_LABELS_PER_IMAGE or reserve:
+    if version != VERSION or flags & ~(_LABELS_PER_IMAGE | _MARGINS) or reserve:
         raise ValueError(
             f"{where}: expected version {VERSION} of the format, got version {version} with flags "
             f"{flags} and {reserve} in its reserve. Decode it with the release that wrote it."
@@ -262,7 +264,8 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
             f"{where}: expected 1 to {MAX_LEVELS} levels and at least one image, got {levels} and "
             f"{images}: the header is damaged."
         )
-    return Header(pipeline, images, levels, height, width, label, seed, coder), flags
+    margins = bool(flags & _MARGINS)
+    return Header(pipeline, images, levels, height, width, label, seed, coder, margins), flags
 
 
 def _with_length(stream: bytes) -> bytes:

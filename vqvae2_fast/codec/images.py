@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.codec.bitstream import Header, read_segments, write_segment
@@ -17,8 +16,8 @@ from vqvae2_fast.codec.codes import (
     parts_of,
     pipeline_hash,
 )
+from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.sampling.pipeline import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["decode_image_stream", "decode_images", "encode_images"]
 
 MAX_SIDE = 2**16 - 1
-_BATCH = 64  # tiles that are encoded, or decoded, at a time
+_BATCH = 64  # tiles whose codes are decoded at a time
 
 
 def encode_images(
@@ -42,8 +41,9 @@ def encode_images(
 ) -> bytes:
     """Images as a `.vq2` file. Only the VQ-VAE loses information; its codes are kept exactly.
 
-    Images larger than the model's are cut into tiles; the last ones of a row or column are padded
-    by repeating their border.
+    Images larger than the model's are cut into tiles, of which the VQ-VAE sees a margin too, so
+    that their borders do not show; the last ones of a row or column are padded by repeating their
+    border.
 
     Args:
         images: Float `[B, C, H, W]` in [-1, 1], of any size.
@@ -68,13 +68,22 @@ def encode_images(
             f"{list(images.shape)}."
         )
     num_levels = checked_levels(where, pipeline, levels, seed)
-    tiles = _tiles(images, vqvae.config.image_size)
-    with torch.no_grad():
-        encoded_tiles = [vqvae.encode(part) for part in tiles.split(_BATCH)]
-    codes = [torch.cat(maps) for maps in zip(*encoded_tiles, strict=True)]
+    rows, columns = Tiling(vqvae, height, width, margins=False).grid
+    tiles = rows * columns
+    # One tile is what the model was trained on.
+    tiling = Tiling(vqvae, height, width, margins=tiles > 1)
+    codes = tiling.encode(images)
     if labels is not None:
-        labels = labels.repeat_interleave(len(tiles) // batch)
-    header = Header(pipeline_hash(pipeline), len(tiles), num_levels, height, width, seed=seed)
+        labels = labels.repeat_interleave(tiles)
+    header = Header(
+        pipeline_hash(pipeline),
+        batch * tiles,
+        num_levels,
+        height,
+        width,
+        seed=seed,
+        margins=tiling.margins,
+    )
     return write_segment(encoded(where, pipeline, header, codes, labels, engine))
 
 
@@ -108,18 +117,18 @@ def decode_image_stream(
     for segment in read_segments(data, max_images=max_images, where=where):
         header = segment.header
         check_pipeline(where, header, expected)
-        tiles_per_image = _tile_count(header.height, header.width, vqvae.config.image_size)
-        if not tiles_per_image or header.num_images % tiles_per_image:
+        tiling = Tiling(vqvae, header.height, header.width, header.margins)
+        rows, columns = tiling.grid
+        if not rows * columns or header.num_images % (rows * columns):
             raise ValueError(
                 f"{where}: expected a file of images, got {header.num_images} code maps of images "
                 f"of {header.height}x{header.width}. Use decode_codes."
             )
-        tiles = []
+        parts = []
         for part in parts_of(segment, _BATCH):
-            codes, _ = decoded_codes(where, pipeline, part, first)
-            tiles.append(decoded(pipeline, codes))
-            first += len(codes[0])
-        yield _joined(torch.cat(tiles), header.height, header.width)
+            parts.append(decoded_codes(where, pipeline, part, first)[0])
+            first += part.header.num_images
+        yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
 
 
 def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:
@@ -129,24 +138,3 @@ def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:
             "encode_codes and decode_codes take the codes of any model."
         )
     return pipeline.vqvae
-
-
-def _tile_count(height: int, width: int, tile: tuple[int, int]) -> int:
-    return -(-height // tile[0]) * -(-width // tile[1])
-
-
-def _tiles(images: Tensor, tile: tuple[int, int]) -> Tensor:
-    """`[B, C, H, W]` -> `[B·rows·columns, C, h, w]`, an image's tiles row by row."""
-    height, width = images.shape[2:]
-    fill = (0, -width % tile[1], 0, -height % tile[0])
-    filled = F.pad(images, fill, mode="replicate") if any(fill) else images
-    rows = filled.unfold(2, tile[0], tile[0]).unfold(3, tile[1], tile[1])  # [B, C, r, c, h, w]
-    return rows.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous()
-
-
-def _joined(tiles: Tensor, height: int, width: int) -> Tensor:
-    """The images that `_tiles` cut."""
-    h, w = tiles.shape[2:]
-    rows, columns = -(-height // h), -(-width // w)
-    grid = tiles.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)  # [B, C, r, h, c, w]
-    return grid.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]

@@ -3,8 +3,10 @@
 // torch and Python; .ci/aarch64 runs it on an emulated Arm processor.
 //
 //     codec_test DIR/level0.dump DIR/level1.dump
+//     codec_test --all DIR/level0.dump DIR/level1.dump     # every image in every way: slow
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <map>
@@ -122,15 +124,18 @@ bool decodes(const Level& level, const sampler::Plan& plan, const Case& test) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // All images at once; then a few one at a time, and with threads that wait for one another.
+  std::vector<Case> cases = {{1000, 64, 1}, {10, 1, 1}, {10, 10, 2}};
+  const bool all = argc > 1 && !strcmp(argv[1], "--all");
+  if (all) cases = {{1000, 1, 1}, {1000, 64, 1}, {1000, 1, 2}, {1000, 64, 2}};
   int failures = 0;
-  for (int number = 1; number < argc; ++number) {
+  for (int number = all ? 2 : 1; number < argc; ++number) {
     Dump dump(argv[number]);
     const Level level(dump);
     const sampler::Plan plan(level.description);
     for (const char* const* name = simd_levels(); *name; ++name) {
       set_simd_level(*name);
-      // All images at once; then a few one at a time, and with threads that wait for one another.
-      for (const Case& test : {Case{1000, 64, 1}, Case{10, 1, 1}, Case{10, 10, 2}}) {
+      for (const Case& test : cases) {
         const bool equal = decodes(level, plan, test);
         failures += !equal;
         printf("%s %s: %d images, %d at a time, %d threads: %s\n", argv[number], *name,

@@ -220,7 +220,7 @@ def _whole_image(root: Path, name: str) -> Iterator[tuple[IO[bytes], str]]:
             yield file, f"whole_images: {printable(root / name)}"
     except CorruptImageError as error:
         raise CorruptImageError(
-            f"{str(error)[:-1]}; remove it, or leave out such files (compress --skip-corrupt)."
+            f"{str(error)[:-1]}; remove it, or pass --skip-corrupt to leave out such files."
         ) from error
 
 

@@ -128,7 +128,7 @@ def plot_rate(
                     getattr(point.measured, measure.name, None),
                     ("s", "^", "D", "v")[number % 4],
                     mfc="none" if drawn else None,
-                    color=f"C{(3 + number) % 10}",
+                    color=f"C{(4 + number) % 10}",
                     label=name + drawn,
                 )
         axis.set_xlim(0, 2 * found.marginal_bits_per_image)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs
+from vqvae2_fast.modules.outside_graphs import has_started, outside_graphs, reading_waits
 
 __all__ = ["l2norm", "lucidrains_move_", "lucidrains_start_", "replace_codes_", "take_ratios_"]
 
@@ -134,10 +134,14 @@ def replace_codes_(
 ) -> None:
     """Replace the codes where `dead` `[h, K]` is True by vectors of x `[h, N, D]`.
 
-    Reads no count on the host. If there are enough vectors, distinct ones are taken, the same ones
-    that the package takes at an equal state of torch's generator. If there are more dead codes than
-    vectors, a random choice of them is replaced and the others stay dead until a later batch.
+    No host waits for a GPU. If there are enough vectors, distinct ones are taken, the same ones
+    that the package takes at an equal state of torch's generator (on a GPU if some code is dead at
+    each call, since it draws in any case). If there are more dead codes than vectors, a random
+    choice of them is replaced and the others stay dead until a later batch.
     """
+    # The package draws nothing where no code is dead.
+    if not reading_waits(dead) and not bool(dead.any()):
+        return
     num_codes = embed.shape[1]
     for codebook, rows in enumerate(_compressed(x, mask)):
         limit, gone = len(rows), dead[codebook]

@@ -1,0 +1,63 @@
+"""Beam search of `ResidualVQ`: several candidates of each vector from quantiser to quantiser.
+
+In training only the codebook of the first quantiser moves, as in the package.
+
+Letters: B batch, N positions, j candidates, k codes of each, q quantisers so far, D codebook_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vqvae2_fast.compat.lucidrains.residual_vq import ResidualVQ
+
+__all__ = ["beam_search"]
+
+
+def beam_search(
+    module: ResidualVQ, x: Tensor, beam_size: int, in_use: int, frozen: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """The candidate with the least weighted sum of errors, as the package finds it.
+
+    Args:
+        x: `[..., D]`.
+
+    Returns:
+        Sum of codes `[..., D]`, indices `[..., q]`, losses `[q]`, and what the first quantiser saw.
+    """
+    positions = x.shape[:-1]
+    residual = x.reshape(-1, 1, x.shape[-1])  # [M, j, D]
+    total = torch.zeros_like(residual)
+    scores = residual.new_zeros(residual.shape[:2])  # [M, j]
+    # Of each candidate its indices and losses so far, `[M, j]` of each quantiser.
+    indices: list[Tensor] = []
+    losses: list[Tensor] = []
+    layers = module._quantizers()[:in_use]
+    for number, layer in enumerate(layers):
+        candidates = residual.shape[1]
+        codes, index, loss = layer(residual, topk=beam_size, freeze_codebook=frozen)
+        k = index.shape[-1]
+        scores = (scores[:, :, None] - loss * module.beam_score_weights[number]).flatten(1)
+        # Candidate j with code k is number j·k of the next ones.
+        origin = torch.arange(candidates, device=x.device).repeat_interleave(k)
+        codes = codes.flatten(1, 2)
+        residual = residual[:, origin] - module.passed_on(codes)
+        total = total[:, origin] + codes
+        indices = [*(part[:, origin] for part in indices), index.flatten(1)]
+        losses = [*(part[:, origin] for part in losses), loss.flatten(1)]
+        kept = 1 if number == len(layers) - 1 else beam_size
+        if scores.shape[1] > kept:
+            scores, best = scores.topk(kept, dim=-1)  # [M, j]
+            rows = torch.arange(len(best), device=x.device)[:, None]
+            residual, total = residual[rows, best], total[rows, best]
+            indices = [part[rows, best] for part in indices]
+            losses = [part[rows, best] for part in losses]
+    found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, -1)
+    if module.training:
+        layers[0].update_indices(x.detach(), found[..., 0])
+    mean_losses = torch.stack([loss[:, 0].mean() for loss in losses])
+    return total[:, 0].view(x.shape), found, mean_losses, [x]

@@ -1,0 +1,382 @@
+"""`ResidualVQ` and `GroupedResidualVQ` of lucidrains/vector-quantize-pytorch.
+
+What differs from the package, besides what `VectorQuantize` lists:
+
+- One operator searches all quantisers where nothing needs them one by one: in float32, without a
+  k-means start to come, a mask, a beam, a shared or a learnt codebook.
+- Maps (accept_image_fmap) work whatever their sizes, also with projections; indices are
+  `[B, H, W, Q]`.
+- Replacing dead codes of a shared codebook looks at all sequences of a batch.
+
+Letters: B batch, N positions, Q quantisers, K codes, D codebook_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vqvae2_fast import ops
+from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
+from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
+from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
+from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
+from vqvae2_fast.modules.autocast import without_autocast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["GroupedResidualVQ", "ResidualVQ"]
+
+_OTHER_ARGUMENTS = {
+    "implicit_neural_codebook": Unsupported(
+        (False,),
+        "Codes that depend on the ones before need a search of their own. Use more "
+        "quantisers, or the package vector-quantize-pytorch.",
+    ),
+    "diveq": Unsupported(
+        (False,), "Its noise has no definition that could be tested. Use learnable_codebook=True."
+    ),
+}
+_FORWARD = {
+    "indices": Unsupported(
+        (None,),
+        "The package's own raises an error for them. Call the layers one by one: "
+        "layers[q](residual, indices=indices[..., q]) returns their cross-entropy.",
+    )
+}
+
+
+class ResidualVQ(Residual):
+    """`VectorQuantize` in a row: algorithm 1 of https://arxiv.org/abs/2107.03312.
+
+    Args:
+        dim: Channels of the input; linear layers lead to codebook_dim and back where it differs.
+        num_quantizers: Q; by default the length of codebook_size.
+        codebook_size: K, or one number for each quantiser.
+        codebook_dim: D; by default dim.
+        shared_codebook: All quantisers use the codebook of the first.
+        heads: 1.
+        quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: As of
+            `Residual`.
+        accept_image_fmap: The input is `[B, dim, H, W]`.
+        beam_size, eval_beam_size, beam_score_quantizer_weights: Keep so many candidates, in
+            training and in evaluation, by the weighted sum of their errors.
+        quant_grad_frac: Share of a code's gradient that the next residuals pass on.
+        return_zeros_for_masked_padding: As of `VectorQuantize`.
+        vq_kwargs: Further arguments of `VectorQuantize`.
+
+    Raises:
+        NotImplementedError: implicit_neural_codebook or diveq.
+    """
+
+    beam_score_weights: Tensor
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        num_quantizers: int | None = None,
+        codebook_size: int | tuple[int, ...],
+        codebook_dim: int | None = None,
+        shared_codebook: bool = False,
+        heads: int = 1,
+        quantize_dropout: bool = False,
+        quantize_dropout_cutoff_index: int = 0,
+        quantize_dropout_multiple_of: int = 1,
+        accept_image_fmap: bool = False,
+        mlp_kwargs: dict[str, Any] | None = None,
+        beam_size: int | None = None,
+        eval_beam_size: int | None = None,
+        beam_score_quantizer_weights: Sequence[float] | None = None,
+        quant_grad_frac: float = 0.0,
+        return_zeros_for_masked_padding: bool = True,
+        implicit_neural_codebook: bool = False,
+        diveq: bool = False,
+        **vq_kwargs: Any,
+    ) -> None:
+        given = {"implicit_neural_codebook": implicit_neural_codebook, "diveq": diveq}
+        refuse_others("ResidualVQ", given, _OTHER_ARGUMENTS)
+        if heads != 1:
+            raise ValueError(f"ResidualVQ: expected heads=1, as in the package, got {heads}.")
+        sizes = codebook_size
+        if isinstance(sizes, int):
+            if num_quantizers is None:
+                raise ValueError("ResidualVQ: expected num_quantizers with one codebook_size.")
+            sizes = (sizes,) * num_quantizers
+        if num_quantizers not in (None, len(sizes)):
+            raise ValueError(
+                f"ResidualVQ: expected num_quantizers={len(sizes)} for codebook_size={sizes}, got "
+                f"{num_quantizers}."
+            )
+        if shared_codebook and len(set(sizes)) > 1:
+            raise ValueError(
+                f"ResidualVQ: expected one codebook_size with shared_codebook, got {sizes}."
+            )
+        if eval_beam_size is not None and beam_size is None:
+            raise ValueError("ResidualVQ: expected beam_size with eval_beam_size.")
+        weights = beam_score_quantizer_weights or [1.0] * len(sizes)
+        if len(weights) != len(sizes):
+            raise ValueError(
+                f"ResidualVQ: expected {len(sizes)} beam_score_quantizer_weights, got "
+                f"{len(weights)}."
+            )
+        super().__init__(
+            len(sizes),
+            quantize_dropout,
+            quantize_dropout_cutoff_index,
+            quantize_dropout_multiple_of,
+        )
+        self.codebook_dim = dim if codebook_dim is None else codebook_dim
+        self.has_projections = self.codebook_dim != dim
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in = nn.Linear(dim, self.codebook_dim)
+            self.project_out = nn.Linear(self.codebook_dim, dim)
+        self.accept_image_fmap = accept_image_fmap
+        self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
+        if shared_codebook:
+            # It moves once, after the last quantiser.
+            vq_kwargs |= {"manual_ema_update": True, "manual_in_place_optimizer_update": True}
+        self.codebook_sizes = sizes
+        self.uniform_codebook_size = len(set(sizes)) == 1
+        self.layers = nn.ModuleList(
+            VectorQuantize(
+                dim=self.codebook_dim,
+                codebook_size=size,
+                codebook_dim=self.codebook_dim,
+                return_zeros_for_masked_padding=return_zeros_for_masked_padding,
+                **vq_kwargs,
+            )
+            for size in sizes
+        )
+        self.quant_grad_frac = quant_grad_frac
+        self.beam_size = beam_size
+        self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
+        self.register_buffer("beam_score_weights", torch.tensor(weights), persistent=False)
+        self.shared_codebook = shared_codebook
+        if shared_codebook:
+            for layer in self._quantizers()[1:]:
+                layer._codebook = self._quantizers()[0]._codebook
+
+    @property
+    def codebook_size(self) -> int:
+        """K of the first quantiser."""
+        return self._quantizers()[0].codebook_size
+
+    @property
+    def codebooks(self) -> Any:
+        codes = tuple(layer._codebook.embed[0] for layer in self._quantizers())
+        return torch.stack(codes) if self.uniform_codebook_size else codes
+
+    def _quantizers(self) -> list[VectorQuantize]:
+        return [cast("VectorQuantize", layer) for layer in self.layers]
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        indices: Any = None,
+        return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
+        freeze_codebook: bool = False,
+        beam_size: int | None = None,
+        rand_quantize_dropout_fixed_seed: int | None = None,
+    ) -> tuple[Any, ...]:
+        """Quantise; in training move the codebooks.
+
+        Args:
+            x: `[B, N, dim]`, `[B, dim]`, or `[B, dim, H, W]` with accept_image_fmap.
+            mask: bool `[B, N]`, True where a position counts.
+            sample_codebook_temp, freeze_codebook: As of `VectorQuantize`.
+            beam_size, rand_quantize_dropout_fixed_seed: For this call.
+
+        Returns:
+            quantized: x's shape.
+            indices: int64, the positions of x and Q; −1 for dropped quantisers and where masked.
+            losses: `[Q]`.
+            codes: With return_all_codes, those of each quantiser.
+
+        Raises:
+            NotImplementedError: indices are given, or a mask with a beam.
+        """
+        refuse_others("ResidualVQ.forward", {"indices": indices}, _FORWARD)
+        sequence = x.flatten(2).transpose(1, 2) if self.accept_image_fmap else x
+        projected = self.project_in(sequence)
+        drops = self.training and self.quantize_dropout
+        in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)
+        if beam_size is None:
+            beam_size = self.beam_size if self.training else self.eval_beam_size
+        if beam_size is not None and beam_size > 1:
+            if mask is not None:
+                raise NotImplementedError(
+                    "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
+                )
+            found = beam_search(self, projected, beam_size, in_use, freeze_codebook)
+        elif self._goes_at_once(projected, mask):
+            found = self._at_once(projected, in_use, freeze_codebook)
+        else:
+            found = self._one_by_one(projected, in_use, mask, sample_codebook_temp, freeze_codebook)
+        quantized, codes, losses, residuals = found
+        if self.training and self.shared_codebook:
+            self._move_shared_(residuals)
+        quantized = self.project_out(quantized)
+        if mask is not None:
+            padding = torch.zeros_like(quantized)
+            padding = padding if self.return_zeros_for_masked_padding else sequence
+            quantized = torch.where(mask[..., None], quantized, padding)
+        missing = self.num_quantizers - in_use
+        codes = nn.functional.pad(codes, (0, missing), value=-1)
+        losses = nn.functional.pad(losses, (0, missing))
+        if self.accept_image_fmap:
+            quantized = quantized.transpose(1, 2).reshape(x.shape)
+            codes = codes.unflatten(1, x.shape[2:])
+        result = (quantized, codes, losses)
+        return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
+
+    def _one_by_one(
+        self,
+        x: Tensor,
+        in_use: int,
+        mask: Tensor | None,
+        temperature: float | None,
+        frozen: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """The sum of codes, indices `[..., q]`, losses `[q]` and residuals of q quantisers."""
+        residual, total = x, torch.zeros_like(x)
+        indices, losses, residuals = [], [], []
+        for layer in self._quantizers()[:in_use]:
+            residuals.append(residual)
+            quantized, index, loss = layer(
+                residual, mask=mask, sample_codebook_temp=temperature, freeze_codebook=frozen
+            )
+            residual = residual - self.passed_on(quantized)
+            total = total + quantized
+            indices.append(index)
+            losses.append(loss)
+        return total, torch.stack(indices, dim=-1), torch.stack(losses), residuals
+
+    def passed_on(self, quantized: Tensor) -> Tensor:
+        """A code with the share quant_grad_frac of its gradient."""
+        share = max(self.quant_grad_frac, 0.0)
+        return (
+            quantized.detach()
+            if not share
+            else share * quantized + (1 - share) * (quantized.detach())
+        )
+
+    def _goes_at_once(self, x: Tensor, mask: Tensor | None) -> bool:
+        plain = x.dtype == torch.float32 and mask is None and not self.shared_codebook
+        layers = self._quantizers()
+        return (
+            plain
+            and self.quant_grad_frac <= 0
+            and x.numel() > 0
+            and self._is_plain(layers[0])
+            and all(bool(layer._codebook.initted) for layer in layers)
+        )
+
+    @staticmethod
+    def _is_plain(layer: VectorQuantize) -> bool:
+        """Whether a layer searches by distance and loses by it alone; all layers are alike."""
+        book = layer._codebook
+        return not (
+            book.use_cosine_sim
+            or book.learnable_codebook
+            or book.samples(None)
+            or layer.codebook_diversity_loss_weight > 0
+            or layer.commitment_use_cross_entropy_loss
+            or layer.in_place_codebook_optimizer is not None
+        )
+
+    def _at_once(
+        self, x: Tensor, in_use: int, frozen: bool
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """`_one_by_one` with one search of all codebooks."""
+        layers = self._quantizers()[:in_use]
+        first = layers[0]
+        books = [layer._codebook.embed[0] for layer in layers]
+        largest = max(len(book) for book in books)
+        # NaN is nearest to nothing.
+        codebooks = torch.stack(
+            [
+                nn.functional.pad(book, (0, 0, 0, largest - len(book)), value=torch.nan)
+                for book in books
+            ]
+        )
+        routes = self.training and x.requires_grad and first.route_gradients_to_input
+        with without_autocast(x.device):
+            z_q, indices, commitments = ops.residual_nearest_code(
+                x, codebooks, rotate=first.rotation_trick
+            )
+        quantized = z_q if routes and first.rotation_trick else z_q.detach()
+        if routes and not first.rotation_trick:
+            # Each quantiser passes the gradient straight to x.
+            quantized = quantized + in_use * (x - x.detach())
+        losses = torch.zeros(in_use, device=x.device, requires_grad=self.training)
+        if self.training:
+            losses = losses + first.commitment_weight * commitments
+        residual = x.detach()
+        for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
+            rows, row_index = residual.reshape(1, -1, self.codebook_dim), index.reshape(1, -1)
+            layer._latest_indices = row_index
+            if self.training and not frozen:
+                layer._codebook.update(rows, row_index, None)
+                residual = residual - codebook[index]
+        return quantized, indices, losses, []
+
+    @torch.no_grad()
+    def _move_shared_(self, residuals: list[Tensor]) -> None:
+        """Move the codebook that all quantisers share by what all of them saw."""
+        first = self._quantizers()[0]
+        if first.ema_update:
+            first._codebook.update_ema()
+            first.update_in_place_optimizer()
+        every = torch.stack(residuals, dim=-2)  # [B, N, q, D]
+        first.expire_codes_(every.reshape(len(every), -1, self.codebook_dim))
+
+
+class GroupedResidualVQ(Grouped):
+    """A `ResidualVQ` for each group of channels (https://arxiv.org/abs/2305.02765).
+
+    Args:
+        dim: Channels of the input.
+        groups, accept_image_fmap: As of `Grouped`.
+        kwargs: Arguments of `ResidualVQ`.
+    """
+
+    def __init__(
+        self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(dim, groups, accept_image_fmap)
+        for _ in range(groups):
+            rvq = ResidualVQ(dim=dim // groups, accept_image_fmap=accept_image_fmap, **kwargs)
+            self.rvqs.append(rvq)
+
+    def forward(
+        self,
+        x: Tensor,
+        indices: Any = None,
+        return_all_codes: bool = False,
+        sample_codebook_temp: float | None = None,
+        freeze_codebook: bool = False,
+        mask: Tensor | None = None,
+    ) -> tuple[Any, ...]:
+        """As `ResidualVQ`, with indices and losses `[groups, ...]`, codes as a tuple."""
+        refuse_others("GroupedResidualVQ.forward", {"indices": indices}, _FORWARD)
+        parts, seed = self._split(x), self._seed(x.device)
+        results = [
+            rvq(
+                part,
+                mask=mask,
+                return_all_codes=return_all_codes,
+                sample_codebook_temp=sample_codebook_temp,
+                freeze_codebook=freeze_codebook,
+                rand_quantize_dropout_fixed_seed=seed,
+            )
+            for rvq, part in zip(self.rvqs, parts, strict=True)
+        ]
+        return self._joined(results, stacked=2)

@@ -42,6 +42,8 @@ LIMITS = {
 }
 # What the pages run that a test cannot, and why.
 NOT_RUN = {
+    "vqvae2-fast serve": "It serves until it is stopped: tests/serve uses it.",
+    "curl": "It asks that server.",
     "pip install": "It takes the network and minutes of compiling: .ci/install_matrix runs it.",
     "python -m venv": "It makes an environment to install into.",
     ". .venv": "It enters that environment.",
@@ -50,11 +52,12 @@ NOT_RUN = {
 }
 # Pages that name options of scripts and of the port; tests/compat/ reads the tables of the latter.
 OTHER_PROGRAMS = ("CONTRIBUTING.md", "docs/migrating-from-rosinality.md")
-SHOWN = ("runs/vqvae/\n",)  # what a folder looks like: no commands
+SHOWN = ("runs/vqvae/\n", '{"error"')  # what a folder, or an answer, looks like: no commands
 # Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
-    "--folder --size --seconds --prior-seconds --clock --completion --help --version --max-restarts"
+    "--folder --size --seconds --prior-seconds --clock --completion --help --version "
+    "--max-restarts --data-binary --browser"
 )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.runs.interrupt import stop_requests
 from vqvae2_fast.serve.limits import Limits
 
 __all__ = ["Serve"]
@@ -53,6 +54,11 @@ class Serve(Command):
         limits = self._limits()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}.")
+        if not _is_loopback(self.host) and self.token is None:
+            raise ValueError(
+                f"--token: expected one where others reach the server (--host {self.host}), got "
+                "none. Choose a long random word."
+            )
         pipeline = self.models.open(self.prepare())
         app = create_app(pipeline, limits, token=self.token, loopback=_is_loopback(self.host))
         config = uvicorn.Config(
@@ -64,7 +70,9 @@ class Serve(Command):
             server_header=False,
             timeout_graceful_shutdown=int(limits.seconds),
         )
-        uvicorn.Server(config).run()
+        # uvicorn ends well after a signal, and then raises it once more, for which this waits.
+        with stop_requests():
+            uvicorn.Server(config).run()
         return Result({"stopped": True}, ["stopped"])
 
     def _limits(self) -> Limits:

@@ -1,0 +1,56 @@
+"""`vqvae2-fast serve` starts, answers and ends; what it refuses before that."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="needs pip install 'vqvae2_fast[serve]'")
+
+
+def test_it_answers_until_it_is_terminated():
+    code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["serve", "--preset", "emoji32", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stderr is not None
+        said = ""
+        while not (found := re.search(r"running on (http://127\.0\.0\.1:\d+)", said)):
+            line = server.stderr.readline()
+            assert line, said
+            said += line
+        with urllib.request.urlopen(f"{found[1]}/healthz") as answer:
+            assert json.load(answer)["status"] == "ok"
+        server.terminate()
+        output, errors = server.communicate(timeout=60)
+    assert server.returncode == 0, errors
+    assert json.loads(output) == {"stopped": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "expected one of --preset, --pipeline"),
+        (["--preset", "emoji32", "--port", "70000"], "--port: expected 0 to 65535, got 70000"),
+        (["--preset", "emoji32", "--batch", "0"], "--batch: expected more than 0, got 0"),
+        (["--preset", "emoji32", "--upload-mib", "-1"], "--upload-mib: expected more than 0"),
+        (["--preset", "emoji32", "--host", "0.0.0.0"], "--token"),
+    ],
+)
+def test_a_wrong_option_is_named(error_of, arguments, said):
+    assert said in error_of(["serve", *arguments])
+
+
+def test_a_missing_package_is_named_with_the_remedy(error_of, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    text = error_of(["serve", "--preset", "emoji32"])
+    assert "pip install 'vqvae2_fast[serve]'" in text

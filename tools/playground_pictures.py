@@ -1,0 +1,122 @@
+"""Takes the pictures of docs/playground.md again: `python tools/playground_pictures.py`.
+
+Needs `pip install 'vqvae2_fast[serve]' playwright` and Debian's chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from vqvae2_fast import from_preset
+from vqvae2_fast.data import load_emoji
+from vqvae2_fast.data.images import to_float
+from vqvae2_fast.data.pixels import pictures
+from vqvae2_fast.serve.app import create_app
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+DONE = re.compile(r"images? in [\d.]+ s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    out = parser.parse_args().out
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server = uvicorn.Server(uvicorn.Config(create_app(from_preset("emoji32")), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        with sync_playwright() as started:
+            browser = started.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+            )
+
+            def open_page(width: int, scheme: str = "light") -> Page:
+                page = browser.new_page(
+                    viewport={"width": width, "height": 900}, color_scheme=scheme
+                )
+                page.goto(address)
+                expect(page.locator("#status")).to_have_text(DONE)
+                return page
+
+            def keep(page: Page, name: str) -> None:
+                page.mouse.move(0, 0)
+                content = page.screenshot(full_page=True)
+                picture = Image.open(io.BytesIO(content)).convert("RGB")
+                picture.quantize(256, dither=Image.Dither.NONE).save(
+                    out / f"playground-{name}.png", optimize=True
+                )
+
+            page = open_page(1240)
+            choose_code(page)
+            keep(page, "wide")
+            page = open_page(1240)
+            draw_slowly(page)
+            keep(page, "drawing")
+            page = open_page(1240, "dark")
+            paint_upload(page)
+            keep(page, "dark")
+            page = open_page(400)
+            choose_code(page)
+            keep(page, "narrow")
+            browser.close()
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def choose_code(page: Page) -> None:
+    page.locator("#gallery .tile").nth(6).click()
+    canvas = page.locator("#maps canvas").nth(1)
+    box = canvas.bounding_box()
+    assert box is not None
+    canvas.click(position={"x": 0.5 * box["width"], "y": 0.3 * box["height"]})
+
+
+def draw_slowly(page: Page) -> None:
+    """The middle of a draw: half of the rows of the bottom map."""
+    page.get_by_role("checkbox", name="new each time").uncheck()
+    page.get_by_role("spinbutton", name="Seed").fill("7")
+    page.get_by_text("While it draws").click()
+    page.get_by_label("Show rows").select_option("120")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.wait_for_timeout(120 * 17)
+    page.get_by_role("button", name="Stop").click()
+
+
+def paint_upload(page: Page) -> None:
+    emoji = load_emoji("held_out")
+    chosen = emoji.images[emoji.names.index("1f60b")]
+    image = pictures(to_float(chosen[None]))[0]
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    page.locator("#file").set_input_files(
+        {"name": "held out.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    )
+    expect(page.locator("#facts")).to_contain_text("dB")
+    page.get_by_role("radio", name="Paint").check()
+    canvas = page.locator("#maps canvas").nth(0)
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 0.45 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.65 * box["width"], box["y"] + 0.6 * box["height"], steps=8)
+    page.mouse.up()
+
+
+if __name__ == "__main__":
+    main()

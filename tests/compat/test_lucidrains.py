@@ -122,6 +122,7 @@ GRID = {
         SEQUENCE,
     ),
     "diversity_learnable": (LEARNABLE | {"codebook_diversity_loss_weight": 0.3}, SEQUENCE),
+    "directional": ({"directional_reparam": True, "threshold_ema_dead_code": 1}, LONG),
     "cross_entropy": ({"commitment_use_cross_entropy_loss": True}, SEQUENCE),
     "cross_entropy_heads": (
         {"commitment_use_cross_entropy_loss": True, "heads": 3, "codebook_dim": 4},
@@ -379,7 +380,6 @@ def test_mask_with_heads_and_projection_works_where_the_package_does_not():
     [
         ("affine_param", True),
         ("vq_bridge", torch.nn.Identity()),
-        ("directional_reparam", True),
     ],
 )
 def test_other_arguments_are_refused_by_name(name, value):
@@ -415,6 +415,7 @@ def test_every_argument_of_the_package_is_known_and_has_its_default():
         ({"learnable_codebook": True}, "ema_update=False with learnable_codebook=True"),
         (LEARNABLE | {"use_cosine_sim": True}, "use_cosine_sim=False with learnable_codebook"),
         ({"straight_through": True}, "rotation_trick=False"),
+        ({"directional_reparam": True}, "threshold_ema_dead_code > 0"),
         ({"sync_update_v": 0.5}, "above 0 only with learnable_codebook=True, got 0.5"),
     ],
 )

@@ -69,6 +69,7 @@ GRID = {
     "gradient_share": ({"quant_grad_frac": 0.3}, SEQUENCE),
     "orthogonal": ({"orthogonal_reg_weight": 1.0}, SEQUENCE),
     "diversity": ({"codebook_diversity_loss_weight": 0.1}, SEQUENCE),
+    "diveq": ({"diveq": True}, SEQUENCE),
     "beam": ({"beam_size": 3}, SEQUENCE),
     "beam_weights": (
         {"beam_size": 2, "eval_beam_size": 4, "beam_score_quantizer_weights": [1.0, 0.5, 2.0]},
@@ -224,7 +225,6 @@ def test_all_quantisers_at_once_are_those_one_by_one():
     ("arguments", "error", "message"),
     [
         ({"implicit_neural_codebook": True}, NotImplementedError, "Use more quantisers"),
-        ({"diveq": True}, NotImplementedError, "Use learnable_codebook=True"),
         ({"affine_param": True}, NotImplementedError, "affine_param is not supported"),
         ({"heads": 2}, ValueError, "expected heads=1"),
         ({"codebook_size": (4, 5)}, ValueError, "expected num_quantizers=2"),

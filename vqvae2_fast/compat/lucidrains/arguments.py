@@ -28,9 +28,6 @@ OTHER_ARGUMENTS = {
         "It moves the codes before each search, which then cannot be exact and packed. Normalise "
         "the input (layernorm_after_project_in) or use SimVQ.",
     ),
-    "directional_reparam": Unsupported(
-        (False,), "Its noise has no definition that could be tested. Use learnable_codebook=True."
-    ),
     "vq_bridge": Unsupported(
         (None,), "Use SimVQ with codebook_transform, which learns a module over the codes."
     ),
@@ -39,7 +36,6 @@ OTHER_ARGUMENTS = {
 # effect.
 _INACTIVE = frozenset(
     {
-        "directional_reparam_variance",
         "sync_affine_param",
         "affine_param_batch_decay",
         "affine_param_codebook_decay",
@@ -89,8 +85,15 @@ def check_together(
     straight_through: bool,
     routes: bool,
     sync_update_v: float,
+    directional: bool,
+    threshold: float,
 ) -> None:
     """Raise ValueError for arguments of `VectorQuantize` that exclude one another."""
+    if directional and (rotates or straight_through or not threshold):
+        raise ValueError(
+            "VectorQuantize: expected threshold_ema_dead_code > 0, and neither rotation_trick nor "
+            "straight_through, with directional_reparam=True, as in the package."
+        )
     if learnable and follows:
         raise ValueError(
             "VectorQuantize: expected ema_update=False with learnable_codebook=True: a code "

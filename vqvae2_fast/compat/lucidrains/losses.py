@@ -18,11 +18,21 @@ from vqvae2_fast.modules.binary_entropy import entropy_of
 if TYPE_CHECKING:
     from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
 
-__all__ = ["LossBreakdown", "Losses", "masked_error"]
+__all__ = ["LossBreakdown", "Losses", "directed", "masked_error"]
 
 LossBreakdown = namedtuple(
     "LossBreakdown", ["commitment", "codebook_diversity", "orthogonal_reg", "inplace_optimize"]
 )
+
+
+def directed(source: Tensor, target: Tensor, variance: float) -> Tensor:
+    """source + ‖target − source‖ · u, u the direction of target − source with noise of a variance.
+
+    The gradient is that of the length: DiVeQ, https://openreview.net/forum?id=KRVnpTbx7R.
+    """
+    error = target - source
+    noised = error + variance**0.5 * torch.randn_like(error)
+    return source + l2norm(noised).detach() * error.norm(dim=-1, keepdim=True)
 
 
 def masked_error(quantized: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,7 +101,7 @@ class Losses:
             if topk is None:
                 return zero * 1.0, LossBreakdown(zero, zero, zero, zero)
             commitment = self._of_each(found)
-            weight = module.commitment_weight or 1.0
+            weight = module.commitment_weight if module.has_commitment_loss else 1.0
             return commitment * weight, LossBreakdown(commitment, zero, zero, zero)
         # A compiled graph cannot make a leaf that requires a gradient; there the loss requires one
         # if its inputs do.
@@ -101,7 +111,7 @@ class Losses:
             assert distances is not None
             diversity = self._diversity(distances)
             loss = loss + diversity * module.codebook_diversity_loss_weight
-        if module.commitment_weight > 0 and len(self.sequence):
+        if module.has_commitment_loss and len(self.sequence):
             commitment = self._commitment(found, codes, distances, topk)
             loss = loss + commitment * module.commitment_weight
         if module.orthogonal_reg_weight > 0:

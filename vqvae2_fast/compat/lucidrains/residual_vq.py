@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
+from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
@@ -35,9 +36,6 @@ _OTHER_ARGUMENTS = {
         (False,),
         "Codes that depend on the ones before need a search of their own. Use more "
         "quantisers, or the package vector-quantize-pytorch.",
-    ),
-    "diveq": Unsupported(
-        (False,), "Its noise has no definition that could be tested. Use learnable_codebook=True."
     ),
 }
 _FORWARD = {
@@ -66,10 +64,12 @@ class ResidualVQ(Residual):
             training and in evaluation, by the weighted sum of their errors.
         quant_grad_frac: Share of a code's gradient that the next residuals pass on.
         return_zeros_for_masked_padding: As of `VectorQuantize`.
+        diveq: Codebooks learn by the gradient of a noisy step to the sum of codes
+            (https://openreview.net/forum?id=KRVnpTbx7R); there are no losses.
         vq_kwargs: Further arguments of `VectorQuantize`.
 
     Raises:
-        NotImplementedError: implicit_neural_codebook or diveq.
+        NotImplementedError: implicit_neural_codebook.
     """
 
     beam_score_weights: Tensor
@@ -97,7 +97,7 @@ class ResidualVQ(Residual):
         diveq: bool = False,
         **vq_kwargs: Any,
     ) -> None:
-        given = {"implicit_neural_codebook": implicit_neural_codebook, "diveq": diveq}
+        given = {"implicit_neural_codebook": implicit_neural_codebook}
         refuse_others("ResidualVQ", given, _OTHER_ARGUMENTS)
         if heads != 1:
             raise ValueError(f"ResidualVQ: expected heads=1, as in the package, got {heads}.")
@@ -141,6 +141,15 @@ class ResidualVQ(Residual):
         if shared_codebook:
             # It moves once, after the last quantiser.
             vq_kwargs |= {"manual_ema_update": True, "manual_in_place_optimizer_update": True}
+        self.diveq = diveq
+        if diveq:
+            # The codebooks learn from the noise on the sum, through all quantisers.
+            vq_kwargs |= {
+                "ema_update": False,
+                "learnable_codebook": True,
+                "route_gradients_to_input": False,
+                "commitment_weight": 0.0,
+            }
         self.codebook_sizes = sizes
         self.uniform_codebook_size = len(set(sizes)) == 1
         self.layers = nn.ModuleList(
@@ -153,7 +162,7 @@ class ResidualVQ(Residual):
             )
             for size in sizes
         )
-        self.quant_grad_frac = quant_grad_frac
+        self.quant_grad_frac = 1.0 if diveq else quant_grad_frac
         self.beam_size = beam_size
         self.eval_beam_size = beam_size if eval_beam_size is None else eval_beam_size
         self.register_buffer("beam_score_weights", torch.tensor(weights), persistent=False)
@@ -223,6 +232,8 @@ class ResidualVQ(Residual):
         quantized, codes, losses, residuals = found
         if self.training and self.shared_codebook:
             self._move_shared_(residuals)
+        if self.diveq:
+            quantized = directed(projected, quantized, 5e-3)
         quantized = self.project_out(quantized)
         if mask is not None:
             padding = torch.zeros_like(quantized)
@@ -287,6 +298,7 @@ class ResidualVQ(Residual):
             book.use_cosine_sim
             or book.learnable_codebook
             or book.samples(None)
+            or layer.directional_reparam
             or layer.codebook_diversity_loss_weight > 0
             or layer.commitment_use_cross_entropy_loss
             or layer.in_place_codebook_optimizer is not None

@@ -38,7 +38,7 @@ from vqvae2_fast.compat.lucidrains.arguments import (
     refuse_others,
 )
 from vqvae2_fast.compat.lucidrains.codebook import Codebook
-from vqvae2_fast.compat.lucidrains.losses import LossBreakdown, Losses, masked_error
+from vqvae2_fast.compat.lucidrains.losses import LossBreakdown, Losses, directed, masked_error
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.ops._rotation import rotate_gradient
 
@@ -74,6 +74,9 @@ class VectorQuantize(CodebookAccess):
         codebook_diversity_loss_weight, codebook_diversity_temperature: Weight of minus the entropy
             of the codes' mean share, a softmax of distance × temperature.
         stochastic_sample_codes, sample_codebook_temp: Draw codes in training.
+        directional_reparam, directional_reparam_variance: `quantized` is x and a step as long as
+            the error, in its direction with noise, so that the codebook has a gradient without a
+            loss (https://openreview.net/forum?id=KRVnpTbx7R).
         straight_through: Accepted with rotation_trick=False; its gradient reaches nothing else.
         rotation_trick: Gradient of https://arxiv.org/abs/2410.06424 instead of straight through;
             by default if dim > 1.
@@ -126,6 +129,8 @@ class VectorQuantize(CodebookAccess):
         sample_codebook_temp: float = 1.0,
         straight_through: bool = False,
         rotation_trick: bool | None = None,
+        directional_reparam: bool = False,
+        directional_reparam_variance: float = 5e-3,
         *,
         sync_codebook: bool | None = None,
         ema_update: bool | None = None,
@@ -141,9 +146,10 @@ class VectorQuantize(CodebookAccess):
     ) -> None:
         super().__init__()
         refuse_others("VectorQuantize", others, OTHER_ARGUMENTS)
-        learnable = bool(learnable_codebook)
-        follows = True if ema_update is None else ema_update
-        rotates = dim > 1 if rotation_trick is None else rotation_trick
+        directional = directional_reparam
+        learnable = directional if learnable_codebook is None else learnable_codebook
+        follows = not directional if ema_update is None else ema_update
+        rotates = (dim > 1 and not directional) if rotation_trick is None else rotation_trick
         check_together(
             learnable=learnable,
             follows=follows,
@@ -152,6 +158,8 @@ class VectorQuantize(CodebookAccess):
             straight_through=straight_through,
             routes=route_gradients_to_input,
             sync_update_v=sync_update_v,
+            directional=directional,
+            threshold=threshold_ema_dead_code,
         )
         self.dim = dim
         self.codebook_size = codebook_size
@@ -164,6 +172,9 @@ class VectorQuantize(CodebookAccess):
         self.accept_image_fmap = accept_image_fmap
         self.accept_3d_fmap = accept_3d_fmap
         self.commitment_weight = commitment_weight
+        self.has_commitment_loss = commitment_weight > 0 and not directional
+        self.directional_reparam = directional
+        self.directional_reparam_variance = directional_reparam_variance
         self.commitment_use_cross_entropy_loss = commitment_use_cross_entropy_loss
         self.orthogonal_reg_weight = orthogonal_reg_weight
         self.orthogonal_reg_active_codes_only = orthogonal_reg_active_codes_only
@@ -362,6 +373,8 @@ class VectorQuantize(CodebookAccess):
             codes = quantized.detach()
             if self.rotation_trick:
                 quantized = rotate_gradient(rows, codes)
+            elif self.directional_reparam:
+                quantized = directed(rows, quantized, self.directional_reparam_variance)
             else:
                 quantized = codes + (rows - rows.detach())  # adds zero
         if self.sync_update_v:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
+_TOGETHER = 0.03  # seconds
 _log = logging.getLogger("vqvae2_fast.serve")
 Value = TypeVar("Value")
 
@@ -290,7 +291,13 @@ class Engine:
         self._metrics.codes.labels(self._names[level]).inc(len(slots) * drawn[0][0].numel())
 
     def _deliver(self, slots: Sequence[Slot]) -> None:
-        """Decode each image by itself, since batches round differently, and send it."""
+        """Decode each image by itself, since batches round differently, and send it.
+
+        Waking the server's loop costs as much as decoding a small image, so what is decoded within
+        a short time is sent together.
+        """
+        events: list[tuple[Job, Event]] = []
+        told = time.monotonic()
         for slot in slots:
             image = decoded(self._pipeline, [codes[None] for codes in slot.maps])
             content = {
@@ -306,11 +313,14 @@ class Engine:
                 self._count(-1)
             slot.answered = True
             slot.job.missing -= 1
-            events: list[Event] = [("image", content)]
-            if not slot.job.missing:
-                events.append(("done", {"seconds": time.monotonic() - slot.job.begun}))
-            self._tell([(slot.job, event) for event in events])
             self._metrics.images.inc()
+            now = time.monotonic()
+            events.append((slot.job, ("image", content)))
+            if not slot.job.missing:
+                events.append((slot.job, ("done", {"seconds": now - slot.job.begun})))
+            if slot is slots[-1] or now - told > _TOGETHER:
+                self._tell(events)
+                events, told = [], now
 
     def _tell(self, events: Sequence[tuple[Job, Event]]) -> None:
         if not events:

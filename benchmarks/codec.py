@@ -2,11 +2,13 @@
 
     python benchmarks/codec.py                                # pretrained emoji32, held-out emoji
     python benchmarks/codec.py --pipeline P --codes codes/held_out    # any pipeline, a store
+    python benchmarks/codec.py --port --batches 1 8 --rounds 3        # speed of the port's priors
 
 Bits: compares Σ −log₂ p of all codes, by `score_codes`, with the payload; its rounding and its
 lengths are shown separately. Speed: `encode_codes`, `decode_codes` and `sample_codes` of the same
-maps, in turns. Stores: the records as the packed code store, xz and (if zstandard is installed)
-zstd -19 keep them.
+maps, in turns. "At most" is how many times as fast as decoding an encoder would be that did all of
+its multiplications and additions at the rate of the row phase, whose products are the widest.
+Stores: the records as the packed code store, xz and (if zstandard is installed) zstd -19 keep them.
 """
 
 from __future__ import annotations
@@ -15,11 +17,13 @@ import argparse
 import lzma
 import math
 import statistics
+from dataclasses import is_dataclass, replace
 from importlib.util import find_spec
 
 import measure
 import numpy as np
 import torch
+from sampler import PRIORS, request_of, row_flops
 from torch import Tensor
 
 import vqvae2_fast as vq2
@@ -28,7 +32,9 @@ from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling import score_codes
+from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_levels
+from vqvae2_fast.sampling.prior import interface_of, plan_of
 
 
 def emoji_codes(pipeline: Pipeline) -> tuple[list[Tensor], Tensor]:
@@ -68,17 +74,58 @@ def print_bits(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None) -
     print(f"file: {len(data)} bytes, {8 * len(data) / images:.1f} bits per image\n")
 
 
+def flops_per_image(prior: torch.nn.Module) -> float:
+    """Multiplications and additions of all matrices for one map, counted twice together."""
+    plan = plan_of(prior, interface_of(prior))
+    positions = math.prod(plan.size)
+
+    def weights(value: object) -> int:
+        if isinstance(value, Tensor):
+            return value.numel()
+        return sum(map(weights, vars(value).values())) if is_dataclass(value) else 0
+
+    convolutions = (plan.layers.conv1, plan.layers.conv2)
+    parts = (plan.attention, plan.merge, plan.output_layers, plan.head)
+    each = sum(conv.current.numel() for conv in convolutions)
+    each += sum(weights(part) for part in parts if part is not None)
+    total = row_flops(plan, 1) + 2 * positions * each
+    if plan.attention is not None:
+        # Keys and values of the positions before, which are half of them on average.
+        total += 2 * positions**2 * plan.attention.query_bias.numel()
+    if plan.condition is not None:
+        coarse = positions // math.prod(plan.condition.scale)
+        layers = sum(w.numel() for layer in plan.condition.layers for w in layer)
+        total += 2 * coarse * (layers + plan.layers.condition.numel())
+    return total
+
+
+def row_rate(prior: torch.nn.Module, codes: list[Tensor]) -> float:
+    """The highest rate of the row phase in a few draws of one map, FLOP per second."""
+    plan = plan_of(prior, interface_of(prior))
+    request = request_of(prior.config, 1)
+    request = replace(request, maps=[maps[:1] for maps in codes[:-1]])
+    if prior.config.num_classes:
+        request = replace(request, labels=torch.zeros(1, dtype=torch.int64))
+    return max(row_flops(plan, 1) / draw_cpu_timed(plan, request)[1]["rows"] for _ in range(20))
+
+
 def print_speed(
     pipeline: Pipeline,
     codes: list[Tensor],
     labels: Tensor | None,
     batches: list[int],
     rounds: int,
+    clock: measure.Clock,
 ) -> None:
     positions = sum(maps[0].numel() for maps in codes)
-    columns = "batch encode,_images/s decode,_images/s µs_a_code decode/sample encode/decode"
+    flops = sum(map(flops_per_image, pipeline.priors))
+    peak = row_rate(pipeline.priors[-1], codes) / 1e9
+    columns = (
+        "batch encode,_images/s decode,_images/s µs_a_code decode/sample encode/decode at_most "
+        "GFLOP/s_of_encode,_decode,_row_phase"
+    )
     print(f"| {' | '.join(columns.split()).replace('_', ' ')} |")
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for batch in batches:
         maps = [level[:batch] for level in codes]
         told = None if labels is None else labels[:batch]
@@ -92,14 +139,17 @@ def print_speed(
                 "sample": lambda b=batch, t=told: sample_levels(pipeline, b, labels=t),
             },
             rounds,
+            clock,
         )
         median = {name: statistics.median(values) for name, values in seconds.items()}
         decode, low, high = measure.ratio(seconds["sample"], seconds["decode"])
         encode, below, above = measure.ratio(seconds["decode"], seconds["encode"])
+        rates = [flops * batch / median[name] / 1e9 for name in ("encode", "decode")]
         print(
             f"| {batch} | {batch / median['encode']:.1f} | {batch / median['decode']:.1f} | "
             f"{1e6 * median['decode'] / batch / positions:.2f} | "
-            f"{decode:.2f} ({low:.2f} to {high:.2f}) | {encode:.1f} ({below:.1f} to {above:.1f}) |"
+            f"{decode:.2f} ({low:.2f} to {high:.2f}) | {encode:.2f} ({below:.2f} to {above:.2f}) | "
+            f"{peak / rates[1]:.2f} | {rates[0]:.0f}, {rates[1]:.0f}, {peak:.0f} |"
         )
     print()
 
@@ -132,20 +182,35 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=list(measure.CLOCKS), default="wall")
+    parser.add_argument("--port", action="store_true", help="random priors of the port's size")
+    parser.add_argument("--only", choices=["bits", "stores", "speed"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"{measure.device_name()}, {options.threads} threads, {measure.versions()}\n")
     labels: Tensor | None
-    if options.pipeline:
+    if options.port:
+        torch.manual_seed(0)
+        priors = [vq2.PixelSNAIL(config).eval() for config in PRIORS.values()]
+        vqvae = vq2.VQVAE2(vq2.preset("photos256").vqvae).eval()
+        pipeline, labels = Pipeline(vqvae, priors), None
+        batch = max(options.batches)
+        codes = [torch.randint(512, (batch, *prior.config.size)) for prior in priors]
+        options.only = "speed"
+    elif options.pipeline:
         pipeline, store = vq2.load(options.pipeline), CodeStore(options.codes)
         codes, labels = store.batch(torch.arange(len(store)))
         labels = labels if pipeline.num_classes and bool((labels >= 0).all()) else None
     else:
         pipeline = vq2.from_preset("emoji32")
         codes, labels = emoji_codes(pipeline)
-    print_bits(pipeline, codes, labels)
-    print_stores(pipeline, codes, labels)
-    print_speed(pipeline, codes, labels, options.batches, options.rounds)
+    if options.only in (None, "bits"):
+        print_bits(pipeline, codes, labels)
+    if options.only in (None, "stores"):
+        print_stores(pipeline, codes, labels)
+    if options.only in (None, "speed"):
+        clock = measure.CLOCKS[options.clock]
+        print_speed(pipeline, codes, labels, options.batches, options.rounds, clock)
 
 
 if __name__ == "__main__":

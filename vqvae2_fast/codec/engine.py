@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
 __all__ = ["MAX_EMBEDDINGS", "check_engine", "decode_maps", "encode_maps"]
 
 # Frequencies add up to 2^24, and each code has at least 1.
@@ -60,11 +62,13 @@ def encode_maps(
 ) -> list[bytes]:
     """One stream per map of codes int64 `[B, H, W]`."""
     batch = max(1, _SCORED_ROWS // codes.shape[2])
+    # Once for all parts, since it compares all weights.
+    plan = plan_of(prior, interface_of(prior))
     streams: list[bytes] = []
     for start in range(0, len(codes), batch):
         part = slice(start, start + batch)
         intervals = _draw(
-            prior,
+            plan,
             len(codes[part]),
             [maps[part] for maps in condition],
             None if labels is None else labels[part],
@@ -81,12 +85,13 @@ def decode_maps(
 ) -> tuple[Tensor, Sequence[bool]]:
     """Codes int64 `[B, H, W]`, and whether each stream was whole."""
     words = [torch.from_numpy(np.frombuffer(s, np.int32).copy()) for s in streams]
-    drawn = _draw(prior, len(streams), condition, labels, streams=words)
+    plan = plan_of(prior, interface_of(prior))
+    drawn = _draw(plan, len(streams), condition, labels, streams=words)
     return drawn.codes, drawn.finished
 
 
 def _draw(
-    prior: nn.Module,
+    plan: SamplingPlan,
     batch_size: int,
     condition: list[Tensor],
     labels: Tensor | None,
@@ -94,17 +99,16 @@ def _draw(
     known: Tensor | None = None,
     streams: Sequence[Tensor] = (),
 ) -> Drawn:
-    interface = interface_of(prior)
-    height, width = interface.size
+    width = plan.size[1]
     request = DrawRequest(
         batch_size,
         condition,
         labels,
         known=known,
-        noise=DrawNoise(batch_size, width, interface.num_embeddings, torch.device("cpu")),
+        noise=DrawNoise(batch_size, width, plan.num_embeddings, torch.device("cpu")),
         # Known codes are correct guesses, so a whole row is one step.
         settings=DrawSettings(temperature=0.0, window=1 if known is None else width),
         want_intervals=known is not None,
         streams=streams,
     )
-    return draw_cpu(plan_of(prior, interface), request)
+    return draw_cpu(plan, request)

@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--codes", type=Path, help="a code store; without it they are drawn")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--levels", nargs="+", default=list(simd_levels()))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     pipeline = vq2.from_preset(options.preset) if options.preset else vq2.load(options.pipeline)
     labels = torch.arange(options.images) % max(1, pipeline.num_classes)
@@ -45,7 +46,7 @@ def main() -> int:
         codes = sample_levels(pipeline, options.images, labels=told, seed=1)
     written, failures = b"", 0
     for level in options.levels:
-        for threads in (1, 2):
+        for threads in options.threads:
             torch.set_num_threads(threads)
             with simd_level(level):
                 data = codec.encode_codes(pipeline, codes, labels=told)

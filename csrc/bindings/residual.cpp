@@ -103,7 +103,7 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   const cpu::KernelTable& kernels = cpu::kernels();
   torch::stable::parallel_for(0, num_rows, 1 + kElementGrain / (quantizers * dim + 1),
                               [&](int64_t begin, int64_t end) {
-                                std::vector<float> memory(5 * dim);
+                                std::vector<float> memory(5 * (dim + 16));
                                 kernels.residual.backward(problem, begin, end, memory.data());
                               });
   return dz;
@@ -114,6 +114,8 @@ std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const T
   STD_TORCH_CHECK(fits(z, codebooks) && has_indices(z, codebooks, indices),
                   "residual_code_statistics: expected z [N, D], codebooks [Q, K, D] and indices "
                   "int64 [N, Q].");
+  STD_TORCH_CHECK(z.size(0) <= UINT32_MAX,
+                  "residual_code_statistics: expected at most 4,294,967,295 vectors.");
   const int64_t quantizers = codebooks.size(0), num_codes = codebooks.size(1);
   Tensor counts = torch::stable::new_empty(indices, {quantizers, num_codes});
   Tensor sums = torch::stable::new_empty(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);

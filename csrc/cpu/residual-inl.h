@@ -104,105 +104,137 @@ inline void residual_rows(const ResidualProblem& problem, int64_t begin, int64_t
   }
 }
 
-inline float dot(const float* a, const float* b, int64_t dim) {
-  Vec sum = Vec::broadcast(0.0f);
-  int64_t d = 0;
-  for (; d + Vec::kLanes <= dim; d += Vec::kLanes) {
-    sum = sum.add_product(Vec::load(a + d), Vec::load(b + d));
+// Shorter vectors are divided by this instead of their length, as by F.normalize.
+constexpr float kLeastLength = 1e-12f;
+
+// dz += lambda R^T g for the rotation of r to the direction of e. With u = r/|r|, q = e/|e| and s =
+// u
+// + q this is lambda (g - 2 (g.s / |s|^2) s + 2 (g.q) u). Rows have whole vectors.
+inline void add_rotated_back(const float* g, const float* r, const float* e, int64_t width,
+                             float* s, float* dz) {
+  Vec squares = Vec::broadcast(0.0f), code_squares = squares, products = squares;
+  for (int64_t d = 0; d < width; d += Vec::kLanes) {
+    const Vec row = Vec::load(r + d), code = Vec::load(e + d);
+    squares = squares.add_product(row, row);
+    code_squares = code_squares.add_product(code, code);
+    products = products.add_product(Vec::load(g + d), code);
   }
-  float total = lane_sum(sum);
-  for (; d < dim; ++d) total += a[d] * b[d];
-  return total;
+  const float length = sqrtf(lane_sum(squares)), code_length = sqrtf(lane_sum(code_squares));
+  const float to_u = 1 / fmaxf(length, kLeastLength), to_q = 1 / fmaxf(code_length, kLeastLength);
+  const Vec row_scale = Vec::broadcast(to_u), code_scale = Vec::broadcast(to_q);
+  Vec sum_squares = Vec::broadcast(0.0f), sum_products = sum_squares;
+  for (int64_t d = 0; d < width; d += Vec::kLanes) {
+    const Vec sum = Vec::load(r + d) * row_scale + Vec::load(e + d) * code_scale;
+    sum.store(s + d);
+    sum_squares = sum_squares.add_product(sum, sum);
+    sum_products = sum_products.add_product(Vec::load(g + d), sum);
+  }
+  const float to_w = 1 / fmaxf(sqrtf(lane_sum(sum_squares)), kLeastLength);
+  const float scale = code_length / fmaxf(length, 1e-6f);
+  const Vec along_g = Vec::broadcast(scale);
+  const Vec along_s = Vec::broadcast(-2 * scale * (to_w * lane_sum(sum_products)) * to_w);
+  const Vec along_r = Vec::broadcast(2 * scale * (to_q * lane_sum(products)) * to_u);
+  for (int64_t d = 0; d < width; d += Vec::kLanes) {
+    Vec::load(dz + d)
+        .add_product(along_g, Vec::load(g + d))
+        .add_product(along_s, Vec::load(s + d))
+        .add_product(along_r, Vec::load(r + d))
+        .store(dz + d);
+  }
 }
 
-// The scale of F.normalize.
-inline float inverse_length(float square) { return 1 / fmaxf(sqrtf(square), 1e-12f); }
-
-// dz += lambda R^T g for the rotation of r to the direction of e, with u = r/|r|, q = e/|e|, s = u
-// + q: lambda (g - 2 (g.s / |s|^2) s + 2 (g.q) u).
-inline void add_rotated_back(const float* g, const float* r, const float* e, int64_t dim, float* s,
-                             float* dz) {
-  const float square = dot(r, r, dim), code_square = dot(e, e, dim);
-  const float to_u = inverse_length(square), to_q = inverse_length(code_square);
-  for (int64_t d = 0; d < dim; ++d) s[d] = to_u * r[d] + to_q * e[d];
-  const float to_w = inverse_length(dot(s, s, dim));
-  const float scale = sqrtf(code_square) / fmaxf(sqrtf(square), 1e-6f);
-  const float along_s = -2 * scale * (to_w * dot(g, s, dim)) * to_w;
-  const float along_r = 2 * scale * (to_q * dot(g, e, dim)) * to_u;
-  for (int64_t d = 0; d < dim; ++d) dz[d] += scale * g[d] + along_s * s[d] + along_r * r[d];
+inline void copy_row(const Rows& rows, int64_t row, int64_t dim, float* out) {
+  const float* const source = row_as_float(rows, row, dim, out);
+  for (int64_t d = 0; source != out && d < dim; ++d) out[d] = source[d];
 }
 
 inline void residual_backward(const ResidualBackward& problem, int64_t begin, int64_t end,
                               float* memory) {
+  // Rows are filled up with zeros to whole vectors.
   const int64_t dim = problem.codebooks.dim;
-  float *const residual = memory, *const incoming = memory + dim, *const copy = memory + 2 * dim;
-  float *const direction = memory + 3 * dim, *const dz = memory + 4 * dim;
+  const int64_t width = (dim + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+  for (int64_t i = 0; i < 5 * width; ++i) memory[i] = 0;
+  float *const residual = memory, *const g = memory + width, *const code = memory + 2 * width;
+  float *const sum = memory + 3 * width, *const dz = memory + 4 * width;
   for (int64_t n = begin; n < end; ++n) {
-    const float* const row = row_as_float(problem.z, n, dim, residual);
-    const float* const g = row_as_float(problem.dz_q, n, dim, incoming);
-    for (int64_t d = 0; d < dim; ++d) residual[d] = row[d];
-    for (int64_t d = 0; d < dim; ++d) dz[d] = problem.rotate ? 0.0f : g[d];
+    copy_row(problem.z, n, dim, residual);
+    copy_row(problem.dz_q, n, dim, g);
+    for (int64_t d = 0; d < width; ++d) dz[d] = problem.rotate ? 0.0f : g[d];
     for (int64_t q = 0; q < problem.codebooks.num_quantizers; ++q) {
       const int64_t index =
           problem.indices[n * problem.indices_stride_row + q * problem.indices_stride_col];
-      const float* const e = row_as_float(problem.codebooks[q], index, dim, copy);
-      if (problem.rotate) add_rotated_back(g, residual, e, dim, direction, dz);
-      const float scale = problem.scales[q];
-      for (int64_t d = 0; d < dim; ++d) {
-        residual[d] -= e[d];
-        dz[d] += scale * residual[d];
+      copy_row(problem.codebooks[q], index, dim, code);
+      if (problem.rotate) add_rotated_back(g, residual, code, width, sum, dz);
+      const Vec scale = Vec::broadcast(problem.scales[q]);
+      for (int64_t d = 0; d < width; d += Vec::kLanes) {
+        const Vec left = Vec::load(residual + d) - Vec::load(code + d);
+        left.store(residual + d);
+        Vec::load(dz + d).add_product(scale, left).store(dz + d);
       }
     }
     store_code(dz, dim, problem.z.dtype, problem.dz, n);
   }
 }
 
-// `columns` elements of a matrix from `start` on: a pointer into it if possible, else a copy.
-inline const float* columns_as_float(const Rows& rows, int64_t start, int64_t columns,
-                                     float* copy) {
-  if (rows.dtype == Dtype::kFloat32 && rows.stride_col == 1) {
+// `columns` elements of a matrix from `start` on, then zeros up to kSliceColumns: a pointer into
+// the matrix if possible, else a copy.
+inline const float* slice_as_float(const Rows& rows, int64_t start, int64_t columns, float* copy) {
+  if (rows.dtype == Dtype::kFloat32 && rows.stride_col == 1 && columns == kSliceColumns) {
     return static_cast<const float*>(rows.data) + start;
   }
-  for (int64_t c = 0; c < columns; ++c) {
-    copy[c] = load_element(rows.data, start + c * rows.stride_col, rows.dtype);
+  for (int64_t c = 0; c < kSliceColumns; ++c) {
+    copy[c] = c < columns ? load_element(rows.data, start + c * rows.stride_col, rows.dtype) : 0;
   }
   return copy;
 }
 
-// As ResidualKernels::sum_slice says, for slices of WIDTH columns, or of `columns` if it is 0.
-template <int WIDTH>
-inline void sum_columns(const ResidualStatistics& problem, int64_t first, int64_t last,
-                        int64_t first_column, int64_t columns, double* sums) {
-  const int64_t width = WIDTH ? WIDTH : columns, num_codes = problem.codebooks.num_codes;
-  const Rows &z = problem.z, &codes = problem.codebooks.first;
-  for (int64_t n = 0; n < problem.num_rows; ++n) {
-    float residual[kSliceColumns], copy[kSliceColumns];
-    const float* const row =
-        columns_as_float(z, n * z.stride_row + first_column * z.stride_col, width, copy);
-    for (int64_t c = 0; c < width; ++c) residual[c] = row[c];
-    for (int64_t q = 0; q < last; ++q) {
-      const int64_t index =
-          problem.indices[n * problem.indices_stride_row + q * problem.indices_stride_col];
-      if (index < 0) continue;
-      if (q >= first) {
-        double* const sum = sums + ((q - first) * num_codes + index) * kSliceColumns;
-        for (int64_t c = 0; c < width; ++c) sum[c] += static_cast<double>(residual[c]);
-      }
-      const int64_t start =
-          q * problem.codebooks.stride + index * codes.stride_row + first_column * codes.stride_col;
-      const float* const code = columns_as_float(codes, start, width, copy);
-      for (int64_t c = 0; c < width; ++c) residual[c] -= code[c];
-    }
-  }
-}
+// Four floats and doubles as the compiler has them at every level: it does not turn loops over
+// arrays into such vectors here.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef double Double4 __attribute__((vector_size(32)));
+constexpr int kSliceVectors = kSliceColumns / 4;
 
-inline void residual_sum_slice(const ResidualStatistics& problem, int64_t first, int64_t last,
-                               int64_t first_column, double* sums) {
-  const int64_t columns = problem.codebooks.dim - first_column;
-  if (columns >= kSliceColumns) {
-    sum_columns<kSliceColumns>(problem, first, last, first_column, kSliceColumns, sums);
-  } else {
-    sum_columns<0>(problem, first, last, first_column, columns, sums);
+struct Slice {
+  Float4 part[kSliceVectors];
+  static Slice load(const float* values) {
+    Slice slice;
+    __builtin_memcpy(&slice, values, sizeof(slice));
+    return slice;
+  }
+};
+
+inline void residual_sum_slice(const ResidualStatistics& problem, const RowsByCode& sorted,
+                               int64_t first_column, float* residuals) {
+  const Codebooks& codebooks = problem.codebooks;
+  const int64_t num_codes = codebooks.num_codes, left = codebooks.dim - first_column;
+  const int64_t columns = left < kSliceColumns ? left : kSliceColumns;
+  float copy[kSliceColumns];
+  for (int64_t n = 0; n < problem.num_rows; ++n) {
+    const int64_t start = n * problem.z.stride_row + first_column * problem.z.stride_col;
+    const float* const row = slice_as_float(problem.z, start, columns, copy);
+    for (int64_t c = 0; c < kSliceColumns; ++c) residuals[n * kSliceColumns + c] = row[c];
+  }
+  for (int64_t q = 0; q < codebooks.num_quantizers; ++q) {
+    const Rows codes = codebooks[q];
+    const int64_t* const offsets = sorted.offsets + q * (num_codes + 1);
+    const uint32_t* const rows = sorted.rows + q * problem.num_rows;
+    for (int64_t k = 0; k < num_codes; ++k) {
+      const int64_t start = k * codes.stride_row + first_column * codes.stride_col;
+      const Slice code = Slice::load(slice_as_float(codes, start, columns, copy));
+      Double4 sums[kSliceVectors] = {};
+      for (int64_t i = offsets[k]; i < offsets[k + 1]; ++i) {
+        float* const residual = residuals + static_cast<int64_t>(rows[i]) * kSliceColumns;
+        Slice values = Slice::load(residual);
+#pragma GCC unroll 4
+        for (int p = 0; p < kSliceVectors; ++p) {
+          sums[p] += __builtin_convertvector(values.part[p], Double4);
+          values.part[p] -= code.part[p];
+        }
+        __builtin_memcpy(residual, &values, sizeof(values));
+      }
+      float* const out = problem.sums + (q * num_codes + k) * codebooks.dim + first_column;
+      for (int64_t c = 0; c < columns; ++c) out[c] = static_cast<float>(sums[c / 4][c % 4]);
+    }
   }
 }
 

@@ -56,8 +56,15 @@ struct ResidualStatistics {
   float* sums;      // [Q, K, D]
 };
 
-// Columns that are summed at a time: a cache line of each row and code.
+// Columns that are summed at a time: a cache line of each row.
 constexpr int64_t kSliceColumns = 16;
+
+// The rows of each code of each quantiser, in their order.
+struct RowsByCode {
+  const int64_t*
+      offsets;           // [Q, K + 1], where a code's rows begin in its quantiser's part of `rows`
+  const uint32_t* rows;  // [Q, N]
+};
 
 struct ResidualKernels {
   // Solves all of at most kFewRows rows without packing; memory holds 2 x num_rows x D floats.
@@ -66,12 +73,12 @@ struct ResidualKernels {
   // bytes of 64-byte aligned memory.
   void (*rows)(const ResidualProblem& problem, int64_t begin, int64_t end, void* memory);
   int64_t (*workspace)(int64_t dim, int64_t num_quantizers);
-  // Rows begin..end; memory holds 5 x D floats.
+  // Rows begin..end; memory holds 5 x (D + 16) floats.
   void (*backward)(const ResidualBackward& problem, int64_t begin, int64_t end, float* memory);
-  // Adds r_q of all rows in their order, columns first_column.. (kSliceColumns at most), to
-  // sums[q - first][index], for quantisers first..last; sums is [last - first, K, kSliceColumns].
-  void (*sum_slice)(const ResidualStatistics& problem, int64_t first, int64_t last,
-                    int64_t first_column, double* sums);
+  // Writes the sums of columns first_column.. (kSliceColumns at most) of all codes; memory holds N
+  // x kSliceColumns floats, 64-byte aligned.
+  void (*sum_slice)(const ResidualStatistics& problem, const RowsByCode& sorted,
+                    int64_t first_column, float* memory);
 };
 
 }  // namespace vqvae2_fast::cpu

@@ -177,7 +177,7 @@ void test_residual(int64_t rows, int64_t num_codes, int64_t dim) {
         check(largest <= (is_float ? 0 : 5e-2), "sums of codes", "gaussian");
 
         const Floats scales(kQuantizers, 0.5f), zero(rows * dim, 0.0f);
-        Floats memory(5 * dim);
+        Floats memory(5 * (dim + 16));
         kernels().residual.backward({.dz_q = {zero.data(), dim, 1, Dtype::kFloat32},
                                      .z = z,
                                      .codebooks = codebooks,

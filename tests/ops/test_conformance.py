@@ -38,7 +38,11 @@ OPERATORS = {
     if not INTERPRETED or operator.owners.get("cpu") == "triton"
 }
 # Kernels on a GPU cannot say where an index is out of range without waiting for it.
-TOLD_WITHOUT_POSITION = {"code_statistics-index_too_large", "code_statistics-negative_index"}
+TOLD_WITHOUT_POSITION = {
+    "code_statistics-index_too_large",
+    "code_statistics-negative_index",
+    "residual_code_statistics-index_too_large",
+}
 
 
 def levels_of(operator):

@@ -54,7 +54,15 @@ def test_missing_triton_is_told(monkeypatch):
 
 @interpreted
 def test_every_interpreted_operator_is_owned_by_triton():
-    for name in ("gumbel_noise", "dropout_mask", "ema_update_", "code_statistics", "draw_codes"):
+    for name in (
+        "gumbel_noise",
+        "dropout_mask",
+        "ema_update_",
+        "code_statistics",
+        "draw_codes",
+        "residual_nearest_code",
+        "residual_code_statistics",
+    ):
         assert OPERATORS[name].owners["cpu"] == "triton"
         assert name in TRITON_LAUNCHERS
 

@@ -25,7 +25,7 @@ RESIDUAL_CODE_STATISTICS = register(
     "(Tensor z, Tensor codebooks, Tensor indices) -> (Tensor counts, Tensor sums)",
     reference=residual_code_statistics_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     why_not=why_not,
 )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops._checks import KERNEL_DTYPES, other_dtype
 from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops._triton import runs_triton
 from vqvae2_fast.ops.residual_nearest_code.reference import (
     residual_nearest_code_backward_reference,
 )
@@ -27,9 +28,15 @@ def _fake(
     return z.new_empty(z.shape)
 
 
+# A Triton program holds a vector in registers.
+_LARGEST_DIMENSION_ON_GPU = 4096
+
+
 def _why_not(
     dz_q: Tensor, dcommitments: Tensor, z: Tensor, codebooks: Tensor, *_: Any
 ) -> str | None:
+    if z.shape[1] > _LARGEST_DIMENSION_ON_GPU and runs_triton(z):
+        return f"more than {_LARGEST_DIMENSION_ON_GPU} dimensions"
     return other_dtype(KERNEL_DTYPES, gradient=dz_q, input=z, codebooks=codebooks) or other_dtype(
         (torch.float32,), gradient_of_the_commitments=dcommitments
     )
@@ -44,7 +51,7 @@ RESIDUAL_NEAREST_CODE_BACKWARD = register(
     "bool rotate=False) -> Tensor",
     reference=residual_nearest_code_backward_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     why_not=_why_not,
     is_gradient=True,
 )

@@ -41,7 +41,7 @@ RESIDUAL_NEAREST_CODE = register(
     "-> (Tensor z_q, Tensor indices, Tensor commitments)",
     reference=residual_nearest_code_reference,
     fake=_fake,
-    owners={"cpu": "cpu"},
+    owners={"cpu": "cpu", "cuda": "triton"},
     why_not=why_not,
     gradient=(setup_context, backward),
 )

@@ -271,3 +271,9 @@ def test_openapi_describes_every_field(client):
     request = described["components"]["schemas"]["ImagesRequest"]["properties"]
     assert all(field.get("description") for field in request.values())
     assert set(described["paths"]) >= {"/v1/images", "/v1/encode", "/v1/decode", "/healthz"}
+
+
+def test_a_body_of_another_type_is_told_which_to_send(client):
+    answer = client.post("/v1/images", content=b'{"seed": 1}', headers={"Content-Type": "text/a"})
+    assert answer.status_code == 415
+    assert answer.json()["error"]["field"] == "Content-Type"

@@ -53,6 +53,7 @@ _OWN = (
     sys.base_prefix,
     *(path for path in sys.path if len(path) > 1),
     "/proc/self",
+    "/proc/stat",
     "/sys/",
     "/usr/lib",
     "/usr/share/zoneinfo",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+import uploads
 from compressed import MAKE, read_compressed, seal_compressed
 from PIL import Image
 
@@ -308,5 +309,6 @@ TARGETS: dict[str, Target] = {
         lambda folder, out: rosinality.import_lmdb_codes(folder / "l", out / "s", 8),
     ),
     "hf": Target((_make_saved_set,), _read_saved_set),
+    "upload": Target(uploads.MAKE, uploads.send_all),
     "vq2": Target(MAKE, read_compressed, seal_compressed),
 }

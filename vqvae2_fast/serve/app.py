@@ -105,13 +105,23 @@ async def _problem(_: Request, problem: Exception) -> JSONResponse:
     return JSONResponse(problem.body(), problem.status, problem.headers())
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """The first of the fields that do not have the form of the schema."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     # Alternatives of a type also have names there.
     place = [str(p) for p in first["loc"] if str(p).isidentifier() or isinstance(p, int)]
     place = [part for part in place if part not in ("body", "query", "int", "str", "float")]
+    if isinstance(first.get("input"), bytes):
+        return await _problem(
+            request,
+            Problem(
+                415,
+                "Content-Type",
+                "Expected a body of JSON, got one of another type.",
+                "Send `Content-Type: application/json`.",
+            ),
+        )
     found = short(repr(first.get("input")), 80)
     problem = Problem(
         400 if first["type"] == "json_invalid" else 422,

@@ -40,6 +40,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": schemas.ErrorAnswer, "description": "The token is missing or wrong."},
     403: {"model": schemas.ErrorAnswer, "description": "A page of another origin asked."},
     413: {"model": schemas.ErrorAnswer, "description": "The body or the image is too large."},
+    415: {"model": schemas.ErrorAnswer, "description": "The body is of another type."},
     422: {"model": schemas.ErrorAnswer, "description": "A field does not fit."},
     429: {"model": schemas.ErrorAnswer, "description": "Too much is waiting; see Retry-After."},
     503: {"model": schemas.ErrorAnswer, "description": "The server is stopping."},
@@ -49,7 +50,7 @@ _DRAWN: dict[int | str, dict[str, Any]] = {
     200: {
         "model": schemas.Answer,
         "description": "The images; with `stream`, server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": schemas.EVENT}},
     }
 }
 

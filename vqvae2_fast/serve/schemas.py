@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "EVENT",
     "Answer",
     "CompleteRequest",
     "CrossRequest",
@@ -29,6 +30,17 @@ Label = int | str | None
 Map = list[list[Annotated[int, Field(ge=-1, le=2**31 - 1)]]]
 Mask = list[list[bool]]
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
+
+
+# An event of a stream, as a JSON schema.
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["start", "row", "preview", "image", "done", "error"]},
+        "data": {"type": "string", "description": "JSON."},
+    },
+    "required": ["event", "data"],
+}
 
 
 class _Model(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import IO, TYPE_CHECKING
 
 import torch
@@ -16,30 +16,57 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.pipeline import sample_levels
-from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.prior import interface_of, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vqvae2_fast.sampling.pipeline import Pipeline
+    from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = ["decode_codes", "decode_stream", "encode_codes", "encode_stream", "pipeline_hash"]
 
 MAX_LABEL = 2**15 - 1
 
-# SHA-256 of a model's weights, which takes longer than coding an image.
-_hashes: Kept[nn.Module, str] = Kept(capacity=1)
+# SHA-256 of a model's weights, which takes longer than coding an image: kept for the model, or for
+# the plan that was made from it.
+_hashes: Kept[nn.Module | SamplingPlan, str] = Kept(capacity=1)
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A pipeline whose weights have been compared with those of the last call, once for all.
+
+    Args:
+        plans: Of the priors that have one.
+        hash: 8 bytes that stand for all weights and settings.
+    """
+
+    pipeline: Pipeline
+    plans: tuple[SamplingPlan | None, ...]
+    hash: bytes
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> Coder:
+        text, plans = [], []
+        for prior in pipeline.priors:
+            interface = interface_of(prior)
+            plans.append(None if interface.plan is None else plan_of(prior, interface))
+        for model, plan in zip((pipeline.vqvae, *pipeline.priors), (None, *plans), strict=True):
+            if isinstance(model, nn.Module):
+                text.append(f"{_weights_hash(model, plan)} {_settings(model)}")
+        return cls(pipeline, tuple(plans), hashlib.sha256("\n".join(text).encode()).digest()[:8])
 
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:
     """8 bytes that stand for all weights and settings of a pipeline."""
-    parts = [part for part in (pipeline.vqvae, *pipeline.priors) if isinstance(part, nn.Module)]
-    text = [f"{_weights_hash(part)} {_settings(part)}" for part in parts]
-    return hashlib.sha256("\n".join(text).encode()).digest()[:8]
+    return Coder.of(pipeline).hash
 
 
-def _weights_hash(model: nn.Module) -> str:
-    key = fingerprint(model.state_dict().values())
+def _weights_hash(model: nn.Module, plan: SamplingPlan | None) -> str:
+    if plan is not None:  # a new one is made when the weights change
+        return _hashes.get(plan, None, lambda: weights_hash(model))
+    key = fingerprint([*model.parameters(), *model.buffers()])
     return _hashes.get(model, key, lambda: weights_hash(model))
 
 
@@ -80,8 +107,9 @@ def encode_codes(
     where = "encode_codes"
     num_levels = checked_levels(where, pipeline, levels, seed)
     _check_codes(where, codes, num_levels)
-    header = Header(pipeline_hash(pipeline), len(codes[0]), num_levels, seed=seed)
-    return write_segment(encoded(where, pipeline, header, codes, labels, engine))
+    coder = Coder.of(pipeline)
+    header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
+    return write_segment(encoded(where, coder, header, codes, labels, engine))
 
 
 def decode_codes(
@@ -118,11 +146,11 @@ def encode_stream(
     """
     where = "encode_stream"
     num_levels = checked_levels(where, pipeline, levels, seed)
-    pipeline_bytes = pipeline_hash(pipeline)
+    coder = Coder.of(pipeline)
     for codes, labels in batches:
         _check_codes(where, codes, num_levels)
-        header = Header(pipeline_bytes, len(codes[0]), num_levels, seed=seed)
-        yield write_segment(encoded(where, pipeline, header, codes, labels, engine))
+        header = Header(coder.hash, len(codes[0]), num_levels, seed=seed)
+        yield write_segment(encoded(where, coder, header, codes, labels, engine))
 
 
 def decode_stream(
@@ -135,24 +163,24 @@ def decode_stream(
     """The maps and labels of a `.vq2` file, at most `batch_size` images at a time; see
     `decode_codes`."""
     where = "decode_codes"
-    expected, first = pipeline_hash(pipeline), 0
+    coder, first = Coder.of(pipeline), 0
     for segment in read_segments(data, max_images=max_images, where=where):
-        check_pipeline(where, segment.header, expected)
+        check_pipeline(where, segment.header, coder.hash)
         for part in parts_of(segment, batch_size):
-            yield decoded_codes(where, pipeline, part, first)
+            yield decoded_codes(where, coder, part, first)
             first += part.header.num_images
 
 
 def encoded(
     where: str,
-    pipeline: Pipeline,
+    coder: Coder,
     header: Header,
     codes: Sequence[Tensor],
     labels: Tensor | None,
     engine: str,
 ) -> Segment:
     """A segment of these maps; errors begin with `where`."""
-    batch = len(codes[0])
+    pipeline, batch = coder.pipeline, len(codes[0])
     given = _told(where, pipeline, labels, batch)
     streams = []
     for level in range(header.num_levels):
@@ -167,7 +195,9 @@ def encoded(
             batch,
         )
         told = given if interface.num_classes else None
-        streams.append(encode_maps(prior, codes[level], maps, told))
+        plan = coder.plans[level]
+        assert plan is not None  # or check_engine would have raised
+        streams.append(encode_maps(plan, codes[level], maps, told))
     found = [] if labels is None else labels.tolist()
     if len(set(found)) == 1:
         return Segment(replace(header, label=found[0]), streams)
@@ -175,10 +205,10 @@ def encoded(
 
 
 def decoded_codes(
-    where: str, pipeline: Pipeline, segment: Segment, first_sample: int
+    where: str, coder: Coder, segment: Segment, first_sample: int
 ) -> tuple[list[Tensor], Tensor | None]:
     """All levels' maps of a segment, and its labels."""
-    header, batch = segment.header, segment.header.num_images
+    pipeline, header, batch = coder.pipeline, segment.header, segment.header.num_images
     if len(segment.streams) > len(pipeline.priors):
         raise ValueError(
             f"{where}: the file has {len(segment.streams)} levels, the pipeline "
@@ -195,7 +225,9 @@ def decoded_codes(
         prior = pipeline.priors[level]
         check_engine(where, prior, "cpu")
         told = given if interface_of(prior).num_classes else None
-        codes, finished = decode_maps(prior, streams, maps, told)
+        plan = coder.plans[level]
+        assert plan is not None  # or check_engine would have raised
+        codes, finished = decode_maps(plan, streams, maps, told)
         if not all(finished):
             image = first_sample + finished.index(False)
             raise ValueError(

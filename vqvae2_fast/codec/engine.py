@@ -17,7 +17,7 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import NO_PLAN, interface_of, plan_of
+from vqvae2_fast.sampling.prior import NO_PLAN, interface_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -58,12 +58,10 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
 
 
 def encode_maps(
-    prior: nn.Module, codes: Tensor, condition: list[Tensor], labels: Tensor | None
+    plan: SamplingPlan, codes: Tensor, condition: list[Tensor], labels: Tensor | None
 ) -> list[bytes]:
     """One stream per map of codes int64 `[B, H, W]`."""
     batch = max(1, _SCORED_ROWS // codes.shape[2])
-    # Once for all parts, since it compares all weights.
-    plan = plan_of(prior, interface_of(prior))
     streams: list[bytes] = []
     for start in range(0, len(codes), batch):
         part = slice(start, start + batch)
@@ -81,11 +79,10 @@ def encode_maps(
 
 
 def decode_maps(
-    prior: nn.Module, streams: Sequence[bytes], condition: list[Tensor], labels: Tensor | None
+    plan: SamplingPlan, streams: Sequence[bytes], condition: list[Tensor], labels: Tensor | None
 ) -> tuple[Tensor, Sequence[bool]]:
     """Codes int64 `[B, H, W]`, and whether each stream was whole."""
     words = [torch.from_numpy(np.frombuffer(s, np.int32).copy()) for s in streams]
-    plan = plan_of(prior, interface_of(prior))
     drawn = _draw(plan, len(streams), condition, labels, streams=words)
     return drawn.codes, drawn.finished
 

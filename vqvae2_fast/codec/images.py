@@ -9,12 +9,12 @@ from torch import Tensor
 
 from vqvae2_fast.codec.bitstream import Header, read_segments, write_segment
 from vqvae2_fast.codec.codes import (
+    Coder,
     check_pipeline,
     checked_levels,
     decoded_codes,
     encoded,
     parts_of,
-    pipeline_hash,
 )
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -75,8 +75,9 @@ def encode_images(
     codes = tiling.encode(images)
     if labels is not None:
         labels = labels.repeat_interleave(tiles)
+    coder = Coder.of(pipeline)
     header = Header(
-        pipeline_hash(pipeline),
+        coder.hash,
         batch * tiles,
         num_levels,
         height,
@@ -84,7 +85,7 @@ def encode_images(
         seed=seed,
         margins=tiling.margins,
     )
-    return write_segment(encoded(where, pipeline, header, codes, labels, engine))
+    return write_segment(encoded(where, coder, header, codes, labels, engine))
 
 
 def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int = 4096) -> Tensor:
@@ -113,10 +114,10 @@ def decode_image_stream(
     """The images of each segment of a `.vq2` file, float `[B, C, H, W]`; see `decode_images`."""
     where = "decode_images"
     vqvae = _vqvae(where, pipeline)
-    expected, first = pipeline_hash(pipeline), 0
+    coder, first = Coder.of(pipeline), 0
     for segment in read_segments(data, max_images=max_images, where=where):
         header = segment.header
-        check_pipeline(where, header, expected)
+        check_pipeline(where, header, coder.hash)
         tiling = Tiling(vqvae, header.height, header.width, header.margins)
         rows, columns = tiling.grid
         if not rows * columns or header.num_images % (rows * columns):
@@ -126,7 +127,7 @@ def decode_image_stream(
             )
         parts = []
         for part in parts_of(segment, _BATCH):
-            parts.append(decoded_codes(where, pipeline, part, first)[0])
+            parts.append(decoded_codes(where, coder, part, first)[0])
             first += part.header.num_images
         yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
 

@@ -56,6 +56,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
     """The tensor, contiguous in an order of dimensions that avoids a copy if possible."""
+    if tensor.is_contiguous():
+        return tensor
     order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
     return tensor.permute(order).contiguous()
 

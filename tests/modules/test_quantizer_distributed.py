@@ -13,6 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules import BSQ, LFQ, GroupedResidualVQ, ResidualVQ, SimVQ
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 
@@ -64,6 +65,35 @@ def train_model(rank: int | None) -> VQVAE2:
     return model
 
 
+FAMILY = {
+    "residual": lambda: ResidualVQ(8, D, 3, decay=0.7, restart=0.5, quantizer_dropout=True),
+    "residual_shared": lambda: ResidualVQ(8, D, 2, decay=0.7, restart=0.5, shared_codebook=True),
+    "grouped": lambda: GroupedResidualVQ(2, (8, 4), D, decay=0.7, restart=0.5),
+    "lfq": lambda: LFQ(16, D),
+    "bsq": lambda: BSQ(16, D),
+    "simvq": lambda: SimVQ(16, D),
+}
+
+
+def train_one_of_the_family(name: str, rank: int | None) -> dict[str, torch.Tensor]:
+    """State after three steps on halves, under DistributedDataParallel in a group."""
+    torch.manual_seed(0)
+    quantizer = FAMILY[name]()
+    wrapped = quantizer
+    if rank is not None and list(quantizer.parameters()):
+        wrapped = torch.nn.parallel.DistributedDataParallel(quantizer, broadcast_buffers=False)
+    for z in vectors("halves")[:3]:
+        share = z if rank is None else z.chunk(2)[rank]
+        leaf = share.clone().requires_grad_()
+        z_q, _, loss = wrapped(leaf)
+        (z_q.square().mean() + loss).backward()
+        with torch.no_grad():
+            for weight in quantizer.parameters():
+                weight -= 0.01 * weight.grad
+                weight.grad = None
+    return quantizer.state_dict()
+
+
 def run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -74,6 +104,8 @@ def run_rank(rank: int, folder: Path) -> None:
             quantizer = train(scenario, update, rank)
             save_file(quantizer.state_dict(), folder / f"{scenario}-{update}-{rank}")
     save_file(train_model(rank).state_dict(), folder / f"model-{rank}")
+    for name in FAMILY:
+        save_file(train_one_of_the_family(name, rank), folder / f"{name}-{rank}")
     dist.destroy_process_group()
 
 
@@ -126,6 +158,16 @@ def test_data_parallel_micro_batches_keep_each_process_statistics(folder: Path) 
         name = f"quantizers.{level}.codebook"
         # Convolutions of half a batch may round differently.
         assert relative_error(shared[name], whole[name]) < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_two_processes_leave_the_quantiser_of_one(folder: Path, name: str) -> None:
+    whole = train_one_of_the_family(name, None)
+    for rank in range(WORLD_SIZE):
+        shared = load_file(folder / f"{name}-{rank}")
+        assert shared.keys() == whole.keys()
+        for key, value in whole.items():
+            torch.testing.assert_close(shared[key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
 if __name__ == "__main__":

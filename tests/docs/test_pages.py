@@ -209,6 +209,12 @@ def test_reports(workspace, fashion, classes64, short, capsys, monkeypatch):
     assert Path("runs64/report/report.html").is_file()
 
 
+def test_quantizers(capsys):
+    reader = Reader(capsys)
+    reader.read("docs/quantizers.md")
+    assert reader.scope["model"].config.quantizers == ("ema", "residual:16,32")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_run_or_says_why_not(page):
     for language, text in blocks_of(page):

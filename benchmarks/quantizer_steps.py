@@ -1,0 +1,96 @@
+"""What a step of each quantiser costs next to vector-quantize-pytorch, the import changed.
+
+    python benchmarks/quantizer_steps.py --rounds 5 --threads 2
+
+Both modules have equal weights and take the same vectors, in turns within one process; "train" is
+forward, backward and the codebook's update. Prints the ratio of medians, and with --clock cpu that
+of processor time, for machines that do other work. The outputs are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+import vector_quantize_pytorch
+
+from vqvae2_fast.compat import lucidrains
+
+CASES = {
+    "ResidualVQ 8x1024x128": (
+        "ResidualVQ",
+        {"dim": 128, "num_quantizers": 8, "codebook_size": 1024},
+        (16, 1024, 128),
+    ),
+    "VectorQuantize 1024x128": (
+        "VectorQuantize",
+        {"dim": 128, "codebook_size": 1024},
+        (16, 1024, 128),
+    ),
+    "SimVQ 1024x128": ("SimVQ", {"dim": 128, "codebook_size": 1024}, (16, 1024, 128)),
+    "FSQ 8,5,5,5": ("FSQ", {"levels": [8, 5, 5, 5]}, (16, 4096, 4)),
+    "FSQ 8,5,5,5 of 64": ("FSQ", {"levels": [8, 5, 5, 5], "dim": 64}, (16, 4096, 64)),
+    "ResidualFSQ 4 x 8,5,5,3": (
+        "ResidualFSQ",
+        {"levels": [8, 5, 5, 3], "num_quantizers": 4},
+        (16, 4096, 4),
+    ),
+    "LFQ 2^10": ("LFQ", {"codebook_size": 2**10, "dim": 10}, (4, 1024, 10)),
+    "LFQ 2^14": ("LFQ", {"codebook_size": 2**14, "dim": 14}, (2, 512, 14)),
+}
+
+
+def step(module: torch.nn.Module, x: torch.Tensor, train: bool) -> tuple[torch.Tensor, ...]:
+    if not train:
+        with torch.no_grad():
+            return tuple(module(x))
+    leaf = x.clone().requires_grad_()
+    results = tuple(module(leaf))
+    loss = results[0].square().mean() + (results[2].sum() if len(results) > 2 else 0.0)
+    loss.backward()
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    clock = time.perf_counter if options.clock == "wall" else time.process_time
+    print(f"{options.threads} threads, torch {torch.__version__}, {options.clock} clock")
+    for name in options.cases:
+        kind, arguments, shape = CASES[name]
+        theirs, ours = (
+            getattr(source, kind)(**arguments) for source in (vector_quantize_pytorch, lucidrains)
+        )
+        ours.load_state_dict(theirs.state_dict())
+        x = torch.randn(shape)
+        for train in (False, True):
+            for module in (theirs, ours):
+                module.train(train)
+            # Once before the clock runs, and equal but for near-ties.
+            expected, actual = (step(module, x, train)[1] for module in (theirs, ours))
+            share = float((expected == actual).float().mean())
+            assert share > 0.999, f"{name}: only {share:.4%} of the indices are equal"
+            times: list[list[float]] = [[], []]
+            for _ in range(options.rounds):
+                for module, own in zip((theirs, ours), times, strict=True):
+                    start = clock()
+                    step(module, x, train)
+                    own.append((clock() - start) * 1e3)
+            package, here = map(statistics.median, times)
+            what = "train" if train else "evaluate"
+            print(
+                f"{name}, {what}: package {package:.2f} ms, here {here:.2f} ms, "
+                f"{package / here:.2f} times as fast",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

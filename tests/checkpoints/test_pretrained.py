@@ -70,4 +70,4 @@ def test_every_packaged_pipeline_fits_its_preset_and_has_a_card(name):
 @pytest.mark.parametrize("name", PACKAGED)
 def test_every_packaged_pipeline_is_small(name):
     files = [path for path in pretrained_folder(name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 5 * 10**6  # bytes
+    assert sum(path.stat().st_size for path in files) <= 6 * 10**6  # bytes

@@ -56,7 +56,7 @@ SHOWN = ("runs/vqvae/\n", '{"error"')  # what a folder, or an answer, looks like
 # Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
-    "--folder --size --seconds --prior-seconds --clock --completion --help --version "
+    "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
     "--max-restarts --data-binary --browser"
 )
 

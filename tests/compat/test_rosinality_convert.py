@@ -166,6 +166,13 @@ def test_levels_that_the_port_lacks_are_named():
         from_native(VQVAE2(config))
 
 
+@pytest.mark.parametrize("quantizer", [("cosine",), ("ema", "fsq:8,8,8")], ids=str)
+def test_quantisers_that_the_port_lacks_are_named(quantizer):
+    config = VQVAE2Config(image_size=(32, 32), init="normal", quantizer=quantizer)
+    with pytest.raises(ValueError, match="quantizer .*: it has 'ema'"):
+        from_native(VQVAE2(config))
+
+
 def test_a_condition_without_a_stack_is_refused():
     port = port_prior("attention", cond_res_channel=8)
     with pytest.raises(ValueError, match="no conditioning stack"):

@@ -219,6 +219,7 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
             f"strides {config.strides}: it has (4, 2)": config.strides != (4, 2),
             f"decay {config.decay}: it has 0.99": config.decay != 0.99,
             f"epsilon {config.epsilon}: it has 1e-5": config.epsilon != 1e-5,
+            f"quantizer {config.quantizer}: it has 'ema'": set(config.quantizer) != {"ema"},
         }
     )
     port = VQVAE(

@@ -118,10 +118,11 @@ function showHistory() {
   $("history").replaceChildren(...past.map((old) => {
     const canvas = element("canvas", { width: 256, height: 128 }), context = canvas.getContext("2d");
     const columns = Math.max(2, Math.ceil(Math.sqrt(2 * old.items.length))), side = Math.floor(256 / columns);
-    const small = element("canvas", { width: side, height: side });
+    const { height, width } = info.image, down = Math.round(side * height / width);
+    const small = element("canvas", { width: side, height: down });
     old.items.forEach((item, n) => {
       paintTile(small, item, palettes);
-      context.drawImage(small, (n % columns) * side, Math.floor(n / columns) * side);
+      context.drawImage(small, (n % columns) * side, Math.floor(n / columns) * down);
     });
     const button = element("button", { type: "button", onclick: () => restore(old) }, canvas,
       element("span", { textContent: old.title }));

@@ -134,8 +134,11 @@ def test_completion_keeps_the_upper_rows(client, encoded, photograph):
     source = {"image": base64.b64encode(photograph).decode()}
     answer = client.post("/v1/complete", json={"source": source, "keep": 0.5, "count": 2}).json()
     for image in answer["images"]:
-        for level, codes in zip(encoded["codes"], image["codes"], strict=True):
-            assert codes[: len(codes) // 2] == level[: len(level) // 2]
+        known = image["card"]["request"]["known"]
+        for level, codes, told in zip(encoded["codes"], image["codes"], known, strict=True):
+            half = len(level) // 2
+            assert codes[:half] == told[:half] == level[:half]
+            assert told[half:] == [[-1] * len(level)] * half
     first, second = (image["codes"] for image in answer["images"])
     assert first != second
 
@@ -277,3 +280,17 @@ def test_a_body_of_another_type_is_told_which_to_send(client):
     answer = client.post("/v1/images", content=b'{"seed": 1}', headers={"Content-Type": "text/a"})
     assert answer.status_code == 415
     assert answer.json()["error"]["field"] == "Content-Type"
+
+
+def test_unknown_codes_are_shown_as_the_mean_of_the_codebook(pipeline):
+    vqvae = pipeline.vqvae
+    codes = [torch.full((1, 4, 4), 3), torch.full((1, 8, 8), 5)]
+    assert torch.equal(vqvae.decode_partly(codes), vqvae.decode(codes))
+    codes[1][:, 4:] = -1
+    partly = vqvae.decode_partly(codes)
+    codebook = vqvae.quantizers[1].codebook
+    before, codes[1][:, 4:] = codebook[7].clone(), 7
+    codebook[7] = codebook.mean(0)
+    expected = vqvae.decode(codes)
+    codebook[7] = before
+    torch.testing.assert_close(partly, expected)

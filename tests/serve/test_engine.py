@@ -134,6 +134,25 @@ def test_an_error_while_drawing_is_told_and_the_next_order_is_drawn(pipeline, mo
     assert len(images) == 2
 
 
+def test_an_error_after_the_first_image_is_counted_once(pipeline, monkeypatch):
+    decoded, calls = engine_file.decoded, []
+
+    def fails_later(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("no memory")
+        return decoded(*arguments)
+
+    async def use(engine, metrics):
+        with monkeypatch.context() as patched:
+            patched.setattr(engine_file, "decoded", fails_later)
+            await events_of(engine.submit(order(3)))
+        await images_of(engine.submit(order(1)))
+        return metrics.text().decode()
+
+    assert "vqvae2_waiting_images 0.0" in run_with(pipeline, use)
+
+
 def test_what_takes_too_long_is_given_up(pipeline, gate):
     async def use(engine, metrics):
         job = engine.submit(order(1))

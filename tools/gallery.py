@@ -1,6 +1,7 @@
 """Draws the pictures of a pipeline's gallery page.
 
-    python tools/gallery.py PIPELINE --data DATA --out FOLDER
+    python tools/gallery.py emoji32 --data emoji --out docs/gallery/emoji32
+    python tools/gallery.py FOLDER_OF_A_PIPELINE --data DATA --out FOLDER
 
 Leaves plain.png (temperature 1, nothing chosen), chosen.png (the recommended settings), nearest.png
 (each sample above the training image that is nearest to it, or its mirror image, in pixels of a
@@ -13,16 +14,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast import Pipeline, load, sample_images
+from vqvae2_fast import Pipeline, from_preset, load, sample_images
+from vqvae2_fast.checkpoints import pretrained_names
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, in_order
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.report.grids import image_grid, sample_grid
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SHOWN, REAL, DRAWN = 10, 12, 4  # samples of a class; held-out images; drawings of each
 
@@ -45,12 +51,19 @@ def nearest(samples: Tensor, train_set: ImageSource) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pipeline", type=Path)
+    parser.add_argument("pipeline", help="a pretrained preset, or the folder of a pipeline")
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    pipeline = load(options.pipeline, expect=Pipeline)
+
+    def keep(picture: Image.Image, name: str) -> None:
+        picture.quantize(256).save(options.out / f"{name}.png", optimize=True)
+
+    pretrained = options.pipeline in pretrained_names()
+    pipeline = (
+        from_preset(options.pipeline) if pretrained else load(options.pipeline, expect=Pipeline)
+    )
     vqvae, _ = pipeline.networks()
     config, source = vqvae.config, DataOptions(options.data)
     train_set, held_out = (
@@ -62,14 +75,14 @@ def main() -> None:
     chosen = sample_images(pipeline, len(labels), labels=labels, **settings)
     plain = sample_images(pipeline, len(labels), labels=labels)
     for name, images in (("plain", plain), ("chosen", chosen)):
-        sample_grid(images, labels.tolist(), names, title=name).save(options.out / f"{name}.png")
+        keep(sample_grid(images, labels.tolist(), names, title=name), name)
 
     rows, titles = [], []
     for number, name in enumerate(names):
         own = chosen[labels == number]
         rows += [own, nearest(own, train_set)]
         titles += [name, "nearest"]
-    image_grid(rows, titles, gaps=range(2, len(rows), 2), tile=64).save(options.out / "nearest.png")
+    keep(image_grid(rows, titles, gaps=range(2, len(rows), 2), tile=64), "nearest")
 
     at = torch.linspace(0, len(held_out) - 1, REAL).long()
     real = torch.stack([held_out[int(i)][0] for i in at]).float() / 127.5 - 1
@@ -86,9 +99,8 @@ def main() -> None:
             )
             for n in range(DRAWN)
         ]
-        image_grid(
-            [real, *drawn], ["real", *["drawn"] * DRAWN], gaps=[1], tile=64, title=name
-        ).save(options.out / f"{name}.png")
+        titles = ["real", *["drawn"] * DRAWN]
+        keep(image_grid([real, *drawn], titles, gaps=[1], tile=64, title=name), name)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,9 @@ RECIPES = {
         extract="--flip --copies 4 --shift 2 --zoom 0.05 --colour 0.15",
         top=f"--model.dropout 0.2 --train.steps 2000 {_LONG} --train.validate-every 500",
         bottom=f"--model.dropout 0.25 --train.steps 2200 {_LONG} --train.validate-every 550",
-        decoder="--flip --adversary.channels 32 --adversary.start 40 --adversary.ramp 40 "
-        "--adversary.weight 0.3 --train.steps 200 --train.batch-size 8 --train.average-decay 0.98",
-        sampling={},
+        decoder="--flip --adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
+        "--train.batch-size 8 --train.average-decay 0.99",
+        sampling={"temperature": (1.0, 0.8), "guidance_scale": (1.5, 1.0)},
     ),
     "fashion28": Recipe(
         data="fashion",

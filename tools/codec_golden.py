@@ -22,7 +22,7 @@ import vqvae2_fast as vq2
 from vqvae2_fast import codec
 from vqvae2_fast.codec.bitstream import read_segments
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
-from vqvae2_fast.sampling.engines.cpu import described_plan
+from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.pipeline import sample_levels
 from vqvae2_fast.sampling.prior import interface_of, plan_of
 
@@ -104,7 +104,9 @@ def dump(golden: Path, out: Path) -> None:
                 write_array(file, torch.tensor(value if isinstance(value, list) else [value]))
             for name, tensor in tensors.items():
                 write_name(file, name)
-                write_array(file, tensor.detach().float())
+                words = torch.zeros(tensor.size)
+                tensor.write(words)
+                write_array(file, words)
             write_numbers(file, len(maps[level]), level)
             for array in (labels, *maps[: level + 1]):
                 write_array(file, array)

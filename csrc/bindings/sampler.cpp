@@ -29,13 +29,16 @@ T* pointer(Address address) {
 
 std::unique_ptr<sampler::Plan> make_plan(
     const std::map<std::string, std::vector<int64_t>>& integers,
-    const std::map<std::string, std::pair<Address, int64_t>>& tensors) {
+    const std::map<std::string, int64_t>& sizes) {
   sampler::Description description;
   description.integers = integers;
-  for (const auto& [name, tensor] : tensors) {
-    description.tensors[name] = {pointer<const float>(tensor.first), tensor.second};
-  }
+  for (const auto& [name, size] : sizes) description.tensors[name] = {nullptr, size};
   return std::make_unique<sampler::Plan>(description);
+}
+
+// The memory of one of a plan's tensors, to be written.
+py::memoryview memory_of(const sampler::Plan& plan, const std::string& name, int64_t size) {
+  return py::memoryview::from_memory(plan.memory(name), size * sizeof(float));
 }
 
 std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
@@ -135,7 +138,8 @@ void define_sampler(py::module_& m) {
       std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
   m.def("content_hashes", &content_hashes, py::arg("blocks"), py::arg("threads"));
   py::class_<sampler::Plan>(m, "SamplerPlan")
-      .def(py::init(&make_plan), py::arg("integers"), py::arg("tensors"))
+      .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"))
+      .def("memory", &memory_of, py::arg("name"), py::arg("size"), py::keep_alive<0, 1>())
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),

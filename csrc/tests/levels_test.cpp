@@ -1,6 +1,7 @@
 // Tests what must be the same, bit for bit, at every SIMD level: the sampler's kernels and the
 // noise, against the scalar level. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../cpu/kernels.h"
@@ -28,13 +29,13 @@ void compare(const char* level, const char* what, const Compute& compute) {
   check_same(compute(), expected, what);
 }
 
-Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
+Floats product(sampler::Format format, int64_t rows, int64_t panels, int64_t inputs) {
   std::mt19937 random(6);
   const int64_t columns = panels * sampler::kPanel;
   const Floats a = search_data::gaussian(random, rows * inputs);
-  Floats weights = search_data::gaussian(random, panels * inputs * words);
+  Floats weights = search_data::gaussian(random, panels * sampler::panel_words(format, inputs));
   const Floats bias = search_data::gaussian(random, columns);
-  if (words == sampler::kQuarterPanel) {  // any bytes
+  if (format == sampler::Format::kInt8) {  // any bytes
     const size_t size = weights.size() * sizeof(float);
     auto* bytes = reinterpret_cast<int8_t*>(weights.data());
     for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<int8_t>(random() % 255 - 127);
@@ -45,8 +46,8 @@ Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
                              .a_stride = inputs,
                              .rows = rows,
                              .weights = weights.data(),
-                             .words = words,
-                             .panel_stride = inputs * words,
+                             .format = format,
+                             .panel_stride = sampler::panel_words(format, inputs),
                              .panels = panels,
                              .inputs = inputs,
                              .initial = bias.data(),
@@ -54,6 +55,71 @@ Floats product(int64_t words, int64_t rows, int64_t panels, int64_t inputs) {
                              .c_stride = columns,
                              .scales = scales.data()});
   return c;
+}
+
+// Integers of the largest magnitude, on which `maddubs` would saturate, and sums of them.
+Floats integers(int64_t rows, int64_t panels, int64_t inputs) {
+  std::mt19937 random(8);
+  const int64_t columns = panels * sampler::kPanel;
+  const int64_t stored = sampler::stored_inputs(sampler::Format::kQuads, inputs);
+  const int64_t stride = sampler::panel_words(sampler::Format::kQuads, inputs);
+  std::vector<uint8_t> a(rows * stored);
+  for (uint8_t& byte : a) byte = static_cast<uint8_t>(random() % 2 ? 1 + random() % 255 : 255);
+  Floats weights(panels * stride);
+  for (int64_t p = 0; p < panels; ++p) {
+    auto* header = reinterpret_cast<int32_t*>(weights.data() + p * stride);
+    auto* bytes = reinterpret_cast<int8_t*>(header + sampler::kPanel);
+    for (int64_t k = 0; k < inputs; ++k) {
+      for (int64_t column = 0; column < sampler::kPanel; ++column) {
+        const int weight = random() % 2 ? static_cast<int>(random() % 255) - 127 : 127;
+        bytes[(k / 4 * sampler::kPanel + column) * 4 + k % 4] = static_cast<int8_t>(weight);
+        header[column] -= 128 * weight;
+      }
+    }
+  }
+  const Floats zeros(columns), ones(columns, 1.0f);
+  Floats sums(rows * columns), c(rows * columns);
+  kernels().sampler.product({.a = a.data(),
+                             .a_stride = stored,
+                             .rows = rows,
+                             .weights = weights.data(),
+                             .format = sampler::Format::kQuads,
+                             .panel_stride = stride,
+                             .panels = panels,
+                             .inputs = inputs,
+                             .initial = zeros.data(),
+                             .c = sums.data(),
+                             .c_stride = columns});
+  const auto* integers = reinterpret_cast<const int32_t*>(sums.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t column = 0; column < columns; ++column) {
+      int32_t sum = 0;
+      for (int64_t k = 0; k < inputs; ++k) {
+        const float* panel = weights.data() + column / sampler::kPanel * stride + sampler::kPanel;
+        const auto* bytes = reinterpret_cast<const int8_t*>(panel);
+        const int64_t at = (k / 4 * sampler::kPanel + column % sampler::kPanel) * 4 + k % 4;
+        sum += (a[r * stored + k] - 128) * bytes[at];
+      }
+      if (sum != integers[r * columns + column]) {
+        printf("int8 products: wrong sum\n");
+        exit(1);
+      }
+    }
+    kernels().sampler.dequantize(integers + r * columns, ones.data(), zeros.data(),
+                                 c.data() + r * columns, columns);
+  }
+  return c;
+}
+
+// Ties, values beyond the range and both activations.
+Floats quantized() {
+  Floats x(256), scales(256, 0.5f), out(2 * x.size());
+  for (size_t i = 0; i < x.size(); ++i) x[i] = (static_cast<float>(i) - 128) * 0.75f;
+  std::vector<uint8_t> bytes(out.size());
+  kernels().sampler.quantize(x.data(), scales.data(), bytes.data(), 256);
+  kernels().sampler.quantize_elu(x.data(), scales.data(), bytes.data() + 256, 256);
+  for (size_t i = 0; i < out.size(); ++i) out[i] = bytes[i];
+  return out;
 }
 
 Floats pointwise(bool gate) {
@@ -104,11 +170,15 @@ Floats noise() {
 int main() {
   for (const char* const* level = simd_levels(); *level; ++level) {
     for (const int64_t rows : {1, 3, 13}) {
-      compare(*level, "float32 product", [&] { return product(sampler::kPanel, rows, 3, 37); });
-      compare(*level, "int8 product", [&] { return product(sampler::kQuarterPanel, rows, 3, 37); });
-      compare(*level, "bfloat16 product",
-              [&] { return product(sampler::kHalfPanel, rows, 3, 37); });
+      using sampler::Format;
+      compare(*level, "float32 product", [&] { return product(Format::kFloat32, rows, 3, 37); });
+      compare(*level, "int8 product", [&] { return product(Format::kInt8, rows, 3, 37); });
+      compare(*level, "bfloat16 product", [&] { return product(Format::kBfloat16, rows, 3, 37); });
+      for (const int64_t inputs : {37, 1025}) {
+        compare(*level, "product of integers", [&] { return integers(rows, 5, inputs); });
+      }
     }
+    compare(*level, "rounding to bytes", quantized);
     compare(*level, "gate", [] { return pointwise(true); });
     compare(*level, "ELU and exp", [] { return pointwise(false); });
     for (const int64_t channels : {1, 37, 80}) {

@@ -15,10 +15,11 @@ from vqvae2_fast.sampling import (
     sample_codes,
     teacher_forced_logits,
 )
-from vqvae2_fast.sampling.engines import cpu
+from vqvae2_fast.sampling.engines import cpu, cpu_pack
 from vqvae2_fast.sampling.engines.cpu_memory import cache_bytes
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
+from vqvae2_fast.sampling.quantized import quantized
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -207,6 +208,24 @@ def logits_with_weights(prior, inputs, weights):
         return cpu.draw_cpu(pixelsnail_plan(prior), request, weights).logits
 
 
+def round_matrices(monkeypatch, rounded):
+    """Let engine cpu in float32 draw with rounded(`[panels, inputs, 32]`) as its matrices."""
+    stored, write = cpu_pack.stored, cpu_pack._PackedConvolutions.write
+
+    def stored_rounded(panels, form):
+        return stored(rounded(panels.flatten(0, 1)).view_as(panels), form)
+
+    def write_rounded(self, layer, taps, targets):
+        whole = torch.zeros(self.panels, len(self.plan.taps), self.inputs, cpu_pack.PANEL)
+        write(self, layer, self.plan.taps, whole.unbind(1))
+        whole = rounded(whole.flatten(1, 2)).view_as(whole)
+        for tap, target in zip(taps, targets, strict=True):
+            target.copy_(whole[:, self.plan.taps.index(tap)])
+
+    monkeypatch.setattr(cpu_pack, "stored", stored_rounded)
+    monkeypatch.setattr(cpu_pack._PackedConvolutions, "write", write_rounded)
+
+
 @pytest.mark.parametrize("level", simd_levels())
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("attention", [True, False])
@@ -219,8 +238,7 @@ def test_bfloat16_weights_are_rounded_and_nothing_else(
     with simd_level(level):
         logits = logits_with_weights(prior, inputs, torch.bfloat16)
         assert not torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
-        panels = cpu._panels
-        monkeypatch.setattr(cpu, "_panels", lambda x, dtype: panels(x.bfloat16().float(), dtype))
+        round_matrices(monkeypatch, lambda panels: panels.bfloat16().float())
         assert torch.equal(logits, logits_with_weights(prior, inputs, torch.float32))
 
 
@@ -232,13 +250,11 @@ def test_int8_weights_are_rounded_to_their_scale_and_nothing_else(mask, attentio
     logits = logits_with_weights(prior, inputs, torch.int8)
     exact = logits_with_weights(prior, inputs, torch.float32)
 
-    def rounded(self, name, *weights):
-        scale = cpu.int8_scales(*weights)
-        return [
-            cpu.to_int8(w, scale) * scale.view(len(scale), *[1] * (w.ndim - 2), -1) for w in weights
-        ]
+    def rounded(panels):
+        integers, scale = quantized(panels)
+        return integers * scale[:, None]
 
-    monkeypatch.setattr(cpu._Description, "scaled", rounded)
+    round_matrices(monkeypatch, rounded)
     same = logits_with_weights(prior, inputs, torch.float32)
     # A scale multiplies a block's sum rather than each weight, which differs by float32 rounding.
     torch.testing.assert_close(logits, same, rtol=0, atol=2e-5 * float(same.abs().max()))
@@ -247,10 +263,9 @@ def test_int8_weights_are_rounded_to_their_scale_and_nothing_else(mask, attentio
 
 def test_int8_scales_span_the_largest_weight_of_each_output():
     weights = torch.tensor([[[1.0, -0.5, 0.0], [-2.54, 0.5, 0.0]]])  # [1, inputs, outputs]
-    scale = cpu.int8_scales(weights, torch.full((1, 2, 3), 0.127))
-    torch.testing.assert_close(scale, torch.tensor([[0.02, 0.5 / 127, 0.001]]))
-    assert cpu.to_int8(weights, scale).tolist() == [[[50, -127, 0], [-127, 127, 0]]]
-    assert cpu.int8_scales(torch.zeros(1, 2, 3)).eq(1).all()
+    integers, scale = quantized(weights)
+    torch.testing.assert_close(scale, torch.tensor([[0.02, 0.5 / 127, 1.0]]))
+    assert integers.tolist() == [[[50, -127, 0], [-127, 127, 0]]]
 
 
 @pytest.mark.parametrize("attention", [True, False])
@@ -305,14 +320,14 @@ def test_weights_changed_in_place_are_drawn_from():
 
 def test_a_plan_that_lacks_values_is_refused():
     with pytest.raises(ValueError, match="sampler: bad plan: no 'height'"):
-        _native.module.SamplerPlan(integers={}, tensors={})
-    integers, tensors = cpu.described_plan(plan_of(tiny_prior(), interface_of(tiny_prior())))
-    described = {name: (t.contiguous().data_ptr(), t.numel()) for name, t in tensors.items()}
-    described["head.bias"] = (described["head.bias"][0], 5)
+        _native.module.SamplerPlan(integers={}, sizes={})
+    plan = plan_of(tiny_prior(), interface_of(tiny_prior()))
+    integers, tensors = cpu_pack.described_plan(plan)
+    sizes = {name: tensor.size for name, tensor in tensors.items()} | {"head.bias": 5}
     with pytest.raises(ValueError, match="tensor 'head.bias': expected 32 values, got 5"):
         _native.module.SamplerPlan(
             integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
-            tensors=described,
+            sizes=sizes,
         )
 
 

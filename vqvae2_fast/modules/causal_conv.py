@@ -63,6 +63,12 @@ class ConvWeight(nn.Module):
     def _norm(v: Tensor) -> Tensor:
         return torch.linalg.vector_norm(v, dim=(1, 2, 3), keepdim=True)  # [C_out, 1, 1, 1]
 
+    def unfolded(self) -> tuple[Tensor, Tensor | None]:
+        """v, whose dead taps hold anything, and what `forward` multiplies it with, if anything."""
+        if self.weight_g is None:
+            return self.weight_v, None
+        return self.weight_v, self.weight_g / self._norm(self._masked_v())
+
     def forward(self) -> Tensor:
         return normed_weight(self._masked_v(), self.weight_g)
 

@@ -12,6 +12,7 @@ from vqvae2_fast.modules.stem import bias_map
 from vqvae2_fast.sampling.plan import (
     AttentionPlan,
     ConditionPlan,
+    ConvPlan,
     GatedPlan,
     SamplingPlan,
     StemPlan,
@@ -23,6 +24,7 @@ from vqvae2_fast.sampling.prior import PriorInterface, interface_of, interface_o
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from vqvae2_fast.modules.causal_conv import ConvWeight
     from vqvae2_fast.modules.stem import CausalStem
 
 __all__ = ["pixelsnail_plan"]
@@ -107,16 +109,21 @@ def _gated(layers: Sequence[Any], mask: str | None = None) -> GatedPlan:
     if first.classes is not None:
         classes = torch.stack([layer.classes.weight for layer in layers])
     return GatedPlan(
-        conv1=conv_plan([layer.conv1.kernel() for layer in layers], conv1_biases, mask),
-        conv2=conv_plan(
-            [layer.conv2.kernel() for layer in layers],
-            [layer.conv2.bias for layer in layers],
-            mask,
+        conv1=_convolutions([layer.conv1.kernel for layer in layers], conv1_biases, mask),
+        conv2=_convolutions(
+            [layer.conv2.kernel for layer in layers], [layer.conv2.bias for layer in layers], mask
         ),
         auxiliary=auxiliary,
         condition=condition,
         classes=classes,
     )
+
+
+def _convolutions(
+    kernels: Sequence[ConvWeight], biases: Sequence[Tensor], mask: str | None
+) -> ConvPlan:
+    weights, scales = zip(*(kernel.unfolded() for kernel in kernels), strict=True)
+    return conv_plan(weights, biases, mask, None if scales[0] is None else scales)
 
 
 def _stem(stem: CausalStem, size: tuple[int, int]) -> StemPlan:

@@ -1,6 +1,6 @@
 """The sampling plan of a prior: what an engine needs to draw from it, as plain data.
 
-A plan holds folded weights (weight normalisation applied, dead taps removed), tap positions and
+A plan holds weights (with what weight normalisation and masks make of them), tap positions and
 sizes. It does not refer to the module that it came from. Every engine except `reference` needs only
 the plan, so all of them can draw from any prior that can be written as a plan.
 
@@ -41,6 +41,7 @@ current tap reads j: if no layer's does, all layers' convolutions at a position 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -82,25 +83,29 @@ class StemPlan:
     bias: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConvPlan:
     """n causal convolutions of one shape, taps split into above and current.
 
+    The weights are the prior's own memory until an engine asks for them in another form.
+
     Args:
+        kernels: n weights `[C_out, C_in, kh, kw]`; dead taps are ignored.
+        scales: What to multiply each with, `[C_out, 1, 1, 1]`; None for nothing.
+        bias: `[n, C_out]`.
         above_offsets: (row, column) of each tap, row < 0: all pairs of `rows` × `columns` in raster
             order, rows -A, …, -1 and columns without gaps. Empty for a pointwise layer.
-        above: `[n, len(above_offsets)·C_in, C_out]`; input index = tap·C_in + channel.
         current_offsets: Column of each tap in row i, ascending without gaps, last -1 or 0.
             Empty for mask `down`; (0,) for a pointwise layer.
-        current: `[n, len(current_offsets)·C_in, C_out]`.
-        bias: `[n, C_out]`.
+        taps: (row, column) in the kernels of each tap, those above first.
     """
 
-    above_offsets: tuple[tuple[int, int], ...]
-    above: Tensor
-    current_offsets: tuple[int, ...]
-    current: Tensor
+    kernels: tuple[Tensor, ...]
+    scales: tuple[Tensor, ...] | None
     bias: Tensor
+    above_offsets: tuple[tuple[int, int], ...]
+    current_offsets: tuple[int, ...]
+    taps: tuple[tuple[int, int], ...]
 
     @property
     def rows_above(self) -> int:
@@ -115,6 +120,38 @@ class ConvPlan:
     @property
     def reads_itself(self) -> bool:
         return 0 in self.current_offsets
+
+    @property
+    def in_channels(self) -> int:
+        return self.kernels[0].shape[1]
+
+    @cached_property
+    def above(self) -> Tensor:
+        """`[n, len(above_offsets)·C_in, C_out]`; input index = tap·C_in + channel."""
+        return self._stacked(self.taps[: len(self.above_offsets)])
+
+    @cached_property
+    def current(self) -> Tensor:
+        """`[n, len(current_offsets)·C_in, C_out]`."""
+        return self._stacked(self.taps[len(self.above_offsets) :])
+
+    def folded(self) -> ConvPlan:
+        """The same with weights of its own, to which the scales have been applied."""
+        if self.scales is None:
+            return self
+        kernels = tuple(map(torch.mul, self.kernels, self.scales))
+        return replace(self, kernels=kernels, scales=None)
+
+    def _stacked(self, taps: Sequence[tuple[int, int]]) -> Tensor:
+        with torch.inference_mode():
+            layers = []
+            for n, kernel in enumerate(self.kernels):
+                columns = [kernel[:, :, row, column] for row, column in taps]
+                if self.scales is not None:
+                    columns = [column * self.scales[n].flatten(1) for column in columns]
+                empty = kernel.new_empty(0, kernel.shape[0])
+                layers.append(torch.cat([empty, *(c.t() for c in columns)]))  # [taps·C_in, C_out]
+            return torch.stack(layers)
 
 
 @dataclass(frozen=True)
@@ -252,6 +289,8 @@ _Plan = TypeVar("_Plan")
 def _map_tensors(value: _Plan, function: Any) -> _Plan:
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, ConvPlan):
+        value = value.folded()  # type: ignore[assignment]
     if isinstance(value, tuple):
         return tuple(_map_tensors(item, function) for item in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):
@@ -261,39 +300,33 @@ def _map_tensors(value: _Plan, function: Any) -> _Plan:
 
 
 def conv_plan(
-    weights: Sequence[Tensor], biases: Sequence[Tensor], mask: str | None = None
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    mask: str | None = None,
+    scales: Sequence[Tensor] | None = None,
 ) -> ConvPlan:
-    """Stack convolutions of one shape and split their taps.
+    """Convolutions of one shape, their taps split.
 
     Args:
-        weights: Each `[C_out, C_in, kh, kw]`, weight normalisation folded; dead taps are ignored.
+        weights: Each `[C_out, C_in, kh, kw]`; dead taps are ignored. They are kept, not copied.
         biases: Each `[C_out]`.
         mask: As in `ops.causal_conv2d`; None for pointwise layers, kh = kw = 1.
+        scales: Factors of the weights, each `[C_out, 1, 1, 1]`, for weights that are not folded.
     """
-    _, in_channels, height, width = weights[0].shape
+    height, width = weights[0].shape[2:]
     if mask is None and (height, width) != (1, 1):
         raise ValueError(f"conv_plan: without a mask expected 1×1 weights, got {height}×{width}.")
     taps = [(0, 0, 0, 0)] if mask is None else live_taps(mask, height, width)
-
-    def stacked(chosen: list[tuple[int, int, int, int]]) -> Tensor:
-        layers = []
-        for weight in weights:
-            columns = [weight[:, :, row, column].t() for _, _, row, column in chosen]
-            empty = weight.new_empty(0, weight.shape[0])
-            layers.append(torch.cat([empty, *columns]))  # [taps·C_in, C_out]
-        return torch.stack(layers)
-
     above = [tap for tap in taps if tap[0] < 0]
     current = [tap for tap in taps if tap[0] == 0]
-    plan = ConvPlan(
-        above_offsets=tuple((row, column) for row, column, _, _ in above),
-        above=stacked(above),
-        current_offsets=tuple(column for _, column, _, _ in current),
-        current=stacked(current),
+    return ConvPlan(
+        kernels=tuple(weight.detach() for weight in weights),
+        scales=None if scales is None else tuple(scales),
         bias=torch.stack(list(biases)),
+        above_offsets=tuple((row, column) for row, column, _, _ in above),
+        current_offsets=tuple(column for _, column, _, _ in current),
+        taps=tuple((row, column) for _, _, row, column in above + current),
     )
-    assert plan.above.shape[1] == len(above) * in_channels
-    return plan
 
 
 def stem_plan(taps: Sequence[tuple[tuple[int, int], Tensor]], bias: Tensor) -> StemPlan:

@@ -19,23 +19,44 @@ constexpr int64_t kHugePage = int64_t{1} << 21;
 }  // namespace
 
 Buffer::Buffer(int64_t size) : size_(size) {
-  const int64_t wanted = size * static_cast<int64_t>(sizeof(float));
-  const int64_t alignment = wanted >= kHugePage ? kHugePage : kLine;
   // One more line, because a tile may prefetch (but never reads) the line after the last.
-  const int64_t bytes = (wanted + kLine + alignment - 1) / alignment * alignment;
-  data_ = static_cast<float*>(aligned_alloc(alignment, bytes));
-  if (!data_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+  bytes_ = size * static_cast<int64_t>(sizeof(float)) + kLine;
+#if defined(__linux__)
+  if (bytes_ >= kHugePage) {
+    // Fresh pages are zero, and become memory when they are first written: by all threads at once.
+    bytes_ += kHugePage;
+    void* pages = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    mapped_ = pages;
+    const auto address = reinterpret_cast<uintptr_t>(pages);
+    data_ = reinterpret_cast<float*>((address + kHugePage - 1) / kHugePage * kHugePage);
+#if defined(MADV_HUGEPAGE)
+    madvise(pages, bytes_, MADV_HUGEPAGE);
 #endif
-  memset(data_, 0, bytes);
+    return;
+  }
+#endif
+  bytes_ = (bytes_ + kLine - 1) / kLine * kLine;
+  data_ = static_cast<float*>(aligned_alloc(kLine, bytes_));
+  if (!data_) throw std::bad_alloc();
+  memset(data_, 0, bytes_);
 }
 
-Buffer::~Buffer() { free(data_); }
+Buffer::~Buffer() {
+#if defined(__linux__)
+  if (mapped_) {
+    munmap(mapped_, bytes_);
+    return;
+  }
+#endif
+  free(data_);
+}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(mapped_, other.mapped_);
+  std::swap(bytes_, other.bytes_);
   return *this;
 }
 

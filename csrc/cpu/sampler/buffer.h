@@ -11,10 +11,7 @@ class Buffer {
   // Zeroed. Throws std::bad_alloc.
   explicit Buffer(int64_t size);
   ~Buffer();
-  Buffer(Buffer&& other) noexcept : data_(other.data_), size_(other.size_) {
-    other.data_ = nullptr;
-    other.size_ = 0;
-  }
+  Buffer(Buffer&& other) noexcept { *this = static_cast<Buffer&&>(other); }
   Buffer& operator=(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -25,6 +22,8 @@ class Buffer {
  private:
   float* data_ = nullptr;
   int64_t size_ = 0;
+  void* mapped_ = nullptr;  // pages of its own
+  int64_t bytes_ = 0;       // with those
 };
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -47,22 +47,23 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   float* c = out + sample * in.height * in.width * outputs + panel * kPanel;
   for (int64_t r = 0; r < kernel; ++r) {
     const bool first = r == 0;
-    state.kernels.product({.a = in.row(sample, r - kernel / 2),
-                           .a_group_stride = in.row_stride(),
-                           .a_stride = in.channels,
-                           .groups = in.height,
-                           .rows = in.width,
-                           .weights = layers.weight(n, panel) + r * row_inputs * layers.words,
-                           .words = layers.words,
-                           .panels = 1,
-                           .inputs = row_inputs,
-                           .initial = first ? layers.bias(n) + panel * kPanel : c,
-                           .initial_group_stride = first ? 0 : in.width * outputs,
-                           .initial_stride = first ? 0 : outputs,
-                           .c = c,
-                           .c_group_stride = in.width * outputs,
-                           .c_stride = outputs,
-                           .scales = layers.scale(n, panel)});
+    state.kernels.product(
+        {.a = in.row(sample, r - kernel / 2),
+         .a_group_stride = in.row_stride(),
+         .a_stride = in.channels,
+         .groups = in.height,
+         .rows = in.width,
+         .weights = layers.weight(n, panel) + r * panel_words(layers.format, row_inputs),
+         .format = layers.format,
+         .panels = 1,
+         .inputs = row_inputs,
+         .initial = first ? layers.bias(n) + panel * kPanel : c,
+         .initial_group_stride = first ? 0 : in.width * outputs,
+         .initial_stride = first ? 0 : outputs,
+         .c = c,
+         .c_group_stride = in.width * outputs,
+         .c_stride = outputs,
+         .scales = layers.scale(n, panel)});
   }
 }
 

@@ -14,21 +14,44 @@ constexpr int64_t kPanel = 32;
 // A panel of gates holds kHalfPanel values, then the gates to which the sigmoid is applied.
 constexpr int64_t kHalfPanel = kPanel / 2;
 constexpr int64_t kQuarterPanel = kPanel / 4;
-// Inputs of a block (product-inl.h): 128 * kPanel floats are 16 KiB, half of a 32 KiB first cache;
-// the rest is for rows of a.
-constexpr int64_t kInputBlock = 128;
 
-// c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows.
+// How the weights of a panel are stored, in words of 4 bytes.
+enum class Format : int64_t {
+  kFloat32,   // [inputs, kPanel]
+  kBfloat16,  // [inputs, kHalfPanel]: word i has column i in its low half, i + kHalfPanel in its
+              // high half
+  kInt8,      // [inputs, kQuarterPanel], column after column; products and sums are float32
+  // int8 weights for int8 inputs, summed in int32: kPanel words of -128 * (the column's sum of
+  // weights), then [inputs / 4, kPanel], a word having four inputs of its column.
+  kQuads,
+};
+
+constexpr int64_t kQuad = 4;
+
+// Inputs whose zero weights are stored too.
+constexpr int64_t stored_inputs(Format format, int64_t inputs) {
+  return format == Format::kQuads ? (inputs + kQuad - 1) / kQuad * kQuad : inputs;
+}
+
+// Words of a panel.
+constexpr int64_t panel_words(Format format, int64_t inputs) {
+  if (format == Format::kQuads) return kPanel + stored_inputs(format, inputs) * kQuarterPanel;
+  return inputs * (format == Format::kFloat32    ? kPanel
+                   : format == Format::kBfloat16 ? kHalfPanel
+                                                 : kQuarterPanel);
+}
+
+// c[g, r, :] = initial[g, r, :] + a[g, r, :] times weights, for groups x rows rows. With kQuads, a
+// is bytes with 128 added, and initial and c are int32; otherwise all are float32.
 struct Product {
-  // a + g * a_group_stride + r * a_stride: `inputs` values.
-  const float* a = nullptr;
+  // a + g * a_group_stride + r * a_stride: `inputs` values, with kQuads stored_inputs.
+  const void* a = nullptr;
   int64_t a_group_stride = 0, a_stride = 0;
   int64_t groups = 1, rows = 1;
-  // Packed: panel p at weights + p * panel_stride, [inputs, words]. words = kPanel is float32;
-  // words = kHalfPanel is bfloat16: word i holds column i in its low half, i + kHalfPanel in its
-  // high half; words = kQuarterPanel is int8, column after column.
+  // Packed: panel p at weights + p * panel_stride.
   const float* weights = nullptr;
-  int64_t words = kPanel, panel_stride = 0;
+  Format format = Format::kFloat32;
+  int64_t panel_stride = 0;
   int64_t panels = 0, inputs = 0;
   // May be c itself. Strides of 0 repeat one row (a bias).
   const float* initial = nullptr;
@@ -36,7 +59,7 @@ struct Product {
   // c + g * c_group_stride + r * c_stride: panels * kPanel values.
   float* c = nullptr;
   int64_t c_group_stride = 0, c_stride = 0;
-  // With int8 weights, [panels * kPanel]: each block's sum is multiplied by its column's scale
+  // With kInt8, [panels * kPanel]: each block's sum is multiplied by its column's scale
   // before it is added.
   const float* scales = nullptr;
   // The weights are not read again soon, so they should not push others out of the caches.
@@ -65,6 +88,15 @@ struct Kernels {
   // residual and activated may be null.
   void (*gate)(const float* gates, int64_t panels, const float* residual, float* out,
                float* activated);
+
+  // q[i] = 128 + clamp(round(x[i] / scales[i]), -127, 127), ties to even, of x or of ELU(x); count
+  // is a multiple of kHalfPanel.
+  void (*quantize)(const float* x, const float* scales, uint8_t* q, int64_t count);
+  void (*quantize_elu)(const float* x, const float* scales, uint8_t* q, int64_t count);
+
+  // y[i] = sums[i] * scales[i] + initial[i], rounded after each step.
+  void (*dequantize)(const int32_t* sums, const float* scales, const float* initial, float* y,
+                     int64_t count);
 
   void (*add)(const float* x, const float* y, float* out, int64_t count);
 

@@ -35,13 +35,14 @@ class Pixel {
                int64_t tap, Range panels);
   void add_taps(const Convolutions& convolutions, const Ring& ring, Buffer& row, Buffer& window,
                 int64_t layer, Range panels);
-  const float* output_at(const Convolutions& convolutions, const Buffer& row, const Buffer& window,
-                         int64_t layer, int64_t n, int64_t k) const;
+  const float* output_at(bool gates, int64_t layer, int64_t n, int64_t k, Range panels) const;
   void activate_first(int64_t layer, Range panels);
 
   // pixel_phase.cpp: the pointwise layers, attention, and the draw.
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c);
+  void multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
+                         int64_t a_stride, float* c);
   void activate(const Matrices& m, Range panels, float* c);
   void gate(const Matrices& m, Range panels, const float* gates, const float* residual,
             int64_t residual_stride, float* out, float* activated);

@@ -25,15 +25,15 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map
   if (plan.width - j < served) served = plan.width - j;
   const int64_t matrix = layer * plan.taps.num_current + tap;
-  const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
-                                                    channels * convolutions.words;
+  const int64_t panel_stride = panel_words(convolutions.format, channels);
+  const float* weights =
+      convolutions.current + (matrix * convolutions.panels + panels.begin) * panel_stride;
   const float* scales = convolutions.scale(layer, panels.begin);
   float* c = out + (layer * s.rows * plan.width + j) * outputs + panels.begin * kPanel;
-  const float* a = ring.at(layer, 0, i, j + offset);
-  Product product = {.a = a,
+  Product product = {.a = ring.at(layer, 0, i, j + offset),
                      .weights = weights,
-                     .words = convolutions.words,
-                     .panel_stride = channels * convolutions.words,
+                     .format = convolutions.format,
+                     .panel_stride = panel_stride,
                      .panels = panels.size(),
                      .inputs = channels,
                      .initial = c,
@@ -68,21 +68,22 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
   if (panels.size() <= 0) return;
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t at = panels.begin * kPanel;
+  const int64_t panel_stride = panel_words(convolutions.format, channels);
   float* c = window.data() + at;
   const float* initial = row.data() + (layer * s.rows * plan.width + j) * outputs + at;
   int64_t initial_group_stride = plan.width * outputs;
   for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
     const int64_t matrix = layer * plan.taps.num_current + tap;
-    const float* weights = convolutions.current + (matrix * convolutions.panels + panels.begin) *
-                                                      channels * convolutions.words;
+    const float* weights =
+        convolutions.current + (matrix * convolutions.panels + panels.begin) * panel_stride;
     kernels.product({.a = ring.at(layer, 0, i, j + plan.taps.first_current + tap),
                      .a_group_stride = ring.sample_stride(),
                      .a_stride = channels,
                      .groups = s.rows,
                      .rows = columns,
                      .weights = weights,
-                     .words = convolutions.words,
-                     .panel_stride = channels * convolutions.words,
+                     .format = convolutions.format,
+                     .panel_stride = panel_stride,
                      .panels = panels.size(),
                      .inputs = channels,
                      .initial = initial,
@@ -97,21 +98,31 @@ void Pixel::add_taps(const Convolutions& convolutions, const Ring& ring, Buffer&
   }
 }
 
-// Where a layer's sums of column j + k are after its current taps have been added.
-const float* Pixel::output_at(const Convolutions& convolutions, const Buffer& row,
-                              const Buffer& window, int64_t layer, int64_t n, int64_t k) const {
+// A layer's outputs of column j + k, in some panels, after its current taps have been added.
+const float* Pixel::output_at(bool gates, int64_t layer, int64_t n, int64_t k, Range panels) const {
+  const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
+  const int64_t outputs = convolutions.outputs(), begin = panels.begin * kPanel;
+  const Buffer& row = gates ? s.out2 : s.out1;
+  const float* sums = row.data() + ((layer * s.rows + n) * plan.width + j + k) * outputs + begin;
   if (s.window > 1 && plan.taps.num_current > 0) {
-    return window.data() + (n * columns + k) * convolutions.outputs();
+    const Buffer& window = gates ? s.window2 : s.window1;
+    sums = window.data() + (n * columns + k) * outputs + begin;
   }
-  return row.data() + ((layer * s.rows + n) * plan.width + j + k) * convolutions.outputs();
+  if (!convolutions.integer()) return sums;
+  const Integers& own = s.integers[thread];
+  kernels.dequantize(reinterpret_cast<const int32_t*>(sums),
+                     convolutions.scale(layer, panels.begin),
+                     s.start_of(gates, layer, n, j + k, panels, own.start.data()), own.row.data(),
+                     panels.size() * kPanel);
+  return own.row.data();
 }
 
 void Pixel::activate_first(int64_t layer, Range panels) {
-  const int64_t begin = panels.begin * kPanel;
+  if (panels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
     const int64_t n = r / columns, k = r % columns;
-    kernels.elu(output_at(plan.conv1, s.out1, s.window1, layer, n, k) + begin,
-                s.ring2.at(layer, n, i, j + k) + begin, panels.size() * kPanel);
+    s.ring2.put(kernels, layer, n, i, j + k, panels.begin * kPanel,
+                output_at(false, layer, n, k, panels), panels.size() * kPanel);
   }
 }
 
@@ -135,10 +146,10 @@ void Pixel::convolve_side_by_side() {
       add_tap(plan.conv2, s.ring2, s.out2.data(), layer, last, panels);
     }
     activate_first(layer, panels1);
+    if (panels.size() <= 0) continue;
     for (int64_t n = 0; n < s.rows; ++n) {
       kernels.gate(
-          output_at(plan.conv2, s.out2, s.window2, layer, n, 0) + panels.begin * kPanel,
-          panels.size(), nullptr,
+          output_at(true, layer, n, 0, panels), panels.size(), nullptr,
           s.gated.data() + (layer * s.rows + n) * plan.channels + panels.begin * kHalfPanel,
           nullptr);
     }
@@ -155,12 +166,12 @@ void Pixel::convolve_in_turn(int64_t block) {
     const Range panels = s.of_conv2[0][thread];
     const int64_t begin = panels.begin * kHalfPanel;
     add_taps(plan.conv2, s.ring2, s.out2, s.window2, layer, panels);
-    for (int64_t r = 0; r < num_rows(); ++r) {
+    for (int64_t r = 0; panels.size() > 0 && r < num_rows(); ++r) {
       const int64_t n = r / columns, k = r % columns;
       float* y = s.y.data() + r * plan.channels + begin;
-      float* next = layer + 1 < end ? s.ring1.at(layer + 1, n, i, j + k) + begin : nullptr;
-      kernels.gate(output_at(plan.conv2, s.out2, s.window2, layer, n, k) + panels.begin * kPanel,
-                   panels.size(), y, y, next);
+      kernels.gate(output_at(true, layer, n, k, panels), panels.size(), y, y, nullptr);
+      if (layer + 1 == end) continue;
+      s.ring1.put(kernels, layer + 1, n, i, j + k, begin, y, panels.size() * kHalfPanel);
     }
     if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
     meet(Stage::kConvolutions);

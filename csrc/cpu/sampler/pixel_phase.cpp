@@ -70,18 +70,57 @@ Range Pixel::share_of(int64_t count) const {
 void Pixel::multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                      float* c) {
   if (panels.size() <= 0) return;
+  if (m.format == Format::kQuads) {
+    multiply_integers(m, n, panels, a, a_stride, c);
+    return;
+  }
   kernels.product({.a = a,
                    .a_stride = a_stride,
                    .rows = num_rows(),
                    .weights = m.weight(n, panels.begin),
-                   .words = m.words,
-                   .panel_stride = m.inputs * m.words,
+                   .format = m.format,
+                   .panel_stride = m.panel_stride(),
                    .panels = panels.size(),
                    .inputs = m.inputs,
                    .initial = m.bias(n) + panels.begin * kPanel,
                    .c = c + panels.begin * kPanel,
                    .c_stride = m.outputs(),
                    .scales = m.scale(n, panels.begin)});
+}
+
+// The same with int8 weights and inputs. Each thread rounds all inputs, which is less work than
+// the barrier that would let them share it.
+void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
+                              int64_t a_stride, float* c) {
+  const Integers& own = s.integers[thread];
+  auto* inputs = reinterpret_cast<uint8_t*>(own.inputs.data());
+  const int64_t stride = scaled_inputs(m.inputs), whole = m.inputs / kHalfPanel * kHalfPanel;
+  for (int64_t r = 0; r < num_rows(); ++r) {
+    const float* row = a + r * a_stride;
+    kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
+    if (whole == m.inputs) continue;
+    float rest[kHalfPanel] = {};
+    memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
+    kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
+  }
+  auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
+  const int64_t count = panels.size() * kPanel;
+  kernels.product({.a = inputs,
+                   .a_stride = stride,
+                   .rows = num_rows(),
+                   .weights = m.weight(n, panels.begin),
+                   .format = m.format,
+                   .panel_stride = m.panel_stride(),
+                   .panels = panels.size(),
+                   .inputs = m.inputs,
+                   .initial = s.zeros.data(),
+                   .c = own.sums.data(),
+                   .c_stride = count});
+  for (int64_t r = 0; r < num_rows(); ++r) {
+    kernels.dequantize(sums + r * count, m.scale(n, panels.begin),
+                       m.bias(n) + panels.begin * kPanel,
+                       c + r * m.outputs() + panels.begin * kPanel, count);
+  }
 }
 
 void Pixel::add_stem(Range channels) {
@@ -112,11 +151,11 @@ void Pixel::begin_block(int64_t block, Range channels) {
     float* y = s.y.data() + at;
     memcpy(y, s.x.data() + at, channels.size() * sizeof(float));
     if (!s.side_by_side()) {
-      kernels.elu(y, s.ring1.at(first, n, i, column) + channels.begin, channels.size());
+      s.ring1.put(kernels, first, n, i, column, channels.begin, y, channels.size());
       continue;
     }
     for (int64_t layer = first; layer < first + plan.layers_per_block; ++layer) {
-      kernels.elu(y, s.ring1.at(layer, n, i, column) + channels.begin, channels.size());
+      s.ring1.put(kernels, layer, n, i, column, channels.begin, y, channels.size());
       kernels.add(y, s.gated.data() + layer * s.rows * plan.channels + at, y, channels.size());
     }
   }

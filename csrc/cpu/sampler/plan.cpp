@@ -11,8 +11,8 @@ namespace {
 // them.
 class Reader {
  public:
-  Reader(const Description& description, float* memory)
-      : description_(description), next_(memory) {}
+  Reader(const Description& description, float* memory, std::map<std::string, float*>& places)
+      : description_(description), next_(memory), places_(places) {}
 
   static int64_t size_of(const Description& description) {
     int64_t size = 0;
@@ -39,7 +39,8 @@ class Reader {
            std::to_string(found->second.size));
     }
     float* copy = next_;
-    memcpy(copy, found->second.data, size * sizeof(float));
+    places_[name] = copy;
+    if (found->second.data) memcpy(copy, found->second.data, size * sizeof(float));
     next_ += padded(size);
     return copy;
   }
@@ -49,10 +50,11 @@ class Reader {
     Matrices m;
     m.inputs = inputs;
     m.panels = panels_of(name, outputs);
-    m.words = words();
-    m.weights = tensor(name + ".weight", count * m.panels * inputs * m.words);
+    m.format = format(name);
+    m.weights = tensor(name + ".weight", count * m.panels * m.panel_stride());
     if (with_bias) m.biases = tensor(name + ".bias", count * m.outputs());
     m.scales = scales(name, count * m.outputs());
+    m.input_scales = input_scales(name, count * scaled_inputs(inputs));
     return m;
   }
 
@@ -61,12 +63,14 @@ class Reader {
     Convolutions c;
     c.channels = channels;
     c.panels = panels_of(name, outputs);
-    c.words = words();
-    const int64_t tap = count * c.panels * channels * c.words;
-    c.above = tensor(name + ".above", tap * taps.rows_above * taps.num_columns);
-    c.current = tensor(name + ".current", tap * taps.num_current);
+    c.format = format(name);
+    c.above = tensor(name + ".above", count * c.panels * taps.rows_above *
+                                          panel_words(c.format, taps.num_columns * channels));
+    c.current = tensor(name + ".current",
+                       count * taps.num_current * c.panels * panel_words(c.format, channels));
     c.biases = tensor(name + ".bias", count * c.outputs());
     c.scales = scales(name, count * c.outputs());
+    c.input_scales = input_scales(name, count * channels);
     return c;
   }
 
@@ -77,14 +81,20 @@ class Reader {
   }
 
  private:
-  int64_t words() const {
-    const int64_t words = integer("words");
-    if (words != kPanel && words != kHalfPanel && words != kQuarterPanel) fail("unknown words");
-    return words;
+  // The conditioning stack is float32 whatever the rest is, if it says so.
+  Format format(const std::string& name) const {
+    const bool of_condition = name.find("condition") != std::string::npos;
+    const auto format = static_cast<Format>(integer(of_condition ? "condition.format" : "format"));
+    if (format < Format::kFloat32 || format > Format::kQuads) fail("unknown format");
+    return format;
   }
 
   const float* scales(const std::string& name, int64_t size) {
-    return words() == kQuarterPanel ? tensor(name + ".scale", size) : nullptr;
+    return format(name) >= Format::kInt8 ? tensor(name + ".scale", size) : nullptr;
+  }
+
+  const float* input_scales(const std::string& name, int64_t size) {
+    return format(name) == Format::kQuads ? tensor(name + ".input_scale", size) : nullptr;
   }
 
   [[noreturn]] static void fail(const std::string& what) {
@@ -101,12 +111,13 @@ class Reader {
 
   const Description& description_;
   float* next_;
+  std::map<std::string, float*>& places_;
 };
 
 }  // namespace
 
 Plan::Plan(const Description& description) : memory_(Reader::size_of(description)) {
-  Reader read(description, memory_.data());
+  Reader read(description, memory_.data(), places_);
   height = read.integer("height");
   width = read.integer("width");
   num_embeddings = read.integer("num_embeddings");

@@ -16,7 +16,8 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// What Python passes: integers by name, and contiguous float32 memory by name.
+// What a plan is made from: integers by name, and contiguous words of 4 bytes by name. Without data
+// they are zeros, to be written through Plan::memory.
 struct Description {
   struct Tensor {
     const float* data;
@@ -26,19 +27,27 @@ struct Description {
   std::map<std::string, Tensor> tensors;
 };
 
+// Scales of inputs are stored to whole vectors.
+constexpr int64_t scaled_inputs(int64_t inputs) {
+  return (inputs + kHalfPanel - 1) / kHalfPanel * kHalfPanel;
+}
+
 // n matrices of one shape.
 struct Matrices {
-  const float* weights = nullptr;  // [n, panels, inputs, words]
-  const float* biases = nullptr;   // [n, panels * kPanel]
-  const float* scales = nullptr;   // [n, panels * kPanel] of int8 weights, else null
+  const float* weights = nullptr;       // [n, panels, panel_stride]
+  const float* biases = nullptr;        // [n, panels * kPanel]
+  const float* scales = nullptr;        // [n, panels * kPanel] of int8 weights, else null
+  const float* input_scales = nullptr;  // [n, scaled_inputs(inputs)] of int8 inputs, else null
   int64_t inputs = 0, panels = 0;
-  int64_t words = kPanel;  // as in Product
+  Format format = Format::kFloat32;
 
   int64_t outputs() const { return panels * kPanel; }
+  int64_t panel_stride() const { return panel_words(format, inputs); }
   const float* weight(int64_t n, int64_t panel) const {
-    return weights + (n * panels + panel) * inputs * words;
+    return weights + (n * panels + panel) * panel_stride();
   }
   const float* bias(int64_t n) const { return biases + n * outputs(); }
+  const float* input_scale(int64_t n) const { return input_scales + n * scaled_inputs(inputs); }
   const float* scale(int64_t n, int64_t panel) const {
     return scales ? scales + n * outputs() + panel * kPanel : nullptr;
   }
@@ -46,14 +55,16 @@ struct Matrices {
 
 // n causal convolutions of one shape, with taps split into rows < i and row i.
 struct Convolutions {
-  const float* above = nullptr;    // [n, panels, rows_above * num_columns * channels, words]
-  const float* current = nullptr;  // [n, num_current, panels, channels, words]
-  const float* biases = nullptr;   // [n, panels * kPanel]
-  const float* scales = nullptr;   // as in Matrices; of all taps
+  const float* above = nullptr;         // [n, panels, rows_above], panels of num_columns * channels
+  const float* current = nullptr;       // [n, num_current, panels], panels of `channels` inputs
+  const float* biases = nullptr;        // [n, panels * kPanel]
+  const float* scales = nullptr;        // as in Matrices; of all taps
+  const float* input_scales = nullptr;  // [n, channels] of int8 inputs, else null
   int64_t channels = 0, panels = 0;
-  int64_t words = kPanel;  // as in Product
+  Format format = Format::kFloat32;
 
   int64_t outputs() const { return panels * kPanel; }
+  bool integer() const { return format == Format::kQuads; }
   const float* scale(int64_t n, int64_t panel) const {
     return scales ? scales + n * outputs() + panel * kPanel : nullptr;
   }
@@ -128,9 +139,12 @@ struct Plan {
   // Channels of [x, y, coordinates], padded.
   int64_t joined() const { return 2 * channels + kPanel; }
   int64_t weight_bytes() const { return memory_.size() * static_cast<int64_t>(sizeof(float)); }
+  // Where a tensor is kept. Throws std::out_of_range for a name that the plan does not read.
+  float* memory(const std::string& name) const { return places_.at(name); }
 
  private:
   Buffer memory_;
+  std::map<std::string, float*> places_;
 };
 
 }  // namespace vqvae2_fast::cpu::sampler

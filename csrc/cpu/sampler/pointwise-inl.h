@@ -11,6 +11,27 @@ inline void elu(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; i += Vec::kLanes) elu_of(Vec::load(x + i)).store(y + i);
 }
 
+template <bool ACTIVATES>
+inline void quantize(const float* x, const float* scales, uint8_t* q, int64_t count) {
+  // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
+  const Vec magic = Vec::broadcast(12582912.0f), bias = Vec::broadcast(128.0f);
+  const Vec largest = Vec::broadcast(127.0f), least = Vec::broadcast(-127.0f);
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    Vec value = Vec::load(x + i);
+    if constexpr (ACTIVATES) value = elu_of(value);
+    value = (value / Vec::load(scales + i)).at_most(largest).at_least(least);
+    ((value + magic) + bias).store_low_bytes(q + i);
+  }
+}
+
+inline void dequantize(const int32_t* sums, const float* scales, const float* initial, float* y,
+                       int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    (QuadSum::load(sums + i).to_float() * Vec::load(scales + i) + Vec::load(initial + i))
+        .store(y + i);
+  }
+}
+
 inline void add(const float* x, const float* y, float* out, int64_t count) {
   for (int64_t i = 0; i < count; i += Vec::kLanes) {
     (Vec::load(x + i) + Vec::load(y + i)).store(out + i);
@@ -143,6 +164,9 @@ inline void attend(const AttentionHead& head) {
 constexpr Kernels kKernels = {.product = product,
                               .elu = elu,
                               .gate = gate,
+                              .quantize = quantize<false>,
+                              .quantize_elu = quantize<true>,
+                              .dequantize = dequantize,
                               .add = add,
                               .attend = attend,
                               .exp_shifted = exp_shifted,

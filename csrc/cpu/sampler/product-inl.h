@@ -27,159 +27,217 @@ constexpr int64_t kPrefetch = 2048;
 // Floats of a cache line, and the second-level cache as a hint of __builtin_prefetch.
 constexpr int kLine = 16, kSecondCache = 2;
 
-// VECS vectors of weights of one input, from word `words` of a panel. Vector v of a tile is at
-// column<WORDS>(v).
-template <int WORDS, int VECS>
-inline void load_weights(const float* words, Vec* w) {
-  if constexpr (WORDS == kPanel) {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
-  } else if constexpr (WORDS == kQuarterPanel) {
-    const auto* bytes = reinterpret_cast<const int8_t*>(words);
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; ++v) w[v] = Vec::load_bytes(bytes + v * Vec::kLanes);
-  } else {
-#pragma GCC unroll 8
-    for (int v = 0; v < VECS; v += 2) Vec::load_halves(words + v / 2 * Vec::kLanes, w[v], w[v + 1]);
-  }
-}
+// Where vector v of a tile lies in a panel, and the inputs that it takes in a step. Inputs of a
+// block: its weights are 16 KiB, half of a 32 KiB first cache; the rest is for rows of a.
+template <Format FORMAT>
+struct Numbers {
+  using Input = float;
+  using Weights = Vec;
+  using Sum = Vec;
+  static constexpr int64_t kStep = 1, kBlock = 128;
+  static constexpr int64_t kWords = panel_words(FORMAT, 1);  // of a step
+  static constexpr int64_t kHeader = 0;
+  static constexpr int64_t kTileRows = Vec::kTileRows;
 
-template <int WORDS>
-constexpr int64_t column(int v) {
-  return WORDS == kHalfPanel ? v / 2 * Vec::kLanes + v % 2 * kHalfPanel : v * Vec::kLanes;
-}
+  static constexpr int64_t column(int v) {
+    if (FORMAT != Format::kBfloat16) return v * Vec::kLanes;
+    return v / 2 * Vec::kLanes + v % 2 * kHalfPanel;
+  }
+
+  // VECS vectors of weights of one input, from word `words` of a panel.
+  template <int VECS>
+  static inline void load(const float* words, Vec* w) {
+    if constexpr (FORMAT == Format::kFloat32) {
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) w[v] = Vec::load(words + v * Vec::kLanes);
+    } else if constexpr (FORMAT == Format::kInt8) {
+      const auto* bytes = reinterpret_cast<const int8_t*>(words);
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; ++v) w[v] = Vec::load_bytes(bytes + v * Vec::kLanes);
+    } else {
+#pragma GCC unroll 8
+      for (int v = 0; v < VECS; v += 2) {
+        Vec::load_halves(words + v / 2 * Vec::kLanes, w[v], w[v + 1]);
+      }
+    }
+  }
+
+  static Sum zero() { return Vec::broadcast(0.0f); }
+  static Vec broadcast(const float* input) { return Vec::broadcast(*input); }
+  static Sum add(Sum sum, Vec x, Vec w) { return sum.add_product_fused(x, w); }
+  static void finish(Sum sum, const float* initial, const float* /*header*/, const float* scales,
+                     float* c) {
+    const Vec before = Vec::load(initial);
+    if constexpr (FORMAT == Format::kInt8) {
+      before.add_product_fused(sum, Vec::load(scales)).store(c);
+    } else {
+      (before + sum).store(c);
+    }
+  }
+};
+
+template <>
+struct Numbers<Format::kQuads> {
+  using Input = uint8_t;
+  using Weights = QuadSum::Weights;
+  using Sum = QuadSum;
+  static constexpr int64_t kStep = kQuad, kBlock = 512, kWords = kPanel, kHeader = kPanel;
+  static constexpr int64_t kTileRows = QuadSum::kTileRows;
+
+  static constexpr int64_t column(int v) { return v * Vec::kLanes; }
+
+  template <int VECS>
+  static inline void load(const float* words, Weights* w) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) {
+      w[v] = QuadSum::load_weights(reinterpret_cast<const int8_t*>(words + v * Vec::kLanes));
+    }
+  }
+
+  static Sum zero() { return QuadSum::zero(); }
+  static QuadSum::Inputs broadcast(const uint8_t* inputs) { return QuadSum::broadcast(inputs); }
+  static Sum add(Sum sum, QuadSum::Inputs x, Weights w) { return sum.add_products(x, w); }
+  // header: what makes up for the 128 of all inputs, or null if that has been added.
+  static void finish(Sum sum, const float* initial, const float* header, const float* /*scales*/,
+                     float* c) {
+    sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(initial));
+    if (QuadSum::kBiased && header) {
+      sum = sum + QuadSum::load(reinterpret_cast<const int32_t*>(header));
+    }
+    sum.store(reinterpret_cast<int32_t*>(c));
+  }
+};
 
 // A block of one panel as float32, [inputs, kPanel].
-template <int WORDS>
+template <Format FORMAT>
 inline void unpack_block(const float* words, int64_t inputs, float* weights) {
-  for (int64_t k = 0; k < inputs; ++k, words += WORDS, weights += kPanel) {
+  using N = Numbers<FORMAT>;
+  for (int64_t k = 0; k < inputs; ++k, words += N::kWords, weights += kPanel) {
     Vec w[kPanelVecs];
-    load_weights<WORDS, kPanelVecs>(words, w);
+    N::template load<kPanelVecs>(words, w);
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + column<WORDS>(v));
+    for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + N::column(v));
   }
 }
 
-// c = initial + a times weights, for at most kInputBlock inputs. HINT is that of
-// __builtin_prefetch: 0 for weights that should not stay in the caches. With more than kFewRows
-// rows, memory from `ahead` on is prefetched, one line every `ahead_step` floats for each input.
-template <int HINT, int WORDS, bool SCALED, int ROWS, int PANELS, int VECS>
-inline void product_tile(const float* a, int64_t a_stride, const float* weights,
-                         int64_t panel_stride, int64_t inputs, const float* initial,
-                         int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
-                         const float* ahead, int64_t ahead_step) {
+// c = initial + a times weights, for at most a block of inputs. HINT is that of __builtin_prefetch:
+// 0 for weights that should not stay in the caches. With more than kFewRows rows, memory from
+// `ahead` on is prefetched, one line every `ahead_step` floats in each step.
+template <int HINT, Format FORMAT, Format SUMS, int ROWS, int PANELS, int VECS>
+inline void product_tile(const typename Numbers<FORMAT>::Input* a, int64_t a_stride,
+                         const float* weights, int64_t panel_stride, int64_t steps,
+                         const float* initial, int64_t initial_stride, float* c, int64_t c_stride,
+                         const float* header, const float* scales, const float* ahead,
+                         int64_t ahead_step) {
+  using N = Numbers<FORMAT>;
   constexpr int kColumns = PANELS * VECS;
-  Vec sums[ROWS][kColumns];
+  typename N::Sum sums[ROWS][kColumns];
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kColumns; ++v) sums[r][v] = Vec::broadcast(0.0f);
+    for (int v = 0; v < kColumns; ++v) sums[r][v] = N::zero();
   }
   // Every third row has its own pointer, so that the loop's addresses fit into registers. By itself
   // the compiler keeps an offset for each row, some of them in vector registers.
   constexpr int kThirds = (ROWS + 2) / 3;
-  const float* thirds[kThirds];
+  const typename N::Input* thirds[kThirds];
 #pragma GCC unroll 4
   for (int i = 0; i < kThirds; ++i) {
     thirds[i] = a + 3 * i * a_stride;
     asm("" : "+r"(thirds[i]));
   }
-  for (int64_t k = 0; k < inputs; ++k) {
-    Vec w[kColumns];
+  for (int64_t k = 0; k < steps; ++k) {
+    typename N::Weights w[kColumns];
 #pragma GCC unroll 4
     for (int panel = 0; panel < PANELS; ++panel) {
       const float* words = weights + panel * panel_stride;
-      load_weights<WORDS, VECS>(words, w + panel * VECS);
+      N::template load<VECS>(words, w + panel * VECS);
       if (ROWS <= kFewRows) {
-        for (int line = 0; line < WORDS; line += kLine) {
+        for (int line = 0; line < N::kWords; line += kLine) {
           __builtin_prefetch(words + line + kPrefetch / PANELS, 0, HINT);
         }
       }
     }
-    weights += WORDS;
+    weights += N::kWords;
     if (ROWS > kFewRows) {
       __builtin_prefetch(ahead, 0, kSecondCache);
       ahead += ahead_step;
     }
 #pragma GCC unroll 12
     for (int r = 0; r < ROWS; ++r) {
-      const Vec x = Vec::broadcast(thirds[r / 3][r % 3 * a_stride]);
+      const auto x = N::broadcast(thirds[r / 3] + r % 3 * a_stride);
 #pragma GCC unroll 8
-      for (int v = 0; v < kColumns; ++v) sums[r][v] = sums[r][v].add_product_fused(x, w[v]);
+      for (int v = 0; v < kColumns; ++v) sums[r][v] = N::add(sums[r][v], x, w[v]);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kThirds; ++i) ++thirds[i];
+    for (int i = 0; i < kThirds; ++i) thirds[i] += N::kStep;
   }
 #pragma GCC unroll 12
   for (int r = 0; r < ROWS; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
-      const int64_t at = v / VECS * kPanel + column<WORDS>(v % VECS);
-      const Vec before = Vec::load(initial + r * initial_stride + at);
-      Vec after = before + sums[r][v];
-      if constexpr (SCALED) {
-        after = before.add_product_fused(sums[r][v], Vec::load(scales + at));
-      }
-      after.store(c + r * c_stride + at);
+      const int64_t in_panel = N::column(v % VECS), at = v / VECS * kPanel + in_panel;
+      Numbers<SUMS>::finish(sums[r][v], initial + r * initial_stride + at,
+                            header ? header + v / VECS * panel_stride + in_panel : nullptr,
+                            scales + at, c + r * c_stride + at);
     }
   }
 }
 
 // product_tile with `rows` known at run time, 1..ROWS.
-template <int HINT, int WORDS, bool SCALED, int ROWS, int PANELS, int VECS>
-inline void product_tile_of(int64_t rows, const float* a, int64_t a_stride, const float* weights,
-                            int64_t panel_stride, int64_t inputs, const float* initial,
-                            int64_t initial_stride, float* c, int64_t c_stride, const float* scales,
-                            const float* ahead, int64_t ahead_step) {
+template <int HINT, Format FORMAT, Format SUMS, int ROWS, int PANELS, int VECS, class... Rest>
+inline void product_tile_of(int64_t rows, Rest... rest) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<HINT, WORDS, SCALED, ROWS - 1, PANELS, VECS>(
-          rows, a, a_stride, weights, panel_stride, inputs, initial, initial_stride, c, c_stride,
-          scales, ahead, ahead_step);
+      product_tile_of<HINT, FORMAT, SUMS, ROWS - 1, PANELS, VECS>(rows, rest...);
       return;
     }
   }
-  product_tile<HINT, WORDS, SCALED, ROWS, PANELS, VECS>(a, a_stride, weights, panel_stride, inputs,
-                                                        initial, initial_stride, c, c_stride,
-                                                        scales, ahead, ahead_step);
+  product_tile<HINT, FORMAT, SUMS, ROWS, PANELS, VECS>(rest...);
 }
 
 // All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted to
 // float32 before its rows, which pays from three tiles on.
-template <int HINT, int WORDS, bool UNPACKS, int ROWS, int PANELS, int VECS>
+template <int HINT, Format FORMAT, bool UNPACKS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
-  constexpr int kWords = UNPACKS ? static_cast<int>(kPanel) : WORDS;
-  constexpr bool kScaled = WORDS == kQuarterPanel;
-  alignas(64) float unpacked[UNPACKS ? kInputBlock * kPanel : 1];
+  using Stored = Numbers<FORMAT>;
+  constexpr Format kRead = UNPACKS ? Format::kFloat32 : FORMAT;
+  using N = Numbers<kRead>;
+  alignas(64) float unpacked[UNPACKS ? Stored::kBlock * kPanel : 1];
   // The tiles of this block prefetch the next one in equal parts. A single tile prefetches every
   // second line, because the hardware fetches its neighbour too.
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
-  const int64_t ahead_step = (WORDS + tiles - 1) / tiles;
-  for (int64_t first = 0; first < p.inputs || first == 0; first += kInputBlock) {
+  const int64_t ahead_step = (Stored::kWords + tiles - 1) / tiles;
+  const float* const packed = p.weights + panel * p.panel_stride;
+  const auto* a = static_cast<const typename N::Input*>(p.a);
+  for (int64_t first = 0; first < p.inputs || first == 0; first += Stored::kBlock) {
     const int64_t left = p.inputs - first;
-    const int64_t inputs = left < kInputBlock ? left : kInputBlock;
+    const int64_t inputs = left < Stored::kBlock ? left : Stored::kBlock;
+    const int64_t steps = (inputs + N::kStep - 1) / N::kStep;
     // The sums of the earlier blocks are in c.
     const float* initial = first == 0 ? p.initial : p.c;
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
-    const float* weights = p.weights + panel * p.panel_stride + first * WORDS;
-    const float* ahead = weights + kInputBlock * WORDS;
+    const float* header = first == 0 && Stored::kHeader > 0 ? packed : nullptr;
+    const float* weights = packed + Stored::kHeader + first / Stored::kStep * Stored::kWords;
+    const float* ahead = weights + Stored::kBlock / Stored::kStep * Stored::kWords;
     if constexpr (UNPACKS) {
-      unpack_block<WORDS>(weights, inputs, unpacked);
+      unpack_block<FORMAT>(weights, inputs, unpacked);
       weights = unpacked;
     }
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
-        const float* a = p.a + g * p.a_group_stride + row * p.a_stride + first;
         for (int v = 0; v < kPanelVecs; v += VECS) {
-          const int64_t at = panel * kPanel + column<kWords>(v);
-          product_tile_of<HINT, kWords, kScaled, ROWS, PANELS, VECS>(
-              rows, a, p.a_stride, weights + v * kWords / kPanelVecs, p.panel_stride, inputs,
+          const int64_t in_panel = N::column(v), at = panel * kPanel + in_panel;
+          product_tile_of<HINT, kRead, FORMAT, ROWS, PANELS, VECS>(
+              rows, a + g * p.a_group_stride + row * p.a_stride + first, p.a_stride,
+              weights + v * N::kWords / kPanelVecs, p.panel_stride, steps,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
-              p.scales ? p.scales + at : nullptr, ahead, ahead_step);
-          ahead += kInputBlock * ahead_step;
+              header ? header + in_panel : nullptr, p.scales ? p.scales + at : nullptr, ahead,
+              ahead_step);
+          ahead += Stored::kBlock / Stored::kStep * ahead_step;
         }
       }
     }
@@ -187,57 +245,61 @@ inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
 }
 
 // The last 0..PANELS panels with few rows, side by side.
-template <int HINT, int WORDS, int PANELS>
+template <int HINT, Format FORMAT, int PANELS>
 inline void product_last_panels(const Product& p, int64_t panel) {
   if constexpr (PANELS > 0) {
     if (p.panels - panel == PANELS) {
-      product_panels<HINT, WORDS, false, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
+      product_panels<HINT, FORMAT, false, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
     } else {
-      product_last_panels<HINT, WORDS, PANELS - 1>(p, panel);
+      product_last_panels<HINT, FORMAT, PANELS - 1>(p, panel);
     }
   }
 }
 
-template <int HINT, int WORDS>
+template <int HINT, Format FORMAT>
 inline void product_of_few_rows(const Product& p) {
   int64_t panel = 0;
   for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-    product_panels<HINT, WORDS, false, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    product_panels<HINT, FORMAT, false, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
   }
-  product_last_panels<HINT, WORDS, kFewPanels - 1>(p, panel);
+  product_last_panels<HINT, FORMAT, kFewPanels - 1>(p, panel);
 }
 
-template <int WORDS>
+template <Format FORMAT>
 inline void product_of(const Product& p) {
   constexpr int kKeep = 3, kUseOnce = 0;
   if (p.rows <= kFewRows) {
     if (p.once) {
-      product_of_few_rows<kUseOnce, WORDS>(p);
+      product_of_few_rows<kUseOnce, FORMAT>(p);
     } else {
-      product_of_few_rows<kKeep, WORDS>(p);
+      product_of_few_rows<kKeep, FORMAT>(p);
     }
     return;
   }
   // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
-  const int64_t tiles = (p.rows + Vec::kTileRows - 1) / Vec::kTileRows;
+  constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
+  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
   const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
-  constexpr bool kUnpacks = WORDS != kPanel;
+  constexpr bool kUnpacks = FORMAT == Format::kBfloat16 || FORMAT == Format::kInt8;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
     if (p.groups * tiles > 2) {
-      product_panels<kKeep, WORDS, kUnpacks, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+      product_panels<kKeep, FORMAT, kUnpacks, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
     } else {
-      product_panels<kKeep, WORDS, false, Vec::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+      product_panels<kKeep, FORMAT, false, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
     }
   }
 }
 
 inline void product(const Product& p) {
-  if (p.words == kPanel) {
-    product_of<kPanel>(p);
-  } else if (p.words == kHalfPanel) {
-    product_of<kHalfPanel>(p);
-  } else {
-    product_of<kQuarterPanel>(p);
+  switch (p.format) {
+    case Format::kFloat32:
+      return product_of<Format::kFloat32>(p);
+    case Format::kBfloat16:
+      return product_of<Format::kBfloat16>(p);
+    case Format::kInt8:
+      return product_of<Format::kInt8>(p);
+    case Format::kQuads:
+      return product_of<Format::kQuads>(p);
   }
 }
 

@@ -42,7 +42,7 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
        .groups = state.batch,
        .rows = width,
        .weights = matrices.weight(layer, panel),
-       .words = matrices.words,
+       .format = matrices.format,
        .panels = 1,
        .inputs = matrices.inputs,
        .initial = state.zeros.data(),
@@ -52,35 +52,17 @@ void condition_panel(State& state, int64_t layer, int64_t panel, int64_t i) {
        .scales = matrices.scale(layer, panel)});
 }
 
-// Bias, class and condition of one panel: where the sums begin.
+// Where the sums of one panel begin: bias, class and condition, or zero if they are integers.
 void begin_panel(State& state, int64_t layer, int64_t panel, bool gates, float* out) {
   const Plan& plan = state.plan;
-  const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
-  const int64_t outputs = convolutions.outputs(), width = plan.width;
-  const float* bias = convolutions.biases + layer * outputs + panel * kPanel;
+  const int64_t outputs = (gates ? plan.conv2 : plan.conv1).outputs(), width = plan.width;
+  const bool integer = plan.conv1.integer();
   for (int64_t n = 0; n < state.rows; ++n) {
-    float start[kPanel];
-    memcpy(start, bias, sizeof(start));
-    if (gates && plan.classes) {
-      // The rows after those of the batch are without a class.
-      const int64_t label = n < state.batch ? state.request.labels[n] : plan.num_classes;
-      const int64_t entry = layer * (plan.num_classes + 1) + label;
-      state.kernels.add(start, plan.classes + entry * outputs + panel * kPanel, start, kPanel);
-    }
-    const float* of_condition = nullptr;
-    if (gates && state.of_condition.size() > 0) {
-      const int64_t columns = plan.condition.maps.back().width;
-      of_condition = state.of_condition.data() +
-                     (layer * state.batch + n % state.batch) * columns * outputs + panel * kPanel;
-    }
     for (int64_t j = 0; j < width; ++j) {
-      float* column = out + (n * width + j) * outputs;
-      if (of_condition) {
-        const float* added = of_condition + j / plan.condition.right * outputs;
-        state.kernels.add(start, added, column, kPanel);
-      } else {
-        memcpy(column, start, sizeof(start));
-      }
+      float start[kPanel] = {};
+      const float* from = start;
+      if (!integer) from = state.start_of(gates, layer, n, j, {panel, panel + 1}, start);
+      memcpy(out + (n * width + j) * outputs, from, sizeof(start));
     }
   }
 }
@@ -98,9 +80,10 @@ void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, i
   }
   begin_panel(state, layer, panel, gates, out);
   const int64_t row_inputs = taps.num_columns * convolutions.channels;
-  const float* weights = convolutions.above + (layer * convolutions.panels + panel) *
-                                                  taps.rows_above * row_inputs * convolutions.words;
-  for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_inputs * convolutions.words) {
+  const int64_t row_words = panel_words(convolutions.format, row_inputs);
+  const float* weights =
+      convolutions.above + (layer * convolutions.panels + panel) * taps.rows_above * row_words;
+  for (int64_t r = 0; r < taps.rows_above; ++r, weights += row_words) {
     const int64_t row = i - taps.rows_above + r;
     if (row < 0) continue;  // above the map: zeros
     state.kernels.product({.a = ring.at(layer, 0, row, taps.first_column),
@@ -109,7 +92,7 @@ void convolution_panel(State& state, int64_t layer, int64_t panel, bool gates, i
                            .groups = state.rows,
                            .rows = width,
                            .weights = weights,
-                           .words = convolutions.words,
+                           .format = convolutions.format,
                            .panels = 1,
                            .inputs = row_inputs,
                            .initial = out,

@@ -1,5 +1,7 @@
 #include "state.h"
 
+#include <string.h>
+
 #include <algorithm>
 
 #include "../kernels.h"
@@ -75,17 +77,44 @@ std::vector<Range> split_evenly(int64_t count, int threads) {
   return ranges;
 }
 
-Ring::Ring(const Taps& taps, int64_t layers, int64_t samples_, int64_t width, int64_t channels_)
-    : samples(samples_),
+Ring::Ring(const Convolutions& convolutions_, const Taps& taps, int64_t layers, int64_t samples_,
+           int64_t width)
+    : convolutions(convolutions_),
+      samples(samples_),
       slots(taps.rows_above + 1),
       columns(taps.left() + width + taps.right()),
       left(taps.left()),
-      channels(channels_) {
-  memory = Buffer(layers * samples * sample_stride());
+      channels(convolutions_.channels) {
+  const int64_t values = layers * samples * sample_stride();
+  memory = Buffer(convolutions.integer() ? values / kQuad : values);
+  if (convolutions.integer()) memset(memory.data(), 128, values);
 }
 
 int64_t State::key_stride() const {
   return rounded_up(plan.height * plan.width, kPanel) * plan.attention.head_dim;
+}
+
+const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,
+                             float* start) const {
+  const Convolutions& convolutions = gates ? plan.conv2 : plan.conv1;
+  const int64_t outputs = convolutions.outputs(), begin = panels.begin * kPanel;
+  const int64_t count = panels.size() * kPanel;
+  const float* sum = convolutions.biases + layer * outputs + begin;
+  if (!gates) return sum;
+  if (plan.classes) {
+    // The rows after those of the batch are without a class.
+    const int64_t label = n < batch ? request.labels[n] : plan.num_classes;
+    const int64_t entry = layer * (plan.num_classes + 1) + label;
+    kernels.add(sum, plan.classes + entry * outputs + begin, start, count);
+    sum = start;
+  }
+  if (of_condition.size() > 0) {
+    const int64_t columns = plan.condition.maps.back().width;
+    const int64_t above = (layer * batch + n % batch) * columns + column / plan.condition.right;
+    kernels.add(sum, of_condition.data() + above * outputs + begin, start, count);
+    sum = start;
+  }
+  return sum;
 }
 
 int64_t State::noise_stride() const { return rounded_up(plan.num_embeddings, kPanel); }
@@ -104,8 +133,8 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       rows(request_.batch * (request_.guided ? 2 : 1)),
       reads_once(keeps_reads_once_out()),
       window(std::clamp<int64_t>(request_.window, 1, plan_.width)),
-      ring1(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv1.channels),
-      ring2(plan_.taps, plan_.num_layers, rows, plan_.width, plan_.conv2.channels) {
+      ring1(plan_.conv1, plan_.taps, plan_.num_layers, rows, plan_.width),
+      ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, plan_.width) {
   const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;
   const int64_t step = rows * window;
   const int threads = team.size();
@@ -130,7 +159,29 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
     of_condition = Buffer(layers * batch * c.maps.back().width * plan.conv2.outputs());
     widest = std::max(widest, 2 * c.channels);
   }
+  std::vector<const Matrices*> matrices = {&plan.merge, &plan.head, &plan.output.first,
+                                           &plan.output.second};
+  for (const PointwiseLayers* layer :
+       {&plan.attention.key, &plan.attention.query, &plan.attention.out}) {
+    matrices.insert(matrices.end(), {&layer->first, &layer->second});
+  }
+  matrices.insert(matrices.end(), {&plan.attention.query_weight, &plan.attention.key_value_weight});
+  int64_t most_inputs = 0;
+  for (const Matrices* m : matrices) {
+    if (m->format != Format::kQuads) continue;
+    widest = std::max(widest, m->outputs());
+    most_inputs = std::max(most_inputs, scaled_inputs(m->inputs));
+  }
   zeros = Buffer(widest);
+  if (most_inputs > 0) {
+    integers.resize(threads);
+    for (Integers& own : integers) {
+      own.inputs = Buffer(step * most_inputs / kQuad);
+      own.sums = Buffer(step * widest);
+      own.row = Buffer(widest);
+      own.start = Buffer(widest);
+    }
+  }
   if (plan.attention.num_heads > 0) {
     const Attention& a = plan.attention;
     joined = Buffer(step * plan.joined());

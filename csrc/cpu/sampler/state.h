@@ -35,20 +35,43 @@ struct Request {
 };
 
 // Inputs of n convolutions, activated: the rows above and the current one, in a ring. Columns
-// outside the map stay zero.
+// outside the map stay zero. Values are float32, or bytes as in Product.
 struct Ring {
   Buffer memory;
+  const Convolutions& convolutions;
   int64_t samples, slots, columns, left, channels;
 
-  Ring(const Taps& taps, int64_t layers, int64_t samples, int64_t width, int64_t channels);
+  Ring(const Convolutions& convolutions, const Taps& taps, int64_t layers, int64_t samples,
+       int64_t width);
   int64_t row_stride() const { return columns * channels; }
   int64_t sample_stride() const { return slots * row_stride(); }
   // Where the input at (row, column) of a layer's sample lies; column may be outside by the taps'
   // reach.
-  float* at(int64_t layer, int64_t sample, int64_t row, int64_t column) const {
-    return memory.data() + (layer * samples + sample) * sample_stride() +
-           row % slots * row_stride() + (left + column) * channels;
+  void* at(int64_t layer, int64_t sample, int64_t row, int64_t column) const {
+    const int64_t index = (layer * samples + sample) * sample_stride() +
+                          row % slots * row_stride() + (left + column) * channels;
+    if (convolutions.integer()) return reinterpret_cast<uint8_t*>(memory.data()) + index;
+    return memory.data() + index;
   }
+  // Puts ELU(x) at (row, column), in channels from `begin` on.
+  void put(const Kernels& kernels, int64_t layer, int64_t sample, int64_t row, int64_t column,
+           int64_t begin, const float* x, int64_t count) const {
+    void* to = at(layer, sample, row, column);
+    if (convolutions.integer()) {
+      kernels.quantize_elu(x, convolutions.input_scales + layer * channels + begin,
+                           static_cast<uint8_t*>(to) + begin, count);
+    } else {
+      kernels.elu(x, static_cast<float*>(to) + begin, count);
+    }
+  }
+};
+
+// What a thread needs to multiply integers.
+struct Integers {
+  Buffer inputs;  // [window * rows, stored inputs] bytes
+  Buffer sums;    // [window * rows, outputs] int32
+  Buffer row;     // [outputs] of one convolution, float32
+  Buffer start;   // [outputs], what is added to them
 };
 
 // Which panels of several matrices a thread takes.
@@ -71,7 +94,9 @@ struct State {
   int64_t steps = 0;
 
   Ring ring1, ring2;
-  Buffer out1, out2;        // [layers, rows, W, outputs]: bias and taps above, then all taps
+  // [layers, rows, W, outputs]: bias and taps above, then all taps. Of integer convolutions these
+  // are int32 sums without bias.
+  Buffer out1, out2;
   Buffer window1, window2;  // [window * rows, outputs]: all taps of one layer, if window > 1
   Buffer features;          // [B, h, w, condition channels]
   Buffer of_condition;      // [layers, B, w, conv2 outputs] of the coarse row above
@@ -93,6 +118,7 @@ struct State {
   Buffer row_noise;                          // [B, W, noise_stride], if window > 1
   std::vector<char> matches;                 // [B, columns]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
+  std::vector<Integers> integers;            // [threads], empty if nothing is integer
   std::vector<std::unique_ptr<Drawer>> drawers;
 
   // Work of each thread in each stage, by cost.
@@ -101,6 +127,10 @@ struct State {
   Split of_output_first, of_output_second, of_head;
   std::vector<Range> of_channels, of_heads;
 
+  // Bias, class and condition of one column of a convolution's output, in some panels; `start` is
+  // memory for them. conv2 has gates.
+  const float* start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,
+                        float* start) const;
   // Whether the convolutions of all layers at a position run at once.
   bool side_by_side() const { return window == 1 && !plan.taps.reads_itself(); }
   int64_t noise_stride() const;

@@ -27,6 +27,16 @@ struct Vec {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
+  // The low byte of each lane's bits.
+  void store_low_bytes(uint8_t* p) const {
+    const __m256i first =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12,
+                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i fours = _mm256_shuffle_epi8(_mm256_castps_si256(v), first);
+    _mm_storel_epi64(
+        reinterpret_cast<__m128i*>(p),
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
+  }
   Vec add_product(Vec a, Vec b) const { return {_mm256_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.
   Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
@@ -48,6 +58,75 @@ struct Vec {
     const __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(v), 23);
     return {_mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3F800000)))};
   }
+};
+
+// Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added. The
+// types have the lanes that the intrinsics have: GCC 12 keeps an array of another type, such as
+// __m256i, in memory.
+struct QuadSum {
+  typedef unsigned Lanes __attribute__((vector_size(32)));
+  Lanes v;
+
+  static QuadSum zero() { return {Lanes{}}; }
+  static QuadSum load(const int32_t* p) {
+    return {reinterpret_cast<Lanes>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  void store(int32_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+  }
+  QuadSum operator+(QuadSum b) const { return {v + b.v}; }
+  Vec to_float() const { return {_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(v))}; }
+
+  // this[l] + sum over k of inputs[k] * weights[4 l + k].
+#if defined(__AVXVNNI__)
+  static constexpr int kTileRows = 6;
+  // Whether the sums are of the inputs with 128 added, which the caller makes up for.
+  static constexpr bool kBiased = true;
+  struct Weights {
+    Lanes v;
+  };
+  using Inputs = Weights;
+  static Weights load_weights(const int8_t* bytes) {
+    return {reinterpret_cast<Lanes>(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
+  }
+  static Inputs broadcast(const uint8_t* inputs) {
+    int four;
+    __builtin_memcpy(&four, inputs, sizeof(four));
+    return {reinterpret_cast<Lanes>(_mm256_set1_epi32(four))};
+  }
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+    return {reinterpret_cast<Lanes>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(v),
+                                                            reinterpret_cast<__m256i>(inputs.v),
+                                                            reinterpret_cast<__m256i>(weights.v)))};
+  }
+#else
+  // `maddubs` would saturate: bytes become int16, those at even and those at odd places.
+  static constexpr int kTileRows = 4;
+  static constexpr bool kBiased = false;
+  struct Weights {
+    Lanes even, odd;
+  };
+  using Inputs = Weights;
+  static Weights split(__m256i bytes) {
+    return {reinterpret_cast<Lanes>(_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8)),
+            reinterpret_cast<Lanes>(_mm256_srai_epi16(bytes, 8))};
+  }
+  static Weights load_weights(const int8_t* bytes) {
+    return split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)));
+  }
+  static Inputs broadcast(const uint8_t* inputs) {
+    uint32_t four;
+    __builtin_memcpy(&four, inputs, sizeof(four));
+    return split(_mm256_set1_epi32(static_cast<int>(four ^ 0x80808080u)));
+  }
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+    const __m256i even = _mm256_madd_epi16(reinterpret_cast<__m256i>(inputs.even),
+                                           reinterpret_cast<__m256i>(weights.even));
+    const __m256i odd = _mm256_madd_epi16(reinterpret_cast<__m256i>(inputs.odd),
+                                          reinterpret_cast<__m256i>(weights.odd));
+    return {v + reinterpret_cast<Lanes>(even) + reinterpret_cast<Lanes>(odd)};
+  }
+#endif
 };
 
 #define VQ_HAS_PAIR_PRODUCTS

@@ -27,6 +27,10 @@ struct Vec {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  // The low byte of each lane's bits.
+  void store_low_bytes(uint8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
+  }
   Vec add_product(Vec a, Vec b) const { return {_mm512_fmadd_ps(a.v, b.v, v)}; }
   // The same: the product is never rounded here.
   Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
@@ -48,6 +52,68 @@ struct Vec {
     const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3F800000)))};
   }
+};
+
+// Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added. The
+// types have the lanes that the intrinsics have: GCC 12 keeps an array of another type, such as
+// __m512i, in memory.
+struct QuadSum {
+  static constexpr int kTileRows = 12;
+  typedef unsigned Lanes __attribute__((vector_size(64)));
+  Lanes v;
+
+  static QuadSum zero() { return {Lanes{}}; }
+  static QuadSum load(const int32_t* p) { return {reinterpret_cast<Lanes>(_mm512_loadu_si512(p))}; }
+  void store(int32_t* p) const { _mm512_storeu_si512(p, reinterpret_cast<__m512i>(v)); }
+  QuadSum operator+(QuadSum b) const { return {v + b.v}; }
+  Vec to_float() const { return {_mm512_cvtepi32_ps(reinterpret_cast<__m512i>(v))}; }
+
+  // this[l] + sum over k of inputs[k] * weights[4 l + k].
+#if defined(__AVX512VNNI__)
+  // Whether the sums are of the inputs with 128 added, which the caller makes up for.
+  static constexpr bool kBiased = true;
+  struct Weights {
+    Lanes v;
+  };
+  using Inputs = Weights;
+  static Weights load_weights(const int8_t* bytes) {
+    return {reinterpret_cast<Lanes>(_mm512_loadu_si512(bytes))};
+  }
+  static Inputs broadcast(const uint8_t* inputs) {
+    int four;
+    __builtin_memcpy(&four, inputs, sizeof(four));
+    return {reinterpret_cast<Lanes>(_mm512_set1_epi32(four))};
+  }
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+    return {reinterpret_cast<Lanes>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(v),
+                                                        reinterpret_cast<__m512i>(inputs.v),
+                                                        reinterpret_cast<__m512i>(weights.v)))};
+  }
+#else
+  // `maddubs` would saturate: bytes become int16, those at even and those at odd places.
+  static constexpr bool kBiased = false;
+  struct Weights {
+    Lanes even, odd;
+  };
+  using Inputs = Weights;
+  static Weights split(__m512i bytes) {
+    return {reinterpret_cast<Lanes>(_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8)),
+            reinterpret_cast<Lanes>(_mm512_srai_epi16(bytes, 8))};
+  }
+  static Weights load_weights(const int8_t* bytes) { return split(_mm512_loadu_si512(bytes)); }
+  static Inputs broadcast(const uint8_t* inputs) {
+    uint32_t four;
+    __builtin_memcpy(&four, inputs, sizeof(four));
+    return split(_mm512_set1_epi32(static_cast<int>(four ^ 0x80808080u)));
+  }
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+    const __m512i even = _mm512_madd_epi16(reinterpret_cast<__m512i>(inputs.even),
+                                           reinterpret_cast<__m512i>(weights.even));
+    const __m512i odd = _mm512_madd_epi16(reinterpret_cast<__m512i>(inputs.odd),
+                                          reinterpret_cast<__m512i>(weights.odd));
+    return {v + reinterpret_cast<Lanes>(even) + reinterpret_cast<Lanes>(odd)};
+  }
+#endif
 };
 
 #if defined(__AVX512VNNI__)

@@ -30,6 +30,13 @@ struct Vec {
     return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(eight)))))};
   }
   void store(float* p) const { vst1q_f32(p, v); }
+  // The low byte of each lane's bits.
+  void store_low_bytes(uint8_t* p) const {
+    const uint16x4_t words = vmovn_u32(vreinterpretq_u32_f32(v));
+    const uint32x2_t bytes = vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words)));
+    const uint32_t four = vget_lane_u32(bytes, 0);
+    __builtin_memcpy(p, &four, sizeof(four));
+  }
   Vec add_product(Vec a, Vec b) const { return {vfmaq_f32(v, a.v, b.v)}; }
   // The same: the product is never rounded here.
   Vec add_product_fused(Vec a, Vec b) const { return add_product(a, b); }
@@ -50,6 +57,42 @@ struct Vec {
     const uint32x4_t shifted = vshlq_n_u32(vreinterpretq_u32_f32(v), 23);
     return {vreinterpretq_f32_u32(vaddq_u32(shifted, vdupq_n_u32(0x3F800000u)))};
   }
+};
+
+// Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added.
+struct QuadSum {
+  static constexpr int kTileRows = 8;
+  // Whether the sums are of the inputs with 128 added, which the caller makes up for.
+  static constexpr bool kBiased = false;
+  struct Weights {
+    int8x16_t v;
+  };
+  struct Inputs {
+    int8x16_t v;
+  };
+  int32x4_t v;
+
+  static QuadSum zero() { return {vdupq_n_s32(0)}; }
+  static QuadSum load(const int32_t* p) { return {vld1q_s32(p)}; }
+  void store(int32_t* p) const { vst1q_s32(p, v); }
+  static Weights load_weights(const int8_t* bytes) { return {vld1q_s8(bytes)}; }
+  static Inputs broadcast(const uint8_t* inputs) {
+    uint32_t four;
+    __builtin_memcpy(&four, inputs, sizeof(four));
+    return {vreinterpretq_s8_u32(vdupq_n_u32(four ^ 0x80808080u))};
+  }
+  // this[l] + sum over k of inputs[k] * weights[4 l + k].
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return {vdotq_s32(v, weights.v, inputs.v)};
+#else
+    const int16x8_t low = vmull_s8(vget_low_s8(weights.v), vget_low_s8(inputs.v));
+    const int16x8_t high = vmull_high_s8(weights.v, inputs.v);
+    return {vaddq_s32(v, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))};
+#endif
+  }
+  QuadSum operator+(QuadSum b) const { return {vaddq_s32(v, b.v)}; }
+  Vec to_float() const { return {vcvtq_f32_s32(v)}; }
 };
 
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a

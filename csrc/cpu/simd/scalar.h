@@ -40,6 +40,14 @@ struct Vec {
   void store(float* p) const {
     for (int l = 0; l < kLanes; ++l) p[l] = v[l];
   }
+  // The low byte of each lane's bits.
+  void store_low_bytes(uint8_t* p) const {
+    for (int l = 0; l < kLanes; ++l) {
+      uint32_t bits;
+      __builtin_memcpy(&bits, &v[l], sizeof(bits));
+      p[l] = static_cast<uint8_t>(bits);
+    }
+  }
   // this + a * b, here rounded twice.
   Vec add_product(Vec a, Vec b) const {
     Vec r;
@@ -104,6 +112,58 @@ struct Vec {
       bits = (bits << 23) + 0x3F800000u;
       __builtin_memcpy(&r.v[l], &bits, sizeof(bits));
     }
+    return r;
+  }
+};
+
+// Sums of products of int8, four inputs at a time: weights as they are, inputs with 128 added.
+struct QuadSum {
+  static constexpr int kTileRows = 4;
+  // Whether the sums are of the inputs with 128 added, which the caller makes up for.
+  static constexpr bool kBiased = false;
+  struct Weights {
+    int8_t v[4 * Vec::kLanes];
+  };
+  struct Inputs {
+    int32_t v[4];
+  };
+  int32_t v[Vec::kLanes];
+
+  static QuadSum zero() { return {}; }
+  static QuadSum load(const int32_t* p) {
+    QuadSum r;
+    for (int l = 0; l < Vec::kLanes; ++l) r.v[l] = p[l];
+    return r;
+  }
+  void store(int32_t* p) const {
+    for (int l = 0; l < Vec::kLanes; ++l) p[l] = v[l];
+  }
+  static Weights load_weights(const int8_t* bytes) {
+    Weights r;
+    __builtin_memcpy(r.v, bytes, sizeof(r.v));
+    return r;
+  }
+  static Inputs broadcast(const uint8_t* inputs) {
+    Inputs r;
+    for (int k = 0; k < 4; ++k) r.v[k] = inputs[k] - 128;
+    return r;
+  }
+  // this[l] + sum over k of inputs[k] * weights[4 l + k].
+  QuadSum add_products(Inputs inputs, Weights weights) const {
+    QuadSum r = *this;
+    for (int l = 0; l < Vec::kLanes; ++l) {
+      for (int k = 0; k < 4; ++k) r.v[l] += inputs.v[k] * weights.v[4 * l + k];
+    }
+    return r;
+  }
+  QuadSum operator+(QuadSum b) const {
+    QuadSum r;
+    for (int l = 0; l < Vec::kLanes; ++l) r.v[l] = v[l] + b.v[l];
+    return r;
+  }
+  Vec to_float() const {
+    Vec r;
+    for (int l = 0; l < Vec::kLanes; ++l) r.v[l] = static_cast<float>(v[l]);
     return r;
   }
 };

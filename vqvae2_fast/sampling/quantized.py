@@ -1,0 +1,68 @@
+"""Matrices and their inputs as int8: what engine `cpu_w8a8` rounds, and how.
+
+For the inputs a of a matrix (a convolution, or several that add to one output), with the largest
+magnitude amax_c of input channel c over the code maps of a calibration:
+
+    s_c = amax_c · margin / 127                q = clamp(round(a / s_c), −127, 127)
+    w'  = w · s_c,  r_o = max |w'_o| / 127     wq = clamp(round(w' / r_o), −127, 127)
+    output = r_o · float32(Σ wq · q) + bias
+
+Ties are rounded to even. Sums are int32, exact in any order; everything else is float32, rounded
+after each step, so the bits are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["InputRanges", "quantized", "quantized_inputs"]
+
+# The range of a channel is at least this part of its matrix' largest: a channel that was hardly
+# used in the calibration would otherwise be clamped to almost nothing.
+_LEAST_RANGE = 2.0**-10
+# int32 sums of this many products cannot overflow: 2^17 · 127² < 2^31.
+MAX_TERMS = 2**17
+
+
+@dataclass(frozen=True, eq=False)
+class InputRanges:
+    """Ranges of the inputs of a prior's matrices.
+
+    Args:
+        largest: By a matrix' name in the engine's plan, float32 `[n, inputs]`: amax of each input.
+        margin: How much larger values are represented.
+    """
+
+    largest: Mapping[str, Tensor]
+    margin: float = 1.0
+
+    def scales(self, name: str) -> Tensor:
+        """s, float32 `[n, inputs]`."""
+        largest = self.largest[name]
+        least = largest.amax(-1, keepdim=True) * _LEAST_RANGE
+        scales = torch.maximum(largest, least) * self.margin / 127
+        return torch.where(scales > 0, scales, 1.0)
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight `[n, inputs, outputs]` -> wq int8 of that shape, and r float32 `[n, outputs]`."""
+    if weight.shape[1] >= MAX_TERMS:
+        raise NotImplementedError(
+            f"int8 weights: expected matrices of fewer than {MAX_TERMS} inputs, got "
+            f"{weight.shape[1]}."
+        )
+    largest = weight.abs().amax(1)
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def quantized_inputs(x: Tensor, scales: Tensor) -> Tensor:
+    """Inputs `[..., inputs]` over their scales `[inputs]`, rounded to integers; float32."""
+    return (x / scales).round().clamp(-127, 127)

@@ -28,6 +28,7 @@ COMMANDS = {
         "train_classifier:TrainClassifier",
         "train a classifier, to judge and choose samples",
     ),
+    "calibrate": ("calibrate:Calibrate", "prepare a pipeline for the engine of integers"),
     "sample": ("sample:Sample", "draw new images"),
     "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),

@@ -33,9 +33,10 @@ from torch import Tensor
 import vqvae2_fast
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import interface_of, plan_of
+from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -135,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
+    parser.add_argument(
+        "--weights", choices=["float32", "bfloat16", "int8", "w8a8"], default="float32"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
     arguments = parser.parse_args()
@@ -143,7 +146,8 @@ def main() -> None:
         raise SystemExit("benchmarks/sampler.py: no compiled module: pip install . first.")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    batch, weights = arguments.batch, getattr(torch, arguments.weights)
+    batch, integer = arguments.batch, arguments.weights == "w8a8"
+    stored = torch.int8 if integer else getattr(torch, arguments.weights)
     print(
         f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
         f"{torch.__version__}, vqvae2_fast {vqvae2_fast.__version__} {_native.simd_level()}, "
@@ -154,8 +158,13 @@ def main() -> None:
         prior = vqvae2_fast.PixelSNAIL(config).eval()
         plan = plan_of(prior, interface_of(prior))
         request = request_of(config, batch)
+        weights = stored
+        if integer:
+            codes = torch.randint(config.num_embeddings, (1, *config.size))
+            calibrate(prior, [(codes, [codes[:1] for codes in request.maps], None)])
+            weights = checked_ranges(prior, plan)
         draw_cpu_timed(plan, request, weights)  # packs the weights
-        num_bytes = pixel_bytes(plan, weights)
+        num_bytes = pixel_bytes(plan, stored)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
             start = time.perf_counter()

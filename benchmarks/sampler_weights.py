@@ -20,20 +20,22 @@ import vqvae2_fast
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import prior_labels
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import teacher_forced_logits
+from vqvae2_fast.sampling import calibrate, teacher_forced_logits
 
-ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8")
+ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8", "cpu_w8a8")
 
 
-def emoji_codes(vqvae, batch: int):
-    """Code maps coarse to fine and labels of the held-out emoji."""
+def emoji_codes(vqvae, batch: int, split: str = "held_out", count: int = 2**31):
+    """Code maps coarse to fine and labels of the emoji of a split."""
     with torch.no_grad():
-        for images, labels in in_order(load_emoji("held_out"), batch):
+        for first, (images, labels) in enumerate(in_order(load_emoji(split), batch)):
+            if first * batch >= count:
+                return
             yield vqvae.encode(images), labels
 
 
-def stored_codes(folder: str, batch: int, count: int):
-    store = CodeStore(f"{folder}/held_out")
+def stored_codes(folder: str, batch: int, count: int, split: str = "held_out"):
+    store = CodeStore(f"{folder}/{split}")
     for start in range(0, min(count, len(store)), batch):
         yield store.batch(torch.arange(start, min(start + batch, count, len(store))))
 
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--codes", help="folder of `vqvae2-fast extract`, with --priors")
     parser.add_argument("--count", type=int, default=512, help="the most held-out records to take")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--calibrate", type=int, default=256, help="training records for cpu_w8a8")
     arguments = parser.parse_args()
     if _native.module is None:
         raise SystemExit("benchmarks/sampler_weights.py: no compiled module: pip install . first.")
@@ -78,9 +81,15 @@ def main() -> None:
     print("| prior | engine | bits per code | more | KL, nats |\n|---|---|---|---|---|")
     for level, prior in enumerate(priors):
         if pipeline:
+            training = emoji_codes(pipeline.vqvae, arguments.batch, "train", arguments.calibrate)
             batches = emoji_codes(pipeline.vqvae, arguments.batch)
         else:
+            training = stored_codes(arguments.codes, arguments.batch, arguments.calibrate, "train")
             batches = stored_codes(arguments.codes, arguments.batch, arguments.count)
+        calibrate(
+            prior,
+            ((maps[level], maps[:level], prior_labels(prior, labels)) for maps, labels in training),
+        )
         name = "x".join(map(str, prior.config.size))
         measured = compare(prior.eval(), level, batches)
         base = measured["cpu"][0]

@@ -19,6 +19,7 @@ from vqvae2_fast.modules.residual_vq import ResidualVQ
 from vqvae2_fast.presets import preset, preset_names
 from vqvae2_fast.sampling import (
     Pipeline,
+    calibrate,
     fill,
     sample_codes,
     sample_images,
@@ -45,6 +46,7 @@ __all__ = [
     "VQVAE2Config",
     "VQVAE2Output",
     "VectorQuantizerEMA",
+    "calibrate",
     "fill",
     "from_preset",
     "load",

@@ -1,4 +1,4 @@
-"""The CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu): its kernels run unchanged."""
+"""The CUDA sampler built for the CPU (csrc/tests/cuda_on_cpu), and the number of threads."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from vqvae2_fast.sampling.engines.cuda_library import Library
 
@@ -53,3 +54,10 @@ def sampler_on_cpu(tmp_path_factory):
     library = folder / "libsampler_on_cpu.so"
     build("-shared", *objects, "-pthread", "-o", str(library))
     return Library(str(library))
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -44,13 +44,6 @@ ODD = {
 MASKS = ["exclude", "include", "down", "downright"]
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def logits_of(prior, inputs):
     return teacher_forced_logits(
         prior, inputs["codes"], condition=inputs["condition"], labels=inputs["labels"], engine="cpu"

@@ -46,6 +46,7 @@ SUMS = "files.json"
 NAMES = (
     "config.json",
     "model.safetensors",
+    "calibration.safetensors",
     "average.safetensors",
     "optimizer.safetensors",
     "companion.safetensors",

@@ -24,8 +24,10 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.models.prior import PRIORS, Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.unfilled import unfilled
 from vqvae2_fast.ops._checks import dtype_name
+from vqvae2_fast.sampling.quantized import Calibration, InputRanges
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +46,7 @@ __all__ = [
     "write_model",
 ]
 
+CALIBRATION = "calibration.safetensors"
 # Increase this when today's readers could not read what a newer package writes.
 VERSION = 1
 
@@ -98,6 +101,16 @@ def write_model(
         header["class_names"] = list(class_names)
     if vqvae_hash := vqvae_hash or getattr(model, "vqvae_hash", ""):
         header["vqvae_hash"] = vqvae_hash
+    calibration = getattr(model, "calibration", None)
+    if isinstance(calibration, Calibration):
+        # Weights that are rounded here stay calibrated, if they were.
+        same = calibration.weights_hash == weights_hash(model)
+        header["calibration"] = {
+            "weights_hash": weights_hash(model, dtype) if same else calibration.weights_hash,
+            "codes_hash": calibration.codes_hash,
+            "margin": calibration.ranges.margin,
+        }
+        write_tensors(calibration.ranges.largest, folder / CALIBRATION)
     write_json(folder / "config.json", header)
     weights = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -188,7 +201,26 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     model.load_state_dict(read_tensors(path, check_finite=check_finite))
     if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")
+        if "calibration" in header:
+            model.calibration = _calibration(header["calibration"], folder)
     return model
+
+
+def _calibration(values: Any, folder: Path) -> Calibration:
+    expected = {"weights_hash": str, "codes_hash": str, "margin": float}
+    if not isinstance(values, dict) or not all(
+        type(values.get(name)) is kind for name, kind in expected.items()
+    ):
+        raise ValueError(f"load: {folder}: expected calibration to have {', '.join(expected)}.")
+    largest = read_tensors(folder / CALIBRATION)
+    for name, ranges in largest.items():
+        if ranges.dtype != torch.float32 or ranges.ndim != 2 or (ranges < 0).any():
+            raise ValueError(
+                f"load: {folder / CALIBRATION}: expected {short(name)} to be float32 [n, inputs], "
+                f"not negative, got {ranges.dtype} {list(ranges.shape)}."
+            )
+    ranges_of_all = InputRanges(largest, values["margin"])
+    return Calibration(ranges_of_all, values["weights_hash"], values["codes_hash"])
 
 
 def check_tensors(

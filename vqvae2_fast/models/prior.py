@@ -73,6 +73,8 @@ class Prior(nn.Module):
     """
 
     vqvae_hash: str = ""
+    # What sampling.calibrate keeps here, a `Calibration`.
+    calibration: object = None
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Sampling: code maps and images drawn from priors, by engines that all draw the same codes."""
 
 from vqvae2_fast.sampling.batches import SampleBatch, draw_batch, stream_images
+from vqvae2_fast.sampling.calibration import calibrate
 from vqvae2_fast.sampling.fill import fill
 from vqvae2_fast.sampling.pipeline import Pipeline, sample_images, sample_levels
 from vqvae2_fast.sampling.plan import SamplingPlan
@@ -19,6 +20,7 @@ __all__ = [
     "PriorInterface",
     "SampleBatch",
     "SamplingPlan",
+    "calibrate",
     "choose_engine",
     "draw_batch",
     "fill",

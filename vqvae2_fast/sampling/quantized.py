@@ -19,10 +19,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.sampling.kept import Kept
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["InputRanges", "quantized", "quantized_inputs"]
+    from torch import nn
+
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
+__all__ = ["Calibration", "InputRanges", "checked_ranges", "quantized", "quantized_inputs"]
 
 # The range of a channel is at least this part of its matrix' largest: a channel that was hardly
 # used in the calibration would otherwise be clamped to almost nothing.
@@ -43,12 +51,33 @@ class InputRanges:
     largest: Mapping[str, Tensor]
     margin: float = 1.0
 
-    def scales(self, name: str) -> Tensor:
-        """s, float32 `[n, inputs]`."""
-        largest = self.largest[name]
+    def scales(self, name: str, inputs: int) -> Tensor:
+        """s of a matrix with so many inputs, float32 `[n, inputs]`."""
+        largest = self.largest.get(name)
+        if largest is None or largest.shape[-1] != inputs:
+            found = "none" if largest is None else str(largest.shape[-1])
+            raise ValueError(
+                f"engine cpu_w8a8: expected a calibration of the {inputs} inputs of {name!r}, got "
+                f"{found}. Calibrate the prior again."
+            )
         least = largest.amax(-1, keepdim=True) * _LEAST_RANGE
         scales = torch.maximum(largest, least) * self.margin / 127
         return torch.where(scales > 0, scales, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What `calibrate` keeps in a prior.
+
+    Args:
+        ranges: Of the inputs of each matrix.
+        weights_hash: `weights_hash` of the prior that was calibrated.
+        codes_hash: SHA-256 of the code maps, conditions and labels.
+    """
+
+    ranges: InputRanges
+    weights_hash: str
+    codes_hash: str
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,3 +95,33 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 def quantized_inputs(x: Tensor, scales: Tensor) -> Tensor:
     """Inputs `[..., inputs]` over their scales `[inputs]`, rounded to integers; float32."""
     return (x / scales).round().clamp(-127, 127)
+
+
+_checked: Kept[SamplingPlan, InputRanges] = Kept(capacity=1)
+
+
+def checked_ranges(prior: nn.Module, plan: SamplingPlan) -> InputRanges:
+    """The ranges of a prior's calibration, which must be of its weights as they are.
+
+    Args:
+        plan: The prior's; its weights are hashed once for each.
+
+    Raises:
+        RuntimeError: There is none, or it is of other weights.
+    """
+    calibration = getattr(prior, "calibration", None)
+    remedy = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
+    if not isinstance(calibration, Calibration):
+        raise RuntimeError(f"engine cpu_w8a8: the prior has no calibration. {remedy}")
+
+    def checked() -> InputRanges:
+        found = weights_hash(prior)
+        if found != calibration.weights_hash:
+            raise RuntimeError(
+                f"engine cpu_w8a8: the prior's calibration is of weights "
+                f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
+                f"{remedy}"
+            )
+        return calibration.ranges
+
+    return _checked.get(plan, calibration, checked)

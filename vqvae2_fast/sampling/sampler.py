@@ -25,6 +25,7 @@ from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import NO_PLAN, PriorInterface, interface_of, plan_of
+from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vqvae2_fast.sampling.labels import Labels
+    from vqvae2_fast.sampling.plan import SamplingPlan
 
     Progress = Callable[[int, int], None]
 
@@ -59,6 +61,9 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
     "cpu_int8": lambda prior, interface, request: draw_cpu(
         plan_of(prior, interface), request, torch.int8
     ),
+    "cpu_w8a8": lambda prior, interface, request: draw_w8a8(
+        plan_of(prior, interface), prior, request
+    ),
     "cuda_tf32": lambda prior, interface, request: draw_cuda(
         plan_of(prior, interface), request, "cuda_tf32"
     ),
@@ -66,6 +71,10 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
         plan_of(prior, interface), request, "cuda_bfloat16"
     ),
 }
+
+
+def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Drawn:
+    return draw_cpu(plan, request, checked_ranges(prior, plan))
 
 
 def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple[str, str]:
@@ -140,7 +149,8 @@ def sample_codes(
         known: int64 `[B, H, W]`: codes to keep, -1 where one is to be drawn.
         engine: `cpu` (compiled, float32), `cpu_bfloat16` (matrices rounded to bfloat16, which is
             faster and draws from a slightly different prior), `cpu_int8` (the same with int8, a
-            scale per output and float32 sums), `cuda` (persistent kernels, float32), `cuda_tf32`
+            scale per output and float32 sums), `cpu_w8a8` (int8 weights and inputs, int32 sums; for
+            a prior that `calibrate` has seen), `cuda` (persistent kernels, float32), `cuda_tf32`
             and `cuda_bfloat16` (the same with products on tensor cores), `eager` (any device and
             dtype), `reference` (the full forward pass for each code: the definition), or `auto`,
             the fastest exact engine that can draw from the prior.
@@ -238,7 +248,7 @@ def draw(
     )
     request = DrawRequest(
         batch_size,
-        *_checked_context(where, interface, batch_size, condition, labels, device),
+        *checked_context(where, interface, batch_size, condition, labels, device),
         known=None if known is None else known.to(device),
         noise=drawn_noise,
         settings=settings,
@@ -317,7 +327,7 @@ def _teacher_forced(
     device = device_of(prior)
     request = DrawRequest(
         batch_size,
-        *_checked_context(where, interface, batch_size, condition, labels, device),
+        *checked_context(where, interface, batch_size, condition, labels, device),
         known=codes.to(device),
         noise=DrawNoise(batch_size, interface.size[1], interface.num_embeddings, device),
         settings=DrawSettings(temperature=0.0, engine=engine),
@@ -346,7 +356,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
     )
 
 
-def _checked_context(
+def checked_context(
     where: str,
     interface: PriorInterface,
     batch_size: int,

@@ -77,8 +77,9 @@ def stored(panels: Tensor, form: Format) -> Tensor:
         halves = panels.bfloat16().unflatten(-1, (2, HALF_PANEL)).transpose(-1, -2).flatten(-2)
         return halves.view(torch.float32).flatten(-2)
     sums = panels.sum(-2, dtype=torch.int32) * -128  # [..., 32]
-    fours = F.pad(panels, (0, 0, 0, -panels.shape[-2] % 4)).unflatten(-2, (-1, 4)).mT.contiguous()
-    return torch.cat([sums.view(torch.float32), fours.view(torch.float32).flatten(-3)], dim=-1)
+    fours = F.pad(panels, (0, 0, 0, -panels.shape[-2] % 4)).unflatten(-2, (-1, 4)).mT
+    words = fours.flatten(-3).view(torch.float32)
+    return torch.cat([sums.view(torch.float32), words], dim=-1)
 
 
 class Written:
@@ -101,7 +102,6 @@ class _Description:
     def __init__(self, weights: Weights) -> None:
         self.ranges = weights if isinstance(weights, InputRanges) else None
         self.form = _FORMATS[weights] if isinstance(weights, torch.dtype) else Format.QUADS
-        # The conditioning stack runs once per draw, before the two phases.
         self.form_of_condition = Format.FLOAT32 if self.form is Format.QUADS else self.form
         self.integers: dict[str, int | list[int]] = {
             "format": self.form.value,
@@ -115,7 +115,7 @@ class _Description:
     def input_scales(self, name: str, parts: list[int], *, whole: bool = True) -> Tensor:
         """`[n, inputs]` of int8 inputs, padded with ones as the weights are with zeros."""
         assert self.ranges is not None
-        scales = _pad(self.ranges.scales(name), parts, -1, last=whole, value=1.0)
+        scales = _pad(self.ranges.scales(name, sum(parts)), parts, -1, last=whole, value=1.0)
         fill = -scales.shape[-1] % HALF_PANEL
         self.add(f"{name}.input_scale", F.pad(scales, (0, fill), value=1.0))
         return scales

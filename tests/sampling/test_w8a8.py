@@ -1,0 +1,140 @@
+"""Engine `cpu_w8a8`: the bits of its reference, whatever the level, batch, threads and window."""
+
+import pytest
+import torch
+
+from vqvae2_fast import load, save
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import (
+    calibrate,
+    interface_of,
+    plan_of,
+    sample_codes,
+    score_codes,
+    teacher_forced_logits,
+)
+from vqvae2_fast.sampling.plan_network import plan_logits, quantized_multiply
+from vqvae2_fast.sampling.quantized import checked_ranges, quantized_inputs
+from vqvae2_fast.testing.compare import simd_level, simd_levels
+from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+
+pytestmark = pytest.mark.skipif(
+    _native.module is None, reason="this install has no compiled module"
+)
+
+ODD = {
+    "channels": 54,
+    "residual_channels": 37,
+    "num_heads": 3,
+    "num_embeddings": 41,
+    "num_output_layers": 1,
+    "condition_sizes": ((1, 3), (2, 3)),
+    "condition_channels": 21,
+    "num_classes": 3,
+}
+
+
+def calibrated_prior(**overrides) -> PixelSNAIL:
+    prior = tiny_prior(**ODD | overrides)
+    inputs = prior_inputs(prior, 3, seed=1)
+    calibrate(prior, [(inputs["codes"], inputs["condition"], inputs["labels"])])
+    return prior
+
+
+def logits_of(prior, inputs, rows=slice(None)):
+    labels = inputs["labels"]
+    return teacher_forced_logits(
+        prior,
+        inputs["codes"][rows],
+        condition=[codes[rows] for codes in inputs["condition"]],
+        labels=None if labels is None else labels[rows],
+        engine="cpu_w8a8",
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "attention"), [("exclude", True), ("include", False), ("down", False)]
+)
+def test_every_level_gives_the_bits_of_the_reference(mask, attention):
+    prior = calibrated_prior(mask=mask, attention=attention)
+    inputs = prior_inputs(prior, 2)
+    with torch.inference_mode():
+        plan = plan_of(prior, interface_of(prior))
+        expected = plan_logits(
+            plan,
+            inputs["codes"],
+            inputs["condition"],
+            inputs["labels"],
+            quantized_multiply(checked_ranges(prior, plan)),
+        )
+    for level in simd_levels():
+        with simd_level(level):
+            assert torch.equal(logits_of(prior, inputs), expected), level
+
+
+@pytest.mark.parametrize("mask", ["exclude", "downright"])
+def test_bits_depend_on_neither_batch_threads_nor_window(mask, threads):
+    prior = calibrated_prior(mask=mask)
+    inputs = prior_inputs(prior, 64)
+    drawn = {"condition": inputs["condition"], "labels": inputs["labels"], "engine": "cpu_w8a8"}
+    threads(1)
+    expected = logits_of(prior, inputs)
+    codes = sample_codes(prior, 64, **drawn)
+    for count in (2, 3, 8):
+        threads(count)
+        assert torch.equal(logits_of(prior, inputs, slice(5, 6)), expected[5:6])
+        assert torch.equal(logits_of(prior, inputs, slice(1, 9)), expected[1:9])
+    assert torch.equal(sample_codes(prior, 64, window=3, **drawn), codes)
+
+
+def test_scores_are_those_of_the_draw():
+    prior = calibrated_prior()
+    inputs = prior_inputs(prior, 2)
+    drawn = {"condition": inputs["condition"], "labels": inputs["labels"], "engine": "cpu_w8a8"}
+    codes, log_prob = sample_codes(prior, 2, return_log_prob=True, **drawn)
+    assert torch.equal(score_codes(prior, codes, **drawn), log_prob)
+
+
+def test_a_saved_prior_draws_the_same_bits(tmp_path):
+    prior = calibrated_prior()
+    inputs = prior_inputs(prior, 2)
+    save(prior, tmp_path / "prior")
+    assert torch.equal(logits_of(load(tmp_path / "prior"), inputs), logits_of(prior, inputs))
+
+
+def test_a_prior_saved_in_bfloat16_stays_calibrated(tmp_path):
+    prior = calibrated_prior()
+    save(prior, tmp_path / "prior", dtype=torch.bfloat16)
+    logits_of(load(tmp_path / "prior"), prior_inputs(prior, 1))
+
+
+def test_a_prior_without_calibration_is_refused_with_the_remedy():
+    prior = tiny_prior()
+    with pytest.raises(RuntimeError, match="no calibration. Calibrate it with vqvae2-fast calib"):
+        sample_codes(prior, 1, engine="cpu_w8a8")
+
+
+def test_a_calibration_of_other_weights_is_refused():
+    prior = calibrated_prior()
+    with torch.no_grad():
+        prior.head.bias += 1
+    inputs = prior_inputs(prior, 1)
+    with pytest.raises(RuntimeError, match="calibration is of weights .*, but its weights are"):
+        logits_of(prior, inputs)
+
+
+def test_inputs_are_rounded_to_even_and_clamped():
+    x = torch.tensor([0.5, 1.5, -2.5, 300.0, -300.0])
+    assert quantized_inputs(x, torch.ones(5)).tolist() == [0.0, 2.0, -2.0, 127.0, -127.0]
+
+
+@pytest.mark.parametrize("margin", [0.5, float("nan")])
+def test_a_margin_below_one_is_refused(margin):
+    with pytest.raises(ValueError, match="calibrate: expected margin >= 1, got"):
+        calibrate(tiny_prior(), [], margin=margin)
+
+
+def test_a_calibration_without_codes_is_refused():
+    with pytest.raises(ValueError, match="calibrate: expected at least one batch"):
+        calibrate(tiny_prior(), [])

@@ -1,0 +1,67 @@
+"""`vqvae2-fast calibrate`: what engine cpu_w8a8 needs to know of a pipeline's priors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from vqvae2_fast.checkpoints import save
+from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.data import CodeStore
+from vqvae2_fast.data.code_store import check_matches
+from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.sampling import calibrate
+
+__all__ = ["Calibrate"]
+
+_BATCH = 32
+
+
+@dataclass(kw_only=True)
+class Calibrate(Command):
+    """Measure the activations of priors on code maps, for engine cpu_w8a8, and save them to OUT.
+
+    The engine multiplies int8 by int8: it is faster and draws from a slightly different prior.
+    """
+
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    codes: Path = Path("runs/codes/train")
+    """A code store that `vqvae2-fast extract` wrote: OUT/train."""
+    records: int = 256
+    """Records of the store to measure, spread evenly over it."""
+    margin: float = 1.0
+    """How much larger values than those seen are represented."""
+    out: Path = Path("runs/calibrated")
+    """Folder of the pipeline with its calibration."""
+
+    def run(self) -> Result:
+        if self.records < 1:
+            raise ValueError(f"--records: expected 1 or more, got {self.records}.")
+        self.prepare()
+        pipeline = self.model.open(torch.device("cpu"))
+        store = CodeStore(self.codes)
+        chosen = torch.linspace(0, len(store) - 1, min(self.records, len(store))).long()
+        for level, prior in enumerate(pipeline.priors):
+            if not isinstance(prior, Prior):
+                raise TypeError(f"calibrate: cannot calibrate a {type(prior).__name__}.")
+            check_matches(store, prior.config)
+            batches = []
+            for rows in chosen.split(_BATCH):
+                maps, labels = store.batch(rows)
+                known = labels.where(labels >= 0, torch.tensor(prior.config.num_classes))
+                batches.append(
+                    (maps[level], maps[:level], known if prior.config.num_classes else None)
+                )
+            calibrate(prior, batches, margin=self.margin)
+        save(pipeline, self.out)
+        return Result(
+            {"out": str(self.out), "records": len(chosen)},
+            [
+                f"priors calibrated on {len(chosen)} records of {self.codes}: {self.out}",
+                f"draw: vqvae2-fast sample --pipeline {self.out} --engine cpu_w8a8",
+            ],
+        )

@@ -180,6 +180,34 @@ def test_an_evaluation_without_files_does_not_stand_beside(place, tmp_path, caps
     assert "repeat it with --compressed-images" in capsys.readouterr().err
 
 
+def test_two_processes_leave_what_one_leaves(place, found, run_in_two_processes, tmp_path, files):
+    options = ["--images", str(NUMBER), "--features", "classifier", "--quiet"]
+    options += ["--classifier", str(place / "judge"), "--data", str(place / "images")]
+    out = tmp_path / "out"
+    said = run_in_two_processes(
+        "evaluate", "--pipeline", str(place / "pipeline"), *options, "--out", str(out)
+    )
+    assert str(out / "metrics.json") in said[0]
+    assert said[1] == ""
+    one, two = (json.loads((path / "metrics.json").read_text()) for path in (found, out))
+    for values in (one, two):
+        del values["distances"]["classifier"]["images_per_second"]
+        del values["rejection"]  # its judge may be another one
+        values.pop("cas", None)
+    assert two == one
+    assert files(out / "samples") == files(found / "samples")
+
+
+def test_two_processes_measure_reconstructions_like_one(place, run, run_in_two_processes, tmp_path):
+    command = ["reconstruct", "--vqvae", str(place / "pipeline"), "--data", str(place / "images")]
+    command += ["--split", "all", "--quiet", "--out"]  # 400 images: four batches
+    assert run(*command, tmp_path / "one")[0] == 0
+    said = run_in_two_processes(*command, str(tmp_path / "two"))
+    assert said[1] == ""
+    results = [(tmp_path / name / "result.json").read_text() for name in ("one", "two")]
+    assert results[0] == results[1]
+
+
 def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     out = tmp_path / "out"
     arguments = ("--held-out-images", "20", "--train-images", "0", "--codec-images", "2")

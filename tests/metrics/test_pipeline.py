@@ -77,8 +77,8 @@ def test_every_measure_is_that_of_its_own_function(models, small_batches):
 def test_images_are_read_once_and_one_batch_is_held_at_a_time(models, small_batches, monkeypatch):
     read, alive = [], []
 
-    def watched(images, batch_size):
-        for batch, labels in in_order(images, batch_size):
+    def watched(images, batch_size, **share):
+        for batch, labels in in_order(images, batch_size, **share):
             read.append(len(batch))
             weakref.finalize(batch, read.append, -len(batch))
             alive.append(sum(read))

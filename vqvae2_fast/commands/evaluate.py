@@ -18,6 +18,7 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.commands.measured_files import compressed_files, files_of
 from vqvae2_fast.commands.measured_samples import SampleOptions, Samples, check_least
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.files.printable import short
@@ -26,6 +27,7 @@ from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.report.curves import plot_rate
 from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.report.grids import picture_of_reconstructions
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.engines.cpu import why_not_cpu
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ class Evaluate(Command):
     samples against real images, and with --classifier the effect of rejection and the
     classification accuracy score.
 
-    Writes metrics.json, report.html and the pictures that it shows.
+    Writes metrics.json, report.html and the pictures that it shows. Under torchrun the processes
+    share the held-out and training images and the drawing of samples; the first one does the rest.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -68,10 +71,11 @@ class Evaluate(Command):
     def run(self) -> Result:
         check_out(self.out)
         check_least(self, held_out_images=0, train_images=0, codec_images=1, compressed_images=0)
-        device = self.prepare()
+        ranks = Ranks.of_this_run()
+        device = ranks.device(self.prepare())
         pipeline = self.models.open(device)
         vqvae, priors = pipeline.networks()
-        progress, config = self.progress(), vqvae.config
+        progress, config = Progress(quiet=self.quiet or ranks.rank > 0), vqvae.config
         shape = (config.image_channels, *config.image_size)
         held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
         _check_same_classes(pipeline, held_out.class_names)
@@ -97,17 +101,23 @@ class Evaluate(Command):
                 "--classifier and --cas-epochs need, got 0."
             )
 
-        found = evaluate_pipeline(
-            vqvae,
-            priors,
-            spread_evenly(held_out, self.held_out_images) if self.held_out_images else held_out,
-            train_set=spread_evenly(train_set, self.train_images)
-            if train_set is not None and self.train_images
-            else None,
-            perceptual=perceptual,
-            codec_images=self.codec_images,
-            progress=progress,
-        )
+        with ranks.joined(device):
+            found = evaluate_pipeline(
+                vqvae,
+                priors,
+                spread_evenly(held_out, self.held_out_images) if self.held_out_images else held_out,
+                train_set=spread_evenly(train_set, self.train_images)
+                if train_set is not None and self.train_images
+                else None,
+                perceptual=perceptual,
+                codec_images=self.codec_images,
+                progress=progress,
+                processes=ranks,
+            )
+            if sampled is not None:
+                sampled.draw(ranks)
+        if ranks.rank:
+            return Result({})
         pictures = {name: self.out / f"{name}.png" for name in ("reconstructions", "rate")}
         picture_of_reconstructions(vqvae, held_out, pictures["reconstructions"])
         lines = []

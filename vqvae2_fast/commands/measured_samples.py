@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import tyro
 
+from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.stored_images import samples_of_folder
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.metrics.features import FeatureExtractor
     from vqvae2_fast.metrics.results import Evaluation
     from vqvae2_fast.models.classifier import Classifier
+    from vqvae2_fast.runs.ranks import Ranks
     from vqvae2_fast.sampling.pipeline import Pipeline
     from vqvae2_fast.training.cas import CasRow
 
@@ -117,6 +118,7 @@ class Samples:
         self.device = device_of(self.vqvae)
         self.pictures: dict[str, Path] = {}
         self._check()
+        self.reference, self.other = self._real_sets()
         self.networks = [
             open_features(
                 name,
@@ -172,57 +174,60 @@ class Samples:
             rejection=rejection,
         )
 
-    def _sets(self) -> Sets:
+    def _real_sets(self) -> tuple[ImageSubset, ImageSubset]:
         count = self.options.images
         generator = torch.Generator().manual_seed(self.options.seed)
         order = torch.randperm(len(self.train_set), generator=generator)
-        reference = ImageSubset(self.train_set, order[:count])
         other = ImageSubset(self.train_set, order[count : 2 * count])
         if len(self.held_out) >= count:
             rows = torch.randperm(len(self.held_out), generator=generator)[:count]
             other = ImageSubset(self.held_out, rows)
-        drawn = self._drawn(reference)
+        return ImageSubset(self.train_set, order[:count]), other
+
+    def _sets(self) -> Sets:
+        count, path = self.options.images, self.options.samples or self.out / "samples"
+        drawn = samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
         if len(drawn) < count:
             raise ValueError(
                 f"--samples: expected at least {count} samples, the number of --images, got "
-                f"{len(drawn)} in {self.options.samples}."
+                f"{len(drawn)} in {path}."
             )
         sampled = ImageSubset(drawn, torch.arange(count))
         self._picture("samples", sampled)
         return {
-            "reference": reference,
-            "other": other,
-            "reconstructed": self._reconstructed("reference", reference),
+            "reference": self.reference,
+            "other": self.other,
+            "reconstructed": self._reconstructed("reference", self.reference),
             "sampled": sampled,
         }
 
-    def _drawn(self, reference: ImageSource) -> StoredImages:
-        folder = self.options.samples
-        if folder is None:
-            folder, none = self.out / "samples", self.pipeline.num_classes
-            labels = [none if label < 0 else label for label in reference.labels.tolist()]
-            settings = resolved_settings(self.pipeline, seed=self.options.seed)
-            classes = tuple(labels) if none else ()
-            series = SampleSeries(self.pipeline, settings, classes)
-            self._draw(series, folder, self.options.images)
-        return samples_of_folder(folder, self.out / "work" / "samples.raw", self.class_names)
+    def draw(self, ranks: Ranks) -> None:
+        """Draw the samples unless a folder of them was named; the processes share the work."""
+        if self.options.samples is not None:
+            return
+        count, path, none = self.options.images, self.out / "samples", self.pipeline.num_classes
+        labels = [none if label < 0 else label for label in self.reference.labels.tolist()]
+        settings = resolved_settings(self.pipeline, seed=self.options.seed)
+        series = SampleSeries(self.pipeline, settings, tuple(labels) if none else ())
 
-    def _draw(self, series: SampleSeries, path: Path, count: int) -> None:
-        with (
-            closing(SampleFolder.begin(path, count, series.identity(), resume=True)) as folder,
-            stop_requests() as stop,
-        ):
-            batches = Batches(folder.missing(), best_batch_size(self.pipeline))
+        def begin() -> SampleFolder:
+            alone = ranks.count == 1
+            return SampleFolder.begin(path, count, series.identity(), resume=True, alone=alone)
+
+        with shared_samples(ranks, begin, count) as (folder, missing), stop_requests() as stop:
+            size = best_batch_size(self.pipeline)
+            batches = Batches(missing, size, rank=ranks.rank, count=ranks.count)
             draw_into(
                 folder,
                 series,
                 batches,
                 self.progress,
-                before=count - batches.num_samples,
+                before=0 if ranks.count > 1 else count - batches.num_samples,
                 after_row=lambda done: stop.check(
                     f"{done} of {count} samples are whole in {path}; the same command continues."
                 ),
             )
+            ranks.wait()
             folder.finish()
 
     def _reconstructed(self, name: str, images: ImageSource) -> StoredImages:

@@ -15,6 +15,7 @@ from vqvae2_fast.commands.common import (
     load_vqvae,
     write_result,
 )
+from vqvae2_fast.console import Progress
 from vqvae2_fast.data import Split, in_order
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics.perceptual import load_lpips
@@ -23,6 +24,7 @@ from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 from vqvae2_fast.metrics.results import as_json
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.evaluation import reconstruction_text
+from vqvae2_fast.runs.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +37,7 @@ __all__ = ["Reconstruct"]
 @dataclass(kw_only=True)
 class Reconstruct(Command):
     """Encode and decode images. Writes reconstructions.png, and result.json with the errors (MSE,
-    PSNR, SSIM)."""
+    PSNR, SSIM). Under torchrun the processes share the images."""
 
     vqvae: Path
     """Folder of a VQ-VAE's run, of one of its checkpoints, or of a pipeline."""
@@ -53,23 +55,27 @@ class Reconstruct(Command):
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
         check_out(self.out)
-        device = self.prepare()
+        ranks = Ranks.of_this_run()
+        device = ranks.device(self.prepare())
         perceptual = load_lpips().to(device) if self.lpips else None
         model = load_vqvae(self.vqvae, device)
-        config, progress = model.config, self.progress()
+        config, progress = model.config, Progress(quiet=self.quiet or ranks.rank > 0)
         images = open_images(
             self.source, self.split, config.image_channels, config.image_size, progress
         )
-        path = self.out / "reconstructions.png"
-        picture = picture_of_reconstructions(model, images, path, self.n)
-        with progress.task("reconstruct", len(images)) as task:
+        size, share = evaluation_batch(config.image_size), (ranks.rank, ranks.count)
+        with ranks.joined(device), progress.task("reconstruct", len(images)) as task:
 
             def batches() -> Iterator[Tensor]:
-                for batch, _ in in_order(images, evaluation_batch(config.image_size)):
+                for batch, _ in in_order(images, size, rank=share[0], world_size=share[1]):
                     yield batch
-                    task.advance(len(batch))
+                    task.advance(min(len(batch) * ranks.count, len(images)))
 
-            found = reconstruction_measures(model, batches(), perceptual)
+            found = reconstruction_measures(model, batches(), perceptual, ranks)
+        if ranks.rank:
+            return Result({})
+        path = self.out / "reconstructions.png"
+        picture = picture_of_reconstructions(model, images, path, self.n)
         values = {"split": self.split, "images": len(images), **as_json(found)}
         write_result(self.out / "result.json", values)
         return Result(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -18,6 +17,7 @@ from vqvae2_fast.commands.common import (
     check_out,
     load_classifier,
 )
+from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
@@ -127,29 +127,20 @@ class Sample(Command):
                 f"--n: expected a multiple of the {series.group} candidates of --best, got {total}."
             )
         size = self.batch_size or best_batch_size(series.pipeline)
-        with ExitStack() as stack:
-            begun: list[SampleFolder] = []
 
-            def begin() -> dict[str, Any]:
-                out = self.out or _free_folder(Path("runs/samples"))
-                with _explained(out):
-                    folder = SampleFolder.begin(
-                        out, total, series.identity(), resume=self.resume, alone=ranks.count == 1
-                    )
-                    begun.append(stack.enter_context(closing(folder)))
-                    missing = folder.missing(series.group)
-                    return {"out": str(out), "missing": [(r.start, r.stop) for r in missing]}
+        def begin() -> SampleFolder:
+            out = self.out or _free_folder(Path("runs/samples"))
+            with _explained(out):
+                return SampleFolder.begin(
+                    out, total, series.identity(), resume=self.resume, alone=ranks.count == 1
+                )
 
-            told = ranks.told_by_first(begin)
-            out = Path(told["out"])
-            if not begun:
-                begun.append(stack.enter_context(closing(SampleFolder.join(out, total))))
-            missing = [range(*bounds) for bounds in told["missing"]]
+        with shared_samples(ranks, begin, total, series.group) as (folder, missing):
             # The first process prints for all of them; they share the work evenly.
             progress = Progress(quiet=self.quiet or ranks.rank > 0)
-            with _explained(out):
-                self._draw(begun[0], series, missing, size, progress, ranks)
-                return self._finish(begun[0], series, ranks)
+            with _explained(folder.path):
+                self._draw(folder, series, missing, size, progress, ranks)
+                return self._finish(folder, series, ranks)
 
     def _draw(
         self,

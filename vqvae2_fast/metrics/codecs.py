@@ -14,6 +14,7 @@ from PIL import Image
 
 from vqvae2_fast.data import to_float
 from vqvae2_fast.metrics.reconstruction import PairSums
+from vqvae2_fast.metrics.shares import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
+    from vqvae2_fast.metrics.shares import Processes
 
 __all__ = ["CODECS", "Codec", "CodecCurve", "CodecPoint", "codec_at_bits"]
 
@@ -156,15 +158,15 @@ class CodecCurve:
         self._payload = [0] * len(self.qualities)
         self._files = [0] * len(self.qualities)
         self._sums: list[PairSums] = []
-        self._images = 0
+        self._images, self._size = 0, (0, 0)
 
     def add(self, images: Tensor) -> None:
         """Encode images uint8 `[N, C, H, W]`, C = 1 or 3, each by itself at every quality."""
         if not len(images):
             return
         if not self._sums:
-            size = (images.shape[2], images.shape[3])
-            self._sums = [PairSums.of_size(size, self._perceptual) for _ in self.qualities]
+            self._size = (images.shape[2], images.shape[3])
+            self._sums = [PairSums.of_size(self._size, self._perceptual) for _ in self.qualities]
         if images.shape[1] == 1 and not self.codec.has_grey:
             images = images.expand(-1, 3, -1, -1)
         given = to_float(images)
@@ -179,20 +181,27 @@ class CodecCurve:
             self._sums[number].add(given, to_float(torch.stack(decoded)).to(given.device))
         self._images += len(pixels)
 
-    def points(self) -> list[CodecPoint]:
-        """One point per quality, for all images that were added.
+    def points(self, processes: Processes = ALONE) -> list[CodecPoint]:
+        """One point per quality, for all images that all processes have added.
 
         Raises:
             ValueError: No images were added.
         """
-        count = self._images
-        if not count:
+        own = [self._images, self._size, self._payload, self._files]
+        found = processes.gathered([*own, [sums.terms for sums in self._sums]])
+        parts = [part for part in found if part[0]]
+        if not parts:
             raise ValueError("CodecCurve: expected at least one image, got none.")
-        totals = zip(self.qualities, self._payload, self._files, self._sums, strict=True)
-        return [
-            CodecPoint(quality, 8 * payload / count, 8 * files / count, sums.result())
-            for quality, payload, files, sums in totals
-        ]
+        images, sizes, payload, files, terms = zip(*parts, strict=True)
+        count, points = sum(images), []
+        for number, quality in enumerate(self.qualities):
+            sums = PairSums.of_size(tuple(sizes[0]), self._perceptual)
+            sums.terms = [term for part in terms for term in part[number]]
+            counted, whole = (
+                8 * sum(part[number] for part in of_all) / count for of_all in (payload, files)
+            )
+            points.append(CodecPoint(quality, counted, whole, sums.result()))
+        return points
 
 
 def _encoded(pixels: np.ndarray, codec: Codec, quality: int) -> tuple[bytes, np.ndarray]:

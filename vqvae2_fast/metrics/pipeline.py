@@ -20,6 +20,7 @@ from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
 from vqvae2_fast.metrics.reconstruction import PairSums
 from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
+from vqvae2_fast.metrics.shares import ALONE, terms_of_all
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data.stored_images import StoredImages
     from vqvae2_fast.metrics.perceptual import LPIPS
     from vqvae2_fast.metrics.reconstruction import Reconstruction
+    from vqvae2_fast.metrics.shares import Processes
     from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.models.prior import Prior
     from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -54,6 +56,7 @@ def evaluate_pipeline(
     codec_images: int = 1000,
     codecs: Sequence[str] = tuple(CODECS),
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Reconstruction, bits and use of codes on held-out images, next to those of `CODECS` that
     Pillow has.
@@ -66,6 +69,8 @@ def evaluate_pipeline(
             codecs: WebP has 21 qualities, each of which takes 1 ms for an image of 32x32 and 0.1 s
             for 256x256; AVIF has 11, which take 8 ms and 0.25 s. LPIPS is measured of each too.
         codecs: Names of `CODECS`; one that Pillow lacks is left out.
+        processes: Those that call this with the same arguments, each to take its share of the
+            batches. All get the result, which does not depend on their number.
 
     Raises:
         ValueError: No images, or LPIPS of images that are too small for it.
@@ -86,14 +91,21 @@ def evaluate_pipeline(
             curve.add(to_uint8(images[rows]).to(device_of(vqvae)))
 
     found = _one_pass(
-        vqvae, priors, held_out, "evaluate held out", progress, perceptual, add_to_curves
+        vqvae,
+        priors,
+        held_out,
+        "evaluate held out",
+        progress,
+        processes,
+        perceptual,
+        add_to_curves,
     )
     trained = None
     if train_set is not None:
-        trained = _one_pass(vqvae, priors, train_set, "evaluate train", progress)
+        trained = _one_pass(vqvae, priors, train_set, "evaluate train", progress, processes)
     levels = _levels(vqvae.config, found, trained)
     bits = sum(level.bits_per_image for level in levels.values())
-    points = {name: curve.points() for name, curve in curves.items()}
+    points = {name: curve.points(processes) for name, curve in curves.items()}
     return Evaluation(
         images=len(held_out),
         reconstruction=found.reconstruction,
@@ -154,37 +166,45 @@ def _one_pass(
     images: ImageSource,
     name: str,
     progress: Progress,
+    processes: Processes,
     perceptual: LPIPS | None = None,
     also: Callable[[int, Tensor], None] = lambda first, batch: None,
 ) -> _Found:
-    """Error, cost and histogram of the codes of a set.
+    """Error, cost and histogram of the codes of a set, of which each process takes its batches.
 
     Args:
         also: Called with each batch and the number of its first image.
     """
     config, device = vqvae.config, device_of(vqvae)
-    sums, nats = PairSums.of_size(config.image_size, perceptual), [0.0] * len(priors)
+    sums = PairSums.of_size(config.image_size, perceptual)
+    nats: list[list[float]] = []  # of each batch, by level
     counts = [torch.zeros(config.num_embeddings, dtype=torch.int64) for _ in priors]
-    done = 0
+    size, rank, count = evaluation_batch(config.image_size), processes.rank, processes.count
+    firsts = range(rank * size, len(images), count * size)
+    own = in_order(images, size, rank=rank, world_size=count)
     with progress.task(name, len(images)) as task:
-        for batch, labels in in_order(images, evaluation_batch(config.image_size)):
+        for first, (batch, labels) in zip(firsts, own, strict=True):
             # As `extract_codes` encodes them: sums in another order can move a vector to another
             # code.
             seen = batch.to(device).contiguous(memory_format=torch.channels_last)
             maps = vqvae.encode(seen)
             sums.add(seen, vqvae.decode(maps))
-            for level, prior in enumerate(priors):
-                nats[level] += code_nats(prior, maps, labels, level)
-                counts[level] += code_counts(maps[level], config.num_embeddings)
-            also(done, batch)
-            done += len(batch)
-            task.update(done)
-    reconstruction = sums.result()  # refuses an empty set
+            nats.append(
+                [code_nats(prior, maps, labels, level) for level, prior in enumerate(priors)]
+            )
+            for level, histogram in enumerate(counts):
+                histogram += code_counts(maps[level], config.num_embeddings)
+            also(first, batch)
+            # The processes advance together, within a batch.
+            task.update(min(len(images), first + len(batch) + (count - 1 - rank) * size))
+    reconstruction = sums.result(processes)  # refuses an empty set
+    totals = map(math.fsum, zip(*terms_of_all(processes, nats), strict=True))
     likelihoods = [
-        Likelihood.of_sum(total, len(images), math.prod(size))
-        for total, size in zip(nats, config.level_sizes, strict=True)
+        Likelihood.of_sum(total, len(images), math.prod(map_size))
+        for total, map_size in zip(totals, config.level_sizes, strict=True)
     ]
-    return _Found(reconstruction, likelihoods, counts)
+    histograms = torch.tensor(processes.gathered([level.tolist() for level in counts])).sum(0)
+    return _Found(reconstruction, likelihoods, list(histograms))
 
 
 def _levels(config: VQVAE2Config, found: _Found, trained: _Found | None) -> dict[str, LevelCost]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.metrics.shares import ALONE, terms_of_all
 from vqvae2_fast.metrics.structural import (
     MULTI_SCALE_SIDE,
     multi_scale_similarity,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vqvae2_fast.metrics.perceptual import LPIPS
+    from vqvae2_fast.metrics.shares import Processes
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
 __all__ = [
@@ -68,20 +70,22 @@ class PairMeasures(Reconstruction):
 
 
 class PairSums:
-    """Sums over pairs of images and their reconstructions, which are added batch by batch.
+    """Sums over pairs of images and their reconstructions, with a term for each batch.
 
     Args:
         structure: Whether SSIM is measured.
         perceptual: LPIPS, if it is to be measured too.
         scales: Whether MS-SSIM is measured.
+
+    Attributes:
+        terms: Images, pixels, squared errors, SSIM, MS-SSIM and LPIPS of each batch.
     """
 
     def __init__(
         self, structure: bool, perceptual: LPIPS | None = None, scales: bool = False
     ) -> None:
         self._structure, self._perceptual, self._scales = structure, perceptual, scales
-        self._squares = self._similarity = self._distance = self._over_scales = 0.0
-        self._images = self._pixels = 0
+        self.terms: list[tuple[int, int, float, float, float, float]] = []
 
     @classmethod
     def of_size(cls, size: tuple[int, int], perceptual: LPIPS | None = None) -> PairSums:
@@ -103,32 +107,33 @@ class PairSums:
         Reconstructions are clipped to [-1, 1] as when they are shown, and not rounded to bytes.
         """
         shown = reconstructed.clamp(-1, 1)
-        self._squares += float((shown - images).square().sum(dtype=torch.float64))
+        squares = float((shown - images).square().sum(dtype=torch.float64))
+        similarity = over_scales = distance = 0.0
         if self._structure:
-            similarity = structural_similarity(shown, images)
-            self._similarity += float(similarity.sum(dtype=torch.float64))
+            similarity = float(structural_similarity(shown, images).sum(dtype=torch.float64))
         if self._scales:
-            over_scales = multi_scale_similarity(shown, images)
-            self._over_scales += float(over_scales.sum(dtype=torch.float64))
+            over_scales = float(multi_scale_similarity(shown, images).sum(dtype=torch.float64))
         if self._perceptual is not None:
-            self._distance += float(self._perceptual(shown, images).sum(dtype=torch.float64))
-        self._images, self._pixels = self._images + len(images), self._pixels + images.numel()
+            distance = float(self._perceptual(shown, images).sum(dtype=torch.float64))
+        self.terms.append((len(images), images.numel(), squares, similarity, over_scales, distance))
 
-    def result(self) -> Reconstruction:
-        """Means over all images: `PairMeasures` if structure was measured.
+    def result(self, processes: Processes = ALONE) -> Reconstruction:
+        """Means over all images of all processes: `PairMeasures` if structure was measured.
 
         Raises:
             ValueError: No images were added.
         """
-        if not self._images:
+        terms = terms_of_all(processes, self.terms)
+        if not terms:
             raise ValueError("reconstruction: expected at least one batch of images, got none.")
-        mse = self._squares / self._pixels
+        count, pixels, squares, *means = map(math.fsum, zip(*terms, strict=True))
+        similarity, over_scales, distance = (total / count for total in means)
+        mse = squares / pixels
         errors = (mse, mse / 4, psnr(mse / 4))  # [-1, 1] is twice as wide as [0, 1]
         if not self._structure:
             return Reconstruction(*errors)
-        lpips = None if self._perceptual is None else self._distance / self._images
-        over_scales = self._over_scales / self._images if self._scales else None
-        return PairMeasures(*errors, self._similarity / self._images, lpips, over_scales)
+        lpips = None if self._perceptual is None else distance
+        return PairMeasures(*errors, similarity, lpips, over_scales if self._scales else None)
 
 
 def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruction:
@@ -137,20 +142,29 @@ def reconstruction_error(model: VQVAE2, images: Iterable[Tensor]) -> Reconstruct
 
 
 def reconstruction_measures(
-    model: VQVAE2, images: Iterable[Tensor], perceptual: LPIPS | None = None
+    model: VQVAE2,
+    images: Iterable[Tensor],
+    perceptual: LPIPS | None = None,
+    processes: Processes = ALONE,
 ) -> Reconstruction:
     """`PairMeasures`; for images below 11 pixels, where SSIM means nothing, only the errors.
+
+    Args:
+        processes: Those that measure together, each with batches of its own.
 
     Raises:
         ValueError: LPIPS of images below 11 pixels.
     """
-    return _measured(model, images, PairSums.of_size(model.config.image_size, perceptual))
+    sums = PairSums.of_size(model.config.image_size, perceptual)
+    return _measured(model, images, sums, processes)
 
 
 @torch.no_grad()
-def _measured(model: VQVAE2, images: Iterable[Tensor], sums: PairSums) -> Reconstruction:
+def _measured(
+    model: VQVAE2, images: Iterable[Tensor], sums: PairSums, processes: Processes = ALONE
+) -> Reconstruction:
     device = device_of(model)
     for batch in images:
         batch = batch.to(device)
         sums.add(batch, model.decode(model.encode(batch)))
-    return sums.result()
+    return sums.result(processes)

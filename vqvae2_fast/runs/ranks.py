@@ -207,6 +207,16 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def gathered(self, value: Any) -> list[Any]:
+        """The values of all processes of the group, ready for JSON, by their numbers."""
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, json.dumps(value))
+        return [json.loads(text) for text in found]
+
     def most(self, number: int) -> int:
         """The largest of the processes' numbers; called by all of them, without a GPU's waiting."""
         if self.count == 1:
@@ -223,13 +233,8 @@ class Ranks:
 
     def check_same(self, op: str, facts: Mapping[str, Any]) -> None:
         """Raises ValueError, on every process, unless all have the same facts (ready for JSON)."""
-        if self.count == 1:
-            return
-        import torch.distributed as dist
-
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, json.dumps(facts, default=str, sort_keys=True))
-        first, *others = map(json.loads, found)
+        plain = json.loads(json.dumps(facts, default=str, sort_keys=True))
+        first, *others = self.gathered(plain)
         for rank, other in enumerate(others, start=1):
             differ = [
                 f"{name} is {other.get(name)!r} on process {rank}, {first.get(name)!r} on process 0"

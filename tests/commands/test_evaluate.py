@@ -133,7 +133,7 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
         "--features",
         "classifier",
         "--codec-images",
-        "1",
+        "4",
         "--compressed-images",
         "4",
         "--json",
@@ -183,6 +183,7 @@ def test_an_evaluation_without_files_does_not_stand_beside(place, tmp_path, caps
 def test_two_processes_leave_what_one_leaves(place, found, run_in_two_processes, tmp_path, files):
     options = ["--images", str(NUMBER), "--features", "classifier", "--quiet"]
     options += ["--classifier", str(place / "judge"), "--data", str(place / "images")]
+    options += ["--codec-images", "4", "--compressed-images", "4"]
     out = tmp_path / "out"
     said = run_in_two_processes(
         "evaluate", "--pipeline", str(place / "pipeline"), *options, "--out", str(out)

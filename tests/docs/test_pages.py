@@ -186,6 +186,20 @@ def test_migration(workspace, short, capsys):
 
 
 @pytest.mark.pages
+def test_training_on_photographs_in_two_processes(workspace, short, capsys):
+    """The commands of the section as written, but under torchrun."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, block = BLOCK.findall(text[text.index("## Train on your photographs") :])[0]
+    reader = Reader(capsys)
+    (workspace / "photos/IMG_0120.png").unlink()  # the one that is cut
+    for command in commands_of(block):
+        reader.run(reader.filled_in(f"torchrun --nproc-per-node 2 --no-python -- {command}"))
+    assert len(reader.ran) == 6
+    assert len(list(Path("runs/samples/images").glob("*.png"))) == 20
+    assert (workspace / "runs/evaluation/report.html").is_file()
+
+
+@pytest.mark.pages
 def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
     monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 import torch.distributed as dist
 
 from vqvae2_fast.runs.ranks import Ranks
@@ -25,3 +27,17 @@ def test_restarted_processes_do_not_see_what_those_before_left_in_the_store(monk
     stores[0].set("address of gloo", "gone")
     assert stores[1].check(["address of gloo"])
     assert not stores[2].check(["address of gloo"])
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "words"),
+    [
+        ("cuda", "is_nccl_available", "has no NCCL, .* on cuda need.* use device=cpu"),
+        ("cpu", "is_available", "has no torch.distributed, .* on cpu need"),
+    ],
+)
+def test_a_pytorch_without_the_backend_is_named(monkeypatch, device, missing, words):
+    monkeypatch.setattr(f"torch.distributed.{missing}", lambda: False)
+    joined = Ranks(0, 2).joined(torch.device(device))
+    with pytest.raises(RuntimeError, match=words), joined:
+        pass

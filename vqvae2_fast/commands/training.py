@@ -11,6 +11,7 @@ from torch import nn
 from vqvae2_fast.checkpoints.checkpoint import read_config
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Command, Result, check_out
+from vqvae2_fast.commands.memory import explaining_memory
 from vqvae2_fast.commands.plan import plan_of_training
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.code_manifest import MANIFEST
@@ -111,7 +112,11 @@ class TrainingCommand(Command):
         """Train the model of a task in all processes."""
         model = task.fresh_model().to(task.device)
         logged = task.out if self.tensorboard and ranks.rank == 0 else None
-        with ranks.joined(task.device), tensorboard_log(logged) as on_log:
+        with (
+            ranks.joined(task.device),
+            explaining_memory(model, task.config),
+            tensorboard_log(logged) as on_log,
+        ):
             trained = train(
                 task.make_stage(model),
                 task.config,

@@ -1,0 +1,62 @@
+"""What to do when a training runs out of memory: the settings that help, and what each saves."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from vqvae2_fast.console.words import number
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from vqvae2_fast.training import TrainConfig
+
+__all__ = ["explaining_memory"]
+
+_SAVINGS = 3
+
+
+@contextmanager
+def explaining_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+    """Adds to an error of a full memory, of a GPU or of the machine, what would need less.
+
+    Raises:
+        RuntimeError: What failed, with the settings and their savings.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not full and "can't allocate memory" not in str(error):  # of torch, on the CPU
+            raise
+        helps = "; ".join(_savings(model, config)[:_SAVINGS])
+        raise RuntimeError(
+            f"train: out of memory with micro-batches of {config.batch_size}. What helps: {helps}. "
+            "Continue from a checkpoint, if there is one, with resume=True."
+        ) from error
+
+
+def _savings(model: nn.Module, config: TrainConfig) -> list[str]:
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    copy = f"{number(weights / 2**20)} MiB, the size of the weights"
+    found = []
+    if config.batch_size > 1:
+        # One that divides the batch leaves the step as it is.
+        least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
+        more = "" if config.global_batch else f" and accumulate={config.accumulate * least}"
+        found.append(
+            f"batch_size={config.batch_size // least}{more}: the same step, 1/{least} of the "
+            "memory for what is kept until the gradients are computed"
+        )
+    if config.precision == "float32":
+        found.append("precision=bfloat16: about half of what is kept until then")
+    if config.average_decay:
+        found.append(f"average_decay=0: {copy}")
+    if config.optimizer == "adamw":
+        found.append(f"optimizer=momentum, in a new run: {copy}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -68,3 +69,12 @@ def test_calls_do_not_wait_where_nothing_is_drawn(engine, done):
         engine.call(engine.called)
         engine._do_next()
     assert done == ["call"] * 3
+
+
+def test_images_of_many_candidates_let_others_between_them(engine, done, monkeypatch):
+    monkeypatch.setattr(engine, "_fill", lambda slot: engine.called())
+    engine.submit(replace(ORDER, samples=range(6), candidates=2))
+    engine.submit(ORDER)
+    for _ in range(6):
+        engine._do_next()
+    assert done == ["level 0, 1", *["call"] * 3, "level 1, 1", "call"]

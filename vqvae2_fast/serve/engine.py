@@ -90,7 +90,8 @@ class Engine:
         with self._changed:
             self._admit(len(slots))
             if order.candidates > 1:
-                self._calls.append(lambda: self._fill(job, slots))
+                # One by one, so that others come between them.
+                self._calls.extend(partial(self._fill, slot) for slot in slots)
             else:
                 if not any(self._levels):
                     self._oldest = time.monotonic()
@@ -203,41 +204,33 @@ class Engine:
         if level + 1 == len(self._levels):
             self._busy, self._image_seconds = 0.0, self._busy / len(alive)
 
-    def _fill(self, job: Job, slots: list[Slot]) -> None:
-        """Draw a job of several candidates by itself."""
-        order = job.order
-        labels = None
+    def _fill(self, slot: Slot) -> None:
+        """Draw an image of several candidates by itself."""
+        job, order, labels = slot.job, slot.job.order, None
         if self._pipeline.num_classes:
-            told = [order.label(slot.index) for slot in slots]
-            none = self._pipeline.num_classes
-            labels = torch.tensor([none if label is None else label for label in told])
-        known = []
-        for prior, maps in zip(
-            self._pipeline.priors, order.known or [None] * len(self._levels), strict=True
-        ):
-            size = interface_of(prior).size
-            known.append((torch.full(size, -1) if maps is None else maps).expand(len(slots), *size))
+            label = order.label(slot.index)
+            labels = torch.tensor([self._pipeline.num_classes if label is None else label])
+        known = [None if maps is None else maps[None] for maps in order.known] or None
 
         def check(*_: int) -> None:
             if self._stopping or job.cancelled:
                 raise _Abandoned
 
-        with self._answering(slots):
+        with self._answering([slot]):
             check()
+            sample = order.samples[slot.index]
             drawn = draw_batch(
                 self._pipeline,
-                order.samples,
+                range(sample, sample + 1),
                 order.settings,
                 labels=labels,
                 known=known,
                 candidates=order.candidates,
                 progress=check,
             )
-            for slot in slots:
-                n = slot.index
-                slot.maps = [codes[n] for codes in drawn.codes]
-                slot.log_prob, slot.effective = drawn.log_prob[n], drawn.effective[n]
-            self._deliver(slots)
+            slot.maps = [codes[0] for codes in drawn.codes]
+            slot.log_prob, slot.effective = drawn.log_prob[0], drawn.effective[0]
+            self._deliver([slot])
 
     @contextmanager
     def _answering(self, slots: Sequence[Slot]) -> Iterator[None]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
+expect.set_options(timeout=30_000)  # ms; a busy machine is slow
 DONE = re.compile(r"images? in [\d.]+ s")
 
 

@@ -1,6 +1,11 @@
 """Checks `nearest_code` against float64 on ten million rows of adversarial data per SIMD level.
 
     python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_bf16
+    python benchmarks/exactness.py --rows 1000000 --quantizers 3
+
+With several quantisers it checks `residual_nearest_code`: every residual, computed in float32 by
+the definition, against its codebook. The codebooks are copies of the data's, each half as long as
+the one before; a row is wrong if one of its codes or its sum is.
 
 The judge is independent of the kernel and of its reference: it computes float64 scores of all codes
 by one matrix product. For every row where several codes lie within its rounding of the smallest
@@ -100,6 +105,23 @@ KINDS = {
 
 def wrong_picks(z: Tensor, codebook: Tensor) -> int:
     picks, _ = ops.nearest_code(z, codebook)
+    return int(is_wrong(z, codebook, picks).sum())
+
+
+def wrong_rows(z: Tensor, codebook: Tensor, quantizers: int) -> int:
+    """Rows of a residual quantisation that have a wrong code or a wrong sum."""
+    codebooks = torch.stack([codebook * 0.5**q for q in range(quantizers)])
+    z_q, indices, _ = ops.residual_nearest_code(z, codebooks)
+    residual, total = z, torch.zeros_like(z)
+    wrong = torch.zeros(len(z), dtype=torch.bool)
+    for each, index in zip(codebooks, indices.unbind(1), strict=True):
+        wrong |= is_wrong(residual, each, index)
+        residual, total = residual - each[index], total + each[index]
+    return int((wrong | (z_q != total).any(1)).sum())
+
+
+def is_wrong(z: Tensor, codebook: Tensor, picks: Tensor) -> Tensor:
+    """Rows `[n]` whose pick is not the nearest code."""
     rows, codes = z.double(), codebook.double()
     norms = codes.square().sum(1)  # [K]
     scores = torch.addmm(norms, rows, codes.t(), alpha=-2)  # [n, K]
@@ -111,13 +133,14 @@ def wrong_picks(z: Tensor, codebook: Tensor) -> int:
     unsure = (possible.sum(1) > 1).nonzero().squeeze(1)
     expected, _ = nearest_code_reference(z[unsure], codebook)
     wrong[unsure] = picks[unsure] != expected
-    return int(wrong.sum())
+    return wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
+    parser.add_argument("--quantizers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -130,7 +153,10 @@ def main() -> None:
             while rows * 100 < options.rows * percent:
                 z, codebook = make(generator, CHUNK, k, d)
                 with simd_level(level):
-                    wrong += wrong_picks(z, codebook)
+                    if options.quantizers > 1:
+                        wrong += wrong_rows(z, codebook, options.quantizers)
+                    else:
+                        wrong += wrong_picks(z, codebook)
                 rows += CHUNK
             print(f"{level} {kind}: {wrong} wrong of {rows}", flush=True)
             level_total += wrong

@@ -240,10 +240,11 @@ def make_row(
     copy = copy_rate(seconds["ceiling:copy"])
     n, k, d = workload.shape
     owner = contender
-    if contender == "ours":
+    if contender == "ours" and workload.op:
         z, codebook = torch.zeros(1, d), torch.zeros(k, d)
         arguments = {
             "code_statistics": (z, torch.zeros(1, dtype=torch.int64), k),
+            "residual_nearest_code": (z, codebook[None]),
             "ema_update_": (torch.zeros(k), codebook, torch.zeros(k), codebook, codebook, 0.5, 1.0),
         }
         owner = ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))

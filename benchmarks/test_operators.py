@@ -24,9 +24,13 @@ def workload_of(name: str) -> Workload:
 
 CONTENDERS = {
     "search": ["ours", "faiss", "lean", "cdist"],
+    "codes": ["ours", "faiss"],
     "step": ["ours", "onehot", "lucidrains", "lean", "lean_compiled"],
     "statistics": ["ours", "lean", "onehot"],
     "ema": ["ours", "reference"],
+    "residual": ["ours", "lucidrains"],
+    "fsq": ["ours", "lucidrains"],
+    "lfq": ["ours", "lucidrains"],
     "call": ["ours", "lean"],
     "cost": ["ours", "faiss"],
 }

@@ -8,44 +8,23 @@ package is missing are left out, with a message. `onehot` is how the widely used
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from quantizer_workloads import QUANTIZER_WORKLOADS
 from torch import Tensor
+from workload import Run, Workload
 
 from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_levels
 
-Run = Callable[[], object]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A piece of work.
-
-    Args:
-        op: The operator whose conformance tests must pass, and whose owner is recorded.
-        mode: What is timed, for the table.
-        shape: N, K, D.
-        flops: Arithmetic that the work needs, whoever does it.
-        bytes: Minimum memory traffic: inputs read once, outputs written once.
-        contenders: Makers by name, ours under "ours".
-    """
-
-    op: str
-    mode: str
-    shape: tuple[int, int, int]
-    flops: int
-    bytes: int
-    contenders: dict[str, Callable[[], Run]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{self.mode}_{'x'.join(map(str, self.shape))}"
 
 
 def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
@@ -219,7 +198,9 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
-def search(kind: str, n: int, k: int, d: int) -> Workload:
+def search(
+    kind: str, n: int, k: int, d: int, against: tuple[str, ...] = ("faiss", "lean", "cdist")
+) -> Workload:
     z, codebook = data(kind, n, k, d)
     makers = {
         "ours": search_ours,
@@ -228,7 +209,7 @@ def search(kind: str, n: int, k: int, d: int) -> Workload:
         "cdist": search_cdist,
     }
     mode = "search" if kind == "gaussian" else f"search_{kind}"
-    contenders = {name: partial(make, z, codebook) for name, make in makers.items()}
+    contenders = {name: partial(makers[name], z, codebook) for name in ("ours", *against)}
     traffic = 4 * (n + k) * d + 12 * n
     return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, contenders)
 
@@ -319,11 +300,17 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "search_trained": partial(search, "trained", 65536, 256, 32),
     "search_wide": partial(search, "gaussian", 65536, 1024, 256),
     "search_many_codes": partial(search, "gaussian", 16384, 8192, 32),
+    **{
+        f"codes_{k}x{d}": partial(search, "gaussian", 16384, k, d, against=("faiss",))
+        for k in (16384, 65536)
+        for d in (16, 32, 64)
+    },
     "search_small": partial(search, "gaussian", 256, 512, 64),
     "step": partial(training_step, 65536, 512, 64),
     "statistics": partial(statistics, "spread", 65536, 512, 64),
     "statistics_one_code": partial(statistics, "one_code", 65536, 512, 64),
     "ema": partial(ema, 512, 64),
+    **QUANTIZER_WORKLOADS,
     "call_nearest_code": partial(overhead, "nearest_code"),
     "call_vector_quantize": partial(overhead, "vector_quantize"),
     "call_vector_quantize_gradients": partial(overhead, "vector_quantize", gradients=True),

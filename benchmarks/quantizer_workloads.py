@@ -1,0 +1,187 @@
+"""Work of the other quantisers, against those of vector-quantize-pytorch.
+
+Residual quantisation takes the vectors and codebooks of an audio codec's encoder: Q codebooks of K
+codes, each a sample of what the quantisers before it leave over.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from workload import Run, Workload
+
+import vqvae2_fast as vq2
+from vqvae2_fast import ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DECAY, EPSILON = 0.8, 1e-5  # the defaults of vector-quantize-pytorch
+
+
+def residual_data(q: int, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
+    """Vectors `[N, D]` and codebooks `[Q, K, D]`."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(n, d, generator=generator)
+    residual, codebooks = z, []
+    for _ in range(q):
+        codebooks.append(0.8 * residual[torch.randperm(n, generator=generator)[:k]])
+        residual = residual - codebooks[-1][ops.nearest_code(residual, codebooks[-1])[0]]
+    return z, torch.stack(codebooks)
+
+
+def lucidrains_residual(codebooks: Tensor) -> nn.Module:
+    from vector_quantize_pytorch import ResidualVQ
+
+    q, k, d = codebooks.shape
+    layer = ResidualVQ(dim=d, num_quantizers=q, codebook_size=k)
+    for each, codebook in zip(layer.layers, codebooks, strict=True):
+        each._codebook.embed.data.copy_(codebook)
+        each._codebook.embed_avg.data.copy_(codebook)
+        each._codebook.initted.fill_(True)
+    return layer
+
+
+def residual_ours(z: Tensor, codebooks: Tensor) -> Run:
+    return lambda: ops.residual_nearest_code(z, codebooks)
+
+
+def residual_loop(z: Tensor, codebooks: Tensor) -> Run:
+    """The fused operator's definition: one search after the other."""
+
+    def run() -> Tensor:
+        residual = z
+        for codebook in codebooks:
+            residual = residual - codebook[ops.nearest_code(residual, codebook)[0]]
+        return z - residual
+
+    return run
+
+
+def residual_lucidrains(z: Tensor, codebooks: Tensor) -> Run:
+    layer = lucidrains_residual(codebooks).eval()
+    return torch.no_grad()(lambda: layer(z[None]))
+
+
+def residual_step_ours(z: Tensor, codebooks: Tensor, dz_q: Tensor) -> Run:
+    z, codebooks = z.clone().requires_grad_(), codebooks.clone()
+    embed_avg, cluster_size = codebooks.clone(), torch.ones(codebooks.shape[:2])
+
+    def run() -> None:
+        z.grad = None
+        z_q, indices, commitments = ops.residual_nearest_code(z, codebooks, rotate=True)
+        torch.autograd.backward([z_q, commitments.sum()], [dz_q, torch.ones(())])
+        counts, sums = ops.residual_code_statistics(z, codebooks, indices)
+        for each in zip(counts, sums, cluster_size, embed_avg, codebooks, strict=True):
+            ops.ema_update_(*each, DECAY, EPSILON)
+
+    return run
+
+
+def module_step(make: Callable[[], nn.Module], z: Tensor, dz_q: Tensor) -> Run:
+    """Forward and backward of a quantiser in training mode: its result first, losses among the
+    others."""
+    layer, z = make().train(), z.clone().requires_grad_()
+
+    def run() -> None:
+        z.grad = None
+        z_q, *others = layer(z)
+        losses = [each for each in others if each.requires_grad]
+        gradients = [dz_q, *(torch.ones_like(each) for each in losses)]
+        torch.autograd.backward([z_q, *losses], gradients)
+
+    return run
+
+
+def residual_step_lucidrains(z: Tensor, codebooks: Tensor, dz_q: Tensor) -> Run:
+    return module_step(partial(lucidrains_residual, codebooks), z[None], dz_q[None])
+
+
+def residual(q: int, n: int, k: int, d: int) -> Workload:
+    z, codebooks = residual_data(q, n, k, d)
+    makers = {
+        "ours": residual_ours,
+        "loop": residual_loop,
+        "lucidrains": residual_lucidrains,
+    }
+    contenders = {name: partial(make, z, codebooks) for name, make in makers.items()}
+    traffic = 8 * n * d + 4 * q * k * d + 8 * n * q
+    return Workload(
+        "residual_nearest_code", f"residual_{q}", (n, k, d), 2 * q * n * k * d, traffic, contenders
+    )
+
+
+def residual_step(q: int, n: int, k: int, d: int) -> Workload:
+    z, codebooks = residual_data(q, n, k, d)
+    dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
+    makers = {"ours": residual_step_ours, "lucidrains": residual_step_lucidrains}
+    contenders = {name: partial(make, z, codebooks, dz_q) for name, make in makers.items()}
+    traffic = 4 * 6 * n * d + 4 * 5 * q * k * d + 8 * n * q
+    return Workload(
+        "residual_nearest_code",
+        f"residual_step_{q}",
+        (n, k, d),
+        2 * q * n * k * d,
+        traffic,
+        contenders,
+    )
+
+
+def fsq_ours(levels: list[int]) -> nn.Module:
+    return vq2.FSQ(levels)
+
+
+def fsq_lucidrains(levels: list[int]) -> nn.Module:
+    from vector_quantize_pytorch import FSQ
+
+    return FSQ(levels)
+
+
+def lfq_ours(dim: int) -> nn.Module:
+    return vq2.LFQ(2**dim)
+
+
+def lfq_lucidrains(dim: int) -> nn.Module:
+    from vector_quantize_pytorch import LFQ
+
+    return LFQ(dim=dim)
+
+
+def scalar_step(
+    kind: str,
+    ours: Callable[[], nn.Module],
+    theirs: Callable[[], nn.Module],
+    n: int,
+    k: int,
+    d: int,
+) -> Workload:
+    """A training step of a quantiser without a codebook, on `[16, N / 16, D]`."""
+    generator = torch.Generator().manual_seed(0)
+    z, dz_q = torch.randn(2, 16, n // 16, d, generator=generator)
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": partial(module_step, ours, z, dz_q),
+        "lucidrains": partial(module_step, theirs, z, dz_q),
+    }
+    # z and dz_q are read, z_q, dz and indices are written.
+    return Workload("", f"{kind}_step", (n, k, d), 10 * n * d, 4 * 4 * n * d + 8 * n, contenders)
+
+
+QUANTIZER_WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "residual": partial(residual, 8, 16384, 1024, 128),
+    "residual_step": partial(residual_step, 8, 16384, 1024, 128),
+    "fsq_step": partial(
+        scalar_step,
+        "fsq",
+        partial(fsq_ours, [8, 5, 5, 5]),
+        partial(fsq_lucidrains, [8, 5, 5, 5]),
+        65536,
+        1000,
+        4,
+    ),
+    "lfq_step": partial(
+        scalar_step, "lfq", partial(lfq_ours, 10), partial(lfq_lucidrains, 10), 65536, 1024, 10
+    ),
+}

@@ -51,6 +51,18 @@ def normed(x):
 FUNCTIONS = {
     "vector_quantize": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[0], values(0, 4, 6)),
     "commitment": (lambda z: ops.vector_quantize(z, like(z, 1, 5, 6))[2], values(0, 4, 6)),
+    "residual_nearest_code": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[0],
+        values(0, 4, 6),
+    ),
+    "residual_nearest_code_rotated": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6), rotate=True)[0],
+        values(0, 4, 6),
+    ),
+    "residual_commitments": (
+        lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[2],
+        values(0, 4, 6),
+    ),
     "gated_residual": (gated, values(0, 2, 8, 3, 3)),
     "gated_residual_condition": (
         lambda c: ops.gated_residual(like(c, 1, 2, 8, 3, 3), like(c, 2, 2, 4, 3, 3), c),

@@ -57,7 +57,7 @@ SHOWN = ("runs/vqvae/\n", '{"error"')  # what a folder, or an answer, looks like
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
     "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
-    "--max-restarts --data-binary --browser"
+    "--max-restarts --data-binary --browser --files"
 )
 
 

@@ -37,14 +37,12 @@ def _cancelling(g: torch.Generator) -> tuple[torch.Tensor, ...]:
 
 
 CASES = [
-    _case("odd_sizes", 101, 2, 13, 7),
-    _case("several_slices", 30, 2, 5, 37),
-    _case("unused_codes", 5, 2, 20, 8),
-    _case("inactive", 60, 3, 10, 16, unused=0.3),
+    _case("odd_sizes", 41, 2, 5, 7),
+    _case("several_slices", 20, 2, 3, 37),
+    _case("inactive", 30, 3, 7, 16, unused=0.3),
     _case("no_vectors", 0, 2, 4, 3),
     Case("cancelling", _cancelling, exact=True),
-    _case("bfloat16", 40, 2, 10, 16, torch.bfloat16),
-    _case("float16", 40, 2, 10, 16, torch.float16, unused=0.3),
+    _case("float16", 20, 2, 5, 16, torch.float16, unused=0.3),
     _case("float64", 40, 2, 10, 16, torch.float64),
 ]
 

@@ -35,16 +35,15 @@ def _case(
 
 
 CASES = [
-    _case("odd_sizes", 37, 3, 21, 13),
-    _case("rotate", 30, 2, 19, 20, rotate=True),
-    _case("few_rows", 5, 2, 20, 7),
+    _case("odd_sizes", 21, 3, 19, 13),
+    _case("rotate", 14, 2, 9, 20, rotate=True),
     _case("one_of_each", 1, 1, 1, 1),
     _case("no_vectors", 0, 3, 3, 4),
-    _case("bfloat16", 20, 2, 20, 16, torch.bfloat16, rotate=True),
+    _case("bfloat16", 11, 2, 10, 16, torch.bfloat16, rotate=True),
     _case("float64", 25, 2, 12, 6, torch.float64, rotate=True),
     Case(
-        "half_input_float_codebooks",
-        lambda g: (randn(g, 12, 8, dtype=torch.float16), _books(g, 2, 10, 8)),
+        "few_rows_half_input_float_codebooks",
+        lambda g: (randn(g, 5, 8, dtype=torch.float16), _books(g, 2, 10, 8)),
         gradients=(0,),
     ),
 ]
@@ -74,7 +73,6 @@ PRIVATE_CASES = {
         _backward_case("one_of_each", 1, 1, 1),
         _backward_case("no_vectors", 0, 2, 4),
         _backward_case("bfloat16", 9, 2, 16, torch.bfloat16, rotate=True),
-        _backward_case("float16", 9, 3, 16, torch.float16),
         _backward_case("float64", 9, 2, 6, torch.float64),
     ]
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 import vqvae2_fast
 from vqvae2_fast.cli import _parse, main
+from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast_command import COMMANDS
@@ -179,3 +181,12 @@ def test_an_error_of_ours_is_not_hidden(monkeypatch):
     monkeypatch.setattr(Info, "run", lambda self: {}["a mistake in the package"])
     with pytest.raises(KeyError):
         main(["info"])
+
+
+def test_a_class_that_another_package_derives_from_str_is_no_group_of_flags():
+    @dataclasses.dataclass
+    class Link(str):
+        target: int = 0
+
+    command = dataclasses.make_dataclass("Command", [("address", str)])
+    assert flags_of(command) == {"address": "--address"}

@@ -286,7 +286,7 @@ def prior_on_card(sampler_on_cpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(sampler_module, "why_not_prior", lambda _: None)
     monkeypatch.setattr(sampler_module, "plan_of", lambda *_: None)
-    monkeypatch.setattr(sampler_module, "interface_of", lambda _: None)
+    monkeypatch.setattr(sampler_module, "interface_of", lambda _: SimpleNamespace(plan=object()))
     weight = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
     return SimpleNamespace(parameters=lambda: iter([weight]))
 

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Annotated, get_args, get_origin, get_type_hints
 
+from vqvae2_fast.models.prior import PriorConfig
+
 __all__ = ["as_flags", "flags_of", "value_of"]
 
 # The origin of a message: a function or configuration that a user of flags has not called.
@@ -25,8 +27,9 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
             inner, *details = get_args(hint)
             part = next((d.name for d in details if getattr(d, "name", None) is not None), name)
         path = f"{prefix}.{part}" if prefix and part else prefix or part
-        # A base class such as `PriorConfig` stands for all the configurations derived from it.
-        classes = [inner, *inner.__subclasses__()] if isinstance(inner, type) else []
+        classes = [inner] if isinstance(inner, type) else []
+        if inner is PriorConfig:  # stands for all the configurations derived from it
+            classes += inner.__subclasses__()
         groups = [flags_of(group, path) for group in classes if dataclasses.is_dataclass(group)]
         for group in groups:
             flags = group | flags if name == "model" else flags | group

@@ -18,7 +18,7 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
     """The flag of each option of a command, by the name of its field.
 
     If two fields have the same name, the command's own takes precedence over that of a group
-    (`seed` of `train-classifier`), and `train.seed` over `model.seed`.
+    (`seed` of `train-classifier`), and `train.seed` over the seeds of other groups.
     """
     flags: dict[str, str] = {}
     for name, hint in reversed(get_type_hints(kind, include_extras=True).items()):
@@ -32,7 +32,7 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
             classes += inner.__subclasses__()
         groups = [flags_of(group, path) for group in classes if dataclasses.is_dataclass(group)]
         for group in groups:
-            flags = group | flags if name == "model" else flags | group
+            flags = flags | group if name == "train" else group | flags
         if not groups:
             flags[name] = f"--{path}".replace("_", "-")
     return flags

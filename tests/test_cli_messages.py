@@ -6,6 +6,7 @@ import dataclasses
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import pytest
@@ -85,7 +86,12 @@ def test_errors_of_configurations_name_flags(arguments, message, error_of):
 def test_a_reader_that_has_enough_is_no_error():
     command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
     with subprocess.Popen(
-        [*command, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "info"],
+        # Run outside the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -364,6 +365,11 @@ def test_loading_does_not_import_the_compiler_of_torch():
     folder = str(pretrained_folder("emoji32"))
     script = f"import sys, vqvae2_fast; vqvae2_fast.load({folder!r}); print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", script],
+        # Run outside the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "torch._dynamo" not in done.stdout.split()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import urllib.request
 
 import pytest
@@ -18,6 +19,8 @@ def test_it_answers_until_it_is_terminated():
     arguments = ["serve", "--preset", "emoji32", "--port", "0", "--json"]
     with subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
+        # Run outside the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

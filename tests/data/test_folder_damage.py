@@ -118,7 +118,7 @@ def test_large_images_take_little_more_than_their_pixels(tmp_path, kind, monkeyp
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     output = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, capture_output=True, check=True
     )
     # 32 Mi pixels take 128 MiB as RGB, 32 MiB more as indices of a palette.
     assert int(output.stdout) < 230 * 1024

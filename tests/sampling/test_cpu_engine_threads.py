@@ -4,6 +4,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -78,6 +79,8 @@ def test_a_thread_that_cannot_be_started_is_an_error():
 
     done = subprocess.run(
         [sys.executable, "-c", DRAWS_WITH_TOO_FEW_THREADS],
+        # Run outside the source tree, which would hide the installed package.
+        cwd=tempfile.gettempdir(),
         capture_output=True,
         text=True,
         preexec_fn=small_stacks,

@@ -7,9 +7,7 @@ import torch
 import vector_quantize_pytorch as package
 
 from vqvae2_fast.compat import lucidrains
-
-# Relative to the largest value, as in test_lucidrains.py.
-TOLERANCE = 2e-5
+from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
 SEQUENCE, MAP = (2, 9, 6), (2, 6, 4, 5)
 FSQ3 = {"levels": [8, 5, 4]}
@@ -144,52 +142,6 @@ def pair(name: str, seed: int = 0) -> list[torch.nn.Module]:
 def inputs(name: str, *leading: int) -> torch.Tensor:
     kind, _, shape = GRID[name]
     return torch.randn(*leading, *shape).to(torch.float64 if "LFQ" in kind else torch.float32)
-
-
-def assert_near(actual, expected, what: str) -> None:
-    if isinstance(expected, tuple):
-        for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
-            assert_near(one, other, f"{what} {number}")
-        return
-    if expected is None:
-        assert actual is None
-        return
-    assert actual.shape == expected.shape, what
-    assert actual.dtype == expected.dtype, what
-    if expected.is_floating_point() and expected.numel():
-        scale = float(expected.detach().abs().max())
-        error = float((actual.detach() - expected.detach()).abs().max())
-        assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: {error} of {scale}"
-    else:
-        assert torch.equal(actual, expected), what
-
-
-def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
-    results, gradients = [], []
-    for module in (theirs, ours):
-        module.zero_grad()
-        leaf = x.clone().requires_grad_()
-        torch.manual_seed(seed)
-        result = module(leaf, **call)
-        result = result if isinstance(result[0], torch.Tensor) else (*result[0], *result[1])
-        results.append(result)
-        weight = torch.randn(result[0].shape, generator=torch.Generator().manual_seed(9))
-        total = (result[0] * weight).sum()
-        total = total + sum(r.sum() for r in result[2:3] if isinstance(r, torch.Tensor))
-        if total.requires_grad:
-            total.backward()
-        named = {"x": leaf.grad} | {name: p.grad for name, p in module.named_parameters()}
-        gradients.append({k: g for k, g in named.items() if g is not None})
-    assert len(results[0]) == len(results[1])
-    for number, (expected, actual) in enumerate(zip(*results, strict=True)):
-        assert_near(actual, expected, f"result {number}")
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert_near(gradients[1][name], gradient, f"gradient of {name}")
-    expected, actual = theirs.state_dict(), ours.state_dict()
-    assert list(expected) == list(actual)
-    for name, value in expected.items():
-        assert_near(actual[name], value, name)
 
 
 @pytest.mark.parametrize("name", GRID)

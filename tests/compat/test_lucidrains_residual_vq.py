@@ -7,9 +7,8 @@ import torch
 import vector_quantize_pytorch as package
 
 from vqvae2_fast.compat import lucidrains
+from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
 
-# Relative to the largest value, as in test_lucidrains.py.
-TOLERANCE = 2e-5
 SEQUENCE, LONG = (2, 9, 8), (1, 60, 8)
 BASE = {"dim": 8, "num_quantizers": 3, "codebook_size": 12}
 LEARNABLE = {"learnable_codebook": True, "ema_update": False}
@@ -84,44 +83,6 @@ def pair(arguments: dict, kind: str = "ResidualVQ", seed: int = 0):
         torch.manual_seed(seed)
         modules.append(getattr(source, kind)(**(BASE | arguments)))
     return modules
-
-
-def assert_near(actual, expected, what: str) -> None:
-    if isinstance(expected, tuple):
-        for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
-            assert_near(one, other, f"{what} {number}")
-        return
-    assert actual.shape == expected.shape, what
-    assert actual.dtype == expected.dtype, what
-    if expected.is_floating_point():
-        scale = float(expected.detach().abs().max())
-        error = float((actual.detach() - expected.detach()).abs().max())
-        assert error <= TOLERANCE * max(scale, 1e-3), f"{what}: {error} of {scale}"
-    else:
-        assert torch.equal(actual, expected), what
-
-
-def assert_same_step(theirs, ours, x: torch.Tensor, seed: int, **call) -> None:
-    results, gradients = [], []
-    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(9))
-    for module in (theirs, ours):
-        module.zero_grad()
-        leaf = x.clone().requires_grad_()
-        torch.manual_seed(seed)
-        results.append(module(leaf, **call))
-        if module.training:
-            ((results[-1][0] * weight).sum() + results[-1][2].sum()).backward()
-        named = {"x": leaf.grad} | {name: p.grad for name, p in module.named_parameters()}
-        gradients.append({k: g for k, g in named.items() if g is not None})
-    for number, (expected, actual) in enumerate(zip(*results, strict=True)):
-        assert_near(actual, expected, f"result {number}")
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert_near(gradients[1][name], gradient, f"gradient of {name}")
-    expected, actual = theirs.state_dict(), ours.state_dict()
-    assert list(expected) == list(actual)
-    for name, value in expected.items():
-        assert_near(actual[name], value, name)
 
 
 def assert_same_training(theirs, ours, shape: tuple[int, ...]) -> None:

@@ -13,22 +13,14 @@ from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
-from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, extract_codes, train, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
 from vqvae2_fast.training.decoder import decoder_stage
 
-VQVAE = VQVAE2Config(
-    image_size=(16, 16),
-    strides=(2, 2),
-    hidden_channels=8,
-    residual_channels=4,
-    num_residual_blocks=1,
-    num_embeddings=8,
-    embedding_dim=4,
-)
+VQVAE = replace(SMALL_VQVAE, image_size=(16, 16))
 CONFIG = TrainConfig(
     steps=4,
     batch_size=4,

@@ -1,0 +1,91 @@
+"""Arguments that `compat.lucidrains.VectorQuantize` refuses, and all that it knows."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import vector_quantize_pytorch
+
+from vqvae2_fast.compat.lucidrains import VectorQuantize
+
+SEQUENCE, NUM_CODES = (2, 9, 12), 20
+LEARNABLE = {"learnable_codebook": True, "ema_update": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("affine_param", True),
+        ("vq_bridge", torch.nn.Identity()),
+    ],
+)
+def test_other_arguments_are_refused_by_name(name, value):
+    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+        VectorQuantize(12, NUM_CODES, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("codebook_transform_fn", torch.nn.Identity()),
+        ("accum_ema_update", True),
+        ("ema_update_weight", torch.ones(20)),
+    ],
+)
+def test_other_arguments_of_forward_are_refused_by_name(name, value):
+    with pytest.raises(NotImplementedError, match=f": {name} is not supported"):
+        VectorQuantize(12, NUM_CODES)(torch.randn(SEQUENCE), **{name: value})
+
+
+def test_every_argument_of_the_package_is_known_and_has_its_default():
+    theirs = inspect.signature(vector_quantize_pytorch.VectorQuantize).parameters
+    for name, parameter in theirs.items():
+        if parameter.default is not inspect.Parameter.empty:
+            VectorQuantize(12, NUM_CODES, **{name: parameter.default})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learnable_codebook": True}, "ema_update=False with learnable_codebook=True"),
+        (LEARNABLE | {"use_cosine_sim": True}, "use_cosine_sim=False with learnable_codebook"),
+        ({"straight_through": True}, "rotation_trick=False"),
+        ({"directional_reparam": True}, "threshold_ema_dead_code > 0"),
+        ({"sync_update_v": 0.5}, "above 0 only with learnable_codebook=True, got 0.5"),
+    ],
+)
+def test_arguments_that_exclude_one_another_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantize(12, NUM_CODES, **arguments)
+
+
+def test_an_argument_that_nobody_has_is_a_type_error():
+    with pytest.raises(TypeError, match="unexpected argument 'codebok_dim'"):
+        VectorQuantize(12, NUM_CODES, codebok_dim=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "message"),
+    [
+        ({}, (2, 12, 9), r"expected x \[B, N, dim\] with dim=12, got \[2, 12, 9\]"),
+        ({"channel_last": False}, (2, 9, 12), r"expected x \[B, dim, N\]"),
+        ({"accept_image_fmap": True}, (2, 9, 12), r"expected x \[B, dim, H, W\]"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_explained(arguments, shape, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantize(12, NUM_CODES, **arguments)(torch.randn(shape))
+
+
+def test_mask_and_lens_together_are_refused():
+    with pytest.raises(ValueError, match="mask or lens, got both"):
+        VectorQuantize(12, NUM_CODES)(
+            torch.randn(SEQUENCE), mask=torch.ones(2, 9).bool(), lens=torch.tensor([1, 2])
+        )
+
+
+def test_synchronising_without_a_process_group_is_refused():
+    with pytest.raises(RuntimeError, match="there is no process group"):
+        VectorQuantize(12, NUM_CODES, sync_codebook=True)(torch.randn(SEQUENCE))

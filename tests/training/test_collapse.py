@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -46,6 +47,24 @@ def test_levels_that_have_collapsed_are_named_with_what_to_do(used, perplexity, 
     if said:
         assert said in found["top"]
         assert "--model.restart (now 0.02)" in found["top"]
+
+
+def test_codes_without_moving_averages_are_not_told_to_restart():
+    metrics = dict.fromkeys(("top_codes_used", "top_perplexity"), 3.0)
+    metrics |= dict.fromkeys(("bottom_codes_used", "bottom_perplexity"), 400.0)
+    found = collapsed_levels(replace(VQVAE, quantizer=("gradient", "ema")), metrics, 1000)
+    assert "Take another --model.quantizer (now gradient), or lower" in found["top"]
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "gradient", "simvq", "lfq", "residual:4,4"])
+def test_every_quantiser_is_validated_in_training(quantizer):
+    model = VQVAE2(replace(VQVAE, num_embeddings=16, quantizer=(quantizer,)))
+    images = ImageTensorDataset(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8))
+    config = TrainConfig(steps=1, batch_size=4, validate_every=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stage = vqvae_stage(model, images, images, config)
+        assert "psnr" in train(stage, config, progress=Progress(quiet=True)).metrics
 
 
 def test_a_small_set_is_not_held_to_the_size_of_the_codebook():

@@ -29,9 +29,8 @@ def collapsed_levels(
         images: How many there were.
     """
     found = {}
-    for name, (height, width) in zip(
-        level_names(config.num_levels), config.level_sizes, strict=True
-    ):
+    levels = zip(level_names(config.num_levels), config.level_sizes, config.quantizers, strict=True)
+    for name, (height, width), quantizer in levels:
         used, perplexity = int(metrics[f"{name}_codes_used"]), metrics[f"{name}_perplexity"]
         possible = min(config.num_embeddings, images * height * width)
         if used >= _FEW * possible and perplexity >= _UNEVEN * possible:
@@ -44,10 +43,15 @@ def collapsed_levels(
                 f"use the {config.num_embeddings} codes of level {name} as unevenly as "
                 f"{perplexity:.1f} equal ones"
             )
+        if quantizer == "ema":
+            remedy = (
+                f"Raise --model.restart (now {config.restart:g}), which gives unused codes another "
+                f"chance, or --model.quantize-after (now {config.quantize_after}), or lower "
+            )
+        else:
+            remedy = f"Take another --model.quantizer (now {quantizer}), or lower "
         found[name] = (
-            f"the held-out images {what}: its codebook has collapsed. Raise --model.restart (now "
-            f"{config.restart:g}), which gives unused codes another chance, or "
-            f"--model.quantize-after (now {config.quantize_after}), or lower "
+            f"the held-out images {what}: its codebook has collapsed. {remedy}"
             "--train.learning-rate."
         )
     return found

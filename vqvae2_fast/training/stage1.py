@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.adversary import Adversary, Fidelity
 from vqvae2_fast.training.collapse import collapsed_levels
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics import LPIPS
-    from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
     from vqvae2_fast.ops._batch_part import BatchPart
     from vqvae2_fast.training.config import TrainConfig
 
@@ -109,9 +109,12 @@ def vqvae_stage(
 
     def validate(model: VQVAE2) -> dict[str, float]:
         metrics = _held_out_metrics(model, shown, 4 * config.batch_size)
-        codebook = cast("VectorQuantizerEMA", model.quantizers[0])
-        quantised = int(codebook.steps) - model.config.quantize_after
-        if quantised > _SETTLING and Ranks.of_group().rank == 0:
+        # Quantisers without moving averages count no steps: theirs are judged from the start.
+        averages = [m for m in model.quantizers.modules() if isinstance(m, VectorQuantizerEMA)]
+        settled = all(
+            int(part.steps) - model.config.quantize_after > _SETTLING for part in averages
+        )
+        if settled and Ranks.of_group().rank == 0:
             for level, text in collapsed_levels(model.config, metrics, len(shown)).items():
                 if level not in alarmed:
                     warnings.warn(text, stacklevel=2)

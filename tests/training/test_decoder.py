@@ -163,7 +163,21 @@ def test_a_discriminator_that_is_right_rests():
     last = adversary.network.layers[-1]
     adversary.network.forward = lambda x: last.bias * 0 + x.mean((1, 2, 3)) * 2  # right by far
     assert float(adversary.learn(torch.ones(2, 3, 16, 16), -torch.ones(2, 3, 16, 16))) == 0
-    assert all(weight.grad is None for weight in adversary.network.parameters())
+    adversary.step()
+    assert not adversary.optimizer.state
+
+
+def test_all_micro_batches_of_a_step_decide_whether_it_rests():
+    adversary = Adversary(VQVAE2(VQVAE), SETTINGS, 0)
+    last = adversary.network.layers[-1]
+    adversary.network.forward = lambda x: last.bias.sum() + x.mean((1, 2, 3)) * 2
+    with torch.no_grad():
+        last.bias.zero_()
+    right = torch.ones(2, 3, 16, 16)
+    assert float(adversary.learn(right, right)) > 1  # knows nothing of these
+    assert float(adversary.learn(right, -right)) == 0
+    adversary.step()
+    assert adversary.optimizer.state[last.bias]["exp_avg"].abs().sum() > 0
 
 
 def test_its_weight_rises_after_the_start():

@@ -87,6 +87,7 @@ class Adversary:
             self.network.parameters(), settings.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
         )
         self.steps = 0
+        self._losses: list[Tensor] = []  # of the micro-batches since the last step
 
     @property
     def weight(self) -> float:
@@ -108,13 +109,14 @@ class Adversary:
             real, made = scores.chunk(2)
             loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
             loss.backward()
-        found = loss.detach()
-        if found < _RESTS_BELOW:
-            self.optimizer.zero_grad(set_to_none=True)
-        return found
+        self._losses.append(loss.detach())
+        return self._losses[-1]
 
     def step(self) -> None:
-        """Move the discriminator by the gradients since the last step."""
+        """Move the discriminator by the gradients since the last step, unless it rests."""
+        if self._losses and torch.stack(self._losses).mean() < _RESTS_BELOW:
+            self.optimizer.zero_grad(set_to_none=True)
+        self._losses.clear()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from vqvae2_fast.data import batches, fingerprint, in_order
 from vqvae2_fast.data.subset import spread_evenly
-from vqvae2_fast.metrics.reconstruction import reconstruction_measures
+from vqvae2_fast.metrics.reconstruction import reconstruction_error, reconstruction_measures
 from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.loop import DivergedError, Stage
@@ -84,22 +84,20 @@ def decoder_stage(
             cut=cut,
         )
 
-    def measures(model: VQVAE2) -> dict[str, float]:
-        own = (images for images, _ in in_order(shown, 4 * config.batch_size))
-        found = reconstruction_measures(model, own, fidelity.perceptual)
-        return {name: value for name, value in vars(found).items() if value is not None}
+    def held_out_batches() -> Iterator[Tensor]:
+        return (images for images, _ in in_order(shown, 4 * config.batch_size))
 
-    least = measures(model.eval())["psnr"] - most_lost
+    least = reconstruction_error(model.eval(), held_out_batches()).psnr - most_lost
 
     def validate(model: VQVAE2) -> dict[str, float]:
-        found = measures(model)
-        if found["psnr"] < least:
+        found = reconstruction_measures(model, held_out_batches(), fidelity.perceptual)
+        if found.psnr < least:
             raise DivergedError(
                 f"fine-tune decoder: the held-out images lost more than {most_lost:g} dB (PSNR "
-                f"{found['psnr']:.2f}): the reconstructions have collapsed. Lower the weight of "
+                f"{found.psnr:.2f}): the reconstructions have collapsed. Lower the weight of "
                 "the discriminator or of LPIPS, or the learning rate."
             )
-        return found
+        return {name: value for name, value in vars(found).items() if value is not None}
 
     def after_step(model: VQVAE2) -> None:
         if fidelity.adversary is not None:

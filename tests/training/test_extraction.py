@@ -84,6 +84,14 @@ def test_copies_without_flip_are_never_mirrored():
     assert torch.equal(variants.apply(batch, torch.arange(COUNT), 1), batch)
 
 
+@pytest.mark.parametrize("change", [{"zoom": 0.4}, {"colour": 0.5}])
+def test_copies_are_zoomed_and_recoloured(change):
+    batch, numbers = torch.rand(COUNT, 3, 8, 8) * 2 - 1, torch.arange(COUNT)
+    plain = Variants(copies=1, shift=0).apply(batch, numbers, 1)
+    changed = Variants(copies=1, shift=0, **change).apply(batch, numbers, 1)
+    assert all(not torch.equal(one, other) for one, other in zip(plain, changed, strict=True))
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 6])
 def test_an_interrupted_store_ends_byte_for_byte_as_one_made_in_peace(tmp_path, monkeypatch, after):
     variants = Variants(flip=True)
@@ -137,11 +145,12 @@ def test_ranks_write_the_records_of_one_process(tmp_path):
     [
         ({"variants": Variants(copies=1, seed=1)}, "was begun with seed 0, not 1"),
         ({"variants": Variants(copies=1, shift=1)}, "was begun with shift 2, not 1"),
+        ({"variants": Variants(copies=1, zoom=0.1)}, "was begun with zoom 0.0, not 0.1"),
         ({"variants": Variants(flip=True)}, "was begun with flip False, not True"),
         ({"images": images(6)}, "was begun with other images. Continue it with the same"),
         ({"model": model(1)}, "checkpoint_hash"),
     ],
-    ids=["seed", "shift", "flip", "images", "model"],
+    ids=["seed", "shift", "zoom", "flip", "images", "model"],
 )
 def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message):
     given = {"model": model(), "images": images(), "variants": Variants(copies=1)}
@@ -199,7 +208,7 @@ def test_images_of_another_size_are_refused(tmp_path):
     assert not (tmp_path / "codes").exists()
 
 
-@pytest.mark.parametrize("name", ["copies", "shift", "seed"])
+@pytest.mark.parametrize("name", ["copies", "shift", "zoom", "colour", "seed"])
 def test_negative_variants_are_refused(name):
     with pytest.raises(ValueError, match=f"Variants: {name} must be >= 0, got -1"):
         Variants(**{name: -1})

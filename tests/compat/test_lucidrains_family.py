@@ -203,6 +203,14 @@ def test_noise_of_fsq_is_the_packages():
     torch.testing.assert_close(results[1], results[0])
 
 
+def test_all_codes_of_maps_with_channels_first():
+    """The package fails here."""
+    module = lucidrains.ResidualFSQ(dim=3, **RFSQ, is_channel_first=True).eval()
+    quantized, indices, codes = module(torch.randn(2, 3, 4, 3), return_all_codes=True)
+    assert indices.shape == (2, 3, 4, 3)
+    assert_near(codes.sum(0).movedim(-1, 1), quantized, "sum of the codes")
+
+
 def test_fewer_indices_are_the_coarse_codes_if_dropout_was_trained():
     theirs, ours = (module.eval() for module in pair("residual_fsq_dropout"))
     indices = ours(torch.randn(2, 9, 3))[1][..., :2]

@@ -267,3 +267,8 @@ def test_classes_left_out_say_what_comes_nearest(name):
     assert hasattr(package, name)
     with pytest.raises(NotImplementedError, match=f"{name} is not supported: .* nearest"):
         getattr(lucidrains, name)
+
+
+def test_the_temperature_of_a_call_counts():
+    theirs, ours = pair({"stochastic_sample_codes": True, "sample_codebook_temp": 0.0})
+    assert_same_step(theirs, ours, torch.randn(LONG), seed=0, sample_codebook_temp=5.0)

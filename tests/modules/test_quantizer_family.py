@@ -163,7 +163,8 @@ def test_inductor_trains_a_residual_quantiser_as_eager_mode_does():
 
 @pytest.mark.parametrize("name", MAKE)
 def test_no_vectors_are_no_error(name):
-    z_q, indices, _ = made(name).eval()(torch.zeros(0, D))
+    z_q, indices, loss = made(name).eval()(torch.zeros(0, D))
+    assert loss == 0
     assert z_q.shape == (0, D)
     assert len(indices) == 0
 

@@ -18,7 +18,12 @@ from vqvae2_fast.modules.binary_entropy import (
 )
 from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
 from vqvae2_fast.modules.fsq import projections, wide
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_vectors,
+    mean_square_error,
+    perplexity_of,
+)
 
 __all__ = ["BSQ", "LFQ", "bits_of", "mean_over_processes", "signs"]
 
@@ -120,7 +125,7 @@ class _Signs(Quantizer):
             numbers = self._numbers(z)
             values, indices = signs(numbers.detach(), self.scale)
             z_q = self.project_out(values + (numbers - numbers.detach())).to(z.dtype)
-            loss = self.commitment_cost * F.mse_loss(numbers, values)
+            loss = self.commitment_cost * mean_square_error(numbers, values)
             if self.training and self.entropy_weight and numbers.numel():
                 logits = numbers.reshape(-1, self.num_bits) * (4 * self.scale / self.temperature)
                 certain = entropy_of_bits(logits).mean()

@@ -15,7 +15,12 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
 from vqvae2_fast.modules.fsq import wide
-from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
+from vqvae2_fast.modules.quantizer_interface import (
+    Quantizer,
+    check_vectors,
+    mean_square_error,
+    perplexity_of,
+)
 from vqvae2_fast.ops._rotation import rotate_gradient
 
 __all__ = ["SimVQ", "VectorQuantizer"]
@@ -79,8 +84,8 @@ class _LearntCodes(Quantizer):
             indices = ops.nearest_code(z.detach(), codes.detach())[0]
             rows = F.embedding(indices, codes)
             numbers = wide(z)
-            loss = F.mse_loss(rows, numbers.detach().to(rows.dtype))
-            loss = loss + self.commitment_cost * F.mse_loss(
+            loss = mean_square_error(rows, numbers.detach().to(rows.dtype))
+            loss = loss + self.commitment_cost * mean_square_error(
                 numbers, rows.detach().to(numbers.dtype)
             )
             z_q = rows.detach().to(z.dtype)

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.codebook import perplexity
@@ -23,6 +24,7 @@ __all__ = [
     "check_joint",
     "check_vectors",
     "join_codes",
+    "mean_square_error",
     "perplexity_of",
     "split_codes",
 ]
@@ -111,3 +113,8 @@ def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
         return perplexity(torch.unique(flat, return_counts=True)[1])
     ones = torch.ones_like(flat, dtype=torch.float32)
     return perplexity(ones.new_zeros(num_embeddings).index_add_(0, flat, ones))
+
+
+def mean_square_error(numbers: Tensor, values: Tensor) -> Tensor:
+    """`mse_loss`, but 0 where there are no numbers."""
+    return F.mse_loss(numbers, values) if numbers.numel() else (numbers - values).sum()

@@ -376,7 +376,4 @@ class GroupedResidualLFQ(Grouped):
         self, x: Tensor, mask: Tensor | None = None, return_all_codes: bool = False
     ) -> tuple[Any, ...]:
         """As `ResidualLFQ`, with indices and losses `[groups, ...]`, codes as a tuple."""
-        parts, seed = self._split(x), self._seed(x.device)
-        each = zip(self.rvqs, parts, strict=True)
-        results = [rvq(part, mask, return_all_codes, seed) for rvq, part in each]
-        return self._joined(results, stacked=2)
+        return self._quantised(x, 2, mask=mask, return_all_codes=return_all_codes)

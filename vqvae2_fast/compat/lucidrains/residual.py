@@ -93,7 +93,11 @@ class Residual(nn.Module):
         return torch.stack(codes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What evaluation would return for these indices, channels last."""
+        """What evaluation would return for these indices, channels last.
+
+        As in the package, the rotations of `orthogonal_rotation` and the scale of `spherical` are
+        left out.
+        """
         output: Tensor = self.project_out(self.get_codes_from_indices(indices).sum(0))
         return output
 
@@ -133,7 +137,7 @@ class Grouped(nn.Module):
         return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in each])
 
     def get_output_from_indices(self, indices: Sequence[Tensor]) -> Tensor:
-        """What evaluation would return for these indices `[groups, B, ..., Q]`."""
+        """What evaluation would return for these indices `[groups, B, N, Q]` of sequences."""
         each = zip(self._own(), indices, strict=True)
         parts = [rvq.get_output_from_indices(part) for rvq, part in each]
         return torch.cat(parts, dim=self.split_dim)
@@ -148,6 +152,13 @@ class Grouped(nn.Module):
                 f"{self.split_dim}, got x {list(x.shape)}."
             )
         return x.chunk(self.groups, dim=self.split_dim)
+
+    def _quantised(self, x: Tensor, stacked: int, **call: Any) -> tuple[Any, ...]:
+        """`_joined` results of all groups, in which dropout leaves out as many quantisers."""
+        parts, seed = self._split(x), self._seed(x.device)
+        each = zip(self.rvqs, parts, strict=True)
+        results = [rvq(part, rand_quantize_dropout_fixed_seed=seed, **call) for rvq, part in each]
+        return self._joined(results, stacked)
 
     def _joined(self, results: Sequence[tuple[Tensor, ...]], stacked: int) -> tuple[Any, ...]:
         """Quantised channels side by side, the next `stacked` results stacked, the others apart."""

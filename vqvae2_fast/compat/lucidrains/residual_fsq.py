@@ -139,11 +139,10 @@ class ResidualFSQ(Residual):
         for _ in range(self.num_quantizers - in_use):
             indices.append(indices[0].new_full((), -1, dtype=torch.int64).expand(positions))
         total, found = self.project_out(total), torch.stack(indices, dim=-1)
+        codes = (self.get_codes_from_indices(found),) if return_all_codes else ()
         if self.is_channel_first:
             total, found = total.movedim(-1, 1), found.movedim(-1, 1)
-        if not return_all_codes:
-            return total, found
-        return total, found, self.get_codes_from_indices(found)
+        return (total, found, *codes)
 
 
 class GroupedResidualFSQ(Grouped):
@@ -165,6 +164,4 @@ class GroupedResidualFSQ(Grouped):
 
     def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Any, ...]:
         """As `ResidualFSQ`, with indices `[groups, B, N, Q]` and a tuple of each group's codes."""
-        parts, seed = self._split(x), self._seed(x.device)
-        each = zip(self.rvqs, parts, strict=True)
-        return self._joined([rvq(part, return_all_codes, seed) for rvq, part in each], stacked=1)
+        return self._quantised(x, 1, return_all_codes=return_all_codes)

@@ -225,7 +225,7 @@ class ResidualVQ(Residual):
                     "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
                 )
             found = beam_search(self, projected, beam_size, in_use, freeze_codebook)
-        elif self._goes_at_once(projected, mask):
+        elif self._goes_at_once(projected, mask, sample_codebook_temp):
             found = self._at_once(projected, in_use, freeze_codebook)
         else:
             found = self._one_by_one(projected, in_use, mask, sample_codebook_temp, freeze_codebook)
@@ -279,25 +279,25 @@ class ResidualVQ(Residual):
             else share * quantized + (1 - share) * (quantized.detach())
         )
 
-    def _goes_at_once(self, x: Tensor, mask: Tensor | None) -> bool:
+    def _goes_at_once(self, x: Tensor, mask: Tensor | None, temperature: float | None) -> bool:
         plain = x.dtype == torch.float32 and mask is None and not self.shared_codebook
         layers = self._quantizers()
         return (
             plain
             and self.quant_grad_frac <= 0
             and x.numel() > 0
-            and self._is_plain(layers[0])
+            and self._is_plain(layers[0], temperature)
             and all(bool(layer._codebook.initted) for layer in layers)
         )
 
     @staticmethod
-    def _is_plain(layer: VectorQuantize) -> bool:
+    def _is_plain(layer: VectorQuantize, temperature: float | None) -> bool:
         """Whether a layer searches by distance and loses by it alone; all layers are alike."""
         book = layer._codebook
         return not (
             book.use_cosine_sim
             or book.learnable_codebook
-            or book.samples(None)
+            or book.samples(temperature)
             or layer.directional_reparam
             or layer.codebook_diversity_loss_weight > 0
             or layer.commitment_use_cross_entropy_loss
@@ -379,16 +379,11 @@ class GroupedResidualVQ(Grouped):
     ) -> tuple[Any, ...]:
         """As `ResidualVQ`, with indices and losses `[groups, ...]`, codes as a tuple."""
         refuse_others("GroupedResidualVQ.forward", {"indices": indices}, _FORWARD)
-        parts, seed = self._split(x), self._seed(x.device)
-        results = [
-            rvq(
-                part,
-                mask=mask,
-                return_all_codes=return_all_codes,
-                sample_codebook_temp=sample_codebook_temp,
-                freeze_codebook=freeze_codebook,
-                rand_quantize_dropout_fixed_seed=seed,
-            )
-            for rvq, part in zip(self.rvqs, parts, strict=True)
-        ]
-        return self._joined(results, stacked=2)
+        return self._quantised(
+            x,
+            2,
+            mask=mask,
+            return_all_codes=return_all_codes,
+            sample_codebook_temp=sample_codebook_temp,
+            freeze_codebook=freeze_codebook,
+        )

@@ -49,14 +49,22 @@ def test_a_token_is_asked_for(pipeline, path):
     assert client.get("/healthz").is_success
 
 
+@pytest.mark.parametrize("path", ["encode", "images"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_refused(pipeline, chunked):
+def test_a_large_body_is_refused(pipeline, chunked, path):
     limits = replace(Limits(), body=1000)
     with client_of(pipeline, limits=limits) as client:
         body = (b"x" * 600 for _ in range(2)) if chunked else b"x" * 1200
-        answer = client.post("/v1/encode", content=body)
+        answer = client.post(
+            f"/v1/{path}", content=body, headers={"Content-Type": "application/json"}
+        )
     assert answer.status_code == 413
     assert "1000 bytes" in answer.json()["error"]["expected"]
+
+
+@pytest.mark.parametrize("header", [{"Host": "["}, {"Origin": "http://["}])
+def test_names_that_are_none_are_refused(client, header):
+    assert client.get("/v1/info", headers=header).status_code == 403
 
 
 def test_too_many_open_requests_are_refused(pipeline):

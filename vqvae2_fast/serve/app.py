@@ -135,5 +135,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     """What the framework itself refuses: unknown paths and methods, bodies that it cannot read."""
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Problem):  # from reading the body, as the guard refuses it
+        return await _problem(_, error.__cause__)
     problem = Problem(error.status_code, "", f"{error.detail}.", "/openapi.json lists all routes.")
     return JSONResponse(problem.body(), error.status_code, error.headers)

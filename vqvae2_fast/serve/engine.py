@@ -144,7 +144,7 @@ class Engine:
         begun = time.monotonic()
         function()
         seconds = time.monotonic() - begun
-        # Where both wait, calls and batches take turns, and have as much time together.
+        # Where both wait, they take turns: after a batch, calls get as much time as it took.
         self._call_seconds = seconds if kind == "batch" else self._call_seconds - seconds
         return True
 

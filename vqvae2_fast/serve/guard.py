@@ -6,7 +6,7 @@ import hmac
 import json
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from vqvae2_fast.serve.limits import Problem
 
@@ -78,7 +78,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._loopback and urlsplit(f"//{host}").hostname not in _LOOPBACK:
+        if self._loopback and _parts(f"//{host}").hostname not in _LOOPBACK:
             raise Problem(
                 403,
                 "Host",
@@ -86,7 +86,7 @@ class Guard:
                 "Start the server with --host to serve other names.",
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _parts(origin).netloc != host:
             raise Problem(
                 403,
                 "Origin",
@@ -146,3 +146,11 @@ async def _refuse(problem: Problem, send: Send) -> None:
     encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": encoded})
     await send({"type": "http.response.body", "body": content})
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL that a client names; of one that is none, empty parts."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")

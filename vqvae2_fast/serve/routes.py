@@ -168,13 +168,17 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
 
     described: list[list[dict[str, Any]]] = []
 
+    def describe() -> list[dict[str, Any]]:
+        # In the engine's thread: computed once, also for a client that has gone when it is ready.
+        if not described:
+            described.append(described_codebooks(desk.vqvae))
+        return described[0]
+
     @router.get(
         "/codebooks", summary="Colours, use, neighbours and patches of the codes", tags=["encode"]
     )
     async def codebooks() -> Any:
-        if not described:
-            described.append(await in_engine(lambda: described_codebooks(desk.vqvae)))
-        return {"levels": described[0]}
+        return {"levels": described[0] if described else await in_engine(describe)}
 
     return router
 
@@ -253,18 +257,29 @@ def _encoded(desk: Desk, image: Tensor, label: int | None) -> dict[str, Any]:
         "vq2": None,
         "no_vq2": None,
     }
-    try:
-        for prior in desk.pipeline.priors:
-            check_engine("encode", prior, "cpu")
-    except (ValueError, RuntimeError) as reason:
-        return answer | {"no_vq2": str(reason)}
+    reason = _why_no_codec(desk)
+    if reason is not None:
+        return answer | {"no_vq2": reason}
     labels = None if label is None else torch.tensor([label])
     data = encode_images(desk.pipeline, image[None], labels=labels)
     bits = dict(zip(desk.names, describe(data).payload_bits, strict=True))
     return answer | {"bits": bits, "vq2": base64.b64encode(data).decode()}
 
 
+def _why_no_codec(desk: Desk) -> str | None:
+    """Why the priors cannot code images here, or None."""
+    try:
+        for prior in desk.pipeline.priors:
+            check_engine("encode", prior, "cpu")
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return None
+
+
 def _decoded_file(desk: Desk, data: bytes) -> Tensor:
+    reason = _why_no_codec(desk)
+    if reason is not None:
+        raise Problem(422, "vq2", reason, "Send the codes instead.")
     try:
         return decode_images(desk.pipeline, data, max_images=desk.limits.count)
     except ValueError as error:

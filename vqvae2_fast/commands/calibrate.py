@@ -13,6 +13,7 @@ from vqvae2_fast.checkpoints import save
 from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
+from vqvae2_fast.metrics.likelihood import prior_labels
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling import calibrate
 
@@ -52,10 +53,7 @@ class Calibrate(Command):
             batches = []
             for rows in chosen.split(_BATCH):
                 maps, labels = store.batch(rows)
-                known = labels.where(labels >= 0, torch.tensor(prior.config.num_classes))
-                batches.append(
-                    (maps[level], maps[:level], known if prior.config.num_classes else None)
-                )
+                batches.append((maps[level], maps[:level], prior_labels(prior, labels)))
             calibrate(prior, batches, margin=self.margin)
         save(pipeline, self.out)
         return Result(

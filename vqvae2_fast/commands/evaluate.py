@@ -87,6 +87,12 @@ class Evaluate(Command):
             classifier = load_classifier(
                 self.samples.classifier, device, pipeline.class_names, shape
             )
+        names = ["files", *(folder.name for folder in self.beside)]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                "--beside: expected folders whose names differ from one another and from `files`, "
+                f"got {', '.join(names[1:])}."
+            )
         others = {folder.name: files_of(folder) for folder in self.beside}
         # Report whatever is missing before minutes of work.
         perceptual = load_lpips().to(device) if self.lpips else None

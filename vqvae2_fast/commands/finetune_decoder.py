@@ -91,6 +91,8 @@ class FinetuneDecoder(TrainingCommand):
         if plan is not None:
             return plan
         model, trained = self.fit(ranks, task, train_set.class_names)
+        if ranks.rank:
+            return Result({})
         picture = self.out / "reconstructions.png"
         picture_of_reconstructions(model, held_out, picture)
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}

@@ -31,7 +31,7 @@ from vqvae2_fast.data import batches, load_emoji, shuffled_indices, to_float
 from vqvae2_fast.metrics import codebook_use, marginal_entropy, psnr
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate
-from vqvae2_fast.training.loop import autocast_of
+from vqvae2_fast.training.network import autocast_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.metrics.reconstruction import reconstruction_measures
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
-from vqvae2_fast.training.loop import autocast_of
+from vqvae2_fast.training.network import autocast_of
 from vqvae2_fast.training.optimizer import make_optimizer
 
 QUANTIZERS = (

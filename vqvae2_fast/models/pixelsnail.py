@@ -163,6 +163,10 @@ class PixelSNAIL(Prior):
             config.channels, config.num_embeddings, weight_norm=config.weight_norm
         )
 
+    def segments(self) -> list[nn.Module]:
+        first = () if self.condition is None else self.condition.layers
+        return [*first, *self.blocks, *self.output_layers]
+
     def logits(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
         return self.head(F.elu(self._features(codes, maps, labels)))
 

@@ -84,6 +84,14 @@ class Prior(nn.Module):
         """`[B, K, h, W]` of arguments that `forward` has checked, `condition` as a list."""
         raise NotImplementedError
 
+    def segments(self) -> list[nn.Module]:
+        """Modules that run one after another and hold most of the network.
+
+        Training can recompute, compile and shard them one by one: each is called as a module, and
+        nothing else uses its parameters.
+        """
+        return []
+
     def mean_nats(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
         """`loss` of checked arguments, for architectures that need not form all logits for it."""
         return F.cross_entropy(self.logits(codes, maps, labels).float(), codes)

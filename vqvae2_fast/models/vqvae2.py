@@ -167,6 +167,10 @@ class VQVAE2(nn.Module):
         losses["commitment"] = torch.stack(list(losses.values())).sum()
         return VQVAE2Output(self.decoder(context), codes, losses, perplexity)
 
+    def segments(self) -> list[nn.Module]:
+        """Modules that training can recompute and compile one by one: all but the quantisers."""
+        return [*self.encoders, *self.conditioners, *self.upsamplers, self.decoder]
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> list[Tensor]:
         """Code maps of images `[B, C, H, W]`: int64 `[B, h, w]`, coarse to fine.

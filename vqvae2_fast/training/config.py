@@ -48,6 +48,9 @@ class TrainConfig:
         precision: `bfloat16` runs the networks under autocast; `auto` does so where the processor
             computes in it. The loss, the codebooks and validation stay in float32.
         seed: Seed of the order of the data, dropout and augmentation.
+        recompute: Activation checkpointing: the model's segments are computed again for their
+            gradients instead of being kept. A step takes about a third longer.
+        compile: `torch.compile` the model's segments one by one, each as a single graph.
     """
 
     steps: int = 10_000
@@ -70,6 +73,8 @@ class TrainConfig:
     workers: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     seed: int = 0
+    recompute: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.training.loop import autocast_of
+from vqvae2_fast.training.network import autocast_of
 from vqvae2_fast.training.optimizer import make_optimizer, moments_of
 
 if TYPE_CHECKING:

@@ -8,16 +8,14 @@ the size of the batch only, up to the rounding of sums, not from the number of p
 
 from __future__ import annotations
 
-import inspect
 import time
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
@@ -28,6 +26,7 @@ from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_request
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
+from vqvae2_fast.training.network import autocast_of, prepared, syncing
 from vqvae2_fast.training.state import Companion, TrainingRun
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.runs.ranks import Ranks
 
-__all__ = ["DivergedError", "Stage", "TrainResult", "autocast_of", "train"]
+__all__ = ["DivergedError", "Stage", "TrainResult", "train"]
 
 
 class DivergedError(RuntimeError):
@@ -162,7 +161,7 @@ def train(
             ranks.wait()  # none removes old checkpoints before all have read theirs
             if newest is not None and ranks.rank == 0:
                 run.tidy(out)
-        network = _wrapped(model, ranks)
+        network = held.enter_context(prepared(model, config, ranks))
         batches = stage.batches(run.step)
         log = RunLog(out / "log.jsonl" if out and not ranks.rank else None, run.step, on_log)
         if changes:
@@ -184,7 +183,7 @@ def train(
                 # All parts draw from the same numbers, each at the places of its own items.
                 torch.manual_seed(step_seed(config.seed, step))
                 last_part = number == len(parts) - 1
-                with batch_part(parts[number]), _sync_of(network, last_part):
+                with batch_part(parts[number]), syncing(network, last_part):
                     with autocast:
                         total, named = stage.loss(network, batch)
                     (total * weights[number]).backward()
@@ -263,39 +262,6 @@ def _begin(
         clear_run(out)
     newest = newest_whole(out) if ranks.restarts else latest(out)
     return None if newest is None else str(newest)
-
-
-def _wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """What the loss runs through. Validation, codebooks, average and checkpoints are those of the
-    model inside."""
-    if ranks.count == 1:
-        return model
-    # Codebooks move alike on all processes. torch 2.13 gave the setting another name.
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    settings: dict[str, Any] = {name: False}
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **settings)
-
-
-def _sync_of(network: nn.Module, last_part: bool) -> AbstractContextManager[object]:
-    """Gradients travel between processes once a step."""
-    if last_part or not isinstance(network, DistributedDataParallel):
-        return nullcontext()
-    return network.no_sync()
-
-
-def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """The precision that networks run in."""
-    if config.precision != "auto":
-        enabled = config.precision == "bfloat16"
-    elif device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Without these instructions bfloat16 is emulated, and slower than float32.
-        enabled = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        )
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @contextmanager

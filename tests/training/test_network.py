@@ -1,0 +1,110 @@
+"""Segments of a model that are recomputed, compiled or both: the weights of a plain run."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
+from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training.network import prepared
+
+CONFIG = TrainConfig(
+    steps=3, batch_size=2, accumulate=2, learning_rate=3e-3, warmup_steps=1, average_decay=0.9
+)
+STORES = TemporaryDirectory()
+
+
+def vqvae(config: TrainConfig) -> Stage:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(256, (9, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images = ImageTensorDataset(pixels)
+    return vqvae_stage(VQVAE2(replace(SMALL_VQVAE, restart=0.5)), images, images, config)
+
+
+def prior(config: TrainConfig) -> Stage:
+    generator = torch.Generator().manual_seed(6)
+    maps = [torch.randint(8, (9, side, side), generator=generator) for side in (2, 4)]
+    labels = torch.randint(3, (9,), generator=generator)
+    store = CodeSet(maps, 8, labels, ("a", "b", "c")).write(Path(STORES.name) / str(id(config)))
+    torch.manual_seed(0)
+    model = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.2, num_output_layers=1))
+    return prior_stage(model, store, store, config, level=1)
+
+
+BOTH = pytest.mark.parametrize("make", [vqvae, prior])
+
+
+def trained(make, **changes: object) -> dict[str, torch.Tensor]:
+    config = replace(CONFIG, **changes)
+    stage = make(config)
+    train(stage, config, progress=Progress(quiet=True))
+    return stage.model.state_dict()
+
+
+def assert_equal(found, expected) -> None:
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+
+
+@BOTH
+def test_recomputed_segments_train_to_the_same_bits(make):
+    """Dropout is drawn again alike, and codebooks count each vector once."""
+    assert_equal(trained(make, recompute=True), trained(make))
+
+
+def test_compiled_and_recomputed_segments_train_to_the_same_weights(monkeypatch):
+    """Each is one graph. Inductor takes minutes for them: tools/many_processes.py runs it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    found = trained(prior, compile=True, recompute=True)
+    for name, value in trained(prior).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def kept_bytes(config: TrainConfig) -> int:
+    """What autograd keeps of a forward of the prior, its weights included."""
+    stage, storages = prior(config), {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    batch = next(stage.batches(0))
+    with (
+        prepared(stage.model, config, Ranks()) as network,
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        stage.loss(network, batch)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def test_recomputed_segments_are_not_kept():
+    assert kept_bytes(replace(CONFIG, recompute=True)) < kept_bytes(CONFIG) / 2
+
+
+def test_a_model_is_as_before_once_it_is_trained():
+    config = replace(CONFIG, recompute=True, steps=1)
+    stage = prior(config)
+    train(stage, config, progress=Progress(quiet=True))
+    assert not any("forward" in vars(module) for module in stage.model.modules())
+
+
+def test_a_model_without_segments_is_refused():
+    model = Classifier(ClassifierConfig((8, 8), 3, 2, "small"))
+    config = replace(CONFIG, recompute=True)
+    with pytest.raises(ValueError, match="recompute need a model with segments.* Classifier"):
+        prepared(model, config, Ranks()).__enter__()

@@ -42,6 +42,7 @@ class Recipe:
         vqvae, extract, top, bottom: Options of the commands beside data and folders.
         decoder: Those of `finetune-decoder`, or None for the decoder of stage 1.
         sampling: The recommended settings, found by `vqvae2-fast tune` or by looking.
+        samples: What plain samples are like, in words and figures, for the card.
     """
 
     data: str
@@ -53,6 +54,7 @@ class Recipe:
     bottom: str
     decoder: str | None
     sampling: dict[str, float | tuple[float, ...]]
+    samples: str
 
     def commands(self, name: str, data: str, runs: Path) -> dict[str, list[str]]:
         """The commands in their order, by the folder that each fills."""
@@ -96,6 +98,7 @@ RECIPES = {
         "--train.validate-every 250 --train.save-every 250",
         decoder=None,
         sampling={"temperature": (0.85, 0.8), "guidance_scale": (2.0, 2.0)},
+        samples="smileys and buttons read; most other classes are coloured shapes",
     ),
     "emoji64": Recipe(
         data="emoji64",
@@ -109,6 +112,10 @@ RECIPES = {
         decoder="--flip --adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
         "--train.batch-size 8 --train.average-decay 0.99",
         sampling={"temperature": (1.0, 0.8), "guidance_scale": (1.5, 1.0)},
+        samples="smileys and buttons read; most other classes are coloured shapes. "
+        "KD-EfficientNetLite0 of 1,400 plain samples 0.695 (real images against real ones -0.002); "
+        "a classifier trained on them is right for 69.8 % of real held-out images (79.9 % if it "
+        "is trained on real ones)",
     ),
     "fashion28": Recipe(
         data="fashion",
@@ -120,6 +127,7 @@ RECIPES = {
         bottom=f"--train.steps 3000 --train.batch-size 64 {_LONG}",
         decoder=None,
         sampling={},
+        samples="",
     ),
 }
 
@@ -138,6 +146,7 @@ def write_card(recipe: Recipe, out: Path, name: str, data: str, commands: list[s
         "command": f"python tools/train_pretrained.py {name}, which runs: " + "; ".join(commands),
         "metrics": evaluate_pipeline(vqvae, priors, images).as_json(),
         "sampling": recipe.sampling,
+        "samples": recipe.samples,
     }
     (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 

@@ -2,7 +2,8 @@
 
 Each is a folder vqvae2_fast/pretrained/<preset>/, written by `save(pipeline, folder,
 dtype=torch.bfloat16)`, with card.json next to its config.json: an object with `licence`, `data`,
-`command` (how it was made) and `metrics` (held out).
+`command` (how it was made) and `metrics` (held out), and if there are any `sampling` (the
+recommended settings) and `samples` (what plain samples are like).
 """
 
 from __future__ import annotations

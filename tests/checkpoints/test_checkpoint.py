@@ -91,6 +91,7 @@ def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
         ("recommended", [1], "recommended to be an object"),
         ("recommended", {"temperature": "hot"}, "temperature to be a number, got 'hot'"),
         ("recommended", {"engine": "reference"}, "recommended to name some of"),
+        ("recommended_for", [1], "recommended_for to be a list of hashes"),
     ],
 )
 def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, message):
@@ -100,6 +101,25 @@ def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, mess
     (tmp_path / "files.json").unlink()
     with pytest.raises(ValueError, match=f"load: {tmp_path}: .*{message}"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vqvae", "prior_top"])
+def test_settings_tuned_for_other_weights_are_refused(tmp_path, part):
+    recommended = {"temperature": 0.9}
+    for name in ("tuned", "others"):
+        pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors(), recommended=recommended)
+        for model in (pipeline.vqvae, *pipeline.priors):
+            torch.nn.init.constant_(next(model.parameters()), len(name))
+        save(pipeline, tmp_path / name, dtype=torch.bfloat16)
+        for folder in (tmp_path / name).glob("prior_*"):  # priors of no known VQ-VAE
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "vqvae_hash": ""}))
+            (folder / "files.json").unlink()
+    assert load(tmp_path / "tuned").recommended == recommended
+    shutil.rmtree(tmp_path / "tuned" / part)
+    shutil.copytree(tmp_path / "others" / part, tmp_path / "tuned" / part)
+    with pytest.raises(ValueError, match=r"tuned: its recommended settings were tuned for other"):
+        load(tmp_path / "tuned")
 
 
 def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):

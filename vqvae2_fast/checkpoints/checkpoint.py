@@ -135,11 +135,13 @@ def _write_pipeline(
         "class_names": list(class_names),
         "config": {"levels": list(names)},
     }
+    saved_hash = weights_hash(vqvae, saved_as=dtype)
     if pipeline.recommended:
         header["recommended"] = dict(pipeline.recommended)
+        hashes_of_priors = [weights_hash(prior, saved_as=dtype) for prior in pipeline.priors]
+        header["recommended_for"] = [saved_hash, *hashes_of_priors]
     write_json(folder / "config.json", header)
     write_model(vqvae, folder / "vqvae", dtype=dtype)
-    saved_hash = weights_hash(vqvae, saved_as=dtype)
     for name, prior in zip(names, pipeline.priors, strict=True):
         write_model(prior, folder / f"prior_{name}", dtype=dtype, vqvae_hash=saved_hash)
     for part in folder.iterdir():
@@ -257,6 +259,13 @@ def _load_pipeline(
         )
     made_for = {f"prior_{n}": p.vqvae_hash for n, p in zip(levels, priors, strict=True)}
     check_made_for(f"load: {folder}", vqvae, made_for)
+    tuned_for = header["recommended_for"]
+    if tuned_for and tuned_for != [weights_hash(model) for model in (vqvae, *priors)]:
+        raise ValueError(
+            f"load: {folder}: its recommended settings were tuned for other weights than these. "
+            "Load the VQ-VAE and the priors one by one (--vqvae, --priors), and have "
+            "`vqvae2-fast tune` find their settings."
+        )
     try:
         return Pipeline(vqvae, priors, header["class_names"], header["recommended"])
     except ValueError as error:

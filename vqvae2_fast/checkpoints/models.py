@@ -147,6 +147,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"load: {folder}: expected vqvae_hash to be a string in config.json.")
     if not isinstance(header.setdefault("recommended", {}), dict):
         raise ValueError(f"load: {folder}: expected recommended to be an object in config.json.")
+    hashes = header.setdefault("recommended_for", [])
+    if not isinstance(hashes, list) or not all(isinstance(one, str) for one in hashes):
+        raise ValueError(f"load: {folder}: expected recommended_for to be a list of hashes.")
     if kind == "pipeline":
         _check_levels(header["config"].get("levels"), folder)
     elif header.setdefault("dtype", "float32") not in tuple(DTYPES):

@@ -11,18 +11,10 @@ on a registry.
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 
-import torch
-
-import vqvae2_fast
-
-sys.path.insert(0, str(Path(__file__).parent))
+import measure
 
 PORT, OURS = "plain_port", "vqvae2_fast.compat.rosinality"
 PAGES = {
@@ -123,16 +115,10 @@ def run(page: str) -> tuple[list[float], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("pages", nargs="*", default=list(PAGES), help=f"of {', '.join(PAGES)}")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    native = vqvae2_fast.ops.build_info()["native"]
-    level = vqvae2_fast.ops.simd_level() if native else "no compiled module"
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {level}, {options.rounds} rounds"
-    )
+    options = measure.parse(parser)
+    print(f"{measure.machine()}, {options.rounds} rounds")
     for name in options.pages:
         before, after, text = PAGES[name]
         versions = (before + text, after + text)

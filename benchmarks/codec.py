@@ -13,7 +13,6 @@ Stores: the records as the packed code store, xz and (if zstandard is installed)
 
 from __future__ import annotations
 
-import argparse
 import lzma
 import math
 import statistics
@@ -176,21 +175,17 @@ def print_stores(pipeline: Pipeline, codes: list[Tensor], labels: Tensor | None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.parser(__doc__, rounds=7)
+    measure.add_clock(parser)
     parser.add_argument("--pipeline", help="folder of a pipeline; without it emoji32")
     parser.add_argument("--codes", help="code store of its VQ-VAE, with --pipeline")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", choices=list(measure.CLOCKS), default="wall")
     parser.add_argument("--port", action="store_true", help="random priors of the port's size")
     parser.add_argument("--only", choices=["bits", "stores", "speed"])
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"{measure.device_name()}, {options.threads} threads, {measure.versions()}\n")
+    options = measure.parse(parser)
+    print(f"{measure.machine()}\n")
     labels: Tensor | None
     if options.port:
-        torch.manual_seed(0)
         priors = [vq2.PixelSNAIL(config).eval() for config in PRIORS.values()]
         vqvae = vq2.VQVAE2(vq2.preset("photos256").vqvae).eval()
         pipeline, labels = Pipeline(vqvae, priors), None

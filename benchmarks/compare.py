@@ -11,39 +11,43 @@ tests fail gets no ratio. `VQVAE2_FAST_SIMD` chooses our SIMD level.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import os
 import statistics
-import sys
-from pathlib import Path
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
+from typing import TYPE_CHECKING
 
 import conformance
 import measure
+import torch
 from peak_memory import peak_mib
-from workloads import WORKLOADS, Workload
+from workload import Workload, make_runs
+from workloads import WORKLOADS
+
+from vqvae2_fast import ops
+
+if TYPE_CHECKING:
+    import argparse
 
 
-def make_runs(workload: Workload, wanted: list[str]) -> dict[str, object]:
-    runs = {}
-    for name, make in workload.contenders.items():
-        if wanted and name not in ("ours", *wanted):
-            continue
-        try:
-            runs[name] = make()
-        except ModuleNotFoundError as error:
-            print(f"  {name}: left out, {error.name} is not installed (pip install '.[bench]')")
-    return runs
+def owner_of(workload: Workload) -> str:
+    """Who runs its operator; modules that are no operators run in PyTorch's."""
+    if not workload.op:
+        return "ours"
+    _, k, d = workload.shape
+    z, codebook = torch.zeros(1, d), torch.zeros(k, d)
+    arguments = {
+        "code_statistics": (z, torch.zeros(1, dtype=torch.int64), k),
+        "residual_nearest_code": (z, codebook[None]),
+        "ema_update_": (torch.zeros(k), codebook, torch.zeros(k), codebook, codebook, 0.5, 1.0),
+    }
+    return ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))
 
 
 def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     workload = WORKLOADS[name]()
     green = conformance.is_green(workload.op)
-    runs = make_runs(workload, options.against)
+    wanted = {"ours", *(options.against or workload.contenders)}
+    runs = make_runs({who: make for who, make in workload.contenders.items() if who in wanted})
     seconds = measure.interleave(
         {**runs, **measure.ceilings()}, options.rounds, measure.CLOCKS[options.clock]
     )
@@ -58,7 +62,18 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
         times = seconds[contender]
         wants_memory = options.memory and not workload.mode.startswith("cost_")
         peak = peak_mib(name, contender) if wants_memory else float("nan")
-        row = measure.make_row(workload, contender, seconds, peak, options.clock)
+        row = measure.make_row(
+            contender,
+            seconds,
+            op=workload.op,
+            owner=owner_of(workload) if contender == "ours" else contender,
+            mode=workload.mode,
+            shape=workload.size,
+            flops=workload.flops,
+            traffic=workload.bytes,
+            peak_mib=peak,
+            clock=options.clock,
+        )
         rows.append(row)
         line = (
             f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
@@ -79,27 +94,18 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = measure.parser(__doc__, rounds=21)
+    measure.add_clock(parser)
     parser.add_argument(
         "workloads", nargs="*", default=["*"], help="names or patterns of workloads; default: all"
     )
     parser.add_argument(
         "--against", nargs="*", default=[], help="contenders in addition to ours; default: all"
     )
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--memory", action="store_true", help="peak memory, in separate processes")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument(
-        "--clock",
-        choices=list(measure.CLOCKS),
-        default="wall",
-        help="cpu: only the time of the calling thread, for a busy machine",
-    )
-    options = parser.parse_args()
+    options = measure.parse(parser)
     if options.list:
         print("\n".join(WORKLOADS))
         return
@@ -107,13 +113,7 @@ def main() -> None:
     unknown = [each for each, found in zip(options.workloads, names, strict=True) if not found]
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
-    if options.clock == "cpu" and options.threads != 1:
-        parser.error("--clock cpu sees only the calling thread: expected --threads 1")
-    torch.set_num_threads(options.threads)
-    print(
-        f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
-        f"{options.rounds} rounds, {measure.versions()}, commit {measure.commit()}"
-    )
+    print(f"{measure.machine()}, {options.clock} clock, {options.rounds} rounds")
     for name in dict.fromkeys(sum(names, [])):
         rows = compare(name, options)
         if options.save:

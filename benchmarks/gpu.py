@@ -15,18 +15,19 @@ import argparse
 import csv
 import importlib.metadata
 import statistics
-import sys
 import time
 from datetime import date
-from pathlib import Path
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
+from typing import TYPE_CHECKING
 
 import measure
+import numpy as np
 import report
-from gpu_works import Run, Work, works
+import torch
+from gpu_works import Work, works
+from workload import Run, make_runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def clock() -> float:
@@ -43,12 +44,7 @@ def ceilings() -> dict[str, Run]:
 
 
 def measured(work: Work, rounds: int) -> list[dict[str, object]]:
-    runs: dict[str, Run] = {}
-    for name, make in work.contenders.items():
-        try:
-            runs[name] = make()
-        except ModuleNotFoundError as error:
-            print(f"  {name}: left out, {error.name} is not installed")
+    runs = make_runs(work.contenders)
     seconds = measure.interleave({**runs, **ceilings()}, rounds, clock)
     matmul = 2 * 8192**3 / statistics.median(seconds["ceiling:matmul"])
     copy = 2 * (1 << 28) / statistics.median(seconds["ceiling:copy"])
@@ -72,8 +68,8 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
                 "contender": name,
                 "owner": work.owner if name == "ours" else name,
                 "median_ms": f"{median * 1e3:.5g}",
-                "p20_ms": f"{measure.quantile(times, 0.2) * 1e3:.5g}",
-                "p80_ms": f"{measure.quantile(times, 0.8) * 1e3:.5g}",
+                "p20_ms": f"{np.quantile(times, 0.2) * 1e3:.5g}",
+                "p80_ms": f"{np.quantile(times, 0.8) * 1e3:.5g}",
                 "gb_per_s": f"{work.bytes / median / 1e9:.4g}",
                 "gflop_per_s": f"{work.flops / median / 1e9:.4g}",
                 "matmul_gflop_per_s": f"{matmul / 1e9:.4g}",

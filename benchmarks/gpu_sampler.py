@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from datetime import date
-from pathlib import Path
-
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
+import numpy as np
+import torch
 from gpu import clock, save
 from sampler import PRIORS
 
@@ -89,8 +85,8 @@ def measured(priors: dict[str, PixelSNAIL], batch: int, rounds: int) -> list[dic
                 "engine": name,
                 "batch": batch,
                 "median_s": f"{median:.5g}",
-                "p20_s": f"{measure.quantile(times, 0.2):.5g}",
-                "p80_s": f"{measure.quantile(times, 0.8):.5g}",
+                "p20_s": f"{np.quantile(times, 0.2):.5g}",
+                "p80_s": f"{np.quantile(times, 0.8):.5g}",
                 "images_per_s": f"{rate:.5g}",
                 "ratio_to_eager": f"{ratio:.3g}",
                 "device": torch.cuda.get_device_name(),

@@ -7,18 +7,14 @@ Inputs are made when a piece is asked for, on the GPU. Contenders whose package 
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from training_step import flops_of, make_step
+from workloads import lean_search
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops._checks import dtype_name
@@ -27,7 +23,10 @@ from vqvae2_fast.ops.causal_conv2d.reference import causal_conv2d_reference
 from vqvae2_fast.ops.code_conv2d.reference import code_conv2d_reference
 from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 
-Run = Callable[[], object]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workload import Run
 
 
 @dataclass(frozen=True)
@@ -39,15 +38,6 @@ class Work:
     flops: int
     bytes: int
     contenders: dict[str, Callable[[], Run]]
-
-
-def compiled(function: Callable[..., object]) -> Run:
-    return torch.compile(function)
-
-
-def lean_search(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    half_norms = codebook.square().sum(1) / 2  # [K]
-    return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
 
 
 def flash_kmeans_search(z: torch.Tensor, codebook: torch.Tensor) -> Run:
@@ -78,7 +68,7 @@ def search(n: int, k: int, d: int) -> Work:
         {
             "ours": lambda: lambda: ops.nearest_code(z, codebook),
             "eager": lambda: lambda: lean_search(z, codebook),
-            "compile": lambda: partial(compiled(lean_search), z, codebook),
+            "compile": lambda: partial(torch.compile(lean_search), z, codebook),
             "flash-kmeans": lambda: flash_kmeans_search(z, codebook),
             "cuvs": lambda: cuvs_search(z, codebook),
         },
@@ -133,8 +123,8 @@ def quantiser_step(n: int, k: int, d: int) -> Work:
             "ours": ours,
             "one-hot": lambda: partial(plain, True, *state()),
             "lean": lambda: partial(plain, False, *state()),
-            "one-hot compile": lambda: partial(compiled(partial(plain, True)), *state()),
-            "lean compile": lambda: partial(compiled(partial(plain, False)), *state()),
+            "one-hot compile": lambda: partial(torch.compile(partial(plain, True)), *state()),
+            "lean compile": lambda: partial(torch.compile(partial(plain, False)), *state()),
         },
     )
 
@@ -202,7 +192,7 @@ def gate(batch: int, channels: int, side: int) -> Work:
         {
             "ours": lambda: partial(step, ops.gated_residual),
             "eager": lambda: partial(step, reference),
-            "compile": lambda: partial(step, compiled(reference)),
+            "compile": lambda: partial(step, torch.compile(reference)),
         },
     )
 
@@ -235,7 +225,7 @@ def convolution(batch: int, channels: int, side: int, dtype: torch.dtype) -> Wor
             "ours": lambda: partial(step, operator),
             "kernel": lambda: partial(step, CAUSAL_CONV2D_FUSED.kernel),
             "cudnn": lambda: partial(step, causal_conv2d_reference),
-            "compile": lambda: partial(step, compiled(causal_conv2d_reference)),
+            "compile": lambda: partial(step, torch.compile(causal_conv2d_reference)),
         },
     )
 
@@ -269,7 +259,7 @@ def stem(batch: int, side: int, num_codes: int, channels: int) -> Work:
         {
             "ours": lambda: partial(step, ops.OPERATORS["code_conv2d"]),
             "eager": lambda: partial(step, code_conv2d_reference),
-            "compile": lambda: partial(step, compiled(code_conv2d_reference)),
+            "compile": lambda: partial(step, torch.compile(code_conv2d_reference)),
             "one-hot": lambda: one_hot,
         },
     )
@@ -291,7 +281,7 @@ def draw(batch: int, num_codes: int, top_k: int, top_p: float) -> Work:
         {
             "ours": lambda: partial(operator, *arguments),
             "eager": lambda: partial(draw_codes_reference, *arguments),
-            "compile": lambda: partial(compiled(draw_codes_reference), *arguments),
+            "compile": lambda: partial(torch.compile(draw_codes_reference), *arguments),
         },
     )
 

@@ -1,7 +1,8 @@
-"""Timing in turns, ceilings of the machine, and the record that a measurement leaves."""
+"""Options of the scripts, timing in turns, ceilings, and the record that a measurement leaves."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gc
 import importlib.metadata
@@ -22,7 +23,6 @@ import torch
 from threadpoolctl import ThreadpoolController, threadpool_info
 from torch import Tensor
 
-import vqvae2_fast
 from vqvae2_fast import ops
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,19 +67,47 @@ class Row:
     load: float
 
 
-def quantile(values: list[float], q: float) -> float:
-    """Linear between the nearest two."""
-    ordered = sorted(values)
-    position = q * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
-
-
 Clock = Callable[[], float]
 # cpu: the time that the calling thread used, for one thread on a machine that others use too. The
 # time of the whole process would include the workers of torch.compile.
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def parser(doc: str | None, *, rounds: int, threads: int = 2) -> argparse.ArgumentParser:
+    """For a script with this docstring, with the options that most have, and their defaults."""
+    found = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--rounds", type=int, default=rounds)
+    found.add_argument("--threads", type=int, default=threads)
+    return found
+
+
+def add_clock(found: argparse.ArgumentParser) -> None:
+    found.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: only the time of the calling thread, for a busy machine",
+    )
+
+
+def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; sets the number of threads."""
+    options = found.parse_args()
+    if getattr(options, "clock", None) == "cpu" and options.threads != 1:
+        found.error("--clock cpu sees only the calling thread: expected --threads 1")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    return options
+
+
+def machine() -> str:
+    """What a measurement was made on."""
+    return (
+        f"{device_name()}, {torch.get_num_threads()} threads, {versions()}, commit {commit()}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
 
 
 def calls_per_round(run: Callable[[], object]) -> int:
@@ -118,7 +146,7 @@ def ratio(slower: list[float], faster: list[float]) -> tuple[float, float, float
     """Ratio of medians, and the 20th and 80th percentile of the ratio within a round."""
     pairs = [a / b for a, b in zip(slower, faster, strict=True)]
     medians = statistics.median(slower) / statistics.median(faster)
-    return medians, quantile(pairs, 0.2), quantile(pairs, 0.8)
+    return medians, *np.quantile(pairs, (0.2, 0.8))
 
 
 MATMUL_SIZE, COPY_BYTES = 1536, 1 << 26
@@ -192,9 +220,8 @@ def slug(device: str) -> str:
 
 def versions() -> str:
     """Versions of everything that takes part."""
-    packages = ["torch", "faiss-cpu", "vector-quantize-pytorch"]
-    found = [f"vqvae2_fast {importlib.metadata.version('vqvae2_fast')}"] if installed() else []
-    for name in packages:
+    found = []
+    for name in ("vqvae2_fast", "torch", "faiss-cpu", "vector-quantize-pytorch"):
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
@@ -202,62 +229,46 @@ def versions() -> str:
     return ", ".join([*found, f"python {platform.python_version()}"])
 
 
-def installed() -> bool:
-    try:
-        importlib.metadata.version("vqvae2_fast")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def commit() -> str:
     """Short hash of the source tree, with + if it has changes; unknown outside git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
     try:
-        found = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
-        )
+        found = subprocess.run([*git, "--dirty=+"], capture_output=True, text=True)
     except OSError:
         return "unknown"
-    return (
-        found.stdout.strip() + ("+" if changed.stdout else "")
-        if found.returncode == 0
-        else "unknown"
-    )
+    return found.stdout.strip() or "unknown"
 
 
 def make_row(
-    workload, contender: str, seconds: dict[str, list[float]], peak_mib: float, clock: str
+    contender: str,
+    seconds: dict[str, list[float]],
+    *,
+    op: str,
+    owner: str,
+    mode: str,
+    shape: str,
+    flops: int,
+    traffic: int,
+    peak_mib: float,
+    clock: str,
 ) -> Row:
+    """The row of a contender, given the times of all and of the ceilings, and bytes of traffic."""
     times = seconds[contender]
     median = statistics.median(times)
-    rate = workload.flops / median / 1e9
-    bandwidth = workload.bytes / median / 1e9
+    low, high = np.quantile(times, (0.2, 0.8))
+    rate, bandwidth = flops / median / 1e9, traffic / median / 1e9
     matmul = matmul_rate(seconds["ceiling:matmul"])
     copy = copy_rate(seconds["ceiling:copy"])
-    n, k, d = workload.shape
-    owner = contender
-    if contender == "ours" and workload.op:
-        z, codebook = torch.zeros(1, d), torch.zeros(k, d)
-        arguments = {
-            "code_statistics": (z, torch.zeros(1, dtype=torch.int64), k),
-            "residual_nearest_code": (z, codebook[None]),
-            "ema_update_": (torch.zeros(k), codebook, torch.zeros(k), codebook, codebook, 0.5, 1.0),
-        }
-        owner = ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))
     return Row(
-        op=workload.op,
+        op=op,
         owner=owner,
         contender=contender,
-        mode=workload.mode,
+        mode=mode,
         dtype="float32",
-        shape="x".join(map(str, workload.shape)),
+        shape=shape,
         median_ms=median * 1e3,
-        p20_ms=quantile(times, 0.2) * 1e3,
-        p80_ms=quantile(times, 0.8) * 1e3,
+        p20_ms=low * 1e3,
+        p80_ms=high * 1e3,
         gb_per_s=bandwidth,
         gflop_per_s=rate,
         matmul_gflop_per_s=matmul,
@@ -291,7 +302,3 @@ def save(rows: list[Row]) -> Path:
                 {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in record.items()}
             )
     return path
-
-
-def package_folder() -> Path:
-    return Path(vqvae2_fast.__file__).parent

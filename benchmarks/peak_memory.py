@@ -13,12 +13,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def peak_mib(workload: str, contender: str) -> float:
-    """Runs this file in a new process; NaN if the system does not report its memory."""
+def numbers_of(script: str, *arguments: str, count: int) -> list[float]:
+    """The last numbers that a script prints in a new process; NaN if the system does not report
+    its memory."""
     if not Path("/proc/self/clear_refs").exists():
-        return float("nan")
+        return [float("nan")] * count
     # glibc keeps freed blocks below this size, which would hide what a call takes.
     environment = {
         **os.environ,
@@ -26,13 +31,25 @@ def peak_mib(workload: str, contender: str) -> float:
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     result = subprocess.run(
-        [sys.executable, __file__, workload, contender],
+        [sys.executable, script, *arguments],
         capture_output=True,
         text=True,
         env=environment,
         check=True,
     )
-    return float(result.stdout)
+    return [float(number) for number in result.stdout.split()[-count:]]
+
+
+def peak_mib(workload: str, contender: str) -> float:
+    return numbers_of(__file__, workload, contender, count=1)[0]
+
+
+def rise_of(run: Callable[[], object]) -> float:
+    """MiB that a call needs beyond the resident memory before it."""
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    run()
+    return max(0.0, resident("VmHWM") - before)
 
 
 def resident(field: str) -> float:
@@ -47,10 +64,7 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     run = WORKLOADS[sys.argv[1]]().contenders[sys.argv[2]]()
     run()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    run()
-    print(max(0.0, resident("VmHWM") - before))
+    print(rise_of(run))
 
 
 if __name__ == "__main__":

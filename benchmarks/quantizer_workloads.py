@@ -7,7 +7,7 @@ codes, each a sample of what the quantisers before it leave over.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -33,20 +33,21 @@ def residual_data(q: int, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return z, torch.stack(codebooks)
 
 
-def lucidrains_residual(codebooks: Tensor) -> nn.Module:
-    from vector_quantize_pytorch import ResidualVQ
+def lucidrains(name: str, **arguments: Any) -> nn.Module:
+    """A module of the package, which is imported only where it is compared with."""
+    import vector_quantize_pytorch
 
+    return getattr(vector_quantize_pytorch, name)(**arguments)
+
+
+def lucidrains_residual(codebooks: Tensor) -> nn.Module:
     q, k, d = codebooks.shape
-    layer = ResidualVQ(dim=d, num_quantizers=q, codebook_size=k)
+    layer = lucidrains("ResidualVQ", dim=d, num_quantizers=q, codebook_size=k)
     for each, codebook in zip(layer.layers, codebooks, strict=True):
         each._codebook.embed.data.copy_(codebook)
         each._codebook.embed_avg.data.copy_(codebook)
         each._codebook.initted.fill_(True)
     return layer
-
-
-def residual_ours(z: Tensor, codebooks: Tensor) -> Run:
-    return lambda: ops.residual_nearest_code(z, codebooks)
 
 
 def residual_loop(z: Tensor, codebooks: Tensor) -> Run:
@@ -96,18 +97,13 @@ def module_step(make: Callable[[], nn.Module], z: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
-def residual_step_lucidrains(z: Tensor, codebooks: Tensor, dz_q: Tensor) -> Run:
-    return module_step(partial(lucidrains_residual, codebooks), z[None], dz_q[None])
-
-
 def residual(q: int, n: int, k: int, d: int) -> Workload:
     z, codebooks = residual_data(q, n, k, d)
-    makers = {
-        "ours": residual_ours,
-        "loop": residual_loop,
-        "lucidrains": residual_lucidrains,
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": lambda: partial(ops.residual_nearest_code, z, codebooks),
+        "loop": partial(residual_loop, z, codebooks),
+        "lucidrains": partial(residual_lucidrains, z, codebooks),
     }
-    contenders = {name: partial(make, z, codebooks) for name, make in makers.items()}
     traffic = 8 * n * d + 4 * q * k * d + 8 * n * q
     return Workload(
         "residual_nearest_code", f"residual_{q}", (n, k, d), 2 * q * n * k * d, traffic, contenders
@@ -117,8 +113,11 @@ def residual(q: int, n: int, k: int, d: int) -> Workload:
 def residual_step(q: int, n: int, k: int, d: int) -> Workload:
     z, codebooks = residual_data(q, n, k, d)
     dz_q = torch.randn(n, d, generator=torch.Generator().manual_seed(1))
-    makers = {"ours": residual_step_ours, "lucidrains": residual_step_lucidrains}
-    contenders = {name: partial(make, z, codebooks, dz_q) for name, make in makers.items()}
+    theirs = partial(lucidrains_residual, codebooks)
+    contenders: dict[str, Callable[[], Run]] = {
+        "ours": partial(residual_step_ours, z, codebooks, dz_q),
+        "lucidrains": partial(module_step, theirs, z[None], dz_q[None]),
+    }
     traffic = 4 * 6 * n * d + 4 * 5 * q * k * d + 8 * n * q
     return Workload(
         "residual_nearest_code",
@@ -130,41 +129,20 @@ def residual_step(q: int, n: int, k: int, d: int) -> Workload:
     )
 
 
-def fsq_ours(levels: list[int]) -> nn.Module:
-    return vq2.FSQ(levels)
-
-
-def fsq_lucidrains(levels: list[int]) -> nn.Module:
-    from vector_quantize_pytorch import FSQ
-
-    return FSQ(levels)
-
-
-def lfq_ours(dim: int) -> nn.Module:
-    return vq2.LFQ(2**dim)
-
-
-def lfq_lucidrains(dim: int) -> nn.Module:
-    from vector_quantize_pytorch import LFQ
-
-    return LFQ(dim=dim)
+FSQ_LEVELS = [8, 5, 5, 5]
 
 
 def scalar_step(
-    kind: str,
-    ours: Callable[[], nn.Module],
-    theirs: Callable[[], nn.Module],
-    n: int,
-    k: int,
-    d: int,
+    ours: nn.Module, theirs: Callable[[], nn.Module], n: int, k: int, d: int
 ) -> Workload:
     """A training step of a quantiser without a codebook, on `[16, N / 16, D]`."""
     generator = torch.Generator().manual_seed(0)
     z, dz_q = torch.randn(2, 16, n // 16, d, generator=generator)
     contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(module_step, ours, z, dz_q),
+        "ours": partial(module_step, lambda: ours, z, dz_q),
         "lucidrains": partial(module_step, theirs, z, dz_q),
     }
+    kind = type(ours).__name__.lower()
     # z and dz_q are read, z_q, dz and indices are written.
     return Workload("", f"{kind}_step", (n, k, d), 10 * n * d, 4 * 4 * n * d + 8 * n, contenders)
 
@@ -172,16 +150,10 @@ def scalar_step(
 QUANTIZER_WORKLOADS: dict[str, Callable[[], Workload]] = {
     "residual": partial(residual, 8, 16384, 1024, 128),
     "residual_step": partial(residual_step, 8, 16384, 1024, 128),
-    "fsq_step": partial(
-        scalar_step,
-        "fsq",
-        partial(fsq_ours, [8, 5, 5, 5]),
-        partial(fsq_lucidrains, [8, 5, 5, 5]),
-        65536,
-        1000,
-        4,
+    "fsq_step": lambda: scalar_step(
+        vq2.FSQ(FSQ_LEVELS), partial(lucidrains, "FSQ", levels=FSQ_LEVELS), 65536, 1000, 4
     ),
-    "lfq_step": partial(
-        scalar_step, "lfq", partial(lfq_ours, 10), partial(lfq_lucidrains, 10), 65536, 1024, 10
+    "lfq_step": lambda: scalar_step(
+        vq2.LFQ(2**10), partial(lucidrains, "LFQ", dim=10), 65536, 1024, 10
     ),
 }

@@ -19,20 +19,17 @@ Prints the load of the machine: on a busy one only the codes mean anything.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import time
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING
 
+import measure
 import torch
 from torch import Tensor
 
-import vqvae2_fast
 from vqvae2_fast.models.configs import PixelSNAILConfig
-from vqvae2_fast.ops import _native
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.noise import DrawNoise
@@ -69,6 +66,12 @@ def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
     maps = [torch.randint(config.num_embeddings, (batch, *size)) for size in config.condition_sizes]
     noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"))
     return DrawRequest(batch, maps, None, None, noise, DrawSettings())
+
+
+def prepared(config: PixelSNAILConfig, batch: int) -> tuple[PixelSNAIL, SamplingPlan, DrawRequest]:
+    """A prior with random weights, its plan, and what a draw of this batch takes."""
+    prior = PixelSNAIL(config).eval()
+    return prior, plan_of(prior, interface_of(prior)), request_of(config, batch)
 
 
 def clock() -> float:
@@ -133,31 +136,19 @@ def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--weights", choices=["float32", "bfloat16", "int8", "w8a8"], default="float32"
     )
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
-    arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler.py: no compiled module: pip install . first.")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    arguments = measure.parse(parser)
     batch, integer = arguments.batch, arguments.weights == "w8a8"
     stored = torch.int8 if integer else getattr(torch, arguments.weights)
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
-        f"{torch.__version__}, vqvae2_fast {vqvae2_fast.__version__} {_native.simd_level()}, "
-        f"batch {batch}, {arguments.weights} weights, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
     images, naive = 0.0, 0.0
     for name, config in PRIORS.items():
-        prior = vqvae2_fast.PixelSNAIL(config).eval()
-        plan = plan_of(prior, interface_of(prior))
-        request = request_of(config, batch)
+        prior, plan, request = prepared(config, batch)
         weights = stored
         if integer:
             codes = torch.randint(config.num_embeddings, (1, *config.size))

@@ -10,24 +10,18 @@ all positions before it. It should cost less in a batch, until arithmetic takes 
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
-import platform
 import statistics
 from pathlib import Path
 
 import matplotlib
+import measure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import torch
-from sampler import request_of, seconds_of
+from sampler import prepared, seconds_of
 
-import vqvae2_fast
 from vqvae2_fast.models.configs import PixelSNAILConfig
-from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu, packed_plan
 
 SIZES, BATCHES = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32, 64)
@@ -47,8 +41,7 @@ BATCH_MAP = 16
 def code_microseconds(side: int, attention: bool, batch: int, rounds: int) -> float:
     """Seconds per code of one sample, the median of some maps."""
     config = PixelSNAILConfig(size=(side, side), attention=attention, **SHAPE)
-    prior = vqvae2_fast.PixelSNAIL(config).eval()
-    plan, request = plan_of(prior, interface_of(prior)), request_of(config, batch)
+    _, plan, request = prepared(config, batch)
     packed_plan(plan)
     seconds = statistics.median(seconds_of(lambda: draw_cpu(plan, request)) for _ in range(rounds))
     return seconds / (side * side * batch) * 1e6
@@ -79,17 +72,10 @@ def draw(rows: list[dict[str, object]], caption: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default=platform.processor() or platform.machine())
+    parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--out", type=Path, default=Path("sampler-curves"))
-    arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler_curves.py: no compiled module: pip install . first.")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    load = os.getloadavg()[0]
+    arguments = measure.parse(parser)
+    machine = measure.machine()
     points = [("size", side, 1) for side in SIZES] + [("batch", BATCH_MAP, n) for n in BATCHES]
     rows: list[dict[str, object]] = []
     for curve, side, batch in points:
@@ -109,11 +95,8 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    threads = "1 thread (CPU time)" if arguments.threads == 1 else f"{arguments.threads} threads"
-    caption = (
-        f"{arguments.device}, {threads}, torch {torch.__version__}, "
-        f"{_native.simd_level()}, load {load:.1f}; 64 channels, 2 x 2 layers of 5x5, 512 codes"
-    )
+    clock = "CPU time" if arguments.threads == 1 else "wall time"
+    caption = f"{machine}, {clock}; 64 channels, 2 x 2 layers of 5x5, 512 codes"
     draw(rows, caption, arguments.out.with_suffix(".png"))
 
 

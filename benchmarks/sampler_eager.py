@@ -12,17 +12,13 @@ timed by itself, and the minimum of some repetitions is summed by operator.
 
 from __future__ import annotations
 
-import argparse
 import collections
-import os
-import platform
 import statistics
 
+import measure
 import torch
-from sampler import PRIORS, naive_seconds, request_of, seconds_of
+from sampler import PRIORS, naive_seconds, prepared, seconds_of
 
-import vqvae2_fast
-from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.eager import Kind, _Network, draw_eager
 
 
@@ -45,24 +41,16 @@ def profile(plan, request) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = measure.parser(__doc__, rounds=2)
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--naive-rows", type=int, default=3, help="0: do not run the naive sampler")
     parser.add_argument("--profile", action="store_true")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
-        f"{torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    arguments = measure.parse(parser)
+    print(measure.machine())
     image = naive = 0.0
     for name in arguments.maps:
         config = PRIORS[name]
-        prior = vqvae2_fast.PixelSNAIL(config).eval()
-        plan, request = plan_of(prior, interface_of(prior)), request_of(config, 1)
+        prior, plan, request = prepared(config, 1)
         each = []
         for _ in range(arguments.rounds):
             each.append(seconds_of(lambda p=plan, r=request: draw_eager(p, r)))

@@ -10,18 +10,13 @@ PyTorch operators that is used where the compiled one is not.
 
 from __future__ import annotations
 
-import argparse
-import os
-import platform
 import statistics
 import time
 
-import torch
-from sampler import PRIORS, request_of
+import measure
+from sampler import PRIORS, prepared
 
-import vqvae2_fast
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu
 from vqvae2_fast.sampling.fingerprint import fingerprint
 
@@ -35,22 +30,12 @@ def in_pytorch(tensors) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler_fingerprint.py: no compiled module: pip install .")
-    torch.set_num_threads(arguments.threads)
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch "
-        f"{torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    arguments = measure.parse(measure.parser(__doc__, rounds=3))
+    print(measure.machine())
     image: dict[str, float] = {}
     for name, config in PRIORS.items():
-        prior = vqvae2_fast.PixelSNAIL(config).eval()
+        prior, plan, request = prepared(config, 1)
         weights = [*prior.parameters(), *prior.buffers()]
-        plan, request = plan_of(prior, interface_of(prior)), request_of(config, 1)
         draw_cpu(plan, request)  # packs the weights
         contenders = {
             "draw": lambda plan=plan, request=request: draw_cpu(plan, request),

@@ -14,16 +14,14 @@ position, in the same run: weights, and for the heads the keys and values of the
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import TYPE_CHECKING
 
+import measure
 import torch
-from sampler import PRIORS, pixel_bytes, read_seconds, request_of
+from sampler import PRIORS, pixel_bytes, prepared, read_seconds
 
-import vqvae2_fast
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 
 if TYPE_CHECKING:
@@ -59,24 +57,16 @@ def stage_bytes(plan: SamplingPlan, itemsize: float, all_bytes: float) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = measure.parser(__doc__, rounds=2)
     parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--keep", type=float, default=0.5, help="share of quietest positions")
-    arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler_profile.py: no compiled module: pip install . first.")
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    arguments = measure.parse(parser)
     weights = getattr(torch, arguments.weights)
     stages = _native.module.SAMPLER_STAGES
     for name in arguments.maps:
         config = PRIORS[name]
-        prior = vqvae2_fast.PixelSNAIL(config).eval()
-        plan = plan_of(prior, interface_of(prior))
-        request = request_of(config, 1)
+        _, plan, request = prepared(config, 1)
         draw_cpu_timed(plan, request, weights)  # packs the weights
         height, width = config.size
         rounds, read = [], []

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 import vqvae2_fast
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
 from vqvae2_fast.metrics import prior_labels
-from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import calibrate, teacher_forced_logits
 
 ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8", "cpu_w8a8")
@@ -74,8 +73,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--calibrate", type=int, default=256, help="training records for cpu_w8a8")
     arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler_weights.py: no compiled module: pip install . first.")
     pipeline = None if arguments.priors else vqvae2_fast.from_preset(arguments.pipeline)
     priors = pipeline.priors if pipeline else [vqvae2_fast.load(path) for path in arguments.priors]
     print("| prior | engine | bits per code | more | KL, nats |\n|---|---|---|---|---|")

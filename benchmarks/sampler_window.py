@@ -15,19 +15,17 @@ trained prior of that size to measure it.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import measure as shared
 import torch
 from sampler import PRIORS, clock, request_of
 
 import vqvae2_fast
-from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
 from vqvae2_fast.sampling.engines.cuda import draw_cuda
@@ -151,15 +149,9 @@ def main() -> None:
     parser.add_argument("--port", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
-    if _native.module is None:
-        raise SystemExit("benchmarks/sampler_window.py: no compiled module: pip install . first.")
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        print(
-            f"\n{platform.processor() or platform.machine()}, {threads} threads, torch "
-            f"{torch.__version__}, {_native.simd_level()}, load {os.getloadavg()[0]:.1f}, "
-            f"device {arguments.device}"
-        )
+        print(f"\n{shared.machine()}, device {arguments.device}")
         for name in arguments.pipeline:
             measure_pipeline(name, arguments)
         if arguments.port:

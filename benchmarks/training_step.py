@@ -7,9 +7,10 @@
 A step is forward, loss, backward and Adam's update, for ours and the references in its fused form
 as in `training/loop.py`, for the port as in its scripts. Contenders run in turns in this process;
 printed are medians, the ratio of medians to ours, and in brackets the 20th and 80th percentile of
-the ratio within a round. Peak memory is that of a process for each contender: how far the resident
-memory rises during the third step above what stood before it (weights and Adam's moments, printed
-as `held`), so gradients, activations and workspace are counted.
+the ratio within a round. Without --rounds there are as many as keep the run short. Peak memory is
+that of a process for each contender: how far the resident memory rises during the third step above
+what stood before it (weights and Adam's moments, printed as `held`), so gradients, activations and
+workspace are counted.
 
 Contenders: `port` is `plain_port.py`, the port's arithmetic in plain PyTorch (the port is not on a
 registry), `drop_in` our modules under its names, `reference` our model with every operator its
@@ -21,23 +22,17 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
-from datetime import date
-from pathlib import Path
 from unittest import mock
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
 import plain_port
-from peak_memory import resident
+import torch
+import torch.nn.functional as F
+from peak_memory import numbers_of, resident, rise_of
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vqvae2_fast as vq2
@@ -182,20 +177,10 @@ def flops_of(name: str) -> int:
     return counter.get_total_flops()
 
 
-def peak_mib(name: str, contender: str) -> tuple[float, float]:
-    """Rise of memory during a step, and memory before it, in a separate process; NaN if unknown."""
-    if not Path("/proc/self/clear_refs").exists():
-        return float("nan"), float("nan")
-    environment = {
-        **os.environ,
-        "MALLOC_MMAP_THRESHOLD_": "65536",
-        "MALLOC_TRIM_THRESHOLD_": "65536",
-    }
-    command = [sys.executable, __file__, "--memory-of", name, contender]
-    command += ["--threads", str(torch.get_num_threads())]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    rise, held = result.stdout.split()[-2:]
-    return float(rise), float(held)
+def peak_mib(name: str, contender: str) -> list[float]:
+    """Rise of memory during a step, and memory before it, in a separate process."""
+    threads = str(torch.get_num_threads())
+    return numbers_of(__file__, "--memory-of", name, contender, "--threads", threads, count=2)
 
 
 def print_memory(name: str, contender: str) -> None:
@@ -204,10 +189,8 @@ def print_memory(name: str, contender: str) -> None:
     step.run()
     step.run()
     step.optimizer.zero_grad(set_to_none=True)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    step.run()
-    print(max(0.0, resident("VmHWM") - before), before - before_model)
+    held = resident("VmRSS") - before_model
+    print(rise_of(step.run), held)
 
 
 def profile(name: str, contender: str) -> None:
@@ -292,68 +275,38 @@ def report(
         middle, low, high = measure.ratio(times, seconds["ours"])
         line += f"  {middle:.2f}x ours ({low:.2f}-{high:.2f})"
     print(line, flush=True)
-    matmul = measure.matmul_rate(seconds["ceiling:matmul"])
-    copy = measure.copy_rate(seconds["ceiling:copy"])
     batch = (PRIORS.get(name) or VQVAES[name])[0]
-    return measure.Row(
+    return measure.make_row(
+        contender,
+        seconds,
         op="training_step",
         owner=contender,
-        contender=contender,
         mode=name,
-        dtype="float32",
         shape=f"batch{batch}",
-        median_ms=median * 1e3,
-        p20_ms=measure.quantile(times, 0.2) * 1e3,
-        p80_ms=measure.quantile(times, 0.8) * 1e3,
-        gb_per_s=0.0,
-        gflop_per_s=flops / median / 1e9,
-        matmul_gflop_per_s=matmul,
-        copy_gb_per_s=copy,
-        share_of_ceiling=flops / median / 1e9 / matmul,
+        flops=flops,
+        traffic=0,
         peak_mib=peak,
-        device=measure.device_name(),
-        threads=torch.get_num_threads(),
-        versions=measure.versions(),
-        commit=measure.commit(),
-        date=date.today().isoformat(),
-        rounds=len(times),
         clock=options.clock,
-        load=os.getloadavg()[0],
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = measure.parser(__doc__, rounds=0)
+    measure.add_clock(parser)
     known = [*PRIORS, *VQVAES]
     parser.add_argument("steps", nargs="*", default=DEFAULT_STEPS, help=f"of {', '.join(known)}")
     parser.add_argument("--against", nargs="*", default=[], help="contenders to compare ours with")
-    parser.add_argument("--rounds", type=int, default=0, help="0: what keeps the run short")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--clock",
-        choices=list(measure.CLOCKS),
-        default="wall",
-        help="cpu: only the time of the calling thread, for a busy machine",
-    )
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
     parser.add_argument("--profile", action="store_true", help="operators of one step of each")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = measure.parse(parser)
     if unknown := sorted(set(options.steps) - set(known)):
         parser.error(f"expected steps of {', '.join(known)}, got {', '.join(unknown)}")
-    if options.clock == "cpu" and options.threads != 1:
-        parser.error("--clock cpu sees only the calling thread: expected --threads 1")
-    torch.set_num_threads(options.threads)
     if options.memory_of:
         print_memory(*options.memory_of)
         return
-    print(
-        f"{measure.device_name()}, {options.threads} threads, {options.clock} clock, "
-        f"{measure.versions()}, commit {measure.commit()}"
-    )
+    print(f"{measure.machine()}, {options.clock} clock")
     start = time.monotonic()
     for name in options.steps:
         if options.profile:

@@ -13,16 +13,12 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import measure
+import torch
 from gpu import clock
 
 from vqvae2_fast import ops

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 Run = Callable[[], object]
@@ -30,5 +30,20 @@ class Workload:
     contenders: dict[str, Callable[[], Run]] = field(default_factory=dict)
 
     @property
+    def size(self) -> str:
+        return "x".join(map(str, self.shape))
+
+    @property
     def name(self) -> str:
-        return f"{self.mode}_{'x'.join(map(str, self.shape))}"
+        return f"{self.mode}_{self.size}"
+
+
+def make_runs(contenders: Mapping[str, Callable[[], Run]]) -> dict[str, Run]:
+    """What each contender runs, without those whose package is missing, which it names."""
+    runs = {}
+    for name, make in contenders.items():
+        try:
+            runs[name] = make()
+        except ModuleNotFoundError as error:
+            print(f"  {name}: left out, {error.name} is not installed (pip install '.[bench]')")
+    return runs

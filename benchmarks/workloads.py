@@ -22,7 +22,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.testing.compare import simd_levels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 BETA, DECAY, EPSILON = 0.25, 0.99, 1e-5
 
@@ -64,10 +64,6 @@ def data(kind: str, n: int, k: int, d: int) -> tuple[Tensor, Tensor]:
     return z, codebook
 
 
-def search_ours(z: Tensor, codebook: Tensor) -> Run:
-    return lambda: ops.nearest_code(z, codebook)
-
-
 def search_faiss(z: Tensor, codebook: Tensor) -> Run:
     # The OpenBLAS in faiss's wheel treats processors that are newer than itself as a Prescott of
     # 2004, and is half as fast there as it could be. This is read when it is loaded.
@@ -88,23 +84,18 @@ def openblas_core() -> str:
     return "SkylakeX" if "avx512" in levels else "Haswell" if "avx2" in levels else ""
 
 
-def search_lean(z: Tensor, codebook: Tensor) -> Run:
-    return lambda: lean_search(z, codebook)
-
-
-def search_cdist(z: Tensor, codebook: Tensor) -> Run:
-    return lambda: torch.cdist(z, codebook).argmin(dim=1)
-
-
 def lean_search(z: Tensor, codebook: Tensor) -> Tensor:
     """What a careful user of plain PyTorch writes: one product, no distances."""
     half_norms = codebook.square().sum(1) / 2  # [K]
     return torch.addmm(half_norms, z, codebook.t(), alpha=-1).argmin(dim=1)
 
 
-def compiled(function: Callable[..., object], *arguments: Tensor) -> Run:
-    fast = torch.compile(function)
-    return lambda: fast(*arguments)
+SEARCHES: dict[str, Callable[[Tensor, Tensor], Run]] = {
+    "ours": lambda z, codebook: partial(ops.nearest_code, z, codebook),
+    "faiss": search_faiss,
+    "lean": lambda z, codebook: partial(lean_search, z, codebook),
+    "cdist": lambda z, codebook: lambda: torch.cdist(z, codebook).argmin(dim=1),
+}
 
 
 @dataclass
@@ -199,30 +190,17 @@ def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
 
 
 def search(
-    kind: str, n: int, k: int, d: int, against: tuple[str, ...] = ("faiss", "lean", "cdist")
+    mode: str, kind: str, n: int, k: int, d: int, contenders: Sequence[str] = tuple(SEARCHES)
 ) -> Workload:
     z, codebook = data(kind, n, k, d)
-    makers = {
-        "ours": search_ours,
-        "faiss": search_faiss,
-        "lean": search_lean,
-        "cdist": search_cdist,
-    }
-    mode = "search" if kind == "gaussian" else f"search_{kind}"
-    contenders = {name: partial(makers[name], z, codebook) for name in ("ours", *against)}
+    makers = {name: partial(SEARCHES[name], z, codebook) for name in contenders}
     traffic = 4 * (n + k) * d + 12 * n
-    return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, contenders)
+    return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, makers)
 
 
 def cost(size: str, n: int, k: int, d: int) -> Workload:
     """A point of the cost curve over one of n, k and d."""
-    z, codebook = data("gaussian", n, k, d)
-    contenders: dict[str, Callable[[], Run]] = {
-        "ours": partial(search_ours, z, codebook),
-        "faiss": partial(search_faiss, z, codebook),
-    }
-    traffic = 4 * (n + k) * d + 12 * n
-    return Workload("nearest_code", f"cost_{size}", (n, k, d), 2 * n * k * d, traffic, contenders)
+    return search(f"cost_{size}", "gaussian", n, k, d, ("ours", "faiss"))
 
 
 def training_step(n: int, k: int, d: int) -> Workload:
@@ -293,19 +271,19 @@ def overhead(op: str, *, gradients: bool = False) -> Workload:
 
 # Name to maker: inputs are made only for the workloads that run.
 WORKLOADS: dict[str, Callable[[], Workload]] = {
-    "search": partial(search, "gaussian", 65536, 512, 64),
-    "search_offset": partial(search, "offset", 65536, 512, 64),
-    "search_clustered": partial(search, "clustered", 65536, 512, 64),
-    "search_flung": partial(search, "flung", 65536, 512, 64),
-    "search_trained": partial(search, "trained", 65536, 256, 32),
-    "search_wide": partial(search, "gaussian", 65536, 1024, 256),
-    "search_many_codes": partial(search, "gaussian", 16384, 8192, 32),
+    "search": partial(search, "search", "gaussian", 65536, 512, 64),
+    "search_offset": partial(search, "search_offset", "offset", 65536, 512, 64),
+    "search_clustered": partial(search, "search_clustered", "clustered", 65536, 512, 64),
+    "search_flung": partial(search, "search_flung", "flung", 65536, 512, 64),
+    "search_trained": partial(search, "search_trained", "trained", 65536, 256, 32),
+    "search_wide": partial(search, "search", "gaussian", 65536, 1024, 256),
+    "search_many_codes": partial(search, "search", "gaussian", 16384, 8192, 32),
     **{
-        f"codes_{k}x{d}": partial(search, "gaussian", 16384, k, d, against=("faiss",))
+        f"codes_{k}x{d}": partial(search, "search", "gaussian", 16384, k, d, ("ours", "faiss"))
         for k in (16384, 65536)
         for d in (16, 32, 64)
     },
-    "search_small": partial(search, "gaussian", 256, 512, 64),
+    "search_small": partial(search, "search", "gaussian", 256, 512, 64),
     "step": partial(training_step, 65536, 512, 64),
     "statistics": partial(statistics, "spread", 65536, 512, 64),
     "statistics_one_code": partial(statistics, "one_code", 65536, 512, 64),

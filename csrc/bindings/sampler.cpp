@@ -79,7 +79,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   for (const auto& [words, count] : streams) {
     decoders.emplace_back(pointer<const uint32_t>(words), count);
   }
-  if (!decoders.empty()) request.decoders = &decoders;
+  if (!decoders.empty()) request.decoders = decoders.data();
   request.window = window;
   request.threads = threads;
   if (request.maps.size() != plan.condition.maps.size() ||

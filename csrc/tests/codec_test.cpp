@@ -114,7 +114,7 @@ bool decodes(const Level& level, const sampler::Plan& plan, const Case& test) {
       const auto& stream = level.streams[first + b];
       decoders.emplace_back(stream.data(), stream.size());
     }
-    request.decoders = &decoders;
+    request.decoders = decoders.data();
     sampler::draw_map(plan, request, [](int64_t) { return true; });
     for (const auto& decoder : decoders) whole = whole && decoder.finished();
   }
@@ -124,8 +124,9 @@ bool decodes(const Level& level, const sampler::Plan& plan, const Case& test) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  // All images at once; then a few one at a time, and with threads that wait for one another.
-  std::vector<Case> cases = {{1000, 64, 1}, {10, 1, 1}, {10, 10, 2}};
+  // All images at once; then a few one at a time, with threads that share an image, and with
+  // threads that take images of their own.
+  std::vector<Case> cases = {{1000, 64, 1}, {10, 1, 1}, {2, 1, 2}, {10, 10, 2}};
   const bool all = argc > 1 && !strcmp(argv[1], "--all");
   if (all) cases = {{1000, 1, 1}, {1000, 64, 1}, {1000, 1, 2}, {1000, 64, 2}};
   int failures = 0;

@@ -1,27 +1,11 @@
 // The conditioning stack. Its maps are known from the start, so it runs once per draw, as matrix
 // products over padded maps.
+#include "condition.h"
+
 #include "../kernels.h"
-#include "state.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {
-
-// A stack of maps with a zero border, [B, h + 2 border, w + 2 border, channels].
-struct PaddedMaps {
-  Buffer memory;
-  int64_t height, width, border, channels;
-
-  PaddedMaps(int64_t batch, int64_t height_, int64_t width_, int64_t border_, int64_t channels_)
-      : height(height_), width(width_), border(border_), channels(channels_) {
-    memory = Buffer(batch * sample_stride());
-  }
-  int64_t row_stride() const { return (width + 2 * border) * channels; }
-  int64_t sample_stride() const { return (height + 2 * border) * row_stride(); }
-  // Row i of a sample from its left border; i from -border.
-  float* row(int64_t sample, int64_t i) const {
-    return memory.data() + sample * sample_stride() + (border + i) * row_stride();
-  }
-};
 
 // Row i of a stem over `codes` [h, w], added to `out` [w, channels].
 void add_stem_row(const Kernels& kernels, const Condition& condition, const Condition::Map& map,
@@ -67,29 +51,7 @@ void convolve_item(const State& state, const Matrices& layers, int64_t n, int64_
   }
 }
 
-// The stack's memory in addition to the features, shared by the threads.
-struct Scratch {
-  std::vector<Buffer> coarser;  // features of each map except the finest
-  std::unique_ptr<PaddedMaps> inputs, inner;
-  Buffer first, second;
-
-  explicit Scratch(const State& state) {
-    const Condition& condition = state.plan.condition;
-    for (size_t m = 0; m + 1 < condition.maps.size(); ++m) {
-      const Condition::Map& map = condition.maps[m];
-      coarser.emplace_back(state.batch * map.height * map.width * condition.channels);
-    }
-    if (condition.num_layers == 0) return;
-    const int64_t height = condition.maps.back().height, width = condition.maps.back().width;
-    const int64_t half = condition.kernel / 2, num_inner = condition.first.outputs();
-    inputs = std::make_unique<PaddedMaps>(state.batch, height, width, half, condition.channels);
-    inner = std::make_unique<PaddedMaps>(state.batch, height, width, half, num_inner);
-    first = Buffer(state.batch * height * width * num_inner);
-    second = Buffer(state.batch * height * width * condition.second.outputs());
-  }
-};
-
-void run_stems(State& state, const Scratch& scratch) {
+void run_stems(State& state, const ConditionScratch& scratch) {
   const Condition& condition = state.plan.condition;
   const Kernels& kernels = state.kernels;
   const int64_t channels = condition.channels;
@@ -114,7 +76,7 @@ void run_stems(State& state, const Scratch& scratch) {
   }
 }
 
-void run_layers(State& state, const Scratch& scratch) {
+void run_layers(State& state, const ConditionScratch& scratch) {
   const Condition& condition = state.plan.condition;
   const Kernels& kernels = state.kernels;
   const int64_t channels = condition.channels;
@@ -151,13 +113,25 @@ void run_layers(State& state, const Scratch& scratch) {
 
 }  // namespace
 
-void compute_features(State& state) {
+ConditionScratch::ConditionScratch(const Plan& plan, int64_t batch) {
+  const Condition& condition = plan.condition;
+  for (size_t m = 0; m + 1 < condition.maps.size(); ++m) {
+    const Condition::Map& map = condition.maps[m];
+    coarser.emplace_back(batch * map.height * map.width * condition.channels);
+  }
+  if (condition.num_layers == 0) return;
+  const int64_t height = condition.maps.back().height, width = condition.maps.back().width;
+  const int64_t half = condition.kernel / 2, num_inner = condition.first.outputs();
+  inputs = std::make_unique<PaddedMaps>(batch, height, width, half, condition.channels);
+  inner = std::make_unique<PaddedMaps>(batch, height, width, half, num_inner);
+  first = Buffer(batch * height * width * num_inner);
+  second = Buffer(batch * height * width * condition.second.outputs());
+}
+
+void compute_features(State& state, const ConditionScratch& scratch) {
   if (state.plan.condition.maps.empty()) return;
-  const Scratch scratch(state);
-  state.team.run([&](int) {
-    run_stems(state, scratch);
-    run_layers(state, scratch);
-  });
+  run_stems(state, scratch);
+  run_layers(state, scratch);
 }
 
 }  // namespace vqvae2_fast::cpu::sampler

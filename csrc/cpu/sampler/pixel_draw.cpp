@@ -43,7 +43,7 @@ void Pixel::draw_codes() {
     const float* logits = s.logits.data() + item * stride;
     int64_t code = request.known ? request.known[at] : -1;
     if (request.decoders) {
-      code = drawer.decode(logits, (*request.decoders)[b]);
+      code = drawer.decode(logits, request.decoders[b]);
     } else if (code < 0) {
       const float* noise = drawer.noise();
       if (request.noise) {

@@ -14,8 +14,10 @@ struct Timing {
   int64_t steps = 0;
 };
 
-// Draws the codes of `request`. after_row(rows done) is called on the calling thread after each
-// row. If it returns false, the draw stops; the finished rows stay in request.codes.
+// Draws the codes of `request`. All threads draw each position together, or each draws samples of
+// its own: whichever is faster, the bits are the same. after_row(rows done) is called on the
+// calling thread after each row. If it returns false, the draw stops; the finished rows stay in
+// request.codes.
 Timing draw_map(const Plan& plan, const Request& request,
                 const std::function<bool(int64_t)>& after_row);
 

@@ -24,13 +24,13 @@ struct Request {
   const int64_t* rows = nullptr;  // [B, 2]: the seed and the sample of each, in place of those
   uint32_t stream = 0;
   Rule rule;
-  int64_t* codes = nullptr;                       // [B, H, W]
-  float* log_prob = nullptr;                      // [B, H, W], or null
-  float* logits = nullptr;                        // [B, H, W, K], or null
-  Interval* intervals = nullptr;                  // [B, H, W] of the codes, to encode; or null
-  std::vector<RangeDecoder>* decoders = nullptr;  // [B], to read codes in place of drawing; or null
-  float* profile = nullptr;                       // see StageClock, or null
-  int64_t window = 1;  // columns of a step; all except the first are guesses
+  int64_t* codes = nullptr;          // [B, H, W]
+  float* log_prob = nullptr;         // [B, H, W], or null
+  float* logits = nullptr;           // [B, H, W, K], or null
+  Interval* intervals = nullptr;     // [B, H, W] of the codes, to encode; or null
+  RangeDecoder* decoders = nullptr;  // [B], to read codes in place of drawing; or null
+  float* profile = nullptr;          // see StageClock, or null
+  int64_t window = 1;                // columns of a step; all except the first are guesses
   int threads = 1;
 };
 
@@ -144,8 +144,6 @@ Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t
                    int threads);
 std::vector<Range> split_evenly(int64_t count, int threads);
 
-// The conditioning stack; starts the team itself.
-void compute_features(State& state);
 // Every thread calls this when row i begins.
 void row_phase(State& state, int64_t i);
 // Draws the codes of row i; every thread calls it.

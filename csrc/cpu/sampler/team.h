@@ -83,10 +83,14 @@ class Team {
       } else if (tries < kSpins + kYields) {
         sched_yield();
       } else {
-        const timespec nap = {0, kNapNanoseconds};
-        nanosleep(&nap, nullptr);
+        nap();
       }
     }
+  }
+
+  static void nap() {
+    const timespec duration = {0, kNapNanoseconds};
+    nanosleep(&duration, nullptr);
   }
 
   // Every thread calls this inside `run`: each of item(0..count-1) goes to whichever thread is

@@ -15,6 +15,7 @@
 #include "residual.h"
 #include "rows.h"
 #include "sampler/kernels.h"
+#include "scalar_quantize.h"
 #include "winograd.h"
 
 namespace vqvae2_fast::cpu {
@@ -57,6 +58,7 @@ struct KernelTable {
   PointwiseKernels pointwise;
   Products products;
   CodeLossKernels code_loss;
+  ScalarQuantizeKernels scalar_quantize;
 };
 
 extern const KernelTable kScalarKernels;

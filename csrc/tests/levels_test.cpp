@@ -1,5 +1,7 @@
-// Tests what must be the same, bit for bit, at every SIMD level: the sampler's kernels and the
-// noise, against the scalar level. Without torch; .ci/sanitizers and .ci/aarch64 build and run it.
+// Tests what must be the same, bit for bit, at every SIMD level: the sampler's kernels, the
+// noise and the scalar quantisers, against the scalar level. Without torch; .ci/sanitizers and
+// .ci/aarch64 build and run it.
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,6 +161,48 @@ Floats gated_layer(int64_t channels, bool dropout, bool condition) {
   return out;
 }
 
+// Values, gradients and indices of `levels` values of each of `dim` numbers, and of their signs.
+Floats scalars(int64_t rows, int64_t dim, int64_t levels, bool symmetric, bool hard) {
+  std::mt19937 random(6);
+  const Floats z = search_data::gaussian(random, rows * dim);
+  const Floats dvalues = search_data::gaussian(random, rows * dim);
+  const auto column = [&](double value) {
+    return Floats(dim + kColumnPadding, static_cast<float>(value));
+  };
+  const double steps = static_cast<double>(levels - 1), middle = symmetric ? 0 : levels / 2;
+  const Floats shift = column(0.1), half = column(steps / 2), width = column(0.7 * steps);
+  const Floats offset = column(symmetric ? steps / 2 + 0.5 : -0.5), slope = column(0.3);
+  const Floats least = column(-middle), most = column(steps - middle);
+  const std::vector<uint64_t> places(dim, 3);
+  const Floats place = column(symmetric ? 1 : 3);
+  const ScalarGrid grid = {.dim = dim,
+                           .symmetric = symmetric,
+                           .hard = hard,
+                           .shift = shift.data(),
+                           .half = half.data(),
+                           .offset = offset.data(),
+                           .least = least.data(),
+                           .most = most.data(),
+                           .width = width.data(),
+                           .slope = slope.data(),
+                           .place = place.data(),
+                           .wide_places = symmetric ? places.data() : nullptr};
+  Floats out(rows * (3 * dim + 2), NAN), digits(kDigitRows * dim);
+  std::vector<int64_t> indices(rows), bits(rows);
+  float *const dz = out.data() + rows * dim, *const signs = dz + rows * dim;
+  for (const auto& [first, last] : {std::pair(int64_t{0}, rows / 2), std::pair(rows / 2, rows)}) {
+    const ScalarQuantizeKernels& kernel = kernels().scalar_quantize;
+    kernel.round(grid, z.data(), first, last, digits.data(), out.data(), {.wide = indices.data()});
+    kernel.round_backward(grid, dvalues.data(), z.data(), first, last, dz);
+    kernel.signs(z.data(), 0.5f, dim, first, last, signs, bits.data());
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    signs[rows * dim + i] = static_cast<float>(indices[i]);
+    signs[rows * dim + rows + i] = static_cast<float>(bits[i]);
+  }
+  return out;
+}
+
 Floats noise() {
   Floats values(133);
   kernels().gumbel_noise(5, 6, 7, 1, static_cast<int64_t>(values.size()), values.data());
@@ -185,6 +229,11 @@ int main() {
       compare(*level, "gated layer", [&] { return gated_layer(channels, false, false); });
       compare(*level, "gated layer with dropout and condition",
               [&] { return gated_layer(channels, true, true); });
+    }
+    for (const int64_t dim : {1, 4, 37}) {
+      compare(*level, "tanh grid", [&] { return scalars(150, dim, 8, false, false); });
+      compare(*level, "clamped grid", [&] { return scalars(5, dim, 5, false, true); });
+      compare(*level, "symmetric grid", [&] { return scalars(150, dim, 4, true, true); });
     }
     compare(*level, "noise", noise);
     printf("%s: done\n", *level);

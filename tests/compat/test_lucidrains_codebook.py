@@ -8,8 +8,9 @@ import torch
 import vector_quantize_pytorch
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqvae2_fast.compat.lucidrains import VectorQuantize
+from vqvae2_fast.compat.lucidrains import ResidualVQ, VectorQuantize
 from vqvae2_fast.modules import outside_graphs
 
 DIM, NUM_CODES = 12, 20
@@ -71,6 +72,30 @@ def test_a_codebook_set_by_hand_is_not_started_again(put, training) -> None:
     put(module, codes)
     module(torch.randn(2, 9, DIM) + 100)
     assert torch.equal(module.codebook, codes)
+
+
+class ReadNoFlag(TorchDispatchMode):
+    """Fails when the host reads one of the flags, because on a GPU it would wait for it."""
+
+    def __init__(self, flags: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.flags = [flag.data_ptr() for flag in flags]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reads = func is torch.ops.aten._local_scalar_dense.default
+        assert not reads or args[0].data_ptr() not in self.flags
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_started_residual_quantiser_waits_for_no_flag_on_a_gpu(training, monkeypatch) -> None:
+    monkeypatch.setattr(outside_graphs, "reading_waits", lambda _: True)
+    module = ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=NUM_CODES, kmeans_init=True)
+    x = torch.randn(2, 30, DIM)
+    module(x)
+    module.train(training)(x)
+    with ReadNoFlag([layer._codebook.initted for layer in module.layers]):
+        module(x)
 
 
 @pytest.mark.usefixtures("_reading")

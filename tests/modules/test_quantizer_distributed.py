@@ -95,6 +95,28 @@ def train_one_of_the_family(name: str, rank: int | None) -> dict[str, torch.Tens
     return quantizer.state_dict()
 
 
+USES = {
+    f"{kind.__name__}-{scenario}": (kind, scenario)
+    for kind in (LFQ, BSQ)
+    for scenario in ("unequal", "empty_share", "nobody_has_any_at_first")
+}
+
+
+def use_of_codes(name: str, rank: int | None) -> dict[str, torch.Tensor]:
+    """The entropy loss of one forward, all but its part of use negligible, and its gradient."""
+    kind, scenario = USES[name]
+    torch.manual_seed(0)
+    quantizer = kind(
+        16, D, commitment_cost=0.0, entropy_weight=1e-6, diversity=1e6, temperature=1.0
+    )
+    z, first = vectors(scenario)[0], SHARES[scenario][0][0]
+    share = z if rank is None else (z[:first], z[first:])[rank]
+    leaf = share.clone().requires_grad_()
+    loss = quantizer(leaf)[2]
+    loss.backward()
+    return {"loss": loss.detach(), "gradient": leaf.grad}
+
+
 def run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -107,6 +129,8 @@ def run_rank(rank: int, folder: Path) -> None:
     save_file(train_model(rank).state_dict(), folder / f"model-{rank}")
     for name in FAMILY:
         save_file(train_one_of_the_family(name, rank), folder / f"{name}-{rank}")
+    for name in USES:
+        save_file(use_of_codes(name, rank), folder / f"use-{name}-{rank}")
     # Wrappers of models are parts of cycles and hold the group, whose threads would outlive Python.
     gc.collect()
     dist.destroy_process_group()
@@ -161,6 +185,18 @@ def test_data_parallel_micro_batches_keep_each_process_statistics(folder: Path) 
         name = f"quantizers.{level}.codebook"
         # Convolutions of half a batch may round differently.
         assert relative_error(shared[name], whole[name]) < 1e-5
+
+
+@pytest.mark.parametrize("name", USES)
+def test_the_use_of_codes_is_that_of_all_vectors(folder: Path, name: str) -> None:
+    """Also if a process has none: it takes part in the sum."""
+    whole = use_of_codes(name, None)
+    shares = [load_file(folder / f"use-{name}-{rank}") for rank in range(WORLD_SIZE)]
+    for share in shares:
+        torch.testing.assert_close(share["loss"], whole["loss"], rtol=1e-4, atol=1e-6)
+    # DistributedDataParallel takes the mean of the processes' gradients.
+    gradient = torch.cat([share["gradient"] for share in shares]) / WORLD_SIZE
+    torch.testing.assert_close(gradient, whole["gradient"], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FAMILY)

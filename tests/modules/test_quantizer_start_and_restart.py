@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from vqvae2_fast.compat import lucidrains  # noqa: F401  (defines an operator)
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.ops.gumbel_noise.reference import random_words
 
@@ -231,3 +232,35 @@ def test_no_restart_without_vectors() -> None:
     quantizer.set_codebook_(torch.randn(K, D), sizes)
     quantizer(torch.zeros(0, D))
     assert quantizer.cluster_size[0] < 1e-3
+
+
+def _start_of_one() -> tuple[tuple, dict]:
+    state = (torch.randn(K, D), torch.zeros(K), torch.zeros(K, D))
+    arguments = ([torch.randn(20, D)], [], -1, *state, torch.tensor(False), torch.tensor(False))
+    return arguments, {"first_count": 1.0, "cosine": True, "seed": 3, "stream": 1}
+
+
+def _start_of_two() -> tuple[tuple, dict]:
+    shapes = ((K, D), (K,), (K, D))
+    state = [[torch.zeros(shape) for _ in range(2)] for shape in shapes]
+    flags = [[torch.tensor(False) for _ in range(2)] for _ in range(2)]
+    return (torch.randn(20, D), *state, *flags), {"first_count": 1.0, "seed": 3, "streams": [1, 2]}
+
+
+def _start_of_a_drop_in() -> tuple[tuple, dict]:
+    state = (torch.zeros(1, K, D), torch.zeros(1, K), torch.zeros(1, K, D))
+    arguments = (torch.randn(1, 20, D), None, *state, torch.tensor(False), torch.tensor(False))
+    return arguments, {"iterations": 2, "eps": 1e-5, "cosine": False, "sync_choice": False}
+
+
+STARTS = {
+    "start_codebook_": _start_of_one,
+    "start_residual_codebooks_": _start_of_two,
+    "lucidrains_start_": _start_of_a_drop_in,
+}
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_start_writes_what_its_schema_says(name: str) -> None:
+    operator = getattr(torch.ops.vqvae2_fast, name).default
+    torch.library.opcheck(operator, *STARTS[name](), test_utils=("test_schema", "test_faketensor"))

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 
 import vqvae2_fast as vq2
 from vqvae2_fast.modules.binary_entropy import entropy_of_bits, mean_of_codes, tables_of_bits
-from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
+from vqvae2_fast.ops import scalar_quantize
 
 
 def paper_values(z: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """The values of `round_to_grid` by its formula, one number at a time."""
+    """The values of `scalar_quantize` by its formula, one number at a time."""
     columns = []
     for x, levels in zip(z.double().unbind(-1), grid.levels, strict=True):
         if grid.symmetric:
@@ -41,7 +42,7 @@ GRIDS = [
 @pytest.mark.parametrize("count", [1, 7, 1000, 1536])
 def test_values_are_those_of_the_paper(grid, count):
     z = torch.randn(count, 3, generator=torch.Generator().manual_seed(count)) * 2
-    values, indices = round_to_grid(z, grid)
+    values, indices = scalar_quantize(z, *grid)
     torch.testing.assert_close(values.double(), paper_values(z, grid), rtol=1e-6, atol=1e-6)
     digits = torch.stack([indices % 8, indices // 8 % 5, indices // 40], dim=-1)
     assert torch.equal(digits_to_values(grid, digits, torch.float32), values)
@@ -51,14 +52,14 @@ def test_values_are_those_of_the_paper(grid, count):
 def test_every_code_is_reached(grid):
     z = torch.randn(20000, 3, generator=torch.Generator().manual_seed(0)) * 2
     levels = torch.tensor(grid.levels)
-    assert len(round_to_grid(z, grid)[1].unique()) == levels.prod()
+    assert len(scalar_quantize(z, *grid)[1].unique()) == levels.prod()
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_gradient_is_that_of_the_bound(grid):
     z = torch.randn(64, 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(64, 3, dtype=torch.float64)
-    (round_to_grid(z, grid)[0] * weight).sum().backward()
+    (scalar_quantize(z, *grid)[0] * weight).sum().backward()
     other = z.detach().clone().requires_grad_()
     levels = torch.tensor(grid.levels, dtype=torch.float64)
     half = (levels - 1) * 1.001 / 2

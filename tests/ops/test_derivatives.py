@@ -63,6 +63,11 @@ FUNCTIONS = {
         lambda z: ops.residual_nearest_code(z, like(z, 1, 3, 5, 6))[2],
         values(0, 4, 6),
     ),
+    "scalar_quantize": (lambda z: ops.scalar_quantize(z, [8, 5, 4])[0], values(0, 4, 3)),
+    "scalar_quantize_hard": (
+        lambda z: ops.scalar_quantize(z, [8, 5, 2], True, True)[0],
+        values(0, 4, 3),
+    ),
     "gated_residual": (gated, values(0, 2, 8, 3, 3)),
     "gated_residual_condition": (
         lambda c: ops.gated_residual(like(c, 1, 2, 8, 3, 3), like(c, 2, 2, 4, 3, 3), c),

@@ -17,28 +17,18 @@ from vqvae2_fast.modules.binary_entropy import (
     tables_of_bits,
 )
 from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
-from vqvae2_fast.modules.fsq import projections, wide
+from vqvae2_fast.modules.projections import projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_vectors,
     mean_square_error,
     perplexity_of,
 )
+from vqvae2_fast.ops import sign_quantize
 
-__all__ = ["BSQ", "LFQ", "bits_of", "mean_over_processes", "signs"]
+__all__ = ["BSQ", "LFQ", "bits_of", "mean_over_processes"]
 
 _LARGEST_LFQ = 2**18
-
-
-def signs(z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """±scale by the signs of z `[..., d]`, 0 counting as negative, and the index int64 `[...]`.
-
-    The first number is the highest bit of the index.
-    """
-    positive = z > 0
-    places = 2 ** torch.arange(z.shape[-1] - 1, -1, -1, device=z.device)
-    values = torch.where(positive, scale, -scale).to(z.dtype)
-    return values, (positive * places).sum(-1)
 
 
 def bits_of(indices: Tensor, num_bits: int) -> Tensor:
@@ -47,17 +37,23 @@ def bits_of(indices: Tensor, num_bits: int) -> Tensor:
     return (indices[..., None] & places) != 0
 
 
-def mean_over_processes(share: Tensor) -> Tensor:
-    """The mean of all processes' values, with this process's part of the gradient.
+def mean_over_processes(share: Tensor, count: int) -> Tensor:
+    """The mean over all processes' vectors, with this process's part of the gradient.
 
-    DistributedDataParallel averages gradients, so each process gives its own part once.
+    DistributedDataParallel averages gradients over processes, so each gives its part as often as
+    there are processes. All processes have to call it, also those without vectors.
+
+    Args:
+        share: The mean over this process's vectors, 1-d; zeros if it has none.
+        count: How many vectors these are.
     """
     if not is_distributed():
         return share
-    total = share.detach().clone()
-    all_reduce_(total)
-    mean = total / torch.distributed.get_world_size()
-    return mean + (share - share.detach())
+    summed = torch.cat([share.detach() * count, share.new_full((1,), count)])
+    all_reduce_(summed)
+    total = summed[-1].clamp(min=1)
+    weight = count * torch.distributed.get_world_size() / total
+    return summed[:-1] / total + weight * (share - share.detach())
 
 
 class _Signs(Quantizer):
@@ -123,12 +119,12 @@ class _Signs(Quantizer):
         check_vectors(type(self).__name__, z, self.embedding_dim)
         with without_autocast(z.device):
             numbers = self._numbers(z)
-            values, indices = signs(numbers.detach(), self.scale)
+            values, indices = sign_quantize(numbers, self.scale)
             z_q = self.project_out(values + (numbers - numbers.detach())).to(z.dtype)
             loss = self.commitment_cost * mean_square_error(numbers, values)
-            if self.training and self.entropy_weight and numbers.numel():
+            if self.training and self.entropy_weight:
                 logits = numbers.reshape(-1, self.num_bits) * (4 * self.scale / self.temperature)
-                certain = entropy_of_bits(logits).mean()
+                certain = entropy_of_bits(logits).sum() / max(len(logits), 1)
                 entropies = certain - self.diversity * self._entropy_of_use(logits)
                 loss = loss + self.entropy_weight * entropies
         self.perplexity = perplexity_of(indices, self.num_embeddings)
@@ -138,7 +134,7 @@ class _Signs(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors(type(self).__name__, z, self.embedding_dim)
         with without_autocast(z.device):
-            return signs(self._numbers(z), self.scale)[1]
+            return sign_quantize(self._numbers(z), self.scale)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
         weight = getattr(self.project_out, "weight", None)
@@ -188,7 +184,8 @@ class LFQ(_Signs):
         )
 
     def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        return entropy_of(mean_over_processes(mean_of_codes(*tables_of_bits(logits)))).sum()
+        share = mean_of_codes(*tables_of_bits(logits))  # [K]
+        return entropy_of(mean_over_processes(share, len(logits))).sum()
 
 
 class BSQ(_Signs):
@@ -220,5 +217,6 @@ class BSQ(_Signs):
         return F.normalize(super()._numbers(z), dim=-1)
 
     def _entropy_of_use(self, logits: Tensor) -> Tensor:
-        share = mean_over_processes(torch.sigmoid(logits).mean(0))  # [d]
+        count = len(logits)
+        share = mean_over_processes(torch.sigmoid(logits).sum(0) / max(count, 1), count)  # [d]
         return (entropy_of(share) + entropy_of(1 - share)).sum()

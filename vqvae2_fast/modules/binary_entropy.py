@@ -43,8 +43,11 @@ def tables_of_bits(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_of_codes(high: Tensor, low: Tensor) -> Tensor:
-    """The mean over vectors of their distributions over all codes: `tables_of_bits` -> `[2^d]`."""
-    return (high.T @ low).flatten() / len(high)
+    """The mean over vectors of their distributions over all codes: `tables_of_bits` -> `[2^d]`.
+
+    Zeros if there are no vectors.
+    """
+    return (high.T @ low).flatten() / max(len(high), 1)
 
 
 def _products(zeros: Tensor, ones: Tensor) -> Tensor:

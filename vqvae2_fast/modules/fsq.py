@@ -6,40 +6,30 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.projections import projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_vectors,
     perplexity_of,
     split_codes,
 )
-from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
+from vqvae2_fast.ops import scalar_quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FSQ", "projections", "wide"]
-
-
-def projections(embedding_dim: int, code_dim: int) -> tuple[nn.Module, nn.Module]:
-    """Linear layers to the numbers of a code and back, or identities where the sizes are equal."""
-    if embedding_dim == code_dim:
-        return nn.Identity(), nn.Identity()
-    return nn.Linear(embedding_dim, code_dim), nn.Linear(code_dim, embedding_dim)
-
-
-def wide(z: Tensor) -> Tensor:
-    """z as quantisers compute with it: float64 as it is, every other dtype as float32."""
-    return z if z.dtype == torch.float64 else z.float()
+__all__ = ["FSQ"]
 
 
 class FSQ(Quantizer):
     """Rounds d numbers of a vector to L_i values each: https://arxiv.org/abs/2309.15505.
 
     z_i is bounded by tanh and rounded, with a straight-through gradient (appendix A.1 there, which
-    `scalar_rounding.round_to_grid` repeats). There is no codebook to learn, and no loss.
+    `ops.scalar_quantize` repeats). There is no codebook to learn, and no loss.
 
     Args:
         levels: L_i >= 3 of each number. The paper advises [8, 6, 5] for about 2⁸ codes,
@@ -88,7 +78,7 @@ class FSQ(Quantizer):
         """
         check_vectors("FSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            values, indices = round_to_grid(self.project_in(wide(z)), self.grid)
+            values, indices = scalar_quantize(self.project_in(wide(z)), *self.grid)
             z_q = self.project_out(values).to(z.dtype)
         self.perplexity = perplexity_of(indices, self.num_embeddings)
         return z_q, indices, torch.zeros((), device=z.device)
@@ -97,7 +87,7 @@ class FSQ(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors("FSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            return round_to_grid(self.project_in(wide(z)), self.grid)[1]
+            return scalar_quantize(self.project_in(wide(z)), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
         digits = split_codes(indices, self.grid.levels)

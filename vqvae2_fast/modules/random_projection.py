@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook
-from vqvae2_fast.modules.fsq import wide
+from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 
 __all__ = ["RandomProjectionQuantizer"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.fsq import projections, wide
+from vqvae2_fast.modules.projections import projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
@@ -18,7 +18,8 @@ from vqvae2_fast.modules.quantizer_interface import (
     perplexity_of,
     split_codes,
 )
-from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
+from vqvae2_fast.ops import scalar_quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ class ResidualFSQ(Quantizer):
         residual, indices = numbers, []
         total = torch.zeros_like(numbers)
         for scale in self.scales.to(numbers.dtype):
-            values, index = round_to_grid(residual / scale, self.grid)
+            values, index = scalar_quantize(residual / scale, *self.grid)
             residual = residual - values * scale
             total = total + values * scale
             indices.append(index)

@@ -9,14 +9,14 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.codebook_steps import start_residual_codebooks_
-from vqvae2_fast.modules.fsq import wide
 from vqvae2_fast.modules.outside_graphs import inside_backward
+from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
@@ -187,13 +187,10 @@ class ResidualVQ(Quantizer):
         return map(self._codebook, range(len(self.sizes)))
 
     def _stacked(self, codebooks: Sequence[Tensor]) -> Tensor:
-        """`[Q, K, D]`, the smaller ones filled up with NaN, which is nearest to nothing."""
+        """`[Q, K, D]`, as `stacked_codebooks`."""
         if self.shared_codebook:
             return codebooks[0].expand(len(self.sizes), -1, -1)
-        largest = max(self.sizes)
-        return torch.stack(
-            [F.pad(book, (0, 0, 0, largest - len(book)), value=torch.nan) for book in codebooks]
-        )
+        return stacked_codebooks(codebooks)
 
     @torch.no_grad()
     def _codebooks_for_(self, z: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from vqvae2_fast.ops.gumbel_noise.op import gumbel_noise
 from vqvae2_fast.ops.nearest_code.op import nearest_code
 from vqvae2_fast.ops.residual_code_statistics.op import residual_code_statistics
 from vqvae2_fast.ops.residual_nearest_code.op import residual_nearest_code
+from vqvae2_fast.ops.scalar_quantize.op import scalar_quantize
+from vqvae2_fast.ops.sign_quantize.op import sign_quantize
 from vqvae2_fast.ops.vector_quantize.op import vector_quantize
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "owner",
     "residual_code_statistics",
     "residual_nearest_code",
+    "scalar_quantize",
+    "sign_quantize",
     "simd_level",
     "tap_mask",
     "vector_quantize",

@@ -15,6 +15,7 @@
 #include "../product-inl.h"
 #include "../residual-inl.h"
 #include "../sampler/pointwise-inl.h"
+#include "../scalar_quantize-inl.h"
 #include "../winograd-inl.h"
 
 #if defined(VQ_HAS_PAIR_PRODUCTS)
@@ -53,6 +54,7 @@ const KernelTable VQ_LEVEL_TABLE = {
     .pointwise = pointwise::kKernels,
     .products = products::kKernels,
     .code_loss = code_loss::kKernels,
+    .scalar_quantize = scalar_quantize::kKernels,
 };
 
 }  // namespace vqvae2_fast::cpu

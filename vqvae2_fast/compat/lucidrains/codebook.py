@@ -18,7 +18,7 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
     take_ratios_,
 )
 from vqvae2_fast.modules.codebook import perplexity
-from vqvae2_fast.modules.outside_graphs import StartFlag
+from vqvae2_fast.modules.outside_graphs import StartFlag, has_started
 
 __all__ = ["Codebook"]
 
@@ -218,6 +218,11 @@ class Codebook(nn.Module):
     def perplexity(self, indices: Tensor) -> Tensor:
         """exp(entropy) of the use of codes, the mean over codebooks, 0-d."""
         return torch.stack([perplexity(counts) for counts in self.counts(indices)]).mean()
+
+    def has_started(self) -> bool:
+        """Whether the codebook has started; a GPU is waited for only until it has."""
+        self._start.sees_another(self.initted)
+        return has_started(self.initted, self._start.settled)
 
     def start(self, x: Tensor, mask: Tensor | None) -> None:
         """Start by k-means on x `[h, N, D]`, unless the codebook has started."""

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values, round_to_grid
+from vqvae2_fast.modules.projections import projections
+from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
+from vqvae2_fast.ops import scalar_quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,11 +95,7 @@ class FSQ(nn.Module):
         self.dim = inner if dim is None else dim
         self.channel_first = channel_first
         self.has_projections = self.dim != inner
-        self.project_in: nn.Module = nn.Identity()
-        self.project_out: nn.Module = nn.Identity()
-        if self.has_projections:
-            self.project_in = nn.Linear(self.dim, inner, bias=projection_has_bias)
-            self.project_out = nn.Linear(inner, self.dim, bias=projection_has_bias)
+        self.project_in, self.project_out = projections(self.dim, inner, projection_has_bias)
         self.return_indices = return_indices
         if return_indices:
             self.codebook_size = math.prod(levels)
@@ -141,7 +139,7 @@ class FSQ(nn.Module):
             dtype = x.dtype
             if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
                 x = x.float()
-            codes, indices = round_to_grid(x, self.grid)
+            codes, indices = scalar_quantize(x, *self.grid, int32=True)
             if self.training and self.noise_dropout:
                 codes = self._with_noise(codes)
             if self.orthogonal_rotation:
@@ -151,12 +149,11 @@ class FSQ(nn.Module):
         out = out.movedim(-1, 1) if moves else out
         if not self.return_indices:
             return out, None
-        indices = indices.to(torch.int32)
         return out, indices if self.keep_num_codebooks_dim else indices.squeeze(-1)
 
     def quantize(self, z: Tensor) -> Tensor:
         """The grid's values of z `[..., d]`."""
-        return round_to_grid(z, self.grid)[0]
+        return scalar_quantize(z, *self.grid)[0]
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """The digit of each number: `[...]` -> `[..., d]`."""

@@ -2,7 +2,7 @@
 
 What differs from the package: no matrix of vectors by codes is formed; in training `quantized` is
 exactly the code (the package's is a rounding error away); in a process group the use of codes is
-the mean over processes, where the package divides its own by their number.
+that of all vectors, where the package divides its own by their number.
 
 Letters: B batch, N positions, c codebooks, d bits, K = 2^d codes, Q quantisers.
 """
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from vqvae2_fast.compat.lucidrains.lfq_entropy import clamped_entropy
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.binary import bits_of, mean_over_processes, signs
+from vqvae2_fast.modules.binary import bits_of, mean_over_processes
 from vqvae2_fast.modules.binary_entropy import entropy_of, mean_of_codes, tables_of_bits
+from vqvae2_fast.modules.projections import projections
 from vqvae2_fast.modules.residual_fsq import soft_clamp
+from vqvae2_fast.ops import sign_quantize
 
 __all__ = ["LFQ", "GroupedResidualLFQ", "LossBreakdown", "ResidualLFQ", "Return"]
 
@@ -227,7 +229,7 @@ class LFQ(nn.Module):
         with without_autocast(x.device):
             dtype = x.dtype
             x = x.float() if self.force_quantization_f32 else x
-            quantized, indices = signs(x.detach(), self.code_value)
+            quantized, indices = sign_quantize(x, self.code_value)
             aux_loss, breakdown = self._losses(x, quantized, mask, inv_temperature)
             if self.training:
                 source = self.activation(x)
@@ -260,7 +262,7 @@ class LFQ(nn.Module):
         logits = chosen * (4 * inv_temperature * self.code_value)
         tables = list(map(tables_of_bits, logits.unbind(1)))
         sample = torch.stack([clamped_entropy(*pair, _LEAST) for pair in tables]).mean()
-        shares = [mean_over_processes(mean_of_codes(*pair)) for pair in tables]
+        shares = [mean_over_processes(mean_of_codes(*pair), len(chosen)) for pair in tables]
         use = entropy_of(torch.stack(shares), _LEAST).sum(-1).mean() if mask is None else sample
         loss = sample - self.diversity_gamma * use
         if self.experimental_softplus_entropy_loss:
@@ -305,11 +307,7 @@ class ResidualLFQ(Residual):
         )
         bits = int(math.log2(codebook_size))
         self.has_projections = bits != dim
-        self.project_in: nn.Module = nn.Identity()
-        self.project_out: nn.Module = nn.Identity()
-        if self.has_projections:
-            self.project_in = nn.Linear(dim, bits)
-            self.project_out = nn.Linear(bits, dim)
+        self.project_in, self.project_out = projections(dim, bits)
         self.layers = nn.ModuleList()
         clamp = soft_clamp_input_value
         for number in range(num_quantizers):

@@ -50,6 +50,6 @@ class _ClampedEntropy(torch.autograd.Function):
 
 
 def clamped_entropy(high: Tensor, low: Tensor, least: float = 1e-5) -> Tensor:
-    """Mean over vectors of the entropy of high `[N, H]` × low `[N, L]`, in nats, 0-d."""
+    """Mean over vectors of the entropy of high `[N, H]` × low `[N, L]`, in nats, 0-d; 0 of none."""
     total: Tensor = _ClampedEntropy.apply(high, low, least)  # type: ignore[no-untyped-call]
-    return total / len(high)
+    return total / max(len(high), 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqvae2_fast.compat.lucidrains.fsq import FSQ
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.projections import projections
 from vqvae2_fast.modules.residual_fsq import soft_clamp
 
 if TYPE_CHECKING:
@@ -68,11 +69,7 @@ class ResidualFSQ(Residual):
         codebook_dim = len(levels)
         dim = codebook_dim if dim is None else dim
         self.has_projections = codebook_dim != dim
-        self.project_in: nn.Module = nn.Identity()
-        self.project_out: nn.Module = nn.Identity()
-        if self.has_projections:
-            self.project_in = nn.Linear(dim, codebook_dim)
-            self.project_out = nn.Linear(codebook_dim, dim)
+        self.project_in, self.project_out = projections(dim, codebook_dim)
         self.is_channel_first = is_channel_first
         self.levels = levels
         self.layers = nn.ModuleList(

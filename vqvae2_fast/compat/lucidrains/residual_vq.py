@@ -25,6 +25,8 @@ from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
 from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.codebook import stacked_codebooks
+from vqvae2_fast.modules.projections import projections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,11 +133,7 @@ class ResidualVQ(Residual):
         )
         self.codebook_dim = dim if codebook_dim is None else codebook_dim
         self.has_projections = self.codebook_dim != dim
-        self.project_in: nn.Module = nn.Identity()
-        self.project_out: nn.Module = nn.Identity()
-        if self.has_projections:
-            self.project_in = nn.Linear(dim, self.codebook_dim)
-            self.project_out = nn.Linear(self.codebook_dim, dim)
+        self.project_in, self.project_out = projections(dim, self.codebook_dim)
         self.accept_image_fmap = accept_image_fmap
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         if shared_codebook:
@@ -287,7 +285,7 @@ class ResidualVQ(Residual):
             and self.quant_grad_frac <= 0
             and x.numel() > 0
             and self._is_plain(layers[0], temperature)
-            and all(bool(layer._codebook.initted) for layer in layers)
+            and all(layer._codebook.has_started() for layer in layers)
         )
 
     @staticmethod
@@ -310,15 +308,7 @@ class ResidualVQ(Residual):
         """`_one_by_one` with one search of all codebooks."""
         layers = self._quantizers()[:in_use]
         first = layers[0]
-        books = [layer._codebook.embed[0] for layer in layers]
-        largest = max(len(book) for book in books)
-        # NaN is nearest to nothing.
-        codebooks = torch.stack(
-            [
-                nn.functional.pad(book, (0, 0, 0, largest - len(book)), value=torch.nan)
-                for book in books
-            ]
-        )
+        codebooks = stacked_codebooks([layer._codebook.embed[0] for layer in layers])
         routes = self.training and x.requires_grad and first.route_gradients_to_input
         with without_autocast(x.device):
             z_q, indices, commitments = ops.residual_nearest_code(

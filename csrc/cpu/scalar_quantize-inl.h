@@ -1,0 +1,165 @@
+// The kernels of scalar_quantize.h: include inside a level file after its simd header.
+#pragma once
+
+#include "sampler/math-inl.h"
+#include "scalar_quantize.h"
+
+namespace vqvae2_fast::cpu::scalar_quantize {
+namespace {
+
+static_assert(Vec::kLanes <= kColumnPadding, "a vector of lanes reads past a column's constants");
+
+// Calls use(i, lanes) for numbers i..i + lanes of `count`, and with the number's place in its row.
+template <class Use>
+inline void for_each_vector(int64_t dim, int64_t count, const Use& use) {
+  const int64_t step = Vec::kLanes % dim;
+  int64_t column = 0;
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    use(i, count - i < Vec::kLanes ? count - i : Vec::kLanes, column);
+    column += step;
+    if (column >= dim) column -= dim;
+  }
+}
+
+// Lanes past the end are 0.
+inline Vec load_some(const float* from, int64_t lanes) {
+  if (lanes == Vec::kLanes) return Vec::load(from);
+  float part[Vec::kLanes] = {};
+  for (int64_t l = 0; l < lanes; ++l) part[l] = from[l];
+  return Vec::load(part);
+}
+
+inline void store_some(Vec value, float* to, int64_t lanes) {
+  if (lanes == Vec::kLanes) {
+    value.store(to);
+    return;
+  }
+  float part[Vec::kLanes];
+  value.store(part);
+  for (int64_t l = 0; l < lanes; ++l) to[l] = part[l];
+}
+
+template <bool kHard>
+inline Vec bounded(Vec x) {
+  const Vec one = Vec::broadcast(1.0f);
+  if constexpr (kHard) return x.at_least(Vec::broadcast(-1.0f)).at_most(one);
+  // tanh to an ulp of 1.
+  const Vec e = sampler::exponential(x * Vec::broadcast(-2.0f));
+  return Vec::broadcast(2.0f) / (one + e) - one;
+}
+
+// The derivative of `bounded`; tanh' = 4 e / (1 + e)^2 cancels nowhere.
+template <bool kHard>
+inline Vec bounded_slope(Vec x) {
+  const Vec one = Vec::broadcast(1.0f), zero = Vec::broadcast(0.0f);
+  if constexpr (kHard) {
+    // Positive up to |x| = 1: the number after 1 is subtracted from exactly.
+    const Vec inside = Vec::broadcast(1.00000011920928955f) - x.at_least(zero - x);
+    return inside.where_positive(one, zero);
+  }
+  const Vec e = sampler::exponential(x * Vec::broadcast(-2.0f));
+  const Vec share = one / (one + e);
+  return Vec::broadcast(4.0f) * (e * share) * share;
+}
+
+template <bool kSymmetric, bool kHard>
+inline void round_rows(const ScalarGrid& grid, const float* z, int64_t count, float* digits,
+                       float* values) {
+  const Vec one = Vec::broadcast(1.0f), zero = Vec::broadcast(0.0f);
+  const Vec magic = Vec::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for_each_vector(grid.dim, count, [&](int64_t i, int64_t lanes, int64_t column) {
+    const Vec x = load_some(z + i, lanes) + Vec::load(grid.shift + column);
+    const Vec exact = Vec::load(grid.offset + column)
+                          .add_product_fused(Vec::load(grid.half + column), bounded<kHard>(x));
+    Vec number = (exact + magic) - magic;
+    if constexpr (kSymmetric) number = (number - exact).where_positive(number - one, number);
+    const Vec least = Vec::load(grid.least + column);
+    number = number.at_least(least).at_most(Vec::load(grid.most + column));
+    // A NaN becomes digit 0.
+    const Vec digit = number - least;
+    store_some(digit.where_positive(digit, zero) * Vec::load(grid.place + column), digits + i,
+               lanes);
+    const Vec value = number / Vec::load(grid.width + column);
+    store_some(kSymmetric ? value - one : value, values + i, lanes);
+  });
+}
+
+inline int64_t index_of(const ScalarGrid& grid, const float* digits) {
+  if (grid.wide_places) {
+    uint64_t index = 0;
+    for (int64_t d = 0; d < grid.dim; ++d) {
+      index += static_cast<uint64_t>(static_cast<int32_t>(digits[d])) * grid.wide_places[d];
+    }
+    return static_cast<int64_t>(index);
+  }
+  float index = 0;
+  for (int64_t d = 0; d < grid.dim; ++d) index += digits[d];
+  return static_cast<int32_t>(index);
+}
+
+template <bool kSymmetric, bool kHard>
+inline void round_blocks(const ScalarGrid& grid, const float* z, int64_t first, int64_t last,
+                         float* digits, float* values, const ScalarIndices& indices) {
+  const int64_t dim = grid.dim;
+  for (int64_t row = first; row < last; row += kDigitRows) {
+    const int64_t rows = last - row < kDigitRows ? last - row : kDigitRows;
+    round_rows<kSymmetric, kHard>(grid, z + row * dim, rows * dim, digits, values + row * dim);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t index = index_of(grid, digits + r * dim);
+      if (indices.narrow) {
+        indices.narrow[row + r] = static_cast<int32_t>(index);
+      } else {
+        indices.wide[row + r] = index;
+      }
+    }
+  }
+}
+
+inline void round(const ScalarGrid& grid, const float* z, int64_t first, int64_t last,
+                  float* digits, float* values, const ScalarIndices& indices) {
+  const auto blocks = grid.symmetric
+                          ? (grid.hard ? round_blocks<true, true> : round_blocks<true, false>)
+                          : (grid.hard ? round_blocks<false, true> : round_blocks<false, false>);
+  blocks(grid, z, first, last, digits, values, indices);
+}
+
+template <bool kHard>
+inline void backward_rows(const ScalarGrid& grid, const float* dvalues, const float* z,
+                          int64_t count, float* dz) {
+  for_each_vector(grid.dim, count, [&](int64_t i, int64_t lanes, int64_t column) {
+    const Vec x = load_some(z + i, lanes) + Vec::load(grid.shift + column);
+    const Vec slope = bounded_slope<kHard>(x) * Vec::load(grid.slope + column);
+    store_some(load_some(dvalues + i, lanes) * slope, dz + i, lanes);
+  });
+}
+
+inline void round_backward(const ScalarGrid& grid, const float* dvalues, const float* z,
+                           int64_t first, int64_t last, float* dz) {
+  const int64_t at = first * grid.dim, count = (last - first) * grid.dim;
+  (grid.hard ? backward_rows<true> : backward_rows<false>)(grid, dvalues + at, z + at, count,
+                                                           dz + at);
+}
+
+inline void signs(const float* z, float scale, int64_t dim, int64_t first, int64_t last,
+                  float* values, int64_t* indices) {
+  const Vec positive = Vec::broadcast(scale), negative = Vec::broadcast(-scale);
+  for (int64_t row = first; row < last; row += kDigitRows) {
+    const int64_t rows = last - row < kDigitRows ? last - row : kDigitRows;
+    const float* const numbers = z + row * dim;
+    for_each_vector(dim, rows * dim, [&](int64_t i, int64_t lanes, int64_t) {
+      store_some(load_some(numbers + i, lanes).where_positive(positive, negative),
+                 values + row * dim + i, lanes);
+    });
+    for (int64_t r = 0; r < rows; ++r) {
+      int64_t index = 0;
+      for (int64_t d = 0; d < dim; ++d) index = 2 * index + (numbers[r * dim + d] > 0);
+      indices[row + r] = index;
+    }
+  }
+}
+
+constexpr ScalarQuantizeKernels kKernels = {
+    .round = round, .round_backward = round_backward, .signs = signs};
+
+}  // namespace
+}  // namespace vqvae2_fast::cpu::scalar_quantize

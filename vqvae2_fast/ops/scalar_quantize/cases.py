@@ -1,0 +1,96 @@
+"""Cases of `scalar_quantize`: every kind of grid, sizes that fill no vector of lanes, extremes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.scalar_quantize.op import scalar_quantize
+
+__all__ = ["CASES", "ERRORS", "PRIVATE_CASES"]
+
+
+def _case(
+    name: str,
+    n: int,
+    levels: list[int],
+    symmetric: bool = False,
+    hard: bool = False,
+    *,
+    int32: bool = False,
+    scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        z = scale * randn(g, n, len(levels), dtype=dtype)
+        return z, levels, symmetric, hard, int32
+
+    return Case(name, make, gradients=(0,), batched=(0,))
+
+
+def _edges(g: torch.Generator) -> tuple[Any, ...]:
+    """Values of the hard symmetric grid, both ends of the clamp, and what it clamps."""
+    numbers = [-1.0, 1.0, -1.5, 1.5, 0.0, -0.0, 0.5, float("inf"), -float("inf")]
+    return torch.tensor(numbers).repeat(2)[:, None].repeat(1, 3), [5, 3, 2], True, True, False
+
+
+def _not_a_number(g: torch.Generator) -> tuple[Any, ...]:
+    z = randn(g, 9, 3)
+    z[::2, 1] = float("nan")
+    return z, [8, 5, 4], False, False, False
+
+
+CASES = [
+    _case("paper", 70, [8, 5, 5, 5]),
+    _case("five_numbers", 67, [7, 5, 4, 3, 6]),
+    _case("symmetric", 33, [2, 3, 8], symmetric=True),
+    _case("hard", 33, [4, 3, 8], hard=True),
+    _case("hard_symmetric", 65, [2, 5, 4, 9], symmetric=True, hard=True),
+    _case("one_number", 19, [6], int32=True),
+    _case("more_codes_than_float32_counts", 9, [4096, 8, 4096, 5], hard=True, int32=True),
+    _case("more_codes_than_int32_counts", 9, [4000, 5, 4000, 2000], symmetric=True, hard=True),
+    _case("no_vectors", 0, [8, 5]),
+    _case("more_numbers_than_lanes", 3, [3] * 37),
+    _case("far_out", 21, [1200, 5, 4], scale=50),
+    Case("edges", _edges, batched=(0,), exact=True),
+    Case("not_a_number", _not_a_number, batched=(0,), exact=True, has_nan=True),
+    _case("float64", 12, [8, 5, 4], dtype=torch.float64),
+    _case("too_many_values", 5, [2**23, 3]),
+]
+
+
+def _backward_case(case: Case) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        z, *grid, _ = case.make(g)
+        return (randn(g, *z.shape, dtype=z.dtype), z, *grid)
+
+    return Case(case.name, make)
+
+
+PRIVATE_CASES = {
+    "scalar_quantize_backward": [_backward_case(case) for case in CASES if not case.has_nan]
+}
+
+_Z = torch.zeros(4, 3)
+ERRORS = [
+    ErrorCase(
+        "another_number_of_levels",
+        lambda: scalar_quantize(_Z, [8, 5]),
+        ValueError,
+        "expected z [..., d] for d levels >= 2, here [8, 5], got z [4, 3]",
+    ),
+    ErrorCase(
+        "a_level_of_one_value",
+        lambda: scalar_quantize(_Z, [8, 5, 1]),
+        ValueError,
+        "levels >= 2, here [8, 5, 1]",
+    ),
+    ErrorCase(
+        "integers",
+        lambda: scalar_quantize(_Z.long(), [8, 5, 5]),
+        TypeError,
+        "expected z of a floating dtype",
+    ),
+]

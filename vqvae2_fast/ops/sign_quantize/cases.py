@@ -1,0 +1,49 @@
+"""Cases of `sign_quantize`: sizes that fill no vector of lanes, zeros, all bits of an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vqvae2_fast.ops._cases import Case, ErrorCase, randn
+from vqvae2_fast.ops.sign_quantize.op import sign_quantize
+
+__all__ = ["CASES", "ERRORS"]
+
+
+def _case(name: str, n: int, d: int, dtype: torch.dtype = torch.float32) -> Case:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        return randn(g, n, d, dtype=dtype), 0.3
+
+    return Case(name, make, batched=(0,), exact=True)
+
+
+def _edges(g: torch.Generator) -> tuple[Any, ...]:
+    numbers = [0.0, -0.0, 1e-45, -1e-45, float("inf"), -float("inf"), float("nan")]
+    return torch.tensor(numbers).repeat(3)[:, None], 1.0
+
+
+CASES = [
+    _case("ten_bits", 67, 10),
+    _case("one_bit", 19, 1),
+    _case("most_bits", 5, 63),
+    _case("no_vectors", 0, 4),
+    Case("edges", _edges, batched=(0,), exact=True),
+    _case("float64", 12, 9, torch.float64),
+]
+
+ERRORS = [
+    ErrorCase(
+        "too_many_bits",
+        lambda: sign_quantize(torch.zeros(2, 64)),
+        ValueError,
+        "expected z [..., d] with d from 1 to 63, got z [2, 64]",
+    ),
+    ErrorCase(
+        "integers",
+        lambda: sign_quantize(torch.zeros(2, 4).long()),
+        TypeError,
+        "expected z of a floating dtype",
+    ),
+]

@@ -1,0 +1,56 @@
+"""`sign_quantize`: each number of a vector replaced by its sign."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import check_floating, misfit, other_dtype
+from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops.sign_quantize.reference import sign_quantize_reference
+
+__all__ = ["SIGN_QUANTIZE", "sign_quantize"]
+
+# Bits of an int64 index.
+_MOST_BITS = 63
+
+
+def _why_not(z: Tensor, scale: float) -> str | None:
+    return other_dtype((torch.float32,), input=z)
+
+
+SIGN_QUANTIZE = register(
+    "sign_quantize",
+    "(Tensor z, float scale) -> (Tensor values, Tensor indices)",
+    reference=sign_quantize_reference,
+    fake=lambda z, scale: (z.new_empty(z.shape), z.new_empty(z.shape[:1], dtype=torch.int64)),
+    owners={"cpu": "cpu", "cuda": "triton"},
+    why_not=_why_not,
+)
+
+
+def sign_quantize(z: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """±scale by the signs of numbers, and their bits as one index: eqs. 3 and 4 of
+    https://arxiv.org/abs/2310.05737.
+
+    Args:
+        z: `[..., d]`, float32 or float64, d from 1 to 63.
+        scale: Absolute value of a number of a code.
+
+    Returns:
+        values: `[..., d]`; 0 and NaN count as negative.
+        indices: int64 `[...]`, Σ_i [z_i > 0] · 2^(d−1−i): the first number is the highest bit.
+
+    Raises:
+        ValueError: d is not in 1 to 63.
+        TypeError: z is not floating.
+
+    Note:
+        No gradient flows to z.
+    """
+    check_floating("sign_quantize", z=z)
+    if z.dim() == 0 or not 1 <= z.shape[-1] <= _MOST_BITS:
+        raise misfit("sign_quantize", f"z [..., d] with d from 1 to {_MOST_BITS}", z=z)
+    z = z.detach()
+    values, indices = SIGN_QUANTIZE(z.reshape(-1, z.shape[-1]), scale)
+    return values.view(z.shape), indices.view(z.shape[:-1])

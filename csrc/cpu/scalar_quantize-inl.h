@@ -84,17 +84,41 @@ inline void round_rows(const ScalarGrid& grid, const float* z, int64_t count, fl
   });
 }
 
-inline int64_t index_of(const ScalarGrid& grid, const float* digits) {
-  if (grid.wide_places) {
-    uint64_t index = 0;
-    for (int64_t d = 0; d < grid.dim; ++d) {
-      index += static_cast<uint64_t>(static_cast<int32_t>(digits[d])) * grid.wide_places[d];
-    }
-    return static_cast<int64_t>(index);
+// Sums of kDim numbers, or of dim if that is 0.
+template <int64_t kDim, class Index>
+inline void add_digits(const float* digits, int64_t dim, int64_t rows, Index* indices) {
+  const int64_t count = kDim ? kDim : dim;
+  for (int64_t r = 0; r < rows; ++r) {
+    float index = digits[r * count];
+    for (int64_t d = 1; d < count; ++d) index += digits[r * count + d];
+    indices[r] = static_cast<int32_t>(index);
   }
-  float index = 0;
-  for (int64_t d = 0; d < grid.dim; ++d) index += digits[d];
-  return static_cast<int32_t>(index);
+}
+
+// A loop of known length takes a third of the time.
+template <class Index>
+inline void write_indices(const ScalarGrid& grid, const float* digits, int64_t rows,
+                          Index* indices) {
+  const int64_t dim = grid.dim;
+  if (grid.wide_places) {
+    for (int64_t r = 0; r < rows; ++r) {
+      uint64_t index = 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        const auto digit = static_cast<int32_t>(digits[r * dim + d]);
+        index += static_cast<uint64_t>(digit) * grid.wide_places[d];
+      }
+      indices[r] = static_cast<Index>(index);
+    }
+    return;
+  }
+  const auto add = dim == 1   ? add_digits<1, Index>
+                   : dim == 2 ? add_digits<2, Index>
+                   : dim == 3 ? add_digits<3, Index>
+                   : dim == 4 ? add_digits<4, Index>
+                   : dim == 5 ? add_digits<5, Index>
+                   : dim == 6 ? add_digits<6, Index>
+                              : add_digits<0, Index>;
+  add(digits, dim, rows, indices);
 }
 
 template <bool kSymmetric, bool kHard>
@@ -104,13 +128,10 @@ inline void round_blocks(const ScalarGrid& grid, const float* z, int64_t first, 
   for (int64_t row = first; row < last; row += kDigitRows) {
     const int64_t rows = last - row < kDigitRows ? last - row : kDigitRows;
     round_rows<kSymmetric, kHard>(grid, z + row * dim, rows * dim, digits, values + row * dim);
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t index = index_of(grid, digits + r * dim);
-      if (indices.narrow) {
-        indices.narrow[row + r] = static_cast<int32_t>(index);
-      } else {
-        indices.wide[row + r] = index;
-      }
+    if (indices.narrow) {
+      write_indices(grid, digits, rows, indices.narrow + row);
+    } else {
+      write_indices(grid, digits, rows, indices.wide + row);
     }
   }
 }

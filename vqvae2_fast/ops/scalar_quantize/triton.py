@@ -185,5 +185,6 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     z = torch.ones(512, 4)
     for symmetric in (False, True):
         for hard in (False, True):
-            yield scalar_quantize_triton, (z, [8, 5, 5, 5], symmetric, hard)
+            for int32 in (False, True):
+                yield scalar_quantize_triton, (z, [8, 5, 5, 5], symmetric, hard, int32)
             yield scalar_quantize_backward_triton, (z, z, [8, 5, 5, 5], symmetric, hard)

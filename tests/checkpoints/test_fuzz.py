@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvae2_fast.checkpoints.checkpoint import load, load_training, save, save_training
-from vqvae2_fast.checkpoints.files import write_sums
+from vqvae2_fast.checkpoints.sums import write_sums
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2

@@ -25,6 +25,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training.network import whole
 
 VQVAE = replace(SMALL_VQVAE, decay=0.8, restart=0.5)
 PRIOR = replace(SMALL_PRIOR, dropout=0.2)
@@ -74,9 +75,11 @@ def scenarios(processes: int) -> dict[str, tuple[object, TrainConfig]]:
         "prior": (prior, share),
         "prior-accumulate": (prior, quarter),
         "prior-uneven": (prior, UNEVEN),
+        "prior-sharded": (prior, replace(quarter, shard=True, recompute=True)),
+        "prior-sharded-uneven": (prior, replace(UNEVEN, shard=True)),
     }
     if processes == 4:  # starting them takes longer than all that they do
-        return {name: found[name] for name in ("vqvae-uneven", "prior-accumulate")}
+        return {name: found[name] for name in ("vqvae-uneven", "prior-sharded")}
     return found
 
 
@@ -84,7 +87,8 @@ def run_all(folder: Path, rank: int, processes: int) -> None:
     for name, (make, config) in scenarios(processes).items():
         stage = make(config)
         trained = train(stage, config, progress=QUIET)
-        weights = {key: value.contiguous() for key, value in stage.model.state_dict().items()}
+        found = stage.model.state_dict()
+        weights = {key: whole(value).contiguous() for key, value in found.items()}
         save_file(weights, folder / f"{name}-{rank}")
         lines = [{k: v for k, v in line.items() if k != "seconds"} for line in trained.log]
         (folder / f"{name}-{rank}.json").write_text(json.dumps(lines))

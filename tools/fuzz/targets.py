@@ -21,7 +21,7 @@ from compressed import MAKE, read_compressed, seal_compressed
 from PIL import Image
 
 from vqvae2_fast.checkpoints.checkpoint import load, save
-from vqvae2_fast.checkpoints.files import write_sums
+from vqvae2_fast.checkpoints.sums import write_sums
 from vqvae2_fast.compat import rosinality
 from vqvae2_fast.data import (
     CodeStore,

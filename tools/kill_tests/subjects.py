@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.checkpoints import load_training, save
-from vqvae2_fast.checkpoints.files import check_sums
 from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.cli import main as vqvae2_fast
 from vqvae2_fast.commands import demo, train_classifier, train_prior, train_vqvae
 from vqvae2_fast.data import (

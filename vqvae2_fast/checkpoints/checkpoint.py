@@ -3,6 +3,7 @@
 A checkpoint holds config.json (`kind`, `version`, `config`, `dtype`), model.safetensors and, while
 training, average.safetensors (the Polyak average), optimizer.safetensors, state.json and, for a
 training with a discriminator, companion.safetensors; files.json has the checksums of all of them.
+A run of several processes with a sharded prior has its tensors in shards instead; see `shards`.
 `kind` is vqvae2, classifier, the name of a registered prior such as pixelsnail, or pipeline: a
 folder of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32,
 or bfloat16 for half the size. Nothing is ever unpickled. `load` returns a model to use, in float32
@@ -21,12 +22,9 @@ import torch
 
 from vqvae2_fast.checkpoints.files import (
     DamagedError,
-    check_sums,
     read_json,
-    read_tensors,
     replacing,
     write_json,
-    write_sums,
     write_tensors,
 )
 from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
@@ -38,8 +36,11 @@ from vqvae2_fast.checkpoints.models import (
     known_models,
     read_config,
     read_model,
+    write_config,
     write_model,
 )
+from vqvae2_fast.checkpoints.shards import has_part, new_save, part_headers, part_path, read_part
+from vqvae2_fast.checkpoints.sums import SHARDS, check_sums, write_index, write_sums
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
@@ -65,6 +66,7 @@ __all__ = [
     "read_config",
     "save",
     "save_training",
+    "sharded_save",
 ]
 
 _Saved = TypeVar("_Saved", bound=Model | Pipeline)
@@ -174,6 +176,33 @@ def save_training(
         write_sums(folder)
 
 
+@contextmanager
+def sharded_save(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    state: Mapping[str, Any],
+    class_names: Sequence[str] = (),
+) -> Iterator[tuple[str, str, list[dict[str, int]]]]:
+    """A run's checkpoint at `path` of which each process writes a shard, inside the block.
+
+    One process enters it, once for all; the checkpoint has its name when the block ends.
+
+    Yields:
+        For `write_shard`, the folder and the name of the save; and a list for the checksums that it
+        returned, in the order of the processes.
+
+    Raises as `save` does.
+    """
+    with replacing(Path(path)) as folder:
+        write_config(model, folder, class_names)
+        write_json(folder / "state.json", dict(state))
+        save, sums = new_save(), list[dict[str, int]]()
+        yield str(folder), save, sums
+        write_index(folder, save, sums)
+        write_sums(folder)
+
+
 @overload
 def load(
     path: str | os.PathLike[str],
@@ -229,10 +258,9 @@ def _load(
     if found == "pipeline":
         return _load_pipeline(folder, header, device, check_finite)
     model = read_model(header, folder, check_finite=check_finite)
-    average = folder / "average.safetensors"
-    if average.exists():
-        check_tensors(dict(model.named_parameters()), average)
-        weights = read_tensors(average, check_finite=check_finite)
+    if has_part(folder, "average"):
+        check_tensors(dict(model.named_parameters()), folder, "average")
+        weights = read_part(folder, "average", check_finite=check_finite)
         model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
 
@@ -272,8 +300,15 @@ def _load_pipeline(
         raise ValueError(f"load: {folder}: {error}") from error
 
 
-def load_training(path: str | os.PathLike[str]) -> TrainingState:
-    """The model with its raw weights, and all that a run saved with it. Raises as `load` does."""
+def load_training(
+    path: str | os.PathLike[str], *, share: tuple[int, int] = (0, 1)
+) -> TrainingState:
+    """The model with its raw weights, and all that a run saved with it. Raises as `load` does.
+
+    Args:
+        share: A process's number and how many there are. Of the average and the optimiser's tensors
+            only its rows are read, as FSDP2 shares them out.
+    """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
         header = _header(folder)
@@ -286,22 +321,22 @@ def load_training(path: str | os.PathLike[str]) -> TrainingState:
         check_sums(folder)
         state = _state(folder)
         model = read_model(header, folder)
-        average, optimizer = folder / "average.safetensors", folder / "optimizer.safetensors"
         weights = dict(model.named_parameters())
-        if average.exists():
-            check_tensors(weights, average)
-        moments = read_tensors(optimizer)
-        for name, value in moments.items():
+        average = None
+        if has_part(folder, "average"):
+            check_tensors(weights, folder, "average")
+            average = read_part(folder, "average", share=share)
+        for name, (_, shape) in part_headers(folder, "optimizer").items():
             weight = weights.get(name.rpartition(".")[0])
-            if weight is None or (value.ndim and value.shape != weight.shape):
-                raise ValueError(f"load_training: {optimizer}: {name} fits no weight of the model.")
-        companion = folder / "companion.safetensors"
+            if weight is None or (shape and shape != tuple(weight.shape)):
+                where = part_path(folder, "optimizer")
+                raise ValueError(f"load_training: {where}: {name} fits no weight of the model.")
         return TrainingState(
             model=model,
-            average=read_tensors(average) if average.exists() else None,
-            optimizer=moments,
+            average=average,
+            optimizer=read_part(folder, "optimizer", share=share),
             state=state,
-            companion=read_tensors(companion) if companion.exists() else None,
+            companion=read_part(folder, "companion") if has_part(folder, "companion") else None,
         )
 
 
@@ -314,7 +349,7 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _header(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint, once the checksums of the files for `load` are compared."""
-    check_sums(folder, ("config.json", "model.safetensors", "average.safetensors"))
+    check_sums(folder, ("config.json", SHARDS, "model.safetensors", "average.safetensors"))
     return read_config(folder)
 
 

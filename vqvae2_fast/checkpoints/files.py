@@ -1,8 +1,7 @@
-"""The files of a checkpoint: written whole with their checksums, read with distrust.
+"""The files of a checkpoint: written whole, read with distrust.
 
-files.json holds the size and CRC32 of each other file in its folder, so that a flipped bit is found
-before it becomes a weight. Sizes are checked before anything is read. No reader executes what a
-file holds, or allocates what it merely claims to hold.
+Sizes are checked before anything is read. No reader executes what a file holds, or allocates what
+it merely claims to hold.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,35 +22,27 @@ from vqvae2_fast.files.printable import short
 from vqvae2_fast.files.untrusted import check_regular, open_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from torch import Tensor
 
 __all__ = [
     "DamagedError",
-    "check_sums",
+    "check_finite_tensors",
+    "check_regular_file",
+    "host_copies",
     "link_folder",
     "read_json",
     "read_tensors",
+    "reading_safetensors",
     "replacing",
     "tensor_headers",
+    "write_copies",
     "write_json",
-    "write_sums",
     "write_tensors",
 ]
 
-SUMS = "files.json"
-NAMES = (
-    "config.json",
-    "model.safetensors",
-    "calibration.safetensors",
-    "average.safetensors",
-    "optimizer.safetensors",
-    "companion.safetensors",
-    "state.json",
-)
-_CHUNK = 2**20
 # How a ZIP archive and pickles since protocol 2 begin. Read as the length of a header, almost all
 # of these are far too large.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
@@ -64,12 +54,22 @@ class DamagedError(ValueError):
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file. Raises OSError if the disk is full."""
-    # clone: safetensors refuses tensors that share memory, and writes none but contiguous ones.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_copies(host_copies(tensors), path)
+
+
+def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What safetensors can write: contiguous tensors in the host's memory that share none."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def write_copies(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """`write_tensors` for what `host_copies` gave, with texts in the file's header."""
     path.touch()
     mode = path.stat().st_mode  # by the umask; safetensors' own are private
     try:
-        save_file(own, path)
+        save_file(tensors, path, metadata)
         path.chmod(mode)
     except SafetensorError as error:
         system = re.search(r"os error (\d+)", str(error))
@@ -86,7 +86,7 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         DamagedError: If it is not a safetensors file, or its header claims more than there is.
     """
-    _check_regular(path)
+    check_regular_file(path)
     with open_untrusted(path) as file:
         start = file.read(8)
     size = int.from_bytes(start, "little")
@@ -101,7 +101,7 @@ def tensor_headers(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             f"header has {size} bytes, of a file of {path.stat().st_size} (at most "
             f"{MAX_TEXT_BYTES} are read)."
         )
-    with _safetensors(path), safe_open(path, "pt") as file:
+    with reading_safetensors(path), safe_open(path, "pt") as file:
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
 
@@ -114,9 +114,16 @@ def read_tensors(path: Path, *, check_finite: bool = True) -> dict[str, Tensor]:
         ValueError: With `check_finite`, if one of the numbers is NaN or infinite.
     """
     tensor_headers(path)
-    with _safetensors(path):
+    with reading_safetensors(path):
         tensors = load_file(path)
-    for name, tensor in tensors.items() if check_finite else ():
+    if check_finite:
+        check_finite_tensors(tensors, path)
+    return tensors
+
+
+def check_finite_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ValueError if one of the numbers that were read from a file is NaN or infinite."""
+    for name, tensor in tensors.items():
         # A sum takes one pass and no copy. It is finite unless a number is not, or it overflows.
         if tensor.is_floating_point() and not tensor.sum().isfinite():
             count = int((~tensor.isfinite()).sum())
@@ -126,11 +133,10 @@ def read_tensors(path: Path, *, check_finite: bool = True) -> dict[str, Tensor]:
                     f"{short(name)} that are NaN or infinite. Load another checkpoint, or call "
                     "load(..., check_finite=False)."
                 )
-    return tensors
 
 
 @contextmanager
-def _safetensors(path: Path) -> Iterator[None]:
+def reading_safetensors(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, ValueError, OverflowError) as error:
@@ -145,60 +151,14 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DamagedError if there is none."""
-    _check_regular(path)
+    check_regular_file(path)
     try:
         return read_object(path)
     except ValueError as error:
         raise DamagedError(f"load: {error}") from error
 
 
-def write_sums(folder: Path) -> None:
-    """Write files.json for all files in a folder."""
-    write_json(
-        folder / SUMS,
-        {
-            path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)}
-            for path in sorted(folder.iterdir())
-            if path.name in NAMES
-        },
-    )
-
-
-def check_sums(folder: Path, names: Collection[str] = NAMES) -> None:
-    """Compare those of a checkpoint's files that are in `names` with files.json.
-
-    A folder without files.json (made by another program) has nothing to compare.
-
-    Raises:
-        DamagedError: If a file is missing, was added, or is not the one that was written.
-    """
-    if not (folder / SUMS).exists():
-        return
-    listed = read_json(folder / SUMS)
-    for name in names:
-        path = folder / name
-        if name not in listed:
-            if path.exists():
-                raise DamagedError(f"load: {folder} is damaged: {SUMS} does not know {name}.")
-            continue
-        found = {"bytes": _check_regular(path)}
-        if found["bytes"] == _entry(listed[name], "bytes"):
-            found["crc32"] = _crc32(path)
-        for key, value in found.items():
-            if value != _entry(listed[name], key):
-                raise DamagedError(
-                    f"load: {path} is damaged: {key} is {value}, {SUMS} says "
-                    f"{_entry(listed[name], key)}. (If you changed the file yourself, delete "
-                    f"{folder / SUMS}.)"
-                )
-
-
-def _entry(entry: object, key: str) -> int | None:
-    value = entry.get(key) if isinstance(entry, dict) else None
-    return value if type(value) is int else None
-
-
-def _check_regular(path: Path) -> int:
+def check_regular_file(path: Path) -> int:
     """The size of a file of a checkpoint."""
     try:
         return check_regular(path).st_size
@@ -206,14 +166,6 @@ def _check_regular(path: Path) -> int:
         raise DamagedError(f"load: {path.parent} is damaged: {path.name} is missing.") from None
     except (OSError, ValueError) as error:  # no access, a loop of links, a folder, a FIFO, ...
         raise DamagedError(f"load: {path.parent} is damaged: {error}") from error
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with open_untrusted(path) as file:
-        while chunk := file.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 @contextmanager

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vqvae2_fast.checkpoints.files import DamagedError, check_sums
+from vqvae2_fast.checkpoints.files import DamagedError
+from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside
 
 if TYPE_CHECKING:

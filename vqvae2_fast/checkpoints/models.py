@@ -11,13 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, g
 
 import torch
 
-from vqvae2_fast.checkpoints.files import (
-    read_json,
-    read_tensors,
-    tensor_headers,
-    write_json,
-    write_tensors,
-)
+from vqvae2_fast.checkpoints.files import read_json, read_tensors, write_json, write_tensors
+from vqvae2_fast.checkpoints.shards import part_headers, part_path, read_part
 from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
@@ -40,9 +35,11 @@ __all__ = [
     "VERSION",
     "Model",
     "check_tensors",
+    "class_of",
     "known_models",
     "read_config",
     "read_model",
+    "write_config",
     "write_model",
 ]
 
@@ -85,13 +82,30 @@ def write_model(
     Args:
         vqvae_hash: Replaces the prior's own.
     """
+    write_config(model, folder, class_names, dtype, vqvae_hash)
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    write_tensors(weights, folder / "model.safetensors")
+
+
+def write_config(
+    model: nn.Module,
+    folder: Path,
+    class_names: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    vqvae_hash: str = "",
+) -> None:
+    """What `write_model` writes beside the weights."""
     kinds = {model_class: kind for kind, (model_class, _) in known_models().items()}
-    if not isinstance(model, Model) or type(model) not in kinds:
+    model_class = class_of(model)
+    if not isinstance(model, Model) or model_class not in kinds:
         names = ", ".join(known.__name__ for known in kinds)
         raise TypeError(f"save: expected one of {names} or Pipeline, got {type(model).__name__}.")
     folder.mkdir(exist_ok=True)
     header: dict[str, Any] = {
-        "kind": kinds[type(model)],
+        "kind": kinds[model_class],
         "version": VERSION,
         "config": asdict(model.config),
         "dtype": dtype_name(dtype),
@@ -112,11 +126,12 @@ def write_model(
         }
         write_tensors(calibration.ranges.largest, folder / CALIBRATION)
     write_json(folder / "config.json", header)
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    write_tensors(weights, folder / "model.safetensors")
+
+
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """A model's class. FSDP2 gives a sharded one another, made of that and its own."""
+    sharded = type(model).__name__ == f"FSDP{type(model).__bases__[-1].__name__}"
+    return type(model).__bases__[-1] if sharded else type(model)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -196,12 +211,11 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
         )
     model_class, config_class = known[header["kind"]]
     config = _config(config_class, header["config"], folder)
-    path = folder / "model.safetensors"
-    expected = _expected_tensors(model_class, config, path)
-    check_tensors(expected, path, DTYPES[header["dtype"]])
+    expected = _expected_tensors(model_class, config, folder)
+    check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
         model: Model = model_class(config)
-    model.load_state_dict(read_tensors(path, check_finite=check_finite))
+    model.load_state_dict(read_part(folder, "model", check_finite=check_finite))
     if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")
         if "calibration" in header:
@@ -227,14 +241,14 @@ def _calibration(values: Any, folder: Path) -> Calibration:
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.float32
+    expected: Mapping[str, Tensor], folder: Path, part: str, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Raises ValueError unless a file holds tensors of these names, shapes and types.
+    """Raises ValueError unless a part of a checkpoint has tensors of these names, shapes and types.
 
     Args:
         dtype: The dtype of floating-point numbers in the file.
     """
-    found = tensor_headers(path)
+    found, path = part_headers(folder, part), part_path(folder, part)
     missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
     if missing or unknown:
         raise ValueError(
@@ -255,9 +269,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(short(name) for name in names[:4]) or "none"
 
 
-def _expected_tensors(model_class: type[Any], config: Any, path: Path) -> dict[str, Tensor]:
+def _expected_tensors(model_class: type[Any], config: Any, folder: Path) -> dict[str, Tensor]:
     """Names, shapes and types of a configuration's weights, made without memory for them."""
-    headers = tensor_headers(path)
+    headers, path = part_headers(folder, "model"), part_path(folder, "model")
     elements = sum(math.prod(shape) for _, shape in headers.values())
     # On the meta device too, layers take memory as objects, as do a codebook's start, a kernel's
     # mask and the coordinates of a prior. Each layer has a tensor of its own, and the file holds

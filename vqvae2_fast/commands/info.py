@@ -14,6 +14,7 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
+from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described
@@ -228,6 +229,8 @@ def _checkpoint(path: Path) -> Result:
     folder = checkpoint_folder(path, "a run, checkpoint, pipeline, code store or .vq2 file")
     header = read_config(folder)
     values: dict[str, Any] = {"path": str(folder), **header}
+    if (folder / SHARDS).exists():
+        values["shards"] = [shard.name for shard in shard_files(folder)]
     model = load(folder)
     if isinstance(model, Pipeline):
         models = {"vqvae": model.vqvae}

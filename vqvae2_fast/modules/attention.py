@@ -46,7 +46,8 @@ class CausalAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """`[B, heads·d, H, W]` -> `[B, heads, H·W, d]`; head-major as in the port."""
         batch, channels, height, width = x.shape
-        sequence = x.permute(0, 2, 3, 1).reshape(batch, height * width, self.num_heads, -1)
+        heads = self.num_heads, channels // self.num_heads
+        sequence = x.permute(0, 2, 3, 1).reshape(batch, height * width, *heads)
         return sequence.transpose(1, 2)
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
@@ -58,4 +59,4 @@ class CausalAttention(nn.Module):
         k, v = self._heads(self.key(key)), self._heads(self.value(key))
         out = ops.causal_attention(q, k, v, dropout, self.dropout_on, seed)
         # [B, heads, H·W, d] -> [B, H, W, C] -> [B, C, H, W], channels last in memory
-        return out.transpose(1, 2).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+        return out.transpose(1, 2).flatten(2).unflatten(1, (height, width)).permute(0, 3, 1, 2)

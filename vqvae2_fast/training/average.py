@@ -45,6 +45,9 @@ class PolyakAverage:
         finally:
             self._swap(model)
 
+    @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
         for name, weight in model.named_parameters():
-            weight.data, self.weights[name] = self.weights[name], weight.data
+            kept = weight.detach().clone()
+            weight.copy_(self.weights[name])  # in place: a sharded weight is a part of a buffer
+            self.weights[name].copy_(kept)

@@ -51,6 +51,8 @@ class TrainConfig:
         recompute: Activation checkpointing: the model's segments are computed again for their
             gradients instead of being kept. A step takes about a third longer.
         compile: `torch.compile` the model's segments one by one, each as a single graph.
+        shard: Of a prior in several processes: each keeps its share of weights, gradients, moments
+            and average (FSDP2) and writes its shard of a checkpoint, while training goes on.
     """
 
     steps: int = 10_000
@@ -75,6 +77,7 @@ class TrainConfig:
     seed: int = 0
     recompute: bool = False
     compile: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name in (

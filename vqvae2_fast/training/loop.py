@@ -24,15 +24,14 @@ from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.runs.folder import clear_run, locked_run
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
 from vqvae2_fast.runs.log import RunLog
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
-from vqvae2_fast.training.network import autocast_of, prepared, syncing
+from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole
 from vqvae2_fast.training.state import Companion, TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from vqvae2_fast.runs.ranks import Ranks
 
 __all__ = ["DivergedError", "Stage", "TrainResult", "train"]
 
@@ -134,8 +133,7 @@ def train(
     check_every = 1 if device.type == "cpu" else config.log_every
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(device, config)
-    run = TrainingRun(model, config, stage.companion)
-    ranks, cut = run.ranks, run.cut
+    ranks, cut = Ranks.of_group(), config.cut_of_group()
     if stage.companion is not None and ranks.count > 1:
         raise NotImplementedError(
             f"train: a discriminator trains in one process, got {ranks.count}. Use one, or no "
@@ -144,24 +142,23 @@ def train(
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
     # Gradients are averaged over processes: with these weights that is the mean over the batch.
     weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
-
+    identity = {**stage.identity(), **versions()} if out is not None else versions()
     with ExitStack() as held:
-        stop = StopRequest()
-        changes: list[str] = []
-        if out is not None:
-            run.identity = {**stage.identity(), **versions()}
-        ranks.check_same("train", {**versions(), **run.identity, **asdict(config)})
+        ranks.check_same("train", {**identity, **asdict(config)})
+        newest, stop, changes = None, StopRequest(), list[str]()
         if out is not None:
             newest = ranks.told_by_first(
                 lambda: _begin(out, held, resume=resume, overwrite=overwrite, ranks=ranks)
             )
             stop = held.enter_context(stop_requests())
-            if newest is not None:
-                changes = run.restore(Path(newest), accept_changed=accept_changed)
-            ranks.wait()  # none removes old checkpoints before all have read theirs
-            if newest is not None and ranks.rank == 0:
-                run.tidy(out)
         network = held.enter_context(prepared(model, config, ranks))
+        run = TrainingRun(model, config, identity, stage.companion)
+        held.callback(run.abandon_save)
+        if newest is not None:
+            changes = run.restore(Path(newest), accept_changed=accept_changed)
+            ranks.wait()  # none removes old checkpoints before all have read theirs
+            if out is not None and ranks.rank == 0:
+                run.tidy(out)
         batches = stage.batches(run.step)
         log = RunLog(out / "log.jsonl" if out and not ranks.rank else None, run.step, on_log)
         if changes:
@@ -189,15 +186,14 @@ def train(
                     (total * weights[number]).backward()
                 found.append(torch.stack([total.detach(), *named.values()]) * weights[number])
             figures = torch.stack(found).sum(0)
-            norm = nn.utils.clip_grad_norm_(
-                model.parameters(), config.max_grad_norm or float("inf")
-            )
+            limit = config.max_grad_norm or float("inf")
+            norm = whole(nn.utils.clip_grad_norm_(model.parameters(), limit))
             done, last = step + 1, step + 1 == config.steps
             if done % check_every == 0 or done % config.log_every == 0 or last:
                 figures = ranks.sum_(figures) / ranks.count
             finite &= norm.isfinite() & figures[0].isfinite()
             if done % check_every == 0 and not finite:
-                raise _diverged(stage, step, float(figures[0]), float(norm), config, out)
+                raise _diverged(stage, step, float(figures[0]), float(norm), run, out)
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
             stage.after_step(model)
@@ -224,10 +220,11 @@ def train(
             stopped = ranks.most(stop.number or 0)
             if out and (due or stopped):
                 if not finite:
-                    raise _diverged(stage, step, float(figures[0]), float(norm), config, out)
-                if ranks.rank == 0:
-                    log.sync()
-                    run.save(out, class_names)
+                    raise _diverged(stage, step, float(figures[0]), float(norm), run, out)
+                log.sync()
+                run.save(out, class_names)
+            if out:
+                run.finish_save(out, wait=last or bool(stopped))
             task.update(done, log.status(stage.headline))
             if out and stopped:
                 ranks.wait()  # whoever ends first may take the others down
@@ -273,9 +270,11 @@ def _own_random_state(device: torch.device) -> Iterator[None]:
 
 
 def _diverged(
-    stage: Stage, step: int, loss: float, norm: float, config: TrainConfig, out: Path | None
+    stage: Stage, step: int, loss: float, norm: float, run: TrainingRun, out: Path | None
 ) -> DivergedError:
-    kept = latest(out) if out else None
+    if out is not None:
+        run.finish_save(out, wait=True)
+    kept, config = latest(out) if out else None, run.config
     return DivergedError(
         f"{stage.name}: step {step + 1} gave loss {loss:g} and gradient norm {norm:g}; expected "
         f"finite numbers. The last good checkpoint is {kept or 'none: none was due before'}. "

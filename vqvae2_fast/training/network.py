@@ -1,4 +1,4 @@
-"""How a stage's model runs: alone, in a process group, its segments recomputed or compiled.
+"""How a stage's model runs: alone or in a group, its segments recomputed, compiled, sharded.
 
 A model's segments (`segments()`) are modules that run one after another and hold most of it.
 """
@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+
+from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.modules.device import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,17 +24,19 @@ if TYPE_CHECKING:
     from vqvae2_fast.runs.ranks import Ranks
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["autocast_of", "prepared", "syncing"]
+__all__ = ["autocast_of", "is_sharded", "local", "prepared", "syncing", "whole"]
 
 
 @contextmanager
 def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn.Module]:
     """What a loss calls instead of the model, inside the block.
 
-    Validation, codebooks, average and checkpoints are those of the model itself.
+    Validation, codebooks, average and checkpoints are those of the model itself. A sharded model
+    stays sharded: its weights are DTensors, of which each process has its rows.
 
     Raises:
-        ValueError: The model has no segments, which a setting needs.
+        ValueError: The model has no segments, which a setting needs; or it is to be sharded and is
+            no prior.
     """
     segments = _segments(model, config)
     for segment in segments:
@@ -43,14 +48,19 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             run = functools.partial(_recomputed, run)
         segment.forward = run
     try:
-        yield model if ranks.count == 1 else _in_group(model)
+        if ranks.count == 1:
+            yield model
+        elif config.shard:
+            yield _sharded(model, segments, ranks)
+        else:
+            yield _copied(model)
     finally:
         for segment in segments:
             del segment.forward  # that of its class is back
 
 
 def _segments(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
-    asked = [name for name in ("recompute", "compile") if getattr(config, name)]
+    asked = [name for name in ("recompute", "compile", "shard") if getattr(config, name)]
     if not asked:
         return ()
     found: Sequence[nn.Module] = getattr(model, "segments", list)()
@@ -58,6 +68,11 @@ def _segments(model: nn.Module, config: TrainConfig) -> Sequence[nn.Module]:
         raise ValueError(
             f"train: {' and '.join(asked)} need a model with segments, which a "
             f"{type(model).__name__} does not name. Leave {'them' if asked[1:] else 'it'} out."
+        )
+    if config.shard and not isinstance(model, Prior):
+        raise ValueError(
+            f"train: shard is for priors, got a {type(model).__name__}. Leave it out: any card "
+            "holds such a model whole."
         )
     return found
 
@@ -69,7 +84,25 @@ def _recomputed(run: Any, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
 
-def _in_group(model: nn.Module) -> nn.Module:
+def _sharded(model: nn.Module, segments: Sequence[nn.Module], ranks: Ranks) -> nn.Module:
+    """FSDP2: each process keeps its rows of weights, gradients and moments. A segment's weights are
+    whole only while it runs."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for weight in model.parameters():  # as DistributedDataParallel does
+        dist.broadcast(weight.data, 0)
+    mesh = init_device_mesh(device_of(model).type, (ranks.count,))
+    for segment in segments:
+        fully_shard(segment, mesh=mesh)
+    # By default the outermost weights would stay whole after a validation.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """DDP: each process has the whole model."""
     # Codebooks move alike on all processes. torch 2.13 gave the setting another name.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -79,9 +112,26 @@ def _in_group(model: nn.Module) -> nn.Module:
 
 def syncing(network: nn.Module, last_part: bool) -> AbstractContextManager[object]:
     """Gradients travel between processes once a step."""
+    if is_sharded(network):
+        network.set_requires_gradient_sync(last_part)  # type: ignore[operator]
     if last_part or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's weights are DTensors."""
+    return hasattr(next(model.parameters()), "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor that this process has, in place; another tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor from all its processes, which all call this; another tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:

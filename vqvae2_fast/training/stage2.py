@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
 import torch
@@ -93,8 +94,11 @@ def prior_stage(
     def validate(prior: Prior) -> dict[str, float]:
         ranks = Ranks.of_group()
         own = codes_in_order(shown, config.batch_size, rank=ranks.rank, world_size=ranks.count)
+        # All processes call a sharded prior equally often, some with an empty batch at the end.
+        empty = repeat(shown.batch(torch.arange(0)))
+        rounds = -(-len(shown) // (config.batch_size * ranks.count))
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
-        for maps, labels in own:
+        for maps, labels in islice(chain(own, empty), rounds):
             nats += code_nats(prior, maps, labels, level)
         total = float(ranks.sum_(nats))
         return asdict(Likelihood.of_sum(total, len(shown), math.prod(prior.config.size)))

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
 from vqvae2_fast.checkpoints.locate import step_folder
+from vqvae2_fast.checkpoints.models import class_of
+from vqvae2_fast.checkpoints.shards import rows_of
 from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.average import PolyakAverage
+from vqvae2_fast.training.network import is_sharded, local
 from vqvae2_fast.training.optimizer import make_optimizer
+from vqvae2_fast.training.saving import ShardedSave
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,20 +41,29 @@ class Companion(Protocol):
 class TrainingRun:
     """A model in training with its optimiser and average, its step, and its best validation.
 
-    Random numbers and batches are functions of (seed, step): a checkpoint keeps none of them.
+    Random numbers and batches are functions of (seed, step): a checkpoint keeps none of them. The
+    model is as `prepared` left it: sharded, if it is to be.
+
+    Args:
+        identity: What `Stage.identity` gave, and the versions.
     """
 
     def __init__(
-        self, model: nn.Module, config: TrainConfig, companion: Companion | None = None
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        identity: Mapping[str, Any],
+        companion: Companion | None = None,
     ) -> None:
         self.model, self.config, self.companion = model, config, companion
         self.optimizer = make_optimizer(model, config)
         self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
-        self.identity: dict[str, Any] = {}
+        self.identity = identity
         self.ranks, self.cut = Ranks.of_group(), config.cut_of_group()
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
+        self._saving: ShardedSave | None = None
 
     def note_best(self, metric: str, *, lower: bool) -> bool:
         """Whether the latest validation is the best so far; it is then the record."""
@@ -61,7 +74,12 @@ class TrainingRun:
         return True
 
     def save(self, run: Path, class_names: Sequence[str]) -> None:
-        """Write the checkpoint of this step into a run's folder."""
+        """Write the checkpoint of this step into a run's folder; all processes call this.
+
+        That of a sharded model is written beside the next steps, until `finish_save`.
+        """
+        self.finish_save(run, wait=True)
+        path, average = step_folder(run, self.step), self.average.weights if self.average else None
         moments = {
             f"{name}.{key}": value
             for name, weight in self.model.named_parameters()
@@ -75,16 +93,40 @@ class TrainingRun:
             "metrics": self.metrics,
             "best": self.best,
         }
-        save_training(
-            step_folder(run, self.step),
-            self.model,
-            optimizer=moments,
-            state=state,
-            average=self.average.weights if self.average else None,
-            companion=self.companion.tensors() if self.companion else None,
-            class_names=class_names,
-        )
-        self.tidy(run)
+        if is_sharded(self.model):
+            parts = {"model": self.model.state_dict(), "average": average, "optimizer": moments}
+            tensors = {
+                f"{part}.{name}": local(tensor)
+                for part, named in parts.items()
+                for name, tensor in (named or {}).items()
+                if self.ranks.rank == 0 or local(tensor) is not tensor
+            }
+            self._saving = ShardedSave(
+                self.ranks, path, self.model, tensors, state=state, class_names=class_names
+            )
+        elif self.ranks.rank == 0:
+            save_training(
+                path,
+                self.model,
+                optimizer=moments,
+                state=state,
+                average=average,
+                companion=self.companion.tensors() if self.companion else None,
+                class_names=class_names,
+            )
+            self.tidy(run)
+
+    def finish_save(self, run: Path, *, wait: bool) -> None:
+        """Complete the checkpoint that is being written, if it is ready or `wait` says so."""
+        if self._saving is not None and self._saving.finish(wait=wait):
+            self._saving = None
+            if self.ranks.rank == 0:
+                self.tidy(run)
+
+    def abandon_save(self) -> None:
+        """Leave nothing of a checkpoint that is being written."""
+        if self._saving is not None:
+            self._saving.abandon()
 
     def tidy(self, run: Path) -> None:
         """Bring best/ and the number of checkpoints in line with the newest one."""
@@ -100,11 +142,14 @@ class TrainingRun:
                 data, versions or settings that must not change in a run; or it is past the last
                 step.
         """
-        saved, model = load_training(path), self.model
-        if type(saved.model) is not type(model):
+        model: Any = self.model
+        sharded = is_sharded(model)
+        share = (self.ranks.rank, self.ranks.count) if sharded else (0, 1)
+        saved = load_training(path, share=share)
+        if type(saved.model) is not class_of(model):
             raise ValueError(
                 f"train: {path} holds a {type(saved.model).__name__}, this run trains a "
-                f"{type(model).__name__}. Name another output folder."
+                f"{class_of(model).__name__}. Name another output folder."
             )
         if saved.model.config != model.config:
             there, here = asdict(saved.model.config), asdict(model.config)
@@ -139,7 +184,16 @@ class TrainingRun:
                 "all the same with accept_changed=True, or start again with overwrite=True or in "
                 "another output folder."
             )
-        model.load_state_dict(saved.model.state_dict())
+        if sharded:
+            found = saved.model.state_dict()
+            for name, tensor in model.state_dict().items():
+                rows, own = found[name], local(tensor)
+                if own is not tensor:
+                    mine = rows_of(len(rows), *share)
+                    rows = rows[mine.start : mine.stop]
+                own.copy_(rows)
+        else:
+            model.load_state_dict(saved.model.state_dict())
         for name, weight in model.named_parameters():
             self.optimizer.state[weight] = {
                 key.removeprefix(f"{name}."): _as_moment(value, weight)
@@ -155,9 +209,9 @@ class TrainingRun:
             self.companion.take(saved.companion)
         if self.average is not None:
             # If the earlier part kept no average, one begins here.
-            weights = {name: w.detach() for name, w in saved.model.named_parameters()}
+            weights = {name: local(w.detach()) for name, w in model.named_parameters()}
             for name, value in (saved.average or weights).items():
-                self.average.weights[name].copy_(value)
+                local(self.average.weights[name]).copy_(value)
         self.step = done
         # An interruption left this step, so the latest validation is of an earlier one.
         unvalidated = done == self.config.steps != before["steps"]
@@ -216,4 +270,8 @@ def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
     Counts of steps stay on the CPU. In another memory format the update would use other loops and
     round differently.
     """
-    return value if value.ndim == 0 else torch.empty_like(weight).copy_(value).detach()
+    if value.ndim == 0:
+        return value
+    moment = torch.empty_like(weight).detach()
+    local(moment).copy_(value)
+    return moment

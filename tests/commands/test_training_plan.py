@@ -177,3 +177,30 @@ def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     told = vqvae_run()[1]
     assert "use only 1 of the 16 codes of level top" in told
     assert "level bottom" not in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["train-vqvae"], ["train-prior", "--level", "middle"]],
+    ids=["vqvae", "prior"],
+)
+def test_a_plan_needs_neither_data_nor_memory(options, run, tmp_path, monkeypatch):
+    """Models of 0.9 billion weights are made on the meta device."""
+    monkeypatch.chdir(tmp_path)
+    code, told, _ = run(*options, "--preset", "ffhq1024", "--dry-run", "--plan", "h100:8")
+    assert code == 0
+    assert "computed, not measured" in told
+    assert "fastest that fits: torchrun ... --train.global-batch" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--dry-run", "--plan", "h101:8"], "expected CARD:N with N cards of a100, h100"),
+        (["--dry-run", "--plan", "h100:none"], "such as h100:8, got 'h100:none'"),
+        (["--plan", "h100:8"], "add --dry-run"),
+    ],
+)
+def test_a_plan_that_cannot_be_computed_is_refused(options, said, error_of):
+    assert said in error_of(["train-vqvae", *options])

@@ -59,4 +59,8 @@ def _savings(model: nn.Module, config: TrainConfig) -> list[str]:
         found.append(f"average_decay=0: {copy}")
     if config.optimizer == "adamw":
         found.append(f"optimizer=momentum, in a new run: {copy}")
+    if not config.recompute and getattr(model, "segments", list)():
+        found.append(
+            "recompute=True: about half or less of what is kept until then, for a third more time"
+        )
     return found

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training import Stage, TrainConfig
 
-__all__ = ["plan_of_extraction", "plan_of_training"]
+__all__ = ["duration", "parameters", "plan_of_extraction", "plan_of_training", "size"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -68,7 +68,8 @@ def plan_of_training(
         outline = make_model()
     weights = sum(weight.numel() * weight.element_size() for weight in outline.parameters())
     buffers = sum(value.numel() * value.element_size() for value in outline.buffers())
-    state, free = state_bytes(outline, config), free_memory(device)
+    shards = processes if config.shard else 1
+    state, free = state_bytes(outline, config) // shards, free_memory(device)
     newest = latest(out) if resume else None
     done = step_of(newest) if newest else 0
     rest = max(0, config.steps - done)
@@ -90,9 +91,9 @@ def plan_of_training(
     cost = measure_step(stage, config)
     memory = state + cost.activation_bytes(config.batch_size)
     lines = [
-        f"model: {parameters(outline):,} parameters, {_size(weights + buffers)}; in training "
-        f"{_size(state)}, with activations about {_size(memory)}"
-        + ("" if free is None else f" of {_size(free)} free"),
+        f"model: {parameters(outline):,} parameters, {size(weights + buffers)}; in training "
+        f"{size(state)}, with activations about {size(memory)}"
+        + ("" if free is None else f" of {size(free)} free"),
         _time_line(cost, done, rest),
     ]
     if config.warmup_steps > config.steps:
@@ -161,10 +162,10 @@ def _check_memory(
             "options of the model)"
         )
     raise ValueError(
-        f"this training needs about {_size(needed)} of memory ({_size(state)} for weights, "
+        f"this training needs about {size(needed)} of memory ({size(state)} for weights, "
         f"gradients, optimiser and average"
-        + (f", {_size(needed - state)} for activations" if needed > state else "")
-        + f"), and {_size(free)} are free on {device}. {remedy}, or try all the same with "
+        + (f", {size(needed - state)} for activations" if needed > state else "")
+        + f"), and {size(free)} are free on {device}. {remedy}, or try all the same with "
         "ignore_memory=True."
     )
 
@@ -172,7 +173,7 @@ def _check_memory(
 def _time_line(cost: StepCost, done: int, rest: int) -> str:
     expected = cost.seconds * rest
     each = number(cost.seconds, 2)
-    line = f"time: about {_duration(expected)}, {each} s per step, and the validations"
+    line = f"time: about {duration(expected)}, {each} s per step, and the validations"
     if expected > _HOUR:
         steps = done + max(1, round(_HOUR / cost.seconds))
         line += f"; steps={steps} would take an hour"
@@ -195,7 +196,7 @@ def plan_of_extraction(
         sample: Some of its images, to be timed.
         missing: Records by split that are still to be encoded.
     """
-    size = sum(records.values()) * layout.record_bytes
+    store = sum(records.values()) * layout.record_bytes
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     device, count = device_of(model), min(8, len(sample))
     for _ in range(2):  # the first time includes work that is done only once
@@ -215,17 +216,17 @@ def plan_of_extraction(
             "seconds": seconds,
             "level_sizes": layout.level_sizes,
             "num_embeddings": layout.num_embeddings,
-            "store_bytes": size,
+            "store_bytes": store,
             "out": str(out),
             "device": str(device),
         },
         [
             f"extract on {device}",
-            f"model: {parameters(model):,} parameters, {_size(weights)}",
+            f"model: {parameters(model):,} parameters, {size(weights)}",
             f"images: {_counts(images)}",
-            f"records: {_counts(records)}, of {layout.record_bytes} bytes, {_size(size)} in all",
+            f"records: {_counts(records)}, of {layout.record_bytes} bytes, {size(store)} in all",
             f"to be encoded: {_counts(missing)}",
-            f"time: about {_duration(seconds)}",
+            f"time: about {duration(seconds)}",
             f"code maps: {layout.describe()}",
             f"out: {out}",
             _NOTHING,
@@ -242,11 +243,12 @@ def _counts(items: Mapping[Split, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in items.items())
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes in the unit that suits them."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time in the unit that suits it."""
     units = (
         ("seconds", 1, 100),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
+from vqvae2_fast.commands.forecast import forecast_result
 from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
@@ -45,6 +46,9 @@ class TrainPrior(TrainingCommand):
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
+    plan: str = ""
+    """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
+    preset and without data: memory, bytes between cards, days, and what to share out."""
     model: PriorConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -69,6 +73,8 @@ class TrainPrior(TrainingCommand):
         )
 
     def run(self) -> Result:
+        if self.plan:
+            return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
         ranks, device, progress = self.begin(out, kind_of(self.model))
         if not 0 <= self.label_dropout < 1:

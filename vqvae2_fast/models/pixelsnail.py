@@ -93,6 +93,11 @@ class PixelSNAILBlock(nn.Module):
         )
         self.out = pointwise(channels, auxiliary_channels=channels // 2)
 
+    def segments(self) -> list[nn.Module]:
+        """The layers one by one, since a block may be most of the network."""
+        names = ("merge",) if self.attention is None else ("key", "query", "attention", "out")
+        return [*self.layers, *(self.get_submodule(name) for name in names)]
+
     def forward(
         self, x: Tensor, background: Tensor, condition: Tensor | None, labels: Tensor | None
     ) -> Tensor:
@@ -165,7 +170,9 @@ class PixelSNAIL(Prior):
 
     def segments(self) -> list[nn.Module]:
         first = () if self.condition is None else self.condition.layers
-        return [*first, *self.blocks, *self.output_layers]
+        blocks = (block for block in self.blocks if isinstance(block, PixelSNAILBlock))
+        layers = (layer for block in blocks for layer in block.segments())
+        return [*first, *layers, *self.output_layers]
 
     def logits(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:
         return self.head(F.elu(self._features(codes, maps, labels)))

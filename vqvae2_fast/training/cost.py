@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.device import device_of
-from vqvae2_fast.training.network import autocast_of
+from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.training.network import autocast_of, prepared
 from vqvae2_fast.training.optimizer import make_optimizer, moments_of
 
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
     from vqvae2_fast.training.loop import Stage
 
-__all__ = ["StepCost", "free_memory", "measure_step", "state_bytes"]
+__all__ = ["SavedBytes", "StepCost", "free_memory", "measure_step", "state_bytes"]
 
 _BUDGET = 2.0  # seconds of timed steps, unless the two smallest take longer
 _CGROUP = Path("/sys/fs/cgroup")
@@ -88,6 +89,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     """
     model, device = stage.model, device_of(stage.model)
     autocast = autocast_of(device, config)
+    alone = replace(config, compile=False, shard=False)
     start = time.monotonic()
     batch = next(stage.batches(0))
     reading = time.monotonic() - start
@@ -95,12 +97,15 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     parts: dict[int, tuple[float, int]] = {}  # seconds and bytes by number of items
     # One item is timed twice, because the first time includes work that is done only once.
     counts = [1, 1, *(2**power for power in range(1, 32))]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        prepared(model, alone, Ranks()) as network,
+    ):
         for count in (min(count, config.batch_size) for count in counts):
-            began, saved = time.monotonic(), _SavedBytes(model)
+            began, saved = time.monotonic(), SavedBytes(model)
             with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
                 with autocast:
-                    total, _ = stage.loss(model, _first(batch, count))
+                    total, _ = stage.loss(network, _first(batch, count))
                 total.backward()
             _wait(device)
             parts[count] = time.monotonic() - began, saved.total
@@ -131,19 +136,22 @@ def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple
     return seconds, max(0, held - largest * item_bytes), item_bytes
 
 
-class _SavedBytes:
-    """Bytes that autograd holds for backward: each storage once, weights and buffers left out."""
+class SavedBytes:
+    """Bytes that autograd holds for backward: each storage once, weights and buffers left out.
+
+    `note` is for `saved_tensors_hooks`.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         tensors = [*model.parameters(), *model.buffers()]
-        self._known = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self._known = {tensor.untyped_storage()._cdata for tensor in tensors}
         self._held: list[Tensor] = []  # keeps storages alive, so that no address is used twice
         self.total = 0
 
     def note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
+        if storage._cdata not in self._known:  # on the meta device all addresses are 0
+            self._known.add(storage._cdata)
             self._held.append(tensor.detach())
             self.total += storage.nbytes()
         return tensor

@@ -39,6 +39,8 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             no prior.
     """
     segments = _segments(model, config)
+    # A graph for each kind of segment, in training and validation, and for odd batches.
+    graphs = torch._dynamo.config.patch(recompile_limit=64) if config.compile else nullcontext()
     for segment in segments:
         run: Any = segment.forward
         if config.compile:
@@ -48,12 +50,13 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             run = functools.partial(_recomputed, run)
         segment.forward = run
     try:
-        if ranks.count == 1:
-            yield model
-        elif config.shard:
-            yield _sharded(model, segments, ranks)
-        else:
-            yield _copied(model)
+        with graphs:
+            if ranks.count == 1:
+                yield model
+            elif config.shard:
+                yield _sharded(model, segments, ranks)
+            else:
+                yield _copied(model)
     finally:
         for segment in segments:
             del segment.forward  # that of its class is back

@@ -1,0 +1,71 @@
+"""What a training would take on cards that are not here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
+from vqvae2_fast.training import TrainConfig
+from vqvae2_fast.training.cost import SavedBytes, state_bytes
+from vqvae2_fast.training.forecast import CARDS, forecast
+
+PRIOR = replace(SMALL_TOP, size=(4, 4), num_output_layers=6, weight_norm=False)
+CONFIG = TrainConfig(batch_size=6, accumulate=2, average_decay=0.9)
+CARD = CARDS["h100"]
+
+
+def test_the_parts_are_those_of_the_model():
+    model = PixelSNAIL(PRIOR)
+    way = forecast(PRIOR, CONFIG, CARD, 1).ways[0]
+    state = way.weights + way.gradients + way.moments + way.average
+    assert state == state_bytes(model, CONFIG) - sum(b.nbytes for b in model.buffers())
+
+
+def test_activations_are_those_of_a_real_step():
+    model = VQVAE2(SMALL_VQVAE)
+    saved, images = SavedBytes(model), torch.zeros(3, 3, 8, 8)
+    with torch.autograd.graph.saved_tensors_hooks(saved.note, lambda tensor: tensor):
+        VQVAE2.loss(images, model(images))
+    way = forecast(SMALL_VQVAE, replace(CONFIG, batch_size=3, accumulate=1), CARD, 1).ways[0]
+    assert way.micro_batch == 3
+    assert way.activations == pytest.approx(saved.total, rel=0.1)
+
+
+def test_operations_are_two_for_each_weight_and_position():
+    found = forecast(PRIOR, CONFIG, CARD, 1)
+    kernels = [p.numel() for n, p in PixelSNAIL(PRIOR).named_parameters() if p.ndim == 4]
+    # Those that read code maps add rows, and attention multiplies no weights.
+    assert found.operations == pytest.approx(2 * 16 * sum(kernels), rel=0.25)
+
+
+def test_shards_divide_weights_moments_and_average():
+    whole, _, sharded, _ = forecast(PRIOR, CONFIG, CARD, 4).ways
+    assert (sharded.moments, sharded.average) == (whole.moments // 4, whole.average // 4)
+    assert sharded.gradients == whole.gradients  # until the batch is complete
+    # Gathered twice and scattered once: half as much again as summed everywhere.
+    assert sharded.sent == pytest.approx(1.5 * whole.sent)
+
+
+def test_recomputing_needs_less_memory_and_more_time():
+    kept, again = forecast(PRIOR, replace(CONFIG, steps=1), CARD, 1).ways
+    assert again.activations < kept.activations
+    assert again.seconds == pytest.approx(kept.seconds * 4 / 3)
+
+
+def test_micro_batches_shrink_to_the_memory_and_share_the_batch_evenly():
+    kept = forecast(PRIOR, CONFIG, CARD, 2).ways[0]
+    assert kept.micro_batch == 6
+    least = replace(CARD, memory=math.ceil((kept.memory - kept.activations / 6) / 0.9))
+    assert forecast(PRIOR, CONFIG, least, 2).ways[0].micro_batch == 3
+    assert forecast(PRIOR, CONFIG, replace(CARD, memory=1), 2).best is None
+
+
+def test_more_cards_than_items_are_refused_with_the_nearest_number():
+    with pytest.raises(ValueError, match="1 to 12 cards.* got 13; 12 share it evenly"):
+        forecast(PRIOR, CONFIG, CARD, 13)

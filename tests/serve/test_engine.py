@@ -1,4 +1,4 @@
-"""The thread that draws: common batches, those who leave, limits, and its end."""
+"""The threads that draw and finish: common batches, those who leave, limits, and their end."""
 
 from __future__ import annotations
 
@@ -83,6 +83,60 @@ def test_orders_of_all_clients_are_drawn_in_common_batches(pipeline, gate):
     images = run_with(pipeline, use, batch_wait=0.0)
     assert [len(found) for found in images] == [2, 3, 3]
     assert gate.drawn == [(0, 2), (1, 2), (0, 6), (1, 6)]
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+    """Events of `decoded`: it has been entered, and it may go on. Its calls are noted."""
+    decoded, calls = engine_file.decoded, []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def waits(*arguments):
+        calls.append(arguments)
+        entered.set()
+        assert go_on.wait(20)
+        return decoded(*arguments)
+
+    monkeypatch.setattr(engine_file, "decoded", waits)
+    return entered, go_on, calls
+
+
+def test_the_next_batch_is_drawn_while_images_are_decoded(pipeline, gate, decoding):
+    entered, go_on, _ = decoding
+    gate.let_all_through()
+
+    async def use(engine, metrics):
+        first = engine.submit(order(1))
+        assert await asyncio.to_thread(entered.wait, 20)
+        gate.waiting.clear()
+        second = engine.submit(order(1, 1))
+        drawn = await asyncio.to_thread(gate.waiting.wait, 5)
+        go_on.set()
+        return drawn, [len(await images_of(job)) for job in (first, second)]
+
+    assert run_with(pipeline, use) == (True, [1, 1])
+
+
+def test_images_whose_client_has_gone_are_not_decoded(pipeline, gate, decoding):
+    entered, go_on, calls = decoding
+    gate.let_all_through()
+
+    async def use(engine, metrics):
+        engine.submit(order(1))
+        assert await asyncio.to_thread(entered.wait, 20)
+        leaves = engine.submit(order(1, 1))
+        while len(gate.drawn) < 4:
+            await asyncio.sleep(0)
+        await asyncio.wrap_future(engine.call(lambda: None))  # both levels are drawn
+        leaves.cancelled = True
+        go_on.set()
+        await asyncio.to_thread(engine.stop)
+        return metrics.text().decode()
+
+    metrics = run_with(pipeline, use)
+    assert len(calls) == 1
+    assert "vqvae2_cancelled_images_total 1.0" in metrics
+    assert "vqvae2_waiting_images 0.0" in metrics
 
 
 def test_a_batch_whose_clients_have_gone_is_given_up(pipeline, gate):

@@ -1,7 +1,8 @@
-"""The thread that draws: orders of all clients, level by level, in common batches.
+"""The threads that draw and that finish images: orders of all clients, in common batches.
 
 A sample's codes do not depend on its batch, so clients never notice whom they were drawn with.
 Orders join each other at every level: what waits at a level is drawn together when it is its turn.
+While the next batch is drawn, a second thread decodes what is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,7 +52,8 @@ class _Abandoned(Exception):
 
 
 class Engine:
-    """Draws orders and runs calls on models, one after the other, in a thread of its own."""
+    """Draws orders and runs calls on models, one after the other, in a thread of its own; another
+    one makes the files of drawn images."""
 
     def __init__(self, pipeline: Pipeline, limits: Limits, metrics: Metrics) -> None:
         self._pipeline, self._limits, self._metrics = pipeline, limits, metrics
@@ -67,17 +69,19 @@ class Engine:
         # Seconds of drawing since the last image, and those that an image of its batch took.
         self._busy, self._image_seconds = 0.0, 0.05
         self._thread = threading.Thread(target=self._work, name="vqvae2-engine", daemon=True)
+        self._finishing = ThreadPoolExecutor(1, "vqvae2-finishing")
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._thread.start()
 
     def stop(self) -> None:
-        """Give up what is not answered yet, and wait for the thread to end."""
+        """Give up what is not drawn yet, and wait for the threads to end."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+        self._finishing.shutdown()
 
     def submit(self, order: Order) -> Job:
         """Begin to draw; the job's events follow.
@@ -187,9 +191,8 @@ class Engine:
                 self._count(-1)
 
     def _draw(self, level: int, slots: list[Slot]) -> None:
-        """Draw the maps of a level, and pass them on to the next or to the clients."""
-        alive = [slot for slot in slots if not slot.job.cancelled]
-        self._give_up(len(slots) - len(alive))
+        """Draw the maps of a level, and pass them on to the next or to be finished."""
+        alive = self._staying(slots)
         if not alive:
             return
         begun = time.monotonic()
@@ -199,7 +202,7 @@ class Engine:
                 with self._changed:
                     self._levels[level + 1].extend(alive)
             else:
-                self._deliver(alive)
+                self._finishing.submit(self._finish, alive)
         self._busy += time.monotonic() - begun
         if level + 1 == len(self._levels):
             self._busy, self._image_seconds = 0.0, self._busy / len(alive)
@@ -230,7 +233,18 @@ class Engine:
             )
             slot.maps = [codes[0] for codes in drawn.codes]
             slot.log_prob, slot.effective = drawn.log_prob[0], drawn.effective[0]
-            self._deliver([slot])
+            self._finishing.submit(self._finish, [slot])
+
+    def _finish(self, slots: list[Slot]) -> None:
+        alive = self._staying(slots)
+        with self._answering(alive):
+            self._deliver(alive)
+
+    def _staying(self, slots: list[Slot]) -> list[Slot]:
+        """Those whose clients are still there; the others are given up."""
+        alive = [slot for slot in slots if not slot.job.cancelled]
+        self._give_up(len(slots) - len(alive))
+        return alive
 
     @contextmanager
     def _answering(self, slots: Sequence[Slot]) -> Iterator[None]:

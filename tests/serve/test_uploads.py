@@ -5,6 +5,7 @@ tools/fuzz sends ten thousand of them (`python tools/fuzz upload --files 10000`)
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import tempfile
@@ -12,6 +13,8 @@ import zlib
 
 import pytest
 from PIL import Image
+
+from vqvae2_fast.serve.engine import Engine
 
 FORMATS = ("bmp", "gif", "jpeg", "png", "ppm", "tiff", "webp")
 
@@ -90,3 +93,17 @@ def test_what_is_made_to_harm_is_refused(client, empty_place, content, status, m
     assert found == status
     assert message in expected
     assert not list(empty_place.iterdir())
+
+
+def test_sources_are_read_outside_the_engine(client, monkeypatch):
+    def called(*_):
+        raise AssertionError("a call of the engine")
+
+    monkeypatch.setattr(Engine, "call", called)
+    cut = base64.b64encode(image("PNG")[:40]).decode()
+    answer = client.post("/v1/complete", json={"source": {"image": cut}})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "source.image")
+    levels = client.get("/v1/info").json()["levels"]
+    codes = [[[0] * level["width"]] * level["height"] for level in levels]
+    answer = client.post("/v1/complete", json={"source": {"codes": codes}, "keep": 1.0})
+    assert answer.json()["images"][0]["codes"] == codes

@@ -144,8 +144,8 @@ class Desk:
         self.check_levels(field, maps)
         return tuple(self._map(f"{field}.{n}", rows, n, lowest=0) for n, rows in enumerate(maps))
 
-    def source(self, field: str, source: Source) -> tuple[Tensor, ...]:
-        """The codes of a given image. It runs the encoder, so only the engine's thread calls it."""
+    def source(self, field: str, source: Source) -> Tensor | tuple[Tensor, ...]:
+        """A given image, float `[C, H, W]`, or the codes that are given in its place."""
         if (source.image is None) == (source.codes is None):
             raise Problem(
                 422, field, "Expected either an image or its codes.", "Leave one of them out."
@@ -153,7 +153,7 @@ class Desk:
         if source.codes is not None:
             return self.codes(f"{field}.codes", source.codes)
         assert source.image is not None
-        return self.encoded(self.upload(f"{field}.image", from_base64(field, source.image)))
+        return self.upload(f"{field}.image", from_base64(field, source.image))
 
     def upload(self, field: str, data: bytes) -> Tensor:
         return uploaded_image(field, data, self.image_shape, self.limits.pixels)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.serve.engine import Engine
     from vqvae2_fast.serve.jobs import Job, Order
-    from vqvae2_fast.serve.orders import Desk, Known
+    from vqvae2_fast.serve.orders import Desk
 
 __all__ = ["routes"]
 
@@ -68,6 +68,10 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
         except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10
             raise too_slow(seconds) from error
 
+    async def codes_of(field: str, source: schemas.Source) -> tuple[Tensor, ...]:
+        given = await asyncio.to_thread(desk.source, field, source)
+        return given if isinstance(given, tuple) else await in_engine(lambda: desk.encoded(given))
+
     async def drawn(request: Request, order: Order) -> Any:
         job = engine.submit(order)
         if order.rows:
@@ -85,16 +89,14 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     @router.post("/complete", summary="Draw the lower part of an image", **drawing)
     async def complete(request: Request, body: schemas.CompleteRequest) -> Any:
         order = desk.order(body)
-        known = await in_engine(
-            lambda: desk.kept_rows(desk.source("source", body.source), body.keep)
-        )
+        known = desk.kept_rows(await codes_of("source", body.source), body.keep)
         return await drawn(request, replace(order, known=known))
 
     @router.post("/fill", summary="Draw the holes of an image", **drawing)
     async def fill(request: Request, body: schemas.FillRequest) -> Any:
         order = desk.order(body)
         free = desk.free_codes(body.mask, body.code_masks)
-        codes = await in_engine(lambda: desk.source("source", body.source))
+        codes = await codes_of("source", body.source)
         return await drawn(request, replace(order, known=desk.masked(codes, free)))
 
     @router.post("/variations", summary="Keep the coarse codes, draw the others", **drawing)
@@ -104,7 +106,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
             raise Problem(
                 422, "levels", f"Expected at most {levels}, got {body.levels}.", "Keep fewer."
             )
-        codes = await in_engine(lambda: desk.source("source", body.source))
+        codes = await codes_of("source", body.source)
         return await drawn(
             request, replace(order, known=(*codes[: body.levels], *[None] * (levels - body.levels)))
         )
@@ -113,14 +115,11 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     async def cross(request: Request, body: schemas.CrossRequest) -> Any:
         order = desk.order(body)
         desk.check_levels("sources", body.sources)
-
-        def known() -> Known:
-            return tuple(
-                None if source is None else desk.source(f"sources.{level}", source)[level]
-                for level, source in enumerate(body.sources)
-            )
-
-        return await drawn(request, replace(order, known=await in_engine(known)))
+        known: list[Tensor | None] = []
+        for level, source in enumerate(body.sources):
+            codes = None if source is None else await codes_of(f"sources.{level}", source)
+            known.append(None if codes is None else codes[level])
+        return await drawn(request, replace(order, known=tuple(known)))
 
     @router.post(
         "/encode",

@@ -64,6 +64,33 @@ def test_calls_have_as_much_time_as_batches(engine, done):
     assert done == ["level 0, 2", *["call"] * 3, "level 1, 2", *["call"] * 2]
 
 
+def test_calls_have_as_much_time_as_images_of_many_candidates(engine, done, monkeypatch):
+    def fill(slot):
+        engine.called()
+        engine.called()
+        done[-2:] = ["fill"]
+
+    monkeypatch.setattr(engine, "_fill", fill)
+    engine.submit(replace(ORDER, samples=range(6), candidates=2))
+    for _ in range(4):
+        engine.call(engine.called)
+    for _ in range(6):
+        engine._do_next()
+    assert done == ["call", "fill", "call", "call", "fill", "call"]
+
+
+def test_no_kind_of_work_saves_time_up(engine, done):
+    for _ in range(5):
+        engine.call(engine.called)
+        engine._do_next()
+    engine.submit(ORDER)
+    for _ in range(4):
+        engine.call(engine.called)
+    for _ in range(4):
+        engine._do_next()
+    assert done[5:] == ["level 0, 1", "call", "call", "level 1, 1"]
+
+
 def test_calls_do_not_wait_where_nothing_is_drawn(engine, done):
     for _ in range(3):
         engine.call(engine.called)

@@ -60,9 +60,10 @@ class Engine:
         self._names = level_names(len(pipeline.priors))
         self._changed = threading.Condition()
         self._levels: list[deque[Slot]] = [deque() for _ in pipeline.priors]
-        self._calls: deque[Callable[[], None]] = deque()  # what runs by itself
+        # What runs by itself: calls, and images of several candidates.
+        self._alone: dict[str, deque[Callable[[], None]]] = {"call": deque(), "fill": deque()}
         self._last_level = 0  # that was drawn
-        self._call_seconds = 0.0  # that calls may take before the next batch
+        self._seconds = dict.fromkeys(("batch", *self._alone), 0.0)  # used by each kind of work
         self._admitted = 0  # images and calls that are not answered yet
         self._oldest = 0.0  # when the first of the waiting orders came
         self._stopping = False
@@ -95,7 +96,7 @@ class Engine:
             self._admit(len(slots))
             if order.candidates > 1:
                 # One by one, so that others come between them.
-                self._calls.extend(partial(self._fill, slot) for slot in slots)
+                self._alone["fill"].extend(partial(self._fill, slot) for slot in slots)
             else:
                 if not any(self._levels):
                     self._oldest = time.monotonic()
@@ -108,7 +109,7 @@ class Engine:
         future: Future[Value] = Future()
         with self._changed:
             self._admit(1)
-            self._calls.append(lambda: self._run(future, function))
+            self._alone["call"].append(lambda: self._run(future, function))
             self._changed.notify()
         return future
 
@@ -135,8 +136,9 @@ class Engine:
             pass
         for slots in self._levels:
             self._tell([(slot.job, ("error", _stopped())) for slot in slots])
-        for call in self._calls:
-            call()
+        for waiting in self._alone.values():
+            for work in waiting:
+                work()
 
     def _do_next(self) -> bool:
         """Do the next piece of work, waiting for one; False when the engine stops."""
@@ -147,20 +149,29 @@ class Engine:
         kind, function = work
         begun = time.monotonic()
         function()
-        seconds = time.monotonic() - begun
-        # Where both wait, they take turns: after a batch, calls get as much time as it took.
-        self._call_seconds = seconds if kind == "batch" else self._call_seconds - seconds
+        self._seconds[kind] += time.monotonic() - begun
         return True
 
     def _next(self) -> tuple[str, Callable[[], None]] | None:
-        """A "call" or a "batch" to do next, waiting for one; None when the engine stops."""
+        """What to do next and of which kind, waiting for it; None when the engine stops.
+
+        The kinds that wait get equal shares of the time.
+        """
         while True:
             if self._stopping:
                 return None
             level = self._ready_level()
-            if self._calls and (self._call_seconds > 0 or level is None):
-                return "call", self._calls.popleft()
+            ready = [kind for kind, waiting in self._alone.items() if waiting]
             if level is not None:
+                ready.insert(0, "batch")
+            if ready:
+                kind = min(ready, key=lambda kind: self._seconds[kind])
+                # Who had nothing to do saves no time up for later.
+                for other in self._seconds.keys() - set(ready):
+                    self._seconds[other] = max(self._seconds[other], self._seconds[kind])
+                if kind != "batch":
+                    return kind, self._alone[kind].popleft()
+                assert level is not None
                 self._last_level, waiting = level, self._levels[level]
                 taken = [waiting.popleft() for _ in range(min(len(waiting), self._limits.batch))]
                 return "batch", partial(self._draw, level, taken)

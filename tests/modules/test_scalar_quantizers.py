@@ -88,6 +88,22 @@ def test_residual_fsq_is_a_loop_of_finer_grids():
     torch.testing.assert_close(quantizer(z)[0], total, rtol=1e-6, atol=1e-6)
 
 
+def test_the_gradient_of_residual_fsq_is_that_of_its_clamp():
+    quantizer = vq2.ResidualFSQ([4, 3], 3)
+    z = torch.randn(20, 2, requires_grad=True)
+    weight = torch.randn(20, 2)
+    (quantizer(z)[0] * weight).sum().backward()
+    slope = 1 - (z.detach() / (1 + 1 / torch.tensor([3.0, 2.0]))).tanh().square()
+    torch.testing.assert_close(z.grad, weight * slope)
+
+
+def test_a_grid_of_many_values_has_no_value_past_its_ends():
+    """The paper's margin of 10⁻³ is more than half a step of 3,000."""
+    values, indices = scalar_quantize(torch.tensor([[-50.0], [50.0]]), [3000])
+    assert values.flatten().tolist() == pytest.approx([-1, 1499 / 1500])
+    assert indices.tolist() == [0, 2999]
+
+
 def distribution(u: torch.Tensor, codes: torch.Tensor, temperature: float) -> torch.Tensor:
     """softmax(−‖u − c‖²/τ) over all codes, `[N, K]`."""
     return (-(u[:, None] - codes).square().sum(-1) / temperature).softmax(-1)

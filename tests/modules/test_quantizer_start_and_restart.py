@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.compat import lucidrains  # noqa: F401  (defines an operator)
+from vqvae2_fast.modules.codebook import kmeans
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.ops.gumbel_noise.reference import random_words
 
@@ -232,6 +233,13 @@ def test_no_restart_without_vectors() -> None:
     quantizer.set_codebook_(torch.randn(K, D), sizes)
     quantizer(torch.zeros(0, D))
     assert quantizer.cluster_size[0] < 1e-3
+
+
+def test_kmeans_of_parts_is_that_of_the_whole() -> None:
+    z = torch.randn(60, D)
+    whole = kmeans([z], K, [(0, 60)], seed=1, stream=0)
+    parts = kmeans([z[:25], z[25:]], K, [(0, 60), (25, 60)], seed=1, stream=0)
+    torch.testing.assert_close(parts, whole)
 
 
 def _start_of_one() -> tuple[tuple, dict]:

@@ -16,8 +16,10 @@ from PIL import Image
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
+from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.configs import SMALL_VQVAE
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,12 +59,64 @@ def codes(tmp_path_factory, images, vqvae) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory) -> Path:
+    """A folder with two pipelines of 16×16 images: `classes` has cats, cows and dogs, `plain` has
+    grey images and no classes."""
+    root = tmp_path_factory.mktemp("pipelines")
+    save(tiny_pipeline(), root / "classes", class_names=("cat", "cow", "dog"))
+    save(tiny_pipeline(0, image_channels=1), root / "plain")
+    return root
+
+
+def sample_arguments(
+    pipelines: Path, out: Path, *arguments: str, pipeline: str = "classes"
+) -> list[str]:
+    """The words of `sample`, which draws from one of the pipelines into a folder."""
+    options = " ".join(arguments)
+    return f"sample --pipeline {pipelines / pipeline} --out {out} --quiet {options}".split()
+
+
+@pytest.fixture
+def sample(pipelines):
+    """Runs `sample`; returns its exit code."""
+    return lambda *arguments, **options: main(sample_arguments(pipelines, *arguments, **options))
+
+
+@pytest.fixture
+def sample_error(pipelines, error_of):
+    """What `sample` says when it ends with a code."""
+
+    def run(*arguments, code: int = 2, **options) -> str:
+        return error_of(sample_arguments(pipelines, *arguments, **options), code)
+
+    return run
+
+
+@pytest.fixture
+def column():
+    """A column of a folder's index."""
+    return lambda out, name: [row[name] for row in read_index(out)]
+
+
+@pytest.fixture
+def pixels():
+    """The bytes of an image file, in the order of its rows."""
+
+    def read(path: Path) -> torch.Tensor:
+        with Image.open(path) as image:
+            return torch.tensor(list(image.tobytes()), dtype=torch.uint8)
+
+    return read
+
+
 @pytest.fixture
 def run(capsys):
-    """Runs the command line. Returns the exit code, standard output and standard error."""
+    """Runs the command line, given as words or parts of several words. Returns the exit code,
+    standard output and standard error."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
+    def call(*parts: object) -> tuple[int, str, str]:
+        code = main(" ".join(map(str, parts)).split())
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -79,8 +133,9 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
             port = str(free.getsockname()[1])
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         code = "import sys; from vqvae2_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+        words = " ".join(arguments).split()
         with subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-c", code, *words],
             cwd=tmp_path,
             text=True,
             stdout=subprocess.PIPE,
@@ -89,7 +144,7 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
             with monkeypatch.context() as first:
                 for name, value in (shared | {"RANK": "0", "LOCAL_RANK": "0"}).items():
                     first.setenv(name, value)
-                assert main(list(arguments)) == 0
+                assert main(words) == 0
             outputs = [capsys.readouterr().out, other.communicate()[0]]
         assert other.returncode == 0
         return outputs
@@ -99,13 +154,13 @@ def run_in_two_processes(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def files():
-    """The contents of a folder: the bytes of each file, by path."""
+    """The contents of a folder: the bytes of each file except locks, by path."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            if path.is_file() and path.name != ".lock"
         }
 
     return read

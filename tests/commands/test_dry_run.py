@@ -10,41 +10,18 @@ import pytest
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 
-MODEL = [
-    "--model.image-size",
-    8,
-    8,
-    "--model.strides",
-    2,
-    2,
-    "--model.hidden-channels",
-    8,
-    "--model.residual-channels",
-    4,
-    "--model.num-embeddings",
-    16,
-    "--model.embedding-dim",
-    4,
-]
-PRIOR = ["--model.channels", 8, "--model.residual-channels", 8, "--model.num-heads", 2]
+MODEL = (
+    "--model.image-size 8 8 --model.strides 2 2 --model.hidden-channels 8 "
+    "--model.residual-channels 4 --model.num-embeddings 16 --model.embedding-dim 4"
+)
+PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2"
 
 
 def test_train_vqvae_tells_its_plan_and_touches_nothing(images, tmp_path, run, monkeypatch, files):
     monkeypatch.chdir(tmp_path)
-    arguments = [
-        "train-vqvae",
-        "--data",
-        images,
-        *MODEL,
-        "--train.steps",
-        7,
-        "--dry-run",
-        "--train.batch-size",
-        4,
-        "--cache",
-        tmp_path / "cache",
-    ]
-    code, text, _ = run(*arguments)
+    line = f"train-vqvae --data {images} {MODEL} --train.steps 7 --train.batch-size 4 --dry-run"
+    line += f" --cache {tmp_path}/cache"
+    code, text, _ = run(line)
     assert code == 0
     for part in (
         "7 steps of 4",
@@ -55,7 +32,7 @@ def test_train_vqvae_tells_its_plan_and_touches_nothing(images, tmp_path, run, m
         "nothing was written",
     ):
         assert part in text
-    values = json.loads(run(*arguments, "--json")[1])
+    values = json.loads(run(line, "--json")[1])
     config = replace(SMALL_VQVAE, num_residual_blocks=2, num_embeddings=16)
     count = sum(weight.numel() for weight in VQVAE2(config).parameters())
     assert values["parameters"] == count
@@ -84,17 +61,8 @@ def test_extract_with_resume_tells_what_is_left(images, vqvae, codes, run, files
 
 def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, text, _ = run(
-        "train-prior",
-        "--codes",
-        codes,
-        "--level",
-        "bottom",
-        *PRIOR,
-        "--dry-run",
-        "--train.batch-size",
-        4,
-    )
+    line = f"train-prior --codes {codes} --level bottom {PRIOR} --train.batch-size 4 --dry-run"
+    code, text, _ = run(line)
     assert code == 0
     assert "train 18, held_out 6, codes of 2 classes" in text
     assert "num_embeddings 16 and level sizes 2x2, 4x4 (the last to be modelled)" in text
@@ -103,33 +71,24 @@ def test_train_prior_tells_its_plan(codes, tmp_path, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
+        ("train-vqvae --data {images}", "smaller than --model.image-size 32x32"),
         (
-            ["train-vqvae", "--data", "{images}", "--dry-run"],
-            "smaller than --model.image-size 32x32",
-        ),
-        (
-            ["train-vqvae", "--data", "{images}", *MODEL, "--train.batch-size", 19, "--dry-run"],
+            f"train-vqvae --data {{images}} {MODEL} --train.batch-size 19",
             "error: --train.batch-size must be between 1 and the 18 items",
         ),
+        ("extract --vqvae {vqvae} --data nowhere", "--data: expected the folder"),
         (
-            ["extract", "--vqvae", "{vqvae}", "--data", "nowhere", "--dry-run"],
-            "--data: expected the folder",
-        ),
-        (
-            ["train-prior", "--codes", "{codes}", "--train.batch-size", 19, *PRIOR, "--dry-run"],
+            f"train-prior --codes {{codes}} --train.batch-size 19 {PRIOR}",
             "error: --train.batch-size must be between 1 and the 18 items",
         ),
     ],
     ids=["size", "batch", "model", "codes"],
 )
-def test_what_would_fail_fails(
-    arguments, message, images, vqvae, codes, tmp_path, run, monkeypatch
-):
+def test_what_would_fail_fails(line, message, images, vqvae, codes, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    filled = [str(a).format(images=images, vqvae=vqvae, codes=codes) for a in arguments]
-    code, _, error = run(*filled)
+    code, _, error = run(line.format(images=images, vqvae=vqvae, codes=codes), "--dry-run")
     assert code == 2
     assert message in error
     assert not list(tmp_path.iterdir())

@@ -53,40 +53,22 @@ def test_images_of_other_classes_are_refused(place, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def evaluate(place: Path, out: Path, *arguments: str) -> int:
-    return main(
-        [
-            "evaluate",
-            "--pipeline",
-            str(place / "pipeline"),
-            "--data",
-            str(place / "images"),
-            "--out",
-            str(out),
-            "--quiet",
-            *arguments,
-        ]
-    )
+def evaluate(place: Path, out: Path, *options: str) -> int:
+    """Each option may have several words."""
+    line = f"evaluate --pipeline {place}/pipeline --data {place}/images --out {out} --quiet"
+    return main([*line.split(), *" ".join(options).split()])
+
+
+def sampling_options(place: Path) -> str:
+    """Of an evaluation of samples and files too."""
+    judge = f"--classifier {place}/judge --features classifier"
+    return f"--images {NUMBER} {judge} --codec-images 4 --compressed-images 4"
 
 
 @pytest.fixture(scope="module")
 def found(place) -> Path:
     out = place / "out"
-    arguments = (
-        "--images",
-        str(NUMBER),
-        "--classifier",
-        str(place / "judge"),
-        "--features",
-        "classifier",
-        "--cas-epochs",
-        "1",
-        "--codec-images",
-        "4",
-        "--compressed-images",
-        "4",
-    )
-    assert evaluate(place, out, *arguments) == 0
+    assert evaluate(place, out, sampling_options(place), "--cas-epochs 1") == 0
     return out
 
 
@@ -125,20 +107,7 @@ def test_the_report_shows_every_picture_and_what_was_left_out(found):
 
 def test_samples_on_the_disk_are_used_again(place, found, capsys):
     before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
-    arguments = (
-        "--images",
-        str(NUMBER),
-        "--classifier",
-        str(place / "judge"),
-        "--features",
-        "classifier",
-        "--codec-images",
-        "4",
-        "--compressed-images",
-        "4",
-        "--json",
-    )
-    assert evaluate(place, found, *arguments) == 0
+    assert evaluate(place, found, sampling_options(place), "--json") == 0
     assert (found / "samples" / "samples.jsonl").stat().st_mtime_ns == before
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
 
@@ -167,9 +136,8 @@ def test_other_pipelines_files_stand_beside(place, found, tmp_path, monkeypatch)
     files[0]["measured"] = {"mse": 0.1, "mse_unit": 0.025, "psnr": 16.0}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "metrics.json").write_text(json.dumps({"compressed": files}))
-    arguments = ("--held-out-images", "2", "--train-images", "0", "--codec-images", "1")
-    beside = ("--beside", str(tmp_path / "other"), "--compressed-images", "0")
-    assert evaluate(place, tmp_path / "out", *arguments, *beside) == 0
+    options = "--held-out-images 2 --train-images 0 --codec-images 1 --compressed-images 0"
+    assert evaluate(place, tmp_path / "out", options, f"--beside {tmp_path}/other") == 0
     assert shown["other"][0].measured.psnr == 16.0
     assert shown["other"][0].levels == ("top",)
 
@@ -181,13 +149,9 @@ def test_an_evaluation_without_files_does_not_stand_beside(place, tmp_path, caps
 
 
 def test_two_processes_leave_what_one_leaves(place, found, run_in_two_processes, tmp_path, files):
-    options = ["--images", str(NUMBER), "--features", "classifier", "--quiet"]
-    options += ["--classifier", str(place / "judge"), "--data", str(place / "images")]
-    options += ["--codec-images", "4", "--compressed-images", "4"]
     out = tmp_path / "out"
-    said = run_in_two_processes(
-        "evaluate", "--pipeline", str(place / "pipeline"), *options, "--out", str(out)
-    )
+    line = f"evaluate --pipeline {place}/pipeline --data {place}/images --quiet --out {out}"
+    said = run_in_two_processes(line, sampling_options(place))
     assert str(out / "metrics.json") in said[0]
     assert said[1] == ""
     one, two = (json.loads((path / "metrics.json").read_text()) for path in (found, out))
@@ -211,9 +175,8 @@ def test_two_processes_measure_reconstructions_like_one(place, run, run_in_two_p
 
 def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     out = tmp_path / "out"
-    arguments = ("--held-out-images", "20", "--train-images", "0", "--codec-images", "2")
-    arguments += ("--compressed-images", "0")
-    assert evaluate(place, out, *arguments) == 0
+    options = "--held-out-images 20 --train-images 0 --codec-images 2 --compressed-images 0"
+    assert evaluate(place, out, options) == 0
     values = json.loads((out / "metrics.json").read_text())
     assert values["images"] == 20
     assert "train_images" not in values and "compressed" not in values

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.data import CodeStore
@@ -35,28 +31,17 @@ def test_a_finished_extraction_is_not_written_over(images, vqvae, codes, run, fi
 
 def test_resume_finishes_what_was_broken_off(images, vqvae, tmp_path, run, monkeypatch, files):
     out = tmp_path / "codes"
-    arguments = [
-        "extract",
-        "--vqvae",
-        vqvae,
-        "--data",
-        images,
-        "--out",
-        out,
-        "--quiet",
-        "--shard-records",
-        5,
-    ]
+    line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --shard-records 5"
     with monkeypatch.context() as patch:
         patch.setattr(VQVAE2, "encode", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        code, _, error = run(*arguments)
+        code, _, error = run(line)
     assert code == 130
     assert "--resume continues a run" in error
-    assert run(*arguments, "--resume")[0] == 0
+    assert run(line, "--resume")[0] == 0
     assert CodeStore(out / "train").complete
     assert CodeStore(out / "held_out").complete
     once = files(out)
-    assert run(*arguments, "--resume")[0] == 0  # nothing is left to do
+    assert run(line, "--resume")[0] == 0  # nothing is left to do
     assert files(out) == once
 
 
@@ -76,45 +61,12 @@ def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images
     assert "found a prior" in error
 
 
-def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
+def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, run_in_two_processes):
     out = tmp_path / "codes"
-    script = "import sys; from vqvae2_fast.cli import main; sys.exit(main())"
-    command = [
-        sys.executable,
-        "-c",
-        script,
-        "extract",
-        "--vqvae",
-        str(vqvae),
-        "--data",
-        str(images),
-        "--out",
-        str(out),
-        "--quiet",
-        "--threads",
-        "1",
-    ]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": str(rank)},
-            cwd=tmp_path,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    assert said[0][0]  # the first prints for all
-    assert said[1][0] == ""
+    line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --threads 1"
+    said = run_in_two_processes(line)
+    assert said[0]  # the first prints for all
+    assert said[1] == ""
     assert json.loads((out / "result.json").read_text())["train"]["records"] == 18
     for split in ("train", "held_out"):
         store, alone = CodeStore(out / split), CodeStore(codes / split)
@@ -126,9 +78,3 @@ def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path):
             for (maps, label), (wanted, other) in [(store[i], alone[i])]
             for a, b in zip(maps, wanted, strict=True)
         )
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

@@ -34,19 +34,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def sample(place: Path, out: Path, *arguments: str, judge: str = "judge") -> int:
-    return main(
-        [
-            "sample",
-            "--pipeline",
-            str(place / "pipeline"),
-            "--out",
-            str(out),
-            "--quiet",
-            "--classifier",
-            str(place / judge),
-            *arguments,
-        ]
-    )
+    line = f"sample --pipeline {place}/pipeline --classifier {place / judge} --out {out} --quiet"
+    return main([*line.split(), *arguments])
 
 
 def rows(out: Path) -> list[dict]:
@@ -108,17 +97,8 @@ def test_the_batch_size_changes_nothing(place, tmp_path):
 
 def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes):
     arguments = ("--best", "1", "3", "--n", "18", "--batch-size", "4")
-    run_in_two_processes(
-        "sample",
-        "--pipeline",
-        str(place / "pipeline"),
-        "--classifier",
-        str(place / "judge"),
-        "--quiet",
-        "--out",
-        str(tmp_path / "two"),
-        *arguments,
-    )
+    line = f"sample --pipeline {place}/pipeline --classifier {place}/judge --quiet"
+    run_in_two_processes(line, *arguments, f"--out {tmp_path}/two")
     assert sample(place, tmp_path / "one", *arguments) == 0
     two, one = (tmp_path / name for name in ("two", "one"))
     assert rows(two) == rows(one)
@@ -154,24 +134,17 @@ def test_a_rule_without_a_classifier_is_refused(place, tmp_path, capsys):
     assert "for --best or --threshold to judge by" in capsys.readouterr().err
 
 
-def test_train_classifier_leaves_one_that_judges(tmp_path, images, capsys):
-    arguments = [
-        "train-classifier",
-        "--data",
-        str(images),
-        "--image-size",
-        "8",
-        "8",
-        "--steps",
-        "2",
-    ]
-    assert main([*arguments, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+def test_train_classifier_leaves_one_that_judges(tmp_path, images, run):
+    line = f"train-classifier --data {images} --image-size 8 8 --steps 2 --quiet"
+    line += f" --out {tmp_path}/run"
+    assert run(line)[0] == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["network"] == "small"
     assert result["classes"] == ["cat", "dog"]
     assert 0 <= result["held_out"]["accuracy"] <= 1
-    assert main([*arguments, "--out", str(tmp_path / "run"), "--quiet"]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    code, _, error = run(line)
+    assert code == 2
+    assert "holds a run already" in error
 
 
 def test_train_classifier_needs_labels(tmp_path, images, capsys):

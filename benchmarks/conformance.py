@@ -31,24 +31,9 @@ def is_green(op: str) -> bool:
     if marks.exists():
         return True
     # Select by the first word of the id, since vector_quantize is not vector_quantize_backward.
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            str(TESTS),
-            "-q",
-            "-x",
-            "-k",
-            f"[{op}-",
-            "--no-header",
-            "-p",
-            "no:cacheprovider",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=TESTS.parents[2],
-    )
+    command = [sys.executable, "-m", "pytest", str(TESTS), "-k", f"[{op}-"]
+    command += ["-q", "-x", "--no-header", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=TESTS.parents[2])
     if result.returncode != 0:
         print(result.stdout[-2000:], file=sys.stderr)
         return False

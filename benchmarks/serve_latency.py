@@ -14,19 +14,16 @@ import argparse
 import json
 import re
 import shutil
-import socket
-import threading
 import time
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import torch
-import uvicorn
 
 from vqvae2_fast import from_preset
 from vqvae2_fast.sampling import draw_batch, level_settings
-from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,22 +45,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     pipeline = from_preset(options.preset)
-    listening = socket.create_server(("127.0.0.1", 0))
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(create_app(pipeline), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
     threads = torch.get_num_threads()
     print(f"{options.preset}, {options.count} images, {threads} threads, torch {torch.__version__}")
-    try:
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    with served(pipeline) as address:
         with httpx.Client(base_url=address, timeout=60) as client:
-            clock = time.process_time if options.clock == "cpu" else time.perf_counter
             measure(pipeline, client, options.count, options.rounds, clock)
         if options.browser:
             in_browser(address, options.count, options.rounds)
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def measure(

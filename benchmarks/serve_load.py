@@ -66,16 +66,8 @@ async def main() -> int:
     bare = bare_sampler(pipeline)
     plain = [images_case(pipeline, seed, 4, stream=False) for seed in range(16)]
     port = free_port()
-    server = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("vqvae2-fast")),
-            "serve",
-            "--preset=emoji32",
-            f"--port={port}",
-            f"--threads={options.threads}",
-            "--quiet",
-        ]
-    )
+    serve = f"serve --preset=emoji32 --port={port} --threads={options.threads} --quiet"
+    server = subprocess.Popen([Path(sys.executable).with_name("vqvae2-fast"), *serve.split()])
     try:
         await ready(server, port)
         print(f"{options.clients} clients, {options.seconds:g} s of mixed requests")

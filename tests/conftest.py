@@ -97,10 +97,11 @@ def run_ranks() -> Callable[..., None]:
 
 @pytest.fixture
 def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What the command line says of arguments that it must refuse, ending with a code."""
+    """What the command line says of arguments, a list or one line, that it must refuse, ending
+    with a code."""
 
-    def run(arguments: list[str], code: int = 2) -> str:
-        assert main(arguments) == code
+    def run(arguments: list[str] | str, code: int = 2) -> str:
+        assert main(arguments.split() if isinstance(arguments, str) else arguments) == code
         text = capsys.readouterr().err
         assert "Traceback" not in text
         return text

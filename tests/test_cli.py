@@ -17,23 +17,16 @@ from vqvae2_fast.cli import main
 if TYPE_CHECKING:
     from pathlib import Path
 
-MODEL = [
-    "--model.image-size",
-    "8",
-    "8",
-    "--model.strides",
-    "2",
-    "2",
-    "--model.hidden-channels",
-    "8",
-    "--model.residual-channels",
-    "4",
-    "--model.num-embeddings",
-    "16",
-    "--model.embedding-dim",
-    "4",
-]
-TRAIN = ["--train.steps", "6", "--train.batch-size", "4", "--train.save-every", "3", "--quiet"]
+MODEL = (
+    "--model.image-size 8 8 --model.strides 2 2 --model.hidden-channels 8 "
+    "--model.residual-channels 4 --model.num-embeddings 16 --model.embedding-dim 4"
+)
+PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2"
+TRAIN = "--train.batch-size 4 --train.save-every 3 --quiet --train.steps 6"
+
+
+def run(line: str) -> int:
+    return main(line.split())
 
 
 def write_images(folder: Path, count: int = 24) -> None:
@@ -50,52 +43,23 @@ def place(tmp_path_factory) -> Path:
     """A folder in which both stages have been trained by the commands."""
     root = tmp_path_factory.mktemp("cli")
     write_images(root / "images")
-    data = ["--data", str(root / "images")]
-    runs = [
-        ["train-vqvae", *data, *MODEL, *TRAIN, "--out", str(root / "vqvae")],
-        [
-            "extract",
-            "--vqvae",
-            str(root / "vqvae"),
-            *data,
-            "--out",
-            str(root / "codes"),
-            "--flip",
-            "--quiet",
-        ],
-        *(
-            [
-                "train-prior",
-                "--codes",
-                str(root / "codes"),
-                "--level",
-                level,
-                "--model.channels",
-                "8",
-                "--model.residual-channels",
-                "8",
-                "--model.num-heads",
-                "2",
-                "--out",
-                str(root / f"prior_{level}"),
-                *TRAIN,
-            ]
-            for level in ("top", "bottom")
-        ),
-    ]
-    for arguments in runs:
-        assert main(arguments) == 0, arguments
+    prior = f"train-prior --codes {root}/codes {PRIOR} {TRAIN}"
+    for line in (
+        f"{train_vqvae(root)} --out {root}/vqvae",
+        f"extract --vqvae {root}/vqvae --data {root}/images --out {root}/codes --flip --quiet",
+        f"{prior} --level top --out {root}/prior_top",
+        f"{prior} --level bottom --out {root}/prior_bottom",
+    ):
+        assert run(line) == 0, line
     return root
 
 
-def models(place: Path) -> list[str]:
-    return [
-        "--vqvae",
-        str(place / "vqvae"),
-        "--priors",
-        str(place / "prior_top"),
-        str(place / "prior_bottom"),
-    ]
+def train_vqvae(place: Path) -> str:
+    return f"train-vqvae --data {place}/images {MODEL} {TRAIN}"
+
+
+def models(place: Path) -> str:
+    return f"--vqvae {place}/vqvae --priors {place}/prior_top {place}/prior_bottom"
 
 
 def test_training_leaves_checkpoints_log_pictures_and_a_result(place):
@@ -135,18 +99,15 @@ def test_train_prior_takes_sizes_and_classes_from_the_codes(place, capsys):
 
 
 def test_resume_goes_on_to_more_steps(place, tmp_path):
-    data = ["--data", str(place / "images")]
-    out = ["--out", str(tmp_path / "run")]
-    assert main(["train-vqvae", *data, *MODEL, *TRAIN, *out]) == 0
-    more = [*TRAIN[2:], "--train.steps", "8"]
-    assert main(["train-vqvae", *data, *MODEL, *more, *out, "--resume"]) == 0
+    line = f"{train_vqvae(place)} --out {tmp_path}/run"
+    assert run(line) == 0
+    assert run(f"{line} --train.steps 8 --resume") == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 8
 
 
 def test_a_run_is_not_written_over(place, error_of):
-    data = ["--data", str(place / "images")]
-    arguments = ["train-vqvae", *data, *MODEL, *TRAIN, "--out", str(place / "vqvae")]
-    assert "holds a run already. Add --resume" in error_of(arguments)
+    message = error_of(f"{train_vqvae(place)} --out {place}/vqvae")
+    assert "holds a run already. Add --resume" in message
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -157,8 +118,7 @@ def test_a_signal_ends_training_with_its_exit_code(
         "vqvae2_fast.training.loop.learning_rate",
         lambda step, config: os.kill(os.getpid(), number) or 1e-3,
     )
-    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
-    text = error_of([*arguments, "--out", str(tmp_path / "run")], code)
+    text = error_of(f"{train_vqvae(place)} --out {tmp_path}/run", code)
     assert "stopped by signal" in text
     assert "Continue with --resume" in text
     assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
@@ -166,7 +126,7 @@ def test_a_signal_ends_training_with_its_exit_code(
 
 def test_sample_draws_from_a_vqvae_and_its_priors(place, tmp_path):
     out = tmp_path / "samples"
-    assert main(["sample", *models(place), "--n", "4", "--out", str(out), "--quiet"]) == 0
+    assert run(f"sample {models(place)} --n 4 --out {out} --quiet") == 0
     names = sorted(path.name for path in (out / "images").glob("*.png"))
     assert names == ["00000.png", "00001.png", "00002.png", "00003.png"]
     with Image.open(out / "images" / "00000.png") as image:
@@ -175,16 +135,14 @@ def test_sample_draws_from_a_vqvae_and_its_priors(place, tmp_path):
 
 def test_reconstruct_leaves_the_error_and_a_picture(place, tmp_path):
     out = tmp_path / "reconstructions"
-    arguments = ["reconstruct", "--vqvae", str(place / "vqvae"), "--data", str(place / "images")]
-    assert main([*arguments, "--out", str(out)]) == 0
+    assert run(f"reconstruct --vqvae {place}/vqvae --data {place}/images --out {out}") == 0
     assert json.loads((out / "result.json").read_text())["images"] == 6
     assert (out / "reconstructions.png").exists()
 
 
 def test_evaluate_sums_the_levels(place, tmp_path):
     out = tmp_path / "evaluation"
-    arguments = ["evaluate", *models(place), "--data", str(place / "images"), "--quiet"]
-    assert main([*arguments, "--out", str(out)]) == 0
+    assert run(f"evaluate {models(place)} --data {place}/images --quiet --out {out}") == 0
     values = json.loads((out / "metrics.json").read_text())
     levels = values["levels"]
     assert values["bits_per_image"] == pytest.approx(
@@ -212,91 +170,55 @@ def test_info_describes_a_code_store(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("line", "message"),
     [
-        (["sample", "--label", "x"], "one of --preset, --pipeline, or --vqvae"),
+        ("sample --label x", "one of --preset, --pipeline, or --vqvae"),
+        ("sample --vqvae {0}/prior_top --priors {0}/prior_top", "expected a VQ-VAE at"),
         (
-            ["sample", "--vqvae", "{place}/prior_top", "--priors", "{place}/prior_top"],
-            "expected a VQ-VAE at",
-        ),
-        (
-            ["sample", "--vqvae", "{place}/vqvae", "--priors", "{place}/prior_top"],
+            "sample --vqvae {0}/vqvae --priors {0}/prior_top",
             "--priors: expected 2, one for each level",
         ),
-        (["info", "{place}/nowhere"], "does not exist"),
-        (["info", "{place}/images"], "images has no config.json"),
-        (["train-vqvae", "--data", "nowhere"], "--data: expected the folder of a data set"),
-        (["train-vqvae", "--preset", "emoji33"], "--preset: expected one of"),
-        (["train-vqvae", "--data", "{place}/images"], "smaller than --model.image-size 32x32"),
-        (["train-prior", "--codes", "{place}/codes", "--level", "middle"], "--level: expected one"),
-        (["train-prior", "--codes", "{place}/images"], "as `vqvae2-fast extract` leaves it; "),
-        (["train-prior", "--codes", "{place}/codes/train"], "train is a code store itself"),
-        (["train-vqvae", "--out", "{place}/codes/result.json"], "result.json is a file; expected"),
-        (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes/result.json"], "--out: "),
+        ("info {0}/nowhere", "does not exist"),
+        ("info {0}/images", "images has no config.json"),
+        ("train-vqvae --data nowhere", "--data: expected the folder of a data set"),
+        ("train-vqvae --preset emoji33", "--preset: expected one of"),
+        ("train-vqvae --data {0}/images", "smaller than --model.image-size 32x32"),
+        ("train-prior --codes {0}/codes --level middle", "--level: expected one"),
+        ("train-prior --codes {0}/images", "as `vqvae2-fast extract` leaves it; "),
+        ("train-prior --codes {0}/codes/train", "train is a code store itself"),
+        ("train-vqvae --out {0}/codes/result.json", "result.json is a file; expected"),
+        ("extract --vqvae {0}/vqvae --out {0}/codes/result.json", "--out: "),
         (
-            [
-                "sample",
-                "--vqvae",
-                "{place}/vqvae",
-                "--priors",
-                "{place}/prior_bottom",
-                "{place}/prior_top",
-            ],
+            "sample --vqvae {0}/vqvae --priors {0}/prior_bottom {0}/prior_top",
             "prior_bottom: expected a prior of num_embeddings",
         ),
-        (["extract", "--vqvae", "{place}/vqvae", "--out", "{place}/codes"], "holds codes already"),
-        (["info", "--device", "abacus"], "--device: expected"),
-        (["info", "--threads", "-1"], "--threads: expected 0 or more"),
+        ("extract --vqvae {0}/vqvae --out {0}/codes", "holds codes already"),
+        ("info --device abacus", "--device: expected"),
+        ("info --threads -1", "--threads: expected 0 or more"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_a_wrong_request_is_told_without_a_traceback(
-    place, tmp_path, monkeypatch, arguments, message, error_of
+    place, tmp_path, monkeypatch, line, message, error_of
 ):
     monkeypatch.chdir(tmp_path)
-    filled = []
-    for argument in arguments:
-        filled += models(place) if argument == "{models}" else [argument.format(place=place)]
-    assert message in error_of(filled)
+    assert message in error_of(line.format(place))
 
 
 def test_a_run_that_diverges_exits_with_1(place, tmp_path, error_of):
-    arguments = [
-        "train-vqvae",
-        "--data",
-        str(place / "images"),
-        *MODEL,
-        *TRAIN,
-        "--train.learning-rate",
-        "1e30",
-        "--train.warmup-steps",
-        "0",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    text = error_of(arguments, code=1)
+    steep = "--train.learning-rate 1e30 --train.warmup-steps 0"
+    text = error_of(f"{train_vqvae(place)} {steep} --out {tmp_path}/run", code=1)
     assert "expected finite numbers" in text
     assert "Lower --train.learning-rate (now 1e+30)" in text
 
 
 def test_priors_of_another_vqvae_are_refused(place, tmp_path, error_of):
-    again = [
-        "train-vqvae",
-        "--data",
-        str(place / "images"),
-        *MODEL,
-        *TRAIN,
-        "--train.seed",
-        "1",
-        "--out",
-        str(tmp_path / "other"),
-    ]
-    assert main(again) == 0
-    priors = [str(place / "prior_top"), str(place / "prior_bottom" / "best")]
-    message = error_of(["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors])
+    assert run(f"{train_vqvae(place)} --train.seed 1 --out {tmp_path}/other") == 0
+    top, bottom = place / "prior_top", place / "prior_bottom" / "best"
+    line = f"sample --vqvae {tmp_path}/other --priors"
+    message = error_of(f"{line} {top} {bottom}")
     assert "prior_top was trained on codes of VQ-VAE" in message
     assert "Use the VQ-VAE that those codes were extracted with" in message
-    message = error_of(["sample", "--vqvae", str(tmp_path / "other"), "--priors", *priors[::-1]])
+    message = error_of(f"{line} {bottom} {top}")
     assert "best was trained on codes of VQ-VAE" in message
 
 
@@ -308,8 +230,7 @@ def test_a_prior_does_not_go_on_with_codes_of_another_vqvae(place, tmp_path, err
         manifest = json.loads((codes / split / "manifest.json").read_text())
         changed = {**manifest, "checkpoint_hash": "0123456789abcdef"}
         (codes / split / "manifest.json").write_text(json.dumps(changed))
-    arguments = ["train-prior", "--codes", str(codes), "--level", "top", "--resume"]
-    message = error_of([*arguments, "--out", str(tmp_path / "run")])
+    message = error_of(f"train-prior --codes {codes} --level top --resume --out {tmp_path}/run")
     assert f"on which {tmp_path / 'run'} was trained, got those of VQ-VAE 0123456789ab" in message
 
 
@@ -325,19 +246,17 @@ def test_an_unfinished_store_is_not_trained_on(place, tmp_path, error_of):
 
 
 def test_a_run_of_the_other_stage_is_refused_by_both_names(place, error_of):
-    codes = ["--codes", str(place / "codes")]
-    message = error_of(["train-prior", *codes, "--out", str(place / "vqvae"), "--resume"])
+    message = error_of(f"train-prior --codes {place}/codes --out {place}/vqvae --resume")
     assert "is the run of a VQ-VAE (stage 1), this trains a prior (stage 2, pixelsnail)" in message
-    out = ["--data", str(place / "images"), *MODEL, "--out", str(place / "prior_top"), "--resume"]
-    message = error_of(["train-vqvae", *out])
+    line = f"train-vqvae --data {place}/images {MODEL} --out {place}/prior_top --resume"
+    message = error_of(line)
     assert "is the run of a prior (stage 2, pixelsnail), this trains a VQ-VAE (stage 1)" in message
 
 
 def test_tensorboard_gets_both_kinds_of_figures(place, tmp_path, capsys):
     pytest.importorskip("tensorboard", reason="needs vqvae2_fast[tensorboard]")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN]
-    assert main([*arguments, "--tensorboard", "--out", str(tmp_path / "run")]) == 0
+    assert run(f"{train_vqvae(place)} --tensorboard --out {tmp_path}/run") == 0
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()
     assert {"train/loss", "held_out/psnr"} <= set(found.Tags()["scalars"])
@@ -347,7 +266,6 @@ def test_tensorboard_without_its_package_fails_with_the_remedy(
     place, tmp_path, monkeypatch, error_of
 ):
     monkeypatch.setattr("vqvae2_fast.runs.tensorboard.find_spec", lambda name: None)
-    arguments = ["train-vqvae", "--data", str(place / "images"), *MODEL, *TRAIN, "--tensorboard"]
-    message = error_of([*arguments, "--out", str(tmp_path / "run")], code=1)
+    message = error_of(f"{train_vqvae(place)} --tensorboard --out {tmp_path}/run", code=1)
     assert "pip install 'vqvae2_fast[tensorboard]'" in message
     assert not (tmp_path / "run").exists()

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis.errors import Unsatisfiable
@@ -33,11 +29,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from vqvae2_fast.serve.app import create_app
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from vqvae2_fast.testing.server import served
 
 CHECKS = (
     not_a_server_error,
@@ -55,7 +48,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     failed = 0
-    with served() as address:
+    with served(tiny_pipeline()) as address:
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
         for result in schema.get_all_operations():
             operation = result.ok()
@@ -63,23 +56,6 @@ def main() -> int:
                 failed += not check(operation, mode, options.examples, options.seed)
     print(f"{failed} operations failed")
     return 1 if failed else 0
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """A service on loopback in another thread, and its address."""
-    config = uvicorn.Config(create_app(tiny_pipeline()), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def check(operation: object, mode: object, examples: int, seed: int) -> bool:

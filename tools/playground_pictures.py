@@ -9,12 +9,9 @@ import argparse
 import io
 import re
 import shutil
-import socket
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import uvicorn
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
@@ -22,7 +19,7 @@ from vqvae2_fast import from_preset
 from vqvae2_fast.data import load_emoji
 from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -34,49 +31,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     out = parser.parse_args().out
-    listening = socket.create_server(("127.0.0.1", 0))
-    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(create_app(from_preset("emoji32")), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        with sync_playwright() as started:
-            browser = started.chromium.launch(
-                executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+    with served(from_preset("emoji32")) as address, sync_playwright() as started:
+        browser = started.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        for name, width, scheme, act in (
+            ("wide", 1240, "light", choose_code),
+            ("drawing", 1240, "light", draw_slowly),
+            ("dark", 1240, "dark", paint_upload),
+            ("narrow", 400, "light", choose_code),
+        ):
+            page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            page.goto(address)
+            expect(page.locator("#status")).to_have_text(DONE)
+            act(page)
+            page.mouse.move(0, 0)
+            content = page.screenshot(full_page=True)
+            picture = Image.open(io.BytesIO(content)).convert("RGB")
+            picture.quantize(256, dither=Image.Dither.NONE).save(
+                out / f"playground-{name}.png", optimize=True
             )
-
-            def open_page(width: int, scheme: str = "light") -> Page:
-                page = browser.new_page(
-                    viewport={"width": width, "height": 900}, color_scheme=scheme
-                )
-                page.goto(address)
-                expect(page.locator("#status")).to_have_text(DONE)
-                return page
-
-            def keep(page: Page, name: str) -> None:
-                page.mouse.move(0, 0)
-                content = page.screenshot(full_page=True)
-                picture = Image.open(io.BytesIO(content)).convert("RGB")
-                picture.quantize(256, dither=Image.Dither.NONE).save(
-                    out / f"playground-{name}.png", optimize=True
-                )
-
-            page = open_page(1240)
-            choose_code(page)
-            keep(page, "wide")
-            page = open_page(1240)
-            draw_slowly(page)
-            keep(page, "drawing")
-            page = open_page(1240, "dark")
-            paint_upload(page)
-            keep(page, "dark")
-            page = open_page(400)
-            choose_code(page)
-            keep(page, "narrow")
-            browser.close()
-    finally:
-        server.should_exit = True
-        thread.join()
+        browser.close()
 
 
 def choose_code(page: Page) -> None:

@@ -88,21 +88,24 @@ def residual_indices(z: torch.Tensor, quantizer: ResidualVQ) -> torch.Tensor:
     return torch.stack(indices, dim=-1)
 
 
+CLASSES = {
+    "FSQ": lambda: FSQ([8, 5, 5, 4]),
+    "ResidualFSQ": lambda: ResidualFSQ([8, 5, 4, 3], 3),
+    "LFQ": lambda: LFQ(256),
+    "BSQ": lambda: BSQ(256),
+    "SimVQ": lambda: SimVQ(128, 8),
+    "VectorQuantizerEMA": lambda: VectorQuantizerEMA(128, 8),
+    "ResidualVQ": lambda: ResidualVQ(64, 8, 3),
+    "GroupedResidualVQ": lambda: GroupedResidualVQ(2, 64, 8, 2),
+    "MultiHeadVQ": lambda: MultiHeadVQ(2, 64, 8),
+}
+
+
 def check(name: str, count: int) -> tuple[int, int]:
     """Differing indices of a class, and those that are wrong."""
     torch.manual_seed(0)
     dim = 4 if "FSQ" in name else 8
-    quantizer = {
-        "FSQ": lambda: FSQ([8, 5, 5, 4]),
-        "ResidualFSQ": lambda: ResidualFSQ([8, 5, 4, 3], 3),
-        "LFQ": lambda: LFQ(256),
-        "BSQ": lambda: BSQ(256),
-        "SimVQ": lambda: SimVQ(128, 8),
-        "VectorQuantizerEMA": lambda: VectorQuantizerEMA(128, 8),
-        "ResidualVQ": lambda: ResidualVQ(64, 8, 3),
-        "GroupedResidualVQ": lambda: GroupedResidualVQ(2, 64, 8, 2),
-        "MultiHeadVQ": lambda: MultiHeadVQ(2, 64, 8),
-    }[name]()
+    quantizer = CLASSES[name]()
     quantizer(rows(4096, dim, 1))
     quantizer.eval()
     differ = wrong = 0
@@ -163,23 +166,10 @@ def _unequal_searches(name: str, z: torch.Tensor, indices: torch.Tensor, quantiz
     return unequal
 
 
-CLASSES = (
-    "FSQ",
-    "ResidualFSQ",
-    "LFQ",
-    "BSQ",
-    "SimVQ",
-    "VectorQuantizerEMA",
-    "ResidualVQ",
-    "GroupedResidualVQ",
-    "MultiHeadVQ",
-)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--classes", nargs="+", default=CLASSES, choices=CLASSES)
+    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=list(CLASSES))
     parser.add_argument("--here", action="store_true", help="only at the SIMD level in use")
     options = parser.parse_args()
     failed = 0

@@ -32,21 +32,8 @@ def sampler_on_cpu(tmp_path_factory):
 
     def compile_one(source):
         target = str(folder / f"{source.parent.name}_{source.name}.o")
-        build(
-            "-std=c++20",
-            "-O2",
-            "-fPIC",
-            "-ffp-contract=off",
-            "-fno-math-errno",
-            "-Wno-unknown-pragmas",
-            "-Icsrc/tests/cuda_on_cpu",
-            "-x",
-            "c++",
-            "-c",
-            str(source),
-            "-o",
-            target,
-        )
+        flags = "-std=c++20 -O2 -fPIC -ffp-contract=off -fno-math-errno -Wno-unknown-pragmas"
+        build(*f"{flags} -Icsrc/tests/cuda_on_cpu -x c++ -c {source}".split(), "-o", target)
         return target
 
     with ThreadPoolExecutor(2) as pool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
-import threading
 from typing import TYPE_CHECKING
 
 import httpx
@@ -17,11 +15,10 @@ from PIL import Image
 pytest.importorskip("playwright", reason="needs pip install playwright")
 pytest.importorskip("uvicorn", reason="needs pip install 'vqvae2_fast[serve]'")
 
-import uvicorn
 from playwright.sync_api import expect, sync_playwright
 
 from vqvae2_fast import from_preset
-from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,13 +33,8 @@ DONE = re.compile(r"images? in [\d.]+ s")
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A server of the packaged emoji32, on a free port."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(from_preset("emoji32")), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(from_preset("emoji32")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

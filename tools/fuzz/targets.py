@@ -12,6 +12,7 @@ import sys
 import tarfile
 import types
 from collections import namedtuple
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,11 +37,11 @@ from vqvae2_fast.data import (
 from vqvae2_fast.data.code_manifest import read_manifest
 from vqvae2_fast.data.image_cache import open_cache
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index, read_sample
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.codes import random_codes
+from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,31 +200,8 @@ def _read_samples(folder: Path, out: Path) -> None:
 
 def _pipeline() -> Pipeline:
     torch.manual_seed(0)
-    vqvae = VQVAE2(
-        VQVAE2Config(
-            image_size=(4, 4),
-            image_channels=1,
-            strides=(2,),
-            hidden_channels=4,
-            residual_channels=2,
-            num_residual_blocks=1,
-            num_embeddings=8,
-            embedding_dim=2,
-            init="normal",
-        )
-    )
-    prior = PixelSNAIL(
-        PixelSNAILConfig(
-            size=(2, 2),
-            num_embeddings=8,
-            channels=4,
-            residual_channels=2,
-            num_blocks=1,
-            layers_per_block=1,
-            kernel_size=3,
-            num_heads=2,
-        )
-    )
+    vqvae = VQVAE2(replace(TINY_VQVAE, image_channels=1, init="normal"))
+    prior = PixelSNAIL(TINY_PRIOR)
     return Pipeline(vqvae.eval(), [prior.eval()])
 
 

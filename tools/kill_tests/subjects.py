@@ -29,8 +29,8 @@ from vqvae2_fast.data import (
 )
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.sample_folder import read_index
-from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.testing.codes import random_codes
+from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.training import TrainConfig
 from vqvae2_fast.training.preset import Preset, PresetTraining
@@ -49,28 +49,8 @@ TRAINING = TrainConfig(
     save_every=2,
     keep=3,
 )
-VQVAE = VQVAE2Config(
-    image_size=(32, 32),
-    strides=(2, 2),
-    hidden_channels=16,
-    residual_channels=8,
-    num_embeddings=16,
-    embedding_dim=8,
-    restart=0.3,
-)
-TOP = PixelSNAILConfig(
-    size=(8, 8),
-    num_embeddings=16,
-    channels=16,
-    residual_channels=16,
-    num_blocks=1,
-    layers_per_block=1,
-    kernel_size=3,
-    num_heads=2,
-    condition_channels=8,
-    num_condition_layers=1,
-    num_classes=3,
-)
+VQVAE = replace(SMALL_VQVAE, image_size=(32, 32), num_embeddings=16, embedding_dim=8, restart=0.3)
+TOP = replace(SMALL_TOP, size=(8, 8), num_embeddings=16, num_classes=3)
 BOTTOM = replace(TOP, size=(16, 16), condition_sizes=((8, 8),))
 PRESET = Preset(VQVAE, (TOP, BOTTOM), PresetTraining(TRAINING, (TRAINING, TRAINING), flip=True))
 
@@ -116,8 +96,8 @@ def few_emoji(split: Split, size: int = 32) -> ImageTensorDataset:
     return ImageTensorDataset(every.images[::10], every.labels[::10], every.class_names)
 
 
-def command(name: str, *arguments: str, resumes: bool = True, processes: int = 1) -> Any:
-    """The work of a command; "@" in an argument stands for the folder of data and models.
+def command(line: str, *, resumes: bool = True, processes: int = 1) -> Any:
+    """The work of a command; "@" stands for the folder of data and models.
 
     Args:
         resumes: Whether it has --resume.
@@ -125,13 +105,7 @@ def command(name: str, *arguments: str, resumes: bool = True, processes: int = 1
     """
 
     def work(place: Path, out: Path, resume: bool) -> list[Work]:
-        given = [
-            name,
-            "--quiet",
-            "--out",
-            str(out),
-            *(a.replace("@", f"{place}/") for a in arguments),
-        ]
+        given = [*line.replace("@", f"{place}/").split(), "--quiet", "--out", str(out)]
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -143,7 +117,7 @@ def command(name: str, *arguments: str, resumes: bool = True, processes: int = 1
                 os.environ["MASTER_ADDR"] = "localhost"
             with redirect_stdout(io.StringIO()):
                 code = vqvae2_fast([*given, *(["--resume"] if resume and resumes else [])])
-            assert code == 0, f"{name} ended with {code}"
+            assert code == 0, f"{line} ended with {code}"
 
         return [partial(run, rank) for rank in range(processes)]
 
@@ -245,38 +219,25 @@ def joined_records(out: Path) -> dict[str, bytes]:
     return rest | {MANIFEST: b"", "shards": b"".join(found[name] for name in shards)}
 
 
+SAMPLE = "sample --pipeline @pipeline --n 40 --batch-size 4"
 SUBJECTS = {
-    "train-vqvae": Subject(command("train-vqvae", "--data", "emoji"), runs_done, files),
-    "train-prior-top": Subject(
-        command("train-prior", "--level", "top", "--codes", "@codes"), runs_done, files
-    ),
+    "train-vqvae": Subject(command("train-vqvae --data emoji"), runs_done, files),
+    "train-prior-top": Subject(command("train-prior --level top --codes @codes"), runs_done, files),
     "train-prior-bottom": Subject(
-        command("train-prior", "--level", "bottom", "--codes", "@codes"), runs_done, files
+        command("train-prior --level bottom --codes @codes"), runs_done, files
     ),
-    "train-classifier": Subject(
-        command("train-classifier", "--data", "emoji", "--flip"), runs_done, files
-    ),
+    "train-classifier": Subject(command("train-classifier --data emoji --flip"), runs_done, files),
     "extract": Subject(
-        command("extract", "--vqvae", "@pipeline", "--data", "emoji", "--shard-records", "20"),
-        stores_done,
-        files,
+        command("extract --vqvae @pipeline --data emoji --shard-records 20"), stores_done, files
     ),
     "store": Subject(write_records, records_done, joined_records),
-    "sample": Subject(
-        command("sample", "--pipeline", "@pipeline", "--n", "40", "--batch-size", "4"),
-        samples_done,
-        files,
-    ),
-    "sample-by-two": Subject(
-        command("sample", "--pipeline", "@pipeline", "--n", "40", "--batch-size", "4", processes=2),
-        samples_done,
-        files,
-    ),
+    "sample": Subject(command(SAMPLE), samples_done, files),
+    "sample-by-two": Subject(command(SAMPLE, processes=2), samples_done, files),
     "compress": Subject(
         # In a folder: what is left unfinished next to the file would be seen.
-        lambda place, out, resume: command(
-            "compress", "emoji", "--pipeline", "@pipeline", resumes=False
-        )(place, out / "emoji.vq2", resume),
+        lambda place, out, resume: command("compress emoji --pipeline @pipeline", resumes=False)(
+            place, out / "emoji.vq2", resume
+        ),
         lambda out: set(),
         files,
     ),

@@ -45,6 +45,9 @@ POINTERS = {
 }
 
 
+DIVISIBLE = [["tt.divisibility", 16]]
+
+
 @dataclass(frozen=True)
 class Target:
     """A processor: shared memory that a block may use and that an SM has, and warps per SM."""
@@ -65,6 +68,10 @@ TARGETS = {
 }
 
 
+def integer_type(value: int) -> str:
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+
 def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
     """What Triton compiles for a launch, with a readable label and the compiler's options."""
     signature, constants, attributes, label = {}, {}, {}, []
@@ -72,8 +79,15 @@ def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
         name, value = parameter.name, launch.arguments[parameter.name]
         if isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
-            attributes[(position,)] = [["tt.divisibility", 16]]
+            attributes[(position,)] = DIVISIBLE
             label.append(signature[name][1:])
+        elif isinstance(value, tuple):  # strides
+            signature[name] = tuple("constexpr" if n == 1 else integer_type(n) for n in value)
+            for place, number in enumerate(value):
+                if number == 1:
+                    constants[(position, place)] = 1
+                elif number % 16 == 0:
+                    attributes[(position, place)] = DIVISIBLE
         elif parameter.is_constexpr or value is None or (value == 1 and type(value) is int):
             signature[name], constants[name] = "constexpr", value
             if parameter.is_constexpr:
@@ -81,9 +95,9 @@ def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
-            signature[name] = "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+            signature[name] = integer_type(value)
             if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(position,)] = [["tt.divisibility", 16]]
+                attributes[(position,)] = DIVISIBLE
     options = {key: value for key, value in launch.options.items() if key in OPTIONS}
     return ASTSource(launch.kernel, signature, constants, attributes), " ".join(label), options
 

@@ -45,18 +45,9 @@ def _causal_attention_fwd_kernel(
     DV,
     gain,
     threshold,
-    q_stride_b,
-    q_stride_h,
-    q_stride_l,
-    q_stride_d,
-    k_stride_b,
-    k_stride_h,
-    k_stride_l,
-    k_stride_d,
-    v_stride_b,
-    v_stride_h,
-    v_stride_l,
-    v_stride_d,
+    q_strides,
+    k_strides,
+    v_strides,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -75,17 +66,13 @@ def _causal_attention_fwd_kernel(
     seed = tl.load(seed_ptr)
     dropped = tl.load(seed_ptr + 1) * H + sample
     bound = threshold.to(tl.uint32)
-    q = rows_of_head(
-        q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
-    ).to(OPERAND)
+    q = rows_of_head(q_ptr, image, head, queries, d, L, D, q_strides).to(OPERAND)
     highest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     out = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     for first in range(0, tl.minimum((block + 1) * BLOCK_M, L), BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
-        k = rows_of_head(
-            k_ptr, image, head, keys, d, L, D, k_stride_b, k_stride_h, k_stride_l, k_stride_d
-        ).to(OPERAND)
+        k = rows_of_head(k_ptr, image, head, keys, d, L, D, k_strides).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = kept(seed, dropped, queries, first, bound, BLOCK_N)
         logit = tl.where(keep, product * gain, 0.0)
@@ -95,9 +82,7 @@ def _causal_attention_fwd_kernel(
         finite = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(logit - finite[:, None])
         decay = tl.exp2(highest - finite)
-        v = rows_of_head(
-            v_ptr, image, head, keys, dv, L, DV, v_stride_b, v_stride_h, v_stride_l, v_stride_d
-        ).to(OPERAND)
+        v = rows_of_head(v_ptr, image, head, keys, dv, L, DV, v_strides).to(OPERAND)
         total = total * decay + tl.sum(weights, axis=1)
         out = out * decay[:, None]
         out = tl.dot(weights.to(OPERAND), v, out, input_precision=PRECISION)
@@ -137,9 +122,9 @@ def causal_attention_fused_triton(
         v.shape[3],
         gain,
         least_kept_word(dropout_p),
-        *q.stride(),
-        *k.stride(),
-        *v.stride(),
+        q.stride(),
+        k.stride(),
+        v.stride(),
         **compile_time(q, v),
         **config,
     )

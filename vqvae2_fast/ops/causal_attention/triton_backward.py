@@ -37,10 +37,7 @@ def _causal_attention_delta_kernel(
     H,
     L,
     DV,
-    dout_stride_b,
-    dout_stride_h,
-    dout_stride_l,
-    dout_stride_d,
+    dout_strides,
     BLOCK_M: tl.constexpr,
     BLOCK_DV: tl.constexpr,
 ):
@@ -49,19 +46,7 @@ def _causal_attention_delta_kernel(
     image, head = sample // H, sample % H
     queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     dv = tl.arange(0, BLOCK_DV)
-    dout = rows_of_head(
-        dout_ptr,
-        image,
-        head,
-        queries,
-        dv,
-        L,
-        DV,
-        dout_stride_b,
-        dout_stride_h,
-        dout_stride_l,
-        dout_stride_d,
-    ).to(tl.float32)
+    dout = rows_of_head(dout_ptr, image, head, queries, dv, L, DV, dout_strides).to(tl.float32)
     row = sample * L + queries
     out = tl.load(
         out_ptr + row[:, None] * DV + dv[None, :],
@@ -89,22 +74,10 @@ def _causal_attention_bwd_dkdv_kernel(
     gain,
     slope,
     threshold,
-    dout_stride_b,
-    dout_stride_h,
-    dout_stride_l,
-    dout_stride_d,
-    q_stride_b,
-    q_stride_h,
-    q_stride_l,
-    q_stride_d,
-    k_stride_b,
-    k_stride_h,
-    k_stride_l,
-    k_stride_d,
-    v_stride_b,
-    v_stride_h,
-    v_stride_l,
-    v_stride_d,
+    dout_strides,
+    q_strides,
+    k_strides,
+    v_strides,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -123,12 +96,8 @@ def _causal_attention_bwd_dkdv_kernel(
     seed = tl.load(seed_ptr)
     dropped = tl.load(seed_ptr + 1) * H + sample
     bound = threshold.to(tl.uint32)
-    k = rows_of_head(
-        k_ptr, image, head, keys, d, L, D, k_stride_b, k_stride_h, k_stride_l, k_stride_d
-    ).to(OPERAND)
-    v = rows_of_head(
-        v_ptr, image, head, keys, dv, L, DV, v_stride_b, v_stride_h, v_stride_l, v_stride_d
-    ).to(OPERAND)
+    k = rows_of_head(k_ptr, image, head, keys, d, L, D, k_strides).to(OPERAND)
+    v = rows_of_head(v_ptr, image, head, keys, dv, L, DV, v_strides).to(OPERAND)
     dk_sum = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv_sum = tl.zeros((BLOCK_N, BLOCK_DV), tl.float32)
     for first in range(first_key // BLOCK_M * BLOCK_M, L, BLOCK_M):
@@ -136,22 +105,8 @@ def _causal_attention_bwd_dkdv_kernel(
         row = sample * L + queries
         log_sum = tl.load(log_sum_ptr + row, mask=queries < L, other=0.0)
         delta = tl.load(delta_ptr + row, mask=queries < L, other=0.0)
-        q = rows_of_head(
-            q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
-        ).to(OPERAND)
-        dout = rows_of_head(
-            dout_ptr,
-            image,
-            head,
-            queries,
-            dv,
-            L,
-            DV,
-            dout_stride_b,
-            dout_stride_h,
-            dout_stride_l,
-            dout_stride_d,
-        ).to(OPERAND)
+        q = rows_of_head(q_ptr, image, head, queries, d, L, D, q_strides).to(OPERAND)
+        dout = rows_of_head(dout_ptr, image, head, queries, dv, L, DV, dout_strides).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = kept(seed, dropped, queries, first_key, bound, BLOCK_N)
         weights = probabilities(product, keep, queries, keys, log_sum, gain, L)
@@ -182,22 +137,10 @@ def _causal_attention_bwd_dq_kernel(
     gain,
     slope,
     threshold,
-    dout_stride_b,
-    dout_stride_h,
-    dout_stride_l,
-    dout_stride_d,
-    q_stride_b,
-    q_stride_h,
-    q_stride_l,
-    q_stride_d,
-    k_stride_b,
-    k_stride_h,
-    k_stride_l,
-    k_stride_d,
-    v_stride_b,
-    v_stride_h,
-    v_stride_l,
-    v_stride_d,
+    dout_strides,
+    q_strides,
+    k_strides,
+    v_strides,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -218,31 +161,13 @@ def _causal_attention_bwd_dq_kernel(
     row = sample * L + queries
     log_sum = tl.load(log_sum_ptr + row, mask=queries < L, other=0.0)
     delta = tl.load(delta_ptr + row, mask=queries < L, other=0.0)
-    q = rows_of_head(
-        q_ptr, image, head, queries, d, L, D, q_stride_b, q_stride_h, q_stride_l, q_stride_d
-    ).to(OPERAND)
-    dout = rows_of_head(
-        dout_ptr,
-        image,
-        head,
-        queries,
-        dv,
-        L,
-        DV,
-        dout_stride_b,
-        dout_stride_h,
-        dout_stride_l,
-        dout_stride_d,
-    ).to(OPERAND)
+    q = rows_of_head(q_ptr, image, head, queries, d, L, D, q_strides).to(OPERAND)
+    dout = rows_of_head(dout_ptr, image, head, queries, dv, L, DV, dout_strides).to(OPERAND)
     dq_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for first in range(0, tl.minimum((block + 1) * BLOCK_M, L), BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
-        k = rows_of_head(
-            k_ptr, image, head, keys, d, L, D, k_stride_b, k_stride_h, k_stride_l, k_stride_d
-        ).to(OPERAND)
-        v = rows_of_head(
-            v_ptr, image, head, keys, dv, L, DV, v_stride_b, v_stride_h, v_stride_l, v_stride_d
-        ).to(OPERAND)
+        k = rows_of_head(k_ptr, image, head, keys, d, L, D, k_strides).to(OPERAND)
+        v = rows_of_head(v_ptr, image, head, keys, dv, L, DV, v_strides).to(OPERAND)
         product = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         keep = kept(seed, dropped, queries, first, bound, BLOCK_N)
         weights = probabilities(product, keep, queries, keys, log_sum, gain, L)
@@ -277,7 +202,7 @@ def causal_attention_backward_triton(
         heads,
         length,
         v.shape[3],
-        *dout.stride(),
+        dout.stride(),
         BLOCK_M=64,
         BLOCK_DV=common["BLOCK_DV"],
     )
@@ -285,7 +210,7 @@ def causal_attention_backward_triton(
     slope = dimension**-0.5 / (1 - dropout_p)
     inputs = (dout, q, k, v, log_sum, delta, with_first_sample(seed))
     sizes = (heads, length, dimension, v.shape[3], slope * math.log2(math.e), slope)
-    strides = (*dout.stride(), *q.stride(), *k.stride(), *v.stride())
+    strides = (dout.stride(), q.stride(), k.stride(), v.stride())
     config = configuration_of("bwd_dkdv", q, v)
     launch(
         _causal_attention_bwd_dkdv_kernel,

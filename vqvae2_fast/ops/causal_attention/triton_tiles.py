@@ -31,10 +31,10 @@ __all__ = [
 
 
 @triton.jit
-def rows_of_head(ptr, image, head, rows, columns, L, D, stride_b, stride_h, stride_l, stride_d):
+def rows_of_head(ptr, image, head, rows, columns, L, D, strides):
     """Rows of one head, 0 outside: `[rows, columns]`."""
-    base = ptr + image * stride_b + head * stride_h
-    at = rows.to(tl.int64)[:, None] * stride_l + columns[None, :] * stride_d
+    base = ptr + image * strides[0] + head * strides[1]
+    at = rows.to(tl.int64)[:, None] * strides[2] + columns[None, :] * strides[3]
     return tl.load(base + at, mask=(rows < L)[:, None] & (columns < D)[None, :], other=0.0)
 
 

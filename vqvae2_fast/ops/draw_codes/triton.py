@@ -63,12 +63,9 @@ def _draw_codes_kernel(
     top_k,
     top_p,
     guidance_scale,
-    logits_stride_b,
-    logits_stride_k,
-    unconditional_stride_b,
-    unconditional_stride_k,
-    noise_stride_b,
-    noise_stride_k,
+    logits_strides,
+    unconditional_strides,
+    noise_strides,
     known_stride_b,
     GUIDED: tl.constexpr,
     GREEDY: tl.constexpr,
@@ -82,11 +79,11 @@ def _draw_codes_kernel(
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
     inside = k < K
-    logits_row = logits_ptr + row * logits_stride_b
-    raw = tl.load(logits_row + k * logits_stride_k, mask=inside, other=float("-inf"))
+    logits_row = logits_ptr + row * logits_strides[0]
+    raw = tl.load(logits_row + k * logits_strides[1], mask=inside, other=float("-inf"))
     score = raw
     if GUIDED:
-        at = unconditional_ptr + row * unconditional_stride_b + k * unconditional_stride_k
+        at = unconditional_ptr + row * unconditional_strides[0] + k * unconditional_strides[1]
         without = tl.load(at, mask=inside, other=0.0)
         score = tl.where(inside, without + guidance_scale * (raw - without), float("-inf"))
     if not GREEDY:
@@ -103,7 +100,7 @@ def _draw_codes_kernel(
                 # kept.
                 short = tl.where((cumulative < top_p) & (rank < top_k), 1, 0)
                 score = tl.where(rank <= tl.sum(short, axis=0), score, float("-inf"))
-        at = noise_ptr + row * noise_stride_b + k * noise_stride_k
+        at = noise_ptr + row * noise_strides[0] + k * noise_strides[1]
         score = score + tl.load(at, mask=k < K, other=0.0)
     code = _first_largest(score, k).to(tl.int64)
     if KNOWN:
@@ -113,7 +110,7 @@ def _draw_codes_kernel(
     if LOG_PROB:
         highest = tl.max(raw, axis=0)
         total = tl.sum(tl.exp(raw - highest), axis=0)
-        own = tl.load(logits_row + code * logits_stride_k, mask=code < K, other=float("nan"))
+        own = tl.load(logits_row + code * logits_strides[1], mask=code < K, other=float("nan"))
         tl.store(taken_ptr + row, (own - highest) - tl.log(total))
 
 
@@ -149,9 +146,9 @@ def draw_codes_triton(
         top_k,
         top_p,
         guidance_scale,
-        *logits.stride(),
-        *without.stride(),
-        *noise.stride(),
+        logits.stride(),
+        without.stride(),
+        noise.stride(),
         0 if known is None else known.stride(0),
         GUIDED=unconditional is not None,
         GREEDY=temperature == 0,

@@ -21,27 +21,39 @@ __all__ = ["examples", "gated_residual_backward_triton", "gated_residual_fused_t
 
 
 @triton.jit
+def _entries(C, P, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """Image, channel and position of each entry of a block, and whether there is one."""
+    entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    c = entry % C if CHANNELS_LAST else entry // P
+    p = entry // C if CHANNELS_LAST else entry % P
+    return tl.program_id(0).to(tl.int64), c.to(tl.int64), p, entry < C * P
+
+
+@triton.jit
+def _place(image, c, p, strides):
+    return image * strides[0] + c * strides[1] + p * strides[2]
+
+
+@triton.jit
 def _gate(
     h_ptr,
     condition_ptr,
-    h_at,
-    half,
+    image,
     c,
     p,
-    image,
-    C,
-    condition_stride_b,
-    condition_stride_c,
-    condition_stride_p,
     inside,
+    C,
+    h_strides,
+    condition_strides,
     CONDITION: tl.constexpr,
 ):
     """Both halves of h + condition in float32."""
-    a = tl.load(h_ptr + h_at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(h_ptr + h_at + half, mask=inside, other=0.0).to(tl.float32)
+    at = _place(image, c, p, h_strides)
+    a = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(h_ptr + at + C * h_strides[1], mask=inside, other=0.0).to(tl.float32)
     if CONDITION:
-        at = image * condition_stride_b + c * condition_stride_c + p * condition_stride_p
-        half_at = at + C * condition_stride_c
+        at = _place(image, c, p, condition_strides)
+        half_at = at + C * condition_strides[1]
         a += tl.load(condition_ptr + at, mask=inside, other=0.0).to(tl.float32)
         b += tl.load(condition_ptr + half_at, mask=inside, other=0.0).to(tl.float32)
     return a, b
@@ -55,48 +67,21 @@ def _gated_residual_fwd_kernel(
     out_ptr,
     C,
     P,
-    h_stride_b,
-    h_stride_c,
-    h_stride_p,
-    x_stride_b,
-    x_stride_c,
-    x_stride_p,
-    condition_stride_b,
-    condition_stride_c,
-    condition_stride_p,
-    out_stride_b,
-    out_stride_c,
-    out_stride_p,
+    h_strides,
+    x_strides,
+    condition_strides,
+    out_strides,
     CONDITION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """out = a·sigmoid(b) + x; reads 3 values per value written (5 with a condition map)."""
-    image = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < C * P
-    c = entry % C if CHANNELS_LAST else entry // P
-    p = entry // C if CHANNELS_LAST else entry % P
-    h_at = image * h_stride_b + c.to(tl.int64) * h_stride_c + p * h_stride_p
+    image, c, p, inside = _entries(C, P, CHANNELS_LAST, BLOCK)
     a, b = _gate(
-        h_ptr,
-        condition_ptr,
-        h_at,
-        C * h_stride_c,
-        c.to(tl.int64),
-        p,
-        image,
-        C,
-        condition_stride_b,
-        condition_stride_c,
-        condition_stride_p,
-        inside,
-        CONDITION,
+        h_ptr, condition_ptr, image, c, p, inside, C, h_strides, condition_strides, CONDITION
     )
-    x_at = image * x_stride_b + c.to(tl.int64) * x_stride_c + p * x_stride_p
-    x = tl.load(x_ptr + x_at, mask=inside, other=0.0).to(tl.float32)
-    out_at = image * out_stride_b + c.to(tl.int64) * out_stride_c + p * out_stride_p
-    tl.store(out_ptr + out_at, a * tl.sigmoid(b) + x, mask=inside)
+    x = tl.load(x_ptr + _place(image, c, p, x_strides), mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + _place(image, c, p, out_strides), a * tl.sigmoid(b) + x, mask=inside)
 
 
 @triton.jit
@@ -107,50 +92,26 @@ def _gated_residual_bwd_kernel(
     dh_ptr,
     C,
     P,
-    dout_stride_b,
-    dout_stride_c,
-    dout_stride_p,
-    h_stride_b,
-    h_stride_c,
-    h_stride_p,
-    condition_stride_b,
-    condition_stride_c,
-    condition_stride_p,
-    dh_stride_b,
-    dh_stride_c,
-    dh_stride_p,
+    dout_strides,
+    h_strides,
+    condition_strides,
+    dh_strides,
     CONDITION: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """da = dout·s, db = dout·a·s·(1 − s) with s = sigmoid(b); reads 3 values, writes 2."""
-    image = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < C * P
-    c = entry % C if CHANNELS_LAST else entry // P
-    p = entry // C if CHANNELS_LAST else entry % P
-    h_at = image * h_stride_b + c.to(tl.int64) * h_stride_c + p * h_stride_p
+    image, c, p, inside = _entries(C, P, CHANNELS_LAST, BLOCK)
     a, b = _gate(
-        h_ptr,
-        condition_ptr,
-        h_at,
-        C * h_stride_c,
-        c.to(tl.int64),
-        p,
-        image,
-        C,
-        condition_stride_b,
-        condition_stride_c,
-        condition_stride_p,
-        inside,
-        CONDITION,
+        h_ptr, condition_ptr, image, c, p, inside, C, h_strides, condition_strides, CONDITION
     )
-    dout_at = image * dout_stride_b + c.to(tl.int64) * dout_stride_c + p * dout_stride_p
-    dout = tl.load(dout_ptr + dout_at, mask=inside, other=0.0).to(tl.float32)
+    dout = tl.load(dout_ptr + _place(image, c, p, dout_strides), mask=inside, other=0.0).to(
+        tl.float32
+    )
     gate = tl.sigmoid(b)
-    dh_at = image * dh_stride_b + c.to(tl.int64) * dh_stride_c + p * dh_stride_p
+    dh_at = _place(image, c, p, dh_strides)
     tl.store(dh_ptr + dh_at, dout * gate, mask=inside)
-    tl.store(dh_ptr + dh_at + C * dh_stride_c, dout * a * gate * (1.0 - gate), mask=inside)
+    tl.store(dh_ptr + dh_at + C * dh_strides[1], dout * a * gate * (1.0 - gate), mask=inside)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -195,10 +156,10 @@ def gated_residual_fused_triton(h: Tensor, x: Tensor, condition: Tensor | None) 
         flat_out,
         channels,
         positions,
-        *_strides(h),
-        *_strides(flat_x),
-        *added_strides,
-        *_strides(flat_out),
+        _strides(h),
+        _strides(flat_x),
+        added_strides,
+        _strides(flat_out),
         CONDITION=condition is not None,
         CHANNELS_LAST=_is_channels_last(flat_out),
         **config,
@@ -221,10 +182,10 @@ def gated_residual_backward_triton(dout: Tensor, h: Tensor, condition: Tensor | 
         flat_dh,
         channels,
         positions,
-        *_strides(dout),
-        *_strides(flat_h),
-        *added_strides,
-        *_strides(flat_dh),
+        _strides(dout),
+        _strides(flat_h),
+        added_strides,
+        _strides(flat_dh),
         CONDITION=condition is not None,
         CHANNELS_LAST=_is_channels_last(flat_dh),
         **config,

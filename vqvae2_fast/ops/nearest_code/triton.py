@@ -34,10 +34,10 @@ SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
 
 
 @triton.jit
-def _centred(z_ptr, mean_ptr, inverse, rows, d, N, D, z_stride_n, z_stride_d):
+def _centred(z_ptr, mean_ptr, inverse, rows, d, N, D, z_strides):
     """(z − m) / spread in float32, 0 outside."""
     inside = (rows < N)[:, None] & (d < D)[None, :]
-    at = rows[:, None] * z_stride_n + d[None, :] * z_stride_d
+    at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + d, mask=d < D, other=0.0)
     return tl.where(inside, (z - mean[None, :]) * inverse, 0.0)
@@ -73,10 +73,8 @@ def _nearest_code_screen_kernel(
     N,
     K,
     D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
+    z_strides,
+    code_strides,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -101,7 +99,7 @@ def _nearest_code_screen_kernel(
     square_error = tl.zeros((BLOCK_N,), tl.float32)
     z_half = tl.zeros((BLOCK_N, BLOCK_D), tl.float16)
     for first in range(0, D, BLOCK_D):
-        z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_stride_n, z_stride_d)
+        z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_strides)
         z_half = _halves(z)
         lost = z - z_half.to(tl.float32)
         square += tl.sum(z * z, axis=1)
@@ -120,9 +118,7 @@ def _nearest_code_screen_kernel(
             product = tl.dot(z_half, e, product)
         else:
             for first in range(0, D, BLOCK_D):
-                z = _centred(
-                    z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_stride_n, z_stride_d
-                )
+                z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_strides)
                 inside = (k < K)[None, :] & (first + d < D)[:, None]
                 at = k.to(tl.int64)[None, :] * D + (first + d)[:, None]
                 e = tl.load(halves_ptr + at, mask=inside, other=0.0)
@@ -166,18 +162,7 @@ def _nearest_code_screen_kernel(
         found = settled & (least < SCREENED)
         tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
         code = (tag * BLOCK_K + lane).to(tl.int64)
-        exact = exact_distance(
-            z_ptr,
-            codebook_ptr,
-            rows,
-            code,
-            found,
-            D,
-            z_stride_n,
-            z_stride_d,
-            code_stride_k,
-            code_stride_d,
-        )
+        exact = exact_distance(z_ptr, codebook_ptr, rows, code, found, D, z_strides, code_strides)
         # Ties take the lowest index.
         nearer = found & ((exact < distance) | ((exact == distance) & (code < index)))
         distance = tl.where(nearer, exact, distance)
@@ -263,8 +248,8 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         n,
         num_codes,
         dimension,
-        *z.stride(),
-        *codebook.stride(),
+        z.stride(),
+        codebook.stride(),
         BLOCK_D=block_d,
         WHOLE=block_d >= dimension,
         TAG_BITS=max(1, (tiles - 1).bit_length()),

@@ -16,24 +16,13 @@ __all__ = ["exact_distance", "settle_hard_rows"]
 
 
 @triton.jit
-def exact_distance(
-    z_ptr,
-    codebook_ptr,
-    rows,
-    codes,
-    inside,
-    D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
-):
+def exact_distance(z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_strides):
     """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
     total = tl.zeros(rows.shape, tl.float64)
     for d in range(0, D):
-        z = tl.load(z_ptr + rows * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
+        z = tl.load(z_ptr + rows * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
         e = tl.load(
-            codebook_ptr + codes * code_stride_k + d * code_stride_d, mask=inside, other=0.0
+            codebook_ptr + codes * code_strides[0] + d * code_strides[1], mask=inside, other=0.0
         )
         difference = z.to(tl.float64) - e.to(tl.float64)
         total += difference * difference
@@ -48,10 +37,8 @@ def _distances(
     k,
     K,
     D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
+    z_strides,
+    code_strides,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -59,9 +46,9 @@ def _distances(
     total = tl.zeros((BLOCK_K,), tl.float32)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D)
-        z = tl.load(z_ptr + row * z_stride_n + d * z_stride_d, mask=d < D, other=0.0)
+        z = tl.load(z_ptr + row * z_strides[0] + d * z_strides[1], mask=d < D, other=0.0)
         e = tl.load(
-            codebook_ptr + k[:, None] * code_stride_k + d[None, :] * code_stride_d,
+            codebook_ptr + k[:, None] * code_strides[0] + d[None, :] * code_strides[1],
             mask=(k < K)[:, None] & (d < D)[None, :],
             other=0.0,
         )
@@ -81,10 +68,8 @@ def _nearest_code_hard_kernel(
     hard_count_ptr,
     K,
     D,
-    z_stride_n,
-    z_stride_d,
-    code_stride_k,
-    code_stride_d,
+    z_strides,
+    code_strides,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -97,18 +82,7 @@ def _nearest_code_hard_kernel(
             least = tl.minimum(
                 least,
                 _distances(
-                    z_ptr,
-                    codebook_ptr,
-                    row,
-                    k,
-                    K,
-                    D,
-                    z_stride_n,
-                    z_stride_d,
-                    code_stride_k,
-                    code_stride_d,
-                    BLOCK_K,
-                    BLOCK_D,
+                    z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
                 ),
             )
         bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
@@ -118,32 +92,12 @@ def _nearest_code_hard_kernel(
         for first in range(0, K, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K).to(tl.int64)
             total = _distances(
-                z_ptr,
-                codebook_ptr,
-                row,
-                k,
-                K,
-                D,
-                z_stride_n,
-                z_stride_d,
-                code_stride_k,
-                code_stride_d,
-                BLOCK_K,
-                BLOCK_D,
+                z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
             )
             near = (k < K) & (total <= bound)
             if tl.sum(near.to(tl.int32), axis=0) > 0:
                 exact = exact_distance(
-                    z_ptr,
-                    codebook_ptr,
-                    row + k * 0,
-                    k,
-                    near,
-                    D,
-                    z_stride_n,
-                    z_stride_d,
-                    code_stride_k,
-                    code_stride_d,
+                    z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides
                 )
                 # NaN never wins.
                 exact = tl.where(near & (exact == exact), exact, float("inf"))
@@ -156,16 +110,7 @@ def _nearest_code_hard_kernel(
             # No finite distance: index 0, with its distance as it is.
             one = tl.arange(0, 1).to(tl.int64)
             zeroth = exact_distance(
-                z_ptr,
-                codebook_ptr,
-                row + one,
-                one,
-                one == 0,
-                D,
-                z_stride_n,
-                z_stride_d,
-                code_stride_k,
-                code_stride_d,
+                z_ptr, codebook_ptr, row + one, one, one == 0, D, z_strides, code_strides
             )
             distance = tl.sum(zeroth, axis=0)
         tl.store(indices_ptr + row, index)
@@ -191,8 +136,8 @@ def settle_hard_rows(
         hard_count,
         num_codes,
         dimension,
-        *z.stride(),
-        *codebook.stride(),
+        z.stride(),
+        codebook.stride(),
         BLOCK_D=min(width, config.pop("MAX_D")),
         enable_fp_fusion=False,
         **config,

@@ -38,11 +38,9 @@ def _take_codes_kernel(
     sum_ptr,
     N,
     D,
-    row_stride_n,
-    row_stride_d,
-    code_stride_k,
-    code_stride_d,
-    index_stride_n,
+    row_strides,
+    code_strides,
+    index_strides,
     FIRST: tl.constexpr,
     SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,11 +50,11 @@ def _take_codes_kernel(
     inside = entry < N * D
     n = entry // D
     d = entry % D
-    k = tl.load(indices_ptr + n * index_stride_n, mask=inside, other=-1)
+    k = tl.load(indices_ptr + n * index_strides[0], mask=inside, other=-1)
     code = tl.load(
-        codebook_ptr + k * code_stride_k + d * code_stride_d, mask=inside & (k >= 0), other=0.0
+        codebook_ptr + k * code_strides[0] + d * code_strides[1], mask=inside & (k >= 0), other=0.0
     ).to(tl.float32)
-    row = tl.load(row_ptr + n * row_stride_n + d * row_stride_d, mask=inside, other=0.0)
+    row = tl.load(row_ptr + n * row_strides[0] + d * row_strides[1], mask=inside, other=0.0)
     tl.store(residual_ptr + entry, row.to(tl.float32) - code, mask=inside)
     if SUMS:
         total = code
@@ -93,9 +91,9 @@ def take_codes(
         residual if before is None else before,
         after,
         *rows.shape,
-        *rows.stride(),
-        *codebook.stride(),
-        indices.stride(0),
+        rows.stride(),
+        codebook.stride(),
+        indices.stride(),
         FIRST=before is None,
         SUMS=totals is not None,
         **config,
@@ -132,16 +130,11 @@ def _residual_nearest_code_bwd_kernel(
     Q,
     D,
     gain,
-    dz_q_stride_n,
-    dz_q_stride_d,
+    dz_q_strides,
     dcommitment_stride,
-    z_stride_n,
-    z_stride_d,
-    code_stride_q,
-    code_stride_k,
-    code_stride_d,
-    index_stride_n,
-    index_stride_q,
+    z_strides,
+    code_strides,
+    index_strides,
     ROTATE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -152,17 +145,17 @@ def _residual_nearest_code_bwd_kernel(
     n = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     inside = d < D
-    z = tl.load(z_ptr + n * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
+    z = tl.load(z_ptr + n * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
     residual = z.to(tl.float32)
-    dz_q = tl.load(dz_q_ptr + n * dz_q_stride_n + d * dz_q_stride_d, mask=inside, other=0.0)
+    dz_q = tl.load(dz_q_ptr + n * dz_q_strides[0] + d * dz_q_strides[1], mask=inside, other=0.0)
     g = dz_q.to(tl.float32)
     dz = g * 0.0 if ROTATE else g
     book = tl.full((), 0, tl.int64)
     for q in range(0, Q):
-        k = tl.load(indices_ptr + n * index_stride_n + q * index_stride_q)
-        at = book + k * code_stride_k
-        book += code_stride_q
-        code = tl.load(codebooks_ptr + at + d * code_stride_d, mask=inside, other=0.0)
+        k = tl.load(indices_ptr + n * index_strides[0] + q * index_strides[1])
+        at = book + k * code_strides[1]
+        book += code_strides[0]
+        code = tl.load(codebooks_ptr + at + d * code_strides[2], mask=inside, other=0.0)
         code = code.to(tl.float32)
         if ROTATE:
             length = tl.sqrt(tl.sum(residual * residual, axis=0))
@@ -202,11 +195,11 @@ def residual_nearest_code_backward_triton(
         len(codebooks),
         z.shape[1],
         2.0 / max(z.numel(), 1),
-        *dz_q.stride(),
-        *dcommitments.stride(),
-        *z.stride(),
-        *codebooks.stride(),
-        *indices.stride(),
+        dz_q.stride(),
+        dcommitments.stride(0),
+        z.stride(),
+        codebooks.stride(),
+        indices.stride(),
         ROTATE=rotate,
         BLOCK_D=width,
         num_warps=min(8, max(1, width // 256)),

@@ -40,12 +40,9 @@ def _vector_quantize_bwd_kernel(
     N,
     D,
     gain,
-    dz_q_stride_n,
-    dz_q_stride_d,
-    z_stride_n,
-    z_stride_d,
-    z_q_stride_n,
-    z_q_stride_d,
+    dz_q_strides,
+    z_strides,
+    z_q_strides,
     BLOCK: tl.constexpr,
 ):
     """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
@@ -54,9 +51,9 @@ def _vector_quantize_bwd_kernel(
     n = entry // D
     d = entry % D
     scale = tl.load(dcommitment_ptr) * gain
-    dz_q = tl.load(dz_q_ptr + n * dz_q_stride_n + d * dz_q_stride_d, mask=inside, other=0.0)
-    z = tl.load(z_ptr + n * z_stride_n + d * z_stride_d, mask=inside, other=0.0)
-    z_q = tl.load(z_q_ptr + n * z_q_stride_n + d * z_q_stride_d, mask=inside, other=0.0)
+    dz_q = tl.load(dz_q_ptr + n * dz_q_strides[0] + d * dz_q_strides[1], mask=inside, other=0.0)
+    z = tl.load(z_ptr + n * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
+    z_q = tl.load(z_q_ptr + n * z_q_strides[0] + d * z_q_strides[1], mask=inside, other=0.0)
     dz = dz_q.to(tl.float32) + scale * (z.to(tl.float32) - z_q.to(tl.float32))
     tl.store(dz_ptr + entry, dz, mask=inside)
 
@@ -76,9 +73,9 @@ def vector_quantize_backward_triton(
         dz,
         *z.shape,
         2.0 / max(z.numel(), 1),
-        *dz_q.stride(),
-        *z.stride(),
-        *z_q.stride(),
+        dz_q.stride(),
+        z.stride(),
+        z_q.stride(),
         **config,
     )
     return dz

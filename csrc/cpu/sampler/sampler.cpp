@@ -66,12 +66,16 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
   Timing timing;
   Team team(request.threads);
   State state(plan, request, kernels(), team);
-  const ConditionScratch scratch(plan, request.batch);
+  auto scratch = std::make_unique<const ConditionScratch>(plan, request.batch);
   bool stopped = false;
   team.run([&](int thread) {
     const auto start = Clock::now();
-    compute_features(state, scratch);
-    if (thread == 0) timing.condition = seconds_since(start);
+    compute_features(state, *scratch);
+    team.barrier();
+    if (thread == 0) {
+      scratch.reset();
+      timing.condition = seconds_since(start);
+    }
     for (int64_t i = 0; i < plan.height && !stopped; ++i) {
       const auto row_start = Clock::now();
       row_phase(state, i);

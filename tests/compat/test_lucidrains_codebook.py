@@ -99,6 +99,16 @@ def test_a_started_residual_quantiser_waits_for_no_flag_on_a_gpu(training, monke
 
 
 @pytest.mark.usefixtures("_reading")
+def test_a_residual_quantiser_starts_again_where_its_flags_were_replaced() -> None:
+    module = ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=NUM_CODES, kmeans_init=True)
+    module(torch.randn(2, 30, DIM))
+    for layer in module.layers:
+        layer._codebook.initted = torch.tensor(False)
+    module(torch.randn(2, 30, DIM))
+    assert all(layer._codebook.initted for layer in module.layers)
+
+
+@pytest.mark.usefixtures("_reading")
 def test_an_averaged_model_keeps_the_codebook_that_it_was_given() -> None:
     module = VectorQuantize(DIM, NUM_CODES, kmeans_init=True)
     averaged = AveragedModel(module)

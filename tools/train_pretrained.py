@@ -119,32 +119,49 @@ RECIPES = {
     ),
     "fashion28": Recipe(
         data="fashion",
-        text="60,000 images of Fashion-MNIST; measured on {count} others",
+        text="60,000 images of Fashion-MNIST; measured on {count:,} others",
         licence="MIT, as Fashion-MNIST (Zalando SE)",
-        vqvae="--train.steps 2600 --train.batch-size 64",
+        vqvae="--model.hidden-channels 64 --model.residual-channels 32 "
+        "--model.num-residual-blocks 4 --train.steps 6000 --train.batch-size 64",
         extract="",
-        top=f"--train.steps 3000 --train.batch-size 64 {_LONG}",
-        bottom=f"--train.steps 3000 --train.batch-size 64 {_LONG}",
-        decoder=None,
-        sampling={},
-        samples="",
+        top=f"--train.steps 4800 --train.batch-size 64 {_LONG}",
+        bottom=f"--model.dropout 0 --train.steps 5000 --train.batch-size 64 {_LONG}",
+        # Codes and priors stay; float32 and the average give back what bfloat16 costs.
+        decoder="--lpips-weight 0 --adversary.weight 0 --train.precision float32 "
+        "--train.batch-size 64 --train.steps 1500 --train.learning-rate 5e-4 "
+        "--train.average-decay 0.998",
+        sampling={"temperature": (0.9, 0.95), "guidance_scale": 1.5},
+        samples="nearly all read as their class; prints are noise and some straps end in the "
+        "air. FD-classifier of 10,000 plain samples 1.28 (real images 0.01); a "
+        "classifier trained on them is right for 82.7 % of real held-out images (88.4 % "
+        "if it is trained on real ones)",
     ),
 }
 
 
-def write_card(recipe: Recipe, out: Path, name: str, data: str, commands: list[str]) -> None:
-    """card.json: where the weights come from, and the measures of the packaged weights."""
+def as_typed(commands: dict[str, list[str]]) -> list[str]:
+    return [shlex.join(["vqvae2-fast", *command]) for command in commands.values()]
+
+
+def write_card(recipe: Recipe, out: Path, name: str, data: str) -> None:
+    """card.json: where the weights come from, and the measures of the packaged weights.
+
+    It shows the commands with the folders of their defaults, wherever they ran.
+    """
+    commands = as_typed(recipe.commands(name, recipe.data, Path("runs") / name))
     vqvae = load(out / "vqvae", expect=VQVAE2)
     config = vqvae.config
     images = open_images(
         DataOptions(data), "held_out", config.image_channels, config.image_size, Progress()
     )
     priors = [load(out / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
+    metrics = evaluate_pipeline(vqvae, priors, images).as_json()
+    metrics.pop("curves", None)  # of WebP and the like, at all their rates
     card = {
         "licence": recipe.licence,
         "data": recipe.text.format(count=len(images)),
         "command": f"python tools/train_pretrained.py {name}, which runs: " + "; ".join(commands),
-        "metrics": evaluate_pipeline(vqvae, priors, images).as_json(),
+        "metrics": metrics,
         "sampling": recipe.sampling,
         "samples": recipe.samples,
     }
@@ -162,9 +179,8 @@ def main() -> None:
     name, recipe = options.name, RECIPES[options.name]
     data, runs = options.data or recipe.data, options.runs or Path("runs") / name
     commands = recipe.commands(name, data, runs)
-    shown = [shlex.join(["vqvae2-fast", *command]) for command in commands.values()]
     if options.list:
-        print("\n".join(shown))
+        print("\n".join(as_typed(commands)))
         return
     if options.out is None:
         parser.error("--out: name the folder for the pipeline")
@@ -175,7 +191,7 @@ def main() -> None:
     priors = [load(runs / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
     classes = class_names(runs / "prior_top")
     save(Pipeline(vqvae, priors), options.out, class_names=classes, dtype=torch.bfloat16)
-    write_card(recipe, options.out, name, data, shown)
+    write_card(recipe, options.out, name, data)
     pipeline = replace(load(options.out, expect=Pipeline), recommended=recipe.sampling)
     labels = torch.arange(len(classes)).repeat_interleave(SHOWN)
     images = sample_images(pipeline, len(labels), labels=labels, **recipe.sampling)

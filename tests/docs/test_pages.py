@@ -48,6 +48,8 @@ NOT_RUN = {
     "python -m venv": "It makes an environment to install into.",
     ". .venv": "It enters that environment.",
     "pytest": "It is what runs this test.",
+    "#SBATCH": "It is for Slurm.",
+    "srun": "It is for Slurm.",
     "make": "Its targets install, compile or run tests; test_makefile.py reads them.",
 }
 # Pages that name options of scripts and of the port; tests/compat/ reads the tables of the latter.
@@ -57,7 +59,8 @@ SHOWN = ("runs/vqvae/\n", '{"error"')  # what a folder, or an answer, looks like
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
     "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
-    "--max-restarts --data-binary --browser --files"
+    "--max-restarts --data-binary --browser --files --nodes --ntasks-per-node --gpus-per-node "
+    "--signal --nnodes --rdzv-backend --rdzv-id --rdzv-endpoint"
 )
 
 

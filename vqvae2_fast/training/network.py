@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,10 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
             if ranks.count == 1:
                 yield model
             elif config.shard:
-                yield _sharded(model, segments, ranks)
+                with warnings.catch_warnings():
+                    # An attention's output is a view, into which nothing is written.
+                    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+                    yield _sharded(model, segments, ranks)
             else:
                 yield _copied(model)
     finally:

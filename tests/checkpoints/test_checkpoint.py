@@ -381,7 +381,7 @@ def test_loading_draws_no_weights_that_it_would_replace(monkeypatch):
 
 
 def test_loading_does_not_import_the_compiler_of_torch():
-    """It takes more than a second of each start of the command line."""
+    """It takes more than a second of each start of the command line, its symbolic shapes 0.4 s."""
     folder = str(pretrained_folder("emoji32"))
     script = f"import sys, vqvae2_fast; vqvae2_fast.load({folder!r}); print(*sys.modules)"
     done = subprocess.run(
@@ -392,4 +392,4 @@ def test_loading_does_not_import_the_compiler_of_torch():
         text=True,
         check=True,
     )
-    assert "torch._dynamo" not in done.stdout.split()
+    assert not {"torch._dynamo", "sympy"} & set(done.stdout.split())

@@ -142,7 +142,8 @@ class VectorQuantizerEMA(Quantizer):
         self.register_buffer("initialised", torch.tensor(init != "kmeans"))
         counts = torch.zeros(num_embeddings, dtype=torch.int64)
         self.register_buffer("pending_counts", counts, persistent=False)
-        self.register_buffer("pending_sums", torch.zeros_like(codebook), persistent=False)
+        # Not `zeros_like`, for which torch imports sympy on the meta device (0.4 s).
+        self.register_buffer("pending_sums", torch.zeros(codebook.shape), persistent=False)
         self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
         self._start = StartFlag()

@@ -1,6 +1,6 @@
 """Checks `nearest_code` against float64 on ten million rows of adversarial data per SIMD level.
 
-    python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_bf16
+    python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_vnni
     python benchmarks/exactness.py --rows 1000000 --quantizers 3
 
 With several quantisers it checks `residual_nearest_code`: every residual, computed in float32 by

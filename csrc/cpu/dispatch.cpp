@@ -1,6 +1,12 @@
 // Which SIMD level runs: decided once, from the CPU and VQVAE2_FAST_SIMD.
 #include <stdlib.h>
 #include <string.h>
+#if defined(VQ_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(VQ_ARM64)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <atomic>
 #include <stdexcept>
@@ -11,17 +17,19 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-constexpr int kMaxLevels = 4;
+constexpr int kMaxLevels = 5;
 
 // The levels of this build, lowest first: those that this CPU runs, then those that it cannot.
 struct Levels {
   const KernelTable* tables[kMaxLevels] = {};
   const char* names[kMaxLevels + 1] = {};
   const char* missing[kMaxLevels + 1] = {};
+  const char* needs[kMaxLevels] = {};  // what the CPU would have to have for each that is missing
   int count = 0, num_missing = 0;
 
-  void add(const KernelTable& table, bool runs) {
+  void add(const KernelTable& table, bool runs, const char* needed) {
     if (!runs) {
+      needs[num_missing] = needed;
       missing[num_missing++] = table.name;
       return;
     }
@@ -30,23 +38,35 @@ struct Levels {
   }
 };
 
+#if defined(VQ_ARM64)
+bool has_dotprod() {
+#if defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found;
+#else
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
+}
+#endif
+
 const Levels& levels() {
   static const Levels found = [] {
     Levels list;
-    list.add(kScalarKernels, true);
+    list.add(kScalarKernels, true, "");
 #if defined(VQ_X86)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
-    const bool avx512_bf16 =
-        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    list.add(kAvx2Kernels, avx2);
-    list.add(kAvx512Kernels, avx512);
-    list.add(kAvx512Bf16Kernels, avx512_bf16);
+    list.add(kAvx2Kernels, avx2, "AVX2 and FMA");
+    list.add(kAvx2VnniKernels, avx2 && __builtin_cpu_supports("avxvnni"), "AVX-VNNI");
+    list.add(kAvx512Kernels, avx512, "AVX-512 F, BW, VL and DQ");
+    list.add(kAvx512VnniKernels, avx512 && __builtin_cpu_supports("avx512vnni"), "AVX-512 VNNI");
 #elif defined(VQ_ARM64)
-    list.add(kNeonKernels, true);
+    list.add(kNeonKernels, true, "");
+    list.add(kNeonDotprodKernels, has_dotprod(), "dot products of int8 (FEAT_DotProd)");
 #endif
     return list;
   }();
@@ -55,13 +75,18 @@ const Levels& levels() {
 
 const KernelTable* find_level(const char* name) {
   const Levels& list = levels();
-  std::string known;
+  // Until it was named after the instructions that it uses, avx512_vnni asked for BF16 too.
+  if (strcmp(name, "avx512_bf16") == 0) name = "avx512_vnni";
+  std::string known, missing;
   for (int i = 0; i < list.count; ++i) {
     if (strcmp(list.names[i], name) == 0) return list.tables[i];
     known += (i ? ", " : "") + std::string(list.names[i]);
   }
+  for (int i = 0; i < list.num_missing; ++i) {
+    missing += std::string(i ? ", " : "; it lacks ") + list.needs[i] + " for " + list.missing[i];
+  }
   throw std::runtime_error(
-      "VQVAE2_FAST_SIMD: expected a SIMD level that this CPU and build have (" + known +
+      "VQVAE2_FAST_SIMD: expected a SIMD level that this CPU and build have (" + known + missing +
       "), got '" + name + "'.");
 }
 

@@ -64,10 +64,11 @@ struct KernelTable {
 extern const KernelTable kScalarKernels;
 #if defined(VQ_X86)
 extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx2VnniKernels;
 extern const KernelTable kAvx512Kernels;
-extern const KernelTable kAvx512Bf16Kernels;
+extern const KernelTable kAvx512VnniKernels;
 #elif defined(VQ_ARM64)
-extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonKernels, kNeonDotprodKernels;
 #endif
 
 // The table in use: the best level this CPU has, or VQVAE2_FAST_SIMD. If the variable names another

@@ -42,7 +42,7 @@ if module is not None:
 
 
 def simd_level() -> str | None:
-    """The SIMD level of the CPU kernels: `scalar`, `avx2`, `avx512`, `avx512_bf16` or `neon`; None
+    """The SIMD level of the CPU kernels: `scalar`, `avx2`, `avx2_vnni`, `avx512`, ...; None
     without the compiled module."""
     return None if module is None else str(module.simd_level())
 

@@ -29,11 +29,12 @@ T* pointer(Address address) {
 
 std::unique_ptr<sampler::Plan> make_plan(
     const std::map<std::string, std::vector<int64_t>>& integers,
-    const std::map<std::string, int64_t>& sizes) {
+    const std::map<std::string, int64_t>& sizes, int threads) {
   sampler::Description description;
   description.integers = integers;
   for (const auto& [name, size] : sizes) description.tensors[name] = {nullptr, size};
-  return std::make_unique<sampler::Plan>(description);
+  const py::gil_scoped_release no_gil;
+  return std::make_unique<sampler::Plan>(description, threads);
 }
 
 // The memory of one of a plan's tensors, to be written.
@@ -111,6 +112,8 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   seconds["rows"] = timing.rows;
   seconds["pixels"] = timing.pixels;
   seconds["steps"] = static_cast<double>(timing.steps);
+  seconds["rounded"] = static_cast<double>(timing.rounded.inputs);
+  seconds["clamped"] = static_cast<double>(timing.rounded.clamped);
   std::vector<bool> finished;
   for (const auto& decoder : decoders) finished.push_back(decoder.finished());
   return py::make_tuple(seconds, finished);
@@ -138,7 +141,7 @@ void define_sampler(py::module_& m) {
       std::vector<std::string>(std::begin(sampler::kStageNames), std::end(sampler::kStageNames));
   m.def("content_hashes", &content_hashes, py::arg("blocks"), py::arg("threads"));
   py::class_<sampler::Plan>(m, "SamplerPlan")
-      .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"))
+      .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"), py::arg("threads") = 1)
       .def("memory", &memory_of, py::arg("name"), py::arg("size"), py::keep_alive<0, 1>())
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))

@@ -113,14 +113,16 @@ Floats integers(int64_t rows, int64_t panels, int64_t inputs) {
   return c;
 }
 
-// Ties, values beyond the range and both activations.
+// Ties, values beyond the range and both activations, and how many were beyond it.
 Floats quantized() {
-  Floats x(256), scales(256, 0.5f), out(2 * x.size());
+  Floats x(256), scales(256, 0.5f), out(2 * x.size() + 2);
   for (size_t i = 0; i < x.size(); ++i) x[i] = (static_cast<float>(i) - 128) * 0.75f;
   std::vector<uint8_t> bytes(out.size());
-  kernels().sampler.quantize(x.data(), scales.data(), bytes.data(), 256);
-  kernels().sampler.quantize_elu(x.data(), scales.data(), bytes.data() + 256, 256);
-  for (size_t i = 0; i < out.size(); ++i) out[i] = bytes[i];
+  const auto& table = kernels().sampler;
+  out[512] = static_cast<float>(table.quantize(x.data(), scales.data(), bytes.data(), 256));
+  out[513] =
+      static_cast<float>(table.quantize_elu(x.data(), scales.data(), bytes.data() + 256, 256));
+  for (size_t i = 0; i < 2 * x.size(); ++i) out[i] = bytes[i];
   return out;
 }
 

@@ -1,5 +1,7 @@
 """Engine `cpu_w8a8`: the bits of its reference, whatever the level, batch, threads and window."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -15,7 +17,9 @@ from vqvae2_fast.sampling import (
     teacher_forced_logits,
 )
 from vqvae2_fast.sampling.plan_network import plan_logits, quantized_multiply
-from vqvae2_fast.sampling.quantized import checked_ranges, quantized_inputs
+from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, quantized_inputs
+from vqvae2_fast.sampling.sampler import draw
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
@@ -122,6 +126,33 @@ def test_a_calibration_of_other_weights_is_refused():
     inputs = prior_inputs(prior, 1)
     with pytest.raises(RuntimeError, match="calibration is of weights .*, but its weights are"):
         logits_of(prior, inputs)
+
+
+def drawn_with_ranges(factor: float):
+    """A draw of the codes of the calibration, whose ranges are multiplied by a factor."""
+    prior = calibrated_prior()
+    inputs = prior_inputs(prior, 3, seed=1)
+    ranges = InputRanges(prior.calibration.ranges.largest, factor)
+    prior.calibration = replace(prior.calibration, ranges=ranges)
+    context = {"condition": inputs["condition"], "labels": inputs["labels"]}
+    return draw(prior, 3, DrawSettings(engine="cpu_w8a8"), known=inputs["codes"], **context)
+
+
+def test_inputs_beyond_the_calibration_are_counted_and_told(threads):
+    threads(1)
+    with pytest.warns(RuntimeWarning, match=r"inputs \(\d+.\d%\) exceeded the ranges of the"):
+        clamped = drawn_with_ranges(0.5).clamped
+    assert 0 < clamped[0] < clamped[1]
+    threads(3)
+    for level in simd_levels():
+        with simd_level(level), pytest.warns(RuntimeWarning, match="exceeded the ranges"):
+            assert drawn_with_ranges(0.5).clamped == clamped, level
+
+
+def test_nothing_is_told_of_codes_within_the_calibration(recwarn):
+    clamped, inputs = drawn_with_ranges(2.0).clamped
+    assert clamped == 0 < inputs
+    assert not recwarn
 
 
 def test_inputs_are_rounded_to_even_and_clamped():

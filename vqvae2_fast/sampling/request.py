@@ -74,6 +74,8 @@ class Drawn:
             size.
         finished: Whether each stream ended where its encoder did.
         effective: float64 `[B]`: the effective number of candidates, see `draw_candidates`.
+        clamped: Of engine `cpu_w8a8`: how many inputs were clamped to the calibration's ranges, and
+            how many were rounded.
     """
 
     codes: Tensor
@@ -82,6 +84,7 @@ class Drawn:
     intervals: Tensor | None = None
     finished: Sequence[bool] = ()
     effective: Tensor | None = None
+    clamped: tuple[int, int] = (0, 0)
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:

@@ -18,14 +18,13 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
-from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, draw_w8a8, why_not_cpu
 from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
 from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import NO_PLAN, PriorInterface, interface_of, plan_of
-from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vqvae2_fast.sampling.labels import Labels
-    from vqvae2_fast.sampling.plan import SamplingPlan
 
     Progress = Callable[[int, int], None]
 
@@ -71,10 +69,6 @@ ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], D
         plan_of(prior, interface), request, "cuda_bfloat16"
     ),
 }
-
-
-def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Drawn:
-    return draw_cpu(plan, request, checked_ranges(prior, plan))
 
 
 def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple[str, str]:
@@ -353,6 +347,7 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
         drawn.codes.clone(),
         None if drawn.log_prob is None else drawn.log_prob.clone(),
         None if drawn.logits is None else drawn.logits.clone(),
+        clamped=drawn.clamped,
     )
 
 

@@ -23,14 +23,15 @@ void join(const Attention& attention, const CachedHead& cached, const float* pai
 
 }  // namespace
 
-void attention_heads(State& state, int thread, int64_t block, int64_t position, int64_t columns) {
+void attention_heads(State& state, int thread, Range of_heads, int64_t block, int64_t position,
+                     int64_t columns) {
   const Attention& attention = state.plan.attention;
   const int64_t heads = attention.num_heads, dim = attention.head_dim;
   const int64_t value_width = state.value_width();
   const int64_t scores_size = state.scores.size() / state.team.size();
   float* scores = state.scores.data() + thread * scores_size;
   float* out = state.attended[thread].data();
-  for (int64_t item = state.of_heads[thread].begin; item < state.of_heads[thread].end; ++item) {
+  for (int64_t item = of_heads.begin; item < of_heads.end; ++item) {
     const int64_t n = item / heads, head = item % heads;
     const int64_t index = (block * state.rows + n) * heads + head;
     const CachedHead cached = {state.keys.data() + index * state.key_stride(),

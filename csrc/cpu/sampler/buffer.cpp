@@ -42,6 +42,16 @@ Buffer::Buffer(int64_t size) : size_(size) {
   memset(data_, 0, bytes_);
 }
 
+void Buffer::populate(int64_t n, int64_t parts) const {
+  if (!mapped_) return;
+  constexpr int64_t kPage = 4096 / sizeof(float), kHuge = kHugePage / sizeof(float);
+  // Huge pages in turns, so that neighbours lie on the memory of different processors.
+  for (int64_t begin = n * kHuge; begin < size_; begin += parts * kHuge) {
+    const int64_t end = begin + kHuge < size_ ? begin + kHuge : size_;
+    for (int64_t at = begin; at < end; at += kPage) const_cast<volatile float*>(data_)[at] = 0.0f;
+  }
+}
+
 Buffer::~Buffer() {
 #if defined(__linux__)
   if (mapped_) {

@@ -16,6 +16,10 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
+  // Makes part `n` of `parts` of the pages memory, which the first write to each would do. Where
+  // the system takes its time for that, all threads should share it.
+  void populate(int64_t n, int64_t parts) const;
+
   float* data() const { return data_; }
   int64_t size() const { return size_; }
 

@@ -90,9 +90,9 @@ struct Kernels {
                float* activated);
 
   // q[i] = 128 + clamp(round(x[i] / scales[i]), -127, 127), ties to even, of x or of ELU(x); count
-  // is a multiple of kHalfPanel.
-  void (*quantize)(const float* x, const float* scales, uint8_t* q, int64_t count);
-  void (*quantize_elu)(const float* x, const float* scales, uint8_t* q, int64_t count);
+  // is a multiple of kHalfPanel. Returns how many were clamped.
+  int64_t (*quantize)(const float* x, const float* scales, uint8_t* q, int64_t count);
+  int64_t (*quantize_elu)(const float* x, const float* scales, uint8_t* q, int64_t count);
 
   // y[i] = sums[i] * scales[i] + initial[i], rounded after each step.
   void (*dequantize)(const int32_t* sums, const float* scales, const float* initial, float* y,

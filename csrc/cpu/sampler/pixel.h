@@ -24,6 +24,7 @@ class Pixel {
 
  private:
   int64_t num_rows() const { return s.rows * columns; }
+  void look_up_shares();  // of as many threads as are active
   // Waits until all threads have done this stage and can see its results.
   void meet(Stage stage);
   Range share_of(int64_t count) const;
@@ -66,6 +67,7 @@ class Pixel {
   const Kernels& kernels;
   const int thread;
   const int64_t i;
+  const Shares* shares = nullptr;
   int64_t j = 0, columns = 1;
   StageClock clock;
 };

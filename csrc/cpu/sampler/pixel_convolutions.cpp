@@ -121,8 +121,8 @@ void Pixel::activate_first(int64_t layer, Range panels) {
   if (panels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
     const int64_t n = r / columns, k = r % columns;
-    s.ring2.put(kernels, layer, n, i, j + k, panels.begin * kPanel,
-                output_at(false, layer, n, k, panels), panels.size() * kPanel);
+    s.put(thread, s.ring2, layer, n, i, j + k, panels.begin * kPanel,
+          output_at(false, layer, n, k, panels), panels.size() * kPanel);
   }
 }
 
@@ -133,14 +133,15 @@ void Pixel::convolve_side_by_side() {
   // position is read again sooner, from the last-level cache if that can hold it.
   for (int64_t tap = 0; tap < last; ++tap) {
     for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
-      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap, s.of_convolutions[2 * layer][thread]);
+      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap,
+              shares->of_convolutions[2 * layer][thread]);
       add_tap(plan.conv2, s.ring2, s.out2.data(), layer, tap,
-              s.of_convolutions[2 * layer + 1][thread]);
+              shares->of_convolutions[2 * layer + 1][thread]);
     }
   }
   for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
-    const Range panels1 = s.of_convolutions[2 * layer][thread];
-    const Range panels = s.of_convolutions[2 * layer + 1][thread];
+    const Range panels1 = shares->of_convolutions[2 * layer][thread];
+    const Range panels = shares->of_convolutions[2 * layer + 1][thread];
     if (last >= 0) {
       add_tap(plan.conv1, s.ring1, s.out1.data(), layer, last, panels1);
       add_tap(plan.conv2, s.ring2, s.out2.data(), layer, last, panels);
@@ -160,10 +161,10 @@ void Pixel::convolve_side_by_side() {
 void Pixel::convolve_in_turn(int64_t block) {
   const int64_t first = block * plan.layers_per_block, end = first + plan.layers_per_block;
   for (int64_t layer = first; layer < end; ++layer) {
-    add_taps(plan.conv1, s.ring1, s.out1, s.window1, layer, s.of_conv1[0][thread]);
-    activate_first(layer, s.of_conv1[0][thread]);
+    add_taps(plan.conv1, s.ring1, s.out1, s.window1, layer, shares->of_conv1[0][thread]);
+    activate_first(layer, shares->of_conv1[0][thread]);
     meet(Stage::kConvolutions);
-    const Range panels = s.of_conv2[0][thread];
+    const Range panels = shares->of_conv2[0][thread];
     const int64_t begin = panels.begin * kHalfPanel;
     add_taps(plan.conv2, s.ring2, s.out2, s.window2, layer, panels);
     for (int64_t r = 0; panels.size() > 0 && r < num_rows(); ++r) {
@@ -171,7 +172,7 @@ void Pixel::convolve_in_turn(int64_t block) {
       float* y = s.y.data() + r * plan.channels + begin;
       kernels.gate(output_at(true, layer, n, k, panels), panels.size(), y, y, nullptr);
       if (layer + 1 == end) continue;
-      s.ring1.put(kernels, layer + 1, n, i, j + k, begin, y, panels.size() * kHalfPanel);
+      s.put(thread, s.ring1, layer + 1, n, i, j + k, begin, y, panels.size() * kHalfPanel);
     }
     if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
     meet(Stage::kConvolutions);

@@ -13,7 +13,16 @@ Pixel::Pixel(State& state, int thread_, int64_t i_)
       kernels(state.kernels),
       thread(thread_),
       i(i_),
-      clock(state.request.profile, thread_, state.team.size()) {}
+      clock(state.request.profile, thread_, state.team.size()) {
+  look_up_shares();
+}
+
+void Pixel::look_up_shares() {
+  const int active = s.team.active();
+  size_t n = 0;
+  while (s.shares[n].threads > active) ++n;
+  shares = &s.shares[n];
+}
 
 void Pixel::draw_row() {
   // Without a tap at its own position no convolution depends on the code before, or on another
@@ -26,10 +35,16 @@ void Pixel::draw_row() {
     clock.start(i * plan.width + j);
     if (side_by_side) convolve_side_by_side();
     if (s.window == 1) meet(Stage::kConvolutions);
-    const Range channels = s.of_channels[thread];
+    const Range channels = shares->of_channels[thread];
     add_stem(channels);
     begin_block(0, channels);
+    // All that the threads did before is done, so their number may change here.
+    s.pace.mark(thread);
+    if (thread == 0) s.pace.choose();
     meet(Stage::kStem);
+    if (!s.team.is_active(thread)) return;
+    if (shares->threads != s.team.active()) look_up_shares();
+    if (thread == 0) s.pace.measure();
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
       if (!side_by_side) convolve_in_turn(block);
       if (plan.attention.num_heads > 0) {
@@ -62,7 +77,7 @@ void Pixel::meet(Stage stage) {
 
 // The thread's share of `count` items.
 Range Pixel::share_of(int64_t count) const {
-  const int threads = s.team.size();
+  const int threads = shares->threads;
   return {count * thread / threads, count * (thread + 1) / threads};
 }
 
@@ -92,17 +107,21 @@ void Pixel::multiply(const Matrices& m, int64_t n, Range panels, const float* a,
 // the barrier that would let them share it.
 void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
                               int64_t a_stride, float* c) {
-  const Integers& own = s.integers[thread];
+  Integers& own = s.integers[thread];
   auto* inputs = reinterpret_cast<uint8_t*>(own.inputs.data());
   const int64_t stride = scaled_inputs(m.inputs), whole = m.inputs / kHalfPanel * kHalfPanel;
+  int64_t clamped = 0;
   for (int64_t r = 0; r < num_rows(); ++r) {
     const float* row = a + r * a_stride;
-    kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
+    clamped += kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
     if (whole == m.inputs) continue;
     float rest[kHalfPanel] = {};
     memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
-    kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
+    clamped +=
+        kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
   }
+  // One thread counts, so that the count does not depend on their number.
+  if (panels.begin == 0) own.rounded.add({num_rows() * m.inputs, clamped});
   auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
   const int64_t count = panels.size() * kPanel;
   kernels.product({.a = inputs,
@@ -151,11 +170,11 @@ void Pixel::begin_block(int64_t block, Range channels) {
     float* y = s.y.data() + at;
     memcpy(y, s.x.data() + at, channels.size() * sizeof(float));
     if (!s.side_by_side()) {
-      s.ring1.put(kernels, first, n, i, column, channels.begin, y, channels.size());
+      s.put(thread, s.ring1, first, n, i, column, channels.begin, y, channels.size());
       continue;
     }
     for (int64_t layer = first; layer < first + plan.layers_per_block; ++layer) {
-      s.ring1.put(kernels, layer, n, i, column, channels.begin, y, channels.size());
+      s.put(thread, s.ring1, layer, n, i, column, channels.begin, y, channels.size());
       kernels.add(y, s.gated.data() + layer * s.rows * plan.channels + at, y, channels.size());
     }
   }
@@ -204,7 +223,7 @@ void Pixel::end_block(int64_t block, Range channels) {
 }
 
 void Pixel::merge(int64_t block) {
-  const Range panels = s.of_merge[0][thread];
+  const Range panels = shares->of_merge[0][thread];
   multiply(plan.merge, block, panels, s.merged[block % 2].data(), plan.channels + kPanel,
            s.x.data());
   end_block(block, {panels.begin * kPanel, panels.end * kPanel});
@@ -234,7 +253,7 @@ void Pixel::gate(const Matrices& m, Range panels, const float* gates, const floa
 void Pixel::attend(int64_t block) {
   const Attention& a = plan.attention;
   const int64_t joined = plan.joined(), channels = plan.channels;
-  const Range key1 = s.of_first[0][thread], query1 = s.of_first[1][thread];
+  const Range key1 = shares->of_first[0][thread], query1 = shares->of_first[1][thread];
   multiply(a.key.first, block, key1, s.joined_activated.data(), joined, s.key_inner.data());
   activate(a.key.first, key1, s.key_inner.data());
   multiply(a.query.first, block, query1, s.joined_activated.data() + channels, joined,
@@ -242,7 +261,7 @@ void Pixel::attend(int64_t block) {
   activate(a.query.first, query1, s.query_inner.data());
   meet(Stage::kFirst);
 
-  const Range key2 = s.of_second[0][thread], query2 = s.of_second[1][thread];
+  const Range key2 = shares->of_second[0][thread], query2 = shares->of_second[1][thread];
   multiply(a.key.second, block, key2, s.key_inner.data(), a.key.first.outputs(),
            s.key_gates.data());
   gate(a.key.second, key2, s.key_gates.data(), s.joined.data(), joined, s.key_features.data(),
@@ -253,16 +272,16 @@ void Pixel::attend(int64_t block) {
        s.query_features.data(), nullptr);
   meet(Stage::kSecond);
 
-  multiply(a.query_weight, block, s.of_third[0][thread], s.query_features.data(),
+  multiply(a.query_weight, block, shares->of_third[0][thread], s.query_features.data(),
            a.query.second.outputs() / 2, s.query.data());
-  multiply(a.key_value_weight, block, s.of_third[1][thread], s.key_features.data(),
+  multiply(a.key_value_weight, block, shares->of_third[1][thread], s.key_features.data(),
            a.key.second.outputs() / 2, s.key_value.data());
   meet(Stage::kWeights);
 
-  attention_heads(s, thread, block, i * plan.width + j, columns);
+  attention_heads(s, thread, shares->of_heads[thread], block, i * plan.width + j, columns);
   meet(Stage::kHeads);
 
-  const Range out1 = s.of_out_first[0][thread], out2 = s.of_out_second[0][thread];
+  const Range out1 = shares->of_out_first[0][thread], out2 = shares->of_out_second[0][thread];
   multiply(a.out.first, block, out1, s.out_inputs.data(), a.out.first.inputs, s.out_inner.data());
   activate(a.out.first, out1, s.out_inner.data());
   meet(Stage::kOutFirst);
@@ -277,7 +296,8 @@ void Pixel::attend(int64_t block) {
 void Pixel::finish() {
   const PointwiseLayers& layers = plan.output;
   for (int64_t n = 0; n < plan.num_output_layers; ++n) {
-    const Range first = s.of_output_first[0][thread], second = s.of_output_second[0][thread];
+    const Range first = shares->of_output_first[0][thread],
+                second = shares->of_output_second[0][thread];
     multiply(layers.first, n, first, s.activated.data(), plan.channels, s.out_inner.data());
     activate(layers.first, first, s.out_inner.data());
     meet(Stage::kOutput);
@@ -287,7 +307,8 @@ void Pixel::finish() {
          s.activated.data());
     meet(Stage::kOutput);
   }
-  multiply(plan.head, 0, s.of_head[0][thread], s.activated.data(), plan.channels, s.logits.data());
+  multiply(plan.head, 0, shares->of_head[0][thread], s.activated.data(), plan.channels,
+           s.logits.data());
   meet(Stage::kHead);
 }
 

@@ -4,6 +4,8 @@
 
 #include <stdexcept>
 
+#include "team.h"
+
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
@@ -116,7 +118,8 @@ class Reader {
 
 }  // namespace
 
-Plan::Plan(const Description& description) : memory_(Reader::size_of(description)) {
+Plan::Plan(const Description& description, int threads) : memory_(Reader::size_of(description)) {
+  Team(threads).run([&](int thread) { memory_.populate(thread, threads); });
   Reader read(description, memory_.data(), places_);
   height = read.integer("height");
   width = read.integer("width");

@@ -119,7 +119,8 @@ struct Condition {
 };
 
 struct Plan {
-  explicit Plan(const Description& description);
+  // Its memory becomes so by `threads` threads.
+  explicit Plan(const Description& description, int threads = 1);
 
   int64_t height, width, num_embeddings, num_classes;
   int64_t channels;  // padded

@@ -12,16 +12,23 @@ inline void elu(const float* x, float* y, int64_t count) {
 }
 
 template <bool ACTIVATES>
-inline void quantize(const float* x, const float* scales, uint8_t* q, int64_t count) {
+inline int64_t quantize(const float* x, const float* scales, uint8_t* q, int64_t count) {
   // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
   const Vec magic = Vec::broadcast(12582912.0f), bias = Vec::broadcast(128.0f);
   const Vec largest = Vec::broadcast(127.0f), least = Vec::broadcast(-127.0f);
+  // Up to here rounding gives 127, as clamping does.
+  const Vec last = Vec::broadcast(127.5f), zero = Vec::broadcast(0.0f), one = Vec::broadcast(1.0f);
+  Vec clamped = zero;
   for (int64_t i = 0; i < count; i += Vec::kLanes) {
     Vec value = Vec::load(x + i);
     if constexpr (ACTIVATES) value = elu_of(value);
-    value = (value / Vec::load(scales + i)).at_most(largest).at_least(least);
+    value = value / Vec::load(scales + i);
+    const Vec magnitude = value.at_least(zero - value);
+    clamped = clamped + (magnitude - last).where_positive(one, zero);
+    value = value.at_most(largest).at_least(least);
     ((value + magic) + bias).store_low_bytes(q + i);
   }
+  return static_cast<int64_t>(lane_sum(clamped));
 }
 
 inline void dequantize(const int32_t* sums, const float* scales, const float* initial, float* y,

@@ -67,29 +67,40 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
   Team team(request.threads);
   State state(plan, request, kernels(), team);
   auto scratch = std::make_unique<const ConditionScratch>(plan, request.batch);
-  bool stopped = false;
+  int64_t row = 0;
   team.run([&](int thread) {
     const auto start = Clock::now();
-    compute_features(state, *scratch);
-    team.barrier();
+    if (team.is_active(thread)) {
+      compute_features(state, *scratch);
+      team.barrier();
+    }
     if (thread == 0) {
       scratch.reset();
       timing.condition = seconds_since(start);
     }
-    for (int64_t i = 0; i < plan.height && !stopped; ++i) {
+    while (team.takes_part(thread)) {
+      const int64_t i = row;
       const auto row_start = Clock::now();
+      if (thread == 0) state.pace.start_row();
       row_phase(state, i);
       const auto pixels_start = Clock::now();
       pixel_phase(state, thread, i);
+      if (!team.is_active(thread)) continue;
       if (thread == 0) {
         timing.rows += std::chrono::duration<double>(pixels_start - row_start).count();
         timing.pixels += seconds_since(pixels_start);
-        stopped = !after_row(i + 1);
+        row = i + 1;
+        if (after_row(row) && row < plan.height) {
+          state.pace.end_row();
+        } else {
+          team.close();
+        }
       }
       team.barrier();
     }
   });
   timing.steps = state.steps;
+  timing.rounded.add(state.rounded());
   return timing;
 }
 
@@ -130,7 +141,10 @@ class SideBySide {
         report();
       }
     });
-    for (const auto& group : groups_) timing_.steps = std::max(timing_.steps, group->state.steps);
+    for (const auto& group : groups_) {
+      timing_.steps = std::max(timing_.steps, group->state.steps);
+      timing_.rounded.add(group->state.rounded());
+    }
     return timing_;
   }
 

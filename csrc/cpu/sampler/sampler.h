@@ -8,10 +8,12 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// Where the time of a draw went, seconds of the calling thread; and the steps of its pixel phases.
+// Where the time of a draw went, seconds of the calling thread; the steps of its pixel phases; and
+// how many inputs it rounded to int8.
 struct Timing {
   double condition = 0, rows = 0, pixels = 0;
   int64_t steps = 0;
+  Rounded rounded;
 };
 
 // Draws the codes of `request`. All threads draw each position together, or each draws samples of

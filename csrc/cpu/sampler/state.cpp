@@ -13,29 +13,6 @@ int64_t rounded_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// The cost of a panel in addition to its inputs: the tile's start and end, and the functions after
-// it.
-constexpr int64_t kPanelCost = 32;
-
-Split split_of(std::initializer_list<const Matrices*> matrices, int threads) {
-  std::vector<int64_t> panels, cost;
-  for (const Matrices* m : matrices) {
-    panels.push_back(m->panels);
-    cost.push_back(m->inputs + kPanelCost);
-  }
-  return split_panels(panels, cost, threads);
-}
-
-Split split_convolutions(const std::vector<const Convolutions*>& convolutions, const Taps& taps,
-                         int threads) {
-  std::vector<int64_t> panels, cost;
-  for (const Convolutions* c : convolutions) {
-    panels.push_back(c->panels);
-    cost.push_back(taps.num_current * c->channels + kPanelCost);
-  }
-  return split_panels(panels, cost, threads);
-}
-
 // Whether prefetching a line to be read once leaves the others in the last-level cache, at no cost.
 // It does on AMD Zen 4, where it saves 7 % of a position. On Intel Sapphire Rapids such lines
 // bypass the second-level cache and its prefetcher, and arrive at 9 GB/s per core instead of 30.
@@ -50,33 +27,6 @@ bool keeps_reads_once_out() {
 
 }  // namespace
 
-Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t>& cost,
-                   int threads) {
-  int64_t total = 0;
-  for (size_t m = 0; m < panels.size(); ++m) total += panels[m] * cost[m];
-  Split split(panels.size(), std::vector<Range>(threads));
-  int64_t done = 0;
-  for (size_t m = 0; m < panels.size(); ++m) {
-    int64_t begin = 0;
-    for (int t = 0; t < threads; ++t) {
-      // Panels that start before this thread's share of the cost ends.
-      const int64_t share_end = total * (t + 1) / threads;
-      const int64_t wanted = (share_end - done + cost[m] - 1) / cost[m];
-      const int64_t end = t + 1 == threads ? panels[m] : std::clamp(wanted, begin, panels[m]);
-      split[m][t] = {begin, end};
-      begin = end;
-    }
-    done += panels[m] * cost[m];
-  }
-  return split;
-}
-
-std::vector<Range> split_evenly(int64_t count, int threads) {
-  std::vector<Range> ranges(threads);
-  for (int t = 0; t < threads; ++t) ranges[t] = {count * t / threads, count * (t + 1) / threads};
-  return ranges;
-}
-
 Ring::Ring(const Convolutions& convolutions_, const Taps& taps, int64_t layers, int64_t samples_,
            int64_t width)
     : convolutions(convolutions_),
@@ -88,6 +38,24 @@ Ring::Ring(const Convolutions& convolutions_, const Taps& taps, int64_t layers, 
   const int64_t values = layers * samples * sample_stride();
   memory = Buffer(convolutions.integer() ? values / kQuad : values);
   if (convolutions.integer()) memset(memory.data(), 128, values);
+}
+
+void State::put(int thread, const Ring& ring, int64_t layer, int64_t sample, int64_t row,
+                int64_t column, int64_t begin, const float* x, int64_t count) {
+  void* to = ring.at(layer, sample, row, column);
+  if (!ring.convolutions.integer()) {
+    kernels.elu(x, static_cast<float*>(to) + begin, count);
+    return;
+  }
+  const float* scales = ring.convolutions.input_scales + layer * ring.channels + begin;
+  integers[thread].rounded.add(
+      {count, kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count)});
+}
+
+Rounded State::rounded() const {
+  Rounded sum;
+  for (const Integers& own : integers) sum.add(own.rounded);
+  return sum;
 }
 
 int64_t State::key_stride() const {
@@ -134,10 +102,13 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
       reads_once(keeps_reads_once_out()),
       window(std::clamp<int64_t>(request_.window, 1, plan_.width)),
       ring1(plan_.conv1, plan_.taps, plan_.num_layers, rows, plan_.width),
-      ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, plan_.width) {
+      ring2(plan_.conv2, plan_.taps, plan_.num_layers, rows, plan_.width),
+      pace(team_) {
   const int64_t width = plan.width, channels = plan.channels, layers = plan.num_layers;
   const int64_t step = rows * window;
   const int threads = team.size();
+  for (int count = threads; count > 1; count /= 2) shares.emplace_back(plan, rows, count);
+  shares.emplace_back(plan, rows, 1);
   out1 = Buffer(layers * rows * width * plan.conv1.outputs());
   out2 = Buffer(layers * rows * width * plan.conv2.outputs());
   if (window > 1) {
@@ -201,36 +172,17 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
     values = Buffer(plan.num_blocks * rows * a.num_heads * value_stride());
     scores = Buffer(threads * rounded_up(plan.height * width, kPanel));
     attended.assign(threads, std::vector<float>(value_width()));
-    of_first = split_of({&a.key.first, &a.query.first}, threads);
-    of_second = split_of({&a.key.second, &a.query.second}, threads);
-    of_third = split_of({&a.query_weight, &a.key_value_weight}, threads);
-    of_out_first = split_of({&a.out.first}, threads);
-    of_out_second = split_of({&a.out.second}, threads);
-    of_heads = split_evenly(rows * a.num_heads, threads);
   } else {
     for (Buffer& buffer : merged) buffer = Buffer(step * (channels + kPanel));
-    of_merge = split_of({&plan.merge}, threads);
   }
   if (plan.num_output_layers > 0) {
     if (out_inner.size() < step * plan.output.first.outputs()) {
       out_inner = Buffer(step * plan.output.first.outputs());
     }
     if (out_gates.size() == 0) out_gates = Buffer(step * plan.output.second.outputs());
-    of_output_first = split_of({&plan.output.first}, threads);
-    of_output_second = split_of({&plan.output.second}, threads);
   }
   activated = Buffer(step * channels);
   logits = Buffer(step * plan.head.outputs());
-  of_head = split_of({&plan.head}, threads);
-
-  std::vector<const Convolutions*> all;
-  for (int64_t n = 0; n < layers; ++n) all.insert(all.end(), {&plan.conv1, &plan.conv2});
-  of_convolutions = split_convolutions(all, plan.taps, threads);
-  of_conv1 = split_convolutions({&plan.conv1}, plan.taps, threads);
-  of_conv2 = split_convolutions({&plan.conv2}, plan.taps, threads);
-  // In whole panels, so that no two threads write to one cache line.
-  of_channels = split_evenly(channels / kPanel, threads);
-  for (Range& range : of_channels) range = {range.begin * kPanel, range.end * kPanel};
   for (int t = 0; t < threads; ++t) {
     drawers.push_back(std::make_unique<Drawer>(table, request.rule, plan.num_embeddings));
   }

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "draw.h"
+#include "pace.h"
 #include "plan.h"
+#include "shares.h"
 #include "stage_clock.h"
 #include "team.h"
 
@@ -53,29 +55,26 @@ struct Ring {
     if (convolutions.integer()) return reinterpret_cast<uint8_t*>(memory.data()) + index;
     return memory.data() + index;
   }
-  // Puts ELU(x) at (row, column), in channels from `begin` on.
-  void put(const Kernels& kernels, int64_t layer, int64_t sample, int64_t row, int64_t column,
-           int64_t begin, const float* x, int64_t count) const {
-    void* to = at(layer, sample, row, column);
-    if (convolutions.integer()) {
-      kernels.quantize_elu(x, convolutions.input_scales + layer * channels + begin,
-                           static_cast<uint8_t*>(to) + begin, count);
-    } else {
-      kernels.elu(x, static_cast<float*>(to) + begin, count);
-    }
+};
+
+// How many inputs were rounded to int8, and how many of them clamped.
+struct Rounded {
+  int64_t inputs = 0, clamped = 0;
+
+  void add(const Rounded& more) {
+    inputs += more.inputs;
+    clamped += more.clamped;
   }
 };
 
 // What a thread needs to multiply integers.
 struct Integers {
+  Rounded rounded;
   Buffer inputs;  // [window * rows, stored inputs] bytes
   Buffer sums;    // [window * rows, outputs] int32
   Buffer row;     // [outputs] of one convolution, float32
   Buffer start;   // [outputs], what is added to them
 };
-
-// Which panels of several matrices a thread takes.
-using Split = std::vector<std::vector<Range>>;  // [matrix][thread]
 
 struct State {
   State(const Plan& plan, const Request& request, const KernelTable& table, Team& team);
@@ -121,12 +120,14 @@ struct State {
   std::vector<Integers> integers;            // [threads], empty if nothing is integer
   std::vector<std::unique_ptr<Drawer>> drawers;
 
-  // Work of each thread in each stage, by cost.
-  Split of_convolutions;  // conv1 and conv2 of every layer, alternating
-  Split of_conv1, of_conv2, of_merge, of_first, of_second, of_third, of_out_first, of_out_second;
-  Split of_output_first, of_output_second, of_head;
-  std::vector<Range> of_channels, of_heads;
+  // By the number of active threads: all, half of them, and so on to one.
+  std::vector<Shares> shares;
+  Pace pace;
 
+  // Puts ELU(x) into one of the rings at (row, column), in channels from `begin` on.
+  void put(int thread, const Ring& ring, int64_t layer, int64_t sample, int64_t row, int64_t column,
+           int64_t begin, const float* x, int64_t count);
+  Rounded rounded() const;  // by all threads
   // Bias, class and condition of one column of a convolution's output, in some panels; `start` is
   // memory for them. conv2 has gates.
   const float* start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,
@@ -139,16 +140,12 @@ struct State {
   int64_t value_width() const;   // of one position
 };
 
-// Contiguous shares of panels, equal in cost: cost[m] is that of one panel of matrix m.
-Split split_panels(const std::vector<int64_t>& panels, const std::vector<int64_t>& cost,
-                   int threads);
-std::vector<Range> split_evenly(int64_t count, int threads);
-
-// Every thread calls this when row i begins.
+// Every active thread calls this when row i begins.
 void row_phase(State& state, int64_t i);
-// Draws the codes of row i; every thread calls it.
+// Draws the codes of row i; every active thread calls it.
 void pixel_phase(State& state, int thread, int64_t i);
-// Attention of block b at `columns` positions from `position` on, for the thread's heads.
-void attention_heads(State& state, int thread, int64_t block, int64_t position, int64_t columns);
+// Attention of block b at `columns` positions from `position` on, for some heads of the rows.
+void attention_heads(State& state, int thread, Range heads, int64_t block, int64_t position,
+                     int64_t columns);
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -2,7 +2,8 @@
 //
 // A position of the map has about thirty points where all threads must meet, a few microseconds
 // apart, so they spin there. A thread that waits for long yields, then sleeps, so as not to slow
-// down a crowded machine further.
+// down a crowded machine further. Of the threads 0..size-1 the first `active` take part; the others
+// sleep, so that a draw can use fewer where the system does not run them all (pace.h).
 #pragma once
 
 #include <sched.h>
@@ -26,8 +27,38 @@ struct Range {
 
 class Team {
  public:
-  explicit Team(int size) : size_(size) {}
+  explicit Team(int size) : size_(size), state_(static_cast<uint32_t>(size)), wanted_(size) {}
   int size() const { return size_; }
+  int active() const { return active_of(state_.load(std::memory_order_acquire)); }
+  bool is_active(int thread) const { return !closed_ && thread < active(); }
+
+  // Before `run`: how many take part at first.
+  void start_with(int count) {
+    wanted_ = count;
+    state_.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
+  }
+  // Thread 0 calls this before a barrier after which all threads look at `is_active`: how many take
+  // part from then on. They may be more than now only if those that sleep have all noticed.
+  void set_active(int count) { wanted_ = count; }
+  bool all_asleep() const { return asleep_.load(std::memory_order_acquire) == size_ - active(); }
+  // Thread 0 calls this before a barrier after which nobody takes part.
+  void close() {
+    closed_ = true;
+    wanted_ = size_;
+  }
+  // Sleeps until the thread takes part; false if the team was closed.
+  bool takes_part(int thread) {
+    uint32_t calls = calls_.load(std::memory_order_acquire);
+    if (thread >= active()) {
+      asleep_.fetch_add(1, std::memory_order_release);
+      while (thread >= active()) {
+        calls_.wait(calls, std::memory_order_acquire);
+        calls = calls_.load(std::memory_order_acquire);
+      }
+      asleep_.fetch_sub(1, std::memory_order_relaxed);
+    }
+    return !closed_;
+  }
 
   // Calls function(thread) for 0..size-1 in parallel, with thread 0 on the calling thread. The
   // function must not throw. Throws std::runtime_error if the system does not start all threads;
@@ -64,20 +95,24 @@ class Team {
     join();
   }
 
-  // Every thread calls this inside `run`: what was written before it is seen by all afterwards.
+  // Every active thread calls this inside `run`: what was written before it is seen by all
+  // afterwards.
   void barrier() {
-    if (size_ == 1) {
-      next_.store(0, std::memory_order_relaxed);
-      return;
-    }
-    const uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    const uint64_t state = state_.load(std::memory_order_acquire);
+    const int active = active_of(state);
+    if (active == 1 || arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == active) {
       arrived_.store(0, std::memory_order_relaxed);
       next_.store(0, std::memory_order_relaxed);
-      generation_.store(generation + 1, std::memory_order_release);
+      const uint64_t generation = (state >> 32) + 1;
+      const int wanted = wanted_;  // after the next line, thread 0 may change it
+      state_.store(generation << 32 | static_cast<uint32_t>(wanted), std::memory_order_release);
+      if (wanted > active) {
+        calls_.fetch_add(1, std::memory_order_release);
+        calls_.notify_all();
+      }
       return;
     }
-    for (int64_t tries = 0; generation_.load(std::memory_order_acquire) == generation; ++tries) {
+    for (int64_t tries = 0; state_.load(std::memory_order_acquire) == state; ++tries) {
       if (tries < kSpins) {
         pause();
       } else if (tries < kSpins + kYields) {
@@ -93,8 +128,8 @@ class Team {
     nanosleep(&duration, nullptr);
   }
 
-  // Every thread calls this inside `run`: each of item(0..count-1) goes to whichever thread is
-  // free. Ends with a barrier.
+  // Every active thread calls this inside `run`: each of item(0..count-1) goes to whichever thread
+  // is free. Ends with a barrier.
   template <typename Item>
   void share(int64_t count, const Item& item) {
     for (;;) {
@@ -117,9 +152,16 @@ class Team {
 #endif
   }
 
+  static int active_of(uint64_t state) { return static_cast<int>(static_cast<uint32_t>(state)); }
+
   const int size_;
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> generation_{0};
+  // How often all have met, then in 32 bits how many threads are active.
+  alignas(64) std::atomic<uint64_t> state_;
+  int wanted_;
+  std::atomic<bool> closed_{false};
+  alignas(64) std::atomic<int> asleep_{0};
+  std::atomic<uint32_t> calls_{0};  // how often sleepers were called
   // The next item of `share`; a barrier resets it.
   alignas(64) std::atomic<int64_t> next_{0};
 };

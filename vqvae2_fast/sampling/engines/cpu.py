@@ -6,6 +6,7 @@ SIMD level: see README.md in this folder. `cpu_pack.py` packs the weights.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +15,20 @@ from torch import Tensor
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vqvae2_fast.sampling.engines.cpu_pack import Weights
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
-__all__ = ["draw_cpu", "draw_cpu_timed", "why_not_cpu"]
+__all__ = ["draw_cpu", "draw_cpu_timed", "draw_w8a8", "why_not_cpu"]
+
+# `draw_w8a8` warns if more than this part of its inputs is clamped.
+CLAMPED_PART = 1e-3
 
 # Packed plans by what became of the weights.
 _packed: Kept[SamplingPlan, Any] = Kept(capacity=4)
@@ -53,6 +60,24 @@ def draw_cpu(plan: SamplingPlan, request: DrawRequest, weights: Weights = torch.
         KeyboardInterrupt: Between two rows, like anything that `progress` and `on_row` raise.
     """
     return draw_cpu_timed(plan, request, weights)[0]
+
+
+def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Drawn:
+    """`draw_cpu` with int8 weights and inputs, by the prior's calibration.
+
+    Warns if inputs often exceed its ranges: then the codes are unlike those of the calibration.
+    """
+    drawn = draw_cpu(plan, request, checked_ranges(prior, plan))
+    clamped, inputs = drawn.clamped
+    if clamped > CLAMPED_PART * inputs:
+        warnings.warn(
+            f"engine cpu_w8a8: {clamped:,} of {inputs:,} inputs ({clamped / inputs:.1%}) exceeded "
+            "the ranges of the prior's calibration and were clamped. Calibrate with code maps like "
+            "those that are drawn, more of them, or a larger margin.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return drawn
 
 
 def draw_cpu_timed(
@@ -113,7 +138,8 @@ def draw_cpu_timed(
     )
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    return Drawn(codes, log_prob, logits, intervals, finished), seconds
+    clamped = int(seconds.pop("clamped")), int(seconds.pop("rounded"))
+    return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), seconds
 
 
 def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
@@ -125,6 +151,7 @@ def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
         made = _native.module.SamplerPlan(
             integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
             sizes={name: tensor.size for name, tensor in tensors.items()},
+            threads=torch.get_num_threads(),
         )
         for name, tensor in tensors.items():
             if tensor.size:

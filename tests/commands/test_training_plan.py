@@ -200,7 +200,15 @@ def test_a_plan_needs_neither_data_nor_memory(options, run, tmp_path, monkeypatc
         (["--dry-run", "--plan", "h101:8"], "expected CARD:N with N cards of a100, h100"),
         (["--dry-run", "--plan", "h100:none"], "such as h100:8, got 'h100:none'"),
         (["--plan", "h100:8"], "add --dry-run"),
+        (["--dry-run", "--plan", "h100:1", "--lpips-weight", "1"], "Leave out --lpips-weight"),
+        (["--dry-run", "--plan", "h100:1", "--adversary.weight", "1"], "nor a discriminator"),
     ],
 )
 def test_a_plan_that_cannot_be_computed_is_refused(options, said, error_of):
     assert said in error_of(["train-vqvae", *options])
+
+
+def test_a_plan_of_a_prior_without_labels_has_no_weights_for_them(run):
+    plan = ["train-prior", "--model.num-classes", 9, "--dry-run", "--plan", "h100:1", "--json"]
+    found = [json.loads(run(*plan, *more)[1])["parameters"] for more in ([], ["--unconditional"])]
+    assert found[1] < found[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vqvae2_fast.commands.common import Result, write_result
@@ -74,7 +74,8 @@ class TrainPrior(TrainingCommand):
 
     def run(self) -> Result:
         if self.plan:
-            return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
+            model = replace(self.model, num_classes=0) if self.unconditional else self.model
+            return forecast_result(self.plan, model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
         ranks, device, progress = self.begin(out, kind_of(self.model))
         if not 0 <= self.label_dropout < 1:

@@ -62,6 +62,11 @@ class TrainVQVAE(TrainingCommand):
 
     def run(self) -> Result:
         if self.plan:
+            if self.lpips_weight or self.adversary.weight:
+                raise ValueError(
+                    "--plan: counts neither LPIPS nor a discriminator. Leave out --lpips-weight "
+                    "and --adversary.weight; a --dry-run without --plan measures both."
+                )
             return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         ranks, device, progress = self.begin(self.out, "vqvae2")
         config = self.model

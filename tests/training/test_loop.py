@@ -22,6 +22,7 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, prior_stage, train, vqvae_stage
+from vqvae2_fast.training.state import _as_moment
 
 CONFIG = TrainConfig(
     steps=8,
@@ -326,6 +327,12 @@ def test_a_validation_keeps_no_batch_of_images(monkeypatch):
     stage.validate(stage.model.eval())
     assert len(alive) == 10
     assert max(alive) <= 2  # this one, and the one before until the loop drops it
+
+
+def test_all_of_a_fused_optimiser_is_continued_on_the_device_of_its_weights():
+    """Its kernels read the counts of steps, too."""
+    weight = torch.empty(2, device="meta")
+    assert _as_moment(torch.tensor(3.0), weight).device == weight.device
 
 
 def test_images_of_another_size_are_refused_by_name():

@@ -267,11 +267,11 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _as_moment(value: Tensor, weight: Tensor) -> Tensor:
     """An optimiser's tensor on the device and in the layout that an uninterrupted run would have.
 
-    Counts of steps stay on the CPU. In another memory format the update would use other loops and
-    round differently.
+    A fused optimiser reads counts of steps there too. In another memory format the update would use
+    other loops and round differently.
     """
     if value.ndim == 0:
-        return value
+        return value.to(weight.device)
     moment = torch.empty_like(weight).detach()
     local(moment).copy_(value)
     return moment

@@ -15,12 +15,16 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from vqvae2_fast.checkpoints import DamagedError, load, load_training
+from vqvae2_fast.checkpoints import DamagedError, load, load_training, save
+from vqvae2_fast.checkpoints.files import read_json
 from vqvae2_fast.checkpoints.locate import latest, step_folder
+from vqvae2_fast.checkpoints.shards import write_shard
+from vqvae2_fast.checkpoints.sums import write_index, write_sums
 from vqvae2_fast.console import Progress
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.sampling import calibrate, sample_codes
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_TOP
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, saving, train
@@ -45,7 +49,9 @@ def stage(folder: Path) -> Stage:
     maps = [torch.randint(8, (9, 2, 2), generator=torch.Generator().manual_seed(6))]
     store = CodeSet(maps, 8, torch.full((9,), -1)).write(folder)
     torch.manual_seed(0)
-    return prior_stage(PixelSNAIL(SMALL_TOP), store, store, CONFIG, level=0)
+    prior = PixelSNAIL(SMALL_TOP)
+    calibrate(prior, [(maps[0], None, None)])
+    return prior_stage(prior, store, store, CONFIG, level=0)
 
 
 def run(made: Stage, out: Path) -> dict[str, torch.Tensor]:
@@ -120,6 +126,19 @@ def test_each_of_several_processes_reads_its_rows(made, count):
             assert torch.equal(torch.cat(pieces) if value.ndim else pieces[0], value), name
 
 
+def test_a_calibration_is_kept_as_that_of_the_weights_before_training(made, tmp_path):
+    prior = load(made / "run", expect=PixelSNAIL)
+    before = stage(tmp_path / "codes").model
+    assert prior.calibration.weights_hash == weights_hash(before) != weights_hash(prior)
+
+
+def test_one_process_cannot_save_a_sharded_model(tmp_path):
+    model = PixelSNAIL(SMALL_TOP)
+    model.__class__ = type("FSDPPixelSNAIL", (PixelSNAIL,), {})  # as FSDP2 does
+    with pytest.raises(ValueError, match="save: expected a whole model, got a sharded PixelSNAIL,"):
+        save(model, tmp_path / "model")
+
+
 def test_the_prior_draws(made):
     codes = sample_codes(load(made / "run"), 2)
     assert codes.shape == (2, 2, 2)
@@ -151,6 +170,19 @@ def test_swapped_shards_are_named(damaged):
 def test_a_shard_of_another_save_is_named(damaged):
     shutil.copy(step_folder(damaged.parents[1], 4) / FIRST, damaged / FIRST)
     with pytest.raises(DamagedError, match=f"{FIRST} is of another save"):
+        load(damaged)
+    (damaged / "files.json").unlink()  # which shards do not stand in
+    with pytest.raises(DamagedError, match=f"{FIRST} is of another save"):
+        load(damaged)
+
+
+def test_a_number_in_one_shard_and_rows_in_the_next_are_refused(damaged):
+    tensors = load_file(damaged / FIRST) | {"model.head.bias": torch.zeros(())}
+    index = read_json(damaged / "shards.json")
+    changed = write_shard(damaged, 0, 2, index["save"], tensors)
+    write_index(damaged, index["save"], [changed, index["shards"][1]])
+    write_sums(damaged)
+    with pytest.raises(DamagedError, match=f"{SECOND}: model.head.bias does not fit"):
         load(damaged)
 
 

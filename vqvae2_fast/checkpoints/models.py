@@ -81,7 +81,15 @@ def write_model(
 
     Args:
         vqvae_hash: Replaces the prior's own.
+
+    Raises:
+        ValueError: The model is sharded.
     """
+    if class_of(model) is not type(model):
+        raise ValueError(
+            f"save: expected a whole model, got a sharded {class_of(model).__name__}, of which "
+            "this process has only its rows. Load the checkpoint of its run, and save that."
+        )
     write_config(model, folder, class_names, dtype, vqvae_hash)
     weights = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -117,8 +125,10 @@ def write_config(
         header["vqvae_hash"] = vqvae_hash
     calibration = getattr(model, "calibration", None)
     if isinstance(calibration, Calibration):
-        # Weights that are rounded here stay calibrated, if they were.
-        same = calibration.weights_hash == weights_hash(model)
+        # Weights that are rounded here stay calibrated, if they were. Those of a sharded model are
+        # not rounded, nor are they all here.
+        whole = type(model) is model_class
+        same = whole and calibration.weights_hash == weights_hash(model)
         header["calibration"] = {
             "weights_hash": weights_hash(model, dtype) if same else calibration.weights_hash,
             "codes_hash": calibration.codes_hash,

@@ -90,7 +90,8 @@ def part_headers(folder: Path, part: str) -> dict[str, _Header]:
             if owner != part:
                 continue
             before, rows = found.get(name, (kind, (0, *shape[1:])))
-            if before != kind or rows[1:] != shape[1:] or (name in found and not shape):
+            unlike = before != kind or rows[1:] != shape[1:]
+            if unlike or (name in found and not (rows and shape)):
                 raise DamagedError(f"load: {path}: {short(key)} does not fit that of other shards.")
             found[name] = kind, (rows[0] + shape[0], *rows[1:]) if shape else ()
     return found

@@ -65,14 +65,19 @@ def write_sums(folder: Path) -> None:
 def check_sums(folder: Path, names: Collection[str] = _NAMES) -> None:
     """Compare those of a checkpoint's files that are in `names` with files.json.
 
-    With shards.json all shards are compared too. A folder without files.json (made by another
-    program) has nothing to compare.
+    A folder without files.json (made by another program) has nothing to compare, but shards are
+    always compared with shards.json.
 
     Raises:
         DamagedError: If a file is missing, was added, or is not the one that was written.
     """
-    if not (folder / SUMS).exists():
-        return
+    if (folder / SUMS).exists():
+        _check_listed(folder, names)
+    if SHARDS in names and (folder / SHARDS).exists():
+        _check_shards(folder)
+
+
+def _check_listed(folder: Path, names: Collection[str]) -> None:
     listed = read_json(folder / SUMS)
     for name in names:
         path = folder / name
@@ -85,8 +90,6 @@ def check_sums(folder: Path, names: Collection[str] = _NAMES) -> None:
                 f"load: {path} is damaged: {difference}. (If you changed the file yourself, delete "
                 f"{folder / SUMS}.)"
             )
-    if SHARDS in names and SHARDS in listed:
-        _check_shards(folder)
 
 
 def _difference(path: Path, entry: object, where: str) -> str:

@@ -24,7 +24,8 @@ void delay(std::mt19937& random) {
   for (unsigned n = random() % 3000; n > 0; --n) asm volatile("");
 }
 
-bool run(int threads, unsigned seed) {
+// One position in `steady` has fewer threads than the one before, on average.
+bool run(int threads, unsigned seed, unsigned steady) {
   Team team(threads);
   std::vector<Done> done(kRows * kPositions);
   std::mt19937 sizes(seed);
@@ -33,19 +34,22 @@ bool run(int threads, unsigned seed) {
     std::mt19937 random(seed + 1 + thread);
     while (team.takes_part(thread)) {
       const int i = row;
-      for (int j = 0; j < kPositions; ++j) {
+      bool stays = true;
+      for (int j = 0; j < kPositions && stays; ++j) {
         Done& own = done[i * kPositions + j];
         own.shares.fetch_add(1, std::memory_order_relaxed);
         delay(random);
         if (thread == 0) {
           own.active = team.active();
-          if (sizes() % 4 == 0) team.set_active(1 + static_cast<int>(sizes() % own.active));
+          if (sizes() % steady == 0) team.set_active(1 + static_cast<int>(sizes() % own.active));
         }
         team.barrier();
-        if (!team.is_active(thread)) break;
-        team.barrier();
+        stays = team.is_active(thread);
+        if (stays) team.barrier();
       }
-      if (!team.is_active(thread)) continue;
+      // Later than thread 0, which may have closed the team meanwhile.
+      if (thread != 0) Team::nap();
+      if (!stays) continue;
       if (thread == 0) {
         row = i + 1;
         if (row == kRows) {
@@ -73,7 +77,7 @@ bool run(int threads, unsigned seed) {
 int main() {
   for (const int threads : {1, 2, 5}) {
     for (unsigned seed = 0; seed < 4; ++seed) {
-      if (!run(threads, seed)) return 1;
+      if (!run(threads, seed, 4) || !run(threads, seed, 1000)) return 1;
     }
   }
   printf("team: every position's work was done once\n");

@@ -20,7 +20,7 @@ class Pixel {
  public:
   Pixel(State& state, int thread, int64_t i);
 
-  void draw_row();
+  bool draw_row();  // as pixel_phase
 
  private:
   int64_t num_rows() const { return s.rows * columns; }

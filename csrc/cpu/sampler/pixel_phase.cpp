@@ -24,7 +24,7 @@ void Pixel::look_up_shares() {
   shares = &s.shares[n];
 }
 
-void Pixel::draw_row() {
+bool Pixel::draw_row() {
   // Without a tap at its own position no convolution depends on the code before, or on another
   // layer at this position: they all run while the code before is being drawn. In a window they
   // depend on the columns before, and so on the layers before.
@@ -42,7 +42,7 @@ void Pixel::draw_row() {
     s.pace.mark(thread);
     if (thread == 0) s.pace.choose();
     meet(Stage::kStem);
-    if (!s.team.is_active(thread)) return;
+    if (!s.team.is_active(thread)) return false;
     if (shares->threads != s.team.active()) look_up_shares();
     if (thread == 0) s.pace.measure();
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
@@ -67,6 +67,7 @@ void Pixel::draw_row() {
     if (thread == 0) ++s.steps;
   }
   s.team.barrier();
+  return true;
 }
 
 void Pixel::meet(Stage stage) {
@@ -312,6 +313,6 @@ void Pixel::finish() {
   meet(Stage::kHead);
 }
 
-void pixel_phase(State& state, int thread, int64_t i) { Pixel(state, thread, i).draw_row(); }
+bool pixel_phase(State& state, int thread, int64_t i) { return Pixel(state, thread, i).draw_row(); }
 
 }  // namespace vqvae2_fast::cpu::sampler

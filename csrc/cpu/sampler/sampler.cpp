@@ -84,8 +84,7 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
       if (thread == 0) state.pace.start_row();
       row_phase(state, i);
       const auto pixels_start = Clock::now();
-      pixel_phase(state, thread, i);
-      if (!team.is_active(thread)) continue;
+      if (!pixel_phase(state, thread, i)) continue;
       if (thread == 0) {
         timing.rows += std::chrono::duration<double>(pixels_start - row_start).count();
         timing.pixels += seconds_since(pixels_start);

@@ -142,8 +142,9 @@ struct State {
 
 // Every active thread calls this when row i begins.
 void row_phase(State& state, int64_t i);
-// Draws the codes of row i; every active thread calls it.
-void pixel_phase(State& state, int thread, int64_t i);
+// Draws the codes of row i; every active thread calls it. False if it has left the team before the
+// end.
+bool pixel_phase(State& state, int thread, int64_t i);
 // Attention of block b at `columns` positions from `position` on, for some heads of the rows.
 void attention_heads(State& state, int thread, Range heads, int64_t block, int64_t position,
                      int64_t columns);

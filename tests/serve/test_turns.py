@@ -27,9 +27,14 @@ def done() -> list[str]:
 
 
 @pytest.fixture
-def engine(pipeline, monkeypatch, done) -> Engine:
-    """An engine that says what it would draw, by a clock that only work moves on."""
-    clock = SimpleNamespace(now=0)
+def clock() -> SimpleNamespace:
+    """A clock that only work moves on."""
+    return SimpleNamespace(now=0)
+
+
+@pytest.fixture
+def engine(pipeline, monkeypatch, done, clock) -> Engine:
+    """An engine that says what it would draw."""
     monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     engine = Engine(pipeline, Limits(batch_wait=0), Metrics())
 
@@ -89,6 +94,22 @@ def test_no_kind_of_work_saves_time_up(engine, done):
     for _ in range(4):
         engine._do_next()
     assert done[5:] == ["level 0, 1", "call", "call", "level 1, 1"]
+
+
+def test_an_idle_engine_forgets_who_worked_longest(engine, done, monkeypatch, clock):
+    def long_call():
+        clock.now += 10 * BATCH_SECONDS
+
+    def ask(_):
+        for _ in range(3):
+            engine.submit(replace(ORDER, samples=range(64)))
+        engine.call(engine.called)
+
+    monkeypatch.setattr(engine._changed, "wait", ask)
+    engine.call(long_call)
+    for _ in range(3):
+        engine._do_next()
+    assert done == ["level 0, 64", "call"]
 
 
 def test_calls_do_not_wait_where_nothing_is_drawn(engine, done):

@@ -175,6 +175,8 @@ class Engine:
                 self._last_level, waiting = level, self._levels[level]
                 taken = [waiting.popleft() for _ in range(min(len(waiting), self._limits.batch))]
                 return "batch", partial(self._draw, level, taken)
+            if not any(self._levels):  # idle: who worked longest has kept nobody waiting
+                self._seconds = dict.fromkeys(self._seconds, 0.0)
             self._changed.wait(self._patience() if any(self._levels) else None)
 
     def _patience(self) -> float:

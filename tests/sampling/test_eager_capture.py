@@ -7,6 +7,7 @@ would do the next time.
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.sampling import interface_of, plan_of, sample_codes, teacher_forced_logits
 from vqvae2_fast.sampling.engines import eager
+from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.testing.near_tie import assert_near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
@@ -204,3 +206,23 @@ def test_captured_rows_draw_what_the_reference_does(attention):
         codes = sample_codes(prior, 3, engine="eager", condition=condition, seed=seed)
         assert_near_tie(prior, codes, engine="eager", condition=condition, seed=seed)
     assert eager._captured_rows.count(plan_of(prior, interface_of(prior))) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_another_thread_may_wait_for_the_device_during_a_capture():
+    count = torch.zeros(1, device="cuda")
+
+    def wait():
+        return torch.ones(3, device="cuda").sum().item()
+
+    with ThreadPoolExecutor(1) as other:
+
+        def function():
+            count.add_(1)
+            assert other.submit(wait).result() == 3
+
+        replay = captured(function)
+    before = count.item()
+    replay()
+    assert count.item() == before + 1

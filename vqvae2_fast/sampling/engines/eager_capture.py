@@ -25,6 +25,7 @@ def captured(function: Callable[[], None]) -> Callable[[], None]:
         function()
     torch.cuda.current_stream().wait_stream(warm_up)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may use the device meanwhile, as the service does to decode images.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         function()
     return graph.replay

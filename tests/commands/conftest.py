@@ -112,11 +112,14 @@ def pixels():
 
 @pytest.fixture
 def run(capsys):
-    """Runs the command line, given as words or parts of several words. Returns the exit code,
-    standard output and standard error."""
+    """Runs the command line, given as paths and as text of one or several words. Returns the exit
+    code, standard output and standard error."""
 
     def call(*parts: object) -> tuple[int, str, str]:
-        code = main(" ".join(map(str, parts)).split())
+        words: list[str] = []
+        for part in parts:
+            words += str(part).split() if isinstance(part, str) else [str(part)]
+        code = main(words)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 import torch
@@ -39,7 +39,9 @@ def prior(config: TrainConfig) -> Stage:
     generator = torch.Generator().manual_seed(6)
     maps = [torch.randint(8, (9, side, side), generator=generator) for side in (2, 4)]
     labels = torch.randint(3, (9,), generator=generator)
-    store = CodeSet(maps, 8, labels, ("a", "b", "c")).write(Path(STORES.name) / str(id(config)))
+    store = CodeSet(maps, 8, labels, ("a", "b", "c")).write(
+        Path(mkdtemp(dir=STORES.name)) / "codes"
+    )
     torch.manual_seed(0)
     model = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.2, num_output_layers=1))
     return prior_stage(model, store, store, config, level=1)

@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
 
 import pytest
@@ -56,7 +56,9 @@ def prior(config: TrainConfig) -> Stage:
     generator = torch.Generator().manual_seed(6)
     maps = [torch.randint(8, (37, side, side), generator=generator) for side in (2, 4)]
     labels = torch.randint(-1, 3, (37,), generator=generator)
-    store = CodeSet(maps, 8, labels, ("a", "b", "c")).write(Path(STORES.name) / str(id(config)))
+    store = CodeSet(maps, 8, labels, ("a", "b", "c")).write(
+        Path(mkdtemp(dir=STORES.name)) / "codes"
+    )
     torch.manual_seed(0)
     model = PixelSNAIL(PRIOR).double()
     sets = store.select(torch.arange(26)), store.select(torch.arange(26, 37))

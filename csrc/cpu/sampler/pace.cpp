@@ -9,7 +9,7 @@ namespace vqvae2_fast::cpu::sampler {
 namespace {
 
 // Seconds between marks, which cost 0.3 us each; until a decision; and before more are tried.
-constexpr double kBetweenMarks = 1e-3, kDecision = 1e-2, kFirstPause = 0.1, kLongestPause = 3.2;
+constexpr double kBetweenMarks = 1e-3, kDecision = 1e-2, kFirstPause = 0.01, kLongestPause = 3.2;
 // The part of a processor that each thread has to get. Waits for each other count as work.
 constexpr double kEnough = 0.8;
 

@@ -67,8 +67,8 @@ struct Rounded {
   }
 };
 
-// What a thread needs to multiply integers.
-struct Integers {
+// What a thread needs to multiply integers, on cache lines of its own: it counts at every product.
+struct alignas(64) Integers {
   Rounded rounded;
   Buffer inputs;  // [window * rows, stored inputs] bytes
   Buffer sums;    // [window * rows, outputs] int32

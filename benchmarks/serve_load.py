@@ -113,13 +113,15 @@ def free_port() -> int:
 
 
 async def ready(server: subprocess.Popen[bytes], port: int) -> None:
+    connection = Connection(port)
     while server.poll() is None:
         try:
-            status, _ = await ask(port, "GET", "/healthz", b"")
+            status, _ = await connection.ask("GET", "/healthz")
         except OSError:
             await asyncio.sleep(0.1)
         else:
             assert status == 200
+            connection.close()
             return
     raise SystemExit(f"the server ended with exit code {server.returncode}")
 
@@ -169,12 +171,13 @@ async def client(
     leave: float,
     record: Record,
 ) -> None:
+    connection = Connection(port)
     while time.monotonic() < end:
         case = chance.choice(asked)
         patience = chance.uniform(0, 0.5) if chance.random() < leave else None
         begun = time.monotonic()
         try:
-            asked_for = ask(port, "POST", case.path, case.body)
+            asked_for = connection.ask("POST", case.path, case.body)
             status, answer = await asyncio.wait_for(asked_for, patience)
         except asyncio.TimeoutError:
             record.counts["left early"] += 1
@@ -193,23 +196,40 @@ async def client(
             record.images += case.images
         else:
             record.faults.append(f"{case.name}: {fault}")
+    connection.close()
 
 
-async def ask(port: int, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body of one request; the connection is closed, also when this is cancelled."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
-    try:
-        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        status = int(answer.split(b" ", 2)[1])
-        if b"transfer-encoding: chunked" in answer.lower():
-            return status, b"".join([part async for part in chunks(reader)])
-        length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        return status, await reader.readexactly(length)
-    finally:
-        writer.close()
+class Connection:
+    """A client's connection to the server, which is closed when a request ends early and opened
+    again for the next one."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of one request."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=2**24)
+        reader, writer = self._streams
+        try:
+            head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            status = int(answer.split(b" ", 2)[1])
+            if b"transfer-encoding: chunked" in answer.lower():
+                return status, b"".join([part async for part in chunks(reader)])
+            length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            return status, await reader.readexactly(length)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
 
 
 async def chunks(reader: asyncio.StreamReader) -> Any:

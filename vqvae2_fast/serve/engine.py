@@ -296,11 +296,13 @@ class Engine:
             for slot in slots
         ]
         previews = Previews(self._pipeline, level, slots)
+        wants_rows = any(slot.job.order.rows for slot in slots)
 
         def on_row(indices: Sequence[int], row: int, codes: Tensor) -> None:
             if self._stopping or all(slot.job.cancelled for slot in slots):
                 raise _Abandoned
-            self._tell(_rows(self._names[level], slots, indices, row, codes.tolist()))
+            if wants_rows:
+                self._tell(_rows(self._names[level], slots, indices, row, codes.tolist()))
             self._tell(previews.after(indices, row, codes))
 
         drawn = draw_together(prior, requests, level, on_row)

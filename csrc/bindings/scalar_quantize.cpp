@@ -24,15 +24,21 @@ constexpr int64_t kNumberGrain = 1 << 14;  // numbers that a thread takes at a t
 class Grid {
  public:
   Grid(const std::vector<int64_t>& levels, bool symmetric, bool hard)
-      : places_(levels.size()), columns_(kColumns * (levels.size() + cpu::kColumnPadding)) {
+      : columns_(kColumns * (levels.size() + cpu::kColumnPadding)) {
     double codes = 1;
-    for (const int64_t size : levels) codes *= static_cast<double>(size);
+    uint64_t next_place = 1;
+    for (const int64_t size : levels) {
+      places_.push_back(next_place);
+      next_place *= static_cast<uint64_t>(size);
+      codes *= static_cast<double>(size);
+    }
     const bool is_wide = codes > kMostExact;
     const int64_t dim = static_cast<int64_t>(levels.size()), length = dim + cpu::kColumnPadding;
     float* const columns = columns_.data();
-    uint64_t place = 1;
     for (int64_t d = 0; d < length; ++d) {
-      const int64_t size = levels[static_cast<size_t>(d % dim)], middle = size / 2;
+      const auto number = static_cast<size_t>(d % dim);
+      const double place = is_wide ? 1 : static_cast<double>(places_[number]);
+      const int64_t size = levels[number], middle = size / 2;
       const double steps = static_cast<double>(size - 1), half = steps * (1 + kMargin) / 2;
       const double offset = size % 2 ? 0.0 : 0.5;
       const double paper[kColumns] = {hard ? offset / half : std::atanh(offset / half),
@@ -42,17 +48,11 @@ class Grid {
                                       static_cast<double>(size - 1 - middle),
                                       static_cast<double>(middle),
                                       half / static_cast<double>(middle),
-                                      0};
-      const double even[kColumns] = {0, steps / 2, steps / 2 + 0.5, 0, steps, steps / 2, 1, 0};
+                                      place};
+      const double even[kColumns] = {0, steps / 2, steps / 2 + 0.5, 0, steps, steps / 2, 1, place};
       for (int64_t c = 0; c < kColumns; ++c) {
         columns[c * length + d] = static_cast<float>((symmetric ? even : paper)[c]);
       }
-      if (d < dim) {
-        places_[static_cast<size_t>(d)] = place;
-        place *= static_cast<uint64_t>(size);
-      }
-      columns[7 * length + d] =
-          is_wide ? 1.0f : static_cast<float>(places_[static_cast<size_t>(d % dim)]);
     }
     grid_ = {.dim = dim,
              .symmetric = symmetric,

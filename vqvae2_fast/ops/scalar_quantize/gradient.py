@@ -23,13 +23,7 @@ _MOST_NUMBERS_ON_GPU = 1024
 _LARGEST_LEVEL = 2**22
 
 
-def why_not(
-    z: Tensor,
-    levels: Sequence[int],
-    symmetric: bool = False,
-    hard: bool = False,
-    int32: bool = False,
-) -> str | None:
+def why_not(z: Tensor, levels: Sequence[int], *_: Any) -> str | None:
     if other := other_dtype((torch.float32,), input=z):
         return other
     if max(levels) > _LARGEST_LEVEL:
@@ -39,9 +33,7 @@ def why_not(
     return None
 
 
-def _why_not(
-    dvalues: Tensor, z: Tensor, levels: Sequence[int], symmetric: bool = False, hard: bool = False
-) -> str | None:
+def _why_not(dvalues: Tensor, z: Tensor, levels: Sequence[int], *_: Any) -> str | None:
     return other_dtype((torch.float32,), gradient=dvalues) or why_not(z, levels)
 
 
@@ -49,7 +41,7 @@ SCALAR_QUANTIZE_BACKWARD = register(
     "scalar_quantize_backward",
     "(Tensor dvalues, Tensor z, int[] levels, bool symmetric=False, bool hard=False) -> Tensor",
     reference=scalar_quantize_backward_reference,
-    fake=lambda dvalues, z, levels, symmetric=False, hard=False: z.new_empty(z.shape),
+    fake=lambda dvalues, z, *_: z.new_empty(z.shape),
     owners={"cpu": "cpu", "cuda": "triton"},
     why_not=_why_not,
     is_gradient=True,

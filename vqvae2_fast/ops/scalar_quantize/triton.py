@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["examples", "scalar_quantize_backward_triton", "scalar_quantize_triton"]
+__all__ = [
+    "blocks_of",
+    "examples",
+    "scalar_quantize_backward_triton",
+    "scalar_quantize_triton",
+    "tile_of",
+]
 
 
 @triton.jit
-def _tile(N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows, columns, and where they are inside."""
+def tile_of(N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows and columns of a program's numbers, and which of them exist."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     return n, d, (n < N)[:, None] & (d < D)[None, :]
@@ -50,7 +56,7 @@ def _scalar_quantize_fwd_kernel(
 ):
     """value = round(half · bounded(z + shift) + offset) / width; reads 4 bytes of a number, writes
     4 and, of a vector, 8."""
-    n, d, inside = _tile(N, D, BLOCK_N, BLOCK_D)
+    n, d, inside = tile_of(N, D, BLOCK_N, BLOCK_D)
     real = d < D
     shift = tl.load(columns_ptr + d, mask=real, other=0.0)[None, :]
     half = tl.load(columns_ptr + D + d, mask=real, other=0.0)[None, :]
@@ -97,7 +103,7 @@ def _scalar_quantize_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """dz = dvalues · bounded'(z + shift) · half / width; reads two numbers, writes one."""
-    n, d, inside = _tile(N, D, BLOCK_N, BLOCK_D)
+    n, d, inside = tile_of(N, D, BLOCK_N, BLOCK_D)
     shift = tl.load(columns_ptr + d, mask=d < D, other=0.0)[None, :]
     z_at = n[:, None] * z_stride_n + d[None, :] * z_stride_d
     x = tl.load(z_ptr + z_at, mask=inside, other=0.0) + shift
@@ -124,7 +130,7 @@ def _constants(
     return columns.to(device), torch.tensor(places_of(levels)).to(device)
 
 
-def _blocks(z: Tensor) -> tuple[tuple[int], dict[str, int]]:
+def blocks_of(z: Tensor) -> tuple[tuple[int], dict[str, int]]:
     """The grid of programs, and the block sizes."""
     config = dict(configuration("scalar_quantize", z.device))
     width = triton.next_power_of_2(z.shape[1])
@@ -141,7 +147,7 @@ def scalar_quantize_triton(
 ) -> tuple[Tensor, Tensor]:
     values = z.new_empty(z.shape)
     indices = z.new_empty(z.shape[:1], dtype=torch.int32 if int32 else torch.int64)
-    programs, blocks = _blocks(z)
+    programs, blocks = blocks_of(z)
     launch(
         _scalar_quantize_fwd_kernel,
         programs,
@@ -162,7 +168,7 @@ def scalar_quantize_backward_triton(
     dvalues: Tensor, z: Tensor, levels: Sequence[int], symmetric: bool = False, hard: bool = False
 ) -> Tensor:
     dz = z.new_empty(z.shape)
-    programs, blocks = _blocks(z)
+    programs, blocks = blocks_of(z)
     launch(
         _scalar_quantize_bwd_kernel,
         programs,

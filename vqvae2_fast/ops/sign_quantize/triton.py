@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops._triton import launch
+from vqvae2_fast.ops.scalar_quantize.triton import blocks_of, tile_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +37,7 @@ def _sign_quantize_kernel(
 ):
     """±scale and Σ_i [z_i > 0] · 2^(d−1−i); reads 4 bytes of a number, writes 4 and, of a vector,
     8."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
-    inside = (n < N)[:, None] & (d < D)[None, :]
+    n, d, inside = tile_of(N, D, BLOCK_N, BLOCK_D)
     z_at = n[:, None] * z_stride_n + d[None, :] * z_stride_d
     positive = tl.load(z_ptr + z_at, mask=inside, other=0.0) > 0.0
     tl.store(
@@ -51,21 +50,17 @@ def _sign_quantize_kernel(
 def sign_quantize_triton(z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     values = z.new_empty(z.shape)
     indices = z.new_empty(z.shape[:1], dtype=torch.int64)
-    config = dict(configuration("sign_quantize", z.device))
-    width = triton.next_power_of_2(z.shape[1])
-    rows = max(1, config.pop("BLOCK") // width)
+    programs, blocks = blocks_of(z)
     launch(
         _sign_quantize_kernel,
-        (triton.cdiv(len(z), rows),),
+        programs,
         z,
         values,
         indices,
         scale,
         *z.shape,
         *z.stride(),
-        BLOCK_N=rows,
-        BLOCK_D=width,
-        **config,
+        **blocks,
     )
     return values, indices
 

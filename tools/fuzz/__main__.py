@@ -80,6 +80,13 @@ def sound_files(target: Target, folder: Path) -> list[dict[str, bytes]]:
     return variants
 
 
+def read_sound(target: Target, files: dict[str, bytes], place: Path) -> None:
+    """Reads a variant of a target's input as it was made."""
+    (place / "out").mkdir(parents=True)
+    write_files(place / "input", files, place / "secret")
+    target.read(place / "input", place / "out")
+
+
 class Watch:
     """What this process opens, starts and connects to, by Python's audit events."""
 
@@ -160,17 +167,27 @@ def _work(name: str, files: list[dict[str, bytes]], seed: int, numbers: range, p
     """In the child process: the cases of these numbers, one line each before and after."""
     import resource
 
-    with open("/proc/self/statm") as statm:
-        pages = int(statm.read().split()[0])
-    limit = pages * resource.getpagesize() + _MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     watch = Watch()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place, os.fdopen(pipe, "w") as out:
+        for variant, sound in enumerate(files):  # what is imported at first use is not of a case
+            with suppress(ValueError):  # some are made to be refused
+                read_sound(TARGETS[name], sound, Path(place) / f"sound-{variant}")
+        limit = _memory("VmSize") + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in numbers:
             print(json.dumps([number]), file=out, flush=True)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins with what there is now
+            before = _memory("VmRSS")
             how, said = run_case(name, files, seed, number, Path(place) / "case", watch)
-            print(json.dumps([number, how, said]), file=out, flush=True)
+            peak = _memory("VmHWM") - before
+            print(json.dumps([number, how, said, peak]), file=out, flush=True)
+
+
+def _memory(field: str) -> int:
+    """Bytes of this process: VmSize or VmRSS now, VmHWM at its peak."""
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
 
 
 def _lines(pipe: int, child: int) -> Any:
@@ -191,9 +208,13 @@ def _lines(pipe: int, child: int) -> Any:
 
 def fuzz(
     name: str, files: list[dict[str, bytes]], seed: int, numbers: range, keep: Path
-) -> Counter[str]:
-    """Runs cases in child processes, a new one after each that dies; prints and keeps findings."""
-    counts: Counter[str] = Counter()
+) -> tuple[Counter[str], int]:
+    """Runs cases in child processes, a new one after each that dies; prints and keeps findings.
+
+    Returns:
+        How many ended how, and the most bytes of memory that one has added.
+    """
+    counts, most = Counter[str](), 0
     while numbers:
         pipe, end = os.pipe()
         child = os.fork()
@@ -214,8 +235,9 @@ def fuzz(
                 number, finished = line[0], False
             else:
                 finished = True
-                _, how, said = line
+                _, how, said, peak = line
                 counts[how] += 1
+                most = max(most, peak)
                 if how not in ("read", "refused"):
                     _report(name, seed, number, how, said, files, keep)
         os.close(pipe)
@@ -225,7 +247,7 @@ def fuzz(
             counts[how] += 1
             _report(name, seed, number, how, f"status {status}", files, keep)
         numbers = numbers[numbers.index(number) + 1 :]
-    return counts
+    return counts, most
 
 
 def _report(
@@ -277,9 +299,10 @@ def main() -> int:
             for name in names:
                 begun = time.monotonic()
                 numbers = range(first, first + options.files)
-                counts = fuzz(name, files[name], options.seed, numbers, options.keep)
+                counts, most = fuzz(name, files[name], options.seed, numbers, options.keep)
                 told = ", ".join(f"{how} {count}" for how, count in sorted(counts.items()))
-                print(f"{name}: {told} in {time.monotonic() - begun:.0f} s", flush=True)
+                took = f"{time.monotonic() - begun:.0f} s, at most {most / 2**20:.0f} MiB more"
+                print(f"{name}: {told} in {took}", flush=True)
                 totals += counts
             first += options.files
     found = totals.total() - totals["read"] - totals["refused"]

@@ -12,17 +12,15 @@ import sys
 import tarfile
 import types
 from collections import namedtuple
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import models
 import numpy as np
 import torch
 import uploads
 from compressed import MAKE, read_compressed, seal_compressed
 from PIL import Image
 
-from vqvae2_fast.checkpoints.checkpoint import load, save
-from vqvae2_fast.checkpoints.sums import write_sums
 from vqvae2_fast.compat import rosinality
 from vqvae2_fast.data import (
     CodeStore,
@@ -37,11 +35,8 @@ from vqvae2_fast.data import (
 from vqvae2_fast.data.code_manifest import read_manifest
 from vqvae2_fast.data.image_cache import open_cache
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index, read_sample
-from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.sampling.pipeline import Pipeline
+from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.testing.codes import random_codes
-from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,11 +171,23 @@ def _read_manifest(folder: Path, out: Path) -> None:
 def _make_npz(folder: Path) -> None:
     codes_to_numpy(random_codes(300, 9).write(folder / "s"), folder / "a.npz")
     np.savez_compressed(folder / "b.npz", **np.load(folder / "a.npz"))
+    np.save(folder / "c.npy", np.load(folder / "a.npz")["top"])
 
 
 def _read_npz(folder: Path, out: Path) -> None:
     for name in ("a", "b"):
         codes_from_numpy(folder / f"{name}.npz", out / name)
+    codes_from_numpy([folder / "c.npy"], out / "c", 300)
+
+
+def _make_log(folder: Path) -> None:
+    (log := RunLog(folder / "log.jsonl", 0)).note(0, data=["train: 300 images"])
+    for step in range(1, 30):
+        log.write(step, loss=1 / step, bits=2.0**-step)
+
+
+def _read_log(folder: Path, out: Path) -> None:
+    RunLog(folder / "log.jsonl", 20).write(21, loss=0.0)
 
 
 def _make_samples(folder: Path) -> None:
@@ -196,27 +203,6 @@ def _read_samples(folder: Path, out: Path) -> None:
         read_sample(folder / "s", row["sample"])
     samples = SampleFolder.begin(folder / "s", 3, {"seed": 1}, resume=True)
     samples.close()
-
-
-def _pipeline() -> Pipeline:
-    torch.manual_seed(0)
-    vqvae = VQVAE2(replace(TINY_VQVAE, image_channels=1, init="normal"))
-    prior = PixelSNAIL(TINY_PRIOR)
-    return Pipeline(vqvae.eval(), [prior.eval()])
-
-
-def _make_pipeline(folder: Path) -> None:
-    save(_pipeline(), folder / "c")
-
-
-def _seal_checkpoint(folder: Path) -> None:
-    for sums in (folder / "c").rglob("files.json"):
-        write_sums(sums.parent)
-
-
-def _make_port(folder: Path) -> None:
-    model = rosinality.VQVAE(channel=4, n_res_block=1, n_res_channel=2, embed_dim=4, n_embed=8)
-    torch.save(model.state_dict(), folder / "a.pt")
 
 
 def _make_lmdb(folder: Path) -> None:
@@ -278,10 +264,10 @@ TARGETS: dict[str, Target] = {
     "manifest": Target((_make_store,), _read_manifest),
     "npz": Target((_make_npz,), _read_npz),
     "samples": Target((_make_samples,), _read_samples),
-    "checkpoint": Target(
-        (_make_pipeline,), lambda folder, out: load(folder / "c"), _seal_checkpoint
-    ),
-    "port": Target((_make_port,), lambda folder, out: rosinality.load_vqvae(folder / "a.pt")),
+    "log": Target((_make_log,), _read_log),
+    "checkpoint": Target(models.MAKE_MODELS, models.read_model, models.seal_checkpoints),
+    "training": Target(models.MAKE_RUNS, models.read_run, models.seal_checkpoints),
+    "port": Target(models.MAKE_PORT, models.read_port),
     "lmdb": Target(
         (_make_lmdb,),
         lambda folder, out: rosinality.import_lmdb_codes(folder / "l", out / "s", 8),

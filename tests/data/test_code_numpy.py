@@ -154,6 +154,14 @@ def test_a_header_without_end_is_refused_unread(tmp_path) -> None:
         codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
 
 
+@pytest.mark.parametrize("header", ["{'descr': '<i8', 'shape': (3,", "-" * 9000 + "1"])
+def test_headers_on_which_the_parser_of_python_fails_are_refused(tmp_path, header) -> None:
+    start = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little")
+    (tmp_path / "a.npy").write_bytes(start + header.encode())
+    with pytest.raises(ValueError, match="a.npy is not an array"):
+        codes_from_numpy(tmp_path / "a.npy", tmp_path / "s", 4)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
 def test_a_fifo_is_refused(tmp_path, name) -> None:

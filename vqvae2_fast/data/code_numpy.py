@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -50,6 +51,9 @@ _ZIP_ERRORS = (
     ValueError,
     struct.error,
 )
+# NumPy parses headers as Python, whose parser raises MemoryError on deep nesting, and those that
+# fail once more, as tokens of Python 2.
+_HEADER_ERRORS = (TypeError, SyntaxError, TokenError, MemoryError, OverflowError, Warning)
 _LABELS, _CLASSES, _K = "labels", "class_names", "num_embeddings"
 
 
@@ -191,7 +195,7 @@ class _Rows:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # warnings about headers that NumPy finds odd
                 self.shape, by_columns, self.dtype = _read_header(stream)
-        except (*_ZIP_ERRORS, TypeError, SyntaxError, OverflowError, Warning) as error:
+        except (*_ZIP_ERRORS, *_HEADER_ERRORS) as error:
             raise ValueError(
                 f"codes_from_numpy: {name} is not an array ({short(error)})."
             ) from error

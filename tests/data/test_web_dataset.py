@@ -235,6 +235,7 @@ def pax(values: dict[str, str], name: str) -> bytes:
         (header("x", 2**21, tarfile.XHDTYPE), "an extended header of 2097152 bytes"),
         (header("x", 2**21, tarfile.GNUTYPE_LONGNAME), "an extended header of 2097152 bytes"),
         (header("x", 512, tarfile.XHDTYPE) + b"0 a=b\n".ljust(512, b"\0"), "invalid header"),
+        (header("x", 512, tarfile.XHDTYPE) + b"%d a=b\n".ljust(512, b"\0") % 2**70, "too large"),
         (header("x", 512, tarfile.GNUTYPE_LONGNAME) + bytes(1024), "end of file header"),
         (pax({"path": "x" * 5000}, "a.png"), "no member's name or size"),
         (b"9" * 512, "invalid header|bad checksum"),

@@ -54,7 +54,7 @@ def members_of_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
                         yield member.name, content
         except UntrustedFileError:
             raise
-        except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{printable(path)} is damaged or not a tar file ({short(error, 200)})."
             ) from error

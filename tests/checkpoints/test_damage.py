@@ -21,6 +21,7 @@ from vqvae2_fast.checkpoints.checkpoint import (
 )
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling import calibrate
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.configs import TINY_PRIOR, TINY_VQVAE
 
@@ -76,6 +77,16 @@ def test_a_flipped_bit_in_any_file_is_found(run, name, place):
     flip(path, {"start": 0, "middle": size // 2, "end": size - 1}[place])
     with pytest.raises(DamagedError, match=f"{name} is damaged: crc32 is"):
         load_training(run)
+
+
+def test_a_flipped_bit_in_a_calibration_is_found(tmp_path):
+    torch.manual_seed(0)
+    prior = PixelSNAIL(TINY_PRIOR).eval()
+    calibrate(prior, [(torch.zeros(1, 2, 2, dtype=torch.long), None, None)])
+    save(prior, tmp_path / "prior")
+    flip(tmp_path / "prior" / "calibration.safetensors", -2)
+    with pytest.raises(DamagedError, match=r"calibration\.safetensors is damaged: crc32 is"):
+        load(tmp_path / "prior")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -177,6 +188,20 @@ def test_a_header_of_a_sparse_file_without_end_is_not_read(step):
         file.truncate(2**40)
     with pytest.raises(DamagedError, match=r"its header has 549755813888 bytes"):
         load(step)
+
+
+def test_a_file_beyond_the_memory_of_the_process_is_named(step):
+    resource = pytest.importorskip("resource")
+    with (step / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 2) + b"{}")
+        file.truncate(2**40)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (2**39, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"model\.safetensors has 1099511627776 bytes, for wh"):
+            load(step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @pytest.mark.parametrize("name", ["config.json", "state.json"])

@@ -40,7 +40,7 @@ from vqvae2_fast.checkpoints.models import (
     write_model,
 )
 from vqvae2_fast.checkpoints.shards import has_part, new_save, part_headers, part_path, read_part
-from vqvae2_fast.checkpoints.sums import SHARDS, check_sums, write_index, write_sums
+from vqvae2_fast.checkpoints.sums import CALIBRATION, SHARDS, check_sums, write_index, write_sums
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
@@ -349,7 +349,8 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _header(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint, once the checksums of the files for `load` are compared."""
-    check_sums(folder, ("config.json", SHARDS, "model.safetensors", "average.safetensors"))
+    weights = ("model.safetensors", "average.safetensors", CALIBRATION)
+    check_sums(folder, ("config.json", SHARDS, *weights))
     return read_config(folder)
 
 

@@ -143,6 +143,11 @@ def reading_safetensors(path: Path) -> Iterator[None]:
         raise DamagedError(
             f"load: {path} is damaged or not a safetensors file: {short(error)}."
         ) from error
+    except MemoryError as error:
+        raise ValueError(
+            f"load: {path} has {path.stat().st_size} bytes, for which this process has no memory: "
+            f"{short(error)}."
+        ) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

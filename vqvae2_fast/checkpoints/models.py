@@ -13,6 +13,7 @@ import torch
 
 from vqvae2_fast.checkpoints.files import read_json, read_tensors, write_json, write_tensors
 from vqvae2_fast.checkpoints.shards import part_headers, part_path, read_part
+from vqvae2_fast.checkpoints.sums import CALIBRATION
 from vqvae2_fast.data.images import check_class_names
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
@@ -43,7 +44,6 @@ __all__ = [
     "write_model",
 ]
 
-CALIBRATION = "calibration.safetensors"
 # Increase this when today's readers could not read what a newer package writes.
 VERSION = 1
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CALIBRATION",
     "SHARDS",
     "check_sums",
     "shard_files",
@@ -36,12 +37,12 @@ __all__ = [
     "write_sums",
 ]
 
-SUMS, SHARDS = "files.json", "shards.json"
+SUMS, SHARDS, CALIBRATION = "files.json", "shards.json", "calibration.safetensors"
 _NAMES = (
     "config.json",
     SHARDS,
     "model.safetensors",
-    "calibration.safetensors",
+    CALIBRATION,
     "average.safetensors",
     "optimizer.safetensors",
     "companion.safetensors",

@@ -77,6 +77,22 @@ FUNCTIONS = {
         lambda x: ops.causal_conv2d(x, like(x, 1, 3, 4, 3, 3), None, "down"),
         values(0, 2, 4, 3, 3),
     ),
+    "causal_conv2d_weight": (
+        lambda weight: ops.causal_conv2d(like(weight, 1, 2, 4, 3, 3), weight, None, "include"),
+        values(0, 3, 4, 3, 3),
+    ),
+    "causal_attention_keys": (
+        lambda k: ops.causal_attention(
+            like(k, 1, *k.shape), k, like(k, 2, *k.shape), 0.3, "logits", SEED
+        ),
+        values(0, 1, 2, 5, 4),
+    ),
+    "code_cross_entropy_weight": (
+        lambda weight: code_cross_entropy(
+            like(weight, 1, 18, 4), weight, like(weight, 2, 5), CODES.flatten()
+        ),
+        values(0, 5, 4),
+    ),
     "causal_attention": (lambda q: attention(q, 0.0, "logits"), values(0, 1, 2, 5, 4)),
     "causal_attention_logits": (lambda q: attention(q, 0.3, "logits"), values(0, 1, 2, 5, 4)),
     "causal_attention_probabilities": (
@@ -107,6 +123,7 @@ NO_SECOND_DERIVATIVE = {
     "causal_attention": "is not implemented",
     "code_conv2d": "is not implemented",
     "code_cross_entropy": "expected a first derivative, got a second one",
+    "code_cross_entropy_weight": "expected a first derivative, got a second one",
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -245,12 +262,24 @@ def test_attention_has_second_derivatives_by_pytorchs_plain_backend():
         assert_close(actual, second_derivative(loss_of(double(function)), x))
 
 
-Z, CODEBOOK = values(0, 4, 6), values(1, 5, 6)
+Z, CODEBOOK, CODEBOOKS = values(0, 4, 6), values(1, 5, 6), values(1, 2, 5, 6)
 WITHOUT_GRADIENT = {
     "nearest_code": lambda z: ops.nearest_code(z, CODEBOOK.to(z.dtype))[1],
     "code_statistics": lambda z: ops.code_statistics(z, torch.tensor([0, 1, 1, 4]), 5)[1],
+    "residual_code_statistics": lambda z: ops.residual_code_statistics(
+        z, CODEBOOKS.to(z.dtype), torch.tensor([[0, 1], [1, 4], [1, -1], [4, 0]])
+    )[1],
+    "sign_quantize": lambda z: ops.sign_quantize(z, 0.5)[0],
     "draw_codes": lambda z: ops.draw_codes(z, torch.zeros_like(z))[1],
 }
+NUMBERS_ALONE = {"gumbel_noise", "dropout_mask"}  # of no floating-point numbers
+IN_PLACE = {"ema_update_"}
+NO_OPERATORS = {"OPERATORS", "build_info", "live_taps", "owner", "simd_level", "tap_mask"}
+
+
+def test_every_public_operator_is_tested_here():
+    named = set(FUNCTIONS) | set(WITHOUT_GRADIENT) | NUMBERS_ALONE | IN_PLACE
+    assert set(ops.__all__) - NO_OPERATORS <= named
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

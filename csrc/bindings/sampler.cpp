@@ -55,8 +55,8 @@ std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_
 py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
                const std::vector<Address>& maps, Address known, Address noise, uint64_t seed,
                int64_t first_sample, Address rows, uint32_t stream, float temperature,
-               int64_t top_k, float top_p, float guidance, bool guided, Address codes,
-               Address log_prob, Address logits, Address profile, Address intervals,
+               int64_t top_k, float top_p, float guidance, bool guided, float largest_logit,
+               Address codes, Address log_prob, Address logits, Address profile, Address intervals,
                const std::vector<std::pair<Address, int64_t>>& streams, int64_t window, int threads,
                const py::object& progress) {
   sampler::Request request;
@@ -70,7 +70,11 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   request.first_sample = first_sample;
   request.rows = pointer<const int64_t>(rows);
   request.stream = stream;
-  request.rule = {.temperature = temperature, .top_k = top_k, .top_p = top_p, .guidance = guidance};
+  request.rule = {.temperature = temperature,
+                  .top_k = top_k,
+                  .top_p = top_p,
+                  .guidance = guidance,
+                  .largest_logit = largest_logit};
   request.codes = pointer<int64_t>(codes);
   request.log_prob = pointer<float>(log_prob);
   request.logits = pointer<float>(logits);
@@ -116,7 +120,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   seconds["clamped"] = static_cast<double>(timing.rounded.clamped);
   std::vector<bool> finished;
   for (const auto& decoder : decoders) finished.push_back(decoder.finished());
-  return py::make_tuple(seconds, finished);
+  return py::make_tuple(seconds, finished, timing.too_large);
 }
 
 // Encodes the intervals of n codes, [n, 2], as one stream.
@@ -148,8 +152,9 @@ void define_sampler(py::module_& m) {
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),
            py::arg("known"), py::arg("noise"), py::arg("seed"), py::arg("first_sample"),
            py::arg("rows"), py::arg("stream"), py::arg("temperature"), py::arg("top_k"),
-           py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("codes"),
-           py::arg("log_prob"), py::arg("logits"), py::arg("profile"), py::arg("intervals"),
-           py::arg("streams"), py::arg("window"), py::arg("threads"), py::arg("progress"));
+           py::arg("top_p"), py::arg("guidance"), py::arg("guided"), py::arg("largest_logit"),
+           py::arg("codes"), py::arg("log_prob"), py::arg("logits"), py::arg("profile"),
+           py::arg("intervals"), py::arg("streams"), py::arg("window"), py::arg("threads"),
+           py::arg("progress"));
   m.def("encode_intervals", &encode_intervals, py::arg("intervals"), py::arg("n"));
 }

@@ -71,6 +71,18 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_logits_that_are_too_large_are_refused_as_by_the_other_engines(guidance_scale, engines):
+    prior = tiny_prior(num_classes=3, size=(3, 4))
+    with torch.no_grad():
+        # Under guidance only the logits without a class, number 3, are spoiled.
+        prior.blocks[0].layers[0].classes.weight[0 if guidance_scale == 1.0 else 3] = 3e38
+    labels = torch.tensor([0 if guidance_scale == 1.0 else 1])
+    for engine in ("reference", "on_cpu"):
+        with pytest.raises(ValueError, match="got larger ones or NaN"):
+            sample_codes(prior, 1, labels=labels, engine=engine, guidance_scale=guidance_scale)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_priors_of_every_kind_draw_as_the_reference_does(kind, engines):
     prior = tiny_prior(size=(3, 4), **KINDS[kind])
@@ -210,7 +222,7 @@ def test_known_codes_given_noise_and_log_prob(engines):
 def test_equal_logits_take_the_lowest_code(engines):
     prior = tiny_prior(size=(1, 3), num_embeddings=40, attention=False, num_blocks=1)
     with torch.no_grad():
-        for parameter in prior.head.parameters():
+        for parameter in (prior.head.bias, prior.head.kernel.weight_g):
             parameter.zero_()
     noise = torch.zeros(2, 1, 3, 40)
     arguments = {"engine": "on_cpu", "noise": noise - torch.arange(40) % 3}

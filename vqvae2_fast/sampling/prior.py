@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.request import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,11 +100,14 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     """The prior's plan, folded again only if its weights have changed since the last call.
 
     It is a second copy of the weights and is kept for as long as the prior lives. Raises as
-    `PriorInterface.new_plan`.
+    `PriorInterface.new_plan`, and ValueError if a weight is not finite: engines hide some of those.
     """
+    tensors = [*prior.parameters(), *prior.buffers()]
 
     def fold() -> SamplingPlan:
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            raise ValueError(f"sample_codes: expected finite weights. {NOT_FINITE}")
         with torch.inference_mode():
             return interface.new_plan()
 
-    return _plans.get(prior, fingerprint([*prior.parameters(), *prior.buffers()]), fold)
+    return _plans.get(prior, fingerprint(tensors), fold)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.noise import DrawNoise
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["DrawRequest", "Drawn"]
+__all__ = ["NOT_FINITE", "DrawRequest", "Drawn", "beyond", "check_logits", "log_prob_of"]
+
+NOT_FINITE = (
+    "The prior's weights are not finite, or too large for float32: load another checkpoint of it."
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,20 @@ class Drawn:
     finished: Sequence[bool] = ()
     effective: Tensor | None = None
     clamped: tuple[int, int] = (0, 0)
+
+
+def beyond(logits: Tensor, settings: DrawSettings) -> Tensor:
+    """Whether some logits are NaN or too large for a draw: a bool on their device."""
+    return ~(logits.abs() <= settings.largest_logit).all()
+
+
+def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
+    """Raises ValueError if one of the logits of a draw was `beyond`."""
+    if too_large:
+        raise ValueError(
+            f"sample_codes: expected logits of absolute values up to {settings.largest_logit:.3g} "
+            f"for these settings, got larger ones or NaN. {NOT_FINITE}"
+        )
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:

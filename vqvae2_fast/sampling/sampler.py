@@ -163,7 +163,8 @@ def sample_codes(
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
 
     Raises:
-        ValueError: A value, shape or engine that does not fit; the message names the argument.
+        ValueError: A value, shape or engine that does not fit; the message names the argument. Or
+            the prior's weights are NaN, infinite or so large that its logits overflow.
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
         RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior.
         NotImplementedError: A window of several codes with an engine that draws one at a time.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DrawSettings", "level_settings"]
 
+_LARGEST = 2.0**127  # of float32, without its last binades
+
 
 @dataclass(frozen=True)
 class DrawSettings:
@@ -70,6 +72,12 @@ class DrawSettings:
     @property
     def guided(self) -> bool:
         return self.guidance_scale != 1.0
+
+    @property
+    def largest_logit(self) -> float:
+        """The absolute value up to which logits stay finite in float32 through a draw."""
+        factor = 1 + 2 * abs(self.guidance_scale) if self.guided else 1.0
+        return _LARGEST / (4 * factor) * min(self.temperature or 1.0, 1.0)
 
     def rule(self) -> DrawSettings:
         """The settings on which the steps of a draw depend, to compare draws."""

@@ -28,6 +28,12 @@ int64_t first_largest(const float* values, const float* added, int64_t count) {
 
 }  // namespace
 
+bool beyond(const float* logits, int64_t n, float largest) {
+  int found = 0;  // not bool, or the loop is not vectorised
+  for (int64_t k = 0; k < n; ++k) found |= !(std::fabs(logits[k]) <= largest);
+  return found != 0;
+}
+
 Drawer::Drawer(const KernelTable& kernels, const Rule& rule, int64_t num_embeddings)
     : kernels_(kernels),
       rule_(rule),

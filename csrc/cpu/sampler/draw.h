@@ -19,11 +19,15 @@ struct KernelTable;
 namespace vqvae2_fast::cpu::sampler {
 
 struct Rule {
-  float temperature = 1.0f;  // 0: the best code, whatever the noise
-  int64_t top_k = 0;         // 0: all
-  float top_p = 1.0f;        // 1: all
-  float guidance = 1.0f;     // u + s * (c - u)
+  float temperature = 1.0f;     // 0: the best code, whatever the noise
+  int64_t top_k = 0;            // 0: all
+  float top_p = 1.0f;           // 1: all
+  float guidance = 1.0f;        // u + s * (c - u)
+  float largest_logit = 1e37f;  // of logits beyond it a draw says that it had them
 };
+
+// Whether one of n logits is NaN or beyond the largest absolute value.
+bool beyond(const float* logits, int64_t n, float largest);
 
 // One thread's scratch for drawing.
 class Drawer {

@@ -71,16 +71,21 @@ int64_t Pixel::num_right() const {
   return columns;
 }
 
-// Writes what was asked for, for the first `count` columns of the step.
+// Checks the logits of the first `count` columns of the step, and writes what was asked for.
 void Pixel::record(int64_t count) {
   const Request& request = s.request;
-  if (!request.log_prob && !request.logits && !request.intervals) return;
-  const int64_t k = plan.num_embeddings;
+  const int64_t k = plan.num_embeddings, stride = plan.head.outputs();
+  const int64_t to_without_class = s.batch * columns * stride;
+  const float largest = request.rule.largest_logit;
   const Range items = share_of(s.batch * count);
   for (int64_t item = items.begin; item < items.end; ++item) {
     const int64_t b = item / count, column = item % count;
     const int64_t at = (b * plan.height + i) * plan.width + j + column;
-    const float* logits = s.logits.data() + (b * columns + column) * plan.head.outputs();
+    const float* logits = s.logits.data() + (b * columns + column) * stride;
+    if (beyond(logits, k, largest) ||
+        (request.guided && beyond(logits + to_without_class, k, largest))) {
+      s.too_large = true;
+    }
     if (request.log_prob) {
       request.log_prob[at] = s.drawers[thread]->log_prob(logits, request.codes[at]);
     }

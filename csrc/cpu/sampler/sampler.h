@@ -8,12 +8,13 @@
 
 namespace vqvae2_fast::cpu::sampler {
 
-// Where the time of a draw went, seconds of the calling thread; the steps of its pixel phases; and
-// how many inputs it rounded to int8.
+// Where the time of a draw went, seconds of the calling thread; the steps of its pixel phases; how
+// many inputs it rounded to int8; and whether logits were beyond the rule's largest.
 struct Timing {
   double condition = 0, rows = 0, pixels = 0;
   int64_t steps = 0;
   Rounded rounded;
+  bool too_large = false;
 };
 
 // Draws the codes of `request`. All threads draw each position together, or each draws samples of

@@ -1,6 +1,7 @@
 // The memory of one draw: everything that the two phases read and write.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -91,6 +92,7 @@ struct State {
   // Columns of a step, at most the map's. Buffers of a step hold window * rows network rows.
   const int64_t window;
   int64_t steps = 0;
+  std::atomic<bool> too_large{false};  // a logit was beyond the rule's largest, or NaN
 
   Ring ring1, ring2;
   // [layers, rows, W, outputs]: bias and taps above, then all taps. Of integer convolutions these

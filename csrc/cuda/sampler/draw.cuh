@@ -153,13 +153,16 @@ __device__ __forceinline__ void draw_code(const Network& net, Place place, DrawS
   for (int k = threadIdx.x; k < count; k += blockDim.x) {
     const float raw = fresh(logits + k);
     float value = raw;
+    bool fits = fabsf(raw) <= net.rule.largest_logit;
     if (guided) {
       const float base = fresh(without + k);
+      fits = fits && fabsf(base) <= net.rule.largest_logit;
       value = VQ_ADD(base, VQ_MUL(net.rule.guidance, VQ_ADD(raw, -base)));
     }
     if (net.rule.temperature != 0.0f && net.rule.temperature != 1.0f) {
       value = value / net.rule.temperature;
     }
+    if (!fits) atomicMax(net.too_large, 1);
     s.raw[k] = raw;
     s.logits[k] = value;
     if (net.all_logits) net.all_logits[at * count + k] = raw;

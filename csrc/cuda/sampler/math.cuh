@@ -35,9 +35,9 @@ __device__ __forceinline__ float exponential(float x) {
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
-// x for x > 0, else e^x - 1 with a relative error of about an ulp, also near 0.
+// x for x > 0 and NaN, else e^x - 1 with a relative error of about an ulp, also near 0.
 __device__ __forceinline__ float elu(float x) {
-  if (x > 0.0f) return x;
+  if (!(x <= 0.0f)) return x;
   const SplitExponential e = split_exponential(x);
   return fmaf(e.scale, e.minus_one, e.scale - 1.0f);
 }

@@ -84,10 +84,12 @@ Plan::Plan(const Values& values) {
   net.rule = {.temperature = static_cast<float>(values.number("temperature")),
               .top_p = static_cast<float>(values.number("top_p")),
               .guidance = static_cast<float>(values.number("guidance")),
-              .top_k = values.small("top_k")};
+              .top_k = values.small("top_k"),
+              .largest_logit = static_cast<float>(values.number("largest_logit"))};
   net.codes = values.pointer<int64_t>("codes");
   net.log_prob = values.pointer<float>("log_prob");
   net.all_logits = values.pointer<float>("logits");
+  net.too_large = values.pointer<int32_t>("too_large");
   net.steps = values.pointer<int64_t>("steps");
 
   const int32_t first_column = values.small("first_column");

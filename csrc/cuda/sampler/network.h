@@ -25,10 +25,11 @@ struct Ring {
 };
 
 struct Rule {
-  float temperature;  // 0: the best code, whatever the noise
-  float top_p;        // 1: all
-  float guidance;     // u + s * (c - u)
-  int32_t top_k;      // K: all
+  float temperature;    // 0: the best code, whatever the noise
+  float top_p;          // 1: all
+  float guidance;       // u + s * (c - u)
+  int32_t top_k;        // K: all
+  float largest_logit;  // logits beyond it are told by too_large
 };
 
 struct Network {
@@ -75,10 +76,11 @@ struct Network {
   int64_t first_sample;
   uint32_t stream;
   Rule rule;
-  int64_t* codes;     // [B, H, W]
-  float* log_prob;    // [B, H, W], or null
-  float* all_logits;  // [B, H, W, K], or null
-  int64_t* steps;     // how many were taken, counted up; or null
+  int64_t* codes;      // [B, H, W]
+  float* log_prob;     // [B, H, W], or null
+  float* all_logits;   // [B, H, W, K], or null
+  int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
+  int64_t* steps;      // how many were taken, counted up; or null
 };
 
 }  // namespace vqvae2_fast::cuda::sampler

@@ -128,6 +128,7 @@ class RandomPrior {
     DeviceArray<float> logits{std::vector<float>(positions * kCodes)};
     DeviceArray<int64_t> known{draw.known.empty() ? std::vector<int64_t>(1) : draw.known};
     DeviceArray<int64_t> steps{std::vector<int64_t>(1)};
+    DeviceArray<int32_t> too_large{std::vector<int32_t>(1)};
     values.insert({{"batch", draw.batch},
                    {"guided", draw.guided},
                    {"window", draw.window},
@@ -141,6 +142,8 @@ class RandomPrior {
                    {"top_k", draw.top_k ? draw.top_k : kCodes},
                    {"top_p", number(draw.top_p)},
                    {"guidance", number(1.5)},
+                   {"largest_logit", number(1e30)},
+                   {"too_large", address(too_large.data())},
                    {"codes", address(codes.data())},
                    {"log_prob", 0},
                    {"logits", address(logits.data())},

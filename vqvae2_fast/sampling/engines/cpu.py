@@ -16,7 +16,7 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.quantized import checked_ranges
-from vqvae2_fast.sampling.request import Drawn
+from vqvae2_fast.sampling.request import Drawn, check_logits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,7 +111,7 @@ def draw_cpu_timed(
     intervals = None
     if request.want_intervals:
         intervals = torch.zeros(batch, height, width, 2, dtype=torch.int32)
-    seconds, finished = packed_plan(plan, weights).draw(
+    seconds, finished, too_large = packed_plan(plan, weights).draw(
         batch=batch,
         labels=_address(inputs[0]),
         maps=[_address(codes) for codes in maps],
@@ -126,6 +126,7 @@ def draw_cpu_timed(
         top_p=1.0 if settings.top_p is None else settings.top_p,
         guidance=settings.guidance_scale,
         guided=settings.guided,
+        largest_logit=settings.largest_logit,
         codes=_address(codes),
         log_prob=_address(log_prob),
         logits=_address(logits),
@@ -136,6 +137,7 @@ def draw_cpu_timed(
         threads=torch.get_num_threads(),
         progress=(lambda rows, _: request.row_done(codes, rows)) if request.watched else None,
     )
+    check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     clamped = int(seconds.pop("clamped")), int(seconds.pop("rounded"))

@@ -19,7 +19,7 @@ from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.request import Drawn
+from vqvae2_fast.sampling.request import Drawn, check_logits
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.cuda_library import Library
@@ -163,6 +163,7 @@ def draw_with(
     if request.want_logits:
         logits = torch.zeros(*shape, plan.num_embeddings, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
+    too_large = torch.zeros(1, dtype=torch.int32, device=device)
     inputs = {
         "labels": request.labels,
         "known": request.known,
@@ -172,6 +173,7 @@ def draw_with(
         "log_prob": log_prob,
         "logits": logits,
         "steps": steps,
+        "too_large": too_large,
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision)
@@ -183,6 +185,7 @@ def draw_with(
         "top_k": min(settings.top_k or plan.num_embeddings, plan.num_embeddings),
         "top_p": 1.0 if settings.top_p is None else float(settings.top_p),
         "guidance": float(settings.guidance_scale),
+        "largest_logit": settings.largest_logit,
         "window": min(settings.window, width),
     }
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
@@ -199,6 +202,7 @@ def draw_with(
             if device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
             request.row_done(codes, i + 1)
+    check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)
@@ -238,6 +242,7 @@ def plan_values(
         "top_k": plan.num_embeddings,
         "top_p": 1.0,
         "guidance": 1.0,
+        "largest_logit": 1.0,
     }
 
 

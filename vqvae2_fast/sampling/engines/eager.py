@@ -35,7 +35,7 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     linear,
 )
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.request import Drawn, log_prob_of
+from vqvae2_fast.sampling.request import Drawn, beyond, check_logits, log_prob_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +131,7 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
     network.start_map(request)
     codes = torch.zeros(batch, height, width, dtype=torch.int64, device=plan.device)
     log_prob = torch.zeros(batch, height, width, device=plan.device)
+    too_large = torch.zeros((), dtype=torch.bool, device=plan.device)
     logits_map = None
     if request.want_logits:
         logits_map = torch.zeros(batch, plan.num_embeddings, height, width, device=plan.device)
@@ -139,6 +140,7 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
         draw_row()
         network.finish_row(i)
         codes[:, i] = network.codes.t()
+        too_large |= beyond(network.logits, request.settings)
         raw = network.logits[:, :batch]  # [W, B, K]
         if request.want_log_prob:
             log_prob[:, i] = log_prob_of(raw, network.codes).t()
@@ -146,6 +148,7 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
             logits_map[:, :, i] = raw.permute(1, 2, 0)
         request.row_done(codes, i + 1)
     network.finish_map()
+    check_logits(too_large, request.settings)
     return Drawn(codes, log_prob if request.want_log_prob else None, logits_map)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.sampling.request import Drawn, log_prob_of
+from vqvae2_fast.sampling.request import Drawn, beyond, check_logits, log_prob_of
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.prior import PriorInterface
@@ -28,15 +28,18 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
     logits_map = None
     if request.want_logits:
         logits_map = torch.zeros(shape[0], prior.num_embeddings, *shape[1:], device=noise.device)
+    too_large = torch.zeros((), dtype=torch.bool, device=noise.device)
     no_class = None if labels is None else torch.full_like(labels, prior.num_classes)
     for i in range(height):
         noise_row = noise.row(i)  # [B, W, K]
         for j in range(width):
             rows = codes[:, : i + 1]
             logits = prior.logits(rows, request.maps, labels)[:, :, i, j].float()  # [B, K]
+            too_large |= beyond(logits, settings)
             without = known = None
             if settings.guided:
                 without = prior.logits(rows, request.maps, no_class)[:, :, i, j].float()
+                too_large |= beyond(without, settings)
             if request.known is not None:
                 known = request.known[:, i, j]
             code = settings.draw(logits, noise_row[:, j], without, known=known)
@@ -46,4 +49,5 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
             if logits_map is not None:
                 logits_map[:, :, i, j] = logits
         request.row_done(codes, i + 1)
+    check_logits(too_large, settings)
     return Drawn(codes, log_prob, logits_map)

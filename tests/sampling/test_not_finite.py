@@ -1,0 +1,115 @@
+"""Priors whose logits are NaN or too large for float32: every engine refuses them alike."""
+
+import pytest
+import torch
+
+from vqvae2_fast import codec
+from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
+from vqvae2_fast.sampling.settings import DrawSettings
+from vqvae2_fast.testing.pipelines import tiny_pipeline
+from vqvae2_fast.testing.priors import tiny_prior
+
+COMPILED = [] if _native.module is None else ["cpu", "cpu_bfloat16", "cpu_int8"]
+ENGINES = ["reference", "eager", *COMPILED]
+LABELS = torch.tensor([0, 1])
+NOT_FINITE = "The prior's weights are not finite, or too large for float32: load another"
+REFUSED = f"expected logits of absolute values up to .*, got larger ones or NaN. {NOT_FINITE}"
+
+
+def spoiled(value: float):
+    """A prior whose last layer gives spoiled logits to one code."""
+    prior = tiny_prior(num_classes=3, size=(3, 4))
+    with torch.no_grad():
+        prior.head.kernel.weight_g[1] = value
+    return prior
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3e38])
+def test_weights_that_spoil_a_logit_are_refused(value, engine):
+    with pytest.raises(ValueError, match=NOT_FINITE):
+        sample_codes(spoiled(value), 2, labels=LABELS, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_words_name_the_largest_logit(engine):
+    with pytest.raises(ValueError, match=REFUSED):
+        sample_codes(spoiled(-3e38), 2, labels=LABELS, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+def test_a_weight_is_refused_that_the_rounding_of_gates_would_hide(engine):
+    prior = tiny_prior(num_classes=3, size=(3, 4))
+    with torch.no_grad():
+        prior.blocks[0].layers[0].classes.weight[2] = torch.nan  # a class that is not drawn
+    with pytest.raises(ValueError, match=f"expected finite weights. {NOT_FINITE}"):
+        sample_codes(prior, 2, labels=LABELS, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("read", [score_codes, teacher_forced_logits])
+def test_known_codes_are_not_scored_by_them(read, engine):
+    with pytest.raises(ValueError, match=REFUSED):
+        read(spoiled(-3e38), torch.zeros(2, 3, 4).long(), labels=LABELS, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_logits_without_a_class_count_under_guidance(engine):
+    prior = tiny_prior(num_classes=3, size=(3, 4))
+    with torch.no_grad():
+        prior.blocks[0].layers[0].classes.weight[3] = 3e38
+    sample_codes(prior, 2, labels=LABELS, engine=engine)
+    with pytest.raises(ValueError, match=REFUSED):
+        sample_codes(prior, 2, labels=LABELS, engine=engine, guidance_scale=1.5)
+
+
+@pytest.mark.skipif(not COMPILED, reason="this install has no compiled module")
+def test_samples_of_several_threads_are_checked():
+    prior = spoiled(-3e38)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match=REFUSED):
+            sample_codes(prior, 8, labels=torch.zeros(8).long(), engine="cpu")
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not COMPILED, reason="this install has no compiled module")
+def test_codes_are_not_compressed_by_them():
+    pipeline = tiny_pipeline(num_classes=0)
+    codes = [torch.zeros(1, side, side).long() for side in (4, 8)]
+    with torch.no_grad():
+        pipeline.priors[1].head.kernel.weight_g.fill_(-3e38)
+    with pytest.raises(ValueError, match=REFUSED):
+        codec.encode_codes(pipeline, codes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "largest"),
+    [
+        ({}, 2.0**125),
+        ({"temperature": 0.0}, 2.0**125),
+        ({"temperature": 2.0}, 2.0**125),
+        ({"temperature": 0.25}, 2.0**123),
+        ({"guidance_scale": 1.5}, 2.0**123),
+        ({"guidance_scale": -1.5, "temperature": 0.25}, 2.0**121),
+    ],
+)
+def test_the_largest_logit_leaves_room_for_the_settings(settings, largest):
+    assert DrawSettings(**settings).largest_logit == largest
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_logits_up_to_the_largest_are_drawn_from(engine):
+    prior = tiny_prior(num_classes=3, size=(3, 4))
+    logits = teacher_forced_logits(prior, torch.zeros(2, 3, 4).long(), labels=LABELS)
+    with torch.no_grad():
+        factor = 2.0**123 / logits.abs().max()
+        prior.head.bias.mul_(factor)
+        prior.head.kernel.weight_g.mul_(factor)
+    codes = sample_codes(prior, 2, labels=LABELS, engine=engine, top_p=0.5)
+    if engine in ("eager", "cpu"):
+        reference = sample_codes(prior, 2, labels=LABELS, engine="reference", top_p=0.5)
+        assert torch.equal(codes, reference)

@@ -225,8 +225,7 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
 def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """The image in mode L or RGB: 16 bits to 8, palettes resolved, transparency over white."""
     if image.mode.startswith("I;16"):
-        # Pillow's own conversion to L clips at 255 instead of scaling.
-        flat = Image.fromarray((np.asarray(image) / 257.0 + 0.5).astype(np.uint8))
+        flat = Image.fromarray(_upper_bits(np.asarray(image)))
     elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         flat = _over_white(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB")
     else:
@@ -236,6 +235,15 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
+
+
+def _upper_bits(pixels: np.ndarray) -> np.ndarray:
+    """16 bits per pixel rounded to 8; Pillow's own conversion to L clips at 255 instead."""
+    rounded = np.empty(pixels.shape, np.uint8)
+    rows = max(1, _STRIP_PIXELS // pixels.shape[1])  # in strips, since this takes float64 numbers
+    for top in range(0, len(pixels), rows):
+        rounded[top : top + rows] = pixels[top : top + rows] / 257.0 + 0.5
+    return rounded
 
 
 def _over_white(image: Image.Image, mode: str) -> Image.Image:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -80,6 +81,15 @@ def vqvae_loss(model: nn.Module, count: int) -> Tensor:
 
 def prior_loss(model: nn.Module, count: int) -> Tensor:
     return model(*codes(count), as_loss=True)
+
+
+def test_batches_of_other_sizes_need_no_other_graph() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    dynamic = torch.compile(prior(), fullgraph=True, dynamic=True, backend="eager")
+    for count in (17, 19, 23):
+        prior_loss(dynamic, count)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]

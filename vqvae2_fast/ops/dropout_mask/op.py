@@ -20,7 +20,9 @@ def _fake(
 
 DROPOUT_MASK = register(
     "dropout_mask",
-    "(Tensor seed, int num_samples, int num_rows, int num_columns, float dropout_p) -> Tensor",
+    # SymInt, or a compiled graph would hold for one batch size.
+    "(Tensor seed, SymInt num_samples, SymInt num_rows, SymInt num_columns, float dropout_p) "
+    "-> Tensor",
     reference=dropout_mask_reference,
     fake=_fake,
     owners={"cpu": "cpu", "cuda": "triton"},

@@ -97,3 +97,7 @@ class PixelSNAIL(rosinality.PixelSNAIL):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         _make_plain(self)
+
+    def _one_hot(self, codes: Tensor) -> Tensor:
+        one_hot = F.one_hot(codes, self.n_class).permute(0, 3, 1, 2)
+        return one_hot.type_as(self.background)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.compat.rosinality import (
     CausalAttention,
@@ -209,6 +210,44 @@ def test_row_prefix_gives_the_logits_of_the_whole_map():
         for rows in range(1, 7):
             part = model(codes[:, :rows], condition)[0]
             assert torch.allclose(part, whole[:, :, :rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [2, 50], ids=["channels_first", "channels_last"])
+def test_logits_are_the_same_with_and_without_gradients(batch):
+    model = small_prior(n_out_res_block=1).eval()
+    codes = torch.randint(10, (batch, 6, 4))
+    with torch.no_grad():
+        without = model(codes)[0]
+    torch.testing.assert_close(without, model(codes)[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+class _Calls(TorchDispatchMode):
+    """The names of the tensor calls made in its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_without_gradients_makes_the_ports_calls_and_no_more():
+    causal, plain = CausalConv2d(16, 16, 5, padding="causal"), WNConv2d(16, 16, 1)
+    with torch.no_grad(), _Calls() as calls:
+        plain(causal(torch.randn(1, 16, 4, 4)))
+    made = [name for name in calls.names if name not in ("randn", "detach", "slice", "select")]
+    normed = ["_weight_norm_interface", "convolution"]
+    assert made == ["zero_", "constant_pad_nd", *normed, *normed]
+
+
+def test_a_small_map_without_gradients_does_not_make_convolutions_reorder_weights():
+    model, maps = small_prior().eval(), []
+    model.horizontal.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs))
+    with torch.no_grad():
+        model(torch.zeros(2, 6, 4, dtype=torch.int64))
+    assert maps[0].is_contiguous()
 
 
 def test_condition_is_computed_once_per_cache_and_kept_detached():

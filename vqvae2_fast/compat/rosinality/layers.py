@@ -19,6 +19,7 @@ __all__ = [
     "CausalConv2d",
     "GatedResBlock",
     "WNConv2d",
+    "infers_on_cpu",
     "shift_down",
     "shift_right",
     "wn_linear",
@@ -81,6 +82,15 @@ class _NormedConv2d(_WeightNorm, nn.Conv2d):
         self._norm_weight()
 
 
+def infers_on_cpu(input: Tensor) -> bool:
+    """Whether torch's convolutions compute the layers: `normed_conv2d` has no kernel for this.
+
+    Without one it takes several calls for the weight's mask and norm. That matters where the port
+    samples, which runs every layer on a small map for each code.
+    """
+    return input.is_cpu and not torch.is_grad_enabled()
+
+
 def wn_linear(in_dim: int, out_dim: int) -> nn.Module:
     """A weight-normalised linear layer."""
     return _NormedLinear(in_dim, out_dim)
@@ -110,7 +120,8 @@ class WNConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         conv, (height, width) = self.conv, self.kernel_size
-        if self.stride == 1 and height == width == 2 * self.padding + 1:
+        is_same = self.stride == 1 and height == width == 2 * self.padding + 1
+        if is_same and not infers_on_cpu(input):
             out = normed_conv2d(input, conv.weight_v, conv.weight_g, conv.bias, "same")
         else:
             out = F.conv2d(input, conv.weight, conv.bias, self.stride, self.padding)
@@ -159,9 +170,8 @@ class CausalConv2d(nn.Module):
         if self.padding == "causal":
             # Through .data, as the port does: the version counter that autograd checks stays.
             conv.weight_v.data[:, :, -1, width // 2 :].zero_()
-        if self.conv.stride == 1 and (
-            self.padding == "downright" or (self.padding == "causal" and width % 2)
-        ):
+        is_masked = self.padding == "downright" or (self.padding == "causal" and width % 2)
+        if is_masked and self.conv.stride == 1 and not infers_on_cpu(input):
             mask = "downright" if self.padding == "downright" else "exclude"
             out = normed_conv2d(input, conv.weight_v, conv.weight_g, conv.bias, mask)
         else:

@@ -46,6 +46,7 @@ from vqvae2_fast.compat.rosinality.layers import (
     CausalConv2d,
     GatedResBlock,
     WNConv2d,
+    infers_on_cpu,
     shift_down,
     shift_right,
     wn_linear,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["CausalAttention", "CondResNet", "PixelBlock", "PixelSNAIL", "causal_mask"]
+
+# Positions of a batch's maps from which reordering weights costs less than channels first do.
+_MOST_POSITIONS = 1024
 
 
 @lru_cache(maxsize=64)
@@ -319,8 +323,15 @@ class PixelSNAIL(LoadsPortFiles, nn.Module):
         return self.out(out), cache
 
     def _one_hot(self, codes: Tensor) -> Tensor:
-        one_hot = F.one_hot(codes, self.n_class).permute(0, 3, 1, 2)  # [B, V, H, W]
-        return one_hot.to(self.background.dtype)
+        """`[B, V, H, W]` with its channels last in memory, or first where torch's convolutions read
+        a small map: channels last make them reorder every weight at every call."""
+        batch, height, width = codes.shape
+        if infers_on_cpu(self.background) and codes.numel() < _MOST_POSITIONS:
+            one_hot = self.background.new_zeros(batch, self.n_class, height, width)
+        else:
+            one_hot = self.background.new_zeros(batch, height, width, self.n_class)
+            one_hot = one_hot.permute(0, 3, 1, 2)
+        return one_hot.scatter_(1, codes.unsqueeze(1), 1.0)
 
     def _features(self, condition: Tensor, cache: dict[str, Tensor]) -> Tensor:
         """The condition's features at the size of the map, `[B, cond_res_channel, H, W]`."""

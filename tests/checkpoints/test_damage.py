@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vqvae2_fast.checkpoints import sums
 from vqvae2_fast.checkpoints.checkpoint import (
     DamagedError,
     load,
@@ -87,6 +88,13 @@ def test_a_flipped_bit_in_a_calibration_is_found(tmp_path):
     flip(tmp_path / "prior" / "calibration.safetensors", -2)
     with pytest.raises(DamagedError, match=r"calibration\.safetensors is damaged: crc32 is"):
         load(tmp_path / "prior")
+
+
+def test_checksums_are_computed_once(run, monkeypatch):
+    computed, crc32 = [], sums._crc32
+    monkeypatch.setattr(sums, "_crc32", lambda path: computed.append(path.name) or crc32(path))
+    load_training(run)
+    assert sorted(computed) == sorted(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -69,6 +69,7 @@ __all__ = [
     "sharded_save",
 ]
 
+_FOR_LOAD = ("config.json", SHARDS, "model.safetensors", "average.safetensors", CALIBRATION)
 _Saved = TypeVar("_Saved", bound=Model | Pipeline)
 
 
@@ -249,7 +250,8 @@ def load(
 def _load(
     folder: Path, device: str | torch.device, expect: type[_Saved] | None, check_finite: bool
 ) -> Any:
-    header = _header(folder)
+    check_sums(folder, _FOR_LOAD)
+    header = read_config(folder)
     found: str = header["kind"]
     classes = {kind: known for kind, (known, _) in known_models().items()} | {"pipeline": Pipeline}
     if expect is not None and not issubclass(classes[found], expect):
@@ -311,14 +313,14 @@ def load_training(
     """
     folder = checkpoint_folder(path)
     with _offering_previous(folder):
-        header = _header(folder)
+        check_sums(folder)
+        header = read_config(folder)
         if not (folder / "state.json").exists():
             raise ValueError(
                 f"load_training: {folder} has no state.json: it holds only a model, which is not "
                 "enough to continue a run. Name the folder of a run, or a checkpoint in its "
                 "checkpoints folder."
             )
-        check_sums(folder)
         state = _state(folder)
         model = read_model(header, folder)
         weights = dict(model.named_parameters())
@@ -345,13 +347,6 @@ def class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     folder = checkpoint_folder(path)
     check_sums(folder, ("config.json",))
     return tuple(read_config(folder)["class_names"])
-
-
-def _header(folder: Path) -> dict[str, Any]:
-    """config.json of a checkpoint, once the checksums of the files for `load` are compared."""
-    weights = ("model.safetensors", "average.safetensors", CALIBRATION)
-    check_sums(folder, ("config.json", SHARDS, *weights))
-    return read_config(folder)
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -9,18 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.data import batches, fingerprint, in_order
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig
+from vqvae2_fast.training.images import identity_of_images, own_batches, validated
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vqvae2_fast.data import ImageSource
 
 __all__ = ["check_classes", "classifier_recipe", "classifier_stage"]
@@ -116,7 +114,7 @@ def classifier_stage(
         logits = model(images.to(device, memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels.to(device)), {}
 
-    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+    shown = validated(held_out, config)
 
     def validate(model: Classifier) -> dict[str, float]:
         ranks = Ranks.of_group()
@@ -130,31 +128,16 @@ def classifier_stage(
         top1, top5 = (count / len(shown) for count in ranks.sum_(hits).tolist())
         return {"accuracy": top1, "top5": top5}
 
-    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        cut = config.cut_of_group()
-        return batches(
-            train_set,
-            cut.batch_size,
-            seed=config.seed,
-            start_step=first,
-            flip=flip,
-            crop_padding=crop_padding,
-            num_workers=config.workers,
-            cut=cut,
-        )
-
     return Stage(
         name=name,
         model=model,
-        batches=own_batches,
+        batches=own_batches(train_set, config, flip=flip, crop_padding=crop_padding),
         loss=loss,
         validate=validate,
         headline="accuracy",
         after_step=_average_norms_,
         identity=lambda: {
-            "images": fingerprint(train_set),
-            "held_out_images": fingerprint(held_out),
-            "flip": flip,
+            **identity_of_images(train_set, held_out, flip=flip),
             "crop_padding": crop_padding,
         },
     )

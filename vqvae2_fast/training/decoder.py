@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from vqvae2_fast.data import batches, fingerprint, in_order
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.reconstruction import reconstruction_error, reconstruction_measures
 from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.images import identity_of_images, own_batches, validated
 from vqvae2_fast.training.loop import DivergedError, Stage
 from vqvae2_fast.training.stage1 import check_images
 
@@ -63,7 +63,7 @@ def decoder_stage(
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+    shown = validated(held_out, config)
 
     def loss(model: VQVAE2, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0].to(device_of(model), memory_format=torch.channels_last)
@@ -71,18 +71,6 @@ def decoder_stage(
         squares = F.mse_loss(reconstruction.float(), images)
         total, parts = fidelity.added_to(squares, images, reconstruction, model)
         return total, {"reconstruction": squares.detach(), **parts}
-
-    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        cut = config.cut_of_group()
-        return batches(
-            train_set,
-            cut.batch_size,
-            seed=config.seed,
-            start_step=first,
-            flip=flip,
-            num_workers=config.workers,
-            cut=cut,
-        )
 
     def held_out_batches() -> Iterator[Tensor]:
         return (images for images, _ in in_order(shown, 4 * config.batch_size))
@@ -106,7 +94,7 @@ def decoder_stage(
     return Stage(
         name="fine-tune decoder",
         model=model,
-        batches=own_batches,
+        batches=own_batches(train_set, config, flip=flip),
         loss=loss,
         validate=validate,
         headline="psnr" if fidelity.perceptual is None else "lpips",
@@ -115,9 +103,7 @@ def decoder_stage(
         companion=fidelity.adversary,
         identity=lambda: {
             "vqvae": before,
-            "images": fingerprint(train_set),
-            "held_out_images": fingerprint(held_out),
-            "flip": flip,
+            **identity_of_images(train_set, held_out, flip=flip),
             **fidelity.identity(),
         },
     )

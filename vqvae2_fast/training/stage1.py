@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast.data import batches, fingerprint, in_order
-from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.codebook import CodebookUse, code_counts
 from vqvae2_fast.metrics.reconstruction import psnr
 from vqvae2_fast.models.configs import level_names
@@ -20,11 +19,10 @@ from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.adversary import Adversary, Fidelity
 from vqvae2_fast.training.collapse import collapsed_levels
+from vqvae2_fast.training.images import identity_of_images, own_batches, validated
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.metrics import LPIPS
     from vqvae2_fast.ops._batch_part import BatchPart
@@ -84,26 +82,13 @@ def vqvae_stage(
         if adversary is not None:
             adversary.step()
 
-    def own_batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        cut = config.cut_of_group()
-        return batches(
-            train_set,
-            cut.batch_size,
-            seed=config.seed,
-            start_step=first,
-            flip=flip,
-            crop_padding=crop_padding,
-            num_workers=config.workers,
-            cut=cut,
-        )
-
     def before_step(
         model: VQVAE2, micro_batches: list[tuple[Tensor, Tensor]], parts: list[BatchPart]
     ) -> None:
         device = device_of(model)
         model.start_codebooks_([images.to(device) for images, _ in micro_batches], parts)
 
-    shown = spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+    shown = validated(held_out, config)
 
     alarmed: set[str] = set()
 
@@ -124,7 +109,7 @@ def vqvae_stage(
     return Stage(
         name="train VQ-VAE",
         model=model,
-        batches=own_batches,
+        batches=own_batches(train_set, config, flip=flip, crop_padding=crop_padding),
         loss=loss,
         validate=validate,
         headline="psnr",
@@ -132,9 +117,7 @@ def vqvae_stage(
         after_step=after_step,
         companion=adversary,
         identity=lambda: {
-            "images": fingerprint(train_set),
-            "held_out_images": fingerprint(held_out),
-            "flip": flip,
+            **identity_of_images(train_set, held_out, flip=flip),
             "crop_padding": crop_padding,
             **fidelity.identity(),
         },

@@ -1,0 +1,55 @@
+"""What the stages that train on images share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vqvae2_fast.data import batches, fingerprint
+from vqvae2_fast.data.subset import spread_evenly
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.training.config import TrainConfig
+
+__all__ = ["identity_of_images", "own_batches", "validated"]
+
+
+def own_batches(
+    images: ImageSource, config: TrainConfig, *, flip: bool, crop_padding: int = 0
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """`Stage.batches` of a training set, augmented as by `batches`."""
+
+    def from_step(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        cut = config.cut_of_group()
+        return batches(
+            images,
+            cut.batch_size,
+            seed=config.seed,
+            start_step=first,
+            flip=flip,
+            crop_padding=crop_padding,
+            num_workers=config.workers,
+            cut=cut,
+        )
+
+    return from_step
+
+
+def validated(held_out: ImageSource, config: TrainConfig) -> ImageSource:
+    """The held-out images that a validation takes: `validate_items` of them, or all."""
+    return spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
+
+
+def identity_of_images(
+    train_set: ImageSource, held_out: ImageSource, *, flip: bool
+) -> dict[str, Any]:
+    """What `Stage.identity` says of the images."""
+    return {
+        "images": fingerprint(train_set),
+        "held_out_images": fingerprint(held_out),
+        "flip": flip,
+    }

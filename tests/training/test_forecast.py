@@ -47,9 +47,34 @@ def test_operations_are_two_for_each_weight_and_position():
 def test_shards_divide_weights_moments_and_average():
     whole, _, sharded, _ = forecast(PRIOR, CONFIG, CARD, 4).ways
     assert (sharded.moments, sharded.average) == (whole.moments // 4, whole.average // 4)
-    assert sharded.gradients == whole.gradients  # until the batch is complete
     # Gathered twice and scattered once: half as much again as summed everywhere.
     assert sharded.sent == pytest.approx(1.5 * whole.sent)
+
+
+def test_a_card_has_the_whole_weights_of_two_segments():
+    model = PixelSNAIL(PRIOR)
+    most = max(sum(p.numel() for p in segment.parameters()) for segment in model.segments())
+    whole, _, sharded, _ = forecast(PRIOR, CONFIG, CARD, 4).ways
+    assert sharded.weights == whole.weights // 4 + 2 * 4 * most
+
+
+def test_gradients_are_whole_while_micro_batches_accumulate():
+    deep = replace(PRIOR, num_output_layers=60)
+    whole, _, sharded, _ = forecast(deep, CONFIG, CARD, 4).ways
+    assert (sharded.micro_batch, sharded.gradients) == (3, sharded.weights)
+    assert sharded.gradients < whole.gradients
+    small = replace(CARD, memory=math.floor((sharded.memory - 1) / 0.9))
+    sharded = forecast(deep, CONFIG, small, 4).ways[2]
+    assert (sharded.micro_batch, sharded.gradients) == (1, whole.gradients)
+
+
+def test_bfloat16_halves_activations_and_copies_weights():
+    wide = replace(PRIOR, channels=64, residual_channels=64)
+    config = replace(CONFIG, batch_size=1, accumulate=1)
+    single = forecast(wide, config, CARD, 1).ways[0]
+    half = forecast(wide, replace(config, precision="bfloat16"), CARD, 1).ways[0]
+    expected = (single.activations + single.weights) / 2
+    assert half.activations == pytest.approx(expected, rel=0.02)
 
 
 def test_recomputing_needs_less_memory_and_more_time():
@@ -61,7 +86,7 @@ def test_recomputing_needs_less_memory_and_more_time():
 def test_micro_batches_shrink_to_the_memory_and_share_the_batch_evenly():
     kept = forecast(PRIOR, CONFIG, CARD, 2).ways[0]
     assert kept.micro_batch == 6
-    least = replace(CARD, memory=math.ceil((kept.memory - kept.activations / 6) / 0.9))
+    least = replace(CARD, memory=math.floor((kept.memory - 1) / 0.9))
     assert forecast(PRIOR, CONFIG, least, 2).ways[0].micro_batch == 3
     assert forecast(PRIOR, CONFIG, replace(CARD, memory=1), 2).best is None
 

@@ -150,16 +150,19 @@ def forecast(
     def way(sharded: bool, recomputed: bool) -> Way:
         share = count if sharded else 1
         held = again if recomputed else kept
-        state = weights // share, moments_of(training) * weights // share
+        own, moments = weights // share, moments_of(training) * weights // share
         whole = gathered if sharded else 0
         average = (training.average_decay > 0) * weights // share
-        # While a batch is accumulated, gradients are those of the whole model.
-        fixed = state[0] + whole + weights + state[1] + average + held.fixed + casts
-        room = int(_USABLE * card.memory) - fixed
-        most = max(0, min(room // held.item, -(-batch // count)))
-        micro = max(
-            (n for n in range(1, most + 1) if batch % (n * count) == 0), default=min(most, 1)
-        )
+        room = int(_USABLE * card.memory) - (own + whole + moments + average + held.fixed + casts)
+        # In one micro-batch each gradient is shared out as it comes; while several accumulate, all
+        # are whole.
+        gradients, micro = min(weights, own + whole), batch // count
+        if batch % count or gradients + micro * held.item > room:
+            gradients = weights
+            most = max(0, min((room - gradients) // held.item, -(-batch // count)))
+            micro = max(
+                (n for n in range(1, most + 1) if batch % (n * count) == 0), default=min(most, 1)
+            )
         times = -(-batch // (max(micro, 1) * count))
         others = (count - 1) / count
         sent = others * weights * (2 * times + 1 if sharded else 2)
@@ -168,9 +171,9 @@ def forecast(
             sharded,
             recomputed,
             micro,
-            weights=state[0] + whole,
-            gradients=weights,
-            moments=state[1],
+            weights=own + whole,
+            gradients=gradients,
+            moments=moments,
             average=average,
             activations=held.fixed + casts + max(micro, 1) * held.item,
             sent=int(sent),

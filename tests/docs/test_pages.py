@@ -26,8 +26,27 @@ from vqvae2_fast.data.sources import _SOURCES
 from vqvae2_fast_command import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md"] + sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")
+PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "tools/README.md"] + sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder, name in (("docs", "*.md"), ("vqvae2_fast", "README.md"), ("csrc", "README.md"))
+    for path in (ROOT / folder).rglob(name)
+)
+# What somebody reads who begins, in this order, in one folder.
+BEGINNING = (
+    "README.md",
+    "docs/quick-start.md",
+    "docs/training.md",
+    "docs/sampling.md",
+    "docs/codec.md",
+    "docs/recipes.md",
+)
+PYTHON_ALONE = ("docs/quantizers.md", "docs/operators.md", "docs/migrating-from-lucidrains.md")
+# Pages that tests of their own run; tests/compat/ runs the Python of the port's.
+BY_THEMSELVES = (
+    "docs/migrating-from-rosinality.md",
+    "docs/evaluation.md",
+    "docs/reports/README.md",
+    "docs/training-at-scale.md",
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Options that make a command short, by its name.
@@ -51,10 +70,21 @@ NOT_RUN = {
     "#SBATCH": "It is for Slurm.",
     "srun": "It is for Slurm.",
     "make": "Its targets install, compile or run tests; test_makefile.py reads them.",
+    "torchrun --nproc-per-node 8": "It is for eight GPUs: its options are read here.",
+    "here=csrc": "It compiles C++: .ci/cuda_on_cpu does the same.",
+    "for f in fiber": "The same.",
+    "g++": "The same.",
+    "CUDA_ON_CPU_ORDER": "The same.",
 }
-# Pages that name options of scripts and of the port; tests/compat/ reads the tables of the latter.
-OTHER_PROGRAMS = ("CONTRIBUTING.md", "docs/migrating-from-rosinality.md")
-SHOWN = ("runs/vqvae/\n", '{"error"')  # what a folder, or an answer, looks like: no commands
+# The pages whose options are ours: others name those of scripts, and of the port (tests/compat/).
+FOR_USERS = [
+    page
+    for page in PAGES
+    if page.startswith(("docs/", "README.md"))
+    and page not in ("docs/migrating-from-rosinality.md", "docs/results.md")
+]
+# What a folder, an answer or a plan looks like: no commands.
+SHOWN = ("runs/vqvae/\n", '{"error"', "port, top, engine cuda\n")
 # Options of other programs: torchrun, pip, pytest, and scripts in tools/ and benchmarks/.
 NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
@@ -88,14 +118,17 @@ class Reader:
         self.capsys, self.names, self.limits = capsys, dict(names), dict(limits)
         self.scope: dict[str, object] = {}
         self.ran: list[str] = []
+        self.done: set[str] = set()  # commands as written: a page may repeat one of another page
 
     def read(self, page: str) -> None:
+        self.scope = {}
         for language, text in blocks_of(page):
             if language == "python":
                 exec(compile(text, page, "exec"), self.scope)
                 continue
             for command in commands_of(text):
-                if not command.startswith(tuple(NOT_RUN)):
+                if not command.startswith(tuple(NOT_RUN)) and command not in self.done:
+                    self.done.add(command)
                     self.run(self.filled_in(command))
 
     def filled_in(self, command: str) -> list[str]:
@@ -152,23 +185,46 @@ def run_by_torchrun(words: list[str]) -> None:
 
 @pytest.fixture
 def short(monkeypatch):
-    """Fewer emoji for the demo, and a training is timed by two steps."""
+    """Fewer emoji, and a training is timed by two steps."""
 
     def few_emoji(split):
         emoji = load_emoji(split)
         return ImageTensorDataset(emoji.images[::16], emoji.labels[::16], emoji.class_names)
 
     monkeypatch.setattr(demo, "load_emoji", few_emoji)
+    monkeypatch.setattr("vqvae2_fast.data.load_emoji", few_emoji)
     monkeypatch.setattr("vqvae2_fast.training.cost._BUDGET", 0.0)
 
 
-def test_readme(workspace, short, capsys):
+def test_beginning(workspace, short, capsys):
     reader = Reader(capsys, {"compress photos/": "compress few/"})
-    reader.read("README.md")
+    for page in BEGINNING:
+        reader.read(page)
     assert [line for line in reader.ran if "--skip-corrupt" in line]
     assert len(list(Path("back").iterdir())) == 2
-    assert reader.scope["images"].shape == (3, 3, 32, 32)
     assert len(list(Path("samples/images").glob("*.png"))) == 20
+    assert len(list(Path("shared/images").glob("*.png"))) == 20
+    assert Path("runs/emoji/pipeline").is_dir()
+    assert Path("runs/calibrated").is_dir()
+
+
+@pytest.mark.parametrize("page", PYTHON_ALONE)
+def test_python_alone(page, capsys):
+    Reader(capsys).read(page)
+
+
+def test_training_at_scale(capsys):
+    """Its first command is run. The others, for eight GPUs, are read as the command line does."""
+    page = "docs/training-at-scale.md"
+    commands = [command for _, text in blocks_of(page) for command in commands_of(text)]
+    assert cli.main(shlex.split(commands[0])[1:]) == 0
+    assert "fastest" in capsys.readouterr().out
+    torchrun = [command for command in commands if command.startswith("torchrun ")]
+    assert len(torchrun) == 4
+    for command in torchrun:
+        words = shlex.split(command)
+        name, *options = words[words.index("vqvae2-fast") + 1 :]
+        cli._parse(cli._kind(name), name, options)
 
 
 def test_migration(workspace, short, capsys):
@@ -226,12 +282,6 @@ def test_reports(workspace, fashion, classes64, short, capsys, monkeypatch):
     assert Path("runs64/report/report.html").is_file()
 
 
-def test_quantizers(capsys):
-    reader = Reader(capsys)
-    reader.read("docs/quantizers.md")
-    assert reader.scope["model"].config.quantizers == ("ema", "residual:16,32")
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_run_or_says_why_not(page):
     for language, text in blocks_of(page):
@@ -239,6 +289,18 @@ def test_every_block_is_run_or_says_why_not(page):
         for command in commands_of(text) if language != "python" else []:
             program = ("vqvae2-fast ", "torchrun ", *NOT_RUN)
             assert command.startswith(program), f"{page}: what is {command!r}?"
+
+
+def test_every_page_is_run_by_a_test():
+    """Pages all of whose blocks cannot be run need none; CONTRIBUTING.md is one of them."""
+    to_run = [
+        page
+        for page in PAGES
+        for language, text in blocks_of(page)
+        if language == "python"
+        or not all(command.startswith(tuple(NOT_RUN)) for command in commands_of(text))
+    ]
+    assert set(to_run) == {*BEGINNING, *PYTHON_ALONE, *BY_THEMSELVES}
 
 
 def test_no_reason_is_left_over():
@@ -253,7 +315,7 @@ def test_no_reason_is_left_over():
         assert any(command.startswith(start) for command in commands), start
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in OTHER_PROGRAMS])
+@pytest.mark.parametrize("page", FOR_USERS)
 def test_options_in_the_text_exist(page):
     options = set(NOT_OURS.split()) | {"--model", "--train"}  # beginnings, as in --train.…
     for name in COMMANDS:
@@ -263,8 +325,8 @@ def test_options_in_the_text_exist(page):
     assert [option for option in named if option not in options] == []
 
 
-def test_readme_names_every_source_of_images():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_command_line_names_every_source_of_images():
+    text = (ROOT / "docs/command-line.md").read_text(encoding="utf-8")
     for prefix in filter(None, _SOURCES):
         assert re.search(rf"^\| `{prefix}[:`]", text, re.MULTILINE), prefix
 

@@ -288,7 +288,7 @@ def write_codes(
         progress: Called after each batch.
 
     Raises:
-        As `CodeWriter`; and ValueError if `encode` gives another number of records than asked for.
+        ValueError: `encode` gives another number of records than asked for; and as `CodeWriter`.
     """
     start, stop = share(source_records, rank, world_size)
     with CodeWriter(

@@ -1,0 +1,231 @@
+"""Writes docs/results.md: every figure of the README with its command, machine and date.
+
+python benchmarks/results_page.py
+
+What a file of results/ holds is read from there. What only stands in a text is marked as quoted.
+The page also lists the latest row of each workload on each machine. tests/docs/test_results.py
+holds the README to this page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from report import latest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+NAMES = {
+    "ours": "vqvae2_fast",
+    "lean": "plain PyTorch",
+    "lean_compiled": "torch.compile",
+    "compiled": "torch.compile",
+    "onehot": "one-hot products",
+    "cdist": "torch.cdist",
+    "lucidrains": "vector-quantize-pytorch",
+    "port": "rosinality's port",
+}
+
+
+class Measured(NamedTuple):
+    """A row of the README's table, out of one file of results."""
+
+    work: str
+    file: str
+    mode: str
+    shape: str
+    other: str  # the contender that it names
+
+
+class Quoted(NamedTuple):
+    """A figure that stands in a text only."""
+
+    figures: str  # as the README writes them, separated by "; "
+    what: str
+    command: str
+    machine: str
+    date: str  # when the text got it
+    page: str = ""  # where more is said, from docs/
+
+
+ZEN5 = "amd-epyc-2-cores-avx512-bf16.csv"
+ENGINES = "../vqvae2_fast/sampling/engines/README.md"
+MEASURED = (
+    Measured(
+        "find the nearest of 512 codes for 65,536 vectors of 64 numbers",
+        ZEN5,
+        "search",
+        "65536x512x64",
+        "faiss",
+    ),
+    Measured("a training step of that quantiser", ZEN5, "step", "65536x512x64", "lucidrains"),
+    Measured(
+        "a training step of a top prior of the port's size, batch 4",
+        ZEN5,
+        "port_top",
+        "batch4",
+        "port",
+    ),
+)
+QUOTED = (
+    Quoted(
+        "46 minutes",
+        "training of `fashion28`: 11 + 10 + 22 + 3 minutes",
+        "python tools/train_pretrained.py fashion28 --list",
+        "AMD EPYC (Zen 5), one thread, under load",
+        "2026-11-26",
+        "reports/README.md#fashion28-by-the-recipe-for-the-package",
+    ),
+    Quoted(
+        "80 seconds; 20 seconds",
+        "the build, and the CUDA kernels in addition: processor time",
+        "pip install .",
+        "AMD EPYC (Zen 5)",
+        "2026-11-26",
+    ),
+    Quoted(
+        "4 min 20 s; 27.97 dB; 1,107 bits; 2,442 bits; 23.42 dB",
+        "the demo: time, quality, bits with and without priors, WebP at equal bits",
+        "vqvae2-fast demo",
+        "AMD EPYC (Zen 4), 2 cores, AVX-512, torch 2.13",
+        "2026-11-25",
+    ),
+    Quoted(
+        "seven minutes",
+        "the tests: processor time",
+        "pytest",
+        "AMD EPYC (Zen 5)",
+        "2026-11-26",
+    ),
+    Quoted(
+        "3.8 s; 1,282 times",
+        "the codes of one 256×256 image; the plain way, summed from measured rows",
+        "python benchmarks/sampler.py",
+        "Intel Xeon (Sapphire Rapids), 2 cores, AVX-512-BF16, torch 2.13",
+        "2026-11-25",
+        f"{ENGINES}#measured",
+    ),
+    Quoted(
+        "0.77 s; 2.65 s",
+        "the same by engine `cpu_w8a8`, and by `cpu`",
+        "python benchmarks/sampler.py --threads 2 --naive-rows 0 --weights w8a8",
+        "AMD EPYC (Zen 5), 2 cores, AVX-512 VNNI",
+        "2026-11-26",
+    ),
+)
+
+
+def milliseconds(value: str | float) -> str:
+    """Three digits, in ms or s."""
+    time = float(value)
+    return f"{time / 1000:.3g} s" if time >= 1000 else f"{time:.3g} ms"
+
+
+def times(ours: dict[str, str], other: dict[str, str]) -> str:
+    """How many times as long the other one takes, in two digits."""
+    ratio = float(other["median_ms"]) / float(ours["median_ms"])
+    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
+
+
+def rows_of(figure: Measured) -> dict[str, dict[str, str]]:
+    """The latest rows of a workload, by contender."""
+    return {
+        row["contender"]: row
+        for row in latest(RESULTS / figure.file)
+        if (row["mode"], row["shape"]) == (figure.mode, figure.shape)
+    }
+
+
+def readme_row(figure: Measured) -> str:
+    """The row of the README's table."""
+    rows = rows_of(figure)
+    times = float(rows[figure.other]["median_ms"]) / float(rows["ours"]["median_ms"])
+    name = NAMES.get(figure.other, figure.other)
+    return (
+        f"| {figure.work} | {milliseconds(rows['ours']['median_ms'])} | {name}: {times:.2g} times |"
+    )
+
+
+def _measured_lines() -> list[str]:
+    lines = ["| what | time | next to it | command | machine | date |", "|---|---|---|---|---|---|"]
+    for figure in MEASURED:
+        row = rows_of(figure)["ours"]
+        script = "training_step.py" if row["op"] == "training_step" else "compare.py"
+        _, work, time, other, _ = readme_row(figure).split("|")
+        lines.append(
+            f"|{work}|{time}|{other}| `python benchmarks/{script}` | "
+            f"{row['device']}, {row['threads']} threads | {row['date']} |"
+        )
+    return lines
+
+
+def _quoted_lines() -> list[str]:
+    lines = ["| figures | what | command | machine | in the text since |", "|---|---|---|---|---|"]
+    for quoted in QUOTED:
+        what = f"{quoted.what} ([more]({quoted.page}))" if quoted.page else quoted.what
+        lines.append(
+            f"| {quoted.figures} | {what} | `{quoted.command}` | {quoted.machine} | {quoted.date} |"
+        )
+    return lines
+
+
+def _machine_lines(path: Path) -> list[str]:
+    """All workloads of a file: our time, and how many times as long others take."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
+    for row in latest(path):
+        if not row["mode"].startswith(("cost_", "call")):
+            groups.setdefault((row["op"], row["mode"], row["shape"]), {})[row["contender"]] = row
+    first = next(iter(next(iter(groups.values())).values()))
+    lines = [f"### {first['device']}", "", f"{first['versions']}.", ""]
+    lines += [
+        "| operator | workload | shape | time | others take | threads, clock | commit, date |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for (op, mode, shape), rows in groups.items():
+        ours = rows["ours"]
+        others = ", ".join(
+            f"{NAMES.get(name, name)} {times(ours, row)}"
+            for name, row in rows.items()
+            if name != "ours" and all(row[key] == ours[key] for key in ("threads", "clock"))
+        )
+        lines.append(
+            f"| `{op}` | {mode} | {shape.replace('x', '×')} | {milliseconds(ours['median_ms'])} | "
+            f"{others} | {ours['threads']}, {ours['clock']} | {ours['commit']}, {ours['date']} |"
+        )
+    return [*lines, ""]
+
+
+def page() -> str:
+    lines = [
+        "# Every figure of the README",
+        "",
+        "This page is written by `python benchmarks/results_page.py`.",
+        "",
+        "## Measured, from files of results",
+        "Medians of rounds in turns within one process. The rows are in "
+        f"[{ZEN5}](../benchmarks/results/{ZEN5}).",
+        "",
+        *_measured_lines(),
+        "",
+        "## Quoted",
+        "These figures stand in texts only: no file of results holds them. The commands repeat "
+        "them. Where the machine also did other work, the text that is linked says so.",
+        "",
+        *_quoted_lines(),
+        "",
+        "## Nothing measured",
+        "There are no results of a GPU, of an Arm processor, or of a model of the paper's size.",
+        "",
+        "## All results",
+        "The latest row of each workload. A factor below 1 means that the other one is faster. "
+        "The [list of benchmarks](../benchmarks/README.md) explains the scripts.",
+        "",
+    ]
+    for path in sorted(RESULTS.glob("*-cores-*.csv")):
+        lines += _machine_lines(path)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs/results.md").write_text(page(), encoding="utf-8")

@@ -131,20 +131,22 @@ def test_wrong_k_or_d_is_explained(change):
     assert f"made with {name}={value} (this model: {SMALL[name]})." in message
 
 
-def test_codebooks_with_codes_as_rows_are_turned():
-    source, target = small_vqvae(0), small_vqvae(1)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_codebooks_with_codes_as_rows_are_turned(levels):
+    source, target = small_vqvae(0, n_level=levels), small_vqvae(1, n_level=levels)
     state = source.state_dict()
-    for level in "tb":
+    for level in source.levels:
         for name in ("embed", "embed_avg"):
             state[f"quantize_{level}.{name}"] = state[f"quantize_{level}.{name}"].t()
     target.load_state_dict(state)
     assert equal(source.state_dict(), target.state_dict())
 
 
-def test_an_embedding_as_codebook_gives_the_same_images():
-    source, target = small_vqvae(0).eval(), small_vqvae(1).eval()
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_an_embedding_as_codebook_gives_the_same_images(levels):
+    source, target = (small_vqvae(seed, n_level=levels).eval() for seed in (0, 1))
     state = source.state_dict()
-    for level in "tb":
+    for level in source.levels:
         for name in ("embed_avg", "cluster_size"):
             del state[f"quantize_{level}.{name}"]
         table = state.pop(f"quantize_{level}.embed")
@@ -287,6 +289,16 @@ def test_not_strict_loads_what_there_is():
     result = target.load_state_dict(state, strict=False)
     assert result.missing_keys == ["upsample_t.bias"]
     assert torch.equal(target.upsample_t.weight, source.upsample_t.weight)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_file_of_other_levels_is_named_and_loads_by_itself(tmp_path, levels):
+    source = small_vqvae(n_level=levels)
+    torch.save({"model": source.state_dict()}, tmp_path / "vqvae.pt")
+    loaded = load_vqvae(tmp_path / "vqvae.pt", rectified_skip=True)
+    assert len(loaded.levels) == levels
+    assert equal(loaded.state_dict(), source.state_dict())
+    assert f"made with n_level={levels}" in misfit(small_vqvae(), source.state_dict())
 
 
 def test_arguments_are_read_off_the_shapes():

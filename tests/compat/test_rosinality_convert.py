@@ -62,6 +62,20 @@ def test_prior_round_trip_gives_equal_tensors(name):
     assert again.blocks[0].resblocks[0].dropout.p == PRIORS[name].get("dropout", 0.1)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_other_levels_compute_what_the_native_model_does(levels):
+    port = port_vqvae(n_level=levels)
+    native = to_native(port, image_size=(32, 32))
+    assert equal(from_native(native).state_dict(), port.state_dict())
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        codes = port.eval().encode(images)[levels + 1 :]
+        expected = native.eval().encode(images)
+        assert all(torch.equal(a, b) for a, b in zip(codes, expected, strict=True))
+        decoded, expected = port.decode_code(*codes), native.decode(list(codes))
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_round_trip_from_the_native_side_gives_equal_tensors():
     config = VQVAE2Config(
         image_size=(32, 32),
@@ -162,7 +176,7 @@ def test_what_the_port_lacks_is_named(change, message):
 
 def test_levels_that_the_port_lacks_are_named():
     config = VQVAE2Config(image_size=(32, 32), strides=(2, 2, 2), init="normal")
-    with pytest.raises(ValueError, match=r"strides \(2, 2, 2\): it has \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"strides \(2, 2, 2\): it has \(4, 2\), here also"):
         from_native(VQVAE2(config))
 
 

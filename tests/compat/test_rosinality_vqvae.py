@@ -108,9 +108,38 @@ def test_other_channels_are_refused():
 
 
 def test_codes_that_do_not_fit_are_refused():
-    codes = torch.zeros(1, 2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"expected code_b \[B, 2h, 2w\]"):
-        VQVAE(channel=8).decode_code(codes, codes)
+    model, codes = VQVAE(channel=8), torch.zeros(1, 2, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expected code_t and code_b, each with twice the height"):
+        model.decode_code(codes, codes)
+    with pytest.raises(TypeError, match="expected code_t, code_b, got 1 maps"):
+        model.decode_code(codes)
+    with pytest.raises(TypeError, match="expected code_t, code_b, got 1 maps, code_t"):
+        model.decode_code(codes, code_t=codes)
+
+
+def test_codes_and_vectors_are_given_by_name_too():
+    model = VQVAE(channel=8, n_embed=16).eval()
+    top, bottom = torch.randint(16, (1, 2, 2)), torch.randint(16, (1, 4, 4))
+    expected = model.decode_code(top, bottom)
+    assert torch.equal(model.decode_code(code_b=bottom, code_t=top), expected)
+    assert torch.equal(model.decode_code(top, code_b=bottom), expected)
+
+
+@pytest.mark.parametrize(("levels", "side"), [(1, 4), (3, 16)])
+def test_images_of_other_levels_have_other_least_sizes(levels, side):
+    model = VQVAE(channel=8, n_embed=16, n_level=levels)
+    out, diff = model(torch.rand(1, 3, side, side))
+    assert out.shape == (1, 3, side, side)
+    assert diff.shape == (1,)
+    with pytest.raises(
+        ValueError, match=f"multiples of {side}.*Resize or pad to {side}×{2 * side}"
+    ):
+        model(torch.rand(1, 3, side - 1, side + 1))
+
+
+def test_a_number_of_levels_without_names_is_refused():
+    with pytest.raises(ValueError, match="expected n_level 1, 2 or 3, got 4"):
+        VQVAE(n_level=4)
 
 
 def test_images_handed_to_quantize_as_nchw_are_explained():

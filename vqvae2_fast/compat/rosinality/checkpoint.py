@@ -46,7 +46,7 @@ _ORIGINS = (
     ("quantize.embedding.", "taming-transformers (VQGAN)"),
     ("_vq_vae.", "a VQ-VAE tutorial with one level"),
     ("horizontal.conv.conv.", "a PixelSNAIL of the port, its second stage: use PixelSNAIL"),
-    ("quantize_t.embed", "a VQVAE of the port, its first stage: use VQVAE"),
+    ("quantize_b.embed", "a VQVAE of the port, its first stage: use VQVAE"),
 )
 
 
@@ -182,7 +182,7 @@ def _with_weight_norm(plain: dict[str, Tensor]) -> dict[str, Tensor]:
 def _with_codes_as_columns(plain: dict[str, Tensor]) -> dict[str, Tensor]:
     """Codebooks as `[D, K]` with the averages that a quantiser of the port has."""
     turned = dict(plain)
-    for level in ("quantize_t", "quantize_b"):
+    for level in ("quantize_t", "quantize_m", "quantize_b"):
         table = turned.pop(f"{level}.embed.weight", None)  # an nn.Embedding, [K, D]
         if table is not None:
             turned[f"{level}.embed"] = table.t().contiguous()

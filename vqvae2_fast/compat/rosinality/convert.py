@@ -25,7 +25,7 @@ from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -35,20 +35,8 @@ __all__ = ["from_native", "load_pixelsnail", "load_vqvae", "to_native"]
 _Port = TypeVar("_Port", VQVAE, PixelSNAIL)
 _Model = TypeVar("_Model", bound="nn.Module")
 
+_STRIDES = (4, 2, 2)  # of three levels; fewer have the first of them
 # Parts of keys, the port's and ours, in the order in which they are replaced.
-_VQVAE_NAMES = (
-    (r"^enc_b\.blocks", "encoders.0.layers"),
-    (r"^enc_t\.blocks", "encoders.1.layers"),
-    (r"^dec_t\.blocks", "conditioners.0.layers"),
-    (r"^dec\.blocks", "decoder.layers"),
-    (r"\.conv\.", ".layers."),
-    (r"^upsample_t", "upsamplers.0.0"),
-    (r"^quantize_conv_t", "pre_quantize.0"),
-    (r"^quantize_conv_b", "pre_quantize.1"),
-    (r"^quantize_t", "quantizers.0"),
-    (r"^quantize_b", "quantizers.1"),
-    (r"\.embed$", ".codebook"),
-)
 _PRIOR_NAMES = (
     (r"^horizontal\.conv\.", "stem.above."),
     (r"^vertical\.conv\.", "stem.left."),
@@ -196,27 +184,29 @@ def _to_native_vqvae(model: VQVAE, image_size: tuple[int, int]) -> VQVAE2:
     config = VQVAE2Config(
         image_size=image_size,
         image_channels=arguments["in_channel"],
-        strides=(4, 2),
+        strides=_STRIDES[: len(model.levels)],
         hidden_channels=arguments["channel"],
         residual_channels=arguments["n_res_channel"],
         num_residual_blocks=arguments["n_res_block"],
         num_embeddings=arguments["n_embed"],
         embedding_dim=arguments["embed_dim"],
-        decay=model.quantize_t.decay,
-        epsilon=model.quantize_t.eps,
+        decay=model.quantize_b.decay,
+        epsilon=model.quantize_b.eps,
         init="normal",
         ema_start="zero",
         restart=0.0,
         rectified_skip=model.rectified_skip,
     )
-    return _filled(VQVAE2(config), model, _vqvae_name)
+    return _filled(VQVAE2(config), model, _vqvae_name(model.levels))
 
 
 def _from_native_vqvae(model: VQVAE2) -> VQVAE:
     config = model.config
     _refuse_lacking(
         {
-            f"strides {config.strides}: it has (4, 2)": config.strides != (4, 2),
+            f"strides {config.strides}: it has (4, 2), here also (4,) and (4, 2, 2)": (
+                config.strides != _STRIDES[: config.num_levels]
+            ),
             f"decay {config.decay}: it has 0.99": config.decay != 0.99,
             f"epsilon {config.epsilon}: it has 1e-5": config.epsilon != 1e-5,
             f"quantizer {config.quantizer}: it has 'ema'": set(config.quantizer) != {"ema"},
@@ -230,8 +220,9 @@ def _from_native_vqvae(model: VQVAE2) -> VQVAE:
         config.embedding_dim,
         config.num_embeddings,
         rectified_skip=config.rectified_skip,
+        n_level=config.num_levels,
     )
-    return _filled(port, model, _vqvae_name)
+    return _filled(port, model, _vqvae_name(port.levels))
 
 
 def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
@@ -323,14 +314,24 @@ def _refuse_lacking(reasons: dict[str, bool]) -> None:
         raise ValueError(f"from_native: the port has no such model: {'; '.join(lacking)}.")
 
 
-def _renamed(key: str, names: tuple[tuple[str, Any], ...]) -> str:
+def _renamed(key: str, names: Sequence[tuple[str, Any]]) -> str:
     for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
     return key
 
 
-def _vqvae_name(key: str) -> str:
-    return _renamed(key, _VQVAE_NAMES)
+def _vqvae_name(levels: str) -> Callable[[str], str]:
+    names = [(r"^dec\.", "decoder."), (r"\.blocks", ".layers")]
+    for index, level in enumerate(levels):
+        names += [
+            (rf"^enc_{level}\.", f"encoders.{len(levels) - 1 - index}."),
+            (rf"^dec_{level}\.", f"conditioners.{index}."),
+            (rf"^upsample_{level}\.", f"upsamplers.{index}.0."),
+            (rf"^quantize_conv_{level}\.", f"pre_quantize.{index}."),
+            (rf"^quantize_{level}\.", f"quantizers.{index}."),
+        ]
+    names += [(r"\.conv\.", ".layers."), (r"\.embed$", ".codebook")]
+    return lambda key: _renamed(key, names)
 
 
 def _prior_name(key: str) -> str:
@@ -351,7 +352,7 @@ def _filled(target: _Model, source: nn.Module, native_name: Callable[[str], str]
     assert names.keys() == own.keys() - extra, sorted(names.keys() ^ own.keys())
 
     def fitted(tensor: Tensor, key: str, like: Tensor) -> Tensor:
-        if re.search(r"quantize_[tb]\.embed", key):
+        if re.search(r"quantize_[tmb]\.embed", key):
             return tensor.t()
         return tensor.reshape(like.shape)
 

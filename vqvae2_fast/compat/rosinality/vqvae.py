@@ -24,7 +24,8 @@ Letters: B C H W images, D `embed_dim`, K `n_embed`.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,13 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.compat.rosinality.checkpoint import LoadsPortFiles
 
-__all__ = ["VQVAE", "Decoder", "Encoder", "Quantize", "ResBlock"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LEVELS", "VQVAE", "Decoder", "Encoder", "Quantize", "ResBlock"]
+
+# The last letters of the levels' names, coarse to fine: top, middle, bottom.
+LEVELS = {1: "b", 2: "tb", 3: "tmb"}
 
 
 class Quantize(nn.Module):
@@ -191,7 +198,11 @@ class Decoder(nn.Module):
 
 
 class VQVAE(LoadsPortFiles, nn.Module):
-    """The port's two-level VQ-VAE-2: maps of H/8 × W/8 (top) and H/4 × W/4 (bottom) codes.
+    """The port's VQ-VAE-2: maps of H/8 × W/8 (top) and H/4 × W/4 (bottom) codes.
+
+    With one level there is only the bottom. With three, a middle level lies between the two, its
+    modules named with `_m`, the top is H/16 × W/16, and each level sees all that are coarser: the
+    port's wiring once more. Methods then take and return one or three maps where two are named.
 
     Args:
         in_channel: Channels of the images.
@@ -199,11 +210,16 @@ class VQVAE(LoadsPortFiles, nn.Module):
         n_res_block, n_res_channel: Residual blocks of each, and the channels inside one.
         embed_dim: D.
         n_embed: K.
-        decay: Ignored, as in the port: both quantisers use 0.99.
+        decay: Ignored, as in the port: all quantisers use 0.99.
         rectified_skip: Residual blocks add ReLU(x) instead of x to their result, as the port's did
             until 2021-01-23: their first ReLU worked in place. Models that were trained before that
             day, the published `vqvae_560.pt` among them, need it. It can be set later too.
+        n_level: 1, 2 as in the port, or 3.
     """
+
+    enc_b: Encoder
+    quantize_b: Quantize
+    dec: Decoder
 
     def __init__(
         self,
@@ -215,18 +231,29 @@ class VQVAE(LoadsPortFiles, nn.Module):
         n_embed: int = 512,
         decay: float = 0.99,
         rectified_skip: bool = False,
+        n_level: int = 2,
     ) -> None:
         super().__init__()
+        if n_level not in LEVELS:
+            raise ValueError(f"VQVAE: expected n_level 1, 2 or 3, got {n_level!r}.")
+        self.levels = LEVELS[n_level]
         residual = (n_res_block, n_res_channel)
         self.enc_b = Encoder(in_channel, channel, *residual, stride=4)
-        self.enc_t = Encoder(channel, channel, *residual, stride=2)
-        self.quantize_conv_t = nn.Conv2d(channel, embed_dim, 1)
-        self.quantize_t = Quantize(embed_dim, n_embed)
-        self.dec_t = Decoder(embed_dim, embed_dim, channel, *residual, stride=2)
-        self.quantize_conv_b = nn.Conv2d(embed_dim + channel, embed_dim, 1)
-        self.quantize_b = Quantize(embed_dim, n_embed)
-        self.upsample_t = nn.ConvTranspose2d(embed_dim, embed_dim, 4, stride=2, padding=1)
-        self.dec = Decoder(embed_dim + embed_dim, in_channel, channel, *residual, stride=4)
+        for name in self.levels[-2::-1]:
+            self.add_module(f"enc_{name}", Encoder(channel, channel, *residual, stride=2))
+        for index, name in enumerate(self.levels):
+            given = channel + (embed_dim if index else 0)
+            self.add_module(f"quantize_conv_{name}", nn.Conv2d(given, embed_dim, 1))
+            self.add_module(f"quantize_{name}", Quantize(embed_dim, n_embed))
+            if name != "b":
+                context = (index + 1) * embed_dim
+                decoder = Decoder(context, embed_dim, channel, *residual, stride=2)
+                self.add_module(f"dec_{name}", decoder)
+        for index, name in enumerate(self.levels[:-1]):
+            context = (index + 1) * embed_dim
+            upsample = nn.ConvTranspose2d(context, context, 4, stride=2, padding=1)
+            self.add_module(f"upsample_{name}", upsample)
+        self.dec = Decoder(n_level * embed_dim, in_channel, channel, *residual, stride=4)
         self.rectified_skip = rectified_skip
 
     @property
@@ -241,16 +268,28 @@ class VQVAE(LoadsPortFiles, nn.Module):
             if isinstance(module, ResBlock):
                 module.rectified_skip = value
 
+    def _module(self, kind: str, level: str) -> Any:
+        return getattr(self, f"{kind}_{level}")
+
+    def _extended(self, quants: Sequence[Tensor]) -> Tensor:
+        """What the levels so far give, at the size of the last: `[B, n·D, h, w]`."""
+        context = quants[0]
+        for name, quant in zip(self.levels, quants[1:], strict=False):
+            context = torch.cat([self._module("upsample", name)(context), quant], 1)
+        return context
+
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, C, H, W]` in [-1, 1] -> reconstruction (not clamped) and diff `(1,)`."""
-        quant_t, quant_b, diff, _, _ = self.encode(input)
-        return self.decode(quant_t, quant_b), diff
+        levels = len(self.levels)
+        encoded = self.encode(input)
+        return self.decode(*encoded[:levels]), encoded[levels]
 
-    def encode(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Quantise both levels.
+    def encode(self, input: Tensor) -> tuple[Tensor, ...]:
+        """Quantise all levels.
 
         Args:
-            input: `[B, C, H, W]`; H and W are multiples of 8.
+            input: `[B, C, H, W]`; H and W are multiples of 8 (of 4 and 16 with one and three
+                levels).
 
         Returns:
             quant_t `[B, D, H/8, W/8]`, quant_b `[B, D, H/4, W/4]`, diff `(1,)`,
@@ -265,47 +304,76 @@ class VQVAE(LoadsPortFiles, nn.Module):
                 f"VQVAE: expected images [B, {in_channel}, H, W], got {list(input.shape)}."
             )
         height, width = input.shape[2:]
-        if height < 8 or width < 8 or height % 8 or width % 8:
+        stride = 2 << len(self.levels)
+        if height == 0 or width == 0 or height % stride or width % stride:
             raise ValueError(
-                "VQVAE: expected H and W to be multiples of 8 (stride 4, then 2), got "
-                f"{height}×{width}. Resize or pad to {_round_up(height)}×{_round_up(width)}."
+                f"VQVAE: expected H and W to be multiples of {stride} (stride 4, then 2), got "
+                f"{height}×{width}. Resize or pad to {_round_up(height, stride)}×"
+                f"{_round_up(width, stride)}."
             )
-        enc_b = self.enc_b(input)
-        enc_t = self.enc_t(enc_b)
+        features = []
+        for name in self.levels[::-1]:
+            input = self._module("enc", name)(input)
+            features.append(input)
 
-        quant_t, diff_t, id_t = self.quantize_t(self.quantize_conv_t(enc_t).permute(0, 2, 3, 1))
-        quant_t = quant_t.permute(0, 3, 1, 2)  # [B, D, H/8, W/8]
+        quants: list[Tensor] = []
+        ids: list[Tensor] = []
+        diffs: list[Tensor] = []
+        for index, name in enumerate(self.levels):
+            vectors = features.pop()
+            if index:
+                coarser = self._module("dec", self.levels[index - 1])(self._extended(quants))
+                vectors = torch.cat([coarser, vectors], 1)
+            vectors = self._module("quantize_conv", name)(vectors).permute(0, 2, 3, 1)
+            quant, diff, codes = self._module("quantize", name)(vectors)
+            quants.append(quant.permute(0, 3, 1, 2))  # [B, D, h, w]
+            diffs.append(diff.unsqueeze(0))
+            ids.append(codes)
+        return *quants, functools.reduce(torch.add, diffs), *ids
 
-        enc_b = torch.cat([self.dec_t(quant_t), enc_b], 1)
-        quant_b, diff_b, id_b = self.quantize_b(self.quantize_conv_b(enc_b).permute(0, 2, 3, 1))
-        quant_b = quant_b.permute(0, 3, 1, 2)  # [B, D, H/4, W/4]
-        return quant_t, quant_b, diff_t.unsqueeze(0) + diff_b.unsqueeze(0), id_t, id_b
+    def _in_order(
+        self, kind: str, maps: Sequence[Tensor], named: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Maps coarse to fine that were given by place or by a name such as `code_t`."""
+        names = [f"{kind}_{level}" for level in self.levels]
+        if len(maps) + len(named) != len(names) or not named.keys() <= set(names[len(maps) :]):
+            got = f"{len(maps)} maps" + "".join(f", {name}" for name in named)
+            raise TypeError(f"VQVAE: expected {', '.join(names)}, got {got}.")
+        return [*maps, *(named[name] for name in names[len(maps) :])]
 
-    def decode(self, quant_t: Tensor, quant_b: Tensor) -> Tensor:
+    def decode(self, *quants: Tensor, **named: Tensor) -> Tensor:
         """quant_t `[B, D, h, w]` and quant_b `[B, D, 2h, 2w]` -> images `[B, C, 8h, 8w]`."""
-        images: Tensor = self.dec(torch.cat([self.upsample_t(quant_t), quant_b], 1))
+        images: Tensor = self.dec(self._extended(self._in_order("quant", quants, named)))
         return images
 
-    def decode_code(self, code_t: Tensor, code_b: Tensor) -> Tensor:
-        """Code maps int64 `[B, h, w]` and `[B, 2h, 2w]` -> images `[B, C, 8h, 8w]`."""
-        height, width = code_t.shape[1:]
-        if code_b.shape != (code_t.shape[0], 2 * height, 2 * width):
+    def decode_code(self, *codes: Tensor, **named: Tensor) -> Tensor:
+        """Code maps int64 `[B, h, w]` and `[B, 2h, 2w]`, code_t and code_b -> images
+        `[B, C, 8h, 8w]`."""
+        maps = self._in_order("code", codes, named)
+        batch, height, width = maps[0].shape
+        expected = [(batch, height << i, width << i) for i in range(len(self.levels))]
+        shapes = [tuple(each.shape) for each in maps]
+        if shapes != expected:
+            names = " and ".join(f"code_{name}" for name in self.levels)
             raise ValueError(
-                "VQVAE.decode_code: expected code_b [B, 2h, 2w] for code_t [B, h, w], got "
-                f"{list(code_b.shape)} for {list(code_t.shape)}."
+                f"VQVAE.decode_code: expected {names}, each with twice the height and width of the "
+                f"one before, {expected}, got {shapes}."
             )
-        quant_t = self.quantize_t.embed_code(code_t).permute(0, 3, 1, 2)  # [B, D, h, w]
-        quant_b = self.quantize_b.embed_code(code_b).permute(0, 3, 1, 2)  # [B, D, 2h, 2w]
-        return self.decode(quant_t, quant_b)
+        return self.decode(
+            *(
+                self._module("quantize", name).embed_code(each).permute(0, 3, 1, 2)  # [B, D, h, w]
+                for name, each in zip(self.levels, maps, strict=True)
+            )
+        )
 
     @staticmethod
     def arguments_of(state_dict: dict[str, Tensor]) -> dict[str, Any]:
         """The constructor arguments that fit a state dict of this class, read off its shapes."""
         weight = state_dict["enc_b.blocks.0.weight"]
-        dim, n_embed = state_dict["quantize_t.embed"].shape
-        residual = [key for key in state_dict if key.startswith("enc_t.blocks.")]
+        dim, n_embed = state_dict["quantize_b.embed"].shape
+        residual = [key for key in state_dict if key.startswith("enc_b.blocks.")]
         residual = [key for key in residual if key.endswith("conv.1.weight")]
-        return {
+        arguments = {
             "in_channel": weight.shape[1],
             "channel": state_dict["enc_b.blocks.4.weight"].shape[0],
             "n_res_block": len(residual),
@@ -314,6 +382,8 @@ class VQVAE(LoadsPortFiles, nn.Module):
             "embed_dim": dim,
             "n_embed": n_embed,
         }
+        levels = sum(f"quantize_conv_{name}.weight" in state_dict for name in LEVELS[3])
+        return arguments if levels == 2 else {**arguments, "n_level": levels}
 
 
 def _in_channel(encoder: Encoder) -> int:
@@ -322,5 +392,5 @@ def _in_channel(encoder: Encoder) -> int:
     return first.in_channels
 
 
-def _round_up(size: int) -> int:
-    return -(-size // 8) * 8
+def _round_up(size: int, stride: int) -> int:
+    return max(1, -(-size // stride)) * stride

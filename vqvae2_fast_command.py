@@ -36,6 +36,7 @@ COMMANDS = {
     "tune": ("tune:Tune", "find the settings to draw with, and keep them in the pipeline"),
     "compress": ("compress:Compress", "compress images to the bits of their codes"),
     "decompress": ("decompress:Decompress", "decode what compress wrote"),
+    "export": ("export:Export", "write encoder or decoder as ONNX or a torch.export program"),
     "info": ("info:Info", "describe the installation, a run, a pipeline or codes"),
 }
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("models",),  # VQ-VAE-2, PixelSNAIL, classifier, their configurations
     ("data",),  # sources of images, code stores, sample folders
     ("sampling", "metrics"),  # draws from priors; measures of images and codes
-    ("codec",),  # images and code maps as the bits of the priors
+    ("codec", "export"),  # images and code maps as the bits of the priors; other runtimes
     ("serve",),  # the playground and the HTTP service
     ("checkpoints",),  # models, pipelines and trainings on the disk
     ("runs",),  # folders, logs and processes of a run

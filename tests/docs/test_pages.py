@@ -259,6 +259,15 @@ def test_training_on_photographs_in_two_processes(workspace, short, capsys):
 
 
 @pytest.mark.pages
+def test_export(workspace, capsys):
+    reader = Reader(capsys)
+    reader.scope["images"] = torch.rand(5, 3, 32, 32).numpy()
+    reader.read("docs/export.md")
+    assert reader.scope["images"].shape == (5, 3, 32, 32)
+    assert Path("encoder.pt2").is_file()
+
+
+@pytest.mark.pages
 def test_evaluation(workspace, fashion, short, capsys, monkeypatch):
     monkeypatch.setattr("vqvae2_fast.data.sources._FASHION", str(fashion))
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "column_of",
     "columns_of",
     "places_of",
     "scalar_quantize_backward_reference",
@@ -43,7 +44,7 @@ class _Column(NamedTuple):
     width: float
 
 
-def _column(size: int, symmetric: bool, hard: bool) -> _Column:
+def column_of(size: int, symmetric: bool, hard: bool) -> _Column:
     if symmetric:
         half = (size - 1) / 2
         return _Column(0.0, half, half + 0.5, 0.0, size - 1.0, half)
@@ -58,7 +59,7 @@ def columns_of(
     levels: Sequence[int], symmetric: bool, hard: bool, like: Tensor
 ) -> tuple[Tensor, ...]:
     """Shift, half, offset, least, most and width of a grid, `[d]` each, as `_Column` says."""
-    columns = [_column(size, symmetric, hard) for size in levels]
+    columns = [column_of(size, symmetric, hard) for size in levels]
     return torch.tensor(columns, dtype=like.dtype, device=like.device).unbind(1)
 
 

@@ -1,0 +1,113 @@
+"""Exported programs give what the VQ-VAE gives, in PyTorch without our operators and in ONNX."""
+
+from __future__ import annotations
+
+import copy
+
+import onnxruntime
+import pytest
+import torch
+
+from vqvae2_fast import VQVAE2, VQVAE2Config, from_preset
+from vqvae2_fast.data import load_emoji, to_float
+from vqvae2_fast.export import PARTS, export_program, save_onnx, save_program
+
+QUANTIZERS = ("lfq", "fsq:4,4", "residual:4,4")  # of 16 codes each
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return to_float(load_emoji("held_out").images[:16])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return from_preset("emoji32").vqvae
+
+
+def small(quantizer: str = "ema") -> VQVAE2:
+    torch.manual_seed(0)
+    config = VQVAE2Config(
+        image_size=(16, 16),
+        strides=(2, 2),
+        hidden_channels=8,
+        residual_channels=8,
+        num_residual_blocks=1,
+        num_embeddings=16,
+        embedding_dim=4,
+        quantizer=(quantizer,),
+    )
+    return VQVAE2(config).eval()
+
+
+def run_onnx(program, folder, *inputs):
+    save_onnx(program, folder / "part.onnx")
+    session = onnxruntime.InferenceSession(folder / "part.onnx")
+    named = {put.name: x.numpy() for put, x in zip(session.get_inputs(), inputs, strict=True)}
+    names = [put.name for put in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(None, named)), strict=True))
+
+
+def near_ties_only(found, expected):
+    """Whether at most one code in a hundred differs: those whose distances round alike."""
+    return all((f == e).float().mean() > 0.99 for f, e in zip(found, expected, strict=True))
+
+
+def test_encoder_in_onnx_gives_the_codes(trained, emoji, tmp_path):
+    found = run_onnx(export_program(trained, "encoder", (32, 32)), tmp_path, emoji)
+    assert list(found) == ["codes_0", "codes_1"]
+    assert near_ties_only(found.values(), trained.encode(emoji))
+
+
+def test_decoder_in_onnx_gives_the_images(trained, emoji, tmp_path):
+    codes = trained.encode(emoji)
+    found = run_onnx(export_program(trained, "decoder", (32, 32)), tmp_path, *codes)
+    with torch.no_grad():
+        expected = trained.decode(codes).clamp(-1, 1)
+    torch.testing.assert_close(found["images"], expected, atol=1e-4, rtol=0)
+
+
+def test_autoencoder_is_the_decoder_of_the_encoder(emoji):
+    model = small()
+    images = emoji[:3, :, :16, :16]
+    program = export_program(model, "autoencoder", (16, 16))
+    with torch.no_grad():
+        expected = model.decode(model.encode(images)).clamp(-1, 1)
+    torch.testing.assert_close(program.module()(images), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_goes_without_our_operators(quantizer):
+    model = small(quantizer)
+    images = torch.randn(5, 3, 16, 16)
+    program = export_program(model, "encoder", (16, 16))
+    assert not [node for node in program.graph.nodes if "vqvae2_fast" in str(node.target)]
+    assert all(map(torch.equal, program.module()(images), model.encode(images)))
+
+
+def test_own_operators_give_the_codes_to_the_bit(trained, emoji, tmp_path):
+    program = export_program(trained, "encoder", (32, 32), aten=False)
+    save_program(program, tmp_path / "encoder.pt2")
+    loaded = torch.export.load(tmp_path / "encoder.pt2").module()
+    assert all(map(torch.equal, loaded(emoji), trained.encode(emoji)))
+
+
+def test_a_model_in_training_is_exported_as_it_evaluates_and_goes_on_training():
+    model = small().train()
+    before = copy.deepcopy(model.state_dict())
+    export_program(model, "encoder", (16, 16))
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_errors():
+    model = small()
+    with pytest.raises(ValueError, match="expected part encoder, decoder, autoencoder, got 'top'"):
+        export_program(model, "top", (16, 16))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        export_program(model, PARTS[0], (16, 18))
+    with pytest.raises(TypeError, match="expected a VQVAE2 or a pipeline of one, got Linear"):
+        export_program(torch.nn.Linear(1, 1), PARTS[0], (16, 16))
+    own = export_program(model, PARTS[0], (16, 16), aten=False)
+    with pytest.raises(ValueError, match="ONNX has no operator vqvae2_fast.nearest_code"):
+        save_onnx(own, "never.onnx")

@@ -1,0 +1,76 @@
+"""`vqvae2-fast export`: a part of a VQ-VAE for another runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load
+from vqvae2_fast.checkpoints.pretrained import from_preset
+from vqvae2_fast.commands.common import Command, Result, named
+from vqvae2_fast.export import export_program, save_onnx, save_program
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling import Pipeline
+
+__all__ = ["Export"]
+
+
+@dataclass(kw_only=True)
+class Export(Command):
+    """Write the encoder, the decoder or both of a VQ-VAE as an ONNX file or a torch.export program.
+
+    The program takes any number of images of one size. docs/export.md shows how to run it.
+    """
+
+    path: Annotated[Path | None, tyro.conf.Positional] = None
+    """A run or checkpoint of a VQ-VAE, or a pipeline."""
+    preset: str | None = None
+    """In place of the path: a pretrained pipeline that comes with the package, such as emoji32."""
+    part: Literal["encoder", "decoder", "autoencoder"] = "encoder"
+    """From images to codes, from codes to images, or both."""
+    size: tuple[int, int] | None = None
+    """Height and width of the images; by default those of the model."""
+    out: Path = Path("encoder.onnx")
+    """What to write: NAME.onnx or NAME.pt2."""
+    aten: bool = True
+    """Use PyTorch's own operators only. --no-aten keeps this package's search in a .pt2 file, which
+    then needs this package, and gives the codes of `extract` in every case."""
+
+    def run(self) -> Result:
+        if self.out.suffix not in (".onnx", ".pt2"):
+            raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {self.out}.")
+        if self.out.suffix == ".onnx" and not self.aten:
+            raise ValueError("--no-aten: ONNX has PyTorch's operators only; write a .pt2 file.")
+        self.prepare()
+        model = self._model()
+        vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
+        program = export_program(
+            vqvae, self.part, self.size or vqvae.config.image_size, aten=self.aten
+        )
+        (save_onnx if self.out.suffix == ".onnx" else save_program)(program, self.out)
+        written = self.out.stat().st_size
+        return Result(
+            {"out": str(self.out), "part": self.part, "bytes": written},
+            [f"{self.part}: {self.out}, {written / 1e6:.1f} MB"],
+        )
+
+    def _model(self) -> VQVAE2 | Pipeline:
+        if (self.path is None) == (self.preset is None):
+            raise ValueError(
+                "export: expected the path of a VQ-VAE or a pipeline, or --preset, got "
+                f"{'neither' if self.path is None else 'both'}."
+            )
+        # Programs are made of the calls for a CPU; they run wherever their runtime does.
+        if self.path is None:
+            assert self.preset is not None
+            return from_preset(self.preset, torch.device("cpu"))
+        model = load(checkpoint_folder(self.path), torch.device("cpu"))
+        if not isinstance(model, VQVAE2 | Pipeline):
+            raise ValueError(
+                f"export: expected a VQ-VAE or a pipeline at {self.path}, found a {named(model)}."
+            )
+        return model

@@ -1,0 +1,142 @@
+"""The parts of a VQ-VAE as exported programs and ONNX files.
+
+Priors are not exported: what makes sampling fast is the state that the engines keep between codes,
+and a program without it would run the whole network for every code.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from vqvae2_fast.export.decompositions import decompositions
+from vqvae2_fast.files.durable import write_file
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling import Pipeline
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["PARTS", "export_program", "save_onnx", "save_program"]
+
+
+class _Part(nn.Module):
+    """A function of a VQ-VAE as the forward of a module."""
+
+    def __init__(self, vqvae: VQVAE2) -> None:
+        super().__init__()
+        self.vqvae = vqvae
+
+
+class _Encoder(_Part):
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.vqvae.encode(images))
+
+
+class _Decoder(_Part):
+    def forward(self, *codes: Tensor) -> Tensor:
+        return self.vqvae.decode(list(codes)).clamp(-1, 1)
+
+
+class _Autoencoder(_Part):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.vqvae.decode(self.vqvae.encode(images)).clamp(-1, 1)
+
+
+_MODULES = {"encoder": _Encoder, "decoder": _Decoder, "autoencoder": _Autoencoder}
+PARTS = tuple(_MODULES)
+
+
+def export_program(
+    model: VQVAE2 | Pipeline, part: str, size: tuple[int, int], *, aten: bool = True
+) -> ExportedProgram:
+    """A part of a VQ-VAE as a program for any number of images of one size.
+
+    Args:
+        model: The VQ-VAE, or a pipeline, whose VQ-VAE is meant. It is exported as it evaluates.
+        part: `encoder`: images `[B, C, H, W]` in [-1, 1] -> code maps int64 `[B, h, w]`, coarse to
+            fine. `decoder`: code maps -> images, clamped to [-1, 1]; the program does not check
+            codes. `autoencoder`: images -> their reconstructions.
+        size: Height and width of the images.
+        aten: Whether the program consists of PyTorch's own operators, so that it runs where this
+            package is not installed. Then a code may differ where two distances agree up to
+            rounding. Otherwise the search is this package's operator, and codes are those of
+            `encode`.
+
+    Raises:
+        ValueError: No such part; a size that the strides do not divide.
+        TypeError: The model is neither a VQVAE2 nor a pipeline of one.
+    """
+    vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
+    if not isinstance(vqvae, VQVAE2):
+        raise TypeError(
+            f"export_program: expected a VQVAE2 or a pipeline of one, got {type(vqvae).__name__}."
+        )
+    if part not in _MODULES:
+        raise ValueError(f"export_program: expected part {', '.join(PARTS)}, got {part!r}.")
+    parameter = next(vqvae.parameters())
+    # A program for a batch of one would hold that number, so that of the example is two.
+    images = torch.zeros(
+        2, vqvae.config.image_channels, *size, device=parameter.device, dtype=parameter.dtype
+    )
+    was_training = vqvae.training
+    try:
+        module = _MODULES[part](vqvae).eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            # PyTorch warns of a name that it uses itself.
+            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+            codes = tuple(vqvae.encode(images))
+            inputs = codes if part == "decoder" else (images,)
+            batch = tuple({0: Dim("batch")} for _ in inputs)
+            shapes = (batch,) if part == "decoder" else batch
+            program = export(module, inputs, dynamic_shapes=shapes)
+            return program.run_decompositions(decompositions() if aten else {})
+    finally:
+        vqvae.train(was_training)
+
+
+def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
+    """Write a program as a `.pt2` file, which `torch.export.load` reads.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    write_file(Path(path), content.getvalue())
+
+
+def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
+    """Write a program of PyTorch's own operators as an ONNX file. Needs `vqvae2_fast[export]`.
+
+    Inputs and outputs are named `images` and, coarse to fine, `codes_0`, `codes_1` and so on.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+        ValueError: The program was exported with `aten=False`.
+        OSError: The file cannot be written.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"save_onnx: {error.name} is not installed; run `pip install 'vqvae2_fast[export]'`."
+        ) from error
+    targets = {str(node.target) for node in program.graph.nodes}
+    if own := sorted(name for name in targets if name.startswith("vqvae2_fast.")):
+        raise ValueError(
+            f"save_onnx: ONNX has no operator {own[0]}; export the program with aten=True."
+        )
+    model = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert model is not None
+    outputs = model.model.graph.outputs
+    codes = outputs[0].dtype is not None and outputs[0].dtype.is_integer()
+    for level, output in enumerate(outputs):
+        output.name = f"codes_{level}" if codes else "images"
+    write_file(Path(path), model.model_proto.SerializeToString())

@@ -45,6 +45,7 @@ PYTHON_ALONE = ("docs/quantizers.md", "docs/operators.md", "docs/migrating-from-
 BY_THEMSELVES = (
     "docs/migrating-from-rosinality.md",
     "docs/evaluation.md",
+    "docs/export.md",
     "docs/reports/README.md",
     "docs/training-at-scale.md",
 )

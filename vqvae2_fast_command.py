@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "answer", "main"]
+__all__ = ["COMMANDS", "answer", "main", "tell"]
 
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
@@ -57,11 +57,20 @@ def answer(arguments: Sequence[str]) -> str | None:
     )
 
 
+def tell(text: str) -> None:
+    """Print to a reader that may have read enough, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Leave nothing to be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> int:
     """Run the command line; see `vqvae2_fast.cli.main`."""
     told = answer(sys.argv[1:])
     if told is not None:
-        print(told)
+        tell(told)
         return 0
     # GNU OpenMP's threads spin for about a millisecond after each parallel region before they
     # sleep. If another process is busy, this keeps the thread that has work off its core: 30 steps

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 _READ = "import os, sys; import vqvae2_fast_command as c; {then}"
 _WITHOUT_TORCH = "assert 'torch' not in sys.modules"
 _RUN = "sys.argv[1:] = ['info']; c.main(); print(os.environ.get('GOMP_SPINCOUNT'))"
@@ -34,3 +36,18 @@ def test_threads_sleep_soon_where_nothing_else_is_asked_for():
 
 def test_what_the_user_set_stays():
     assert _python(_RUN, OMP_WAIT_POLICY="active").splitlines()[-1] == "None"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_a_reader_that_has_read_enough_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    code = _READ.format(then=f"sys.argv[1:] = {arguments}; sys.exit(c.main())")
+    command = [sys.executable, "-c", code]
+    try:
+        ended = subprocess.run(
+            command, cwd=tempfile.gettempdir(), stdout=write, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")

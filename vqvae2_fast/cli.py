@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -19,7 +18,7 @@ from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
-from vqvae2_fast_command import COMMANDS, answer
+from vqvae2_fast_command import COMMANDS, answer, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     told = f"vqvae2-fast {__version__}" if arguments == ["--version"] else answer(arguments)
     if told is not None:
-        print(told)
+        tell(told)
         return 0
     debug = "--debug" in arguments
     kind: type[Command] | None = None
@@ -95,11 +94,7 @@ def _print_result(result: Result, *, as_json: bool) -> int:
             text = json.dumps(result.values, indent=2, default=str)
         else:
             text = "\n".join(printable(line, keep="\n\t") for line in result.lines)
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:
-            # The reader, such as `head`, has read enough. Leave nothing to be flushed at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        tell(text)
     return result.exit_code
 
 

@@ -19,6 +19,7 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("train: out: x holds a run. Pass resume=True.", "--out: x holds a run. Pass --resume."),
         ("vqvae_stage: size of data_set", "vqvae_stage: size of data_set"),
         ("load: /a/batch_size/b is no model", "load: /a/batch_size/b is no model"),
+        ("made with flip=True, got False", "made with --flip=True, got False"),
         ("made with batch_size=4", "made with --train.batch-size=4"),
         ("the data and the model of all steps", "the data and the model of all steps"),
     ],

@@ -163,6 +163,20 @@ def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
     assert files(vqvae) == before
 
 
+@pytest.mark.parametrize("place", ["", "runs/vqvae"])
+@pytest.mark.parametrize(
+    "command", ["train-vqvae", "train-classifier", "finetune-decoder", "extract", "reconstruct"]
+)
+def test_the_folder_of_the_images_is_not_written_into(command, place, images, vqvae, run, files):
+    before = files(images)
+    trains = command in ("train-vqvae", "train-classifier")
+    model = [] if trains else ["--vqvae", vqvae]
+    code, _, error = run(command, "--data", images, *model, "--out", images / place)
+    assert code == 2
+    assert f"--out: {images / place} lies in {images}, whose images it would add to" in error
+    assert files(images) == before
+
+
 def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     monkeypatch.setattr(
         "vqvae2_fast.training.stage1._held_out_metrics",

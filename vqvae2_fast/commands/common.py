@@ -211,10 +211,17 @@ def named(model: object) -> str:
     return next(known, type(model).__name__)
 
 
-def check_out(out: Path) -> None:
-    """Raises ValueError if --out cannot be a folder."""
+def check_out(out: Path, source: DataOptions | None = None) -> None:
+    """Raises ValueError if --out cannot be a folder, or would add to the images of --data."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: {out} is a file; expected a folder, or a name for a new one.")
+    if source is not None and Path(source.data).is_dir():
+        data = Path(source.data).resolve()
+        if out.resolve().is_relative_to(data):
+            raise ValueError(
+                f"--out: {out} lies in {source.data}, whose images it would add to. Name a folder "
+                "outside of --data."
+            )
 
 
 def open_both(

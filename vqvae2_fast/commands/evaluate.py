@@ -69,7 +69,7 @@ class Evaluate(Command):
     """Folder for the results. Samples and classifiers of an earlier run there are used again."""
 
     def run(self) -> Result:
-        check_out(self.out)
+        check_out(self.out, self.source)
         check_least(self, held_out_images=0, train_images=0, codec_images=1, compressed_images=0)
         ranks = Ranks.of_this_run()
         device = ranks.device(self.prepare())

@@ -128,7 +128,7 @@ class Extract(Command):
         )
 
     def _check_out(self, splits: Sequence[Split]) -> None:
-        check_out(self.out)
+        check_out(self.out, self.source)
         if self.resume:
             return
         for split in splits:

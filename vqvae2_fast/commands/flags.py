@@ -46,7 +46,7 @@ def as_flags(message: str, kind: type) -> str:
     `name:`.
     """
     for name, flag in flags_of(kind).items():
-        message = re.sub(rf"(?<![\w./-]){name}=True\b", flag, message)
+        message = re.sub(rf"(?<![\w./-]){name}=True\b(?!, got)", flag, message)
         message = re.sub(rf"^(\w+: )?{name}(?=: )", flag, message)
         message = re.sub(rf"(?<![\w./-]){name}(?=( must|=))", flag, message)
         if "_" in name:

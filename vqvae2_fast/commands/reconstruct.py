@@ -54,7 +54,7 @@ class Reconstruct(Command):
     def run(self) -> Result:
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
-        check_out(self.out)
+        check_out(self.out, self.source)
         ranks = Ranks.of_this_run()
         device = ranks.device(self.prepare())
         perceptual = load_lpips().to(device) if self.lpips else None

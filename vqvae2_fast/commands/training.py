@@ -62,9 +62,13 @@ class TrainingCommand(Command):
         if self.timeout <= 0:
             raise ValueError(f"--timeout: expected a positive number, got {self.timeout:g}.")
         device = ranks.device(self.prepare())
-        ranks.told_by_first(
-            lambda: check_run(out, kind, resume=self.resume, overwrite=self.overwrite)
-        )
+        source = getattr(self, "source", None)  # those of images alone have one
+
+        def check() -> None:
+            check_out(out, source)
+            check_run(out, kind, resume=self.resume, overwrite=self.overwrite)
+
+        ranks.told_by_first(check)
         # The first process speaks for all.
         return ranks, device, Progress(quiet=self.quiet or ranks.rank > 0)
 

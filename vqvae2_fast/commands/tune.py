@@ -94,7 +94,7 @@ class Tune(Command):
     """Folder for the results."""
 
     def run(self) -> Result:
-        check_out(self.out)
+        check_out(self.out, self.source)
         if self.features != "auto" and self.features not in NETWORKS:
             raise ValueError(
                 f"--features: expected auto or one of {', '.join(NETWORKS)}, got {self.features!r}."

@@ -287,11 +287,14 @@ def test_images_are_not_written_into_a_linked_folder(tmp_path):
 def test_an_image_that_is_a_link_out_of_the_folder_is_not_read(tmp_path):
     folder = begin(tmp_path / "samples", 1)
     add(folder, [0])
+    folder.close()
     image = tmp_path / "samples" / image_name(0)
     image.rename(tmp_path / "secret.png")
     image.symlink_to(tmp_path / "secret.png")
     with pytest.raises(ValueError, match="leads out of"):
         read_sample(tmp_path / "samples", 0)
+    with pytest.raises(ValueError, match="leads out of"):
+        begin(tmp_path / "samples", 1, resume=True).missing()
 
 
 def test_a_damaged_image_is_named(tmp_path):

@@ -5,6 +5,7 @@
 
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import load, save
+from vqvae2_fast.checkpoints.hub import from_pretrained, push_to_hub
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -49,10 +50,12 @@ __all__ = [
     "calibrate",
     "fill",
     "from_preset",
+    "from_pretrained",
     "load",
     "ops",
     "preset",
     "preset_names",
+    "push_to_hub",
     "sample_codes",
     "sample_images",
     "save",

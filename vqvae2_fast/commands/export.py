@@ -36,20 +36,20 @@ class Export(Command):
     """Height and width of the images; by default those of the model."""
     out: Path = Path("encoder.onnx")
     """What to write: NAME.onnx or NAME.pt2."""
-    aten: bool = True
-    """Use PyTorch's own operators only. --no-aten keeps this package's search in a .pt2 file, which
-    then needs this package, and gives the codes of `extract` in every case."""
+    own_search: bool = False
+    """Keep this package's search in a .pt2 file, which gives the codes of `extract` in every case
+    and needs this package. Otherwise programs consist of PyTorch's own operators."""
 
     def run(self) -> Result:
         if self.out.suffix not in (".onnx", ".pt2"):
             raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {self.out}.")
-        if self.out.suffix == ".onnx" and not self.aten:
-            raise ValueError("--no-aten: ONNX has PyTorch's operators only; write a .pt2 file.")
+        if self.out.suffix == ".onnx" and self.own_search:
+            raise ValueError(f"--own-search: expected --out NAME.pt2, got {self.out}.")
         self.prepare()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
         program = export_program(
-            vqvae, self.part, self.size or vqvae.config.image_size, aten=self.aten
+            vqvae, self.part, self.size or vqvae.config.image_size, aten=not self.own_search
         )
         (save_onnx if self.out.suffix == ".onnx" else save_program)(program, self.out)
         written = self.out.stat().st_size

@@ -6,6 +6,7 @@ scripts and tables, are copied under their paths too, so that no link leaves the
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
@@ -30,6 +31,9 @@ BESIDE_THE_CODE = (
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 FENCE = re.compile(r"^ *```")
 LIST_OR_TABLE = re.compile(r"^(?:[-*] |\d+\. |\|)")
+
+
+log = logging.getLogger("mkdocs.hooks.site_pages")
 
 
 def _in_site(path: str) -> str:
@@ -88,3 +92,10 @@ def _as_on_github(markdown: str) -> str:
         in_code ^= bool(FENCE.match(line))
         lines.append(line)
     return "\n".join(lines)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+    for name in re.findall(r'doc-module-name">([\w.]+)', html):
+        log.warning(
+            f"{page.file.src_uri} describes the module {name}: give the function's full name."
+        )

@@ -119,7 +119,7 @@ class Reader:
         self.capsys, self.names, self.limits = capsys, dict(names), dict(limits)
         self.scope: dict[str, object] = {}
         self.ran: list[str] = []
-        self.done: set[str] = set()  # commands as written: a page may repeat one of another page
+        self.done: set[tuple[str, ...]] = set()  # a page may repeat a command of another one
 
     def read(self, page: str) -> None:
         self.scope = {}
@@ -128,8 +128,9 @@ class Reader:
                 exec(compile(text, page, "exec"), self.scope)
                 continue
             for command in commands_of(text):
-                if not command.startswith(tuple(NOT_RUN)) and command not in self.done:
-                    self.done.add(command)
+                words = tuple(command.split())
+                if not command.startswith(tuple(NOT_RUN)) and words not in self.done:
+                    self.done.add(words)
                     self.run(self.filled_in(command))
 
     def filled_in(self, command: str) -> list[str]:

@@ -220,6 +220,12 @@ def joined_records(out: Path) -> dict[str, bytes]:
 
 
 SAMPLE = "sample --pipeline @pipeline --n 40 --batch-size 4"
+TUNE = (
+    "finetune-decoder --vqvae @pipeline --data emoji --flip --lpips-weight 0 "
+    "--adversary.channels 8 --adversary.start 4 --adversary.ramp 2 --train.steps 18 "
+    "--train.batch-size 8 --train.log-every 1 --train.validate-every 3 --train.save-every 2 "
+    "--train.keep 3"
+)
 SUBJECTS = {
     "train-vqvae": Subject(command("train-vqvae --data emoji"), runs_done, files),
     "train-prior-top": Subject(command("train-prior --level top --codes @codes"), runs_done, files),
@@ -227,6 +233,7 @@ SUBJECTS = {
         command("train-prior --level bottom --codes @codes"), runs_done, files
     ),
     "train-classifier": Subject(command("train-classifier --data emoji --flip"), runs_done, files),
+    "finetune-decoder": Subject(command(TUNE), runs_done, files),
     "extract": Subject(
         command("extract --vqvae @pipeline --data emoji --shard-records 20"), stores_done, files
     ),

@@ -19,12 +19,12 @@ RESULTS = ROOT / "benchmarks/results"
 NAMES = {
     "ours": "vqvae2_fast",
     "lean": "plain PyTorch",
-    "lean_compiled": "torch.compile",
-    "compiled": "torch.compile",
+    "lean_compiled": "plain PyTorch, compiled",
+    "compiled": "our references, compiled",
     "onehot": "one-hot products",
     "cdist": "torch.cdist",
     "lucidrains": "vector-quantize-pytorch",
-    "port": "rosinality's port",
+    "port": "the port's arithmetic in plain PyTorch",
 }
 
 
@@ -154,7 +154,7 @@ def _measured_lines() -> list[str]:
         script = "training_step.py" if row["op"] == "training_step" else "compare.py"
         _, work, time, other, _ = readme_row(figure).split("|")
         lines.append(
-            f"|{work}|{time}|{other}| `python benchmarks/{script}` | "
+            f"|{work}|{time}|{other}| `python benchmarks/{script} {figure.mode}` | "
             f"{row['device']}, {row['threads']} threads | {row['date']} |"
         )
     return lines

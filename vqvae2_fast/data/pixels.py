@@ -130,7 +130,8 @@ def decode_image(
     channels, height, width = image_shape
     with _upright(file, where, channels, convert_channels) as image:
         _check_size(where, (image.height, image.width), image_shape)
-        return _as_tensor(cover(_flatten(image, "L" if channels == 1 else "RGB"), height, width))
+        mode = "L" if channels == 1 else "RGB"
+        return _as_tensor(_converted(cover(_flatten(image, mode), height, width), mode))
 
 
 def decode_whole_image(
@@ -138,7 +139,8 @@ def decode_whole_image(
 ) -> Tensor:
     """The image upright, of its own size: uint8 `[C, H, W]`. Raises as `decode_image`."""
     with _upright(file, where, channels, convert_channels) as image:
-        return _as_tensor(_flatten(image, "L" if channels == 1 else "RGB"))
+        mode = "L" if channels == 1 else "RGB"
+        return _as_tensor(_converted(_flatten(image, mode), mode))
 
 
 @contextmanager
@@ -223,27 +225,31 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """The image in mode L or RGB: 16 bits to 8, palettes resolved, transparency over white."""
+    """The image in mode L or RGB: 16 bits to 8, palettes resolved, transparency over white.
+
+    A grey one stays grey, because RGB takes four times the memory; it may be scaled before that.
+    """
     if image.mode.startswith("I;16"):
-        flat = Image.fromarray(_upper_bits(np.asarray(image)))
+        flat = _upper_bits(image)
     elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         flat = _over_white(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB")
     else:
         flat = _converted(image, "L" if image.mode in ("1", "L") else "RGB")
-    return _converted(flat, mode)
+    return flat if flat.mode == "L" else _converted(flat, mode)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _upper_bits(pixels: np.ndarray) -> np.ndarray:
+def _upper_bits(image: Image.Image) -> Image.Image:
     """16 bits per pixel rounded to 8; Pillow's own conversion to L clips at 255 instead."""
-    rounded = np.empty(pixels.shape, np.uint8)
-    rows = max(1, _STRIP_PIXELS // pixels.shape[1])  # in strips, since this takes float64 numbers
-    for top in range(0, len(pixels), rows):
-        rounded[top : top + rows] = pixels[top : top + rows] / 257.0 + 0.5
-    return rounded
+    flat = Image.new("L", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)  # in strips, since this takes float64 numbers
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        flat.paste(Image.fromarray((strip / 257.0 + 0.5).astype(np.uint8)), (0, top))
+    return flat
 
 
 def _over_white(image: Image.Image, mode: str) -> Image.Image:

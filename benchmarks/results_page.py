@@ -49,20 +49,20 @@ class Quoted(NamedTuple):
     page: str = ""  # where more is said, from docs/
 
 
-ZEN5 = "amd-epyc-2-cores-avx512-bf16.csv"
+EPYC = "amd-epyc-2-cores-avx512-bf16.csv"
 ENGINES = "../vqvae2_fast/sampling/engines/README.md"
 MEASURED = (
     Measured(
         "find the nearest of 512 codes for 65,536 vectors of 64 numbers",
-        ZEN5,
+        EPYC,
         "search",
         "65536x512x64",
         "faiss",
     ),
-    Measured("a training step of that quantiser", ZEN5, "step", "65536x512x64", "lucidrains"),
+    Measured("a training step of that quantiser", EPYC, "step", "65536x512x64", "lucidrains"),
     Measured(
         "a training step of a top prior of the port's size, batch 4",
-        ZEN5,
+        EPYC,
         "port_top",
         "batch4",
         "port",
@@ -204,7 +204,7 @@ def page() -> str:
         "",
         "## Measured, from files of results",
         "Medians of rounds in turns within one process. The rows are in "
-        f"[{ZEN5}](../benchmarks/results/{ZEN5}).",
+        f"[{EPYC}](../benchmarks/results/{EPYC}).",
         "",
         *_measured_lines(),
         "",

@@ -24,6 +24,7 @@ struct KernelTable {
   const char* name;
   int64_t panel_width;  // codes of a panel of the search
   bool has_pairs;       // the search also uses panels of int16 pairs
+  bool has_bytes;       // and, for many codes, panels of bytes
 
   SearchKernels<NearestCodeProblem> nearest_code;
   // Fills panels first..last of a codebook whose codes and center are set.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "band-inl.h"
+#include "byte_screen-inl.h"
 #include "exact_distance-inl.h"
 #include "nearest_code.h"
 #include "quantize_rows-inl.h"
@@ -122,20 +123,32 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   return num_left;
 }
 
-// Blocks that skip the int16 screen after one in which it settled too little.
-constexpr int kBlocksWithoutPairs = 15;
+// Blocks that skip a screen after one in which it settled too little.
+constexpr int kSkippedBlocks = 15;
+struct Skips {
+  int bytes, pairs;
+};
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,
-                         int64_t* indices, int* skip_pairs) {
+                         int64_t* indices, Skips* skips) {
   int64_t left = count;
   for (int64_t i = 0; i < count; ++i) work.unsettled[i] = i;
+#if defined(VQ_HAS_BYTE_PRODUCTS)
+  if (skips->bytes > 0) {
+    --skips->bytes;
+  } else if (codebook.bytes.panels) {
+    left = screen_bytes(codebook, work.rows, work.unsettled, left, indices);
+    if (3 * left > count) skips->bytes = kSkippedBlocks;
+  }
+#endif
 #if defined(VQ_HAS_PAIR_PRODUCTS)
-  if (*skip_pairs > 0) {
-    --*skip_pairs;
-  } else {
+  if (skips->pairs > 0) {
+    --skips->pairs;
+  } else if (left > 0) {
+    const int64_t given = left;
     left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
     // Both screens for every row cost more than only float32.
-    if (3 * left > count) *skip_pairs = kBlocksWithoutPairs;
+    if (3 * left > given) skips->pairs = kSkippedBlocks;
   }
 #endif
   if (left > 0) left = screen_rows<FloatScreen>(codebook, work, work.unsettled, left, indices);
@@ -143,7 +156,7 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
     const int64_t row = work.unsettled[i];
     indices[row] = search_directly(codebook, work.rows[row]);
   }
-  (void)skip_pairs;
+  (void)skips;
 }
 
 // A few rows against a codebook that is not packed; copies holds num_rows x D floats.
@@ -162,11 +175,11 @@ inline void search_rows(const NearestCodeProblem& problem, int64_t begin, int64_
   const PackedCodebook& codebook = *problem.codebook;
   const int64_t dim = codebook.dim, rows_in_block = block_rows(dim);
   const Workspace work(memory, dim);
-  int skip_pairs = 0;
+  Skips skips = {0, 0};
   for (int64_t first = begin; first < end; first += rows_in_block) {
     const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
     load_rows(problem.z, first, count, dim, work.copies, work.rows);
-    search_block(codebook, work, count, problem.indices + first, &skip_pairs);
+    search_block(codebook, work, count, problem.indices + first, &skips);
     finish_rows(problem, work.rows, first, count, first / rows_in_block);
   }
 }

@@ -21,6 +21,24 @@ constexpr float kEmptyScore = 3e38f;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kFewRows = 8;
 
+// The first screen of many codes: scores in int16 of bytes, in vectors, panels and blocks of this
+// many codes. Fewer codes and longer ones have none.
+constexpr int64_t kByteLanes = 16;
+constexpr int64_t kBytePanel = 2 * kByteLanes;
+constexpr int64_t kByteBlock = 2 * kBytePanel;
+constexpr int64_t kFewestByteCodes = 4096;
+constexpr int64_t kMostByteDims = 24;
+
+// Codes as bytes in one unit for all of them; no panels if there are none.
+struct ByteCodes {
+  // -63..63 with 64 added: [whole blocks / kBytePanel, ceil(D / 2), kBytePanel, 2].
+  const uint8_t* panels = nullptr;
+  const int16_t* half_norms = nullptr;  // |e'|^2 / 2 in units of `half_unit`, 0..32767
+  float unit = 0, half_unit = 0;
+  float norm = 0;      // of a code in `unit`, at most
+  float residual = 0;  // |e' - its bytes|, at most
+};
+
 struct PackedCodebook {
   int64_t num_codes = 0;
   int64_t dim = 0;
@@ -40,6 +58,7 @@ struct PackedCodebook {
   double max_norm = 0;  // of e' among the screened codes
   // |e' - its int16 values| <= pair_residual * |e'| + underflow
   double pair_residual = 0;
+  ByteCodes bytes = {};
 };
 
 // The unit of the int16 of a vector of at most this norm: a power of two such that the vector is

@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kMaxSample = 256;
 // Below this, waking a thread costs more than it saves.
 constexpr int64_t kParallelFloats = 16 << 10;
+// The largest half norm in int16.
+constexpr float kMostHalf = 32767;
 
 bool is_contiguous_float(const Rows& rows, int64_t dim) {
   return rows.dtype == Dtype::kFloat32 && rows.stride_col == 1 && rows.stride_row == dim;
@@ -64,6 +66,55 @@ void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* cent
   }
 }
 
+// Fills the bytes of a codebook whose half norms are set, unless its values do not suit them.
+void pack_bytes(PackedCodebookStorage& packed) {
+  PackedCodebook& view = packed.view;
+  const int64_t dim = view.dim, words = (dim + 1) / 2;
+  float largest = 0, largest_half = 0;
+  for (int64_t k = 0; k < view.num_codes; ++k) {
+    largest_half = std::max(largest_half, view.half_norms[k]);
+    for (int64_t d = 0; d < dim; ++d) {
+      largest = std::max(largest, std::fabs(view.codes[k * dim + d] - view.center[d]));
+    }
+  }
+  // Also false if a code is not screened, whose half norm is kEmptyScore.
+  if (!(view.max_norm > 1e-12 && view.max_norm < 1e12 && largest_half < kEmptyScore)) return;
+  ByteCodes bytes;
+  bytes.unit = largest / 63 * 1.0001f;
+  bytes.half_unit = largest_half / kMostHalf * 1.0001f;
+  const int64_t padded = (view.num_codes + kByteBlock - 1) / kByteBlock * kByteBlock;
+  packed.byte_panels = aligned<uint8_t>(padded * 2 * words);
+  packed.byte_half_norms = aligned<int16_t>(padded);
+  double most_square = 0, most_residual = 0;
+  for (int64_t k = 0; k < padded; ++k) {
+    uint8_t* const column =
+        packed.byte_panels.get() + (k / kBytePanel * words * kBytePanel + k % kBytePanel) * 2;
+    double square = 0, residual = 0;
+    for (int64_t d = 0; d < 2 * words; ++d) {
+      double integer = 0;
+      if (k < view.num_codes && d < dim) {
+        const double exact =
+            static_cast<double>(view.codes[k * dim + d]) - static_cast<double>(view.center[d]);
+        integer = std::nearbyint(exact / static_cast<double>(bytes.unit));
+        const double error = exact - integer * static_cast<double>(bytes.unit);
+        residual += error * error;
+        square += integer * integer;
+      }
+      column[d / 2 * 2 * kBytePanel + d % 2] = static_cast<uint8_t>(64 + static_cast<int>(integer));
+    }
+    packed.byte_half_norms[k] =
+        k < view.num_codes ? static_cast<int16_t>(std::lround(view.half_norms[k] / bytes.half_unit))
+                           : static_cast<int16_t>(kMostHalf);
+    most_square = std::max(most_square, square);
+    most_residual = std::max(most_residual, residual);
+  }
+  bytes.norm = static_cast<float>(std::sqrt(most_square) * 1.0001);
+  bytes.residual = static_cast<float>(std::sqrt(most_residual) * 1.0001);
+  bytes.panels = packed.byte_panels.get();
+  bytes.half_norms = packed.byte_half_norms.get();
+  view.bytes = bytes;
+}
+
 // `owned` holds the codes, or nothing if they are kept elsewhere.
 std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<float> owned,
                                                   int64_t num_codes, int64_t dim,
@@ -103,6 +154,9 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     fill(0, num_panels);
   } else {
     run_parts(num_panels, fill);
+  }
+  if (kernels.has_bytes && num_codes >= kFewestByteCodes && dim <= kMostByteDims) {
+    pack_bytes(*packed);
   }
   return packed;
 }

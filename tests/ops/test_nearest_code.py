@@ -147,6 +147,37 @@ def test_every_vector_between_many_codes(level):
         assert_exact(z, codebook)
 
 
+MANY_CODES = {
+    "normal": lambda codes: codes,
+    "offset": lambda codes: 1e-3 * codes + 100,
+    "ties": lambda codes: (2 * codes).round() / 2,
+    "some_flung_out": lambda codes: (
+        codes * (1 + 1e4 * (torch.arange(len(codes)) % 97 == 0))[:, None]
+    ),
+    "unequal_dimensions": lambda codes: codes * torch.logspace(0, -5, codes.shape[1]),
+    "not_finite": lambda codes: codes.index_fill(0, torch.tensor([5]), float("nan")),
+    "one_apart": lambda codes: torch.cat([torch.zeros(len(codes) - 1, codes.shape[1]), codes[:1]]),
+}
+
+
+@pytest.mark.parametrize("level", simd_levels())
+@pytest.mark.parametrize("kind", MANY_CODES)
+@pytest.mark.parametrize("dim", [1, 16, 23])
+def test_many_codes(dim, kind, level):
+    """Codes of all kinds, midpoints between them, and vectors of all lengths, screened in int8."""
+    generator = torch.Generator().manual_seed(5)
+    codebook = MANY_CODES[kind](torch.randn(4161, dim, generator=generator))
+    pairs = torch.randint(len(codebook), (60, 2), generator=generator)
+    middle = codebook[pairs].double().mean(dim=1)
+    nudge = torch.randint(-3, 4, middle.shape, generator=generator) * 2.0**-24
+    scale = 10.0 ** torch.randint(-6, 7, (60, 1), generator=generator)
+    normal = torch.randn(120, dim, generator=generator) * codebook[6:].std() + codebook[6:].mean(0)
+    far = torch.randn(60, dim, generator=generator) * scale
+    z = torch.cat([(middle * (1 + nudge)).float(), codebook[pairs[:, 0]], normal, far])
+    with simd_level(level):
+        assert_exact(z, codebook)
+
+
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_codes_flung_out_do_not_matter(share):
     generator = torch.Generator().manual_seed(10)

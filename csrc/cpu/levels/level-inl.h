@@ -24,12 +24,19 @@
 #define VQ_LEVEL_PAIRS false
 #endif
 
+#if defined(VQ_HAS_BYTE_PRODUCTS)
+#define VQ_LEVEL_BYTES true
+#else
+#define VQ_LEVEL_BYTES false
+#endif
+
 namespace vqvae2_fast::cpu {
 
 const KernelTable VQ_LEVEL_TABLE = {
     .name = VQ_LEVEL_NAME,
     .panel_width = kPanelWidth,
     .has_pairs = VQ_LEVEL_PAIRS,
+    .has_bytes = VQ_LEVEL_BYTES,
     .nearest_code = {.few_rows = search_few_rows,
                      .rows = search_rows,
                      .workspace = Workspace::bytes,

@@ -148,6 +148,48 @@ struct PairSum {
   Vec to_float() const { return {_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(v))}; }
 };
 
+#define VQ_HAS_BYTE_PRODUCTS
+
+// Sixteen scores of int16, which wrap around: sums of products of bytes.
+struct ByteSum {
+  typedef unsigned short Lanes __attribute__((vector_size(32)));
+  Lanes v;
+
+  static ByteSum broadcast(int16_t x) { return {reinterpret_cast<Lanes>(_mm256_set1_epi16(x))}; }
+  // offset + round(half_norms * factor / 2^15); both are int16, twice in a word.
+  static ByteSum start(const int16_t* half_norms, uint32_t factor, uint32_t offset) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half_norms));
+    const __m256i scaled = _mm256_mulhrs_epi16(halves, _mm256_set1_epi32(static_cast<int>(factor)));
+    return {reinterpret_cast<Lanes>(_mm256_set1_epi32(static_cast<int>(offset))) +
+            reinterpret_cast<Lanes>(scaled)};
+  }
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high, unsigned codes below 128 and signed z
+  // (twice in a word), so that a sum of two products does not saturate.
+  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
+    return {v + reinterpret_cast<Lanes>(_mm256_maddubs_epi16(code, row))};
+  }
+  ByteSum lesser(ByteSum b) const {
+    return {reinterpret_cast<Lanes>(
+        _mm256_min_epi16(reinterpret_cast<__m256i>(v), reinterpret_cast<__m256i>(b.v)))};
+  }
+  int least() const {
+    int16_t lanes[16];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), reinterpret_cast<__m256i>(v));
+    int16_t result = lanes[0];
+    for (const int16_t lane : lanes) result = lane < result ? lane : result;
+    return result;
+  }
+  int16_t lane(int l) const { return static_cast<int16_t>(v[l]); }
+  // Two bits for each lane.
+  uint32_t lanes_at_most(int16_t bound) const {
+    const __m256i above =
+        _mm256_cmpgt_epi16(reinterpret_cast<__m256i>(v), _mm256_set1_epi16(bound));
+    return ~static_cast<uint32_t>(_mm256_movemask_epi8(above));
+  }
+};
+
 // Writes kLanes values as int16, nearest, and returns what they stand for.
 inline Vec store_rounded(Vec values, int16_t* rounded) {
   const __m256i integers = _mm256_cvtps_epi32(values.v);

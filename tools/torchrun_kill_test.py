@@ -1,13 +1,13 @@
 """Kills training in several processes and continues it with other numbers of them.
 
-    python tools/torchrun_kill_test.py [--kills 20] [--seed 0] [--steps 60]
+    python tools/torchrun_kill_test.py [--stage prior] [--kills 20] [--seed 0] [--steps 60]
 
-A VQ-VAE on the embedded emoji is trained in float32 under torchrun by 2, 4, 1 and 2 processes in
-turn, each turn ended by SIGKILL after a random time, until it is done. Every second kill hits one
-process alone, which torchrun then starts anew with the others (`--max-restarts`). The batch of a
-step is the same throughout (`--train.global-batch`). The weights at the end must be those of an
-unbroken run in one process, to 1e-4 of the largest number of each tensor. Prints one
-line per turn and exits with 1 at the first failure.
+A VQ-VAE on the embedded emoji, or a sharded prior of their codes, is trained in float32 under
+torchrun by 2, 4, 1 and 2 processes in turn, each turn ended by SIGKILL after a random time, until
+it is done. Every second kill hits one process alone, which torchrun then starts anew with the
+others (`--max-restarts`). The batch of a step is the same throughout (`--train.global-batch`). The
+weights at the end must be those of an unbroken run in one process, to 1e-4 of the largest number of
+each tensor. Prints one line per turn and exits with 1 at the first failure.
 """
 
 from __future__ import annotations
@@ -27,24 +27,40 @@ import torch
 from vqvae2_fast.checkpoints import load_training
 from vqvae2_fast.checkpoints.locate import latest
 
-OPTIONS = [
-    *("--quiet", "--model.hidden-channels", "8", "--model.residual-channels", "4"),
+VQVAE = [
+    *("--model.hidden-channels", "8", "--model.residual-channels", "4"),
     *("--model.num-residual-blocks", "1", "--model.num-embeddings", "16"),
-    *("--model.embedding-dim", "4", "--train.precision", "float32", "--train.global-batch", "8"),
+    *("--model.embedding-dim", "4"),
+]
+PRIOR = [
+    *("--model.channels", "16", "--model.residual-channels", "16", "--model.num-heads", "2"),
+    *("--model.num-blocks", "1", "--model.layers-per-block", "1", "--train.shard"),
+]
+TRAINING = [
+    *("--resume", "--train.precision", "float32", "--train.global-batch", "8"),
     *("--train.save-every", "2", "--train.validate-every", "1000", "--train.validate-items", "8"),
 ]
 ORDER = (2, 4, 1, 2)
 BOUND = 1e-4
 
 
-def start(run: Path, steps: int, processes: int) -> subprocess.Popen[bytes]:
+def command_of(stage: str, folder: Path, steps: int) -> list[str]:
+    """The training that is killed, but for --out. Codes for a prior are extracted first."""
+    length = ["--train.steps", str(steps)]
+    if stage == "vqvae":
+        return ["train-vqvae", *VQVAE, *TRAINING, *length]
+    vqvae, codes = ["--out", str(folder / "vqvae")], str(folder / "codes")
+    start(["train-vqvae", *VQVAE, *TRAINING, "--train.steps", "2", *vqvae], 1).wait()
+    start(["extract", "--vqvae", str(folder / "vqvae"), "--out", codes], 1).wait()
+    return ["train-prior", "--level", "bottom", "--codes", codes, *PRIOR, *TRAINING, *length]
+
+
+def start(command: list[str], processes: int) -> subprocess.Popen[bytes]:
     """One turn: torchrun with its processes, in a group of their own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", "3", "--no-python", "--"]
-    command += ["vqvae2-fast", "train-vqvae", "--resume"]
-    command += ["--out", str(run), "--train.steps", str(steps), *OPTIONS]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    torchrun += ["--max-restarts", "3", "--no-python", "--", "vqvae2-fast"]
     return subprocess.Popen(
-        command,
+        [*torchrun, *command, "--quiet"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -78,6 +94,7 @@ def end(turn: subprocess.Popen[bytes]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=("vqvae", "prior"), default="vqvae")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
@@ -85,13 +102,14 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, broken = Path(folder) / "whole", Path(folder) / "broken"
-        if start(whole, arguments.steps, 1).wait():
+        command = command_of(arguments.stage, Path(folder), arguments.steps)
+        if start([*command, "--out", str(whole)], 1).wait():
             print("the undisturbed run failed")
             return 1
         kills, number = 0, 0
         while newest(broken) < arguments.steps:
             processes, before = ORDER[number % len(ORDER)], newest(broken)
-            turn = start(broken, arguments.steps, processes)
+            turn = start([*command, "--out", str(broken)], processes)
             advanced(turn, broken, before)
             alone = number % 2 == 1 and processes > 1
             if alone and kills < arguments.kills and turn.poll() is None:

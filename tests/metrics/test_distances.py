@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vqvae2_fast.metrics import neighbours
 from vqvae2_fast.metrics.accuracy import _wilson
 from vqvae2_fast.metrics.estimates import GROUPS, T_975, Estimate, jackknife
 from vqvae2_fast.metrics.frechet import Moments, frechet_distance, gaussian_distance
@@ -163,6 +164,21 @@ def test_neighbour_measures_without_a_group_are_those_of_the_other_images(name):
     found = getattr(neighbour_measures(real, fake, k=5), name)
     assert found.low > 0  # not cut
     assert found.low == pytest.approx(jackknife(found.value, parts, 167).low, abs=1e-9)
+
+
+def test_few_distances_are_held_however_many_images(monkeypatch):
+    held, squared = [], neighbours._squared
+
+    def counted(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        held.append(len(first) * len(second))
+        return squared(first, second)
+
+    real, fake = features(300, seed=1), features(431, seed=2)
+    expected = neighbour_measures(real, fake)
+    monkeypatch.setattr(neighbours, "_squared", counted)
+    monkeypatch.setattr(neighbours, "_DISTANCES", 3000)
+    assert neighbour_measures(real, fake) == expected
+    assert max(held) <= 3000
 
 
 def test_neighbour_measures_with_known_answers():

@@ -19,7 +19,8 @@ from vqvae2_fast.metrics.estimates import GROUPS, Estimate, check_count, jackkni
 __all__ = ["Neighbours", "neighbour_measures"]
 
 LEAST_IMAGES = 100
-_ROWS = 512  # of the matrix of distances at a time
+_ROWS = 512  # of the matrix of distances at a time, or fewer
+_DISTANCES = 2**21  # at a time; several copies are held
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Neighbours:
 def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """All four measures with their intervals, in two passes over blocks of distances.
 
-    This takes the memory of 11·(N + M) radii and of 512 rows of distances, and the time of
+    This takes the memory of 11·(N + M) radii and of some copies of 2²¹ distances, and the time of
     N² + M² + NM products of D numbers. All four depend on N, M and k, so compare only values for
     which these are equal.
 
@@ -66,7 +67,7 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     in_fake = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     for group, members in enumerate(real_groups):
-        for rows in torch.arange(members.start, members.stop).split(_ROWS):
+        for rows in torch.arange(members.start, members.stop).split(_rows(fake)):
             distances = _squared(real[rows], fake)  # [R, M]
             in_real += _balls_without(distances, real_radii[rows], group)
             nearest = torch.stack([distances[:, own].amin(1) for own in fake_groups], 1)  # [R, G]
@@ -149,7 +150,7 @@ def _radii(features: Tensor, k: int) -> Tensor:
     """
     radii = torch.empty(len(features), 1 + GROUPS)
     groups = _groups(len(features))
-    for rows in torch.arange(len(features)).split(_ROWS):
+    for rows in torch.arange(len(features)).split(_rows(features)):
         distances = _squared(features[rows], features)
         distances[torch.arange(len(rows)), rows] = torch.inf
         # The k nearest in each group. The k nearest without a group are among those of the others.
@@ -161,6 +162,11 @@ def _radii(features: Tensor, k: int) -> Tensor:
             others = torch.cat([nearest[:, :g], nearest[:, g + 1 :]], dim=1).flatten(1)
             radii[rows, 1 + g] = others.kthvalue(k).values
     return radii
+
+
+def _rows(columns: Tensor) -> int:
+    """Rows of the matrix of distances to these images that are computed at a time."""
+    return max(1, min(_ROWS, _DISTANCES // len(columns)))
 
 
 def _squared(first: Tensor, second: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
     python benchmarks/evaluation_memory.py features --images 50000
     python benchmarks/evaluation_memory.py images --data PHOTOGRAPHS --counts 24 300
+    python benchmarks/evaluation_memory.py samples --counts 200 20000
 
 `features` times the measures of many samples in random features of a network's size, which come
 batch by batch as from a network. Its peaks are those of the process, minus what importing
 everything took. `images` runs `vqvae2-fast evaluate` in a separate process for each number of
-held-out images of 256x256, with a small untrained pipeline, and prints its peak.
+held-out images of 256x256, with a small untrained pipeline, and prints its peak. `samples` does the
+same for each number of samples (`evaluate --images`) and as many made-up real images of 16x16, in
+the features of a small classifier; its peaks have the mapped files of features in them.
 """
 
 from __future__ import annotations
@@ -21,13 +24,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 
 from vqvae2_fast import VQVAE2, Pipeline, PixelSNAIL, preset, save
 from vqvae2_fast.data import ImageFolder, in_order
 from vqvae2_fast.metrics import extract_features, frechet_distance, inception_score, kernel_distance
 from vqvae2_fast.metrics.features import Extracted
 from vqvae2_fast.metrics.neighbours import neighbour_measures
+from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,22 +119,45 @@ def small_pipeline(data: Path) -> Pipeline:
     return Pipeline(vqvae.eval(), [prior.eval() for prior in priors])
 
 
+def peak_of(command: str) -> str:
+    """Runs an evaluation in a process of its own; its seconds and its peak."""
+    start = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-c", _CHILD, "evaluate", *command.split(), "--quiet"],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return f"{time.monotonic() - start:.0f} s, peak {told.stdout.split()[-1]} MiB"
+
+
 def measure_images(data: Path, counts: list[int]) -> None:
     with TemporaryDirectory() as folder:
         save(small_pipeline(data), Path(folder) / "pipeline")
+        options = f"--pipeline {folder}/pipeline --data {data} --train-images 0 --codec-images 8"
         for count in counts:
-            arguments = ["evaluate", "--pipeline", f"{folder}/pipeline", "--data", str(data)]
-            arguments += ["--held-out-images", str(count), "--train-images", "0"]
-            arguments += ["--codec-images", "8", "--out", f"{folder}/{count}", "--quiet"]
-            start = time.monotonic()
-            told = subprocess.run(
-                [sys.executable, "-c", _CHILD, *arguments],
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-            seconds, peak = time.monotonic() - start, told.stdout.split()[-1]
-            print(f"{count} held-out images: {seconds:.0f} s, peak {peak} MiB", flush=True)
+            told = peak_of(f"{options} --held-out-images {count} --out {folder}/{count}")
+            print(f"{count} held-out images: {told}", flush=True)
+
+
+def measure_samples(counts: list[int]) -> None:
+    classes = ("a", "b", "c")
+    with TemporaryDirectory() as folder:
+        generator = np.random.default_rng(0)
+        for number in range(2 * max(counts)):
+            side = ("train", "held_out")[number % 2]
+            path = Path(folder) / "data" / side / classes[number % 3] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(256, size=(16, 16, 3), dtype=np.uint8)).save(path)
+        save(tiny_pipeline(), Path(folder) / "pipeline", class_names=classes)
+        judge = Classifier(ClassifierConfig((16, 16), 3, len(classes), "small", 8)).eval()
+        save(judge, Path(folder) / "judge", class_names=classes)
+        options = f"--pipeline {folder}/pipeline --data {folder}/data --classifier {folder}/judge"
+        options += " --features classifier --held-out-images 200 --train-images 0"
+        options += " --codec-images 8 --compressed-images 0"
+        for count in counts:
+            told = peak_of(f"{options} --images {count} --out {folder}/{count}")
+            print(f"{count} samples: {told}", flush=True)
 
 
 def main() -> None:
@@ -140,9 +170,13 @@ def main() -> None:
     images = parts.add_parser("images")
     images.add_argument("--data", type=Path, required=True)
     images.add_argument("--counts", type=int, nargs="+", default=[24, 300])
+    samples = parts.add_parser("samples")
+    samples.add_argument("--counts", type=int, nargs="+", default=[200, 20_000])
     options = parser.parse_args()
     if options.part == "features":
         measure_features(options.images, options.neighbours, options.dim)
+    elif options.part == "samples":
+        measure_samples(options.counts)
     else:
         measure_images(options.data, options.counts)
 

@@ -91,7 +91,8 @@ NOT_OURS = (
     "--no-python --nproc-per-node --no-deps --no-build-isolation --benchmark-only --summary --only "
     "--folder --size --list --seconds --prior-seconds --clock --completion --help --version "
     "--max-restarts --data-binary --browser --files --nodes --ntasks-per-node --gpus-per-node "
-    "--signal --nnodes --rdzv-backend --rdzv-id --rdzv-endpoint"
+    "--signal --nnodes --rdzv-backend --rdzv-id --rdzv-endpoint --steps --processes "
+    "--kills --stage --scale --compile"
 )
 
 

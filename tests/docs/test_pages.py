@@ -264,7 +264,6 @@ def test_training_on_photographs_in_two_processes(workspace, short, capsys):
 @pytest.mark.pages
 def test_export(workspace, capsys):
     reader = Reader(capsys)
-    reader.scope["images"] = torch.rand(5, 3, 32, 32).numpy()
     reader.read("docs/export.md")
     assert reader.scope["images"].shape == (5, 3, 32, 32)
     assert Path("encoder.pt2").is_file()

@@ -7,6 +7,7 @@ and a program without it would run the whole network for every code.
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,7 +134,14 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"save_onnx: ONNX has no operator {own[0]}; export the program with aten=True."
         )
-    model = torch.onnx.export(program, dynamo=True, verbose=False)
+    # It warns of operators of torchvision, of which no part of a VQ-VAE has any.
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registry.level
+    registry.setLevel(logging.ERROR)
+    try:
+        model = torch.onnx.export(program, dynamo=True, verbose=False)
+    finally:
+        registry.setLevel(level)
     assert model is not None
     outputs = model.model.graph.outputs
     codes = outputs[0].dtype is not None and outputs[0].dtype.is_integer()

@@ -116,7 +116,8 @@ def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None
 def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
     """Write a program of PyTorch's own operators as an ONNX file. Needs `vqvae2_fast[export]`.
 
-    Inputs and outputs are named `images` and, coarse to fine, `codes_0`, `codes_1` and so on.
+    Inputs and outputs are named `images` and, coarse to fine, `codes_0`, `codes_1` and so on; what
+    an autoencoder gives is named `reconstructions`.
 
     Raises:
         ImportError: onnx or onnxscript is not installed.
@@ -143,8 +144,9 @@ def save_onnx(program: ExportedProgram, path: str | os.PathLike[str]) -> None:
     finally:
         registry.setLevel(level)
     assert model is not None
-    outputs = model.model.graph.outputs
-    codes = outputs[0].dtype is not None and outputs[0].dtype.is_integer()
-    for level, output in enumerate(outputs):
-        output.name = f"codes_{level}" if codes else "images"
+    graph = model.model.graph
+    codes = graph.outputs[0].dtype is not None and graph.outputs[0].dtype.is_integer()
+    image = "reconstructions" if graph.inputs[0].name == "images" else "images"
+    for number, output in enumerate(graph.outputs):
+        output.name = f"codes_{number}" if codes else image
     write_file(Path(path), model.model_proto.SerializeToString())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import onnxruntime
 import pytest
 import torch
 
-from vqvae2_fast import VQVAE2, VQVAE2Config, from_preset
+from vqvae2_fast import VQVAE2, from_preset
 from vqvae2_fast.data import load_emoji, to_float
 from vqvae2_fast.export import PARTS, export_program, save_onnx, save_program
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 QUANTIZERS = ("lfq", "fsq:4,4", "residual:4,4")  # of 16 codes each
 
@@ -27,16 +29,7 @@ def trained():
 
 def small(quantizer: str = "ema") -> VQVAE2:
     torch.manual_seed(0)
-    config = VQVAE2Config(
-        image_size=(16, 16),
-        strides=(2, 2),
-        hidden_channels=8,
-        residual_channels=8,
-        num_residual_blocks=1,
-        num_embeddings=16,
-        embedding_dim=4,
-        quantizer=(quantizer,),
-    )
+    config = replace(SMALL_VQVAE, image_size=(16, 16), num_embeddings=16, quantizer=(quantizer,))
     return VQVAE2(config).eval()
 
 
@@ -96,9 +89,11 @@ def test_own_operators_give_the_codes_to_the_bit(trained, emoji, tmp_path):
 
 def test_a_model_in_training_is_exported_as_it_evaluates_and_goes_on_training():
     model = small().train()
+    model.quantizers.eval()
     before = copy.deepcopy(model.state_dict())
     export_program(model, "encoder", (16, 16))
     assert model.training
+    assert not any(module.training for module in model.quantizers.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.ops._registry import OPERATORS
@@ -27,19 +26,6 @@ def _nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     distances = codebook.square().sum(1) - 2 * (z @ codebook.T)  # [N, K]
     indices = distances.argmin(dim=1)
     return indices, (z - codebook[indices]).square().sum(1)
-
-
-def _normed_conv2d(
-    x: Tensor,
-    weight_v: Tensor,
-    weight_g: Tensor | None,
-    bias: Tensor | None,
-    top: int,
-    left: int,
-    *_: Any,
-) -> Tensor:
-    assert weight_g is None, "the VQ-VAE has no weight normalisation"
-    return F.conv2d(x, weight_v, bias, padding=(top, left))
 
 
 def _scalar_quantize(
@@ -68,5 +54,4 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     }
     forms[OPERATORS["nearest_code"].overload] = _nearest_code
     forms[OPERATORS["scalar_quantize"].overload] = _scalar_quantize
-    forms[OPERATORS["normed_conv2d"].overload] = _normed_conv2d
     return forms

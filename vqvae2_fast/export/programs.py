@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram, export
 from vqvae2_fast.export.decompositions import decompositions
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling import Pipeline
 
 if TYPE_CHECKING:
@@ -86,20 +87,15 @@ def export_program(
     images = torch.zeros(
         2, vqvae.config.image_channels, *size, device=parameter.device, dtype=parameter.dtype
     )
-    was_training = vqvae.training
-    try:
-        module = _MODULES[part](vqvae).eval()
-        with torch.no_grad(), warnings.catch_warnings():
-            # PyTorch warns of a name that it uses itself.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            codes = tuple(vqvae.encode(images))
-            inputs = codes if part == "decoder" else (images,)
-            batch = tuple({0: Dim("batch")} for _ in inputs)
-            shapes = (batch,) if part == "decoder" else batch
-            program = export(module, inputs, dynamic_shapes=shapes)
-            return program.run_decompositions(decompositions() if aten else {})
-    finally:
-        vqvae.train(was_training)
+    with evaluating(vqvae), torch.no_grad(), warnings.catch_warnings():
+        # PyTorch warns of a name that it uses itself.
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        codes = tuple(vqvae.encode(images))
+        inputs = codes if part == "decoder" else (images,)
+        batch = tuple({0: Dim("batch")} for _ in inputs)
+        shapes = (batch,) if part == "decoder" else batch
+        program = export(_MODULES[part](vqvae), inputs, dynamic_shapes=shapes)
+        return program.run_decompositions(decompositions() if aten else {})
 
 
 def save_program(program: ExportedProgram, path: str | os.PathLike[str]) -> None:

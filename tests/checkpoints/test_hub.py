@@ -58,7 +58,7 @@ def test_a_pipeline_comes_back(hub):
     ours, theirs = pipeline.vqvae.state_dict(), found.vqvae.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert found.class_names == pipeline.class_names
-    assert (hub / "someone/emoji/README.md").read_text() == model_card(pipeline)
+    assert (hub / "someone/emoji/README.md").read_text() == model_card(pipeline, "someone/emoji")
 
 
 def test_a_model_takes_the_place_of_a_pipeline(hub):
@@ -84,11 +84,16 @@ def test_what_is_neither_a_folder_nor_a_name():
 
 def test_the_card_says_what_is_in_it():
     card = model_card(
-        vq2.from_preset("emoji32"), licence="mit", data="Emoji.", metrics={"PSNR, dB": 27.9198}
+        vq2.from_preset("emoji32"),
+        "someone/emoji",
+        licence="mit",
+        data="Emoji.",
+        metrics={"PSNR, dB": 27.9198},
     )
     metadata, text = card.split("---\n")[1:]
     assert "library_name: vqvae2_fast\n" in metadata
     assert 'license: "mit"\n' in metadata
     assert "- VQ-VAE: 0.31 million parameters" in text
+    assert 'vq2.from_pretrained("someone/emoji")' in text
     assert "## Data\nEmoji.\n" in text
     assert "| PSNR, dB | 27.92 |" in text

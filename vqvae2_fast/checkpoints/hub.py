@@ -77,7 +77,7 @@ def push_to_hub(
 
     Args:
         repository: `OWNER/NAME`.
-        card: The text of README.md; by default `model_card(model)`.
+        card: The text of README.md; by default that of `model_card`.
         dtype: As in `save`.
         private: Whether a new repository is seen by its owner alone.
         revision: The branch; by default main.
@@ -94,7 +94,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         save(model, folder, dtype=dtype)
-        write_file(folder / "README.md", (card or model_card(model)).encode())
+        write_file(folder / "README.md", (card or model_card(model, repository)).encode())
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository,
@@ -109,6 +109,7 @@ def push_to_hub(
 
 def model_card(
     model: nn.Module | Pipeline,
+    repository: str,
     *,
     licence: str = "",
     data: str = "",
@@ -117,6 +118,7 @@ def model_card(
     """The text of a model card: metadata, what the model is, how to use it, and its measures.
 
     Args:
+        repository: `OWNER/NAME`, from where the card says how to load the model.
         licence: An identifier of the Hub, such as `mit`.
         data: What it was trained on, in a sentence.
         metrics: Name and value of each measure, with the unit in the name.
@@ -127,11 +129,11 @@ def model_card(
     use = ["```python", "import vqvae2_fast as vq2", ""]
     if isinstance(model, Pipeline):
         use += [
-            'pipeline = vq2.from_pretrained("OWNER/NAME")',
+            f'pipeline = vq2.from_pretrained("{repository}")',
             "images = vq2.sample_images(pipeline, 16)  # [16, C, H, W] in [-1, 1]",
         ]
     else:
-        use += ['model = vq2.from_pretrained("OWNER/NAME")']
+        use += [f'model = vq2.from_pretrained("{repository}")']
     lines = [*metadata, f"# {_title(model)}", "", *_parts(model), "", *use, "```"]
     if data:
         lines += ["", "## Data", data]

@@ -105,9 +105,16 @@ def plan_of(prior: nn.Module, interface: PriorInterface) -> SamplingPlan:
     tensors = [*prior.parameters(), *prior.buffers()]
 
     def fold() -> SamplingPlan:
-        if not all(tensor.isfinite().all() for tensor in tensors):
+        if not all(map(_is_finite, tensors)):
             raise ValueError(f"sample_codes: expected finite weights. {NOT_FINITE}")
         with torch.inference_mode():
             return interface.new_plan()
 
     return _plans.get(prior, fingerprint(tensors), fold)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The extremes show NaN too, and take 0.01 s for 85 million numbers; `isfinite().all()` 0.37 s.
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -1,7 +1,13 @@
 // Which SIMD level runs: decided once, from the CPU and VQVAE2_FAST_SIMD.
 #include <stdlib.h>
 #include <string.h>
-#if defined(VQ_ARM64) && defined(__APPLE__)
+#if defined(VQ_X86)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(VQ_ARM64) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(VQ_ARM64)
 #include <asm/hwcap.h>
@@ -17,7 +23,7 @@
 namespace vqvae2_fast::cpu {
 namespace {
 
-constexpr int kMaxLevels = 5;
+constexpr int kMaxLevels = 6;
 
 // The levels of this build, lowest first: those that this CPU runs, then those that it cannot.
 struct Levels {
@@ -37,6 +43,23 @@ struct Levels {
     names[count++] = table.name;
   }
 };
+
+#if defined(VQ_X86)
+// AMX with int8 and bfloat16, and AVX-512's conversion to bfloat16. Tiles are 8 KiB of registers
+// that the system saves only for processes that have asked for them; macOS has no such request.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25, kBfloat16 = 1u << 5;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kAmx) != kAmx) return false;
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kBfloat16)) return false;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 #if defined(VQ_ARM64)
 bool has_dotprod() {
@@ -63,7 +86,9 @@ const Levels& levels() {
     list.add(kAvx2Kernels, avx2, "AVX2 and FMA");
     list.add(kAvx2VnniKernels, avx2 && __builtin_cpu_supports("avxvnni"), "AVX-VNNI");
     list.add(kAvx512Kernels, avx512, "AVX-512 F, BW, VL and DQ");
-    list.add(kAvx512VnniKernels, avx512 && __builtin_cpu_supports("avx512vnni"), "AVX-512 VNNI");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    list.add(kAvx512VnniKernels, vnni, "AVX-512 VNNI");
+    list.add(kAvx512AmxKernels, vnni && has_amx(), "AMX with int8 and bfloat16");
 #elif defined(VQ_ARM64)
     list.add(kNeonKernels, true, "");
     list.add(kNeonDotprodKernels, has_dotprod(), "dot products of int8 (FEAT_DotProd)");

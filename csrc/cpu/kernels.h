@@ -25,12 +25,12 @@ struct KernelTable {
   int64_t panel_width;  // codes of a panel of the search
   bool has_pairs;       // the search also uses panels of int16 pairs
   bool has_bytes;       // and, for many codes, panels of bytes
+  bool has_tiles;       // and tiles of bfloat16
 
   SearchKernels<NearestCodeProblem> nearest_code;
   // Fills panels first..last of a codebook whose codes and center are set.
   PanelNorms (*fill_panels)(const PackedCodebook& codebook, int64_t first, int64_t last,
-                            float* panels, uint32_t* pair_panels, float* pair_units,
-                            float* half_norms);
+                            const PanelBuffers& out);
   // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);
@@ -68,6 +68,7 @@ extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx2VnniKernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kAvx512AmxKernels;
 #elif defined(VQ_ARM64)
 extern const KernelTable kNeonKernels, kNeonDotprodKernels;
 #endif

@@ -11,6 +11,7 @@
 #include "nearest_code.h"
 #include "quantize_rows-inl.h"
 #include "screen-inl.h"
+#include "tile_screen-inl.h"
 
 namespace vqvae2_fast::cpu {
 namespace {
@@ -25,6 +26,11 @@ constexpr int kMaxOpenLanes = 2;
 
 inline int64_t block_tiles(int64_t dim) {
   const int64_t tiles = kBlockWords / staged_words(dim);
+#if defined(VQ_HAS_TILES)
+  // Whole tiles of that screen.
+  static_assert(8 * kTileRows % kTilesRows == 0);
+  if (dim <= kMostTileDims) return tiles < kMaxBlockTiles ? 8 : kMaxBlockTiles;
+#endif
   return tiles < 1 ? 1 : tiles > kMaxBlockTiles ? kMaxBlockTiles : tiles;
 }
 
@@ -105,10 +111,11 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   using Word = typename Screen::Word;
   const Tags tags(2 * codebook.num_panels);
   Word* const words = reinterpret_cast<Word*>(work.words);
-  const int64_t num_tiles = (count + kTileRows - 1) / kTileRows;
+  const int64_t num_tiles = (count + Screen::kTileRows - 1) / Screen::kTileRows;
+  const int64_t num_rows = num_tiles * Screen::kTileRows;
   // The last tile repeats its last row.
-  for (int64_t i = count; i < num_tiles * kTileRows; ++i) list[i] = list[count - 1];
-  stage_rows<Screen>(codebook, work.rows, list, num_tiles * kTileRows, words, work.staged);
+  for (int64_t i = count; i < num_rows; ++i) list[i] = list[count - 1];
+  stage_rows<Screen>(codebook, work.rows, list, num_rows, words, work.staged);
   screen_tiles<Screen>(codebook, tags, words, work.staged.units, num_tiles, work.best, work.second);
   for (int64_t i = 0; i < count; ++i) work.least[i] = least_lane(work.best[i]);
   candidate_bounds<Screen>(codebook, tags, work.staged, work.least, count, work.bounds);
@@ -126,7 +133,7 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
 // Blocks that skip a screen after one in which it settled too little.
 constexpr int kSkippedBlocks = 15;
 struct Skips {
-  int bytes, pairs;
+  int tiles, bytes, pairs;
 };
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,
@@ -139,6 +146,15 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
   } else if (codebook.bytes.panels) {
     left = screen_bytes(codebook, work.rows, work.unsettled, left, indices);
     if (3 * left > count) skips->bytes = kSkippedBlocks;
+  }
+#endif
+#if defined(VQ_HAS_TILES)
+  if (skips->tiles > 0) {
+    --skips->tiles;
+  } else if (left > 0 && codebook.tiles.panels) {
+    const int64_t given = left;
+    left = screen_rows<TileScreen>(codebook, work, work.unsettled, left, indices);
+    if (3 * left > given) skips->tiles = kSkippedBlocks;
   }
 #endif
 #if defined(VQ_HAS_PAIR_PRODUCTS)
@@ -175,7 +191,7 @@ inline void search_rows(const NearestCodeProblem& problem, int64_t begin, int64_
   const PackedCodebook& codebook = *problem.codebook;
   const int64_t dim = codebook.dim, rows_in_block = block_rows(dim);
   const Workspace work(memory, dim);
-  Skips skips = {0, 0};
+  Skips skips = {};
   for (int64_t first = begin; first < end; first += rows_in_block) {
     const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
     load_rows(problem.z, first, count, dim, work.copies, work.rows);

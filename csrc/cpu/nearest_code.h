@@ -39,6 +39,22 @@ struct ByteCodes {
   float residual = 0;  // |e' - its bytes|, at most
 };
 
+// The screen on tiles: bfloat16 in chunks of kTileDims dimensions, two tiles of codes to a panel.
+// Longer codes have none.
+constexpr int64_t kTileDims = 32;
+constexpr int64_t kTileWidth = 16;
+constexpr int64_t kTilePanel = 2 * kTileWidth;
+constexpr int64_t kMostTileDims = 1024;
+
+constexpr int64_t tile_chunks(int64_t dim) { return (dim + kTileDims - 1) / kTileDims; }
+
+// Codes as bfloat16; no panels if there are none.
+struct TileCodes {
+  // [whole panels, tile_chunks(D), 2, kTileDims / 2, kTileWidth, 2], zero in padding
+  const uint16_t* panels = nullptr;
+  double residual = 0;  // |e' - its bfloat16| / |e'|, at most, but for underflow
+};
+
 struct PackedCodebook {
   int64_t num_codes = 0;
   int64_t dim = 0;
@@ -47,7 +63,7 @@ struct PackedCodebook {
   // The rest is for the screen; a few rows are searched without it.
   int64_t num_panels = 0;         // of 2 * kLanes codes
   const float* center = nullptr;  // [D], m
-  // [num_panels * panel_width], |e'|^2 / 2, kEmptyScore in padding
+  // [num_panels * panel_width and whole panels of tiles], |e'|^2 / 2, kEmptyScore in padding
   const float* half_norms = nullptr;
   const float* panels = nullptr;  // [num_panels, D, panel_width], e', zero in padding
   // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),
@@ -59,6 +75,7 @@ struct PackedCodebook {
   // |e' - its int16 values| <= pair_residual * |e'| + underflow
   double pair_residual = 0;
   ByteCodes bytes = {};
+  TileCodes tiles = {};
 };
 
 // The unit of the int16 of a vector of at most this norm: a power of two such that the vector is
@@ -71,9 +88,17 @@ inline float pair_unit(float norm) {
   return float_from_bits((exponent - 14) << 23);
 }
 
-// For some panels: the largest |e'| and the smallest value that pair_residual may have.
+// Where the forms of a codebook are written; null for those that it does not have.
+struct PanelBuffers {
+  float *panels, *half_norms;
+  uint32_t* pair_panels;
+  float* pair_units;
+  uint16_t* tile_panels;
+};
+
+// For some panels: the largest |e'| and the smallest values that the residuals may have.
 struct PanelNorms {
-  double max_norm, pair_residual;
+  double max_norm, pair_residual, tile_residual;
 };
 
 // Rows in one of the input dtypes against a codebook. Outputs that are null are not computed.

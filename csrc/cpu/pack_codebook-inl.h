@@ -19,21 +19,44 @@ inline int16_t rounded_to_int16(float value) {
   return static_cast<int16_t>(static_cast<int32_t>((inside + kInteger) - kInteger));
 }
 
-// Fills panels first..last of a codebook whose codes and center are set.
+// Writes `count` dimensions of a code, from `start` on, as bfloat16 where tiles have them. Returns
+// the sum of the squares of what rounding took away, the rounding of e' included.
+inline double store_in_tiles(const PackedCodebook& codebook, int64_t k, int64_t start,
+                             int64_t count, const float* centered, uint16_t* panels) {
+  constexpr int64_t kTile = kTileDims * kTileWidth;
+  uint16_t* const column =
+      panels + (k / kTilePanel * tile_chunks(codebook.dim) * 2 + k / kTileWidth % 2) * kTile +
+      k % kTileWidth * 2;
+  const float* const code = codebook.codes + k * codebook.dim;
+  double squares[8] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t d = start + i;
+    const uint16_t rounded = bfloat16_from_float(centered[i]);
+    column[d / kTileDims * 2 * kTile + d % kTileDims / 2 * 2 * kTileWidth + d % 2] = rounded;
+    const double error = static_cast<double>(code[d]) - static_cast<double>(codebook.center[d]) -
+                         static_cast<double>(float_from_bits(static_cast<uint32_t>(rounded) << 16));
+    squares[i % 8] += error * error;
+  }
+  double sum = 0;
+  for (int i = 0; i < 8; ++i) sum += squares[i];
+  return sum;
+}
+
+// Fills panels first..last of a codebook whose codes and center are set. Tiles are zero before.
 inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int64_t last,
-                              float* panels, uint32_t* pair_panels, float* pair_units,
-                              float* half_norms) {
+                              const PanelBuffers& out) {
   constexpr int64_t kPart = 64;
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
   // The part of a whole code below the smallest unit.
   const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
-  PanelNorms norms = {0, 0};
+  PanelNorms norms = {0, 0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
-    float* const column = panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
+    float* const column = out.panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
     int16_t* const pair_column =
-        pair_panels ? reinterpret_cast<int16_t*>(
-                          pair_panels + k / kPanelWidth * words * kPanelWidth + k % kPanelWidth)
-                    : nullptr;
+        out.pair_panels
+            ? reinterpret_cast<int16_t*>(out.pair_panels + k / kPanelWidth * words * kPanelWidth +
+                                         k % kPanelWidth)
+            : nullptr;
     const float* const code = codebook.codes + k * dim;
     double square = 0;
     for (int64_t start = 0; start < dim && k < codebook.num_codes; start += kPart) {
@@ -48,19 +71,19 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     }
     const double norm = sqrt(square);
     const float unit = pair_unit(static_cast<float>(norm));
-    if (pair_units) pair_units[k] = unit;
+    if (out.pair_units) out.pair_units[k] = unit;
     if (k >= codebook.num_codes || !(norm < kMaxScreenedNorm)) {
       // There is no code, or it cannot be screened: its column never wins.
-      half_norms[k] = kEmptyScore;
+      out.half_norms[k] = kEmptyScore;
       for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
       for (int64_t d = 0; pair_column && d < 2 * words; ++d) {
         pair_column[d / 2 * 2 * kPanelWidth + d % 2] = 0;
       }
       continue;
     }
-    half_norms[k] = static_cast<float>(0.5 * square);
+    out.half_norms[k] = static_cast<float>(0.5 * square);
     if (norm > norms.max_norm) norms.max_norm = norm;
-    double residual = 0;
+    double residual = 0, tile_residual = 0;
     for (int64_t start = 0; start < dim; start += kPart) {
       const int64_t count = dim - start < kPart ? dim - start : kPart;
       float centered[kPart];
@@ -68,6 +91,9 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
         centered[i] = code[start + i] - codebook.center[start + i];
       }
       for (int64_t i = 0; i < count; ++i) column[(start + i) * kPanelWidth] = centered[i];
+      if (out.tile_panels) {
+        tile_residual += store_in_tiles(codebook, k, start, count, centered, out.tile_panels);
+      }
       if (!pair_column) continue;
       int16_t rounded[kPart];
       double residuals[8] = {};
@@ -87,6 +113,8 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     if (pair_column && dim % 2) pair_column[(words - 1) * 2 * kPanelWidth + 1] = 0;
     const double relative = norm > 0 ? (sqrt(residual) - underflow) / norm : 0;
     if (relative > norms.pair_residual) norms.pair_residual = relative;
+    const double in_tiles = norm > 0 ? (sqrt(tile_residual) - underflow) / norm : 0;
+    if (in_tiles > norms.tile_residual) norms.tile_residual = in_tiles;
   }
   return norms;
 }

@@ -125,11 +125,20 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
   packed->level = kernels.name;
   packed->codes = std::move(owned);
   packed->center = aligned<float>(dim);
-  packed->half_norms = aligned<float>(num_panels * width);
+  const int64_t tiled = (num_codes + kTilePanel - 1) / kTilePanel * kTilePanel;
+  const int64_t padded = std::max(num_panels * width, tiled);
+  packed->half_norms = aligned<float>(padded);
+  std::fill_n(packed->half_norms.get() + num_panels * width, padded - num_panels * width,
+              kEmptyScore);
   packed->panels = aligned<float>(num_panels * dim * width);
   if (kernels.has_pairs) {
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
+  }
+  if (kernels.has_tiles && dim <= kMostTileDims) {
+    const int64_t size = tiled * tile_chunks(dim) * kTileDims;
+    packed->tile_panels = aligned<uint16_t>(size);
+    memset(packed->tile_panels.get(), 0, static_cast<size_t>(size) * sizeof(uint16_t));
   }
   fill_center(codes, num_codes, dim, packed->center.get());
   packed->view = {.num_codes = num_codes,
@@ -140,15 +149,20 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
                   .half_norms = packed->half_norms.get(),
                   .panels = packed->panels.get(),
                   .pair_panels = packed->pair_panels.get(),
-                  .pair_units = packed->pair_units.get()};
+                  .pair_units = packed->pair_units.get(),
+                  .tiles = {.panels = packed->tile_panels.get()}};
   std::mutex mutex;
   const auto fill = [&](int64_t first, int64_t last) {
-    const PanelNorms norms = kernels.fill_panels(
-        packed->view, first, last, packed->panels.get(), packed->pair_panels.get(),
-        packed->pair_units.get(), packed->half_norms.get());
+    const PanelNorms norms = kernels.fill_panels(packed->view, first, last,
+                                                 {.panels = packed->panels.get(),
+                                                  .half_norms = packed->half_norms.get(),
+                                                  .pair_panels = packed->pair_panels.get(),
+                                                  .pair_units = packed->pair_units.get(),
+                                                  .tile_panels = packed->tile_panels.get()});
     const std::lock_guard<std::mutex> lock(mutex);
     packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
+    packed->view.tiles.residual = std::max(packed->view.tiles.residual, norms.tile_residual);
   };
   if (num_codes * dim < kParallelFloats) {
     fill(0, num_panels);

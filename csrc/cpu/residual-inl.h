@@ -93,7 +93,7 @@ inline void residual_rows(const ResidualProblem& problem, int64_t begin, int64_t
       reinterpret_cast<int64_t*>(static_cast<char*>(memory) + Workspace::bytes(dim));
   float* const totals = reinterpret_cast<float*>(found + rows_in_block);
   Skips* const skips = reinterpret_cast<Skips*>(totals + rows_in_block * dim);
-  for (int64_t q = 0; q < problem.num_quantizers; ++q) skips[q] = {0, 0};
+  for (int64_t q = 0; q < problem.num_quantizers; ++q) skips[q] = {};
   for (int64_t first = begin; first < end; first += rows_in_block) {
     const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
     quantize_residuals(problem, first, count, work.rows, work.copies, totals, found,

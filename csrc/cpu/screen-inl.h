@@ -26,6 +26,7 @@ constexpr int kMaxTagBits = 10;
 
 // How the words of rows and codes are stored and multiplied, and how sums become scores.
 struct FloatScreen {
+  static constexpr int64_t kTileRows = Vec::kTileRows;
   using Word = float;
   using Sum = Vec;
   static constexpr int kDimsPerWord = 1;
@@ -49,6 +50,7 @@ struct FloatScreen {
 #if defined(VQ_HAS_PAIR_PRODUCTS)
 // Fixed point: two int16 per word, each row and code in its own unit, exact sums in int32.
 struct PairScreen {
+  static constexpr int64_t kTileRows = Vec::kTileRows;
   using Word = uint32_t;
   using Sum = PairSum;
   static constexpr int kDimsPerWord = 2;

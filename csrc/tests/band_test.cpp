@@ -21,13 +21,19 @@ namespace {
 
 using namespace vqvae2_fast::cpu;
 
-// With `has_bytes`, rows are screened in bytes first, where the level does that.
-int64_t wrong_picks(const search_data::Set& set, bool has_bytes) {
+// The screen that rows pass first, of those that the level has.
+enum class First { kPairs, kBytes, kTiles };
+
+int64_t wrong_picks(const search_data::Set& set, First screen) {
   const int64_t panels = (set.num_codes + kPanelWidth - 1) / kPanelWidth, dim = set.dim;
-  const auto half_norms = aligned<float>(panels * kPanelWidth);
+  const int64_t tiled = (set.num_codes + kTilePanel - 1) / kTilePanel * kTilePanel;
+  const auto half_norms = aligned<float>(panels * kPanelWidth + kTilePanel);
+  for (int64_t k = set.num_codes; k < tiled; ++k) half_norms[k] = kEmptyScore;
   const auto floats = aligned<float>(panels * kPanelWidth * dim);
   const auto units = aligned<float>(panels * kPanelWidth);
   const auto pairs = aligned<uint32_t>(panels * kPanelWidth * (dim + 1) / 2 + kPanelWidth);
+  const auto tiles = aligned<uint16_t>(tiled * tile_chunks(dim) * kTileDims);
+  memset(tiles.get(), 0, tiled * tile_chunks(dim) * kTileDims * sizeof(uint16_t));
   const search_data::Floats center(dim, set.codes[0]);
   PackedCodebookStorage packed;
   PackedCodebook& codebook = packed.view;
@@ -41,10 +47,17 @@ int64_t wrong_picks(const search_data::Set& set, bool has_bytes) {
               .pair_panels = pairs.get(),
               .pair_units = units.get()};
   const PanelNorms norms =
-      fill_panels(codebook, 0, panels, floats.get(), pairs.get(), units.get(), half_norms.get());
+      fill_panels(codebook, 0, panels,
+                  {.panels = floats.get(),
+                   .half_norms = half_norms.get(),
+                   .pair_panels = pairs.get(),
+                   .pair_units = units.get(),
+                   .tile_panels = screen == First::kTiles ? tiles.get() : nullptr});
   codebook.max_norm = norms.max_norm;
   codebook.pair_residual = norms.pair_residual;
-  if (has_bytes) pack_bytes(packed);
+  codebook.tiles = {.panels = screen == First::kTiles ? tiles.get() : nullptr,
+                    .residual = norms.tile_residual};
+  if (screen == First::kBytes) pack_bytes(packed);
   std::vector<int64_t> indices(set.num_rows);
   const auto memory = aligned<char>(Workspace::bytes(dim));
   NearestCodeProblem problem = {};
@@ -57,18 +70,21 @@ int64_t wrong_picks(const search_data::Set& set, bool has_bytes) {
   return wrong;
 }
 
-bool breaks_in_time(const std::vector<search_data::Set>& sets, bool has_bytes) {
+bool breaks_in_time(const std::vector<search_data::Set>& sets, First screen) {
   double broken_at = 0;
   for (const double scale : {4.0, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.01, 0.0}) {
     band_scale = scale;
     int64_t wrong = 0;
-    for (const auto& set : sets) wrong += wrong_picks(set, has_bytes);
+    for (const auto& set : sets) wrong += wrong_picks(set, screen);
     printf("band x %.2f: %lld wrong picks\n", scale, static_cast<long long>(wrong));
     if (wrong && !broken_at) broken_at = scale > 0 ? scale : 1e-9;
   }
   const bool good = broken_at < 1 && broken_at >= 0.01;
   printf("%s%s: wrong first at %.2f of the band\n", good ? "passed" : "FAILED",
-         has_bytes ? " with bytes" : "", broken_at);
+         screen == First::kBytes   ? " with bytes"
+         : screen == First::kTiles ? " with tiles"
+                                   : "",
+         broken_at);
   return good;
 }
 
@@ -81,13 +97,16 @@ int main() {
     sets.push_back(search_data::midpoints(random, 4000, 96, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 4000, 96, dim));
   }
-  bool good = breaks_in_time(sets, false);
+  bool good = breaks_in_time(sets, First::kPairs);
+#if defined(VQ_HAS_TILES)
+  good = breaks_in_time(sets, First::kTiles) && good;
+#endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   sets.clear();
   for (const int64_t dim : {2, 16, 23}) {
     sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
   }
-  good = breaks_in_time(sets, true) && good;
+  good = breaks_in_time(sets, First::kBytes) && good;
 #endif
   return !good;
 }

@@ -30,6 +30,12 @@
 #define VQ_LEVEL_BYTES false
 #endif
 
+#if defined(VQ_HAS_TILES)
+#define VQ_LEVEL_TILES true
+#else
+#define VQ_LEVEL_TILES false
+#endif
+
 namespace vqvae2_fast::cpu {
 
 const KernelTable VQ_LEVEL_TABLE = {
@@ -37,6 +43,7 @@ const KernelTable VQ_LEVEL_TABLE = {
     .panel_width = kPanelWidth,
     .has_pairs = VQ_LEVEL_PAIRS,
     .has_bytes = VQ_LEVEL_BYTES,
+    .has_tiles = VQ_LEVEL_TILES,
     .nearest_code = {.few_rows = search_few_rows,
                      .rows = search_rows,
                      .workspace = Workspace::bytes,

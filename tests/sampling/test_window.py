@@ -37,6 +37,18 @@ def drawn(prior, inputs, window, **arguments):
     return (result.codes, result.log_prob, result.logits), parts["steps"]
 
 
+def test_known_codes_are_scored_in_wide_steps():
+    prior = tiny_prior()
+    inputs = prior_inputs(prior, 2)
+    height, width = prior.config.size
+    one_unknown = inputs["codes"].clone()
+    one_unknown[0, -1, -1] = -1
+    assert drawn(prior, {**inputs, "known": one_unknown}, 1)[1] == height * width
+    assert drawn(prior, {**inputs, "known": inputs["codes"]}, 1)[1] == height
+    many = prior_inputs(prior, 150)
+    assert drawn(prior, {**many, "known": many["codes"]}, 1)[1] == height * width
+
+
 def assert_same_bits(prior, inputs, windows, **arguments):
     expected, steps = drawn(prior, inputs, 1, **arguments)
     height, width = prior.config.size
@@ -98,10 +110,12 @@ def test_a_window_draws_the_same_bits_at_any_level_and_threads(level):
 
 
 def test_right_guesses_are_kept():
-    # All codes known: every guess is right, and a row takes ceil(6 / 4) steps.
+    # All codes but the last are known: every guess before it is right, and a row takes ceil(6 / 4)
+    # steps.
     prior = tiny_prior()
     inputs = prior_inputs(prior, 2)
-    inputs["known"] = inputs["codes"]
+    inputs["known"] = inputs["codes"].clone()
+    inputs["known"][0, -1, -1] = -1
     assert drawn(prior, inputs, 4)[1] == 4 * 2
 
 

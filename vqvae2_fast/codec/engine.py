@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling.engines.cpu import draw_cpu, why_not_cpu
+from vqvae2_fast.sampling.engines.cpu import SCORED_ROWS, draw_cpu, why_not_cpu
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.prior import NO_PLAN, interface_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
@@ -32,10 +32,6 @@ __all__ = ["MAX_EMBEDDINGS", "check_engine", "decode_maps", "encode_maps"]
 
 # Frequencies add up to 2^24, and each code has at least 1.
 MAX_EMBEDDINGS = 2**16
-# Network rows that are scored together: enough for the matrix products to be at full speed, and few
-# enough for what the layers hand on to stay in the second-level cache. 1,024 rows took 1.2 times as
-# long for the bottom of emoji32 (AMD EPYC, Zen 5).
-_SCORED_ROWS = 128
 
 
 def check_engine(where: str, prior: nn.Module, engine: str) -> None:
@@ -61,7 +57,7 @@ def encode_maps(
     plan: SamplingPlan, codes: Tensor, condition: list[Tensor], labels: Tensor | None
 ) -> list[bytes]:
     """One stream per map of codes int64 `[B, H, W]`."""
-    batch = max(1, _SCORED_ROWS // codes.shape[2])
+    batch = max(1, SCORED_ROWS // codes.shape[2])  # whose rows are scored in one step each
     streams: list[bytes] = []
     for start in range(0, len(codes), batch):
         part = slice(start, start + batch)
@@ -103,8 +99,7 @@ def _draw(
         labels,
         known=known,
         noise=DrawNoise(batch_size, width, plan.num_embeddings, torch.device("cpu")),
-        # Known codes are correct guesses, so a whole row is one step.
-        settings=DrawSettings(temperature=0.0, window=1 if known is None else width),
+        settings=DrawSettings(temperature=0.0),
         want_intervals=known is not None,
         streams=streams,
     )

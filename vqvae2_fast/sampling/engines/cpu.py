@@ -29,9 +29,9 @@ __all__ = ["SCORED_ROWS", "draw_cpu", "draw_cpu_timed", "draw_w8a8", "why_not_cp
 
 # `draw_w8a8` warns if more than this part of its inputs is clamped.
 CLAMPED_PART = 1e-3
-# Network rows of a step that scores known codes: enough for the matrix products to be at full speed,
-# and few enough for what the layers hand on to stay in the second-level cache. 1,024 rows took 1.2
-# times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
+# Network rows of a step that scores known codes: enough for the matrix products to be at full
+# speed, and few enough for what the layers hand on to stay in the second-level cache. 1,024 rows
+# took 1.2 times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
 SCORED_ROWS = 128
 
 # Packed plans by what became of the weights.

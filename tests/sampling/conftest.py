@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from vqvae2_fast.sampling import plan_of
+from vqvae2_fast.sampling import sampler as sampler_module
+from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.engines.cuda_library import Library
 
 ROOT = Path(__file__).parents[2]
+CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,24 @@ def sampler_on_cpu(tmp_path_factory):
     library = folder / "libsampler_on_cpu.so"
     build("-shared", *objects, "-pthread", "-o", str(library))
     return Library(str(library))
+
+
+@pytest.fixture
+def card():
+    """The card of a test, which the test may replace."""
+    return [CARD]
+
+
+@pytest.fixture
+def engines(sampler_on_cpu, card, monkeypatch):
+    """`on_cpu`, `on_cpu_tf32`, `on_cpu_bfloat16`: engine names that draw on the CPU."""
+    for name, precision in cuda.PRECISIONS.items():
+
+        def draw(prior, interface, request, precision=precision):
+            plan = plan_of(prior, interface)
+            return cuda.draw_with(sampler_on_cpu, card[0], 0, plan, request, precision)
+
+        monkeypatch.setitem(sampler_module.ENGINES, name.replace("cuda", "on_cpu"), draw)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vqvae2_fast.compat import rosinality
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import choose_engine, plan_of, sample_codes, teacher_forced_logits
 from vqvae2_fast.sampling import sampler as sampler_module
+from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.near_tie import assert_near_tie
@@ -28,24 +29,6 @@ from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 CARD = cuda.Card(blocks=5, shared_bytes=48 << 10, threads=64)
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MASKS = ("exclude", "include", "down", "downright")
-
-
-@pytest.fixture
-def card():
-    """The card of a test, which the test may replace."""
-    return [CARD]
-
-
-@pytest.fixture
-def engines(sampler_on_cpu, card, monkeypatch):
-    """`on_cpu`, `on_cpu_tf32`, `on_cpu_bfloat16`: engine names that draw on the CPU."""
-    for name, precision in cuda.PRECISIONS.items():
-
-        def draw(prior, interface, request, precision=precision):
-            plan = plan_of(prior, interface)
-            return cuda.draw_with(sampler_on_cpu, card[0], 0, plan, request, precision)
-
-        monkeypatch.setitem(sampler_module.ENGINES, name.replace("cuda", "on_cpu"), draw)
 
 
 def logits_of(prior, inputs, engine="on_cpu"):
@@ -76,7 +59,8 @@ def test_logits_that_are_too_large_are_refused_as_by_the_other_engines(guidance_
     prior = tiny_prior(num_classes=3, size=(3, 4))
     with torch.no_grad():
         # Under guidance only the logits without a class, number 3, are spoiled.
-        prior.blocks[0].layers[0].classes.weight[0 if guidance_scale == 1.0 else 3] = 3e38
+        for layer in prior.blocks[0].layers:
+            layer.classes.weight[0 if guidance_scale == 1.0 else 3] = SAMPLING_BOUND
     labels = torch.tensor([0 if guidance_scale == 1.0 else 1])
     for engine in ("reference", "on_cpu"):
         with pytest.raises(ValueError, match="got larger ones or NaN"):

@@ -1,4 +1,7 @@
-"""Priors whose logits are NaN or too large for float32: every engine refuses them alike."""
+"""Priors whose logits are NaN or too large for float32: every engine refuses them alike.
+
+Weights and activations that are too large are tested in test_bounds.py.
+"""
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ import torch
 from vqvae2_fast import codec
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import sample_codes, score_codes, teacher_forced_logits
+from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
@@ -17,11 +21,24 @@ NOT_FINITE = "The prior's weights are not finite, or too large for float32: load
 REFUSED = f"expected logits of absolute values up to .*, got larger ones or NaN. {NOT_FINITE}"
 
 
-def spoiled(value: float):
+# Settings that make numbers beyond float32 of large logits.
+EXTREME = {"temperature": 1e-15, "guidance_scale": 1e15}
+
+
+def spoiled(value: float = SAMPLING_BOUND):
     """A prior whose last layer gives spoiled logits to one code."""
     prior = tiny_prior(num_classes=3, size=(3, 4))
     with torch.no_grad():
+        prior.blocks[-1].layers[-1].conv2.bias.fill_(1000.0)  # large features
         prior.head.kernel.weight_g[1] = value
+    return prior
+
+
+def too_active(prior):
+    """The prior with weights within the bound whose activations are beyond it."""
+    with torch.no_grad():
+        prior.blocks[0].layers[0].conv1.kernel.weight_g.fill_(SAMPLING_BOUND)
+        prior.blocks[0].layers[0].conv1.bias.fill_(SAMPLING_BOUND)
     return prior
 
 
@@ -35,15 +52,17 @@ def test_weights_that_spoil_a_logit_are_refused(value, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_same_words_name_the_largest_logit(engine):
     with pytest.raises(ValueError, match=REFUSED):
-        sample_codes(spoiled(-3e38), 2, labels=LABELS, engine=engine)
+        sample_codes(spoiled(), 2, labels=LABELS, engine=engine, **EXTREME)
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_weight_is_refused_that_the_rounding_of_gates_would_hide(engine):
     prior = tiny_prior(num_classes=3, size=(3, 4))
     with torch.no_grad():
         prior.blocks[0].layers[0].classes.weight[2] = torch.nan  # a class that is not drawn
-    with pytest.raises(ValueError, match=f"expected finite weights. {NOT_FINITE}"):
+    with pytest.raises(
+        ValueError, match=f"expected finite weights of .* up to 1048576. {NOT_FINITE}"
+    ):
         sample_codes(prior, 2, labels=LABELS, engine=engine)
 
 
@@ -51,14 +70,20 @@ def test_a_weight_is_refused_that_the_rounding_of_gates_would_hide(engine):
 @pytest.mark.parametrize("read", [score_codes, teacher_forced_logits])
 def test_known_codes_are_not_scored_by_them(read, engine):
     with pytest.raises(ValueError, match=REFUSED):
-        read(spoiled(-3e38), torch.zeros(2, 3, 4).long(), labels=LABELS, engine=engine)
+        read(
+            too_active(tiny_prior(num_classes=3, size=(3, 4))),
+            torch.zeros(2, 3, 4).long(),
+            labels=LABELS,
+            engine=engine,
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_logits_without_a_class_count_under_guidance(engine):
     prior = tiny_prior(num_classes=3, size=(3, 4))
     with torch.no_grad():
-        prior.blocks[0].layers[0].classes.weight[3] = 3e38
+        for layer in prior.blocks[0].layers:
+            layer.classes.weight[3] = SAMPLING_BOUND
     sample_codes(prior, 2, labels=LABELS, engine=engine)
     with pytest.raises(ValueError, match=REFUSED):
         sample_codes(prior, 2, labels=LABELS, engine=engine, guidance_scale=1.5)
@@ -66,12 +91,12 @@ def test_logits_without_a_class_count_under_guidance(engine):
 
 @pytest.mark.skipif(not COMPILED, reason="this install has no compiled module")
 def test_samples_of_several_threads_are_checked():
-    prior = spoiled(-3e38)
+    prior = spoiled()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         with pytest.raises(ValueError, match=REFUSED):
-            sample_codes(prior, 8, labels=torch.zeros(8).long(), engine="cpu")
+            sample_codes(prior, 8, labels=LABELS.repeat(4), engine="cpu", **EXTREME)
     finally:
         torch.set_num_threads(threads)
 
@@ -80,8 +105,7 @@ def test_samples_of_several_threads_are_checked():
 def test_codes_are_not_compressed_by_them():
     pipeline = tiny_pipeline(num_classes=0)
     codes = [torch.zeros(1, side, side).long() for side in (4, 8)]
-    with torch.no_grad():
-        pipeline.priors[1].head.kernel.weight_g.fill_(-3e38)
+    too_active(pipeline.priors[1])
     with pytest.raises(ValueError, match=REFUSED):
         codec.encode_codes(pipeline, codes)
 
@@ -103,13 +127,17 @@ def test_the_largest_logit_leaves_room_for_the_settings(settings, largest):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_logits_up_to_the_largest_are_drawn_from(engine):
-    prior = tiny_prior(num_classes=3, size=(3, 4))
-    logits = teacher_forced_logits(prior, torch.zeros(2, 3, 4).long(), labels=LABELS)
+    prior = spoiled()
     with torch.no_grad():
-        factor = 2.0**123 / logits.abs().max()
-        prior.head.bias.mul_(factor)
-        prior.head.kernel.weight_g.mul_(factor)
-    codes = sample_codes(prior, 2, labels=LABELS, engine=engine, top_p=0.5)
+        prior.head.kernel.weight_g.fill_(SAMPLING_BOUND)
+    logits = teacher_forced_logits(prior, torch.zeros(2, 3, 4).long(), labels=LABELS)
+    # These settings leave logits of up to twice the largest here, or more under other codes.
+    scale = 1e-15 * 2.0**125 / (4 * float(logits.abs().max()))
+    rule = {"temperature": 1e-15, "guidance_scale": scale, "top_p": 0.5}
+    codes = sample_codes(prior, 2, labels=LABELS, engine=engine, **rule)
     if engine in ("eager", "cpu"):
-        reference = sample_codes(prior, 2, labels=LABELS, engine="reference", top_p=0.5)
+        reference = sample_codes(prior, 2, labels=LABELS, engine="reference", **rule)
         assert torch.equal(codes, reference)
+    with pytest.raises(ValueError, match=REFUSED):
+        rule["guidance_scale"] *= 8
+        sample_codes(prior, 2, labels=LABELS, engine=engine, **rule)

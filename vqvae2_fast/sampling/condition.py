@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.gated import upsample_nearest
+from vqvae2_fast.sampling.bounds import SAMPLING_BOUND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,8 @@ __all__ = ["condition_features"]
 
 def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
     """Features of the coarser maps, `[B, h, w, C]`, at the size of the finest of them.
+
+    They are NaN where an activation is beyond `SAMPLING_BOUND`.
 
     Args:
         maps: int64 `[B, h, w]` each, coarse to fine.
@@ -37,7 +41,12 @@ def condition_features(plan: ConditionPlan, maps: Sequence[Tensor]) -> Tensor:
         features = own
     assert features is not None
     for weight1, bias1, weight2, bias2 in plan.layers:
-        h = F.conv2d(F.elu(features), weight1, bias1, padding=half)
-        h = F.conv2d(F.elu(h), weight2, bias2, padding=half)
+        h = F.conv2d(_bounded_elu(features), weight1, bias1, padding=half)
+        h = F.conv2d(_bounded_elu(h), weight2, bias2, padding=half)
         features = F.glu(h, dim=1) + features
+    features = torch.where(features.abs() <= SAMPLING_BOUND, features, torch.nan)
     return features.permute(0, 2, 3, 1).contiguous()  # [B, h, w, C]
+
+
+def _bounded_elu(x: Tensor) -> Tensor:
+    return torch.where(x <= SAMPLING_BOUND, F.elu(x), torch.nan)

@@ -24,7 +24,13 @@ from vqvae2_fast.sampling.engines.eager import draw_eager
 from vqvae2_fast.sampling.engines.reference import draw_reference
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import NO_PLAN, PriorInterface, interface_of, plan_of
+from vqvae2_fast.sampling.prior import (
+    NO_PLAN,
+    PriorInterface,
+    checked_prior,
+    interface_of,
+    plan_of,
+)
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -49,7 +55,9 @@ ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = 
     "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
     "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
     "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
-    "reference": lambda _, interface, request: draw_reference(interface, request),
+    "reference": lambda prior, interface, request: draw_reference(
+        checked_prior(prior, interface), interface, request
+    ),
 }
 # These draw from a prior close to the one given; `auto` never takes them.
 ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {

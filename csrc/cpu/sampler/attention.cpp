@@ -2,6 +2,7 @@
 // each position looks at those before it.
 #include <string.h>
 
+#include "../../common/bounds.h"
 #include "../kernels.h"
 #include "state.h"
 
@@ -17,7 +18,7 @@ void join(const Attention& attention, const CachedHead& cached, const float* pai
           int64_t position, int64_t value_width) {
   const int64_t dim = attention.head_dim, all = attention.num_heads * dim;
   float* key = cached.keys + position / kPanel * dim * kPanel + position % kPanel;
-  for (int64_t c = 0; c < dim; ++c) key[c * kPanel] = pair[head * dim + c];
+  for (int64_t c = 0; c < dim; ++c) key[c * kPanel] = within_bound(pair[head * dim + c]);
   memcpy(cached.values + position * value_width, pair + all + head * dim, dim * sizeof(float));
 }
 

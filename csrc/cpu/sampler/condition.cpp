@@ -2,6 +2,7 @@
 // products over padded maps.
 #include "condition.h"
 
+#include "../../common/bounds.h"
 #include "../kernels.h"
 
 namespace vqvae2_fast::cpu::sampler {
@@ -132,6 +133,11 @@ void compute_features(State& state, const ConditionScratch& scratch) {
   if (state.plan.condition.maps.empty()) return;
   run_stems(state, scratch);
   run_layers(state, scratch);
+  const int64_t size = state.plan.condition.maps.back().width * state.plan.condition.channels;
+  state.team.share(state.batch * state.plan.condition.maps.back().height, [&](int64_t item) {
+    float* row = state.features.data() + item * size;
+    for (int64_t c = 0; c < size; ++c) row[c] = within_bound(row[c]);
+  });
 }
 
 }  // namespace vqvae2_fast::cpu::sampler

@@ -81,7 +81,9 @@ struct AttentionHead {
 struct Kernels {
   void (*product)(const Product& product);
 
-  // y[i] = ELU(x[i]); count is a multiple of kHalfPanel. x may be y.
+  // y[i] = ELU(x[i]), or NaN for x[i] beyond kSamplingBound, so that no sum of what it is
+  // multiplied with can overflow unseen; count is a multiple of kHalfPanel. x may be y. Likewise
+  // below.
   void (*elu)(const float* x, float* y, int64_t count);
 
   // out = residual + value * sigmoid(gate), kHalfPanel values per panel; activated = ELU(out).
@@ -90,7 +92,7 @@ struct Kernels {
                float* activated);
 
   // q[i] = 128 + clamp(round(x[i] / scales[i]), -127, 127), ties to even, of x or of ELU(x); count
-  // is a multiple of kHalfPanel. Returns how many were clamped.
+  // is a multiple of kHalfPanel. Returns how many were clamped, or -1 if one was NaN or infinite.
   int64_t (*quantize)(const float* x, const float* scales, uint8_t* q, int64_t count);
   int64_t (*quantize_elu)(const float* x, const float* scales, uint8_t* q, int64_t count);
 

@@ -3,6 +3,7 @@
 // pixel_draw.cpp.
 #include <string.h>
 
+#include "../../common/bounds.h"
 #include "pixel.h"
 
 namespace vqvae2_fast::cpu::sampler {
@@ -111,18 +112,19 @@ void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const 
   Integers& own = s.integers[thread];
   auto* inputs = reinterpret_cast<uint8_t*>(own.inputs.data());
   const int64_t stride = scaled_inputs(m.inputs), whole = m.inputs / kHalfPanel * kHalfPanel;
-  int64_t clamped = 0;
+  // One thread counts, so that the count does not depend on their number.
+  const bool counts = panels.begin == 0;
   for (int64_t r = 0; r < num_rows(); ++r) {
     const float* row = a + r * a_stride;
-    clamped += kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
+    int64_t clamped = kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
+    if (counts) s.count(thread, whole, clamped);
     if (whole == m.inputs) continue;
     float rest[kHalfPanel] = {};
     memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
-    clamped +=
+    clamped =
         kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
+    if (counts) s.count(thread, m.inputs - whole, clamped);
   }
-  // One thread counts, so that the count does not depend on their number.
-  if (panels.begin == 0) own.rounded.add({num_rows() * m.inputs, clamped});
   auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
   const int64_t count = panels.size() * kPanel;
   kernels.product({.a = inputs,
@@ -191,7 +193,7 @@ void Pixel::end_layers(int64_t block, Range channels) {
     const float *x = s.x.data() + at, *y = s.y.data() + at;
     if (plan.attention.num_heads == 0) {
       float* merged = s.merged[block % 2].data() + r * (plan.channels + kPanel);
-      memcpy(merged + channels.begin, y, channels.size() * sizeof(float));
+      for (int64_t c = 0; c < channels.size(); ++c) merged[channels.begin + c] = within_bound(y[c]);
       if (channels.begin == 0) memcpy(merged + plan.channels, background, 2 * sizeof(float));
       continue;
     }

@@ -1,14 +1,21 @@
 // Elementwise layers and one head of attention. Include after a simd/ header, inside a level file.
 #pragma once
 
+#include "../../common/bounds.h"
 #include "math-inl.h"
 #include "product-inl.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {
 
+// ELU(x), or NaN for x beyond the bound on what is multiplied.
+inline Vec bounded_elu_of(Vec x) {
+  const Vec excess = x - Vec::broadcast(kSamplingBound);
+  return excess.where_positive(Vec::broadcast(kBeyondBound), elu_of(x));
+}
+
 inline void elu(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; i += Vec::kLanes) elu_of(Vec::load(x + i)).store(y + i);
+  for (int64_t i = 0; i < count; i += Vec::kLanes) bounded_elu_of(Vec::load(x + i)).store(y + i);
 }
 
 template <bool ACTIVATES>
@@ -18,16 +25,18 @@ inline int64_t quantize(const float* x, const float* scales, uint8_t* q, int64_t
   const Vec largest = Vec::broadcast(127.0f), least = Vec::broadcast(-127.0f);
   // Up to here rounding gives 127, as clamping does.
   const Vec last = Vec::broadcast(127.5f), zero = Vec::broadcast(0.0f), one = Vec::broadcast(1.0f);
-  Vec clamped = zero;
+  Vec clamped = zero, invalid = zero;  // invalid stays zero without NaN and infinity
   for (int64_t i = 0; i < count; i += Vec::kLanes) {
     Vec value = Vec::load(x + i);
-    if constexpr (ACTIVATES) value = elu_of(value);
+    if constexpr (ACTIVATES) value = bounded_elu_of(value);
+    invalid = invalid + (value - value);
     value = value / Vec::load(scales + i);
     const Vec magnitude = value.at_least(zero - value);
     clamped = clamped + (magnitude - last).where_positive(one, zero);
     value = value.at_most(largest).at_least(least);
     ((value + magic) + bias).store_low_bytes(q + i);
   }
+  if (lane_sum(invalid) != 0.0f) return -1;
   return static_cast<int64_t>(lane_sum(clamped));
 }
 
@@ -54,7 +63,7 @@ inline void gate(const float* gates, int64_t panels, const float* residual, floa
       Vec y = Vec::load(values) * sigmoid(Vec::load(values + kHalfPanel));
       if (residual) y = Vec::load(residual + at) + y;
       y.store(out + at);
-      if (activated) elu_of(y).store(activated + at);
+      if (activated) bounded_elu_of(y).store(activated + at);
     }
   }
 }

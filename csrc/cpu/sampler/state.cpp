@@ -48,8 +48,16 @@ void State::put(int thread, const Ring& ring, int64_t layer, int64_t sample, int
     return;
   }
   const float* scales = ring.convolutions.input_scales + layer * ring.channels + begin;
-  integers[thread].rounded.add(
-      {count, kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count)});
+  this->count(thread, count,
+              kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
+}
+
+void State::count(int thread, int64_t inputs, int64_t clamped) {
+  if (clamped < 0) {
+    too_large = true;  // a byte cannot carry NaN to the logits
+    return;
+  }
+  integers[thread].rounded.add({inputs, clamped});
 }
 
 Rounded State::rounded() const {

@@ -129,6 +129,8 @@ struct State {
   // Puts ELU(x) into one of the rings at (row, column), in channels from `begin` on.
   void put(int thread, const Ring& ring, int64_t layer, int64_t sample, int64_t row, int64_t column,
            int64_t begin, const float* x, int64_t count);
+  // Counts inputs that a thread rounded to int8, as `Kernels::quantize` returned it.
+  void count(int thread, int64_t inputs, int64_t clamped);
   Rounded rounded() const;  // by all threads
   // Bias, class and condition of one column of a convolution's output, in some panels; `start` is
   // memory for them. conv2 has gates.

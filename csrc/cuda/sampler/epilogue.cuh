@@ -14,7 +14,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
   const float* background = net.background + (at.i * net.width + at.j) * 2;
   if (net.num_heads == 0) {
     float* merged = net.merged[block % 2] + at.r * net.merged_stride;
-    merged[c] = y;
+    merged[c] = within_bound(y);
     if (c < 2) merged[net.channels + c] = background[c];
     return;
   }
@@ -79,7 +79,7 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
   if (o < all) {
     const int64_t group =
         head * positions * net.head_dim + position / kLanes * kLanes * net.head_dim;
-    net.keys[group + c * kLanes + position % kLanes] = value;
+    net.keys[group + c * kLanes + position % kLanes] = within_bound(value);
   } else {
     net.values[(head * positions + position) * net.head_dim + c] = value;
   }

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops.code_conv2d.reference import gather_columns, with_outside
 from vqvae2_fast.ops.draw_codes.reference import DrawScratch
+from vqvae2_fast.sampling.bounds import outside
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.engines.eager_layers import (
@@ -138,6 +139,7 @@ def _draw(network: _Network, draw_row: Callable[[], None], request: DrawRequest)
     for i in range(height):
         network.start_row(i)
         draw_row()
+        too_large |= network.outside(i)
         network.finish_row(i)
         codes[:, i] = network.codes.t()
         too_large |= beyond(network.logits, request.settings)
@@ -170,13 +172,19 @@ class _Network:
         self.attention: list[AttentionCache] = []
         if (attention := plan.attention) is not None:
             blocks = range(plan.num_blocks)
-            self.attention = [AttentionCache(attention, n, rows, self.positions) for n in blocks]
+            self.attention = [
+                AttentionCache(attention, n, rows, width, self.positions) for n in blocks
+            ]
         self.output_layers: list[PointwiseLayer] = []
         if (layers := plan.output_layers) is not None:
-            self.output_layers = [PointwiseLayer(layers, n, rows) for n in range(layers.num_layers)]
+            self.output_layers = [
+                PointwiseLayer(layers, n, rows, width) for n in range(layers.num_layers)
+            ]
         self._background = new(width, rows, 2)
         self._merged = new(plan.num_blocks, width, channels)
-        self._last, self._activated = new(rows, channels), new(rows, channels)
+        # What the matrices after the layers are given, for the check at the row's end.
+        self._to_merge = new(0 if plan.merge is None else plan.num_blocks, width, rows, channels)
+        self._last, self._activated = new(rows, channels), new(width, rows, channels)
         self.logits = new(width, rows, plan.num_embeddings)
         self.codes = torch.zeros(width, batch, dtype=torch.int64, device=plan.device)
         # Of the map that is being drawn.
@@ -244,6 +252,16 @@ class _Network:
             added = row @ weight  # [n, B·w, 2C]
             self._condition = added.unflatten(1, (self._features.shape[0], -1))
 
+    def outside(self, i: int) -> Tensor:
+        """Whether row i multiplied an activation beyond `SAMPLING_BOUND`: a bool on the device.
+
+        Called before `finish_row`. The features of the condition are NaN there already.
+        """
+        found = [self.layers.outside(), outside(self._activated), outside(self._to_merge)]
+        found += [layer.outside() for layer in self.output_layers]
+        found += [attention.outside(i) for attention in self.attention]
+        return torch.stack(found).any()
+
     def finish_row(self, i: int) -> None:
         self.stem.finish_row(i, self.codes)
         self.layers.finish_row()
@@ -265,17 +283,18 @@ class _Network:
             x, y = layers.block_input(block), layers.block_output(block)
             out = layers.block_input(block + 1) if block + 1 < plan.num_blocks else last_out
             if plan.merge is not None:
-                weight = plan.merge[block, : plan.channels]
-                steps.append(linear(y, weight, self._merged[block, j], out=out))
+                weight, kept = plan.merge[block, : plan.channels], self._to_merge[block, j]
+                steps.append(partial(kept.copy_, y))
+                steps.append(linear(kept, weight, self._merged[block, j], out=out))
             else:
-                steps += self.attention[block].steps(x, y, self._background[j], out)
+                steps += self.attention[block].steps(j, x, y, self._background[j], out)
         outs = [layer.inputs for layer in self.output_layers[1:]] + [self._last]
         for layer, out in zip(self.output_layers, outs, strict=False):
-            steps += layer.steps(out=out)
+            steps += layer.steps(j, out=out)
         return [
             *steps,
-            elu(self._last, out=self._activated),
-            linear(self._activated, plan.head, plan.head_bias, out=self.logits[j]),
+            elu(self._last, out=self._activated[j]),
+            linear(self._activated[j], plan.head, plan.head_bias, out=self.logits[j]),
             *self._draw_steps(j),
             *self.stem.take(j, self.codes[j]),
             *self.positions.steps(),

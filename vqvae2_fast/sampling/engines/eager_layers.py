@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.sampling.bounds import outside
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -107,6 +109,10 @@ class ConvCache:
     def finish_row(self) -> None:
         self.values[:, :, :-1] = self.values[:, :, 1:].clone()
 
+    def outside(self) -> Tensor:
+        """Whether an input of row i is beyond the bound, before `finish_row`."""
+        return outside(self.values[:, :, -1])
+
     def input_at(self, j: int) -> Tensor:
         """`[n, N, C_in]`: where the input at column j of row i is put."""
         return self.values[:, :, -1, self.left + j]
@@ -162,6 +168,10 @@ class CausalLayers:
         self.conv1.finish_row()
         self.conv2.finish_row()
 
+    def outside(self) -> Tensor:
+        """Whether an input of row i is beyond the bound, before `finish_row`."""
+        return self.conv1.outside() | self.conv2.outside()
+
     def block_input(self, block: int) -> Tensor:
         return self._added[block, 0]
 
@@ -213,9 +223,13 @@ class CausalLayers:
 
 
 class PointwiseLayer:
-    """Layer n of pointwise gated layers: `inputs` is filled by the caller, then `steps` run."""
+    """Layer n of pointwise gated layers: `inputs` is filled by the caller, then `steps` run.
 
-    def __init__(self, plan: GatedPlan, n: int, batch: int) -> None:
+    What its matrices are given is kept for all columns of a row, `[W, N, …]`, to be checked at the
+    row's end.
+    """
+
+    def __init__(self, plan: GatedPlan, n: int, batch: int, width: int) -> None:
         weight1 = plan.conv1.current[n]
         if plan.auxiliary is not None:
             # Both inputs of the first layer lie side by side, so that one product suffices.
@@ -224,21 +238,26 @@ class PointwiseLayer:
         new = plan.conv1.bias.new_zeros
         self.channels = plan.channels
         self.inputs = new(batch, weight1.shape[0])  # [N, C (+ C_aux)]
-        self._activated = torch.zeros_like(self.inputs)
-        self._inner = new(batch, plan.inner_channels)
+        self._activated = new(width, *self.inputs.shape)
+        self._inner = new(width, batch, plan.inner_channels)
         self._gates = new(batch, 2 * plan.channels)
         self._added = new(batch, plan.channels)
 
-    def steps(self, out: Tensor) -> list[Step]:
+    def steps(self, j: int, out: Tensor) -> list[Step]:
         weight1, bias1, weight2, bias2 = self._weights
+        activated, inner = self._activated[j], self._inner[j]
         return [
-            elu(self.inputs, out=self._activated),
-            linear(self._activated, weight1, bias1, out=self._inner),
-            elu_(self._inner),
-            linear(self._inner, weight2, bias2, out=self._gates),
+            elu(self.inputs, out=activated),
+            linear(activated, weight1, bias1, out=inner),
+            elu_(inner),
+            linear(inner, weight2, bias2, out=self._gates),
             glu(self._gates, out=self._added),
             add(self.inputs[:, : self.channels], self._added, out=out),
         ]
+
+    def outside(self) -> Tensor:
+        """Whether an input of the row's matrices is beyond the bound."""
+        return outside(self._activated) | outside(self._inner)
 
 
 class Positions:
@@ -274,10 +293,13 @@ class AttentionCache:
     The first position sees nothing: its weights are all equal, but the values are still zero.
     """
 
-    def __init__(self, plan: AttentionPlan, block: int, batch: int, positions: Positions) -> None:
-        self.key = PointwiseLayer(plan.key, block, batch)
-        self.query = PointwiseLayer(plan.query, block, batch)
-        self.out = PointwiseLayer(plan.out, block, batch)
+    def __init__(
+        self, plan: AttentionPlan, block: int, batch: int, width: int, positions: Positions
+    ) -> None:
+        self._width = width
+        self.key = PointwiseLayer(plan.key, block, batch, width)
+        self.query = PointwiseLayer(plan.query, block, batch, width)
+        self.out = PointwiseLayer(plan.out, block, batch, width)
         channels, heads = plan.query_bias.shape[1], plan.num_heads
         dim, num_positions = channels // heads, positions.bias.shape[2]
         new = plan.query_bias.new_zeros
@@ -317,21 +339,27 @@ class AttentionCache:
         self._keys.zero_()
         self._values.zero_()
 
-    def steps(self, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
+    def outside(self, i: int) -> Tensor:
+        """Whether an input of row i's matrices, or one of its keys, is beyond the bound."""
+        keys = self._keys[..., i * self._width : (i + 1) * self._width]
+        layers = [self.key, self.query, self.out]
+        return torch.stack([outside(keys), *(layer.outside() for layer in layers)]).any()
+
+    def steps(self, j: int, x: Tensor, y: Tensor, background: Tensor, out: Tensor) -> list[Step]:
         """x, y: a block's input and its layers' output, `[N, C]`; background `[N, 2]`."""
         index = self._positions.index
         return [
             partial(torch.cat, [x, y, background], 1, out=self.key.inputs),
-            *self.key.steps(out=self._key_features),
+            *self.key.steps(j, out=self._key_features),
             linear(self._key_features, *self._key_value_weight, out=self._key_value),
             partial(torch.cat, [y, background], 1, out=self.query.inputs),
-            *self.query.steps(out=self._query_features),
+            *self.query.steps(j, out=self._query_features),
             linear(self._query_features, *self._query_weight, out=self._query),
             self._attend,
             partial(self._keys.index_copy_, 3, index, self._key),
             partial(self._values.index_copy_, 2, index, self._value),
             partial(torch.cat, [y, self._attended], 1, out=self.out.inputs),
-            *self.out.steps(out=out),
+            *self.out.steps(j, out=out),
         ]
 
     def _attend(self) -> None:

@@ -1,6 +1,7 @@
 """Engine `reference`: runs the whole network on rows 0..i for each code. It is the definition.
 
 It calls the prior's own forward and nothing else, so it is also the baseline of the benchmarks.
+When all codes are known, once more, to see that all activations were within `SAMPLING_BOUND`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.sampling.bounds import watched_activations
 from vqvae2_fast.sampling.request import Drawn, beyond, check_logits, log_prob_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from vqvae2_fast.sampling.prior import PriorInterface
     from vqvae2_fast.sampling.request import DrawRequest
 
@@ -19,7 +23,7 @@ __all__ = ["draw_reference"]
 
 
 @torch.inference_mode()
-def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
+def draw_reference(module: nn.Module, prior: PriorInterface, request: DrawRequest) -> Drawn:
     height, width = prior.size
     settings, noise, labels = request.settings, request.noise, request.labels
     shape = (request.batch_size, height, width)
@@ -50,4 +54,9 @@ def draw_reference(prior: PriorInterface, request: DrawRequest) -> Drawn:
                 logits_map[:, :, i, j] = logits
         request.row_done(codes, i + 1)
     check_logits(too_large, settings)
+    with watched_activations(module) as watch:
+        prior.logits(codes, request.maps, labels)
+        if settings.guided:
+            prior.logits(codes, request.maps, no_class)
+    check_logits(watch.beyond, settings)
     return Drawn(codes, log_prob, logits_map)

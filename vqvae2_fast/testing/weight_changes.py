@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from vqvae2_fast.models.weights_hash import weights_hash
+from vqvae2_fast.sampling.calibration import calibrate
+from vqvae2_fast.sampling.quantized import Calibration
 from vqvae2_fast.sampling.sampler import sample_codes
 from vqvae2_fast.testing.near_tie import near_tie
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHANGES", "draws_between_changes"]
 
-EXACT, ROUNDING = ("reference", "eager", "cpu"), ("cpu_bfloat16", "cpu_int8")
+EXACT, ROUNDING = ("reference", "eager", "cpu"), ("cpu_bfloat16", "cpu_int8", "cpu_w8a8")
 # Tolerance for log-probabilities of two engines, which add some hundred float32 products in
 # different orders.
 _TOLERANCE = 1e-3
@@ -107,7 +110,7 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
 
     Exact engines must draw the reference's codes, except for near ties, with its log-probabilities.
     Rounding engines must draw, bit for bit, what they draw from a copy of the prior that has never
-    been used.
+    been used. `cpu_w8a8` must refuse the calibration of earlier weights, and is then given another.
 
     Returns:
         How often each change changed the log-probabilities of the draw.
@@ -126,6 +129,19 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
         assert isinstance(drawn, tuple)
         return drawn
 
+    def calibrated(said: str) -> None:
+        """Calibrates the prior on the reference's codes, if its calibration is of other weights."""
+        kept = prior.calibration
+        if isinstance(kept, Calibration) and kept.weights_hash == weights_hash(prior):
+            return
+        try:
+            draw(prior, "cpu_w8a8")
+        except RuntimeError as error:
+            assert "Calibrate it" in str(error), f"{said}: {error}"
+        else:
+            raise AssertionError(f"{said}: the calibration of earlier weights was used")
+        calibrate(prior, [(expected, context["condition"], context["labels"])])
+
     expected, expected_log_prob = draw(prior, "reference")
     for number in range(count):
         before = expected_log_prob
@@ -133,10 +149,12 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
         with torch.no_grad():
             CHANGES[name](prior, rng)
         engine = rng.choice(EXACT[1:] + ROUNDING)
+        said = f"draw {number}, engine {engine}, after: {name}"
+        if engine == "cpu_w8a8":
+            calibrated(said)
         codes, log_prob = draw(prior, engine)
         expected, expected_log_prob = draw(prior, "reference")
         counts[name] += int(not torch.equal(before, expected_log_prob))
-        said = f"draw {number}, engine {engine}, after: {name}"
         if engine in ROUNDING:
             fresh = draw(copy.deepcopy(prior), engine)
             assert torch.equal(codes, fresh[0]) and torch.equal(log_prob, fresh[1]), said

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
 
 from vqvae2_fast.cli import main
 from vqvae2_fast.commands import demo
 from vqvae2_fast.data import ImageTensorDataset, load_emoji
+from vqvae2_fast.training import recipe
 
 
-def test_demo_leaves_its_folder(tmp_path, capsys, monkeypatch, error_of):
-    def few_emoji(split):
+@pytest.fixture(autouse=True)
+def few_emoji(monkeypatch):
+    def few(split):
         emoji = load_emoji(split)
         return ImageTensorDataset(emoji.images[::8], emoji.labels[::8], emoji.class_names)
 
-    monkeypatch.setattr(demo, "load_emoji", few_emoji)
+    monkeypatch.setattr(demo, "load_emoji", few)
+
+
+def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--scale", "0.001", "--quiet"]) == 0
     names = {path.name for path in out.iterdir()}
@@ -51,3 +61,41 @@ def test_a_number_of_steps_is_no_scale_of_the_demo(tmp_path, error_of):
     message = error_of(["demo", "--out", str(tmp_path / "demo"), "--scale", "500"])
     assert "--scale: expected a factor above 0 and up to 20, got 500" in message
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("part", ["vqvae", "prior_bottom"])
+def test_a_stopped_demo_says_how_to_continue_and_continues(tmp_path, monkeypatch, capsys, part):
+    make = recipe.vqvae_stage if part == "vqvae" else recipe.prior_stage
+
+    def stopped_at_once(*args, **kwargs):
+        stage = make(*args, **kwargs)
+        if kwargs.get("level") == 0:
+            return stage
+
+        def loss(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return stage.loss(*args, **kwargs)
+
+        return replace(stage, loss=loss)
+
+    out = tmp_path / "demo"
+    command = ["demo", "--out", str(out), "--scale", "0.002"]
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, make.__name__, stopped_at_once)
+        assert main(command) == 128 + signal.SIGTERM
+    saved = out / part / "checkpoints" / "step-000000001"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped by signal 15 after step 1; {saved} holds it. Continue with --resume." in said
+    assert not (out / "report.html").exists()
+
+    def never(*args, **kwargs):
+        raise AssertionError("a step that was done is done again")
+
+    with monkeypatch.context() as patch:
+        if part == "prior_bottom":
+            stage = recipe.vqvae_stage
+            patch.setattr(
+                recipe, "vqvae_stage", lambda *args, **kw: replace(stage(*args, **kw), loss=never)
+            )
+        assert main([*command, "--resume"]) == 0
+    assert f"report: {out / 'report.html'}" in capsys.readouterr().out

@@ -57,6 +57,7 @@ def fuzz():
         ("hf", ["datasets"]),
         ("checkpoint", []),
         ("training", []),
+        ("hub", []),
         ("port", []),
         ("lmdb", ["lmdb"]),
         ("vq2", ["vqvae2_fast._C"]),

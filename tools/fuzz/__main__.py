@@ -170,6 +170,7 @@ def _work(name: str, files: list[dict[str, bytes]], seed: int, numbers: range, p
     watch = Watch()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as place, os.fdopen(pipe, "w") as out:
         for variant, sound in enumerate(files):  # what is imported at first use is not of a case
+            print(json.dumps([numbers[0]]), file=out, flush=True)  # it is alive
             with suppress(ValueError):  # some are made to be refused
                 read_sound(TARGETS[name], sound, Path(place) / f"sound-{variant}")
         limit = _memory("VmSize") + _MEMORY

@@ -14,6 +14,7 @@ import types
 from collections import namedtuple
 from typing import TYPE_CHECKING, NamedTuple
 
+import hub
 import models
 import numpy as np
 import torch
@@ -267,6 +268,7 @@ TARGETS: dict[str, Target] = {
     "log": Target((_make_log,), _read_log),
     "checkpoint": Target(models.MAKE_MODELS, models.read_model, models.seal_checkpoints),
     "training": Target(models.MAKE_RUNS, models.read_run, models.seal_checkpoints),
+    "hub": Target(hub.MAKE_HUB, hub.read_hub, hub.seal_hub),
     "port": Target(models.MAKE_PORT, models.read_port),
     "lmdb": Target(
         (_make_lmdb,),

@@ -218,3 +218,22 @@ def test_the_hash_is_of_the_weights_wherever_they_are(tmp_path):
     first = extract_codes(model(), images(), tmp_path / "first").checkpoint_hash
     assert first == extract_codes(model(), images(), tmp_path / "second").checkpoint_hash
     assert first != extract_codes(model(1), images(), tmp_path / "third").checkpoint_hash
+
+
+def test_large_images_are_encoded_in_smaller_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "_BATCH_PIXELS", 3 * 8**2)
+    sizes, encode = [], VQVAE2.encode
+
+    def seen(self, batch):
+        sizes.append(len(batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr(VQVAE2, "encode", seen)
+    extract_codes(model(), images(), tmp_path, shard_records=5)
+    # Whole batches, although a shard ends within one.
+    assert set(sizes) == {3, COUNT % 3}
+
+
+def test_an_image_larger_than_a_batch_may_be_is_encoded_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "_BATCH_PIXELS", 1)
+    assert len(extract_codes(model(), images(), tmp_path)) == COUNT

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records"]
 
 SHARD_RECORDS = 4096
-_BATCH = 128  # images
+# Images that are encoded together, and their pixels: a batch of 128 images of 1024x1024 would take
+# 1.6 GB alone. The size follows from the model, so its images are always in the same batches.
+_BATCH, _BATCH_PIXELS = 128, 128 * 256**2
 _SETTINGS = "extraction.json"
 
 
@@ -173,12 +175,15 @@ def _encoded(
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Codes and labels of records first to stop - 1, from whole batches of the set."""
     device = device_of(model)
-    count = len(images)
+    count, size = (
+        len(images),
+        max(1, min(_BATCH, _BATCH_PIXELS // math.prod(model.config.image_size))),
+    )
     for variant in range(first // count, -(-stop // count)):
         low, high = max(first - variant * count, 0), min(stop - variant * count, count)
-        at = low - low % _BATCH
-        end = min(-(-high // _BATCH) * _BATCH, count)
-        for batch, labels in in_order(images, _BATCH, num_workers=workers, start=at, stop=end):
+        at = low - low % size
+        end = min(-(-high // size) * size, count)
+        for batch, labels in in_order(images, size, num_workers=workers, start=at, stop=end):
             batch = variants.apply(batch, torch.arange(at, at + len(batch)), variant)
             maps = model.encode(batch.to(device).contiguous(memory_format=torch.channels_last))
             wanted = slice(max(low - at, 0), high - at)

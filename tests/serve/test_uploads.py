@@ -9,12 +9,17 @@ import base64
 import io
 import struct
 import tempfile
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
 from vqvae2_fast.serve.engine import Engine
+from vqvae2_fast.serve.limits import Limits
+from vqvae2_fast.serve.orders import Desk
 
 FORMATS = ("bmp", "gif", "jpeg", "png", "ppm", "tiff", "webp")
 
@@ -107,3 +112,29 @@ def test_sources_are_read_outside_the_engine(client, monkeypatch):
     codes = [[[0] * level["width"]] * level["height"] for level in levels]
     answer = client.post("/v1/complete", json={"source": {"codes": codes}, "keep": 1.0})
     assert answer.json()["images"][0]["codes"] == codes
+
+
+def test_only_a_few_uploads_are_decoded_at_once(client, photograph, monkeypatch):
+    upload, lock, running, most = Desk.upload, threading.Lock(), [0], [0]
+
+    def slow(self, field, data):
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.05)
+        with lock:
+            running[0] -= 1
+        return upload(self, field, data)
+
+    monkeypatch.setattr(Desk, "upload", slow)
+    source = {"image": base64.b64encode(photograph).decode()}
+
+    def send(number: int) -> int:
+        if number % 2:
+            return client.post("/v1/encode", content=photograph).status_code
+        body = {"source": source, "levels": 1, "count": 1}
+        return client.post("/v1/variations", json=body).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(send, range(8))) == {200}
+    assert most == [Limits().decoders]

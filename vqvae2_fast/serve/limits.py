@@ -19,6 +19,8 @@ class Limits:
         requests: Most requests that are open at once; more are refused with 429.
         body: Most bytes of a request's body.
         pixels: Most pixels of an uploaded image.
+        decoders: Most uploads that are decoded at once, each of which may take the memory of its
+            pixels several times; the others wait.
         candidates: Most fillings of a hole that are drawn to take one.
         seconds: A request that takes longer is given up, with 504.
     """
@@ -30,6 +32,7 @@ class Limits:
     requests: int = 256
     body: int = 8 * 2**20
     pixels: int = 2**24
+    decoders: int = 2
     candidates: int = 64
     seconds: float = 60.0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -60,16 +61,19 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     router = APIRouter(prefix="/v1", responses=_ERRORS)
     drawing: dict[str, Any] = {"responses": _DRAWN, "response_model": None, "tags": ["draw"]}
     seconds = desk.limits.seconds
+    decoders = ThreadPoolExecutor(desk.limits.decoders, "decode")
 
     async def in_engine(function: Callable[[], Value]) -> Value:
-        future: Future[Value] = engine.call(function)
+        return await in_time(engine.call(function))
+
+    async def in_time(future: Future[Value]) -> Value:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
         except asyncio.TimeoutError as error:  # not yet the built-in one in Python 3.10
             raise too_slow(seconds) from error
 
     async def codes_of(field: str, source: schemas.Source) -> tuple[Tensor, ...]:
-        given = await asyncio.to_thread(desk.source, field, source)
+        given = await in_time(decoders.submit(desk.source, field, source))
         return given if isinstance(given, tuple) else await in_engine(lambda: desk.encoded(given))
 
     async def drawn(request: Request, order: Order) -> Any:
@@ -143,7 +147,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     ) -> Any:
         number = desk.label(label)
         data = await request.body()
-        image = await asyncio.to_thread(desk.upload, "image", data)
+        image = await in_time(decoders.submit(desk.upload, "image", data))
         return JSONResponse(await in_engine(lambda: _encoded(desk, image, number)))
 
     @router.post(

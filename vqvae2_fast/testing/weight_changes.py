@@ -140,7 +140,8 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
             assert "Calibrate it" in str(error), f"{said}: {error}"
         else:
             raise AssertionError(f"{said}: the calibration of earlier weights was used")
-        calibrate(prior, [(expected, context["condition"], context["labels"])])
+        maps = (expected, context["condition"], context["labels"])
+        calibrate(prior, [maps], margin=4.0)  # two maps show little of the ranges
 
     expected, expected_log_prob = draw(prior, "reference")
     for number in range(count):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 
 import pytest
 import torch
 
-from vqvae2_fast.data import to_float
-from vqvae2_fast.data.stored_images import store_images
+from vqvae2_fast.data import stored_images, to_float
+from vqvae2_fast.data.stored_images import samples_of_folder, store_images
 
 
 def batches(*sizes, shape=(3, 4, 5)):
@@ -52,3 +54,19 @@ def test_images_of_two_sizes_are_an_error(tmp_path):
     mixed = [*batches(1), *batches(1, shape=(3, 8, 5))]
     with pytest.raises(ValueError, match=r"expected images \[3, 4, 5\], got \[3, 8, 5\]"):
         store_images(tmp_path / "images.raw", 2, mixed)
+
+
+def test_many_samples_take_little_memory(tmp_path, monkeypatch):
+    count, image = 5000, torch.zeros(3, 4, 5, dtype=torch.uint8)
+    rows = [
+        {"sample": n, "class": "ab"[n % 2], "probability": 0.5, "seed": 1} for n in range(count)
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    del rows
+    monkeypatch.setattr(stored_images, "read_sample", lambda folder, sample: image)
+    tracemalloc.start()
+    found = samples_of_folder(tmp_path, tmp_path / "images.raw", ["a", "b"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert torch.equal(found.labels, torch.arange(count) % 2)
+    assert peak < 100 * count + 2**20  # a row alone, as a dictionary, takes more

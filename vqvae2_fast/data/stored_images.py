@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredImages", "samples_of_folder", "store_images"]
 
+_NAMED = 6  # unknown classes that a message names
+
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
@@ -70,7 +72,7 @@ def store_images(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shape: tuple[int, int, int] | None = None
-    labels: list[Tensor] = []
+    labels = torch.empty(count, dtype=torch.int64)
     done = 0
     with path.open("wb") as file:
         for images, own in batches:
@@ -83,11 +85,12 @@ def store_images(
                 )
             shape = (channels, height, width)
             file.write(pixels.contiguous().numpy().data)
-            labels.append(own.cpu())
+            if done + len(pixels) <= count:  # more are an error, which says how many there are
+                labels[done : done + len(pixels)] = own
             done += len(pixels)
     if shape is None or done != count:
         raise ValueError(f"store_images: expected {count} images, got {done}.")
-    return StoredImages(path, shape, torch.cat(labels), tuple(class_names))
+    return StoredImages(path, shape, labels, tuple(class_names))
 
 
 def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> StoredImages:
@@ -96,21 +99,29 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
     Raises:
         ValueError: There are no samples, or they are of other classes or unequal sizes.
     """
-    rows = [row for row in read_index(folder) if row["file"] is not None]
-    if not rows:
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
+    numbers[None] = -1
+    # Not the rows of the index, each of which takes a kilobyte as a dictionary.
+    samples: list[int] = []
+    labels: list[int] = []
+    unknown: set[str] = set()
+    for row in read_index(folder):
+        if row["file"] is None:
+            continue
+        samples.append(row["sample"])
+        labels.append(numbers.get(row.get("class"), -1))
+        if row.get("class") not in numbers and len(unknown) < _NAMED:
+            unknown.add(row["class"])
+    if not samples:
         raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
-    unknown = {str(row["class"]) for row in rows if row.get("class") is not None} - {*class_names}
     if unknown:
         raise ValueError(
             f"--samples: {folder} has classes that the training images do not have: "
-            f"{', '.join(short(name) for name in sorted(unknown)[:6])}."
+            f"{', '.join(short(name) for name in sorted(unknown))}."
         )
-    numbers: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
-    numbers[None] = -1
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for row in rows:
-            label = numbers[row.get("class")]
-            yield read_sample(folder, row["sample"])[None], torch.tensor([label])
+        for sample, label in zip(samples, labels, strict=True):
+            yield read_sample(folder, sample)[None], torch.tensor([label])
 
-    return store_images(path, len(rows), batches(), class_names)
+    return store_images(path, len(samples), batches(), class_names)

@@ -86,7 +86,7 @@ def extract_features(
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, np.memmap] = {}
-    labels: list[Tensor] = []
+    labels = torch.empty(count, dtype=torch.int64)
     done, start = 0, time.monotonic()
     for images, own in batches:
         seen = extractor(images)
@@ -102,7 +102,7 @@ def extract_features(
             if done + len(rows) > count:
                 raise ValueError(f"extract_features: expected {count} images, got more.")
             files[name][done : done + len(rows)] = rows
-        labels.append(own.cpu())
+        labels[done : done + len(own)] = own
         done += len(images)
         progress(done)
     if done != count:
@@ -112,6 +112,6 @@ def extract_features(
         files["features"],
         files["spatial"],
         files["log_probabilities"],
-        torch.cat(labels),
+        labels,
         done / max(seconds, 1e-9),
     )

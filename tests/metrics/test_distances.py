@@ -169,9 +169,9 @@ def test_neighbour_measures_without_a_group_are_those_of_the_other_images(name):
 def test_few_distances_are_held_however_many_images(monkeypatch):
     held, squared = [], neighbours._squared
 
-    def counted(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        held.append(len(first) * len(second))
-        return squared(first, second)
+    def counted(first: torch.Tensor, norms: torch.Tensor, *second: torch.Tensor) -> torch.Tensor:
+        held.append(len(first) * len(second[0]))
+        return squared(first, norms, *second)
 
     real, fake = features(300, seed=1), features(431, seed=2)
     expected = neighbour_measures(real, fake)

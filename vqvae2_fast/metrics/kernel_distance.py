@@ -25,15 +25,16 @@ def squared_discrepancy(real: Tensor, fake: Tensor) -> float:
     It can be negative: its mean is zero if both sets are from one distribution.
     """
     x, y = real.double(), fake.double()
-    n, m, dim = len(x), len(y), x.shape[1]
+    dim = x.shape[1]
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / dim + 1) ** 3
+        return (a @ b.T).div_(dim).add_(1).pow_(3)
 
-    within_x, within_y = kernel(x, x), kernel(y, y)
-    within = (within_x.sum() - within_x.trace()) / (n * (n - 1))
-    within = within + (within_y.sum() - within_y.trace()) / (m * (m - 1))
-    return float(within - 2 * kernel(x, y).mean())
+    def within(a: Tensor) -> Tensor:
+        values = kernel(a, a)
+        return (values.sum() - values.trace()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:

@@ -20,7 +20,7 @@ __all__ = ["Neighbours", "neighbour_measures"]
 
 LEAST_IMAGES = 100
 _ROWS = 512  # of the matrix of distances at a time, or fewer
-_DISTANCES = 2**21  # at a time; several copies are held
+_DISTANCES = 2**19  # at a time; several copies are held
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Neighbours:
 def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """All four measures with their intervals, in two passes over blocks of distances.
 
-    This takes the memory of 11·(N + M) radii and of some copies of 2²¹ distances, and the time of
-    N² + M² + NM products of D numbers. All four depend on N, M and k, so compare only values for
-    which these are equal.
+    This takes the memory of both sets, of 11·(N + M) radii and of some copies of 2¹⁹ distances, and
+    the time of N² + M² + NM products of D numbers. All four depend on N, M and k, so compare only
+    values for which these are equal.
 
     Args:
         real: Features `[N, D]`, float.
@@ -56,11 +56,14 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """
     images = min(len(real), len(fake))
     check_count("precision and recall", images, LEAST_IMAGES, "they are shares of the images")
-    real, fake = _by_group(real.float()), _by_group(fake.float())
+    real, fake = _by_group(real.float()), _by_group(fake.float())  # copies
     centre = real.mean(0)  # distances from norms and products lose fewer digits about the mean
-    real, fake = real - centre, fake - centre
+    real.sub_(centre)
+    fake.sub_(centre)
+    real_norms, fake_norms = _squared_norms(real), _squared_norms(fake)
     real_groups, fake_groups = _groups(len(real)), _groups(len(fake))
-    real_radii, fake_radii = _radii(real, k), _radii(fake, k)  # [N, 1 + G], [M, 1 + G]
+    # [N, 1 + G], [M, 1 + G]
+    real_radii, fake_radii = _radii(real, real_norms, k), _radii(fake, fake_norms, k)
 
     # Column 0 is of all images, column 1 + g of the balls and members of the groups other than g.
     in_real = torch.zeros(1 + GROUPS, len(fake), dtype=torch.int64)  # balls that hold each fake
@@ -68,7 +71,7 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     holds = torch.zeros(len(real), 1 + GROUPS, dtype=torch.bool)
     for group, members in enumerate(real_groups):
         for rows in torch.arange(members.start, members.stop).split(_rows(fake)):
-            distances = _squared(real[rows], fake)  # [R, M]
+            distances = _squared(real[rows], real_norms[rows], fake, fake_norms)  # [R, M]
             in_real += _balls_without(distances, real_radii[rows], group)
             nearest = torch.stack([distances[:, own].amin(1) for own in fake_groups], 1)  # [R, G]
             holds[rows] = _least_without(nearest) < real_radii[rows]
@@ -142,16 +145,17 @@ def _in_some_ball(distances: Tensor, radii: Tensor, groups: list[slice]) -> Tens
     return found
 
 
-def _radii(features: Tensor, k: int) -> Tensor:
+def _radii(features: Tensor, norms: Tensor, k: int) -> Tensor:
     """Squared distance to the k-th other image, of all and without each group: `[N, 1 + G]`.
 
     Args:
         features: In the order of groups.
+        norms: Theirs, squared, `[N]`.
     """
     radii = torch.empty(len(features), 1 + GROUPS)
     groups = _groups(len(features))
     for rows in torch.arange(len(features)).split(_rows(features)):
-        distances = _squared(features[rows], features)
+        distances = _squared(features[rows], norms[rows], features, norms)
         distances[torch.arange(len(rows)), rows] = torch.inf
         # The k nearest in each group. The k nearest without a group are among those of the others.
         nearest = torch.stack(
@@ -169,7 +173,12 @@ def _rows(columns: Tensor) -> int:
     return max(1, min(_ROWS, _DISTANCES // len(columns)))
 
 
-def _squared(first: Tensor, second: Tensor) -> Tensor:
-    """Squared distances `[N, M]`."""
-    norms = first.square().sum(1)[:, None] + second.square().sum(1)[None]
-    return torch.addmm(norms, first, second.T, alpha=-2).clamp_(min=0)
+def _squared_norms(features: Tensor) -> Tensor:
+    """`[N, D]` -> `[N]`, without the squares of all features in memory."""
+    return torch.einsum("nd,nd->n", features, features)
+
+
+def _squared(first: Tensor, norms: Tensor, second: Tensor, second_norms: Tensor) -> Tensor:
+    """Squared distances `[N, M]` of features whose squared norms are `[N]` and `[M]`."""
+    sums = norms[:, None] + second_norms
+    return sums.addmm_(first, second.T, alpha=-2).clamp_(min=0)

@@ -2,7 +2,11 @@
 
 Environment: VQVAE2_FAST_BUILD=python installs only the references;
 VQVAE2_FAST_BUILD_CUDA=0|1 forbids or demands the CUDA kernels (unset: if nvcc is found);
-MAX_JOBS limits the compiler processes.
+MAX_JOBS limits the compiler processes; VQVAE2_FAST_TORCH is the folder of a torch to build against,
+for another machine perhaps, whose compiler CMAKE_TOOLCHAIN_FILE names (build_tools/wheels.py).
+
+The compiled module uses torch's stable ABI and Python's limited API: a wheel is for one platform
+and for every Python from 3.10 on.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -28,10 +31,17 @@ vqvae2_fast needs a C++20 compiler to build its kernels, and none was found (tri
 Or set CXX to one. To install without kernels, on the slower PyTorch references:
   VQVAE2_FAST_BUILD=python pip install .
 """
+NEEDS_THE_LOCK = """
+vqvae2_fast's kernels need a Python with its global lock: a free-threaded one lacks the limited API.
+To install without kernels, on the slower PyTorch references:
+  VQVAE2_FAST_BUILD=python pip install .
+"""
 
 
 def find_torch() -> Path:
     """Folder of the torch to build against; its headers need not be those used at run time."""
+    if chosen := os.environ.get("VQVAE2_FAST_TORCH"):
+        return Path(chosen)
     for scheme in ("purelib", "platlib"):
         # The environment that is installed into: visible here even under build isolation.
         folder = Path(sysconfig.get_path(scheme)) / "torch"
@@ -53,10 +63,16 @@ def check_compiler() -> None:
 
 
 class CMakeBuild(build_ext):
+    def run(self) -> None:
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):
+            raise SystemExit(NEEDS_THE_LOCK)
+        super().run()
+        # Python would prefer a module built for it alone, as builds in place once were.
+        for superseded in (ROOT / "vqvae2_fast").glob("_C.cpython-*"):
+            superseded.unlink()
+
     def build_extension(self, ext: Extension) -> None:
         check_compiler()
-        import pybind11
-
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -66,8 +82,7 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DVQ_PYTHON_INCLUDE={sysconfig.get_path('include')}",
             f"-DVQ_TORCH_DIR={find_torch()}",
             f"-DVQ_BUILD_CUDA={cuda}",
         ]
@@ -83,4 +98,8 @@ class CMakeBuild(build_ext):
 if os.environ.get("VQVAE2_FAST_BUILD") == "python":
     setup()
 else:
-    setup(ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+    setup(
+        ext_modules=[Extension("vqvae2_fast._C", sources=[], py_limited_api=True)],
+        cmdclass={"build_ext": CMakeBuild},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["MISSING_REASON", "STRICT", "build_info", "module", "simd_level", "why_not_cuda"]
 
 STRICT = os.environ.get("VQVAE2_FAST_STRICT", "0") == "1"
+
+# Whose stable ABI the compiled module uses.
+_OLDEST_TORCH = (2, 11)
+
+
+def _check_torch(version: str) -> None:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers and tuple(map(int, numbers.groups())) < _OLDEST_TORCH:
+        oldest = ".".join(map(str, _OLDEST_TORCH))
+        raise ImportError(
+            f"vqvae2_fast: expected PyTorch {oldest} or later, found {version}: "
+            f"pip install -U 'torch>={oldest}'"
+        )
+
+
+_check_torch(torch.__version__)
 
 module: ModuleType | None = None
 MISSING_REASON = ""
@@ -35,6 +52,12 @@ except ModuleNotFoundError as error:
         "Install a C++ compiler and run `pip install .` from the source tree to build it.",
         stacklevel=2,
     )
+except ImportError as error:
+    raise ImportError(
+        "vqvae2_fast: the compiled module was built for another system, processor or PyTorch and "
+        f"does not load here ({error}): build it on this machine with `pip install .` from the "
+        "source tree."
+    ) from error
 
 if module is not None:
     # An unsupported VQVAE2_FAST_SIMD raises here, at import, rather than at the first call.

@@ -40,7 +40,12 @@ BEGINNING = (
     "docs/codec.md",
     "docs/recipes.md",
 )
-PYTHON_ALONE = ("docs/quantizers.md", "docs/operators.md", "docs/migrating-from-lucidrains.md")
+PYTHON_ALONE = (
+    "docs/installation.md",
+    "docs/quantizers.md",
+    "docs/operators.md",
+    "docs/migrating-from-lucidrains.md",
+)
 # Pages that tests of their own run; tests/compat/ runs the Python of the port's.
 BY_THEMSELVES = (
     "docs/migrating-from-rosinality.md",
@@ -65,6 +70,7 @@ NOT_RUN = {
     "vqvae2-fast serve": "It serves until it is stopped: tests/serve uses it.",
     "curl": "It asks that server.",
     "pip install": "It takes the network and minutes of compiling: .ci/install_matrix runs it.",
+    "python build_tools/wheels.py": "It compiles for minutes: .ci/wheels runs a part of it.",
     "python -m venv": "It makes an environment to install into.",
     ". .venv": "It enters that environment.",
     "pytest": "It is what runs this test.",

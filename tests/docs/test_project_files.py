@@ -19,6 +19,10 @@ def read(path: str | Path):
     return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
 
 
+def read_text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
 def test_citation_is_of_this_version():
     assert read("CITATION.cff")["version"] == vqvae2_fast.__version__
 
@@ -39,3 +43,22 @@ def test_hooks_run_what_lint_runs():
     for hook in local["hooks"]:
         assert hook["entry"] in re.sub(r" \.$", "", lint, flags=re.MULTILINE), hook["id"]
         assert hook["language"] == "system"
+
+
+def test_the_release_workflow_builds_every_platform_and_tests_what_exists():
+    jobs = read(".github/workflows/wheels.yml")["jobs"]
+    runners = [one["runner"] for one in jobs["wheels"]["strategy"]["matrix"]["include"]]
+    assert runners == ["ubuntu-24.04", "ubuntu-24.04-arm", "macos-14"]
+    command = re.search(r'^test-command = "(.*)"', read_text("pyproject.toml"), re.MULTILINE)[1]
+    smoke = re.search(r'tests="(.*?)"', read_text(".ci/wheel_smoke"), re.DOTALL)[1]
+    named = re.findall(r"tests/(\S+\.py)", command) + smoke.split()
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / "tests" / name).exists(), name
+
+
+def test_a_source_distribution_has_what_a_build_reads():
+    manifest = read_text("MANIFEST.in")
+    for folder in ("csrc", "build_tools", "tests"):
+        assert f"graft {folder}\n" in manifest
+    assert "CMakeLists.txt" in manifest

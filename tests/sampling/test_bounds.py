@@ -124,6 +124,47 @@ def test_the_kernels_for_cuda_do_so_too(engines):
     assert 5 < sum(refusals) < 25
 
 
+LARGEST = torch.finfo(torch.float32).max
+NOISE = [0.0, 1e-45, 1e-38, 50.0, 1e30, 1e38, LARGEST, -1.0, -1e-45, -1e38, -LARGEST]
+EDGES = {
+    "temperature": [1.0, 0.0, 1e-45, 1e-16, 1e-15, 1e-7, 0.5, 1e7, 1e15, 1e16],
+    "top_p": [None, None, 1e-45, 1e-20, 1e-15, 1e-7, 0.5, 1 - 1e-7, 1 - 1e-9, 1.0],
+    "top_k": [None, None, None, 1, 2, 7, 100, 2**62],
+    "guidance_scale": [1.0, 1.0, 1.0, 0.0, 1e-15, -1e15, 1e15, 1e7, 1e16, 1.5],
+}
+
+
+def settings_at_the_edges(rng: random.Random) -> dict:
+    settings = {name: rng.choice(values) for name, values in EDGES.items()}
+    if rng.random() < 0.6:
+        noise = torch.randn(
+            2, 2, 3, 7, generator=torch.Generator().manual_seed(rng.getrandbits(31))
+        )
+        values = NOISE if rng.random() < 0.9 else [float("inf"), float("nan")]
+        for index in rng.sample(range(noise.numel()), 30):
+            noise.view(-1)[index] = rng.choice(values)
+        settings["noise"] = noise
+    return settings
+
+
+def test_settings_and_noise_at_the_edges_too():
+    refusals = 0
+    for number in range(50):
+        rng = random.Random(number)
+        prior = tiny_prior(number, **SMALL, num_classes=2)
+        settings = {**settings_at_the_edges(rng), **context_of(prior)}
+        reference = drawn(prior, "reference", **settings)
+        refusals += isinstance(reference, str)
+        for engine in EXACT:
+            found = drawn(prior, engine, **settings)
+            if isinstance(reference, str) or isinstance(found, str):
+                assert found == reference, f"settings {number}, {engine}"
+            elif not torch.equal(found[0], reference[0]):
+                result = near_tie(prior, found[0], engine=engine, **settings)
+                assert result.num_beyond == 0, f"settings {number}, {engine}: {result}"
+    assert 10 < refusals < 40
+
+
 @pytest.mark.parametrize("engine", ["reference", *EXACT, *ROUNDING[:2]])
 @pytest.mark.parametrize("value", [1.1 * SAMPLING_BOUND, 3e38, float("-inf"), float("nan")])
 @pytest.mark.parametrize("name", ["weight", "embedding", "condition", "background"])

@@ -172,7 +172,8 @@ def sample_codes(
 
     Raises:
         ValueError: A value, shape or engine that does not fit; the message names the argument. Or
-            the prior's weights are NaN, infinite or so large that its logits overflow.
+            the prior's weights, or activations or logits that they make, are NaN, infinite or so
+            large that sums could overflow (docs/security.md).
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
         RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior.
         NotImplementedError: A window of several codes with an engine that draws one at a time.

@@ -39,6 +39,7 @@ from vqvae2_fast.sampling.settings import DrawSettings
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.quantized import InputRanges
 
 COMMON = {
     "num_embeddings": 512,
@@ -62,6 +63,9 @@ PRIORS = {
 }
 
 
+WEIGHTS = ("float32", "bfloat16", "int8", "w8a8")
+
+
 def request_of(config: PixelSNAILConfig, batch: int) -> DrawRequest:
     maps = [torch.randint(config.num_embeddings, (batch, *size)) for size in config.condition_sizes]
     noise = DrawNoise(batch, config.size[1], config.num_embeddings, torch.device("cpu"))
@@ -72,6 +76,22 @@ def prepared(config: PixelSNAILConfig, batch: int) -> tuple[PixelSNAIL, Sampling
     """A prior with random weights, its plan, and what a draw of this batch takes."""
     prior = PixelSNAIL(config).eval()
     return prior, plan_of(prior, interface_of(prior)), request_of(config, batch)
+
+
+def stored_as(weights: str) -> torch.dtype:
+    """The dtype in which an engine of these `WEIGHTS` keeps them."""
+    return torch.int8 if weights == "w8a8" else getattr(torch, weights)
+
+
+def packed_as(
+    weights: str, prior: PixelSNAIL, plan: SamplingPlan, request: DrawRequest
+) -> torch.dtype | InputRanges:
+    """What `draw_cpu_timed` takes for these `WEIGHTS`; with w8a8, of a calibration on one map."""
+    if weights != "w8a8":
+        return stored_as(weights)
+    codes = torch.randint(plan.num_embeddings, (1, *plan.size))
+    calibrate(prior, [(codes, [codes[:1] for codes in request.maps], None)])
+    return checked_ranges(prior, plan)
 
 
 def clock() -> float:
@@ -138,22 +158,15 @@ def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) ->
 def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument(
-        "--weights", choices=["float32", "bfloat16", "int8", "w8a8"], default="float32"
-    )
+    parser.add_argument("--weights", choices=WEIGHTS, default="float32")
     parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
     arguments = measure.parse(parser)
-    batch, integer = arguments.batch, arguments.weights == "w8a8"
-    stored = torch.int8 if integer else getattr(torch, arguments.weights)
+    batch, stored = arguments.batch, stored_as(arguments.weights)
     print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
     images, naive = 0.0, 0.0
     for name, config in PRIORS.items():
         prior, plan, request = prepared(config, batch)
-        weights = stored
-        if integer:
-            codes = torch.randint(config.num_embeddings, (1, *config.size))
-            calibrate(prior, [(codes, [codes[:1] for codes in request.maps], None)])
-            weights = checked_ranges(prior, plan)
+        weights = packed_as(arguments.weights, prior, plan, request)
         draw_cpu_timed(plan, request, weights)  # packs the weights
         num_bytes = pixel_bytes(plan, stored)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []

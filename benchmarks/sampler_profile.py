@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import measure
 import torch
-from sampler import PRIORS, pixel_bytes, prepared, read_seconds
+from sampler import PRIORS, WEIGHTS, packed_as, pixel_bytes, prepared, read_seconds, stored_as
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu import draw_cpu_timed
@@ -58,19 +58,20 @@ def stage_bytes(plan: SamplingPlan, itemsize: float, all_bytes: float) -> dict[s
 
 def main() -> None:
     parser = measure.parser(__doc__, rounds=2)
-    parser.add_argument("--weights", choices=["float32", "bfloat16", "int8"], default="float32")
+    parser.add_argument("--weights", choices=WEIGHTS, default="float32")
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
     parser.add_argument("--keep", type=float, default=0.5, help="share of quietest positions")
     arguments = measure.parse(parser)
-    weights = getattr(torch, arguments.weights)
+    stored = stored_as(arguments.weights)
     stages = _native.module.SAMPLER_STAGES
     for name in arguments.maps:
         config = PRIORS[name]
-        _, plan, request = prepared(config, 1)
+        prior, plan, request = prepared(config, 1)
+        weights = packed_as(arguments.weights, prior, plan, request)
         draw_cpu_timed(plan, request, weights)  # packs the weights
         height, width = config.size
         rounds, read = [], []
-        all_bytes = pixel_bytes(plan, weights)
+        all_bytes = pixel_bytes(plan, stored)
         for _ in range(arguments.rounds):
             times = torch.zeros(height * width, len(stages), arguments.threads, 2)
             draw_cpu_timed(plan, request, weights, times)
@@ -93,7 +94,7 @@ def main() -> None:
             f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"
             f"|---|---|---|---|---|---|"
         )
-        bytes_of = stage_bytes(plan, weights.itemsize, all_bytes)
+        bytes_of = stage_bytes(plan, stored.itemsize, all_bytes)
         for stage, each in zip(stages, mean, strict=True):
             if each.sum() == 0:
                 continue

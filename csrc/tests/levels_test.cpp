@@ -59,13 +59,16 @@ Floats product(sampler::Format format, int64_t rows, int64_t panels, int64_t inp
   return c;
 }
 
-// Integers of the largest magnitude, on which `maddubs` would saturate, and sums of them.
-Floats integers(int64_t rows, int64_t panels, int64_t inputs) {
+// Integers of the largest magnitude, on which `maddubs` would saturate, and sums of them. Rows are
+// `a_stride` bytes apart, so that they overlap if it is less than their inputs, as a convolution's
+// windows do.
+Floats integers(int64_t groups, int64_t rows, int64_t panels, int64_t inputs, int64_t a_stride) {
   std::mt19937 random(8);
   const int64_t columns = panels * sampler::kPanel;
   const int64_t stored = sampler::stored_inputs(sampler::Format::kQuads, inputs);
   const int64_t stride = sampler::panel_words(sampler::Format::kQuads, inputs);
-  std::vector<uint8_t> a(rows * stored);
+  const int64_t a_group = (rows - 1) * a_stride + stored;
+  std::vector<uint8_t> a(groups * a_group);
   for (uint8_t& byte : a) byte = static_cast<uint8_t>(random() % 2 ? 1 + random() % 255 : 255);
   Floats weights(panels * stride);
   for (int64_t p = 0; p < panels; ++p) {
@@ -79,31 +82,41 @@ Floats integers(int64_t rows, int64_t panels, int64_t inputs) {
       }
     }
   }
-  const Floats zeros(columns), ones(columns, 1.0f);
-  Floats sums(rows * columns), c(rows * columns);
+  const int64_t num_rows = groups * rows;
+  Floats zeros(columns), ones(columns, 1.0f);
+  std::vector<int32_t> initial(num_rows * columns);
+  for (int32_t& value : initial) value = static_cast<int32_t>(random() % 1000);
+  Floats sums(initial.size()), c(initial.size());
+  memcpy(sums.data(), initial.data(), initial.size() * sizeof(int32_t));
   kernels().sampler.product({.a = a.data(),
-                             .a_stride = stored,
+                             .a_group_stride = a_group,
+                             .a_stride = a_stride,
+                             .groups = groups,
                              .rows = rows,
                              .weights = weights.data(),
                              .format = sampler::Format::kQuads,
                              .panel_stride = stride,
                              .panels = panels,
                              .inputs = inputs,
-                             .initial = zeros.data(),
+                             .initial = sums.data(),
+                             .initial_group_stride = rows * columns,
+                             .initial_stride = columns,
                              .c = sums.data(),
+                             .c_group_stride = rows * columns,
                              .c_stride = columns});
   const auto* integers = reinterpret_cast<const int32_t*>(sums.data());
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const uint8_t* row = a.data() + r / rows * a_group + r % rows * a_stride;
     for (int64_t column = 0; column < columns; ++column) {
-      int32_t sum = 0;
+      int32_t sum = initial[r * columns + column];
       for (int64_t k = 0; k < inputs; ++k) {
         const float* panel = weights.data() + column / sampler::kPanel * stride + sampler::kPanel;
         const auto* bytes = reinterpret_cast<const int8_t*>(panel);
         const int64_t at = (k / 4 * sampler::kPanel + column % sampler::kPanel) * 4 + k % 4;
-        sum += (a[r * stored + k] - 128) * bytes[at];
+        sum += (row[k] - 128) * bytes[at];
       }
       if (sum != integers[r * columns + column]) {
-        printf("int8 products: wrong sum\n");
+        printf("int8 products at %s: wrong sum\n", kernels().name);
         exit(1);
       }
     }
@@ -221,7 +234,15 @@ int main() {
       compare(*level, "int8 product", [&] { return product(Format::kInt8, rows, 3, 37); });
       compare(*level, "bfloat16 product", [&] { return product(Format::kBfloat16, rows, 3, 37); });
       for (const int64_t inputs : {37, 1025}) {
-        compare(*level, "product of integers", [&] { return integers(rows, 5, inputs); });
+        compare(*level, "product of integers",
+                [&] { return integers(1, rows, 5, inputs, sampler::kQuad * inputs); });
+      }
+    }
+    // Whole tiles and parts of them, in rows, groups and inputs.
+    for (const int64_t rows : {3, 7, 16, 31, 50}) {
+      for (const int64_t inputs : {20, 64, 100, 320}) {
+        compare(*level, "product of groups of integers",
+                [&] { return integers(3, rows, 2, inputs, 64); });
       }
     }
     compare(*level, "rounding to bytes", quantized);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "tile_product-inl.h"
 
 namespace vqvae2_fast::cpu::sampler {
 namespace {
@@ -276,6 +277,11 @@ inline void product_of(const Product& p) {
     }
     return;
   }
+#if defined(VQ_HAS_TILES)
+  if constexpr (FORMAT == Format::kQuads) {
+    if (p.rows >= kLeastTileRows) return product_on_tiles(p);
+  }
+#endif
   // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
   constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
   const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;

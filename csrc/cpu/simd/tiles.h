@@ -12,19 +12,16 @@ namespace {
 constexpr int64_t kTileHeight = 16;  // rows of a tile
 constexpr int64_t kTileBytes = 64;   // of a row
 
-// The tiles of this thread, all of full size, while the object lives. Another library may rely on
-// the configuration that it has left, so that one is put back.
+// The tiles of this thread while the object lives. Another library may rely on the configuration
+// that it has left, so that one is put back.
 class Tiles {
  public:
-  Tiles() {
-    Configuration full = {};
-    full.palette = 1;
-    for (int tile = 0; tile < kCount; ++tile) {
-      full.row_bytes[tile] = kTileBytes;
-      full.rows[tile] = kTileHeight;
-    }
+  // Tiles of full size; or sums (tiles 0 to 3) of `rows` rows and the factors of their products:
+  // rows (tiles 4 and 5) of `bytes` bytes, a multiple of 4, and as many inputs of columns (6 and
+  // 7).
+  explicit Tiles(int64_t rows = kTileHeight, int64_t bytes = kTileBytes) {
     asm volatile("sttilecfg %0" : "=m"(before_));
-    configure(full);
+    resize(rows, bytes);
   }
   ~Tiles() {
     if (before_.palette == 0) {
@@ -35,6 +32,17 @@ class Tiles {
   }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
+
+  // The tiles lose what they hold.
+  void resize(int64_t rows, int64_t bytes) {
+    Configuration wanted = {};
+    wanted.palette = 1;
+    for (int tile = 0; tile < kCount; ++tile) {
+      wanted.row_bytes[tile] = static_cast<uint16_t>(tile / 2 == 2 ? bytes : kTileBytes);
+      wanted.rows[tile] = static_cast<uint8_t>(tile / 2 == 3 ? bytes / 4 : rows);
+    }
+    configure(wanted);
+  }
 
   template <int TILE>
   static void zero() {

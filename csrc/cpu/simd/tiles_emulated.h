@@ -15,9 +15,15 @@ constexpr int64_t kTileBytes = 64;
 
 class Tiles {
  public:
-  Tiles() {}  // not trivial, so that an object that only lives counts as used
+  explicit Tiles(int64_t rows = kTileHeight, int64_t bytes = kTileBytes) { resize(rows, bytes); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
+
+  void resize(int64_t rows, int64_t bytes) {
+    for (int tile = 0; tile < kCount; ++tile) {
+      sizes[tile] = {tile / 2 == 3 ? bytes / 4 : rows, tile / 2 == 2 ? bytes : kTileBytes};
+    }
+  }
 
   template <int TILE>
   static void zero() {
@@ -25,14 +31,17 @@ class Tiles {
   }
   template <int TILE>
   static void load(const void* rows, int64_t stride) {
-    for (int64_t m = 0; m < kTileHeight; ++m) {
-      __builtin_memcpy(tiles[TILE][m], static_cast<const char*>(rows) + m * stride, kTileBytes);
+    zero<TILE>();
+    for (int64_t m = 0; m < sizes[TILE].rows; ++m) {
+      const char* row = static_cast<const char*>(rows) + m * stride;
+      __builtin_memcpy(tiles[TILE][m], row, sizes[TILE].bytes);
     }
   }
   template <int TILE>
   static void store(void* rows, int64_t stride) {
-    for (int64_t m = 0; m < kTileHeight; ++m) {
-      __builtin_memcpy(static_cast<char*>(rows) + m * stride, tiles[TILE][m], kTileBytes);
+    for (int64_t m = 0; m < sizes[TILE].rows; ++m) {
+      char* row = static_cast<char*>(rows) + m * stride;
+      __builtin_memcpy(row, tiles[TILE][m], sizes[TILE].bytes);
     }
   }
   template <int SUM, int ROWS, int COLUMNS>
@@ -48,7 +57,12 @@ class Tiles {
   }
 
  private:
-  static inline thread_local unsigned char tiles[8][kTileHeight][kTileBytes];
+  static constexpr int kCount = 8;
+  struct Size {
+    int64_t rows, bytes;
+  };
+  static inline thread_local Size sizes[kCount];
+  static inline thread_local unsigned char tiles[kCount][kTileHeight][kTileBytes];
 
   // Values of a type: how many lie in a word of 4 bytes, and the one at a place.
   template <class T>

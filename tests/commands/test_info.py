@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from vqvae2_fast.checkpoints import load, save
+from vqvae2_fast.checkpoints.hub import model_card
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
@@ -103,6 +104,32 @@ def test_a_pipeline_is_described_part_by_part(vqvae, tmp_path, run):
     assert values["class_names"] == ["cat", "dog"]
     counts = [sum(w.numel() for w in prior.parameters()) for prior in priors]
     assert [values["parameters"][name] for name in ("top", "bottom")] == counts
+
+
+def test_the_model_card_of_a_folder_is_shown_without_its_metadata(vqvae, tmp_path, run):
+    folder = tmp_path / "model"
+    save(load(vqvae), folder)
+    card = model_card(
+        load(vqvae), "me/it", licence="mit", data="Photographs.", metrics={"MSE": 0.5}
+    )
+    (folder / "README.md").write_text(card)
+    _, text, _ = run("info", folder)
+    assert "\n# VQVAE2\n" in text
+    assert "\n## Data\nPhotographs.\n" in text
+    assert "| MSE | 0.5 |" in text
+    assert "license" not in text
+    assert json.loads(run("info", folder, "--json")[1])["model_card"] in card
+
+
+def test_a_model_card_cannot_write_to_the_terminal(vqvae, tmp_path, run):
+    save(load(vqvae), tmp_path / "model")
+    (tmp_path / "model/README.md").write_bytes(b"---\nx: 1\n---\na\x1b[2Jb\xff")
+    _, text, _ = run("info", tmp_path / "model")
+    assert "\na\\x1b[2Jb\ufffd\n" in text
+    (tmp_path / "model/README.md").write_bytes(bytes(2 << 20))
+    code, _, error = run("info", tmp_path / "model")
+    assert code == 2
+    assert "README.md" in error
 
 
 _WITHOUT_KERNELS = "import sys; sys.modules['vqvae2_fast._C'] = None\n"

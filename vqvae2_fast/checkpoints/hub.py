@@ -15,6 +15,8 @@ import torch
 import vqvae2_fast
 from vqvae2_fast.checkpoints.checkpoint import load, save
 from vqvae2_fast.files.durable import write_file
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import read_untrusted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling import Pipeline
 
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["from_pretrained", "model_card", "push_to_hub"]
+__all__ = ["from_pretrained", "model_card", "push_to_hub", "read_card"]
 
 # What a checkpoint consists of. Nothing else of a repository is downloaded.
 _FILES = ("*.json", "*.safetensors")
+CARD = "README.md"
 
 
 def from_pretrained(
@@ -94,7 +97,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "model"
         save(model, folder, dtype=dtype)
-        write_file(folder / "README.md", (card or model_card(model, repository)).encode())
+        write_file(folder / CARD, (card or model_card(model, repository)).encode())
         api.create_repo(repository, private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repository,
@@ -141,6 +144,21 @@ def model_card(
         lines += ["", "## Measures", "| measure | value |", "|---|---|"]
         lines += [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
     return "\n".join(lines) + "\n"
+
+
+def read_card(folder: Path) -> str | None:
+    """The text of a folder's model card without its metadata, printable; None if there is none.
+
+    Raises:
+        UntrustedFileError: README.md is not a regular file, or larger than 1 MiB.
+    """
+    path = folder / CARD
+    if not path.exists():
+        return None
+    text = read_untrusted(path, 1 << 20).decode("utf-8", "replace").replace("\r\n", "\n")
+    if text.startswith("---\n"):
+        _, _, text = text[4:].partition("\n---\n")
+    return printable(text.strip(), keep="\n")
 
 
 def _title(model: nn.Module | Pipeline) -> str:

@@ -14,6 +14,7 @@ import tyro
 import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
+from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.commands.common import Command, Result, named
@@ -241,7 +242,12 @@ def _checkpoint(path: Path) -> Result:
         if (folder / "state.json").exists():
             state = load_training(folder).state
             values |= {name: state[name] for name in ("step", "train", "metrics")}
-    return Result(values, described(values))
+    lines = described(values)
+    card = read_card(folder)
+    if card is not None:
+        values["model_card"] = card
+        lines += ["", *card.splitlines()]
+    return Result(values, lines)
 
 
 def _size(model: Any) -> int:

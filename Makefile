@@ -1,7 +1,7 @@
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 setup:  ## install the package into this environment, editable, with all that tests and checks need
-	pip install torch setuptools ninja cmake && pip install --no-build-isolation -e '.[test,dev]'
+	pip install torch setuptools pybind11 ninja cmake && pip install --no-build-isolation -e '.[test,dev]'
 build:  ## compile what has changed in csrc/ (VQVAE2_FAST_BUILD_CUDA=1: the CUDA kernels too)
 	tools/rebuild
 test:  ## run the tests, or those of ARGS, as in `make test ARGS=tests/ops`

@@ -5,8 +5,8 @@ VQVAE2_FAST_BUILD_CUDA=0|1 forbids or demands the CUDA kernels (unset: if nvcc i
 MAX_JOBS limits the compiler processes; VQVAE2_FAST_TORCH is the folder of a torch to build against,
 for another machine perhaps, whose compiler CMAKE_TOOLCHAIN_FILE names (build_tools/wheels.py).
 
-The compiled module uses torch's stable ABI and Python's limited API: a wheel is for one platform
-and for every Python from 3.10 on.
+The compiled module uses torch's stable ABI: a wheel is for one platform, for one Python, since
+pybind11 does not keep to the limited API, and for every torch from 2.11 on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -29,11 +30,6 @@ vqvae2_fast needs a C++20 compiler to build its kernels, and none was found (tri
   Fedora:          dnf install gcc-c++
   conda:           conda install -c conda-forge cxx-compiler
 Or set CXX to one. To install without kernels, on the slower PyTorch references:
-  VQVAE2_FAST_BUILD=python pip install .
-"""
-NEEDS_THE_LOCK = """
-vqvae2_fast's kernels need a Python with its global lock: a free-threaded one lacks the limited API.
-To install without kernels, on the slower PyTorch references:
   VQVAE2_FAST_BUILD=python pip install .
 """
 
@@ -63,17 +59,11 @@ def check_compiler() -> None:
 
 
 class CMakeBuild(build_ext):
-    def run(self) -> None:
-        if sysconfig.get_config_var("Py_GIL_DISABLED"):
-            raise SystemExit(NEEDS_THE_LOCK)
-        super().run()
-        # Python would prefer a module built for it alone, as builds in place once were.
-        for superseded in (ROOT / "vqvae2_fast").glob("_C.cpython-*"):
-            superseded.unlink()
-
     def build_extension(self, ext: Extension) -> None:
         check_compiler()
-        output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        import pybind11
+
+        output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         cuda = {"0": "OFF", "1": "ON"}.get(os.environ.get("VQVAE2_FAST_BUILD_CUDA", ""), "AUTO")
@@ -81,8 +71,10 @@ class CMakeBuild(build_ext):
             "-G",
             "Ninja",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
-            f"-DVQ_PYTHON_INCLUDE={sysconfig.get_path('include')}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output.parent}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DVQ_MODULE_SUFFIX={output.name.removeprefix('_C')}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DVQ_TORCH_DIR={find_torch()}",
             f"-DVQ_BUILD_CUDA={cuda}",
         ]
@@ -98,8 +90,4 @@ class CMakeBuild(build_ext):
 if os.environ.get("VQVAE2_FAST_BUILD") == "python":
     setup()
 else:
-    setup(
-        ext_modules=[Extension("vqvae2_fast._C", sources=[], py_limited_api=True)],
-        cmdclass={"build_ext": CMakeBuild},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
-    )
+    setup(ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

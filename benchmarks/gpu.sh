@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run this first on a machine with a GPU: it builds, measures, tests on the device and checks
 # memory, in ten minutes at most and without a network. It needs Python >= 3.10, torch >= 2.11 with
-# CUDA and its triton, and for the build setuptools, ninja, cmake. Numbers come first, and
+# CUDA and its triton, and for the build setuptools, pybind11, ninja, cmake. Numbers come first, and
 # the script continues after a part that fails. Leaves benchmarks/results/<device>.csv with its
 # plots, and everything that was printed or found in one archive, gpu-results-<date>.tar.gz, to be
 # read elsewhere.
@@ -121,7 +121,7 @@ else:
         problems.append(f"expected torch 2.11 or later, got {torch.__version__}")
     if not torch.cuda.is_available():
         problems.append(f"torch {torch.__version__} sees no GPU: nothing to test or measure here")
-for package in ("triton", "setuptools", "ninja", "pytest", "matplotlib"):
+for package in ("triton", "setuptools", "pybind11", "ninja", "pytest", "matplotlib"):
     if importlib.util.find_spec(package) is None:
         problems.append(f"{package} is not installed")
 for problem in problems:

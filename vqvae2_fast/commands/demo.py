@@ -13,10 +13,12 @@ from torch import Tensor
 
 import vqvae2_fast
 from vqvae2_fast import ops
+from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.training import check_run
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, load_emoji
+from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codebook import use_of_codes
 from vqvae2_fast.models.configs import level_names
@@ -88,9 +90,10 @@ class Demo(Command):
         check_run(self.out / "vqvae", "vqvae2", resume=self.resume)
         for level, prior in zip(level_names(len(config.priors)), config.priors, strict=True):
             check_run(self.out / f"prior_{level}", kind_of(prior), resume=self.resume)
+        config = replace(config, training=config.training.scaled(self.scale))
+        self._check_scale(config.training.vqvae.steps)
         start = time.monotonic()
         progress = Progress(_PLAN, quiet=self.quiet)
-        config = replace(config, training=config.training.scaled(self.scale))
         train_set, held_out = load_emoji("train"), load_emoji("held_out")
         classes = train_set.class_names
         trained = train_pipeline(
@@ -136,6 +139,20 @@ class Demo(Command):
         write_result(self.out / "metrics.json", metrics)
         _report(self.out, metrics)
         return Result(metrics, [*evaluation_lines(evaluation), *self._lines(metrics)])
+
+    def _check_scale(self, steps: int) -> None:
+        """Raises ValueError if the demo was begun at another scale: its codes would be of another
+        VQ-VAE than the one that --resume would train on."""
+        begun = latest(self.out / "vqvae")
+        if begun is None:
+            return
+        settings = read_object(begun / "state.json").get("train")
+        found = settings.get("steps") if isinstance(settings, dict) else None
+        if found != steps:
+            raise ValueError(
+                f"--scale: expected that with which {self.out} was begun, of {found} steps of the "
+                f"VQ-VAE, got {self.scale:g}, of {steps}. Name another folder for another scale."
+            )
 
     def _samples(
         self, pipeline: Pipeline, num_classes: int, progress: Progress

@@ -73,6 +73,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output.parent}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            # CMake does not ask a Python for them when it compiles for another platform.
+            f"-DPython_INCLUDE_DIR={sysconfig.get_path('include')}",
             f"-DVQ_MODULE_SUFFIX={output.name.removeprefix('_C')}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DVQ_TORCH_DIR={find_torch()}",

@@ -56,7 +56,8 @@ TARGETS = {
         ("manylinux_2_28_aarch64",),
         ".so",
         "aarch64-linux-gnu-g++",
-        "set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n",
+        "set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n"
+        "set(CMAKE_STRIP aarch64-linux-gnu-strip)\n",
     ),
     # The oldest macOS that PyTorch's own wheels are for.
     "macos": Target(
@@ -65,7 +66,7 @@ TARGETS = {
         ".dylib",
         f"{sys.executable} -m ziglang c++ -target aarch64-macos.14.0",
         "set(CMAKE_SYSTEM_NAME Darwin)\nset(CMAKE_SYSTEM_PROCESSOR arm64)\n"
-        "set(CMAKE_INSTALL_NAME_TOOL true)\n",
+        'set(CMAKE_INSTALL_NAME_TOOL true)\nset(CMAKE_STRIP "" CACHE FILEPATH "")\n',
     ),
 }
 KINDS = ("sdist", "x86_64", *TARGETS, "any")
@@ -128,7 +129,9 @@ def torch_of(target: Target, work: Path, stub: bool) -> Path:
 def build_elsewhere(tree: Path, target: Target, work: Path, stub: bool) -> Path:
     """The wheel of another platform, by a cross compiler."""
     compiler = work / "c++"
-    compiler.write_text(f'#!/bin/sh\nexec {target.compiler} "$@"\n')
+    # Zig's linker crashes at -bundle. Python loads a dynamic library as well.
+    no_bundle = 'for a; do shift; [ "$a" = -bundle ] && a=-shared; set -- "$@" "$a"; done'
+    compiler.write_text(f'#!/bin/sh\n{no_bundle}\nexec {target.compiler} "$@"\n')
     compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
     toolchain = work / "toolchain.cmake"
     toolchain.write_text(f"{target.toolchain}set(CMAKE_CXX_COMPILER {compiler})\n")

@@ -1,6 +1,6 @@
-// The first screen of many codes: scores in int16 from products of bytes, the least of each block
-// of codes kept. Include after a simd/ header. The band and its proof:
-// vqvae2_fast/ops/nearest_code/README.md.
+// The first screen of many codes: scores in integers from products of bytes, kept for a part of the
+// codes and picked by the least of each block. Include after a simd/ header. The band and its
+// proof: vqvae2_fast/ops/nearest_code/README.md.
 #pragma once
 
 #include <math.h>
@@ -14,16 +14,22 @@ namespace vqvae2_fast::cpu {
 namespace {
 
 #if defined(VQ_HAS_BYTE_PRODUCTS)
-// Blocks of codes whose least scores are in memory at once, and tiles that pass over them.
-constexpr int64_t kPartBlocks = 64;
+// A block is this many vectors of codes, two panels.
+constexpr int64_t kBlockVectors = 4;
+constexpr int64_t kByteBlock = kBlockVectors * ByteSum::kLanes;
+constexpr ByteLayout kByteLayout = {.fewest_codes = ByteSum::kFewestCodes,
+                                    .block = kByteBlock,
+                                    .dims = ByteSum::kDims,
+                                    .most_component = ByteSum::kMostCode,
+                                    .most_half = ByteSum::kMostHalf};
+// Blocks of codes whose scores are in memory at once, 24 KiB, and tiles that pass over them.
+constexpr int64_t kPartBlocks = kTileRows > 6 ? 8 : 16;
 constexpr int64_t kPartTiles = 4;
-// Candidates that a row keeps; each stands for the kByteBlock / kByteLanes codes of a lane of a
-// block. With more it goes to the next screen.
-constexpr int kMostCandidates = 48;
-constexpr int kMostScore = 32767;
+// Candidates that a row keeps. With more it goes to the next screen.
+constexpr int kMostCandidates = 128;
 
 struct ByteTile {
-  uint32_t words[kTileRows][kMostByteDims / 2];  // two int8, twice in a word
+  uint32_t words[kTileRows][kMostByteDims / ByteSum::kDims];
   uint32_t factors[kTileRows], offsets[kTileRows];
 };
 
@@ -31,11 +37,13 @@ struct ByteRow {
   int width;  // twice the error that a score may have; less than 0 if the row is not screened
   int least, count;
   struct {
-    int32_t first;  // of its codes
+    int32_t code;
     int score;
   } candidates[kMostCandidates];
 
-  int bound() const { return least + width < kMostScore ? least + width : kMostScore; }
+  int bound() const {
+    return least + width < ByteSum::kMostScore ? least + width : ByteSum::kMostScore;
+  }
   void drop_beaten() {
     int kept = 0;
     for (int i = 0; i < count; ++i) {
@@ -46,123 +54,159 @@ struct ByteRow {
   }
 };
 
-inline uint32_t twice(int value) { return (static_cast<uint32_t>(value) & 0xFFFFu) * 0x10001u; }
+// The scores of a tile with a part of the codes.
+struct ByteScores {
+  ByteSum all[kTileRows][kPartBlocks * kBlockVectors];
+  ByteSum minima[kTileRows][kPartBlocks];  // of blocks
+  ByteSum least[kTileRows];
+};
 
-// Writes m - z as bytes of a tile in a unit of its own, in which no score leaves int16.
+// The unit of the integers of a row in which no score leaves its type.
+inline float byte_unit(const ByteCodes& bytes, int64_t dim, float norm, float largest) {
+  if constexpr (sizeof(ByteSum::Score) == 2) {
+    // |integers| <= norm / unit + sqrt(D) / 2, and half norms count up to their largest.
+    const float room = 32000 - bytes.norm * sqrtf(static_cast<float>(dim)) / 2;
+    return (32768 * bytes.half_unit / bytes.unit + norm * bytes.norm) / room;
+  }
+  // The sum of products is at most 2^20, and half norms count up to their largest.
+  const float unit = largest * (1.0001f / ByteSum::kMostRow);
+  const float least = bytes.half_unit / bytes.unit * 1.0001f;
+  return unit > least ? unit : least;
+}
+
+// Writes m - z as bytes of a tile in a unit of its own.
 inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r, ByteTile& tile) {
+  constexpr int kDims = ByteSum::kDims;
   const ByteCodes& bytes = codebook.bytes;
   const int64_t dim = codebook.dim;
   const float max_norm = static_cast<float>(codebook.max_norm);
-  float values[kMostByteDims], square = 0;
+  float values[kMostByteDims], square = 0, largest = 0;
   for (int64_t d = 0; d < dim; ++d) {
     values[d] = codebook.center[d] - z[d];
     square += values[d] * values[d];
+    largest = fabsf(values[d]) > largest ? fabsf(values[d]) : largest;
   }
   const float norm = norm_above(square, dim);
-  ByteRow row = {.width = -1, .least = kMostScore, .count = 0, .candidates = {}};
+  ByteRow row;
+  row.width = -1;
+  row.least = ByteSum::kMostScore;
+  row.count = 0;
   memset(tile.words[r], 0, sizeof(tile.words[r]));
   tile.factors[r] = tile.offsets[r] = 0;
   if (!(norm < 0x1p16f * max_norm)) return row;
-  // |bytes| <= norm / unit + sqrt(D) / 2, and half norms count up to their largest.
-  const float room = 32000 - bytes.norm * sqrtf(static_cast<float>(dim)) / 2;
-  const float unit = (32768 * bytes.half_unit / bytes.unit + norm * bytes.norm) / room;
+  const float unit = byte_unit(bytes, dim, norm, largest);
   const float inverse = 1 / unit, product = unit * bytes.unit;
+  constexpr float kMost = ByteSum::kMostRow;
   float errors = 0;
-  int sum = 0, packed[kMostByteDims] = {};
+  int sum = 0;
+  int8_t packed[kMostByteDims] = {};
   for (int64_t d = 0; d < dim; ++d) {
     constexpr float kInteger = 0x1.8p23f;
-    const float scaled = values[d] * inverse, low = scaled < -127 ? -127.0f : scaled;
-    const float integer = ((low > 127 ? 127.0f : low) + kInteger) - kInteger;
+    const float scaled = values[d] * inverse, low = scaled < -kMost ? -kMost : scaled;
+    const float integer = ((low > kMost ? kMost : low) + kInteger) - kInteger;
     const float error = values[d] - integer * unit;
     errors += error * error;
-    packed[d] = static_cast<int>(integer);
+    packed[d] = static_cast<int8_t>(static_cast<int>(integer));
     sum += packed[d];
   }
-  for (int64_t d = 0; d < dim; d += 2) {
-    tile.words[r][d / 2] = twice((packed[d] & 0xFF) | (packed[d + 1] & 0xFF) << 8);
+  for (int64_t d = 0; d < dim; d += kDims) {
+    uint32_t word = 0;
+    memcpy(&word, packed + d, kDims);
+    tile.words[r][d / kDims] = kDims == 2 ? word * 0x10001u : word;
   }
-  tile.factors[r] = twice(static_cast<int>(32768 * bytes.half_unit / product + 0.5f));
-  tile.offsets[r] = twice(-64 * sum);
+  tile.factors[r] = ByteSum::factor(bytes.half_unit / product);
+  tile.offsets[r] = ByteSum::offset(-ByteSum::kBias * sum);
   // The roundings of m - z and of the errors, whose squares were summed in float32.
   const float error = norm_above(errors, dim) + norm * 0x1p-22f;
   const float width = static_cast<float>(VQ_BAND_SCALE) *
                       (2.02f * (error * max_norm + (norm + error) * bytes.residual) / product + 6);
-  if (width < kMostScore) row.width = static_cast<int>(width) + 1;
+  if (width < ByteSum::kMostScore) row.width = static_cast<int>(width) + 1;
   return row;
 }
 
-// The least scores of blocks first..last, [kTileRows, kPartBlocks], and of all in a row.
+// The scores of blocks first..last.
 [[gnu::noinline]] inline void screen_byte_tile(const PackedCodebook& codebook, int64_t first,
-                                               int64_t last, const ByteTile& tile, ByteSum* minima,
-                                               ByteSum* least) {
-  constexpr int64_t kPanels = kByteBlock / kBytePanel;
-  const int64_t words = (codebook.dim + 1) / 2;
-  const uint8_t* codes = codebook.bytes.panels + first * kByteBlock * 2 * words;
-  const int16_t* half_norms = codebook.bytes.half_norms + first * kByteBlock;
-  for (int r = 0; r < kTileRows; ++r) least[r] = ByteSum::broadcast(kMostScore);
-  for (int64_t block = 0; block < last - first; ++block) {
-    ByteSum block_least[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) block_least[r] = ByteSum::broadcast(kMostScore);
-    for (int64_t panel = 0; panel < kPanels; ++panel) {
-      ByteSum low[kTileRows], high[kTileRows];
-#pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) {
-        low[r] = ByteSum::start(half_norms, tile.factors[r], tile.offsets[r]);
-        high[r] = ByteSum::start(half_norms + kByteLanes, tile.factors[r], tile.offsets[r]);
-      }
-      for (int64_t i = 0; i < words; ++i) {
-#pragma GCC unroll 12
-        for (int r = 0; r < kTileRows; ++r) {
-          low[r] = low[r].add_products(tile.words[r][i], codes);
-          high[r] = high[r].add_products(tile.words[r][i], codes + 2 * kByteLanes);
-        }
-        codes += 2 * kBytePanel;
-      }
-      half_norms += kBytePanel;
-#pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) {
-        block_least[r] = block_least[r].lesser(low[r].lesser(high[r]));
-      }
+                                               int64_t last, const ByteTile& tile,
+                                               ByteScores& scores) {
+  constexpr int64_t kDims = ByteSum::kDims, kLanes = ByteSum::kLanes;
+  const int64_t words = (codebook.dim + kDims - 1) / kDims;
+  const uint8_t* codes = codebook.bytes.panels + first * kByteBlock * kDims * words;
+  const auto* half_norms =
+      static_cast<const ByteSum::Half*>(codebook.bytes.half_norms) + first * kByteBlock;
+  for (int r = 0; r < kTileRows; ++r) scores.least[r] = ByteSum::broadcast(ByteSum::kMostScore);
+  for (int r = 0; r < kTileRows; ++r) {
+    for (int64_t block = 0; block < last - first; ++block) {
+      scores.minima[r][block] = scores.least[r];
     }
+  }
+  for (int64_t panel = 0; panel < 2 * (last - first); ++panel) {
+    ByteSum low[kTileRows], high[kTileRows];
+#pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
-      minima[r * kPartBlocks + block] = block_least[r];
-      least[r] = least[r].lesser(block_least[r]);
+      low[r] = ByteSum::start(half_norms, tile.factors[r], tile.offsets[r]);
+      high[r] = ByteSum::start(half_norms + kLanes, tile.factors[r], tile.offsets[r]);
+    }
+    // At least once: with a loop that may be empty, GCC 12 also stores all sums in each pass.
+    int64_t i = 0;
+    do {
+#pragma GCC unroll 12
+      for (int r = 0; r < kTileRows; ++r) {
+        low[r] = low[r].add_products(tile.words[r][i], codes);
+        high[r] = high[r].add_products(tile.words[r][i], codes + kDims * kLanes);
+      }
+      codes += 2 * kDims * kLanes;
+    } while (++i < words);
+    half_norms += 2 * kLanes;
+    const int64_t block = panel / 2;
+#pragma GCC unroll 12
+    for (int r = 0; r < kTileRows; ++r) {
+      scores.all[r][2 * panel] = low[r];
+      scores.all[r][2 * panel + 1] = high[r];
+      const ByteSum lesser = low[r].lesser(high[r]);
+      scores.minima[r][block] = scores.minima[r][block].lesser(lesser);
+      scores.least[r] = scores.least[r].lesser(lesser);
     }
   }
 }
 
-// Adds the candidates of num_blocks blocks from `first` on.
-inline void collect_candidates(ByteRow& row, const ByteSum* minima, ByteSum least, int64_t first,
+// Adds the candidates of row r from num_blocks blocks, which start with block `first`.
+inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, int64_t first,
                                int64_t num_blocks) {
-  const int part_least = least.least();
+  const int part_least = scores.least[r].least();
   if (part_least < row.least) row.least = part_least;
-  const int16_t bound = static_cast<int16_t>(row.bound());
+  const auto bound = static_cast<ByteSum::Score>(row.bound());
+  if (part_least > bound) return;
   for (int64_t block = 0; block < num_blocks; ++block) {
-    uint32_t lanes = minima[block].lanes_at_most(bound);
-    for (; lanes; lanes &= lanes - 1, lanes &= lanes - 1) {
-      if (row.count == kMostCandidates) row.drop_beaten();
-      if (row.count == kMostCandidates) {
-        row.width = -1;
-        return;
+    if (!scores.minima[r][block].lanes_at_most(bound)) continue;
+    for (int64_t v = block * kBlockVectors; v < (block + 1) * kBlockVectors; ++v) {
+      uint32_t lanes = scores.all[r][v].lanes_at_most(bound);
+      for (; lanes; lanes &= lanes - 1) {
+        if (row.count == kMostCandidates) row.drop_beaten();
+        if (row.count == kMostCandidates) {
+          row.width = -1;
+          return;
+        }
+        const int lane = __builtin_ctz(lanes);
+        row.candidates[row.count++] = {
+            .code = static_cast<int32_t>(first * kByteBlock + v * ByteSum::kLanes + lane),
+            .score = static_cast<ByteSum::Score>(scores.all[r][v].v[lane])};
       }
-      const int lane = __builtin_ctz(lanes) / 2;
-      row.candidates[row.count++] = {
-          .first = static_cast<int32_t>((first + block) * kByteBlock + lane),
-          .score = minima[block].lane(lane)};
     }
   }
 }
 
 // The nearest code of a row, or -1 if this screen does not tell.
 inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const float* z) {
-  if (row.width < 0 || row.bound() == kMostScore) return -1;
+  if (row.width < 0 || row.bound() == ByteSum::kMostScore) return -1;
   row.drop_beaten();
+  // Codes are mostly in the third-level cache: all their lines are asked for at once.
+  for (int i = 0; i < row.count; ++i) {
+    const float* const code = codebook.codes + row.candidates[i].code * codebook.dim;
+    for (int64_t d = 0; d < codebook.dim; d += 16) __builtin_prefetch(code + d);
+  }
   Shortlist shortlist(codebook, z);
   for (int i = 0; i < row.count; ++i) {
-    for (int64_t v = 0; v < kByteBlock; v += kByteLanes) {
-      const int64_t code = row.candidates[i].first + v;
-      if (code < codebook.num_codes) shortlist.add(code);
-    }
+    if (row.candidates[i].code < codebook.num_codes) shortlist.add(row.candidates[i].code);
   }
   return shortlist.nearest();
 }
@@ -173,7 +217,7 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
   const int64_t num_blocks = (codebook.num_codes + kByteBlock - 1) / kByteBlock;
   ByteTile tiles[kPartTiles];
   ByteRow state[kPartTiles * kTileRows];
-  ByteSum minima[kTileRows * kPartBlocks], least[kTileRows];
+  ByteScores scores;
   int64_t num_left = 0;
   for (int64_t begin = 0; begin < count; begin += kPartTiles * kTileRows) {
     const int64_t rest = count - begin;
@@ -187,11 +231,11 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
     for (int64_t first = 0; first < num_blocks; first += kPartBlocks) {
       const int64_t last = first + kPartBlocks < num_blocks ? first + kPartBlocks : num_blocks;
       for (int64_t tile = 0; tile < num_tiles; ++tile) {
-        screen_byte_tile(codebook, first, last, tiles[tile], minima, least);
+        screen_byte_tile(codebook, first, last, tiles[tile], scores);
         for (int r = 0; r < kTileRows; ++r) {
           ByteRow& row = state[tile * kTileRows + r];
           if (row.width < 0) continue;
-          collect_candidates(row, minima + r * kPartBlocks, least[r], first, last - first);
+          collect_candidates(row, scores, r, first, last - first);
         }
       }
     }
@@ -206,6 +250,8 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
   }
   return num_left;
 }
+#else
+constexpr ByteLayout kByteLayout = {};
 #endif
 
 }  // namespace

@@ -21,19 +21,23 @@ constexpr float kEmptyScore = 3e38f;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kFewRows = 8;
 
-// The first screen of many codes: scores in int16 of bytes, in vectors, panels and blocks of this
-// many codes. Fewer codes and longer ones have none.
-constexpr int64_t kByteLanes = 16;
-constexpr int64_t kBytePanel = 2 * kByteLanes;
-constexpr int64_t kByteBlock = 2 * kBytePanel;
-constexpr int64_t kFewestByteCodes = 4096;
-constexpr int64_t kMostByteDims = 24;
+// Codes of more dimensions are not screened in products of bytes (byte_screen-inl.h).
+constexpr int64_t kMostByteDims = 64;
+
+// How a level screens in bytes, if it does: from how many codes on, codes in a block, dimensions
+// that share a word and have a score of as many bytes, the largest integer of a component and of a
+// half norm.
+struct ByteLayout {
+  int64_t fewest_codes = INT64_MAX;
+  int64_t block = 0, dims = 0;
+  float most_component = 0, most_half = 0;
+};
 
 // Codes as bytes in one unit for all of them; no panels if there are none.
 struct ByteCodes {
-  // -63..63 with 64 added: [whole blocks / kBytePanel, ceil(D / 2), kBytePanel, 2].
+  // Integers with ByteSum::kBias added: [blocks, 2, ceil(D / dims), block / 2, dims].
   const uint8_t* panels = nullptr;
-  const int16_t* half_norms = nullptr;  // |e'|^2 / 2 in units of `half_unit`, 0..32767
+  const void* half_norms = nullptr;  // |e'|^2 / 2 in units of `half_unit`, as ByteSum::Half
   float unit = 0, half_unit = 0;
   float norm = 0;      // of a code in `unit`, at most
   float residual = 0;  // |e' - its bytes|, at most
@@ -96,9 +100,16 @@ struct PanelBuffers {
   uint16_t* tile_panels;
 };
 
-// For some panels: the largest |e'| and the smallest values that the residuals may have.
+// For some panels: the largest |e'|, the smallest values that the residuals may have, and the
+// largest component of e', which is infinite if a code is not screened.
 struct PanelNorms {
   double max_norm, pair_residual, tile_residual;
+  float largest_component;
+};
+
+// For some blocks of bytes: the smallest values that the fields of ByteCodes may have.
+struct ByteNorms {
+  float norm, residual;
 };
 
 // Rows in one of the input dtypes against a codebook. Outputs that are null are not computed.

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "byte_screen-inl.h"
 #include "nearest_code.h"
 #include "screen-inl.h"
 
@@ -49,7 +50,7 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
   const int64_t dim = codebook.dim, words = (dim + 1) / 2;
   // The part of a whole code below the smallest unit.
   const double underflow = sqrt(static_cast<double>(dim)) * 0x1p-120;
-  PanelNorms norms = {0, 0, 0};
+  PanelNorms norms = {0, 0, 0, 0};
   for (int64_t k = first * kPanelWidth; k < last * kPanelWidth; ++k) {
     float* const column = out.panels + k / kPanelWidth * dim * kPanelWidth + k % kPanelWidth;
     int16_t* const pair_column =
@@ -75,6 +76,7 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
     if (k >= codebook.num_codes || !(norm < kMaxScreenedNorm)) {
       // There is no code, or it cannot be screened: its column never wins.
       out.half_norms[k] = kEmptyScore;
+      if (k < codebook.num_codes) norms.largest_component = INFINITY;
       for (int64_t d = 0; d < dim; ++d) column[d * kPanelWidth] = 0;
       for (int64_t d = 0; pair_column && d < 2 * words; ++d) {
         pair_column[d / 2 * 2 * kPanelWidth + d % 2] = 0;
@@ -91,6 +93,10 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
         centered[i] = code[start + i] - codebook.center[start + i];
       }
       for (int64_t i = 0; i < count; ++i) column[(start + i) * kPanelWidth] = centered[i];
+      for (int64_t i = 0; i < count; ++i) {
+        const float size = fabsf(centered[i]);
+        if (size > norms.largest_component) norms.largest_component = size;
+      }
       if (out.tile_panels) {
         tile_residual += store_in_tiles(codebook, k, start, count, centered, out.tile_panels);
       }
@@ -118,6 +124,48 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
   }
   return norms;
 }
+
+#if defined(VQ_HAS_BYTE_PRODUCTS)
+// Fills blocks first..last of the bytes of a codebook whose panels and units of bytes are set.
+inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64_t last,
+                            uint8_t* panels, void* half_norms) {
+  constexpr int64_t kWidth = 2 * ByteSum::kLanes, kDims = ByteSum::kDims;
+  const int64_t dim = codebook.dim, words = (dim + kDims - 1) / kDims;
+  const double unit = static_cast<double>(codebook.bytes.unit), inverse = 1 / unit;
+  auto* const halves = static_cast<ByteSum::Half*>(half_norms);
+  double most_square = 0, most_residual = 0;
+  for (int64_t k = first * kByteBlock; k < last * kByteBlock; ++k) {
+    uint8_t bytes[kMostByteDims + kDims];
+    for (uint8_t& byte : bytes) byte = ByteSum::kBias;
+    // Padding repeats the last code, so that the least score is always that of a code.
+    const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
+    halves[k] = ByteSum::half(codebook.half_norms[source] / codebook.bytes.half_unit);
+    const float* const code = codebook.codes + source * dim;
+    double squares[4] = {}, residuals[4] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+      // The last bit of 1.5 * 2^52 stands for one.
+      constexpr double kInteger = 0x1.8p52;
+      const double exact = static_cast<double>(code[d]) - static_cast<double>(codebook.center[d]);
+      const double integer = (exact * inverse + kInteger) - kInteger;
+      const double error = exact - integer * unit;
+      squares[d % 4] += integer * integer;
+      residuals[d % 4] += error * error;
+      bytes[d] = static_cast<uint8_t>(ByteSum::kBias + static_cast<int>(integer));
+    }
+    const double square = squares[0] + squares[1] + squares[2] + squares[3];
+    const double residual = residuals[0] + residuals[1] + residuals[2] + residuals[3];
+    if (square > most_square) most_square = square;
+    if (residual > most_residual) most_residual = residual;
+    uint8_t* const column = panels + (k / kWidth * words * kWidth + k % kWidth) * kDims;
+    for (int64_t word = 0; word < words; ++word) {
+      for (int64_t i = 0; i < kDims; ++i)
+        column[word * kWidth * kDims + i] = bytes[word * kDims + i];
+    }
+  }
+  return {static_cast<float>(sqrt(most_square) * 1.0001),
+          static_cast<float>(sqrt(most_residual) * 1.0001)};
+}
+#endif
 
 }  // namespace
 }  // namespace vqvae2_fast::cpu

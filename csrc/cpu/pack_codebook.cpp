@@ -14,8 +14,6 @@ namespace {
 constexpr int64_t kMaxSample = 256;
 // Below this, waking a thread costs more than it saves.
 constexpr int64_t kParallelFloats = 16 << 10;
-// The largest half norm in int16.
-constexpr float kMostHalf = 32767;
 
 bool is_contiguous_float(const Rows& rows, int64_t dim) {
   return rows.dtype == Dtype::kFloat32 && rows.stride_col == 1 && rows.stride_row == dim;
@@ -66,53 +64,31 @@ void fill_center(const float* codes, int64_t num_codes, int64_t dim, float* cent
   }
 }
 
-// Fills the bytes of a codebook whose half norms are set, unless its values do not suit them.
-void pack_bytes(PackedCodebookStorage& packed) {
+// Fills the bytes of a codebook whose panels are filled, unless its values do not suit them.
+void pack_bytes(PackedCodebookStorage& packed, float largest_component, const KernelTable& kernels,
+                const RunParts& run_parts) {
   PackedCodebook& view = packed.view;
-  const int64_t dim = view.dim, words = (dim + 1) / 2;
-  float largest = 0, largest_half = 0;
-  for (int64_t k = 0; k < view.num_codes; ++k) {
-    largest_half = std::max(largest_half, view.half_norms[k]);
-    for (int64_t d = 0; d < dim; ++d) {
-      largest = std::max(largest, std::fabs(view.codes[k * dim + d] - view.center[d]));
-    }
-  }
-  // Also false if a code is not screened, whose half norm is kEmptyScore.
-  if (!(view.max_norm > 1e-12 && view.max_norm < 1e12 && largest_half < kEmptyScore)) return;
-  ByteCodes bytes;
-  bytes.unit = largest / 63 * 1.0001f;
-  bytes.half_unit = largest_half / kMostHalf * 1.0001f;
-  const int64_t padded = (view.num_codes + kByteBlock - 1) / kByteBlock * kByteBlock;
-  packed.byte_panels = aligned<uint8_t>(padded * 2 * words);
-  packed.byte_half_norms = aligned<int16_t>(padded);
-  double most_square = 0, most_residual = 0;
-  for (int64_t k = 0; k < padded; ++k) {
-    uint8_t* const column =
-        packed.byte_panels.get() + (k / kBytePanel * words * kBytePanel + k % kBytePanel) * 2;
-    double square = 0, residual = 0;
-    for (int64_t d = 0; d < 2 * words; ++d) {
-      double integer = 0;
-      if (k < view.num_codes && d < dim) {
-        const double exact =
-            static_cast<double>(view.codes[k * dim + d]) - static_cast<double>(view.center[d]);
-        integer = std::nearbyint(exact / static_cast<double>(bytes.unit));
-        const double error = exact - integer * static_cast<double>(bytes.unit);
-        residual += error * error;
-        square += integer * integer;
-      }
-      column[d / 2 * 2 * kBytePanel + d % 2] = static_cast<uint8_t>(64 + static_cast<int>(integer));
-    }
-    packed.byte_half_norms[k] =
-        k < view.num_codes ? static_cast<int16_t>(std::lround(view.half_norms[k] / bytes.half_unit))
-                           : static_cast<int16_t>(kMostHalf);
-    most_square = std::max(most_square, square);
-    most_residual = std::max(most_residual, residual);
-  }
-  bytes.norm = static_cast<float>(std::sqrt(most_square) * 1.0001);
-  bytes.residual = static_cast<float>(std::sqrt(most_residual) * 1.0001);
+  // An infinite component stands for a code that is not screened.
+  if (!(view.max_norm > 1e-12 && view.max_norm < 1e12 && std::isfinite(largest_component))) return;
+  const ByteLayout& layout = kernels.bytes;
+  const int64_t num_blocks = (view.num_codes + layout.block - 1) / layout.block;
+  const int64_t bytes_each = (view.dim + layout.dims - 1) / layout.dims * layout.dims;
+  packed.byte_panels = aligned<uint8_t>(num_blocks * layout.block * bytes_each);
+  packed.byte_half_norms = aligned<uint8_t>(num_blocks * layout.block * layout.dims);
+  ByteCodes& bytes = view.bytes;
+  const float largest_half = static_cast<float>(0.5 * view.max_norm * view.max_norm);
+  bytes.unit = largest_component / layout.most_component * 1.0001f;
+  bytes.half_unit = largest_half / layout.most_half * 1.0001f;
+  std::mutex mutex;
+  run_parts(num_blocks, [&](int64_t first, int64_t last) {
+    const ByteNorms norms = kernels.fill_bytes(view, first, last, packed.byte_panels.get(),
+                                               packed.byte_half_norms.get());
+    const std::lock_guard<std::mutex> lock(mutex);
+    bytes.norm = std::max(bytes.norm, norms.norm);
+    bytes.residual = std::max(bytes.residual, norms.residual);
+  });
   bytes.panels = packed.byte_panels.get();
   bytes.half_norms = packed.byte_half_norms.get();
-  view.bytes = bytes;
 }
 
 // `owned` holds the codes, or nothing if they are kept elsewhere.
@@ -135,7 +111,9 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
-  if (kernels.has_tiles && dim <= kMostTileDims) {
+  const bool in_bytes = num_codes >= kernels.bytes.fewest_codes && dim <= kMostByteDims;
+  // Rows that bytes leave open go to int16: both forms would take too much memory.
+  if (kernels.has_tiles && dim <= kMostTileDims && !in_bytes) {
     const int64_t size = tiled * tile_chunks(dim) * kTileDims;
     packed->tile_panels = aligned<uint16_t>(size);
     memset(packed->tile_panels.get(), 0, static_cast<size_t>(size) * sizeof(uint16_t));
@@ -152,6 +130,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
                   .pair_units = packed->pair_units.get(),
                   .tiles = {.panels = packed->tile_panels.get()}};
   std::mutex mutex;
+  float largest_component = 0;
   const auto fill = [&](int64_t first, int64_t last) {
     const PanelNorms norms = kernels.fill_panels(packed->view, first, last,
                                                  {.panels = packed->panels.get(),
@@ -163,19 +142,18 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->view.max_norm = std::max(packed->view.max_norm, norms.max_norm);
     packed->view.pair_residual = std::max(packed->view.pair_residual, norms.pair_residual);
     packed->view.tiles.residual = std::max(packed->view.tiles.residual, norms.tile_residual);
+    largest_component = std::max(largest_component, norms.largest_component);
   };
   if (num_codes * dim < kParallelFloats) {
     fill(0, num_panels);
   } else {
     run_parts(num_panels, fill);
   }
-  if (kernels.has_bytes && num_codes >= kFewestByteCodes && dim <= kMostByteDims) {
-    pack_bytes(*packed);
-  }
+  if (in_bytes) pack_bytes(*packed, largest_component, kernels, run_parts);
   return packed;
 }
 
-// The last codebooks that were packed, most recent first. The limit keeps them below 16 MiB in all,
+// The last codebooks that were packed, most recent first. The limit keeps them below 20 MiB in all,
 // panels included: a residual quantiser of 8 x 1,024 x 128 fits.
 class Cache {
  public:

@@ -13,9 +13,8 @@ namespace vqvae2_fast::cpu {
 struct PackedCodebookStorage {
   Aligned<float> codes, center, half_norms, panels, pair_units;
   Aligned<uint32_t> pair_panels;
-  Aligned<uint8_t> byte_panels;
+  Aligned<uint8_t> byte_panels, byte_half_norms;
   Aligned<uint16_t> tile_panels;
-  Aligned<int16_t> byte_half_norms;
   PackedCodebook view;
   const char* level;  // name of the kernel table
 };

@@ -57,7 +57,15 @@ int64_t wrong_picks(const search_data::Set& set, First screen) {
   codebook.pair_residual = norms.pair_residual;
   codebook.tiles = {.panels = screen == First::kTiles ? tiles.get() : nullptr,
                     .residual = norms.tile_residual};
-  if (screen == First::kBytes) pack_bytes(packed);
+#if defined(VQ_HAS_BYTE_PRODUCTS)
+  if (screen == First::kBytes) {
+    KernelTable kernels = {};
+    kernels.bytes = kByteLayout;
+    kernels.fill_bytes = fill_bytes;
+    pack_bytes(packed, norms.largest_component, kernels,
+               [](int64_t count, const auto& part) { part(0, count); });
+  }
+#endif
   std::vector<int64_t> indices(set.num_rows);
   const auto memory = aligned<char>(Workspace::bytes(dim));
   NearestCodeProblem problem = {};
@@ -103,8 +111,9 @@ int main() {
 #endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   sets.clear();
-  for (const int64_t dim : {2, 16, 23}) {
+  for (const int64_t dim : {2, 16, 23, 64}) {
     sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
+    sets.push_back(search_data::aligned_roundings(random, 500, 333, dim));
   }
   good = breaks_in_time(sets, First::kBytes) && good;
 #endif

@@ -25,9 +25,9 @@
 #endif
 
 #if defined(VQ_HAS_BYTE_PRODUCTS)
-#define VQ_LEVEL_BYTES true
+#define VQ_LEVEL_FILL_BYTES fill_bytes
 #else
-#define VQ_LEVEL_BYTES false
+#define VQ_LEVEL_FILL_BYTES nullptr
 #endif
 
 #if defined(VQ_HAS_TILES)
@@ -42,13 +42,14 @@ const KernelTable VQ_LEVEL_TABLE = {
     .name = VQ_LEVEL_NAME,
     .panel_width = kPanelWidth,
     .has_pairs = VQ_LEVEL_PAIRS,
-    .has_bytes = VQ_LEVEL_BYTES,
+    .bytes = kByteLayout,
     .has_tiles = VQ_LEVEL_TILES,
     .nearest_code = {.few_rows = search_few_rows,
                      .rows = search_rows,
                      .workspace = Workspace::bytes,
                      .block_rows = block_rows},
     .fill_panels = fill_panels,
+    .fill_bytes = VQ_LEVEL_FILL_BYTES,
     .quantize_backward = quantize_backward,
     .residual = {.few_rows = residual_few_rows,
                  .rows = residual_rows,

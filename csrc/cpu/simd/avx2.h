@@ -150,21 +150,83 @@ struct PairSum {
 
 #define VQ_HAS_BYTE_PRODUCTS
 
-// Sixteen scores of int16, which wrap around: sums of products of bytes.
+#if defined(__AVXVNNI__)
+// Eight scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
+  static constexpr int kLanes = 8, kDims = 4;
+  static constexpr int kFewestCodes = 2048;  // below, the next screen alone is faster
+  static constexpr int kMostRow = 127, kMostCode = 127, kBias = 128;
+  static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
+  using Half = float;
+  using Score = int32_t;
+  typedef unsigned Lanes __attribute__((vector_size(32)));
+  Lanes v;
+
+  static Half half(float count) { return count; }
+  static uint32_t factor(float ratio) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &ratio, sizeof(bits));
+    return bits;
+  }
+  static uint32_t offset(int value) { return static_cast<uint32_t>(value); }
+  static ByteSum broadcast(int x) { return {reinterpret_cast<Lanes>(_mm256_set1_epi32(x))}; }
+  // offset + round(half_norms * factor).
+  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
+    const __m256 ratio = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(factor)));
+    const __m256i scaled = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(half_norms), ratio));
+    return {reinterpret_cast<Lanes>(_mm256_set1_epi32(static_cast<int>(offset))) +
+            reinterpret_cast<Lanes>(scaled)};
+  }
+  // this[l] + sum over k of z[k] * codes[4 l + k], signed z and unsigned codes.
+  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+    const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
+    return {
+        reinterpret_cast<Lanes>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(v), code, row))};
+  }
+  ByteSum lesser(ByteSum b) const {
+    return {reinterpret_cast<Lanes>(
+        _mm256_min_epi32(reinterpret_cast<__m256i>(v), reinterpret_cast<__m256i>(b.v)))};
+  }
+  Score least() const {
+    const __m256i all = reinterpret_cast<__m256i>(v);
+    __m128i half = _mm_min_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    half = _mm_min_epi32(half, _mm_unpackhi_epi64(half, half));
+    return _mm_cvtsi128_si32(_mm_min_epi32(half, _mm_shuffle_epi32(half, 1)));
+  }
+  uint32_t lanes_at_most(Score bound) const {
+    const __m256i above =
+        _mm256_cmpgt_epi32(reinterpret_cast<__m256i>(v), _mm256_set1_epi32(bound));
+    return ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(above))) & 0xFFu;
+  }
+};
+#else
+// Sixteen scores of int16, which wrap around: sums of products of bytes, two dimensions at a time.
+// Words of rows stand twice in 32 bits.
+struct ByteSum {
+  static constexpr int kLanes = 16, kDims = 2;
+  static constexpr int kFewestCodes = 4096;  // below, the next screen alone is faster
+  // Unsigned codes below 128, so that a sum of two products does not saturate.
+  static constexpr int kMostRow = 127, kMostCode = 63, kBias = 64;
+  static constexpr int kMostHalf = 32767, kMostScore = 32767;
+  using Half = int16_t;
+  using Score = int16_t;
   typedef unsigned short Lanes __attribute__((vector_size(32)));
   Lanes v;
 
+  static Half half(float count) { return static_cast<Half>(count + 0.5f); }
+  static uint32_t twice(int value) { return (static_cast<uint32_t>(value) & 0xFFFFu) * 0x10001u; }
+  static uint32_t factor(float ratio) { return twice(static_cast<int>(32768 * ratio + 0.5f)); }
+  static uint32_t offset(int value) { return twice(value); }
   static ByteSum broadcast(int16_t x) { return {reinterpret_cast<Lanes>(_mm256_set1_epi16(x))}; }
-  // offset + round(half_norms * factor / 2^15); both are int16, twice in a word.
-  static ByteSum start(const int16_t* half_norms, uint32_t factor, uint32_t offset) {
+  // offset + round(half_norms * factor / 2^15).
+  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half_norms));
     const __m256i scaled = _mm256_mulhrs_epi16(halves, _mm256_set1_epi32(static_cast<int>(factor)));
     return {reinterpret_cast<Lanes>(_mm256_set1_epi32(static_cast<int>(offset))) +
             reinterpret_cast<Lanes>(scaled)};
   }
-  // this[l] + z.low * codes[l].low + z.high * codes[l].high, unsigned codes below 128 and signed z
-  // (twice in a word), so that a sum of two products does not saturate.
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high, signed z and unsigned codes.
   ByteSum add_products(uint32_t z, const uint8_t* codes) const {
     const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
@@ -174,21 +236,24 @@ struct ByteSum {
     return {reinterpret_cast<Lanes>(
         _mm256_min_epi16(reinterpret_cast<__m256i>(v), reinterpret_cast<__m256i>(b.v)))};
   }
-  int least() const {
-    int16_t lanes[16];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), reinterpret_cast<__m256i>(v));
-    int16_t result = lanes[0];
-    for (const int16_t lane : lanes) result = lane < result ? lane : result;
-    return result;
+  Score least() const {
+    const __m256i all = reinterpret_cast<__m256i>(v);
+    const __m128i half =
+        _mm_min_epi16(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    // The instruction compares without signs.
+    const __m128i sign = _mm_set1_epi16(-0x8000);
+    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(half, sign));
+    return static_cast<Score>(_mm_cvtsi128_si32(_mm_xor_si128(least, sign)));
   }
-  int16_t lane(int l) const { return static_cast<int16_t>(v[l]); }
-  // Two bits for each lane.
-  uint32_t lanes_at_most(int16_t bound) const {
+  uint32_t lanes_at_most(Score bound) const {
     const __m256i above =
         _mm256_cmpgt_epi16(reinterpret_cast<__m256i>(v), _mm256_set1_epi16(bound));
-    return ~static_cast<uint32_t>(_mm256_movemask_epi8(above));
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(above), _mm256_extracti128_si256(above, 1));
+    return ~static_cast<uint32_t>(_mm_movemask_epi8(bytes)) & 0xFFFFu;
   }
 };
+#endif
 
 // Writes kLanes values as int16, nearest, and returns what they stand for.
 inline Vec store_rounded(Vec values, int16_t* rounded) {

@@ -1,13 +1,7 @@
 // Which SIMD level runs: decided once, from the CPU and VQVAE2_FAST_SIMD.
 #include <stdlib.h>
 #include <string.h>
-#if defined(VQ_X86)
-#include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-#elif defined(VQ_ARM64) && defined(__APPLE__)
+#if defined(VQ_ARM64) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(VQ_ARM64)
 #include <asm/hwcap.h>
@@ -18,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "amx.h"
 #include "kernels.h"
 
 namespace vqvae2_fast::cpu {
@@ -43,23 +38,6 @@ struct Levels {
     names[count++] = table.name;
   }
 };
-
-#if defined(VQ_X86)
-// AMX with int8 and bfloat16, and AVX-512's conversion to bfloat16. Tiles are 8 KiB of registers
-// that the system saves only for processes that have asked for them; macOS has no such request.
-bool has_amx() {
-#if defined(__linux__)
-  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  constexpr unsigned kAmx = 1u << 22 | 1u << 24 | 1u << 25, kBfloat16 = 1u << 5;
-  unsigned eax, ebx, ecx, edx;
-  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & kAmx) != kAmx) return false;
-  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kBfloat16)) return false;
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-#else
-  return false;
-#endif
-}
-#endif
 
 #if defined(VQ_ARM64)
 bool has_dotprod() {

@@ -12,6 +12,7 @@ double band_scale = 1;
 #include VQ_TEST_LEVEL
 
 #include "../cpu/aligned.h"
+#include "../cpu/amx.h"
 #include "../cpu/nearest_code-inl.h"
 #include "../cpu/pack_codebook-inl.h"
 #include "../cpu/pack_codebook.cpp"  // for pack_bytes
@@ -99,6 +100,7 @@ bool breaks_in_time(const std::vector<search_data::Set>& sets, First screen) {
 }  // namespace
 
 int main() {
+  has_amx();  // asks for the tiles, if the level uses them
   std::mt19937 random(2);
   std::vector<search_data::Set> sets;
   for (const int64_t dim : {2, 16, 64}) {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NO_PLAN",
+    "NoPlanError",
     "PriorInterface",
     "checked_prior",
     "interface_of",
@@ -32,6 +33,10 @@ __all__ = [
 ]
 
 NO_PLAN = "this type of prior has no sampling plan, from which all other engines draw"
+
+
+class NoPlanError(ValueError):
+    """A prior from which only engine `reference` can draw, though its type has a plan."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,11 @@ def checked_prior(prior: nn.Module, interface: PriorInterface) -> nn.Module:
     Raises:
         ValueError: As `plan_of`.
     """
-    if interface.plan is not None:
-        plan_of(prior, interface)
-    else:
-        check_weights([*prior.parameters(), *prior.buffers()])
+    try:
+        if interface.plan is not None:
+            plan_of(prior, interface)
+            return prior
+    except NoPlanError:
+        pass
+    check_weights([*prior.parameters(), *prior.buffers()])
     return prior

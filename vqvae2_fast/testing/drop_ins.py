@@ -34,7 +34,14 @@ def assert_near(actual: Any, expected: Any, what: str, tolerance: float = 2e-5) 
         assert torch.equal(actual, expected), what
 
 
-def assert_same_step(theirs: nn.Module, ours: nn.Module, x: Tensor, seed: int, **call: Any) -> None:
+def assert_same_step(
+    theirs: nn.Module,
+    ours: nn.Module,
+    x: Tensor,
+    seed: int,
+    tolerance: float = 2e-5,
+    **call: Any,
+) -> None:
     """Equal results, gradients and states of two quantisers after a forward and backward pass.
 
     Both return quantised vectors, indices and, third, losses, if they have any.
@@ -57,7 +64,7 @@ def assert_same_step(theirs: nn.Module, ours: nn.Module, x: Tensor, seed: int, *
     assert_near(tuple(results[1]), tuple(results[0]), "result")
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
-        assert_near(gradients[1][name], gradient, f"gradient of {name}")
+        assert_near(gradients[1][name], gradient, f"gradient of {name}", tolerance)
     expected, actual = theirs.state_dict(), ours.state_dict()
     assert list(expected) == list(actual)
     for name, value in expected.items():

@@ -23,6 +23,7 @@ from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.models import pixelsnail as native_pixelsnail
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.sampling.prior import NoPlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -230,7 +231,7 @@ def _to_native_prior(model: PixelSNAIL) -> native_pixelsnail.PixelSNAIL:
     height, width = arguments["shape"]
     conditioned = hasattr(model, "cond_resnet")
     if model.activated_skip:
-        raise ValueError(
+        raise NoPlanError(
             "to_native: expected a prior without activated_skip: native layers add x, not ELU(x). "
             "Draw from it as it is, with engine='reference'."
         )

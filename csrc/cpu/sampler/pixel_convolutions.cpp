@@ -22,9 +22,7 @@ void Pixel::add_tap(const Convolutions& convolutions, const Ring& ring, float* o
   const int64_t outputs = convolutions.outputs(), channels = convolutions.channels;
   const int64_t offset = plan.taps.first_current + tap;
   int64_t served = columns_served(offset);
-  // Layers start at different columns, so that about as many weights are read at each. Before its
-  // first start a layer's tap is left of the map.
-  if ((j + layer) % served != 0 || j + served <= -offset) return;  // done before, or left of it
+  if (j % served != 0 || j + served <= -offset) return;  // done before, or left of the map
   if (plan.width - j < served) served = plan.width - j;
   const int64_t matrix = layer * plan.taps.num_current + tap;
   const int64_t panel_stride = panel_words(convolutions.format, channels);
@@ -130,22 +128,30 @@ void Pixel::activate_first(int64_t layer, Range panels) {
 
 // One column, if no layer reads its own position: all layers at once.
 void Pixel::convolve_side_by_side() {
-  // Every second column goes through the layers from the last to the first: it begins with what the
-  // column before has read last, which a core's own cache still holds.
-  for (int64_t n = 0; n < plan.num_layers; ++n) {
-    const int64_t layer = j % 2 == 0 ? n : plan.num_layers - 1 - n;
+  const int64_t last = plan.taps.num_current - 1;
+  // For all layers, the taps that serve several columns come first. Then what is read at every
+  // position is read again sooner, from the last-level cache if that can hold it.
+  for (int64_t tap = 0; tap < last; ++tap) {
+    for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
+      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap,
+              shares->of_convolutions[2 * layer][thread]);
+      add_tap(plan.conv2, s.ring2, s.out2.data(), layer, tap,
+              shares->of_convolutions[2 * layer + 1][thread]);
+    }
+  }
+  for (int64_t layer = 0; layer < plan.num_layers; ++layer) {
     const Range panels1 = shares->of_convolutions[2 * layer][thread];
     const Range panels = shares->of_convolutions[2 * layer + 1][thread];
-    for (int64_t tap = 0; tap < plan.taps.num_current; ++tap) {
-      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, tap, panels1);
-      add_tap(plan.conv2, s.ring2, s.out2.data(), layer, tap, panels);
+    if (last >= 0) {
+      add_tap(plan.conv1, s.ring1, s.out1.data(), layer, last, panels1);
+      add_tap(plan.conv2, s.ring2, s.out2.data(), layer, last, panels);
     }
     activate_first(layer, panels1);
     if (panels.size() <= 0) continue;
-    for (int64_t r = 0; r < s.rows; ++r) {
+    for (int64_t n = 0; n < s.rows; ++n) {
       kernels.gate(
-          output_at(true, layer, r, 0, panels), panels.size(), nullptr,
-          s.gated.data() + (layer * s.rows + r) * plan.channels + panels.begin * kHalfPanel,
+          output_at(true, layer, n, 0, panels), panels.size(), nullptr,
+          s.gated.data() + (layer * s.rows + n) * plan.channels + panels.begin * kHalfPanel,
           nullptr);
     }
   }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FeatureSet", "extract_features"]
 
 _PARTS = ("features", "spatial", "log_probabilities")
-_ROWS = 4096  # read at a time
+_ROWS = 1024  # read at a time; some copies are held in float64
 
 
 @dataclass(frozen=True, eq=False)

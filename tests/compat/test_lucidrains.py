@@ -148,7 +148,7 @@ def test_five_training_steps_and_evaluation(name):
     arguments, shape = GRID[name]
     # The softmax of this loss multiplies distances by 100, and their roundings with them: the
     # gradients of this package and of theirs part by 2.9e-5 on an Intel processor.
-    tolerance = 1e-4 if name == "diversity_learnable" else 2e-5
+    tolerance = 4e-5 if name == "diversity_learnable" else 2e-5
     theirs, ours = pair(arguments)
     optimisers = [torch.optim.SGD([*m.parameters(), torch.zeros(1)], 0.1) for m in (theirs, ours)]
     torch.manual_seed(1)

@@ -38,7 +38,7 @@ CASES = [
     _case("odd_sizes", 131, 77, 19),
     _case("fewer_positions_than_channels", 70, 20, 90),
     # On an Intel processor the reference is so exact here that 1.5 is passed by a hundredth.
-    _case("many_codes", 70, 2100, 8, loosening=2),
+    _case("many_codes", 70, 2100, 8, loosening=1.6),
     # Losses of thousands of nats, whose exponentials underflow in float32.
     _case("large_logits", 40, 33, 16, spread=1000),
     _case("float64", 7, 12, 5, dtype=torch.float64),

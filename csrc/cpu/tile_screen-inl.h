@@ -95,8 +95,9 @@ struct TileTurn {
 };
 
 // Multiplies `now` in tiles SUMS and SUMS + 1, stores what the turn before has left in the other
-// two, and compares the scores of the turn before that. The processor does all three at once,
-// because none waits for another, if the instructions alternate: it looks only some hundred ahead.
+// two, and compares the scores of the turn before that. None waits for another, and the
+// instructions alternate, because a processor looks only some hundred ahead. Sapphire Rapids still
+// does little of the three at once.
 template <int SUMS>
 inline void take_turn(const PackedCodebook& codebook, const Tags& tags, const TileTurn& now,
                       const TileTurn& compared, TileScores* scores) {

@@ -97,7 +97,7 @@ struct TileTurn {
 // Multiplies `now` in tiles SUMS and SUMS + 1, stores what the turn before has left in the other
 // two, and compares the scores of the turn before that. None waits for another, and the
 // instructions alternate, because a processor looks only some hundred ahead. Sapphire Rapids still
-// does little of the three at once.
+// overlaps little of it.
 template <int SUMS>
 inline void take_turn(const PackedCodebook& codebook, const Tags& tags, const TileTurn& now,
                       const TileTurn& compared, TileScores* scores) {

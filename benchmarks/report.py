@@ -21,6 +21,8 @@ COLOURS = {
     "lean_compiled": "tab:olive",
     "onehot": "tab:red",
     "lucidrains": "tab:purple",
+    "port": "tab:brown",
+    "compiled": "tab:cyan",
     # On a GPU.
     "eager": "tab:green",
     "compile": "tab:olive",

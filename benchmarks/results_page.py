@@ -224,6 +224,17 @@ def page() -> str:
     ]
     for path in sorted(RESULTS.glob("*-cores-*.csv")):
         lines += _machine_lines(path)
+    lines += [
+        "## Over the commits",
+        "How our time, and the factors of the others, went from one measured commit to the next. "
+        "A processor without a picture has no workload that was measured at two commits under the "
+        "same conditions. `python benchmarks/history.py` draws the pictures from the results and "
+        "their history in git, and says what is compared with what.",
+        "",
+    ]
+    for path in sorted(RESULTS.glob("*-history.png")):
+        device = path.stem.removesuffix("-history")
+        lines += [f"![History of {device}](../benchmarks/results/{path.name})", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -10,6 +10,17 @@ from vqvae2_fast.console import progress as module
 from vqvae2_fast.console.progress import Progress, clock
 
 
+class Notebook(io.StringIO):
+    """A stream like a kernel's: see tests/docs/test_notebooks.py for a real one."""
+
+    __module__ = "ipykernel.iostream"
+
+    def shown(self) -> list[str]:
+        """The lines as a notebook shows them: what follows a carriage return replaces the line."""
+        lines = self.getvalue().split("\n")
+        return [line.rpartition("\r")[2].rstrip() for line in lines]
+
+
 @pytest.fixture
 def now(monkeypatch):
     time = [0.0]
@@ -56,12 +67,53 @@ def test_lines_are_few(now):
     assert len(stream.getvalue().splitlines()) <= 11
 
 
-def test_quiet_says_nothing(now):
-    stream = io.StringIO()
+@pytest.mark.parametrize("stream", [io.StringIO(), Notebook()], ids=["log", "notebook"])
+def test_quiet_says_nothing(now, stream):
     with Progress(stream=stream, quiet=True).task("train", 2) as task:
         now[0] = 60.0
         task.update(2)
     assert stream.getvalue() == ""
+
+
+def test_a_task_is_one_line_in_a_notebook(now):
+    stream = Notebook()
+    progress = Progress(stream=stream)
+    for name in ("train", "extract"):
+        with progress.task(name, 1000) as task:
+            assert stream.shown()[-1] == f"{name}  0/1000  left -:--"
+            for step in range(1000):
+                now[0] += 0.05
+                task.update(step + 1, "loss 1.5" if step < 500 else "loss 1")
+    assert stream.shown() == [
+        "train  1000/1000  took 0:50  loss 1",
+        "extract  1000/1000  took 0:50  loss 1",
+        "",
+    ]
+    assert stream.getvalue().count("\r") <= 2 * 102  # two a second
+
+
+def test_what_is_said_or_raised_during_a_task_stands_on_a_line_of_its_own(now):
+    stream = Notebook()
+    progress = Progress(stream=stream)
+    with pytest.raises(KeyboardInterrupt), progress.task("train", 10) as task:
+        now[0] = 1.0
+        task.update(1)
+        progress.say("saved")
+        now[0] = 2.0
+        task.update(2)
+        raise KeyboardInterrupt
+    assert stream.shown() == ["train  1/10  left 0:09", "saved", "train  2/10  left 0:08", ""]
+
+
+def test_a_notebook_shows_progress_on_its_standard_output(now, monkeypatch):
+    """Standard error has the look of a failure there."""
+    output, error = Notebook(), Notebook()
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr("sys.stderr", error)
+    with Progress().task("train", 1):
+        pass
+    assert "train" in output.getvalue()
+    assert error.getvalue() == ""
 
 
 def test_a_narrow_terminal_cuts_the_status_never_the_time_left(now, monkeypatch):

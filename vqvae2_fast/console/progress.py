@@ -1,4 +1,5 @@
-"""Progress that always shows the time left: bars in a terminal, plain lines anywhere else."""
+"""Progress that always shows the time left: bars in a terminal, a line for each task in a notebook,
+plain lines anywhere else."""
 
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ __all__ = ["Progress", "Task", "clock"]
 
 # Seconds between plain lines: few enough to read in a log, often enough to show that it is alive.
 _LINE_INTERVAL = 10.0
+# Seconds between states of a line in a notebook, each of which is a message to the browser.
+_STATE_INTERVAL = 0.5
 
 
 def clock(seconds: float | None) -> str:
@@ -35,7 +38,8 @@ class Progress:
     Args:
         plan: Names of all tasks with their share of the whole time, in any unit. The time left for
             all is estimated from it and from how long the finished part took.
-        stream: Where to write; standard error by default, so that results can be piped.
+        stream: Where to write; standard error by default, so that results can be piped. In a
+            notebook, which shows standard error like a failure, standard output.
         quiet: Show nothing.
     """
 
@@ -47,10 +51,13 @@ class Progress:
     ) -> None:
         self._plan = dict(plan or {})
         self._finished: list[str] = []
-        self._stream = stream or sys.stderr
+        self._stream = stream or (sys.stdout if _is_notebook(sys.stdout) else sys.stderr)
         self._quiet = quiet
         self._start = time.monotonic()
-        self._bars = self._stream.isatty() and not quiet
+        self._in_place = _is_notebook(self._stream)
+        self._open = 0  # characters of the line that stands there without an end
+        self._bars = self._stream.isatty() and not (quiet or self._in_place)
+        self.interval = _STATE_INTERVAL if self._in_place else _LINE_INTERVAL
 
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
@@ -61,14 +68,35 @@ class Progress:
                 yield Task(self, name, number, total, done, bars)
         else:
             task = Task(self, name, number, total, done, None)
-            yield task
-            task.finish()
+            if self._in_place:
+                task.show()
+            try:
+                yield task
+                task.finish()
+            finally:
+                self._end_line()
         self._finished.append(name)
 
     def say(self, text: str) -> None:
         """Print a separate line, outside any task; control characters in names are escaped."""
         if not self._quiet:
+            self._end_line()
             print(printable(text, keep="\n\t"), file=self._stream, flush=True)
+
+    def show(self, line: str) -> None:
+        """A state of the task: in a notebook in place of the last one, else a line of its own."""
+        if not self._in_place:
+            self.say(line)
+        elif not self._quiet:
+            # Not every notebook clears what stands behind a shorter line.
+            line = printable(line).ljust(self._open)
+            print(f"\r{line}", end="", file=self._stream, flush=True)
+            self._open = len(line)
+
+    def _end_line(self) -> None:
+        if self._open:
+            print(file=self._stream, flush=True)
+            self._open = 0
 
     def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
         """Seconds left for the plan when `fraction` of task `name` is done; None without one."""
@@ -110,17 +138,17 @@ class Task:
             self._bars.update(
                 self._bar, completed=done, time=self._time(), status=printable(self._status)
             )
-        elif time.monotonic() - self._last_line >= _LINE_INTERVAL:
-            self._line()
+        elif time.monotonic() - self._last_line >= self._owner.interval:
+            self.show()
 
     def advance(self, by: int = 1) -> None:
         """Say that this many more units are finished."""
         self.update(self._done + by)
 
     def finish(self) -> None:
-        """The last plain line, with the time taken."""
+        """The last line, with the time taken."""
         if self._bars is None and self._shown != self._done:
-            self._line()
+            self.show()
 
     def _time(self) -> str:
         elapsed = time.monotonic() - self._start
@@ -136,10 +164,16 @@ class Task:
             parts.append(f"all left {clock(of_all)}")
         return "  ".join(parts)
 
-    def _line(self) -> None:
+    def show(self) -> None:
+        """Show how far the task has come now, in a line."""
         self._last_line, self._shown = time.monotonic(), self._done
         status = f"  {self._status}" if self._status else ""
-        self._owner.say(f"{self._number}{self._name}  {self._time()}{status}")
+        self._owner.show(f"{self._number}{self._name}  {self._time()}{status}")
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Whether ipykernel shows this stream below a cell; it is no terminal, but knows "\\r"."""
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def _bars(stream: TextIO) -> Bars:

@@ -2,7 +2,7 @@
 
 configs has the sizes that a model is made from (presets have names elsewhere, in `presets`),
 prior what every prior offers, code_checks the checks of codes and of priors that fit them,
-weights_hash the identity of a model's weights.
+code_colours what codes look like, weights_hash the identity of a model's weights.
 """
 
 import pkgutil

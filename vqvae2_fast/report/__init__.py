@@ -6,6 +6,7 @@ writes a report as one file.
 """
 
 from vqvae2_fast.report.grids import (
+    code_grid,
     image_grid,
     picture_of_reconstructions,
     reconstruction_grid,
@@ -15,6 +16,7 @@ from vqvae2_fast.report.html import Section, write_report
 
 __all__ = [
     "Section",
+    "code_grid",
     "image_grid",
     "picture_of_reconstructions",
     "reconstruction_grid",

@@ -1,15 +1,20 @@
-"""Grids of images with labels, to look at."""
+"""Grids of images and of code maps with labels, to look at; a notebook shows them as they are."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvae2_fast.data import in_order
+from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.data.subset import ImageSubset, spread_evenly
+from vqvae2_fast.models.code_checks import as_maps, check_int64, check_range
+from vqvae2_fast.models.code_colours import code_colours, code_shares, codes_of, level_colours
+from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.report.files import write_picture
 
@@ -20,9 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.data import ImageSource
-    from vqvae2_fast.models.vqvae2 import VQVAE2
+    from vqvae2_fast.modules.quantizer_interface import Quantizer
 
 __all__ = [
+    "code_grid",
     "image_grid",
     "picture_of_classes",
     "picture_of_reconstructions",
@@ -89,6 +95,73 @@ def reconstruction_grid(
         rows += [images[start : start + columns], reconstructions[start : start + columns]]
         labels += ["original", "reconstructed"]
     return image_grid(rows, labels, title=title, gaps=range(2, len(rows), 2))
+
+
+@torch.no_grad()
+def code_grid(
+    model: VQVAE2 | Quantizer,
+    codes: Sequence[Tensor] | Tensor,
+    images: Tensor | None = None,
+    *,
+    title: str = "",
+    tile: int = 96,
+) -> Image.Image:
+    """Code maps as pictures: a row for each level, a column for each image.
+
+    A code has the same colour in every picture of a model, and similar codes look alike. Codes of
+    -1, which stand for unknown ones, are white.
+
+    Args:
+        model: What the codes are of: a VQ-VAE, or a quantiser with one index for a vector.
+        codes: int64 `[B, h, w]` for each level, coarse to fine; of a quantiser a single map.
+        images: `[B, C, H, W]` in [-1, 1], shown above their codes.
+        tile: Least height and width of a map in pixels.
+
+    Raises:
+        ValueError: Another number of maps than levels, no `[B, h, w]`, codes outside -1..K-1, or a
+            quantiser with several indices for a vector.
+        TypeError: Codes that are not int64.
+    """
+    maps = as_maps(codes)
+    if isinstance(model, VQVAE2):
+        names, colours = list(model.level_names), level_colours(model)
+    else:
+        names, count = ["codes"], _num_embeddings(model)
+        colours = [code_colours(codes_of(model, count), code_shares(model, count))]
+    if len(maps) != len(names):
+        raise ValueError(
+            f"code_grid: expected codes to be {len(names)} maps ({', '.join(names)}), got "
+            f"{len(maps)}."
+        )
+    for number, own in enumerate(maps):
+        check_int64("code_grid", f"codes[{number}]", own)
+        if own.dim() != 3:
+            raise ValueError(
+                f"code_grid: expected codes[{number}] [B, h, w], got {list(own.shape)}."
+            )
+        check_range("code_grid", f"codes[{number}]", own, -1, len(colours[number]))
+    height, width = maps[-1].shape[-2:]
+    scale = max(1, -(-tile // min(height, width)))
+    size = (height * scale, width * scale)
+    rows = []
+    for own, palette in zip(maps, colours, strict=True):
+        palette = torch.cat([palette, palette.new_full((1, 3), 255)])  # the last one for -1
+        painted = to_float(palette[own.cpu()]).permute(0, 3, 1, 2)  # [B, 3, h, w]
+        rows.append(F.interpolate(painted, size, mode="nearest-exact"))
+    if images is not None:
+        names.insert(0, "image")
+        rows.insert(0, F.interpolate(images.float(), size, mode="bicubic", antialias=True))
+    return image_grid(rows, names, title=title, tile=1)
+
+
+def _num_embeddings(quantizer: Quantizer) -> int:
+    found = getattr(quantizer, "num_embeddings", None)
+    if found is None:
+        raise ValueError(
+            "code_grid: expected a quantiser with one index for a vector, got "
+            f"{type(quantizer).__name__}. Give one of its parts, with that part's indices."
+        )
+    return int(found)
 
 
 @torch.no_grad()

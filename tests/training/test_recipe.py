@@ -58,6 +58,13 @@ def test_the_recipe_trains_a_pipeline_of_three_levels(tmp_path):
     assert all(log[-1]["step"] == 4 for log in result.logs.values())
 
 
+def test_a_notebook_shows_the_pipeline_and_the_time_of_each_part(tmp_path):
+    result = trained(tmp_path)
+    assert result._repr_html_().startswith(result.pipeline._repr_html_())
+    for name in ("vqvae", "codes", "prior_top", "prior_middle", "prior_bottom"):
+        assert f'<td>{name}</td><td class="number">0:' in result._repr_html_()
+
+
 @pytest.mark.parametrize("part", ["extract", "prior"])
 def test_an_interrupted_recipe_ends_as_an_unbroken_one(part, tmp_path, monkeypatch):
     whole = trained(tmp_path / "whole")

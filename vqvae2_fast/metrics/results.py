@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from vqvae2_fast.console.tables import html_summary
+from vqvae2_fast.console.words import number
+
 if TYPE_CHECKING:
     from vqvae2_fast.metrics.accuracy import Accuracy
     from vqvae2_fast.metrics.codecs import CodecPoint
@@ -164,6 +167,25 @@ class Evaluation:
     cas: list[CasScore] | None = None
     rejection: Rejection | None = None
     compressed: list[CompressedFiles] | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the reconstructions, and what the codes of each level cost."""
+        at_rate = [
+            f"{name} {'needs more' if own.psnr is None else f'{own.psnr:.2f} dB'}"
+            for name, own in self.codecs.items()
+        ]
+        lead = (
+            f"{self.images:,} held-out images: reconstructed at {self.reconstruction.psnr:.2f} dB, "
+            f"{self.bits_per_image:,.0f} bits per image under the priors, "
+            f"{self.marginal_bits_per_image:,.0f} by how often each code occurs. At that number of "
+            f"bits: {', '.join(at_rate) or 'no codec was measured'}."
+        )
+        rows = [
+            [own.name.replace("_", " "), *(number(value) for value in values)]
+            for own in fields(LevelCost)
+            if None not in (values := [getattr(level, own.name) for level in self.levels.values()])
+        ]
+        return html_summary(lead, ("", *self.levels), rows)
 
     def as_json(self) -> dict[str, Any]:
         """The content of `metrics.json`, where each codec has its own key."""

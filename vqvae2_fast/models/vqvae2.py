@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
 from vqvae2_fast.modules.level_quantizer import make_quantizer
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.quantizer_interface import in_words
 from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.ops._checks import dtype_name
 
@@ -166,6 +168,28 @@ class VQVAE2(nn.Module):
             perplexity.append(quantizer.perplexity)
         losses["commitment"] = torch.stack(list(losses.values())).sum()
         return VQVAE2Output(self.decoder(context), codes, losses, perplexity)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the maps of an image, and how evenly training used the codes."""
+        config, rows = self.config, []
+        for level, quantizer in enumerate(self._levels()):
+            height, width = config.level_sizes[level]
+            rows.append(
+                [
+                    self.level_names[level],
+                    f"{height}×{width}",
+                    config.quantizers[level],
+                    f"{config.num_embeddings:,}",
+                    in_words(quantizer.perplexity_in_training()),
+                ]
+            )
+        height, width = config.image_size
+        lead = (
+            f"VQVAE2: images of {height}×{width}, channels: {config.image_channels}, parameters: "
+            f"{sum(weight.numel() for weight in self.parameters()):,}"
+        )
+        header = ("level", "map", "quantiser", "codes", "perplexity in training")
+        return html_summary(lead, header, rows)
 
     def segments(self) -> list[nn.Module]:
         """Modules that training can recompute and compile one by one: all but the quantisers."""

@@ -240,6 +240,10 @@ class VectorQuantizerEMA(Quantizer):
         with without_autocast(z.device):
             return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 
+    def perplexity_in_training(self) -> Tensor:
+        """exp(entropy) of the counts that training has averaged, float32 0-d."""
+        return perplexity(self.cluster_size)
+
     def lookup(self, indices: Tensor) -> Tensor:
         """The codebook's rows: indices int64 `[...]` -> `[..., D]`."""
         return self.codebook[indices]

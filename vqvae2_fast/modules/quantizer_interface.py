@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.console.tables import html_summary
+from vqvae2_fast.console.words import number
 from vqvae2_fast.modules.codebook import perplexity
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = [
     "Quantizer",
     "check_joint",
     "check_vectors",
+    "in_words",
     "join_codes",
     "mean_square_error",
     "perplexity_of",
@@ -53,12 +56,44 @@ class Quantizer(nn.Module):
         """The vectors `[..., D]` of indices as `forward` returns them."""
         raise NotImplementedError
 
+    def perplexity_in_training(self) -> Tensor | None:
+        """exp(entropy) of the counts that training has averaged, float32 0-d; None without them."""
+        return None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: how evenly the codes are used, of all parts and of each."""
+        rows = [
+            [
+                name,
+                " × ".join(f"{size:,}" for size in _sizes_of(part)),
+                f"{part.embedding_dim}",
+                # Parts may learn from statistics of the whole, and see no batch themselves.
+                in_words(part.perplexity if part is self else None),
+                in_words(part.perplexity_in_training()),
+            ]
+            for name, part in self.named_modules()
+            if isinstance(part, Quantizer)
+        ]
+        header = ("", "codes", "dimension", "perplexity, latest batch", "perplexity in training")
+        return html_summary(type(self).__name__, header, rows)
+
     def must_start(self) -> bool:
         """Whether the next training forward starts a codebook by k-means."""
         return False
 
     def start_(self, vectors: list[Tensor], parts: list[BatchPart]) -> None:
         """Start codebooks by k-means from several parts of a batch, z `[B, ..., D]` each."""
+
+
+def in_words(value: Tensor | None) -> str:
+    """A 0-d tensor for people, in three digits; "" for none. Waits for a GPU."""
+    return "" if value is None or value.is_meta else number(float(value), 3)
+
+
+def _sizes_of(quantizer: Quantizer) -> Sequence[int]:
+    """K of each part of a code."""
+    own = getattr(quantizer, "sizes", None)
+    return own if own is not None else [getattr(quantizer, "num_embeddings", 0)]
 
 
 def check_vectors(where: str, z: Tensor, dim: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from vqvae2_fast.console.tables import html_table
 from vqvae2_fast.files.durable import write_file
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section],
         if section.text:
             parts.append(f"<p>{escape(section.text)}</p>")
         if section.rows:
-            parts.append(_table(section))
+            parts.append(html_table(section.header, section.rows))
         if section.picture:
             image = base64.b64encode(section.picture.read_bytes()).decode()
             parts.append(
@@ -70,16 +71,3 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section],
             )
     parts.append(f"<footer>{escape(foot)}</footer></body></html>\n")
     write_file(path, "\n".join(parts).encode())
-
-
-def _table(section: Section) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
-    rows = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in section.rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _cell(cell: str) -> str:
-    if cell in ("met", "missed"):
-        return f'<td class="{cell}">{cell}</td>'
-    number = cell[:1].isdigit() or cell[:1] in "-+−≤≥"
-    return f'<td class="number">{escape(cell)}</td>' if number else f"<td>{escape(cell)}</td>"

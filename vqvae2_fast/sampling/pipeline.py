@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.prior import Prior
@@ -91,6 +92,26 @@ class Pipeline:
     def num_classes(self) -> int:
         """Classes of the priors; 0 if none of them has classes."""
         return max(interface_of(prior).num_classes for prior in self.priors)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the VQ-VAE, the priors, the classes and the settings."""
+        rows = []
+        for prior in self.priors:
+            interface, config = interface_of(prior), getattr(prior, "config", None)
+            rows.append(
+                [
+                    "×".join(map(str, interface.size)),
+                    f"{interface.num_embeddings:,}",
+                    f"{type(prior).__name__}" + (f", {config.summary()}" if config else ""),
+                    f"{sum(weight.numel() for weight in prior.parameters()):,}",
+                ]
+            )
+        names = ", ".join(self.class_names) or f"{self.num_classes or 'none'}"
+        settings = ", ".join(f"{name} {value}" for name, value in self.recommended.items())
+        lead = f"Priors. Classes: {short(names, 400)}. Recommended: {settings or 'the defaults'}."
+        header = ("map", "codes", "prior", "parameters")
+        of_vqvae = getattr(self.vqvae, "_repr_html_", lambda: "")()
+        return f"{of_vqvae}{html_summary(lead, header, rows)}"
 
     def networks(self) -> tuple[VQVAE2, list[Prior]]:
         """The models with their types, for callers that need more than `decode` and an interface.

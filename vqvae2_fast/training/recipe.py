@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.checkpoints.checkpoint import save
-from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.console.progress import Progress, clock
+from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -59,6 +60,11 @@ class TrainedPipeline:
     def pipeline(self) -> Pipeline:
         """The models together."""
         return Pipeline(self.vqvae, self.priors, self.codes.class_names, self.recommended)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the pipeline, and how long each part took."""
+        rows = [[name, clock(seconds)] for name, seconds in self.seconds.items()]
+        return self.pipeline._repr_html_() + html_summary("Training.", ("part", "time"), rows)
 
 
 def train_pipeline(

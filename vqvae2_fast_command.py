@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["COMMANDS", "answer", "main", "tell"]
+__all__ = ["COMMANDS", "answer", "main", "tell", "to_a_reader"]
 
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
@@ -59,8 +60,18 @@ def answer(arguments: Sequence[str]) -> str | None:
 
 def tell(text: str) -> None:
     """Print to a reader that may have read enough, such as `head`."""
+    with to_a_reader():
+        print(text)
+
+
+@contextmanager
+def to_a_reader() -> Iterator[None]:
+    """What is printed here may stay unread: a reader such as `head` leaves when it has enough."""
     try:
-        print(text, flush=True)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Leave nothing to be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

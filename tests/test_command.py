@@ -38,7 +38,10 @@ def test_what_the_user_set_stays():
     assert _python(_RUN, OMP_WAIT_POLICY="active").splitlines()[-1] == "None"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["info"], ["train-vqvae", "--help"], ["--completion", "bash"]],
+)
 def test_a_reader_that_has_read_enough_is_no_error(arguments):
     read, write = os.pipe()
     os.close(read)

@@ -18,7 +18,7 @@ from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
-from vqvae2_fast_command import COMMANDS, answer, tell
+from vqvae2_fast_command import COMMANDS, answer, tell, to_a_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -117,13 +117,14 @@ def _kind(name: str) -> type[Command]:
 def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
     said = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), to_a_reader():
             command: Command = tyro.cli(
                 kind,
                 args=arguments,
                 prog=f"vqvae2-fast {name}",
                 default=kind.defaults(arguments),
             )
+            return command
     except SystemExit as stop:
         # A configuration that refuses its values is reported like other errors, not in tyro's box.
         refused = stop.__context__ and stop.__context__.__context__
@@ -131,7 +132,7 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
             raise refused from None
         sys.stderr.write(said.getvalue())
         raise
-    return command
+    raise SystemExit(0)  # the reader of the help had enough
 
 
 def _print_completion(shell: list[str]) -> None:
@@ -142,9 +143,11 @@ def _print_completion(shell: list[str]) -> None:
     for name in COMMANDS:
         part = Annotated[_kind(name), tyro.conf.subcommand(name)]  # type: ignore[valid-type]
         union = part if union is None else union | part
-    tyro.cli(
-        union,
-        args=["--tyro-print-completion", *shell],
-        prog="vqvae2-fast",
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-    )
+    with to_a_reader():
+        tyro.cli(
+            union,
+            args=["--tyro-print-completion", *shell],
+            prog="vqvae2-fast",
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+    raise SystemExit(0)  # the reader had enough

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.trained_conv import PlainConv2d
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
@@ -110,3 +113,18 @@ def test_a_model_without_segments_is_refused():
     config = replace(CONFIG, recompute=True)
     with pytest.raises(ValueError, match="recompute need a model with segments.* Classifier"):
         prepared(model, config, Ranks()).__enter__()
+
+
+def test_processes_are_not_warned_of_strides_that_mean_the_same(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        model = PlainConv2d(48, 48, 1).to(memory_format=torch.channels_last)
+        with (
+            warnings.catch_warnings(record=True) as warned,
+            prepared(model, CONFIG, Ranks(count=2)) as network,
+        ):
+            network(torch.randn(32, 48, 16, 16)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert [str(w.message) for w in warned if "strides" in str(w.message)] == []

@@ -60,7 +60,10 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
                     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
                     yield _sharded(model, segments, ranks)
             else:
-                yield _copied(model)
+                with warnings.catch_warnings():
+                    # Of weights of 1x1 convolutions, which lie alike in memory with either.
+                    warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
+                    yield _copied(model)
     finally:
         for segment in segments:
             del segment.forward  # that of its class is back

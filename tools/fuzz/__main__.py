@@ -34,6 +34,8 @@ from typing import Any
 from mutate import damage, write_files
 from targets import TARGETS, Target
 
+import vqvae2_fast
+
 # This must be set before a target imports `datasets`.
 _HOME = tempfile.TemporaryDirectory(prefix="fuzz-home-")
 os.environ.update(
@@ -51,7 +53,9 @@ _OWN = (
     _HOME.name,
     sys.prefix,
     sys.base_prefix,
-    *(path for path in sys.path if len(path) > 1),
+    # Also what is no folder, such as the name that an editable installation adds.
+    *(os.path.abspath(path) for path in sys.path if len(path) > 1),
+    str(Path(vqvae2_fast.__file__).parent),
     "/proc/self",
     "/proc/stat",
     "/sys/",

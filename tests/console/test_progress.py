@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,22 +12,44 @@ from vqvae2_fast.console import progress as module
 from vqvae2_fast.console.progress import Progress, clock
 
 
-class Notebook(io.StringIO):
-    """A stream like a kernel's: see tests/docs/test_notebooks.py for a real one."""
-
-    __module__ = "ipykernel.iostream"
-
-    def shown(self) -> list[str]:
-        """The lines as a notebook shows them: what follows a carriage return replaces the line."""
-        lines = self.getvalue().split("\n")
-        return [line.rpartition("\r")[2].rstrip() for line in lines]
-
-
 @pytest.fixture
 def now(monkeypatch):
     time = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: time[0])
     return time
+
+
+class Kernel(io.StringIO):
+    """A stream like a kernel's: see tests/docs/test_notebooks.py for a real one."""
+
+    __module__ = "ipykernel.iostream"
+
+
+class Line:
+    """A line below a cell, and all of its states."""
+
+    def __init__(self, content: dict[str, str]) -> None:
+        self.states = [content["text/plain"]]
+
+    def update(self, content: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.states.append(content["text/plain"])
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What a notebook shows by IPython's `display`."""
+    shown = []
+
+    def display(content, *, raw, display_id):
+        assert raw
+        assert display_id
+        shown.append(Line(content))
+        return shown[-1]
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    return shown
 
 
 def test_clock():
@@ -67,53 +91,62 @@ def test_lines_are_few(now):
     assert len(stream.getvalue().splitlines()) <= 11
 
 
-@pytest.mark.parametrize("stream", [io.StringIO(), Notebook()], ids=["log", "notebook"])
-def test_quiet_says_nothing(now, stream):
+@pytest.mark.parametrize("stream", [io.StringIO(), Kernel()], ids=["log", "notebook"])
+def test_quiet_says_nothing(now, lines, stream):
     with Progress(stream=stream, quiet=True).task("train", 2) as task:
         now[0] = 60.0
         task.update(2)
     assert stream.getvalue() == ""
+    assert lines == []
 
 
-def test_a_task_is_one_line_in_a_notebook(now):
-    stream = Notebook()
+def test_a_task_is_one_line_in_a_notebook(now, lines):
+    stream = Kernel()
     progress = Progress(stream=stream)
     for name in ("train", "extract"):
         with progress.task(name, 1000) as task:
-            assert stream.shown()[-1] == f"{name}  0/1000  left -:--"
+            assert lines[-1].states == [f"{name}  0/1000  left -:--"]
             for step in range(1000):
                 now[0] += 0.05
-                task.update(step + 1, "loss 1.5" if step < 500 else "loss 1")
-    assert stream.shown() == [
-        "train  1000/1000  took 0:50  loss 1",
-        "extract  1000/1000  took 0:50  loss 1",
-        "",
+                task.update(step + 1, "loss 1.5")
+    assert [line.states[-1] for line in lines] == [
+        "train  1000/1000  took 0:50  loss 1.5",
+        "extract  1000/1000  took 0:50  loss 1.5",
     ]
-    assert stream.getvalue().count("\r") <= 2 * 102  # two a second
+    assert all(len(line.states) <= 102 for line in lines)  # two a second
+    assert stream.getvalue() == ""
 
 
-def test_what_is_said_or_raised_during_a_task_stands_on_a_line_of_its_own(now):
-    stream = Notebook()
-    progress = Progress(stream=stream)
+def test_a_failed_task_leaves_its_line_in_a_notebook(now, lines):
+    progress = Progress(stream=Kernel())
     with pytest.raises(KeyboardInterrupt), progress.task("train", 10) as task:
         now[0] = 1.0
         task.update(1)
-        progress.say("saved")
-        now[0] = 2.0
-        task.update(2)
         raise KeyboardInterrupt
-    assert stream.shown() == ["train  1/10  left 0:09", "saved", "train  2/10  left 0:08", ""]
+    with progress.task("train", 10):
+        pass
+    assert [line.states[-1] for line in lines] == [
+        "train  1/10  left 0:09",
+        "train  0/10  left -:--",
+    ]
 
 
-def test_a_notebook_shows_progress_on_its_standard_output(now, monkeypatch):
+def test_control_characters_are_escaped_in_a_notebook_too(lines):
+    with Progress(stream=Kernel()).task("a\x1b[2Jb", 1):
+        pass
+    assert lines[0].states[0].startswith("a\\x1b[2Jb  0/1")
+
+
+def test_a_notebook_shows_progress_on_its_standard_output(lines, monkeypatch):
     """Standard error has the look of a failure there."""
-    output, error = Notebook(), Notebook()
+    output, error = Kernel(), Kernel()
     monkeypatch.setattr("sys.stdout", output)
     monkeypatch.setattr("sys.stderr", error)
-    with Progress().task("train", 1):
-        pass
-    assert "train" in output.getvalue()
-    assert error.getvalue() == ""
+    progress = Progress()
+    with progress.task("train", 1):
+        progress.say("saved")
+    assert len(lines) == 1
+    assert (output.getvalue(), error.getvalue()) == ("saved\n", "")
 
 
 def test_a_narrow_terminal_cuts_the_status_never_the_time_left(now, monkeypatch):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vqvae2_fast.files.printable import printable
 
@@ -55,7 +55,7 @@ class Progress:
         self._quiet = quiet
         self._start = time.monotonic()
         self._in_place = _is_notebook(self._stream)
-        self._open = 0  # characters of the line that stands there without an end
+        self._line: Any = None  # the handle of the line that a notebook shows for the task
         self._bars = self._stream.isatty() and not (quiet or self._in_place)
         self.interval = _STATE_INTERVAL if self._in_place else _LINE_INTERVAL
 
@@ -74,13 +74,12 @@ class Progress:
                 yield task
                 task.finish()
             finally:
-                self._end_line()
+                self._line = None
         self._finished.append(name)
 
     def say(self, text: str) -> None:
         """Print a separate line, outside any task; control characters in names are escaped."""
         if not self._quiet:
-            self._end_line()
             print(printable(text, keep="\n\t"), file=self._stream, flush=True)
 
     def show(self, line: str) -> None:
@@ -88,15 +87,14 @@ class Progress:
         if not self._in_place:
             self.say(line)
         elif not self._quiet:
-            # Not every notebook clears what stands behind a shorter line.
-            line = printable(line).ljust(self._open)
-            print(f"\r{line}", end="", file=self._stream, flush=True)
-            self._open = len(line)
+            # The kernel runs on IPython, so it is there. A saved notebook keeps the last state.
+            from IPython.display import display
 
-    def _end_line(self) -> None:
-        if self._open:
-            print(file=self._stream, flush=True)
-            self._open = 0
+            content = {"text/plain": printable(line)}
+            if self._line is None:
+                self._line = display(content, raw=True, display_id=True)
+            else:
+                self._line.update(content, raw=True)
 
     def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
         """Seconds left for the plan when `fraction` of task `name` is done; None without one."""
@@ -172,7 +170,7 @@ class Task:
 
 
 def _is_notebook(stream: TextIO) -> bool:
-    """Whether ipykernel shows this stream below a cell; it is no terminal, but knows "\\r"."""
+    """Whether ipykernel shows this stream below a cell, where no terminal moves its cursor."""
     return type(stream).__module__.startswith("ipykernel.")
 
 

@@ -10,7 +10,12 @@ from PIL import Image
 import vqvae2_fast as vq2
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.code_colours import level_colours
-from vqvae2_fast.report import code_grid, picture_of_reconstructions
+from vqvae2_fast.report import (
+    code_grid,
+    picture_of_reconstructions,
+    reconstruction_grid,
+    sample_grid,
+)
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
@@ -43,6 +48,20 @@ def test_a_small_set_is_shown_whole(tmp_path):
     images = Counted(3)
     picture_of_reconstructions(tiny_pipeline().vqvae, images, tmp_path / "p.png", 5)
     assert images.read == [0, 1, 2]
+
+
+def test_tiles_are_as_small_as_they_are_asked_to_be():
+    images = torch.zeros(4, 3, 16, 16)
+    for tile in (16, 48):
+        assert (
+            reconstruction_grid(images, images, tile=tile).height == 2 * (tile + GAP) + 2 * MARGIN
+        )
+        assert sample_grid(images, tile=tile).size == (
+            4 * (tile + GAP) - GAP + 2 * MARGIN,
+            tile + GAP + 2 * MARGIN,
+        )
+        by_class = sample_grid(images, [0, 0, 1, 0], ["a", "b"], tile=tile)
+        assert by_class.height == 2 * (tile + GAP) + 2 * MARGIN
 
 
 CELL, GAP, MARGIN = 8, 4, 12  # pixels: a code of the finer map below, and as in grids.py

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.console.words import number
+from vqvae2_fast.metrics.codecs import CODECS
 
 if TYPE_CHECKING:
     from vqvae2_fast.metrics.accuracy import Accuracy
@@ -171,7 +172,7 @@ class Evaluation:
     def _repr_html_(self) -> str:
         """What a notebook shows: the reconstructions, and what the codes of each level cost."""
         at_rate = [
-            f"{name} {'needs more' if own.psnr is None else f'{own.psnr:.2f} dB'}"
+            f"{CODECS[name].name} {'needs more' if own.psnr is None else f'{own.psnr:.2f} dB'}"
             for name, own in self.codecs.items()
         ]
         lead = (

@@ -87,14 +87,23 @@ def image_grid(
 
 
 def reconstruction_grid(
-    images: Tensor, reconstructions: Tensor, *, columns: int = 12, title: str = ""
+    images: Tensor,
+    reconstructions: Tensor,
+    *,
+    columns: int = 12,
+    title: str = "",
+    tile: int = 96,
 ) -> Image.Image:
-    """Images `[N, C, H, W]` in [-1, 1], each above its reconstruction, in pairs of rows."""
+    """Images `[N, C, H, W]` in [-1, 1], each above its reconstruction, in pairs of rows.
+
+    Args:
+        tile: As of `image_grid`.
+    """
     rows, labels = [], []
     for start in range(0, len(images), columns):
         rows += [images[start : start + columns], reconstructions[start : start + columns]]
         labels += ["original", "reconstructed"]
-    return image_grid(rows, labels, title=title, gaps=range(2, len(rows), 2))
+    return image_grid(rows, labels, title=title, gaps=range(2, len(rows), 2), tile=tile)
 
 
 @torch.no_grad()
@@ -181,18 +190,30 @@ def picture_of_reconstructions(
 
 
 def sample_grid(
-    samples: Tensor, labels: Sequence[int], class_names: Sequence[str], *, title: str = ""
+    samples: Tensor,
+    labels: Sequence[int] = (),
+    class_names: Sequence[str] = (),
+    *,
+    title: str = "",
+    tile: int = 96,
 ) -> Image.Image:
     """Samples `[N, C, H, W]` in [-1, 1]: a row with its name for each class, or one block if there
-    are no classes."""
+    are no classes.
+
+    Args:
+        labels: The class of each sample.
+        tile: As of `image_grid`.
+    """
     if not class_names:
-        return image_grid(list(samples.split(block_columns(len(samples)))), title=title)
+        block = list(samples.split(block_columns(len(samples))))
+        return image_grid(block, title=title, tile=tile)
     shown = [label for label in range(len(class_names)) if label in labels]
     rows = [samples[[i for i, own in enumerate(labels) if own == label]] for label in shown]
     if len(shown) == 1:
         rows = list(rows[0].split(block_columns(len(rows[0]))))
-        return image_grid(rows, [class_names[shown[0]], *[""] * (len(rows) - 1)], title=title)
-    return image_grid(rows, [class_names[label] for label in shown], title=title)
+        names = [class_names[shown[0]], *[""] * (len(rows) - 1)]
+        return image_grid(rows, names, title=title, tile=tile)
+    return image_grid(rows, [class_names[label] for label in shown], title=title, tile=tile)
 
 
 def picture_of_classes(

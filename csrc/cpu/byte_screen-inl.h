@@ -58,7 +58,6 @@ struct ByteRow {
 struct ByteScores {
   ByteSum all[kTileRows][kPartBlocks * kBlockVectors];
   ByteSum minima[kTileRows][kPartBlocks];  // of blocks
-  ByteSum least[kTileRows];
 };
 
 // The unit of the integers of a row in which no score leaves its type.
@@ -133,12 +132,6 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
   const uint8_t* codes = codebook.bytes.panels + first * kByteBlock * kDims * words;
   const auto* half_norms =
       static_cast<const ByteSum::Half*>(codebook.bytes.half_norms) + first * kByteBlock;
-  for (int r = 0; r < kTileRows; ++r) scores.least[r] = ByteSum::broadcast(ByteSum::kMostScore);
-  for (int r = 0; r < kTileRows; ++r) {
-    for (int64_t block = 0; block < last - first; ++block) {
-      scores.minima[r][block] = scores.least[r];
-    }
-  }
   for (int64_t panel = 0; panel < 2 * (last - first); ++panel) {
     ByteSum low[kTileRows], high[kTileRows];
 #pragma GCC unroll 12
@@ -157,14 +150,21 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
       codes += 2 * kDims * kLanes;
     } while (++i < words);
     half_norms += 2 * kLanes;
-    const int64_t block = panel / 2;
 #pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
       scores.all[r][2 * panel] = low[r];
       scores.all[r][2 * panel + 1] = high[r];
-      const ByteSum lesser = low[r].lesser(high[r]);
-      scores.minima[r][block] = scores.minima[r][block].lesser(lesser);
-      scores.least[r] = scores.least[r].lesser(lesser);
+      low[r] = low[r].lesser(high[r]);
+    }
+    ByteSum* const minima = &scores.minima[0][panel / 2];
+    if (panel % 2 == 0) {
+#pragma GCC unroll 12
+      for (int r = 0; r < kTileRows; ++r) minima[r * kPartBlocks] = low[r];
+    } else {
+#pragma GCC unroll 12
+      for (int r = 0; r < kTileRows; ++r) {
+        minima[r * kPartBlocks] = minima[r * kPartBlocks].lesser(low[r]);
+      }
     }
   }
 }
@@ -172,7 +172,11 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
 // Adds the candidates of row r from num_blocks blocks, which start with block `first`.
 inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, int64_t first,
                                int64_t num_blocks) {
-  const int part_least = scores.least[r].least();
+  ByteSum lanes_least = scores.minima[r][0];
+  for (int64_t block = 1; block < num_blocks; ++block) {
+    lanes_least = lanes_least.lesser(scores.minima[r][block]);
+  }
+  const int part_least = lanes_least.least();
   if (part_least < row.least) row.least = part_least;
   const auto bound = static_cast<ByteSum::Score>(row.bound());
   if (part_least > bound) return;

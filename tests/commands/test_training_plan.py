@@ -193,6 +193,12 @@ def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     assert "level bottom" not in told
 
 
+def test_codebooks_that_had_no_time_to_begin_are_not_said_to_collapse(vqvae_run):
+    told = vqvae_run("--model.quantize-after", 4)[1]
+    assert "warning: the run of 4 steps ended before its codebooks began" in told
+    assert "collapsed" not in told
+
+
 @pytest.mark.parametrize(
     "options",
     [["train-vqvae"], ["train-prior", "--level", "middle"]],

@@ -113,13 +113,18 @@ class TrainVQVAE(TrainingCommand):
         picture_of_reconstructions(model, held_out, picture)
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         images = min(len(held_out), self.train.validate_items or len(held_out))
-        collapsed = collapsed_levels(config, trained.metrics, images)
+        alarms = list(collapsed_levels(config, trained.metrics, images).values())
+        if "ema" in config.quantizers and self.train.steps <= config.quantize_after:
+            alarms = [
+                f"the run of {self.train.steps} steps ended before its codebooks began, which "
+                f"--model.quantize-after does after {config.quantize_after}. Raise --train.steps."
+            ]
         values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
         write_result(self.out / "result.json", values)
         return Result(
             values,
             [
-                *(f"warning: {text}" for text in collapsed.values()),
+                *(f"warning: {text}" for text in alarms),
                 f"held out: {trained.metrics['psnr']:.2f} dB",
                 f"run: {self.out}",
                 f"pictures: {picture}, {self.out / 'curves.png'}",

@@ -88,11 +88,11 @@ class Progress:
             self.say(line)
         elif not self._quiet:
             # The kernel runs on IPython, so it is there. A saved notebook keeps the last state.
-            from IPython import display
+            from IPython.display import display
 
             content = {"text/plain": printable(line)}
             if self._line is None:
-                show: Any = display.display  # has no types, where IPython is installed at all
+                show: Any = display  # has no types, where IPython is installed at all
                 self._line = show(content, raw=True, display_id=True)
             else:
                 self._line.update(content, raw=True)

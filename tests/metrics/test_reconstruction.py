@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import MISSING, fields
 
 import pytest
 import torch
 
 from vqvae2_fast.metrics import psnr, reconstruction_error
 from vqvae2_fast.metrics.reconstruction import PairMeasures, reconstruction_measures
+from vqvae2_fast.metrics.results import CodecQuality
 from vqvae2_fast.models.configs import VQVAE2Config
 
 
@@ -74,3 +76,14 @@ def test_lpips_of_images_that_are_too_small_is_refused():
     model.config = VQVAE2Config(image_size=(8, 8), strides=(2, 2))
     with pytest.raises(ValueError, match="expected images of 11 pixels or more"):
         reconstruction_measures(model, [torch.rand(2, 3, 8, 8)], lambda a, b: a)
+
+
+def test_only_measures_that_every_evaluation_has_are_required():
+    """`evaluate --beside` reads files of earlier versions."""
+    required = [measure.name for measure in fields(PairMeasures) if measure.default is MISSING]
+    assert required == ["mse", "mse_unit", "psnr", "ssim", "lpips"]
+
+
+def test_codecs_are_compared_by_the_measures_that_are_drawn():
+    drawn = {measure.name for measure in fields(PairMeasures) if measure.metadata["drawn"]}
+    assert {measure.name for measure in fields(CodecQuality)[1:]} == drawn

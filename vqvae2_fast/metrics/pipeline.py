@@ -7,7 +7,7 @@ grow with the set.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,10 +116,7 @@ def evaluate_pipeline(
         codecs={
             name: CodecQuality(
                 bits,
-                *(
-                    codec_at_bits(curve, bits, measure)
-                    for measure in ("psnr", "ssim", "ms_ssim", "lpips")
-                ),
+                *(codec_at_bits(curve, bits, own.name) for own in fields(CodecQuality)[1:]),
             )
             for name, curve in points.items()
         },

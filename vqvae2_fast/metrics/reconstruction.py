@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,9 +45,22 @@ def psnr(mse: float) -> float:
     return math.inf if mse == 0 else -10 * math.log10(mse)
 
 
-def _measure(label: str, form: str, **options: Any) -> Any:
-    """A measure, what reports call it, and how they print it."""
-    return field(metadata={"label": label, "form": form}, **options)
+def _measure(
+    label: str,
+    form: str,
+    *,
+    drawn: bool = False,
+    better: Literal["lower", "higher"] = "lower",
+    **options: Any,
+) -> Any:
+    """A measure, what reports call it, and how they print it.
+
+    Args:
+        drawn: It has a panel in the plot of quality against bits.
+        better: Which values are better.
+    """
+    metadata = {"label": label, "form": form, "drawn": drawn, "better": better}
+    return field(metadata=metadata, **options)
 
 
 @dataclass(frozen=True)
@@ -56,17 +69,20 @@ class Reconstruction:
 
     mse: float = _measure("MSE, pixels in [-1, 1]", ".5f")
     mse_unit: float = _measure("MSE, pixels in [0, 1]", ".5f")
-    psnr: float = _measure("PSNR, dB", ".2f")
+    psnr: float = _measure("PSNR, dB", ".2f", drawn=True, better="higher")
 
 
 @dataclass(frozen=True)
 class PairMeasures(Reconstruction):
     """With the measures that see structure, means over the images; LPIPS is None without it, and
-    MS-SSIM for images with a side below 176."""
+    MS-SSIM for images with a side below 176.
 
-    ssim: float = _measure("SSIM", ".4f")
-    lpips: float | None = _measure("LPIPS", ".4f")
-    ms_ssim: float | None = _measure("MS-SSIM", ".4f", default=None)
+    Earlier evaluations are read too: a new measure is None by default.
+    """
+
+    ssim: float = _measure("SSIM", ".4f", drawn=True, better="higher")
+    lpips: float | None = _measure("LPIPS", ".4f", drawn=True)
+    ms_ssim: float | None = _measure("MS-SSIM", ".4f", drawn=True, better="higher", default=None)
 
 
 class PairSums:

@@ -54,6 +54,8 @@ class LevelCost:
 class CodecQuality:
     """Quality of an image codec at a number of bits per image, headers not counted.
 
+    After the bits come measures of the names that `PairMeasures` gives them.
+
     PSNR in dB is None if the codec needs more bits, as are then the other measures, which are also
     None where they were not taken.
     """

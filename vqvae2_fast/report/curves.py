@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["new_figure", "plot_curves", "plot_rate"]
 
 Log = Sequence[Mapping[str, Any]]
-# Measures of pairs of images that have a panel of their own.
-_PLOTTED = ("psnr", "ssim", "ms_ssim", "lpips")
 
 
 def plot_curves(
@@ -101,14 +99,14 @@ def plot_rate(
     measures = [
         measure
         for measure in fields(PairMeasures)
-        if measure.name in _PLOTTED
+        if measure.metadata["drawn"]
         and getattr(found.reconstruction, measure.name, None) is not None
     ]
     figure = new_figure(5.2 * len(measures), 4.4)
     axes = figure.subplots(1, len(measures), squeeze=False)[0]
     for axis, measure in zip(axes, measures, strict=True):
         label = measure.metadata["label"] + (
-            " (lower is better)" if measure.name == "lpips" else ""
+            " (lower is better)" if measure.metadata["better"] == "lower" else ""
         )
         axis.set(xlabel="bits per image", ylabel=label)
         _plot_codecs(axis, found, measure.name)

@@ -3,6 +3,7 @@
 // torch and Python; .ci/aarch64 runs it on an emulated Arm processor.
 //
 //     codec_test DIR/level0.dump DIR/level1.dump
+//     codec_test --images 100 DIR/level0.dump DIR/level1.dump    # only the first images
 //     codec_test --all DIR/level0.dump DIR/level1.dump     # every image in every way: slow
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,13 +125,16 @@ bool decodes(const Level& level, const sampler::Plan& plan, const Case& test) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool all = argc > 1 && !strcmp(argv[1], "--all");
+  const bool some = argc > 2 && !strcmp(argv[1], "--images");
+  const int64_t images = some ? atoi(argv[2]) : 1000;
+  const int first_dump = some ? 3 : all ? 2 : 1;
   // All images at once; then a few one at a time, with threads that share an image, and with
   // threads that take images of their own.
-  std::vector<Case> cases = {{1000, 64, 1}, {10, 1, 1}, {2, 1, 2}, {10, 10, 2}};
-  const bool all = argc > 1 && !strcmp(argv[1], "--all");
-  if (all) cases = {{1000, 1, 1}, {1000, 64, 1}, {1000, 1, 2}, {1000, 64, 2}};
+  std::vector<Case> cases = {{images, 64, 1}, {10, 1, 1}, {2, 1, 2}, {10, 10, 2}};
+  if (all) cases = {{images, 1, 1}, {images, 64, 1}, {images, 1, 2}, {images, 64, 2}};
   int failures = 0;
-  for (int number = all ? 2 : 1; number < argc; ++number) {
+  for (int number = first_dump; number < argc; ++number) {
     Dump dump(argv[number]);
     const Level level(dump);
     const sampler::Plan plan(level.description);
@@ -145,6 +149,7 @@ int main(int argc, char** argv) {
       }
     }
   }
-  if (argc < 2) printf("usage: codec_test DUMP ...\n");
-  return failures || argc < 2;
+  const bool given = first_dump < argc && images > 0;
+  if (!given) printf("usage: codec_test [--all | --images N] DUMP ...\n");
+  return failures || !given;
 }

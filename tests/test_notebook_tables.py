@@ -34,6 +34,10 @@ def test_names_in_tables_are_escaped():
     assert '<td class="met">met</td><td class="number">-3</td>' in html
 
 
+def test_an_empty_cell_is_no_number():
+    assert "<td></td><td>x</td>" in html_table(("", ""), [("", "x")])
+
+
 def test_a_quantiser_shows_how_its_codes_are_used():
     quantizer = vq2.VectorQuantizerEMA(1024, 4, restart=0)
     assert shown(quantizer)[1] == ["", "1,024", "4", "1", "1,020"]  # as many as are counted alike

@@ -31,5 +31,5 @@ def html_summary(lead: str, header: Sequence[str], rows: Iterable[Sequence[str]]
 def _cell(cell: str) -> str:
     if cell in ("met", "missed"):
         return f'<td class="{cell}">{cell}</td>'
-    number = cell[:1].isdigit() or cell[:1] in "-+−≤≥"
+    number = cell[:1].isdigit() or cell.startswith(("-", "+", "−", "≤", "≥"))
     return f'<td class="number">{escape(cell)}</td>' if number else f"<td>{escape(cell)}</td>"

@@ -92,7 +92,7 @@ class Progress:
 
             content = {"text/plain": printable(line)}
             if self._line is None:
-                show: Any = display  # has no types, where IPython is installed at all
+                show: Any = display  # untyped
                 self._line = show(content, raw=True, display_id=True)
             else:
                 self._line.update(content, raw=True)

@@ -61,7 +61,7 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> Iterator[nn
                     yield _sharded(model, segments, ranks)
             else:
                 with warnings.catch_warnings():
-                    # Of weights of 1x1 convolutions, which lie alike in memory with either.
+                    # Strides of 1x1 weights may differ: their dimensions of size 1 do not matter.
                     warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
                     yield _copied(model)
     finally:

@@ -156,14 +156,14 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
       scores.all[r][2 * panel + 1] = high[r];
       low[r] = low[r].lesser(high[r]);
     }
-    ByteSum* const minima = &scores.minima[0][panel / 2];
+    const int64_t block = panel / 2;
     if (panel % 2 == 0) {
 #pragma GCC unroll 12
-      for (int r = 0; r < kTileRows; ++r) minima[r * kPartBlocks] = low[r];
+      for (int r = 0; r < kTileRows; ++r) scores.minima[r][block] = low[r];
     } else {
 #pragma GCC unroll 12
       for (int r = 0; r < kTileRows; ++r) {
-        minima[r * kPartBlocks] = minima[r * kPartBlocks].lesser(low[r]);
+        scores.minima[r][block] = scores.minima[r][block].lesser(low[r]);
       }
     }
   }

@@ -22,15 +22,18 @@ constexpr ByteLayout kByteLayout = {.fewest_codes = ByteSum::kFewestCodes,
                                     .dims = ByteSum::kDims,
                                     .most_component = ByteSum::kMostCode,
                                     .most_half = ByteSum::kMostHalf};
+// Integers of a row are at most kMostByte; as bytes they have kByteBias added.
+constexpr int kMostByte = 127, kByteBias = 128;
 // Blocks of codes whose scores are in memory at once, 24 KiB, and tiles that pass over them.
 constexpr int64_t kPartBlocks = kTileRows > 6 ? 8 : 16;
 constexpr int64_t kPartTiles = 4;
-// Candidates that a row keeps. With more it goes to the next screen.
+// Room for the candidates of a row. If it does not suffice, the row goes to the next screen.
 constexpr int kMostCandidates = 128;
 
+// Rows as bytes with 128 added, in one unit, so that the sums of all of them start alike.
 struct ByteTile {
   uint32_t words[kTileRows][kMostByteDims / ByteSum::kDims];
-  uint32_t factors[kTileRows], offsets[kTileRows];
+  uint32_t factor;
 };
 
 struct ByteRow {
@@ -60,67 +63,98 @@ struct ByteScores {
   ByteSum minima[kTileRows][kPartBlocks];  // of blocks
 };
 
-// The unit of the integers of a row in which no score leaves its type.
-inline float byte_unit(const ByteCodes& bytes, int64_t dim, float norm, float largest) {
-  if constexpr (sizeof(ByteSum::Score) == 2) {
-    // |integers| <= norm / unit + sqrt(D) / 2, and half norms count up to their largest.
-    const float room = 32000 - bytes.norm * sqrtf(static_cast<float>(dim)) / 2;
-    return (32768 * bytes.half_unit / bytes.unit + norm * bytes.norm) / room;
+// The least unit of the integers of a row in which nothing is clipped and no score leaves its type,
+// or infinity if the row is not screened.
+inline float byte_unit(const PackedCodebook& codebook, const float* z) {
+  const ByteCodes& bytes = codebook.bytes;
+  const int64_t dim = codebook.dim;
+  float square = 0, largest = 0;
+  for (int64_t d = 0; d < dim; ++d) {
+    const float value = codebook.center[d] - z[d];
+    square += value * value;
+    largest = fabsf(value) > largest ? fabsf(value) : largest;
   }
-  // The sum of products is at most 2^20, and half norms count up to their largest.
-  const float unit = largest * (1.0001f / ByteSum::kMostRow);
-  const float least = bytes.half_unit / bytes.unit * 1.0001f;
+  const float norm = norm_above(square, dim);
+  if (!(norm < 0x1p16f * static_cast<float>(codebook.max_norm))) return INFINITY;
+  float least = bytes.half_unit / bytes.unit * 1.0001f;
+  if constexpr (sizeof(ByteSum::Score) == 2) {
+    // |integers| <= norm / unit + sqrt(D) / 2, and half norms count up to their largest. In 32
+    // bits the sum of products is at most 2^20.
+    const float room = 32000 - bytes.norm * sqrtf(static_cast<float>(dim)) / 2;
+    least = (32768 * bytes.half_unit / bytes.unit + norm * bytes.norm) / room;
+  }
+  const float unit = largest * (1.0001f / kMostByte);
   return unit > least ? unit : least;
 }
 
-// Writes m - z as bytes of a tile in a unit of its own.
-inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r, ByteTile& tile) {
+// Sorts list[0..count) by the units of its rows, so that those of a tile are much the same, and
+// writes the units in this order.
+inline void sort_by_unit(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
+                         int64_t count, float* units) {
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t row = list[n];
+    const float unit = byte_unit(codebook, rows[row]);
+    int64_t i = n;
+    for (; i > 0 && units[i - 1] > unit; --i) {
+      units[i] = units[i - 1];
+      list[i] = list[i - 1];
+    }
+    units[i] = unit;
+    list[i] = row;
+  }
+}
+
+// Writes m - z as bytes of a tile in the given unit.
+inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, float unit,
+                           uint32_t* words) {
   constexpr int kDims = ByteSum::kDims;
   const ByteCodes& bytes = codebook.bytes;
   const int64_t dim = codebook.dim;
-  const float max_norm = static_cast<float>(codebook.max_norm);
-  float values[kMostByteDims], square = 0, largest = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    values[d] = codebook.center[d] - z[d];
-    square += values[d] * values[d];
-    largest = fabsf(values[d]) > largest ? fabsf(values[d]) : largest;
-  }
-  const float norm = norm_above(square, dim);
-  ByteRow row;
-  row.width = -1;
-  row.least = ByteSum::kMostScore;
-  row.count = 0;
-  memset(tile.words[r], 0, sizeof(tile.words[r]));
-  tile.factors[r] = tile.offsets[r] = 0;
-  if (!(norm < 0x1p16f * max_norm)) return row;
-  const float unit = byte_unit(bytes, dim, norm, largest);
-  const float inverse = 1 / unit, product = unit * bytes.unit;
-  constexpr float kMost = ByteSum::kMostRow;
-  float errors = 0;
-  int sum = 0;
-  int8_t packed[kMostByteDims] = {};
+  const float max_norm = static_cast<float>(codebook.max_norm), inverse = 1 / unit;
+  float square = 0, errors = 0;
+  uint8_t packed[kMostByteDims + kDims] = {};
   for (int64_t d = 0; d < dim; ++d) {
     constexpr float kInteger = 0x1.8p23f;
-    const float scaled = values[d] * inverse, low = scaled < -kMost ? -kMost : scaled;
-    const float integer = ((low > kMost ? kMost : low) + kInteger) - kInteger;
-    const float error = values[d] - integer * unit;
+    const float value = codebook.center[d] - z[d];
+    const float integer = (value * inverse + kInteger) - kInteger;
+    const float error = value - integer * unit;
+    square += value * value;
     errors += error * error;
-    packed[d] = static_cast<int8_t>(static_cast<int>(integer));
-    sum += packed[d];
+    packed[d] = static_cast<uint8_t>(static_cast<int>(integer) + kByteBias);
   }
   for (int64_t d = 0; d < dim; d += kDims) {
     uint32_t word = 0;
     memcpy(&word, packed + d, kDims);
-    tile.words[r][d / kDims] = kDims == 2 ? word * 0x10001u : word;
+    words[d / kDims] = kDims == 2 ? word * 0x10001u : word;
   }
-  tile.factors[r] = ByteSum::factor(bytes.half_unit / product);
-  tile.offsets[r] = ByteSum::offset(-ByteSum::kBias * sum);
   // The roundings of m - z and of the errors, whose squares were summed in float32.
-  const float error = norm_above(errors, dim) + norm * 0x1p-22f;
-  const float width = static_cast<float>(VQ_BAND_SCALE) *
-                      (2.02f * (error * max_norm + (norm + error) * bytes.residual) / product + 6);
-  if (width < ByteSum::kMostScore) row.width = static_cast<int>(width) + 1;
+  const float norm = norm_above(square, dim), error = norm_above(errors, dim) + norm * 0x1p-22f;
+  const float width =
+      static_cast<float>(VQ_BAND_SCALE) *
+      (2.02f * (error * max_norm + (norm + error) * bytes.residual) / (unit * bytes.unit) + 6);
+  ByteRow row;
+  row.width = width < ByteSum::kMostScore ? static_cast<int>(width) + 1 : -1;
+  row.least = ByteSum::kMostScore;
+  row.count = 0;
   return row;
+}
+
+// Writes the rows list[0..kTileRows), whose units ascend, as a tile.
+inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* rows,
+                            const int64_t* list, const float* units, ByteTile& tile,
+                            ByteRow* state) {
+  float unit = 0;
+  for (int r = 0; r < kTileRows; ++r) unit = units[r] < INFINITY ? units[r] : unit;
+  const float product = unit * codebook.bytes.unit;
+  tile.factor = unit > 0 ? ByteSum::factor(codebook.bytes.half_unit / product) : 0;
+  for (int r = 0; r < kTileRows; ++r) {
+    if (units[r] < INFINITY) {
+      state[r] = stage_bytes(codebook, rows[list[r]], unit, tile.words[r]);
+    } else {
+      state[r].width = -1;
+      memset(tile.words[r], 0, sizeof(tile.words[r]));
+    }
+  }
 }
 
 // The scores of blocks first..last.
@@ -129,15 +163,19 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
                                                ByteScores& scores) {
   constexpr int64_t kDims = ByteSum::kDims, kLanes = ByteSum::kLanes;
   const int64_t words = (codebook.dim + kDims - 1) / kDims;
-  const uint8_t* codes = codebook.bytes.panels + first * kByteBlock * kDims * words;
+  const int8_t* codes = codebook.bytes.panels + first * kByteBlock * kDims * words;
   const auto* half_norms =
       static_cast<const ByteSum::Half*>(codebook.bytes.half_norms) + first * kByteBlock;
+  const auto* offsets =
+      static_cast<const ByteSum::Offset*>(codebook.bytes.offsets) + first * kByteBlock;
   for (int64_t panel = 0; panel < 2 * (last - first); ++panel) {
+    const ByteSum low_start = ByteSum::start(half_norms, tile.factor, offsets);
+    const ByteSum high_start = ByteSum::start(half_norms + kLanes, tile.factor, offsets + kLanes);
     ByteSum low[kTileRows], high[kTileRows];
 #pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
-      low[r] = ByteSum::start(half_norms, tile.factors[r], tile.offsets[r]);
-      high[r] = ByteSum::start(half_norms + kLanes, tile.factors[r], tile.offsets[r]);
+      low[r] = low_start;
+      high[r] = high_start;
     }
     // At least once: with a loop that may be empty, GCC 12 also stores all sums in each pass.
     int64_t i = 0;
@@ -150,6 +188,7 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
       codes += 2 * kDims * kLanes;
     } while (++i < words);
     half_norms += 2 * kLanes;
+    offsets += 2 * kLanes;
 #pragma GCC unroll 12
     for (int r = 0; r < kTileRows; ++r) {
       scores.all[r][2 * panel] = low[r];
@@ -172,6 +211,8 @@ inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, int r
 // Adds the candidates of row r from num_blocks blocks, which start with block `first`.
 inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, int64_t first,
                                int64_t num_blocks) {
+  constexpr int kLanes = ByteSum::kLanes;
+  constexpr int64_t kWordBlocks = 64 / kLanes;
   ByteSum lanes_least = scores.minima[r][0];
   for (int64_t block = 1; block < num_blocks; ++block) {
     lanes_least = lanes_least.lesser(scores.minima[r][block]);
@@ -180,20 +221,26 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
   if (part_least < row.least) row.least = part_least;
   const auto bound = static_cast<ByteSum::Score>(row.bound());
   if (part_least > bound) return;
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    if (!scores.minima[r][block].lanes_at_most(bound)) continue;
-    for (int64_t v = block * kBlockVectors; v < (block + 1) * kBlockVectors; ++v) {
-      uint32_t lanes = scores.all[r][v].lanes_at_most(bound);
-      for (; lanes; lanes &= lanes - 1) {
-        if (row.count == kMostCandidates) row.drop_beaten();
-        if (row.count == kMostCandidates) {
-          row.width = -1;
-          return;
-        }
-        const int lane = __builtin_ctz(lanes);
-        row.candidates[row.count++] = {
-            .code = static_cast<int32_t>(first * kByteBlock + v * ByteSum::kLanes + lane),
-            .score = static_cast<ByteSum::Score>(scores.all[r][v].v[lane])};
+  for (int64_t base = 0; base < num_blocks; base += kWordBlocks) {
+    // A bit for each lane of these blocks; few branches, because none of them can be foreseen.
+    const int64_t end = base + kWordBlocks < num_blocks ? base + kWordBlocks : num_blocks;
+    uint64_t open = 0;
+    for (int64_t block = base; block < end; ++block) {
+      open |= uint64_t{scores.minima[r][block].lanes_at_most(bound)} << (block - base) * kLanes;
+    }
+    for (; open; open &= open - 1) {
+      if (row.count > kMostCandidates - kBlockVectors) row.drop_beaten();
+      if (row.count > kMostCandidates - kBlockVectors) {
+        row.width = -1;
+        return;
+      }
+      const int bit = __builtin_ctzll(open), lane = bit % kLanes;
+      const int64_t vector = (base + bit / kLanes) * kBlockVectors;
+      for (int64_t v = vector; v < vector + kBlockVectors; ++v) {
+        const auto score = static_cast<ByteSum::Score>(scores.all[r][v].v[lane]);
+        row.candidates[row.count] = {
+            .code = static_cast<int32_t>(first * kByteBlock + v * kLanes + lane), .score = score};
+        row.count += score <= bound;
       }
     }
   }
@@ -215,22 +262,27 @@ inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const 
   return shortlist.nearest();
 }
 
-// Screens the rows list[0..count) and settles what it can; the others stay in the list.
+// Screens the rows list[0..count) and settles what it can; the others stay in the list, in another
+// order. list and units have room for whole tiles.
 inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
-                            int64_t count, int64_t* indices) {
+                            int64_t count, float* units, int64_t* indices) {
   const int64_t num_blocks = (codebook.num_codes + kByteBlock - 1) / kByteBlock;
   ByteTile tiles[kPartTiles];
   ByteRow state[kPartTiles * kTileRows];
   ByteScores scores;
   int64_t num_left = 0;
+  sort_by_unit(codebook, rows, list, count, units);
+  for (int64_t i = count; i % kTileRows; ++i) {  // the last tile repeats its last row
+    list[i] = list[count - 1];
+    units[i] = units[count - 1];
+  }
   for (int64_t begin = 0; begin < count; begin += kPartTiles * kTileRows) {
     const int64_t rest = count - begin;
     const int64_t num = rest < kPartTiles * kTileRows ? rest : kPartTiles * kTileRows;
     const int64_t num_tiles = (num + kTileRows - 1) / kTileRows;
-    for (int64_t i = 0; i < num_tiles * kTileRows; ++i) {  // the last tile repeats its last row
-      const int64_t row = list[begin + (i < num ? i : num - 1)];
-      state[i] =
-          stage_bytes(codebook, rows[row], static_cast<int>(i % kTileRows), tiles[i / kTileRows]);
+    for (int64_t i = 0; i < num_tiles; ++i) {
+      const int64_t row = begin + i * kTileRows;
+      stage_byte_tile(codebook, rows, list + row, units + row, tiles[i], state + i * kTileRows);
     }
     for (int64_t first = 0; first < num_blocks; first += kPartBlocks) {
       const int64_t last = first + kPartBlocks < num_blocks ? first + kPartBlocks : num_blocks;

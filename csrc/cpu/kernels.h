@@ -33,7 +33,7 @@ struct KernelTable {
                             const PanelBuffers& out);
   // Fills blocks first..last of the bytes of a codebook whose panels and units of bytes are set.
   ByteNorms (*fill_bytes)(const PackedCodebook& codebook, int64_t first, int64_t last,
-                          uint8_t* panels, void* half_norms);
+                          const ByteBuffers& out);
   // dz = dz_q + scale (z - code) of rows begin..end; dz contiguous, in z's dtype.
   void (*quantize_backward)(const Rows& dz_q, const Rows& z, const Rows& code, float scale,
                             int64_t dim, int64_t begin, int64_t end, void* dz);

@@ -144,7 +144,7 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
   if (skips->bytes > 0) {
     --skips->bytes;
   } else if (codebook.bytes.panels) {
-    left = screen_bytes(codebook, work.rows, work.unsettled, left, indices);
+    left = screen_bytes(codebook, work.rows, work.unsettled, left, work.least, indices);
     if (3 * left > count) skips->bytes = kSkippedBlocks;
   }
 #endif

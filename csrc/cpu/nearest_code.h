@@ -35,9 +35,9 @@ struct ByteLayout {
 
 // Codes as bytes in one unit for all of them; no panels if there are none.
 struct ByteCodes {
-  // Integers with ByteSum::kBias added: [blocks, 2, ceil(D / dims), block / 2, dims].
-  const uint8_t* panels = nullptr;
+  const int8_t* panels = nullptr;    // [blocks, 2, ceil(D / dims), block / 2, dims]
   const void* half_norms = nullptr;  // |e'|^2 / 2 in units of `half_unit`, as ByteSum::Half
+  const void* offsets = nullptr;     // what kByteBias adds to the sums, as ByteSum::Offset
   float unit = 0, half_unit = 0;
   float norm = 0;      // of a code in `unit`, at most
   float residual = 0;  // |e' - its bytes|, at most
@@ -105,6 +105,12 @@ struct PanelBuffers {
 struct PanelNorms {
   double max_norm, pair_residual, tile_residual;
   float largest_component;
+};
+
+// Where the bytes of a codebook are written.
+struct ByteBuffers {
+  int8_t* panels;
+  void *half_norms, *offsets;
 };
 
 // For some blocks of bytes: the smallest values that the fields of ByteCodes may have.

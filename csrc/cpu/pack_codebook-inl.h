@@ -128,20 +128,21 @@ inline PanelNorms fill_panels(const PackedCodebook& codebook, int64_t first, int
 #if defined(VQ_HAS_BYTE_PRODUCTS)
 // Fills blocks first..last of the bytes of a codebook whose panels and units of bytes are set.
 inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64_t last,
-                            uint8_t* panels, void* half_norms) {
+                            const ByteBuffers& out) {
   constexpr int64_t kWidth = 2 * ByteSum::kLanes, kDims = ByteSum::kDims;
   const int64_t dim = codebook.dim, words = (dim + kDims - 1) / kDims;
   const double unit = static_cast<double>(codebook.bytes.unit), inverse = 1 / unit;
-  auto* const halves = static_cast<ByteSum::Half*>(half_norms);
+  auto* const halves = static_cast<ByteSum::Half*>(out.half_norms);
+  auto* const offsets = static_cast<ByteSum::Offset*>(out.offsets);
   double most_square = 0, most_residual = 0;
   for (int64_t k = first * kByteBlock; k < last * kByteBlock; ++k) {
-    uint8_t bytes[kMostByteDims + kDims];
-    for (uint8_t& byte : bytes) byte = ByteSum::kBias;
+    int8_t bytes[kMostByteDims + kDims] = {};
     // Padding repeats the last code, so that the least score is always that of a code.
     const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
     halves[k] = ByteSum::half(codebook.half_norms[source] / codebook.bytes.half_unit);
     const float* const code = codebook.codes + source * dim;
     double squares[4] = {}, residuals[4] = {};
+    int sum = 0;
     for (int64_t d = 0; d < dim; ++d) {
       // The last bit of 1.5 * 2^52 stands for one.
       constexpr double kInteger = 0x1.8p52;
@@ -150,13 +151,15 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
       const double error = exact - integer * unit;
       squares[d % 4] += integer * integer;
       residuals[d % 4] += error * error;
-      bytes[d] = static_cast<uint8_t>(ByteSum::kBias + static_cast<int>(integer));
+      bytes[d] = static_cast<int8_t>(static_cast<int>(integer));
+      sum += bytes[d];
     }
+    offsets[k] = static_cast<ByteSum::Offset>(kByteBias * sum);
     const double square = squares[0] + squares[1] + squares[2] + squares[3];
     const double residual = residuals[0] + residuals[1] + residuals[2] + residuals[3];
     if (square > most_square) most_square = square;
     if (residual > most_residual) most_residual = residual;
-    uint8_t* const column = panels + (k / kWidth * words * kWidth + k % kWidth) * kDims;
+    int8_t* const column = out.panels + (k / kWidth * words * kWidth + k % kWidth) * kDims;
     for (int64_t word = 0; word < words; ++word) {
       for (int64_t i = 0; i < kDims; ++i)
         column[word * kWidth * kDims + i] = bytes[word * kDims + i];

@@ -73,22 +73,26 @@ void pack_bytes(PackedCodebookStorage& packed, float largest_component, const Ke
   const ByteLayout& layout = kernels.bytes;
   const int64_t num_blocks = (view.num_codes + layout.block - 1) / layout.block;
   const int64_t bytes_each = (view.dim + layout.dims - 1) / layout.dims * layout.dims;
-  packed.byte_panels = aligned<uint8_t>(num_blocks * layout.block * bytes_each);
-  packed.byte_half_norms = aligned<uint8_t>(num_blocks * layout.block * layout.dims);
+  packed.byte_panels = aligned<int8_t>(num_blocks * layout.block * bytes_each);
+  packed.byte_half_norms = aligned<int8_t>(num_blocks * layout.block * layout.dims);
+  packed.byte_offsets = aligned<int8_t>(num_blocks * layout.block * layout.dims);
+  const ByteBuffers buffers = {.panels = packed.byte_panels.get(),
+                               .half_norms = packed.byte_half_norms.get(),
+                               .offsets = packed.byte_offsets.get()};
   ByteCodes& bytes = view.bytes;
   const float largest_half = static_cast<float>(0.5 * view.max_norm * view.max_norm);
   bytes.unit = largest_component / layout.most_component * 1.0001f;
   bytes.half_unit = largest_half / layout.most_half * 1.0001f;
   std::mutex mutex;
   run_parts(num_blocks, [&](int64_t first, int64_t last) {
-    const ByteNorms norms = kernels.fill_bytes(view, first, last, packed.byte_panels.get(),
-                                               packed.byte_half_norms.get());
+    const ByteNorms norms = kernels.fill_bytes(view, first, last, buffers);
     const std::lock_guard<std::mutex> lock(mutex);
     bytes.norm = std::max(bytes.norm, norms.norm);
     bytes.residual = std::max(bytes.residual, norms.residual);
   });
-  bytes.panels = packed.byte_panels.get();
-  bytes.half_norms = packed.byte_half_norms.get();
+  bytes.panels = buffers.panels;
+  bytes.half_norms = buffers.half_norms;
+  bytes.offsets = buffers.offsets;
 }
 
 // `owned` holds the codes, or nothing if they are kept elsewhere.

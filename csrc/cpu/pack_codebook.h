@@ -13,7 +13,7 @@ namespace vqvae2_fast::cpu {
 struct PackedCodebookStorage {
   Aligned<float> codes, center, half_norms, panels, pair_units;
   Aligned<uint32_t> pair_panels;
-  Aligned<uint8_t> byte_panels, byte_half_norms;
+  Aligned<int8_t> byte_panels, byte_half_norms, byte_offsets;
   Aligned<uint16_t> tile_panels;
   PackedCodebook view;
   const char* level;  // name of the kernel table

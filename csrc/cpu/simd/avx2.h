@@ -154,10 +154,11 @@ struct PairSum {
 // Eight scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 8, kDims = 4;
-  static constexpr int kFewestCodes = 2048;  // below, the next screen alone is faster
-  static constexpr int kMostRow = 127, kMostCode = 127, kBias = 128;
+  static constexpr int kFewestCodes = 1024;  // below, the next screen alone is faster
+  static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
+  using Offset = int32_t;
   using Score = int32_t;
   typedef unsigned Lanes __attribute__((vector_size(32)));
   Lanes v;
@@ -168,21 +169,19 @@ struct ByteSum {
     __builtin_memcpy(&bits, &ratio, sizeof(bits));
     return bits;
   }
-  static uint32_t offset(int value) { return static_cast<uint32_t>(value); }
-  static ByteSum broadcast(int x) { return {reinterpret_cast<Lanes>(_mm256_set1_epi32(x))}; }
-  // offset + round(half_norms * factor).
-  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
+  // round(half_norms * factor) - offsets.
+  static ByteSum start(const Half* half_norms, uint32_t factor, const Offset* offsets) {
     const __m256 ratio = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(factor)));
     const __m256i scaled = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(half_norms), ratio));
-    return {reinterpret_cast<Lanes>(_mm256_set1_epi32(static_cast<int>(offset))) +
-            reinterpret_cast<Lanes>(scaled)};
+    const __m256i less = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets));
+    return {reinterpret_cast<Lanes>(_mm256_sub_epi32(scaled, less))};
   }
-  // this[l] + sum over k of z[k] * codes[4 l + k], signed z and unsigned codes.
-  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+  // this[l] + sum over k of z[k] * codes[4 l + k], unsigned z and signed codes.
+  ByteSum add_products(uint32_t z, const int8_t* codes) const {
     const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
     return {
-        reinterpret_cast<Lanes>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(v), code, row))};
+        reinterpret_cast<Lanes>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(v), row, code))};
   }
   ByteSum lesser(ByteSum b) const {
     return {reinterpret_cast<Lanes>(
@@ -205,32 +204,29 @@ struct ByteSum {
 // Words of rows stand twice in 32 bits.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 2;
-  static constexpr int kFewestCodes = 4096;  // below, the next screen alone is faster
-  // Unsigned codes below 128, so that a sum of two products does not saturate.
-  static constexpr int kMostRow = 127, kMostCode = 63, kBias = 64;
+  static constexpr int kFewestCodes = 2048;  // below, the next screen alone is faster
+  static constexpr int kMostCode = 63;       // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;
+  using Offset = int16_t;
   using Score = int16_t;
   typedef unsigned short Lanes __attribute__((vector_size(32)));
   Lanes v;
 
   static Half half(float count) { return static_cast<Half>(count + 0.5f); }
-  static uint32_t twice(int value) { return (static_cast<uint32_t>(value) & 0xFFFFu) * 0x10001u; }
-  static uint32_t factor(float ratio) { return twice(static_cast<int>(32768 * ratio + 0.5f)); }
-  static uint32_t offset(int value) { return twice(value); }
-  static ByteSum broadcast(int16_t x) { return {reinterpret_cast<Lanes>(_mm256_set1_epi16(x))}; }
-  // offset + round(half_norms * factor / 2^15).
-  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
+  static uint32_t factor(float ratio) { return static_cast<uint32_t>(32768 * ratio + 0.5f); }
+  // round(half_norms * factor / 2^15) - offsets.
+  static ByteSum start(const Half* half_norms, uint32_t factor, const Offset* offsets) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(half_norms));
-    const __m256i scaled = _mm256_mulhrs_epi16(halves, _mm256_set1_epi32(static_cast<int>(factor)));
-    return {reinterpret_cast<Lanes>(_mm256_set1_epi32(static_cast<int>(offset))) +
-            reinterpret_cast<Lanes>(scaled)};
+    const __m256i ratio = _mm256_set1_epi16(static_cast<int16_t>(factor));
+    const __m256i less = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(offsets));
+    return {reinterpret_cast<Lanes>(_mm256_sub_epi16(_mm256_mulhrs_epi16(halves, ratio), less))};
   }
-  // this[l] + z.low * codes[l].low + z.high * codes[l].high, signed z and unsigned codes.
-  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high, unsigned z and signed codes.
+  ByteSum add_products(uint32_t z, const int8_t* codes) const {
     const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
     const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
-    return {v + reinterpret_cast<Lanes>(_mm256_maddubs_epi16(code, row))};
+    return {v + reinterpret_cast<Lanes>(_mm256_maddubs_epi16(row, code))};
   }
   ByteSum lesser(ByteSum b) const {
     return {reinterpret_cast<Lanes>(

@@ -155,11 +155,12 @@ struct ByteSum {
 #if defined(__AMX_TILE__)
   static constexpr int kFewestCodes = 32768;
 #else
-  static constexpr int kFewestCodes = 16384;
+  static constexpr int kFewestCodes = 8192;
 #endif
-  static constexpr int kMostRow = 127, kMostCode = 127, kBias = 128;
+  static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
+  using Offset = int32_t;
   using Score = int32_t;
   typedef unsigned Lanes __attribute__((vector_size(64)));
   Lanes v;
@@ -170,20 +171,17 @@ struct ByteSum {
     __builtin_memcpy(&bits, &ratio, sizeof(bits));
     return bits;
   }
-  static uint32_t offset(int value) { return static_cast<uint32_t>(value); }
-  static ByteSum broadcast(int x) { return {reinterpret_cast<Lanes>(_mm512_set1_epi32(x))}; }
-  // offset + round(half_norms * factor).
-  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
+  // round(half_norms * factor) - offsets.
+  static ByteSum start(const Half* half_norms, uint32_t factor, const Offset* offsets) {
     const __m512 ratio = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(factor)));
     const __m512i scaled = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(half_norms), ratio));
-    return {reinterpret_cast<Lanes>(_mm512_set1_epi32(static_cast<int>(offset))) +
-            reinterpret_cast<Lanes>(scaled)};
+    return {reinterpret_cast<Lanes>(_mm512_sub_epi32(scaled, _mm512_loadu_si512(offsets)))};
   }
-  // this[l] + sum over k of z[k] * codes[4 l + k], signed z and unsigned codes.
-  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+  // this[l] + sum over k of z[k] * codes[4 l + k], unsigned z and signed codes.
+  ByteSum add_products(uint32_t z, const int8_t* codes) const {
     const __m512i row = _mm512_set1_epi32(static_cast<int>(z));
     return {reinterpret_cast<Lanes>(
-        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(v), _mm512_loadu_si512(codes), row))};
+        _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(v), row, _mm512_loadu_si512(codes)))};
   }
   ByteSum lesser(ByteSum b) const {
     return {reinterpret_cast<Lanes>(
@@ -200,30 +198,26 @@ struct ByteSum {
 struct ByteSum {
   static constexpr int kLanes = 32, kDims = 2;
   static constexpr int kFewestCodes = 4096;  // below, the next screen alone is faster
-  // Unsigned codes below 128, so that a sum of two products does not saturate.
-  static constexpr int kMostRow = 127, kMostCode = 63, kBias = 64;
+  static constexpr int kMostCode = 63;       // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;
+  using Offset = int16_t;
   using Score = int16_t;
   typedef unsigned short Lanes __attribute__((vector_size(64)));
   Lanes v;
 
   static Half half(float count) { return static_cast<Half>(count + 0.5f); }
-  static uint32_t twice(int value) { return (static_cast<uint32_t>(value) & 0xFFFFu) * 0x10001u; }
-  static uint32_t factor(float ratio) { return twice(static_cast<int>(32768 * ratio + 0.5f)); }
-  static uint32_t offset(int value) { return twice(value); }
-  static ByteSum broadcast(int16_t x) { return {reinterpret_cast<Lanes>(_mm512_set1_epi16(x))}; }
-  // offset + round(half_norms * factor / 2^15).
-  static ByteSum start(const Half* half_norms, uint32_t factor, uint32_t offset) {
+  static uint32_t factor(float ratio) { return static_cast<uint32_t>(32768 * ratio + 0.5f); }
+  // round(half_norms * factor / 2^15) - offsets.
+  static ByteSum start(const Half* half_norms, uint32_t factor, const Offset* offsets) {
     const __m512i scaled = _mm512_mulhrs_epi16(_mm512_loadu_si512(half_norms),
-                                               _mm512_set1_epi32(static_cast<int>(factor)));
-    return {reinterpret_cast<Lanes>(_mm512_set1_epi32(static_cast<int>(offset))) +
-            reinterpret_cast<Lanes>(scaled)};
+                                               _mm512_set1_epi16(static_cast<int16_t>(factor)));
+    return {reinterpret_cast<Lanes>(_mm512_sub_epi16(scaled, _mm512_loadu_si512(offsets)))};
   }
-  // this[l] + z.low * codes[l].low + z.high * codes[l].high, signed z and unsigned codes.
-  ByteSum add_products(uint32_t z, const uint8_t* codes) const {
+  // this[l] + z.low * codes[l].low + z.high * codes[l].high, unsigned z and signed codes.
+  ByteSum add_products(uint32_t z, const int8_t* codes) const {
     const __m512i row = _mm512_set1_epi32(static_cast<int>(z));
-    return {v + reinterpret_cast<Lanes>(_mm512_maddubs_epi16(_mm512_loadu_si512(codes), row))};
+    return {v + reinterpret_cast<Lanes>(_mm512_maddubs_epi16(row, _mm512_loadu_si512(codes)))};
   }
   ByteSum lesser(ByteSum b) const {
     return {reinterpret_cast<Lanes>(

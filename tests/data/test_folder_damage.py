@@ -142,10 +142,37 @@ def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:
     write_image(tmp_path / "b.jpg", noise(64, 64))
     _truncate(tmp_path / "b.jpg")
     (tmp_path / "d.gif").write_bytes(b"GIF89a")
-    with pytest.warns(UserWarning, match=r"skipped 2 corrupt of 4 images .* first is b\.jpg"):
+    expected = r"skipped 2 of 4 images in .*, which are corrupt; the first is b\.jpg"
+    with pytest.warns(UserWarning, match=expected):
         dataset = ImageFolder(tmp_path, 8, skip_corrupt=True)
     assert dataset.skipped == ("b.jpg", "d.gif")
     assert dataset.names == ("a.png", "c.png")
+
+
+def test_small_images_are_skipped_and_counted_on_request(tmp_path) -> None:
+    write_image(tmp_path / "a.png", noise(8, 8))
+    write_image(tmp_path / "b.png", noise(7, 8))
+    write_image(tmp_path / "c.png", noise(8, 7))
+    (tmp_path / "d.png").write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match=r"skipped 1 of 4 images in .*, which are corrupt"),
+        pytest.warns(UserWarning, match=r"skipped 2 .* are too small; the first is b\.png"),
+    ):
+        dataset = ImageFolder(tmp_path, 8, skip_corrupt=True, skip_small=True)
+    assert dataset.names == ("a.png",)
+    assert dataset.skipped == ("b.png", "c.png", "d.png")
+
+
+def test_small_images_are_an_error_that_names_the_way_out(tmp_path) -> None:
+    write_image(tmp_path / "a.png", noise(8, 8))
+    write_image(tmp_path / "b.png", noise(7, 8))
+    with pytest.raises(ValueError, match=r"b\.png is 7x8 .* or pass skip_small=True"):
+        ImageFolder(tmp_path, 8)
+    with (
+        pytest.warns(UserWarning, match="skipped 2"),
+        pytest.raises(ValueError, match="all 2 images of .* are too small"),
+    ):
+        ImageFolder(tmp_path, 9, skip_small=True)
 
 
 def test_only_corrupt_images_is_an_error_even_when_skipping(tmp_path) -> None:

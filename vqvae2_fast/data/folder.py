@@ -64,6 +64,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         skip_corrupt: Leave out files that cannot be decoded, with one warning that counts them;
             their paths are in `skipped`. Decodes every file once to find them. Without it only the
             header and the end of each file are checked, which finds files that were cut.
+        skip_small: Leave out images smaller than `image_size`, in the same way.
         convert_channels: Turn grey files to RGB or RGB files to grey where needed; without it a
             file of the other kind is an error.
 
@@ -84,6 +85,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         split: Split = "all",
         held_out_fraction: float = 0.1,
         skip_corrupt: bool = False,
+        skip_small: bool = False,
         convert_channels: bool = False,
     ) -> None:
         shape = checked_shape("ImageFolder", image_size, image_channels)
@@ -94,9 +96,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         files, self.class_names = _find(self.root, split, held_out_fraction)
 
         # All files are checked before the first is used: an error belongs at the start of a run.
-        self.skipped: tuple[str, ...] = ()
         kept: list[tuple[str, int]] = []
-        small: list[TooSmallImageError] = []
+        corrupt: list[str] = []
+        small: dict[str, TooSmallImageError] = {}
         for name, label in files:
             try:
                 self._check(name)
@@ -105,27 +107,34 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             except CorruptImageError:
                 if not skip_corrupt:
                     raise
-                self.skipped += (name,)
-                continue
+                corrupt.append(name)
             except TooSmallImageError as error:
-                small.append(error)
-            kept.append((name, label))
-        if len(small) > 1:
+                small[name] = error
+            else:
+                kept.append((name, label))
+        if small and not skip_small:
+            first = next(iter(small.values()))
+            others = f" {len(small) - 1} more of the {len(files)} images are too small."
             raise ValueError(
-                f"{small[0]} {len(small) - 1} more of the {len(files)} images are too small."
-            ) from small[0]
-        if small:
-            raise small[0]
-        if self.skipped:
-            warnings.warn(
-                f"ImageFolder: skipped {len(self.skipped)} corrupt of {len(files)} images in "
-                f"{printable(self.root)}; the first is {printable(self.skipped[0])}.",
-                stacklevel=2,
-            )
+                f"{str(first)[:-1]}, or pass skip_small=True to leave out such images."
+                f"{others if len(small) > 1 else ''}"
+            ) from first
+        shown = printable(self.root)
+        for found, what in ((corrupt, "corrupt"), (list(small), "too small")):
+            if found:
+                warnings.warn(
+                    f"ImageFolder: skipped {len(found)} of {len(files)} images in {shown}, which "
+                    f"are {what}; the first is {printable(found[0])}.",
+                    stacklevel=2,
+                )
         if not kept:
+            reasons = [
+                what for found, what in ((corrupt, "corrupt"), (small, "too small")) if found
+            ]
             raise ValueError(
-                f"ImageFolder: all {len(files)} images of {printable(self.root)} are corrupt."
+                f"ImageFolder: all {len(files)} images of {shown} are {' or '.join(reasons)}."
             )
+        self.skipped = tuple(sorted([*corrupt, *small]))
         self.names = tuple(name for name, _ in kept)
         self.labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
 

@@ -191,7 +191,8 @@ def _check_mode(where: str, image: Image.Image, channels: int, convert_channels:
     if found != channels and not convert_channels:
         raise _UnfitImageError(
             f"{where} has {found} channel(s) (mode {image.mode}), expected "
-            f"image_channels={channels}; pass image_channels={found} or convert_channels=True."
+            f"image_channels={channels}; pass convert_channels=True, or use a model and data of "
+            f"image_channels={found}."
         )
 
 

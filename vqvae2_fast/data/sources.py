@@ -116,6 +116,7 @@ def _folder(name: str, wanted: _Wanted) -> ImageSource:
         split=wanted.split,
         held_out_fraction=options.held_out_fraction,
         skip_corrupt=options.skip_corrupt,
+        skip_small=options.skip_small,
         convert_channels=options.convert_channels,
     )
     return wanted.cached(images, wanted.cache_name("folder", str(Path(name).resolve())))
@@ -224,6 +225,8 @@ class DataOptions:
     """Share of the images that is never trained on, where the source has no split of its own."""
     skip_corrupt: bool = False
     """Leave out files of a folder that cannot be decoded, with a warning."""
+    skip_small: bool = False
+    """Leave out images of a folder that are smaller than the model's, with a warning."""
     convert_channels: bool = False
     """Turn grey images to RGB, or RGB images to grey, where the model takes the other."""
 

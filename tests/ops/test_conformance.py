@@ -75,7 +75,7 @@ def is_taken(operator, case):
 
 def few_cases_of(operator):
     """Interpreted kernels are slow, so results and gradients get all cases, and the other
-    properties four cases that reach a kernel."""
+    properties four cases that reach a kernel (see `OWNED` too)."""
     cases = cases_of(operator)
     if not INTERPRETED:
         return cases
@@ -91,6 +91,14 @@ ALL = [
     pytest.param(operator, case, id=f"{name}-{case.name}")
     for name, operator in OPERATORS.items()
     for case in cases_of(operator)
+]
+FEW = {parameter.id for parameter in CASES}
+# Who owns a call: every change asks for all that no kernel takes, and for the few others.
+OWNED = [
+    parameter
+    if parameter.id in FEW or not is_taken(*parameter.values)
+    else pytest.param(*parameter.values, id=parameter.id, marks=pytest.mark.nightly)
+    for parameter in ALL
 ]
 ALL_BY_LEVEL = [
     pytest.param(operator, case, level, id=f"{name}-{case.name}-{level}")
@@ -192,8 +200,13 @@ def test_forward_on_three_threads_matches_reference(operator, case, with_threads
     assert_conforms(case, actual, eager, exact)
 
 
-@pytest.mark.parametrize("trains", [True, False], ids=["trains", "evaluates"])
-@pytest.mark.parametrize(("operator", "case"), ALL)
+# Triton's kernels do not ask whether a call trains.
+TRAINS = [pytest.param(True, id="trains")]
+EVALUATES = [] if INTERPRETED else [pytest.param(False, id="evaluates")]
+
+
+@pytest.mark.parametrize("trains", TRAINS + EVALUATES)
+@pytest.mark.parametrize(("operator", "case"), OWNED)
 def test_owner_is_who_ran(operator, case, trains):
     arguments = make(case, clone)
     with ExitStack() as stack:
@@ -207,7 +220,7 @@ def test_owner_is_who_ran(operator, case, trains):
 
 
 @pytest.mark.parametrize(
-    ("operator", "case"), [p for p in ALL if p.values[1].gradients and is_taken(*p.values)]
+    ("operator", "case"), [p for p in OWNED if p.values[1].gradients and is_taken(*p.values)]
 )
 def test_gradient_of_a_kernel_is_a_kernel(operator, case):
     arguments = list(make(case))
@@ -221,7 +234,7 @@ def test_gradient_of_a_kernel_is_a_kernel(operator, case):
         assert ops.OPERATORS[name].is_gradient
 
 
-@pytest.mark.parametrize(("operator", "case"), ALL)
+@pytest.mark.parametrize(("operator", "case"), OWNED)
 def test_strict_mode_raises_wherever_the_owner_declines(operator, case, monkeypatch):
     arguments = make(case, clone)
     with torch.set_grad_enabled(bool(case.gradients)):

@@ -65,6 +65,7 @@ LIMITS = {
     "sample": "--n 20",
     "evaluate": "--held-out-images 8 --train-images 8 --codec-images 2 --compressed-images 2",
 }
+FEWER = {"--candidates": 2}  # the same, for options
 # What the pages run that a test cannot, and why.
 NOT_RUN = {
     "vqvae2-fast serve": "It serves until it is stopped: tests/serve uses it.",
@@ -145,7 +146,9 @@ class Reader:
             command = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", value, command)
         words = shlex.split(command)
         name = words[words.index("vqvae2-fast") + 1]
-        return [*words, *shlex.split(f"{LIMITS.get(name, '')} {self.limits.get(name, '')}")]
+        limits = [f"{option} {few}" for option, few in FEWER.items() if option in words]
+        limits += [LIMITS.get(name, ""), self.limits.get(name, "")]
+        return [*words, *shlex.split(" ".join(limits))]
 
     def run(self, words: list[str]) -> None:
         self.ran.append(shlex.join(words))

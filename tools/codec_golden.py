@@ -22,6 +22,7 @@ import vqvae2_fast as vq2
 from vqvae2_fast import codec
 from vqvae2_fast.codec.bitstream import read_segments
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast.sampling.engines.cpu import packed_plan
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.pipeline import sample_levels
 from vqvae2_fast.sampling.prior import interface_of, plan_of
@@ -96,17 +97,17 @@ def dump(golden: Path, out: Path) -> None:
     maps = codec.decode_codes(loaded, (golden / "codes.vq2").read_bytes())
     labels = torch.cat([torch.tensor(segment.labels) for segment in segments])
     for level, prior in enumerate(loaded.priors):
-        integers, tensors = described_plan(plan_of(prior, interface_of(prior)))
+        plan = plan_of(prior, interface_of(prior))
+        described, made = described_plan(plan), packed_plan(plan)
         with (out / f"level{level}.dump").open("wb") as file:
-            write_numbers(file, len(integers), len(tensors))
-            for name, value in integers.items():
+            write_numbers(file, len(described.integers), len(described.sizes))
+            for name, value in described.integers.items():
                 write_name(file, name)
                 write_array(file, torch.tensor(value if isinstance(value, list) else [value]))
-            for name, tensor in tensors.items():
+            for name, size in described.sizes.items():
                 write_name(file, name)
-                words = torch.zeros(tensor.size)
-                tensor.write(words)
-                write_array(file, words)
+                words = made.memory(name, size) if size else bytearray()
+                write_array(file, torch.from_numpy(np.frombuffer(words, np.float32)))
             write_numbers(file, len(maps[level]), level)
             for array in (labels, *maps[: level + 1]):
                 write_array(file, array)

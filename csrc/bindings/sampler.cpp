@@ -10,10 +10,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../cpu/content_hash.h"
+#include "../cpu/sampler/pack.h"
 
 namespace py = pybind11;
 namespace sampler = vqvae2_fast::cpu::sampler;
@@ -40,6 +42,35 @@ std::unique_ptr<sampler::Plan> make_plan(
 // The memory of one of a plan's tensors, to be written.
 py::memoryview memory_of(const sampler::Plan& plan, const std::string& name, int64_t size) {
   return py::memoryview::from_memory(plan.memory(name), size * sizeof(float));
+}
+
+// A tensor, the word of it where the first panel begins, first and number of taps, and the strides
+// of matrices and panels.
+using PackedBlock = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+// Packs matrices into the memory of a plan's tensors, which holds zeros: see pack.h. Without a name
+// of scales, none are written.
+void pack(const sampler::Plan& plan, int64_t format, const std::vector<Address>& weights,
+          const std::vector<Address>& factors, int64_t output_stride,
+          const std::vector<int64_t>& outputs, const std::vector<int64_t>& inputs,
+          const std::vector<int64_t>& taps, Address input_scales, const std::string& scales,
+          const std::vector<PackedBlock>& blocks, int threads) {
+  sampler::Packing packing;
+  packing.format = static_cast<sampler::Format>(format);
+  for (const Address weight : weights) packing.weights.push_back(pointer<const float>(weight));
+  for (const Address factor : factors) packing.factors.push_back(pointer<const float>(factor));
+  packing.output_stride = output_stride;
+  packing.outputs = outputs;
+  packing.inputs = inputs;
+  packing.taps = taps;
+  packing.input_scales = pointer<const float>(input_scales);
+  if (!scales.empty()) packing.scales = plan.memory(scales);
+  for (const auto& [name, start, first_tap, num_taps, matrix_stride, panel_stride] : blocks) {
+    packing.blocks.push_back(
+        {plan.memory(name) + start, first_tap, num_taps, matrix_stride, panel_stride});
+  }
+  const py::gil_scoped_release no_gil;
+  sampler::pack(packing, threads);
 }
 
 std::vector<uint64_t> content_hashes(const std::vector<std::pair<Address, int64_t>>& blocks,
@@ -147,6 +178,9 @@ void define_sampler(py::module_& m) {
   py::class_<sampler::Plan>(m, "SamplerPlan")
       .def(py::init(&make_plan), py::arg("integers"), py::arg("sizes"), py::arg("threads") = 1)
       .def("memory", &memory_of, py::arg("name"), py::arg("size"), py::keep_alive<0, 1>())
+      .def("pack", &pack, py::kw_only(), py::arg("format"), py::arg("weights"), py::arg("factors"),
+           py::arg("output_stride"), py::arg("outputs"), py::arg("inputs"), py::arg("taps"),
+           py::arg("input_scales"), py::arg("scales"), py::arg("blocks"), py::arg("threads"))
       .def_property_readonly("weight_bytes", &sampler::Plan::weight_bytes)
       .def("cache_bytes", &sampler::cache_bytes, py::arg("batch"), py::arg("guided"))
       .def("draw", &draw, py::kw_only(), py::arg("batch"), py::arg("labels"), py::arg("maps"),

@@ -15,14 +15,17 @@ from vqvae2_fast.sampling import (
     sample_codes,
     teacher_forced_logits,
 )
-from vqvae2_fast.sampling.engines import cpu, cpu_pack
+from vqvae2_fast.sampling.engines import cpu
+from vqvae2_fast.sampling.engines.cpu_description import Packing
 from vqvae2_fast.sampling.engines.cpu_memory import cache_bytes
+from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.noise import DrawNoise
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 from vqvae2_fast.sampling.quantized import quantized
 from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
+from vqvae2_fast.testing.packed import panels_of, with_panels
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
@@ -203,20 +206,14 @@ def logits_with_weights(prior, inputs, weights):
 
 def round_matrices(monkeypatch, rounded):
     """Let engine cpu in float32 draw with rounded(`[panels, inputs, 32]`) as its matrices."""
-    stored, write = cpu_pack.stored, cpu_pack._PackedConvolutions.write
+    write = Packing.write
 
-    def stored_rounded(panels, form):
-        return stored(rounded(panels.flatten(0, 1)).view_as(panels), form)
+    def write_rounded(self, made, threads):
+        panels = panels_of(self)
+        flat = panels.flatten(0, 1).flatten(1, 2)
+        write(with_panels(self, rounded(flat).view_as(panels)), made, threads)
 
-    def write_rounded(self, layer, taps, targets):
-        whole = torch.zeros(self.panels, len(self.plan.taps), self.inputs, cpu_pack.PANEL)
-        write(self, layer, self.plan.taps, whole.unbind(1))
-        whole = rounded(whole.flatten(1, 2)).view_as(whole)
-        for tap, target in zip(taps, targets, strict=True):
-            target.copy_(whole[:, self.plan.taps.index(tap)])
-
-    monkeypatch.setattr(cpu_pack, "stored", stored_rounded)
-    monkeypatch.setattr(cpu_pack._PackedConvolutions, "write", write_rounded)
+    monkeypatch.setattr(Packing, "write", write_rounded)
 
 
 @pytest.mark.parametrize("level", simd_levels())
@@ -315,13 +312,10 @@ def test_a_plan_that_lacks_values_is_refused():
     with pytest.raises(ValueError, match="sampler: bad plan: no 'height'"):
         _native.module.SamplerPlan(integers={}, sizes={})
     plan = plan_of(tiny_prior(), interface_of(tiny_prior()))
-    integers, tensors = cpu_pack.described_plan(plan)
-    sizes = {name: tensor.size for name, tensor in tensors.items()} | {"head.bias": 5}
+    described = described_plan(plan)
+    described.sizes["head.bias"] = 5
     with pytest.raises(ValueError, match="tensor 'head.bias': expected 32 values, got 5"):
-        _native.module.SamplerPlan(
-            integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
-            sizes=sizes,
-        )
+        described.packed(_native.module, 1)
 
 
 def test_a_prior_that_does_not_fit_is_refused_with_the_reason():

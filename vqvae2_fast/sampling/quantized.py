@@ -30,7 +30,14 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.plan import SamplingPlan
 
-__all__ = ["Calibration", "InputRanges", "checked_ranges", "quantized", "quantized_inputs"]
+__all__ = [
+    "Calibration",
+    "InputRanges",
+    "check_terms",
+    "checked_ranges",
+    "quantized",
+    "quantized_inputs",
+]
 
 # The range of a channel is at least this part of its matrix' largest: a channel that was hardly
 # used in the calibration would otherwise be clamped to almost nothing.
@@ -80,13 +87,17 @@ class Calibration:
     codes_hash: str
 
 
+def check_terms(inputs: int) -> None:
+    """Raises NotImplementedError for matrices of so many inputs that their sums could overflow."""
+    if inputs >= MAX_TERMS:
+        raise NotImplementedError(
+            f"int8 weights: expected matrices of fewer than {MAX_TERMS} inputs, got {inputs}."
+        )
+
+
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Weight `[n, inputs, outputs]` -> wq int8 of that shape, and r float32 `[n, outputs]`."""
-    if weight.shape[1] >= MAX_TERMS:
-        raise NotImplementedError(
-            f"int8 weights: expected matrices of fewer than {MAX_TERMS} inputs, got "
-            f"{weight.shape[1]}."
-        )
+    check_terms(weight.shape[1])
     largest = weight.abs().amax(1)
     scale = torch.where(largest > 0, largest / 127, 1.0)
     return (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale

@@ -1,7 +1,7 @@
 """Engine `cpu`: the two phases in the compiled library, a whole map in one call.
 
 The bits of a sample's codes and logits do not depend on the batch, the number of threads or the
-SIMD level: see README.md in this folder. `cpu_pack.py` packs the weights.
+SIMD level: see README.md in this folder. `cpu_pack.py` says how the weights are packed.
 """
 
 from __future__ import annotations
@@ -160,18 +160,7 @@ def packed_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Any:
     """The plan's packed weights, a copy that the library holds for as long as the plan lives."""
 
     def packed() -> Any:
-        integers, tensors = described_plan(plan, weights)
-        assert _native.module is not None
-        made = _native.module.SamplerPlan(
-            integers={name: [v] if isinstance(v, int) else v for name, v in integers.items()},
-            sizes={name: tensor.size for name, tensor in tensors.items()},
-            threads=torch.get_num_threads(),
-        )
-        for name, tensor in tensors.items():
-            if tensor.size:
-                memory = made.memory(name, tensor.size)
-                tensor.write(torch.frombuffer(memory, dtype=torch.float32))
-        return made
+        return described_plan(plan, weights).packed(_native.module, torch.get_num_threads())
 
     return _packed.get(plan, weights, packed)
 

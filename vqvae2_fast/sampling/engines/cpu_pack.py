@@ -1,36 +1,35 @@
-"""Packs a plan for engine `cpu`, in the layout of `csrc/cpu/sampler/plan.h`."""
+"""A plan as engine `cpu` packs it, in the layout of `csrc/cpu/sampler/plan.h`."""
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvae2_fast.sampling.quantized import InputRanges, quantized
+from vqvae2_fast.sampling.engines.cpu_description import (
+    HALF_PANEL,
+    PANEL,
+    Block,
+    Description,
+    Format,
+    Packing,
+)
+from vqvae2_fast.sampling.quantized import InputRanges, check_terms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vqvae2_fast.sampling.plan import ConditionPlan, ConvPlan, GatedPlan, SamplingPlan
 
     # A dtype to which matrices are rounded, or what the rounding of inputs to int8 needs to know.
     Weights = torch.dtype | InputRanges
 
-__all__ = ["HALF_PANEL", "PANEL", "Written", "described_plan"]
+__all__ = ["described_plan"]
 
-# Columns of a packed panel, and values (or gates) of a gated panel: kPanel and kHalfPanel of C++.
-PANEL, HALF_PANEL = 32, 16
-
-
-class Format(Enum):
-    """How the weights of a panel are stored: `Format` of csrc/cpu/sampler/kernels.h."""
-
-    FLOAT32, BFLOAT16, INT8, QUADS = range(4)
-
-
+# Padding among the outputs and inputs of a `Packing`.
+_ZEROS = -1
 _FORMATS = {
     torch.float32: Format.FLOAT32,
     torch.bfloat16: Format.BFLOAT16,
@@ -56,64 +55,45 @@ def _pad(x: Tensor, parts: list[int], dim: int, *, last: bool = True, value: flo
     return torch.cat(pieces, dim)
 
 
-def _pad_gates(x: Tensor, parts: list[int]) -> Tensor:
+def _pad_gates(x: Tensor, parts: list[int], *, value: float = 0.0) -> Tensor:
     """`[..., 2C]`, values then gates -> `[..., 2·padded C]` in alternating half panels."""
-    halves = [_pad(half, parts, -1).unflatten(-1, (-1, HALF_PANEL)) for half in x.chunk(2, -1)]
+    halves = [
+        _pad(half, parts, -1, value=value).unflatten(-1, (-1, HALF_PANEL))
+        for half in x.chunk(2, -1)
+    ]
     return torch.stack(halves, dim=-2).flatten(-3)  # [..., C/16, 2, 16] -> [..., 2C]
 
 
-def stored(panels: Tensor, form: Format) -> Tensor:
-    """Panels `[..., inputs, 32]` as words of 4 bytes, `[..., words]`: see `Format` of kernels.h.
-
-    Args:
-        panels: int8 for the forms of int8.
-    """
-    if form is Format.FLOAT32:
-        return panels.flatten(-2)
-    if form is Format.INT8:
-        return panels.contiguous().view(torch.float32).flatten(-2)
-    if form is Format.BFLOAT16:
-        # Column i in the low half of word i, column i + 16 in its high half.
-        halves = panels.bfloat16().unflatten(-1, (2, HALF_PANEL)).transpose(-1, -2).flatten(-2)
-        return halves.view(torch.float32).flatten(-2)
-    sums = panels.sum(-2, dtype=torch.int32) * -128  # [..., 32]
-    fours = F.pad(panels, (0, 0, 0, -panels.shape[-2] % 4)).unflatten(-2, (-1, 4)).mT
-    words = fours.flatten(-3).view(torch.float32)
-    return torch.cat([sums.view(torch.float32), words], dim=-1)
-
-
-class Written:
-    """A tensor that the library keeps: its size in words, and what writes it there, in any order.
-
-    Large ones are never made as a whole elsewhere: their parts are written one by one.
-    """
-
-    def __init__(self, size: int, write: Callable[[Tensor], object]) -> None:
-        self.size, self.write = size, write
-
-    @staticmethod
-    def of(tensor: Tensor) -> Written:
-        return Written(tensor.numel(), lambda to: to.view(tensor.shape).copy_(tensor))
-
-
-class _Description:
-    """Collects the integers and tensors that `plan.cpp` reads by name."""
+class _Describer:
+    """Collects a `Description`."""
 
     def __init__(self, weights: Weights) -> None:
         self.ranges = weights if isinstance(weights, InputRanges) else None
         self.form = _FORMATS[weights] if isinstance(weights, torch.dtype) else Format.QUADS
         self.form_of_condition = Format.FLOAT32 if self.form is Format.QUADS else self.form
-        self.integers: dict[str, int | list[int]] = {
-            "format": self.form.value,
-            "condition.format": self.form_of_condition.value,
-        }
-        self.tensors: dict[str, Written] = {}
+        self.description = Description()
+        self.integers = self.description.integers
+        self.integers["format"] = self.form.value
+        self.integers["condition.format"] = self.form_of_condition.value
 
     def add(self, name: str, tensor: Tensor) -> None:
-        self.tensors[name] = Written.of(tensor.detach())
+        self.description.tensors[name] = tensor.detach()
+        self.description.sizes[name] = tensor.numel()
 
-    def input_scales(self, name: str, parts: list[int], *, whole: bool = True) -> Tensor:
+    def pack(self, packing: Packing) -> None:
+        self.description.packings.append(packing)
+        if packing.scales:
+            check_terms(len(packing.inputs) * len(packing.taps))
+            count = len(packing.weights) * len(packing.outputs)
+            self.description.sizes[packing.scales] = count
+
+    def form_of(self, name: str) -> Format:
+        return self.form_of_condition if "condition" in name else self.form
+
+    def input_scales(self, name: str, parts: list[int], *, whole: bool = True) -> Tensor | None:
         """`[n, inputs]` of int8 inputs, padded with ones as the weights are with zeros."""
+        if self.form_of(name) is not Format.QUADS:
+            return None
         assert self.ranges is not None
         scales = _pad(self.ranges.scales(name, sum(parts)), parts, -1, last=whole, value=1.0)
         fill = -scales.shape[-1] % HALF_PANEL
@@ -134,17 +114,24 @@ class _Description:
         Args:
             whole: Whether the last part is padded too.
         """
-        weight = _pad(weight, parts, -2, last=whole)
-        form = self.form_of_condition if "condition" in name else self.form
-        if form is Format.INT8:
-            weight, scale = quantized(weight)
-            self.add(f"{name}.scale", scale)
-        if form is Format.QUADS:
-            scales = self.input_scales(name, parts, whole=whole)
-            weight, scale = quantized(weight * scales[..., None])
-            self.add(f"{name}.scale", scale)
-        panels = weight.unflatten(-1, (-1, PANEL)).transpose(-3, -2)  # [n, panels, inputs, 32]
-        self.add(f"{name}.weight", stored(panels, form))
+        n, num_inputs, num_outputs = weight.shape
+        inputs = _pad(torch.arange(num_inputs) * num_outputs, parts, -1, last=whole, value=_ZEROS)
+        form = self.form_of(name)
+        words, panels = form.words(len(inputs)), num_outputs // PANEL
+        self.description.sizes[f"{name}.weight"] = n * panels * words
+        packing = Packing(
+            name,
+            form,
+            weights=list(weight),
+            factors=[],
+            output_stride=1,
+            outputs=torch.arange(num_outputs),
+            inputs=inputs,
+            taps=[0],
+            blocks=[Block(f"{name}.weight", 0, 0, 1, panels * words, words)],
+            input_scales=self.input_scales(name, parts, whole=whole),
+        )
+        self.pack(packing)
         if bias is not None:
             self.add(f"{name}.bias", bias)
 
@@ -172,90 +159,100 @@ class _Description:
             whole=True,
         )
 
+    def kernels(
+        self,
+        name: str,
+        kernels: Sequence[Tensor],
+        biases: Tensor,
+        taps: list[int],
+        blocks: list[Block],
+        *,
+        factors: Sequence[Tensor] = (),
+        gates: bool,
+    ) -> None:
+        """Add n convolutions, whose `[C_out, C_in, kh, kw]` are read where the prior has them.
+
+        Args:
+            taps: Positions in a kernel, kh·kw, in the order of the blocks.
+        """
+        num_outputs, num_inputs, height, width = kernels[0].shape
+        area, parts = height * width, [num_outputs // 2 if gates else num_outputs]
+
+        def padded(x: Tensor, value: float = 0.0) -> Tensor:
+            return _pad_gates(x, parts, value=value) if gates else _pad(x, parts, -1, value=value)
+
+        self.add(f"{name}.bias", padded(biases))
+        packing = Packing(
+            name,
+            self.form_of(name),
+            weights=kernels,
+            factors=factors,
+            output_stride=num_inputs * area,
+            outputs=padded(torch.arange(num_outputs), _ZEROS),
+            inputs=_pad(torch.arange(num_inputs) * area, [num_inputs], -1, value=_ZEROS),
+            taps=taps,
+            blocks=blocks,
+            input_scales=self.input_scales(name, [num_inputs]),
+        )
+        self.pack(packing)
+
     def convolutions(self, name: str, plan: ConvPlan, *, gates: bool) -> None:
-        packed = _PackedConvolutions(plan, halves=2 if gates else 1)
-        own = [packed.outputs]
-        self.add(f"{name}.bias", _pad_gates(plan.bias, own) if gates else _pad(plan.bias, own, -1))
-        rows, columns = plan.rows_above, len(plan.above_offsets) // max(1, plan.rows_above)
-        n, panels, inputs = len(plan.kernels), packed.panels, packed.inputs
-        num_above, num_current = rows * columns, len(plan.current_offsets)
-        if self.form is Format.FLOAT32:
+        """Add n causal convolutions, their taps split into those above and in the current row."""
+        width, form = plan.kernels[0].shape[-1], self.form_of(name)
+        n, panels = len(plan.kernels), _num_panels(plan.kernels[0], gates)
+        rows, num_above = plan.rows_above, len(plan.above_offsets)
+        columns, num_current = num_above // max(1, rows), len(plan.current_offsets)
+        # [n, panels, rows above, words of a row's taps] and [n, current taps, panels, words].
+        inputs = _round_up(plan.in_channels)
+        of_row, of_tap = form.words(columns * inputs), form.words(inputs)
+        of_panel, of_panels = rows * of_row, panels * of_tap
+        above, current = f"{name}.above", f"{name}.current"
+        self.description.sizes[above] = n * panels * of_panel
+        self.description.sizes[current] = n * num_current * of_panels
+        blocks = [
+            Block(above, row * of_row, row * columns, columns, panels * of_panel, of_panel)
+            for row in range(rows)
+        ]
+        blocks += [
+            Block(current, tap * of_panels, num_above + tap, 1, num_current * of_panels, of_tap)
+            for tap in range(num_current)
+        ]
+        self.kernels(
+            name,
+            plan.kernels,
+            plan.bias,
+            taps=[row * width + column for row, column in plan.taps],
+            blocks=blocks,
+            factors=[scale.flatten() for scale in plan.scales or ()],
+            gates=gates,
+        )
 
-            def write_above(to: Tensor) -> None:
-                for layer, own in enumerate(to.view(n, panels, num_above, inputs, PANEL)):
-                    packed.write(layer, plan.taps[:num_above], own.unbind(1))
-
-            def write_current(to: Tensor) -> None:
-                for layer, own in enumerate(to.view(n, num_current, panels, inputs, PANEL)):
-                    packed.write(layer, plan.taps[num_above:], own.unbind(0))
-
-            size = n * panels * inputs * PANEL
-            self.tensors[f"{name}.above"] = Written(size * num_above, write_above)
-            self.tensors[f"{name}.current"] = Written(size * num_current, write_current)
-            return
-        above, current, scales, input_scales = [], [], [], None
-        if self.form is Format.QUADS:
-            input_scales = self.input_scales(name, [plan.in_channels])
-        for layer in range(n):
-            weight = torch.zeros(panels, num_above + num_current, inputs, PANEL)
-            packed.write(layer, plan.taps, weight.unbind(1))
-            if input_scales is not None:
-                weight *= input_scales[layer, :, None]
-            if self.form is not Format.BFLOAT16:
-                weight, scale = quantized(weight.flatten(1, 2))  # scale [panels, 32]
-                scales.append(scale.flatten())
-                weight = weight.unflatten(1, (-1, inputs))
-            rows_of = weight[:, :num_above].unflatten(1, (rows, columns)) if rows else weight[:, :0]
-            above.append(stored(rows_of.flatten(2, -2), self.form))  # [panels, rows, words]
-            current.append(stored(weight[:, num_above:].transpose(0, 1), self.form))
-        self.add(f"{name}.above", torch.stack(above))
-        self.add(f"{name}.current", torch.stack(current))
-        if scales:
-            self.add(f"{name}.scale", torch.stack(scales))
-
-
-class _PackedConvolutions:
-    """Writes the weights of n convolutions tap by tap, straight from the prior's own tensors.
-
-    Args:
-        halves: 2 for values and gates, which alternate in half panels, or 1.
-    """
-
-    def __init__(self, plan: ConvPlan, halves: int) -> None:
-        self.plan, self.halves = plan, halves
-        self.outputs = plan.kernels[0].shape[0] // halves  # of a half
-        self.panels = _round_up(self.outputs) * halves // PANEL
-        self.inputs = _round_up(plan.in_channels)
-
-    def write(self, layer: int, taps: Sequence[tuple[int, int]], targets: Sequence[Tensor]) -> None:
-        """Write a layer's taps, each to a target `[panels, inputs, 32]` that holds zeros."""
-        weight = self._by_panel(self.plan.kernels[layer])  # [halves, panels, width, C_in, kh, kw]
-        scale = None
-        if self.plan.scales is not None:
-            scale = self._by_panel(self.plan.scales[layer].flatten())[:, :, None]
-        for (row, column), target in zip(taps, targets, strict=True):
-            own = target[:, : self.plan.in_channels].chunk(self.halves, -1)
-            for half, to in enumerate(own):  # [panels, C_in, width]; one call is slow for both
-                tap = weight[half, ..., row, column].transpose(1, 2)
-                if scale is None:
-                    to.copy_(tap)
-                else:
-                    torch.mul(tap, scale[half], out=to)
-
-    def _by_panel(self, x: Tensor) -> Tensor:
-        """`[C_out, ...]` -> `[halves, panels, width, ...]`, padded with zeros."""
-        x = x.unflatten(0, (self.halves, self.outputs))
-        fill = _round_up(self.outputs) - self.outputs
-        if fill:
-            x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, fill])
-        return x.unflatten(1, (self.panels, PANEL // self.halves))
+    def centred(
+        self, name: str, kernels: Sequence[Tensor], biases: Sequence[Tensor], *, gates: bool
+    ) -> None:
+        """Add n convolutions whose taps all lie in one matrix, in raster order."""
+        _, num_inputs, height, width = kernels[0].shape
+        panels, area = _num_panels(kernels[0], gates), height * width
+        words = self.form_of(name).words(area * _round_up(num_inputs))
+        self.description.sizes[f"{name}.weight"] = len(kernels) * panels * words
+        self.kernels(
+            name,
+            kernels,
+            torch.stack(list(biases)),
+            taps=list(range(area)),
+            blocks=[Block(f"{name}.weight", 0, 0, area, panels * words, words)],
+            gates=gates,
+        )
 
 
-def described_plan(
-    plan: SamplingPlan, weights: Weights = torch.float32
-) -> tuple[dict[str, int | list[int]], dict[str, Written]]:
-    """The integers and tensors of a plan as `csrc/cpu/sampler/plan.cpp` reads them by name."""
-    d = _Description(weights)
+def _num_panels(kernel: Tensor, gates: bool) -> int:
+    halves = 2 if gates else 1
+    return _round_up(kernel.shape[0] // halves) * halves // PANEL
+
+
+def described_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Description:
+    """A plan as `csrc/cpu/sampler/plan.cpp` reads it."""
+    d = _Describer(weights)
     channels, layers = plan.channels, plan.layers
     inner = layers.inner_channels
     height, width = plan.size
@@ -311,10 +308,10 @@ def described_plan(
             [layers.condition.shape[1]],
             whole=True,
         )
-    return d.integers, d.tensors
+    return d.description
 
 
-def _describe_stem(d: _Description, plan: SamplingPlan) -> None:
+def _describe_stem(d: _Describer, plan: SamplingPlan) -> None:
     stem, channels = plan.stem, plan.channels
     d.integers["stem.above_offsets"] = [step for offset in stem.above_offsets for step in offset]
     d.integers["stem.num_left"] = len(stem.left_offsets)
@@ -322,7 +319,7 @@ def _describe_stem(d: _Description, plan: SamplingPlan) -> None:
         d.add(f"stem.{name}", _pad(table, [channels], -1))
 
 
-def _describe_attention(d: _Description, plan: SamplingPlan) -> None:
+def _describe_attention(d: _Describer, plan: SamplingPlan) -> None:
     channels, attention = plan.channels, plan.attention
     d.integers["attention.num_heads"] = 0
     if attention is None:
@@ -359,7 +356,7 @@ def _describe_attention(d: _Description, plan: SamplingPlan) -> None:
     )
 
 
-def _describe_condition(d: _Description, plan: ConditionPlan) -> None:
+def _describe_condition(d: _Describer, plan: ConditionPlan) -> None:
     channels = plan.stem_biases[0].shape[0]
     inner = plan.layers[0][0].shape[0] if plan.layers else channels
     d.integers.update(
@@ -378,23 +375,6 @@ def _describe_condition(d: _Description, plan: ConditionPlan) -> None:
     if not plan.layers:
         return
 
-    def by_tap(weights: list[Tensor], in_channels: int) -> Tensor:
-        taps = torch.stack(weights).flatten(3).permute(0, 3, 2, 1)  # [n, q·q, C_in, C_out]
-        return _pad(taps, [in_channels], -2).flatten(1, 2)
-
-    weights1, biases1, weights2, biases2 = (
-        list(column) for column in zip(*plan.layers, strict=True)
-    )
-    area = plan.kernel_size**2
-    d.matrices(
-        "condition.first",
-        _pad(by_tap(weights1, channels), [inner], -1),
-        _pad(torch.stack(biases1), [inner], -1),
-        [area * _round_up(channels)],
-    )
-    d.matrices(
-        "condition.second",
-        _pad_gates(by_tap(weights2, inner), [channels]),
-        _pad_gates(torch.stack(biases2), [channels]),
-        [area * _round_up(inner)],
-    )
+    weights1, biases1, weights2, biases2 = zip(*plan.layers, strict=True)
+    d.centred("condition.first", weights1, biases1, gates=False)
+    d.centred("condition.second", weights2, biases2, gates=True)

@@ -165,7 +165,7 @@ MANY_CODES = {
 def test_many_codes(num_codes, dim, kind):
     """Codes of all kinds, midpoints between them, and vectors of all lengths, screened in int8:
     from 1,024 codes on at avx2_vnni, 2,048 at avx2, 4,096 at avx512, 8,192 at avx512_vnni and
-    32,768 at avx512_amx."""
+    16,384 at avx512_amx."""
     generator = torch.Generator().manual_seed(5)
     codebook = MANY_CODES[kind](torch.randn(num_codes, dim, generator=generator))
     pairs = torch.randint(len(codebook), (40, 2), generator=generator)

@@ -153,7 +153,7 @@ struct ByteSum {
   static constexpr int kLanes = 16, kDims = 4;
   // Below, the next screen alone is faster.
 #if defined(__AMX_TILE__)
-  static constexpr int kFewestCodes = 32768;
+  static constexpr int kFewestCodes = 16384;
 #else
   static constexpr int kFewestCodes = 8192;
 #endif

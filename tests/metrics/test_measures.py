@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -45,6 +47,30 @@ def one_more(monkeypatch):
     )
     for module in (distances, rejection, evaluation, trade_off):
         monkeypatch.setattr(module, "MEASURES", (*MEASURES, own))
+
+
+def test_a_rejection_curve_holds_one_copy_of_rows_at_a_time(monkeypatch):
+    """Copies of 50,000 samples would take most of the memory of an evaluation."""
+    copies, select = [], FeatureSet.select
+
+    def counted(self, rows):
+        assert all(copy() is None for copy in copies)
+        copy = select(self, rows)
+        copies.append(weakref.ref(copy))
+        return copy
+
+    monkeypatch.setattr(FeatureSet, "select", counted)
+    kept = {share: torch.arange(int(200 * share)) for share in (1.0, 0.75, 0.5)}
+    rejection_curve(kept, torch.rand(200), torch.ones(200), {"net": sets(200)})
+    assert len(copies) == 3
+
+
+def test_the_first_images_are_not_copied():
+    whole = features(9, 0)
+    first = whole.first(4)
+    assert len(first) == 4
+    for part in ("features", "spatial", "log_probabilities"):
+        assert np.shares_memory(getattr(first, part), getattr(whole, part)), part
 
 
 def test_a_row_of_the_table_is_measured_printed_reported_and_drawn(one_more, tmp_path, monkeypatch):

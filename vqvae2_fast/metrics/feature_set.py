@@ -58,6 +58,15 @@ class FeatureSet:
             self.labels[rows],
         )
 
+    def first(self, count: int) -> FeatureSet:
+        """The first images, in the mapped files."""
+        return FeatureSet(
+            self.features[:count],
+            self.spatial[:count],
+            self.log_probabilities[:count],
+            self.labels[:count],
+        )
+
     def tensor(self, part: str = "features") -> Tensor:
         """One part as a tensor on the mapped file; do not write to it."""
         return torch.from_numpy(np.asarray(getattr(self, part)))

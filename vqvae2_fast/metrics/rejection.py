@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from vqvae2_fast.console import Progress
 from vqvae2_fast.metrics.distances import MEASURES, compare_sets
 from vqvae2_fast.metrics.results import RejectionPoint
@@ -42,15 +40,24 @@ def rejection_curve(
     total = 2 * len(kept) * len(features) * len(MEASURES)
     with (progress or Progress(quiet=True)).task("rejection curve", total) as task:
         for share, rows in kept.items():
-            measures, floor = {}, {}
-            for network, sets in features.items():
-                real, fake = sets["reference"], sets["sampled"].select(rows)
-                measures[network] = compare_sets(real, fake, k=k, progress=task.advance)
-                # A Fréchet distance rises when there are fewer images, whatever they are.
-                as_many = sets["other"].select(torch.arange(len(rows)))
-                floor[network] = compare_sets(
-                    real, as_many, k=k, intervals=False, progress=task.advance
+            # One copy of rows at a time: nothing holds those of the last share.
+            measures = {
+                network: compare_sets(
+                    sets["reference"], sets["sampled"].select(rows), k=k, progress=task.advance
                 )
+                for network, sets in features.items()
+            }
+            # A Fréchet distance rises when there are fewer images, whatever they are.
+            floor = {
+                network: compare_sets(
+                    sets["reference"],
+                    sets["other"].first(len(rows)),
+                    k=k,
+                    intervals=False,
+                    progress=task.advance,
+                )
+                for network, sets in features.items()
+            }
             points.append(
                 RejectionPoint(
                     share=share,

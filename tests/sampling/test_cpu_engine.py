@@ -26,24 +26,14 @@ from vqvae2_fast.sampling.request import DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
 from vqvae2_fast.testing.packed import panels_of, with_panels
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"
 )
 
-# No size is a multiple of a panel or a vector; heads of 9 channels; more codes than a noise block.
-ODD = {
-    "channels": 54,
-    "residual_channels": 37,
-    "num_heads": 3,
-    "num_embeddings": 269,
-    "kernel_size": 5,
-    "num_output_layers": 1,
-    "condition_sizes": ((1, 3), (2, 3)),
-    "condition_channels": 21,
-    "num_classes": 3,
-}
+# More codes than a noise block.
+ODD = ODD_SIZES | {"kernel_size": 5, "num_classes": 3}
 MASKS = ["exclude", "include", "down", "downright"]
 
 

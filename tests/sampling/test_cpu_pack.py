@@ -10,22 +10,12 @@ from vqvae2_fast.sampling import calibrate, interface_of, plan_of
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.quantized import checked_ranges
 from vqvae2_fast.testing.packed import packed_words, panels_of, with_panels
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"
 )
 
-# No number of inputs or outputs is a multiple of a panel, a word or a vector.
-ODD = {
-    "channels": 54,
-    "residual_channels": 37,
-    "num_heads": 3,
-    "num_embeddings": 269,
-    "num_output_layers": 1,
-    "condition_sizes": ((1, 3), (2, 3)),
-    "condition_channels": 21,
-}
 # Enough weights for several threads, and for more inputs than are read together.
 LARGE = {"channels": 160, "residual_channels": 96, "kernel_size": 5}
 FORMATS = [torch.float32, torch.bfloat16, torch.int8, "w8a8"]
@@ -63,7 +53,7 @@ def assert_packed_as_defined(described, threads):
 @pytest.mark.parametrize("mask", ["exclude", "include", "down", "downright"])
 @pytest.mark.parametrize("attention", [True, False])
 def test_padded_shapes_are_packed_as_defined(weights, mask, attention):
-    prior = tiny_prior(mask=mask, attention=attention, **ODD)
+    prior = tiny_prior(mask=mask, attention=attention, **ODD_SIZES)
     assert_packed_as_defined(described_as(prior, weights), 1)
 
 
@@ -75,7 +65,7 @@ def test_any_number_of_threads_packs_as_defined(weights, threads):
 
 @pytest.mark.parametrize("weights", FORMATS, ids=str)
 def test_extreme_weights_are_packed_as_defined(weights):
-    described = described_as(tiny_prior(**ODD), weights)
+    described = described_as(tiny_prior(**ODD_SIZES), weights)
     for n, packing in enumerate(described.packings):
         panels = panels_of(packing)
         panels[..., 0] = -0.0
@@ -92,7 +82,7 @@ def test_extreme_weights_are_packed_as_defined(weights):
 
 
 def test_weights_in_another_order_of_memory_are_packed_as_defined():
-    prior = tiny_prior(**ODD).to(memory_format=torch.channels_last)
+    prior = tiny_prior(**ODD_SIZES).to(memory_format=torch.channels_last)
     described = described_as(prior, torch.float32)
     assert not described.packings[0].weights[0].is_contiguous()
     assert_packed_as_defined(described, 1)

@@ -21,22 +21,13 @@ from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, quantize
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.compare import simd_level, simd_levels
-from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
+from vqvae2_fast.testing.priors import ODD_SIZES, prior_inputs, tiny_prior
 
 pytestmark = pytest.mark.skipif(
     _native.module is None, reason="this install has no compiled module"
 )
 
-ODD = {
-    "channels": 54,
-    "residual_channels": 37,
-    "num_heads": 3,
-    "num_embeddings": 41,
-    "num_output_layers": 1,
-    "condition_sizes": ((1, 3), (2, 3)),
-    "condition_channels": 21,
-    "num_classes": 3,
-}
+ODD = ODD_SIZES | {"num_embeddings": 41, "num_classes": 3}
 
 
 def calibrated_prior(**overrides) -> PixelSNAIL:

@@ -14,8 +14,19 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 if TYPE_CHECKING:
     from vqvae2_fast.models.prior import Prior
 
-__all__ = ["prior_inputs", "tiny_configs", "tiny_prior"]
+__all__ = ["ODD_SIZES", "prior_inputs", "tiny_configs", "tiny_prior"]
 
+# Arguments of `tiny_prior`: no size is a multiple of a panel, a word or a vector; heads have 9
+# channels.
+ODD_SIZES: dict[str, Any] = {
+    "channels": 54,
+    "residual_channels": 37,
+    "num_heads": 3,
+    "num_embeddings": 269,
+    "num_output_layers": 1,
+    "condition_sizes": ((1, 3), (2, 3)),
+    "condition_channels": 21,
+}
 MASKS = ("exclude", "include", "down", "downright")
 # Arguments of `DrawSettings`: each way to choose a code.
 DRAWING_RULES: tuple[dict[str, Any], ...] = (

@@ -50,21 +50,15 @@ class FeatureSet:
 
     def select(self, rows: Tensor) -> FeatureSet:
         """Some of the images, copied into memory."""
-        chosen = rows.numpy()
-        return FeatureSet(
-            self.features[chosen],
-            self.spatial[chosen],
-            self.log_probabilities[chosen],
-            self.labels[rows],
-        )
+        return self._at(rows.numpy())
 
     def first(self, count: int) -> FeatureSet:
         """The first images, in the mapped files."""
+        return self._at(slice(count))
+
+    def _at(self, rows: np.ndarray | slice) -> FeatureSet:
         return FeatureSet(
-            self.features[:count],
-            self.spatial[:count],
-            self.log_probabilities[:count],
-            self.labels[:count],
+            self.features[rows], self.spatial[rows], self.log_probabilities[rows], self.labels[rows]
         )
 
     def tensor(self, part: str = "features") -> Tensor:

@@ -7,6 +7,8 @@
 // several panels side by side, so that there are enough independent sums.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "tile_product-inl.h"
 
@@ -27,15 +29,17 @@ constexpr int kFewPanels = Vec::kLanes == 16 ? 4 : 1;
 constexpr int64_t kPrefetch = 2048;
 // Floats of a cache line, and the second-level cache as a hint of __builtin_prefetch.
 constexpr int kLine = 16, kSecondCache = 2;
+// Steps of a block: its weights are 16 KiB at most, half of a 32 KiB first cache; the rest is for
+// rows of a.
+constexpr int64_t kBlockSteps = 128;
 
-// Where vector v of a tile lies in a panel, and the inputs that it takes in a step. Inputs of a
-// block: its weights are 16 KiB, half of a 32 KiB first cache; the rest is for rows of a.
+// Where vector v of a tile lies in a panel, and the inputs (kStep) that it takes in a step.
 template <Format FORMAT>
 struct Numbers {
   using Input = float;
   using Weights = Vec;
   using Sum = Vec;
-  static constexpr int64_t kStep = 1, kBlock = 128;
+  static constexpr int64_t kStep = 1, kBlock = kBlockSteps * kStep;
   static constexpr int64_t kWords = panel_words(FORMAT, 1);  // of a step
   static constexpr int64_t kHeader = 0;
   static constexpr int64_t kTileRows = Vec::kTileRows;
@@ -82,7 +86,8 @@ struct Numbers<Format::kQuads> {
   using Input = uint8_t;
   using Weights = QuadSum::Weights;
   using Sum = QuadSum;
-  static constexpr int64_t kStep = kQuad, kBlock = 512, kWords = kPanel, kHeader = kPanel;
+  static constexpr int64_t kStep = kQuad, kBlock = kBlockSteps * kStep;
+  static constexpr int64_t kWords = kPanel, kHeader = kPanel;
   static constexpr int64_t kTileRows = QuadSum::kTileRows;
 
   static constexpr int64_t column(int v) { return v * Vec::kLanes; }
@@ -109,28 +114,98 @@ struct Numbers<Format::kQuads> {
   }
 };
 
-// A block of one panel as float32, [inputs, kPanel].
+// What a block of one panel is converted to before its rows: by itself, float32.
 template <Format FORMAT>
-inline void unpack_block(const float* words, int64_t inputs, float* weights) {
-  using N = Numbers<FORMAT>;
-  for (int64_t k = 0; k < inputs; ++k, words += N::kWords, weights += kPanel) {
-    Vec w[kPanelVecs];
-    N::template load<kPanelVecs>(words, w);
+struct Unpacked : Numbers<Format::kFloat32> {
+  // The fewest tiles for which that pays.
+  static constexpr int64_t kFewestTiles = 3;
+  static constexpr bool kConvertsInputs = false;
+
+  static void unpack(const float* words, int64_t inputs, float* weights) {
+    using N = Numbers<FORMAT>;
+    for (int64_t k = 0; k < inputs; ++k, words += N::kWords, weights += kPanel) {
+      Vec w[kPanelVecs];
+      N::template load<kPanelVecs>(words, w);
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + N::column(v));
+      for (int v = 0; v < kPanelVecs; ++v) w[v].store(weights + N::column(v));
+    }
   }
-}
+};
+
+template <Format FORMAT>
+constexpr bool kUnpacks = FORMAT == Format::kBfloat16 || FORMAT == Format::kInt8;
+
+#if defined(VQ_SPLITS_QUADS)
+template <>
+constexpr bool kUnpacks<Format::kQuads> = true;
+
+// Pairs of int16, which a level without products of bytes would else make anew for each tile: of as
+// many quads as a vector has lanes, first those of the even inputs, then those of the odd ones.
+template <>
+struct Unpacked<Format::kQuads> {
+  using Input = uint32_t;
+  using Weights = QuadSum::Lanes;
+  using Sum = QuadSum;
+  static constexpr int64_t kStep = 1, kBlock = kBlockSteps * 2;
+  static constexpr int64_t kWords = kPanel;
+  static constexpr int64_t kTileRows = QuadSum::kTileRows;
+  static constexpr int64_t kFewestTiles = 1;
+  static constexpr bool kConvertsInputs = true;
+  static constexpr int64_t kLanes = Vec::kLanes;
+
+  static constexpr int64_t column(int v) { return v * kLanes; }
+
+  static void unpack(const float* words, int64_t inputs, float* weights) {
+    auto* pairs = reinterpret_cast<uint32_t*>(weights);
+    for (int64_t left = inputs / kQuad; left > 0; left -= kLanes) {
+      const int64_t quads = left < kLanes ? left : kLanes;
+      for (int64_t q = 0; q < quads; ++q, words += kPanel, pairs += kPanel) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kPanelVecs; ++v) {
+          const auto* bytes = reinterpret_cast<const int8_t*>(words + column(v));
+          const QuadSum::Weights w = QuadSum::load_weights(bytes);
+          __builtin_memcpy(pairs + column(v), &w.even, sizeof(w.even));
+          __builtin_memcpy(pairs + quads * kPanel + column(v), &w.odd, sizeof(w.odd));
+        }
+      }
+      pairs += quads * kPanel;
+    }
+  }
+
+  // The inputs of one row likewise.
+  static void convert(const uint8_t* a, int64_t inputs, uint32_t* pairs) {
+    for (int64_t left = inputs / kQuad; left > 0; left -= kLanes) {
+      const int64_t quads = left < kLanes ? left : kLanes;
+      uint8_t last[kLanes * kQuad] = {};
+      if (quads < kLanes) __builtin_memcpy(last, a, quads * kQuad);
+      const QuadSum::Inputs x = QuadSum::load_inputs(quads < kLanes ? last : a);
+      __builtin_memcpy(pairs, &x.even, quads * sizeof(uint32_t));
+      __builtin_memcpy(pairs + quads, &x.odd, quads * sizeof(uint32_t));
+      a += kLanes * kQuad;
+      pairs += 2 * quads;
+    }
+  }
+
+  template <int VECS>
+  static inline void load(const float* words, Weights* w) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; ++v) __builtin_memcpy(&w[v], words + column(v), sizeof(w[v]));
+  }
+
+  static Sum zero() { return QuadSum::zero(); }
+  static Weights broadcast(const uint32_t* pair) { return *pair - Weights{}; }
+  static Sum add(Sum sum, Weights x, Weights w) { return sum.add_pairs(x, w); }
+};
+#endif
 
 // c = initial + a times weights, for at most a block of inputs. HINT is that of __builtin_prefetch:
 // 0 for weights that should not stay in the caches. With more than kFewRows rows, memory from
 // `ahead` on is prefetched, one line every `ahead_step` floats in each step.
-template <int HINT, Format FORMAT, Format SUMS, int ROWS, int PANELS, int VECS>
-inline void product_tile(const typename Numbers<FORMAT>::Input* a, int64_t a_stride,
-                         const float* weights, int64_t panel_stride, int64_t steps,
-                         const float* initial, int64_t initial_stride, float* c, int64_t c_stride,
-                         const float* header, const float* scales, const float* ahead,
-                         int64_t ahead_step) {
-  using N = Numbers<FORMAT>;
+template <int HINT, class N, class SUMS, int ROWS, int PANELS, int VECS>
+inline void product_tile(const typename N::Input* a, int64_t a_stride, const float* weights,
+                         int64_t panel_stride, int64_t steps, const float* initial,
+                         int64_t initial_stride, float* c, int64_t c_stride, const float* header,
+                         const float* scales, const float* ahead, int64_t ahead_step) {
   constexpr int kColumns = PANELS * VECS;
   typename N::Sum sums[ROWS][kColumns];
 #pragma GCC unroll 12
@@ -178,67 +253,79 @@ inline void product_tile(const typename Numbers<FORMAT>::Input* a, int64_t a_str
 #pragma GCC unroll 8
     for (int v = 0; v < kColumns; ++v) {
       const int64_t in_panel = N::column(v % VECS), at = v / VECS * kPanel + in_panel;
-      Numbers<SUMS>::finish(sums[r][v], initial + r * initial_stride + at,
-                            header ? header + v / VECS * panel_stride + in_panel : nullptr,
-                            scales + at, c + r * c_stride + at);
+      SUMS::finish(sums[r][v], initial + r * initial_stride + at,
+                   header ? header + v / VECS * panel_stride + in_panel : nullptr, scales + at,
+                   c + r * c_stride + at);
     }
   }
 }
 
 // product_tile with `rows` known at run time, 1..ROWS.
-template <int HINT, Format FORMAT, Format SUMS, int ROWS, int PANELS, int VECS, class... Rest>
+template <int HINT, class N, class SUMS, int ROWS, int PANELS, int VECS, class... Rest>
 inline void product_tile_of(int64_t rows, Rest... rest) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      product_tile_of<HINT, FORMAT, SUMS, ROWS - 1, PANELS, VECS>(rows, rest...);
+      product_tile_of<HINT, N, SUMS, ROWS - 1, PANELS, VECS>(rows, rest...);
       return;
     }
   }
-  product_tile<HINT, FORMAT, SUMS, ROWS, PANELS, VECS>(rest...);
+  product_tile<HINT, N, SUMS, ROWS, PANELS, VECS>(rest...);
 }
 
-// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted to
-// float32 before its rows, which pays from three tiles on.
+// All blocks of PANELS panels, from `panel`, for every row. UNPACKS: a block is converted before
+// its rows.
 template <int HINT, Format FORMAT, bool UNPACKS, int ROWS, int PANELS, int VECS>
 inline void product_panels(const Product& p, int64_t panel, int64_t tile_rows) {
   using Stored = Numbers<FORMAT>;
-  constexpr Format kRead = UNPACKS ? Format::kFloat32 : FORMAT;
-  using N = Numbers<kRead>;
-  alignas(64) float unpacked[UNPACKS ? Stored::kBlock * kPanel : 1];
+  using N = std::conditional_t<UNPACKS, Unpacked<FORMAT>, Stored>;
+  constexpr bool kConvertsInputs = UNPACKS && Unpacked<FORMAT>::kConvertsInputs;
+  alignas(64) float unpacked[UNPACKS ? kBlockSteps * kPanel : 1];
+  alignas(64) typename N::Input converted[kConvertsInputs ? ROWS * kBlockSteps : 1];
   // The tiles of this block prefetch the next one in equal parts. A single tile prefetches every
   // second line, because the hardware fetches its neighbour too.
+  constexpr int64_t kBlockWords = N::kBlock / Stored::kStep * Stored::kWords;
   const int64_t tiles = p.groups * ((p.rows + tile_rows - 1) / tile_rows) * (kPanelVecs / VECS);
-  const int64_t ahead_step = (Stored::kWords + tiles - 1) / tiles;
+  const int64_t ahead_step = (kBlockWords / kBlockSteps + tiles - 1) / tiles;
   const float* const packed = p.weights + panel * p.panel_stride;
-  const auto* a = static_cast<const typename N::Input*>(p.a);
-  for (int64_t first = 0; first < p.inputs || first == 0; first += Stored::kBlock) {
+  const auto* a = static_cast<const typename Stored::Input*>(p.a);
+  for (int64_t first = 0; first < p.inputs || first == 0; first += N::kBlock) {
     const int64_t left = p.inputs - first;
-    const int64_t inputs = left < Stored::kBlock ? left : Stored::kBlock;
-    const int64_t steps = (inputs + N::kStep - 1) / N::kStep;
+    const int64_t inputs = left < N::kBlock ? left : N::kBlock;
+    const int64_t stored = stored_inputs(FORMAT, inputs), steps = stored * kBlockSteps / N::kBlock;
     // The sums of the earlier blocks are in c.
     const float* initial = first == 0 ? p.initial : p.c;
     const int64_t initial_group_stride = first == 0 ? p.initial_group_stride : p.c_group_stride;
     const int64_t initial_stride = first == 0 ? p.initial_stride : p.c_stride;
     const float* header = first == 0 && Stored::kHeader > 0 ? packed : nullptr;
     const float* weights = packed + Stored::kHeader + first / Stored::kStep * Stored::kWords;
-    const float* ahead = weights + Stored::kBlock / Stored::kStep * Stored::kWords;
+    const float* ahead = weights + kBlockWords;
     if constexpr (UNPACKS) {
-      unpack_block<FORMAT>(weights, inputs, unpacked);
+      N::unpack(weights, stored, unpacked);
       weights = unpacked;
     }
     for (int64_t g = 0; g < p.groups; ++g) {
       for (int64_t row = 0; row < p.rows; row += tile_rows) {
         const int64_t rows = p.rows - row < tile_rows ? p.rows - row : tile_rows;
+        const auto* from = a + g * p.a_group_stride + row * p.a_stride + first;
+        const typename N::Input* tile_a;
+        int64_t a_stride = p.a_stride;
+        if constexpr (kConvertsInputs) {
+          for (int64_t r = 0; r < rows; ++r) {
+            N::convert(from + r * p.a_stride, stored, converted + r * kBlockSteps);
+          }
+          tile_a = converted, a_stride = kBlockSteps;
+        } else {
+          tile_a = from;
+        }
         for (int v = 0; v < kPanelVecs; v += VECS) {
           const int64_t in_panel = N::column(v), at = panel * kPanel + in_panel;
-          product_tile_of<HINT, kRead, FORMAT, ROWS, PANELS, VECS>(
-              rows, a + g * p.a_group_stride + row * p.a_stride + first, p.a_stride,
-              weights + v * N::kWords / kPanelVecs, p.panel_stride, steps,
+          product_tile_of<HINT, N, Stored, ROWS, PANELS, VECS>(
+              rows, tile_a, a_stride, weights + v * N::kWords / kPanelVecs, p.panel_stride, steps,
               initial + g * initial_group_stride + row * initial_stride + at, initial_stride,
               p.c + g * p.c_group_stride + row * p.c_stride + at, p.c_stride,
               header ? header + in_panel : nullptr, p.scales ? p.scales + at : nullptr, ahead,
               ahead_step);
-          ahead += Stored::kBlock / Stored::kStep * ahead_step;
+          ahead += kBlockSteps * ahead_step;
         }
       }
     }
@@ -283,16 +370,21 @@ inline void product_of(const Product& p) {
   }
 #endif
   // Tiles of nearly equal size: 32 rows are 11 + 11 + 10, not 12 + 12 + 8.
-  constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
-  const int64_t tiles = (p.rows + kTileRows - 1) / kTileRows;
-  const int64_t tile_rows = (p.rows + tiles - 1) / tiles;
-  constexpr bool kUnpacks = FORMAT == Format::kBfloat16 || FORMAT == Format::kInt8;
-  for (int64_t panel = 0; panel < p.panels; ++panel) {
-    if (p.groups * tiles > 2) {
-      product_panels<kKeep, FORMAT, kUnpacks, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
-    } else {
-      product_panels<kKeep, FORMAT, false, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+  const auto tiles_of = [&](int64_t most) { return (p.rows + most - 1) / most; };
+  if constexpr (kUnpacks<FORMAT>) {
+    using U = Unpacked<FORMAT>;
+    const int64_t tiles = tiles_of(U::kTileRows), tile_rows = (p.rows + tiles - 1) / tiles;
+    if (p.groups * tiles >= U::kFewestTiles) {
+      for (int64_t panel = 0; panel < p.panels; ++panel) {
+        product_panels<kKeep, FORMAT, true, U::kTileRows, 1, kTileVecs>(p, panel, tile_rows);
+      }
+      return;
     }
+  }
+  constexpr int64_t kTileRows = Numbers<FORMAT>::kTileRows;
+  const int64_t tiles = tiles_of(kTileRows), tile_rows = (p.rows + tiles - 1) / tiles;
+  for (int64_t panel = 0; panel < p.panels; ++panel) {
+    product_panels<kKeep, FORMAT, false, kTileRows, 1, kTileVecs>(p, panel, tile_rows);
   }
 }
 

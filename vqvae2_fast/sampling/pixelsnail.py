@@ -122,7 +122,9 @@ def _gated(layers: Sequence[Any], mask: str | None = None) -> GatedPlan:
 def _convolutions(
     kernels: Sequence[ConvWeight], biases: Sequence[Tensor], mask: str | None
 ) -> ConvPlan:
-    weights, scales = zip(*(kernel.unfolded() for kernel in kernels), strict=True)
+    # For all of them: taking fresh memory costs more than filling it.
+    scratch = torch.empty_like(kernels[0].weight_v)
+    weights, scales = zip(*(kernel.unfolded(scratch) for kernel in kernels), strict=True)
     return conv_plan(weights, biases, mask, None if scales[0] is None else scales)
 
 

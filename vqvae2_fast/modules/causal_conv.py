@@ -71,7 +71,7 @@ class ConvWeight(nn.Module):
         """
         if self.weight_g is None:
             return self.weight_v, None
-        v = self.weight_v
+        v: Tensor = self.weight_v
         if self.live is not None:
             # A copy and a fill of each dead tap take a third of the time of `where`.
             v = scratch.copy_(v)

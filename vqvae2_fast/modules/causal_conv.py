@@ -45,6 +45,8 @@ class ConvWeight(nn.Module):
         num_taps = shape[2] * shape[3] if live is None else int(live.sum())
         if num_taps == 0:
             raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
+        # As numbers, because a mask on the device `meta` has no values.
+        self._dead_taps = [] if live is None else (~live).flatten().nonzero().flatten().tolist()
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
         bound = 1 / math.sqrt(num_taps * (1 if one_hot else shape[1]))
         self.weight_v = nn.Parameter(torch.empty(shape))
@@ -72,10 +74,10 @@ class ConvWeight(nn.Module):
         if self.weight_g is None:
             return self.weight_v, None
         v: Tensor = self.weight_v
-        if self.live is not None:
+        if self._dead_taps:
             # A copy and a fill of each dead tap take a third of the time of `where`.
             v = scratch.copy_(v)
-            for tap in (~self.live).flatten().nonzero().flatten().tolist():
+            for tap in self._dead_taps:
                 v.flatten(2)[:, :, tap] = 0.0  # of [C_out, C_in, taps]
         return self.weight_v, self.weight_g / self._norm(v)
 

@@ -8,8 +8,8 @@ memory. Printed are medians over the rounds. With one thread the times are of th
 other load disturbs little, else of the wall clock.
 
 The library takes its memory in pages of 2 MiB, all threads at once. The host of a virtual machine
-that has taken back the free memory needs up to 5 ms for each, which is most of what a first draw
-costs there. So the comparison is made again without the system's time in the first draw.
+that has taken back the free memory needs about 5 ms for each, which can be half of what a first
+draw takes more. So the comparison is made again without the system's time in the first draw.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
                 )
                 rounds.append([float(number) for number in done.stdout.split()])
         memory, load, system, first, *later = (list(of_all) for of_all in zip(*rounds, strict=True))
-        # The threads share the system's time: so much longer did the first draw take for it.
+        # The threads share the system's time, so each adds its part of it to the first draw.
         times = median(first), median(system) / arguments.threads, median(sum(later, []))
         image = [total + time for total, time in zip(image, times, strict=True)]
         loaded = f"load {median(load):.2f} s, {compared(*times)}"

@@ -1,6 +1,6 @@
 // The matrix product of both phases: a register-blocked tile over packed panels.
 //
-// Inputs are taken in blocks of kInputBlock: within a block the sum is a chain of fused
+// Inputs are taken in blocks of kBlock: within a block the sum is a chain of fused
 // multiply-adds from zero, and the blocks' sums are added in order. So the rounding error grows
 // with the block rather than with all inputs, and in the row phase a block's weights stay in the
 // first-level cache for all rows. In the pixel phase, with few rows, the weights are read once,
@@ -33,7 +33,7 @@ constexpr int kLine = 16, kSecondCache = 2;
 // rows of a.
 constexpr int64_t kBlockSteps = 128;
 
-// Where vector v of a tile lies in a panel, and the inputs (kStep) that it takes in a step.
+// Where vector v of a tile lies in a panel, and how many values of type Input (kStep) a step takes.
 template <Format FORMAT>
 struct Numbers {
   using Input = float;
@@ -139,8 +139,8 @@ constexpr bool kUnpacks = FORMAT == Format::kBfloat16 || FORMAT == Format::kInt8
 template <>
 constexpr bool kUnpacks<Format::kQuads> = true;
 
-// Pairs of int16, which a level without products of bytes would else make anew for each tile: of as
-// many quads as a vector has lanes, first those of the even inputs, then those of the odd ones.
+// Pairs of int16, which a level without products of bytes would otherwise make again in each tile.
+// Each group of kLanes quads has the pairs of its even inputs first, then those of its odd ones.
 template <>
 struct Unpacked<Format::kQuads> {
   using Input = uint32_t;

@@ -208,6 +208,7 @@ def short(monkeypatch):
     monkeypatch.setattr("vqvae2_fast.training.cost._BUDGET", 0.0)
 
 
+@pytest.mark.pages
 def test_beginning(workspace, short, capsys):
     reader = Reader(capsys, {"compress photos/": "compress few/"})
     for page in BEGINNING:

@@ -41,7 +41,7 @@ def test_a_small_classifier_learns_and_comes_back_from_its_run(tmp_path):
     assert torch.allclose(loaded(images), stage.model(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum", "muon"])
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path, optimizer):
     settings = TrainConfig(
         steps=4, batch_size=8, optimizer=optimizer, warmup_steps=1, save_every=2, learning_rate=0.01

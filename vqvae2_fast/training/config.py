@@ -28,7 +28,8 @@ class TrainConfig:
         accumulate: Micro-batches whose gradients add up to one step.
         global_batch: Images of one step in all processes; accumulate then follows, so that no
             process takes more than batch_size at a time. 0: batch_size × accumulate × processes.
-        optimizer: `adamw`, or `momentum`: SGD with a momentum of 0.9.
+        optimizer: `adamw`; `muon`, which makes the steps of matrices and convolutions orthogonal
+            (see `Muon`); or `momentum`: SGD with a momentum of 0.9.
         schedule: What follows the warm-up: `cosine`, or `steps`: the rate falls to a tenth after
             30/90, 60/90 and 80/90 of the run.
         learning_rate: Peak rate of the optimiser, reached after the warm-up.
@@ -106,6 +107,11 @@ class TrainConfig:
             raise ValueError(
                 "TrainConfig: expected accumulate or global_batch, from which it follows, got "
                 f"{self.accumulate} and {self.global_batch}."
+            )
+        if self.shard and self.optimizer == "muon":
+            raise ValueError(
+                "TrainConfig: shard splits weights between processes, and optimizer=muon needs "
+                "them whole. Set optimizer=adamw, or shard=False."
             )
         if not self.learning_rate > 0:
             raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")

@@ -5,25 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
+
+from vqvae2_fast.training.muon import Muon
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["OptimizerName", "make_optimizer", "moments_of"]
 
-OptimizerName = Literal["adamw", "momentum"]
+OptimizerName = Literal["adamw", "momentum", "muon"]
 
 
 def moments_of(config: TrainConfig) -> int:
-    """Tensors of a weight's size that the optimiser keeps for each weight."""
-    return 1 if config.optimizer == "momentum" else 2
+    """Tensors of a weight's size that the optimiser keeps for each weight of two or more dimensions
+    (`muon` keeps two for embeddings and output layers, which are few)."""
+    return 2 if config.optimizer == "adamw" else 1
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser; its decay spares biases, gains and other vectors."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if config.optimizer == "muon":
+        hidden = _hidden_matrices(model)
+        return Muon(
+            [weight for weight in weights if weight in hidden],
+            [weight for weight in weights if weight not in hidden],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
     groups = [
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
@@ -33,3 +43,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     # 0.95 forgets the early, large gradients of a short run sooner than AdamW's 0.999.
     # fused: one pass over weights and moments instead of ten.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """Weights of matrices and convolutions, other than those of embeddings and output layers."""
+    embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+    head = {weight for name, weight in model.named_parameters() if name.startswith("head.")}
+    return {w for w in model.parameters() if w.ndim >= 2 and w[0].numel() > 1} - embeddings - head

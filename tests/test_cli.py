@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 MODEL = (
     "--model.image-size 8 8 --model.strides 2 2 --model.hidden-channels 8 "
-    "--model.residual-channels 4 --model.num-embeddings 16 --model.embedding-dim 4"
+    "--model.residual-channels 4 --model.num-embeddings 16 --model.embedding-dim 4 "
+    "--model.quantize-after 0"
 )
 PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2"
 TRAIN = "--train.batch-size 4 --train.save-every 3 --quiet --train.steps 6"

@@ -54,7 +54,7 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     again = ["demo", "--out", str(out), "--scale", "0.001", "--quiet"]
     assert "Add --resume to continue it, or name another" in error_of(again)
     said = error_of([*again, "--resume", "--scale", "0.002"])
-    assert "was begun, of 1 steps of the VQ-VAE, got 0.002, of 3. Name another folder" in said
+    assert "was begun, of 1 steps of the VQ-VAE, got 0.002, of 2. Name another folder" in said
     assert main([*again, "--resume"]) == 0
     assert json.loads((out / "metrics.json").read_text())["held_out"] == before
 

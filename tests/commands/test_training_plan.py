@@ -188,7 +188,7 @@ def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
             "bottom_perplexity": 8.0,
         },
     )
-    told = vqvae_run()[1]
+    told = vqvae_run("--model.quantize-after", 0)[1]
     assert "use only 1 of the 16 codes of level top" in told
     assert "level bottom" not in told
 

@@ -112,3 +112,10 @@ def test_a_scaled_training_warms_up_no_longer_than_it_runs():
     training = TINY.training.scaled(0.25)
     assert {(c.steps, c.warmup_steps) for c in (training.vqvae, *training.priors)} == {(1, 1)}
     assert TINY.training.scaled(2).vqvae == replace(TRAIN, steps=8)
+
+
+def test_codebooks_of_a_scaled_preset_begin_at_the_same_part_of_it():
+    waiting = replace(TINY, vqvae=replace(TINY.vqvae, quantize_after=8))
+    assert waiting.scaled(0.25).vqvae.quantize_after == 2
+    assert waiting.scaled(0.25).training == TINY.training.scaled(0.25)
+    assert waiting.scaled(3).vqvae.quantize_after == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vqvae2_fast.models.configs import PixelSNAILConfig, VQVAE2Config
 from vqvae2_fast.training.config import TrainConfig
 from vqvae2_fast.training.preset import Preset, PresetTraining
@@ -43,6 +45,7 @@ _EMOJI32 = VQVAE2Config(
     num_embeddings=256,
     embedding_dim=32,
     restart=0.3,
+    quantize_after=50,
 )
 _EMOJI64 = VQVAE2Config(
     image_size=(64, 64),
@@ -101,8 +104,43 @@ _TRAINING = PresetTraining(
     class_balance=0.5,
 )
 
+
+def _emoji32() -> Preset:
+    """With Muon, which reaches better images at fewer bits in less time: held out, 28.29 dB at
+    297 bits (top) and 742 (bottom) after 800, 400 and 450 steps. AdamW's 28.06 dB at 234 and 901
+    bits took 1,300 and 700 steps, and 800 of twice the batch. Without the codebooks' wait: 28.67 dB
+    at 381 and 892 bits; with a learning rate of 1e-2 the top's codes are the same for all images.
+    The prior of the top overfits with Muon (237 bits at best, AdamW 231)."""
+    vqvae, (top, bottom) = _TRAINING.vqvae, _TRAINING.priors
+    training = replace(
+        _TRAINING,
+        vqvae=replace(
+            vqvae,
+            optimizer="muon",
+            learning_rate=5e-3,
+            steps=800,
+            validate_every=80,
+            save_every=400,
+        ),
+        priors=(
+            replace(top, steps=400, save_every=200),
+            replace(
+                bottom,
+                optimizer="muon",
+                learning_rate=3e-2,
+                batch_size=16,
+                steps=450,
+                validate_every=90,
+                save_every=225,
+            ),
+        ),
+    )
+    of_top, of_bottom = small_priors(_EMOJI32, num_classes=9)
+    return Preset(_EMOJI32, (of_top, replace(of_bottom, dropout=0.25)), training)
+
+
 SMALL = {
-    "emoji32": Preset(_EMOJI32, small_priors(_EMOJI32, num_classes=9), _TRAINING),
+    "emoji32": _emoji32(),
     "emoji64": Preset(_EMOJI64, small_priors(_EMOJI64, num_classes=9), _TRAINING),
     "fashion28": Preset(_FASHION28, small_priors(_FASHION28, num_classes=10), _TRAINING),
 }

@@ -3,6 +3,7 @@
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import DivergedError, Stage, TrainResult, train
+from vqvae2_fast.training.muon import Muon
 from vqvae2_fast.training.preset import Preset, PresetTraining
 from vqvae2_fast.training.recipe import TrainedPipeline, train_pipeline
 from vqvae2_fast.training.stage1 import vqvae_stage
@@ -10,6 +11,7 @@ from vqvae2_fast.training.stage2 import prior_stage
 
 __all__ = [
     "DivergedError",
+    "Muon",
     "Preset",
     "PresetTraining",
     "Stage",

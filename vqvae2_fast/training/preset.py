@@ -73,6 +73,13 @@ class Preset:
                 f"Preset: prior {name}", prior, self.vqvae.num_embeddings, sizes[: level + 1]
             )
 
+    def scaled(self, share: float) -> Preset:
+        """The same preset with this share of the steps of its trainings; codebooks that wait begin
+        at the same part of a shorter training, and no later in a longer one."""
+        wait = round(self.vqvae.quantize_after * min(share, 1.0))
+        vqvae = replace(self.vqvae, quantize_after=wait)
+        return replace(self, vqvae=vqvae, training=self.training.scaled(share))
+
     def with_classes(self, num_classes: int) -> Preset:
         """The same preset with class-conditional priors at every level."""
         priors = tuple(replace(prior, num_classes=num_classes) for prior in self.priors)

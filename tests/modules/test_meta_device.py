@@ -12,9 +12,13 @@ PRESET = preset("emoji32")
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
-@pytest.mark.parametrize("init", ["kmeans", "normal"])
-def test_quantizer(init, train):
-    quantizer = vq2.VectorQuantizerEMA(8, 4, init=init, restart=0.03).train(train).to("meta")
+@pytest.mark.parametrize(
+    "start",
+    [{"init": "kmeans"}, {"init": "normal"}, {"update": "step", "quantize_after": 5}],
+    ids=str,
+)
+def test_quantizer(start, train):
+    quantizer = vq2.VectorQuantizerEMA(8, 4, restart=0.03, **start).train(train).to("meta")
     z_q, indices, loss = quantizer(torch.zeros(2, 3, 4, device="meta"))
     assert (z_q.shape, indices.shape, loss.shape) == ((2, 3, 4), (2, 3), ())
     assert z_q.is_meta and indices.is_meta and loss.is_meta

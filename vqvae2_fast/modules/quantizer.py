@@ -338,7 +338,7 @@ class VectorQuantizerEMA(Quantizer):
         """Whether nothing is quantised yet: the buffers decide, and on a GPU are read meanwhile."""
         if self._start.sees_another(self.initialised):
             self._is_waiting = self.quantize_after > 0
-        if not self.quantize_after:
+        if not self.quantize_after or self.steps.is_meta:  # there nothing can be read
             return False
         may_read = self._is_waiting or not reading_waits(self.steps)
         if may_read and not torch.compiler.is_compiling():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Muon", "orthogonalized"]
 
-_STEPS = 3  # five gave the same bits of the priors of emoji32, in half as much time again
+_STEPS = 3  # five gave emoji32's top prior the same bits, and took half as much time again
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # of the quintic that takes singular values towards 1
 
 
@@ -54,7 +54,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.AdamW):
     """Muon for the weights that `orthogonalize` names, AdamW for the others.
 
-    A convolution's weight is taken as a matrix of [outputs, all that each output reads]. Steps have
+    A convolution's weight is taken as a matrix: its first dimension by all the others. Steps have
     the size of AdamW's, so learning rates are like AdamW's too, or a little larger.
 
     Args:
@@ -110,9 +110,9 @@ class Muon(torch.optim.AdamW):
         alike = defaultdict[tuple[int, int], list[int]](list)  # one product for all of a shape
         for index, weight in enumerate(weights):
             alike[weight.shape[0], weight[0].numel()].append(index)
-        for (outputs, inputs), indices in alike.items():
-            stacked = torch.stack([ahead[i].reshape(outputs, inputs) for i in indices])
-            size = group["lr"] * 0.2 * max(outputs, inputs) ** 0.5
+        for (rows, columns), indices in alike.items():
+            stacked = torch.stack([ahead[i].reshape(rows, columns) for i in indices])
+            size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for index, direction in zip(indices, orthogonalized(stacked), strict=True):
                 weights[index].sub_(direction.view(weights[index].shape), alpha=size)
         for weight in weights:

@@ -49,11 +49,11 @@ _RECOMMENDED: dict[str, Any] = {"temperature": (0.85, 0.8), "guidance_scale": (2
 _DRAWN = "temperature 0.85 (top) and 0.8 (bottom), guidance 2 and 2"
 # Seconds of each part on two Zen 3 cores, used only to estimate the time left.
 _PLAN = {
-    "train VQ-VAE": 98.0,
+    "train VQ-VAE": 74.0,
     "extract train": 1.7,
     "extract held out": 0.2,
-    "train prior top": 40.0,
-    "train prior bottom": 62.0,
+    "train prior top": 57.0,
+    "train prior bottom": 51.0,
     "evaluate held out": 8.0,
     "sample": 3.0,
 }

@@ -110,7 +110,7 @@ def _emoji32() -> Preset:
     297 bits (top) and 742 (bottom) after 800, 400 and 450 steps. AdamW's 28.06 dB at 234 and 901
     bits took 1,300 and 700 steps, and 800 of twice the batch. Without the codebooks' wait: 28.67 dB
     at 381 and 892 bits; with a learning rate of 1e-2 the top's codes are the same for all images.
-    The prior of the top overfits with Muon (237 bits at best, AdamW 231). Its last 300 steps cost
+    The prior of the top overfits with Muon (236 bits at best, AdamW 231). Its last 300 steps cost
     12 bits and give better samples: a KD of 0.299 instead of 0.323 at the demo's settings."""
     vqvae, (top, bottom) = _TRAINING.vqvae, _TRAINING.priors
     training = replace(

@@ -13,7 +13,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, train_pipeline
+from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, Variants, train_pipeline
 
 TRAIN = TrainConfig(
     steps=4, batch_size=4, warmup_steps=1, average_decay=0.9, validate_every=4, save_every=2
@@ -27,7 +27,7 @@ TINY = Preset(
         replace(PRIOR, size=(2, 2), condition_sizes=((1, 1),)),
         replace(PRIOR, size=(4, 4), condition_sizes=((1, 1), (2, 2))),
     ),
-    PresetTraining(TRAIN, (TRAIN, TRAIN, TRAIN), flip=True),
+    PresetTraining(TRAIN, (TRAIN, TRAIN, TRAIN), variants=Variants(flip=True, copies=1)),
 )
 QUIET = Progress(quiet=True)
 
@@ -53,7 +53,7 @@ def test_the_recipe_trains_a_pipeline_of_three_levels(tmp_path):
     result = trained(tmp_path)
     assert_equal(load(tmp_path / "pipeline", expect=Pipeline), result.pipeline)
     assert [prior.config.num_classes for prior in result.pipeline.priors] == [2, 2, 2]
-    assert (len(result.codes), len(result.held_out_codes)) == (20, 5)  # mirrored ones too
+    assert (len(result.codes), len(result.held_out_codes)) == (30, 5)  # mirrored, copied
     assert list(result.logs) == ["vqvae", "prior_top", "prior_middle", "prior_bottom"]
     assert all(log[-1]["step"] == 4 for log in result.logs.values())
 

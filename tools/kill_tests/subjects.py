@@ -32,7 +32,7 @@ from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.testing.codes import random_codes
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-from vqvae2_fast.training import TrainConfig
+from vqvae2_fast.training import TrainConfig, Variants
 from vqvae2_fast.training.preset import Preset, PresetTraining
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ TRAINING = TrainConfig(
 VQVAE = replace(SMALL_VQVAE, image_size=(32, 32), num_embeddings=16, embedding_dim=8, restart=0.3)
 TOP = replace(SMALL_TOP, size=(8, 8), num_embeddings=16, num_classes=3)
 BOTTOM = replace(TOP, size=(16, 16), condition_sizes=((8, 8),))
-PRESET = Preset(VQVAE, (TOP, BOTTOM), PresetTraining(TRAINING, (TRAINING, TRAINING), flip=True))
+PRESET = Preset(
+    VQVAE,
+    (TOP, BOTTOM),
+    PresetTraining(TRAINING, (TRAINING, TRAINING), flip=True, variants=Variants(flip=True)),
+)
 
 Work = Callable[[], object]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.presets.small import small_priors
 from vqvae2_fast.training.config import TrainConfig
+from vqvae2_fast.training.extraction import Variants
 from vqvae2_fast.training.preset import Preset, PresetTraining
 
 __all__ = ["PHOTOS"]
@@ -60,6 +61,7 @@ def _photos(
             training(steps[0], batch_size, 0.0),
             tuple(training(count, batch_size // 2, 0.995) for count in steps[1:]),
             flip=True,
+            variants=Variants(flip=True),
         ),
     )
 

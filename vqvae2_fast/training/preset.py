@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.training.extraction import Variants
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.configs import VQVAE2Config
@@ -23,13 +24,15 @@ class PresetTraining:
     Args:
         vqvae: Training of the VQ-VAE.
         priors: Trainings of the priors, coarse to fine.
-        flip: Mirror half of the training images left to right.
+        flip: Mirror half of the VQ-VAE's training images left to right.
+        variants: The changed images whose codes the priors are trained on as well.
         class_balance: How much more often the priors see records of rare classes; see `balanced`.
     """
 
     vqvae: TrainConfig
     priors: tuple[TrainConfig, ...]
     flip: bool = False
+    variants: Variants = Variants()
     class_balance: float = 0.0
 
     def scaled(self, share: float) -> PresetTraining:

@@ -128,7 +128,7 @@ def train_pipeline(
                 vqvae,
                 images,
                 out / "codes" / split,
-                variants=Variants(flip=training.flip and split == "train"),
+                variants=training.variants if split == "train" else Variants(),
                 progress=progress,
                 name=f"extract {split.replace('_', ' ')}",
             )

@@ -2,11 +2,12 @@
 ceilings.
 
     python benchmarks/gpu.py --rounds 31 --save
+    python benchmarks/gpu.py --only search quantiser_step --contenders ours --json FILE
 
-`benchmarks/gpu.sh` runs it after the tests; `gpu_works.py` says what is measured. Contenders whose
-package is missing are left out by name. TF32 is off unless a piece of work says otherwise. The
-ceilings are a float16 product and a copy in the same run. `--save` writes results/<device>.csv and
-its plots.
+`benchmarks/gpu.sh` runs it before the tests; `gpu_works.py` says what is measured. Contenders whose
+package is missing, or that fail, are left out by name. A piece of work that fails does not end the
+script, but its exit code. TF32 is off unless a piece of work says otherwise. The ceilings are a
+float16 product and a copy in the same run. `--save` writes results/<device>.csv and its plots.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
+import json
 import statistics
 import time
+import traceback
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import measure
 import numpy as np
-import report
 import torch
 from gpu_works import Work, works
 from workload import Run, make_runs
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Sequence
 
 
 def clock() -> float:
@@ -43,8 +46,30 @@ def ceilings() -> dict[str, Run]:
     return {"ceiling:matmul": lambda: a @ a, "ceiling:copy": lambda: target.copy_(source)}
 
 
-def measured(work: Work, rounds: int) -> list[dict[str, object]]:
-    runs = make_runs(work.contenders)
+def rounded(value: float, digits: int) -> float:
+    """The value with this many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+def working(runs: dict[str, Run]) -> dict[str, Run]:
+    """The contenders that run. Only a failure of ours is one of the piece of work."""
+    found = {}
+    for name, run in runs.items():
+        try:
+            run()
+            torch.cuda.synchronize()
+        except Exception as error:  # whatever another project's kernels raise on a new card
+            if name == "ours":
+                raise
+            print(f"  {name}: left out, it fails: {type(error).__name__}: {error}", flush=True)
+            continue
+        found[name] = run
+    return found
+
+
+def measured(work: Work, rounds: int, only: Sequence[str] = ()) -> list[dict[str, object]]:
+    wanted = {name: make for name, make in work.contenders.items() if not only or name in only}
+    runs = working(make_runs(wanted))
     seconds = measure.interleave({**runs, **ceilings()}, rounds, clock)
     matmul = 2 * 8192**3 / statistics.median(seconds["ceiling:matmul"])
     copy = 2 * (1 << 28) / statistics.median(seconds["ceiling:copy"])
@@ -67,15 +92,15 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
                 "shape": shape,
                 "contender": name,
                 "owner": work.owner if name == "ours" else name,
-                "median_ms": f"{median * 1e3:.5g}",
-                "p20_ms": f"{np.quantile(times, 0.2) * 1e3:.5g}",
-                "p80_ms": f"{np.quantile(times, 0.8) * 1e3:.5g}",
-                "gb_per_s": f"{work.bytes / median / 1e9:.4g}",
-                "gflop_per_s": f"{work.flops / median / 1e9:.4g}",
-                "matmul_gflop_per_s": f"{matmul / 1e9:.4g}",
-                "copy_gb_per_s": f"{copy / 1e9:.4g}",
-                "share_of_ceiling": f"{share:.3g}",
-                "ratio_to_ours": f"{middle:.3g}",
+                "median_ms": rounded(median * 1e3, 5),
+                "p20_ms": rounded(np.quantile(times, 0.2) * 1e3, 5),
+                "p80_ms": rounded(np.quantile(times, 0.8) * 1e3, 5),
+                "gb_per_s": rounded(work.bytes / median / 1e9, 4),
+                "gflop_per_s": rounded(work.flops / median / 1e9, 4),
+                "matmul_gflop_per_s": rounded(matmul / 1e9, 4),
+                "copy_gb_per_s": rounded(copy / 1e9, 4),
+                "share_of_ceiling": rounded(share, 3),
+                "ratio_to_ours": rounded(middle, 3),
                 "device": torch.cuda.get_device_name(),
                 "threads": 1,
                 "clock": "device",
@@ -92,6 +117,7 @@ def measured(work: Work, rounds: int) -> list[dict[str, object]]:
 def save(rows: list[dict[str, object]], suffix: str = "") -> Path:
     """Replaces results/<device><suffix>.csv."""
     path = measure.RESULTS / f"{measure.slug(torch.cuda.get_device_name())}{suffix}.csv"
+    path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
@@ -99,30 +125,51 @@ def save(rows: list[dict[str, object]], suffix: str = "") -> Path:
     return path
 
 
+def save_json(rows: list[dict[str, object]], path: Path) -> None:
+    """Replaces a file by these rows at once: one that is stopped on the way leaves the old rows."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(rows, indent=1) + "\n")
+    part.replace(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--only", default="", help="part of the name of a piece of work")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of names of pieces of work")
+    parser.add_argument("--contenders", nargs="+", default=[], help="these only; ours among them")
     parser.add_argument("--save", action="store_true", help="write results/<device>.csv and plots")
+    parser.add_argument("--json", type=Path, help="write the table here as well")
     options = parser.parse_args()
+    if options.contenders and "ours" not in options.contenders:
+        parser.error(f"--contenders: expected ours among them, got {options.contenders}")
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: no CUDA device; expected a GPU that torch can use.")
     torch.backends.cudnn.allow_tf32 = False
-    rows = []
+    rows: list[dict[str, object]] = []
+    failed = []
     for make in works():
-        work = make()
-        if options.only not in work.name:
+        name = " ".join(map(str, [make.func.__name__, *make.args, *make.keywords.values()]))
+        if not any(part in name for part in options.only):
             continue
-        rows += measured(work, options.rounds)
-        del work
-        torch.cuda.empty_cache()
-        if options.save:
-            # Save after each piece, so that nothing is lost if a later one is stopped.
+        try:
+            torch.cuda.empty_cache()
+            rows += measured(make(), options.rounds, options.contenders)
+        except Exception:  # the first failure on a new card must not cost the other figures
+            traceback.print_exc()
+            failed.append(name)
+        # Save after each piece, so that nothing is lost if a later one is stopped.
+        if options.json:
+            save_json(rows, options.json)
+        if options.save and rows:
             save(rows)
-    if options.save:
+    if options.save and rows:
+        import report  # needs matplotlib, which the figures do not
+
         path = save(rows)
         report.draw(path)
         print(path)
+    if failed:
+        raise SystemExit(f"benchmarks/gpu.py: failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
 """Engine `cuda` on a GPU: the port's default priors, one image and many, against captured `eager`.
 
-    python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save]
+    python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
     python benchmarks/gpu_sampler.py --plan h100 [--window 1]    # what is expected; needs no GPU
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians. `eager` replays the
-graphs that its first draw of a batch size captured. One sample is drawn at every batch size and
-must always be the same.
+graphs that its first draw of a batch size captured. Sample 0 of every batch must be the same: its
+codes are compared as they are drawn, and a difference fails the script once all is measured. What
+is saved is written again after every round, so that a run that is stopped leaves what it has.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
+from dataclasses import asdict, dataclass
 from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import measure
 import numpy as np
 import torch
-from gpu import clock, save
+from gpu import clock, rounded, save, save_json
 from sampler import PRIORS
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
@@ -27,21 +32,91 @@ from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_va
 from vqvae2_fast.sampling.engines.cuda_library import native_library
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqvae2_fast.sampling.plan import SamplingPlan
+
 ENGINES = (*PRECISIONS, "eager")
 IMAGES = 50_000
+SECONDS_PER_MAP = re.compile(r"([\d.]+) s per map")
 
 
-def plans(card: str, batches: list[int], window: int) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """What the sampler's cost model expects of a batch of images on a card. Not measured."""
+
+    card: str
+    engine: str
+    batch: int
+    top_s: float
+    bottom_s: float
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds to draw the batch: the top maps and then the bottom maps."""
+        return self.top_s + self.bottom_s
+
+    @property
+    def minutes(self) -> float:
+        """Minutes that `IMAGES` images take, a batch at a time."""
+        return IMAGES / self.batch * self.batch_s / 60
+
+    @property
+    def row(self) -> str:
+        images = f"{self.batch / self.batch_s:.1f} | {self.minutes:.1f}"
+        return f"| `{self.engine}` | {self.batch} | {self.batch_s:.3f} | {images} |"
+
+    def record(self) -> dict[str, object]:
+        return {**asdict(self), "batch_s": self.batch_s, "minutes": self.minutes}
+
+
+HEADER = (
+    "| engine | batch | s per batch, top and bottom | images per second "
+    f"| minutes for {IMAGES:,} images |",
+    "|---|---|---|---|---|",
+)
+
+
+def meta_plans() -> dict[str, SamplingPlan]:
+    with torch.device("meta"), torch.no_grad():
+        return {level: pixelsnail_plan(PixelSNAIL(config)) for level, config in PRIORS.items()}
+
+
+def report(plan: SamplingPlan, card: str, engine: str, batch: int, window: int) -> str:
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name sets the size
-    for level, config in PRIORS.items():
-        with torch.device("meta"), torch.no_grad():
-            plan = pixelsnail_plan(PixelSNAIL(config))
-        for engine, precision in PRECISIONS.items():
+    values = plan_values(plan, nowhere, PRECISIONS[engine], batch, guided=False)
+    values["window"] = window
+    return native_library().report(values, card)
+
+
+def expected(card: str, batches: list[int]) -> list[Expected]:
+    """Reads the seconds of both maps from the reports of the cost model, one code per step."""
+    plans, found = meta_plans(), []
+    for batch in batches:
+        for engine in PRECISIONS:
+            seconds = {}
+            for level, plan in plans.items():
+                text = report(plan, card, engine, batch, 1)
+                match = SECONDS_PER_MAP.search(text)
+                if match is None:
+                    raise RuntimeError(f"gpu_sampler: no '... s per map' in the report:\n{text}")
+                seconds[level] = float(match[1])
+            found.append(Expected(card, engine, batch, seconds["top"], seconds["bottom"]))
+    return found
+
+
+def print_plans(card: str, batches: list[int], window: int) -> None:
+    for level, plan in meta_plans().items():
+        for engine in PRECISIONS:
             for batch in batches:
-                values = plan_values(plan, nowhere, precision, batch, guided=False)
-                values["window"] = window
                 print(f"{level}, engine {engine}")
-                print(native_library().report(values, card))
+                print(report(plan, card, engine, batch, window))
+
+
+def print_totals(totals: list[Expected]) -> None:
+    print(f"256x256 images on {totals[0].card}, top and bottom: expected, not measured")
+    print("\n".join([*HEADER, *(total.row for total in totals)]))
 
 
 def draw(priors: dict[str, PixelSNAIL], batch: int, engine: str, first: int = 0) -> torch.Tensor:
@@ -52,74 +127,122 @@ def draw(priors: dict[str, PixelSNAIL], batch: int, engine: str, first: int = 0)
     )
 
 
-def check_batches(priors: dict[str, PixelSNAIL], batches: list[int]) -> None:
-    for engine in PRECISIONS:
-        alone = draw(priors, 1, engine)
-        for batch in batches:
-            if not torch.equal(draw(priors, batch, engine)[:1], alone):
-                raise SystemExit(f"engine {engine}: sample 0 differs at batch {batch}.")
+def drawing(priors: dict[str, PixelSNAIL], batch: int, names: list[str]) -> dict[str, torch.Tensor]:
+    """Sample 0 `[1, height, width]` of every engine that draws this batch. The first draw also
+    packs the weights and sets up libraries. The other engines are named with the reason."""
+    first = {}
+    for name in names:
+        try:
+            first[name] = draw(priors, batch, name)[:1].cpu()
+        except RuntimeError as error:
+            print(f"batch {batch:4} {name:14} left out: {error}", flush=True)
+    return first
 
 
-def measured(priors: dict[str, PixelSNAIL], batch: int, rounds: int) -> list[dict[str, object]]:
-    runs = {name: lambda name=name: draw(priors, batch, name) for name in ENGINES}
-    for run in runs.values():
-        run()  # weights are packed, libraries set up
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def measured(
+    priors: dict[str, PixelSNAIL], batch: int, names: list[str], rounds: int
+) -> Iterator[list[dict[str, object]]]:
+    """The table's rows of a batch, after each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, run in runs.items():
+        for name, times in seconds.items():
             start = clock()
-            run()
-            seconds[name].append(clock() - start)
-    rows = []
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        rate = batch / median
-        ratio = statistics.median(seconds["eager"]) / median
-        print(
-            f"batch {batch:4} {name:14} {median:8.3f} s, {rate:8.2f} images/s, "
-            f"{IMAGES} in {IMAGES / rate / 60:6.1f} min, {ratio:.2f}x eager",
-            flush=True,
-        )
-        rows.append(
-            {
-                "engine": name,
-                "batch": batch,
-                "median_s": f"{median:.5g}",
-                "p20_s": f"{np.quantile(times, 0.2):.5g}",
-                "p80_s": f"{np.quantile(times, 0.8):.5g}",
-                "images_per_s": f"{rate:.5g}",
-                "ratio_to_eager": f"{ratio:.3g}",
-                "device": torch.cuda.get_device_name(),
-                "rounds": rounds,
-                "versions": f"torch {torch.__version__}",
-                "commit": measure.commit(),
-                "date": date.today().isoformat(),
-            }
-        )
-    return rows
+            draw(priors, batch, name)
+            times.append(clock() - start)
+        yield [row(name, batch, seconds) for name in names]
+
+
+def row(name: str, batch: int, seconds: dict[str, list[float]]) -> dict[str, object]:
+    times = seconds[name]
+    median = statistics.median(times)
+    eager = seconds.get("eager")
+    return {
+        "engine": name,
+        "batch": batch,
+        "median_s": rounded(median, 5),
+        "p20_s": rounded(np.quantile(times, 0.2), 5),
+        "p80_s": rounded(np.quantile(times, 0.8), 5),
+        "images_per_s": rounded(batch / median, 5),
+        "ratio_to_eager": rounded(statistics.median(eager) / median, 3) if eager else "",
+        "sample_0": "",
+        "device": torch.cuda.get_device_name(),
+        "rounds": len(times),
+        "versions": f"torch {torch.__version__}",
+        "commit": measure.commit(),
+        "date": date.today().isoformat(),
+    }
+
+
+def print_row(row: dict[str, object]) -> None:
+    rate = float(str(row["images_per_s"]))
+    ratio = f", {row['ratio_to_eager']}x eager" if row["ratio_to_eager"] else ""
+    print(
+        f"batch {row['batch']:4} {row['engine']:14} {row['median_s']:8.3f} s, "
+        f"{rate:8.2f} images/s, {IMAGES} in {IMAGES / rate / 60:6.1f} min{ratio}; "
+        f"sample 0 {row['sample_0']}",
+        flush=True,
+    )
+
+
+def measure_all(options: argparse.Namespace) -> list[str]:
+    """Prints and saves the table; returns what went wrong."""
+    torch.manual_seed(0)
+    priors = {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
+    before: list[dict[str, object]] = []
+    alone: dict[str, torch.Tensor] = {}
+    problems = []
+    for batch in options.batches:
+        samples = drawing(priors, batch, options.engines)
+        problems += [
+            f"engine {name} did not draw batch {batch}"
+            for name in options.engines
+            if name not in samples
+        ]
+        if not samples:
+            continue
+        same = {}
+        for name, sample in samples.items():
+            same[name] = torch.equal(sample, alone.setdefault(name, sample))
+            # eager sums in an order that depends on the batch, so its codes may differ.
+            if not same[name] and name in PRECISIONS:
+                problems.append(f"engine {name}: sample 0 differs at batch {batch}")
+        rows: list[dict[str, object]] = []
+        for rows in measured(priors, batch, list(samples), options.rounds):
+            for each in rows:
+                each["sample_0"] = "same" if same[str(each["engine"])] else "differs"
+            if options.json:
+                save_json(before + rows, options.json)
+            if options.save:
+                save(before + rows, "-sampler")
+        for each in rows:
+            print_row(each)
+        before += rows
+    return problems
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--plan", choices=["a100", "h100", "b200"])
     parser.add_argument("--window", type=int, default=1, help="codes of a step, with --plan")
     parser.add_argument("--save", action="store_true", help="write results/<device>-sampler.csv")
+    parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
     options = parser.parse_args()
     if options.plan:
-        plans(options.plan, options.batches, options.window)
+        if options.window == 1:
+            totals = expected(options.plan, options.batches)
+            print_totals(totals)
+            if options.json:
+                save_json([total.record() for total in totals], options.json)
+        print_plans(options.plan, options.batches, options.window)
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")
-    torch.manual_seed(0)
-    priors = {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
-    check_batches(priors, options.batches)
-    rows = []
-    for batch in options.batches:
-        rows += measured(priors, batch, options.rounds)
-    if options.save:
-        print(save(rows, "-sampler"))
+    problems = measure_all(options)
+    if problems:
+        raise SystemExit("benchmarks/gpu_sampler.py: " + "; ".join(problems) + ".")
 
 
 if __name__ == "__main__":

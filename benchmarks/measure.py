@@ -1,4 +1,7 @@
-"""Options of the scripts, timing in turns, ceilings, and the record that a measurement leaves."""
+"""Options of the scripts, timing in turns, ceilings, and the record that a measurement leaves.
+
+threadpoolctl is imported where it is used: the scripts for a GPU do without it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController, threadpool_info
 from torch import Tensor
 
 from vqvae2_fast import ops
@@ -172,6 +174,8 @@ def fastest_product() -> Callable[[], object]:
 def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
     """Splits the rows over Python threads, because OpenBLAS's own threads wait actively for too
     long."""
+    from threadpoolctl import ThreadpoolController, threadpool_info
+
     mine = [each["filepath"] for each in threadpool_info() if "numpy" in each["filepath"]]
     ThreadpoolController().select(filepath=mine).limit(limits=1)
     workers = ThreadPoolExecutor(torch.get_num_threads())
@@ -191,6 +195,8 @@ def numpy_product(a: Tensor, b: Tensor, out: Tensor) -> Callable[[], object]:
 
 def openblas_cores() -> str:
     """Processors whose kernels the loaded OpenBLAS libraries run: `SkylakeX`, `Haswell`, ..."""
+    from threadpoolctl import threadpool_info
+
     libraries = [each for each in threadpool_info() if each["internal_api"] == "openblas"]
     return ", ".join(sorted({each["architecture"] for each in libraries}))
 

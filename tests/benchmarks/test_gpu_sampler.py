@@ -1,0 +1,107 @@
+"""`benchmarks/gpu_sampler.py`: what its plan expects, and what it leaves when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[2] / "csrc/cuda/sampler/README.md"
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return README.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def gpu_sampler(measuring):
+    return measuring("gpu_sampler")
+
+
+@pytest.fixture
+def totals(gpu_sampler):
+    return gpu_sampler.expected("h100", [1, 64])
+
+
+def test_readme_has_the_totals_of_the_plan(gpu_sampler, totals, readme):
+    table = "\n".join([*gpu_sampler.HEADER, *(total.row for total in totals)])
+    assert table in readme, "put it there: python benchmarks/gpu_sampler.py --plan h100"
+
+
+def test_readme_says_which_precisions_reach_ten_minutes(totals, readme):
+    reached = [total.engine for total in totals if total.batch == 64 and total.minutes <= 10]
+    (told,) = re.findall(r"50,000 images in ten minutes: (.*?)\.", readme.replace("\n", " "))
+    assert re.findall(r"`(\w+)`", told) == reached
+
+
+def test_a_plan_without_totals_is_an_error(gpu_sampler, monkeypatch):
+    monkeypatch.setattr(gpu_sampler, "report", lambda *arguments: "2 s per mop")
+    with pytest.raises(RuntimeError, match="no '... s per map' in the report:\n2 s per mop"):
+        gpu_sampler.expected("h100", [1])
+
+
+class FakeCard:
+    """Draws in no time: the codes that `differ` names, engine and batch, are others."""
+
+    def __init__(self, gpu_sampler, monkeypatch, folder):
+        self.differ, self.broken, self.draws_left = None, None, 1000
+        self.json = folder / "table.json"
+        monkeypatch.setattr(gpu_sampler, "draw", self.draw)
+        monkeypatch.setattr(gpu_sampler, "clock", iter(range(10_000)).__next__)
+        monkeypatch.setattr(gpu_sampler, "PRIORS", {})
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+        self.measure_all = gpu_sampler.measure_all
+
+    def draw(self, priors, batch, engine):
+        self.draws_left -= 1
+        if self.draws_left < 0:
+            raise KeyboardInterrupt
+        if engine == self.broken:
+            raise RuntimeError("the driver is too old")
+        return torch.full((batch, 2, 2), int(self.differ == (engine, batch)))
+
+    def run(self):
+        options = {"batches": [1, 4, 8], "engines": ["cuda", "cuda_tf32"], "rounds": 3}
+        return self.measure_all(Namespace(**options, json=self.json, save=False))
+
+    def rows(self):
+        rows = json.loads(self.json.read_text())
+        return {(row["engine"], row["batch"]): row for row in rows}
+
+
+@pytest.fixture
+def card(gpu_sampler, monkeypatch, tmp_path):
+    return FakeCard(gpu_sampler, monkeypatch, tmp_path)
+
+
+def test_every_engine_and_batch_is_in_the_table(card):
+    assert card.run() == []
+    engines = ("cuda", "cuda_tf32")
+    assert list(card.rows()) == [(engine, batch) for batch in (1, 4, 8) for engine in engines]
+
+
+def test_a_run_that_is_stopped_leaves_its_rounds(card):
+    card.draws_left = 2 + 3 * 2 + 2 + 1 * 2  # batch 1, and one round of batch 4
+    with pytest.raises(KeyboardInterrupt):
+        card.run()
+    rounds = {key: row["rounds"] for key, row in card.rows().items()}
+    assert rounds == {("cuda", 1): 3, ("cuda_tf32", 1): 3, ("cuda", 4): 1, ("cuda_tf32", 4): 1}
+
+
+def test_a_sample_that_differs_is_told_after_its_figures(card):
+    card.differ = ("cuda_tf32", 4)
+    assert card.run() == ["engine cuda_tf32: sample 0 differs at batch 4"]
+    rows = card.rows()
+    assert rows["cuda_tf32", 4]["sample_0"] == "differs"
+    assert rows["cuda", 4]["sample_0"] == "same"
+
+
+def test_an_engine_that_cannot_draw_does_not_cost_the_others(card):
+    card.broken = "cuda"
+    assert card.run() == [f"engine cuda did not draw batch {batch}" for batch in (1, 4, 8)]
+    assert list(card.rows()) == [("cuda_tf32", batch) for batch in (1, 4, 8)]

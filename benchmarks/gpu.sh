@@ -1,56 +1,115 @@
 #!/usr/bin/env bash
-# Run this first on a machine with a GPU: it builds, measures, tests on the device and checks
-# memory, in ten minutes at most and without a network. It needs Python >= 3.10, torch >= 2.11 with
-# CUDA and its triton, and for the build setuptools, pybind11, ninja, cmake. Numbers come first, and
-# the script continues after a part that fails. Leaves benchmarks/results/<device>.csv with its
-# plots, and everything that was printed or found in one archive, gpu-results-<date>.tar.gz, to be
-# read elsewhere.
+# Run this first on a machine with a GPU: it measures, tests on the device and checks memory, in ten
+# minutes at most and without a network.
+#
+#   bash benchmarks/gpu.sh [--wheel FILE | --build] [--seconds 600]
+#
+# It needs Python >= 3.10 and torch >= 2.11 with CUDA and its triton. It takes the installed
+# vqvae2_fast if that has CUDA kernels. Otherwise, or with --build, it builds this tree, for which it
+# needs nvcc, setuptools, pybind11, ninja, cmake; --wheel takes a wheel. Either goes to a folder of
+# this run, not into the environment.
+#
+# Claimed figures come first, then tables, then tests. A part that fails or hangs does not end the
+# script, and neither does Ctrl-C: it only cuts what is left. Everything goes into one archive,
+# gpu-results-<date>.tar.gz, to be read elsewhere. Its first page, summary.md, says for each claim
+# what was expected and measured. Tables are also left in benchmarks/results/<device>*.csv.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+scripts=$(cd "$(dirname "$0")" && pwd)
+tree=$(dirname "$scripts")
+
+seconds=600 wheel='' build=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --wheel) wheel=${2:-nothing} && shift ;;
+    --build) build=1 ;;
+    --seconds) seconds=${2-} && shift ;;
+    *) echo "gpu.sh: expected --wheel FILE, --build or --seconds N, got $1" >&2 && exit 2 ;;
+  esac
+  shift
+  if ! [[ $seconds =~ ^[0-9]+$ ]] || { [ -n "$wheel" ] && ! [ -f "$wheel" ]; }; then
+    echo "gpu.sh: expected a file for --wheel and a number for --seconds, got '$wheel' and '$seconds'" >&2
+    exit 2
+  fi
+done
+if [ -n "$wheel" ]; then wheel=$(realpath "$wheel"); fi
+
+here=$PWD
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 results=$work/gpu-results-$(date +%Y%m%d-%H%M%S)
-mkdir -p "$results"
-failed=()
+mkdir -p "$results" "$work/site"
+touch "$work/start"
+# The pytest of this Python, without the current folder in its path: the tree's package must not
+# stand in for the one that is tested.
+pytest='import sys; del sys.path[0]; import pytest; sys.exit(pytest.main(sys.argv[1:]))'
+export scripts tree work results pytest
+# Seconds that are kept for the first page and the archive.
+deadline=$((seconds - (seconds > 60 ? 15 : 0)))
+failed=() running=''
+# What is running is cut, all that follows is left out, and the archive is still written.
+trap 'deadline=0; [ -z "$running" ] || kill "$running"' INT TERM
 
-# Runs a command and writes its output to the terminal and to a file of the results.
+# Runs a command for at most so many seconds, and no longer than the whole may take. Its output goes
+# to the terminal and to a file of the results.
 part() {
-  local name=$1 start=$SECONDS code=0
-  shift
+  local name=$1 limit=$2 start=$SECONDS code=0 result=passed
+  shift 2
+  local left=$((deadline - SECONDS))
+  if [ "$left" -le 0 ]; then
+    echo "=== $name: left out, the time is over"
+    record "$name" "left out, the time is over" 0
+    return 1
+  fi
+  if [ "$limit" -gt "$left" ]; then limit=$left; fi
   echo "=== $name"
-  "$@" 2>&1 | tee "$results/$name.log"
-  code=${PIPESTATUS[0]}
-  if [ "$code" -ne 0 ]; then failed+=("$name"); fi
-  echo "=== $name: exit code $code, $((SECONDS - start)) s" | tee -a "$results/summary.txt"
+  # A file and not a pipe: a process that outlives the part would keep a pipe open.
+  : > "$results/$name.log"  # before tail looks for it
+  timeout --kill-after=3 "$limit" "$@" >> "$results/$name.log" 2>&1 &
+  running=$!
+  tail -n +1 -s 0.1 -f --pid="$running" "$results/$name.log" &
+  wait "$running"
+  code=$?
+  if [ "$deadline" -eq 0 ]; then wait "$running"; fi  # a signal ended the first wait
+  running=''
+  wait
+  if [ "$code" -ne 0 ]; then
+    result="failed, exit code $code"
+    if [ "$deadline" -eq 0 ] || [ $((SECONDS - start)) -ge "$limit" ]; then
+      result="cut after $((SECONDS - start)) s"
+    fi
+  fi
+  echo "=== $name: $result, $((SECONDS - start)) s"
+  record "$name" "$result" $((SECONDS - start))
+  return "$code"
 }
 
-device() {
-  nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total,mig.mode.current --format=csv ||
-    echo "no nvidia-smi on this machine: the device is named in the table"
-  python -m torch.utils.collect_env
+record() {
+  printf '%s\t%s\t%s\n' "$1" "$2" "$3" >> "$results/parts.tsv"
+  if [ "$2" != passed ]; then failed+=("$1"); fi
 }
 
-# Whether the compiled kernels run here; if not, why, and what is used instead.
-engine() (
-  cd "$work"  # Run elsewhere, so that no source folder shadows the installed package.
-  python - << 'EOF'
-import sys
+# The same for a function of this script.
+function_part() {
+  part "$1" "$2" bash -uo pipefail -c "$3"
+}
 
-import torch
-
-from vqvae2_fast import ops
-from vqvae2_fast.ops import _native
-from vqvae2_fast.sampling import choose_engine
-from vqvae2_fast.testing.priors import tiny_prior
-
-print("build:", ops.build_info())
-reason = _native.why_not_cuda(torch.device("cuda", 0))
-print("compiled CUDA kernels:", reason or "run on this device")
-engine, why = choose_engine("auto", tiny_prior().cuda())
-print(f"engine auto takes {engine}: {why}")
-sys.exit(engine != "cuda")
-EOF
-)
+finish() {
+  echo "=== first page"
+  timeout 10 python "$scripts/gpu_claims.py" "$results" || echo "gpu.sh: no first page" >&2
+  mkdir -p "$results/tables"
+  # Only what this run measured: the folder also has tables of other machines.
+  mkdir -p "$scripts/results"
+  find "$scripts/results" -type f -newer "$work/start" -exec cp {} "$results/tables/" \;
+  local archive
+  archive=$here/$(basename "$results").tar.gz
+  tar -czf "$archive" -C "$work" "$(basename "$results")" || exit 1
+  echo "everything above and the tables are in $archive"
+  if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+  fi
+  exit 0
+}
 
 memcheck() {
   if ! command -v compute-sanitizer > /dev/null; then
@@ -58,10 +117,10 @@ memcheck() {
     return
   fi
   # The sanitizer slows each launch a hundredfold, so only the forward cases run.
-  timeout 120 compute-sanitizer --error-exitcode 9 python "$(command -v pytest)" -q tests/ops/test_cuda.py \
+  timeout 80 compute-sanitizer --error-exitcode 9 python -c "$pytest" -q tests/ops/test_cuda.py \
     -k 'test_forward_matches_reference and not rounded'
   local code=$?
-  if [ $code -eq 124 ]; then echo "compute-sanitizer: no error in 120 s, stopped there"; else return $code; fi
+  if [ $code -eq 124 ]; then echo "compute-sanitizer: no error in 80 s, stopped there"; else return $code; fi
 }
 
 # Test the primitives of the CUDA kernels, which CI can only run on the CPU.
@@ -85,68 +144,87 @@ portable_cuda() {
   return $code
 }
 
-# Write registers, shared memory and SASS of the compiled kernels, and a trace of a draw if nsys is
-# installed.
+# Write registers, shared memory, occupancy and SASS of the compiled kernels.
 kernels() {
-  local module
-  module=$(cd "$work" && python -c 'from vqvae2_fast.ops import _native; print(_native.module.__file__)') || return 1
-  if command -v cuobjdump > /dev/null; then
-    cuobjdump --dump-resource-usage "$module" | c++filt > "$results/resources.txt"
-    cuobjdump --dump-sass "$module" | gzip > "$results/sass.gz"
-  else
+  local module cuobjdump
+  module=$(python -c 'from vqvae2_fast.ops import _native; print(_native.module.__file__)') || return 1
+  # Triton brings one for machines without a CUDA toolkit.
+  cuobjdump=$(command -v cuobjdump ||
+    python -c 'import pathlib, triton; print(pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")')
+  if [ ! -x "$cuobjdump" ]; then
     echo "no cuobjdump on this machine: no SASS"
+    return
   fi
-  if command -v nsys > /dev/null; then
-    timeout 60 nsys profile -o "$results/draw" --force-overwrite true \
-      python benchmarks/gpu_sampler.py --rounds 1 --batches 1
-  else
-    echo "no nsys on this machine: no trace"
-  fi
+  "$cuobjdump" --dump-resource-usage "$module" | c++filt > "$results/resources.txt" &&
+    python "$scripts/gpu_occupancy.py" < "$results/resources.txt" | tee "$results/occupancy.csv" &&
+    "$cuobjdump" --dump-sass "$module" | gzip > "$results/sass.gz"
 }
 
-python - << 'EOF'
-import importlib.util
-import sys
+# Write a trace of a draw of each precision.
+trace() {
+  if ! command -v nsys > /dev/null; then
+    echo "no nsys on this machine: no trace"
+    return
+  fi
+  nsys profile -o "$results/draw" --force-overwrite true \
+    python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 --rounds 1 --batches 1
+}
 
-problems = []
-if sys.version_info < (3, 10):
-    problems.append(f"expected Python 3.10 or later, got {sys.version.split()[0]}")
-if importlib.util.find_spec("torch") is None:
-    problems.append("torch is not installed: a CUDA build of torch 2.11 or later is needed")
-else:
-    import torch
+environment() {
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total,mig.mode.current --format=csv
+  python -m torch.utils.collect_env
+}
+export -f memcheck portable_cuda kernels trace environment
 
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < (2, 11):
-        problems.append(f"expected torch 2.11 or later, got {torch.__version__}")
-    if not torch.cuda.is_available():
-        problems.append(f"torch {torch.__version__} sees no GPU: nothing to test or measure here")
-for package in ("triton", "setuptools", "pybind11", "ninja", "pytest", "matplotlib"):
-    if importlib.util.find_spec(package) is None:
-        problems.append(f"{package} is not installed")
-for problem in problems:
-    print(f"gpu.sh: {problem}", file=sys.stderr)
-sys.exit(bool(problems))
-EOF
-[ $? -eq 0 ] || exit 1
+# The cost model's figures, which need no GPU; a card that it does not know is compared with an H100.
+expected() {
+  local card=h100
+  case $(cat "$results/driver.log") in *A100*) card=a100 ;; *B200*) card=b200 ;; esac
+  part expected 60 python "$scripts/gpu_sampler.py" --plan $card --batches 1 64 --json "$results/expected.json"
+}
 
-part device device
-part build pip install -q --no-build-isolation --no-deps .
-part engine engine
-part expected python benchmarks/gpu_sampler.py --plan h100 --batches 1 64
-part sampler timeout 120 python benchmarks/gpu_sampler.py --save
-part benchmarks timeout 150 python benchmarks/gpu.py --save
-part windows timeout 60 python benchmarks/sampler_window.py --device cuda --threads 1 --port
-part kernels kernels
-part portable-cuda portable_cuda
-part tests timeout 150 pytest -q -m cuda
-part memcheck memcheck
-
-cp -r benchmarks/results "$results/tables"
-archive=$(basename "$results").tar.gz
-tar -czf "$archive" -C "$work" "$(basename "$results")"
-echo "everything above and the tables are in $archive"
-if [ ${#failed[@]} -gt 0 ]; then
-  echo "failed: ${failed[*]}" >&2
-  exit 1
+if ! part driver 60 python "$scripts/gpu_machine.py" driver; then
+  expected
+  finish
 fi
+
+# Into a folder of this run, which the parts that follow prefer to the environment.
+install=(python -m pip install -q --no-deps --no-index --target "$work/site")
+if [ -n "$wheel" ]; then
+  origin="from $wheel"
+  part install 60 "${install[@]}" "$wheel"
+elif [ -z "$build" ] && timeout 60 python "$scripts/gpu_machine.py" package > /dev/null 2>&1; then
+  origin="installed before"
+elif [ -e "$tree/pyproject.toml" ]; then
+  origin="built from $tree"
+  part build 300 "${install[@]}" --no-build-isolation "$tree"
+else
+  origin="installed before, because $tree is no source tree"
+fi
+echo "$origin" > "$results/origin.txt"
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+part package 60 python "$scripts/gpu_machine.py" package
+part engine 60 python "$scripts/gpu_machine.py" engine
+
+part claims-sampler 90 python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 \
+  --batches 1 64 --rounds 3 --json "$results/claims-sampler.json"
+part claims-operators 60 python "$scripts/gpu.py" --contenders ours --json "$results/claims-operators.json" \
+  --only 'search 524288' 'quantiser_step 524288' 'statistics_of 524288'
+expected
+
+part sampler 90 python "$scripts/gpu_sampler.py" --save --json "$results/sampler.json"
+part operators 150 python "$scripts/gpu.py" --save --json "$results/operators.json"
+function_part kernels 30 kernels
+function_part trace 40 trace
+
+cd "$tree" || finish
+if [ -d tests ] && [ -d csrc ]; then
+  part tests 120 python -c "$pytest" -q -m cuda
+  function_part portable-cuda 90 portable_cuda
+  function_part memcheck 90 memcheck
+else
+  echo "no tests next to $scripts: left out"
+fi
+part windows 60 python "$scripts/sampler_window.py" --device cuda --threads 1 --port
+function_part environment 30 environment
+finish

@@ -1,4 +1,4 @@
-"""Operators on a GPU, against their references on the CPU: what `benchmarks/gpu.sh` runs first."""
+"""Operators on a GPU, against their references on the CPU; `benchmarks/gpu.sh` runs it."""
 
 from __future__ import annotations
 

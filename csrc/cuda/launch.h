@@ -78,7 +78,7 @@ const char* why_not_runnable(Kernel* kernel) {
       cudaDriverGetVersion(&driver);
       cudaRuntimeGetVersion(&runtime);
       snprintf(text, sizeof(text),
-               "the driver supports CUDA %d.%d and the kernels were built with CUDA %d.%d: update "
+               "the driver supports CUDA %d.%d and the kernels were built with CUDA %d.%d; update "
                "the NVIDIA driver, or build with an older nvcc",
                driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
       break;

@@ -5,11 +5,9 @@ This shows that they compute what the reference does and wait for each other as 
 looked for by the thread sanitizer (.ci/cuda_sampler); speed and a GPU's own arithmetic are not.
 """
 
-import contextlib
 import json
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,7 +237,7 @@ def test_progress_is_told_row_by_row(engines):
 
 
 def test_out_of_memory_says_which_batch_would_fit(sampler_on_cpu, monkeypatch):
-    plan = sampler_module.plan_of(tiny_prior(), sampler_module.interface_of(tiny_prior()))
+    plan = plan_of(tiny_prior(), sampler_module.interface_of(tiny_prior()))
     values = cuda.plan_values(plan, CARD, cuda.PRECISIONS["cuda"], 40, guided=False)
     needed = [sampler_on_cpu.sizes({**values, "batch": b}).workspace_bytes for b in (16, 17)]
     assert cuda.largest_batch(sampler_on_cpu, values, needed[1] - 1) == 16
@@ -271,41 +269,6 @@ def test_a_prior_elsewhere_is_refused_with_the_reason():
     with pytest.raises(RuntimeError, match="engine cuda: the prior is on cpu"):
         sample_codes(tiny_prior(), 1, engine="cuda")
     assert choose_engine("auto", tiny_prior())[0] == "cpu"
-
-
-@pytest.fixture
-def prior_on_card(sampler_on_cpu, monkeypatch):
-    """A stand-in for a prior on a card, whose CUDA runtime is that of the CPU harness."""
-    monkeypatch.setattr(cuda, "native_library", lambda: sampler_on_cpu)
-    monkeypatch.setattr(cuda._native, "module", object())
-    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(sampler_module, "why_not_prior", lambda _: None)
-    monkeypatch.setattr(sampler_module, "plan_of", lambda *_: None)
-    monkeypatch.setattr(sampler_module, "interface_of", lambda _: SimpleNamespace(plan=object()))
-    weight = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
-    return SimpleNamespace(parameters=lambda: iter([weight]))
-
-
-@pytest.mark.parametrize(
-    ("failure", "reason"),
-    [
-        ("cudaGetDevice:35", "not cuda: the driver supports CUDA 12.4 and the kernels were built"),
-        ("cudaGetDevice:100", "not cuda: CUDA reports: no CUDA-capable device is detected"),
-        ("cudaFuncGetAttributes:209", "not cuda: this build has no kernels for compute capability"),
-        ("cudaDeviceGetAttribute:1", "not cuda: invalid argument"),
-        ("cudaFuncSetAttribute:1", "not cuda: a multiprocessor cannot hold a block"),
-        ("cudaOccupancyMaxActiveBlocksPerMultiprocessor:1", "not cuda: a multiprocessor cannot"),
-    ],
-)
-def test_auto_takes_another_engine_where_the_runtime_fails(
-    failure, reason, prior_on_card, monkeypatch
-):
-    assert choose_engine("auto", prior_on_card)[0] == "cuda"
-    monkeypatch.setenv("CUDA_ON_CPU_FAIL", failure)
-    engine, why = choose_engine("auto", prior_on_card)
-    assert engine == "eager"
-    assert why.startswith(reason)
 
 
 def test_packed_weights_are_written_before_and_kept_until_any_stream_has_read_them(monkeypatch):

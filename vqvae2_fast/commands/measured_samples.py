@@ -207,7 +207,8 @@ class Samples:
             return
         count, path, none = self.options.images, self.out / "samples", self.pipeline.num_classes
         labels = [none if label < 0 else label for label in self.reference.labels.tolist()]
-        settings = resolved_settings(self.pipeline, seed=self.options.seed)
+        size = best_batch_size(self.pipeline)
+        settings = resolved_settings(self.pipeline, batch_size=size, seed=self.options.seed)
         series = SampleSeries(self.pipeline, settings, tuple(labels) if none else ())
 
         def begin() -> SampleFolder:
@@ -215,7 +216,6 @@ class Samples:
             return SampleFolder.begin(path, count, series.identity(), resume=True, alone=alone)
 
         with shared_samples(ranks, begin, count) as (folder, missing), stop_requests() as stop:
-            size = best_batch_size(self.pipeline)
             batches = Batches(missing, size, rank=ranks.rank, count=ranks.count)
             draw_into(
                 folder,

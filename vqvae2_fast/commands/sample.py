@@ -126,7 +126,7 @@ class Sample(Command):
             raise ValueError(
                 f"--n: expected a multiple of the {series.group} candidates of --best, got {total}."
             )
-        size = self.batch_size or best_batch_size(series.pipeline)
+        size = self._batch_size(series.pipeline)
 
         def begin() -> SampleFolder:
             out = self.out or _free_folder(Path("runs/samples"))
@@ -171,11 +171,15 @@ class Sample(Command):
 
     def _series(self, ranks: Ranks) -> SampleSeries:
         pipeline = self.models.open(ranks.device(self.prepare()))
-        settings = resolved_settings(pipeline, **self._settings(pipeline))
+        most = self._batch_size(pipeline) * max(1, self.candidates or 1)
+        settings = resolved_settings(pipeline, batch_size=most, **self._settings(pipeline))
         known = self._known(pipeline)
         classes, known_labels = _labels_of(self.label, pipeline, known)
         judge = self._judge(pipeline, classes)
         return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
+
+    def _batch_size(self, pipeline: Pipeline) -> int:
+        return self.batch_size or best_batch_size(pipeline)
 
     def _known(self, pipeline: Pipeline) -> Known | None:
         where = {"--keep": self.keep, "--mask": self.mask, "--candidates": self.candidates}

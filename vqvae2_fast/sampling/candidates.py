@@ -18,7 +18,7 @@ from vqvae2_fast.ops.gumbel_noise.reference import (
 )
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.request import Drawn
-from vqvae2_fast.sampling.sampler import check_codes, draw
+from vqvae2_fast.sampling.sampler import check_codes, check_not_capturing, draw
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,7 @@ def draw_candidates(
     candidates = checked_integer(where, "candidates", candidates, 1, most)
     check_labels(where, labels, interface.num_classes, batch_size)
     device = device_of(prior)
+    check_not_capturing(where, device)
     if known is None:
         known = torch.full((batch_size, *interface.size), -1)
     check_codes(where, "known", known, interface, batch_size, lowest=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,19 +19,18 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling import pixelsnail as _registers_the_prior  # noqa: F401
-from vqvae2_fast.sampling.engines.cpu import draw_cpu, draw_w8a8, why_not_cpu
-from vqvae2_fast.sampling.engines.cuda import draw_cuda, why_not_cuda, why_not_prior
-from vqvae2_fast.sampling.engines.eager import draw_eager
-from vqvae2_fast.sampling.engines.reference import draw_reference
+from vqvae2_fast.sampling.choice import (
+    ENGINES,
+    ROUNDING_ENGINES,
+    choose,
+    choose_engine,
+    not_used,
+    tell_once,
+)
+from vqvae2_fast.sampling.engines.cuda import LaunchError
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.noise import DrawNoise
-from vqvae2_fast.sampling.prior import (
-    NO_PLAN,
-    PriorInterface,
-    checked_prior,
-    interface_of,
-    plan_of,
-)
+from vqvae2_fast.sampling.prior import PriorInterface, interface_of
 from vqvae2_fast.sampling.request import Drawn, DrawRequest
 from vqvae2_fast.sampling.settings import DrawSettings
 
@@ -44,71 +44,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "check_codes",
+    "check_not_capturing",
     "choose_engine",
     "sample_codes",
     "score_codes",
     "teacher_forced_logits",
 ]
-
-# An engine is a function of the prior, its interface and the request.
-ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
-    "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
-    "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
-    "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
-    "reference": lambda prior, interface, request: draw_reference(
-        checked_prior(prior, interface), interface, request
-    ),
-}
-# These draw from a prior close to the one given; `auto` never takes them.
-ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
-    "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
-        plan_of(prior, interface), request, torch.bfloat16
-    ),
-    "cpu_int8": lambda prior, interface, request: draw_cpu(
-        plan_of(prior, interface), request, torch.int8
-    ),
-    "cpu_w8a8": lambda prior, interface, request: draw_w8a8(
-        plan_of(prior, interface), prior, request
-    ),
-    "cuda_tf32": lambda prior, interface, request: draw_cuda(
-        plan_of(prior, interface), request, "cuda_tf32"
-    ),
-    "cuda_bfloat16": lambda prior, interface, request: draw_cuda(
-        plan_of(prior, interface), request, "cuda_bfloat16"
-    ),
-}
-
-
-def choose_engine(engine: str = "auto", prior: nn.Module | None = None) -> tuple[str, str]:
-    """The engine that `sample_codes` uses for an `engine` argument, and why.
-
-    Args:
-        prior: The prior to draw from; None stands for one in float32 on the CPU.
-
-    Raises:
-        ValueError: No engine of that name.
-    """
-    if engine == "auto":
-        if prior is not None and interface_of(prior).plan is None:
-            return "reference", NO_PLAN
-        weight = torch.empty(0) if prior is None else next(prior.parameters())
-        reason = why_not_cpu(weight.device, weight.dtype)
-        if reason is None:
-            return "cpu", "the compiled engine takes every float32 prior on the CPU"
-        if weight.device.type != "cuda":
-            return "eager", f"not cpu: {reason}"
-        reason = why_not_cuda(weight.device, weight.dtype)
-        if reason is None and prior is not None:
-            reason = why_not_prior(plan_of(prior, interface_of(prior)))
-        if reason is None:
-            return "cuda", "the persistent kernels take this prior on this card"
-        return "eager", f"not cuda: {reason}"
-    known = [*ENGINES, *ROUNDING_ENGINES]
-    if engine not in known:
-        raise ValueError(
-            f"sample_codes: expected engine one of auto, {', '.join(known)}, got {engine!r}."
-        )
-    return engine, "asked for by name"
 
 
 def sample_codes(
@@ -155,7 +96,8 @@ def sample_codes(
             a prior that `calibrate` has seen), `cuda` (persistent kernels, float32), `cuda_tf32`
             and `cuda_bfloat16` (the same with products on tensor cores), `eager` (any device and
             dtype), `reference` (the full forward pass for each code: the definition), or `auto`,
-            the fastest exact engine that can draw from the prior.
+            the fastest exact engine that can draw from the prior. If on an NVIDIA GPU that is not
+            `cuda`, a warning says why, once per process and reason.
         return_log_prob: Also return float32 `[B, H, W]`, the log-probability of each code, known or
             drawn, under the raw model: without guidance, temperature and filters. Nats.
         progress: Called with (rows done, rows of the map) after each row; an exception that it
@@ -165,7 +107,8 @@ def sample_codes(
             right, and keeps those for which they were. The bits are the same as with one code at a
             time; there are fewer steps, but each costs more. It pays at batch 1 where codes are
             easy to guess. engines/README.md has measurements for `cpu`, and
-            csrc/cuda/sampler/README.md says what to expect of `cuda`.
+            csrc/cuda/sampler/README.md says what to expect of `cuda`. Under `auto`, one code at a
+            time is drawn where windows are not possible.
 
     Returns:
         Codes int64 `[B, H, W]` on the prior's device, and the log-probabilities if asked for.
@@ -175,8 +118,11 @@ def sample_codes(
             the prior's weights, or activations or logits that they make, are NaN, infinite or so
             large that sums could overflow (docs/security.md).
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
-        RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior.
-        NotImplementedError: A window of several codes with an engine that draws one at a time.
+        RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior;
+            a GPU that fails during the draw; or a CUDA graph is being captured, which cannot hold a
+            draw.
+        NotImplementedError: A window of several codes with an engine, asked for by name, that draws
+            one at a time.
 
     Note:
         The first call folds the prior's weights into a plan, which is kept with the prior until the
@@ -229,6 +175,7 @@ def draw(
     """`sample_codes` with its settings as one object, `rows` of `DrawNoise`, and `on_row` of
     `DrawRequest`."""
     where, interface, device = "sample_codes", interface_of(prior), device_of(prior)
+    check_not_capturing(where, device)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
     if settings.guided and interface.num_classes == 0:
         raise ValueError(
@@ -325,10 +272,10 @@ def _teacher_forced(
     logits: bool = False,
 ) -> Drawn:
     """Logits, or log-probabilities, of given codes."""
-    interface = interface_of(prior)
+    interface, device = interface_of(prior), device_of(prior)
+    check_not_capturing(where, device)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
     check_codes(where, "codes", codes, interface, batch_size, lowest=0)
-    device = device_of(prior)
     request = DrawRequest(
         batch_size,
         *checked_context(where, interface, batch_size, condition, labels, device),
@@ -342,15 +289,32 @@ def _teacher_forced(
 
 
 def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> Drawn:
-    settings = request.settings
-    name, _ = choose_engine(settings.engine, prior)
-    if settings.window > 1 and name in ("eager", "reference"):
+    settings, engines = request.settings, {**ENGINES, **ROUNDING_ENGINES}
+    choice = choose(
+        settings.engine,
+        prior,
+        batch_size=request.batch_size,
+        window=settings.window,
+        guided=settings.guided,
+    )
+    if choice.window > 1 and choice.engine in ("eager", "reference"):
         raise NotImplementedError(
-            f"sample_codes: engine {name} draws one code at a time; expected window=1 or "
-            f"engine cpu or cuda, got window={settings.window}."
+            f"sample_codes: engine {choice.engine} draws one code at a time; expected window=1 or "
+            f"engine cpu or cuda, got window={choice.window}."
         )
+    tell_once(choice.warning)
+    request = replace(request, settings=replace(settings, window=choice.window))
     with evaluating(prior):
-        drawn = {**ENGINES, **ROUNDING_ENGINES}[name](prior, interface, request)
+        try:
+            drawn = engines[choice.engine](prior, interface, request)
+        except LaunchError as error:
+            if settings.engine != "auto" or error.row > 0:
+                raise RuntimeError(
+                    f"engine {choice.engine}: {error}; draw with engine='eager', which does "
+                    "without these kernels."
+                ) from error
+            tell_once(not_used(device_of(prior), str(error)))
+            drawn = engines["eager"](prior, interface, request)
     # Clones are ordinary tensors. The engine's tensors are inference tensors, which cannot be used
     # where a gradient is wanted.
     return Drawn(
@@ -359,6 +323,16 @@ def _draw(prior: nn.Module, interface: PriorInterface, request: DrawRequest) -> 
         None if drawn.logits is None else drawn.logits.clone(),
         clamped=drawn.clamped,
     )
+
+
+def check_not_capturing(where: str, device: torch.device) -> None:
+    """Raises RuntimeError if the draw would become part of a CUDA graph."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{where}: the current stream is capturing a CUDA graph, which cannot hold a draw, "
+            "because a draw waits for the GPU; draw before the capture, and let the graph read the "
+            "codes."
+        )
 
 
 def checked_context(

@@ -13,8 +13,9 @@ import torch
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.sampling.choice import choose, tell_once
+from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.rejection import RejectionRule, class_probability
-from vqvae2_fast.sampling.sampler import choose_engine
 from vqvae2_fast.sampling.settings import level_settings
 
 if TYPE_CHECKING:
@@ -163,8 +164,15 @@ class SampleSeries:
         return {"seed": levels[0]["seed"], **per_level, "engine": levels[0]["engine"]}
 
 
-def resolved_settings(pipeline: Pipeline, **settings: Any) -> tuple[DrawSettings, ...]:
+def resolved_settings(
+    pipeline: Pipeline, *, batch_size: int = 1, **settings: Any
+) -> tuple[DrawSettings, ...]:
     """`level_settings` of a pipeline, with the engine that `auto` stands for here.
+
+    So all samples of a series are drawn by one engine, whose name is written down with them.
+
+    Args:
+        batch_size: Most maps that are drawn together, on which it depends what fits a GPU.
 
     Raises:
         ValueError: As `level_settings`, or guidance where there are no classes.
@@ -172,11 +180,21 @@ def resolved_settings(pipeline: Pipeline, **settings: Any) -> tuple[DrawSettings
     levels = level_settings(len(pipeline.priors), **settings)
     if not pipeline.num_classes and any(level.guided for level in levels):
         raise ValueError("guidance_scale: the priors have no classes to guide to; leave it out.")
-    engines = {
-        choose_engine(level.engine, prior)[0]
+    choices = [
+        choose(
+            level.engine,
+            prior,
+            batch_size=batch_size,
+            window=level.window,
+            guided=level.guided and interface_of(prior).num_classes > 0,
+        )
         for level, prior in zip(levels, pipeline.priors, strict=True)
-    }
-    if len(engines) > 1:
+    ]
+    for choice in choices:
+        tell_once(choice.warning)
+    if len({choice.engine for choice in choices}) > 1:
         return levels
-    (engine,) = engines
-    return tuple(replace(level, engine=engine) for level in levels)
+    return tuple(
+        replace(level, engine=choice.engine, window=choice.window)
+        for level, choice in zip(levels, choices, strict=True)
+    )

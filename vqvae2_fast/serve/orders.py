@@ -109,13 +109,16 @@ class Desk:
             if name == "top_k":
                 value = [k or None for k in value] if isinstance(value, list) else value or None
             try:
-                resolved_settings(self.pipeline, **{name: value})
+                self._resolved({name: value})
             except ValueError as error:
                 raise Problem(
                     422, name, str(error), f"Give one value or {len(self.names)}, or leave it out."
                 ) from error
             given[name] = value
-        return resolved_settings(self.pipeline, **given, seed=request.seed)
+        return self._resolved({**given, "seed": request.seed})
+
+    def _resolved(self, settings: dict[str, Any]) -> tuple[DrawSettings, ...]:
+        return resolved_settings(self.pipeline, batch_size=self.limits.batch, **settings)
 
     def label(self, label: int | str | None) -> int | None:
         classes, names = self.pipeline.num_classes, self.pipeline.class_names

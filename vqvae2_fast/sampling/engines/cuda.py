@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.condition import condition_features
-from vqvae2_fast.sampling.engines.cuda_library import native_library
+from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, check_logits
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "PRECISIONS",
     "Card",
+    "LaunchError",
     "Precision",
+    "card_name",
     "draw_cuda",
     "draw_with",
     "largest_batch",
@@ -80,6 +82,27 @@ class Card:
         return Card(*library.card())
 
 
+class LaunchError(RuntimeError):
+    """A kernel of a row did not start.
+
+    Args:
+        row: Before row 0 nobody has been told of any code, so another engine can draw the map.
+    """
+
+    def __init__(self, text: str, row: int) -> None:
+        super().__init__(text)
+        self.row = row
+
+
+def card_name(device: torch.device) -> str:
+    """A GPU, with what decides whether kernels run on it."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}, driver "
+        f"supports CUDA {driver_version()})"
+    )
+
+
 def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this engine cannot draw from such priors on the device, None if it can."""
     if device.type != "cuda":
@@ -87,12 +110,13 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     if _native.module is None:
         return _native.MISSING_REASON
     if not native_library().has_kernels:
-        return "this install was built without CUDA"
+        return "this install was built without CUDA; install a wheel with it, or build with nvcc"
     if dtype != torch.float32:
         return f"the prior's weights are {dtype}, not float32"
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
-        return f"the card's compute capability is {capability}, below {MIN_CAPABILITY}"
+        found, needed = (".".join(map(str, numbers)) for numbers in (capability, MIN_CAPABILITY))
+        return f"the kernels need compute capability {needed} or higher, the card has {found}"
     with torch.cuda.device(device):
         try:
             Card.current(native_library())
@@ -101,23 +125,43 @@ def why_not_cuda(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def why_not_plan(library: Library, card: Card, plan: SamplingPlan) -> str | None:
-    """Why this engine cannot draw from this prior on a card, None if it can."""
+def why_not_plan(
+    library: Library,
+    card: Card,
+    plan: SamplingPlan,
+    batch_size: int = 1,
+    window: int = 1,
+    *,
+    guided: bool = False,
+    precision: Precision = PRECISIONS["cuda"],
+) -> str | None:
+    """Why this engine cannot make such a draw from this prior on a card, None if it can."""
     rows_above = plan.layers.conv1.rows_above
     if rows_above > MAX_ROWS_ABOVE:
         return f"its convolutions read {rows_above} rows above, more than {MAX_ROWS_ABOVE}"
+    values = plan_values(plan, card, precision, batch_size, guided=guided)
     try:
-        library.sizes(plan_values(plan, card, PRECISIONS["cuda"], 1, guided=False))
+        library.sizes(values | {"window": min(window, plan.size[1])})
     except RuntimeError as error:
-        return str(error)
+        return str(error).removeprefix("sampler: ").removesuffix(".")
     return None
 
 
-def why_not_prior(plan: SamplingPlan) -> str | None:
+def why_not_prior(
+    plan: SamplingPlan,
+    batch_size: int = 1,
+    window: int = 1,
+    *,
+    guided: bool = False,
+    precision: Precision = PRECISIONS["cuda"],
+) -> str | None:
     """`why_not_plan` on the plan's own card."""
     with torch.cuda.device(plan.device):
         library = native_library()
-        return why_not_plan(library, Card.current(library), plan)
+        card = Card.current(library)
+        return why_not_plan(
+            library, card, plan, batch_size, window, guided=guided, precision=precision
+        )
 
 
 def draw_cuda(
@@ -130,17 +174,34 @@ def draw_cuda(
         steps: int64 `[1]` on the card, increased by the number of steps that windows took.
 
     Raises:
-        RuntimeError: A prior on another device, of another dtype, or too large for the card.
+        RuntimeError: A prior on another device, of another dtype, or too large for the card; or the
+            GPU has failed, after which no engine draws on it in this process.
+        LaunchError: A kernel did not start, and the GPU is well.
         torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
-    reason = why_not_cuda(plan.device, plan.head.dtype) or why_not_prior(plan)
+    settings, precision = request.settings, PRECISIONS[engine]
+    reason = why_not_cuda(plan.device, plan.head.dtype) or why_not_prior(
+        plan, request.batch_size, settings.window, guided=settings.guided, precision=precision
+    )
     if reason is not None:
         raise RuntimeError(f"engine {engine}: {reason}.")
     library = native_library()
     with torch.cuda.device(plan.device):
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream()
         card = Card.current(library)
-        return draw_with(library, card, stream, plan, request, PRECISIONS[engine], steps)
+        try:
+            return draw_with(library, card, stream.cuda_stream, plan, request, precision, steps)
+        except LaunchError as error:
+            # CUDA reports errors of kernels, after which every call fails, at any later call.
+            try:
+                stream.synchronize()
+            except RuntimeError as lost:
+                raise RuntimeError(
+                    f"engine {engine}: {error}; the GPU has failed ({_first_line(lost)}) and takes "
+                    "no more work of this process: start it again, with engine='eager' if that "
+                    "happens again."
+                ) from error
+            raise
 
 
 @torch.inference_mode()
@@ -197,7 +258,10 @@ def draw_with(
     library.program(values, program.data_ptr())
     on_card = program.to(device)
     for i in range(height):
-        library.row(program.data_ptr(), on_card.data_ptr(), i, stream)
+        try:
+            library.row(program.data_ptr(), on_card.data_ptr(), i, stream)
+        except RuntimeError as error:
+            raise LaunchError(f"a kernel did not start ({error})", i) from error
         if request.watched:
             if device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
@@ -206,6 +270,11 @@ def draw_with(
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
     return Drawn(codes, log_prob, logits)
+
+
+def _first_line(error: RuntimeError) -> str:
+    """What PyTorch says of a CUDA error, without its advice on debugging."""
+    return str(error).partition("\n")[0]
 
 
 def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ The compiled module holds it; tests load another build, which runs the kernels o
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ from vqvae2_fast.ops import _native
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Library", "Sizes", "native_library"]
+__all__ = ["Library", "Sizes", "driver_version", "native_library"]
 
 
 @dataclass(frozen=True)
@@ -112,3 +113,14 @@ def native_library() -> Library:
     if _native.module is None:
         raise RuntimeError(_native.MISSING_REASON)
     return Library(str(_native.module.__file__))
+
+
+def driver_version() -> str:
+    """The newest CUDA that the NVIDIA driver supports, such as `12.4`; `unknown` without one."""
+    number = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return "unknown"
+    failed = driver.cuDriverGetVersion(ctypes.byref(number))
+    return "unknown" if failed else f"{number.value // 1000}.{number.value % 1000 // 10}"

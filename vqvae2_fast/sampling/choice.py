@@ -1,0 +1,177 @@
+"""The engines by name, and which of them draws: the one asked for, or what `auto` stands for."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.sampling.engines.cpu import draw_cpu, draw_w8a8, why_not_cpu
+from vqvae2_fast.sampling.engines.cuda import card_name, draw_cuda, why_not_cuda, why_not_prior
+from vqvae2_fast.sampling.engines.eager import draw_eager
+from vqvae2_fast.sampling.engines.reference import draw_reference
+from vqvae2_fast.sampling.prior import (
+    NO_PLAN,
+    PriorInterface,
+    checked_prior,
+    interface_of,
+    plan_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vqvae2_fast.sampling.request import Drawn, DrawRequest
+
+__all__ = [
+    "ENGINES",
+    "ROUNDING_ENGINES",
+    "Choice",
+    "choose",
+    "choose_engine",
+    "not_used",
+    "tell_once",
+]
+
+# An engine is a function of the prior, its interface and the request.
+ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
+    "cpu": lambda prior, interface, request: draw_cpu(plan_of(prior, interface), request),
+    "cuda": lambda prior, interface, request: draw_cuda(plan_of(prior, interface), request),
+    "eager": lambda prior, interface, request: draw_eager(plan_of(prior, interface), request),
+    "reference": lambda prior, interface, request: draw_reference(
+        checked_prior(prior, interface), interface, request
+    ),
+}
+# These draw from a prior close to the one given; `auto` never takes them.
+ROUNDING_ENGINES: dict[str, Callable[[nn.Module, PriorInterface, DrawRequest], Drawn]] = {
+    "cpu_bfloat16": lambda prior, interface, request: draw_cpu(
+        plan_of(prior, interface), request, torch.bfloat16
+    ),
+    "cpu_int8": lambda prior, interface, request: draw_cpu(
+        plan_of(prior, interface), request, torch.int8
+    ),
+    "cpu_w8a8": lambda prior, interface, request: draw_w8a8(
+        plan_of(prior, interface), prior, request
+    ),
+    "cuda_tf32": lambda prior, interface, request: draw_cuda(
+        plan_of(prior, interface), request, "cuda_tf32"
+    ),
+    "cuda_bfloat16": lambda prior, interface, request: draw_cuda(
+        plan_of(prior, interface), request, "cuda_bfloat16"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What draws a map.
+
+    Args:
+        engine: A key of `ENGINES` or `ROUNDING_ENGINES`.
+        why: In words.
+        window: How many codes a step of it computes.
+        warning: A sentence for somebody who counts on the GPU and gets less of it; or nothing.
+    """
+
+    engine: str
+    why: str
+    window: int = 1
+    warning: str = ""
+
+
+def choose_engine(
+    engine: str = "auto",
+    prior: nn.Module | None = None,
+    *,
+    batch_size: int = 1,
+    window: int = 1,
+    guided: bool = False,
+) -> tuple[str, str]:
+    """The engine that `sample_codes` uses for an `engine` argument, and why.
+
+    Args:
+        prior: The prior to draw from; None stands for one in float32 on the CPU.
+        batch_size, window, guided: What will be drawn, on which it depends what fits a GPU; guided
+            is any `guidance_scale` but 1.
+
+    Raises:
+        ValueError: No engine of that name.
+    """
+    choice = choose(engine, prior, batch_size=batch_size, window=window, guided=guided)
+    return choice.engine, choice.why
+
+
+def choose(
+    engine: str, prior: nn.Module | None, *, batch_size: int, window: int, guided: bool
+) -> Choice:
+    """`choose_engine`, with the window and what to warn of.
+
+    An engine of that name keeps the window, and refuses one that it cannot draw. Under `auto` a
+    window is given up where it is not possible, because it changes how fast codes are drawn but
+    none of them.
+    """
+    if engine == "auto":
+        if prior is None:
+            return _automatic_on_cpu(torch.device("cpu"), torch.float32, window)
+        return _automatic(prior, batch_size, window, guided)
+    known = [*ENGINES, *ROUNDING_ENGINES]
+    if engine not in known:
+        raise ValueError(
+            f"sample_codes: expected engine one of auto, {', '.join(known)}, got {engine!r}."
+        )
+    return Choice(engine, "asked for by name", window)
+
+
+def _automatic(prior: nn.Module, batch_size: int, window: int, guided: bool) -> Choice:
+    interface = interface_of(prior)
+    if interface.plan is None:
+        return Choice("reference", NO_PLAN)
+    device, dtype = device_of(prior), next(prior.parameters()).dtype
+    if device.type != "cuda":
+        return _automatic_on_cpu(device, dtype, window)
+    reason = why_not_cuda(device, dtype)
+    if reason is None:
+        plan = plan_of(prior, interface)
+        reason = why_not_prior(plan, batch_size, window, guided=guided)
+        if reason is None:
+            return Choice("cuda", "the persistent kernels take this prior on this card", window)
+        if window > 1 and why_not_prior(plan, batch_size, 1, guided=guided) is None:
+            return Choice(
+                "cuda",
+                f"the persistent kernels take this prior on this card, without windows: {reason}",
+                warning=f"engine cuda draws one code per step on {card_name(device)}, though "
+                f"window={window}: {reason}.",
+            )
+    return Choice("eager", f"not cuda: {reason}", warning=not_used(device, reason))
+
+
+def _automatic_on_cpu(device: torch.device, dtype: torch.dtype, window: int) -> Choice:
+    """What `auto` stands for on the CPU, and on devices that no compiled engine knows."""
+    reason = why_not_cpu(device, dtype)
+    if reason is None:
+        return Choice("cpu", "the compiled engine takes every float32 prior on the CPU", window)
+    return Choice("eager", f"not cpu: {reason}")
+
+
+def not_used(device: torch.device, reason: str) -> str:
+    """The sentence about a GPU on which engine `cuda` does not draw, though it might be expected.
+
+    On ROCm it says nothing: nobody expects it there.
+    """
+    if torch.version.hip is not None:
+        return ""
+    return f"engine cuda is not used on {card_name(device)}: {reason}. Engine eager draws instead."
+
+
+_told: set[str] = set()
+
+
+def tell_once(warning: str) -> None:
+    """Warns, if there is something to say that this process has not been told."""
+    if warning and warning not in _told:
+        _told.add(warning)
+        warnings.warn(warning, RuntimeWarning, stacklevel=2)

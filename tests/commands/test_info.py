@@ -10,9 +10,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.hub import model_card
+from vqvae2_fast.commands import info
+from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
@@ -151,6 +154,30 @@ def test_an_installation_without_compiled_kernels_is_described():
     text = without_kernels("from vqvae2_fast.cli import main; sys.exit(main(['info']))")
     assert "compiled kernels: none; every operator runs on its PyTorch reference" in text
     assert "nearest_code on the CPU is computed by reference: this install has no compiled" in text
+
+
+def test_each_gpu_is_named_and_whether_engine_cuda_runs_on_it(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=0: f"NVIDIA Fake {device}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(cuda, "driver_version", lambda: "12.4")
+    reasons = [None, "a multiprocessor cannot hold a block"]
+    monkeypatch.setattr(info, "why_not_cuda", lambda device, _: reasons[device.index])
+    sentences = [
+        "engine cuda runs on NVIDIA Fake cuda:0 (compute capability 9.0, driver supports CUDA "
+        "12.4)",
+        "engine cuda is not used on NVIDIA Fake cuda:1 (compute capability 9.0, driver supports "
+        "CUDA 12.4): a multiprocessor cannot hold a block. Engine eager draws instead.",
+    ]
+    assert json.loads(run("info", "--json")[1])["engine_cuda"] == sentences
+    assert set(sentences) <= set(run("info")[1].splitlines())
+
+
+def test_nothing_is_said_of_engine_cuda_without_a_gpu(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert json.loads(run("info", "--json")[1])["engine_cuda"] == []
+    assert "engine cuda" not in run("info")[1]
 
 
 def test_the_demo_ends_without_compiled_kernels(tmp_path):

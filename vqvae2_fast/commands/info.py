@@ -24,6 +24,8 @@ from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
+from vqvae2_fast.sampling.choice import not_used
+from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
 from vqvae2_fast.sampling.engines.cuda_report import draw_report
 from vqvae2_fast.sampling.pipeline import Pipeline
 
@@ -186,6 +188,7 @@ def _installation() -> Result:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "engine_cuda": _engine_cuda(),
         "simd": ops.simd_level(),
         "build": ops.build_info(),
         "nearest_code": ops.owner("nearest_code", z, codebook),
@@ -206,9 +209,23 @@ def _installation() -> Result:
         f"threads: {values['threads']}",
         f"GPU: {values['cuda'] or 'PyTorch sees none'}",
         *compiled,
+        *values["engine_cuda"],
         f"nearest_code on the CPU is computed by {values['nearest_code']}",
     ]
     return Result(values, lines)
+
+
+def _engine_cuda() -> list[str]:
+    """A sentence for each GPU: that the sampler's kernels run on it, or why not."""
+    if torch.version.hip is not None:
+        return []
+    sentences = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", number)
+        reason = why_not_cuda(device, torch.float32)
+        runs = f"engine cuda runs on {card_name(device)}"
+        sentences.append(runs if reason is None else not_used(device, reason))
+    return sentences
 
 
 def _presets() -> Result:

@@ -189,7 +189,7 @@ def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
         halves, half_norms, mean, facts = centre(codebook)
         rounded = (halves * 4).round() / 4
         if counted:
-            facts[2] += (halves - rounded).float().norm(dim=1).max()
+            facts[2:3].view(torch.float32).add_((halves - rounded).float().norm(dim=1).max())
         return rounded, half_norms, mean, facts
 
     monkeypatch.setattr(kernels, "centre_codebook", coarse)

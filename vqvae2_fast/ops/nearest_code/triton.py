@@ -16,6 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops.nearest_code.triton_codebook import (
+    HARD_COUNT,
+    LARGEST_NORM,
+    UNSCREENED,
+    centre_codebook,
+    halves_of,
+    known,
+)
 from vqvae2_fast.ops.nearest_code.triton_exact import exact_distance, settle_hard_rows
 
 if TYPE_CHECKING:
@@ -23,14 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["examples", "nearest_code_triton"]
 
-# The score of codes that do not exist or are not screened; screened codes score below SCREENED.
-UNSCREENED = tl.constexpr(1e30)
+# Screened codes score below this, codes that are not screened above.
 SCREENED = tl.constexpr(1e29)
-# Largest norm, in units of the codebook's spread, that is screened in float16.
-LARGEST_NORM = 30000.0
-# Beyond this many dimensions the band's first-order terms do not bound the others.
-LARGEST_DIMENSION = 65536
-SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
 
 
 @triton.jit
@@ -41,12 +43,6 @@ def _centred(z_ptr, mean_ptr, inverse, rows, d, N, D, z_strides):
     z = tl.load(z_ptr + at, mask=inside, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + d, mask=d < D, other=0.0)
     return tl.where(inside, (z - mean[None, :]) * inverse, 0.0)
-
-
-@triton.jit
-def _halves(z):
-    """float16 without denormals, so that hardware that drops them adds no unmeasured error."""
-    return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
 
 
 @triton.jit
@@ -69,7 +65,6 @@ def _nearest_code_screen_kernel(
     indices_ptr,
     sqdist_ptr,
     hard_ptr,
-    hard_count_ptr,
     N,
     K,
     D,
@@ -90,17 +85,14 @@ def _nearest_code_screen_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes = tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
-    inverse = tl.load(facts_ptr)
-    largest = tl.load(facts_ptr + 1)
-    code_error = tl.load(facts_ptr + 2)
-    least_unscreened = tl.load(facts_ptr + 3)
+    inverse, largest, code_error, least_unscreened = known(facts_ptr)
 
     square = tl.zeros((BLOCK_N,), tl.float32)
     square_error = tl.zeros((BLOCK_N,), tl.float32)
     z_half = tl.zeros((BLOCK_N, BLOCK_D), tl.float16)
     for first in range(0, D, BLOCK_D):
         z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, N, D, z_strides)
-        z_half = _halves(z)
+        z_half = halves_of(z)
         lost = z - z_half.to(tl.float32)
         square += tl.sum(z * z, axis=1)
         square_error += tl.sum(lost * lost, axis=1)
@@ -122,7 +114,7 @@ def _nearest_code_screen_kernel(
                 inside = (k < K)[None, :] & (first + d < D)[:, None]
                 at = k.to(tl.int64)[None, :] * D + (first + d)[:, None]
                 e = tl.load(halves_ptr + at, mask=inside, other=0.0)
-                product = tl.dot(_halves(z), e, product)
+                product = tl.dot(halves_of(z), e, product)
         half_norm = tl.load(half_norms_ptr + k, mask=k < K, other=UNSCREENED)
         bits = (half_norm[None, :] - product).to(tl.int32, bitcast=True)
         score = ((bits >> TAG_BITS << TAG_BITS) | tile).to(tl.float32, bitcast=True)
@@ -145,7 +137,7 @@ def _nearest_code_screen_kernel(
     band = _band(reach, z_norm, z_error, code_error, q, largest, D)
     bound = least + 2.0 * band + 2.4e-07 * tl.abs(least)
 
-    certain = (z_norm < 30000.0) & (least < SCREENED) & (bound < SCREENED)
+    certain = (z_norm < LARGEST_NORM) & (least < SCREENED) & (bound < SCREENED)
     certain = certain & (radius < least_unscreened)
     candidates = (best <= bound[:, None]) & certain[:, None]
     number = tl.sum(candidates.to(tl.int32), axis=1)
@@ -173,49 +165,10 @@ def _nearest_code_screen_kernel(
     hard = (rows < N) & (certain == 0)
     number = tl.sum(hard.to(tl.int32), axis=0)
     if number > 0:
-        slot = tl.atomic_add(hard_count_ptr, number) + tl.cumsum(hard.to(tl.int32), axis=0) - 1
+        slot = (
+            tl.atomic_add(facts_ptr + HARD_COUNT, number) + tl.cumsum(hard.to(tl.int32), axis=0) - 1
+        )
         tl.store(hard_ptr + slot, rows, mask=hard)
-
-
-def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The form of the codebook that the screen reads; a few small launches, no synchronisation.
-
-    Returns:
-        halves: (e − m) / spread, float16 `[K, D]`, zero for codes that are not screened.
-        half_norms: ‖halves before rounding‖² / 2, float32 `[K]`.
-        mean: m, float32 `[D]`, the mean of the codes that are not far out.
-        facts: float32 `[4]`: 1 / spread (a power of two), the largest norm of a screened code, the
-            largest norm of the difference that rounding to float16 made to one, and the smallest
-            norm of a code that is not screened.
-    """
-    codes = codebook.float()
-    norms = codes.norm(dim=1)  # [K]
-    typical = norms.sort().values[len(norms) // 2]
-    near = norms <= 4 * typical
-    number = near.sum().clamp(min=1)
-    mean = torch.where(near[:, None], codes, 0).sum(0) / number  # [D]
-    centred = codes - mean
-    spread = torch.where(near[:, None], centred, 0).square().mean().mul(len(codes) / number).sqrt()
-    exponent = torch.where(spread > 0, spread, 1).log2().round().clamp(-100, 100)
-    inverse = torch.exp2(-exponent)
-    centred = centred * inverse
-    wide = centred.double()
-    norms = wide.norm(dim=1)
-    screened = norms < LARGEST_NORM  # False for NaN
-    small = centred.abs() < SMALLEST_NORMAL.value
-    halves = torch.where(screened[:, None] & ~small, centred, 0).half()
-    half_norms = torch.where(screened, norms.square() / 2, UNSCREENED.value).float()
-    # Centring and scaling round once each, which is two units of 2⁻²⁴.
-    lost = (wide - halves.double()).norm(dim=1) + 2.0**-23 * norms
-    facts = torch.stack(
-        [
-            inverse.double(),
-            torch.where(screened, norms, 0).amax() * (1 + 1e-6),
-            torch.where(screened, lost, 0).amax() * (1 + 1e-6),
-            torch.where(screened | norms.isnan(), torch.inf, norms).amin() * (1 - 1e-6),
-        ]
-    ).float()
-    return halves, half_norms, mean, facts
 
 
 def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,10 +176,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     indices = z.new_empty(n, dtype=torch.int64)
     sqdist = z.new_empty(n, dtype=torch.float32)
     hard = z.new_empty(n, dtype=torch.int64)
-    hard_count = z.new_zeros((), dtype=torch.int32)
     halves, half_norms, mean, facts = centre_codebook(codebook)
-    if dimension > LARGEST_DIMENSION:
-        facts[3] = 0  # the screen excludes no code
     width = triton.next_power_of_2(max(dimension, 16))
     config = dict(configuration("nearest_code_screen", z.device))
     chunk = config.pop("CHUNK_D")
@@ -244,7 +194,6 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         indices,
         sqdist,
         hard,
-        hard_count,
         n,
         num_codes,
         dimension,
@@ -257,7 +206,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         enable_fp_fusion=False,
         **config,
     )
-    settle_hard_rows(z, codebook, indices, sqdist, hard, hard_count)
+    settle_hard_rows(z, codebook, indices, sqdist, hard, facts)
     return indices, sqdist
 
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ def _nearest_code_hard_kernel(
     indices_ptr,
     sqdist_ptr,
     hard_ptr,
-    hard_count_ptr,
+    facts_ptr,
     K,
     D,
     z_strides,
@@ -74,7 +75,7 @@ def _nearest_code_hard_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Listed rows one by one: float32 distances to all codes, float64 for those in the band."""
-    for place in range(tl.program_id(0), tl.load(hard_count_ptr), tl.num_programs(0)):
+    for place in range(tl.program_id(0), tl.load(facts_ptr + HARD_COUNT), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
         for first in range(0, K, BLOCK_K):
@@ -118,7 +119,7 @@ def _nearest_code_hard_kernel(
 
 
 def settle_hard_rows(
-    z: Tensor, codebook: Tensor, indices: Tensor, sqdist: Tensor, hard: Tensor, hard_count: Tensor
+    z: Tensor, codebook: Tensor, indices: Tensor, sqdist: Tensor, hard: Tensor, facts: Tensor
 ) -> None:
     """Writes indices and distances of the rows that the screen listed in `hard`."""
     (n, dimension), num_codes = z.shape, len(codebook)
@@ -133,7 +134,7 @@ def settle_hard_rows(
         indices,
         sqdist,
         hard,
-        hard_count,
+        facts,
         num_codes,
         dimension,
         z.stride(),

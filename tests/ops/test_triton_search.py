@@ -1,0 +1,93 @@
+"""The search of `nearest_code` in Triton: its launches, its preparation, and what it decides when
+codes lie almost equally near.
+
+Tests that run a kernel need `TRITON_INTERPRET=1` (see `.ci/triton`)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqvae2_fast.ops import _triton
+
+pytest.importorskip("triton")
+
+from vqvae2_fast.ops.nearest_code.triton import nearest_code_triton
+from vqvae2_fast.ops.nearest_code.triton_codebook import UNSCREENED, centre_codebook
+
+interpreted = pytest.mark.skipif(
+    not _triton.INTERPRETED, reason="runs under TRITON_INTERPRET=1, as .ci/triton does"
+)
+
+
+def randn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Calls(TorchDispatchMode):
+    """Names of the ATen operators that do more than make a tensor of memory, in `names`."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name not in ("empty", "new_empty"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_search_fills_once_and_launches_three_kernels():
+    z, codebook = torch.ones(64, 64), torch.ones(512, 64)
+    with _triton.recording("sm_90"):
+        nearest_code_triton(z, codebook)
+    with _triton.recording("sm_90") as launches, Calls() as calls:
+        nearest_code_triton(z, codebook)
+    assert calls.names == ["new_zeros"]
+    assert [launch.kernel.__name__ for launch in launches] == [
+        "_nearest_code_centre_kernel",
+        "_nearest_code_screen_kernel",
+        "_nearest_code_hard_kernel",
+    ]
+
+
+@interpreted
+def test_codebook_written_through_data_is_seen():
+    z, codebook = randn(0, 20, 8), randn(1, 30, 8)
+    before, _ = nearest_code_triton(z, codebook)
+    codebook.data.copy_(codebook.flip(0))
+    after, _ = nearest_code_triton(z, codebook)
+    assert torch.equal(after, 29 - before)
+
+
+@interpreted
+@pytest.mark.parametrize("num_codes", [1, 70, 300])
+def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes):
+    """The bounds hold, and are within a hundredth of what they bound."""
+    codebook = randn(2, num_codes, 20) + 3
+    codebook[1::3] *= 1e9
+    halves, half_norms, mean, facts = centre_codebook(codebook)
+    inverse, largest, error = facts[:3].view(torch.float32).double()
+    least = (0x7F800000 - facts[3:4]).view(torch.float32).double().item()
+    exact = (codebook.double() - mean.double()) * inverse  # [K, D]
+    norms = exact.norm(dim=1)
+    screened = half_norms != UNSCREENED.value
+    assert torch.equal(screened, norms < 30000)
+    assert 1 <= largest / norms[screened].max() < 1.01 or norms[screened].max() == 0
+    errors = (exact - halves.double()).norm(dim=1)[screened]
+    assert 1 <= error / errors.max() < 1.01 or errors.max() == 0
+    assert not screened.all() or least == torch.inf
+    assert screened.all() or 0.99 < least / norms[~screened].min() <= 1
+    torch.testing.assert_close(half_norms[screened].double(), norms[screened].square() / 2)
+
+
+@interpreted
+def test_mean_and_spread_leave_out_codes_far_out():
+    """Nine tenths of the codes, as unused ones of the widely used port grow."""
+    codebook = randn(3, 640, 8) * 0.01 + 3
+    codebook[torch.arange(640) % 10 > 0] *= 1e5
+    _, _, mean, facts = centre_codebook(codebook)
+    torch.testing.assert_close(mean, torch.full((8,), 3.0), atol=0.01, rtol=0)
+    assert facts[:1].view(torch.float32).item() == 128.0

@@ -1,0 +1,192 @@
+"""The codebook as the screen of `nearest_code` reads it, in Triton: centred, scaled, in float16.
+
+K codes, D dimensions. It is prepared anew in every call. Whether a codebook has changed cannot be
+known without reading it on the device: writes through `.data` and replays of a CUDA graph leave
+its version counter as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from vqvae2_fast.ops._triton import configuration, launch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["HARD_COUNT", "LARGEST_NORM", "UNSCREENED", "centre_codebook", "halves_of", "known"]
+
+# The score of codes that do not exist or are not screened.
+UNSCREENED = tl.constexpr(1e30)
+# Largest norm, in units of the codebook's spread, that is screened in float16.
+LARGEST_NORM = tl.constexpr(30000.0)
+# Beyond this many dimensions the band's first-order terms do not bound the others.
+LARGEST_DIMENSION = tl.constexpr(65536)
+SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
+# Where the facts hold the number of hard rows.
+HARD_COUNT = tl.constexpr(4)
+
+
+@triton.jit
+def halves_of(z):
+    """float16 without denormals, so that hardware that drops them adds no unmeasured error."""
+    return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
+
+
+@triton.jit
+def _below_infinity(bits):
+    """The bits of infinity less those of a positive float: the order of floats, turned round."""
+    return 0x7F800000 - bits
+
+
+@triton.jit
+def known(facts_ptr):
+    """1 / spread, largest norm and largest error of screened codes, least norm of the others."""
+    inverse = tl.load(facts_ptr).to(tl.float32, bitcast=True)
+    largest = tl.load(facts_ptr + 1).to(tl.float32, bitcast=True)
+    error = tl.load(facts_ptr + 2).to(tl.float32, bitcast=True)
+    unscreened = _below_infinity(tl.load(facts_ptr + 3)).to(tl.float32, bitcast=True)
+    return inverse, largest, error, unscreened
+
+
+@triton.jit
+def _codes(codebook_ptr, k, d, K, D, code_strides):
+    """Rows of the codebook in float32, 0 outside: `[k, d]`."""
+    at = k[:, None] * code_strides[0] + d.to(tl.int64)[None, :] * code_strides[1]
+    inside = (k < K)[:, None] & (d < D)[None, :]
+    return tl.load(codebook_ptr + at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _mean(e, near, number):
+    """The mean of the near rows, rounded once: float32 `[d]`."""
+    return (tl.sum(tl.where(near[:, None], e.to(tl.float64), 0.0), axis=0) / number).to(tl.float32)
+
+
+@triton.jit
+def _nearest_code_centre_kernel(
+    codebook_ptr,
+    halves_ptr,
+    half_norms_ptr,
+    mean_ptr,
+    facts_ptr,
+    K,
+    D,
+    code_strides,
+    SAMPLE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Each program takes mean and spread from the same sample, then prepares BLOCK_K codes.
+
+    Reads the codebook once and the sample, at most SAMPLE codes, three times; writes half of it.
+    """
+    step = (K + SAMPLE - 1) // SAMPLE
+    place = tl.arange(0, SAMPLE)
+    sample = place.to(tl.int64) * step
+    d = tl.arange(0, BLOCK_D)
+    square = tl.zeros((SAMPLE,), tl.float64)
+    for first in range(0, D, BLOCK_D):
+        e = _codes(codebook_ptr, sample, first + d, K, D, code_strides).to(tl.float64)
+        square += tl.sum(e * e, axis=1)
+    square = tl.where((sample < K) & (square < float("inf")), square, float("inf"))
+    # Unused codes may be many and 10^5 times as long as others, so a code is near if it is at most
+    # eight times as long as the shortest tenth of the sample.
+    shorter = square[None, :] < square[:, None]
+    earlier = (square[None, :] == square[:, None]) & (place[None, :] < place[:, None])
+    rank = tl.sum((shorter | earlier).to(tl.int32), axis=1)
+    tenth = (K + step - 1) // step // 10
+    limit = 64.0 * tl.sum(tl.where(rank == tenth, square, 0.0), axis=0)
+    near = (square <= limit) & (square < float("inf"))
+    number = tl.maximum(tl.sum(near.to(tl.int32), axis=0), 1).to(tl.float64)
+
+    apart = tl.zeros((SAMPLE,), tl.float64)
+    for first in range(0, D, BLOCK_D):
+        e = _codes(codebook_ptr, sample, first + d, K, D, code_strides)
+        difference = e - _mean(e, near, number)[None, :]
+        difference = tl.where(near[:, None], difference, 0.0).to(tl.float64)
+        apart += tl.sum(difference * difference, axis=1)
+    variance = tl.sum(apart, axis=0) / (number * D)
+    # 2^exponent is the power of two nearest to the spread, √variance.
+    exponent = ((variance.to(tl.int64, bitcast=True) >> 52) - 1022) >> 1
+    exponent = tl.minimum(tl.maximum(exponent, -64), 100)
+    exponent = tl.where(variance > 0.0, exponent, 0)
+    inverse = ((127 - exponent) << 23).to(tl.int32).to(tl.float32, bitcast=True)
+
+    k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
+    square = tl.zeros((BLOCK_K,), tl.float64)
+    lost = tl.zeros((BLOCK_K,), tl.float64)
+    for first in range(0, D, BLOCK_D):
+        e = _codes(codebook_ptr, sample, first + d, K, D, code_strides)
+        mean = _mean(e, near, number)
+        centred = (_codes(codebook_ptr, k, first + d, K, D, code_strides) - mean[None, :]) * inverse
+        # What is too large or NaN belongs to a code that is not screened.
+        half = halves_of(tl.where(tl.abs(centred) < LARGEST_NORM, centred, 0.0))
+        wide = centred.to(tl.float64)
+        square += tl.sum(wide * wide, axis=1)
+        difference = wide - half.to(tl.float64)
+        lost += tl.sum(difference * difference, axis=1)
+        inside = (k < K)[:, None] & (first + d < D)[None, :]
+        tl.store(halves_ptr + k[:, None] * D + (first + d)[None, :], half, mask=inside)
+        if tl.program_id(0) == 0:
+            tl.store(mean_ptr + first + d, mean, mask=first + d < D)
+    norm = tl.sqrt(square)
+    screened = (k < K) & (norm < LARGEST_NORM)  # False for NaN
+    half_norm = tl.where(screened, 0.5 * square, UNSCREENED).to(tl.float32)
+    tl.store(half_norms_ptr + k, half_norm, mask=k < K)
+
+    # Centring and scaling round once each, which is two units of 2⁻²⁴.
+    error = tl.sqrt(lost) + 1.1920928955078125e-07 * norm
+    largest = tl.max(tl.where(screened, norm, 0.0), axis=0) * (1.0 + 1e-6)
+    error = tl.max(tl.where(screened, error, 0.0), axis=0) * (1.0 + 1e-6)
+    others = (k < K) & (norm >= LARGEST_NORM)  # False for NaN, which never wins
+    least = tl.min(tl.where(others, norm, float("inf")), axis=0) * (1.0 - 1e-6)
+    if D > LARGEST_DIMENSION:
+        least = tl.full((), 0.0, tl.float64)  # the screen excludes no code
+    # Positive floats are in the order of their bits. Zero, to which the facts are set, is the
+    # least of them, and stands for an infinite `least`.
+    tl.atomic_max(facts_ptr + 1, largest.to(tl.float32).to(tl.int32, bitcast=True))
+    tl.atomic_max(facts_ptr + 2, error.to(tl.float32).to(tl.int32, bitcast=True))
+    tl.atomic_max(facts_ptr + 3, _below_infinity(least.to(tl.float32).to(tl.int32, bitcast=True)))
+    if tl.program_id(0) == 0:
+        tl.store(facts_ptr, inverse.to(tl.int32, bitcast=True))
+
+
+def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The form of the codebook that the screen reads: zeros and one kernel, no synchronisation.
+
+    Returns:
+        halves: (e − m) / spread, float16 `[K, D]`.
+        half_norms: ‖halves before rounding‖² / 2, float32 `[K]`, `UNSCREENED` for codes that are
+            not screened.
+        mean: m, float32 `[D]`, the mean of codes that are not far out.
+        facts: int32 `[5]`: the bits of 1 / spread (a power of two), of the largest norm of a
+            screened code, of the largest norm of the difference that rounding to float16 made to
+            one; the bits of infinity less those of the smallest norm of a code that is not
+            screened; and 0, for the number of hard rows.
+    """
+    num_codes, dimension = codebook.shape
+    halves = codebook.new_empty((num_codes, dimension), dtype=torch.float16)
+    half_norms = codebook.new_empty(num_codes, dtype=torch.float32)
+    mean = codebook.new_empty(dimension, dtype=torch.float32)
+    facts = codebook.new_zeros(5, dtype=torch.int32)
+    config = configuration("nearest_code_centre", codebook.device)
+    launch(
+        _nearest_code_centre_kernel,
+        (triton.cdiv(num_codes, config["BLOCK_K"]),),
+        codebook,
+        halves,
+        half_norms,
+        mean,
+        facts,
+        num_codes,
+        dimension,
+        codebook.stride(),
+        enable_fp_fusion=False,
+        **config,
+    )
+    return halves, half_norms, mean, facts

@@ -10,9 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqvae2_fast.ops import _triton
+from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 
 pytest.importorskip("triton")
 
+from vqvae2_fast.ops.nearest_code import triton as search
 from vqvae2_fast.ops.nearest_code.triton import nearest_code_triton
 from vqvae2_fast.ops.nearest_code.triton_codebook import UNSCREENED, centre_codebook
 
@@ -91,3 +93,46 @@ def test_mean_and_spread_leave_out_codes_far_out():
     _, _, mean, facts = centre_codebook(codebook)
     torch.testing.assert_close(mean, torch.full((8,), 3.0), atol=0.01, rtol=0)
     assert facts[:1].view(torch.float32).item() == 128.0
+
+
+def assert_exact(z, codebook):
+    expected_indices, expected_sqdist = nearest_code_reference(z, codebook)
+    indices, sqdist = nearest_code_triton(z, codebook)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(sqdist, expected_sqdist)
+
+
+@interpreted
+@pytest.mark.parametrize("num_codes", [2, 6, 130])
+def test_order_of_the_sum_decides_between_permutations_of_a_code(num_codes):
+    """Their distances to a constant vector differ only in how float64 rounds the sums."""
+    generator = torch.Generator().manual_seed(4)
+    code = torch.randn(40, generator=generator)
+    codebook = torch.stack(
+        [code[torch.randperm(40, generator=generator)] for _ in range(num_codes)]
+    )
+    assert_exact(randn(5, 12, 1).expand(12, 40), codebook)
+
+
+@interpreted
+def test_distance_is_the_sum_in_order_where_another_order_rounds_to_another_float32():
+    """1 + 2⁻²⁴ is halfway between two float32; what follows is lost unless it is summed first."""
+    codebook = torch.full((2, 32), 2.0**-27)
+    codebook[0, 0], codebook[0, 1] = 1.0, 2.0**-12
+    codebook[1] = 10.0
+    _, sqdist = nearest_code_triton(torch.zeros(3, 32), codebook)
+    assert sqdist.tolist() == [1.0] * 3
+
+
+@interpreted
+def test_few_rows_are_left_to_the_second_kernel(monkeypatch):
+    hard = []
+    settle = search.settle_hard_rows
+
+    def counted(*args):
+        hard.append(args[-1][-1].item())
+        settle(*args)
+
+    monkeypatch.setattr(search, "settle_hard_rows", counted)
+    nearest_code_triton(randn(6, 512, 16), randn(7, 64, 16))
+    assert hard[0] <= 5

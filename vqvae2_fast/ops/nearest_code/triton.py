@@ -1,9 +1,8 @@
 """`nearest_code` in Triton: tensor cores screen; codes within a proven band are compared exactly.
 
 N vectors, K codes, D dimensions. Scores are of centred and scaled values in float16, products added
-in float32; codes inside the band are compared by the definition, float64 sums in the order of d.
-Rows that the screen cannot settle go to a second kernel, in `triton_exact.py`. The band is derived
-in the README.
+in float32; codes inside the band are compared in float64. Rows that neither can settle go to a
+second kernel, in `triton_exact.py`. The band is derived in the README.
 """
 
 from __future__ import annotations
@@ -24,7 +23,11 @@ from vqvae2_fast.ops.nearest_code.triton_codebook import (
     halves_of,
     known,
 )
-from vqvae2_fast.ops.nearest_code.triton_exact import exact_distance, settle_hard_rows
+from vqvae2_fast.ops.nearest_code.triton_exact import (
+    any_order_distance,
+    range_of_definition,
+    settle_hard_rows,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +76,7 @@ def _nearest_code_screen_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EXACT_D: tl.constexpr,
     WHOLE: tl.constexpr,
     TAG_BITS: tl.constexpr,
     MOST: tl.constexpr,
@@ -147,6 +151,7 @@ def _nearest_code_screen_kernel(
     candidates = candidates & settled[:, None]
 
     distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
+    runner_up = distance
     index = tl.zeros((BLOCK_N,), tl.int64)
     for _ in range(0, tl.max(tl.where(settled, number, 0))):
         least, lane = tl.min(tl.where(candidates, best, UNSCREENED), axis=1, return_indices=True)
@@ -154,15 +159,21 @@ def _nearest_code_screen_kernel(
         found = settled & (least < SCREENED)
         tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
         code = (tag * BLOCK_K + lane).to(tl.int64)
-        exact = exact_distance(z_ptr, codebook_ptr, rows, code, found, D, z_strides, code_strides)
-        # Ties take the lowest index.
-        nearer = found & ((exact < distance) | ((exact == distance) & (code < index)))
-        distance = tl.where(nearer, exact, distance)
-        index = tl.where(nearer, code, index)
+        total = any_order_distance(
+            z_ptr, codebook_ptr, rows, code, found, D, z_strides, code_strides, EXACT_D
+        )
+        total = tl.where(found, total, float("inf"))
+        runner_up = tl.minimum(runner_up, tl.maximum(distance, total))
+        index = tl.where(total < distance, code, index)
+        distance = tl.minimum(distance, total)
+    # Ties, and sums that another order could round to another float32, need the definition's order.
+    low, high = range_of_definition(distance, D)
+    settled = settled & (range_of_definition(runner_up, D)[0] > high)
+    settled = settled & (low.to(tl.float32) == high.to(tl.float32))
     tl.store(indices_ptr + rows, index, mask=settled)
     tl.store(sqdist_ptr + rows, distance.to(tl.float32), mask=settled)
 
-    hard = (rows < N) & (certain == 0)
+    hard = (rows < N) & (settled == 0)
     number = tl.sum(hard.to(tl.int32), axis=0)
     if number > 0:
         slot = (
@@ -216,3 +227,6 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield nearest_code_triton, (torch.ones(64, 64, dtype=dtype), torch.ones(512, 64))
     for codes, dimension in ((256, 32), (1024, 256), (8192, 512)):
         yield nearest_code_triton, (torch.ones(64, dimension), torch.ones(codes, dimension))
+    for dtype in (torch.bfloat16, torch.float16):
+        z = torch.ones(64, 64, dtype=dtype)
+        yield nearest_code_triton, (z, torch.ones(512, 64, dtype=dtype))

@@ -1,4 +1,9 @@
-"""The exact part of `nearest_code` in Triton: float64 distances, and rows that the screen left."""
+"""The exact part of `nearest_code` in Triton: float64 distances, and rows that the screen left.
+
+The definition sums in the order of d, which one lane would have to do. So distances are summed in
+any order first, by all lanes; only where these sums could be told apart by the order are they
+summed again in the order of d.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,39 @@ from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["exact_distance", "settle_hard_rows"]
+__all__ = ["any_order_distance", "exact_distance", "range_of_definition", "settle_hard_rows"]
+
+
+@triton.jit
+def any_order_distance(
+    z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_strides, BLOCK_D: tl.constexpr
+):
+    """Σ (z − e)² in float64, in any order, 0 for pairs that are not inside."""
+    total = tl.zeros((rows.shape[0], BLOCK_D), tl.float64)
+    for first in range(0, D, BLOCK_D):
+        d = first + tl.arange(0, BLOCK_D).to(tl.int64)
+        mask = inside[:, None] & (d < D)[None, :]
+        at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
+        z = tl.load(z_ptr + at, mask=mask, other=0.0)
+        at = codes[:, None] * code_strides[0] + d[None, :] * code_strides[1]
+        e = tl.load(codebook_ptr + at, mask=mask, other=0.0)
+        difference = z.to(tl.float64) - e.to(tl.float64)
+        total = tl.fma(difference, difference, total)
+    return tl.sum(total, axis=1)
+
+
+@triton.jit
+def range_of_definition(distance, D):
+    """The least and the largest sum in the order of d that a sum in any order allows.
+
+    Let u = 2⁻⁵³ and X = Σ δ², with δ = z − e rounded to float64, which is the same in both sums. A
+    term passes through one rounding of its square and at most D − 1 additions in either order, so
+    both sums lie within γX of X, γ = Du / (1 − Du), and within 2γ / (1 − γ) = 2Du / (1 − 2Du) of
+    each other, relative to either. 2u more cover the rounding of the factor and of the product.
+    """
+    apart = tl.full((), 2.220446049250313e-16, tl.float64) * (D + 2)
+    apart = apart / (1.0 - apart)
+    return distance * (1.0 - apart), distance * (1.0 + apart)
 
 
 @triton.jit
@@ -60,6 +97,17 @@ def _distances(
 
 
 @triton.jit
+def _sums_of_near(
+    z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D: tl.constexpr
+):
+    """Σ (z − e)² in float64, in any order; infinite where it is NaN and where not near."""
+    sums = any_order_distance(
+        z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides, BLOCK_D
+    )
+    return tl.where(near & (sums == sums), sums, float("inf"))
+
+
+@triton.jit
 def _nearest_code_hard_kernel(
     z_ptr,
     codebook_ptr,
@@ -74,7 +122,10 @@ def _nearest_code_hard_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Listed rows one by one: float32 distances to all codes, float64 for those in the band."""
+    """Listed rows one by one: float32 distances to all codes, float64 for those in the band.
+
+    Where the order of float64 sums could decide, a last pass sums those codes in the order of d.
+    """
     for place in range(tl.program_id(0), tl.load(facts_ptr + HARD_COUNT), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
@@ -89,6 +140,7 @@ def _nearest_code_hard_kernel(
         bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
         bound += D * 7.52316384526264e-37
         distance = tl.full((), float("inf"), tl.float64)
+        second = tl.full((), float("inf"), tl.float64)
         index = tl.full((), 0, tl.int64)
         for first in range(0, K, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -97,16 +149,41 @@ def _nearest_code_hard_kernel(
             )
             near = (k < K) & (total <= bound)
             if tl.sum(near.to(tl.int32), axis=0) > 0:
-                exact = exact_distance(
-                    z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides
+                sums = _sums_of_near(
+                    z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D
                 )
-                # NaN never wins.
-                exact = tl.where(near & (exact == exact), exact, float("inf"))
-                nearest, lane = tl.min(exact, axis=0, return_indices=True)
-                # Tiles come in the order of codes, so ties keep the lowest index.
+                nearest, lane = tl.min(sums, axis=0, return_indices=True)
+                others = tl.where(tl.arange(0, BLOCK_K) == lane, float("inf"), sums)
+                second = tl.minimum(second, tl.maximum(distance, nearest))
+                second = tl.minimum(second, tl.min(others, axis=0))
                 if nearest < distance:
                     distance = nearest
                     index = first + lane.to(tl.int64)
+        least_sum, bound_sum = range_of_definition(distance, D)
+        unsure = range_of_definition(second, D)[0] <= bound_sum
+        unsure = unsure | (least_sum.to(tl.float32) != bound_sum.to(tl.float32))
+        if unsure & (distance < float("inf")):
+            distance = tl.full((), float("inf"), tl.float64)
+            for first in range(0, K, BLOCK_K):
+                k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+                total = _distances(
+                    z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
+                )
+                near = (k < K) & (total <= bound)
+                if tl.sum(near.to(tl.int32), axis=0) > 0:
+                    sums = _sums_of_near(
+                        z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D
+                    )
+                    near = near & (range_of_definition(sums, D)[0] <= bound_sum)
+                    exact = exact_distance(
+                        z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides
+                    )
+                    exact = tl.where(near, exact, float("inf"))
+                    nearest, lane = tl.min(exact, axis=0, return_indices=True)
+                    # Tiles come in the order of codes, so ties keep the lowest index.
+                    if nearest < distance:
+                        distance = nearest
+                        index = first + lane.to(tl.int64)
         if distance == float("inf"):
             # No finite distance: index 0, with its distance as it is.
             one = tl.arange(0, 1).to(tl.int64)

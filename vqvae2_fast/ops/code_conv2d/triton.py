@@ -133,7 +133,7 @@ def code_conv2d_backward_triton(
 ) -> Tensor:
     _, height, width = codes.shape
     taps, channels = len(offsets) // 2, dout.shape[1]
-    order, bounds = rows_by_code(codes.flatten(), num_embeddings)
+    _, order, bounds = rows_by_code(codes.flatten(), num_embeddings)
     dtable = dout.new_empty((taps, num_embeddings, channels))
     config = configuration("code_conv2d_bwd", codes.device)
     launch(

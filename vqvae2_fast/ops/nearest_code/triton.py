@@ -36,6 +36,7 @@ __all__ = ["examples", "nearest_code_triton"]
 
 # Screened codes score below this, codes that are not screened above.
 SCREENED = tl.constexpr(1e29)
+NO_CODE = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -143,22 +144,21 @@ def _nearest_code_screen_kernel(
 
     certain = (z_norm < LARGEST_NORM) & (least < SCREENED) & (bound < SCREENED)
     certain = certain & (radius < least_unscreened)
-    candidates = (best <= bound[:, None]) & certain[:, None]
-    number = tl.sum(candidates.to(tl.int32), axis=1)
-    beyond = tl.sum((second <= bound[:, None]).to(tl.int32), axis=1)
-    certain = certain & (number <= MOST) & (beyond == 0)
-    settled = certain & (rows < N)
-    candidates = candidates & settled[:, None]
+    inside = best <= bound[:, None]
+    # Both counts in one sum: lanes inside the band, and those whose second score is, times BLOCK_K.
+    counts = tl.sum(inside.to(tl.int32) + BLOCK_K * (second <= bound[:, None]).to(tl.int32), axis=1)
+    settled = certain & (counts <= MOST) & (rows < N)
+    tag = best.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
+    codes = tl.where(inside & settled[:, None], tag * BLOCK_K + lanes[None, :], NO_CODE)
 
     distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
     runner_up = distance
     index = tl.zeros((BLOCK_N,), tl.int64)
-    for _ in range(0, tl.max(tl.where(settled, number, 0))):
-        least, lane = tl.min(tl.where(candidates, best, UNSCREENED), axis=1, return_indices=True)
-        candidates = candidates & (lanes[None, :] != lane[:, None])
-        found = settled & (least < SCREENED)
-        tag = least.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
-        code = (tag * BLOCK_K + lane).to(tl.int64)
+    for _ in range(0, tl.max(tl.where(settled, counts, 0))):
+        code = tl.min(codes, axis=1)
+        codes = tl.where(codes == code[:, None], NO_CODE, codes)
+        found = code < NO_CODE
+        code = code.to(tl.int64)
         total = any_order_distance(
             z_ptr, codebook_ptr, rows, code, found, D, z_strides, code_strides, EXACT_D
         )

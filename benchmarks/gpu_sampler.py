@@ -1,7 +1,9 @@
 """Engine `cuda` on a GPU: the port's default priors, one image and many, against captured `eager`.
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
-    python benchmarks/gpu_sampler.py --plan h100 [--window 1]    # what is expected; needs no GPU
+    python benchmarks/gpu_sampler.py --plan h100 [--window 1] [--top-k 100] [--top-p 0.9]
+
+`--plan` prints what is expected, and needs no GPU.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians. `eager` replays the
@@ -83,10 +85,19 @@ def meta_plans() -> dict[str, SamplingPlan]:
         return {level: pixelsnail_plan(PixelSNAIL(config)) for level, config in PRIORS.items()}
 
 
-def report(plan: SamplingPlan, card: str, engine: str, batch: int, window: int) -> str:
+def report(
+    plan: SamplingPlan,
+    card: str,
+    engine: str,
+    batch: int,
+    window: int = 1,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+) -> str:
     nowhere = Card(blocks=0, shared_bytes=0, threads=THREADS)  # the card's name sets the size
     values = plan_values(plan, nowhere, PRECISIONS[engine], batch, guided=False)
-    values["window"] = window
+    values |= {"window": window, "top_p": top_p}
+    values["top_k"] = min(top_k or plan.num_embeddings, plan.num_embeddings)
     return native_library().report(values, card)
 
 
@@ -97,7 +108,7 @@ def expected(card: str, batches: list[int]) -> list[Expected]:
         for engine in PRECISIONS:
             seconds = {}
             for level, plan in plans.items():
-                text = report(plan, card, engine, batch, 1)
+                text = report(plan, card, engine, batch)
                 match = SECONDS_PER_MAP.search(text)
                 if match is None:
                     raise RuntimeError(f"gpu_sampler: no '... s per map' in the report:\n{text}")
@@ -106,12 +117,14 @@ def expected(card: str, batches: list[int]) -> list[Expected]:
     return found
 
 
-def print_plans(card: str, batches: list[int], window: int) -> None:
+def print_plans(
+    card: str, batches: list[int], window: int, top_k: int | None, top_p: float
+) -> None:
     for level, plan in meta_plans().items():
         for engine in PRECISIONS:
             for batch in batches:
                 print(f"{level}, engine {engine}")
-                print(report(plan, card, engine, batch, window))
+                print(report(plan, card, engine, batch, window, top_k, top_p))
 
 
 def print_totals(totals: list[Expected]) -> None:
@@ -227,6 +240,8 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--plan", choices=["a100", "h100", "b200"])
     parser.add_argument("--window", type=int, default=1, help="codes of a step, with --plan")
+    parser.add_argument("--top-k", type=int, help="codes that a draw keeps, with --plan")
+    parser.add_argument("--top-p", type=float, default=1.0, help="probability kept, with --plan")
     parser.add_argument("--save", action="store_true", help="write results/<device>-sampler.csv")
     parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
     options = parser.parse_args()
@@ -236,7 +251,9 @@ def main() -> None:
             print_totals(totals)
             if options.json:
                 save_json([total.record() for total in totals], options.json)
-        print_plans(options.plan, options.batches, options.window)
+        print_plans(
+            options.plan, options.batches, options.window, options.top_k, options.top_p
+        )
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")

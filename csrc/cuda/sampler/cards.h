@@ -65,8 +65,21 @@ constexpr double kTelling = 0.6e-6;
 constexpr double kL2Trip = 0.5e-6;
 // Sums over lanes, what follows them, and the barriers of a step.
 constexpr double kSumLatency = 0.3e-6;
-// Drawing a code by one block: noise, filters, argmax.
+// Drawing a code by one block: guidance, temperature, noise, argmax.
 constexpr double kDrawing = 2.0e-6;
+// Top-k and top-p besides (filter.cuh), in cycles. A maximum or a sum over the block is ten
+// shuffles or reads of shared memory one after another, of about 25 cycles each, and two barriers.
+constexpr double kReductionCycles = 300;
+// A digit: the key, an atomic add to its bin and what it returns, a barrier, then one warp's eight
+// bins for each lane, a scan of five shuffles of two words, the eight bins once more, and a
+// barrier.
+constexpr double kDigitCycles = 550;
+// Digits until one code is left at the boundary: the eighths below the largest logit leave some ten
+// of 512 spread logits; the logit's first eight bits hold little else, the next eight tell them
+// apart. Seven at most, if logits are equal.
+constexpr double kDigitsLookedAt = 3;
+// Instructions of a thread: the key of a code, for each digit; its exponential and quotient.
+constexpr double kKeyInstructions = 20, kProbabilityInstructions = 60;
 // Finding where each window continues takes one trip to the L2 cache for what was drawn, and two
 // barriers.
 constexpr double kMoving = 0.6e-6;
@@ -76,7 +89,7 @@ constexpr double kLaunch = 2.5e-6;
 constexpr double kCooperativeLaunch = 5e-6;
 // Bytes that a multiprocessor reads of its shared memory in a cycle, and of the L2 cache.
 constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
-// Multiply-adds of a multiprocessor in a cycle.
+// Multiply-adds, or other instructions of a thread, of a multiprocessor in a cycle.
 constexpr double kFmaPerCycle = 128;
 // The share of the data sheet's rate that the row phase is assumed to reach.
 constexpr double kRowEfficiency32 = 0.4, kRowEfficiencyTensor = 0.25;

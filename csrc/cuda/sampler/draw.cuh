@@ -4,17 +4,28 @@
 #pragma once
 
 #include "../../common/counter_noise.h"
-#include "attention.cuh"
+#include "filter.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
 // Scratch in shared memory, K words each unless it says so.
 struct DrawScratch {
-  float *raw, *logits, *scores;
-  int* ranks;
-  float* sums;  // kLanes floats
-  int* codes;   // kLanes ints
+  float *raw, *logits;
+  float* scores;  // K or kFilterWords words: the filters' memory before the scores
+  float* sums;    // kLanes floats
+  int* codes;     // kLanes ints
 };
+
+// Its parts; `memory` has 2 K + max(K, kFilterWords) + 2 kLanes words.
+__device__ __forceinline__ DrawScratch draw_scratch(float* memory, int num_embeddings) {
+  float* const scores = memory + 2 * num_embeddings;
+  float* const sums = scores + max(num_embeddings, kFilterWords);
+  return {.raw = memory,
+          .logits = memory + num_embeddings,
+          .scores = scores,
+          .sums = sums,
+          .codes = reinterpret_cast<int*>(sums + kLanes)};
+}
 
 // Sum of values[0..count) by the first warp, in a fixed order: every 32nd value, then halves.
 template <typename Value>
@@ -75,40 +86,13 @@ __device__ __forceinline__ int block_argmax(const float* values, int count, Draw
   return code == 0x7FFFFFFF ? 0 : code;  // nothing but NaN or -infinity
 }
 
-// Sets what the filters leave out of s.logits to -infinity; uses s.scores.
+// Sets what the filters leave out of s.logits to -infinity.
 __device__ __forceinline__ void filter(const Network& net, DrawScratch s) {
-  const int count = net.num_embeddings, top_k = net.rule.top_k;
-  if (top_k >= count && net.rule.top_p >= 1.0f) return;
-  const float largest = block_max(s.logits, count, s);
-  // A code's rank: how many come before it by (logit descending, index ascending).
-  for (int k = threadIdx.x; k < count; k += blockDim.x) {
-    const float logit = s.logits[k];
-    int rank = 0;
-    for (int other = 0; other < count; ++other) {
-      rank += s.logits[other] > logit || (s.logits[other] == logit && other < k);
-    }
-    s.ranks[k] = rank;
-    s.scores[rank] = rank < top_k ? exponential(logit - largest) : 0.0f;
-  }
-  __syncthreads();
-  // s.codes[0]: how many codes are kept.
-  if (threadIdx.x < kLanes) {
-    int kept = min(top_k, count);
-    if (net.rule.top_p < 1.0f) {
-      const float total = first_warp_sum(kept, [&](int k) { return s.scores[k]; });
-      float cumulative = 0.0f;
-      int rank = 0;
-      while (rank < kept && cumulative < net.rule.top_p) cumulative += s.scores[rank++] / total;
-      kept = rank;
-    }
-    if (threadIdx.x == 0) s.codes[0] = kept;
-  }
-  __syncthreads();
-  const int kept = s.codes[0];
-  for (int k = threadIdx.x; k < count; k += blockDim.x) {
-    if (s.ranks[k] >= kept) s.logits[k] = -INFINITY;
-  }
-  __syncthreads();
+  const int count = net.num_embeddings;
+  if (net.rule.top_k >= count && net.rule.top_p >= 1.0f) return;
+  keep(net.rule, s.logits, count, block_max(s.logits, count, s),
+       reinterpret_cast<uint32_t*>(s.scores), reinterpret_cast<uint32_t*>(s.sums),
+       reinterpret_cast<uint32_t*>(s.codes));
 }
 
 // log softmax of s.raw at `code`.

@@ -326,14 +326,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           merge_heads(net, step, places);
           break;
         case StepKind::kDraw: {
-          float* scratch = mine.buffer;
-          const int k = net.num_embeddings;
-          const DrawScratch parts = {.raw = scratch,
-                                     .logits = scratch + k,
-                                     .scores = scratch + 2 * k,
-                                     .ranks = reinterpret_cast<int*>(scratch + 3 * k),
-                                     .sums = scratch + 4 * k,
-                                     .codes = reinterpret_cast<int*>(scratch + 4 * k + kLanes)};
+          const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings);
           for (int r = step.first; r < step.end; ++r) {
             const Place at = places.at(r);
             if (on_map<kWindow>(at)) draw_code(net, at, parts);

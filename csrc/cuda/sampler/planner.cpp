@@ -170,7 +170,8 @@ void Plan::place_weights() {
   const int64_t wanted = std::min<int64_t>(
       {static_cast<int64_t>(std::max(inputs, together)) * net.step_rows, kMaxBuffer / 4, left / 4});
   const int32_t scratch_floats =
-      std::max(4 * net.num_embeddings + 2 * kLanes, card.threads / kLanes * kChunk);
+      std::max(2 * net.num_embeddings + std::max(net.num_embeddings, kFilterWords) + 2 * kLanes,
+               card.threads / kLanes * kChunk);
   const int64_t needed = std::max(inputs, scratch_floats);
   program.buffer_floats = rounded_up(std::max(needed, wanted / kLanes * kLanes), kLanes);
   program.program_offset = program.buffer_floats * 4;

@@ -18,8 +18,9 @@ namespace vqvae2_fast::cuda::sampler {
 
 constexpr int kUnit = 2;
 constexpr int kLanes = 32;
-constexpr int kGroup = 4;                     // neighbouring inputs of a lane
-constexpr int kInputChunk = kLanes * kGroup;  // inputs of a warp at a time; the rest goes by 32
+constexpr int kGroup = 4;                         // neighbouring inputs of a lane
+constexpr int kInputChunk = kLanes * kGroup;      // inputs of a warp at a time; the rest goes by 32
+constexpr int kFilterWords = 3 * (256 + kLanes);  // of shared memory, for top-k and top-p
 
 // What happens to a unit's sums (v0, v1) of row n.
 enum class Epilogue : int32_t {

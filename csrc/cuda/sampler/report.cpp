@@ -62,7 +62,7 @@ class Model {
     const Network& net = plan_.network;
     if (stage.kind == StepKind::kDraw) {
       const int32_t draws = net.batch * net.window;
-      return handover(stage) + kDrawing * ((draws + stage.blocks - 1) / stage.blocks);
+      return handover(stage) + (kDrawing + filters()) * ((draws + stage.blocks - 1) / stage.blocks);
     }
     const double latency = handover(stage) + kL2Trip + kSumLatency;
     if (stage.kind == StepKind::kBegin || stage.kind == StepKind::kMergeHeads) return latency;
@@ -136,6 +136,20 @@ class Model {
     const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
     const int32_t polls = (flags + plan_.card.threads - 1) / plan_.card.threads;
     return kTelling + std::max(polls, 1) * kL2Trip;
+  }
+
+  // Seconds of top-k and top-p of one code. Probabilities are computed for the total, and again
+  // for the first digit.
+  double filters() const {
+    const Network& net = plan_.network;
+    const double codes = net.num_embeddings / kFmaPerCycle;
+    const double select = kDigitsLookedAt * (kDigitCycles + kKeyInstructions * codes);
+    const bool top_k = net.rule.top_k < net.num_embeddings, top_p = net.rule.top_p < 1.0f;
+    if (net.rule.temperature == 0.0f || (!top_k && !top_p)) return 0;
+    double cycles = kReductionCycles;
+    if (top_k) cycles += select;
+    if (top_p) cycles += kReductionCycles + select + 2 * kProbabilityInstructions * codes;
+    return cycles / card_.clock;
   }
 
   void add(const BlockProgram& block) {

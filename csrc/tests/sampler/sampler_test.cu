@@ -2,10 +2,13 @@
 // depend on the batch, the grid, the threads of a block, the place of the weights or the window.
 // Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
+// Top-k and top-p are compared with a sort (filter_checks.h).
+//
 // `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
 // mistakes.
 #include <string.h>
 
+#include "filter_checks.h"
 #include "random_prior.h"
 
 namespace {
@@ -112,6 +115,7 @@ void test_kind(const Kind& kind, bool quick) {
 
 int main(int count, char** arguments) {
   const bool quick = count > 1 && strcmp(arguments[1], "quick") == 0;
+  test_filters(check, quick);
   Kind kind;
   kind.classes = true;
   test_kind(kind, quick);

@@ -2,8 +2,11 @@
 
     python benchmarks/gpu_sampler.py [--rounds 5] [--batches 1 8 64 128] [--save] [--json FILE]
     python benchmarks/gpu_sampler.py --plan h100 [--window 1] [--top-k 100] [--top-p 0.9]
+    python benchmarks/gpu_sampler.py --stage-times LIBRARY [--card h100] [--out stage_times.json]
 
-`--plan` prints what is expected, and needs no GPU.
+`--plan` prints what is expected, and needs no GPU. `--stage-times` records when the blocks of the
+persistent kernel do what, with a library built as stage_times.py says; fit_sampler_model.py reads
+the file.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
 depend. Engines draw in turns in one process; ratios are those of medians. `eager` replays the
@@ -15,6 +18,7 @@ is saved is written again after every round, so that a run that is stopped leave
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 from dataclasses import asdict, dataclass
@@ -24,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import measure
 import numpy as np
+import stage_times
 import torch
 from gpu import clock, rounded, save, save_json
 from sampler import PRIORS
@@ -31,7 +36,7 @@ from sampler import PRIORS
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.sampling import sample_codes
 from vqvae2_fast.sampling.engines.cuda import PRECISIONS, THREADS, Card, plan_values
-from vqvae2_fast.sampling.engines.cuda_library import native_library
+from vqvae2_fast.sampling.engines.cuda_library import Library, native_library
 from vqvae2_fast.sampling.pixelsnail import pixelsnail_plan
 
 if TYPE_CHECKING:
@@ -197,10 +202,13 @@ def print_row(row: dict[str, object]) -> None:
     )
 
 
-def measure_all(options: argparse.Namespace) -> list[str]:
-    """Prints and saves the table; returns what went wrong."""
+def random_priors() -> dict[str, PixelSNAIL]:
     torch.manual_seed(0)
-    priors = {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
+    return {level: PixelSNAIL(config).eval().cuda() for level, config in PRIORS.items()}
+
+
+def measure_all(priors: dict[str, PixelSNAIL], options: argparse.Namespace) -> list[str]:
+    """Prints and saves the table; returns what went wrong."""
     before: list[dict[str, object]] = []
     alone: dict[str, torch.Tensor] = {}
     problems = []
@@ -233,6 +241,31 @@ def measure_all(options: argparse.Namespace) -> list[str]:
     return problems
 
 
+def record_stage_times(
+    priors: dict[str, PixelSNAIL], library: str, card: str, batches: list[int], rounds: int
+) -> dict[str, object]:
+    """The contents of the file that fit_sampler_model.py reads."""
+    cases: list[dict[str, object]] = []
+    constants: dict[str, float] = {}
+    for batch in batches:
+        maps = None
+        for level, prior in priors.items():
+            for engine in PRECISIONS:
+                stages, constants, codes = stage_times.record(
+                    Library(library), prior, engine, card, batch, rounds, condition=maps
+                )
+                cases.append({"name": f"{level}, {engine}, batch {batch}", "stages": stages})
+            maps = codes
+    return {
+        "card": card,
+        "device": torch.cuda.get_device_name(),
+        "commit": measure.commit(),
+        "date": date.today().isoformat(),
+        "constants": constants,
+        "cases": cases,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -242,6 +275,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1, help="codes of a step, with --plan")
     parser.add_argument("--top-k", type=int, help="codes that a draw keeps, with --plan")
     parser.add_argument("--top-p", type=float, default=1.0, help="probability kept, with --plan")
+    parser.add_argument("--stage-times", metavar="LIBRARY", help="record times of stages")
+    parser.add_argument("--card", choices=["a100", "h100", "b200"], default="h100")
+    parser.add_argument("--out", type=Path, default=Path("stage_times.json"))
     parser.add_argument("--save", action="store_true", help="write results/<device>-sampler.csv")
     parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
     options = parser.parse_args()
@@ -251,13 +287,21 @@ def main() -> None:
             print_totals(totals)
             if options.json:
                 save_json([total.record() for total in totals], options.json)
-        print_plans(
-            options.plan, options.batches, options.window, options.top_k, options.top_p
-        )
+        print_plans(options.plan, options.batches, options.window, options.top_k, options.top_p)
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")
-    problems = measure_all(options)
+    priors = random_priors()
+    if options.stage_times:
+        recorded = record_stage_times(
+            priors, options.stage_times, options.card, options.batches, options.rounds
+        )
+        options.out.write_text(
+            json.dumps(recorded, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        print(options.out)
+        return
+    problems = measure_all(priors, options)
     if problems:
         raise SystemExit("benchmarks/gpu_sampler.py: " + "; ".join(problems) + ".")
 

@@ -19,6 +19,7 @@
 //                                       wait_at_least<polls> gives up after as many and is false
 //   spin_pause()                        inside any other loop that polls memory: without it no
 //                                       other block runs on the CPU
+//   nanoseconds()                       a clock that all blocks share
 //   grid_sync(counter)                  barrier over all blocks of a cooperative launch
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
 //   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row), ..._transposed
@@ -172,6 +173,17 @@ __device__ __forceinline__ uint32_t fetch_add_acq_rel(uint32_t* p, uint32_t valu
                : "l"(p), "r"(value)
                : "memory");
   return old;
+#endif
+}
+
+// A clock that all blocks share. How often it moves depends on the card: from 32 ns to 1 us.
+__device__ __forceinline__ uint64_t nanoseconds() {
+#if defined(CUDA_ON_CPU)
+  return cuda_on_cpu::nanoseconds();
+#else
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
 #endif
 }
 

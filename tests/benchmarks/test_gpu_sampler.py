@@ -53,7 +53,6 @@ class FakeCard:
         self.json = folder / "table.json"
         monkeypatch.setattr(gpu_sampler, "draw", self.draw)
         monkeypatch.setattr(gpu_sampler, "clock", iter(range(10_000)).__next__)
-        monkeypatch.setattr(gpu_sampler, "PRIORS", {})
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
         self.measure_all = gpu_sampler.measure_all
 
@@ -67,7 +66,7 @@ class FakeCard:
 
     def run(self):
         options = {"batches": [1, 4, 8], "engines": ["cuda", "cuda_tf32"], "rounds": 3}
-        return self.measure_all(Namespace(**options, json=self.json, save=False))
+        return self.measure_all({}, Namespace(**options, json=self.json, save=False))
 
     def rows(self):
         rows = json.loads(self.json.read_text())

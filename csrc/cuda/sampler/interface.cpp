@@ -24,6 +24,28 @@ const char* caught(const Function& function) {
   return nullptr;
 }
 
+const CardModel& known_card(const char* name) {
+  if (const CardModel* const model = card_model(name)) return *model;
+  throw std::invalid_argument(std::string("sampler: expected a card of a100, h100, b200, got ") +
+                              name + ".");
+}
+
+// Values with the size of a known card, where they give none.
+Values on_card(Values values, const CardModel& card) {
+  if (values.integer("card.blocks") == 0) {
+    values.set("card.blocks", card.multiprocessors);
+    values.set("card.shared_bytes", card.shared_bytes);
+  }
+  return values;
+}
+
+void write(const std::string& lines, char* text, int64_t size) {
+  if (static_cast<int64_t>(lines.size()) >= size) {
+    throw std::invalid_argument("sampler: no room for the table.");
+  }
+  memcpy(text, lines.c_str(), lines.size() + 1);
+}
+
 template <typename T>
 int64_t bytes_of(const std::vector<T>& items) {
   return static_cast<int64_t>(items.size() * sizeof(T));
@@ -69,20 +91,23 @@ const char* vq_sampler_program(const char* const* names, const int64_t* values, 
 const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
                               const char* card, char* text, int64_t size) {
   return caught([&] {
-    const CardModel* const model = card_model(card);
-    if (!model) {
-      throw std::invalid_argument(
-          std::string("sampler: expected a card of a100, h100, b200, got ") + card + ".");
-    }
-    Values planned(names, values, count);
-    planned.set("card.blocks", model->multiprocessors);
-    planned.set("card.shared_bytes", model->shared_bytes);
+    const CardModel& model = known_card(card);
+    Values planned = on_card(Values(names, values, count), model);
     const Plan plan(planned);
     planned.set("window", 1);
-    const std::string lines = report(plan, Plan(planned), *model);
-    if (static_cast<int64_t>(lines.size()) >= size) {
-      throw std::invalid_argument("sampler: no room for the report.");
-    }
-    memcpy(text, lines.c_str(), lines.size() + 1);
+    write(report(plan, Plan(planned), model), text, size);
   });
 }
+
+const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
+                              const char* card, char* text, int64_t size) {
+  return caught([&] {
+    const CardModel& model = known_card(card);
+    const Plan plan(on_card(Values(names, values, count), model));
+    write(stage_table(plan, model) + "\n" + constant_table(model), text, size);
+  });
+}
+
+#if defined(VQ_STAGE_TIMES)
+int32_t vq_sampler_moments() { return kMoments; }
+#endif

@@ -91,6 +91,9 @@ Plan::Plan(const Values& values) {
   net.all_logits = values.pointer<float>("logits");
   net.too_large = values.pointer<int32_t>("too_large");
   net.steps = values.pointer<int64_t>("steps");
+#if defined(VQ_STAGE_TIMES)
+  net.stage_times = values.pointer<uint64_t>("stage_times");
+#endif
 
   const int32_t first_column = values.small("first_column");
   const int32_t last_column = first_column + values.small("num_columns") - 1;

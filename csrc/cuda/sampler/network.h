@@ -16,6 +16,8 @@ namespace vqvae2_fast::cuda::sampler {
 constexpr int kChunk = 128;
 // Words of a partial result: the largest score, the sum of weights, then the weighted values.
 constexpr int kPartialHead = 2;
+// Times of a block's step, with VQ_STAGE_TIMES.
+constexpr int kMoments = 3;
 
 // Inputs of n convolutions, activated: the rows above and the current one, in a ring of rows.
 // [layer, n, row % slots, left + column, channel]; columns outside the map stay zero.
@@ -81,6 +83,9 @@ struct Network {
   float* all_logits;   // [B, H, W, K], or null
   int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
   int64_t* steps;      // how many were taken, counted up; or null
+#if defined(VQ_STAGE_TIMES)
+  uint64_t* stage_times;  // stage_times.cuh, or null
+#endif
 };
 
 }  // namespace vqvae2_fast::cuda::sampler

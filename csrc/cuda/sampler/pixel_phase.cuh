@@ -8,6 +8,7 @@
 #include "epilogue.cuh"
 #include "flags.cuh"
 #include "product.cuh"
+#include "stage_times.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -309,6 +310,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
         wait_for_blocks(net.progress, step.wait_first, step.wait_count, number, step.stage);
       }
+      note_time(program, t, step, Moment::kReady);
       // While this step's weights go from the L2 cache to the multiprocessors, the next one's come
       // from memory.
       ask_for_weights<Weight>(steps[s + 1 < num_steps ? s + 1 : 0], works);
@@ -334,7 +336,9 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           break;
         }
       }
+      note_time(program, t, step, Moment::kComputed);
       tell_done(net.progress + block, before + step.stage + 1);
+      note_time(program, t, step, Moment::kTold);
     }
   }
 }

@@ -88,4 +88,10 @@ struct CardModel;  // cards.h
 // code per step, which a plan with windows is compared with.
 std::string report(const Plan& plan, const Plan& single, const CardModel& card);
 
+// The plan's stages as rows of comma-separated values under a head: what each waits for, its terms
+// (model.h) and the seconds that are expected.
+std::string stage_table(const Plan& plan, const CardModel& card);
+// The model's constants for a card, as rows of name and value, by their names in cards.h.
+std::string constant_table(const CardModel& card);
+
 }  // namespace vqvae2_fast::cuda::sampler

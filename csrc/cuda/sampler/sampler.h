@@ -20,6 +20,10 @@ VQ_API const char* vq_sampler_program(const char* const* names, const int64_t* v
 // Writes the plan as a table for the named card to `text`, which has `size` bytes, zero-terminated.
 VQ_API const char* vq_sampler_report(const char* const* names, const int64_t* values, int64_t count,
                                      const char* card, char* text, int64_t size);
+// The plan's stages and the model's constants for the named card, two tables of comma-separated
+// values with an empty line between them, for benchmarks/fit_sampler_model.py.
+VQ_API const char* vq_sampler_stages(const char* const* names, const int64_t* values, int64_t count,
+                                     const char* card, char* text, int64_t size);
 
 // Draws row i on `stream`. `program` is the host's copy, `on_card` the card's.
 VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
@@ -27,3 +31,10 @@ VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int3
 // Blocks of the persistent launch that the current device holds at once, one per multiprocessor,
 // and bytes of shared memory that a block may have; or why it runs no such launch.
 VQ_API const char* vq_sampler_card(int64_t card[2]);
+#if defined(VQ_STAGE_TIMES)
+// In such a build the value "stage_times" may be the address of zeroed memory of the device, 8-byte
+// words [width, blocks, stages, moments] as vq_sampler_sizes and vq_sampler_moments say, to which
+// each row writes when a block's step began, was computed and was told (stage_times.cuh), in
+// nanoseconds.
+VQ_API int32_t vq_sampler_moments();
+#endif

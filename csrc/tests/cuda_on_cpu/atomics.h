@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include <chrono>
 #include <type_traits>
 
 #include "scheduler.h"
@@ -130,6 +131,11 @@ inline uint32_t fetch_add(uint32_t* address, uint32_t value, bool acquires) {
                                 : __atomic_fetch_add(address, value, __ATOMIC_RELEASE);
   note_progress();
   return old;
+}
+
+inline uint64_t nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
 }  // namespace cuda_on_cpu

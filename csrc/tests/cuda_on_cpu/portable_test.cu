@@ -194,6 +194,12 @@ void test_flags() {
   }
   check(right, "a ring of blocks that hand each other values by flags");
 
+  auto flag = zeros<uint32_t>(1);
+  auto times = zeros<uint64_t>(2);
+  must(launch("clock_kernel", clock_kernel, cooperative(2, 1), flag.data(), times.data()));
+  const std::vector<uint64_t> read = times.values();
+  check(read[0] > 0 && read[1] >= read[0], "nanoseconds is one clock for all blocks");
+
   auto messages = zeros<uint64_t>(kThreads);
   auto sums = zeros<float>(kBlocks);
   must(launch("message_kernel", message_kernel, cooperative(kBlocks, kThreads), messages.data(),

@@ -42,6 +42,13 @@ __global__ void ring_kernel(float* values, uint32_t* flags, unsigned rounds) {
   }
 }
 
+// Block 1 reads the clock after block 0 has told that it did.
+__global__ void clock_kernel(uint32_t* flag, uint64_t* times) {
+  if (blockIdx.x == 1) wait_at_least(flag, 1);
+  times[blockIdx.x] = nanoseconds();
+  if (blockIdx.x == 0) store_release(flag, 1u);
+}
+
 // Block 0 sends one value per thread, with its step in the upper half; all blocks wait for all of
 // them.
 __global__ void message_kernel(uint64_t* messages, float* sums) {

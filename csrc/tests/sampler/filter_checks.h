@@ -20,7 +20,7 @@ namespace kernels = vqvae2_fast::cuda::sampler;
 constexpr double kNearTie = 1e-6;
 
 // Filters each of a map's rows of logits in place, one block per row.
-inline __global__ void filter_kernel(const kernels::Network net, float* logits) {
+__global__ void filter_kernel(const kernels::Network net, float* logits) {
   VQ_DYNAMIC_SHARED(float, memory);
   const int count = net.num_embeddings;
   const kernels::DrawScratch scratch = kernels::draw_scratch(memory, count);

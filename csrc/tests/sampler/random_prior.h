@@ -36,6 +36,10 @@ struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
   int64_t steps = 0;           // taken by windows
+#if defined(VQ_STAGE_TIMES)
+  std::vector<uint64_t> times;  // [W, blocks, stages, moments], of the last row
+  int blocks = 0, stages = 0;
+#endif
 };
 
 // 3 x 5 map, 3 x 3 convolutions, 64 channels: a unit for every warp of every block, and more.
@@ -155,6 +159,11 @@ class RandomPrior {
     with(values, [&](const char* const* names, const int64_t* of, int64_t count) {
       must(vq_sampler_sizes(names, of, count, sizes));
     });
+#if defined(VQ_STAGE_TIMES)
+    const size_t moments = vq_sampler_moments();
+    DeviceArray<uint64_t> times{std::vector<uint64_t>(kWidth * sizes[2] * sizes[3] * moments)};
+    values["stage_times"] = address(times.data());
+#endif
     DeviceArray<unsigned char> workspace{std::vector<unsigned char>(sizes[0])};
     values["workspace"] = address(workspace.data());
     std::vector<unsigned char> program(sizes[1]);
@@ -165,7 +174,16 @@ class RandomPrior {
     for (int i = 0; i < kHeight; ++i) {
       must(vq_sampler_row(program.data(), on_card.data(), i, nullptr));
     }
-    return {codes.values(), logits.values(), steps.values()[0]};
+    Drawn drawn;
+    drawn.codes = codes.values();
+    drawn.logits = logits.values();
+    drawn.steps = steps.values()[0];
+#if defined(VQ_STAGE_TIMES)
+    drawn.times = times.values();
+    drawn.blocks = static_cast<int>(sizes[2]);
+    drawn.stages = static_cast<int>(sizes[3]);
+#endif
+    return drawn;
   }
 
  private:

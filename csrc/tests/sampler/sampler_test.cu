@@ -69,6 +69,34 @@ void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int wi
   check(prior.draw(all).steps == steps, "a window keeps all columns that are guessed right");
 }
 
+#if defined(VQ_STAGE_TIMES)
+// Every stage has been done by some block at every position, in the order of the chain's stages; a
+// block's moments follow each other, and what it waited for was told before.
+void test_stage_times(const Drawn& drawn) {
+  const size_t blocks = drawn.blocks, stages = drawn.stages, moments = vq_sampler_moments();
+  bool all = drawn.times.size() == RandomPrior::kWidth * blocks * stages * moments;
+  bool in_order = true, after_the_stage_before = true;
+  for (int t = 0; all && t < RandomPrior::kWidth; ++t) {
+    uint64_t told_before = 0;  // by the last block of the stage before
+    for (size_t s = 0; s < stages; ++s) {
+      uint64_t told = 0;
+      for (size_t b = 0; b < blocks; ++b) {
+        const uint64_t* at = &drawn.times[((t * blocks + b) * stages + s) * moments];
+        if (at[0] == 0) continue;
+        in_order = in_order && at[0] <= at[1] && at[1] <= at[2];
+        after_the_stage_before = after_the_stage_before && (s < 2 || at[0] >= told_before);
+        told = std::max(told, at[2]);
+      }
+      all = all && told > 0;
+      told_before = told;
+    }
+  }
+  check(all, "times of every stage at every position");
+  check(in_order, "a step is ready, then computed, then told");
+  check(after_the_stage_before, "a step is ready when the stage before has been told");
+}
+#endif
+
 void test_kind(const Kind& kind, bool quick) {
   RandomPrior prior(kind);
   Draw all;
@@ -79,6 +107,9 @@ void test_kind(const Kind& kind, bool quick) {
   const Drawn whole = prior.draw(all);
   check(several_codes(whole.codes), "codes in range, and not all one");
   check(all_finite(whole.logits), "logits are finite");
+#if defined(VQ_STAGE_TIMES)
+  test_stage_times(whole);
+#endif
   Draw one = all;
   one.batch = 1;
   one.first_sample = all.batch - 1;

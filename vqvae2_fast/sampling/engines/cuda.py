@@ -213,8 +213,23 @@ def draw_with(
     request: DrawRequest,
     precision: Precision,
     steps: Tensor | None = None,
+    stage_times: Tensor | None = None,
 ) -> Drawn:
-    """`draw_cuda` with a given build of the kernels, on a given card."""
+    """`draw_cuda` with a given build of the kernels, on a given card.
+
+    Args:
+        stage_times: Zeroed int64 `[W, blocks, stages, moments]` on the card, to which each row
+            writes when each block's step was ready, computed and told, in nanoseconds
+            (`stage_times.cuh`).
+
+    Raises:
+        RuntimeError: stage_times with a library that was built without VQ_STAGE_TIMES.
+    """
+    if stage_times is not None and library.moments == 0:
+        raise RuntimeError(
+            "draw_with: stage_times need a library built with -DVQ_STAGE_TIMES, and this one was "
+            "built without: see benchmarks/stage_times.py."
+        )
     batch, (height, width) = request.batch_size, plan.size
     device, settings = plan.device, request.settings
     shape = (batch, height, width)
@@ -234,6 +249,7 @@ def draw_with(
         "log_prob": log_prob,
         "logits": logits,
         "steps": steps,
+        "stage_times": stage_times,
         "too_large": too_large,
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}

@@ -40,7 +40,7 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
-        for name in ("sizes", "program", "report", "row", "card"):
+        for name in ("sizes", "program", "report", "stages", "row", "card"):
             function = getattr(self._library, f"vq_sampler_{name}", None)
             if function is not None:
                 function.restype = ctypes.c_char_p
@@ -60,9 +60,18 @@ class Library:
 
     def report(self, values: Mapping[str, int | float], card: str) -> str:
         """The plan as a table, with expected times on the named card."""
-        text = ctypes.create_string_buffer(1 << 16)
-        self._call("report", *_by_name(values), card.encode(), text, ctypes.c_int64(len(text)))
-        return text.value.decode()
+        return self._text("report", values, card)
+
+    def stages(self, values: Mapping[str, int | float], card: str) -> str:
+        """The plan's stages and the constants of the model behind `report`, each as comma-separated
+        values, with an empty line between them."""
+        return self._text("stages", values, card)
+
+    @property
+    def moments(self) -> int:
+        """Times that a block notes of each step; 0 if it was built without VQ_STAGE_TIMES."""
+        moments = getattr(self._library, "vq_sampler_moments", None)
+        return 0 if moments is None else int(moments())
 
     def row(self, program: int, on_card: int, i: int, stream: int) -> None:
         """Launches the kernels of row i on a stream."""
@@ -83,6 +92,11 @@ class Library:
         card = (ctypes.c_int64 * 2)()
         self._call("card", card)
         return card[0], card[1]
+
+    def _text(self, name: str, values: Mapping[str, int | float], card: str) -> str:
+        text = ctypes.create_string_buffer(1 << 16)
+        self._call(name, *_by_name(values), card.encode(), text, ctypes.c_int64(len(text)))
+        return text.value.decode()
 
     def _call(self, name: str, *arguments: object) -> None:
         error = getattr(self._library, f"vq_sampler_{name}")(*arguments)

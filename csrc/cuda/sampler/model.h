@@ -1,0 +1,209 @@
+// The model of a plan's time (cards.h). No time here is measured.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "cards.h"
+#include "planner.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// The largest amounts of work that any block has in a stage at a step.
+struct Load {
+  double shared = 0, streamed = 0;  // bytes of weights, read once for 8 step rows
+  double staged = 0;                // bytes of inputs into shared memory
+  double stagings = 0;              // times that a block waits for inputs
+  double products = 0;              // multiply-adds
+  double all_streamed = 0;          // of all blocks
+  int32_t blocks = 0;
+};
+
+// A stage in units of the model's constants. Handing over takes kTelling and `polls` trips to the
+// L2 cache. Then come `trips` such trips, `sums` of kSumLatency, `draws` of kDrawing and `seconds`;
+// the longer of the staged bytes, at a multiprocessor's rate of the L2 cache, and of a trip for
+// each further staging; and the longest of the rest, each at its rate.
+struct Terms {
+  double polls = 0, trips = 0, sums = 0, draws = 0, seconds = 0;
+  double staged = 0, more_stagings = 0;
+  double shared = 0;       // bytes of shared memory that a multiprocessor reads
+  double streamed = 0;     // bytes of the L2 cache that it reads
+  double from_l2 = 0;      // that all read
+  double from_memory = 0;  // bytes of memory that all read
+  double products = 0;     // multiply-adds of a multiprocessor
+};
+
+struct Bytes {
+  double resident = 0, streamed = 0;
+};
+
+inline Bytes bytes_of(const Plan& plan, const BlockProgram& block) {
+  Bytes bytes;
+  for (int32_t w = block.first_work; w < block.end_work; ++w) {
+    const Work& work = plan.works[w];
+    const double unit =
+        static_cast<double>(work.operation.padded_inputs) * kUnit * plan.weight_bytes;
+    bytes.resident += (work.resident_end - work.first_unit) * unit;
+    bytes.streamed += (work.end_unit - work.resident_end) * unit;
+  }
+  return bytes;
+}
+
+class Model {
+ public:
+  Model(const Plan& plan, const CardModel& card) : plan_(plan), card_(card) {
+    loads_.resize(plan.stages.size());
+    for (const BlockProgram& block : plan.blocks) add(block);
+    for (const Load& load : loads_) streamed_ += load.all_streamed;
+  }
+
+  const Load& load(size_t stage) const { return loads_[stage]; }
+  // Weights that do not fit the L2 cache with the others come from memory.
+  bool streams_from_memory() const { return streamed_ > kL2Share * card_.l2_bytes; }
+
+  // What a stage does, as multiples of the constants of cards.h. `free_weights` assumes that those
+  // in shared memory cost nothing to read.
+  Terms terms(size_t s, bool free_weights = false) const {
+    const Stage& stage = plan_.stages[s];
+    const Network& net = plan_.network;
+    Terms terms;
+    const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
+    terms.polls = std::max((flags + plan_.card.threads - 1) / plan_.card.threads, 1);
+    if (stage.kind == StepKind::kDraw) {
+      const int32_t draws = net.batch * net.window;
+      terms.draws = (draws + stage.blocks - 1) / stage.blocks;
+      terms.seconds = filters() * terms.draws;
+      return terms;
+    }
+    terms.trips = terms.sums = 1;
+    if (stage.kind == StepKind::kAttend) {
+      // Half of the positions on average.
+      const double cached = static_cast<double>(net.rows) * net.num_heads * net.head_dim *
+                            net.height * net.width * sizeof(float);
+      const bool fits = 2 * cached * net.num_blocks < kL2Share * card_.l2_bytes;
+      (fits ? terms.from_l2 : terms.from_memory) = net.window * cached;
+    }
+    if (stage.kind != StepKind::kProducts) return terms;
+    const Load& l = loads_[s];
+    const double passes = (net.step_rows + 7) / 8;
+    terms.shared = (free_weights ? 0 : l.shared * passes) + l.products / kUnit * sizeof(float);
+    terms.streamed = l.streamed * passes;
+    terms.from_l2 = l.all_streamed * passes;
+    terms.staged = l.staged;
+    terms.more_stagings = std::max(0.0, l.stagings - 1);
+    terms.products = l.products;
+    return terms;
+  }
+
+  // Seconds of a stage.
+  double seconds(size_t s, bool free_weights = false) const {
+    const Terms t = terms(s, free_weights);
+    const double staged =
+        std::max(t.staged / (kL2BytesPerCycle * card_.clock), t.more_stagings * kL2Trip);
+    const double work = std::max(
+        {t.shared / (kSharedBytesPerCycle * card_.clock),
+         t.streamed / (kL2BytesPerCycle * card_.clock), t.from_l2 / card_.l2_bandwidth,
+         t.from_memory / card_.memory_bandwidth, t.products / (kFmaPerCycle * card_.clock)});
+    return kTelling + (t.polls + t.trips) * kL2Trip + t.sums * kSumLatency + t.draws * kDrawing +
+           t.seconds + staged + work;
+  }
+
+  // Seconds until a launch has loaded its resident weights, which the row phase has displaced from
+  // the L2 cache.
+  double reload() const {
+    double most = 0, all = 0;
+    for (const BlockProgram& block : plan_.blocks) {
+      const double own = bytes_of(plan_, block).resident;
+      most = std::max(most, own);
+      all += own;
+    }
+    return std::max(most / (kL2BytesPerCycle * card_.clock), all / card_.memory_bandwidth);
+  }
+
+  // Seconds of a step: the chain of stages, or the time to load the weights from memory if that is
+  // longer, because each stage's weights are prefetched during the stage before. Convolutions that
+  // run in parallel do so during the last layers and the draw of the position before.
+  double step(bool free_weights = false) const {
+    const bool side_by_side = plan_.network.side_by_side;
+    double chain = 0, tail = 0;
+    for (size_t s = side_by_side ? 1 : 0; s < plan_.stages.size(); ++s) {
+      const bool in_tail = side_by_side && static_cast<int32_t>(s) > plan_.stages[0].wait_stage;
+      (in_tail ? tail : chain) += seconds(s, free_weights);
+    }
+    chain += side_by_side ? std::max(tail, seconds(0, free_weights)) : tail;
+    if (plan_.network.window > 1) chain += kMoving;
+    return std::max(chain, streams_from_memory() ? streamed_ / card_.memory_bandwidth : 0.0);
+  }
+
+  // Seconds of the row phase of a row.
+  double row() const {
+    const RowPhase& phase = plan_.row_phase;
+    double products = 0, bytes = 0;
+    for (const RowProduct* p : {&phase.conv1, &phase.conv2}) {
+      const double weights =
+          static_cast<double>(p->layers) * p->all_segments * p->inputs * p->outputs;
+      products += weights * p->rows;
+      bytes += weights * (phase.mode == RowMode::kBFloat16 ? 2 : 4);
+    }
+    const double rate = phase.mode == RowMode::kFloat32 ? card_.float32 * kRowEfficiency32
+                        : phase.mode == RowMode::kTensorFloat32
+                            ? card_.tensor_float32 * kRowEfficiencyTensor
+                            : card_.bfloat16 * kRowEfficiencyTensor;
+    return std::max(products / rate, bytes / card_.memory_bandwidth) + 3 * kLaunch;
+  }
+
+ private:
+  // Seconds of top-k and top-p of one code. Probabilities are computed for the total, and again
+  // for the first digit.
+  double filters() const {
+    const Network& net = plan_.network;
+    const double codes = net.num_embeddings / kFmaPerCycle;
+    const double select = kDigitsLookedAt * (kDigitCycles + kKeyInstructions * codes);
+    const bool top_k = net.rule.top_k < net.num_embeddings, top_p = net.rule.top_p < 1.0f;
+    if (net.rule.temperature == 0.0f || (!top_k && !top_p)) return 0;
+    double cycles = kReductionCycles;
+    if (top_k) cycles += select;
+    if (top_p) cycles += kReductionCycles + select + 2 * kProbabilityInstructions * codes;
+    return cycles / card_.clock;
+  }
+
+  void add(const BlockProgram& block) {
+    const int32_t rows = plan_.network.step_rows, buffer = plan_.program.buffer_floats;
+    for (int32_t s = block.first_step; s < block.end_step; ++s) {
+      const Step& step = plan_.steps[s];
+      Load& most = loads_[step.stage];
+      ++most.blocks;
+      if (step.kind != StepKind::kProducts) continue;
+      Load own;
+      int64_t beside = 0;  // floats of inputs that are staged together, as `do_products` does
+      for (int32_t w = block.first_work + step.first; w < block.first_work + step.end; ++w) {
+        const Work& work = plan_.works[w];
+        const double inputs = work.operation.padded_inputs;
+        const double unit = inputs * kUnit * plan_.weight_bytes;
+        own.shared += (work.resident_end - work.first_unit) * unit;
+        own.streamed += (work.end_unit - work.resident_end) * unit;
+        own.staged += rows * inputs * sizeof(float);
+        const int64_t floats = static_cast<int64_t>(rows) * work.operation.padded_inputs;
+        if (own.stagings == 0 || beside + floats > buffer) {
+          own.stagings += std::max<double>(1, std::ceil(static_cast<double>(floats) / buffer));
+          beside = 0;
+        }
+        beside += floats;
+        own.products += (work.end_unit - work.first_unit) * inputs * kUnit * rows;
+      }
+      most.shared = std::max(most.shared, own.shared);
+      most.streamed = std::max(most.streamed, own.streamed);
+      most.staged = std::max(most.staged, own.staged);
+      most.stagings = std::max(most.stagings, own.stagings);
+      most.products = std::max(most.products, own.products);
+      most.all_streamed += own.streamed;
+    }
+  }
+
+  const Plan& plan_;
+  const CardModel& card_;
+  std::vector<Load> loads_;
+  double streamed_ = 0;  // bytes of a step, of all blocks
+};
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -1,0 +1,34 @@
+// When each block did what, for builds with -DVQ_STAGE_TIMES; nothing without it.
+//
+// Times are the card's nanoseconds, the same clock for all blocks. They go to
+// `Network::stage_times`, [W, blocks, stages, moments], which every row of the map writes again. A
+// block that has no part in a stage, or a step that a row did not take, leaves it as it was.
+#pragma once
+
+#include "../portable.h"
+#include "program.h"
+
+namespace vqvae2_fast::cuda::sampler {
+
+// What a step waited for is there; its work is done, by the block's first thread; others may see
+// it.
+enum class Moment : int32_t { kReady, kComputed, kTold };
+
+// All threads of a block call this; the first one writes.
+__device__ __forceinline__ void note_time(const Program& program, int t, const Step& step,
+                                          Moment moment) {
+#if defined(VQ_STAGE_TIMES)
+  uint64_t* const times = program.network.stage_times;
+  if (times == nullptr) return;
+  if (moment == Moment::kComputed) __syncthreads();  // by all threads
+  if (threadIdx.x != 0) return;
+  const int64_t at =
+      (static_cast<int64_t>(t) * program.grid + blockIdx.x) * program.num_stages + step.stage;
+  times[at * kMoments + static_cast<int>(moment)] = nanoseconds();
+#else
+  static_cast<void>(program), static_cast<void>(t), static_cast<void>(step);
+  static_cast<void>(moment);
+#endif
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

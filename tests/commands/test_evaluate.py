@@ -212,3 +212,14 @@ def test_what_cannot_be_measured_is_refused_at_once(place, tmp_path, capsys, arg
     assert evaluate(place, tmp_path / "out", *arguments) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("images", ["90", "200"])
+def test_a_set_too_small_to_compare_samples_with_is_told_of_any_number(
+    place, tmp_path, capsys, images
+):
+    data = ("--data", str(place / "images" / "held_out"))
+    assert evaluate(place, tmp_path / "out", *data, "--images", images) == 2
+    error = capsys.readouterr().err
+    assert "--images: expected a larger set" in error
+    assert "Leave --images out" in error

@@ -132,13 +132,19 @@ class Samples:
     def _check(self) -> None:
         options, train, held_out = self.options, len(self.train_set), len(self.held_out)
         check_least(options, images=0, cas_epochs=0, neighbours=1)
+        most = max(min(train, held_out), train // 2)
+        if most < LEAST_IMAGES:
+            raise ValueError(
+                f"--images: expected a larger set: it takes {LEAST_IMAGES} training images and "
+                f"{LEAST_IMAGES} others, held-out or training ones, and there are {train} training "
+                f"images and {held_out} held-out ones. Leave --images out to measure all else."
+            )
         if options.images < LEAST_IMAGES:
             raise ValueError(
                 f"--images: expected {LEAST_IMAGES} or more, got {options.images}: kernel "
                 "distances, precision and recall mean nothing with fewer. A Fréchet distance needs "
                 "as many as there are features (2,048 of Inception, 1,280 of EfficientNet-Lite0)."
             )
-        most = max(min(train, held_out), train // 2)
         if options.images > most:
             raise ValueError(
                 f"--images: expected {most} at most, got {options.images}: the floor compares two "

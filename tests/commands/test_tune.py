@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.commands import tune
 from vqvae2_fast.data import load_emoji
+from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 
@@ -80,3 +81,23 @@ def test_fewer_images_than_a_distance_can_bear(run, tmp_path):
     code, _, error = run(*arguments)
     assert code == 2
     assert "--images: expected 200 to 2819, the number of training images, got 199" in error
+
+
+def small_set(monkeypatch, number):
+    """Has `tune` open a set of so many training images."""
+    images = ImageSubset(load_emoji("train"), torch.arange(number))
+    monkeypatch.setattr(tune, "open_images", lambda *_, **__: images)
+
+
+def test_all_images_of_a_small_set_are_compared_by_default(drawn, run, tmp_path, monkeypatch):
+    small_set(monkeypatch, 200)
+    values = ["--temperature", "0.9", "--guidance-scale", "2", "--top-p", "0.9"]
+    assert run(*ARGUMENTS[:-3], *values, "--quiet", "--out", tmp_path)[0] == 0
+    assert json.loads((tmp_path / "tuning.json").read_text())["images"] == 200
+
+
+def test_a_set_that_is_too_small_for_any_number_is_told_of(run, tmp_path, monkeypatch):
+    small_set(monkeypatch, 199)
+    code, _, error = run(*ARGUMENTS[:-3], "--out", tmp_path)
+    assert code == 2
+    assert "--data: expected 200 training images or more, got 199" in error

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Tune"]
 
+_IMAGES = 1000  # compared if the set has them
 _BATCH = 64  # images that a feature network gets at a time
 Settings = dict[str, tuple[float, ...]]  # one value per level
 
@@ -72,8 +73,9 @@ class Tune(Command):
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
-    images: int = 1000
-    """How many samples, and as many training images, are compared."""
+    images: int | None = None
+    """How many samples, and as many training images, are compared; by default 1,000, or all
+    training images if they are fewer. It takes 200 at least."""
     features: str = "auto"
     """The network whose features are compared; see `evaluate`."""
     classifier: Path | None = None
@@ -106,11 +108,7 @@ class Tune(Command):
         images = open_images(self.source, "train", shape[0], shape[1:], self.progress())
         if pipeline.num_classes:
             check_classes("tune", images, pipeline.num_classes)
-        if not LEAST_IMAGES <= self.images <= len(images):
-            raise ValueError(
-                f"--images: expected {LEAST_IMAGES} to {len(images)}, the number of training "
-                f"images, got {self.images}: a kernel distance of fewer means nothing."
-            )
+        number = self._number(len(images))
         classifier = None
         if self.classifier is not None:
             classifier = load_classifier(self.classifier, device, pipeline.class_names, shape)
@@ -121,7 +119,7 @@ class Tune(Command):
             device=device,
         )
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(images), generator=generator)[: self.images]
+        order = torch.randperm(len(images), generator=generator)[:number]
         trials = _Trials(self, pipeline, ImageSubset(images, order), network)
         best = trials.search()
         recommended: dict[str, Any] = {
@@ -132,7 +130,7 @@ class Tune(Command):
         save(replace(pipeline.to("cpu"), recommended=recommended), self.out / "pipeline")
         values = {
             "network": network.name,
-            "images": self.images,
+            "images": number,
             "recommended": recommended,
             "plain": trials.measured[0]._asdict(),
             "best": best._asdict(),
@@ -142,13 +140,28 @@ class Tune(Command):
         return Result(
             values,
             [
-                f"{len(trials.measured)} settings, {self.images} samples each, in the features of "
+                f"{len(trials.measured)} settings, {number} samples each, in the features of "
                 f"{network.name}",
                 *(trials.line(one) for one in (trials.measured[0], best)),
                 f"pipeline: {self.out / 'pipeline'}",
                 f"all settings: {self.out / 'tuning.json'}",
             ],
         )
+
+    def _number(self, there: int) -> int:
+        """How many of the training images are compared. Raises ValueError if they are too few."""
+        if there < LEAST_IMAGES:
+            raise ValueError(
+                f"--data: expected {LEAST_IMAGES} training images or more, got {there}: a kernel "
+                "distance of fewer means nothing."
+            )
+        number = min(_IMAGES, there) if self.images is None else self.images
+        if not LEAST_IMAGES <= number <= there:
+            raise ValueError(
+                f"--images: expected {LEAST_IMAGES} to {there}, the number of training "
+                f"images, got {number}: a kernel distance of fewer means nothing."
+            )
+        return number
 
 
 class _Trials:
@@ -162,6 +175,7 @@ class _Trials:
         self.labels = real.labels if pipeline.num_classes else None
         self.progress = options.progress()
         self.measured: list[Measured] = []
+        self.count = len(real)
         self.real = self._features("real images", (own for own, _ in in_order(real, _BATCH)))
 
     def search(self) -> Measured:
@@ -208,7 +222,7 @@ class _Trials:
 
     def _drawn(self, settings: Settings) -> Iterator[Tensor]:
         """Samples as their files would hold them."""
-        size, count = best_batch_size(self.pipeline), self.options.images
+        size, count = best_batch_size(self.pipeline), self.count
         device = device_of(self.pipeline.priors[0])
         for first in range(0, count, size):
             stop = min(first + size, count)
@@ -225,7 +239,7 @@ class _Trials:
 
     def _features(self, name: str, batches: Iterator[Tensor]) -> Tensor:
         done, parts = 0, []
-        with self.progress.task(name, self.options.images) as task:
+        with self.progress.task(name, self.count) as task:
             for images in batches:
                 parts += [self.network(part).features.cpu() for part in images.split(_BATCH)]
                 done += len(images)

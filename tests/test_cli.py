@@ -187,6 +187,7 @@ def test_info_describes_a_code_store(place, capsys):
         ("train-prior --codes {0}/codes --level middle", "--level: expected one"),
         ("train-prior --codes {0}/images", "as `vqvae2-fast extract` leaves it; "),
         ("train-prior --codes {0}/codes/train", "train is a code store itself"),
+        ("train-prior --codes {0}/codess", "codess does not exist."),
         ("train-vqvae --out {0}/codes/result.json", "result.json is a file; expected"),
         ("extract --vqvae {0}/vqvae --out {0}/codes/result.json", "--out: "),
         (

@@ -200,6 +200,8 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
     ("data", "message"),
     [
         ("nowhere", "data: expected .* `FOLDER`, `emoji`, `fashion.*`, .*, got nowhere"),
+        ("photoz/", "got photoz/, which does not exist"),
+        pytest.param(__file__, "which is a file. Name the folder that it is in", id="a file"),
         ("s3:bucket", "data: expected the folder of a data set or one of .* got s3:bucket"),
         ("hf:", "data=hf:: expected the name of a data set"),
         ("webdataset:", "expected tar files"),

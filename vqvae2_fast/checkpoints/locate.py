@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vqvae2_fast.checkpoints.files import DamagedError
 from vqvae2_fast.checkpoints.sums import check_sums
 from vqvae2_fast.files.durable import aside
+from vqvae2_fast.files.folders import why_no_folder
 
 if TYPE_CHECKING:
     import os
@@ -103,10 +104,9 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 def _what_is_there(path: Path) -> str:
     """What a path holds that is not a checkpoint, in words."""
-    if not path.exists():
-        return "does not exist"
-    if not path.is_dir():
-        return "is a file"
+    no_folder = why_no_folder(path)
+    if no_folder is not None:
+        return no_folder
     if (path / "manifest.json").is_file():
         return "is a code store"
     if any(path.glob("*/manifest.json")):

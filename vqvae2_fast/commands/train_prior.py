@@ -12,6 +12,7 @@ from vqvae2_fast.commands.training import Task, TrainingCommand
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.prior import PriorConfig, kind_of, make_prior
@@ -152,7 +153,8 @@ def _open_codes(folder: Path, split: str) -> CodeStore:
     """A store to train on. Raises ValueError if it does not exist or is incomplete."""
     path = folder / split
     if not (path / MANIFEST).is_file():
-        what = "is a code store itself" if (folder / MANIFEST).is_file() else f"has no {path.name}/"
+        own = "is a code store itself" if (folder / MANIFEST).is_file() else f"has no {path.name}/"
+        what = why_no_folder(folder) or own
         raise ValueError(
             f"--codes: expected a folder with the code stores train/ and held_out/, as "
             f"`vqvae2-fast extract` leaves it; {folder} {what}."

@@ -27,6 +27,7 @@ from vqvae2_fast.data.hugging_face import (
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
 from vqvae2_fast.data.web_dataset import load_web_dataset
+from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.files.printable import short
 
 if TYPE_CHECKING:
@@ -103,10 +104,13 @@ class _Wanted:
     "", "FOLDER", "images in a folder: flat, one subfolder for each class, or train/, held_out/"
 )
 def _folder(name: str, wanted: _Wanted) -> ImageSource:
-    if not Path(name).is_dir():
+    no_folder = why_no_folder(Path(name))
+    if no_folder is not None:
         choice = ", ".join(f"`{source.usage}`" for source in _SOURCES.values())
+        remedy = " Name the folder that it is in." if Path(name).exists() else ""
         raise ValueError(
-            f"data: expected the folder of a data set or one of {choice}, got {short(name)}."
+            f"data: expected the folder of a data set or one of {choice}, got {short(name)}, "
+            f"which {no_folder}.{remedy}"
         )
     options = wanted.options
     images = ImageFolder(

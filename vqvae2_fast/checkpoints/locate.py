@@ -40,11 +40,14 @@ def step_folder(run: Path, step: int) -> Path:
 def checkpoint_folder(
     path: str | os.PathLike[str],
     expected: str = "the folder of a checkpoint, a pipeline or a run",
+    *,
+    where: str = "load",
 ) -> Path:
     """The checkpoint that `path` means: the one there, or the latest of the run there.
 
     Args:
         expected: What an error message says was expected.
+        where: What an error message begins with: the function, or the option that names `path`.
 
     Raises:
         FileNotFoundError: If `path` is neither.
@@ -57,10 +60,10 @@ def checkpoint_folder(
         return newest
     if aside(folder).exists():
         raise FileNotFoundError(
-            f"load: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
+            f"{where}: {folder} is missing, but {aside(folder)} holds the checkpoint that an "
             f"interrupted save was replacing. Rename it to {folder.name}."
         )
-    raise FileNotFoundError(f"load: expected {expected}; {folder} {_what_is_there(folder)}.")
+    raise FileNotFoundError(f"{where}: expected {expected}; {folder} {_what_is_there(folder)}.")
 
 
 def latest(run: str | os.PathLike[str]) -> Path | None:

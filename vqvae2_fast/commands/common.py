@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from vqvae2_fast.checkpoints import load
-from vqvae2_fast.checkpoints.checkpoint import class_names
+from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, class_names
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
@@ -23,6 +23,9 @@ from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
 from vqvae2_fast.runs.origin import origin_of
 from vqvae2_fast.sampling.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from vqvae2_fast.checkpoints.models import Model
 
 __all__ = [
     "Command",
@@ -109,7 +112,8 @@ class ModelOptions:
         if self.preset is not None:
             return from_preset(self.preset, device)
         if self.vqvae is None:
-            pipeline = load(str(self.pipeline), device)
+            assert self.pipeline is not None  # as one was given
+            pipeline = _load("--pipeline", self.pipeline, device)
             if not isinstance(pipeline, Pipeline):
                 raise ValueError(
                     f"--pipeline: expected a pipeline at {self.pipeline}, found a "
@@ -119,7 +123,7 @@ class ModelOptions:
         vqvae = load_vqvae(self.vqvae, device)
         priors = []
         for path in self.priors:
-            prior = load(path, device)
+            prior = _load("--priors", path, device)
             if not isinstance(prior, Prior):
                 raise ValueError(f"--priors: expected a prior at {path}, found a {named(prior)}.")
             priors.append(prior)
@@ -157,9 +161,14 @@ class Result:
     exit_code: int = 0
 
 
+def _load(flag: str, path: Path, device: torch.device) -> Model | Pipeline:
+    """What is saved at the path that an option names. Raises as `load` does."""
+    return load(checkpoint_folder(path, where=flag), device)
+
+
 def load_vqvae(path: Path, device: torch.device) -> VQVAE2:
     """The VQ-VAE at a path, or that of a pipeline. Raises ValueError if a prior is there."""
-    found = load(path, device)
+    found = _load("--vqvae", path, device)
     model = found.vqvae if isinstance(found, Pipeline) else found
     if not isinstance(model, VQVAE2):
         raise ValueError(f"--vqvae: expected a VQ-VAE at {path}, found a {named(model)}.")
@@ -175,7 +184,7 @@ def load_classifier(
         classes: Names, in the order of the labels that it is to judge.
         shape: (C, H, W) of the images.
     """
-    model = load(path, device)
+    model = _load("--classifier", path, device)
     if not isinstance(model, Classifier):
         raise ValueError(f"--classifier: expected a classifier at {path}, found a {named(model)}.")
     own = class_names(path)

@@ -195,7 +195,8 @@ def test_info_describes_a_code_store(place, capsys):
         ("extract --vqvae {0}/vqvae --out {0}/codes/result.json", "--out: "),
         (
             "sample --vqvae {0}/vqvae --priors {0}/prior_bottom {0}/prior_top",
-            "prior_bottom: expected a prior of num_embeddings",
+            "prior_bottom is the prior of the bottom level, and stands where that of the top level "
+            "is expected. Name them in the order top, bottom.",
         ),
         ("extract --vqvae {0}/vqvae --out {0}/codes", "holds codes already"),
         ("info --device abacus", "--device: expected"),

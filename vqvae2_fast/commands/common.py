@@ -18,6 +18,7 @@ from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
+from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for
@@ -137,6 +138,7 @@ class ModelOptions:
                 f"coarse to fine, got {len(priors)}."
             )
         for level, (path, prior) in enumerate(zip(self.priors, priors, strict=True)):
+            _check_order(path, prior, level, vqvae)
             check_prior_fits(
                 f"--priors: {path}",
                 prior.config,
@@ -159,6 +161,18 @@ class Result:
     values: dict[str, Any]
     lines: list[str] = field(default_factory=list)
     exit_code: int = 0
+
+
+def _check_order(path: Path, prior: Prior, level: int, vqvae: VQVAE2) -> None:
+    """Raises ValueError for the prior of another level of the VQ-VAE than the one it stands for."""
+    sizes, names = vqvae.config.level_sizes, level_names(vqvae.config.num_levels)
+    modelled = (*prior.config.condition_sizes, prior.config.size)
+    for own, name in enumerate(names):
+        if own != level and modelled == tuple(sizes[: own + 1]):
+            raise ValueError(
+                f"--priors: {path} is the prior of the {name} level, and stands where that of the "
+                f"{names[level]} level is expected. Name them in the order {', '.join(names)}."
+            )
 
 
 def _load(flag: str, path: Path, device: torch.device) -> Model | Pipeline:

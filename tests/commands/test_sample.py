@@ -179,6 +179,7 @@ def test_a_preset_recommends_what_its_card_says():
         (["--known", "emoji"], "the classes of the known images are not those"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
         (["--mask", "nowhere"], "--mask: expected images to complete with it, by --known"),
+        (["--skip-corrupt"], "--skip-corrupt: expected images to complete with it, by --known"),
         (["--known", "emoji", "--candidates", "2"], "--candidates: expected a --mask with it"),
         (["--known", "emoji", "--keep", "1", "--mask", "x"], "--keep: expected either --keep or"),
         (["--known", "emoji", "--mask", "x", "--candidates", "0"], "--candidates: expected 1 or"),

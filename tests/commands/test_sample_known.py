@@ -56,6 +56,25 @@ def test_each_known_image_is_completed_in_every_class(sample, tmp_path, column):
     assert column(tmp_path / "out", "class") == ["cat", "cat", "dog", "dog"]
 
 
+@pytest.mark.parametrize(
+    ("content", "flag"), [(b"no image", "--skip-corrupt"), (None, "--skip-small")]
+)
+def test_a_known_image_that_cannot_be_used_is_left_out_if_asked(
+    sample, sample_error, tmp_path, column, content, flag
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.new("RGB", (20, 16)).save(folder / "0.png")
+    Image.new("RGB", (4, 4)).save(folder / "1.png")
+    if content is not None:
+        (folder / "1.png").write_bytes(content)
+    options = ("--known", str(folder), "--label", "cat", "--n", "2")
+    assert f"pass {flag} to leave out such" in sample_error(tmp_path / "out", *options)
+    with pytest.warns(UserWarning, match="skipped 1 of 2 images"):
+        assert sample(tmp_path / "out", *options, flag) == 0
+    assert column(tmp_path / "out", "known") == [0, 0]
+
+
 def test_a_painted_hole_is_filled_as_the_library_does(pipelines, sample, tmp_path, column, pixels):
     photo = Image.new("RGB", (40, 32), (20, 60, 200))
     photo.paste((250, 90, 10), (14, 6, 26, 20))

@@ -79,6 +79,10 @@ class Sample(Command):
     """Above 1, the class is followed more closely (for priors trained with dropped labels)."""
     known: str | None = None
     """Images to complete: an image, a folder of images, a code store, or `emoji` (held out)."""
+    skip_corrupt: bool = False
+    """Leave out files of a folder of --known that cannot be decoded, with a warning."""
+    skip_small: bool = False
+    """Leave out images of a folder of --known that are smaller than the model's, with a warning."""
     keep: float | None = None
     """Share of the rows of --known to keep, counted from the top, as the priors draw downwards; by
     default 0.5."""
@@ -184,6 +188,8 @@ class Sample(Command):
     def _known(self, pipeline: Pipeline) -> Known | None:
         where = {"--keep": self.keep, "--mask": self.mask, "--candidates": self.candidates}
         given = [flag for flag, value in where.items() if value is not None]
+        skip = {"--skip-corrupt": self.skip_corrupt, "--skip-small": self.skip_small}
+        given += [flag for flag, value in skip.items() if value]
         if self.known is None:
             if given:
                 raise ValueError(f"{given[0]}: expected images to complete with it, by --known.")
@@ -200,7 +206,13 @@ class Sample(Command):
             hole = lower_rows(0.5 if self.keep is None else self.keep, config)
         else:
             hole = painted(self.mask, 1 if self.candidates is None else self.candidates, config)
-        return open_known(self.known, hole, pipeline)
+        return open_known(
+            self.known,
+            hole,
+            pipeline,
+            skip_corrupt=self.skip_corrupt,
+            skip_small=self.skip_small,
+        )
 
     def _settings(self, pipeline: Pipeline) -> dict[str, Any]:
         """The settings that were given, or else those that the pipeline recommends."""

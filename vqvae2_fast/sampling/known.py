@@ -140,8 +140,18 @@ class Known:
         return tuple(level[0].cpu() for level in encoded(vqvae, self.image(number)[None]))
 
 
-def open_known(known: str, hole: Hole, pipeline: Pipeline) -> Known:
+def open_known(
+    known: str,
+    hole: Hole,
+    pipeline: Pipeline,
+    *,
+    skip_corrupt: bool = False,
+    skip_small: bool = False,
+) -> Known:
     """The images or codes at `known`: `emoji`, an image, a folder of images, or a code store.
+
+    Args:
+        skip_corrupt, skip_small: Which images of a folder to leave out; see `ImageFolder`.
 
     Raises:
         ValueError: There is none of these; images smaller than the model's; or codes of another
@@ -164,7 +174,12 @@ def open_known(known: str, hole: Hole, pipeline: Pipeline) -> Known:
         source = f"{path} ({digest[:16]})"
     elif path.is_dir():
         dataset = ImageFolder(
-            path, config.image_size, image_channels=config.image_channels, convert_channels=True
+            path,
+            config.image_size,
+            image_channels=config.image_channels,
+            skip_corrupt=skip_corrupt,
+            skip_small=skip_small,
+            convert_channels=True,
         )
         source = f"{path} ({dataset.fingerprint()[:16]})"
     elif path.is_file():

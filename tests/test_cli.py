@@ -186,6 +186,7 @@ def test_info_describes_a_code_store(place, capsys):
         ("sample --vqvae {0}/vqvae --priors {0}/codes", "error: --priors: expected the folder of"),
         ("sample --pipeline {0}/nowhere", "error: --pipeline: expected the folder of"),
         ("train-vqvae --preset emoji33", "--preset: expected one of"),
+        ("train-vqvae --preset emoji23", "got 'emoji23'. Perhaps you meant emoji32."),
         ("train-vqvae --data {0}/images", "smaller than --model.image-size 32x32"),
         ("train-prior --codes {0}/codes --level middle", "--level: expected one"),
         ("train-prior --codes {0}/images", "as `vqvae2-fast extract` leaves it; "),

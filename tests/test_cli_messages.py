@@ -70,6 +70,10 @@ def test_an_unknown_command_is_refused_with_the_list(error_of):
     assert "expected a command, one of demo, train-vqvae" in error_of(["trian"])
 
 
+def test_the_command_most_like_an_unknown_one_is_named(error_of):
+    assert "got 'trian-vqvae'. Perhaps you meant train-vqvae." in error_of(["trian-vqvae"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

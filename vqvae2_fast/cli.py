@@ -16,6 +16,7 @@ import tyro
 
 from vqvae2_fast import __version__
 from vqvae2_fast.commands.flags import as_flags
+from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
 from vqvae2_fast_command import COMMANDS, answer, tell, to_a_reader
@@ -108,7 +109,10 @@ def _message(error: Exception) -> str:
 def _kind(name: str) -> type[Command]:
     """The class of a command. Only its module is loaded, so that help and errors appear quickly."""
     if name not in COMMANDS:
-        raise ValueError(f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}.")
+        raise ValueError(
+            f"expected a command, one of {', '.join(COMMANDS)}; got {name!r}."
+            f"{perhaps(name, COMMANDS)}"
+        )
     module, _, found = COMMANDS[name][0].partition(":")
     kind: type[Command] = getattr(import_module(f"vqvae2_fast.commands.{module}"), found)
     return kind

@@ -46,6 +46,18 @@ def test_a_preset_without_weights_names_those_that_have_them(tiny):
         from_preset("emoji64")
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("emoji64", r"Train it: vqvae2-fast train-vqvae --preset emoji64$"),
+        ("emoji23", r"There is no such preset\. Perhaps you meant emoji32\.$"),
+    ],
+)
+def test_only_a_preset_that_exists_is_said_to_be_trainable(tiny, name, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        from_preset(name)
+
+
 def test_the_card_says_licence_and_metrics(tiny):
     assert pretrained_card("emoji32") == CARD
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vqvae2_fast.console.words import described, number
+from vqvae2_fast.console.words import described, number, perhaps
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,11 @@ def test_records_are_described_without_pythons_marks():
         "  epsilon: 0.00001",
         "empty: none",
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [("fod", " Perhaps you meant Food."), ("FLAG", " Perhaps you meant flags."), ("xyz", "")],
+)
+def test_the_choice_most_like_a_word_is_named_if_there_is_one(word, sentence):
+    assert perhaps(word, ("Food", "flags", "objects")) == sentence

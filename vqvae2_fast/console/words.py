@@ -1,13 +1,14 @@
-"""Numbers and records for people."""
+"""Numbers, records and remedies for misspelt words, for people."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
-__all__ = ["described", "number"]
+__all__ = ["described", "number", "perhaps"]
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -20,6 +21,13 @@ def number(value: float, digits: int = 4) -> str:
     places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
     text = f"{round(value, places):,.{max(0, places)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def perhaps(word: str, choices: Iterable[str]) -> str:
+    """A sentence that names the choice most like a misspelt word, after a space; "" without one."""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    found = get_close_matches(word.lower(), by_lower_case, n=1)
+    return f" Perhaps you meant {by_lower_case[found[0]]}." if found else ""
 
 
 def described(values: Mapping[str, Any], indent: str = "") -> list[str]:

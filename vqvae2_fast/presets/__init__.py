@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.presets.paper import PAPER
 from vqvae2_fast.presets.photos import PHOTOS
 from vqvae2_fast.presets.small import SMALL
@@ -31,5 +32,7 @@ def preset(name: str) -> Preset:
         ValueError: If no preset has this name.
     """
     if name not in _PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(_PRESETS)}, got {name!r}.")
+        raise ValueError(
+            f"preset: expected one of {', '.join(_PRESETS)}, got {name!r}.{perhaps(name, _PRESETS)}"
+        )
     return _PRESETS[name]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.console.words import perhaps
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -82,7 +84,7 @@ def class_number(
         )
     raise ValueError(
         f"{where}: expected a number below {num_classes} or the beginning of a class name "
-        f"({_listed(class_names) or 'none named'}), got {label!r}."
+        f"({_listed(class_names) or 'none named'}), got {label!r}.{perhaps(label, class_names)}"
     )
 
 

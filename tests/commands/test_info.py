@@ -15,6 +15,7 @@ import torch
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.hub import model_card
 from vqvae2_fast.commands import info
+from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines import cuda
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.priors import tiny_prior
@@ -107,6 +108,17 @@ def test_a_pipeline_is_described_part_by_part(vqvae, tmp_path, run):
     assert values["class_names"] == ["cat", "dog"]
     counts = [sum(w.numel() for w in prior.parameters()) for prior in priors]
     assert [values["parameters"][name] for name in ("top", "bottom")] == counts
+
+
+@pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
+def test_a_pipeline_and_a_file_that_it_wrote_have_the_same_hash(pipelines, images, tmp_path, run):
+    pipeline, file = pipelines / "classes", tmp_path / "x.vq2"
+    image = images / "train" / "cat" / "7.png"
+    assert run("compress --pipeline", pipeline, image, "--quiet --out", file)[0] == 0
+    shown = [json.loads(run("info", path, "--json")[1])["pipeline"] for path in (pipeline, file)]
+    assert shown[0] == shown[1]
+    other = json.loads(run("info", pipelines / "plain", "--json")[1])["pipeline"]
+    assert other != shown[0]
 
 
 def test_the_model_card_of_a_folder_is_shown_without_its_metadata(vqvae, tmp_path, run):

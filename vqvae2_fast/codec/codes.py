@@ -48,19 +48,27 @@ class Coder:
 
     @classmethod
     def of(cls, pipeline: Pipeline) -> Coder:
-        text, plans = [], []
+        plans = []
         for prior in pipeline.priors:
             interface = interface_of(prior)
             plans.append(None if interface.plan is None else plan_of(prior, interface))
-        for model, plan in zip((pipeline.vqvae, *pipeline.priors), (None, *plans), strict=True):
-            if isinstance(model, nn.Module):
-                text.append(f"{_weights_hash(model, plan)} {_settings(model)}")
-        return cls(pipeline, tuple(plans), hashlib.sha256("\n".join(text).encode()).digest()[:8])
+        return cls(pipeline, tuple(plans), _hash(pipeline, plans))
 
 
 def pipeline_hash(pipeline: Pipeline) -> bytes:
     """8 bytes that stand for all weights and settings of a pipeline."""
-    return Coder.of(pipeline).hash
+    return _hash(pipeline, [None] * len(pipeline.priors))
+
+
+def _hash(pipeline: Pipeline, plans: Sequence[SamplingPlan | None]) -> bytes:
+    """`pipeline_hash`, which need not be computed again for priors whose plans are kept."""
+    models = (pipeline.vqvae, *pipeline.priors)
+    text = [
+        f"{_weights_hash(model, plan)} {_settings(model)}"
+        for model, plan in zip(models, (None, *plans), strict=True)
+        if isinstance(model, nn.Module)
+    ]
+    return hashlib.sha256("\n".join(text).encode()).digest()[:8]
 
 
 def _weights_hash(model: nn.Module, plan: SamplingPlan | None) -> str:
@@ -255,7 +263,8 @@ def check_pipeline(where: str, header: Header, expected: bytes) -> None:
     if header.pipeline != expected:
         raise ValueError(
             f"{where}: the file was encoded with pipeline {header.pipeline.hex()}, this is "
-            f"{expected.hex()}. Load the one it was encoded with; `info` shows both."
+            f"{expected.hex()}. Load the one it was encoded with; "
+            "`vqvae2-fast info FOLDER` shows this hash of a pipeline."
         )
 
 

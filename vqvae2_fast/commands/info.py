@@ -17,6 +17,7 @@ from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_tra
 from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
+from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described
 from vqvae2_fast.data import verify
@@ -254,6 +255,7 @@ def _checkpoint(path: Path) -> Result:
         models = {"vqvae": model.vqvae}
         models |= dict(zip(header["config"]["levels"], model.priors, strict=True))
         values["parameters"] = {name: _size(part) for name, part in models.items()}
+        values["pipeline"] = pipeline_hash(model).hex()
     else:
         values["parameters"] = _size(model)
         if (folder / "state.json").exists():

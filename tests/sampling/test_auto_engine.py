@@ -208,7 +208,7 @@ def test_a_draw_passes_on_its_batch_its_window_and_its_guidance(gpu, monkeypatch
 def test_without_the_window_that_does_not_fit_the_codes_are_the_same(gpu, card):
     prior = tiny_prior(size=(1, 6), num_blocks=1, layers_per_block=1, attention=False)
     expected = sample_codes(prior, 12, window=6, engine="cuda")
-    card[0] = cuda.Card(blocks=4, shared_bytes=3100, threads=64)
+    card[0] = cuda.Card(blocks=4, shared_bytes=6000, threads=64)
     with pytest.raises(RuntimeError, match="engine cuda: the kernel needs .* 72 rows of windows"):
         sample_codes(prior, 12, window=6, engine="cuda")
     with pytest.warns(RuntimeWarning, match="engine cuda draws one code per step"):

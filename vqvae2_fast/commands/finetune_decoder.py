@@ -11,7 +11,7 @@ import tyro
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.commands.common import Result, described, load_vqvae, open_both, write_result
-from vqvae2_fast.commands.training import Task, TrainingCommand
+from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.report import picture_of_reconstructions
@@ -95,12 +95,17 @@ class FinetuneDecoder(TrainingCommand):
             return Result({})
         picture = self.out / "reconstructions.png"
         picture_of_reconstructions(model, held_out, picture)
-        values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
+        values = {
+            "steps": self.train.steps,
+            "held_out": trained.metrics,
+            "best": trained.best,
+            "run": str(self.out),
+        }
         found = load(self.vqvae)
-        lines = []
+        lines = best_lines(trained, self.out)
         if isinstance(found, Pipeline):
             save(replace(found, vqvae=model.cpu()), self.out / "pipeline")
-            lines = [f"pipeline: {self.out / 'pipeline'}"]
+            lines.append(f"pipeline: {self.out / 'pipeline'}")
         write_result(self.out / "result.json", values)
         shown = ", ".join(
             f"{name} {trained.metrics[key]:.{digits}f}"

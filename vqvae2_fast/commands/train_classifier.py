@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
-from vqvae2_fast.commands.training import Task, TrainingCommand
+from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.training.classifier import check_classes, classifier_recipe, classifier_stage
@@ -86,6 +86,7 @@ class TrainClassifier(TrainingCommand):
             "steps": settings.steps,
             "network": config.network,
             "held_out": trained.metrics,
+            "best": trained.best,
             "classes": list(train_set.class_names),
             "run": str(self.out),
         }
@@ -94,6 +95,7 @@ class TrainClassifier(TrainingCommand):
             values,
             [
                 f"held out: {100 * trained.metrics['accuracy']:.2f} % of {len(held_out)} images",
+                *best_lines(trained, self.out),
                 f"run: {self.out}",
             ],
         )

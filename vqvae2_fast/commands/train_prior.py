@@ -8,7 +8,7 @@ from pathlib import Path
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.commands.forecast import forecast_result
-from vqvae2_fast.commands.training import Task, TrainingCommand
+from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
@@ -134,6 +134,7 @@ class TrainPrior(TrainingCommand):
             "steps": self.train.steps,
             "level": self.level,
             "held_out": trained.metrics,
+            "best": trained.best,
             "marginal_bits_per_image": marginal * per_image,
             "run": str(out),
         }
@@ -143,6 +144,7 @@ class TrainPrior(TrainingCommand):
             [
                 f"held out: {trained.metrics['bits_per_image']:.0f} bits per image; "
                 f"marginal entropy {marginal * per_image:.0f}",
+                *best_lines(trained, out),
                 f"run: {out}",
                 f"picture: {out / 'curves.png'}",
             ],

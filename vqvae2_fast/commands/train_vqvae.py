@@ -11,7 +11,7 @@ import tyro
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.commands.forecast import forecast_result
-from vqvae2_fast.commands.training import Task, TrainingCommand
+from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
@@ -119,13 +119,19 @@ class TrainVQVAE(TrainingCommand):
                 f"the run of {self.train.steps} steps ended before its codebooks began, which "
                 f"--model.quantize-after does after {config.quantize_after}. Raise --train.steps."
             ]
-        values = {"steps": self.train.steps, "held_out": trained.metrics, "run": str(self.out)}
+        values = {
+            "steps": self.train.steps,
+            "held_out": trained.metrics,
+            "best": trained.best,
+            "run": str(self.out),
+        }
         write_result(self.out / "result.json", values)
         return Result(
             values,
             [
                 *(f"warning: {text}" for text in alarms),
                 f"held out: {trained.metrics['psnr']:.2f} dB",
+                *best_lines(trained, self.out),
                 f"run: {self.out}",
                 f"pictures: {picture}, {self.out / 'curves.png'}",
             ],

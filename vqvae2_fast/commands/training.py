@@ -26,9 +26,18 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.training import Stage, TrainConfig, TrainResult
 
-__all__ = ["Task", "TrainingCommand", "check_run"]
+__all__ = ["Task", "TrainingCommand", "best_lines", "check_run"]
 
 Model = TypeVar("Model", bound=nn.Module)
+
+# How the figures that decide which checkpoint is the best are shown.
+_SHOWN = {
+    "psnr": "{:.2f} dB",
+    "lpips": "LPIPS {:.4f}",
+    "bits_per_image": "{:.0f} bits per image",
+    "accuracy": "{:.2%} accuracy",
+}
+_CLEARLY = 0.01  # of the best figure: less is within what validations vary by
 
 
 @dataclass(kw_only=True)
@@ -155,6 +164,21 @@ class Task(Generic[Model]):
         """The model in the state in which the run begins."""
         torch.manual_seed(self.config.seed)
         return self.make_model()
+
+
+def best_lines(trained: TrainResult, out: Path) -> list[str]:
+    """A line that names the best checkpoint of a run if the last one is clearly worse, else
+    none."""
+    best = trained.best
+    if best is None:
+        return []
+    value, last = best["value"], trained.metrics[best["metric"]]
+    if abs(last - value) <= _CLEARLY * abs(value):
+        return []
+    return [
+        f"best at step {best['step']}: {_SHOWN[best['metric']].format(value)}; the steps after it "
+        f"made the model worse. Name {out / 'best'} to use that one: {out} stands for the last."
+    ]
 
 
 def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = None) -> None:

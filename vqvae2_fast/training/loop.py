@@ -79,10 +79,15 @@ class Stage:
 
 @dataclass
 class TrainResult:
-    """What a run leaves: its last metrics and the lines of its log."""
+    """What a run leaves: its last metrics, the lines of its log, and its best validation.
+
+    Args:
+        best: `step`, `metric` (the stage's headline) and `value`; None if every validation was NaN.
+    """
 
     metrics: dict[str, float] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
 
 
 def train(
@@ -239,7 +244,7 @@ def train(
     model.eval()
     if not run.metrics:  # the run was stopped at what is now its last step
         run.metrics = stage.validate(model)
-    return TrainResult(run.metrics, log.lines)
+    return TrainResult(run.metrics, log.lines, run.best)
 
 
 def _begin(

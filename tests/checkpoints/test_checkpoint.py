@@ -18,9 +18,11 @@ from vqvae2_fast.checkpoints import checkpoint
 from vqvae2_fast.checkpoints.checkpoint import class_names, load, load_training, save
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_TOP, SMALL_VQVAE
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 
 def priors() -> list[PixelSNAIL]:
@@ -341,6 +343,22 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
     assert modes == {0o640}
+
+
+def test_class_names_of_priors_reach_the_pipeline_made_of_them(tmp_path):
+    made = tiny_pipeline(2)
+    save(made.vqvae, tmp_path / "vqvae")
+    for level, prior in zip(("top", "bottom"), made.priors, strict=True):
+        save(prior, tmp_path / level, class_names=("cat", "dog"))
+    priors = [load(tmp_path / level, expect=Prior) for level in ("top", "bottom")]
+    save(Pipeline(load(tmp_path / "vqvae", expect=VQVAE2), priors), tmp_path / "pipeline")
+    assert load(tmp_path / "pipeline", expect=Pipeline).class_names == ("cat", "dog")
+
+
+def test_a_loaded_prior_is_saved_with_its_class_names(tmp_path):
+    save(tiny_pipeline(2).priors[0], tmp_path / "first", class_names=("cat", "dog"))
+    save(load(tmp_path / "first"), tmp_path / "second")
+    assert class_names(tmp_path / "second") == ("cat", "dog")
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def save(
         dtype: The dtype of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8
             bits of precision and takes half the space; `load` makes float32 modules of either.
         class_names: Names of the labels, kept in config.json (`class_names` reads them back); by
-            default those of a pipeline.
+            default those of a pipeline or of a loaded prior.
 
     Raises:
         TypeError: If `obj` is not a VQVAE2, Classifier, registered prior or Pipeline of such, or
@@ -118,7 +118,7 @@ def save(
         if isinstance(obj, Pipeline):
             _write_pipeline(obj, folder, class_names or obj.class_names, dtype)
         else:
-            write_model(obj, folder, class_names, dtype)
+            write_model(obj, folder, class_names or getattr(obj, "class_names", ()), dtype)
         write_sums(folder)
 
 

@@ -230,6 +230,8 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
         model.vqvae_hash = header.get("vqvae_hash", "")
         if "calibration" in header:
             model.calibration = _calibration(header["calibration"], folder)
+    if isinstance(model, Prior):
+        model.class_names = tuple(header["class_names"])
     return model
 
 

@@ -145,7 +145,7 @@ class ModelOptions:
                 vqvae.config.num_embeddings,
                 vqvae.config.level_sizes[: level + 1],
             )
-        return Pipeline(vqvae, priors, class_names(self.priors[0]))
+        return Pipeline(vqvae, priors)
 
 
 @dataclass

@@ -69,10 +69,12 @@ class Prior(nn.Module):
     depend only on the codes before p, the coarser maps and the class.
 
     `vqvae_hash` is the `weights_hash` of the VQ-VAE whose codes it was trained on, or "" if that is
-    not known. Checkpoints keep it.
+    not known. `class_names` are the names of its classes, or none if they are not known.
+    Checkpoints keep both.
     """
 
     vqvae_hash: str = ""
+    class_names: tuple[str, ...] = ()
     # What sampling.calibrate keeps here, a `Calibration`.
     calibration: object = None
 

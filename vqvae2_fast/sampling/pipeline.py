@@ -47,7 +47,8 @@ class Pipeline:
     Args:
         vqvae: Anything with `decode(codes)`, codes a list of maps, coarse to fine.
         priors: One per level, coarse to fine; each is conditioned on all levels before it.
-        class_names: One per class of the priors, or none.
+        class_names: One per class of the priors, or none. By default those of the first prior that
+            was loaded with a name for each class.
         recommended: `temperature`, `top_k`, `top_p`, `guidance_scale` that suit the priors, each
             one value or one per level. `vqvae2-fast sample` uses them; `sample_images` uses what it
             is given.
@@ -75,6 +76,10 @@ class Pipeline:
             sizes.append(interface.size)
             config = getattr(self.vqvae, "config", interface)
             check_prior_fits(f"Pipeline: priors[{level}]", interface, config.num_embeddings, sizes)
+        if not self.class_names and self.num_classes:
+            known = (tuple(getattr(prior, "class_names", ())) for prior in self.priors)
+            names = next((found for found in known if len(found) == self.num_classes), ())
+            object.__setattr__(self, "class_names", names)
         if self.num_classes and len(self.class_names) not in (0, self.num_classes):
             raise ValueError(
                 f"Pipeline: expected class_names of {self.num_classes} names, one per class, got "

@@ -143,6 +143,50 @@ def test_resume_with_other_data_is_refused_or_accepted_in_the_log(
     assert "got" in noted[0]["accepted_changes"][0]
 
 
+def test_a_run_continued_with_other_settings_is_warned_of(vqvae_run):
+    assert vqvae_run("--train.learning-rate", 0.125)[0] == 0
+    more = ("--resume", "--train.steps", 6, "--train.learning-rate", 0.25)
+    warning = "so far the run had --train.steps=4, --train.learning-rate=0.125"
+    assert warning in vqvae_run(*more, "--dry-run")[1]
+    code, _, said = vqvae_run(*more)
+    assert code == 0
+    assert f"{warning}; it is continued with --train.steps=6, --train.learning-rate=0.25" in said
+    assert "so far the run had" not in vqvae_run(*more)[2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--train.batch-size", 5], "--train.global-batch=4, got 5"),
+        (["--model.embedding-dim", 2], "--model.embedding-dim 4, not 2"),
+        (["--flip"], "flip=False, got True"),
+        (["--train.steps", 3], "expected --train.steps=4 or more"),
+    ],
+    ids=["batch", "model", "data", "steps"],
+)
+def test_a_dry_run_refuses_what_resuming_would(vqvae_run, tmp_path, files, changed, named):
+    assert vqvae_run()[0] == 0
+    before = files(tmp_path / "run")
+    code, _, error = vqvae_run("--resume", *changed, "--dry-run")
+    assert code == 2
+    assert named in error
+    assert vqvae_run("--resume", *changed)[2].splitlines()[-1] == error.splitlines()[-1]
+    assert files(tmp_path / "run") == before
+
+
+def test_a_dry_run_of_resuming_accepts_changes_that_are_accepted(vqvae_run):
+    assert vqvae_run()[0] == 0
+    assert vqvae_run("--resume", "--flip", "--accept-changed", "--dry-run")[0] == 0
+
+
+def test_a_refusal_to_resume_asks_first_for_the_options_of_the_first_command(vqvae_run):
+    assert vqvae_run()[0] == 0
+    error = vqvae_run("--resume", "--train.batch-size", 5)[2]
+    assert error.index("Repeat the options with which it was begun, its preset too") < error.index(
+        "Set --train.global-batch=4"
+    )
+
+
 def test_a_dry_run_reads_every_image(images, tmp_path, run):
     folder = tmp_path / "images"
     shutil.copytree(images, folder)

@@ -161,7 +161,7 @@ def test_resume_with_another_model_names_what_differs(tmp_path):
     other = vqvae_stage(
         VQVAE2(replace(SMALL_VQVAE, hidden_channels=10)), images(), images(5), CONFIG
     )
-    with pytest.raises(ValueError, match=r"made with hidden_channels 8, not 10\. Name"):
+    with pytest.raises(ValueError, match=r"made with hidden_channels 8, not 10\. Repeat"):
         train(other, CONFIG, out=tmp_path, resume=True, progress=QUIET)
 
 

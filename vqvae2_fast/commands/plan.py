@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from vqvae2_fast.checkpoints.locate import latest, step_of
 from vqvae2_fast.commands.common import Result
 from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.words import number
+from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.cost import StepCost, free_memory, measure_step, state_bytes
 
@@ -48,6 +50,7 @@ def plan_of_training(
     maps: str = "",
     ignore_memory: bool = False,
     processes: int = 1,
+    check: Callable[[Stage], object] = lambda stage: None,
 ) -> Result:
     """The plan of a training run with its memory and time, which `progress` shows too.
 
@@ -60,6 +63,7 @@ def plan_of_training(
         maps: The code maps in words.
         ignore_memory: Train even if memory does not seem to suffice.
         processes: How many share the training; the time is that of one.
+        check: Called with the stage before a step is timed.
 
     Raises:
         ValueError: If there is not enough memory.
@@ -86,8 +90,9 @@ def plan_of_training(
     progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
     if not ignore_memory:
         _check_memory(state, 0, 0, free, config, device)
-    progress.say("timing the first steps ...")
     stage = make_stage(make_model().to(device))
+    check(stage)
+    progress.say("timing the first steps ...")
     cost = measure_step(stage, config)
     memory = state + cost.activation_bytes(config.batch_size)
     lines = [
@@ -102,6 +107,8 @@ def plan_of_training(
             f"{config.steps}: the learning rate never reaches {config.learning_rate:g}. Lower "
             "warmup_steps."
         )
+    if newest is not None:
+        lines += _changed_settings(newest, config)
     lines = [as_flags(line, command) for line in lines]
     progress.say("\n".join(lines))
     if not ignore_memory:
@@ -168,6 +175,24 @@ def _check_memory(
         + f"), and {size(free)} are free on {device}. {remedy}, or try all the same with "
         "ignore_memory=True."
     )
+
+
+def _changed_settings(newest: Path, config: TrainConfig) -> list[str]:
+    """A warning if a run is continued with other settings than it had, which may be those of a
+    preset or defaults that its first command replaced; else none."""
+    before, now = read_object(newest / "state.json").get("train"), asdict(config)
+    if not isinstance(before, dict):
+        return []  # the training refuses it with a reason
+    # The batch is compared as a whole when the run is continued.
+    ignored = ("batch_size", "accumulate", "global_batch")
+    differ = [n for n in now if n in before and n not in ignored and before[n] != now[n]]
+    if not differ:
+        return []
+    then, new = (", ".join(f"{n}={values[n]}" for n in differ) for values in (before, now))
+    return [
+        f"warning: so far the run had {then}; it is continued with {new}. To continue it as it "
+        "was begun, give all options of its first command again, its preset too."
+    ]
 
 
 def _time_line(cost: StepCost, done: int, rest: int) -> str:

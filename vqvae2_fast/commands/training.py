@@ -19,6 +19,8 @@ from vqvae2_fast.models.prior import PRIORS
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
+from vqvae2_fast.training.identity import versions
+from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +47,8 @@ class TrainingCommand(Command):
     """Options of every command that trains a model."""
 
     resume: bool = False
-    """Continue from the latest checkpoint in --out. If that is damaged, the error names the newest
+    """Continue from the latest checkpoint in --out; give the other options of its first command
+    again. If that checkpoint is damaged, the error names the newest
     whole one and how to continue from it."""
     overwrite: bool = False
     """Start again although --out holds a run: its checkpoints and log are deleted."""
@@ -96,6 +99,13 @@ class TrainingCommand(Command):
             What --dry-run leaves, the plan of the first process; None if the run is to begin.
         """
 
+        def check(stage: Stage) -> None:
+            newest = latest(task.out) if self.dry_run and self.resume else None
+            if newest is not None:  # a run that begins compares them itself
+                identity = {**stage.identity(), **versions()}
+                run = TrainingRun(stage.model, task.config, identity, stage.companion, ranks)
+                run.compared(newest, accept_changed=self.accept_changed)
+
         def plan() -> None:
             plans.append(
                 plan_of_training(
@@ -112,6 +122,7 @@ class TrainingCommand(Command):
                     resume=self.resume,
                     ignore_memory=self.ignore_memory,
                     processes=ranks.count,
+                    check=check,
                 )
             )
 

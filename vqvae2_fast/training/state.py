@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from vqvae2_fast.checkpoints.checkpoint import TrainingState
     from vqvae2_fast.training.config import TrainConfig
 
 __all__ = ["Companion", "TrainingRun"]
@@ -46,6 +47,7 @@ class TrainingRun:
 
     Args:
         identity: What `Stage.identity` gave, and the versions.
+        ranks: The processes of the run, by default those of the group.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class TrainingRun:
         config: TrainConfig,
         identity: Mapping[str, Any],
         companion: Companion | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.config, self.companion = model, config, companion
         self.optimizer = make_optimizer(model, config)
         self.average = PolyakAverage(model, config.average_decay) if config.average_decay else None
         self.identity = identity
-        self.ranks, self.cut = Ranks.of_group(), config.cut_of_group()
+        self.ranks = ranks or Ranks.of_group()
+        self.cut = config.cut(self.ranks.rank, self.ranks.count)
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.best: dict[str, Any] | None = None
@@ -137,14 +141,54 @@ class TrainingRun:
     def restore(self, path: Path, *, accept_changed: bool = False) -> list[str]:
         """Take over the checkpoint of an earlier part of the run; returns the accepted changes.
 
+        Raises as `compared` does.
+        """
+        saved, changes = self.compared(path, accept_changed=accept_changed)
+        model: Any = self.model
+        done, before = saved.state["step"], saved.state["train"]
+        if is_sharded(model):
+            found = saved.model.state_dict()
+            for name, tensor in model.state_dict().items():
+                rows, own = found[name], local(tensor)
+                if own is not tensor:
+                    mine = rows_of(len(rows), self.ranks.rank, self.ranks.count)
+                    rows = rows[mine.start : mine.stop]
+                own.copy_(rows)
+        else:
+            model.load_state_dict(saved.model.state_dict())
+        for name, weight in model.named_parameters():
+            self.optimizer.state[weight] = {
+                key.removeprefix(f"{name}."): _as_moment(value, weight)
+                for key, value in saved.optimizer.items()
+                if key.rpartition(".")[0] == name
+            }
+        if self.companion is not None and saved.companion is not None:
+            self.companion.take(saved.companion)
+        if self.average is not None:
+            # If the earlier part kept no average, one begins here.
+            weights = {name: local(w.detach()) for name, w in model.named_parameters()}
+            for name, value in (saved.average or weights).items():
+                local(self.average.weights[name]).copy_(value)
+        self.step = done
+        # An interruption left this step, so the latest validation is of an earlier one.
+        unvalidated = done == self.config.steps != before["steps"]
+        self.metrics = {} if unvalidated else saved.state["metrics"]
+        self.best = best_record(saved.state)
+        return changes
+
+    def compared(
+        self, path: Path, *, accept_changed: bool = False
+    ) -> tuple[TrainingState, list[str]]:
+        """The checkpoint of an earlier part of the run, and what has changed since; this run stays
+        as it is.
+
         Raises:
             ValueError: It is of another model or optimiser; or, unless that is accepted, of other
                 data, versions or settings that must not change in a run; or it is past the last
                 step.
         """
         model: Any = self.model
-        sharded = is_sharded(model)
-        share = (self.ranks.rank, self.ranks.count) if sharded else (0, 1)
+        share = (self.ranks.rank, self.ranks.count) if is_sharded(model) else (0, 1)
         saved = load_training(path, share=share)
         if type(saved.model) is not class_of(model):
             raise ValueError(
@@ -155,8 +199,8 @@ class TrainingRun:
             there, here = asdict(saved.model.config), asdict(model.config)
             differ = [f"{n} {there[n]}, not {here[n]}" for n in there if there[n] != here[n]]
             raise ValueError(
-                f"train: {path} was made with {'; '.join(differ)}. Name another output folder, or "
-                "use the same settings."
+                f"train: {path} was made with {'; '.join(differ)}. Repeat the options with which "
+                "the run was begun, its preset too, or name another output folder."
             )
         before, now = saved.state["train"], asdict(self.config)
         if before.get("optimizer", now["optimizer"]) != now["optimizer"]:
@@ -179,45 +223,16 @@ class TrainingRun:
         if changes and not accept_changed:
             raise ValueError(
                 f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
-                f"would not be the one that was begun.{remedy} Use what it was begun with, "
-                "continue "
-                "all the same with accept_changed=True, or start again with overwrite=True or in "
-                "another output folder."
+                "would not be the one that was begun. Repeat the options with which it was begun, "
+                f"its preset too.{remedy} Or continue all the same with accept_changed=True, or "
+                "start again with overwrite=True or in another output folder."
             )
-        if sharded:
-            found = saved.model.state_dict()
-            for name, tensor in model.state_dict().items():
-                rows, own = found[name], local(tensor)
-                if own is not tensor:
-                    mine = rows_of(len(rows), *share)
-                    rows = rows[mine.start : mine.stop]
-                own.copy_(rows)
-        else:
-            model.load_state_dict(saved.model.state_dict())
-        for name, weight in model.named_parameters():
-            self.optimizer.state[weight] = {
-                key.removeprefix(f"{name}."): _as_moment(value, weight)
-                for key, value in saved.optimizer.items()
-                if key.rpartition(".")[0] == name
-            }
         if (saved.companion is None) != (self.companion is None):
             raise ValueError(
                 f"train: {path} was made {'without' if saved.companion is None else 'with'} a "
                 "discriminator. Continue it with the same settings, or name another output folder."
             )
-        if self.companion is not None and saved.companion is not None:
-            self.companion.take(saved.companion)
-        if self.average is not None:
-            # If the earlier part kept no average, one begins here.
-            weights = {name: local(w.detach()) for name, w in model.named_parameters()}
-            for name, value in (saved.average or weights).items():
-                local(self.average.weights[name]).copy_(value)
-        self.step = done
-        # An interruption left this step, so the latest validation is of an earlier one.
-        unvalidated = done == self.config.steps != before["steps"]
-        self.metrics = {} if unvalidated else saved.state["metrics"]
-        self.best = best_record(saved.state)
-        return changes
+        return saved, changes
 
     def _other_order(self, state: Mapping[str, Any]) -> list[str]:
         """What the order of the data follows from, where it is not as in a saved state."""

@@ -70,8 +70,35 @@ def test_lines_tell_the_time_left_of_the_task_and_of_the_plan(now):
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[1/2] one  2/10  left 1:20  all left 6:20  loss 1.5"
     assert lines[1] == "[1/2] one  10/10  took 1:40  all left 5:00  loss 1.5"
-    # A quarter of "two" is 75 of the plan's 300: 175 took 200 s, so the other 225 take 257 s.
-    assert lines[2] == "[2/2] two  1/4  left 5:00  all left 4:17"
+    assert lines[2] == "[2/2] two  1/4  left 5:00  all left 5:00"
+
+
+def test_later_tasks_are_estimated_from_the_whole_part_that_is_done(now):
+    stream = io.StringIO()
+    progress = Progress({"one": 100, "two": 300, "three": 70}, stream=stream)
+    with progress.task("one", 10) as task:
+        now[0] = 100.0
+        task.update(10)
+    with progress.task("two", 4) as task:
+        now[0] = 250.0
+        task.update(1)
+    # 175 of the plan took 250 s, so the 70 of "three" take 100 s.
+    assert stream.getvalue().splitlines()[-1] == "[2/3] two  1/4  left 7:30  all left 9:10"
+
+
+def test_what_was_finished_before_a_run_was_resumed_is_no_sign_of_speed(now):
+    stream = io.StringIO()
+    progress = Progress({"one": 100, "two": 100, "three": 100}, stream=stream)
+    with progress.task("one", 10, done=10) as task:
+        now[0] = 1.0
+        task.update(10)
+    with progress.task("two", 10, done=5) as task:
+        now[0] = 21.0
+        task.update(7)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[1/3] one  10/10  took 0:01"
+    # A fifth of "two" took 20 s, after a second in which nothing was left to do.
+    assert lines[1] == "[2/3] two  7/10  left 0:30  all left 2:15"
 
 
 def test_a_resumed_task_estimates_from_what_it_did_itself(now):

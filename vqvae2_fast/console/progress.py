@@ -37,7 +37,8 @@ class Progress:
 
     Args:
         plan: Names of all tasks with their share of the whole time, in any unit. The time left for
-            all is estimated from it and from how long the finished part took.
+            all is that of the task plus an estimate for the later ones, from how long the part of
+            the plan took that was done here, without what was finished before a run was resumed.
         stream: Where to write; standard error by default, so that results can be piped. In a
             notebook, which shows standard error like a failure, standard output.
         quiet: Show nothing.
@@ -51,9 +52,10 @@ class Progress:
     ) -> None:
         self._plan = dict(plan or {})
         self._finished: list[str] = []
+        self._resumed = 0.0  # the part of the plan that was finished before
+        self._worked = 0.0  # seconds in finished tasks
         self._stream = stream or (sys.stdout if _is_notebook(sys.stdout) else sys.stderr)
         self._quiet = quiet
-        self._start = time.monotonic()
         self._in_place = _is_notebook(self._stream)
         self._line: Any = None  # the handle of the line that a notebook shows for the task
         self._bars = self._stream.isatty() and not (quiet or self._in_place)
@@ -62,6 +64,8 @@ class Progress:
     @contextmanager
     def task(self, name: str, total: int, done: int = 0) -> Iterator[Task]:
         """A task of `total` units, `done` of which were finished before (a resumed run)."""
+        start = time.monotonic()
+        self._resumed += self._plan.get(name, 0.0) * done / max(1, total)
         number = f"[{len(self._finished) + 1}/{len(self._plan)}] " if self._plan else ""
         if self._bars:
             with _bars(self._stream) as bars:
@@ -76,6 +80,7 @@ class Progress:
             finally:
                 self._line = None
         self._finished.append(name)
+        self._worked += time.monotonic() - start
 
     def say(self, text: str) -> None:
         """Print a separate line, outside any task; control characters in names are escaped."""
@@ -97,16 +102,27 @@ class Progress:
             else:
                 self._line.update(content, raw=True)
 
-    def seconds_left_of_all(self, name: str, fraction: float) -> float | None:
-        """Seconds left for the plan when `fraction` of task `name` is done; None without one."""
+    def seconds_left_of_all(
+        self, name: str, fraction: float, elapsed: float, left: float | None
+    ) -> float | None:
+        """Seconds left for the plan; None without one, or before anything was done here.
+
+        Args:
+            fraction: How much of task `name` is done.
+            elapsed: Seconds that the task has taken so far.
+            left: Seconds that are left for the task, or None if that is not known.
+        """
         if name not in self._plan:
             return None
-        done = sum(self._plan.get(finished, 0.0) for finished in self._finished)
-        done += fraction * self._plan[name]
-        if done <= 0:
+        share = self._plan[name]
+        finished = sum(self._plan.get(task, 0.0) for task in self._finished)
+        done = finished + fraction * share - self._resumed
+        if done <= 1e-9 * share:  # a difference of rounded sums
             return None
-        elapsed = time.monotonic() - self._start
-        return elapsed * (sum(self._plan.values()) - done) / done
+        pace = (self._worked + elapsed) / done
+        if left is None:
+            left = pace * (1 - fraction) * share
+        return left + pace * (sum(self._plan.values()) - finished - share)
 
 
 class Task:
@@ -158,7 +174,8 @@ class Task:
             parts.append(f"left {clock(left)}")
         else:
             parts.append(f"took {clock(elapsed)}")
-        of_all = self._owner.seconds_left_of_all(self._name, self._done / max(1, self._total))
+        fraction = self._done / max(1, self._total)
+        of_all = self._owner.seconds_left_of_all(self._name, fraction, elapsed, left)
         if of_all is not None:
             parts.append(f"all left {clock(of_all)}")
         return "  ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 
@@ -55,7 +56,12 @@ def test_demo_leaves_its_folder(tmp_path, capsys, error_of):
     assert "Add --resume to continue it, or name another" in error_of(again)
     said = error_of([*again, "--resume", "--scale", "0.002"])
     assert "was begun, of 1 steps of the VQ-VAE, got 0.002, of 2. Name another folder" in said
+    assert "since it was resumed" not in html
     assert main([*again, "--resume"]) == 0
+    html = (out / "report.html").read_text()
+    assert re.search(r"Trained in \S+ minutes since it was resumed", html)
+    assert "<th>seconds since it was resumed</th>" in html
+    assert "\nseconds since it was resumed: vqvae " in capsys.readouterr().out
     assert json.loads((out / "metrics.json").read_text())["held_out"] == before
 
 

@@ -91,6 +91,8 @@ class Demo(Command):
         for level, prior in zip(level_names(len(config.priors)), config.priors, strict=True):
             check_run(self.out / f"prior_{level}", kind_of(prior), resume=self.resume)
         self._check_scale(config.training.vqvae.steps)
+        # The time of the earlier part is not known.
+        since = " since it was resumed" if latest(self.out / "vqvae") is not None else ""
         start = time.monotonic()
         progress = Progress(_PLAN, quiet=self.quiet)
         train_set, held_out = load_emoji("train"), load_emoji("held_out")
@@ -134,10 +136,11 @@ class Demo(Command):
         plot_rate(self.out / "rate.png", evaluation)
         seconds = {**trained.seconds, "all": time.monotonic() - start}
         metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+        metrics["resumed"] = bool(since)
         metrics["machine"] = _machine(device)
         write_result(self.out / "metrics.json", metrics)
-        _report(self.out, metrics)
-        return Result(metrics, [*evaluation_lines(evaluation), *self._lines(metrics)])
+        _report(self.out, metrics, since)
+        return Result(metrics, [*evaluation_lines(evaluation), *self._lines(metrics, since)])
 
     def _check_scale(self, steps: int) -> None:
         """Raises ValueError if the demo was begun at another scale: its codes would be of another
@@ -189,12 +192,13 @@ class Demo(Command):
             "samples": _RECOMMENDED,
         }
 
-    def _lines(self, metrics: dict[str, Any]) -> list[str]:
+    def _lines(self, metrics: dict[str, Any], since: str) -> list[str]:
         use = ", ".join(f"{name} {u['used']}" for name, u in metrics["training_codes"].items())
         seconds = metrics["seconds"]
         return [
             f"codes used by the training images: {use}",
-            "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
+            f"seconds{since}: "
+            + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
             f"report: {self.out / 'report.html'}",
             f"pictures: {self.out}/reconstructions.png, samples.png, curves.png, rate.png",
             f"metrics: {self.out / 'metrics.json'}",
@@ -213,7 +217,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _report(out: Path, metrics: dict[str, Any]) -> None:
+def _report(out: Path, metrics: dict[str, Any], since: str) -> None:
     values = metrics["held_out"]
     error, webp = values["reconstruction"], values["webp"]["psnr"]
     met = {name: "met" if reached else "missed" for name, reached in metrics["targets"].items()}
@@ -267,10 +271,10 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
     write_report(
         out / "report.html",
         "VQ-VAE-2 on emoji",
-        f"Trained in {seconds['all'] / 60:.1f} minutes: an encoder that turns a 32×32 image into "
-        "two maps of discrete codes and back, and two priors that know which codes go together and "
-        f"draw new ones, class by class. {values['images']} images were never trained on; the "
-        "numbers here are theirs.",
+        f"Trained in {seconds['all'] / 60:.1f} minutes{since}: an encoder that turns a "
+        "32×32 image into two maps of discrete codes and back, and two priors that know which "
+        "codes go together and draw new ones, class by class. "
+        f"{values['images']} images were never trained on; the numbers here are theirs.",
         [
             Section(
                 "New images",
@@ -310,7 +314,7 @@ def _report(out: Path, metrics: dict[str, Any]) -> None:
             Section("Training", picture=out / "curves.png"),
             Section(
                 "Time",
-                header=("part", "seconds"),
+                header=("part", f"seconds{since}"),
                 rows=[[name, f"{value:.0f}"] for name, value in seconds.items()],
             ),
         ],

@@ -111,17 +111,20 @@ def test_a_run_is_not_written_over(place, error_of):
     assert "holds a run already. Add --resume" in message
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "cause"),
+    [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")],
+)
 def test_a_signal_ends_training_with_its_exit_code(
-    place, tmp_path, monkeypatch, number, code, error_of
+    place, tmp_path, monkeypatch, number, code, cause, error_of
 ):
     monkeypatch.setattr(
         "vqvae2_fast.training.loop.learning_rate",
         lambda step, config: os.kill(os.getpid(), number) or 1e-3,
     )
     text = error_of(f"{train_vqvae(place)} --out {tmp_path}/run", code)
-    assert "stopped by signal" in text
-    assert "Continue with --resume" in text
+    assert f"stopped by {cause} after step 1" in text
+    assert "Continue with --resume and the same options." in text
     assert (tmp_path / "run" / "checkpoints" / "step-000000001" / "state.json").exists()
 
 

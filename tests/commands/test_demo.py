@@ -93,7 +93,8 @@ def test_a_stopped_demo_says_how_to_continue_and_continues(tmp_path, monkeypatch
         assert main(command) == 128 + signal.SIGTERM
     saved = out / part / "checkpoints" / "step-000000001"
     said = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped by signal 15 after step 1; {saved} holds it. Continue with --resume." in said
+    assert f"stopped by SIGTERM after step 1; {saved} holds it. " in said
+    assert "Continue with --resume and the same options." in said
     assert not (out / "report.html").exists()
 
     def never(*args, **kwargs):

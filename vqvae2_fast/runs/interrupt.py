@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["InterruptedRun", "StopRequest", "stop_requests"]
+__all__ = ["InterruptedRun", "StopRequest", "cause", "stop_requests"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds. One ctrl-C causes several signals if a launcher such as torchrun passes it on.
@@ -39,9 +39,14 @@ class StopRequest:
     since: float = 0.0
 
     def check(self, message: str) -> None:
-        """Raises InterruptedRun if a signal came, with the signal's number and then the message."""
+        """Raises InterruptedRun if a signal came, with what sent it and then the message."""
         if self.number is not None:
-            raise InterruptedRun(f"stopped by signal {self.number}; {message}", self.number)
+            raise InterruptedRun(f"stopped by {cause(self.number)}; {message}", self.number)
+
+
+def cause(number: int) -> str:
+    """What sends a signal, for messages: Ctrl-C, or the name of the signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
 from vqvae2_fast.runs.folder import clear_run, locked_run
-from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, stop_requests
+from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
@@ -234,8 +234,9 @@ def train(
             if out and stopped:
                 ranks.wait()  # whoever ends first may take the others down
                 raise InterruptedRun(
-                    f"{stage.name}: stopped by signal {stopped} after step {done}; "
-                    f"{step_folder(out, done)} holds it. Continue with resume=True.",
+                    f"{stage.name}: stopped by {cause(stopped)} after step {done}; "
+                    f"{step_folder(out, done)} holds it. Continue with resume=True and "
+                    "the same options.",
                     stopped,
                 )
 

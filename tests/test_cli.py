@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from typing import TYPE_CHECKING
@@ -166,6 +167,25 @@ def test_info_lists_the_presets(capsys):
     text = capsys.readouterr().out
     assert "emoji32: 32x32x3, maps 8x8, 16x16 of 256 codes" in text
     assert "ffhq1024: 1024x1024x3, maps 32x32, 64x64, 128x128" in text
+
+
+def test_info_names_the_best_checkpoint_of_a_run(place, capsys):
+    run = place / "vqvae"
+    assert main(["info", str(run), "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert best["metric"] == "psnr"
+    assert main(["info", str(run)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(
+        rf"^best: psnr \S+ at step {best['step']}; it is kept in {run}/best$", text, re.MULTILINE
+    )
+
+
+def test_info_shows_of_a_run_no_empty_settings_and_a_fraction_as_one(place, capsys):
+    assert main(["info", str(place / "vqvae")]) == 0
+    text = capsys.readouterr().out
+    assert "recommended" not in text
+    assert re.search(r"final learning rate: \S+ of the learning rate\n", text)
 
 
 def test_info_describes_a_code_store(place, capsys):

@@ -19,12 +19,13 @@ from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result, named
-from vqvae2_fast.console.words import described
+from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
+from vqvae2_fast.runs.folder import best_record
 from vqvae2_fast.sampling.choice import not_used
 from vqvae2_fast.sampling.engines.cuda import card_name, why_not_cuda
 from vqvae2_fast.sampling.engines.cuda_report import draw_report
@@ -221,8 +222,8 @@ def _engine_cuda() -> list[str]:
     if torch.version.hip is not None:
         return []
     sentences = []
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        device = torch.device("cuda", number)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
         reason = why_not_cuda(device, torch.float32)
         runs = f"engine cuda runs on {card_name(device)}"
         sentences.append(runs if reason is None else not_used(device, reason))
@@ -261,12 +262,35 @@ def _checkpoint(path: Path) -> Result:
         if (folder / "state.json").exists():
             state = load_training(folder).state
             values |= {name: state[name] for name in ("step", "train", "metrics")}
-    lines = described(values)
+            values["best"] = best_record(state)
+    lines = described(_for_people(values, path))
     card = read_card(folder)
     if card is not None:
         values["model_card"] = card
         lines += ["", *card.splitlines()]
     return Result(values, lines)
+
+
+def _for_people(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record of a checkpoint without what is not there, and with fractions named as such.
+
+    Args:
+        path: What the user named: a checkpoint, or a run, whose best checkpoint is then named.
+    """
+    shown = {
+        name: value
+        for name, value in values.items()
+        if value or name not in ("recommended", "recommended_for", "best")
+    }
+    if "final_learning_rate" in shown.get("train", {}):
+        fraction = f"{number(shown['train']['final_learning_rate'])} of the learning rate"
+        shown["train"] = shown["train"] | {"final_learning_rate": fraction}
+    if "best" in shown:
+        best = shown["best"]
+        kept = f"; it is kept in {path / 'best'}" if (path / "best").is_dir() else ""
+        figure = f"{best['metric'].replace('_', ' ')} {number(best['value'])}"
+        shown["best"] = f"{figure} at step {best['step']:,}{kept}"
+    return shown
 
 
 def _size(model: Any) -> int:

@@ -76,6 +76,28 @@ def test_levels_left_out_are_told(folder: Path, capsys: pytest.CaptureFixture[st
     assert "drawn from the priors: bottom" in capsys.readouterr().out
 
 
+def test_decompress_counts_images_whatever_their_tiles(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out out") == 0
+    assert "decompress  4/4  took" in capsys.readouterr().err
+
+
+def test_info_tells_tiles_from_images_and_height_from_width(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos/2.png --pipeline pipeline --out x.vq2 --quiet") == 0
+    capsys.readouterr()
+    assert run("info x.vq2") == 0
+    text = capsys.readouterr().out
+    # 40 rows and 23 columns of pixels make 3 x 2 tiles of 16x16.
+    assert (
+        "images or tiles (an image larger than the model's is stored as several tiles): 6" in text
+    )
+    assert "image sizes (height x width): 40x23" in text
+
+
 def test_info_describes_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("compress photos --pipeline pipeline --out x.vq2 --quiet")
     capsys.readouterr()

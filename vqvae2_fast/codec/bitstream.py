@@ -88,6 +88,8 @@ class Description:
     """What a file holds, according to its headers and sizes.
 
     Args:
+        images: Images, where each tile of a large image counts.
+        maps_of_size: How many of them there are by (height, width) of the whole images.
         payload_bits: Per level, coarse to fine, the bits of all images.
         overhead_bytes: Headers, labels and lengths.
         missing_levels: Levels in the header that the file lacks because it was cut off.
@@ -97,10 +99,15 @@ class Description:
     engine: str = ""
     segments: int = 0
     images: int = 0
-    sizes: list[tuple[int, int]] = field(default_factory=list)
+    maps_of_size: dict[tuple[int, int], int] = field(default_factory=dict)
     payload_bits: list[int] = field(default_factory=list)
     overhead_bytes: int = 0
     missing_levels: int = 0
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the images, each once."""
+        return list(self.maps_of_size)
 
     @property
     def bits_per_image(self) -> float:
@@ -186,8 +193,7 @@ def describe(data: bytes | IO[bytes]) -> Description:
         found.segments += 1
         found.images += header.num_images
         size = (header.height, header.width)
-        if size not in found.sizes:
-            found.sizes.append(size)
+        found.maps_of_size[size] = found.maps_of_size.get(size, 0) + header.num_images
         found.missing_levels += header.num_levels - len(segment.streams)
         found.overhead_bytes += _HEADER.size + _LEVEL.size * header.num_levels
         found.overhead_bytes += 2 * len(segment.labels)

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
+from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
@@ -58,13 +59,17 @@ class Decompress(Command):
 
     def _write_images(self, pipeline: Pipeline, file: Any, found: Description) -> int:
         self.out.mkdir(parents=True, exist_ok=True)
-        count = 0
-        with self.progress().task("decompress", found.segments) as task:
+        vqvae, count, total = pipeline.vqvae, 0, 0
+        assert isinstance(vqvae, VQVAE2)  # of a checkpoint
+        for (height, width), maps in found.maps_of_size.items():
+            rows, columns = Tiling(vqvae, height, width, margins=False).grid
+            total += maps // max(1, rows * columns)  # 0 only in a file that is then refused
+        with self.progress().task("decompress", total) as task:
             for images in decode_image_stream(pipeline, file, max_images=self.max_images):
                 for picture in pictures(images):
                     picture.save(self.out / f"{count:05d}.png")
                     count += 1
-                task.advance(1)
+                task.advance(len(images))
         return count
 
     def _write_store(self, pipeline: Pipeline, file: Any, found: Description) -> int:

@@ -179,7 +179,18 @@ def _compressed(path: Path) -> Result:
         "bits_per_image": round(found.bits_per_image, 1),
         "missing_levels": found.missing_levels,
     }
-    return Result(values, described(values))
+    titles = {
+        "images": "images or tiles (an image larger than the model's is stored as several tiles)",
+        "image_sizes": "image sizes (height x width)",
+        "bits_per_image": "bits per image or tile",
+    }
+    if found.sizes == [(0, 0)]:  # code maps, each of them whole
+        titles = {}
+    shown = {titles.get(name, name): value for name, value in values.items()}
+    sizes = ", ".join(f"{height}x{width}" for height, width in found.sizes)
+    if titles:
+        shown[titles["image_sizes"]] = sizes
+    return Result(values, described(shown))
 
 
 def _installation() -> Result:

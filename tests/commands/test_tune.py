@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -65,6 +66,30 @@ def test_the_nearest_settings_that_keep_the_recall_are_recommended(drawn, run, t
     trials = {json.dumps(one["settings"]): one for one in found["trials"]}
     assert len(trials) == 1 + 2 * 3 + 2 * 1 + 2 * 1
     assert any(one["recall"] < 0.8 * found["plain"]["recall"] for one in trials.values())
+
+
+def test_tune_says_how_many_settings_there_are_and_that_a_small_distance_is_good(
+    drawn, run, tmp_path
+):
+    _, _, said = run(*ARGUMENTS[:-1], *VALUES, "--out", tmp_path)
+    assert "11 settings to try. The smaller the kernel distance (KD), the nearer" in said
+    assert said.index("11 settings to try") < said.index("KD 0.")
+    assert "[4/12] settings 3 of 11  200/200  took" in said
+    assert re.search(r"settings 11 of 11 .* all left 0:00", said)
+
+
+@pytest.mark.parametrize(
+    ("recall", "keep", "warned"), [(0.12, 0.8, True), (0.125, 0.8, False), (0.12, 0, False)]
+)
+def test_a_recall_of_few_images_is_warned_of(
+    drawn, run, tmp_path, monkeypatch, recwarn, recall, keep, warned
+):
+    shares = SimpleNamespace(value=recall)
+    found = SimpleNamespace(precision=shares, recall=shares)
+    monkeypatch.setattr(tune, "neighbour_measures", lambda *_: found)
+    assert run(*ARGUMENTS, *VALUES, "--keep-recall", str(keep), "--out", tmp_path)[0] == 0
+    said = [str(one.message) for one in recwarn]
+    assert any("the plain settings recall 24 of 200 images" in one for one in said) == warned
 
 
 def test_recall_may_be_given_up(drawn, run, tmp_path):

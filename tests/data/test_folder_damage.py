@@ -149,6 +149,21 @@ def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:
     assert dataset.names == ("a.png", "c.png")
 
 
+@pytest.mark.parametrize(
+    ("split", "counted"), [("train", "1 of 2 training images"), ("held_out", "1 of 3 held-out")]
+)
+def test_what_is_skipped_in_a_split_is_counted_as_a_part_of_that_split(
+    tmp_path, split, counted
+) -> None:
+    for part, count in (("train", 2), ("held_out", 3)):
+        (tmp_path / part).mkdir()
+        for number in range(count):
+            write_image(tmp_path / part / f"{number}.png", noise(8, 8))
+        (tmp_path / part / "0.png").write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"skipped {counted}"):
+        ImageFolder(tmp_path, 8, split=split, skip_corrupt=True)
+
+
 def test_small_images_are_skipped_and_counted_on_request(tmp_path) -> None:
     write_image(tmp_path / "a.png", noise(8, 8))
     write_image(tmp_path / "b.png", noise(7, 8))

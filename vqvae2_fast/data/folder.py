@@ -120,10 +120,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
                 f"{others if len(small) > 1 else ''}"
             ) from first
         shown = printable(self.root)
+        kind = {"all": "images", "train": "training images", "held_out": "held-out images"}[split]
         for found, what in ((corrupt, "corrupt"), (list(small), "too small")):
             if found:
                 warnings.warn(
-                    f"ImageFolder: skipped {len(found)} of {len(files)} images in {shown}, which "
+                    f"ImageFolder: skipped {len(found)} of {len(files)} {kind} in {shown}, which "
                     f"are {what}; the first is {printable(found[0])}.",
                     stacklevel=2,
                 )

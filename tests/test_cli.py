@@ -157,6 +157,16 @@ def test_evaluate_sums_the_levels(place, tmp_path):
     assert (out / "rate.png").exists()
 
 
+def test_the_report_of_evaluate_has_no_place_for_what_was_not_measured(place, tmp_path):
+    out = tmp_path / "evaluation"
+    assert run(f"evaluate {models(place)} --data {place}/images --quiet --out {out}") == 0
+    html = (out / "report.html").read_text()
+    assert "6 held-out images." in html
+    assert "Intervals" not in html
+    assert "<th>PSNR" in html
+    assert "MS-SSIM" not in html
+
+
 def test_info_describes_the_installation(capsys):
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["nearest_code"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.console.words import number
 from vqvae2_fast.metrics.codecs import CODECS
@@ -12,7 +12,7 @@ from vqvae2_fast.metrics.reconstruction import PairMeasures, Reconstruction
 from vqvae2_fast.report.html import Section, write_report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from vqvae2_fast.metrics.accuracy import Accuracy
@@ -110,12 +110,17 @@ def write_evaluation(
     Args:
         pictures: By name: reconstructions, rate, and samples, best, trade_off where there are any.
     """
+    lead = f"{found.images:,} held-out images"
+    lead += f", {found.sampled_images:,} samples." if found.sampled_images else "."
+    if found.distances or found.cas:
+        lead += (
+            " Intervals are 95 %, by the jackknife over ten groups of images (kernel distance: "
+            "over blocks; accuracy: Wilson's)."
+        )
     write_report(
         path,
         title,
-        f"{found.images:,} held-out images, {found.sampled_images or 0:,} samples. Intervals are "
-        "95 %, by the jackknife over ten groups of images (kernel distance: over blocks; "
-        "accuracy: Wilson's).",
+        lead,
         [*_samples(found, pictures), *_images(found, pictures)],
         "vqvae2-fast evaluate",
     )
@@ -260,8 +265,7 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
         Section(
             "Reconstructions",
             "Held-out images, each above what its codes decode to.",
-            header=("images", *(measure.metadata["label"] for measure in measures)),
-            rows=errors,
+            **_measured(("images", *(m.metadata["label"] for m in measures)), errors),
             picture=pictures["reconstructions"],
         ),
         Section(
@@ -269,20 +273,22 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
             f"Under the priors the codes cost {found.bits_per_dim:.4f} bits per pixel and channel. "
             "Marginal entropy is what they would cost by the frequency of each code alone. The gap "
             "is what a code of a held-out image costs more than one of a training image.",
-            header=(
-                "level",
-                "codes per image",
-                "codes used",
-                "perplexity",
-                "nats per code",
-                "in training",
-                "gap",
-                "bits per code",
-                "marginal",
-                "bits per image",
-                "marginal bits per image",
+            **_measured(
+                (
+                    "level",
+                    "codes per image",
+                    "codes used",
+                    "perplexity",
+                    "nats per code",
+                    "in training",
+                    "gap",
+                    "bits per code",
+                    "marginal",
+                    "bits per image",
+                    "marginal bits per image",
+                ),
+                levels,
             ),
-            rows=levels,
         ),
         Section(
             "Quality against bits",
@@ -290,18 +296,26 @@ def _images(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
             f"{found.reconstruction.psnr:.2f} dB, {codecs}. Headers of files are not counted here. "
             "Below are real files of the codec; levels that a file leaves out are drawn from the "
             "priors when it is decoded.",
-            header=(
-                "levels in the file",
-                "images",
-                "promised bits per image",
-                "bits of codes",
-                "bits of the file",
-                *(measure.metadata["label"] for measure in measures),
+            **_measured(
+                (
+                    "levels in the file",
+                    "images",
+                    "promised bits per image",
+                    "bits of codes",
+                    "bits of the file",
+                    *(measure.metadata["label"] for measure in measures),
+                ),
+                files,
             ),
-            rows=files,
             picture=pictures["rate"],
         ),
     ]
+
+
+def _measured(header: Sequence[str], rows: list[list[str]]) -> dict[str, Any]:
+    """A table without the columns that are empty in all rows, because they were not measured."""
+    kept = [n for n in range(len(header)) if not rows or any(row[n] for row in rows)]
+    return {"header": [header[n] for n in kept], "rows": [[row[n] for n in kept] for row in rows]}
 
 
 def _codec(name: str, found: CodecQuality) -> str:

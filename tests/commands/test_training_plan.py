@@ -53,6 +53,19 @@ def test_a_run_of_more_than_an_hour_names_the_steps_of_an_hour(vqvae_run, monkey
     assert "--train.steps=2 would take an hour" in told
 
 
+def test_a_run_of_about_an_hour_is_not_told_how_to_take_an_hour(vqvae_run, monkeypatch):
+    monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(905.0, 0, 1))
+    told = vqvae_run("--dry-run")[1]
+    assert "time: about 60 minutes" in told
+    assert "an hour" not in told
+
+
+def test_a_dry_run_says_everything_once(vqvae_run):
+    _, told, said = vqvae_run("--dry-run")
+    for part in ("4 steps of 4 on cpu", "data: train 18", "model: ", "time: about"):
+        assert (told + said).count(part) == 1
+
+
 def test_a_run_that_is_continued_tells_the_time_of_the_rest(vqvae_run, monkeypatch):
     assert vqvae_run()[0] == 0
     monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(1800.0, 0, 1))

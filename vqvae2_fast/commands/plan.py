@@ -51,8 +51,10 @@ def plan_of_training(
     ignore_memory: bool = False,
     processes: int = 1,
     check: Callable[[Stage], object] = lambda stage: None,
+    dry_run: bool = False,
 ) -> Result:
-    """The plan of a training run with its memory and time, which `progress` shows too.
+    """The plan of a training run with its memory and time, which `progress` shows too unless it is
+    a dry run, whose result is shown.
 
     A model is made, timed and thrown away, unless its weights, gradients and moments cannot fit.
 
@@ -87,7 +89,8 @@ def plan_of_training(
         f"{config.steps:,} steps of {batch} on {device}, {number(epochs, 3)} epochs of "
         f"{items['train']} items"
     )
-    progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
+    if not dry_run:
+        progress.say(f"{head}\ndata: {_counts(items)}, {shape}")
     if not ignore_memory:
         _check_memory(state, 0, 0, free, config, device)
     stage = make_stage(make_model().to(device))
@@ -110,7 +113,8 @@ def plan_of_training(
     if newest is not None:
         lines += _changed_settings(newest, config)
     lines = [as_flags(line, command) for line in lines]
-    progress.say("\n".join(lines))
+    if not dry_run:
+        progress.say("\n".join(lines))
     if not ignore_memory:
         _check_memory(state, cost.fixed_bytes, cost.item_bytes, free, config, device)
     return Result(
@@ -199,7 +203,7 @@ def _time_line(cost: StepCost, done: int, rest: int) -> str:
     expected = cost.seconds * rest
     each = number(cost.seconds, 2)
     line = f"time: about {duration(expected)}, {each} s per step, and the validations"
-    if expected > _HOUR:
+    if expected > 1.1 * _HOUR:  # about an hour needs no advice
         steps = done + max(1, round(_HOUR / cost.seconds))
         line += f"; steps={steps} would take an hour"
     return line

@@ -123,6 +123,7 @@ class TrainingCommand(Command):
                     ignore_memory=self.ignore_memory,
                     processes=ranks.count,
                     check=check,
+                    dry_run=self.dry_run,
                 )
             )
 

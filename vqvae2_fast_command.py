@@ -17,7 +17,7 @@ __all__ = ["COMMANDS", "answer", "main", "tell", "to_a_reader"]
 
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
-    "demo": ("demo:Demo", "train on emoji and draw new ones, in about five minutes"),
+    "demo": ("demo:Demo", "train on emoji and draw new ones, in about four minutes"),
     "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
     "finetune-decoder": (
         "finetune_decoder:FinetuneDecoder",

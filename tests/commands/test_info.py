@@ -223,6 +223,12 @@ def test_what_is_none_of_these_is_told(tmp_path, run, what):
     assert "Traceback" not in error
 
 
+def test_presets_say_whether_they_come_with_weights(run):
+    _, output, _ = run("info", "--presets")
+    with_weights = {line.split(":")[0] for line in output.splitlines() if "weights come" in line}
+    assert with_weights == {"emoji32", "emoji64", "fashion28"}
+
+
 def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp_path, run):
     code, text, _ = run("info", "--sampler", "--preset", "imagenet256", "--card", "a100")
     assert code == 0

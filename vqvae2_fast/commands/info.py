@@ -15,6 +15,7 @@ import vqvae2_fast
 from vqvae2_fast import ops
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, load, load_training, read_config
 from vqvae2_fast.checkpoints.hub import read_card
+from vqvae2_fast.checkpoints.pretrained import pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
 from vqvae2_fast.codec.codes import pipeline_hash
@@ -39,16 +40,16 @@ __all__ = ["Info"]
 
 @dataclass(kw_only=True)
 class Info(Command):
-    """Describe this installation, or a run, a checkpoint, a pipeline or a code store.
+    """Describe this installation, or a run, a checkpoint, a pipeline, a code store or a .vq2 file.
 
     Ends with exit code 1 if --verify finds damage.
     """
 
     path: Annotated[Path | None, tyro.conf.Positional] = None
-    """What to describe: a run, a checkpoint, a pipeline, a code store, or the folder of two stores
-    that `extract` leaves. Without it, this installation."""
+    """What to describe: a run, a checkpoint, a pipeline, a code store, the folder of two stores
+    that `extract` leaves, or a file of `compress`. Without it, this installation."""
     presets: bool = False
-    """List the presets with their sizes."""
+    """List the presets with their sizes, and say which come with weights."""
     verify: bool = False
     """Read every byte of code stores and compare checksums. Checkpoints are always read whole."""
 
@@ -252,6 +253,7 @@ def _presets() -> Result:
         lines.append(
             f"{name}: {height}x{width}x{config.vqvae.image_channels}, maps {maps} of "
             f"{config.vqvae.num_embeddings} codes; priors: {priors}"
+            + ("; weights come with the package" if name in pretrained_names() else "")
         )
     return Result(values, lines)
 

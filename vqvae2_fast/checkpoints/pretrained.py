@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.files import read_json
 from vqvae2_fast.console.words import perhaps
-from vqvae2_fast.presets import preset_names
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -47,12 +46,11 @@ def pretrained_names() -> tuple[str, ...]:
 def pretrained_folder(name: str) -> Path:
     """The folder of a preset's pretrained pipeline. Raises as `from_preset` does."""
     if name not in pretrained_names():
-        remedy = f" Train it: vqvae2-fast train-vqvae --preset {name}"
-        if name not in preset_names():
-            remedy = f" There is no such preset.{perhaps(name, preset_names())}"
         raise ValueError(
             f"from_preset: the package has no weights of {name!r}; it has those of "
-            f"{', '.join(pretrained_names()) or 'none'}.{remedy}"
+            f"{', '.join(pretrained_names()) or 'none'}.{perhaps(name, pretrained_names())} "
+            "The other presets, which `vqvae2-fast info --presets` lists, have to be trained: "
+            "vqvae2-fast train-vqvae --preset NAME"
         )
     return _FOLDER / name
 

@@ -48,8 +48,8 @@ class TrainingCommand(Command):
 
     resume: bool = False
     """Continue from the latest checkpoint in --out; give the other options of its first command
-    again. If that checkpoint is damaged, the error names the newest
-    whole one and how to continue from it."""
+    again. If that checkpoint is damaged, the error names the newest whole one and how to continue
+    from it."""
     overwrite: bool = False
     """Start again although --out holds a run: its checkpoints and log are deleted."""
     accept_changed: bool = False

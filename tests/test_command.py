@@ -65,3 +65,14 @@ def test_a_reader_that_has_read_enough_is_no_error(arguments):
     finally:
         os.close(write)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_runs_as_a_module():
+    said = subprocess.run(
+        [sys.executable, "-m", "vqvae2_fast", "--version"],
+        cwd=tempfile.gettempdir(),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert said.startswith("vqvae2-fast ")

@@ -11,12 +11,12 @@ from vqvae2_fast.commands.forecast import forecast_result
 from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
-from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
 from vqvae2_fast.models.prior import PriorConfig, kind_of, make_prior
-from vqvae2_fast.presets import preset
+from vqvae2_fast.presets import preset, presets_with_maps
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.runs.origin import check_same_origin, keep_origin
 from vqvae2_fast.training import TrainConfig, prior_stage
@@ -34,7 +34,8 @@ class TrainPrior(TrainingCommand):
     """
 
     preset: str = "emoji32"
-    """Defaults of the model and of its training; `vqvae2-fast info --presets` lists them."""
+    """Defaults of the model and of its training; `vqvae2-fast info --presets` lists them. If none
+    is named: the preset whose maps have the sizes and the number of codes of --codes."""
     level: str = "top"
     """Which level to model: top, bottom, or middle where there are three."""
     codes: Path = Path("runs/codes")
@@ -56,7 +57,8 @@ class TrainPrior(TrainingCommand):
     @classmethod
     def defaults(cls, arguments: list[str]) -> TrainPrior:
         """The model and training of `--preset` and `--level`."""
-        name = value_of("--preset", arguments, cls.preset)
+        codes = Path(value_of("--codes", arguments, str(cls.codes)))
+        name = value_of("--preset", arguments, "") or _preset_of(codes, arguments)
         level = value_of("--level", arguments, cls.level)
         known = preset(name)
         levels = level_names(len(known.priors))
@@ -79,6 +81,7 @@ class TrainPrior(TrainingCommand):
             return forecast_result(self.plan, model, self.train, dry_run=self.dry_run)
         out = self.out or Path(f"runs/prior_{self.level}")
         ranks, device, progress = self.begin(out, kind_of(self.model))
+        progress.say(f"settings: those of preset {self.preset}, level {self.level}")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"--label-dropout: expected 0 <= p < 1, got {self.label_dropout}.")
         codes, held_out = (_open_codes(self.codes, split) for split in ("train", "held_out"))
@@ -169,3 +172,25 @@ def _open_codes(folder: Path, split: str) -> CodeStore:
             f"{store.manifest.source_records} records; finish it: vqvae2-fast extract --resume ..."
         )
     return store
+
+
+def _preset_of(codes: Path, arguments: list[str]) -> str:
+    """The preset whose maps are like those of the codes, for a command that names none.
+
+    Codes that are like those of no preset have the settings of the default one. Codes that are not
+    there are reported when they are opened.
+
+    Raises:
+        ValueError: If several presets have such maps.
+    """
+    folder = codes / "train"
+    if not (folder / MANIFEST).is_file() or {"--help", "-h"} & set(arguments):
+        return TrainPrior.preset
+    layout = read_manifest(folder).layout
+    names = presets_with_maps(layout.num_embeddings, layout.level_sizes)
+    if len(names) > 1:
+        raise ValueError(
+            "--preset: expected the name of the preset whose settings the prior is to have; "
+            f"{codes} holds {layout.describe()}, and so do {' and '.join(names)}."
+        )
+    return names[0] if names else TrainPrior.preset

@@ -13,9 +13,11 @@ from vqvae2_fast.presets.photos import PHOTOS
 from vqvae2_fast.presets.small import SMALL
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vqvae2_fast.training.preset import Preset
 
-__all__ = ["preset", "preset_names"]
+__all__ = ["preset", "preset_names", "presets_with_maps"]
 
 _PRESETS = {**SMALL, **PHOTOS, **PAPER}
 
@@ -23,6 +25,23 @@ _PRESETS = {**SMALL, **PHOTOS, **PAPER}
 def preset_names() -> tuple[str, ...]:
     """The names that `preset` knows."""
     return tuple(_PRESETS)
+
+
+def presets_with_maps(
+    num_embeddings: int, level_sizes: Sequence[tuple[int, int]]
+) -> tuple[str, ...]:
+    """The names of the presets whose VQ-VAE makes such code maps.
+
+    Args:
+        num_embeddings: Number of codes, K.
+        level_sizes: Height and width of each level's map, top first.
+    """
+    wanted = (num_embeddings, tuple(level_sizes))
+    return tuple(
+        name
+        for name, known in _PRESETS.items()
+        if (known.vqvae.num_embeddings, tuple(known.vqvae.level_sizes)) == wanted
+    )
 
 
 def preset(name: str) -> Preset:

@@ -1,0 +1,50 @@
+"""Which preset's settings `train-prior` takes if its command names none."""
+
+from pathlib import Path
+
+import pytest
+
+from vqvae2_fast.commands.train_prior import TrainPrior
+from vqvae2_fast.data.code_layout import CodeLayout
+from vqvae2_fast.data.code_manifest import Manifest, write_manifest
+
+
+def _codes(folder: Path, num_embeddings: int, *level_sizes: tuple[int, int]) -> list[str]:
+    """The arguments that name codes with such maps."""
+    (folder / "train").mkdir()
+    write_manifest(folder / "train", Manifest(CodeLayout(num_embeddings, level_sizes)))
+    return ["--codes", str(folder)]
+
+
+def test_that_of_the_only_preset_with_such_maps(tmp_path):
+    codes = _codes(tmp_path, 128, (7, 7), (14, 14))
+    assert TrainPrior.defaults(codes).preset == "fashion28"
+
+
+def test_that_which_is_named(tmp_path):
+    codes = _codes(tmp_path, 128, (7, 7), (14, 14))
+    assert TrainPrior.defaults([*codes, "--preset", "photos64"]).preset == "photos64"
+
+
+def test_the_default_for_maps_of_no_preset(tmp_path):
+    codes = _codes(tmp_path, 100, (7, 7), (14, 14))
+    assert TrainPrior.defaults(codes).preset == "emoji32"
+
+
+def test_several_presets_with_such_maps_are_named(tmp_path):
+    codes = _codes(tmp_path, 512, (8, 8), (16, 16))
+    with pytest.raises(ValueError, match="^--preset: .* and so do emoji64 and photos64"):
+        TrainPrior.defaults(codes)
+
+
+def test_help_needs_no_choice(tmp_path):
+    codes = _codes(tmp_path, 512, (8, 8), (16, 16))
+    assert TrainPrior.defaults([*codes, "--help"]).preset == "emoji32"
+
+
+def test_the_settings_are_said(codes, tmp_path, run):
+    code, _, error = run(
+        f"train-prior --codes {codes} --out {tmp_path / 'run'} --train.batch-size 4 --dry-run"
+    )
+    assert code == 0
+    assert "settings: those of preset emoji32, level top" in error

@@ -1,0 +1,5 @@
+"""`python -m vqvae2_fast`: the command line, where its script is not on the path."""
+
+from vqvae2_fast_command import main
+
+raise SystemExit(main())

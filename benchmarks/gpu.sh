@@ -9,7 +9,8 @@
 # needs nvcc, setuptools, pybind11, ninja, cmake; --wheel takes a wheel. Either goes to a folder of
 # this run, not into the environment.
 #
-# Claimed figures come first, then tables, then tests. A part that fails or hangs does not end the
+# Claimed figures come first, then tables, then times of the sampler's stages, to which the constants
+# of its model are fitted, then tests. A part that fails or hangs does not end the
 # script, and neither does Ctrl-C: it only cuts what is left. Everything goes into one archive,
 # gpu-results-<date>.tar.gz, to be read elsewhere. Its first page, summary.md, says for each claim
 # what was expected and measured. Tables are also left in benchmarks/results/<device>*.csv.
@@ -170,20 +171,32 @@ trace() {
     python "$scripts/gpu_sampler.py" --engines cuda cuda_tf32 cuda_bfloat16 --rounds 1 --batches 1
 }
 
+# Build the persistent kernel so that it notes when its blocks do what.
+stage_times_library() {
+  if ! command -v nvcc > /dev/null || ! [ -d "$tree/csrc/cuda/sampler" ]; then
+    echo "no nvcc on this machine or no CUDA sources next to $scripts: skipped"
+    return
+  fi
+  nvcc -std=c++20 -O3 -arch=native -DVQ_STAGE_TIMES -Xcompiler -fPIC -shared \
+    "$tree/csrc/cuda/sampler/sampler.cu" "$tree"/csrc/cuda/sampler/*.cpp -o "$work/libstage_times.so"
+}
+
 environment() {
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,memory.total,mig.mode.current --format=csv
   python -m torch.utils.collect_env
 }
-export -f memcheck portable_cuda kernels trace environment
+export -f memcheck portable_cuda kernels trace stage_times_library environment
 
-# The cost model's figures, which need no GPU; a card that it does not know is compared with an H100.
+# The cost model's figures, which need no GPU.
 expected() {
-  local card=h100
-  case $(cat "$results/driver.log") in *A100*) card=a100 ;; *B200*) card=b200 ;; esac
   part expected 60 python "$scripts/gpu_sampler.py" --plan $card --batches 1 64 --json "$results/expected.json"
 }
 
-if ! part driver 60 python "$scripts/gpu_machine.py" driver; then
+card=h100  # of the cost model, which a card that it does not know is compared with
+machine_works=1
+part driver 60 python "$scripts/gpu_machine.py" driver || machine_works=''
+case $(cat "$results/driver.log") in *A100*) card=a100 ;; *B200*) card=b200 ;; esac
+if [ -z "$machine_works" ]; then
   expected
   finish
 fi
@@ -216,6 +229,14 @@ part sampler 90 python "$scripts/gpu_sampler.py" --save --json "$results/sampler
 part operators 150 python "$scripts/gpu.py" --save --json "$results/operators.json"
 function_part kernels 30 kernels
 function_part trace 40 trace
+function_part stage-times-library 120 stage_times_library
+if [ -e "$work/libstage_times.so" ]; then
+  part stage-times 60 python "$scripts/gpu_sampler.py" --stage-times "$work/libstage_times.so" \
+    --card $card --batches 1 8 64 --rounds 2 --out "$results/stage_times.json"
+fi
+if [ -e "$results/stage_times.json" ]; then
+  part sampler-model 20 python "$scripts/fit_sampler_model.py" "$results/stage_times.json"
+fi
 
 cd "$tree" || finish
 if [ -d tests ] && [ -d csrc ]; then

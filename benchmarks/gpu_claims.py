@@ -5,7 +5,7 @@
 Reads the JSON files of the folder RESULTS, writes RESULTS/summary.md and prints it. What is missing
 is "not measured", so the page can be written however far the measurement came. Expected figures
 are those of the sampler's cost model (`gpu_sampler.py --plan CARD --json`), and of the table for an
-H100 in the README of `vector_quantize`.
+H100 in the README of `vector_quantize`. At the end are the constants that `fit_sampler_model.py` fitted.
 """
 
 from __future__ import annotations
@@ -158,6 +158,21 @@ def part_rows(folder: Path) -> list[str]:
         return [f"| {' | '.join(part)} |" for part in csv.reader(file, delimiter="\t")]
 
 
+def model_lines(folder: Path) -> list[str]:
+    """The constants of the sampler's model that were fitted to this card, if they were."""
+    if not any(row.startswith("| sampler-model | passed") for row in part_rows(folder)):
+        return []
+    return [
+        "",
+        "Constants of the sampler's model (`csrc/cuda/sampler/cards.h`), fitted to times of the "
+        "stages on this card:",
+        "",
+        "```",
+        text_of(folder, "sampler-model.log"),
+        "```",
+    ]
+
+
 def page(folder: Path) -> str:
     """The first page, in Markdown."""
     lines = [
@@ -179,6 +194,7 @@ def page(folder: Path) -> str:
         "| part | result | s |",
         "|---|---|---|",
         *part_rows(folder),
+        *model_lines(folder),
     ]
     return "\n".join(lines) + "\n"
 

@@ -38,18 +38,42 @@ OPERATORS = [
         "copy_gb_per_s": 2000.0,
     }
 ]
+CONSTANTS = {
+    "clock": 1.7e9,
+    "kTelling": 4e-7,
+    "kL2Trip": 6e-7,
+    "kSumLatency": 4e-7,
+    "kDrawing": 1.2e-6,
+    "kSharedBytesPerCycle": 128.0,
+    "kL2BytesPerCycle": 64.0,
+    "kFmaPerCycle": 128.0,
+    "l2_bandwidth": 5.5e12,
+    "memory_bandwidth": 3.35e12,
+}
+TERMS = ("polls", "trips", "sums", "draws", "staged", "more_stagings", "seconds")
+OVERLAPS = ("shared", "streamed", "from_l2", "from_memory", "products")
+# Telling took 0.5 us, not the 0.4 us of today.
+STAGE = {**dict.fromkeys((*TERMS, *OVERLAPS), 0.0), "name": "head", "telling": 5e-7}
+STAGE_TIMES = {
+    "device": "NVIDIA H100 80GB HBM3",
+    "card": "h100",
+    "constants": CONSTANTS,
+    "cases": [{"name": "top, cuda, batch 1", "stages": [STAGE]}],
+}
 # Arguments are those of a real call; a plan is a file named after the script, with an action.
 PYTHON = """#!/usr/bin/env bash
 fakes={fakes}
 case "$*" in
   *gpu_machine.py\\ driver | *gpu_claims.py*)
     PYTHONPATH=$fakes/modules exec {python} "$@" ;;
+  *fit_sampler_model.py*) exec {python} "$@" ;;
   *gpu_machine.py\\ package) echo "vqvae2_fast 1.2.3 in /site." && exit 0 ;;
   *--plan*) name=expected ;;
   *--json*claims-*) name=$(basename "${{*#*--json }}") && name=${{name%%.json*}} ;;
+  *--stage-times*) name=stage_times && echo "$*" ;;
   *) exit 0 ;;
 esac
-while [ "$1" != --json ]; do shift; done
+while [ "$1" != --json ] && [ "$1" != --out ]; do shift; done
 [ ! -e "$fakes/$name.json" ] || cp "$fakes/$name.json" "$2"
 [ ! -e "$fakes/$name.fails" ] || {{ echo "$name broke"; exit 7; }}
 [ ! -e "$fakes/$name.hangs" ] || {{ echo "$name hangs"; sleep 300; }}
@@ -62,7 +86,8 @@ esac
 """
 NVCC = """#!/bin/bash
 echo 'Cuda compilation tools, release 13.0, V13.0.88'
-[ "$1" = --version ] || install -m 755 /dev/null "${@: -1}"
+case "$*" in *VQ_STAGE_TIMES*) [ ! -e {fakes}/library.fails ] || exit 2 ;; esac
+[ "$1" = --version ] || install -m 755 /dev/null "${{@: -1}}"
 """
 
 
@@ -82,7 +107,7 @@ class Machine:
         tools = {
             "python": python,
             "nvidia-smi": SMI.format(driver=driver, cuda=cuda),
-            "nvcc": NVCC,
+            "nvcc": NVCC.format(fakes=self.fakes),
             "c++filt": "#!/bin/sh\n",
             "nsys": "#!/bin/sh\n",
             "cuobjdump": "#!/bin/sh\n",
@@ -95,6 +120,7 @@ class Machine:
         self.plan("expected.json", EXPECTED)
         self.plan("claims-sampler.json", SAMPLER)
         self.plan("claims-operators.json", OPERATORS)
+        self.plan("stage_times.json", STAGE_TIMES)
 
     def plan(self, name: str, value: object = None) -> None:
         (self.fakes / name).write_text(json.dumps(value))
@@ -185,6 +211,47 @@ def test_what_has_no_figure_is_not_measured(undisturbed):
 def test_figures_come_before_tests(undisturbed):
     parts = [line.split("\t")[0] for line in undisturbed[2]["parts.tsv"].splitlines()]
     assert parts.index("operators") < parts.index("tests") < parts.index("memcheck")
+
+
+def test_the_models_constants_are_fitted_to_this_card(undisturbed):
+    page = undisturbed[2]["summary.md"]
+    assert "NVIDIA H100 80GB HBM3, as h100: 1 stages" in page
+    (telling,) = [line.split() for line in page.splitlines() if line.startswith("kTelling")]
+    assert telling[1:] == ["4e-07", "5e-07"]
+
+
+def test_stage_times_are_in_the_archive(undisturbed):
+    assert json.loads(undisturbed[2]["stage_times.json"]) == STAGE_TIMES
+
+
+def test_stage_times_come_after_the_tables(undisturbed):
+    parts = [line.split("\t")[0] for line in undisturbed[2]["parts.tsv"].splitlines()]
+    assert parts.index("operators") < parts.index("stage-times") < parts.index("tests")
+
+
+def test_stage_times_are_those_of_the_library_that_was_built(undisturbed):
+    call = undisturbed[2]["stage-times.log"]
+    assert "libstage_times.so --card h100 --batches 1 8 64" in call
+
+
+def test_without_a_library_no_stage_times_are_taken(machine):
+    machine.plan("library.fails")
+    code, output = machine.run("--seconds", "60")
+    page = machine.archive()["summary.md"]
+    assert code == 1
+    assert output.splitlines()[-1] == "failed: stage-times-library"
+    assert "stage-times |" not in page
+    assert result_of(page, "windows") == "passed"
+
+
+def test_stage_times_that_fail_leave_the_page(machine):
+    machine.plan("stage_times.fails")
+    (machine.fakes / "stage_times.json").unlink()
+    machine.run("--seconds", "60")
+    page = machine.archive()["summary.md"]
+    assert result_of(page, "stage-times") == "failed, exit code 7"
+    assert "Constants of the sampler's model" not in page
+    assert result_of(page, "windows") == "passed"
 
 
 def test_the_installed_package_is_used_and_named(undisturbed):

@@ -5,7 +5,8 @@
 Reads the JSON files of the folder RESULTS, writes RESULTS/summary.md and prints it. What is missing
 is "not measured", so the page can be written however far the measurement came. Expected figures
 are those of the sampler's cost model (`gpu_sampler.py --plan CARD --json`), and of the table for an
-H100 in the README of `vector_quantize`. At the end are the constants that `fit_sampler_model.py` fitted.
+H100 in the README of `vector_quantize`. At the end are the constants that `fit_sampler_model.py`
+fitted.
 """
 
 from __future__ import annotations

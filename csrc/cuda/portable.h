@@ -11,22 +11,19 @@
 //                             __popc
 //   VQ_SHARED(float, tile, [32][33])    a shared array; `__shared__` itself does not compile there
 //   VQ_DYNAMIC_SHARED(float, memory)    the launch's dynamic shared memory, aligned to 128 bytes
-//   load_acquire, load_relaxed, store_release, store_relaxed    4 or 8 bytes of global memory,
-//                                       visible to all blocks
-//   add_release(p, v), fetch_add_acq_rel(p, v)    a counter that several blocks raise
+//   load_acquire, load_relaxed, store_release    a uint32_t of global memory, visible to all blocks
 //   wait_at_least(flag, value)          until *flag, a uint32_t that only grows, is there
 //   (acquire);
-//                                       wait_at_least<polls> gives up after as many and is false
-//   spin_pause()                        inside any other loop that polls memory: without it no
-//                                       other block runs on the CPU
+//                                       wait_at_least<polls> gives up after as many and is false.
+//                                       The only loop that may poll memory: in any other no other
+//                                       block runs on the CPU
 //   nanoseconds()                       a clock that all blocks share
-//   grid_sync(counter)                  barrier over all blocks of a cooperative launch
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
 //   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row), ..._transposed
 //   pack_bf16x2, to_tf32
 //
 // Blocks hand data to each other as follows: the producer's threads write with plain stores, meet
-// at __syncthreads, and one of them calls store_release or add_release on a flag; at the consumer
+// at __syncthreads, and one of them calls store_release on a flag; at the consumer
 // one thread waits (wait_at_least), the block meets at __syncthreads, and all read with plain loads
 // (not __ldg: its cache does not follow other blocks). Such kernels are launched cooperatively
 // (launch.h), so that all blocks are resident.
@@ -75,8 +72,6 @@
 
 namespace vqvae2_fast::cuda {
 
-// ---- Words shared by blocks, in global memory; T has 4 or 8 bytes.
-
 template <class To, class From>
 __device__ __forceinline__ To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -85,94 +80,34 @@ __device__ __forceinline__ To bit_cast(From from) {
   return to;
 }
 
-template <class T>
-__device__ __forceinline__ T load_acquire(const T* p) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+// ---- Words shared by blocks, in global memory.
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* p) {
 #if defined(CUDA_ON_CPU)
   return cuda_on_cpu::load(p, true);
 #else
-  if constexpr (sizeof(T) == 4) {
-    uint32_t bits;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(p) : "memory");
-    return bit_cast<T>(bits);
-  } else {
-    uint64_t bits;
-    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(p) : "memory");
-    return bit_cast<T>(bits);
-  }
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
 #endif
 }
 
-// These order nothing else. They are for a word that is its own message, such as a value and its
-// step in 8 bytes.
-template <class T>
-__device__ __forceinline__ T load_relaxed(const T* p) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+// This orders nothing else. It is for a report of what a word holds.
+__device__ __forceinline__ uint32_t load_relaxed(const uint32_t* p) {
 #if defined(CUDA_ON_CPU)
   return cuda_on_cpu::load(p, false);
 #else
-  if constexpr (sizeof(T) == 4) {
-    uint32_t bits;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(bits) : "l"(p) : "memory");
-    return bit_cast<T>(bits);
-  } else {
-    uint64_t bits;
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(bits) : "l"(p) : "memory");
-    return bit_cast<T>(bits);
-  }
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
 #endif
 }
 
-template <class T>
-__device__ __forceinline__ void store_release(T* p, T value) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+__device__ __forceinline__ void store_release(uint32_t* p, uint32_t value) {
 #if defined(CUDA_ON_CPU)
-  cuda_on_cpu::store(p, value, true);
+  cuda_on_cpu::store_release(p, value);
 #else
-  if constexpr (sizeof(T) == 4) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(bit_cast<uint32_t>(value))
-                 : "memory");
-  } else {
-    asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(bit_cast<uint64_t>(value))
-                 : "memory");
-  }
-#endif
-}
-
-template <class T>
-__device__ __forceinline__ void store_relaxed(T* p, T value) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::store(p, value, false);
-#else
-  if constexpr (sizeof(T) == 4) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(bit_cast<uint32_t>(value))
-                 : "memory");
-  } else {
-    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(p), "l"(bit_cast<uint64_t>(value))
-                 : "memory");
-  }
-#endif
-}
-
-__device__ __forceinline__ void add_release(uint32_t* p, uint32_t value) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::fetch_add(p, value, false);
-#else
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
-#endif
-}
-
-__device__ __forceinline__ uint32_t fetch_add_acq_rel(uint32_t* p, uint32_t value) {
-#if defined(CUDA_ON_CPU)
-  return cuda_on_cpu::fetch_add(p, value, true);
-#else
-  uint32_t old;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
-               : "=r"(old)
-               : "l"(p), "r"(value)
-               : "memory");
-  return old;
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 #endif
 }
 
@@ -189,12 +124,6 @@ __device__ __forceinline__ uint64_t nanoseconds() {
 
 // ---- Waiting for other blocks of a cooperative launch.
 
-__device__ __forceinline__ void spin_pause(VQ_WHERE_ONLY) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::spin("spin_pause", nullptr, 0, 0, where);
-#endif
-}
-
 // Returns true when *flag - value, as a signed difference, is not negative; false if it still is
 // after kMostPolls > 0 looks at it.
 template <uint32_t kMostPolls = 0>
@@ -207,20 +136,6 @@ __device__ __forceinline__ bool wait_at_least(const uint32_t* flag, uint32_t val
     cuda_on_cpu::spin("wait_at_least", flag, value, seen, where);
 #endif
   }
-}
-
-// A barrier for all threads of all blocks of a cooperative launch. `counter` is one word of global
-// memory that nothing else uses and that is zero before the first launch that uses it. It ends as
-// blocks * barriers, which must stay below 2^32.
-__device__ __forceinline__ void grid_sync(uint32_t* counter VQ_WHERE) {
-  __syncthreads(VQ_PASS_WHERE_ONLY);
-  if ((threadIdx.x | threadIdx.y | threadIdx.z) == 0) {
-    const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
-    const uint32_t arrived = fetch_add_acq_rel(counter, 1);
-    const uint32_t phase_end = arrived - arrived % blocks + blocks;
-    wait_at_least(counter, phase_end VQ_PASS_WHERE);
-  }
-  __syncthreads(VQ_PASS_WHERE_ONLY);
 }
 
 }  // namespace vqvae2_fast::cuda

@@ -102,35 +102,17 @@ void __stcs(T* address, T value) {
 
 namespace cuda_on_cpu {
 
-// The primitives of csrc/cuda/portable.h, for types of 4 or 8 bytes.
-template <class T>
-T load(const T* address, bool acquires) {
-  T value;
-  if (acquires) {
-    __atomic_load(address, &value, __ATOMIC_ACQUIRE);
-  } else {
-    __atomic_load(address, &value, __ATOMIC_RELAXED);
-    after_relaxed_load(address);
-  }
+// The primitives of csrc/cuda/portable.h.
+inline uint32_t load(const uint32_t* address, bool acquires) {
+  if (acquires) return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+  const uint32_t value = __atomic_load_n(address, __ATOMIC_RELAXED);
+  after_relaxed_load(address);
   return value;
 }
 
-template <class T>
-void store(T* address, T value, bool releases) {
-  if (releases) {
-    __atomic_store(address, &value, __ATOMIC_RELEASE);
-  } else {
-    before_relaxed_store(address);
-    __atomic_store(address, &value, __ATOMIC_RELAXED);
-  }
+inline void store_release(uint32_t* address, uint32_t value) {
+  __atomic_store_n(address, value, __ATOMIC_RELEASE);
   note_progress();
-}
-
-inline uint32_t fetch_add(uint32_t* address, uint32_t value, bool acquires) {
-  const uint32_t old = acquires ? __atomic_fetch_add(address, value, __ATOMIC_ACQ_REL)
-                                : __atomic_fetch_add(address, value, __ATOMIC_RELEASE);
-  note_progress();
-  return old;
 }
 
 inline uint64_t nanoseconds() {

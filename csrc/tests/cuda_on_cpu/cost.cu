@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <time.h>
 
+#include "../../cuda/sampler/flags.cuh"
 #include "device_array.h"
 
 namespace {
@@ -26,8 +27,11 @@ __global__ void products(int count, float* out) {
   out[threadIdx.x] = d[0];
 }
 
-__global__ void grid_barriers(int count, uint32_t* counter) {
-  for (int i = 0; i < count; ++i) grid_sync(counter);
+__global__ void flags_of_all_blocks(uint32_t count, uint32_t* flags) {
+  for (uint32_t i = 1; i <= count; ++i) {
+    sampler::tell_done(&flags[blockIdx.x], i);
+    sampler::wait_for_blocks(flags, 0, static_cast<int>(gridDim.x), i, 0);
+  }
 }
 
 template <class Run>
@@ -43,7 +47,7 @@ void report(const char* what, double count, Run run) {
 int main() {
   constexpr int kThreads = 256, kBlocks = 8, kMany = 10000, kSome = 500;
   auto out = zeros<float>(kThreads);
-  auto counter = zeros<uint32_t>(1);
+  auto flags = zeros<uint32_t>(kBlocks);
   LaunchShape block, grid;
   block.block = grid.block = dim3(kThreads);
   grid.grid = dim3(kBlocks);
@@ -54,8 +58,9 @@ int main() {
          [&] { return launch("shuffles", shuffles, block, kMany, out.data()); });
   report("mma_bf16, a warp", kSome * kThreads / 32,
          [&] { return launch("products", products, block, kSome, out.data()); });
-  report("grid_sync of 8 blocks, a thread", kSome * kThreads * kBlocks,
-         [&] { return launch("grid_barriers", grid_barriers, grid, kSome, counter.data()); });
+  report("flags of 8 blocks, a thread", kSome * kThreads * kBlocks, [&] {
+    return launch("flags_of_all_blocks", flags_of_all_blocks, grid, kSome, flags.data());
+  });
   report("a launch, a thread", 20 * kThreads * kBlocks, [&] {
     const char* error = nullptr;
     for (int i = 0; i < 20 && error == nullptr; ++i) error = launch("barriers", barriers, grid, 0);

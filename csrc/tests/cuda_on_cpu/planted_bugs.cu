@@ -123,14 +123,14 @@ int run_grid_kernel(Bug bug) {
   auto values = zeros<float>(2 * size), totals = zeros<float>(size), out = zeros<float>(size);
   auto full = zeros<uint32_t>(blocks), read = zeros<uint32_t>(blocks);
   auto sum = zeros<float>(1);
-  auto counters = zeros<uint32_t>(2);
+  auto counter = zeros<uint32_t>(1);
   const Mailboxes mail = {values.data(), full.data(), read.data()};
   LaunchShape shape;
   shape.grid = dim3(blocks);
   shape.block = dim3(kThreads);
   shape.cooperative = bug != Bug::kOrdinaryLaunch;
   const char* error = launch("grid_kernel", grid_kernel, shape, mail, totals.data(), out.data(),
-                             sum.data(), counters.data(), bug);
+                             sum.data(), counter.data(), bug);
   if (error != nullptr) return finish(error, false);
 
   std::vector<float> value(size), next(size), expected(size);

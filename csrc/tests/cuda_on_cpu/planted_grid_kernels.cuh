@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../cuda/portable.h"
+#include "../../cuda/sampler/flags.cuh"
 #include "planted_block_kernels.cuh"
 
 namespace planted {
@@ -14,6 +15,15 @@ struct Mailboxes {
   uint32_t* full;  // [blocks] rows written
   uint32_t* read;  // [blocks] rows read by the successor
 };
+
+// The mistake of a wait without acquire, which portable.h does not offer.
+__device__ inline void wait_relaxed(const uint32_t* flag, uint32_t value) {
+  while (load_relaxed(flag) < value) {
+#if defined(CUDA_ON_CPU)
+    cuda_on_cpu::spin("wait_relaxed", flag, value, 0, cuda_on_cpu::Where::here());
+#endif
+  }
+}
 
 // In a step every block publishes a row and reads its predecessor's, rotated. Each block alternates
 // between two rows, so a row is written again only after its reader has said that it is done.
@@ -30,7 +40,7 @@ __device__ inline void hand_round(const Mailboxes& mail, float& value, int step,
   if (t == 0) {
     const uint32_t rows = static_cast<uint32_t>(step + 1);
     if (bug == Bug::kRelaxedFlag) {
-      store_relaxed(&mail.full[block], rows);
+      atomicExch(&mail.full[block], rows);  // which releases nothing
     } else {
       store_release(&mail.full[block], rows);
     }
@@ -38,7 +48,7 @@ __device__ inline void hand_round(const Mailboxes& mail, float& value, int step,
   if (t == 0 || bug == Bug::kNoBarrierAfterWait) {
     const uint32_t wanted = static_cast<uint32_t>(step + (bug == Bug::kFlagNeverReached ? 2 : 1));
     if (bug == Bug::kRelaxedWait) {
-      while (load_relaxed(&mail.full[previous]) < wanted) spin_pause();
+      wait_relaxed(&mail.full[previous], wanted);
     } else if (t == 0) {
       wait_at_least(&mail.full[previous], wanted);
     }
@@ -50,10 +60,10 @@ __device__ inline void hand_round(const Mailboxes& mail, float& value, int step,
   if (t == 0) store_release(&mail.read[previous], static_cast<uint32_t>(step + 1));
 }
 
-// out [blocks, threads]; totals [blocks, threads] are exchanged by a grid barrier; *sum by the last
-// block to arrive.
+// out [blocks, threads]; totals [blocks, threads] are exchanged when all blocks have told
+// theirs; *sum by the last block to arrive.
 __global__ void grid_kernel(Mailboxes mail, float* totals, float* out, float* sum,
-                            uint32_t* counters, Bug bug) {
+                            uint32_t* counter, Bug bug) {
   VQ_SHARED(bool, is_last, [1]);
   const unsigned block = blockIdx.x, t = threadIdx.x, blocks = gridDim.x;
   float value = static_cast<float>(block * kThreads + t);
@@ -63,7 +73,9 @@ __global__ void grid_kernel(Mailboxes mail, float* totals, float* out, float* su
   if (bug == Bug::kMissingGridBarrier) {
     __syncthreads();
   } else {
-    grid_sync(&counters[0]);
+    vqvae2_fast::cuda::sampler::tell_done(&mail.full[block], kSteps + 1);
+    vqvae2_fast::cuda::sampler::wait_for_blocks(mail.full, 0, static_cast<int>(blocks), kSteps + 1,
+                                                kSteps);
   }
   float all = 0;
   for (unsigned other = 0; other < blocks; ++other) all += totals[other * kThreads + t];
@@ -73,7 +85,7 @@ __global__ void grid_kernel(Mailboxes mail, float* totals, float* out, float* su
 
   if (t == 0) {
     if (bug != Bug::kMissingFence && bug != Bug::kFenceTooEarly) __threadfence();
-    is_last[0] = atomicAdd(&counters[1], 1u) == blocks - 1;
+    is_last[0] = atomicAdd(counter, 1u) == blocks - 1;
   }
   __syncthreads();
   if (is_last[0] && t == 0) {

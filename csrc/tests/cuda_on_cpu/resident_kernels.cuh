@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../../cuda/portable.h"
+#include "../../cuda/sampler/flags.cuh"
 
 namespace cuda_test {
 
@@ -13,13 +14,15 @@ __host__ __device__ inline uint32_t mixed(uint32_t own, uint32_t other) {
 }
 
 // values [2, blocks * threads]: each step reads one half, own and another block's, writes the
-// other.
-__global__ void mixing_kernel(uint32_t* values, uint32_t* counter, unsigned steps) {
+// other. Between steps all blocks wait for each other, by the flags of the sampler.
+__global__ void mixing_kernel(uint32_t* values, uint32_t* flags, unsigned steps) {
   const unsigned size = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
   for (unsigned step = 0; step < steps; ++step) {
     const uint32_t* now = values + step % 2 * size;
     values[(step + 1) % 2 * size + i] = mixed(now[i], now[(i * 7 + 13) % size]);
-    grid_sync(counter);
+    sampler::tell_done(&flags[blockIdx.x], step + 1);
+    sampler::wait_for_blocks(flags, 0, static_cast<int>(gridDim.x), step + 1,
+                             static_cast<int>(step));
   }
 }
 
@@ -38,7 +41,7 @@ __global__ void ring_kernel(float* values, uint32_t* flags, unsigned rounds) {
     __syncthreads();
     values[block * blockDim.x + turned] = value + 1.0f;
     __syncthreads();
-    if (threadIdx.x == 0) add_release(&flags[block], 1);
+    if (threadIdx.x == 0) store_release(&flags[block], round + 1);
   }
 }
 
@@ -46,28 +49,7 @@ __global__ void ring_kernel(float* values, uint32_t* flags, unsigned rounds) {
 __global__ void clock_kernel(uint32_t* flag, uint64_t* times) {
   if (blockIdx.x == 1) wait_at_least(flag, 1);
   times[blockIdx.x] = nanoseconds();
-  if (blockIdx.x == 0) store_release(flag, 1u);
-}
-
-// Block 0 sends one value per thread, with its step in the upper half; all blocks wait for all of
-// them.
-__global__ void message_kernel(uint64_t* messages, float* sums) {
-  VQ_SHARED(float, values, [64]);
-  constexpr uint64_t kStep = 3;
-  const unsigned i = threadIdx.x;
-  if (blockIdx.x == 0) store_relaxed<uint64_t>(&messages[i], kStep << 32 | (i + 1));
-  uint64_t message = load_relaxed(&messages[i]);
-  while (message >> 32 != kStep) {
-    spin_pause();
-    message = load_relaxed(&messages[i]);
-  }
-  values[i] = static_cast<float>(message & 0xFFFFFFFFu);
-  __syncthreads();
-  if (i == 0) {
-    float sum = 0;
-    for (unsigned j = 0; j < blockDim.x; ++j) sum += values[j];
-    sums[blockIdx.x] = sum;
-  }
+  if (blockIdx.x == 0) store_release(flag, 1);
 }
 
 __global__ void last_block_kernel(float* partial, uint32_t* done, float* total) {

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
 # These change what is computed rather than how fast, so they stay as they are.
 FIXED = ("SEGMENT", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS", "SAMPLE")
+FIXED += ("WIDE_BLOCK_N", "WIDE_BLOCK_K", "WIDE_num_warps")
 
 
 def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:
@@ -59,6 +60,7 @@ def calls() -> dict[str, Callable[[], object]]:
     found = {
         "nearest_code_centre": partial(ops.nearest_code, z[:64], codebook),
         "nearest_code_screen": partial(ops.nearest_code, z, codebook),
+        "nearest_code_open": partial(ops.nearest_code, z, codebook),
         "code_segments": partial(ops.code_statistics, z, indices, 512),
         "gated_residual": partial(ops.gated_residual, h, x),
         "dropout_mask": partial(ops.dropout_mask, seed, 64, 1024, 1024, 0.1),

@@ -185,8 +185,8 @@ def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
 
     centre = kernels.centre_codebook
 
-    def coarse(codebook):
-        halves, half_norms, mean, facts = centre(codebook)
+    def coarse(*args):
+        halves, half_norms, mean, facts = centre(*args)
         rounded = (halves * 4).round() / 4
         if counted:
             facts[2:3].view(torch.float32).add_((halves - rounded).float().norm(dim=1).max())

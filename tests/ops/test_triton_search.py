@@ -41,7 +41,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_search_fills_once_and_launches_three_kernels():
+def test_search_fills_once_and_launches_four_kernels():
     z, codebook = torch.ones(64, 64), torch.ones(512, 64)
     with _triton.recording("sm_90"):
         nearest_code_triton(z, codebook)
@@ -51,6 +51,7 @@ def test_search_fills_once_and_launches_three_kernels():
     assert [launch.kernel.__name__ for launch in launches] == [
         "_nearest_code_centre_kernel",
         "_nearest_code_screen_kernel",
+        "_nearest_code_open_kernel",
         "_nearest_code_hard_kernel",
     ]
 
@@ -70,7 +71,10 @@ def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes
     """The bounds hold, and are within a hundredth of what they bound."""
     codebook = randn(2, num_codes, 20) + 3
     codebook[1::3] *= 1e9
-    halves, half_norms, mean, facts = centre_codebook(codebook)
+    halves, half_norms, mean, facts = centre_codebook(codebook, 16, 32)
+    assert not halves[num_codes:].any() and not halves[:, 20:].any()
+    assert (half_norms[num_codes:] == UNSCREENED.value).all()
+    halves, half_norms = halves[:num_codes, :20], half_norms[:num_codes]
     inverse, largest, error = facts[:3].view(torch.float32).double()
     least = (0x7F800000 - facts[3:4]).view(torch.float32).double().item()
     exact = (codebook.double() - mean.double()) * inverse  # [K, D]
@@ -90,7 +94,7 @@ def test_mean_and_spread_leave_out_codes_far_out():
     """Nine tenths of the codes, as unused ones of the widely used port grow."""
     codebook = randn(3, 640, 8) * 0.01 + 3
     codebook[torch.arange(640) % 10 > 0] *= 1e5
-    _, _, mean, facts = centre_codebook(codebook)
+    _, _, mean, facts = centre_codebook(codebook, 16, 16)
     torch.testing.assert_close(mean, torch.full((8,), 3.0), atol=0.01, rtol=0)
     assert facts[:1].view(torch.float32).item() == 128.0
 
@@ -124,15 +128,46 @@ def test_distance_is_the_sum_in_order_where_another_order_rounds_to_another_floa
     assert sqdist.tolist() == [1.0] * 3
 
 
-@interpreted
-def test_few_rows_are_left_to_the_second_kernel(monkeypatch):
-    hard = []
+@pytest.fixture
+def counts(monkeypatch):
+    """The numbers of open and of hard rows of each search."""
+    counts = []
     settle = search.settle_hard_rows
 
     def counted(*args):
-        hard.append(args[-1][-1].item())
+        counts.append(args[-1][-2:].tolist())
         settle(*args)
 
     monkeypatch.setattr(search, "settle_hard_rows", counted)
+    return counts
+
+
+@interpreted
+def test_few_rows_are_left_to_the_third_kernel(counts):
     nearest_code_triton(randn(6, 512, 16), randn(7, 64, 16))
-    assert hard[0] <= 5
+    assert counts[0][1] <= 5
+
+
+@interpreted
+def test_rows_between_two_codes_are_settled_by_the_second_kernel(counts):
+    """Close to the midpoint of codes of two groups: float16 cannot tell them apart, float64 can."""
+    codebook = randn(8, 8, 16)
+    assert_exact((codebook[0] * 0.50001 + codebook[5] * 0.49999).repeat(40, 1), codebook)
+    assert counts == [[40, 0]]
+
+
+@interpreted
+@pytest.mark.parametrize("num_codes", [1, 3, 5])
+def test_the_last_group_may_lack_codes(counts, num_codes):
+    """Those that do not exist are read as others, and must not tie with them."""
+    codebook = randn(9, num_codes, 16) + 7
+    assert_exact(codebook[-1:] + 0.01 * randn(11, 3, 16), codebook)
+    assert counts == [[0, 0]]
+
+
+@interpreted
+def test_a_code_of_nan_in_the_nearest_group_does_not_count(counts):
+    codebook = randn(10, 8, 16)
+    codebook[0] = float("nan")
+    assert_exact(codebook[[1, 2, 3]] + 0.01, codebook)
+    assert counts == [[0, 0]]

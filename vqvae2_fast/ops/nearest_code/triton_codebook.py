@@ -18,7 +18,14 @@ from vqvae2_fast.ops._triton import configuration, launch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["HARD_COUNT", "LARGEST_NORM", "UNSCREENED", "centre_codebook", "halves_of", "known"]
+__all__ = [
+    "HARD_COUNT",
+    "LARGEST_NORM",
+    "OPEN_COUNT",
+    "UNSCREENED",
+    "centre_codebook",
+    "known",
+]
 
 # The score of codes that do not exist or are not screened.
 UNSCREENED = tl.constexpr(1e30)
@@ -27,12 +34,13 @@ LARGEST_NORM = tl.constexpr(30000.0)
 # Beyond this many dimensions the band's first-order terms do not bound the others.
 LARGEST_DIMENSION = tl.constexpr(65536)
 SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
-# Where the facts hold the number of hard rows.
-HARD_COUNT = tl.constexpr(4)
+# Where the facts hold the numbers of open and of hard rows.
+OPEN_COUNT = tl.constexpr(4)
+HARD_COUNT = tl.constexpr(5)
 
 
 @triton.jit
-def halves_of(z):
+def _halves_of(z):
     """float16 without denormals, so that hardware that drops them adds no unmeasured error."""
     return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
 
@@ -77,6 +85,8 @@ def _nearest_code_centre_kernel(
     K,
     D,
     code_strides,
+    rows,
+    halves_stride,
     SAMPLE: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -120,24 +130,25 @@ def _nearest_code_centre_kernel(
     k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     square = tl.zeros((BLOCK_K,), tl.float64)
     lost = tl.zeros((BLOCK_K,), tl.float64)
-    for first in range(0, D, BLOCK_D):
+    for first in range(0, halves_stride, BLOCK_D):
         e = _codes(codebook_ptr, sample, first + d, K, D, code_strides)
         mean = _mean(e, near, number)
         centred = (_codes(codebook_ptr, k, first + d, K, D, code_strides) - mean[None, :]) * inverse
         # What is too large or NaN belongs to a code that is not screened.
-        half = halves_of(tl.where(tl.abs(centred) < LARGEST_NORM, centred, 0.0))
+        centred = tl.where((k < K)[:, None], centred, 0.0)
+        half = _halves_of(tl.where(tl.abs(centred) < LARGEST_NORM, centred, 0.0))
         wide = centred.to(tl.float64)
         square += tl.sum(wide * wide, axis=1)
         difference = wide - half.to(tl.float64)
         lost += tl.sum(difference * difference, axis=1)
-        inside = (k < K)[:, None] & (first + d < D)[None, :]
-        tl.store(halves_ptr + k[:, None] * D + (first + d)[None, :], half, mask=inside)
+        at = halves_ptr + k[:, None] * halves_stride + (first + d)[None, :]
+        tl.store(at, half, mask=(k < rows)[:, None] & (first + d < halves_stride)[None, :])
         if tl.program_id(0) == 0:
             tl.store(mean_ptr + first + d, mean, mask=first + d < D)
     norm = tl.sqrt(square)
     screened = (k < K) & (norm < LARGEST_NORM)  # False for NaN
     half_norm = tl.where(screened, 0.5 * square, UNSCREENED).to(tl.float32)
-    tl.store(half_norms_ptr + k, half_norm, mask=k < K)
+    tl.store(half_norms_ptr + k, half_norm, mask=k < rows)
 
     # Centring and scaling round once each, which is two units of 2⁻²⁴.
     error = tl.sqrt(lost) + 1.1920928955078125e-07 * norm
@@ -156,28 +167,36 @@ def _nearest_code_centre_kernel(
         tl.store(facts_ptr, inverse.to(tl.int32, bitcast=True))
 
 
-def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def centre_codebook(
+    codebook: Tensor, code_multiple: int, dimension_multiple: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The form of the codebook that the screen reads: zeros and one kernel, no synchronisation.
 
+    Args:
+        code_multiple: K is padded to a multiple of this, K'.
+        dimension_multiple: D is padded to a multiple of this, D'.
+
     Returns:
-        halves: (e − m) / spread, float16 `[K, D]`.
-        half_norms: ‖halves before rounding‖² / 2, float32 `[K]`, `UNSCREENED` for codes that are
-            not screened.
+        halves: (e − m) / spread, float16 `[K', D']`, 0 in the padding.
+        half_norms: ‖halves before rounding‖² / 2, float32 `[K']`, `UNSCREENED` for codes that are
+            not screened and in the padding.
         mean: m, float32 `[D]`, the mean of codes that are not far out.
-        facts: int32 `[5]`: the bits of 1 / spread (a power of two), of the largest norm of a
+        facts: int32 `[6]`: the bits of 1 / spread (a power of two), of the largest norm of a
             screened code, of the largest norm of the difference that rounding to float16 made to
             one; the bits of infinity less those of the smallest norm of a code that is not
-            screened; and 0, for the number of hard rows.
+            screened; and two zeros, for the numbers of open and of hard rows.
     """
     num_codes, dimension = codebook.shape
-    halves = codebook.new_empty((num_codes, dimension), dtype=torch.float16)
-    half_norms = codebook.new_empty(num_codes, dtype=torch.float32)
+    rows = triton.cdiv(num_codes, code_multiple) * code_multiple
+    width = triton.cdiv(dimension, dimension_multiple) * dimension_multiple
+    halves = codebook.new_empty((rows, width), dtype=torch.float16)
+    half_norms = codebook.new_empty(rows, dtype=torch.float32)
     mean = codebook.new_empty(dimension, dtype=torch.float32)
-    facts = codebook.new_zeros(5, dtype=torch.int32)
+    facts = codebook.new_zeros(6, dtype=torch.int32)
     config = configuration("nearest_code_centre", codebook.device)
     launch(
         _nearest_code_centre_kernel,
-        (triton.cdiv(num_codes, config["BLOCK_K"]),),
+        (triton.cdiv(rows, config["BLOCK_K"]),),
         codebook,
         halves,
         half_norms,
@@ -186,6 +205,8 @@ def centre_codebook(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         num_codes,
         dimension,
         codebook.stride(),
+        rows,
+        width,
         enable_fp_fusion=False,
         **config,
     )

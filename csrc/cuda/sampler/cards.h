@@ -91,8 +91,6 @@ constexpr double kCooperativeLaunch = 5e-6;
 constexpr double kSharedBytesPerCycle = 128, kL2BytesPerCycle = 64;
 // Multiply-adds, or other instructions of a thread, of a multiprocessor in a cycle.
 constexpr double kFmaPerCycle = 128;
-// The share of the data sheet's rate that the row phase is assumed to reach.
-constexpr double kRowEfficiency32 = 0.4, kRowEfficiencyTensor = 0.25;
 // The share of the L2 cache that keeps what is read at every position.
 constexpr double kL2Share = 0.8;
 

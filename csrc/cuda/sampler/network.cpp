@@ -26,6 +26,11 @@ class Workspace {
 
 int32_t rounded_up(int32_t value, int32_t unit) { return (value + unit - 1) / unit * unit; }
 
+// Of the row phase; at least one, by which kernels divide.
+int32_t steps_of(int32_t inputs) {
+  return std::max(rounded_up(inputs, kStepInputs), kStepInputs) / kStepInputs;
+}
+
 }  // namespace
 
 Plan::Plan(const Values& values) {
@@ -153,12 +158,14 @@ Plan::Plan(const Values& values) {
     p.rows = net.rows * net.width;
     p.width = net.width;
     p.inputs = row_inputs * from.channels;
+    p.steps = steps_of(p.inputs);
     p.outputs = outputs;
     p.all_segments = rows_above;
     p.input = from.values;
     p.input_sample = static_cast<int64_t>(net.slots) * from.columns * from.channels;
     p.input_layer = p.input_sample * net.rows;
     p.input_column = from.channels;
+    p.by_four = from.channels % kGroup == 0;
     p.weights = values.pointer<const void>(std::string(name) + ".above");
     p.bias = values.pointer<const float>(std::string(name) + ".bias");
     p.batch = net.batch;
@@ -180,10 +187,13 @@ Plan::Plan(const Values& values) {
     p.rows = net.batch * width;
     p.width = width;
     p.inputs = condition_channels;
+    p.steps = steps_of(p.inputs);
     p.outputs = 2 * net.channels;
     p.all_segments = p.num_segments = 1;
     p.input = values.pointer<const float>("condition.features");
     p.input_column = condition_channels;
+    p.by_four = condition_channels % kGroup == 0 &&
+                reinterpret_cast<uintptr_t>(p.input) % (kGroup * sizeof(float)) == 0;
     row_phase.condition_row = width * condition_channels;
     p.input_sample = static_cast<int64_t>(height) * row_phase.condition_row;
     p.weights = values.pointer<const void>("condition.weight");
@@ -194,6 +204,8 @@ Plan::Plan(const Values& values) {
     conv2.condition_scale = net.width / width;
     row_phase.down = net.height / height;
   }
+  row_phase.tile = best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.blocks);
+  row_phase.condition_tile = best_row_tile({&row_phase.condition}, row_phase.mode, card.blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
   share_out();

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "program.h"
-#include "row_product.h"
+#include "row_tiles.h"
 #include "values.h"
 
 namespace vqvae2_fast::cuda::sampler {
@@ -22,9 +22,6 @@ struct Card {
   int32_t threads;       // of a block
   int32_t shared_bytes;  // that a block may have
 };
-
-// How the matrix products of the row phase are computed.
-enum class RowMode : int32_t { kFloat32, kTensorFloat32, kBFloat16 };
 
 // One product of a stage, before it is shared out.
 struct Product {
@@ -46,6 +43,7 @@ struct Stage {
 // The row phase: row products at row i are these, with segments set by `at_row`.
 struct RowPhase {
   RowMode mode;
+  RowTile tile, condition_tile;
   RowProduct conv1, conv2, condition;  // condition.layers = 0 without
   int32_t rows_above, first_column, down;
   int32_t condition_row;  // floats of a row of features

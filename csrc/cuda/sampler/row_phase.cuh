@@ -2,160 +2,174 @@
 // at once, as matrix products [N * W, taps * inputs] x [taps * inputs, outputs] that read the rings
 // in place.
 //
-// One block computes one tile of the result, and adds its inputs in ascending order, 128 at a time:
-// sums of 128 are added to the total in float32. So a sum does not depend on the batch, and its
-// error is not that of one long chain.
+// One block computes one tile of the result (row_tiles.h), and adds its inputs in ascending order,
+// 128 at a time: sums of 128 are added to the total in float32. So a sum depends neither on the
+// batch nor on the tile, and its error is not that of one long chain. Where a tile has fewer parts
+// than the block has warps, groups of warps compute different sums of 128, and these are added in
+// their order.
 #pragma once
 
 #include <type_traits>
 
-#include "memory.cuh"
-#include "product.cuh"
-#include "row_product.h"
+#include "row_staging.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
-constexpr int kTileRows = 64, kTileColumns = 64, kTileWords = 16;
-constexpr int kRowThreads = 128;
-// Words of a row of a tile in shared memory: no two of a warp's reads meet in one bank.
-constexpr int kRowStride = kTileWords + 4, kColumnStride = kTileColumns + 8;
-constexpr int kBlockInputs = 128;
-
-// What a 32-bit word of a tile holds, and the product of 16 x 8 words by 8 x 8 words.
+// Chunks of 16 bytes of a column's weights in a slot.
 struct Float32 {
-  static constexpr int kInputs = 1;
-  static __device__ __forceinline__ uint32_t word(float a, float) { return __float_as_uint(a); }
+  static constexpr int kWeightChunks = 4;
 };
-
 struct TensorFloat32 {
-  static constexpr int kInputs = 1;
-  static __device__ __forceinline__ uint32_t word(float a, float) { return to_tf32(a); }
+  static constexpr int kWeightChunks = 4;
 };
-
 struct BFloat16Pair {
-  static constexpr int kInputs = 2;
-  static __device__ __forceinline__ uint32_t word(float a, float b) { return pack_bf16x2(a, b); }
+  static constexpr int kWeightChunks = 2;
 };
 
-// Where a thread's words of the next tiles wait while the current ones are multiplied.
-struct NextTiles {
-  uint32_t rows[kTileRows * kTileWords / kRowThreads];
-  uint32_t columns[kTileWords * kTileColumns / kRowThreads];
-};
-
-// Loads the words of segment s from first_word on, for the kTileRows network rows and columns from
-// `row` on and for the weights' outputs from `column` on. They are zero outside.
 template <typename Mode>
-__device__ __forceinline__ void load_tiles(const RowProduct& p, int layer, int row, int column,
-                                           int segment, int first_word, NextTiles& next) {
-  const float* input = p.input + layer * p.input_layer + p.segments[segment];
-  const int words = (p.inputs + Mode::kInputs - 1) / Mode::kInputs;
-#pragma unroll
-  for (int t = 0; t < kTileRows * kTileWords / kRowThreads; ++t) {
-    const int item = t * kRowThreads + threadIdx.x;
-    const int word = first_word + item % kTileWords, m = row + item / kTileWords;
-    float value[2] = {0.0f, 0.0f};
-    if (m < p.rows) {
-      const float* at = input + m / p.width * p.input_sample + m % p.width * p.input_column;
-#pragma unroll
-      for (int k = 0; k < Mode::kInputs; ++k) {
-        if (word * Mode::kInputs + k < p.inputs) value[k] = at[word * Mode::kInputs + k];
-      }
-    }
-    next.rows[t] = Mode::word(value[0], value[1]);
-  }
-  const uint32_t* weights =
-      static_cast<const uint32_t*>(p.weights) +
-      (static_cast<int64_t>(layer) * p.all_segments + p.first_segment + segment) * words *
-          p.outputs;
-#pragma unroll
-  for (int t = 0; t < kTileWords * kTileColumns / kRowThreads; ++t) {
-    const int item = t * kRowThreads + threadIdx.x;
-    const int word = first_word + item / kTileColumns, o = column + item % kTileColumns;
-    uint32_t bits = 0;
-    if (word < words && o < p.outputs) bits = weights[static_cast<int64_t>(word) * p.outputs + o];
-    if constexpr (Mode::kInputs == 1) bits = Mode::word(__uint_as_float(bits), 0.0f);
-    next.columns[t] = bits;
-  }
+__device__ __forceinline__ RowLane row_lane(int lane) {
+  return std::is_same_v<Mode, Float32> ? float_lane(lane) : matrix_lane(lane);
 }
 
-__device__ __forceinline__ void store_tiles(const NextTiles& next, uint32_t* rows,
-                                            uint32_t* columns) {
-#pragma unroll
-  for (int t = 0; t < kTileRows * kTileWords / kRowThreads; ++t) {
-    const int item = t * kRowThreads + threadIdx.x;
-    rows[item / kTileWords * kRowStride + item % kTileWords] = next.rows[t];
-  }
-#pragma unroll
-  for (int t = 0; t < kTileWords * kTileColumns / kRowThreads; ++t) {
-    const int item = t * kRowThreads + threadIdx.x;
-    columns[item / kTileColumns * kColumnStride + item % kTileColumns] = next.columns[t];
-  }
-}
-
-// A warp's 32 x 32 part of a tile: 2 x 4 products of 16 x 8, laid out as the tensor cores do.
+// A lane's sums of 32 x 8 * kEights outputs, laid out as the tensor cores do: sum e of product
+// (r, c) of 16 x 8 is row 16r + group + e / 2 * 8, column 8c + 2 * quad + e % 2.
+template <int kEights>
 struct Sums {
-  float at[2][4][4];
+  float at[2][kEights][4];
 };
 
-template <typename Mode>
-__device__ __forceinline__ void multiply_tiles(const uint32_t* rows, const uint32_t* columns,
-                                               Sums& sums) {
-  const int lane = threadIdx.x % kLanes, group = lane / 4, quad = lane % 4;
+// Each adds the kStepInputs inputs of a slot. The warp's rows and weights begin at multiples of 32
+// rows, which `place` does not tell apart.
+template <int kEights>
+__device__ __forceinline__ void multiply(Float32, const uint4* rows, const uint4* weights, int lane,
+                                         Sums<kEights>& sums) {
 #pragma unroll
-  for (int word = 0; word < kTileWords; word += 8) {
-    if constexpr (std::is_same_v<Mode, Float32>) {
+  for (int chunk = 0; chunk < kChunk4; ++chunk) {
+    float4 a[4];
 #pragma unroll
-      for (int k = word; k < word + 8; ++k) {
-        float a[4];
-        float2 b[4];
+    for (int r = 0; r < 4; ++r) {
+      a[r] = *reinterpret_cast<const float4*>(rows + input_float_place(lane, r, chunk));
+    }
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          a[r] = __uint_as_float(rows[(8 * r + group) * kRowStride + k]);
-        }
+    for (int n = 0; n < 2 * kEights; ++n) {
+      const float4 b =
+          *reinterpret_cast<const float4*>(weights + weight_float_place(lane, n / 2, n % 2, chunk));
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          b[c] = *reinterpret_cast<const float2*>(columns + k * kColumnStride + 8 * c + 2 * quad);
-        }
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-#pragma unroll
-          for (int c = 0; c < 4; ++c) {
-            float* sum = sums.at[r / 2][c] + r % 2 * 2;
-            sum[0] = fmaf(a[r], b[c].x, sum[0]);
-            sum[1] = fmaf(a[r], b[c].y, sum[1]);
-          }
-        }
-      }
-    } else {
-      uint32_t a[2][4], b[4][2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint32_t* at = rows + (16 * r + group) * kRowStride + word + quad;
-        a[r][0] = at[0];
-        a[r][1] = at[8 * kRowStride];
-        a[r][2] = at[4];
-        a[r][3] = at[8 * kRowStride + 4];
-      }
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const uint32_t* at = columns + (word + quad) * kColumnStride + 8 * c + group;
-        b[c][0] = at[0];
-        b[c][1] = at[4 * kColumnStride];
-      }
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          if constexpr (Mode::kInputs == 2) {
-            mma_bf16(sums.at[r][c], a[r], b[c]);
-          } else {
-            mma_tf32(sums.at[r][c], a[r], b[c]);
-          }
-        }
+      for (int r = 0; r < 4; ++r) {
+        float& sum = sums.at[r / 2][n / 2][r % 2 * 2 + n % 2];
+        sum = fmaf(a[r].x, b.x, sum);
+        sum = fmaf(a[r].y, b.y, sum);
+        sum = fmaf(a[r].z, b.z, sum);
+        sum = fmaf(a[r].w, b.w, sum);
       }
     }
   }
+}
+
+template <int kEights>
+__device__ __forceinline__ void multiply(TensorFloat32, const uint4* rows, const uint4* weights,
+                                         int lane, Sums<kEights>& sums) {
+#pragma unroll
+  for (int chunk = 0; chunk < kChunk4; chunk += 2) {
+    uint32_t a[2][4];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      load_matrix_x4(a[r], rows + input_matrix_place(lane, r, chunk));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[r][i] = to_tf32(__uint_as_float(a[r][i]));
+    }
+#pragma unroll
+    for (int c = 0; c < kEights; c += 2) {
+      uint32_t b[4];
+      load_matrix_x4(b, weights + weight_matrix_place<4>(lane, c, chunk));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[i] = to_tf32(__uint_as_float(b[i]));
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        mma_tf32(sums.at[r][c], a[r], {b[0], b[1]});
+        mma_tf32(sums.at[r][c + 1], a[r], {b[2], b[3]});
+      }
+    }
+  }
+}
+
+template <int kEights>
+__device__ __forceinline__ void multiply(BFloat16Pair, const uint4* rows, const uint4* weights,
+                                         int lane, Sums<kEights>& sums) {
+  uint32_t a[2][4];
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    // Not by ldmatrix: the inputs are rounded on the way into their fragment.
+    const float2 pair = reinterpret_cast<const float2*>(
+        rows + input_pair_place(lane, n / 4, n % 4))[matrix_lane(lane).quad % 2];
+    a[n / 4][n % 4] = pack_bf16x2(pair.x, pair.y);
+  }
+#pragma unroll
+  for (int c = 0; c < kEights; c += 2) {
+    uint32_t b[4];
+    load_matrix_x4(b, weights + weight_matrix_place<2>(lane, c, 0));
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      mma_bf16(sums.at[r][c], a[r], {b[0], b[1]});
+      mma_bf16(sums.at[r][c + 1], a[r], {b[2], b[3]});
+    }
+  }
+}
+
+// Adds the groups' sums to the totals in the order of the groups, and clears them. Group g keeps
+// the totals of part g of a lane's sums; the others' parts of its sums go through a slot that
+// nobody else uses.
+template <typename Tile, int kSlotChunks>
+__device__ __forceinline__ void add_sums(uint4* slot, int group, int thread,
+                                         Sums<Tile::kWarpColumns / 8>& sums,
+                                         float (&totals)[Tile::kWarpColumns / Tile::kGroups]) {
+  constexpr int kEights = Tile::kWarpColumns / 8, kGroups = Tile::kGroups;
+  constexpr int kPart = Tile::kWarpColumns / kGroups;
+  const auto sum = [&](int s) -> float& {
+    return sums.at[s / (4 * kEights)][s / 4 % kEights][s % 4];
+  };
+  if constexpr (kGroups == 1) {
+#pragma unroll
+    for (int s = 0; s < kPart; ++s) totals[s] += sum(s);
+  } else {
+    static_assert(kGroups * (kGroups - 1) * kPart / 4 * Tile::kGroupThreads <=
+                  kGroups * kSlotChunks);
+    float4* const words = reinterpret_cast<float4*>(slot) + thread;
+    const auto at = [&](int to, int from, int v) {
+      const int pair = to * (kGroups - 1) + from - (from > to);
+      return words + (pair * (kPart / 4) + v) * Tile::kGroupThreads;
+    };
+    float own[kPart];
+    __syncthreads();  // the slot is no longer read
+#pragma unroll
+    for (int to = 0; to < kGroups; ++to) {
+#pragma unroll
+      for (int v = 0; v < kPart / 4; ++v) {
+        const int s = to * kPart + 4 * v;
+        if (to == group) {
+          own[4 * v] = sum(s), own[4 * v + 1] = sum(s + 1);
+          own[4 * v + 2] = sum(s + 2), own[4 * v + 3] = sum(s + 3);
+        } else {
+          *at(to, group, v) = make_float4(sum(s), sum(s + 1), sum(s + 2), sum(s + 3));
+        }
+      }
+    }
+    __syncthreads();  // all groups' sums are there
+#pragma unroll
+    for (int from = 0; from < kGroups; ++from) {
+#pragma unroll
+      for (int v = 0; v < kPart / 4; ++v) {
+        const float4 four =
+            from == group ? make_float4(own[4 * v], own[4 * v + 1], own[4 * v + 2], own[4 * v + 3])
+                          : *at(group, from, v);
+        totals[4 * v] += four.x;
+        totals[4 * v + 1] += four.y;
+        totals[4 * v + 2] += four.z;
+        totals[4 * v + 3] += four.w;
+      }
+    }
+  }
+  sums = {};
 }
 
 // What the sum of output o begins with: bias, class, condition.
@@ -173,87 +187,67 @@ __device__ __forceinline__ float initial_of(const RowProduct& p, int layer, int 
   return value;
 }
 
-template <typename Mode>
+template <typename Mode, typename Tile>
 __global__ void __launch_bounds__(kRowThreads)
     row_phase_kernel(const RowProduct first, const RowProduct second) {
+  using Copies = RowCopies<Mode, Tile>;
+  constexpr int kGroupWarps = Tile::kGroupThreads / kLanes;
+  constexpr int kWarpsAcross = Tile::kColumns / Tile::kWarpColumns;
+  constexpr int kSlotChunks = Tile::kGroups * Copies::kSlotChunks;
+  constexpr int kPart = Tile::kWarpColumns / Tile::kGroups;
   const bool is_second = blockIdx.z >= static_cast<unsigned>(first.layers);
   const RowProduct& p = is_second ? second : first;
   const int layer = blockIdx.z - (is_second ? first.layers : 0);
-  const int row = blockIdx.x * kTileRows, column = blockIdx.y * kTileColumns;
+  const int row = blockIdx.x * Tile::kRows, column = blockIdx.y * Tile::kColumns;
   if (row >= p.rows || column >= p.outputs) return;
-  VQ_SHARED(uint32_t, row_tiles, [2][kTileRows * kRowStride]);
-  VQ_SHARED(uint32_t, column_tiles, [2][kTileWords * kColumnStride]);
-  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  const int warp_row = warp / 2 * 32, warp_column = warp % 2 * 32;
+  VQ_SHARED(uint4, ring, [kRowSlots * kSlotChunks]);
+  const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes % kGroupWarps;
+  const int group = threadIdx.x / Tile::kGroupThreads;
+  const int thread = threadIdx.x % Tile::kGroupThreads;
+  const int warp_row = warp / kWarpsAcross * kWarpRows;
+  const int warp_column = warp % kWarpsAcross * Tile::kWarpColumns;
 
-  Sums total = {}, sums = {};
-  const int words = (p.inputs + Mode::kInputs - 1) / Mode::kInputs;
-  const int steps_of_segment = (words + kTileWords - 1) / kTileWords;
-  const int steps = p.num_segments * steps_of_segment;
-  constexpr int kStepsOfBlock = kBlockInputs / (kTileWords * Mode::kInputs);
-  NextTiles next;
-  if (steps > 0) {
-    load_tiles<Mode>(p, layer, row, column, 0, 0, next);
-    store_tiles(next, row_tiles[0], column_tiles[0]);
-  }
-  __syncthreads();
-  for (int step = 0; step < steps; ++step) {
-    if (step + 1 < steps) {
-      load_tiles<Mode>(p, layer, row, column, (step + 1) / steps_of_segment,
-                       (step + 1) % steps_of_segment * kTileWords, next);
-    }
-    multiply_tiles<Mode>(row_tiles[step % 2] + warp_row * kRowStride,
-                         column_tiles[step % 2] + warp_column, sums);
-    if (step + 1 < steps) {
-      store_tiles(next, row_tiles[(step + 1) % 2], column_tiles[(step + 1) % 2]);
-    }
-    if ((step + 1) % kStepsOfBlock == 0 || step + 1 == steps) {
+  // Groups take turns of kBlockSteps steps; the first has the most.
+  const int steps = p.num_segments * p.steps;
+  constexpr int kRoundSteps = Tile::kGroups * kBlockSteps;
+  const int whole_rounds = (steps + kRoundSteps - 1) / kRoundSteps - 1;
+  const int turns =
+      steps > 0 ? whole_rounds * kBlockSteps + min(kBlockSteps, steps - whole_rounds * kRoundSteps)
+                : 0;
+  Copies copies(p, layer, row, column, group, thread);
+  uint4* const own = ring + group * Copies::kSlotChunks;
 #pragma unroll
-      for (int s = 0; s < 32; ++s) {
-        float& sum = sums.at[s / 16][s / 4 % 4][s % 4];
-        total.at[s / 16][s / 4 % 4][s % 4] += sum;
-        sum = 0.0f;
-      }
-    }
-    __syncthreads();
+  for (int slot = 0; slot < kRowSlots - 1; ++slot) {
+    copies.issue(own + slot * kSlotChunks);
+    copy_async_commit();
   }
+  Sums<Tile::kWarpColumns / 8> sums = {};
+  float totals[kPart] = {};
+  for (int turn = 0; turn < turns; ++turn) {
+    copy_async_wait<kRowSlots - 2>();
+    __syncthreads();  // the copies of all are there, and the slot before is no longer read
+    copies.issue(own + (turn + kRowSlots - 1) % kRowSlots * kSlotChunks);
+    copy_async_commit();
+    const int slot = turn % kRowSlots * kSlotChunks;
+    if (turn / kBlockSteps * kRoundSteps + group * kBlockSteps + turn % kBlockSteps < steps) {
+      multiply(Mode(), own + slot + warp_row * kChunk4,
+               own + slot + Copies::kRowChunks + warp_column * Mode::kWeightChunks, lane, sums);
+    }
+    if ((turn + 1) % kBlockSteps == 0 || turn + 1 == turns) {
+      add_sums<Tile, Copies::kSlotChunks>(ring + slot, group, thread, sums, totals);
+    }
+  }
+  const RowLane at = row_lane<Mode>(lane);
 #pragma unroll
-  for (int s = 0; s < 32; ++s) {
-    const int m = row + warp_row + s / 16 * 16 + lane / 4 + s % 4 / 2 * 8;
-    const int o = column + warp_column + s / 4 % 4 * 8 + lane % 4 * 2 + s % 2;
+  for (int k = 0; k < kPart; ++k) {
+    const int s = group * kPart + k, product = s / 4;
+    const int r = product / (Tile::kWarpColumns / 8), c = product % (Tile::kWarpColumns / 8);
+    const int m = row + warp_row + 16 * r + at.group + s % 4 / 2 * 8;
+    const int o = column + warp_column + 8 * c + 2 * at.quad + s % 2;
     if (m >= p.rows || o >= p.outputs) continue;
     const int n = m / p.width, j = m % p.width;
     p.output[(static_cast<int64_t>(layer) * p.rows + m) * p.outputs + o] =
-        initial_of(p, layer, n, j, o) + total.at[s / 16][s / 4 % 4][s % 4];
-  }
-}
-
-// The stem's sums over codes of rows above, [B, W, C]; with windows also the row's first guesses:
-// the known codes, else those above.
-constexpr int kStemThreads = 256;
-
-__global__ void __launch_bounds__(kStemThreads) stem_row_kernel(const Network net, int i) {
-  const int64_t count = static_cast<int64_t>(net.batch) * net.width * net.channels;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t item = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; item < count;
-       item += step) {
-    const int c = item % net.channels;
-    const int j = item / net.channels % net.width;
-    const int64_t sample = item / net.channels / net.width;
-    int64_t* codes = net.codes + sample * net.height * net.width;
-    float sum = net.stem_bias[(static_cast<int64_t>(i) * net.width + j) * net.channels + c];
-    for (int t = 0; t < net.num_stem_above; ++t) {
-      const int row = i + net.stem_above_taps[2 * t], column = j + net.stem_above_taps[2 * t + 1];
-      if (row < 0 || column < 0 || column >= net.width) continue;
-      const int64_t entry =
-          static_cast<int64_t>(t) * net.num_embeddings + codes[row * net.width + column];
-      sum += net.stem_above[entry * net.channels + c];
-    }
-    net.stem_row[item] = sum;
-    if (net.window == 1 || c > 0) continue;
-    const int position = i * net.width + j;
-    const int64_t known = net.known ? net.known[sample * net.height * net.width + position] : -1;
-    codes[position] = known >= 0 ? known : i > 0 ? codes[position - net.width] : 0;
+        initial_of(p, layer, n, j, o) + totals[k];
   }
 }
 

@@ -4,33 +4,47 @@
 #include "pixel_phase.cuh"
 #include "row_phase.cuh"
 #include "sampler.h"
+#include "stem.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 namespace {
 
-template <typename Mode>
+template <typename Mode, typename Tile>
 const char* launch_products(const RowProduct& first, const RowProduct& second, void* stream) {
   const auto tiles = [](int a, int b, int tile) {
     return static_cast<unsigned>(((a > b ? a : b) + tile - 1) / tile);
   };
   LaunchShape shape;
-  shape.grid = dim3(tiles(first.rows, second.rows, kTileRows),
-                    tiles(first.outputs, second.outputs, kTileColumns),
+  shape.grid = dim3(tiles(first.rows, second.rows, Tile::kRows),
+                    tiles(first.outputs, second.outputs, Tile::kColumns),
                     static_cast<unsigned>(first.layers + second.layers));
   shape.block = dim3(kRowThreads);
   shape.stream = stream;
-  return launch("sampler row phase", row_phase_kernel<Mode>, shape, first, second);
+  return launch("sampler row phase", row_phase_kernel<Mode, Tile>, shape, first, second);
 }
 
-const char* launch_products(RowMode mode, const RowProduct& first, const RowProduct& second,
+template <typename Mode>
+const char* launch_products(const RowTile& tile, const RowProduct& first, const RowProduct& second,
                             void* stream) {
+  switch (tile.columns) {
+    case 32:
+      return launch_products<Mode, Tile<32, 32, 32>>(first, second, stream);
+    case 64:
+      return launch_products<Mode, Tile<32, 64, 32>>(first, second, stream);
+    default:
+      return launch_products<Mode, Tile<64, 128, 64>>(first, second, stream);
+  }
+}
+
+const char* launch_products(RowMode mode, const RowTile& tile, const RowProduct& first,
+                            const RowProduct& second, void* stream) {
   switch (mode) {
     case RowMode::kFloat32:
-      return launch_products<Float32>(first, second, stream);
+      return launch_products<Float32>(tile, first, second, stream);
     case RowMode::kTensorFloat32:
-      return launch_products<TensorFloat32>(first, second, stream);
+      return launch_products<TensorFloat32>(tile, first, second, stream);
     default:
-      return launch_products<BFloat16Pair>(first, second, stream);
+      return launch_products<BFloat16Pair>(tile, first, second, stream);
   }
 }
 
@@ -40,7 +54,10 @@ const char* row_phase(const PackedProgram& packed, int i, void* stream) {
   if (phase.condition.layers > 0 && i % phase.down == 0) {
     RowProduct condition = phase.condition, none = {};
     condition.segments[0] = static_cast<int64_t>(i / phase.down) * phase.condition_row;
-    if (const char* error = launch_products(phase.mode, condition, none, stream)) return error;
+    if (const char* error =
+            launch_products(phase.mode, phase.condition_tile, condition, none, stream)) {
+      return error;
+    }
   }
   LaunchShape shape;
   const int64_t count = static_cast<int64_t>(net.batch) * net.width * net.channels;
@@ -50,7 +67,7 @@ const char* row_phase(const PackedProgram& packed, int i, void* stream) {
   shape.block = dim3(kStemThreads);
   shape.stream = stream;
   if (const char* error = launch("sampler stem", stem_row_kernel, shape, net, i)) return error;
-  return launch_products(phase.mode, phase.at_row(phase.conv1, net.slots, net.ring1, i),
+  return launch_products(phase.mode, phase.tile, phase.at_row(phase.conv1, net.slots, net.ring1, i),
                          phase.at_row(phase.conv2, net.slots, net.ring2, i), stream);
 }
 

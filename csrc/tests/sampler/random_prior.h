@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "../../cuda/sampler/row_product.h"
 #include "../../cuda/sampler/sampler.h"
 #include "../cuda_on_cpu/device_array.h"
 
@@ -244,8 +245,9 @@ class RandomPrior {
              const char* suffix = ".above") {
     const bool pairs = kind_.row_mode == 2;
     const float scale = 0.7f / sqrtf(static_cast<float>(segments * inputs));
-    std::vector<uint32_t> words(static_cast<size_t>(n) * segments * inputs * outputs /
-                                (pairs ? 2 : 1));
+    constexpr size_t kStep = vqvae2_fast::cuda::sampler::kStepInputs;
+    const size_t padded = (inputs + kStep - 1) / kStep * kStep;
+    std::vector<uint32_t> words(n * segments * padded * outputs / (pairs ? 2 : 1));
     for (uint32_t& word : words) {
       word = bits_of(scale * next());
       if (pairs) word = word >> 16 | (bits_of(scale * next()) & 0xFFFF0000u);

@@ -2,7 +2,8 @@
 // depend on the batch, the grid, the threads of a block, the place of the weights or the window.
 // Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
-// Top-k and top-p are compared with a sort (filter_checks.h).
+// Top-k and top-p are compared with a sort (filter_checks.h), the row phase's products with sums on
+// the host (row_checks.h).
 //
 // `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
 // mistakes.
@@ -10,6 +11,7 @@
 
 #include "filter_checks.h"
 #include "random_prior.h"
+#include "row_checks.h"
 
 namespace {
 
@@ -147,6 +149,7 @@ void test_kind(const Kind& kind, bool quick) {
 int main(int count, char** arguments) {
   const bool quick = count > 1 && strcmp(arguments[1], "quick") == 0;
   test_filters(check, quick);
+  test_row_products(check, quick);
   Kind kind;
   kind.classes = true;
   test_kind(kind, quick);

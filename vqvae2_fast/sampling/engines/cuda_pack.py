@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pack", "pair_gates", "pixel_weights", "row_weights", "sizes_of"]
 
+STEP_INPUTS = 16  # kStepInputs of row_product.h
+
 # kLanes, kInputChunk of program.h.
 LANES, CHUNK = 32, 128
 
@@ -54,15 +56,11 @@ def pixel_weights(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def row_weights(weight: Tensor, segments: int, dtype: torch.dtype) -> Tensor:
-    """`[n, segments · inputs, outputs]` -> 32-bit words `[n, segments, words, outputs]`: floats, or
-    bfloat16 of two neighbouring inputs, the first in the low half."""
-    outputs = weight.shape[-1]
+    """`[n, segments · inputs, outputs]` -> `[n, segments, steps, outputs, 16]` of `dtype`: the inputs
+    of a segment by steps of 16, zero after the last."""
     weight = weight.unflatten(1, (segments, -1)) if segments else weight[:, None]
-    if dtype != torch.bfloat16:
-        return weight.contiguous()
-    weight = F.pad(weight, (0, 0, 0, weight.shape[2] % 2)).to(dtype)
-    pairs = weight.unflatten(2, (-1, 2)).transpose(-1, -2).contiguous()  # [n, s, words, outputs, 2]
-    return pairs.view(torch.float32).view(*pairs.shape[:3], outputs)
+    weight = F.pad(weight, (0, 0, 0, -weight.shape[2] % STEP_INPUTS))
+    return weight.unflatten(2, (-1, STEP_INPUTS)).transpose(-1, -2).to(dtype).contiguous()
 
 
 def sizes_of(plan: SamplingPlan) -> dict[str, int]:

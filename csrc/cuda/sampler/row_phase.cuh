@@ -48,12 +48,12 @@ __device__ __forceinline__ void multiply(Float32, const uint4* rows, const uint4
     float4 a[4];
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      a[r] = *reinterpret_cast<const float4*>(rows + input_float_place(lane, r, chunk));
+      a[r] = *reinterpret_cast<const float4*>(rows + input_float_place(lane, chunk) + 8 * r * 4);
     }
 #pragma unroll
     for (int n = 0; n < 2 * kEights; ++n) {
-      const float4 b =
-          *reinterpret_cast<const float4*>(weights + weight_float_place(lane, n / 2, n % 2, chunk));
+      const float4 b = *reinterpret_cast<const float4*>(weights + weight_float_place(lane, chunk) +
+                                                        (n / 2 * 8 + n % 2) * 4);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         float& sum = sums.at[r / 2][n / 2][r % 2 * 2 + n % 2];
@@ -74,14 +74,14 @@ __device__ __forceinline__ void multiply(TensorFloat32, const uint4* rows, const
     uint32_t a[2][4];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      load_matrix_x4(a[r], rows + input_matrix_place(lane, r, chunk));
+      load_matrix_x4(a[r], rows + input_matrix_place(lane, chunk) + 16 * r * 4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[r][i] = to_tf32(__uint_as_float(a[r][i]));
     }
 #pragma unroll
     for (int c = 0; c < kEights; c += 2) {
       uint32_t b[4];
-      load_matrix_x4(b, weights + weight_matrix_place<4>(lane, c, chunk));
+      load_matrix_x4(b, weights + weight_matrix_place<4>(lane, chunk) + 8 * c * 4);
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = to_tf32(__uint_as_float(b[i]));
 #pragma unroll
@@ -100,14 +100,15 @@ __device__ __forceinline__ void multiply(BFloat16Pair, const uint4* rows, const 
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
     // Not by ldmatrix: the inputs are rounded on the way into their fragment.
-    const float2 pair = reinterpret_cast<const float2*>(
-        rows + input_pair_place(lane, n / 4, n % 4))[matrix_lane(lane).quad % 2];
+    const uint4* const at =
+        rows + input_pair_place(lane, n % 4 / 2 * 2) + (n / 4 * 16 + n % 2 * 8) * 4;
+    const float2 pair = reinterpret_cast<const float2*>(at)[matrix_lane(lane).quad % 2];
     a[n / 4][n % 4] = pack_bf16x2(pair.x, pair.y);
   }
 #pragma unroll
   for (int c = 0; c < kEights; c += 2) {
     uint32_t b[4];
-    load_matrix_x4(b, weights + weight_matrix_place<2>(lane, c, 0));
+    load_matrix_x4(b, weights + weight_matrix_place<2>(lane, 0) + 8 * c * 2);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       mma_bf16(sums.at[r][c], a[r], {b[0], b[1]});
@@ -172,19 +173,32 @@ __device__ __forceinline__ void add_sums(uint4* slot, int group, int thread,
   sums = {};
 }
 
-// What the sum of output o begins with: bias, class, condition.
-__device__ __forceinline__ float initial_of(const RowProduct& p, int layer, int n, int j, int o) {
-  float value = p.bias ? p.bias[static_cast<int64_t>(layer) * p.outputs + o] : 0.0f;
-  if (p.classes) {
+// What the sums of a row's outputs begin with: bias, class, condition, each null without.
+struct InitialRow {
+  const float *bias, *classes, *condition;
+
+  __device__ __forceinline__ float at(int o) const {
+    float value = bias ? bias[o] : 0.0f;
+    if (classes) value += classes[o];
+    if (condition) value += condition[o];
+    return value;
+  }
+};
+
+__device__ __forceinline__ InitialRow initial_row(const RowProduct& p, int layer, int m) {
+  const int n = m / p.width, j = m % p.width;
+  InitialRow row = {p.bias, p.classes, p.condition};
+  if (row.bias) row.bias += static_cast<int64_t>(layer) * p.outputs;
+  if (row.classes) {
     // The rows after those of the batch are without a class.
     const int64_t label = n < p.batch ? p.labels[n] : p.num_classes;
-    value += p.classes[(layer * (p.num_classes + 1) + label) * p.outputs + o];
+    row.classes += (layer * (p.num_classes + 1) + label) * p.outputs;
   }
-  if (p.condition) {
-    const int64_t row = (static_cast<int64_t>(layer) * p.batch + n % p.batch) * p.condition_width;
-    value += p.condition[(row + j / p.condition_scale) * p.outputs + o];
+  if (row.condition) {
+    const int64_t of = (static_cast<int64_t>(layer) * p.batch + n % p.batch) * p.condition_width;
+    row.condition += (of + j / p.condition_scale) * p.outputs;
   }
-  return value;
+  return row;
 }
 
 template <typename Mode, typename Tile>
@@ -238,16 +252,24 @@ __global__ void __launch_bounds__(kRowThreads)
     }
   }
   const RowLane at = row_lane<Mode>(lane);
+  // A group has totals of one product of rows, or is alone and has both.
+  constexpr int kEights = Tile::kWarpColumns / 8, kPartRows = Tile::kGroups == 1 ? 2 : 1;
+  constexpr int kPartEights = kPart / (4 * kPartRows);
+  const int first_product = group * kPart / 4;
 #pragma unroll
-  for (int k = 0; k < kPart; ++k) {
-    const int s = group * kPart + k, product = s / 4;
-    const int r = product / (Tile::kWarpColumns / 8), c = product % (Tile::kWarpColumns / 8);
-    const int m = row + warp_row + 16 * r + at.group + s % 4 / 2 * 8;
-    const int o = column + warp_column + 8 * c + 2 * at.quad + s % 2;
-    if (m >= p.rows || o >= p.outputs) continue;
-    const int n = m / p.width, j = m % p.width;
-    p.output[(static_cast<int64_t>(layer) * p.rows + m) * p.outputs + o] =
-        initial_of(p, layer, n, j, o) + totals[k];
+  for (int half = 0; half < 2 * kPartRows; ++half) {
+    const int r = first_product / kEights + half / 2;
+    const int m = row + warp_row + 16 * r + at.group + half % 2 * 8;
+    if (m >= p.rows) continue;
+    const InitialRow initial = initial_row(p, layer, m);
+    float* const output = p.output + (static_cast<int64_t>(layer) * p.rows + m) * p.outputs;
+#pragma unroll
+    for (int k = 0; k < 2 * kPartEights; ++k) {
+      const int c = first_product % kEights + k / 2;
+      const int o = column + warp_column + 8 * c + 2 * at.quad + k % 2;
+      if (o >= p.outputs) continue;
+      output[o] = initial.at(o) + totals[(half / 2 * kEights + k / 2) * 4 + half % 2 * 2 + k % 2];
+    }
   }
 }
 

@@ -48,26 +48,26 @@ __host__ __device__ constexpr RowLane float_lane(int lane) {
   return {lane % 2 + lane / 8 * 2, lane / 2 % 4};
 }
 
-// Where lane `lane` reads inputs and weights, for products r of 16 rows, columns from 8c on, and
-// inputs from chunk `chunk` on. By ldmatrix four matrices of 8 rows and one chunk:
-__host__ __device__ constexpr int input_matrix_place(int lane, int r, int chunk) {
-  return place<4>(16 * r + lane % 16, chunk + lane / 16);
+// Where lane `lane` reads inputs from chunk `chunk` on, and weights; eight rows further on it is
+// 8 * kChunks chunks further on. By ldmatrix four matrices of 8 rows and one chunk:
+__host__ __device__ constexpr int input_matrix_place(int lane, int chunk) {
+  return place<4>(lane % 16, chunk + lane / 16);
 }
 template <int kChunks>
-__host__ __device__ constexpr int weight_matrix_place(int lane, int c, int chunk) {
-  return place<kChunks>(8 * c + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2);
+__host__ __device__ constexpr int weight_matrix_place(int lane, int chunk) {
+  return place<kChunks>(lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2);
 }
-// Two floats of an input, part i of an A fragment of bfloat16, begin in this chunk.
-__host__ __device__ constexpr int input_pair_place(int lane, int r, int i) {
-  const RowLane at = matrix_lane(lane);
-  return place<4>(16 * r + i % 2 * 8 + at.group, i / 2 * 2 + at.quad / 2);
+// Two floats of an input of bfloat16; inputs begin with chunk 0 or 2.
+__host__ __device__ constexpr int input_pair_place(int lane, int chunk) {
+  return place<4>(matrix_lane(lane).group, chunk + matrix_lane(lane).quad / 2);
 }
-// Four floats of a row's inputs, or of a column's weights.
-__host__ __device__ constexpr int input_float_place(int lane, int r, int chunk) {
-  return place<4>(8 * r + float_lane(lane).group, chunk);
+// Four floats of a row's inputs, and of the first of two columns' weights; the next column's are
+// four chunks further on.
+__host__ __device__ constexpr int input_float_place(int lane, int chunk) {
+  return place<4>(float_lane(lane).group, chunk);
 }
-__host__ __device__ constexpr int weight_float_place(int lane, int c, int j, int chunk) {
-  return place<4>(8 * c + 2 * float_lane(lane).quad + j, chunk);
+__host__ __device__ constexpr int weight_float_place(int lane, int chunk) {
+  return place<4>(2 * float_lane(lane).quad, chunk);
 }
 
 // The copies that a thread issues for its group of warps. The group takes the blocks of
@@ -99,14 +99,14 @@ class RowCopies {
   }
 
   // Issues the copies of the group's next step into its part of a slot; none after the last step.
+  // A thread's copies lie whole eights of rows apart.
   __device__ __forceinline__ void issue(uint4* slot) {
     if (step_ < steps_) {
       const int first_input = step_of_segment_ * kStepInputs;
 #pragma unroll
       for (int t = 0; t < kRowCopies; ++t) {
-        const int item = t * Tile::kGroupThreads + thread_;
-        copy_inputs(slot + place<4>(item / kChunk4, item % kChunk4), rows_[t],
-                    first_input + item % kChunk4 * kChunk4);
+        copy_inputs(slot + place<4>(thread_ / kChunk4, thread_ % kChunk4) + t * Tile::kGroupThreads,
+                    rows_[t], first_input + thread_ % kChunk4 * kChunk4);
       }
       const uint4* weights = weights_ + static_cast<int64_t>(step_) * p_.outputs * kWeightChunks;
 #pragma unroll
@@ -114,7 +114,8 @@ class RowCopies {
         const int item = t * Tile::kGroupThreads + thread_;
         const bool valid = item / kWeightChunks < columns_left_;
         copy_async_or_zero<16>(
-            slot + kRowChunks + place<kWeightChunks>(item / kWeightChunks, item % kWeightChunks),
+            slot + kRowChunks + t * Tile::kGroupThreads +
+                place<kWeightChunks>(thread_ / kWeightChunks, thread_ % kWeightChunks),
             valid ? weights + item : weights_, valid);
       }
     }

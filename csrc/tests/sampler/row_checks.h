@@ -7,8 +7,11 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <set>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "../../cuda/sampler/row_phase.cuh"
 #include "../cuda_on_cpu/device_array.h"
@@ -191,31 +194,24 @@ inline void test_row_layout(cuda_test::Checks& check) {
       const auto at_once = [&](int& most, const auto& place) {
         most = std::max(most, words_of_a_bank(first, 8, 4, [&](int l) { return 4 * place(l); }));
       };
-      for (int r = 0; r < 4; ++r) {
-        at_once(copies, [&](int l) { return kernels::place<4>(8 * r + l / 4, l % 4); });
-        at_once(copies, [&](int l) { return kernels::place<2>(8 * r + l / 2, l % 2); });
-        if (chunk % 2 == 1) continue;
-        at_once(matrices, [&](int l) { return kernels::input_matrix_place(l, r, chunk); });
-        at_once(matrices, [&](int l) { return kernels::weight_matrix_place<4>(l, 2 * r, chunk); });
-        at_once(matrices, [&](int l) { return kernels::weight_matrix_place<2>(l, 2 * r, 0); });
-      }
+      at_once(copies, [&](int l) { return kernels::place<4>(l / 4, l % 4); });
+      at_once(copies, [&](int l) { return kernels::place<2>(l / 2, l % 2); });
+      if (chunk % 2 == 1) continue;
+      at_once(matrices, [&](int l) { return kernels::input_matrix_place(l, chunk); });
+      at_once(matrices, [&](int l) { return kernels::weight_matrix_place<4>(l, chunk); });
+      at_once(matrices, [&](int l) { return kernels::weight_matrix_place<2>(l, 0); });
     }
     for (int first = 0; first < 32; first += 16) {
-      for (int n = 0; n < 8; ++n) {
-        const auto inputs = [&](int l) { return 4 * kernels::input_float_place(l, n, chunk); };
-        const auto weights = [&](int l) {
-          return 4 * kernels::weight_float_place(l, n / 2, n % 2, chunk);
-        };
-        floats = std::max({floats, words_of_a_bank(first, 16, 4, inputs),
-                           words_of_a_bank(first, 16, 4, weights)});
-        for (int l = first; l < first + 16; ++l) {
-          shared_by_two =
-              shared_by_two && inputs(l) == inputs(l ^ 2) && weights(l) == weights(l ^ 1);
-        }
-        pairs = std::max(pairs, words_of_a_bank(first, 16, 2, [&](int l) {
-                           return 4 * kernels::input_pair_place(l, n / 4, n % 4) + l % 2 * 2;
-                         }));
+      const auto inputs = [&](int l) { return 4 * kernels::input_float_place(l, chunk); };
+      const auto weights = [&](int l) { return 4 * kernels::weight_float_place(l, chunk); };
+      floats = std::max(
+          {floats, words_of_a_bank(first, 16, 4, inputs), words_of_a_bank(first, 16, 4, weights)});
+      for (int l = first; l < first + 16; ++l) {
+        shared_by_two = shared_by_two && inputs(l) == inputs(l ^ 2) && weights(l) == weights(l ^ 1);
       }
+      pairs = std::max(pairs, words_of_a_bank(first, 16, 2, [&](int l) {
+                         return 4 * kernels::input_pair_place(l, chunk / 2 * 2) + l % 2 * 2;
+                       }));
     }
   }
   check(matrices == 1, "ldmatrix meets no bank twice");

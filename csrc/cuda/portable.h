@@ -19,7 +19,7 @@
 //                                       block runs on the CPU
 //   nanoseconds()                       a clock that all blocks share
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
-//   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row), ..._transposed
+//   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row)
 //   pack_bf16x2, to_tf32
 //
 // Blocks hand data to each other as follows: the producer's threads write with plain stores, meet

@@ -71,24 +71,12 @@ __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
 
 // Four 8x8 matrices of 16-bit elements from shared memory: lane i gives the address of row i % 8 of
 // matrix i / 8, aligned to 16 bytes. registers[m] of a lane holds row g, columns 2t, 2t + 1 of
-// matrix m; transposed: column g, rows 2t, 2t + 1.
+// matrix m: of 32-bit elements, row g's element t.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&registers)[4], const void* row VQ_WHERE) {
 #if defined(CUDA_ON_CPU)
-  cuda_on_cpu::ldmatrix(registers, 4, row, false, where);
+  cuda_on_cpu::ldmatrix(registers, 4, row, where);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
-               : "r"(shared_address(row))
-               : "memory");
-#endif
-}
-
-__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&registers)[4],
-                                                          const void* row VQ_WHERE) {
-#if defined(CUDA_ON_CPU)
-  cuda_on_cpu::ldmatrix(registers, 4, row, true, where);
-#else
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(registers[0]), "=r"(registers[1]), "=r"(registers[2]), "=r"(registers[3])
                : "r"(shared_address(row))
                : "memory");

@@ -102,12 +102,7 @@ class RowCopies {
   // A thread's copies lie whole eights of rows apart.
   __device__ __forceinline__ void issue(uint4* slot) {
     if (step_ < steps_) {
-      const int first_input = step_of_segment_ * kStepInputs;
-#pragma unroll
-      for (int t = 0; t < kRowCopies; ++t) {
-        copy_inputs(slot + place<4>(thread_ / kChunk4, thread_ % kChunk4) + t * Tile::kGroupThreads,
-                    rows_[t], first_input + thread_ % kChunk4 * kChunk4);
-      }
+      issue_rows(slot + place<4>(thread_ / kChunk4, thread_ % kChunk4));
       const uint4* weights = weights_ + static_cast<int64_t>(step_) * p_.outputs * kWeightChunks;
 #pragma unroll
       for (int t = 0; t < kWeightCopies; ++t) {
@@ -130,18 +125,27 @@ class RowCopies {
   static constexpr int kRowCopies = kRowChunks / Tile::kGroupThreads;
   static constexpr int kWeightCopies = Tile::kColumns * kWeightChunks / Tile::kGroupThreads;
 
-  // Four inputs of a row; zeros for what lies outside.
-  __device__ __forceinline__ void copy_inputs(uint4* to, const float* row, int first) const {
-    const float* from = row ? row + p_.segments[segment_] + first : p_.input;
+  // Four inputs of each row; zeros for what lies outside.
+  __device__ __forceinline__ void issue_rows(uint4* to) const {
+    const int input = step_of_segment_ * kStepInputs + thread_ % kChunk4 * kChunk4;
+    const int64_t offset = p_.segments[segment_] + input;
     if (p_.by_four) {
-      const bool valid = row && first < p_.inputs;
-      copy_async_or_zero<16>(to, valid ? from : p_.input, valid);
+#pragma unroll
+      for (int t = 0; t < kRowCopies; ++t) {
+        const bool valid = rows_[t] && input < p_.inputs;
+        copy_async_or_zero<16>(to + t * Tile::kGroupThreads, valid ? rows_[t] + offset : p_.input,
+                               valid);
+      }
       return;
     }
-#pragma unroll
+#pragma unroll 1
     for (int k = 0; k < kChunk4; ++k) {
-      const bool valid = row && first + k < p_.inputs;
-      copy_async_or_zero<4>(reinterpret_cast<float*>(to) + k, valid ? from + k : p_.input, valid);
+#pragma unroll
+      for (int t = 0; t < kRowCopies; ++t) {
+        const bool valid = rows_[t] && input + k < p_.inputs;
+        copy_async_or_zero<4>(reinterpret_cast<float*>(to + t * Tile::kGroupThreads) + k,
+                              valid ? rows_[t] + offset + k : p_.input, valid);
+      }
     }
   }
 

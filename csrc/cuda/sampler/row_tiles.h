@@ -32,31 +32,48 @@ constexpr double kRowSharedPerCycle = 128;
 // Bytes of the L2 cache that each multiprocessor gets in a cycle when all of them read: cards.h's
 // bandwidths by clock and multiprocessors are 26 on an A100, 24 on an H100, 30 on a B200.
 constexpr double kRowL2PerCycle = 24;
-// The share of its multiply-adds or reads of shared memory that a multiprocessor is assumed to
-// reach. In float32 multiply-adds are four of five instructions; barriers and latency take the
+// Instructions of all warps that a multiprocessor begins in a cycle.
+constexpr double kRowInstructionsPerCycle = 4;
+// What a warp executes in a step besides products and reads of fragments: copies and their
+// addresses, the loop, its part of adding to the totals. In SASS for sm_90a 195 to 244 in float32,
+// by tile.
+constexpr double kRowOtherInstructions = 200;
+// Instructions that round a register to tf32.
+constexpr double kRowRounding = 2;
+// The share of these rates that a multiprocessor is assumed to reach; latency and barriers take the
 // rest.
-constexpr double kRowShare = 0.7;
+constexpr double kRowShare = 0.85;
 
 // Cycles in which a multiprocessor adds kStepInputs inputs to a tile, without the time in which
 // they arrive.
 constexpr double step_cycles(RowMode mode, const RowTile& tile) {
-  // A fragment of 32 x 16 bytes takes four cycles, or two where pairs of lanes read one address
-  // (row_phase.cuh).
   const double chunks = kStepInputs / 4, columns = tile.warp_columns;
-  double fragments = 0, bytes = 4;  // cycles of a warp; bytes of a weight
+  // Of a warp: products, reads of fragments, and cycles of shared memory for one. A fragment of 32
+  // x 16 bytes takes four cycles, or two where pairs of lanes read one address (row_staging.cuh).
+  double products = 0, fragments = 0, cycles = 4;
+  double rounded = 0, weight_bytes = 4;
   if (mode == RowMode::kFloat32) {
-    fragments = chunks * (4 + columns / 4) * 2;
+    products = kStepInputs * columns;
+    fragments = chunks * (4 + columns / 4);
+    cycles = 2;
   } else if (mode == RowMode::kTensorFloat32) {
-    fragments = (chunks + chunks / 2 * columns / 16) * 4;
+    products = chunks / 2 * 2 * columns / 8;
+    fragments = chunks + chunks / 2 * columns / 16;
+    rounded = 4 * fragments;
   } else {
-    fragments = 2 * 4 * 2 + columns / 16 * 4;
-    bytes = 2;
+    products = 2 * columns / 8;
+    // Eight reads of two floats, of two cycles each, are as many cycles as four of four.
+    fragments = 4 + columns / 16;
+    weight_bytes = 2;
   }
-  const double staged = kStepInputs * (4.0 * tile.rows + bytes * tile.columns);
-  const double shared = tile.warps() * fragments + staged / kRowSharedPerCycle;
-  const double products = static_cast<double>(tile.rows) * tile.columns * kStepInputs /
-                          kRowProductsPerCycle[static_cast<int>(mode)];
-  return std::max(products, shared);
+  const double warps = tile.warps();
+  const double staged = kStepInputs * (4.0 * tile.rows + weight_bytes * tile.columns);
+  const double shared = warps * fragments * cycles + staged / kRowSharedPerCycle;
+  const double instructions =
+      warps * (products + fragments + kRowRounding * rounded + kRowOtherInstructions);
+  const double multiplied = static_cast<double>(tile.rows) * tile.columns * kStepInputs /
+                            kRowProductsPerCycle[static_cast<int>(mode)];
+  return std::max({multiplied, shared, instructions / kRowInstructionsPerCycle});
 }
 
 // Cycles of a launch: those of the multiprocessor that has the most tiles, or those in which the L2

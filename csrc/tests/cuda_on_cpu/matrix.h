@@ -13,8 +13,7 @@ void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b
 void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 
 // Loads `count` 8x8 matrices of 16-bit elements; lane i of each eight gives the address of one row.
-inline void ldmatrix(uint32_t* registers, int count, const void* row, bool transposed,
-                     Where where) {
+inline void ldmatrix(uint32_t* registers, int count, const void* row, Where where) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     fail("ldmatrix at %s:%d: a row is not aligned to 16 bytes", where.file, where.line);
   }
@@ -25,8 +24,7 @@ inline void ldmatrix(uint32_t* registers, int count, const void* row, bool trans
       return static_cast<uint32_t>(from_slot<const uint16_t*>(slots[m * 8 + r])[c]);
     };
     const int c = 2 * in_group;
-    registers[m] = transposed ? element(c, group) | element(c + 1, group) << 16
-                              : element(group, c) | element(group, c + 1) << 16;
+    registers[m] = element(group, c) | element(group, c + 1) << 16;
   }
 }
 

@@ -33,22 +33,18 @@ inline float rounded_to_tf32(float value) {
   return float_of_bits((kept + (rest >= 0x1000u)) << 13);
 }
 
-// products [3, 16, 8]: a [16, 32] times b [8, 32] transposed, twice, and a32 [16, 16] b32 [16, 8].
+// products [2, 16, 8]: a [16, 32] times b [8, 32] transposed, and a32 [16, 16] b32 [16, 8].
 __global__ void matrix_kernel(const uint16_t* a, const uint16_t* b, const float* a32,
                               const float* b32, float* products) {
   VQ_SHARED(uint16_t, tile, [16][32]);
-  VQ_SHARED(uint16_t, turned, [32][16]);
   const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
-  for (int i = lane; i < 16 * 32; i += 32) {
-    tile[i / 32][i % 32] = a[i];
-    turned[i % 32][i / 32] = a[i];
-  }
+  for (int i = lane; i < 16 * 32; i += 32) tile[i / 32][i % 32] = a[i];
   __syncwarp();
   const auto store = [&](int which, const float (&d)[4]) {
     float* out = products + which * 128;
     for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
   };
-  float plain[4] = {}, transposed[4] = {}, tf32[4] = {};
+  float bf16[4] = {}, tf32[4] = {};
   for (int k = 0; k < 32; k += 16) {
     const uint32_t b_pairs[2] = {
         *reinterpret_cast<const uint32_t*>(&b[g * 32 + k + 2 * t]),
@@ -56,10 +52,7 @@ __global__ void matrix_kernel(const uint16_t* a, const uint16_t* b, const float*
     };
     uint32_t a_pairs[4];
     load_matrix_x4(a_pairs, &tile[lane % 16][k + lane / 16 * 8]);
-    mma_bf16(plain, a_pairs, b_pairs);
-    // Matrix m of the four: rows m % 2 of eight, k m / 2 of eight; its rows lie along k here.
-    load_matrix_x4_transposed(a_pairs, &turned[k + lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]);
-    mma_bf16(transposed, a_pairs, b_pairs);
+    mma_bf16(bf16, a_pairs, b_pairs);
   }
   for (int k = 0; k < 16; k += 8) {
     uint32_t a_words[4], b_words[2];
@@ -69,9 +62,8 @@ __global__ void matrix_kernel(const uint16_t* a, const uint16_t* b, const float*
     for (int i = 0; i < 2; ++i) b_words[i] = to_tf32(b32[(k + t + 4 * i) * 8 + g]);
     mma_tf32(tf32, a_words, b_words);
   }
-  store(0, plain);
-  store(1, transposed);
-  store(2, tf32);
+  store(0, bf16);
+  store(1, tf32);
 }
 
 // out [count, 2]: rounded to bfloat16 and to tf32, as floats.

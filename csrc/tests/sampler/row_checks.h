@@ -221,8 +221,27 @@ inline void test_row_layout(cuda_test::Checks& check) {
   check(shared_by_two, "pairs of lanes read the same four floats");
 }
 
+// The tile that a card of `multiprocessors` gets for 16 layers of 5,120 inputs and 512 outputs.
+inline kernels::RowTile best_tile(int rows, int multiprocessors) {
+  kernels::RowProduct p = {};
+  p.layers = 16;
+  p.rows = rows;
+  p.all_segments = 4;
+  p.inputs = 1280;
+  p.steps = p.inputs / kernels::kStepInputs;
+  p.outputs = 512;
+  return kernels::best_row_tile({&p}, kernels::RowMode::kFloat32, multiprocessors);
+}
+
+inline void test_choice_of_tiles(cuda_test::Checks& check) {
+  check(best_tile(32, 132).columns == 32, "few rows are cut small, to fill the card");
+  check(best_tile(4096, 132).columns == 128, "many rows are cut large, to read less");
+  check(best_tile(64, 1).columns == 128, "a small card is filled by few tiles");
+}
+
 inline void test_row_products(cuda_test::Checks& check, bool quick) {
   test_row_layout(check);
+  test_choice_of_tiles(check);
   test_row_tiles<kernels::Float32>(check, false, "float32");
   test_row_tiles<kernels::TensorFloat32>(check, true, "integers in tf32");
   test_row_tiles<kernels::BFloat16Pair>(check, true, "integers in bfloat16");

@@ -56,8 +56,8 @@ def pixel_weights(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def row_weights(weight: Tensor, segments: int, dtype: torch.dtype) -> Tensor:
-    """`[n, segments · inputs, outputs]` -> `[n, segments, steps, outputs, 16]` of `dtype`: the inputs
-    of a segment by steps of 16, zero after the last."""
+    """`[n, segments · inputs, outputs]` -> `[n, segments, steps, outputs, 16]` of `dtype`: the
+    inputs of a segment by steps of 16, zero after the last."""
     weight = weight.unflatten(1, (segments, -1)) if segments else weight[:, None]
     weight = F.pad(weight, (0, 0, 0, -weight.shape[2] % STEP_INPUTS))
     return weight.unflatten(2, (-1, STEP_INPUTS)).transpose(-1, -2).to(dtype).contiguous()

@@ -138,14 +138,21 @@ class Model {
   // Seconds of the row phase of a row.
   double row() const {
     const RowPhase& phase = plan_.row_phase;
-    double bytes = 0;
+    double products = 0, bytes = 0;
     for (const RowProduct* p : {&phase.conv1, &phase.conv2}) {
-      bytes += static_cast<double>(p->layers) * p->all_segments * p->inputs * p->outputs *
-               (phase.mode == RowMode::kBFloat16 ? 2 : 4);
+      const double weights =
+          static_cast<double>(p->layers) * p->all_segments * p->inputs * p->outputs;
+      products += weights * p->rows;
+      bytes += weights * (phase.mode == RowMode::kBFloat16 ? 2 : 4);
     }
+    const double rate = phase.mode == RowMode::kFloat32         ? card_.float32
+                        : phase.mode == RowMode::kTensorFloat32 ? card_.tensor_float32
+                                                                : card_.bfloat16;
     const double cycles =
         row_cycles({&phase.conv1, &phase.conv2}, phase.mode, phase.tile, plan_.card.blocks);
-    return std::max(cycles / card_.clock, bytes / card_.memory_bandwidth) + 3 * kLaunch;
+    return std::max({cycles / card_.clock, products / (rate * kRowShare),
+                     bytes / card_.memory_bandwidth}) +
+           3 * kLaunch;
   }
 
  private:

@@ -24,8 +24,9 @@ struct RowTile {
 
 constexpr RowTile kRowTiles[] = {{32, 32, 32}, {32, 64, 32}, {64, 128, 64}};
 
-// Multiply-adds of a multiprocessor in a cycle: float32, and what mma.sync reaches on an A100 by
-// its data sheet in tf32 and bfloat16. Later cards have more, but mostly for other instructions.
+// Multiply-adds of a multiprocessor in a cycle: float32 from Hopper on (an A100 makes 64, by which
+// model.h bounds it), and what mma.sync reaches on an A100 by its data sheet in tf32 and bfloat16.
+// Later cards have more of these, but mostly for other instructions.
 constexpr double kRowProductsPerCycle[] = {128, 512, 1024};
 // Bytes of shared memory that a multiprocessor reads or writes in a cycle.
 constexpr double kRowSharedPerCycle = 128;

@@ -221,7 +221,7 @@ inline void test_row_layout(cuda_test::Checks& check) {
   check(shared_by_two, "pairs of lanes read the same four floats");
 }
 
-// The tile that a card of `multiprocessors` gets for 16 layers of 5,120 inputs and 512 outputs.
+// The tile that a card of `multiprocessors` gets for 16 layers of 5,120 inputs and 768 outputs.
 inline kernels::RowTile best_tile(int rows, int multiprocessors) {
   kernels::RowProduct p = {};
   p.layers = 16;
@@ -229,7 +229,7 @@ inline kernels::RowTile best_tile(int rows, int multiprocessors) {
   p.all_segments = 4;
   p.inputs = 1280;
   p.steps = p.inputs / kernels::kStepInputs;
-  p.outputs = 512;
+  p.outputs = 768;
   return kernels::best_row_tile({&p}, kernels::RowMode::kFloat32, multiprocessors);
 }
 

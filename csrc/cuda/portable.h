@@ -8,7 +8,7 @@
 //                             __any/__all/__match_any_sync,
 //                             __reduce_*_sync (32-bit integers), atomics on 4 and 8 bytes,
 //                             __threadfence, __ldg/__ldcg/__stcg, float4 ..., __expf, rsqrtf,
-//                             __popc
+//                             __popc, __dp4a (signed)
 //   VQ_SHARED(float, tile, [32][33])    a shared array; `__shared__` itself does not compile there
 //   VQ_DYNAMIC_SHARED(float, memory)    the launch's dynamic shared memory, aligned to 128 bytes
 //   load_acquire, load_relaxed, store_release    a uint32_t of global memory, visible to all blocks
@@ -19,7 +19,7 @@
 //                                       block runs on the CPU
 //   nanoseconds()                       a clock that all blocks share
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
-//   mma_bf16(d, a, b), mma_tf32(d, a, b), load_matrix_x4(registers, row)
+//   mma_bf16(d, a, b), mma_tf32, mma_s8, load_matrix_x4(registers, row)
 //   pack_bf16x2, to_tf32
 //
 // Blocks hand data to each other as follows: the producer's threads write with plain stores, meet

@@ -194,8 +194,8 @@ float float_of(uint32_t bits) {
 
 // d += a b over `steps` quarters of k. Lane 4 g + t holds rows g and g + 8 of a and column g of b,
 // and of each half of k the t-th quarter; `element(word, i)` is a word's i-th element.
-template <int kPerWord, class Element>
-void multiply(const Slot* slots, float (&d)[4], Element element) {
+template <int kPerWord, class Sum, class Element>
+void multiply(const Slot* slots, Sum (&d)[4], Element element) {
   const auto lane_of = [&](unsigned i) -> const Operands& {
     return *reinterpret_cast<const Operands*>(slots[i].bytes);
   };
@@ -229,6 +229,13 @@ void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
   const Operands own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   const Slot* slots = meet(~0u, "mma.m16n8k8", &own, sizeof(own), false, where);
   multiply<1>(slots, d, [](uint32_t word, int) { return float_of(word & 0xFFFFE000u); });
+}
+
+void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where) {
+  const Operands own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const Slot* slots = meet(~0u, "mma.m16n8k32", &own, sizeof(own), false, where);
+  multiply<4>(slots, d,
+              [](uint32_t word, int i) { return int32_t{static_cast<int8_t>(word >> 8 * i)}; });
 }
 
 void leave_barriers(Thread* thread) {

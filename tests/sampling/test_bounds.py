@@ -243,6 +243,7 @@ def test_an_activation_beyond_the_bound_is_refused_although_the_logits_are_small
 def test_the_kernels_for_cuda_refuse_it_too(place, engines):
     check_refusal(place, "on_cpu")
     check_refusal(place, "on_cpu_bfloat16")
+    check_refusal(place, "on_cpu_w8a8")
 
 
 def check_refusal(place: str, engine: str) -> None:
@@ -253,7 +254,7 @@ def check_refusal(place: str, engine: str) -> None:
         # The head reads nothing: without the check there would be nothing to see.
         prior.head.kernel.weight_g.zero_()
     context = context_of(prior)
-    if engine == "cpu_w8a8":
+    if engine.endswith("_w8a8"):
         calibrate(prior, [(torch.zeros(2, 4, 4).long(), context["condition"], context["labels"])])
     with pytest.raises(ValueError, match=LOGITS):
         sample_codes(prior, 2, engine=engine, **context)

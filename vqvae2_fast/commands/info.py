@@ -61,7 +61,7 @@ class Info(Command):
     """With --sampler: the preset whose priors to plan for."""
     card: Literal["a100", "h100", "b200"] = "h100"
     """With --sampler: the card."""
-    engine: Literal["cuda", "cuda_tf32", "cuda_bfloat16"] = "cuda"
+    engine: Literal["cuda", "cuda_tf32", "cuda_bfloat16", "cuda_w8a8"] = "cuda"
     """With --sampler: the precision of products."""
     batch_size: int = 1
     """With --sampler: images that are drawn together."""

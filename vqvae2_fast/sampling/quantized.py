@@ -1,4 +1,4 @@
-"""Matrices and their inputs as int8: what engine `cpu_w8a8` rounds, and how.
+"""Matrices and their inputs as int8: what engines `cpu_w8a8` and `cuda_w8a8` round, and how.
 
 For the inputs a of a matrix (a convolution, or several that add to one output), with the largest
 magnitude amax_c of input channel c over the code maps of a calibration:
@@ -13,6 +13,7 @@ after each step, so the bits are the same on every machine.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vqvae2_fast.sampling.plan import SamplingPlan
+    from vqvae2_fast.sampling.request import Drawn
 
 __all__ = [
     "Calibration",
@@ -37,6 +39,7 @@ __all__ = [
     "checked_ranges",
     "quantized",
     "quantized_inputs",
+    "warn_of_clamped",
 ]
 
 # The range of a channel is at least this part of its matrix' largest: a channel that was hardly
@@ -58,13 +61,18 @@ class InputRanges:
     largest: Mapping[str, Tensor]
     margin: float = 1.0
 
+    @property
+    def inputs(self) -> int:
+        """How many inputs of matrices are rounded at a position."""
+        return sum(largest.numel() for largest in self.largest.values())
+
     def scales(self, name: str, inputs: int) -> Tensor:
         """s of a matrix with so many inputs, float32 `[n, inputs]`."""
         largest = self.largest.get(name)
         if largest is None or largest.shape[-1] != inputs:
             found = "none" if largest is None else str(largest.shape[-1])
             raise ValueError(
-                f"engine cpu_w8a8: expected a calibration of the {inputs} inputs of {name!r}, got "
+                f"engines of w8a8: expected a calibration of the {inputs} inputs of {name!r}, got "
                 f"{found}. Calibrate the prior again."
             )
         least = largest.amax(-1, keepdim=True) * _LEAST_RANGE
@@ -108,14 +116,18 @@ def quantized_inputs(x: Tensor, scales: Tensor) -> Tensor:
     return (x / scales).round().clamp(-127, 127)
 
 
+# `warn_of_clamped` warns if more than this part of a draw's inputs is clamped.
+CLAMPED_PART = 1e-3
+
 _checked: Kept[SamplingPlan, InputRanges] = Kept(capacity=1)
 
 
-def checked_ranges(prior: nn.Module, plan: SamplingPlan) -> InputRanges:
+def checked_ranges(prior: nn.Module, plan: SamplingPlan, engine: str = "cpu_w8a8") -> InputRanges:
     """The ranges of a prior's calibration, which must be of its weights as they are.
 
     Args:
         plan: The prior's; its weights are hashed once for each.
+        engine: Which is told in errors.
 
     Raises:
         RuntimeError: There is none, or it is of other weights.
@@ -123,16 +135,29 @@ def checked_ranges(prior: nn.Module, plan: SamplingPlan) -> InputRanges:
     calibration = getattr(prior, "calibration", None)
     remedy = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
     if not isinstance(calibration, Calibration):
-        raise RuntimeError(f"engine cpu_w8a8: the prior has no calibration. {remedy}")
+        raise RuntimeError(f"engine {engine}: the prior has no calibration. {remedy}")
 
     def checked() -> InputRanges:
         found = weights_hash(prior)
         if found != calibration.weights_hash:
             raise RuntimeError(
-                f"engine cpu_w8a8: the prior's calibration is of weights "
+                f"engine {engine}: the prior's calibration is of weights "
                 f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
                 f"{remedy}"
             )
         return calibration.ranges
 
     return _checked.get(plan, calibration, checked)
+
+
+def warn_of_clamped(engine: str, drawn: Drawn) -> None:
+    """Warns if inputs often exceeded the ranges of the prior's calibration."""
+    clamped, inputs = drawn.clamped
+    if clamped > CLAMPED_PART * inputs:
+        warnings.warn(
+            f"engine {engine}: {clamped:,} of {inputs:,} inputs ({clamped / inputs:.1%}) exceeded "
+            "the ranges of the prior's calibration and were clamped. Calibrate with code maps like "
+            "those that are drawn, more of them, or a larger margin.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -2,8 +2,7 @@
 #pragma once
 
 #include "../../common/counter_noise.h"
-#include "math.cuh"
-#include "places.cuh"
+#include "int8.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -33,6 +32,7 @@ __device__ __forceinline__ void end_layers(const Network& net, Place at, int blo
 }
 
 // Once x, a block's input, is known in channel c, computes what depends only on this channel.
+template <typename Weight>
 __device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c,
                                             float x) {
   const int channel = at.r * net.channels + c;
@@ -46,22 +46,23 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   if (net.side_by_side) {
 #pragma unroll 4
     for (int layer = first; layer < first + net.layers_per_block; ++layer) {
-      ring_at(net, net.ring1, layer, at.n, at.i, at.j)[c] = elu(y);
+      put_activated<Weight>(net, net.ring1, layer, at, c, y);
       y += fresh(net.gated + layer * net.rows * net.channels + channel);
     }
     end_layers(net, at, block, c, x, y);
   } else {
     net.y[channel] = y;
-    ring_at(net, net.ring1, first, at.n, at.i, at.j)[c] = elu(y);
+    put_activated<Weight>(net, net.ring1, first, at, c, y);
   }
 }
 
 // Called when y after a layer that reads its own position is known in channel c.
+template <typename Weight>
 __device__ __forceinline__ void end_layer(const Network& net, Place at, int layer, int c, float y) {
   const int channel = at.r * net.channels + c;
   net.y[channel] = y;
   if ((layer + 1) % net.layers_per_block != 0) {
-    ring_at(net, net.ring1, layer + 1, at.n, at.i, at.j)[c] = elu(y);
+    put_activated<Weight>(net, net.ring1, layer + 1, at, c, y);
   } else {
     end_layers(net, at, layer / net.layers_per_block, c, fresh(net.x + channel), y);
   }
@@ -90,13 +91,25 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
 struct Addends {
   float2 initial;
   float residual;  // if the epilogue has one
+  // With int8: sums of the taps above, and the scales of both outputs.
+  int2 above;
+  float2 scales;
 };
 
+template <typename Weight>
 __device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
                                                 int unit) {
-  const float* initial = op.initial + row_of(at, op.initial_column) * op.initial_row +
-                         at.j * op.initial_column + kUnit * unit;
-  Addends addends = {*reinterpret_cast<const float2*>(initial), 0.0f};
+  const float* initial =
+      op.initial + row_of(at, op.initial_column) * op.initial_row + at.j * op.initial_column;
+  Addends addends = {};
+  if constexpr (kIsInt8<Weight>) {
+    const int4 words = *reinterpret_cast<const int4*>(initial + kInitialWords * kUnit * unit);
+    addends.above = make_int2(words.x, words.y);
+    addends.initial = make_float2(__int_as_float(words.z), __int_as_float(words.w));
+    addends.scales = *reinterpret_cast<const float2*>(op.scales + op.padded_inputs + kUnit * unit);
+  } else {
+    addends.initial = *reinterpret_cast<const float2*>(initial + kUnit * unit);
+  }
   if (op.epilogue == Epilogue::kGateLayer) {
     addends.residual = fresh(net.y + at.r * net.channels + unit);
   } else if (op.epilogue > Epilogue::kGateLayer) {
@@ -105,11 +118,20 @@ __device__ __forceinline__ Addends load_addends(const Network& net, const Operat
   return addends;
 }
 
-// Sums (v0, v1) of a unit without what they are added to.
+__device__ __forceinline__ float2 with_addends(float2 sum, const Addends& addends) {
+  return make_float2(sum.x + addends.initial.x, sum.y + addends.initial.y);
+}
+__device__ __forceinline__ float2 with_addends(int2 sum, const Addends& addends) {
+  const float v0 = static_cast<float>(sum.x + addends.above.x);
+  const float v1 = static_cast<float>(sum.y + addends.above.y);
+  return make_float2(VQ_ADD(VQ_MUL(v0, addends.scales.x), addends.initial.x),
+                     VQ_ADD(VQ_MUL(v1, addends.scales.y), addends.initial.y));
+}
+
+template <typename Weight>
 __device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
-                                            int unit, float v0, float v1, const Addends& addends) {
-  v0 += addends.initial.x;
-  v1 += addends.initial.y;
+                                            int unit, SumOf<Weight> sum, const Addends& addends) {
+  auto [v0, v1] = with_addends(sum, addends);
   float* output = op.output + row_of(at, op.output_column) * op.output_row +
                   at.j * op.output_column + at.i % net.slots * op.output_slot;
   if (op.epilogue >= Epilogue::kGate) {
@@ -119,16 +141,16 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
     if (op.epilogue == Epilogue::kGate) {
       output[unit] = gate;
     } else if (op.epilogue == Epilogue::kGateLayer) {
-      end_layer(net, at, op.index, unit, addends.residual + gate);
+      end_layer<Weight>(net, at, op.index, unit, addends.residual + gate);
     } else {
-      const float sum = addends.residual + gate;
+      const float value = addends.residual + gate;
       if (op.epilogue == Epilogue::kGateResidual) {
-        output[unit] = sum;
+        output[unit] = value;
       } else if (op.epilogue == Epilogue::kGateBlock) {
-        begin_block(net, at, op.index + 1, unit, sum);
+        begin_block<Weight>(net, at, op.index + 1, unit, value);
       } else {
-        net.x[at.r * net.channels + unit] = sum;
-        net.activated[at.r * net.channels + unit] = elu(sum);
+        net.x[at.r * net.channels + unit] = value;
+        net.activated[at.r * net.channels + unit] = elu(value);
       }
     }
     return;
@@ -142,11 +164,14 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
       case Epilogue::kActivate:
         output[o] = elu(v0);
         break;
+      case Epilogue::kRing:
+        if constexpr (kIsInt8<Weight>) put_activated<Weight>(net, net.ring2, op.index, at, o, v0);
+        break;
       case Epilogue::kKeyValue:
         cache_key_value(net, at, op.index, o, v0);
         break;
       default:  // kMerge
-        begin_block(net, at, op.index + 1, o, v0);
+        begin_block<Weight>(net, at, op.index + 1, o, v0);
     }
   }
 }

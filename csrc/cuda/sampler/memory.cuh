@@ -25,11 +25,11 @@ __device__ __forceinline__ void ask_for(const void* address) {
 #endif
 }
 
-// Where the input at (row i, column) of a layer's network row n lies.
-__device__ __forceinline__ float* ring_at(const Network& net, const Ring& ring, int layer, int n,
-                                          int i, int column) {
+// Where the input at (row i, column) of a layer's network row n lies, in elements.
+__device__ __forceinline__ int64_t ring_index(const Network& net, const Ring& ring, int layer,
+                                              int n, int i, int column) {
   const int64_t row = (static_cast<int64_t>(layer) * net.rows + n) * net.slots + i % net.slots;
-  return ring.values + (row * ring.columns + ring.left + column) * ring.channels;
+  return (row * ring.columns + ring.left + column) * ring.channels;
 }
 
 }  // namespace vqvae2_fast::cuda::sampler

@@ -96,6 +96,7 @@ Plan::Plan(const Values& values) {
   net.all_logits = values.pointer<float>("logits");
   net.too_large = values.pointer<int32_t>("too_large");
   net.steps = values.pointer<int64_t>("steps");
+  net.rounded = values.pointer<unsigned long long>("rounded");
 #if defined(VQ_STAGE_TIMES)
   net.stage_times = values.pointer<uint64_t>("stage_times");
 #endif
@@ -106,15 +107,23 @@ Plan::Plan(const Values& values) {
   const int32_t columns = left + net.width + std::max(last_column, 0);
   const int64_t rows = net.rows, layers = net.num_layers, step_rows = net.step_rows;
   Workspace workspace(values.integer("workspace"));
-  const auto ring = [&](int32_t channels) {
-    float* memory = workspace.take<float>(layers * rows * net.slots * columns * channels);
-    return Ring{.values = memory, .columns = columns, .left = left, .channels = channels};
+  const auto ring = [&](int32_t channels, const char* convolution) {
+    if (is_int8()) channels = rounded_up(channels, kByteGroup);
+    const int64_t count = layers * rows * net.slots * columns * channels;
+    float* memory = is_int8() ? reinterpret_cast<float*>(workspace.take<int8_t>(count))
+                              : workspace.take<float>(count);
+    return Ring{.values = memory,
+                .columns = columns,
+                .left = left,
+                .channels = channels,
+                .scales = values.pointer<const float>(std::string(convolution) + ".input_scales")};
   };
-  net.ring1 = ring(net.channels);
-  net.ring2 = ring(net.inner);
+  net.ring1 = ring(net.channels, "conv1");
+  net.ring2 = ring(net.inner, "conv2");
   const int32_t inner_pairs = rounded_up(net.inner, kUnit);
-  net.row1 = workspace.take<float>(layers * rows * net.width * inner_pairs);
-  net.row2 = workspace.take<float>(layers * rows * net.width * 2 * net.channels);
+  const int64_t initials = layers * rows * net.width * (is_int8() ? kInitialWords : 1);
+  net.row1 = workspace.take<float>(initials * inner_pairs);
+  net.row2 = workspace.take<float>(initials * 2 * net.channels);
   net.stem_row = workspace.take<float>(static_cast<int64_t>(net.batch) * net.width * net.channels);
   if (net.side_by_side) net.gated = workspace.take<float>(layers * rows * net.channels);
   net.x = workspace.take<float>(step_rows * net.channels);
@@ -129,8 +138,10 @@ Plan::Plan(const Values& values) {
     net.joined_activated = workspace.take<float>(step_rows * net.joined_stride);
     net.out_inputs = workspace.take<float>(step_rows * net.out_stride);
     net.query = workspace.take<float>(step_rows * all);
-    net.partials = workspace.take<float>(step_rows * net.num_heads * net.max_chunks *
-                                         (net.head_dim + kPartialHead));
+    if (!is_int8()) {
+      net.partials = workspace.take<float>(step_rows * net.num_heads * net.max_chunks *
+                                           (net.head_dim + kPartialHead));
+    }
     net.keys = workspace.take<float>(cached);
     net.values = workspace.take<float>(cached);
   }
@@ -204,8 +215,12 @@ Plan::Plan(const Values& values) {
     conv2.condition_scale = net.width / width;
     row_phase.down = net.height / height;
   }
-  row_phase.tile = best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.blocks);
-  row_phase.condition_tile = best_row_tile({&row_phase.condition}, row_phase.mode, card.blocks);
+  if (row_phase.mode != RowMode::kInt8) {  // which has tiles of one size
+    row_phase.tile =
+        best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.blocks);
+  }
+  row_phase.condition_tile =
+      best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
   share_out();

@@ -24,6 +24,7 @@ constexpr int kMoments = 3;
 struct Ring {
   float* values;
   int32_t columns, left, channels;
+  const float* scales;  // [layer, channel] with int8 values, or null
 };
 
 struct Rule {
@@ -56,7 +57,8 @@ struct Network {
 
   // Memory of the draw.
   Ring ring1, ring2;
-  float *row1, *row2;                // [layers, N, W, R], [.., 2C pairs]: taps above and biases
+  // [layers, N, W, R], [.., 2C pairs]: taps above and biases; with int8 as row_product.h says.
+  float *row1, *row2;
   float* stem_row;                   // [B, W, C]
   float* gated;                      // [layers, N, C]: what each layer adds at this position
   float *x, *y;                      // [S, C]: a block's input, its layers' output
@@ -83,6 +85,8 @@ struct Network {
   float* all_logits;   // [B, H, W, K], or null
   int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
   int64_t* steps;      // how many were taken, counted up; or null
+  // With int8: step rows, and inputs of theirs that were clamped, counted up; or null.
+  unsigned long long* rounded;
 #if defined(VQ_STAGE_TIMES)
   uint64_t* stage_times;  // stage_times.cuh, or null
 #endif

@@ -4,9 +4,11 @@
 // (places.cuh).
 #pragma once
 
+#include "attention_in_order.cuh"
 #include "draw.cuh"
 #include "epilogue.cuh"
 #include "flags.cuh"
+#include "int8.cuh"
 #include "product.cuh"
 #include "stage_times.cuh"
 
@@ -32,9 +34,10 @@ __device__ __forceinline__ const float* input_of(const Operation& op, const floa
 // Begins to copy the inputs of step rows first .. first + count of an operation to shared memory,
 // with zeros for rows without a place. They have arrived after copy_async_wait and a barrier.
 template <bool kWindow>
-__device__ __forceinline__ void stage_inputs(const Network& net, const Operation& op,
+__device__ __forceinline__ void stage_inputs(const Network& net, const Work& work,
                                              const Places<kWindow>& places, int first, int count,
                                              float* buffer) {
+  const Operation& op = work.operation;
   const float* inputs = op.input + places.i % net.slots * op.input_slot;
   const int padded = op.padded_inputs;
   const int step = blockDim.x;
@@ -80,9 +83,10 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Operation
 
 // Sums of a unit for ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
 template <int ROWS, typename Weight>
-__device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* inputs,
-                                           int padded_inputs, int lane) {
-  float2 sums[ROWS];
+__device__ __forceinline__ SumOf<Weight> sum_unit(const Weight* weights,
+                                                  const InputOf<Weight>* inputs, int padded_inputs,
+                                                  int lane) {
+  SumOf<Weight> sums[ROWS];
   add_products<ROWS>(weights, inputs, padded_inputs, padded_inputs, lane, sums);
   return add_lanes<ROWS>(sums, lane);
 }
@@ -93,8 +97,8 @@ __device__ __forceinline__ float2 sum_unit(const Weight* weights, const float* i
 template <typename Weight, bool kWindow>
 __device__ __forceinline__ int multiply(const Network& net, const Work& work,
                                         const Places<kWindow>& places, int first, int count,
-                                        const float* all_inputs, const unsigned char* resident,
-                                        int item) {
+                                        const InputOf<Weight>* all_inputs,
+                                        const unsigned char* resident, int item) {
   const Operation& op = work.operation;
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
@@ -117,9 +121,9 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     const Place at = places.at(first + r + lane / lanes_of_row);
     const bool finishes = lane % lanes_of_row == 0 && on_map<kWindow>(at);
     Addends addends;
-    if (finishes) addends = load_addends(net, op, at, unit);
-    const float* inputs = all_inputs + r * op.padded_inputs;
-    float2 sum;
+    if (finishes) addends = load_addends<Weight>(net, op, at, unit);
+    const InputOf<Weight>* inputs = all_inputs + r * op.padded_inputs;
+    SumOf<Weight> sum;
     if (rows == 8) {
       sum = sum_unit<8>(weights, inputs, op.padded_inputs, lane);
     } else if (rows == 2) {
@@ -127,7 +131,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     } else {
       sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
     }
-    if (finishes) finish_unit(net, op, at, unit, sum.x, sum.y, addends);
+    if (finishes) finish_unit<Weight>(net, op, at, unit, sum, addends);
   }
   return items;
 }
@@ -139,25 +143,27 @@ template <typename Weight, bool kWindow>
 __device__ __forceinline__ void do_products(const Network& net, const Step& step,
                                             const Places<kWindow>& places,
                                             const BlockMemory& memory, int buffer_floats) {
+  using Input = InputOf<Weight>;
+  const int capacity = buffer_floats * static_cast<int>(sizeof(float) / sizeof(Input));
   const int warp = threadIdx.x / kLanes, warps = blockDim.x / kLanes;
   for (int begin = step.first, end = begin; begin < step.end; begin = end) {
-    int floats = 0, tile = net.step_rows;
+    int together = 0, tile = net.step_rows;
     for (; end < step.end; ++end) {
-      floats += memory.works[end].operation.padded_inputs * net.step_rows;
-      if (floats > buffer_floats) break;
+      together += memory.works[end].operation.padded_inputs * net.step_rows;
+      if (together > capacity) break;
     }
-    if (end == begin) tile = buffer_floats / memory.works[end++].operation.padded_inputs;
+    if (end == begin) tile = capacity / memory.works[end++].operation.padded_inputs;
     for (int first = 0; first < net.step_rows; first += tile) {
       const int count = min(tile, net.step_rows - first);
-      float* inputs = memory.buffer;
+      Input* inputs = reinterpret_cast<Input*>(memory.buffer);
       for (int w = begin; w < end; ++w) {
-        stage_inputs(net, memory.works[w].operation, places, first, count, inputs);
+        stage_inputs(net, memory.works[w], places, first, count, inputs);
         inputs += count * memory.works[w].operation.padded_inputs;
       }
       copy_async_commit();
       copy_async_wait<0>();  // for the resident weights too, at a block's first products
       __syncthreads();
-      inputs = memory.buffer;
+      inputs = reinterpret_cast<Input*>(memory.buffer);
       int done = 0;  // items of the works before; the next warp continues from there
       for (int w = begin; w < end; ++w) {
         const int item = (warp + warps - done % warps) % warps;
@@ -172,7 +178,7 @@ __device__ __forceinline__ void do_products(const Network& net, const Step& step
 
 // Computes x of samples' columns first .. end, from the sums of the rows above and the codes to the
 // left, for the first block.
-template <bool kWindow>
+template <typename Weight, bool kWindow>
 __device__ __forceinline__ void begin_columns(const Network& net, const Step& step,
                                               const Places<kWindow>& places) {
   const int channels = net.channels;
@@ -191,7 +197,8 @@ __device__ __forceinline__ void begin_columns(const Network& net, const Step& st
       x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
     }
     for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
-      begin_block(net, places.at(r), 0, c, x);
+      begin_block<Weight>(net, places.at(r), 0, c, x);
+      if (kIsInt8<Weight> && c == 0 && net.rounded) atomicAdd(net.rounded, 1);
     }
   }
 }
@@ -212,6 +219,18 @@ __device__ __forceinline__ void attend(const Network& net, const Step& step,
     const Place at = places.at(item / chunks / net.num_heads);
     if (kWindow && (at.j < 0 || chunk >= chunks_before(at.i * net.width + at.j))) continue;
     attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane);
+  }
+}
+
+// `attend` with int8: heads of step rows are dealt out to the stage's blocks.
+template <bool kWindow>
+__device__ __forceinline__ void attend_by_heads(const Network& net, const Step& step,
+                                                const Places<kWindow>& places, float* buffer) {
+  const HeadScratch scratch = head_scratch(buffer, net);
+  for (int item = step.first; item < net.step_rows * net.num_heads; item += step.end) {
+    const Place at = places.at(item / net.num_heads);
+    if (!on_map<kWindow>(at)) continue;
+    attend_in_order(net, at, step.index, item % net.num_heads, scratch);
   }
 }
 
@@ -319,13 +338,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           do_products<Weight>(net, step, places, mine, program.buffer_floats);
           break;
         case StepKind::kBegin:
-          begin_columns(net, step, places);
+          begin_columns<Weight>(net, step, places);
           break;
         case StepKind::kAttend:
-          attend(net, step, places, mine.buffer);
+          if constexpr (kIsInt8<Weight>) {
+            attend_by_heads(net, step, places, mine.buffer);
+          } else {
+            attend(net, step, places, mine.buffer);
+          }
           break;
         case StepKind::kMergeHeads:
-          merge_heads(net, step, places);
+          if constexpr (!kIsInt8<Weight>) merge_heads(net, step, places);
           break;
         case StepKind::kDraw: {
           const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings);

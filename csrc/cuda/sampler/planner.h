@@ -48,6 +48,8 @@ struct RowPhase {
   int32_t rows_above, first_column, down;
   int32_t condition_row;  // floats of a row of features
 
+  // Engine `cpu_w8a8` does not round the condition either.
+  RowMode condition_mode() const { return mode == RowMode::kInt8 ? RowMode::kFloat32 : mode; }
   RowProduct at_row(const RowProduct& product, int slots, const Ring& ring, int i) const;
 };
 
@@ -60,7 +62,7 @@ struct Scratch {
 
 struct Plan {
   Card card;
-  int32_t weight_bytes;  // of one weight of the pixel phase: 4 or 2
+  int32_t weight_bytes;  // of one weight of the pixel phase: 4, 2, or 1 with int8
   Network network;
   Scratch scratch;
   RowPhase row_phase;
@@ -73,6 +75,11 @@ struct Plan {
 
   // Addresses in `values` may be 0 where only sizes are wanted.
   explicit Plan(const Values& values);
+
+  // Whether weights and inputs are int8.
+  bool is_int8() const { return weight_bytes == 1; }
+  // Bytes of an input of a product in shared memory.
+  int32_t input_bytes() const { return is_int8() ? 1 : int32_t{sizeof(float)}; }
 
  private:
   void build_stages(const Values& values);

@@ -64,8 +64,8 @@ __device__ __forceinline__ void add_products(const Weight* unit, const float* in
 // Adds over the lanes, halves first: (l) + (l ^ 16), then ^ 8, ^ 4, ^ 2, ^ 1. While there are
 // several rows, a lane gives half of them away at each step: row r ends in lanes
 // r * 32 / ROWS .. of the warp. The order of a row's sum does not depend on ROWS.
-template <int ROWS>
-__device__ __forceinline__ float2 add_lanes(float2 (&sums)[ROWS], int lane) {
+template <int ROWS, typename Pair>
+__device__ __forceinline__ Pair add_lanes(Pair (&sums)[ROWS], int lane) {
   constexpr unsigned kAll = 0xFFFFFFFFu;
   int count = ROWS;
 #pragma unroll
@@ -76,8 +76,8 @@ __device__ __forceinline__ float2 add_lanes(float2 (&sums)[ROWS], int lane) {
 #pragma unroll
       for (int r = 0; r < ROWS / 2; ++r) {
         if (r >= count) break;
-        const float2 kept = upper ? sums[r + count] : sums[r];
-        const float2 given = upper ? sums[r] : sums[r + count];
+        const Pair kept = upper ? sums[r + count] : sums[r];
+        const Pair given = upper ? sums[r] : sums[r + count];
         sums[r].x = kept.x + __shfl_xor_sync(kAll, given.x, step);
         sums[r].y = kept.y + __shfl_xor_sync(kAll, given.y, step);
       }

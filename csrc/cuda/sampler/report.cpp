@@ -41,9 +41,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   const bool windows = net.window > 1;
   const std::string of_a = windows ? "a step" : "a position";
   std::string text;
-  text +=
-      line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d bytes",
-           card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows, plan.weight_bytes);
+  text += line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d byte%s",
+               card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows,
+               plan.weight_bytes, plan.weight_bytes == 1 ? "" : "s");
   text += line("  %-28s %9.2f MB", ("weights read at " + of_a).c_str(),
                (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",

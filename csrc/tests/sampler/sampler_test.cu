@@ -3,12 +3,14 @@
 // Their values are tested from Python (tests/sampling/test_cuda_engine.py).
 //
 // Top-k and top-p are compared with a sort (filter_checks.h), the row phase's products with sums on
-// the host (row_checks.h).
+// the host (row_checks.h), attention that adds in the CPU's order with one thread
+// (attention_checks.h).
 //
-// `sampler_test quick` draws a few times from three priors: for the thread sanitizer and planted
+// `sampler_test quick` draws a few times from four priors: for the thread sanitizer and planted
 // mistakes.
 #include <string.h>
 
+#include "attention_checks.h"
 #include "filter_checks.h"
 #include "random_prior.h"
 #include "row_checks.h"
@@ -150,6 +152,7 @@ int main(int count, char** arguments) {
   const bool quick = count > 1 && strcmp(arguments[1], "quick") == 0;
   test_filters(check, quick);
   test_row_products(check, quick);
+  test_attention_in_order(check);
   Kind kind;
   kind.classes = true;
   test_kind(kind, quick);
@@ -160,7 +163,15 @@ int main(int count, char** arguments) {
   kind.attention = false;
   kind.output_layers = 0;
   test_kind(kind, quick);
+  kind = {};
+  kind.reads_itself = kind.condition = true;
+  kind.weight_bytes = 1;
+  kind.row_mode = 3;
+  test_kind(kind, quick);
   if (!quick) {
+    kind = {};
+    kind.attention = false;
+    kind.output_layers = 0;
     kind.weight_bytes = 2;
     kind.row_mode = 2;
     test_kind(kind, quick);

@@ -6,7 +6,6 @@ SIMD level: see README.md in this folder. `cpu_pack.py` says how the weights are
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.quantized import checked_ranges
+from vqvae2_fast.sampling.quantized import checked_ranges, warn_of_clamped
 from vqvae2_fast.sampling.request import Drawn, check_logits
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SCORED_ROWS", "draw_cpu", "draw_cpu_timed", "draw_w8a8", "why_not_cpu"]
 
-# `draw_w8a8` warns if more than this part of its inputs is clamped.
-CLAMPED_PART = 1e-3
 # Network rows of a step that scores known codes: enough for the matrix products to be at full
 # speed, and few enough for what the layers hand on to stay in the second-level cache. 1,024 rows
 # took 1.2 times as long for the bottom of emoji32 (AMD EPYC, Zen 5).
@@ -72,15 +69,7 @@ def draw_w8a8(plan: SamplingPlan, prior: nn.Module, request: DrawRequest) -> Dra
     Warns if inputs often exceed its ranges: then the codes are unlike those of the calibration.
     """
     drawn = draw_cpu(plan, request, checked_ranges(prior, plan))
-    clamped, inputs = drawn.clamped
-    if clamped > CLAMPED_PART * inputs:
-        warnings.warn(
-            f"engine cpu_w8a8: {clamped:,} of {inputs:,} inputs ({clamped / inputs:.1%}) exceeded "
-            "the ranges of the prior's calibration and were clamped. Calibrate with code maps like "
-            "those that are drawn, more of them, or a larger margin.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    warn_of_clamped("cpu_w8a8", drawn)
     return drawn
 
 

@@ -17,12 +17,14 @@ from torch import Tensor
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
-from vqvae2_fast.sampling.engines.cuda_pack import pack, sizes_of
+from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
+from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, check_logits
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.cuda_library import Library
+    from vqvae2_fast.sampling.engines.cuda_w8a8 import Calibrated
     from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
     from vqvae2_fast.sampling.request import DrawRequest
 
@@ -52,9 +54,9 @@ class Precision:
     """How products are computed.
 
     Args:
-        pixel: dtype of the weights of the pixel phase; its sums are float32.
+        pixel: dtype of the weights of the pixel phase; its sums are float32, int32 with int8.
         row: dtype of the weights of the row phase.
-        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16 on tensor cores.
+        row_mode: `RowMode` of planner.h: 0 float32, 1 tf32, 2 bfloat16, 3 int8 on tensor cores.
     """
 
     pixel: torch.dtype
@@ -66,6 +68,7 @@ PRECISIONS = {
     "cuda": Precision(torch.float32, torch.float32, 0),
     "cuda_tf32": Precision(torch.float32, torch.float32, 1),
     "cuda_bfloat16": Precision(torch.bfloat16, torch.bfloat16, 2),
+    "cuda_w8a8": Precision(torch.int8, torch.int8, 3),
 }
 
 
@@ -165,13 +168,18 @@ def why_not_prior(
 
 
 def draw_cuda(
-    plan: SamplingPlan, request: DrawRequest, engine: str = "cuda", steps: Tensor | None = None
+    plan: SamplingPlan,
+    request: DrawRequest,
+    engine: str = "cuda",
+    steps: Tensor | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Drawn:
     """Draw a map on the plan's card.
 
     Args:
         engine: A key of `PRECISIONS`.
         steps: int64 `[1]` on the card, increased by the number of steps that windows took.
+        calibrated: What `cuda_w8a8` needs besides.
 
     Raises:
         RuntimeError: A prior on another device, of another dtype, or too large for the card; or the
@@ -190,7 +198,16 @@ def draw_cuda(
         stream = torch.cuda.current_stream()
         card = Card.current(library)
         try:
-            return draw_with(library, card, stream.cuda_stream, plan, request, precision, steps)
+            return draw_with(
+                library,
+                card,
+                stream.cuda_stream,
+                plan,
+                request,
+                precision,
+                steps,
+                calibrated=calibrated,
+            )
         except LaunchError as error:
             # CUDA reports errors of kernels, after which every call fails, at any later call.
             try:
@@ -214,6 +231,7 @@ def draw_with(
     precision: Precision,
     steps: Tensor | None = None,
     stage_times: Tensor | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Drawn:
     """`draw_cuda` with a given build of the kernels, on a given card.
 
@@ -221,6 +239,7 @@ def draw_with(
         stage_times: Zeroed int64 `[W, blocks, stages, moments]` on the card, to which each row
             writes when each block's step was ready, computed and told, in nanoseconds
             (`stage_times.cuh`).
+        calibrated: What a precision of int8 needs besides.
 
     Raises:
         RuntimeError: stage_times with a library that was built without VQ_STAGE_TIMES.
@@ -240,6 +259,8 @@ def draw_with(
         logits = torch.zeros(*shape, plan.num_embeddings, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     too_large = torch.zeros(1, dtype=torch.int32, device=device)
+    # Step rows, and how many of their inputs were clamped.
+    rounded = None if calibrated is None else torch.zeros(2, dtype=torch.int64, device=device)
     inputs = {
         "labels": request.labels,
         "known": request.known,
@@ -251,9 +272,10 @@ def draw_with(
         "steps": steps,
         "stage_times": stage_times,
         "too_large": too_large,
+        "rounded": rounded,
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
-    tensors = _packed_plan(plan, precision)
+    tensors = _packed_plan(plan, precision, calibrated)
     values = plan_values(plan, card, precision, batch, guided=settings.guided) | {
         "seed": request.noise.seed,
         "first_sample": request.noise.first_sample,
@@ -285,7 +307,11 @@ def draw_with(
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    return Drawn(codes, log_prob, logits)
+    clamped = (0, 0)
+    if calibrated is not None and rounded is not None:
+        rows, beyond = rounded.tolist()
+        clamped = beyond, rows * calibrated.ranges.inputs
+    return Drawn(codes, log_prob, logits, clamped=clamped)
 
 
 def _first_line(error: RuntimeError) -> str:
@@ -334,18 +360,24 @@ def plan_values(
 _packed: Kept[SamplingPlan, dict[str, Tensor]] = Kept(capacity=len(PRECISIONS))
 
 
-def _packed_plan(plan: SamplingPlan, precision: Precision) -> dict[str, Tensor]:
+def _packed_plan(
+    plan: SamplingPlan, precision: Precision, calibrated: Calibrated | None = None
+) -> dict[str, Tensor]:
     """The plan's packed weights, for work on the current stream, kept while the plan lives."""
     on_card = plan.device.type == "cuda"
 
     def packed() -> dict[str, Tensor]:
-        tensors = pack(plan, precision.pixel, precision.row)
+        if calibrated is None:
+            tensors = pack(plan, FloatForm(precision.pixel, precision.row), precision.row)
+        else:
+            tensors = pack(calibrated.fold(), Int8Form(calibrated.ranges), torch.float32)
+            tensors = {name: tensor.to(plan.device) for name, tensor in tensors.items()}
         if on_card:
             # The next draw may be on another stream, which does not wait for this one.
             torch.cuda.current_stream().synchronize()
         return tensors
 
-    tensors = _packed.get(plan, precision, packed)
+    tensors = _packed.get(plan, (precision, calibrated and calibrated.ranges), packed)
     if on_card:
         # If the plan is dropped, their memory is not used again before this stream is done.
         for tensor in tensors.values():

@@ -25,7 +25,7 @@ def draw_report(
 
     Args:
         card: `a100`, `h100` or `b200`.
-        engine: `cuda`, `cuda_tf32` or `cuda_bfloat16`.
+        engine: `cuda`, `cuda_tf32`, `cuda_bfloat16` or `cuda_w8a8`.
         window: Codes that a step computes; at most a row of the map.
 
     Raises:

@@ -15,14 +15,17 @@ struct LaunchShape {
   void* stream = nullptr;   // a cudaStream_t
   // All blocks resident at once, so that they may wait for each other.
   bool cooperative = false;
+  unsigned cluster = 1;  // blocks of a cluster (portable_cluster.h), along x
 };
 
 // A text that lives until the thread's next error.
 inline const char* launch_error(const char* name, const LaunchShape& shape, cudaError_t error) {
   static thread_local char text[256];
-  snprintf(text, sizeof(text), "%s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes shared%s: %s",
-           name, shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y,
-           shape.block.z, shape.shared_bytes, shape.cooperative ? ", cooperative" : "",
+  snprintf(text, sizeof(text),
+           "%s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes shared%s%s%.0u: %s", name,
+           shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y, shape.block.z,
+           shape.shared_bytes, shape.cooperative ? ", cooperative" : "",
+           shape.cluster > 1 ? ", clusters of " : "", shape.cluster > 1 ? shape.cluster : 0,
            cudaGetErrorString(error));
   return text;
 }
@@ -37,6 +40,41 @@ cudaError_t opt_into_shared(Kernel* kernel, size_t shared_bytes) {
                               static_cast<int>(shared_bytes));
 }
 
+// The part of a launch that does not depend on the kernel's parameters.
+struct Configuration {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config = {};
+
+  explicit Configuration(const LaunchShape& shape) {
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(shape.stream);
+    config.attrs = attributes;
+    if (shape.cooperative) {
+      cudaLaunchAttribute& cooperative = attributes[config.numAttrs++];
+      cooperative.id = cudaLaunchAttributeCooperative;
+      cooperative.val.cooperative = 1;
+    }
+    if (shape.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = shape.cluster;
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+  }
+  Configuration(const Configuration&) = delete;
+  Configuration& operator=(const Configuration&) = delete;
+};
+
+// Allows the kernel the shape's shared memory and size of clusters.
+template <class Kernel>
+cudaError_t opt_in(Kernel* kernel, const LaunchShape& shape) {
+  const cudaError_t error = opt_into_shared(kernel, shape.shared_bytes);
+  if (error != cudaSuccess || shape.cluster <= kPortableCluster) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
 }  // namespace detail
 
 // Returns null, or what went wrong. The launch is asynchronous, so errors of the running kernel
@@ -44,19 +82,10 @@ cudaError_t opt_into_shared(Kernel* kernel, size_t shared_bytes) {
 template <class... Parameters, class... Arguments>
 const char* launch(const char* name, void (*kernel)(Parameters...), const LaunchShape& shape,
                    Arguments&&... arguments) {
-  cudaError_t error = detail::opt_into_shared(kernel, shape.shared_bytes);
+  cudaError_t error = detail::opt_in(kernel, shape);
   if (error == cudaSuccess) {
-    cudaLaunchAttribute cooperative = {};
-    cooperative.id = cudaLaunchAttributeCooperative;
-    cooperative.val.cooperative = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = shape.grid;
-    config.blockDim = shape.block;
-    config.dynamicSmemBytes = shape.shared_bytes;
-    config.stream = static_cast<cudaStream_t>(shape.stream);
-    config.attrs = &cooperative;
-    config.numAttrs = shape.cooperative ? 1 : 0;
-    error = cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...);
+    const detail::Configuration launched(shape);
+    error = cudaLaunchKernelEx(&launched.config, kernel, static_cast<Arguments&&>(arguments)...);
   }
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // it has been told: the next call starts clean
@@ -111,6 +140,20 @@ int co_resident_blocks(Kernel* kernel, int threads, size_t shared_bytes) {
     return 0;
   }
   return multiprocessors * blocks;
+}
+
+// How many clusters of this shape the current device holds at once; 0 if it has none of that size
+// or the kernel does not fit.
+template <class Kernel>
+int co_resident_clusters(Kernel* kernel, const LaunchShape& shape) {
+  const detail::Configuration launched(shape);
+  int clusters = 0;
+  if (detail::opt_in(kernel, shape) != cudaSuccess ||
+      cudaOccupancyMaxActiveClusters(&clusters, kernel, &launched.config) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return clusters;
 }
 
 }  // namespace vqvae2_fast::cuda

@@ -19,6 +19,7 @@
 //                                       block runs on the CPU
 //   nanoseconds()                       a clock that all blocks share
 //   copy_async<16>(shared, global), copy_async_or_zero, copy_async_commit, copy_async_wait<groups>
+//   clusters, their shared memory, mbarriers, bulk copies    see portable_cluster.h
 //   mma_bf16(d, a, b), mma_tf32, mma_s8, load_matrix_x4(registers, row)
 //   pack_bf16x2, to_tf32
 //
@@ -30,9 +31,8 @@
 //
 // On the CPU, at the repository's root (the scheduler is never compiled with a sanitizer, the
 // kernel may be, with -fsanitize=address,undefined or -fsanitize=thread):
-//   g++ -std=c++20 -O2 -g -c
-//   csrc/tests/cuda_on_cpu/{fiber,scheduler,synchronize,report,runtime}.cpp g++ -std=c++20 -O2 -g
-//   -ffp-contract=off -Wno-unknown-pragmas -Icsrc/tests/cuda_on_cpu
+//   g++ -std=c++20 -O2 -g -c csrc/tests/cuda_on_cpu/*.cpp
+//   g++ -std=c++20 -O2 -g -ffp-contract=off -Wno-unknown-pragmas -Icsrc/tests/cuda_on_cpu
 //       -x c++ kernel.cu test.cpp -x none *.o -pthread -o test
 // CUDA_ON_CPU_ORDER=forward|reverse|<seed> and CUDA_ON_CPU_THREADS=<n> at run time choose the order
 // of threads and blocks and the OS threads they run on; cuda_on_cpu::device() and schedule()
@@ -140,5 +140,6 @@ __device__ __forceinline__ bool wait_at_least(const uint32_t* flag, uint32_t val
 
 }  // namespace vqvae2_fast::cuda
 
+#include "portable_cluster.h"
 #include "portable_copy.h"
 #include "portable_matrix.h"

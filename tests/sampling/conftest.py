@@ -27,7 +27,7 @@ def sampler_on_cpu(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
     folder = tmp_path_factory.mktemp("sampler_on_cpu")
-    harness = ["fiber", "scheduler", "synchronize", "report", "runtime"]
+    harness = ["cluster", "fiber", "scheduler", "synchronize", "report", "runtime"]
     sources = [Path("csrc/tests/cuda_on_cpu") / f"{name}.cpp" for name in harness]
     sampler = Path("csrc/cuda/sampler")
     sources += [path.relative_to(ROOT) for path in sorted((ROOT / sampler).glob("*.cpp"))]

@@ -4,6 +4,7 @@
 
 #include "async_copy.h"
 #include "atomics.h"
+#include "cluster.h"
 #include "cooperative_groups.h"
 #include "device_math.h"
 #include "intrinsics.h"

@@ -7,6 +7,7 @@
 #include "device_array.h"
 #include "planted_block_kernels.cuh"
 #include "planted_bugs.h"
+#include "planted_clusters.h"
 #include "planted_grid_kernels.cuh"
 #if defined(CUDA_ON_CPU)
 #include "planted_misuse.cuh"
@@ -155,6 +156,11 @@ int run_grid_kernel(Bug bug) {
   return finish(nullptr, out.values() == expected && sum.values()[0] == everything);
 }
 
+int run_cluster_kernel(Bug bug) {
+  const ClusterRun run = run_clusters(4, true, bug);
+  return finish(run.error, run.states_right && run.mail_right);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -174,8 +180,10 @@ int main(int argc, char** argv) {
   const int block_result = run_block_kernel(bug);
   const int matrix_result = run_matrix_kernel(bug);
   const int grid_result = run_grid_kernel(bug);
-  if (bug == Bug::kNone && block_result + matrix_result + grid_result == 0) {
-    printf("nothing planted, nothing found\n");
+  const int cluster_result = run_cluster_kernel(bug);
+  for (const int result : {block_result, matrix_result, grid_result, cluster_result}) {
+    if (result != 0) return result;
   }
-  return block_result != 0 ? block_result : matrix_result != 0 ? matrix_result : grid_result;
+  if (bug == Bug::kNone) printf("nothing planted, nothing found\n");
+  return 0;
 }

@@ -3,7 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <map>
+#include <set>
 
 namespace {
 
@@ -12,6 +14,14 @@ std::map<const void*, size_t>& shared_limits() {
   static std::map<const void*, size_t> limits;
   return limits;
 }
+
+// Kernels that may have clusters of more blocks than every card with clusters offers.
+std::set<const void*>& large_clusters() {
+  static std::set<const void*> kernels;
+  return kernels;
+}
+
+constexpr unsigned kPortableCluster = 8;
 
 cudaError_t last_error = cudaSuccess;
 
@@ -34,6 +44,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
+    case cudaErrorInvalidClusterSize:
+      return "cluster configuration not supported";
     case cudaErrorInsufficientDriver:
       return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorInvalidDeviceFunction:
@@ -137,12 +149,44 @@ cudaError_t planned_failure(const char* call) {
   return remember(static_cast<cudaError_t>(atoi(plan + length + 1)));
 }
 
-cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes) {
+cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (const cudaError_t error = planned_failure("cudaFuncSetAttribute")) return error;
-  if (bytes < 0 || static_cast<size_t>(bytes) > device().shared_per_block_optin) {
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (value != 0) large_clusters().insert(kernel);
+    return cudaSuccess;
+  }
+  if (value < 0 || static_cast<size_t>(value) > device().shared_per_block_optin) {
     return remember(cudaErrorInvalidValue);
   }
-  shared_limits()[kernel] = static_cast<size_t>(bytes);
+  shared_limits()[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+// Blocks of a cluster of this launch; 0 if it may have none of that size.
+unsigned cluster_of(const cudaLaunchConfig_t& config, const void* kernel) {
+  unsigned cluster = 1;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id != cudaLaunchAttributeClusterDimension) continue;
+    const auto& size = config.attrs[i].val.clusterDim;
+    if (size.y != 1 || size.z != 1) fail("clusters along x are modelled, not along y or z");
+    cluster = size.x;
+  }
+  const unsigned most = large_clusters().count(kernel) != 0
+                            ? static_cast<unsigned>(device().max_cluster)
+                            : std::min<unsigned>(kPortableCluster, device().max_cluster);
+  const bool right = cluster == 1 || (device().major >= 9 && cluster <= most);
+  return right && cluster != 0 && config.gridDim.x % cluster == 0 ? cluster : 0;
+}
+
+// As if every cluster found its multiprocessors next to each other.
+cudaError_t active_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t& config) {
+  if (const cudaError_t error = planned_failure("cudaOccupancyMaxActiveClusters")) return error;
+  const unsigned cluster = cluster_of(config, kernel);
+  if (cluster == 0) return remember(cudaErrorInvalidClusterSize);
+  const dim3 block = config.blockDim;
+  const int blocks =
+      resident_blocks_per_multiprocessor(block.x * block.y * block.z, config.dynamicSmemBytes);
+  *clusters = device().multiprocessors * blocks / static_cast<int>(cluster);
   return cudaSuccess;
 }
 
@@ -173,6 +217,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const K
     return remember(cudaErrorInvalidValue);
   }
   const size_t limit = opted_in ? card.shared_per_block_optin : card.shared_per_block;
+  const unsigned cluster = cluster_of(config, kernel);
+  if (cluster == 0) return remember(cudaErrorInvalidClusterSize);
   bool cooperative = false;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     cooperative |= config.attrs[i].id == cudaLaunchAttributeCooperative &&
@@ -184,7 +230,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const K
         resident_blocks_per_multiprocessor(static_cast<unsigned>(threads), config.dynamicSmemBytes);
     if (blocks > resident) return remember(cudaErrorCooperativeLaunchTooLarge);
   }
-  run_grid({grid, block, config.dynamicSmemBytes, limit, cooperative}, body);
+  run_grid({grid, block, config.dynamicSmemBytes, limit, cooperative, cluster}, body);
   return cudaSuccess;
 }
 

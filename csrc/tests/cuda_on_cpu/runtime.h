@@ -21,6 +21,7 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorInvalidClusterSize = 912,
 };
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
@@ -57,9 +58,15 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
+  cudaLaunchAttributeClusterDimension = 4,
+};
 struct cudaLaunchAttributeValue {
   int cooperative;
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -73,13 +80,17 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 14,
+};
 struct cudaFuncAttributes {};  // not read by anybody; asking for them loads the kernel
 
 namespace cuda_on_cpu {
 
-cudaError_t set_dynamic_shared_limit(const void* kernel, int bytes);
+cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const Kernel& body);
+cudaError_t active_clusters(int* clusters, const void* kernel, const cudaLaunchConfig_t& config);
 cudaError_t occupancy(int* blocks, const void* kernel, int threads, size_t shared_bytes);
 // What CUDA_ON_CPU_FAIL plans for this call, remembered as the last error.
 cudaError_t planned_failure(const char* call);
@@ -107,8 +118,13 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, Kernel*) {
   return cuda_on_cpu::planned_failure("cudaFuncGetAttributes");
 }
 template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
-  return cuda_on_cpu::set_dynamic_shared_limit(reinterpret_cast<const void*>(kernel), bytes);
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
+  return cuda_on_cpu::set_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel* kernel,
+                                           const cudaLaunchConfig_t* config) {
+  return cuda_on_cpu::active_clusters(clusters, reinterpret_cast<const void*>(kernel), *config);
 }
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel* kernel, int threads,

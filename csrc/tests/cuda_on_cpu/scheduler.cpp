@@ -130,6 +130,7 @@ void thread_main() {
   }
   self->state = State::kEnded;
   leave_barriers(self);
+  leave_cluster(self);
   note_progress();
   run_next(self->fiber, true);
 }
@@ -168,6 +169,21 @@ std::unique_ptr<Block> make_block(Grid& grid, uint64_t number) {
   return block;
 }
 
+// The blocks of cluster `number`, resident on this worker.
+void make_cluster(Grid& grid, uint64_t number) {
+  const unsigned size = grid.shape->cluster;
+  auto cluster = std::make_unique<Cluster>();
+  for (unsigned rank = 0; rank < size; ++rank) {
+    auto block = make_block(grid, number * size + rank);
+    block->cluster = cluster.get();
+    block->cluster_rank = rank;
+    cluster->blocks.push_back(block.get());
+    cluster->alive += grid.threads;
+    worker->resident.push_back(std::move(block));
+  }
+  worker->clusters.push_back(std::move(cluster));
+}
+
 void destroy_block(std::unique_ptr<Block> block) {
   const Unseen unseen;
   for (Thread& thread : block->threads) destroy_fiber(thread.fiber);
@@ -197,18 +213,20 @@ void run_resident() {
     destroy_block(std::move(block));
   }
   worker->resident.clear();
+  const Unseen unseen;
+  worker->clusters.clear();
 }
 
-// The number of the block that an ordinary launch runs as its i-th.
-uint64_t block_in_order(uint64_t i, uint64_t blocks) {
+// The number of the cluster that an ordinary launch runs as its i-th.
+uint64_t cluster_in_order(uint64_t i, uint64_t clusters) {
   switch (schedule().order) {
     case Order::kReverse:
-      return blocks - 1 - i;
+      return clusters - 1 - i;
     case Order::kShuffled: {
       // Any step that shares no factor with their number visits all of them.
-      uint64_t step = schedule().seed * 0x9E3779B9u % blocks + 1;
-      while (std::gcd(step, blocks) != 1) ++step;
-      return (i * step + schedule().seed) % blocks;
+      uint64_t step = schedule().seed * 0x9E3779B9u % clusters + 1;
+      while (std::gcd(step, clusters) != 1) ++step;
+      return (i * step + schedule().seed) % clusters;
     }
     default:
       return i;
@@ -233,14 +251,13 @@ void work(Grid& grid, size_t number) {
   const GridShape& shape = *grid.shape;
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
+  const uint64_t clusters = grid.blocks / shape.cluster;
   if (shape.cooperative) {
-    for (uint64_t i = number; i < grid.blocks; i += grid.workers.size()) {
-      worker->resident.push_back(make_block(grid, i));
-    }
+    for (uint64_t i = number; i < clusters; i += grid.workers.size()) make_cluster(grid, i);
     run_resident();
   } else {
-    for (uint64_t i; (i = grid.next_block.fetch_add(1)) < grid.blocks;) {
-      worker->resident.push_back(make_block(grid, block_in_order(i, grid.blocks)));
+    for (uint64_t i; (i = grid.next_cluster.fetch_add(1)) < clusters;) {
+      make_cluster(grid, cluster_in_order(i, clusters));
       run_resident();
     }
   }
@@ -277,7 +294,7 @@ void run_grid(const GridShape& shape, const Kernel& kernel) {
   grid.kernel = &kernel;
   grid.threads = shape.block.x * shape.block.y * shape.block.z;
   grid.blocks = static_cast<uint64_t>(shape.grid.x) * shape.grid.y * shape.grid.z;
-  const uint64_t workers = std::min<uint64_t>(schedule().workers, grid.blocks);
+  const uint64_t workers = std::min<uint64_t>(schedule().workers, grid.blocks / shape.cluster);
   for (uint64_t i = 0; i < workers; ++i) grid.workers.push_back(std::make_unique<Worker>());
   release(&grid.start_tag);
   std::vector<std::thread> others;

@@ -3,8 +3,8 @@
 // A thread runs until it meets a barrier or a collective, or spins on a flag; then the next one
 // that can run does. The last to arrive releases the others. If no thread can run any more, the
 // program aborts and says which threads wait where. A worker (an OS thread) runs the blocks of an
-// ordinary launch one after another, each to its end; the blocks of a cooperative launch are all
-// resident from the start, distributed over the workers.
+// ordinary launch one after another, each to its end, or cluster after cluster; the blocks of a
+// cooperative launch are all resident from the start, distributed over the workers by clusters.
 //
 // This header is compiled with the kernels, under whatever sanitizer they are; scheduler.cpp is
 // not, so that ThreadSanitizer sees only the kernels' memory, ordered only by barriers and flags.
@@ -40,6 +40,7 @@ struct Device {
   size_t shared_per_block_optin = 227 << 10;
   size_t shared_reserved_per_block = 1 << 10;
   size_t l2_bytes = 50 << 20;
+  int max_cluster = 16;  // blocks; above 8 a kernel has to be allowed it
   int major = 9, minor = 0;
   bool cooperative = true;
   int driver_version = 12040;  // reported when a planned failure says that it is too old
@@ -65,6 +66,7 @@ struct GridShape {
   size_t shared_bytes;  // dynamic
   size_t shared_limit;  // of static and dynamic together
   bool cooperative;
+  unsigned cluster = 1;  // blocks along x
 };
 // A kernel with its arguments.
 struct Kernel {

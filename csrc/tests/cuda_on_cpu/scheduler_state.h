@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cluster.h"
 #include "fiber.h"
 #include "scheduler.h"
 
@@ -41,6 +42,9 @@ struct Thread {
   Moment fence;
   std::array<const void*, 32> observed = {};
   unsigned num_observed = 0;
+  // The barrier of the cluster.
+  bool at_cluster_barrier = false;
+  unsigned cluster_generation = 0;
 };
 
 // The lanes of one mask meet here. Slots alternate, so that the last meeting's stay readable.
@@ -77,8 +81,12 @@ struct ReadOnly {
   Where where;
 };
 
+struct Cluster;
+
 struct Block {
   Grid* grid = nullptr;
+  Cluster* cluster = nullptr;
+  unsigned cluster_rank = 0;
   uint3 index = {};
   std::vector<Thread> threads;
   std::vector<Warp> warps;
@@ -88,6 +96,26 @@ struct Block {
   size_t shared_bytes = 0;
   std::vector<std::pair<const void*, void*>> statics;
   char* stacks = nullptr;
+};
+
+// An mbarrier of `block`. A phase ends when no arrival is pending and all bytes are issued; what
+// was issued for it becomes `complete`, and is landed by the first thread that waits for it.
+struct PhaseBarrier {
+  const Block* block = nullptr;
+  uint32_t count = 0, pending = 0, phase = 0;
+  int64_t expected_bytes = 0, issued_bytes = 0;
+  std::vector<Landing> issued, complete;
+  size_t landing = 0;
+  char tags[2];  // by parity
+};
+
+// Blocks that reach each other's shared memory; one block by itself in an ordinary launch.
+struct Cluster {
+  std::vector<Block*> blocks;
+  unsigned alive = 0;  // threads
+  unsigned arrived = 0, generation = 0;
+  char tags[2];
+  std::unordered_map<const void*, PhaseBarrier> barriers;
 };
 
 // Threads that can run, first in first out. Its memory is fixed at the start: a thread is never in
@@ -119,6 +147,7 @@ struct Worker {
   Grid* grid = nullptr;
   Fiber origin;
   std::vector<std::unique_ptr<Block>> resident;
+  std::vector<std::unique_ptr<Cluster>> clusters;
   ReadyQueue ready;
   std::vector<Thread*> spinning;
   uint64_t random = 0;
@@ -137,7 +166,7 @@ struct Grid {
   unsigned threads = 0;
   uint64_t blocks = 0;
   std::vector<std::unique_ptr<Worker>> workers;
-  std::atomic<uint64_t> next_block{0};
+  std::atomic<uint64_t> next_cluster{0};
   std::atomic<uint32_t> barrier_arrived{0}, barrier_generation{0};
   std::atomic<bool> reported{false};
   char start_tag, end_tag, barrier_tags[2];
@@ -153,6 +182,7 @@ void make_ready(Thread* thread);
 void make_ready(Thread* const* threads, size_t count);
 // Called when a thread has ended: releases barriers and collectives that waited for it.
 void leave_barriers(Thread* thread);
+void leave_cluster(Thread* thread);
 
 [[noreturn]] void report_deadlock(const Grid& grid, const char* why);
 

@@ -11,6 +11,7 @@ They come from a library that notes them, built beside the package's own, at the
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,7 +104,8 @@ def record(
     calibrated = None
     if engine == "cuda_w8a8":  # its time does not depend on the last bits of the weights
         calibrated = Calibrated(checked_ranges(prior, plan, engine), lambda: plan)
-    size = Card.current(library)
+    # The model is fitted to the design without clusters.
+    size = replace(Card.current(library), clusters16=0, clusters8=0)
     values = plan_values(plan, size, precision, batch, guided=False)
     stages, constants = tables(library.stages(values, card))
     sizes = library.sizes(values)

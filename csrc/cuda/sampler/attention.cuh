@@ -3,6 +3,7 @@
 #pragma once
 
 #include "math.cuh"
+#include "memory.cuh"
 #include "places.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
@@ -29,8 +30,9 @@ __device__ __forceinline__ int chunks_before(int position) {
 
 // Item (step row, head, chunk) of a block: positions chunk * kChunk .. below the row's own.
 // `weights` is the warp's scratch of kChunk floats in shared memory.
+template <class To>
 __device__ __forceinline__ void attend_chunk(const Network& net, Place place, int block, int head,
-                                             int chunk, float* weights, int lane) {
+                                             int chunk, float* weights, int lane, const To& to) {
   constexpr int kPerLane = kChunk / kLanes;
   const int dim = net.head_dim, first = chunk * kChunk;
   const int count = min(kChunk, place.i * net.width + place.j - first);
@@ -43,10 +45,11 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
 #pragma unroll
   for (int t = 0; t < kPerLane; ++t) scores[t] = 0.0f;
   for (int c = 0; c < dim; ++c) {
-    const float q = fresh(query + c);
+    const float q = to.get(query + c);
 #pragma unroll
     for (int t = 0; t < kPerLane; ++t) {
-      if (t * kLanes < count) {
+      // Not the lanes beyond: in a cluster their keys may just be written.
+      if (t * kLanes + lane < count) {
         scores[t] = fmaf(q, fresh(keys + (t * dim + c) * kLanes), scores[t]);
       }
     }
@@ -72,8 +75,8 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   float* partial = net.partials + ((place.r * net.num_heads + head) * net.max_chunks + chunk) *
                                       (dim + kPartialHead);
   if (lane == 0) {
-    partial[0] = largest;
-    partial[1] = total;
+    to.put(partial, largest);
+    to.put(partial + 1, total);
   }
   // Heads narrower than a warp: several positions side by side, added by halves.
   int width = 1;
@@ -90,29 +93,30 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
     for (int step = kLanes / 2; step >= width; step /= 2) {
       sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
     }
-    if (own == 0 && c < dim) partial[kPartialHead + c] = sum;
+    if (own == 0 && c < dim) to.put(partial + kPartialHead + c, sum);
   }
 }
 
 // Channel c of a step row's attended values; 0 for the first position.
-__device__ __forceinline__ float attended(const Network& net, Place place, int c) {
+template <class To>
+__device__ __forceinline__ float attended(const Network& net, Place place, int c, const To& to) {
   const int chunks = chunks_before(place.i * net.width + place.j),
             size = net.head_dim + kPartialHead;
   const float* partial =
       net.partials + (place.r * net.num_heads + c / net.head_dim) * net.max_chunks * size;
   if (chunks == 0) return 0.0f;
-  float largest = fresh(partial);
+  float largest = to.get(partial);
 #pragma unroll 4
   for (int chunk = 1; chunk < chunks; ++chunk) {
-    largest = fmaxf(largest, fresh(partial + chunk * size));
+    largest = fmaxf(largest, to.get(partial + chunk * size));
   }
   float total = 0.0f, sum = 0.0f;
 #pragma unroll 4
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const float* at = partial + chunk * size;
-    const float scale = exponential(fresh(at) - largest);
-    total = fmaf(scale, fresh(at + 1), total);
-    sum = fmaf(scale, fresh(at + kPartialHead + c % net.head_dim), sum);
+    const float scale = exponential(to.get(at) - largest);
+    total = fmaf(scale, to.get(at + 1), total);
+    sum = fmaf(scale, to.get(at + kPartialHead + c % net.head_dim), sum);
   }
   return sum / total;
 }

@@ -10,17 +10,23 @@ namespace vqvae2_fast::cuda::sampler {
 struct CardModel {
   const char* name;
   int32_t multiprocessors, shared_bytes;  // shared memory that a block may have
+  int32_t clusters16, clusters8;          // of so many blocks with all of it, at once
   double clock;                           // Hz under load, an estimate
   double l2_bytes, l2_bandwidth;          // bytes, bytes/s over all multiprocessors (estimates)
   double memory_bandwidth;                // bytes/s
   double float32, tensor_float32, bfloat16, int8;  // multiply-adds/s, dense, by the data sheets
 };
 
-// Data sheets of A100 SXM 80 GB, H100 SXM, B200; L2 bandwidths are estimates.
+// Data sheets of A100 SXM 80 GB, H100 SXM, B200; L2 bandwidths are estimates. A cluster lies inside
+// one of a card's groups of multiprocessors (GPC). An H100's eight have 16 or 18, some perhaps
+// fewer: 132 in all, so 7 clusters of 16 are assumed, and two of 8 in each group; a B200's have 18
+// or 20. On a card, the driver is asked.
 constexpr CardModel kCardModels[] = {
     {.name = "a100",
      .multiprocessors = 108,
      .shared_bytes = 163 << 10,
+     .clusters16 = 0,
+     .clusters8 = 0,
      .clock = 1.41e9,
      .l2_bytes = 40e6,
      .l2_bandwidth = 4.0e12,
@@ -32,6 +38,8 @@ constexpr CardModel kCardModels[] = {
     {.name = "h100",
      .multiprocessors = 132,
      .shared_bytes = 227 << 10,
+     .clusters16 = 7,
+     .clusters8 = 16,
      .clock = 1.75e9,
      .l2_bytes = 50e6,
      .l2_bandwidth = 5.5e12,
@@ -43,6 +51,8 @@ constexpr CardModel kCardModels[] = {
     {.name = "b200",
      .multiprocessors = 148,
      .shared_bytes = 227 << 10,
+     .clusters16 = 8,
+     .clusters8 = 16,
      .clock = 1.8e9,
      .l2_bytes = 126e6,
      .l2_bandwidth = 8.0e12,
@@ -83,6 +93,10 @@ constexpr double kDigitCycles = 550;
 constexpr double kDigitsLookedAt = 3;
 // Instructions of a thread: the key of a code, for each digit; its exponential and quotient.
 constexpr double kKeyInstructions = 20, kProbabilityInstructions = 60;
+// From a store into another block's shared memory until a thread that waits for it goes on. A load
+// from there takes some 180 cycles on an idle H100 (0.10 us), like a trip to its L2 cache of 260,
+// for which this model takes 0.5 us; then the barrier's count and the waking of those who wait.
+constexpr double kClusterHandOver = 0.3e-6;
 // Finding where each window continues takes one trip to the L2 cache for what was drawn, and two
 // barriers.
 constexpr double kMoving = 0.6e-6;

@@ -5,6 +5,7 @@
 
 #include "../../common/counter_noise.h"
 #include "filter.cuh"
+#include "memory.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -126,8 +127,11 @@ __device__ __forceinline__ void add_noise(const Network& net, int sample, int po
   }
 }
 
-// Draws the code at a place of network row and sample place.n. All threads of a block call it.
-__device__ __forceinline__ void draw_code(const Network& net, Place place, DrawScratch s) {
+// Draws and returns the code at a place of network row and sample place.n. All threads of a block
+// call it.
+template <class To>
+__device__ __forceinline__ int draw_code(const Network& net, Place place, DrawScratch s,
+                                         const To& to) {
   const int count = net.num_embeddings, sample = place.n;
   const int position = place.i * net.width + place.j;
   const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
@@ -135,21 +139,21 @@ __device__ __forceinline__ void draw_code(const Network& net, Place place, DrawS
   const float* without = logits + static_cast<int64_t>(net.batch) * net.window * net.code_stride;
   const bool guided = net.rows > net.batch;
   for (int k = threadIdx.x; k < count; k += blockDim.x) {
-    const float raw = fresh(logits + k);
+    const float raw = to.get(logits + k);
     float value = raw;
     bool fits = fabsf(raw) <= net.rule.largest_logit;
     if (guided) {
-      const float base = fresh(without + k);
+      const float base = to.get(without + k);
       fits = fits && fabsf(base) <= net.rule.largest_logit;
       value = VQ_ADD(base, VQ_MUL(net.rule.guidance, VQ_ADD(raw, -base)));
     }
     if (net.rule.temperature != 0.0f && net.rule.temperature != 1.0f) {
       value = value / net.rule.temperature;
     }
-    if (!fits) atomicMax(net.too_large, 1);
+    if (!fits && to.writes_global()) atomicMax(net.too_large, 1);
     s.raw[k] = raw;
     s.logits[k] = value;
-    if (net.all_logits) net.all_logits[at * count + k] = raw;
+    if (net.all_logits && to.writes_global()) net.all_logits[at * count + k] = raw;
   }
   __syncthreads();
   int code = net.known ? static_cast<int>(net.known[at]) : -1;
@@ -163,15 +167,16 @@ __device__ __forceinline__ void draw_code(const Network& net, Place place, DrawS
       code = block_argmax(s.scores, count, s);
     }
   }
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && to.writes_global()) {
     if (net.window > 1) net.matches[place.r] = fresh(net.codes + at) == code;
     net.codes[at] = code;
   }
-  if (net.log_prob) {
+  if (net.log_prob && to.writes_global()) {
     const float value = log_probability(net, code, s);
     if (threadIdx.x == 0) net.log_prob[at] = value;
   }
   __syncthreads();
+  return code;
 }
 
 }  // namespace vqvae2_fast::cuda::sampler

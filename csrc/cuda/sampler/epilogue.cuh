@@ -3,42 +3,45 @@
 
 #include "../../common/counter_noise.h"
 #include "int8.cuh"
+#include "row_product.h"
 
 namespace vqvae2_fast::cuda::sampler {
 
 // Once y, the output of a block's layers, is known in channel c, puts it where the rest of the
 // block reads it.
+template <class To>
 __device__ __forceinline__ void end_layers(const Network& net, Place at, int block, int c, float x,
-                                           float y) {
+                                           float y, const To& to) {
   const float* background = net.background + (at.i * net.width + at.j) * 2;
   if (net.num_heads == 0) {
     float* merged = net.merged[block % 2] + at.r * net.merged_stride;
-    merged[c] = within_bound(y);
-    if (c < 2) merged[net.channels + c] = background[c];
+    to.put(merged + c, within_bound(y));
+    if (c < 2) to.put(merged + net.channels + c, background[c]);
     return;
   }
   float* joined = net.joined + at.r * net.joined_stride;
   float* activated = net.joined_activated + at.r * net.joined_stride;
   const float activated_y = elu(y);
-  joined[c] = x;
-  joined[net.channels + c] = y;
-  activated[c] = elu(x);
-  activated[net.channels + c] = activated_y;
-  net.out_inputs[at.r * net.out_stride + c] = activated_y;
+  to.put(joined + c, x);
+  to.put(joined + net.channels + c, y);
+  to.put(activated + c, elu(x));
+  to.put(activated + net.channels + c, activated_y);
+  to.put(net.out_inputs + at.r * net.out_stride + c, activated_y);
   if (c < 2) {
-    joined[2 * net.channels + c] = background[c];
-    activated[2 * net.channels + c] = elu(background[c]);
+    to.put(joined + 2 * net.channels + c, background[c]);
+    to.put(activated + 2 * net.channels + c, elu(background[c]));
   }
 }
 
 // Once x, a block's input, is known in channel c, computes what depends only on this channel.
-template <typename Weight>
-__device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c,
-                                            float x) {
+template <typename Weight, class To>
+__device__ __forceinline__ void begin_block(const Network& net, Place at, int block, int c, float x,
+                                            const To& to) {
   const int channel = at.r * net.channels + c;
-  net.x[channel] = x;
+  // In a cluster another block may be a stage ahead, and only the last block's x is read.
+  if (!To::kCluster || block == net.num_blocks) to.put(net.x + channel, x);
   if (block == net.num_blocks) {
-    net.activated[channel] = elu(x);
+    to.put(net.activated + channel, elu(x));
     return;
   }
   const int first = block * net.layers_per_block;
@@ -46,10 +49,10 @@ __device__ __forceinline__ void begin_block(const Network& net, Place at, int bl
   if (net.side_by_side) {
 #pragma unroll 4
     for (int layer = first; layer < first + net.layers_per_block; ++layer) {
-      put_activated<Weight>(net, net.ring1, layer, at, c, y);
-      y += fresh(net.gated + layer * net.rows * net.channels + channel);
+      if (to.writes_global()) put_activated<Weight>(net, net.ring1, layer, at, c, y);
+      y += to.get(net.gated + layer * net.rows * net.channels + channel);
     }
-    end_layers(net, at, block, c, x, y);
+    end_layers(net, at, block, c, x, y, to);
   } else {
     net.y[channel] = y;
     put_activated<Weight>(net, net.ring1, first, at, c, y);
@@ -64,14 +67,18 @@ __device__ __forceinline__ void end_layer(const Network& net, Place at, int laye
   if ((layer + 1) % net.layers_per_block != 0) {
     put_activated<Weight>(net, net.ring1, layer + 1, at, c, y);
   } else {
-    end_layers(net, at, layer / net.layers_per_block, c, fresh(net.x + channel), y);
+    end_layers(net, at, layer / net.layers_per_block, c, fresh(net.x + channel), y, GlobalMemory());
   }
 }
 
 // The key or value `value` of output o joins the caches of a block.
+template <class To>
 __device__ __forceinline__ void cache_key_value(const Network& net, Place at, int block, int o,
-                                                float value) {
+                                                float value, const To& to) {
   const int all = net.num_heads * net.head_dim, of = o % all;
+  // The blocks of a cluster learn from it that the sum has been computed.
+  if constexpr (To::kCluster) to.put(net.key_value + at.r * 2 * all + o, value);
+  if (!to.writes_global()) return;
   const int64_t positions = (net.height * net.width + kLanes - 1) / kLanes * kLanes;
   const int64_t position = at.i * net.width + at.j;
   const int64_t head =
@@ -96,9 +103,9 @@ struct Addends {
   float2 scales;
 };
 
-template <typename Weight>
+template <typename Weight, class To>
 __device__ __forceinline__ Addends load_addends(const Network& net, const Operation& op, Place at,
-                                                int unit) {
+                                                int unit, const To& to) {
   const float* initial =
       op.initial + row_of(at, op.initial_column) * op.initial_row + at.j * op.initial_column;
   Addends addends = {};
@@ -111,9 +118,9 @@ __device__ __forceinline__ Addends load_addends(const Network& net, const Operat
     addends.initial = *reinterpret_cast<const float2*>(initial + kUnit * unit);
   }
   if (op.epilogue == Epilogue::kGateLayer) {
-    addends.residual = fresh(net.y + at.r * net.channels + unit);
+    addends.residual = to.get(net.y + at.r * net.channels + unit);
   } else if (op.epilogue > Epilogue::kGateLayer) {
-    addends.residual = fresh(op.residual + at.r * op.residual_row + unit);
+    addends.residual = to.get(op.residual + at.r * op.residual_row + unit);
   }
   return addends;
 }
@@ -128,9 +135,11 @@ __device__ __forceinline__ float2 with_addends(int2 sum, const Addends& addends)
                      VQ_ADD(VQ_MUL(v1, addends.scales.y), addends.initial.y));
 }
 
-template <typename Weight>
+// `sum`: those of a unit without what they are added to.
+template <typename Weight, class To>
 __device__ __forceinline__ void finish_unit(const Network& net, const Operation& op, Place at,
-                                            int unit, SumOf<Weight> sum, const Addends& addends) {
+                                            int unit, SumOf<Weight> sum, const Addends& addends,
+                                            const To& to) {
   auto [v0, v1] = with_addends(sum, addends);
   float* output = op.output + row_of(at, op.output_column) * op.output_row +
                   at.j * op.output_column + at.i % net.slots * op.output_slot;
@@ -139,18 +148,18 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
     // windows and without.
     const float gate = VQ_MUL(v0, sigmoid(v1));
     if (op.epilogue == Epilogue::kGate) {
-      output[unit] = gate;
+      to.put(output + unit, gate);
     } else if (op.epilogue == Epilogue::kGateLayer) {
       end_layer<Weight>(net, at, op.index, unit, addends.residual + gate);
     } else {
       const float value = addends.residual + gate;
       if (op.epilogue == Epilogue::kGateResidual) {
-        output[unit] = value;
+        to.put(output + unit, value);
       } else if (op.epilogue == Epilogue::kGateBlock) {
-        begin_block<Weight>(net, at, op.index + 1, unit, value);
+        begin_block<Weight>(net, at, op.index + 1, unit, value, to);
       } else {
-        net.x[at.r * net.channels + unit] = value;
-        net.activated[at.r * net.channels + unit] = elu(value);
+        to.put(net.x + at.r * net.channels + unit, value);
+        to.put(net.activated + at.r * net.channels + unit, elu(value));
       }
     }
     return;
@@ -159,19 +168,19 @@ __device__ __forceinline__ void finish_unit(const Network& net, const Operation&
   for (int o = kUnit * unit; o < kUnit * unit + kUnit && o < op.outputs; ++o, v0 = v1) {
     switch (op.epilogue) {
       case Epilogue::kStore:
-        output[o] = v0;
+        to.put(output + o, v0);
         break;
       case Epilogue::kActivate:
-        output[o] = elu(v0);
+        to.put(output + o, elu(v0));
         break;
       case Epilogue::kRing:
         if constexpr (kIsInt8<Weight>) put_activated<Weight>(net, net.ring2, op.index, at, o, v0);
         break;
       case Epilogue::kKeyValue:
-        cache_key_value(net, at, op.index, o, v0);
+        cache_key_value(net, at, op.index, o, v0, to);
         break;
       default:  // kMerge
-        begin_block<Weight>(net, at, op.index + 1, o, v0);
+        begin_block<Weight>(net, at, op.index + 1, o, v0, to);
     }
   }
 }

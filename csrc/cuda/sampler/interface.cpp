@@ -30,11 +30,16 @@ const CardModel& known_card(const char* name) {
                               name + ".");
 }
 
+// The plan of a draw. Which design is faster is decided by the H100's constants on every card.
+Plan planned(const Values& values) { return best_plan(values, known_card("h100")); }
+
 // Values with the size of a known card, where they give none.
 Values on_card(Values values, const CardModel& card) {
   if (values.integer("card.blocks") == 0) {
     values.set("card.blocks", card.multiprocessors);
     values.set("card.shared_bytes", card.shared_bytes);
+    values.set("card.clusters16", card.clusters16);
+    values.set("card.clusters8", card.clusters8);
   }
   return values;
 }
@@ -59,10 +64,11 @@ using namespace vqvae2_fast::cuda::sampler;
 const char* vq_sampler_sizes(const char* const* names, const int64_t* values, int64_t count,
                              int64_t sizes[5]) {
   return caught([&] {
-    const Plan plan(Values(names, values, count));
+    const Plan plan = planned(Values(names, values, count));
     sizes[0] = plan.workspace_bytes;
-    sizes[1] =
-        sizeof(PackedProgram) + bytes_of(plan.blocks) + bytes_of(plan.steps) + bytes_of(plan.works);
+    sizes[1] = sizeof(PackedProgram) + bytes_of(plan.blocks) + bytes_of(plan.steps) +
+               bytes_of(plan.works) + bytes_of(plan.chain_blocks) + bytes_of(plan.chain_steps) +
+               bytes_of(plan.chain_works) + bytes_of(plan.chain_copies);
     sizes[2] = plan.program.grid;
     sizes[3] = plan.program.num_stages;
     sizes[4] = plan.program.shared_bytes;
@@ -72,7 +78,7 @@ const char* vq_sampler_sizes(const char* const* names, const int64_t* values, in
 const char* vq_sampler_program(const char* const* names, const int64_t* values, int64_t count,
                                void* program) {
   return caught([&] {
-    const Plan plan(Values(names, values, count));
+    const Plan plan = planned(Values(names, values, count));
     unsigned char* const start = static_cast<unsigned char*>(program);
     unsigned char* next = start + sizeof(PackedProgram);
     const auto append = [&](const auto& items) {
@@ -81,7 +87,13 @@ const char* vq_sampler_program(const char* const* names, const int64_t* values, 
       return next - bytes_of(items) - start;
     };
     PackedProgram packed = {plan.program, plan.row_phase, plan.weight_bytes};
+    // Those that hold addresses come first.
+    Chain& chain = packed.program.chain;
     packed.program.works_offset = append(plan.works);
+    chain.works_offset = append(plan.chain_works);
+    chain.copies_offset = append(plan.chain_copies);
+    chain.steps_offset = append(plan.chain_steps);
+    chain.blocks_offset = append(plan.chain_blocks);
     packed.program.steps_offset = append(plan.steps);
     packed.program.blocks_offset = append(plan.blocks);
     memcpy(start, &packed, sizeof(packed));
@@ -93,9 +105,9 @@ const char* vq_sampler_report(const char* const* names, const int64_t* values, i
   return caught([&] {
     const CardModel& model = known_card(card);
     Values planned = on_card(Values(names, values, count), model);
-    const Plan plan(planned);
+    const Plan plan = best_plan(planned, model);
     planned.set("window", 1);
-    write(report(plan, Plan(planned), model), text, size);
+    write(report(plan, best_plan(planned, model), model), text, size);
   });
 }
 
@@ -103,7 +115,9 @@ const char* vq_sampler_stages(const char* const* names, const int64_t* values, i
                               const char* card, char* text, int64_t size) {
   return caught([&] {
     const CardModel& model = known_card(card);
-    const Plan plan(on_card(Values(names, values, count), model));
+    Values planned = on_card(Values(names, values, count), model);
+    planned.set("card.cluster", 0);  // the model's constants are fitted to the kernel without
+    const Plan plan(planned);
     write(stage_table(plan, model) + "\n" + constant_table(model), text, size);
   });
 }

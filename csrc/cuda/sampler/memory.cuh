@@ -16,6 +16,17 @@ __device__ __forceinline__ float4 fresh_four(const float* address) {
   return __ldcg(reinterpret_cast<const float4*>(address));
 }
 
+// Where a block keeps what it hands on, and who writes it: in global memory, each value once. What
+// the chain of a cluster uses instead stands in chain_memory.cuh.
+struct GlobalMemory {
+  static constexpr bool kCluster = false;
+  __device__ __forceinline__ float get(const float* address) const { return fresh(address); }
+  __device__ __forceinline__ void put(float* address, float value) const { *address = value; }
+  // Whether this thread writes what lies in global memory in any case: rings, caches, the draw's
+  // results.
+  __device__ __forceinline__ bool writes_global() const { return true; }
+};
+
 // Asks the L2 cache for the line of 128 bytes at an address: a hint.
 __device__ __forceinline__ void ask_for(const void* address) {
 #if defined(__CUDA_ARCH__)

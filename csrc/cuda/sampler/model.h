@@ -50,11 +50,26 @@ inline Bytes bytes_of(const Plan& plan, const BlockProgram& block) {
   return bytes;
 }
 
+// Of every block of the launch.
+inline std::vector<Bytes> bytes_of_all(const Plan& plan) {
+  std::vector<Bytes> all;
+  for (const BlockProgram& block : plan.blocks) all.push_back(bytes_of(plan, block));
+  for (size_t b = 0; b < plan.chain_blocks.size(); ++b) {
+    const ChainBlock& block = plan.chain_blocks[b];
+    for (int32_t c = block.first_copy; c < block.end_copy; ++c) {
+      (plan.program.chain.resident ? all[b].resident : all[b].streamed) +=
+          plan.chain_copies[c].bytes;
+    }
+  }
+  return all;
+}
+
 class Model {
  public:
   Model(const Plan& plan, const CardModel& card) : plan_(plan), card_(card) {
     loads_.resize(plan.stages.size());
     for (const BlockProgram& block : plan.blocks) add(block);
+    add_chain();
     for (const Load& load : loads_) streamed_ += load.all_streamed;
   }
 
@@ -68,6 +83,7 @@ class Model {
     const Stage& stage = plan_.stages[s];
     const Network& net = plan_.network;
     Terms terms;
+    if (in_cluster(s)) return chain_terms(s, free_weights);
     const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
     terms.polls = std::max((flags + plan_.card.threads - 1) / plan_.card.threads, 1);
     if (stage.kind == StepKind::kDraw) {
@@ -116,7 +132,8 @@ class Model {
         {t.shared / (kSharedBytesPerCycle * card_.clock),
          t.streamed / (kL2BytesPerCycle * card_.clock), t.from_l2 / card_.l2_bandwidth,
          t.from_memory / card_.memory_bandwidth, t.products / (kFmaPerCycle * card_.clock)});
-    return kTelling + (t.polls + t.trips) * kL2Trip + t.sums * kSumLatency + t.draws * kDrawing +
+    const double handing = in_cluster(s) ? 0 : kTelling;
+    return handing + (t.polls + t.trips) * kL2Trip + t.sums * kSumLatency + t.draws * kDrawing +
            t.seconds + staged + work;
   }
 
@@ -124,10 +141,9 @@ class Model {
   // the L2 cache.
   double reload() const {
     double most = 0, all = 0;
-    for (const BlockProgram& block : plan_.blocks) {
-      const double own = bytes_of(plan_, block).resident;
-      most = std::max(most, own);
-      all += own;
+    for (const Bytes& own : bytes_of_all(plan_)) {
+      most = std::max(most, own.resident);
+      all += own.resident;
     }
     return std::max(most / (kL2BytesPerCycle * card_.clock), all / card_.memory_bandwidth);
   }
@@ -136,6 +152,7 @@ class Model {
   // longer, because each stage's weights are prefetched during the stage before. Convolutions that
   // run in parallel do so during the last layers and the draw of the position before.
   double step(bool free_weights = false) const {
+    if (plan_.program.chain.blocks > 0) return chain_step(free_weights);
     const bool side_by_side = plan_.network.side_by_side;
     double chain = 0, tail = 0;
     for (size_t s = side_by_side ? 1 : 0; s < plan_.stages.size(); ++s) {
@@ -172,6 +189,101 @@ class Model {
   }
 
  private:
+  bool in_cluster(size_t s) const { return plan_.program.chain.blocks > 0 && s > 0; }
+
+  // The works of block b in the chain's step.
+  const ChainStep& chain_step_of(int32_t b, size_t step) const {
+    return plan_.chain_steps[b * plan_.program.chain.num_steps + step];
+  }
+
+  void add_chain() {
+    const Chain& chain = plan_.program.chain;
+    for (int32_t b = 0; b < chain.blocks; ++b) {
+      for (int32_t s = 0; s < chain.num_steps; ++s) {
+        const ChainStep& step = chain_step_of(b, s);
+        Load& most = loads_[step.stage];
+        ++most.blocks;
+        double bytes = 0;
+        for (int32_t w = step.first; w < step.end; ++w) {
+          const Work& work = plan_.chain_works[plan_.chain_blocks[b].first_work + w];
+          bytes += static_cast<double>(work.end_unit - work.first_unit) *
+                   work.operation.padded_inputs * kUnit * plan_.weight_bytes;
+        }
+        most.shared = std::max(most.shared, bytes);
+        most.products =
+            std::max(most.products, bytes / plan_.weight_bytes * plan_.network.step_rows);
+        if (!chain.resident) streamed_ += bytes;
+      }
+    }
+  }
+
+  // A stage of the chain on a cluster. Every block draws and begins for itself: it finds the
+  // logits in its own shared memory, waits for the convolutions' flags and fetches what they gave.
+  Terms chain_terms(size_t s, bool free_weights) const {
+    const Stage& stage = plan_.stages[s];
+    const Network& net = plan_.network;
+    Terms terms;
+    if (stage.kind == StepKind::kDraw) {
+      terms.draws = net.batch;
+      terms.seconds = (filters() - kL2Trip) * net.batch;
+      return terms;
+    }
+    terms.sums = 1;
+    if (stage.kind == StepKind::kBegin) {
+      terms.trips = 2;
+      return terms;
+    }
+    terms.seconds = kClusterHandOver;
+    if (stage.kind == StepKind::kAttend) {
+      terms.trips = 1;
+      // Half of the positions on average, by the cluster's multiprocessors.
+      terms.streamed = static_cast<double>(net.rows) * net.num_heads * net.head_dim * net.height *
+                       net.width * sizeof(float) / plan_.program.chain.blocks;
+      return terms;
+    }
+    if (stage.products[0].operation.attended >= 0) ++terms.sums;  // merged by every block
+    const Load& l = loads_[s];
+    const double passes = (net.step_rows + 1) / 2;
+    terms.shared = (free_weights ? 0 : l.shared * passes) + l.products / kUnit * sizeof(float);
+    terms.products = l.products;
+    return terms;
+  }
+
+  // Seconds of a position with the chain on a cluster, from its fourth position: stages follow each
+  // other as inputs, weights and what the convolutions give arrive. A block's weights come from the
+  // L2 cache one after another, each asked for when the plan says so.
+  double chain_step(bool free_weights) const {
+    const Chain& chain = plan_.program.chain;
+    constexpr int kPositions = 4;
+    const double rate = kL2BytesPerCycle * card_.clock;
+    std::vector<double> idle(chain.blocks, 0);  // when a block's copies are done
+    // When the weights of a step have come: of this position, and of the next.
+    std::vector<double> landed(chain.num_steps, 0), next(chain.num_steps, 0);
+    double now = 0, convolved = 0, last = 0;
+    for (int position = 0; position < kPositions; ++position) {
+      last = now;
+      for (int32_t s = 0; s < chain.num_steps; ++s) {
+        for (int32_t b = 0; b < chain.blocks; ++b) {
+          const ChainStep& step = chain_step_of(b, s);
+          for (int32_t c = step.first_copy; c < step.end_copy; ++c) {
+            const WeightCopy& copy = plan_.chain_copies[plan_.chain_blocks[b].first_copy + c];
+            idle[b] = std::max(idle[b], now) + copy.bytes / rate;
+            double& there = (copy.ahead ? next : landed)[copy.step];
+            there = std::max(there, idle[b] + kL2Trip);
+          }
+        }
+        if (plan_.stages[s + 1].kind == StepKind::kBegin) now = std::max(now, convolved);
+        now = std::max(now, landed[s]) + seconds(s + 1, free_weights);
+        if (s + 1 == plan_.stages[0].wait_stage) {
+          convolved = now + seconds(0, free_weights) + kTelling;
+        }
+      }
+      landed.swap(next);
+      std::fill(next.begin(), next.end(), 0.0);
+    }
+    return now - last;
+  }
+
   // Seconds of top-k and top-p of one code. Probabilities are computed for the total, and again
   // for the first digit.
   double filters() const {

@@ -36,7 +36,8 @@ int32_t steps_of(int32_t inputs) {
 Plan::Plan(const Values& values) {
   card = {.blocks = values.small("card.blocks"),
           .threads = values.small("card.threads"),
-          .shared_bytes = values.small("card.shared_bytes")};
+          .shared_bytes = values.small("card.shared_bytes"),
+          .cluster = values.small("card.cluster")};
   weight_bytes = values.small("weight_bytes");
   network = {};
   scratch = {};
@@ -69,9 +70,11 @@ Plan::Plan(const Values& values) {
   net.slots = rows_above + 1;
   const int32_t positions = net.height * net.width;
   net.max_chunks = (positions + kChunk - 1) / kChunk;
-  net.joined_stride = rounded_up(2 * net.channels + 2, kGroup);
-  net.merged_stride = rounded_up(net.channels + 2, kGroup);
-  net.out_stride = rounded_up(net.channels + net.num_heads * net.head_dim, kGroup);
+  // Products of the chain on a cluster read their inputs where they lie, padding included.
+  const int32_t padding = card.cluster > 0 ? kLanes : kGroup;
+  net.joined_stride = rounded_up(2 * net.channels + 2, padding);
+  net.merged_stride = rounded_up(net.channels + 2, padding);
+  net.out_stride = rounded_up(net.channels + net.num_heads * net.head_dim, padding);
   net.code_stride = rounded_up(net.num_embeddings, kGroup);
 
   net.stem_above = values.pointer<const float>("stem.above");
@@ -125,35 +128,48 @@ Plan::Plan(const Values& values) {
   net.row1 = workspace.take<float>(initials * inner_pairs);
   net.row2 = workspace.take<float>(initials * 2 * net.channels);
   net.stem_row = workspace.take<float>(static_cast<int64_t>(net.batch) * net.width * net.channels);
-  if (net.side_by_side) net.gated = workspace.take<float>(layers * rows * net.channels);
-  net.x = workspace.take<float>(step_rows * net.channels);
-  net.y = workspace.take<float>(step_rows * net.channels);
-  for (float*& merged : net.merged) merged = workspace.take<float>(step_rows * net.merged_stride);
-  net.activated = workspace.take<float>(step_rows * net.channels);
-  net.logits = workspace.take<float>(step_rows * net.code_stride);
+  // What only the chain reads and writes lies in shared memory if a cluster computes it.
+  Workspace of_chain(kChainBarrierBytes);
+  Workspace& state = card.cluster > 0 ? of_chain : workspace;
+  if (net.side_by_side) {
+    net.gated = scratch.gated = workspace.take<float>(layers * rows * net.channels);
+  }
+  planned_chain = {};
+  if (card.cluster > 0) {
+    planned_chain.gated = scratch.gated;
+    net.gated = state.take<float>(layers * rows * net.channels);
+    planned_chain.begun = state.take<float>(static_cast<int64_t>(net.batch) * net.channels);
+    planned_chain.codes = state.take<int32_t>(static_cast<int64_t>(net.batch) * net.width);
+  }
+  net.x = state.take<float>(step_rows * net.channels);
+  net.y = state.take<float>(step_rows * net.channels);
+  for (float*& merged : net.merged) merged = state.take<float>(step_rows * net.merged_stride);
+  net.activated = state.take<float>(step_rows * net.channels);
+  net.logits = state.take<float>(step_rows * net.code_stride);
   if (net.num_heads > 0) {
     const int64_t all = static_cast<int64_t>(net.num_heads) * net.head_dim;
     const int64_t cached = net.num_blocks * rows * rounded_up(positions, kLanes) * all;
-    net.joined = workspace.take<float>(step_rows * net.joined_stride);
-    net.joined_activated = workspace.take<float>(step_rows * net.joined_stride);
-    net.out_inputs = workspace.take<float>(step_rows * net.out_stride);
-    net.query = workspace.take<float>(step_rows * all);
+    net.joined = state.take<float>(step_rows * net.joined_stride);
+    net.joined_activated = state.take<float>(step_rows * net.joined_stride);
+    net.out_inputs = state.take<float>(step_rows * net.out_stride);
+    net.query = state.take<float>(step_rows * all);
+    if (card.cluster > 0) net.key_value = state.take<float>(step_rows * 2 * all);
     if (!is_int8()) {
-      net.partials = workspace.take<float>(step_rows * net.num_heads * net.max_chunks *
-                                           (net.head_dim + kPartialHead));
+      net.partials = state.take<float>(step_rows * net.num_heads * net.max_chunks *
+                                       (net.head_dim + kPartialHead));
     }
     net.keys = workspace.take<float>(cached);
     net.values = workspace.take<float>(cached);
   }
   const int32_t attention_inner = values.small("attention.inner_channels");
   const int32_t output_inner = values.small("output.inner_channels");
-  scratch.inner_row = rounded_up(std::max(attention_inner, output_inner), kGroup);
-  scratch.out_inner = workspace.take<float>(step_rows * scratch.inner_row);
+  scratch.inner_row = rounded_up(std::max(attention_inner, output_inner), padding);
+  scratch.out_inner = state.take<float>(step_rows * scratch.inner_row);
   if (net.num_heads > 0) {
-    scratch.key_inner = workspace.take<float>(step_rows * scratch.inner_row);
-    scratch.query_inner = workspace.take<float>(step_rows * scratch.inner_row);
-    scratch.key_features = workspace.take<float>(step_rows * net.joined_stride);
-    scratch.query_features = workspace.take<float>(step_rows * net.merged_stride);
+    scratch.key_inner = state.take<float>(step_rows * scratch.inner_row);
+    scratch.query_inner = state.take<float>(step_rows * scratch.inner_row);
+    scratch.key_features = state.take<float>(step_rows * net.joined_stride);
+    scratch.query_features = state.take<float>(step_rows * net.merged_stride);
   }
   net.progress = workspace.take<uint32_t>(card.blocks);
   net.matches = workspace.take<int32_t>(net.batch * net.window);
@@ -223,7 +239,12 @@ Plan::Plan(const Values& values) {
       best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
-  share_out();
+  if (card.cluster > 0) {
+    planned_chain.state_bytes = kChainBarrierBytes + static_cast<int32_t>(of_chain.bytes());
+    share_out_chain();
+  } else {
+    share_out();
+  }
   place_weights();
 }
 

@@ -60,6 +60,7 @@ struct Network {
   // [layers, N, W, R], [.., 2C pairs]: taps above and biases; with int8 as row_product.h says.
   float *row1, *row2;
   float* stem_row;                   // [B, W, C]
+  float* key_value;                  // [S, 2 heads * d], of the chain of a cluster
   float* gated;                      // [layers, N, C]: what each layer adds at this position
   float *x, *y;                      // [S, C]: a block's input, its layers' output
   float* merged[2];                  // [S, merged_stride], by parity of the block

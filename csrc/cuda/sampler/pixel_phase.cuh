@@ -77,7 +77,8 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
   for (int item = threadIdx.x; item < count * merged; item += step) {
     const int r = item / merged, c = item % merged;
     const Place at = places.at(first + r);
-    buffer[r * padded + plain + c] = on_map<kWindow>(at) ? elu(attended(net, at, c)) : 0.0f;
+    buffer[r * padded + plain + c] =
+        on_map<kWindow>(at) ? elu(attended(net, at, c, GlobalMemory())) : 0.0f;
   }
 }
 
@@ -121,7 +122,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     const Place at = places.at(first + r + lane / lanes_of_row);
     const bool finishes = lane % lanes_of_row == 0 && on_map<kWindow>(at);
     Addends addends;
-    if (finishes) addends = load_addends<Weight>(net, op, at, unit);
+    if (finishes) addends = load_addends<Weight>(net, op, at, unit, GlobalMemory());
     const InputOf<Weight>* inputs = all_inputs + r * op.padded_inputs;
     SumOf<Weight> sum;
     if (rows == 8) {
@@ -131,7 +132,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
     } else {
       sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
     }
-    if (finishes) finish_unit<Weight>(net, op, at, unit, sum, addends);
+    if (finishes) finish_unit<Weight>(net, op, at, unit, sum, addends, GlobalMemory());
   }
   return items;
 }
@@ -197,7 +198,7 @@ __device__ __forceinline__ void begin_columns(const Network& net, const Step& st
       x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
     }
     for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
-      begin_block<Weight>(net, places.at(r), 0, c, x);
+      begin_block<Weight>(net, places.at(r), 0, c, x, GlobalMemory());
       if (kIsInt8<Weight> && c == 0 && net.rounded) atomicAdd(net.rounded, 1);
     }
   }
@@ -218,7 +219,7 @@ __device__ __forceinline__ void attend(const Network& net, const Step& step,
     const int chunk = item % chunks, head = item / chunks % net.num_heads;
     const Place at = places.at(item / chunks / net.num_heads);
     if (kWindow && (at.j < 0 || chunk >= chunks_before(at.i * net.width + at.j))) continue;
-    attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane);
+    attend_chunk(net, at, step.index, head, chunk, buffer + warp * kChunk, lane, GlobalMemory());
   }
 }
 
@@ -244,7 +245,8 @@ __device__ __forceinline__ void merge_heads(const Network& net, const Step& step
     const Place at = places.at(item / all);
     const int c = item % all;
     if (!on_map<kWindow>(at)) continue;
-    net.out_inputs[at.r * net.out_stride + net.channels + c] = elu(attended(net, at, c));
+    net.out_inputs[at.r * net.out_stride + net.channels + c] =
+        elu(attended(net, at, c, GlobalMemory()));
   }
 }
 
@@ -280,10 +282,10 @@ __device__ __forceinline__ void copy_resident_weights(const Work& work, unsigned
   }
 }
 
-template <typename Weight, bool kWindow>
-__global__ void __launch_bounds__(kMaxThreads, 1)
-    pixel_phase_kernel(const Program program, const unsigned char* memory, int i) {
-  VQ_DYNAMIC_SHARED(unsigned char, shared);
+// A block's part of the program at row i. With kOnlyProducts it has no other steps.
+template <typename Weight, bool kWindow, bool kOnlyProducts = false>
+__device__ __forceinline__ void follow_program(const Program& program, const unsigned char* memory,
+                                               int i, unsigned char* shared) {
   const Network& net = program.network;
   const int block = blockIdx.x;
   const BlockProgram own =
@@ -329,11 +331,11 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
         const uint32_t number = before - (step.wait_before ? stages : 0) + step.wait_stage + 1;
         wait_for_blocks(net.progress, step.wait_first, step.wait_count, number, step.stage);
       }
-      note_time(program, t, step, Moment::kReady);
+      note_time(program, t, step.stage, Moment::kReady);
       // While this step's weights go from the L2 cache to the multiprocessors, the next one's come
       // from memory.
       ask_for_weights<Weight>(steps[s + 1 < num_steps ? s + 1 : 0], works);
-      switch (step.kind) {
+      switch (kOnlyProducts ? StepKind::kProducts : step.kind) {
         case StepKind::kProducts:
           do_products<Weight>(net, step, places, mine, program.buffer_floats);
           break;
@@ -354,16 +356,23 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
           const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings);
           for (int r = step.first; r < step.end; ++r) {
             const Place at = places.at(r);
-            if (on_map<kWindow>(at)) draw_code(net, at, parts);
+            if (on_map<kWindow>(at)) draw_code(net, at, parts, GlobalMemory());
           }
           break;
         }
       }
-      note_time(program, t, step, Moment::kComputed);
+      note_time(program, t, step.stage, Moment::kComputed);
       tell_done(net.progress + block, before + step.stage + 1);
-      note_time(program, t, step, Moment::kTold);
+      note_time(program, t, step.stage, Moment::kTold);
     }
   }
+}
+
+template <typename Weight, bool kWindow>
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    pixel_phase_kernel(const Program program, const unsigned char* memory, int i) {
+  VQ_DYNAMIC_SHARED(unsigned char, shared);
+  follow_program<Weight, kWindow>(program, memory, i, shared);
 }
 
 }  // namespace vqvae2_fast::cuda::sampler

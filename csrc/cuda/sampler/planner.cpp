@@ -4,14 +4,6 @@
 #include <algorithm>
 
 namespace vqvae2_fast::cuda::sampler {
-namespace {
-
-// Units of a stage's products, one after another, cut into one run for each block.
-struct Run {
-  int32_t product, first_unit, end_unit;
-};
-using Runs = std::vector<std::vector<Run>>;  // [block]
-
 // Block b gets the units whose middle lies in its part of the whole cost; parts are proportional to
 // `shares`.
 Runs cut(const std::vector<Product>& products, const std::vector<double>& shares) {
@@ -41,6 +33,8 @@ Runs cut(const std::vector<Product>& products, const std::vector<double>& shares
 int64_t unit_bytes(const Operation& operation, int32_t weight_bytes) {
   return static_cast<int64_t>(operation.padded_inputs) * kUnit * weight_bytes;
 }
+
+namespace {
 
 int32_t rounded_up(int64_t value, int32_t unit) {
   return static_cast<int32_t>((value + unit - 1) / unit * unit);

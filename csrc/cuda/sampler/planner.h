@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "chain.h"
 #include "program.h"
 #include "row_tiles.h"
 #include "values.h"
@@ -21,6 +22,7 @@ struct Card {
   int32_t blocks;        // of the persistent launch, all resident: one per multiprocessor
   int32_t threads;       // of a block
   int32_t shared_bytes;  // that a block may have
+  int32_t cluster;       // blocks of the cluster that computes the chain; 0: all compute all of it
 };
 
 // One product of a stage, before it is shared out.
@@ -55,10 +57,19 @@ struct RowPhase {
 
 // Memory that only operations refer to.
 struct Scratch {
+  float* gated;                                // what the convolutions give, [layers, N, C]
   float *key_inner, *query_inner, *out_inner;  // [N, inner_row]
   float *key_features, *query_features;        // [N, joined_stride], [N, merged_stride]
   int64_t inner_row;
 };
+
+// Units of a stage's products, one after another, cut into one run for each block.
+struct Run {
+  int32_t product, first_unit, end_unit;
+};
+using Runs = std::vector<std::vector<Run>>;  // [block]
+Runs cut(const std::vector<Product>& products, const std::vector<double>& shares);
+int64_t unit_bytes(const Operation& operation, int32_t weight_bytes);
 
 struct Plan {
   Card card;
@@ -71,6 +82,11 @@ struct Plan {
   std::vector<BlockProgram> blocks;
   std::vector<Step> steps;
   std::vector<Work> works;
+  // Of the chain on a cluster.
+  std::vector<ChainBlock> chain_blocks;
+  std::vector<ChainStep> chain_steps;  // [blocks of the cluster, steps]
+  std::vector<Work> chain_works;
+  std::vector<WeightCopy> chain_copies;
   int64_t workspace_bytes;
 
   // Addresses in `values` may be 0 where only sizes are wanted.
@@ -85,9 +101,21 @@ struct Plan {
   void build_stages(const Values& values);
   void share_out();
   void place_weights();
+  // The same for clusters.
+  const char* why_no_cluster() const;
+  void share_out_chain();
+  void place_chain(std::vector<std::vector<ChainStep>>& steps_of,
+                   std::vector<std::vector<Work>>& works_of);
+
+  Chain planned_chain;  // its addresses, as the constructor finds them
 };
 
 struct CardModel;  // cards.h
+
+// The plan of a draw with "card.cluster" -1: the one of which the model expects the shortest step,
+// of those with a cluster of 16 or 8 blocks, of which the card holds "card.clusters16" and
+// "card.clusters8" at once, and the one without.
+Plan best_plan(Values values, const CardModel& card);
 
 // The plan as a table, with the times that the model of a card expects. `single`: the same with one
 // code per step, which a plan with windows is compared with.

@@ -88,6 +88,22 @@ struct BlockProgram {
   int32_t first_step, end_step, first_work, end_work;
 };
 
+// The part of the program for the chain on a cluster (chain.h).
+struct Chain {
+  int32_t blocks;          // of the cluster; 0: no cluster
+  int32_t convolving;      // blocks after them, which compute the convolutions
+  int32_t num_steps;       // stage s is step s - 1
+  int32_t resident;        // all weights stay in shared memory
+  const float* gated;      // what the convolutions gave, in global memory
+  int32_t* codes;          // [B, W] of the row, in shared memory
+  float* begun;            // [B, C] of the first block, before the convolutions are there
+  int32_t state_bytes;     // of shared memory, barriers included; then come scratch,
+  int32_t scratch_offset;  // the block's program and its weights
+  int32_t program_offset, weights_offset;
+  int32_t max_works;
+  int64_t blocks_offset, steps_offset, works_offset, copies_offset;  // of the program in memory
+};
+
 // What the kernel takes by value; the arrays lie at these bytes of the program in memory.
 struct Program {
   Network network;
@@ -98,6 +114,7 @@ struct Program {
   int32_t drawing;                                        // blocks 0 .. draw
   int32_t program_offset, places_offset, weights_offset;  // in shared memory
   int64_t blocks_offset, steps_offset, works_offset;
+  Chain chain;
 };
 
 }  // namespace vqvae2_fast::cuda::sampler

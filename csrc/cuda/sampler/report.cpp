@@ -23,16 +23,14 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   const Model model(plan, card);
   Bytes all, most;
   int64_t waits = 0;
-  for (const BlockProgram& block : plan.blocks) {
-    const Bytes own = bytes_of(plan, block);
+  const Chain& chain = plan.program.chain;
+  for (const Bytes& own : bytes_of_all(plan)) {
     all.resident += own.resident;
     all.streamed += own.streamed;
     most.resident = std::max(most.resident, own.resident);
     most.streamed = std::max(most.streamed, own.streamed);
-    for (int32_t s = block.first_step; s < block.end_step; ++s) {
-      waits += plan.steps[s].wait_count > 0;
-    }
   }
+  for (const Step& step : plan.steps) waits += step.wait_count > 0;
   constexpr double kMB = 1e6, kKiB = 1024, kMicro = 1e6;
   const double step = model.step(), row = model.row(), reload = model.reload();
   const auto map = [&](double kept) {
@@ -44,6 +42,11 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   text += line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d byte%s",
                card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows,
                plan.weight_bytes, plan.weight_bytes == 1 ? "" : "s");
+  if (chain.blocks > 0) {
+    text += line("  the chain of stages on a cluster of %d blocks, its weights %s;", chain.blocks,
+                 chain.resident ? "resident" : "streamed from the L2 cache");
+    text += line("  the convolutions on %d more", chain.convolving);
+  }
   text += line("  %-28s %9.2f MB", ("weights read at " + of_a).c_str(),
                (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",
@@ -58,6 +61,13 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
            plan.program.shared_bytes / kKiB, plan.program.buffer_floats * 4 / kKiB,
            (plan.program.weights_offset - plan.program.program_offset) / kKiB,
            (plan.program.shared_bytes - plan.program.weights_offset) / kKiB);
+  if (chain.blocks > 0) {
+    text += line("  %-28s %9.1f KiB: activations %.1f, scratch %.1f, program %.1f, weights %.1f",
+                 "of one of the cluster", plan.program.shared_bytes / kKiB,
+                 chain.state_bytes / kKiB, (chain.program_offset - chain.scratch_offset) / kKiB,
+                 (chain.weights_offset - chain.program_offset) / kKiB,
+                 (plan.program.shared_bytes - chain.weights_offset) / kKiB);
+  }
   text += line("  %-28s %9.2f MB", "memory of the draw", plan.workspace_bytes / kMB);
   text +=
       line("  stages %s %d; flags written %zu, waits on flags %lld, grid barriers 0", of_a.c_str(),

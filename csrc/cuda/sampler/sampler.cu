@@ -1,5 +1,8 @@
 // The part of the C interface that launches kernels.
+#include <algorithm>
+
 #include "../launch.h"
+#include "chain.cuh"
 #include "packed_program.h"
 #include "pixel_phase.cuh"
 #include "row_phase.cuh"
@@ -94,6 +97,34 @@ const char* pixel_phase(const PackedProgram& packed, const void* on_card, int i,
                 static_cast<const unsigned char*>(on_card), i);
 }
 
+LaunchShape cluster_shape(int grid, int cluster, int threads, size_t shared_bytes) {
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(grid));
+  shape.block = dim3(static_cast<unsigned>(threads));
+  shape.shared_bytes = shared_bytes;
+  shape.cooperative = true;
+  shape.cluster = static_cast<unsigned>(cluster);
+  return shape;
+}
+
+// How many clusters the current device holds at once, of either kernel.
+int clusters_of(int size, int shared_bytes) {
+  const LaunchShape shape = cluster_shape(size, size, kMaxThreads, shared_bytes);
+  return std::min(co_resident_clusters(pixel_cluster_kernel<float>, shape),
+                  co_resident_clusters(pixel_cluster_kernel<BFloat16>, shape));
+}
+
+template <typename Weight>
+const char* pixel_phase_on_clusters(const PackedProgram& packed, const void* on_card, int i,
+                                    void* stream) {
+  const Program& program = packed.program;
+  LaunchShape shape =
+      cluster_shape(program.grid, program.chain.blocks, program.threads, program.shared_bytes);
+  shape.stream = stream;
+  return launch("sampler pixel phase on clusters", pixel_cluster_kernel<Weight>, shape, program,
+                static_cast<const unsigned char*>(on_card), i);
+}
+
 }  // namespace
 }  // namespace vqvae2_fast::cuda::sampler
 
@@ -102,6 +133,10 @@ using namespace vqvae2_fast::cuda::sampler;
 const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, void* stream) {
   const PackedProgram& packed = *static_cast<const PackedProgram*>(program);
   if (const char* error = row_phase(packed, i, stream)) return error;
+  if (packed.program.chain.blocks > 0) {
+    return packed.weight_bytes == 4 ? pixel_phase_on_clusters<float>(packed, on_card, i, stream)
+                                    : pixel_phase_on_clusters<BFloat16>(packed, on_card, i, stream);
+  }
   const bool windows = packed.program.network.window > 1;
   if (packed.weight_bytes == 4) {
     return windows ? pixel_phase<float, true>(packed, on_card, i, stream)
@@ -115,7 +150,7 @@ const char* vq_sampler_row(const void* program, const void* on_card, int32_t i, 
                  : pixel_phase<BFloat16, false>(packed, on_card, i, stream);
 }
 
-const char* vq_sampler_card(int64_t card[2]) {
+const char* vq_sampler_card(int64_t card[4]) {
   const auto kernel = pixel_phase_kernel<float, false>;
   if (const char* reason = vqvae2_fast::cuda::why_not_runnable(kernel)) return reason;
   int device = 0, multiprocessors = 0, shared_bytes = 0, cooperative = 0;
@@ -138,5 +173,7 @@ const char* vq_sampler_card(int64_t card[2]) {
   }
   card[0] = multiprocessors;
   card[1] = shared_bytes;
+  card[2] = clusters_of(16, shared_bytes - kSharedMargin);
+  card[3] = clusters_of(8, shared_bytes - kSharedMargin);
   return nullptr;
 }

@@ -29,8 +29,9 @@ VQ_API const char* vq_sampler_stages(const char* const* names, const int64_t* va
 VQ_API const char* vq_sampler_row(const void* program, const void* on_card, int32_t i,
                                   void* stream);
 // Blocks of the persistent launch that the current device holds at once, one per multiprocessor,
-// and bytes of shared memory that a block may have; or why it runs no such launch.
-VQ_API const char* vq_sampler_card(int64_t card[2]);
+// bytes of shared memory that a block may have, and how many clusters of 16 and of 8 such blocks it
+// holds at once; or why it runs no such launch.
+VQ_API const char* vq_sampler_card(int64_t card[4]);
 #if defined(VQ_STAGE_TIMES)
 // In such a build the value "stage_times" may be the address of zeroed memory of the device, 8-byte
 // words [width, blocks, stages, moments] as vq_sampler_sizes and vq_sampler_moments say, to which

@@ -15,18 +15,17 @@ namespace vqvae2_fast::cuda::sampler {
 enum class Moment : int32_t { kReady, kComputed, kTold };
 
 // All threads of a block call this; the first one writes.
-__device__ __forceinline__ void note_time(const Program& program, int t, const Step& step,
-                                          Moment moment) {
+__device__ __forceinline__ void note_time(const Program& program, int t, int stage, Moment moment) {
 #if defined(VQ_STAGE_TIMES)
   uint64_t* const times = program.network.stage_times;
   if (times == nullptr) return;
   if (moment == Moment::kComputed) __syncthreads();  // by all threads
   if (threadIdx.x != 0) return;
   const int64_t at =
-      (static_cast<int64_t>(t) * program.grid + blockIdx.x) * program.num_stages + step.stage;
+      (static_cast<int64_t>(t) * program.grid + blockIdx.x) * program.num_stages + stage;
   times[at * kMoments + static_cast<int>(moment)] = nanoseconds();
 #else
-  static_cast<void>(program), static_cast<void>(t), static_cast<void>(step);
+  static_cast<void>(program), static_cast<void>(t), static_cast<void>(stage);
   static_cast<void>(moment);
 #endif
 }

@@ -107,7 +107,7 @@ void Plan::build_stages(const Values& values) {
       op.output =
           net.ring2.values + layer * net.rows * op.output_row + net.ring2.left * net.ring2.channels;
     } else {
-      op.output = net.gated + static_cast<int64_t>(layer) * net.rows * channels;
+      op.output = scratch.gated + static_cast<int64_t>(layer) * net.rows * channels;
       op.output_row = channels;
     }
     return p;
@@ -219,7 +219,7 @@ void Plan::build_stages(const Values& values) {
     // With few rows, every block merges what it reads, which saves a stage.
     if (is_int8()) {
       // `attend_by_heads` leaves nothing to merge.
-    } else if (net.step_rows * all_heads <= 2 * card.threads) {
+    } else if (card.cluster > 0 || net.step_rows * all_heads <= 2 * card.threads) {
       first.operation.attended = channels;
     } else {
       add("merge heads", StepKind::kMergeHeads, block);

@@ -28,7 +28,8 @@ struct Draw {
   bool guided = false;
   int window = 1;
   int blocks = 5, threads = 64, shared_bytes = 64 << 10;
-  int top_k = 0;  // 0: all
+  int cluster = 0;  // blocks of the cluster that computes the chain
+  int top_k = 0;    // 0: all
   double top_p = 1, temperature = 1;
   std::vector<int64_t> known;  // [B, H, W], -1 to draw; or empty
 };
@@ -155,6 +156,7 @@ class RandomPrior {
                    {"card.blocks", draw.blocks},
                    {"card.threads", draw.threads},
                    {"card.shared_bytes", draw.shared_bytes},
+                   {"card.cluster", draw.cluster},
                    {"workspace", 0}});
     int64_t sizes[5];
     with(values, [&](const char* const* names, const int64_t* of, int64_t count) {

@@ -73,6 +73,25 @@ void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int wi
   check(prior.draw(all).steps == steps, "a window keeps all columns that are guessed right");
 }
 
+// The chain on one cluster, the convolutions on another: with weights that pass through shared
+// memory, and with weights that stay there.
+void test_clusters(RandomPrior& prior, const Drawn& whole, Draw part, bool attention, bool quick) {
+  part.cluster = 4;
+  part.blocks = 8;
+  part.shared_bytes = attention ? 84 << 10 : 21 << 10;
+  compare(prior, whole, part, "the chain on a cluster of 4, its weights streamed");
+  if (quick) return;
+  part.batch = 3;
+  part.first_sample = 4;
+  part.threads = 96;
+  part.shared_bytes = 200 << 10;
+  compare(prior, whole, part, "three samples, the chain on a cluster of 4, its weights resident");
+  part.cluster = 2;
+  part.batch = part.guided ? 4 : 8;
+  part.first_sample = 0;
+  compare(prior, whole, part, "eight network rows, the chain on a cluster of 2");
+}
+
 #if defined(VQ_STAGE_TIMES)
 // Every stage has been done by some block at every position, in the order of the chain's stages; a
 // block's moments follow each other, and what it waited for was told before.
@@ -126,6 +145,7 @@ void test_kind(const Kind& kind, bool quick) {
     many.shared_bytes = 24 << 10;
     compare(prior, whole, many, "more blocks than a block has threads to wait for them");
   }
+  if (!kind.reads_itself) test_clusters(prior, whole, one, kind.attention, quick);
   if (quick) {
     test_windows(prior, whole, all, 3, "windows of 3");
     return;

@@ -74,15 +74,23 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card offers: how many blocks of the persistent launch fit on it, and their size."""
+    """What a card offers: how many blocks of the persistent launch fit on it, and their size.
+
+    Args:
+        clusters16: How many clusters of 16 blocks it holds at once; 0 without such clusters.
+        clusters8: Of 8 blocks.
+    """
 
     blocks: int
     shared_bytes: int
     threads: int = THREADS
+    clusters16: int = 0
+    clusters8: int = 0
 
     @staticmethod
     def current(library: Library) -> Card:
-        return Card(*library.card())
+        blocks, shared_bytes, clusters16, clusters8 = library.card()
+        return Card(blocks, shared_bytes, clusters16=clusters16, clusters8=clusters8)
 
 
 class LaunchError(RuntimeError):
@@ -340,6 +348,9 @@ def plan_values(
         "card.blocks": card.blocks,
         "card.threads": card.threads,
         "card.shared_bytes": card.shared_bytes,
+        "card.cluster": -1,
+        "card.clusters16": card.clusters16,
+        "card.clusters8": card.clusters8,
         "weight_bytes": precision.pixel.itemsize,
         "row_mode": precision.row_mode,
         "batch": batch,

@@ -83,15 +83,16 @@ class Library:
             ctypes.c_void_p(stream),
         )
 
-    def card(self) -> tuple[int, int]:
-        """Multiprocessors of the current device, and bytes of shared memory that a block may have.
+    def card(self) -> tuple[int, int, int, int]:
+        """Multiprocessors of the current device, bytes of shared memory that a block may have, and
+        how many clusters of 16 and of 8 blocks it holds at once.
 
         Raises:
             RuntimeError: The device or its driver does not run the kernels; the message says why.
         """
-        card = (ctypes.c_int64 * 2)()
+        card = (ctypes.c_int64 * 4)()
         self._call("card", card)
-        return card[0], card[1]
+        return card[0], card[1], card[2], card[3]
 
     def _text(self, name: str, values: Mapping[str, int | float], card: str) -> str:
         text = ctypes.create_string_buffer(1 << 16)

@@ -1,0 +1,254 @@
+// Plans the pixel phase on clusters: the chain of stages over the blocks of one cluster, the
+// convolutions over the others, and when which of the chain's weights come into shared memory.
+#include <algorithm>
+
+#include "planner.h"
+
+namespace vqvae2_fast::cuda::sampler {
+namespace {
+
+constexpr int32_t kLine = 128;  // bytes
+
+int32_t rounded_up(int64_t value, int32_t unit) {
+  return static_cast<int32_t>((value + unit - 1) / unit * unit);
+}
+
+// Floats that a unit's epilogue sends to every block for a step row.
+int32_t floats_sent(const Network& net, const Operation& op) {
+  const int32_t channels = op.outputs / kUnit;  // of outputs with gates
+  // What begins a block in a channel, and the coordinates that go with two of them.
+  const bool last = op.index + 1 == net.num_blocks;
+  const int32_t of_channel = last ? 2 : net.num_heads > 0 ? 5 : 1;
+  const int32_t coordinates = last ? 0 : net.num_heads > 0 ? 4 : 2;
+  switch (op.epilogue) {
+    case Epilogue::kMerge:
+      return op.outputs * of_channel + coordinates;
+    case Epilogue::kGateBlock:
+      return channels * of_channel + coordinates;
+    case Epilogue::kGateResidual:
+      return channels;
+    case Epilogue::kGateOutput:
+      return 2 * channels;
+    default:
+      return op.outputs;
+  }
+}
+
+[[noreturn]] void refuse(const std::string& reason) {
+  throw std::invalid_argument("sampler: the pixel phase does not fit a cluster: " + reason + ".");
+}
+
+// Weights of a block's work, from where they come to where they lie.
+struct Placed {
+  int32_t step, begin, end;
+  bool overlaps(const Placed& other) const { return begin < other.end && other.begin < end; }
+};
+
+}  // namespace
+
+const char* Plan::why_no_cluster() const {
+  const Network& net = network;
+  if (is_int8()) return "its weights are int8";
+  if (!net.side_by_side) return "its convolutions read their own position, or there are windows";
+  if (net.step_rows > kMostChainRows) return "there are too many network rows";
+  if (net.channels % kLanes != 0) return "its channels are no multiple of 32";
+  if (static_cast<int32_t>(stages.size()) > kMostChainSteps) return "it has too many stages";
+  if (card.threads < 2 * kLanes) return "a block has one warp";
+  if (card.blocks <= card.cluster) return "no block is left for the convolutions";
+  for (const Stage& stage : stages) {
+    int32_t units = 0;
+    for (const Product& p : stage.products) units += p.units;
+    if (stage.kind == StepKind::kProducts && units < card.cluster) {
+      return "a stage has fewer units than the cluster has blocks";
+    }
+  }
+  return nullptr;
+}
+
+void Plan::share_out_chain() {
+  if (const char* reason = why_no_cluster()) refuse(reason);
+  const Network& net = network;
+  const int32_t cluster = card.cluster;
+  program = {};
+  Chain& chain = program.chain;
+  chain = planned_chain;
+  chain.blocks = cluster;
+  chain.num_steps = static_cast<int32_t>(stages.size()) - 1;
+
+  // Convolutions of the next position begin when the last block of layers has begun: then all that
+  // they read is there, and what they overwrite has been read.
+  int32_t publishing = 1;
+  for (size_t s = 1; s < stages.size(); ++s) {
+    for (const Product& p : stages[s].products) {
+      const Epilogue epilogue = p.operation.epilogue;
+      if ((epilogue == Epilogue::kMerge || epilogue == Epilogue::kGateBlock) &&
+          p.operation.index == net.num_blocks - 2) {
+        publishing = static_cast<int32_t>(s);
+      }
+    }
+  }
+  Stage& convolutions = stages[0];
+  int32_t units = 0;
+  for (const Product& p : convolutions.products) units += p.units;
+  chain.convolving = convolutions.blocks = std::min(units, card.blocks - cluster);
+  convolutions.wait_stage = publishing;
+  const Runs convolved = cut(convolutions.products, std::vector<double>(chain.convolving, 1.0));
+  for (int32_t b = 0; b < card.blocks; ++b) {
+    const int32_t first_work = static_cast<int32_t>(works.size());
+    const int32_t first_step = static_cast<int32_t>(steps.size());
+    if (b >= cluster && b - cluster < chain.convolving) {
+      Step step = {};
+      step.kind = StepKind::kProducts;
+      step.wait_stage = publishing;
+      step.wait_before = true;
+      step.wait_count = cluster;
+      for (const Run& run : convolved[b - cluster]) {
+        Work work = {};
+        work.operation = convolutions.products[run.product].operation;
+        work.first_unit = work.resident_end = run.first_unit;
+        work.end_unit = run.end_unit;
+        works.push_back(work);
+      }
+      step.end = static_cast<int32_t>(works.size()) - first_work;
+      steps.push_back(step);
+      program.max_steps = 1;
+      program.max_works = std::max(program.max_works, step.end);
+    }
+    blocks.push_back({.first_step = first_step,
+                      .end_step = static_cast<int32_t>(steps.size()),
+                      .first_work = first_work,
+                      .end_work = static_cast<int32_t>(works.size())});
+  }
+
+  std::vector<std::vector<ChainStep>> steps_of(cluster);
+  std::vector<std::vector<Work>> works_of(cluster);
+  for (size_t s = 1; s < stages.size(); ++s) {
+    Stage& stage = stages[s];
+    stage.blocks = cluster;
+    ChainStep step = {};
+    step.kind = stage.kind;
+    step.stage = static_cast<int32_t>(s);
+    step.index = stage.index;
+    step.publishes = static_cast<int32_t>(s) == publishing;
+    Runs runs(cluster);
+    if (stage.kind == StepKind::kProducts) {
+      step.exchanges = 1;
+      for (const Product& p : stage.products) step.bytes += floats_sent(net, p.operation);
+      runs = cut(stage.products, std::vector<double>(cluster, 1.0));
+    } else if (stage.kind == StepKind::kAttend) {
+      step.exchanges = 1;
+      step.bytes = net.num_heads * (net.head_dim + kPartialHead);
+    }
+    step.bytes *= net.step_rows * static_cast<int32_t>(sizeof(float));
+    for (int32_t b = 0; b < cluster; ++b) {
+      if (stage.kind == StepKind::kProducts && runs[b].empty()) {
+        refuse("a block has no units of a stage");
+      }
+      step.first = static_cast<int32_t>(works_of[b].size());
+      for (const Run& run : runs[b]) {
+        Work work = {};
+        work.operation = stage.products[run.product].operation;
+        work.first_unit = run.first_unit;
+        work.end_unit = work.resident_end = run.end_unit;
+        works_of[b].push_back(work);
+      }
+      step.end = static_cast<int32_t>(works_of[b].size());
+      steps_of[b].push_back(step);
+    }
+  }
+  for (const std::vector<Work>& own : works_of) {
+    chain.max_works = std::max(chain.max_works, static_cast<int32_t>(own.size()));
+  }
+  place_chain(steps_of, works_of);
+}
+
+void Plan::place_chain(std::vector<std::vector<ChainStep>>& steps_of,
+                       std::vector<std::vector<Work>>& works_of) {
+  const Network& net = network;
+  Chain& chain = program.chain;
+  const int32_t scratch =
+      std::max(2 * net.num_embeddings + std::max(net.num_embeddings, kFilterWords) + 2 * kLanes,
+               card.threads / kLanes * kChunk) *
+      static_cast<int32_t>(sizeof(float));
+  chain.scratch_offset = rounded_up(chain.state_bytes, kLine);
+  chain.program_offset = rounded_up(chain.scratch_offset + scratch, kLine);
+  chain.weights_offset = rounded_up(
+      chain.program_offset + chain.max_works * int64_t{sizeof(Work) + sizeof(WeightCopy)} +
+          chain.num_steps * int64_t{sizeof(ChainStep)},
+      kLine);
+  const int64_t room = card.shared_bytes - kSharedMargin - chain.weights_offset;
+  const auto bytes_of = [&](const Work& work) {
+    return (work.end_unit - work.first_unit) * unit_bytes(work.operation, weight_bytes);
+  };
+  int64_t most = 0;
+  for (const std::vector<Work>& own : works_of) {
+    int64_t all = 0;
+    for (const Work& work : own) all += bytes_of(work);
+    most = std::max(most, all);
+  }
+  chain.resident = most <= room;
+  program.shared_bytes =
+      chain.weights_offset + static_cast<int32_t>(std::max<int64_t>(0, std::min(most, room)));
+  const int32_t num_steps = chain.num_steps;
+  for (size_t b = 0; b < works_of.size(); ++b) {
+    std::vector<Work>& own = works_of[b];
+    std::vector<Placed> placed;
+    int64_t head = 0;
+    for (int32_t s = 0; s < num_steps; ++s) {
+      for (int32_t w = steps_of[b][s].first; w < steps_of[b][s].end; ++w) {
+        const int64_t bytes = bytes_of(own[w]);
+        if (head + bytes > room) head = 0;
+        own[w].shared_offset = static_cast<int32_t>(head);
+        placed.push_back({s, static_cast<int32_t>(head), static_cast<int32_t>(head + bytes)});
+        head += bytes;
+      }
+    }
+    // Step in which each copy is asked for, counted from the position before: when all works that
+    // lay in its place have been done.
+    std::vector<std::pair<int32_t, int32_t>> order;  // step, work
+    for (size_t w = 0; w < placed.size(); ++w) {
+      int32_t when = 0;
+      for (size_t u = 0; u < placed.size(); ++u) {
+        if (!placed[w].overlaps(placed[u])) continue;
+        when = std::max(when, placed[u].step + (u < w ? num_steps : 0) + 1);
+      }
+      if (placed[w].end > room || when > num_steps + placed[w].step) {
+        refuse("a stage's weights need more shared memory than the " + std::to_string(room) +
+               " bytes that are left of a block's " + std::to_string(card.shared_bytes));
+      }
+      order.emplace_back(when, static_cast<int32_t>(w));
+    }
+    std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
+      return a.first % num_steps < b.first % num_steps;
+    });
+    const int32_t first_copy = static_cast<int32_t>(chain_copies.size());
+    for (ChainStep& step : steps_of[b]) {
+      const auto is_of = [&](const auto& o) {
+        return o.first % num_steps == static_cast<int32_t>(&step - steps_of[b].data());
+      };
+      const auto first = std::find_if(order.begin(), order.end(), is_of);
+      step.first_copy = static_cast<int32_t>(first - order.begin());
+      step.end_copy =
+          step.first_copy + static_cast<int32_t>(std::count_if(order.begin(), order.end(), is_of));
+      if (chain.resident) step.first_copy = step.end_copy = 0;
+    }
+    for (const auto& [when, w] : order) {
+      const int64_t unit = unit_bytes(own[w].operation, weight_bytes);
+      chain_copies.push_back(
+          {.from = static_cast<const char*>(own[w].operation.weights) + own[w].first_unit * unit,
+           .to = placed[w].begin,
+           .bytes = placed[w].end - placed[w].begin,
+           .step = placed[w].step,
+           .ahead = chain.resident || when < num_steps});
+    }
+    const int32_t first_work = static_cast<int32_t>(chain_works.size());
+    chain_works.insert(chain_works.end(), own.begin(), own.end());
+    chain_steps.insert(chain_steps.end(), steps_of[b].begin(), steps_of[b].end());
+    chain_blocks.push_back({.first_work = first_work,
+                            .end_work = static_cast<int32_t>(chain_works.size()),
+                            .first_copy = first_copy,
+                            .end_copy = static_cast<int32_t>(chain_copies.size())});
+  }
+}
+
+}  // namespace vqvae2_fast::cuda::sampler

@@ -7,8 +7,9 @@
 namespace vqvae2_fast::cuda::sampler {
 
 Plan best_plan(Values values, const CardModel& card) {
-  if (values.integer("card.cluster") >= 0) return Plan(values);
   const int64_t blocks = values.integer("card.blocks");
+  values.set("card.row_blocks", blocks);
+  if (values.integer("card.cluster") >= 0) return Plan(values);
   values.set("card.cluster", 0);
   std::optional<Plan> best;
   std::string refused;

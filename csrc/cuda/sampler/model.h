@@ -182,7 +182,7 @@ class Model {
                         : phase.mode == RowMode::kTensorFloat32 ? card_.tensor_float32
                                                                 : card_.bfloat16;
     const double cycles =
-        row_cycles({&phase.conv1, &phase.conv2}, phase.mode, phase.tile, plan_.card.blocks);
+        row_cycles({&phase.conv1, &phase.conv2}, phase.mode, phase.tile, plan_.card.row_blocks);
     return std::max({cycles / card_.clock, products / (rate * kRowShare),
                      bytes / card_.memory_bandwidth}) +
            3 * kLaunch;

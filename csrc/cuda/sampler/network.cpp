@@ -37,6 +37,7 @@ Plan::Plan(const Values& values) {
   card = {.blocks = values.small("card.blocks"),
           .threads = values.small("card.threads"),
           .shared_bytes = values.small("card.shared_bytes"),
+          .row_blocks = values.small("card.row_blocks"),
           .cluster = values.small("card.cluster")};
   weight_bytes = values.small("weight_bytes");
   network = {};
@@ -233,10 +234,10 @@ Plan::Plan(const Values& values) {
   }
   if (row_phase.mode != RowMode::kInt8) {  // which has tiles of one size
     row_phase.tile =
-        best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.blocks);
+        best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
   }
   row_phase.condition_tile =
-      best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.blocks);
+      best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.row_blocks);
   build_stages(values);
   workspace_bytes = workspace.bytes();
   if (card.cluster > 0) {

@@ -22,6 +22,7 @@ struct Card {
   int32_t blocks;        // of the persistent launch, all resident: one per multiprocessor
   int32_t threads;       // of a block
   int32_t shared_bytes;  // that a block may have
+  int32_t row_blocks;    // that the row phase has at once: all multiprocessors, with clusters too
   int32_t cluster;       // blocks of the cluster that computes the chain; 0: all compute all of it
 };
 

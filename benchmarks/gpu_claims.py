@@ -20,7 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ENGINES = {"cuda": "float32", "cuda_tf32": "tf32", "cuda_bfloat16": "bfloat16"}
+ENGINES = {
+    "cuda": "float32",
+    "cuda_tf32": "tf32",
+    "cuda_bfloat16": "bfloat16",
+    "cuda_w8a8": "int8",
+}
 OPERATORS = Path("ops/vector_quantize/README.md")
 SHAPE = "524288x512x64"
 IMAGES = 50_000

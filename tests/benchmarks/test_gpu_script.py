@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from vqvae2_fast.sampling.engines.cuda import PRECISIONS
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gpu.sh needs GNU's tools")
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gpu.sh needs GN
 EXPECTED = [
     {"card": "h100", "engine": "cuda", "batch": 1, "batch_s": 0.125, "minutes": 100.0},
     {"card": "h100", "engine": "cuda", "batch": 64, "batch_s": 1.0, "minutes": 13.0},
+    {"card": "h100", "engine": "cuda_w8a8", "batch": 64, "batch_s": 0.5, "minutes": 6.5},
 ]
 SAMPLER = [
     {"engine": "cuda", "batch": 1, "median_s": 0.25, "images_per_s": 4.0, "sample_0": "same"},
@@ -69,7 +73,7 @@ case "$*" in
   *fit_sampler_model.py*) exec {python} "$@" ;;
   *gpu_machine.py\\ package) echo "vqvae2_fast 1.2.3 in /site." && exit 0 ;;
   *--plan*) name=expected ;;
-  *--json*claims-*) name=$(basename "${{*#*--json }}") && name=${{name%%.json*}} ;;
+  *--json*claims-*) name=$(basename "${{*#*--json }}") && name=${{name%%.json*}} && echo "$*" ;;
   *--stage-times*) name=stage_times && echo "$*" ;;
   *) exit 0 ;;
 esac
@@ -208,6 +212,19 @@ def test_what_has_no_figure_is_not_measured(undisturbed):
     assert images[1:4] == ["13 min", "not measured", ""]
 
 
+def test_int8_has_a_claim(undisturbed):
+    images = claim(
+        undisturbed[2]["summary.md"], "50,000 images, batch 64, engine `cuda_w8a8` (int8)"
+    )
+    assert images[1:3] == ["6.5 min", "not measured"]
+
+
+def test_every_precision_of_the_sampler_is_measured_for_its_claim(undisturbed):
+    call = undisturbed[2]["claims-sampler.log"]
+    (engines,) = re.findall(r"--engines ([\w ]+) --", call)
+    assert engines.split() == list(PRECISIONS)
+
+
 def test_figures_come_before_tests(undisturbed):
     parts = [line.split("\t")[0] for line in undisturbed[2]["parts.tsv"].splitlines()]
     assert parts.index("operators") < parts.index("tests") < parts.index("memcheck")
@@ -266,7 +283,7 @@ def test_a_part_that_fails_does_not_end_it(machine):
     files = machine.archive()
     assert code == 1
     assert output.splitlines()[-1] == "failed: claims-sampler"
-    assert files["claims-sampler.log"] == "claims-sampler broke\n"
+    assert files["claims-sampler.log"].endswith("claims-sampler broke\n")
     assert result_of(files["summary.md"], "claims-sampler") == "failed, exit code 7"
     assert result_of(files["summary.md"], "claims-operators") == "passed"
 

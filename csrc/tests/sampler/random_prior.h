@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "../../cuda/sampler/packed_program.h"
 #include "../../cuda/sampler/row_product.h"
 #include "../../cuda/sampler/sampler.h"
 #include "../cuda_on_cpu/device_array.h"
@@ -38,11 +39,35 @@ struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
   int64_t steps = 0;           // taken by windows
+  bool staged_in_turn = false;
 #if defined(VQ_STAGE_TIMES)
   std::vector<uint64_t> times;  // [W, blocks, stages, moments], of the last row
   int blocks = 0, stages = 0;
 #endif
 };
+
+// Whether the inputs of a step's works do not fit into the buffer side by side.
+inline bool staged_in_turn(const std::vector<unsigned char>& memory) {
+  namespace kernels = vqvae2_fast::cuda::sampler;
+  const auto& packed = *reinterpret_cast<const kernels::PackedProgram*>(memory.data());
+  const kernels::Program& program = packed.program;
+  const auto at = [&](int64_t offset) { return memory.data() + offset; };
+  const auto* blocks = reinterpret_cast<const kernels::BlockProgram*>(at(program.blocks_offset));
+  const auto* steps = reinterpret_cast<const kernels::Step*>(at(program.steps_offset));
+  const auto* works = reinterpret_cast<const kernels::Work*>(at(program.works_offset));
+  const int64_t capacity = program.buffer_floats * (packed.weight_bytes == 1 ? 4 : 1);
+  for (int b = 0; b < program.grid; ++b) {
+    for (int s = blocks[b].first_step; s < blocks[b].end_step; ++s) {
+      if (steps[s].kind != kernels::StepKind::kProducts) continue;
+      int64_t inputs = 0;
+      for (int w = steps[s].first; w < steps[s].end; ++w) {
+        inputs += works[blocks[b].first_work + w].operation.padded_inputs;
+      }
+      if (inputs * program.network.step_rows > capacity) return true;
+    }
+  }
+  return false;
+}
 
 // 3 x 5 map, 3 x 3 convolutions, 64 channels: a unit for every warp of every block, and more.
 class RandomPrior {
@@ -181,6 +206,7 @@ class RandomPrior {
     drawn.codes = codes.values();
     drawn.logits = logits.values();
     drawn.steps = steps.values()[0];
+    drawn.staged_in_turn = staged_in_turn(program);
 #if defined(VQ_STAGE_TIMES)
     drawn.times = times.values();
     drawn.blocks = static_cast<int>(sizes[2]);

@@ -34,12 +34,13 @@ bool all_finite(const std::vector<float>& values) {
 }
 
 // Draws of `samples` samples from `first` on, against those of a whole draw.
-void compare(RandomPrior& prior, const Drawn& whole, const Draw& part, const char* what) {
+Drawn compare(RandomPrior& prior, const Drawn& whole, const Draw& part, const char* what) {
   const Drawn drawn = prior.draw(part);
   const size_t first =
       static_cast<size_t>(part.first_sample) * RandomPrior::kHeight * RandomPrior::kWidth;
   check(same(drawn.codes, whole.codes, first), what);
   check(same(drawn.logits, whole.logits, first * RandomPrior::kCodes), what);
+  return drawn;
 }
 
 bool several_codes(const std::vector<int64_t>& codes) {
@@ -144,6 +145,10 @@ void test_kind(const Kind& kind, bool quick) {
     many.threads = 32;
     many.shared_bytes = 24 << 10;
     compare(prior, whole, many, "more blocks than a block has threads to wait for them");
+    Draw by_one = all;
+    by_one.blocks = 1;
+    const Drawn drawn = compare(prior, whole, by_one, "a buffer that inputs fill more than once");
+    check(drawn.staged_in_turn, "inputs of all convolutions do not fit into the buffer at once");
   }
   if (!kind.reads_itself) test_clusters(prior, whole, one, kind.attention, quick);
   if (quick) {

@@ -23,8 +23,13 @@ inline void async_copy(void* destination, const void* source, uint32_t bytes, ui
          where.line, bytes);
   }
   // The source is read twice, now and at the wait: whoever writes it in between races with one.
-  unsigned char read[16];
-  memcpy(read, source, bytes - zeros);
+  // Volatile, because compilers drop a read that nothing uses.
+  const auto* from = static_cast<const volatile unsigned char*>(source);
+  uint32_t at = 0;
+  for (; at + sizeof(uint32_t) <= bytes - zeros; at += sizeof(uint32_t)) {
+    (void)*reinterpret_cast<const volatile uint32_t*>(from + at);
+  }
+  for (; at < bytes - zeros; ++at) (void)from[at];
   // Word by word: GCC expands a memset of a constant size where ThreadSanitizer does not see it.
   const uint32_t poison = ~0u;
   for (uint32_t b = 0; b < bytes; b += sizeof(poison)) {

@@ -24,6 +24,11 @@ __global__ void block_kernel(const float* x, float* out, int* histogram, Bug bug
 
   copy_async<4>(&tile[t], &row[t]);
   copy_async_commit();
+  if (bug == Bug::kCopySourceOverwritten) {
+    // A barrier comes before the wait, so the copy races only where it was issued.
+    const_cast<float*>(row)[kThreads - 1 - t] = 0.0f;
+    __syncthreads();
+  }
   if (bug != Bug::kMissingCopyWait && bug != Bug::kCopyNeverAwaited) copy_async_wait<0>();
   if (bug == Bug::kDivergentBarrier && lane < 16) {
     __syncthreads();

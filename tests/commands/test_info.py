@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -229,6 +230,16 @@ def test_presets_say_whether_they_come_with_weights(run):
     assert with_weights == {"emoji32", "emoji64", "fashion28"}
 
 
+@pytest.mark.parametrize(("engine", "tile"), [("cuda", "32x32"), ("cuda_w8a8", "64x64")])
+def test_the_plan_tells_the_tile_of_the_row_phase(tmp_path, run, engine, tile):
+    save(tiny_prior(), tmp_path / "prior")
+    text = run("info", "--sampler", tmp_path / "prior", "--engine", engine)[1]
+    assert re.search(
+        rf"a row of the map takes \d+ us for taps above\n  \(tiles of {tile}, rows x columns\) and",
+        text,
+    )
+
+
 def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp_path, run):
     code, text, _ = run("info", "--sampler", "--preset", "imagenet256", "--card", "a100")
     assert code == 0
@@ -241,7 +252,7 @@ def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp
     assert values["batch_size"] == 8
     assert "batch 8 (8 network rows), weights of 2 bytes" in values["plans"]["the"][0]
     text = run("info", "--sampler", tmp_path / "prior", "--window", "4")[1]
-    assert "stages a step" in text
+    assert "stages per step" in text
     assert "a window of 4 columns; one code per step takes" in text
     code, _, error = run("info", "--sampler", tmp_path / "prior", "--window", "0")
     assert code == 2

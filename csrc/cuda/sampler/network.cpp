@@ -232,10 +232,10 @@ Plan::Plan(const Values& values) {
     conv2.condition_scale = net.width / width;
     row_phase.down = net.height / height;
   }
-  if (row_phase.mode != RowMode::kInt8) {  // which has tiles of one size
-    row_phase.tile =
-        best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
-  }
+  row_phase.tile =
+      row_phase.mode == RowMode::kInt8
+          ? kByteRowTile
+          : best_row_tile({&row_phase.conv1, &row_phase.conv2}, row_phase.mode, card.row_blocks);
   row_phase.condition_tile =
       best_row_tile({&row_phase.condition}, row_phase.condition_mode(), card.row_blocks);
   build_stages(values);

@@ -37,7 +37,7 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
     return net.height * (row + kCooperativeLaunch + reload + net.width / kept * step);
   };
   const bool windows = net.window > 1;
-  const std::string of_a = windows ? "a step" : "a position";
+  const std::string step_name = windows ? "step" : "position";
   std::string text;
   text += line("%s: %d blocks of %d threads, batch %d (%d network rows), weights of %d byte%s",
                card.name, plan.card.blocks, plan.card.threads, net.batch, net.rows,
@@ -47,7 +47,7 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                  chain.resident ? "resident" : "streamed from the L2 cache");
     text += line("  the convolutions on %d more", chain.convolving);
   }
-  text += line("  %-28s %9.2f MB", ("weights read at " + of_a).c_str(),
+  text += line("  %-28s %9.2f MB", ("weights read at a " + step_name).c_str(),
                (all.resident + all.streamed) / kMB);
   text += line("    %-26s %9.2f MB  (sums take them; weights there would win %.1f us at most)",
                "in registers", 0.0, (step - model.step(true)) * kMicro);
@@ -69,9 +69,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                  (plan.program.shared_bytes - chain.weights_offset) / kKiB);
   }
   text += line("  %-28s %9.2f MB", "memory of the draw", plan.workspace_bytes / kMB);
-  text +=
-      line("  stages %s %d; flags written %zu, waits on flags %lld, grid barriers 0", of_a.c_str(),
-           static_cast<int>(plan.stages.size()), plan.steps.size(), static_cast<long long>(waits));
+  text += line("  stages per %s %d; flags written %zu, waits on flags %lld, grid barriers 0",
+               step_name.c_str(), static_cast<int>(plan.stages.size()), plan.steps.size(),
+               static_cast<long long>(waits));
   text += line("  %-20s %5s %7s %12s %14s %9s", "stage", "times", "blocks", "KiB shared",
                "KiB streamed", "us each");
   std::vector<bool> told(plan.stages.size(), false);
@@ -91,11 +91,14 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
     text += line("  %-20s %5d %7d %12.1f %14.1f %9.2f", stage.c_str(), times, model.load(s).blocks,
                  shared / kKiB, streamed / kKiB, seconds / times * kMicro);
   }
-  text +=
-      line("  expected, not measured: %.1f us %s; a row of the map takes %.0f us for taps above",
-           step * kMicro, of_a.c_str(), row * kMicro);
-  text += line("  and %.0f us to launch and to load the weights of shared memory;",
-               (kCooperativeLaunch + reload) * kMicro);
+  const RowTile& tile = plan.row_phase.tile;
+  text += line(
+      "  expected, not measured: %.1f us per %s; a row of the map takes %.0f us for taps above",
+      step * kMicro, step_name.c_str(), row * kMicro);
+  text += line(
+      "  (tiles of %dx%d, rows x columns) and %.0f us to launch and to load the weights of shared "
+      "memory;",
+      tile.rows, tile.columns, (kCooperativeLaunch + reload) * kMicro);
   if (!windows) {
     text += line("  %.3f s per map of %dx%d (%.3f s of it taps above), %.2f maps per second",
                  map(1), net.height, net.width, net.height * row, net.batch / map(1));

@@ -7,7 +7,6 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-constexpr int kByteTile = 64;                // network rows, outputs, and bytes of inputs of a tile
 constexpr int kByteStride = kByteTile + 16;  // no two of a warp's reads meet in one bank
 constexpr int kByteThreads = 128;
 

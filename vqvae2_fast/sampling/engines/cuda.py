@@ -1,7 +1,7 @@
 """Engine `cuda`: for each row of the map, one set of matrix products and one persistent launch.
 
-This file allocates the memory of a draw and passes it to `csrc/cuda/sampler`. A sample's codes and
-logits are the same bits whatever the batch: see README.md there.
+This file allocates the tensors of a draw and passes them to `csrc/cuda/sampler`. A sample's codes
+and logits are the same bits whatever the batch: see README.md there.
 
 No synchronisation happens between rows, unless `progress` or `on_row` is given.
 """
@@ -19,6 +19,7 @@ from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
+from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn, check_logits
 
@@ -36,7 +37,6 @@ __all__ = [
     "card_name",
     "draw_cuda",
     "draw_with",
-    "largest_batch",
     "plan_values",
     "why_not_cuda",
     "why_not_plan",
@@ -298,7 +298,7 @@ def draw_with(
     values |= {name: tensor.data_ptr() for name, tensor in tensors.items()}
     values |= {name: 0 if t is None else t.data_ptr() for name, t in inputs.items()}
     sizes = library.sizes(values)
-    workspace = _workspace(library, values, sizes.workspace_bytes, device)
+    workspace = zeroed_workspace(library, values, sizes.workspace_bytes, device)
     values["workspace"] = workspace.data_ptr()
     program = torch.empty(sizes.program_bytes, dtype=torch.uint8)
     library.program(values, program.data_ptr())
@@ -394,36 +394,3 @@ def _packed_plan(
         for tensor in tensors.values():
             tensor.record_stream(torch.cuda.current_stream())
     return tensors
-
-
-def _workspace(
-    library: Library, values: dict[str, int | float], size: int, device: torch.device
-) -> Tensor:
-    """Zeroed memory of a draw.
-
-    Raises:
-        torch.OutOfMemoryError: The message names the largest batch that would have fitted.
-    """
-    try:
-        return torch.zeros(size, dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError as error:
-        free = torch.cuda.mem_get_info(device)[0]
-        batch = int(values["batch"])
-        fits = largest_batch(library, values, free)
-        remedy = f"a batch of {fits} would fit" if fits else "not even a batch of 1 would fit"
-        raise torch.OutOfMemoryError(
-            f"engine cuda: a batch of {batch} needs {size / 2**20:.0f} MiB besides the weights, "
-            f"but {free / 2**20:.0f} MiB are free: {remedy}."
-        ) from error
-
-
-def largest_batch(library: Library, values: dict[str, int | float], free: int) -> int:
-    """The largest batch whose memory fits into `free` bytes; 0 if none does."""
-    fitting, beyond = 0, int(values["batch"]) + 1
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
-        if library.sizes({**values, "batch": middle}).workspace_bytes <= free:
-            fitting = middle
-        else:
-            beyond = middle
-    return fitting

@@ -16,7 +16,12 @@ pytest.importorskip("triton")
 
 from vqvae2_fast.ops.nearest_code import triton as search
 from vqvae2_fast.ops.nearest_code.triton import nearest_code_triton
-from vqvae2_fast.ops.nearest_code.triton_codebook import UNSCREENED, centre_codebook
+from vqvae2_fast.ops.nearest_code.triton_codebook import (
+    NUM_UNITS,
+    PARTS,
+    UNSCREENED,
+    centre_codebook,
+)
 
 interpreted = pytest.mark.skipif(
     not _triton.INTERPRETED, reason="runs under TRITON_INTERPRET=1, as .ci/triton does"
@@ -65,14 +70,49 @@ def test_codebook_written_through_data_is_seen():
     assert torch.equal(after, 29 - before)
 
 
+def added(parts):
+    """The numbers that rows of parts stand for, in float64."""
+    assert not parts[:, NUM_UNITS.value :].any()
+    units = 2.0 ** torch.tensor([15, 6, -3, -12], dtype=torch.float64)
+    return parts[:, : NUM_UNITS.value].double() @ units[: NUM_UNITS.value]
+
+
+@interpreted
+def test_parts_of_half_norms_add_up_to_them():
+    """To 2⁻²⁶ + 2⁻⁴³ of them, for norms from 2⁻¹⁵ to 2¹⁵ times the spread."""
+    codebook = randn(11, 320, 8)
+    codebook[1::10] *= 2.0 ** torch.arange(-16, 16)[:, None]
+    codebook = torch.cat([codebook, -codebook])  # the mean is 0
+    halves, mean, facts = centre_codebook(codebook, 16, 16)
+    inverse = facts[:1].view(torch.float32).double()
+    # As the kernel does: centred and scaled in float32.
+    centred = ((codebook - mean) * inverse.float()).double()
+    expected = centred.square().sum(1) / 2
+    screened = expected < 30000**2 / 2
+    found = added(halves[:, 16:])
+    assert (found - expected).abs()[screened].le(2**-26 + 2.0**-43 * expected[screened]).all()
+    assert expected[screened].max() > 5e7 and expected.min() < 1e-7
+
+
+@interpreted
+def test_code_beyond_the_largest_norm_is_zeros_though_its_values_are_within():
+    codebook = randn(12, 64, 8)
+    codebook[5] = 20000
+    halves, _, _ = centre_codebook(codebook, 16, 16)
+    assert not halves[5, :16].any()
+    assert added(halves[5:6, 16:]) == UNSCREENED.value
+
+
 @interpreted
 @pytest.mark.parametrize("num_codes", [1, 70, 300])
 def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes):
     """The bounds hold, and are within a hundredth of what they bound."""
     codebook = randn(2, num_codes, 20) + 3
     codebook[1::3] *= 1e9
-    halves, half_norms, mean, facts = centre_codebook(codebook, 16, 32)
+    halves, mean, facts = centre_codebook(codebook, 16, 32)
+    halves, half_norms = halves.split([32, PARTS.value], 1)
     assert not halves[num_codes:].any() and not halves[:, 20:].any()
+    half_norms = added(half_norms)
     assert (half_norms[num_codes:] == UNSCREENED.value).all()
     halves, half_norms = halves[:num_codes, :20], half_norms[:num_codes]
     inverse, largest, error = facts[:3].view(torch.float32).double()
@@ -82,11 +122,13 @@ def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes
     screened = half_norms != UNSCREENED.value
     assert torch.equal(screened, norms < 30000)
     assert 1 <= largest / norms[screened].max() < 1.01 or norms[screened].max() == 0
+    assert not halves[~screened].any()
     errors = (exact - halves.double()).norm(dim=1)[screened]
     assert 1 <= error / errors.max() < 1.01 or errors.max() == 0
     assert not screened.all() or least == torch.inf
     assert screened.all() or 0.99 < least / norms[~screened].min() <= 1
-    torch.testing.assert_close(half_norms[screened].double(), norms[screened].square() / 2)
+    expected = norms[screened].square() / 2
+    torch.testing.assert_close(half_norms[screened], expected, atol=0, rtol=1e-6)
 
 
 @interpreted
@@ -94,7 +136,7 @@ def test_mean_and_spread_leave_out_codes_far_out():
     """Nine tenths of the codes, as unused ones of the widely used port grow."""
     codebook = randn(3, 640, 8) * 0.01 + 3
     codebook[torch.arange(640) % 10 > 0] *= 1e5
-    _, _, mean, facts = centre_codebook(codebook, 16, 16)
+    _, mean, facts = centre_codebook(codebook, 16, 16)
     torch.testing.assert_close(mean, torch.full((8,), 3.0), atol=0.01, rtol=0)
     assert facts[:1].view(torch.float32).item() == 128.0
 

@@ -39,7 +39,6 @@ def _settle(
     z_ptr,
     codebook_ptr,
     halves_ptr,
-    half_norms_ptr,
     mean_ptr,
     facts_ptr,
     indices_ptr,
@@ -67,7 +66,6 @@ def _settle(
     best, second, bound, certain = screened(
         z_ptr,
         halves_ptr,
-        half_norms_ptr,
         mean_ptr,
         facts_ptr,
         rows,
@@ -151,7 +149,6 @@ def _nearest_code_screen_kernel(
     z_ptr,
     codebook_ptr,
     halves_ptr,
-    half_norms_ptr,
     mean_ptr,
     facts_ptr,
     indices_ptr,
@@ -179,7 +176,6 @@ def _nearest_code_screen_kernel(
         z_ptr,
         codebook_ptr,
         halves_ptr,
-        half_norms_ptr,
         mean_ptr,
         facts_ptr,
         indices_ptr,
@@ -209,7 +205,6 @@ def _nearest_code_open_kernel(
     z_ptr,
     codebook_ptr,
     halves_ptr,
-    half_norms_ptr,
     mean_ptr,
     facts_ptr,
     indices_ptr,
@@ -240,7 +235,6 @@ def _nearest_code_open_kernel(
             z_ptr,
             codebook_ptr,
             halves_ptr,
-            half_norms_ptr,
             mean_ptr,
             facts_ptr,
             indices_ptr,
@@ -286,7 +280,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     chunk = config.pop("CHUNK_D")
     block_d = width if width <= config.pop("MAX_D") else chunk
     multiple = max(config["BLOCK_K"], again["BLOCK_K"])
-    halves, half_norms, mean, facts = centre_codebook(codebook, multiple, block_d)
+    halves, mean, facts = centre_codebook(codebook, multiple, block_d)
     common = {
         "BLOCK_D": block_d,
         "EXACT_D": min(width, config.pop("EXACT_D")),
@@ -295,7 +289,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         "enable_fp_fusion": False,
     }
     blocks = triton.cdiv(n, config["BLOCK_N"])
-    prepared = (z, codebook, halves, half_norms, mean, facts, indices, sqdist)
+    prepared = (z, codebook, halves, mean, facts, indices, sqdist)
     sizes = (n, num_codes, dimension, z.stride(), codebook.stride(), halves.stride(0))
     launch(
         _nearest_code_screen_kernel,

@@ -21,14 +21,22 @@ if TYPE_CHECKING:
 __all__ = [
     "HARD_COUNT",
     "LARGEST_NORM",
+    "NUM_UNITS",
     "OPEN_COUNT",
+    "PARTS",
     "UNSCREENED",
     "centre_codebook",
     "known",
+    "unit",
 ]
 
-# The score of codes that do not exist or are not screened.
-UNSCREENED = tl.constexpr(1e30)
+# ‖e'‖²/2 takes PARTS more dimensions of the product, of which the first NUM_UNITS hold a float16
+# number of units: 2¹⁵, 2⁶, 2⁻³ and 2⁻¹². Half of LARGEST_NORM² is 13,733 of the first unit.
+PARTS = tl.constexpr(16)
+NUM_UNITS = tl.constexpr(4)
+# The first part of codes that do not exist or are not screened, and their score.
+UNSCREENED_PART = tl.constexpr(60000.0)
+UNSCREENED = tl.constexpr(60000.0 * 2.0**15)
 # Largest norm, in units of the codebook's spread, that is screened in float16.
 LARGEST_NORM = tl.constexpr(30000.0)
 # Beyond this many dimensions the band's first-order terms do not bound the others.
@@ -43,6 +51,31 @@ HARD_COUNT = tl.constexpr(5)
 def _halves_of(z):
     """float16 without denormals, so that hardware that drops them adds no unmeasured error."""
     return tl.where(tl.abs(z) < SMALLEST_NORMAL, 0.0, z).to(tl.float16)
+
+
+@triton.jit
+def unit(place):
+    """2^(15 − 9 · place) in float32, the unit of a part of ‖e'‖²/2."""
+    return ((142 - 9 * place) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _parts_of(half_norm, screened):
+    """Float16 `[K, PARTS]`: numbers of units that add up to half_norm − r, |r| ≤ 2⁻²⁶ + 2⁻⁴³ of it.
+
+    Each part takes all but 2⁻¹¹ of what those before it left, or, if that is below 2⁻¹⁴ of its
+    unit, nothing.
+    """
+    column = tl.arange(0, PARTS)
+    parts = tl.zeros((half_norm.shape[0], PARTS), tl.float16)
+    rest = tl.where(screened, half_norm, 0.0)
+    for place in range(NUM_UNITS):
+        size = unit(tl.cast(place, tl.int32)).to(tl.float64)
+        part = _halves_of((rest / size).to(tl.float32))
+        rest -= part.to(tl.float64) * size
+        parts = tl.where((column == place)[None, :], part[:, None], parts)
+    outside = (column == 0)[None, :] & (screened == 0)[:, None]
+    return tl.where(outside, UNSCREENED_PART, parts).to(tl.float16)
 
 
 @triton.jit
@@ -79,7 +112,6 @@ def _mean(e, near, number):
 def _nearest_code_centre_kernel(
     codebook_ptr,
     halves_ptr,
-    half_norms_ptr,
     mean_ptr,
     facts_ptr,
     K,
@@ -130,7 +162,8 @@ def _nearest_code_centre_kernel(
     k = tl.program_id(0).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     square = tl.zeros((BLOCK_K,), tl.float64)
     lost = tl.zeros((BLOCK_K,), tl.float64)
-    for first in range(0, halves_stride, BLOCK_D):
+    width = halves_stride - PARTS
+    for first in range(0, width, BLOCK_D):
         e = _codes(codebook_ptr, sample, first + d, K, D, code_strides)
         mean = _mean(e, near, number)
         centred = (_codes(codebook_ptr, k, first + d, K, D, code_strides) - mean[None, :]) * inverse
@@ -142,13 +175,21 @@ def _nearest_code_centre_kernel(
         difference = wide - half.to(tl.float64)
         lost += tl.sum(difference * difference, axis=1)
         at = halves_ptr + k[:, None] * halves_stride + (first + d)[None, :]
-        tl.store(at, half, mask=(k < rows)[:, None] & (first + d < halves_stride)[None, :])
+        tl.store(at, half, mask=(k < rows)[:, None] & (first + d < width)[None, :])
         if tl.program_id(0) == 0:
             tl.store(mean_ptr + first + d, mean, mask=first + d < D)
     norm = tl.sqrt(square)
     screened = (k < K) & (norm < LARGEST_NORM)  # False for NaN
-    half_norm = tl.where(screened, 0.5 * square, UNSCREENED).to(tl.float32)
-    tl.store(half_norms_ptr + k, half_norm, mask=k < rows)
+    last = halves_ptr + k[:, None] * halves_stride + (width + tl.arange(0, PARTS))[None, :]
+    tl.store(last, _parts_of(0.5 * square, screened), mask=(k < rows)[:, None])
+    unscreened = (k < K) & (screened == 0)
+    if tl.sum(unscreened.to(tl.int32), axis=0) > 0:
+        # Their score is that of the first part alone, whatever the row.
+        tl.debug_barrier()  # after the stores above
+        for first in range(0, width, BLOCK_D):
+            flung = halves_ptr + k[:, None] * halves_stride + (first + d)[None, :]
+            nothing = tl.zeros((BLOCK_K, BLOCK_D), tl.float16)
+            tl.store(flung, nothing, mask=unscreened[:, None] & (first + d < width)[None, :])
 
     # Centring and scaling round once each, which is two units of 2⁻²⁴.
     error = tl.sqrt(lost) + 1.1920928955078125e-07 * norm
@@ -169,7 +210,7 @@ def _nearest_code_centre_kernel(
 
 def centre_codebook(
     codebook: Tensor, code_multiple: int, dimension_multiple: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The form of the codebook that the screen reads: zeros and one kernel, no synchronisation.
 
     Args:
@@ -177,9 +218,9 @@ def centre_codebook(
         dimension_multiple: D is padded to a multiple of this, D'.
 
     Returns:
-        halves: (e − m) / spread, float16 `[K', D']`, 0 in the padding.
-        half_norms: ‖halves before rounding‖² / 2, float32 `[K']`, `UNSCREENED` for codes that are
-            not screened and in the padding.
+        halves: float16 `[K', D' + PARTS]`. First (e − m) / spread, 0 in the padding and for codes
+            that are not screened; then half its squared norm before rounding, in parts,
+            which add up to `UNSCREENED` for codes that are not screened and in the padding.
         mean: m, float32 `[D]`, the mean of codes that are not far out.
         facts: int32 `[6]`: the bits of 1 / spread (a power of two), of the largest norm of a
             screened code, of the largest norm of the difference that rounding to float16 made to
@@ -189,8 +230,7 @@ def centre_codebook(
     num_codes, dimension = codebook.shape
     rows = triton.cdiv(num_codes, code_multiple) * code_multiple
     width = triton.cdiv(dimension, dimension_multiple) * dimension_multiple
-    halves = codebook.new_empty((rows, width), dtype=torch.float16)
-    half_norms = codebook.new_empty(rows, dtype=torch.float32)
+    halves = codebook.new_empty((rows, width + PARTS.value), dtype=torch.float16)
     mean = codebook.new_empty(dimension, dtype=torch.float32)
     facts = codebook.new_zeros(6, dtype=torch.int32)
     config = configuration("nearest_code_centre", codebook.device)
@@ -199,15 +239,14 @@ def centre_codebook(
         (triton.cdiv(rows, config["BLOCK_K"]),),
         codebook,
         halves,
-        half_norms,
         mean,
         facts,
         num_codes,
         dimension,
         codebook.stride(),
         rows,
-        width,
+        halves.stride(0),
         enable_fp_fusion=False,
         **config,
     )
-    return halves, half_norms, mean, facts
+    return halves, mean, facts

@@ -8,24 +8,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vqvae2_fast.ops.nearest_code.triton_codebook import LARGEST_NORM, UNSCREENED, known
+from vqvae2_fast.ops.nearest_code.triton_codebook import (
+    LARGEST_NORM,
+    NUM_UNITS,
+    PARTS,
+    UNSCREENED,
+    known,
+    unit,
+)
 from vqvae2_fast.ops.nearest_code.triton_exact import loaded
 
 __all__ = ["GROUP", "screened"]
 
-# Screened codes score below this, codes that are not screened above.
-SCREENED = tl.constexpr(1e29)
+# Screened codes score below this (1.5 · 30,000², in which a tag counts), others above: UNSCREENED.
+SCREENED = tl.constexpr(1.6e9)
 # Codes that are screened as one: only the least of their scores is kept.
 GROUP = tl.constexpr(4)
 
 
 @triton.jit
 def _centred(z_ptr, mean_ptr, inverse, rows, d, D, z_strides, MASKED: tl.constexpr):
-    """(z − m) / spread in float32; 0 in dimensions that do not exist."""
+    """(m − z) / spread in float32; 0 in dimensions that do not exist."""
     at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
     z = loaded(z_ptr + at, (d < D)[None, :], MASKED).to(tl.float32)
     mean = loaded(mean_ptr + d, d < D, MASKED)
-    return (z - mean[None, :]) * inverse
+    return (mean[None, :] - z) * inverse
 
 
 @triton.jit
@@ -34,14 +41,14 @@ def _band(e, z, dz, de, q, largest, D):
     u: tl.constexpr = 5.960464477539063e-08
     product = (q + 2 * u) * 0.5 * e * e + dz * e + z * (de + q * e)
     definition = (D + 2) * 2.220446049250313e-16 * (z * z + e * e)
-    return 1.06 * product + definition + D * 7.52316384526264e-37 * (1.0 + z + largest)
+    parts: tl.constexpr = 1.6e-08  # what ‖e‖²/2 has beyond its parts, 2⁻²⁶
+    return 1.06 * product + parts + definition + D * 7.52316384526264e-37 * (1.0 + z + largest)
 
 
 @triton.jit
 def screened(
     z_ptr,
     halves_ptr,
-    half_norms_ptr,
     mean_ptr,
     facts_ptr,
     rows,
@@ -87,17 +94,21 @@ def screened(
     if not WHOLE:
         code = code.to(tl.int64)  # of many dimensions
     offsets = code[None, :] * halves_stride + d[:, None]
+    part = tl.arange(0, PARTS)
+    at_parts = code[None, :] * halves_stride + (halves_stride - PARTS) + part[:, None]
+    units = tl.where(part < NUM_UNITS, unit(part), 0.0).to(tl.float16)
+    units = tl.broadcast_to(units[None, :], (BLOCK_N, PARTS))
     for tile in range(0, (K + BLOCK_K - 1) // BLOCK_K):
-        product = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        at = halves_ptr + tl.cast(tile, tl.int64) * BLOCK_K * halves_stride + offsets
+        base = halves_ptr + tl.cast(tile, tl.int64) * BLOCK_K * halves_stride
+        scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        scores = tl.dot(units, tl.load(base + at_parts), scores)
         if WHOLE:
-            product = tl.dot(z_half, tl.load(at), product)  # of [BLOCK_D, BLOCK_K]
+            scores = tl.dot(z_half, tl.load(base + offsets), scores)  # of [BLOCK_D, BLOCK_K]
         else:
             for first in range(0, D, BLOCK_D):
                 z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, D, z_strides, MASKED)
-                product = tl.dot(z.to(tl.float16), tl.load(at + first), product)
-        half_norm = tl.load(half_norms_ptr + tile * BLOCK_K + code)
-        scores = tl.reshape(half_norm[None, :] - product, (BLOCK_N, GROUP, LANES))
+                scores = tl.dot(z.to(tl.float16), tl.load(base + offsets + first), scores)
+        scores = tl.reshape(scores, (BLOCK_N, GROUP, LANES))
         bits = tl.min(scores, axis=1).to(tl.int32, bitcast=True)
         score = ((bits >> TAG_BITS << TAG_BITS) | tile).to(tl.float32, bitcast=True)
         second = tl.minimum(second, tl.maximum(best, score))
@@ -113,7 +124,7 @@ def screened(
         z_error += tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
     else:
         z_error += 4.885e-04 * z_norm
-    q = (4 * D + 8) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
+    q = (4 * D + 24) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
     least = tl.min(best, axis=1)
     reach = tl.full((BLOCK_N,), 0.0, tl.float32) + largest
     radius = reach

@@ -82,7 +82,7 @@ const char* vq_sampler_program(const char* const* names, const int64_t* values, 
     unsigned char* const start = static_cast<unsigned char*>(program);
     unsigned char* next = start + sizeof(PackedProgram);
     const auto append = [&](const auto& items) {
-      memcpy(next, items.data(), bytes_of(items));
+      if (!items.empty()) memcpy(next, items.data(), bytes_of(items));
       next += bytes_of(items);
       return next - bytes_of(items) - start;
     };

@@ -80,7 +80,7 @@ NOT_RUN = {
     "make": "Its targets install, compile or run tests; test_makefile.py reads them.",
     "torchrun --nproc-per-node 8": "It is for eight GPUs: its options are read here.",
     "here=csrc": "It compiles C++: .ci/cuda_on_cpu does the same.",
-    "for f in fiber": "The same.",
+    "for f in cluster": "The same.",
     "g++": "The same.",
     "CUDA_ON_CPU_ORDER": "The same.",
     "nvcc": "It compiles for a card: test_stage_times.py and .ci/cuda_sampler use the flag.",

@@ -117,8 +117,7 @@ const char* vq_sampler_stages(const char* const* names, const int64_t* values, i
     const CardModel& model = known_card(card);
     Values planned = on_card(Values(names, values, count), model);
     planned.set("card.cluster", 0);  // the model's constants are fitted to the kernel without
-    planned.set("card.row_blocks", planned.integer("card.blocks"));
-    const Plan plan(planned);
+    const Plan plan = best_plan(planned, model);
     write(stage_table(plan, model) + "\n" + constant_table(model), text, size);
   });
 }

@@ -184,7 +184,8 @@ def _preset_of(codes: Path, arguments: list[str]) -> str:
         ValueError: If several presets have such maps.
     """
     folder = codes / "train"
-    if not (folder / MANIFEST).is_file() or {"--help", "-h"} & set(arguments):
+    without_data = {"--help", "-h"} & set(arguments) or value_of("--plan", arguments, "")
+    if without_data or not (folder / MANIFEST).is_file():
         return TrainPrior.preset
     layout = read_manifest(folder).layout
     names = presets_with_maps(layout.num_embeddings, layout.level_sizes)

@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
 # These change what is computed rather than how fast, so they stay as they are.
-FIXED = ("SEGMENT", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS", "SAMPLE")
-FIXED += ("WIDE_BLOCK_N", "WIDE_BLOCK_K", "WIDE_num_warps")
+FIXED = (
+    *("SEGMENT", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS", "SAMPLE"),
+    *("WIDE_BLOCK_N", "WIDE_BLOCK_K", "WIDE_num_warps"),
+)
 
 
 def neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:

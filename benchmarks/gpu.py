@@ -125,10 +125,10 @@ def save(rows: list[dict[str, object]], suffix: str = "") -> Path:
     return path
 
 
-def save_json(rows: list[dict[str, object]], path: Path) -> None:
-    """Replaces a file by these rows at once: one that is stopped on the way leaves the old rows."""
+def save_json(content: object, path: Path) -> None:
+    """Replaces a file at once: a run that is stopped on the way leaves the old one."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(rows, indent=1) + "\n")
+    part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
 
 

@@ -18,7 +18,6 @@ is saved is written again after every round, so that a run that is stopped leave
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from dataclasses import asdict, dataclass
@@ -251,10 +250,12 @@ def measure_all(priors: dict[str, PixelSNAIL], options: argparse.Namespace) -> l
 
 def record_stage_times(
     priors: dict[str, PixelSNAIL], library: str, card: str, batches: list[int], rounds: int
-) -> dict[str, object]:
-    """The contents of the file that fit_sampler_model.py reads."""
+) -> Iterator[dict[str, object]]:
+    """The contents of the file that fit_sampler_model.py reads, after each case that was measured.
+
+    The largest batch comes last; what was recorded before it is kept if it does not end in time.
+    """
     cases: list[dict[str, object]] = []
-    constants: dict[str, float] = {}
     for batch in batches:
         maps = None
         for level, prior in priors.items():
@@ -263,15 +264,15 @@ def record_stage_times(
                     Library(library), prior, engine, card, batch, rounds, condition=maps
                 )
                 cases.append({"name": f"{level}, {engine}, batch {batch}", "stages": stages})
+                yield {
+                    "card": card,
+                    "device": torch.cuda.get_device_name(),
+                    "commit": measure.commit(),
+                    "date": date.today().isoformat(),
+                    "constants": constants,
+                    "cases": cases,
+                }
             maps = codes
-    return {
-        "card": card,
-        "device": torch.cuda.get_device_name(),
-        "commit": measure.commit(),
-        "date": date.today().isoformat(),
-        "constants": constants,
-        "cases": cases,
-    }
 
 
 def main() -> None:
@@ -301,12 +302,10 @@ def main() -> None:
         raise SystemExit("benchmarks/gpu_sampler.py: no CUDA device; --plan needs none.")
     priors = random_priors()
     if options.stage_times:
-        recorded = record_stage_times(
+        for recorded in record_stage_times(
             priors, options.stage_times, options.card, options.batches, options.rounds
-        )
-        options.out.write_text(
-            json.dumps(recorded, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        ):
+            save_json(recorded, options.out)
         print(options.out)
         return
     problems = measure_all(priors, options)

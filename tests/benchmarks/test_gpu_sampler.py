@@ -104,3 +104,27 @@ def test_an_engine_that_cannot_draw_does_not_cost_the_others(card):
     card.broken = "cuda"
     assert card.run() == [f"engine cuda did not draw batch {batch}" for batch in (1, 4, 8)]
     assert list(card.rows()) == [("cuda_tf32", batch) for batch in (1, 4, 8)]
+
+
+def test_stage_times_before_a_failure_are_kept(gpu_sampler, monkeypatch, tmp_path):
+    recorded = []
+
+    def record(*given, **named):
+        if len(recorded) == 3:
+            raise RuntimeError("out of memory")
+        recorded.append(given)
+        return [], {}, None
+
+    out = tmp_path / "stage_times.json"
+    monkeypatch.setattr(gpu_sampler.stage_times, "record", record)
+    monkeypatch.setattr(gpu_sampler, "Library", str)
+    monkeypatch.setattr(gpu_sampler, "random_priors", lambda: {"top": None})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr("sys.argv", ["gpu_sampler.py", "--stage-times", "lib", "--out", str(out)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        gpu_sampler.main()
+    cases = json.loads(out.read_text())["cases"]
+    assert [case["name"] for case in cases] == [
+        f"top, {engine}, batch 1" for engine in list(gpu_sampler.PRECISIONS)[:3]
+    ]

@@ -9,6 +9,7 @@
 //                             __reduce_*_sync (32-bit integers), atomics on 4 and 8 bytes,
 //                             __threadfence, __ldg/__ldcg/__stcg, float4 ..., __expf, rsqrtf,
 //                             __popc, __dp4a (signed)
+//   sync_first(threads)       a barrier of the block's first threads, whole warps; the others go on
 //   VQ_SHARED(float, tile, [32][33])    a shared array; `__shared__` itself does not compile there
 //   VQ_DYNAMIC_SHARED(float, memory)    the launch's dynamic shared memory, aligned to 128 bytes
 //   load_acquire, load_relaxed, store_release    a uint32_t of global memory, visible to all blocks
@@ -108,6 +109,16 @@ __device__ __forceinline__ void store_release(uint32_t* p, uint32_t value) {
   cuda_on_cpu::store_release(p, value);
 #else
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+#endif
+}
+
+// A barrier of a block's first `threads` threads, a multiple of 32. All of a warp call it, as
+// __syncthreads, which is another barrier.
+__device__ __forceinline__ void sync_first(int threads VQ_WHERE) {
+#if defined(CUDA_ON_CPU)
+  cuda_on_cpu::barrier_of_first(static_cast<unsigned>(threads), where);
+#else
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 #endif
 }
 

@@ -49,6 +49,9 @@ __global__ void misuse_kernel(int* out, Bug bug) {
         __syncthreads();
       }
       return;
+    case Bug::kBarrierOfOthers:
+      sync_first(32);
+      return;
     case Bug::kGridSyncOfGroups:
       cooperative_groups::this_grid().sync();
       return;

@@ -82,6 +82,15 @@ void test_block_barriers() {
   check(any, "__syncthreads_or");
 }
 
+void test_barrier_of_the_first() {
+  auto words = zeros<int>(96);
+  must(launch("first_warps_kernel", first_warps_kernel, shape_of(1, 96), words.data()));
+  const std::vector<int> got = words.values();
+  bool right = true;
+  for (int t = 0; t < 96; ++t) right &= got[t] == (t < 64 ? 3 : 6);
+  check(right, "a barrier of a block's first warps, and then of all");
+}
+
 void test_atomics() {
   auto words = zeros<AtomicWords>(1);
   must(launch("atomics_kernel", atomics_kernel, shape_of(3, 64), words.data()));
@@ -275,6 +284,7 @@ void test_why_not_runnable() {
 int main() {
   test_collectives();
   test_block_barriers();
+  test_barrier_of_the_first();
   test_atomics();
   test_pipeline();
   test_matrices();

@@ -85,8 +85,10 @@ void* dynamic_shared();
 // One allocation per (block, key), filled with 0xFF bytes: NaN as a float, -1 as an int.
 void* static_shared(const void* key, size_t bytes);
 
-enum class BarrierKind { kSync, kAnd, kOr, kCount };
+enum class BarrierKind { kSync, kAnd, kOr, kCount, kFirst };
 unsigned block_barrier(BarrierKind kind, bool predicate, Where where);
+// Another barrier, of the block's first threads.
+void barrier_of_first(unsigned threads, Where where);
 void grid_barrier(Where where);
 
 // What one lane hands to the others.

@@ -67,7 +67,8 @@ struct Barrier {
 
 struct Warp {
   uint32_t lanes = 0, alive = 0;
-  uint32_t at_barrier = 0;
+  uint32_t at_barrier = 0;  // lanes that wait at `barrier`
+  const Barrier* barrier = nullptr;
   Where barrier_where = {};
   std::vector<std::unique_ptr<Collective>> collectives;
 };
@@ -91,7 +92,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   unsigned alive = 0;
-  Barrier barrier;
+  Barrier barrier, first_barrier;
   void* dynamic_shared = nullptr;
   size_t shared_bytes = 0;
   std::vector<std::pair<const void*, void*>> statics;

@@ -44,9 +44,11 @@ void complete(Barrier& barrier, Block& block) {
   }
 }
 
-void complete_block_barrier(Block& block) {
-  for (Warp& warp : block.warps) warp.at_barrier = 0;
-  complete(block.barrier, block);
+void complete_block_barrier(Barrier& barrier, Block& block) {
+  for (Warp& warp : block.warps) {
+    if (warp.barrier == &barrier) warp.at_barrier = 0;
+  }
+  complete(barrier, block);
 }
 
 const char* name_of(BarrierKind kind) {
@@ -57,19 +59,20 @@ const char* name_of(BarrierKind kind) {
       return "__syncthreads_or";
     case BarrierKind::kCount:
       return "__syncthreads_count";
+    case BarrierKind::kFirst:
+      return "sync_first";
     default:
       return "__syncthreads";
   }
 }
 
-}  // namespace
-
-unsigned block_barrier(BarrierKind kind, bool predicate, Where where) {
+// Meets `count` threads, the caller included.
+unsigned meet_at(Barrier& barrier, unsigned count, BarrierKind kind, bool predicate, Where where) {
   Thread* self = current;
   Block& block = *self->block;
-  Barrier& barrier = block.barrier;
   Warp& warp = block.warps[self->warp];
   if (warp.at_barrier == 0) {
+    warp.barrier = &barrier;
     warp.barrier_where = where;
   } else if (!same(warp.barrier_where, where)) {
     // The instruction is an aligned one: all lanes of a warp execute the same.
@@ -90,13 +93,33 @@ unsigned block_barrier(BarrierKind kind, bool predicate, Where where) {
   if (kind == BarrierKind::kCount) barrier.gathered += predicate;
   char* tag = &barrier.tags[barrier.generation & 1];
   release(tag);
-  if (++barrier.arrived == block.alive) {
-    complete_block_barrier(block);
+  if (++barrier.arrived == count) {
+    complete_block_barrier(barrier, block);
   } else {
     wait_at(name_of(kind), 0, &barrier, where);
   }
   acquire(tag);
   return barrier.result;
+}
+
+}  // namespace
+
+unsigned block_barrier(BarrierKind kind, bool predicate, Where where) {
+  Block& block = *current->block;
+  return meet_at(block.barrier, block.alive, kind, predicate, where);
+}
+
+void barrier_of_first(unsigned threads, Where where) {
+  Block& block = *current->block;
+  if (threads == 0 || threads % 32 != 0 || threads > block.threads.size()) {
+    fail("sync_first at %s:%d: %u threads, expected whole warps of the block's %zu", where.file,
+         where.line, threads, block.threads.size());
+  }
+  if (current->rank >= threads) {
+    fail("sync_first at %s:%d: thread %u is not one of the first %u", where.file, where.line,
+         current->rank, threads);
+  }
+  meet_at(block.first_barrier, threads, BarrierKind::kFirst, false, where);
 }
 
 void grid_barrier(Where where) {
@@ -252,7 +275,7 @@ void leave_barriers(Thread* thread) {
   // A thread that has exited counts as arrived, as on a GPU since Volta.
   if (block.barrier.arrived != 0 && block.barrier.arrived == block.alive) {
     release(&block.barrier.tags[block.barrier.generation & 1]);
-    complete_block_barrier(block);
+    complete_block_barrier(block.barrier, block);
   }
 }
 

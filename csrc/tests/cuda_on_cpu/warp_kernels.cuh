@@ -51,6 +51,22 @@ __global__ void votes_kernel(int* results) {
   results[3 * i + 2] = __syncthreads_or(i > 96);
 }
 
+// Two warps reverse 64 words while the third waits for them at another barrier.
+__global__ void first_warps_kernel(int* words) {
+  VQ_SHARED(int, reversed, [64]);
+  const int t = static_cast<int>(threadIdx.x);
+  if (t < 64) {
+    for (int round = 0; round < 3; ++round) {
+      reversed[63 - t] = words[t] + 1;
+      sync_first(64);
+      words[t] = reversed[t];
+      sync_first(64);
+    }
+  }
+  __syncthreads();
+  if (t >= 64) words[t] = words[t - 64] + words[t - 32];
+}
+
 struct AtomicWords {
   unsigned sum;
   int signed_sum;

@@ -4,8 +4,12 @@
 // Order. A block that has all outputs of a stage knows that all units of the stage have been
 // computed, so everything that they read may be overwritten: each output is sent after its warp has
 // read. Inputs of the convolutions, and keys and values, go through global memory, and are
-// published once a position: by the flags that the convolutions wait for, and by arrivals at a
-// barrier.
+// published by the flags that the convolutions wait for, for each block of layers, and by arrivals
+// at a barrier, once a position.
+//
+// Warps. All but the last two compute units. The one before the last asks for weights and tells
+// others. The last follows the convolutions' flags and fetches what they gave; it has no part in
+// the others' barriers, so that nobody waits for it but those who need what it fetches.
 #pragma once
 
 #include "chain.h"
@@ -14,22 +18,25 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// A block of the chain. Its last warp computes no units: it asks for weights and tells others.
+// A block of the chain.
 struct ChainRun {
   const Program& program;
   const Network& net;
   const Chain& chain;
   unsigned char* shared;
-  Arrivals *outputs, *weights_here;  // [kMostChainSteps]
-  Arrivals *written, *cached;
+  Arrivals *outputs, *weights_here, *fetched, *written;  // [kMostChainSteps]
+  Arrivals* cached;
   ChainStep* steps;
   Work* works;
   WeightCopy* copies;
   int rank, warp, lane;
-  int computing;  // warps that do
+  int computing;  // warps that compute units
   int num_copies;
 
   __device__ __forceinline__ bool helps() const { return warp == computing; }
+  __device__ __forceinline__ bool fetches() const { return warp > computing; }
+  // The threads that follow the chain: of all warps but the last.
+  __device__ __forceinline__ int following() const { return (computing + 1) * kLanes; }
   __device__ __forceinline__ OwnMemory own(bool owner) const { return {shared, owner}; }
 };
 
@@ -51,15 +58,16 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
                   .shared = shared,
                   .outputs = arrivals,
                   .weights_here = arrivals + kMostChainSteps,
-                  .written = arrivals + 2 * kMostChainSteps,
-                  .cached = arrivals + 2 * kMostChainSteps + 1,
+                  .fetched = arrivals + 2 * kMostChainSteps,
+                  .written = arrivals + 3 * kMostChainSteps,
+                  .cached = arrivals + 4 * kMostChainSteps,
                   .steps = nullptr,
                   .works = nullptr,
                   .copies = nullptr,
                   .rank = cluster_rank(),
                   .warp = static_cast<int>(threadIdx.x) / kLanes,
                   .lane = static_cast<int>(threadIdx.x) % kLanes,
-                  .computing = static_cast<int>(blockDim.x) / kLanes - 1,
+                  .computing = static_cast<int>(blockDim.x) / kLanes - 2,
                   .num_copies = 0};
   run.works = reinterpret_cast<Work*>(shared + chain.program_offset);
   run.copies = reinterpret_cast<WeightCopy*>(run.works + chain.max_works);
@@ -86,11 +94,14 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
   if (threadIdx.x == 0) {
     for (int s = 0; s < chain.num_steps; ++s) {
       if (steps[s].exchanges) arrivals_init(run.outputs + s, 1);
+      if (steps[s].begins >= 0) {
+        arrivals_init(run.fetched + s, 1);
+        arrivals_init(run.written + s, run.computing);
+      }
       if (steps[s].end > steps[s].first) {
         arrivals_init(run.weights_here + s, steps[s].end - steps[s].first);
       }
     }
-    arrivals_init(run.written, run.computing);
     arrivals_init(run.cached, chain.blocks);
     arrivals_init_done();
   }
@@ -105,35 +116,66 @@ __device__ __forceinline__ void ask_for(const ChainRun& run, const WeightCopy& c
   copy_bulk(run.shared + run.chain.weights_offset + copy.to, copy.from, copy.bytes, arrivals);
 }
 
-// What every block computes for itself from the codes to the left, once the convolutions are done.
+// By the last warp, through the whole row: fetches what the convolutions of a block of layers gave
+// as soon as all of it is there. They wrote it after every block had read that of the position
+// before and had published what followed from it.
+__device__ __forceinline__ void fetch_convolved(const ChainRun& run, int i) {
+  const Network& net = run.net;
+  const int values = net.layers_per_block * net.rows * net.channels;  // of a block of layers
+  for (int t = 0; t < net.width; ++t) {
+    const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * run.program.num_stages;
+    for (int s = 0; s < run.chain.num_steps; ++s) {
+      const ChainStep& step = run.steps[s];
+      if (step.begins < 0) continue;
+      poll_blocks(net.progress, step.convolving_first, step.convolving_count,
+                  before + step.begins + 1, step.stage, run.lane, kLanes);
+      __syncwarp();
+      float* const to = run.own(false).at(net.gated) + step.begins * values;
+      const float* const from = run.chain.gated + step.begins * values;
+      for (int k = kGroup * run.lane; k < values; k += kGroup * kLanes) {
+        copy_async<16>(to + k, from + k);
+      }
+      copy_async_commit();
+      copy_async_wait<0>();
+      __syncwarp();
+      if (run.lane == 0) arrive(run.fetched + s);
+    }
+  }
+}
+
+// What every block computes for itself from the codes to the left, and from what the convolutions
+// gave.
 template <typename Weight>
 __device__ __forceinline__ void begin_position(const ChainRun& run, const Places<false>& places,
-                                               uint32_t convolved) {
+                                               Arrivals* fetched, uint32_t parity, int stage) {
   const Network& net = run.net;
   const Chain& chain = run.chain;
   const OwnMemory own = run.own(false);
   const int32_t* const codes = own.at(chain.codes);
-  const int channels = net.channels, count = net.batch * channels, threads = blockDim.x;
+  const int channels = net.channels, count = net.batch * channels, threads = run.following();
   for (int item = threadIdx.x; item < count; item += threads) {
     const int sample = item / channels, c = item % channels;
     float x = net.stem_row[(static_cast<int64_t>(sample) * net.width + places.j) * channels + c];
-    for (int t = 0; t < net.num_stem_left; ++t) {
-      const int column = places.j - net.num_stem_left + t;
-      if (column < 0) continue;
-      const int64_t code = codes[sample * net.width + column];
-      x += net.stem_left[(t * net.num_embeddings + code) * channels + c];
+    // Loads come before sums, so that their latencies overlap.
+    constexpr int kAhead = 4;
+    for (int first = max(0, net.num_stem_left - places.j); first < net.num_stem_left;
+         first += kAhead) {
+      float values[kAhead] = {};
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int t = first + a;
+        if (t >= net.num_stem_left) break;
+        const int64_t code = codes[sample * net.width + places.j - net.num_stem_left + t];
+        values[a] = net.stem_left[(t * net.num_embeddings + code) * channels + c];
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        if (first + a < net.num_stem_left) x += values[a];
+      }
     }
     own.put(chain.begun + item, x);
   }
-  wait_for_blocks(net.progress, chain.blocks, chain.convolving, convolved, 0);
-  float* const gated = own.at(net.gated);
-  const int values = net.num_layers * net.rows * channels;
-  for (int k = kGroup * threadIdx.x; k < values; k += kGroup * threads) {
-    copy_async<16>(gated + k, chain.gated + k);
-  }
-  copy_async_commit();
-  copy_async_wait<0>();
-  __syncthreads();
+  wait_in_chain(fetched, parity, stage);
   for (int item = threadIdx.x; item < count; item += threads) {
     const int c = item % channels;
     const float x = own.get(chain.begun + item);
@@ -141,7 +183,7 @@ __device__ __forceinline__ void begin_position(const ChainRun& run, const Places
       begin_block<Weight>(net, places.at(r), 0, c, x, run.own(c % chain.blocks == run.rank));
     }
   }
-  __syncthreads();
+  sync_first(threads);
 }
 
 // A unit for ROWS step rows from r on, whose outputs lane k sends to block k.
@@ -225,12 +267,12 @@ __device__ __forceinline__ void merge_in_chain(const ChainRun& run, const Places
   const Network& net = run.net;
   const OwnMemory own = run.own(false);
   const int all = net.num_heads * net.head_dim, count = net.step_rows * all;
-  for (int item = threadIdx.x; item < count; item += blockDim.x) {
+  for (int item = threadIdx.x; item < count; item += run.following()) {
     const int r = item / all, c = item % all;
     own.put(net.out_inputs + r * net.out_stride + net.channels + c,
             elu(attended(net, places.at(r), c, own)));
   }
-  __syncthreads();
+  sync_first(run.following());
 }
 
 // Every block draws the same codes; the first writes them.
@@ -240,33 +282,35 @@ __device__ __forceinline__ void draw_in_chain(const ChainRun& run, const Places<
   float* const scratch = reinterpret_cast<float*>(run.shared + run.chain.scratch_offset);
   int32_t* const codes = own.at(run.chain.codes);
   for (int b = 0; b < net.batch; ++b) {
-    const DrawScratch parts = draw_scratch(scratch, net.num_embeddings);
+    const DrawScratch parts = draw_scratch(scratch, net.num_embeddings, run.following());
     const int code = draw_code(net, places.at(b), parts, own);
     if (threadIdx.x == 0) codes[b * net.width + places.j] = code;
   }
-  __syncthreads();  // all know the codes
+  sync_first(run.following());  // all know the codes
 }
 
+// The steps of a row, by all warps but the last.
 template <typename Weight>
-__device__ __forceinline__ void run_chain(const Program& program, const unsigned char* memory,
-                                          int i, unsigned char* shared) {
-  const ChainRun run = start_chain(program, memory, shared);
+__device__ __forceinline__ void follow_chain(const ChainRun& run, int i) {
   const Network& net = run.net;
   const Chain& chain = run.chain;
   const bool first_helper = run.helps() && run.lane == 0;
+  const auto note = [&](int t, int stage, Moment moment) {
+    note_time(run.program, t, stage, moment, run.following());
+  };
   for (int c = 0; first_helper && c < run.num_copies; ++c) {
     if (run.copies[c].ahead) ask_for(run, run.copies[c]);
   }
   for (int t = 0; t < net.width; ++t) {
     const Places<false> places = {i, t, nullptr};
-    const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * program.num_stages;
+    const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * run.program.num_stages;
     const uint32_t parity = t & 1;
     for (int s = 0; s < chain.num_steps; ++s) {
       const ChainStep& step = run.steps[s];
       Arrivals* const outputs = run.outputs + s;
       const bool attends = step.kind == StepKind::kAttend;
       if (s > 0 && run.steps[s - 1].exchanges) wait_in_chain(outputs - 1, parity, step.stage);
-      note_time(program, t, step.stage, Moment::kReady);
+      note(t, step.stage, Moment::kReady);
       if (first_helper) {
         if (step.exchanges) {
           const int parts = attends ? chunks_before(i * net.width + t) : 1;
@@ -280,7 +324,7 @@ __device__ __forceinline__ void run_chain(const Program& program, const unsigned
       }
       switch (step.kind) {
         case StepKind::kBegin:
-          begin_position<Weight>(run, places, before + 1);
+          begin_position<Weight>(run, places, run.fetched + s, parity, step.stage);
           break;
         case StepKind::kAttend:
           if (t > 0) wait_in_chain(run.cached, parity ^ 1, step.stage);
@@ -298,21 +342,33 @@ __device__ __forceinline__ void run_chain(const Program& program, const unsigned
           }
           if (!run.helps()) {
             wait_in_chain(run.weights_here + s, chain.resident ? 0 : parity, step.stage);
+            if (step.begins >= 0) wait_in_chain(run.fetched + s, parity, step.stage);
             chain_products<Weight>(run, step, places, outputs);
           }
       }
-      note_time(program, t, step.stage, Moment::kComputed);
-      if (step.publishes) {
+      note(t, step.stage, Moment::kComputed);
+      if (step.begins >= 0) {
         if (!run.helps()) {
           __syncwarp();
-          if (run.lane == 0) arrive(run.written);
+          if (run.lane == 0) arrive(run.written + s);
         } else {
-          wait_in_chain(run.written, parity, step.stage);
+          wait_in_chain(run.written + s, parity, step.stage);
           if (run.lane == 0) store_release(net.progress + run.rank, before + step.stage + 1);
         }
       }
-      note_time(program, t, step.stage, Moment::kTold);
+      note(t, step.stage, Moment::kTold);
     }
+  }
+}
+
+template <typename Weight>
+__device__ __forceinline__ void run_chain(const Program& program, const unsigned char* memory,
+                                          int i, unsigned char* shared) {
+  const ChainRun run = start_chain(program, memory, shared);
+  if (run.fetches()) {
+    fetch_convolved(run, i);
+  } else {
+    follow_chain<Weight>(run, i);
   }
   cluster_sync();  // no block leaves while others write to it
 }

@@ -1,6 +1,6 @@
-// From logits to a code, by one block and the rule of vqvae2_fast/ops/draw_codes/reference.py.
-// logits -> guidance -> / temperature -> top-k -> top-p -> + Gumbel noise -> argmax, lowest index
-// on ties. No step depends on the number of threads.
+// From logits to a code, by a block's threads and the rule of
+// vqvae2_fast/ops/draw_codes/reference.py. logits -> guidance -> / temperature -> top-k -> top-p ->
+// + Gumbel noise -> argmax, lowest index on ties. No step depends on the number of threads.
 #pragma once
 
 #include "../../common/counter_noise.h"
@@ -15,17 +15,20 @@ struct DrawScratch {
   float* scores;  // K or kFilterWords words: the filters' memory before the scores
   float* sums;    // kLanes floats
   int* codes;     // kLanes ints
+  int threads;    // that draw: the block's first, whole warps
 };
 
 // Its parts; `memory` has 2 K + max(K, kFilterWords) + 2 kLanes words.
-__device__ __forceinline__ DrawScratch draw_scratch(float* memory, int num_embeddings) {
+__device__ __forceinline__ DrawScratch draw_scratch(float* memory, int num_embeddings,
+                                                    int threads) {
   float* const scores = memory + 2 * num_embeddings;
   float* const sums = scores + max(num_embeddings, kFilterWords);
   return {.raw = memory,
           .logits = memory + num_embeddings,
           .scores = scores,
           .sums = sums,
-          .codes = reinterpret_cast<int*>(sums + kLanes)};
+          .codes = reinterpret_cast<int*>(sums + kLanes),
+          .threads = threads};
 }
 
 // Sum of values[0..count) by the first warp, in a fixed order: every 32nd value, then halves.
@@ -38,15 +41,15 @@ __device__ __forceinline__ float first_warp_sum(int count, const Value& value) {
 
 __device__ __forceinline__ float block_max(const float* values, int count, DrawScratch s) {
   float largest = -INFINITY;
-  for (int k = threadIdx.x; k < count; k += blockDim.x) largest = fmaxf(largest, values[k]);
+  for (int k = threadIdx.x; k < count; k += s.threads) largest = fmaxf(largest, values[k]);
   largest = warp_max(largest);
   if (threadIdx.x % kLanes == 0) s.sums[threadIdx.x / kLanes] = largest;
-  __syncthreads();
+  sync_first(s.threads);
   largest = s.sums[0];
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kLanes; ++w) {
+  for (int w = 1; w < s.threads / kLanes; ++w) {
     largest = fmaxf(largest, s.sums[w]);
   }
-  __syncthreads();
+  sync_first(s.threads);
   return largest;
 }
 
@@ -55,7 +58,7 @@ __device__ __forceinline__ int block_argmax(const float* values, int count, Draw
   constexpr unsigned kAll = 0xFFFFFFFFu;
   float best = -INFINITY;
   int code = 0x7FFFFFFF;
-  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+  for (int k = threadIdx.x; k < count; k += s.threads) {
     if (values[k] > best) {
       best = values[k];
       code = k;
@@ -74,16 +77,16 @@ __device__ __forceinline__ int block_argmax(const float* values, int count, Draw
     s.sums[threadIdx.x / kLanes] = best;
     s.codes[threadIdx.x / kLanes] = code;
   }
-  __syncthreads();
+  sync_first(s.threads);
   best = s.sums[0];
   code = s.codes[0];
-  for (int w = 1; w < static_cast<int>(blockDim.x) / kLanes; ++w) {
+  for (int w = 1; w < s.threads / kLanes; ++w) {
     if (s.sums[w] > best || (s.sums[w] == best && s.codes[w] < code)) {
       best = s.sums[w];
       code = s.codes[w];
     }
   }
-  __syncthreads();
+  sync_first(s.threads);
   return code == 0x7FFFFFFF ? 0 : code;  // nothing but NaN or -infinity
 }
 
@@ -93,7 +96,7 @@ __device__ __forceinline__ void filter(const Network& net, DrawScratch s) {
   if (net.rule.top_k >= count && net.rule.top_p >= 1.0f) return;
   keep(net.rule, s.logits, count, block_max(s.logits, count, s),
        reinterpret_cast<uint32_t*>(s.scores), reinterpret_cast<uint32_t*>(s.sums),
-       reinterpret_cast<uint32_t*>(s.codes));
+       reinterpret_cast<uint32_t*>(s.codes), s.threads);
 }
 
 // log softmax of s.raw at `code`.
@@ -111,12 +114,12 @@ __device__ __forceinline__ void add_noise(const Network& net, int sample, int po
   const int count = net.num_embeddings;
   if (net.noise) {
     const int64_t at = static_cast<int64_t>(sample) * net.height * net.width + position;
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    for (int k = threadIdx.x; k < count; k += s.threads) {
       s.scores[k] = s.logits[k] + net.noise[at * count + k];
     }
     return;
   }
-  for (int counter = threadIdx.x; 4 * counter < count; counter += blockDim.x) {
+  for (int counter = threadIdx.x; 4 * counter < count; counter += s.threads) {
     const Words4 words = philox4x32(static_cast<uint32_t>(counter), static_cast<uint32_t>(position),
                                     static_cast<uint32_t>(net.first_sample + sample),
                                     net.stream | kPurposeDraw << 16, net.seed);
@@ -127,8 +130,8 @@ __device__ __forceinline__ void add_noise(const Network& net, int sample, int po
   }
 }
 
-// Draws and returns the code at a place of network row and sample place.n. All threads of a block
-// call it.
+// Draws and returns the code at a place of network row and sample place.n. All threads that
+// draw call it.
 template <class To>
 __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawScratch s,
                                          const To& to) {
@@ -138,7 +141,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
   const float* logits = net.logits + static_cast<int64_t>(place.r) * net.code_stride;
   const float* without = logits + static_cast<int64_t>(net.batch) * net.window * net.code_stride;
   const bool guided = net.rows > net.batch;
-  for (int k = threadIdx.x; k < count; k += blockDim.x) {
+  for (int k = threadIdx.x; k < count; k += s.threads) {
     const float raw = to.get(logits + k);
     float value = raw;
     bool fits = fabsf(raw) <= net.rule.largest_logit;
@@ -155,7 +158,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
     s.logits[k] = value;
     if (net.all_logits && to.writes_global()) net.all_logits[at * count + k] = raw;
   }
-  __syncthreads();
+  sync_first(s.threads);
   int code = net.known ? static_cast<int>(net.known[at]) : -1;
   if (code < 0) {
     if (net.rule.temperature == 0.0f) {
@@ -163,7 +166,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
     } else {
       filter(net, s);
       add_noise(net, sample, position, s);
-      __syncthreads();
+      sync_first(s.threads);
       code = block_argmax(s.scores, count, s);
     }
   }
@@ -175,7 +178,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
     const float value = log_probability(net, code, s);
     if (threadIdx.x == 0) net.log_prob[at] = value;
   }
-  __syncthreads();
+  sync_first(s.threads);
   return code;
 }
 

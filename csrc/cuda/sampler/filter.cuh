@@ -1,6 +1,6 @@
-// Top-k and top-p of a draw, by one block: a radix select over the codes in the order of the rule,
-// logit descending and index ascending. What it sums are integers, so nothing depends on the order
-// of additions or on the number of threads.
+// Top-k and top-p of a draw, by a block's first threads: a radix select over the codes in the order
+// of the rule, logit descending and index ascending. What it sums are integers, so nothing depends
+// on the order of additions or on the number of threads.
 #pragma once
 
 #include "attention.cuh"
@@ -103,20 +103,20 @@ __device__ __forceinline__ void find_digit(Bins bins, uint64_t before, const Eno
 // of it above the next code's; 0 if all codes are not enough. `bins` are clear, before and after.
 template <bool kWeighted, typename Weight, typename Enough>
 __device__ __forceinline__ uint64_t select_key(const float* logits, int count, float largest,
-                                               Bins bins, uint32_t* found, const Weight& weight,
-                                               const Enough& enough) {
+                                               Bins bins, uint32_t* found, int threads,
+                                               const Weight& weight, const Enough& enough) {
   uint64_t prefix = 0, before = 0;
   for (int shift = kKeyBits - kDigitBits;; shift -= kDigitBits) {
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    for (int k = threadIdx.x; k < count; k += threads) {
       const uint64_t key = order_key(logits[k], k, largest);
       if (key >> shift >> kDigitBits != prefix) continue;
       const int bin = bin_of(key >> shift & (kDigits - 1));
       atomicAdd(bins.counts + bin, 1);
       if constexpr (kWeighted) add_weight(bins, bin, weight(logits[k]));
     }
-    __syncthreads();  // all are counted
+    sync_first(threads);  // all are counted
     if (threadIdx.x < kLanes) find_digit<kWeighted>(bins, before, enough, found);
-    __syncthreads();  // the digit is found
+    sync_first(threads);  // the digit is found
     const uint32_t codes = found[1];
     if (codes == 0) return 0;
     prefix = prefix << kDigitBits | found[0];
@@ -125,8 +125,9 @@ __device__ __forceinline__ uint64_t select_key(const float* logits, int count, f
   }
 }
 
-// Sum over the block, for all threads; `low` and `high` have a word for each warp.
-__device__ __forceinline__ uint64_t block_sum(uint64_t value, uint32_t* low, uint32_t* high) {
+// Sum over all `threads`, for each; `low` and `high` have a word for each warp.
+__device__ __forceinline__ uint64_t block_sum(uint64_t value, uint32_t* low, uint32_t* high,
+                                              int threads) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) {
     value += __shfl_xor_sync(0xFFFFFFFFu, value, step);
@@ -135,12 +136,12 @@ __device__ __forceinline__ uint64_t block_sum(uint64_t value, uint32_t* low, uin
     low[threadIdx.x / kLanes] = static_cast<uint32_t>(value);
     high[threadIdx.x / kLanes] = static_cast<uint32_t>(value >> 32);
   }
-  __syncthreads();
+  sync_first(threads);
   value = 0;
-  for (int w = 0; w < static_cast<int>(blockDim.x) / kLanes; ++w) {
+  for (int w = 0; w < threads / kLanes; ++w) {
     value += static_cast<uint64_t>(high[w]) << 32 | low[w];
   }
-  __syncthreads();
+  sync_first(threads);
   return value;
 }
 
@@ -151,42 +152,42 @@ __device__ __forceinline__ uint64_t block_sum(uint64_t value, uint32_t* low, uin
 // rounded to float32 once, as torch.cumsum adds in double. Added one by one in float32 it would
 // miss, among equal logits, codes that the reference keeps.
 __device__ __forceinline__ void keep(const Rule& rule, float* logits, int count, float largest,
-                                     uint32_t* memory, uint32_t* low, uint32_t* high) {
+                                     uint32_t* memory, uint32_t* low, uint32_t* high, int threads) {
   constexpr int kWords = kFilterWords / 3;
   const Bins bins = {.counts = memory, .low = memory + kWords, .high = memory + 2 * kWords};
-  for (int word = threadIdx.x; word < kFilterWords; word += blockDim.x) memory[word] = 0;
-  __syncthreads();
+  for (int word = threadIdx.x; word < kFilterWords; word += threads) memory[word] = 0;
+  sync_first(threads);
   // A thread reads and writes the same logits throughout.
   const auto drop_below = [&](uint64_t least) {
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    for (int k = threadIdx.x; k < count; k += threads) {
       if (order_key(logits[k], k, largest) < least) logits[k] = -INFINITY;
     }
   };
   if (rule.top_k < count) {
     const auto enough = [&](uint64_t codes) { return codes >= static_cast<uint32_t>(rule.top_k); };
     drop_below(select_key<false>(
-        logits, count, largest, bins, low, [](float) { return uint64_t{1}; }, enough));
-    __syncthreads();  // what was found is read
+        logits, count, largest, bins, low, threads, [](float) { return uint64_t{1}; }, enough));
+    sync_first(threads);  // what was found is read
   }
   if (rule.top_p < 1.0f) {
     constexpr int kSumBits = 47, kProbabilityBits = 62;  // 2^16 codes do not overflow
     // What top-k left out has e^-87, which is 0 in these units.
     const auto weight = [&](float logit) { return exponential(logit - largest); };
     uint64_t sum = 0;
-    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+    for (int k = threadIdx.x; k < count; k += threads) {
       sum += fixed_point<kSumBits>(weight(logits[k]));
     }
     constexpr float kUnit = 1.0f / static_cast<float>(uint64_t{1} << kSumBits);
-    const float total = static_cast<float>(block_sum(sum, low, high)) * kUnit;
+    const float total = static_cast<float>(block_sum(sum, low, high, threads)) * kUnit;
     const float wanted = rule.top_p * static_cast<float>(uint64_t{1} << kProbabilityBits);
     drop_below(select_key<true>(
-        logits, count, largest, bins, low,
+        logits, count, largest, bins, low, threads,
         [&](float logit) { return fixed_point<kProbabilityBits>(weight(logit) / total); },
         [&](uint64_t cumulative) {
           return cumulative > 0 && static_cast<float>(cumulative) >= wanted;
         }));
   }
-  __syncthreads();
+  sync_first(threads);
 }
 
 }  // namespace vqvae2_fast::cuda::sampler

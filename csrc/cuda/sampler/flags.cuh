@@ -23,18 +23,24 @@ __device__ __forceinline__ void tell_done(uint32_t* progress, uint32_t number) {
   if (threadIdx.x == 0) store_release(progress, number);
 }
 
-// All threads of a block call this before its step of `stage`. It returns when blocks first ..
-// first + count have reached this number. Every thread polls a different word, so that all words
-// come in one trip to the L2 cache.
-__device__ __forceinline__ void wait_for_blocks(const uint32_t* progress, int first, int count,
-                                                uint32_t number, int stage) {
-  for (int block = first + threadIdx.x; block < first + count; block += blockDim.x) {
+// Waits until blocks first .. first + count have reached this number. Every one of `threads` polls
+// different words, so that they come in one trip to the L2 cache where there are as many threads.
+__device__ __forceinline__ void poll_blocks(const uint32_t* progress, int first, int count,
+                                            uint32_t number, int stage, int thread, int threads) {
+  for (int block = first + thread; block < first + count; block += threads) {
     if (!wait_at_least<VQ_SPIN_LIMIT>(progress + block, number)) {
       printf("sampler: block %d waits in stage %d for block %d, which has done %u of %u\n",
              static_cast<int>(blockIdx.x), stage, block, load_relaxed(progress + block), number);
       __trap();
     }
   }
+}
+
+// All threads of a block call this before its step of `stage`. It returns when the others have
+// reached this number.
+__device__ __forceinline__ void wait_for_blocks(const uint32_t* progress, int first, int count,
+                                                uint32_t number, int stage) {
+  poll_blocks(progress, first, count, number, stage, threadIdx.x, blockDim.x);
   __syncthreads();
 }
 

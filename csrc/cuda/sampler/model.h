@@ -189,7 +189,10 @@ class Model {
   }
 
  private:
-  bool in_cluster(size_t s) const { return plan_.program.chain.blocks > 0 && s > 0; }
+  size_t first_of_chain() const { return static_cast<size_t>(plan_.convolution_stages()); }
+  bool in_cluster(size_t s) const {
+    return plan_.program.chain.blocks > 0 && s >= first_of_chain();
+  }
 
   // The works of block b in the chain's step.
   const ChainStep& chain_step_of(int32_t b, size_t step) const {
@@ -218,7 +221,8 @@ class Model {
   }
 
   // A stage of the chain on a cluster. Every block draws and begins for itself: it finds the
-  // logits in its own shared memory, waits for the convolutions' flags and fetches what they gave.
+  // logits, and what the convolutions gave, in its own shared memory; what the code that has just
+  // been drawn adds comes from the L2 cache.
   Terms chain_terms(size_t s, bool free_weights) const {
     const Stage& stage = plan_.stages[s];
     const Network& net = plan_.network;
@@ -230,7 +234,7 @@ class Model {
     }
     terms.sums = 1;
     if (stage.kind == StepKind::kBegin) {
-      terms.trips = 2;
+      terms.trips = 1;
       return terms;
     }
     terms.seconds = kClusterHandOver;
@@ -249,33 +253,61 @@ class Model {
     return terms;
   }
 
-  // Seconds of a position with the chain on a cluster, from its fourth position: stages follow each
-  // other as inputs, weights and what the convolutions give arrive. A block's weights come from the
-  // L2 cache one after another, each asked for when the plan says so.
+  // When the convolutions of each block of layers are done and told. Each block of the launch
+  // computes its own as soon as their inputs have been told at the position before and its own of
+  // the blocks of layers before are done; `idle` says since when it has nothing to do.
+  std::vector<double> convolved(const std::vector<double>& told, bool free_weights,
+                                std::vector<double>& idle) const {
+    std::vector<double> done(told.size(), 0);
+    for (size_t b = 0; b < plan_.blocks.size(); ++b) {
+      for (int32_t s = plan_.blocks[b].first_step; s < plan_.blocks[b].end_step; ++s) {
+        const int32_t stage = plan_.steps[s].stage;
+        idle[b] = std::max(idle[b], told[stage]) + seconds(stage, free_weights);
+        done[stage] = std::max(done[stage], idle[b]);
+      }
+    }
+    return done;
+  }
+
+  // Seconds of a position with the chain on a cluster, once positions follow each other evenly:
+  // stages begin as inputs, weights and what the convolutions give arrive. A block's weights come
+  // from the L2 cache one after another, each asked for when the plan says so and by a warp that
+  // tells the convolutions' inputs as well. Another warp fetches what they give, for one block of
+  // layers after another, by one trip for 32 flags and one for the values.
   double chain_step(bool free_weights) const {
     const Chain& chain = plan_.program.chain;
-    constexpr int kPositions = 4;
+    constexpr int kPositions = 8;
     const double rate = kL2BytesPerCycle * card_.clock;
     std::vector<double> idle(chain.blocks, 0);  // when a block's copies are done
     // When the weights of a step have come: of this position, and of the next.
     std::vector<double> landed(chain.num_steps, 0), next(chain.num_steps, 0);
-    double now = 0, convolved = 0, last = 0;
+    std::vector<double> told(first_of_chain(), 0), convolving(plan_.blocks.size(), 0);
+    double now = 0, asking = 0, fetched = 0, last = 0;
     for (int position = 0; position < kPositions; ++position) {
       last = now;
+      const std::vector<double> done = convolved(told, free_weights, convolving);
       for (int32_t s = 0; s < chain.num_steps; ++s) {
         for (int32_t b = 0; b < chain.blocks; ++b) {
           const ChainStep& step = chain_step_of(b, s);
           for (int32_t c = step.first_copy; c < step.end_copy; ++c) {
             const WeightCopy& copy = plan_.chain_copies[plan_.chain_blocks[b].first_copy + c];
-            idle[b] = std::max(idle[b], now) + copy.bytes / rate;
+            idle[b] = std::max({idle[b], now, asking}) + copy.bytes / rate;
             double& there = (copy.ahead ? next : landed)[copy.step];
             there = std::max(there, idle[b] + kL2Trip);
           }
         }
-        if (plan_.stages[s + 1].kind == StepKind::kBegin) now = std::max(now, convolved);
-        now = std::max(now, landed[s]) + seconds(s + 1, free_weights);
-        if (s + 1 == plan_.stages[0].wait_stage) {
-          convolved = now + seconds(0, free_weights) + kTelling;
+        now = std::max(now, landed[s]);
+        const ChainStep& step = chain_step_of(0, s);
+        if (step.begins >= 0) {
+          const int32_t looks = (step.convolving_count + kLanes - 1) / kLanes;
+          fetched = std::max(fetched, done[step.begins]) + (looks + 1) * kL2Trip;
+          now = std::max(now, fetched);
+        }
+        now += seconds(first_of_chain() + s, free_weights);
+        if (step.begins >= 0) {
+          // While the outputs are on their way.
+          told[step.begins] = now - (step.exchanges ? kClusterHandOver : 0) + kTelling;
+          asking = told[step.begins];
         }
       }
       landed.swap(next);

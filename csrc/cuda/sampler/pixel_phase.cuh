@@ -353,7 +353,7 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
           if constexpr (!kIsInt8<Weight>) merge_heads(net, step, places);
           break;
         case StepKind::kDraw: {
-          const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings);
+          const DrawScratch parts = draw_scratch(mine.buffer, net.num_embeddings, blockDim.x);
           for (int r = step.first; r < step.end; ++r) {
             const Place at = places.at(r);
             if (on_map<kWindow>(at)) draw_code(net, at, parts, GlobalMemory());

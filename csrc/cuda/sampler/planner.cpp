@@ -155,7 +155,7 @@ void Plan::place_weights() {
         inputs = std::max(inputs, works[w].operation.padded_inputs);
         of_step += works[w].operation.padded_inputs;
       }
-      if (!net.side_by_side || step.stage != 0) together = std::max(together, of_step);
+      if (step.stage >= convolution_stages()) together = std::max(together, of_step);
     }
   }
   // Network row and column of each step row, first column of each sample.
@@ -192,7 +192,7 @@ void Plan::place_weights() {
     for (const bool chain : {true, false}) {
       for (int32_t s = block.first_step; s < block.end_step; ++s) {
         const Step& step = steps[s];
-        const bool side_by_side = net.side_by_side && step.stage == 0;
+        const bool side_by_side = step.stage < convolution_stages();
         if (step.kind != StepKind::kProducts || side_by_side == chain) continue;
         for (int32_t w = block.first_work + step.first; w < block.first_work + step.end; ++w) {
           Work& work = works[w];

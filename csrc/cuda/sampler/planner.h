@@ -40,7 +40,8 @@ struct Stage {
   int32_t index = 0;         // block of the network
   int32_t wait_stage = -1;   // -1: at once
   bool wait_before = false;  // at the position before
-  int32_t blocks = 0;        // 0 .. blocks take part
+  int32_t first_block = 0;
+  int32_t blocks = 0;  // that take part, from the first on
 };
 
 // The row phase: row products at row i are these, with segments set by `at_row`.
@@ -95,6 +96,12 @@ struct Plan {
 
   // Whether weights and inputs are int8.
   bool is_int8() const { return weight_bytes == 1; }
+  // The first stages, if convolutions run in parallel with the chain; on clusters those of each
+  // block of layers are one.
+  int32_t convolution_stages() const {
+    if (!network.side_by_side) return 0;
+    return card.cluster > 0 ? network.num_blocks : 1;
+  }
   // Bytes of an input of a product in shared memory.
   int32_t input_bytes() const { return is_int8() ? 1 : int32_t{sizeof(float)}; }
 
@@ -105,6 +112,7 @@ struct Plan {
   // The same for clusters.
   const char* why_no_cluster() const;
   void share_out_chain();
+  void share_out_convolutions();
   void place_chain(std::vector<std::vector<ChainStep>>& steps_of,
                    std::vector<std::vector<Work>>& works_of);
 

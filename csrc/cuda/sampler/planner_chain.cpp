@@ -53,7 +53,7 @@ const char* Plan::why_no_cluster() const {
   if (net.step_rows > kMostChainRows) return "there are too many network rows";
   if (net.channels % kLanes != 0) return "its channels are no multiple of 32";
   if (static_cast<int32_t>(stages.size()) > kMostChainSteps) return "it has too many stages";
-  if (card.threads < 2 * kLanes) return "a block has one warp";
+  if (card.threads < 3 * kLanes) return "a block has fewer than three warps";
   if (card.blocks <= card.cluster) return "no block is left for the convolutions";
   for (const Stage& stage : stages) {
     int32_t units = 0;
@@ -65,71 +65,97 @@ const char* Plan::why_no_cluster() const {
   return nullptr;
 }
 
-void Plan::share_out_chain() {
-  if (const char* reason = why_no_cluster()) refuse(reason);
-  const Network& net = network;
-  const int32_t cluster = card.cluster;
-  program = {};
+// The convolutions over the blocks after the cluster, those of one block of layers after another:
+// with enough blocks each computes for one block of layers only, and waits for nothing else.
+void Plan::share_out_convolutions() {
   Chain& chain = program.chain;
-  chain = planned_chain;
-  chain.blocks = cluster;
-  chain.num_steps = static_cast<int32_t>(stages.size()) - 1;
-
-  // Convolutions of the next position begin when the last block of layers has begun: then all that
-  // they read is there, and what they overwrite has been read.
-  int32_t publishing = 1;
-  for (size_t s = 1; s < stages.size(); ++s) {
+  std::vector<Product> products;
+  std::vector<int32_t> stage_of;
+  int32_t units = 0;
+  for (int32_t s = 0; s < convolution_stages(); ++s) {
     for (const Product& p : stages[s].products) {
-      const Epilogue epilogue = p.operation.epilogue;
-      if ((epilogue == Epilogue::kMerge || epilogue == Epilogue::kGateBlock) &&
-          p.operation.index == net.num_blocks - 2) {
-        publishing = static_cast<int32_t>(s);
-      }
+      products.push_back(p);
+      stage_of.push_back(s);
+      units += p.units;
     }
   }
-  Stage& convolutions = stages[0];
-  int32_t units = 0;
-  for (const Product& p : convolutions.products) units += p.units;
-  chain.convolving = convolutions.blocks = std::min(units, card.blocks - cluster);
-  convolutions.wait_stage = publishing;
-  const Runs convolved = cut(convolutions.products, std::vector<double>(chain.convolving, 1.0));
+  chain.convolving = std::min(units, card.blocks - card.cluster);
+  const Runs runs = cut(products, std::vector<double>(chain.convolving, 1.0));
   for (int32_t b = 0; b < card.blocks; ++b) {
     const int32_t first_work = static_cast<int32_t>(works.size());
     const int32_t first_step = static_cast<int32_t>(steps.size());
-    if (b >= cluster && b - cluster < chain.convolving) {
-      Step step = {};
-      step.kind = StepKind::kProducts;
-      step.wait_stage = publishing;
-      step.wait_before = true;
-      step.wait_count = cluster;
-      for (const Run& run : convolved[b - cluster]) {
+    const int32_t own = b - card.cluster;
+    if (own >= 0 && own < chain.convolving) {
+      for (const Run& run : runs[own]) {
+        const int32_t s = stage_of[run.product];
+        if (static_cast<int32_t>(steps.size()) == first_step || steps.back().stage != s) {
+          Step step = {};
+          step.kind = StepKind::kProducts;
+          step.stage = s;
+          step.wait_stage = stages[s].wait_stage;
+          step.wait_before = true;
+          step.wait_count = card.cluster;
+          step.first = static_cast<int32_t>(works.size()) - first_work;
+          steps.push_back(step);
+          if (stages[s].blocks++ == 0) stages[s].first_block = b;
+        }
         Work work = {};
-        work.operation = convolutions.products[run.product].operation;
+        work.operation = products[run.product].operation;
         work.first_unit = work.resident_end = run.first_unit;
         work.end_unit = run.end_unit;
         works.push_back(work);
+        steps.back().end = static_cast<int32_t>(works.size()) - first_work;
       }
-      step.end = static_cast<int32_t>(works.size()) - first_work;
-      steps.push_back(step);
-      program.max_steps = 1;
-      program.max_works = std::max(program.max_works, step.end);
     }
     blocks.push_back({.first_step = first_step,
                       .end_step = static_cast<int32_t>(steps.size()),
                       .first_work = first_work,
                       .end_work = static_cast<int32_t>(works.size())});
+    program.max_steps = std::max(program.max_steps, blocks.back().end_step - first_step);
+    program.max_works = std::max(program.max_works, blocks.back().end_work - first_work);
   }
+}
+
+void Plan::share_out_chain() {
+  if (const char* reason = why_no_cluster()) refuse(reason);
+  const Network& net = network;
+  const int32_t cluster = card.cluster, first_stage = convolution_stages();
+  program = {};
+  Chain& chain = program.chain;
+  chain = planned_chain;
+  chain.blocks = cluster;
+  chain.num_steps = static_cast<int32_t>(stages.size()) - first_stage;
+
+  // The convolutions of a block of layers begin when that block has begun at the position before:
+  // then all that they read is there, and what they overwrite has been fetched.
+  std::vector<int32_t> begins(stages.size(), -1);
+  for (int32_t s = first_stage; s < static_cast<int32_t>(stages.size()); ++s) {
+    if (stages[s].kind == StepKind::kBegin) begins[s] = 0;
+    for (const Product& p : stages[s].products) {
+      const Epilogue epilogue = p.operation.epilogue;
+      const bool ends = epilogue == Epilogue::kMerge || epilogue == Epilogue::kGateBlock;
+      if (ends && p.operation.index + 1 < net.num_blocks) begins[s] = p.operation.index + 1;
+    }
+    if (begins[s] < 0) continue;
+    stages[begins[s]].wait_stage = s;
+    stages[begins[s]].wait_before = true;
+  }
+  share_out_convolutions();
 
   std::vector<std::vector<ChainStep>> steps_of(cluster);
   std::vector<std::vector<Work>> works_of(cluster);
-  for (size_t s = 1; s < stages.size(); ++s) {
+  for (size_t s = first_stage; s < stages.size(); ++s) {
     Stage& stage = stages[s];
     stage.blocks = cluster;
     ChainStep step = {};
     step.kind = stage.kind;
     step.stage = static_cast<int32_t>(s);
     step.index = stage.index;
-    step.publishes = static_cast<int32_t>(s) == publishing;
+    step.begins = begins[s];
+    if (step.begins >= 0) {
+      step.convolving_first = stages[step.begins].first_block;
+      step.convolving_count = stages[step.begins].blocks;
+    }
     Runs runs(cluster);
     if (stage.kind == StepKind::kProducts) {
       step.exchanges = 1;

@@ -92,7 +92,7 @@ struct BlockProgram {
 struct Chain {
   int32_t blocks;          // of the cluster; 0: no cluster
   int32_t convolving;      // blocks after them, which compute the convolutions
-  int32_t num_steps;       // stage s is step s - 1
+  int32_t num_steps;       // the stages after those of the convolutions
   int32_t resident;        // all weights stay in shared memory
   const float* gated;      // what the convolutions gave, in global memory
   int32_t* codes;          // [B, W] of the row, in shared memory

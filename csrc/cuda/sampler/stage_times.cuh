@@ -14,19 +14,20 @@ namespace vqvae2_fast::cuda::sampler {
 // it.
 enum class Moment : int32_t { kReady, kComputed, kTold };
 
-// All threads of a block call this; the first one writes.
-__device__ __forceinline__ void note_time(const Program& program, int t, int stage, Moment moment) {
+// The block's first `threads` threads call this; the first one writes.
+__device__ __forceinline__ void note_time(const Program& program, int t, int stage, Moment moment,
+                                          int threads = blockDim.x) {
 #if defined(VQ_STAGE_TIMES)
   uint64_t* const times = program.network.stage_times;
   if (times == nullptr) return;
-  if (moment == Moment::kComputed) __syncthreads();  // by all threads
+  if (moment == Moment::kComputed) sync_first(threads);  // by all of them
   if (threadIdx.x != 0) return;
   const int64_t at =
       (static_cast<int64_t>(t) * program.grid + blockIdx.x) * program.num_stages + stage;
   times[at * kMoments + static_cast<int>(moment)] = nanoseconds();
 #else
   static_cast<void>(program), static_cast<void>(t), static_cast<void>(stage);
-  static_cast<void>(moment);
+  static_cast<void>(moment), static_cast<void>(threads);
 #endif
 }
 

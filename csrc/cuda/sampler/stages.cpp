@@ -115,13 +115,15 @@ void Plan::build_stages(const Values& values) {
 
   const auto pointwise = [&](const ProductOf& of) { return product(values, of, weight_bytes); };
 
-  if (net.side_by_side) {
+  const int32_t side_by_side = convolution_stages();
+  for (int32_t s = 0; s < side_by_side; ++s) {
     std::vector<Product> products;
-    for (int32_t layer = 0; layer < net.num_layers; ++layer) {
+    const int32_t layers = net.num_layers / side_by_side;
+    for (int32_t layer = s * layers; layer < (s + 1) * layers; ++layer) {
       products.push_back(convolution(layer, false, Epilogue::kActivate));
       products.push_back(convolution(layer, true, Epilogue::kGate));
     }
-    add("convolutions", StepKind::kProducts, 0, std::move(products));
+    add("convolutions", StepKind::kProducts, s, std::move(products));
   }
   add("begin", StepKind::kBegin, 0);
   const int32_t inner = values.small("attention.inner_channels");
@@ -239,7 +241,8 @@ void Plan::build_stages(const Values& values) {
   }
   if (net.side_by_side) {
     // Without a tap at its own position no convolution depends on the code before: they begin when
-    // the last block of the position before is done, while its code is being drawn.
+    // the last block of the position before is done, while its code is being drawn. On clusters
+    // they begin earlier (planner_chain.cpp).
     stages[0].wait_stage = static_cast<int32_t>(stages.size()) - 1;
     stages[0].wait_before = true;
   } else {

@@ -23,7 +23,7 @@ constexpr double kNearTie = 1e-6;
 __global__ void filter_kernel(const kernels::Network net, float* logits) {
   VQ_DYNAMIC_SHARED(float, memory);
   const int count = net.num_embeddings;
-  const kernels::DrawScratch scratch = kernels::draw_scratch(memory, count);
+  const kernels::DrawScratch scratch = kernels::draw_scratch(memory, count, blockDim.x);
   float* const row = logits + static_cast<int64_t>(blockIdx.x) * count;
   for (int k = threadIdx.x; k < count; k += blockDim.x) scratch.logits[k] = row[k];
   __syncthreads();

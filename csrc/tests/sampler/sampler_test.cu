@@ -79,6 +79,7 @@ void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int wi
 void test_clusters(RandomPrior& prior, const Drawn& whole, Draw part, bool attention, bool quick) {
   part.cluster = 4;
   part.blocks = 8;
+  part.threads = 128;
   part.shared_bytes = attention ? 84 << 10 : 21 << 10;
   compare(prior, whole, part, "the chain on a cluster of 4, its weights streamed");
   if (quick) return;

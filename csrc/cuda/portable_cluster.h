@@ -13,6 +13,9 @@
 //   wait_for_phase(a, parity)            returns when the phase of this parity is complete
 //   store_async(p, value, a, rank)       4 bytes to block `rank`, counted by its barrier
 //   copy_bulk(shared, global, bytes, a)  a multiple of 16 bytes from global memory, counted by a
+//   store_for_cluster(p, value), load_of_cluster(p)    global memory that blocks of a cluster store
+//   for
+//                                        each other, told by arrive_at or cluster_arrive
 //   async_proxy_fence()                  between a buffer's plain accesses and the next bulk copy
 //                                        into it
 //
@@ -197,6 +200,25 @@ __device__ __forceinline__ void store_async(T* p, T value, Arrivals* arrivals, i
   VQ_ON_CLUSTER("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
                     cluster_address(p, rank)),
                 "r"(bit_cast<uint32_t>(value)), "r"(cluster_address(arrivals, rank)) : "memory");
+#endif
+}
+
+template <class T>
+__device__ __forceinline__ void store_for_cluster(T* p, T value VQ_WHERE) {
+#if defined(CUDA_ON_CPU)
+  cuda_on_cpu::store_for_cluster(p, value, where);
+#else
+  *p = value;
+#endif
+}
+
+// From the L2 cache.
+template <class T>
+__device__ __forceinline__ T load_of_cluster(const T* p VQ_WHERE) {
+#if defined(CUDA_ON_CPU)
+  return cuda_on_cpu::load_of_cluster(p, where);
+#else
+  return __ldcg(p);
 #endif
 }
 

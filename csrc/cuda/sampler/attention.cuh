@@ -50,7 +50,7 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
     for (int t = 0; t < kPerLane; ++t) {
       // Not the lanes beyond: in a cluster their keys may just be written.
       if (t * kLanes + lane < count) {
-        scores[t] = fmaf(q, fresh(keys + (t * dim + c) * kLanes), scores[t]);
+        scores[t] = fmaf(q, to.get_cached(keys + (t * dim + c) * kLanes), scores[t]);
       }
     }
   }
@@ -87,7 +87,7 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
     float sum = 0.0f;
     if (c < dim) {
       for (int p = own; p < count; p += together) {
-        sum = fmaf(weights[p], fresh(values + p * dim + c), sum);
+        sum = fmaf(weights[p], to.get_cached(values + p * dim + c), sum);
       }
     }
     for (int step = kLanes / 2; step >= width; step /= 2) {

@@ -17,6 +17,12 @@ struct OwnMemory {
   }
   __device__ __forceinline__ float get(const float* address) const { return *at(address); }
   __device__ __forceinline__ void put(float* address, float value) const { *at(address) = value; }
+  __device__ __forceinline__ float get_cached(const float* address) const {
+    return load_of_cluster(address);
+  }
+  __device__ __forceinline__ void put_cached(float* address, float value) const {
+    store_for_cluster(address, value);
+  }
   __device__ __forceinline__ bool writes_global() const { return owner; }
 };
 

@@ -87,9 +87,9 @@ __device__ __forceinline__ void cache_key_value(const Network& net, Place at, in
   if (o < all) {
     const int64_t group =
         head * positions * net.head_dim + position / kLanes * kLanes * net.head_dim;
-    net.keys[group + c * kLanes + position % kLanes] = within_bound(value);
+    to.put_cached(net.keys + group + c * kLanes + position % kLanes, within_bound(value));
   } else {
-    net.values[(head * positions + position) * net.head_dim + c] = value;
+    to.put_cached(net.values + (head * positions + position) * net.head_dim + c, value);
   }
 }
 

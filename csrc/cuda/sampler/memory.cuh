@@ -22,6 +22,11 @@ struct GlobalMemory {
   static constexpr bool kCluster = false;
   __device__ __forceinline__ float get(const float* address) const { return fresh(address); }
   __device__ __forceinline__ void put(float* address, float value) const { *address = value; }
+  // Of the caches of keys and values.
+  __device__ __forceinline__ float get_cached(const float* address) const { return fresh(address); }
+  __device__ __forceinline__ void put_cached(float* address, float value) const {
+    *address = value;
+  }
   // Whether this thread writes what lies in global memory in any case: rings, caches, the draw's
   // results.
   __device__ __forceinline__ bool writes_global() const { return true; }

@@ -18,6 +18,24 @@ PhaseBarrier& barrier_at(const uint64_t* word, const char* what, Where where) {
   return found->second;
 }
 
+// The later of both, for each block.
+void learn(Told& told, const Told& more) {
+  const Unseen unseen;
+  told.resize(std::max(told.size(), more.size()));
+  for (size_t rank = 0; rank < more.size(); ++rank) told[rank] = std::max(told[rank], more[rank]);
+}
+
+// Tells what the current block has stored, and what it has been told.
+void tell(Told& told) {
+  Block& own = *current->block;
+  {
+    const Unseen unseen;
+    own.told.resize(own.cluster->blocks.size());
+  }
+  ++own.told[own.cluster_rank];
+  learn(told, own.told);
+}
+
 // Ends the phase if all that it waits for is there.
 void end_phase(PhaseBarrier& barrier, Where where) {
   if (barrier.pending != 0 || barrier.issued_bytes != barrier.expected_bytes) return;
@@ -28,6 +46,7 @@ void end_phase(PhaseBarrier& barrier, Where where) {
   const Unseen unseen;
   barrier.complete.swap(barrier.issued);
   barrier.landing = 0;
+  barrier.told_before = barrier.told;
   barrier.pending = barrier.count;
   barrier.expected_bytes = barrier.issued_bytes = 0;
   ++barrier.phase;
@@ -60,6 +79,7 @@ void arrive_at_cluster(Where where) {
   self->at_cluster_barrier = true;
   self->cluster_generation = cluster.generation;
   release(&cluster.tags[cluster.generation & 1]);
+  tell(cluster.told);
   if (++cluster.arrived == cluster.alive) end_cluster_phase(cluster);
 }
 
@@ -73,6 +93,7 @@ void wait_at_cluster(Where where) {
     spin("cluster_wait", nullptr, cluster.alive, cluster.arrived, where);
   }
   self->at_cluster_barrier = false;
+  learn(self->block->told, cluster.told);
   acquire(&cluster.tags[self->cluster_generation & 1]);
 }
 
@@ -94,6 +115,24 @@ void* in_cluster(const void* p, size_t bytes, int rank, const char* what, Where 
   }
   const auto offset = static_cast<const char*>(p) - static_cast<const char*>(own.dynamic_shared);
   return static_cast<char*>(other.dynamic_shared) + offset;
+}
+
+void note_stored(const void* p, Where where) {
+  const Unseen unseen;
+  const Block& own = *current->block;
+  const uint32_t tellings = own.told.empty() ? 0 : own.told[own.cluster_rank];
+  own.cluster->stored[p] = {own.cluster_rank, tellings, where};
+}
+
+void check_told(const void* p, Where where) {
+  const Block& own = *current->block;
+  const auto found = own.cluster->stored.find(p);
+  if (found == own.cluster->stored.end() || found->second.rank == own.cluster_rank) return;
+  const StoredForCluster& stored = found->second;
+  if (own.told.empty() || own.told[stored.rank] <= stored.tellings) {
+    fail("at %s:%d: block %u of the cluster has stored %p at %s:%d and has not told this block",
+         where.file, where.line, stored.rank, p, stored.where.file, stored.where.line);
+  }
 }
 
 void begin_barrier(const uint64_t* word, uint32_t count, Where where) {
@@ -127,6 +166,7 @@ void count_arrival(const uint64_t* word, uint32_t expected_bytes, Where where) {
          where.line, barrier.phase, barrier.count);
   }
   --barrier.pending;
+  if (barrier.block != current->block) tell(barrier.told);
   release(&barrier.tags[barrier.phase & 1]);
   end_phase(barrier, where);
 }
@@ -148,6 +188,7 @@ bool complete_phase(const uint64_t* word, uint32_t parity, Where where) {
     fail("wait_for_phase at %s:%d: the barrier is another block's", where.file, where.line);
   }
   if ((barrier.phase & 1) == parity) return false;
+  learn(current->block->told, barrier.told_before);
   acquire(&barrier.tags[parity]);
   return true;
 }

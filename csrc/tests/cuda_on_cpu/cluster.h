@@ -21,6 +21,22 @@ void wait_at_cluster(Where where);
 // The place of p, which lies in this block's dynamic shared memory, in that of block `rank`.
 void* in_cluster(const void* p, size_t bytes, int rank, const char* what, Where where);
 
+// Global memory that blocks of a cluster store for each other. What a block has stored it tells by
+// an arrival at another block's barrier, or at the cluster's. A store_async tells nothing.
+void note_stored(const void* p, Where where);
+void check_told(const void* p, Where where);
+
+template <class T>
+void store_for_cluster(T* p, T value, Where where) {
+  note_stored(p, where);
+  *p = value;
+}
+template <class T>
+T load_of_cluster(const T* p, Where where) {
+  check_told(p, where);
+  return *static_cast<const volatile T*>(p);
+}
+
 // An asynchronous write. `value` holds it if there is no source.
 struct Landing {
   void* destination;

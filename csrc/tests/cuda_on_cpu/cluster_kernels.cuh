@@ -53,8 +53,8 @@ __device__ inline void ask_for_tile(const ClusterMemory& m, const float* weights
 }
 
 // In each stage every value becomes that of another place plus a weight, and goes to all blocks.
-// Then the blocks post their first value to each other. weights [stages, R, 64], out [clusters, R,
-// values + R].
+// Then the blocks post their first value to each other, through shared and through global memory.
+// weights [stages, R, 64], out [clusters, R, values + R + 1].
 __global__ void cluster_kernel(const float* weights, float* out, Bug bug) {
   VQ_DYNAMIC_SHARED(float, memory);
   const int blocks = cluster_blocks(), rank = cluster_rank(), t = static_cast<int>(threadIdx.x);
@@ -108,16 +108,27 @@ __global__ void cluster_kernel(const float* weights, float* out, Bug bug) {
   wait_for_phase(m.outputs + kLast % 2, kLast / 2 % 2);
   if (bug == Bug::kLeavesWhileWrittenTo && rank == 0) return;
   const float* state = m.state[kClusterStages % 2];
-  float* const own_out = out + blockIdx.x * (values + blocks);
+  const int row = values + blocks + 1;
+  float* const own_out = out + blockIdx.x * row;
   for (int k = t; k < values; k += kClusterThreads) own_out[k] = state[k];
 
+  const auto post = [&] {
+    if (t == 0) store_for_cluster(own_out + values + blocks, state[own]);
+    __syncwarp();
+  };
+  if (bug != Bug::kToldBeforeStored) post();
   if (t < blocks && (bug != Bug::kMissingArrive || rank != 1)) {
     const int to = bug == Bug::kMailToWrongBlock && rank == 1 ? (t + 1) % blocks : t;
     store_cluster(m.mail + (bug == Bug::kMailToWrongBlock ? 0 : rank), state[own - t], to);
     arrive_at(m.posted, t);
   }
+  if (bug == Bug::kToldBeforeStored) post();
   if (bug != Bug::kMailNotAwaited) wait_for_phase(m.posted, 0);
-  if (t < blocks) own_out[values + t] = m.mail[t];
+  if (t < blocks) {
+    const float mail = m.mail[t];
+    const float* const theirs = own_out + (t - rank) * row + values + blocks;
+    own_out[values + t] = mail + load_of_cluster(theirs);
+  }
   cluster_sync();  // no block leaves while others write to it
 }
 

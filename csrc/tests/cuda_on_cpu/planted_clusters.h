@@ -27,7 +27,7 @@ inline ClusterRun run_clusters(int blocks, bool cooperative, Bug bug) {
     return {"no such cluster on this card", false, false};
   }
   shape.cooperative = cooperative;
-  const int values = kClusterThreads * blocks, row = values + blocks;
+  const int values = kClusterThreads * blocks, row = values + blocks + 1;
   std::vector<float> weights(kClusterStages * values);
   for (size_t i = 0; i < weights.size(); ++i) weights[i] = static_cast<float>(i * 37 % 101);
   cuda_test::DeviceArray<float> on_card(weights);
@@ -48,7 +48,7 @@ inline ClusterRun run_clusters(int blocks, bool cooperative, Bug bug) {
   for (int block = 0; block < kClusters * blocks; ++block) {
     for (int i = 0; i < values; ++i) run.states_right &= got[block * row + i] == state[i];
     for (int r = 0; r < blocks; ++r) {
-      run.mail_right &= got[block * row + values + r] == state[r * kClusterThreads];
+      run.mail_right &= got[block * row + values + r] == 2 * state[r * kClusterThreads];
     }
   }
   return run;

@@ -84,10 +84,16 @@ struct ReadOnly {
 
 struct Cluster;
 
+// By rank in the cluster: how much of what that block has stored for the others
+// (store_for_cluster).
+using Told = std::vector<uint32_t>;
+
 struct Block {
   Grid* grid = nullptr;
   Cluster* cluster = nullptr;
   unsigned cluster_rank = 0;
+  Told
+      told;  // what has been told to it of others' global memory; its own entry counts its tellings
   uint3 index = {};
   std::vector<Thread> threads;
   std::vector<Warp> warps;
@@ -107,7 +113,15 @@ struct PhaseBarrier {
   int64_t expected_bytes = 0, issued_bytes = 0;
   std::vector<Landing> issued, complete;
   size_t landing = 0;
-  char tags[2];  // by parity
+  Told told, told_before;  // by the arrivals of the phase, and of the one that is complete
+  char tags[2];            // by parity
+};
+
+// A word of global memory that block `rank` has stored for the others.
+struct StoredForCluster {
+  unsigned rank;
+  uint32_t tellings;  // that the block had done before
+  Where where;
 };
 
 // Blocks that reach each other's shared memory; one block by itself in an ordinary launch.
@@ -117,6 +131,8 @@ struct Cluster {
   unsigned arrived = 0, generation = 0;
   char tags[2];
   std::unordered_map<const void*, PhaseBarrier> barriers;
+  Told told;  // by those that have arrived at the cluster's barrier
+  std::unordered_map<const void*, StoredForCluster> stored;
 };
 
 // Threads that can run, first in first out. Its memory is fixed at the start: a thread is never in

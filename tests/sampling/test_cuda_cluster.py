@@ -84,7 +84,7 @@ def test_codes_on_a_cluster_are_those_without(engines, card, sampler_on_cpu):
     )
     drawing = {"labels": torch.tensor([1]), "engine": "on_cpu", "seed": 3, "guidance_scale": 1.5}
     without = sample_codes(prior, 1, **drawing)
-    card[0] = replace(card[0], blocks=20, shared_bytes=72 << 10, clusters8=2)
+    card[0] = replace(card[0], blocks=20, threads=96, shared_bytes=72 << 10, clusters8=2)
     plan = plan_of(prior, interface_of(prior))
     values = cuda.plan_values(plan, card[0], cuda.PRECISIONS["cuda"], 1, guided=True)
     assert sampler_on_cpu.sizes(values).blocks == 16  # two clusters; without them all 20

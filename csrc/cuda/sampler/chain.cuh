@@ -24,8 +24,9 @@ struct ChainRun {
   const Network& net;
   const Chain& chain;
   unsigned char* shared;
-  Arrivals *outputs, *weights_here, *fetched, *written;  // [kMostChainSteps]
+  Arrivals *outputs, *fetched, *written;  // [kMostChainSteps]
   Arrivals* cached;
+  Arrivals* weights_here;  // [max_works]
   ChainStep* steps;
   Work* works;
   WeightCopy* copies;
@@ -57,10 +58,10 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
                   .chain = chain,
                   .shared = shared,
                   .outputs = arrivals,
-                  .weights_here = arrivals + kMostChainSteps,
-                  .fetched = arrivals + 2 * kMostChainSteps,
-                  .written = arrivals + 3 * kMostChainSteps,
-                  .cached = arrivals + 4 * kMostChainSteps,
+                  .fetched = arrivals + kMostChainSteps,
+                  .written = arrivals + 2 * kMostChainSteps,
+                  .cached = arrivals + 3 * kMostChainSteps,
+                  .weights_here = nullptr,
                   .steps = nullptr,
                   .works = nullptr,
                   .copies = nullptr,
@@ -71,7 +72,8 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
                   .num_copies = 0};
   run.works = reinterpret_cast<Work*>(shared + chain.program_offset);
   run.copies = reinterpret_cast<WeightCopy*>(run.works + chain.max_works);
-  run.steps = reinterpret_cast<ChainStep*>(run.copies + chain.max_works);
+  run.weights_here = reinterpret_cast<Arrivals*>(run.copies + chain.max_works);
+  run.steps = reinterpret_cast<ChainStep*>(run.weights_here + chain.max_works);
   const ChainBlock own =
       reinterpret_cast<const ChainBlock*>(memory + chain.blocks_offset)[run.rank];
   run.num_copies = own.end_copy - own.first_copy;
@@ -98,10 +100,8 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
         arrivals_init(run.fetched + s, 1);
         arrivals_init(run.written + s, run.computing);
       }
-      if (steps[s].end > steps[s].first) {
-        arrivals_init(run.weights_here + s, steps[s].end - steps[s].first);
-      }
     }
+    for (int w = 0; w < own.end_work - own.first_work; ++w) arrivals_init(run.weights_here + w, 1);
     arrivals_init(run.cached, chain.blocks);
     arrivals_init_done();
   }
@@ -111,7 +111,7 @@ __device__ __forceinline__ ChainRun start_chain(const Program& program, const un
 
 // By one thread of the helping warp.
 __device__ __forceinline__ void ask_for(const ChainRun& run, const WeightCopy& copy) {
-  Arrivals* const arrivals = run.weights_here + copy.step;
+  Arrivals* const arrivals = run.weights_here + copy.work;
   arrive_expecting(arrivals, copy.bytes);
   copy_bulk(run.shared + run.chain.weights_offset + copy.to, copy.from, copy.bytes, arrivals);
 }
@@ -219,10 +219,11 @@ __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation&
   }
 }
 
-// The block's units of a step.
+// The block's units of a step. Those of a work begin when its weights are there.
 template <typename Weight>
 __device__ __forceinline__ void chain_products(const ChainRun& run, const ChainStep& step,
-                                               const Places<false>& places, Arrivals* outputs) {
+                                               const Places<false>& places, uint32_t parity,
+                                               Arrivals* outputs) {
   const int rows = run.net.step_rows;
   const int pairs = rows / 2, groups = pairs + rows % 2;
   int done = 0;  // items of the works before; the next warp continues from there
@@ -231,6 +232,9 @@ __device__ __forceinline__ void chain_products(const ChainRun& run, const ChainS
     const Operation& op = work.operation;
     const int items = (work.end_unit - work.first_unit) * groups;
     const int begin = (run.warp + run.computing - done % run.computing) % run.computing;
+    if (begin < items) {
+      wait_in_chain(run.weights_here + w, run.chain.resident ? 0 : parity, step.stage);
+    }
     for (int item = begin; item < items; item += run.computing) {
       const int unit = item / groups, group = item % groups;
       const Weight* weights = reinterpret_cast<const Weight*>(
@@ -341,9 +345,8 @@ __device__ __forceinline__ void follow_chain(const ChainRun& run, int i) {
             merge_in_chain(run, places);
           }
           if (!run.helps()) {
-            wait_in_chain(run.weights_here + s, chain.resident ? 0 : parity, step.stage);
             if (step.begins >= 0) wait_in_chain(run.fetched + s, parity, step.stage);
-            chain_products<Weight>(run, step, places, outputs);
+            chain_products<Weight>(run, step, places, parity, outputs);
           }
       }
       note(t, step.stage, Moment::kComputed);

@@ -13,8 +13,8 @@
 namespace vqvae2_fast::cuda::sampler {
 
 constexpr int kMostChainSteps = 64;
-// Of a chain block's shared memory: four barriers for each step, one for the caches.
-constexpr int kChainBarriers = 4 * kMostChainSteps + 1;
+// Of a chain block's shared memory: three barriers for each step, one for the caches.
+constexpr int kChainBarriers = 3 * kMostChainSteps + 1;
 constexpr int kChainBarrierBytes = (kChainBarriers * 8 + 127) / 128 * 128;
 // Step rows of the chain, which a warp takes by twos: more than two read weights again.
 constexpr int kMostChainRows = 8;
@@ -33,11 +33,11 @@ struct ChainStep {
   int32_t first_copy, end_copy;  // weights that are asked for when the step begins
 };
 
-// Weights on their way into shared memory, for the works of `step`.
+// Weights on their way into shared memory, of one of the block's works.
 struct WeightCopy {
   const void* from;
   int32_t to, bytes;  // from the block's weights on
-  int32_t step;
+  int32_t work;
   int32_t ahead;  // for the next position; at a launch's start, for its first
 };
 

@@ -199,6 +199,13 @@ class Model {
     return plan_.chain_steps[b * plan_.program.chain.num_steps + step];
   }
 
+  // Of the weights of a chain block's work.
+  double bytes_of(int32_t b, int32_t w) const {
+    const Work& work = plan_.chain_works[plan_.chain_blocks[b].first_work + w];
+    return static_cast<double>(work.end_unit - work.first_unit) * work.operation.padded_inputs *
+           kUnit * plan_.weight_bytes;
+  }
+
   void add_chain() {
     const Chain& chain = plan_.program.chain;
     for (int32_t b = 0; b < chain.blocks; ++b) {
@@ -207,11 +214,7 @@ class Model {
         Load& most = loads_[step.stage];
         ++most.blocks;
         double bytes = 0;
-        for (int32_t w = step.first; w < step.end; ++w) {
-          const Work& work = plan_.chain_works[plan_.chain_blocks[b].first_work + w];
-          bytes += static_cast<double>(work.end_unit - work.first_unit) *
-                   work.operation.padded_inputs * kUnit * plan_.weight_bytes;
-        }
+        for (int32_t w = step.first; w < step.end; ++w) bytes += bytes_of(b, w);
         most.shared = std::max(most.shared, bytes);
         most.products =
             std::max(most.products, bytes / plan_.weight_bytes * plan_.network.step_rows);
@@ -279,8 +282,11 @@ class Model {
     constexpr int kPositions = 8;
     const double rate = kL2BytesPerCycle * card_.clock;
     std::vector<double> idle(chain.blocks, 0);  // when a block's copies are done
-    // When the weights of a step have come: of this position, and of the next.
-    std::vector<double> landed(chain.num_steps, 0), next(chain.num_steps, 0);
+    const double passes = (plan_.network.step_rows + 1) / 2;
+    const double reading = free_weights ? 0 : passes / (kSharedBytesPerCycle * card_.clock);
+    // When the weights of a block's work have come: of this position, and of the next.
+    std::vector<std::vector<double>> landed(chain.blocks, std::vector<double>(chain.max_works, 0));
+    std::vector<std::vector<double>> next = landed;
     std::vector<double> told(first_of_chain(), 0), convolving(plan_.blocks.size(), 0);
     double now = 0, asking = 0, fetched = 0, last = 0;
     for (int position = 0; position < kPositions; ++position) {
@@ -292,18 +298,27 @@ class Model {
           for (int32_t c = step.first_copy; c < step.end_copy; ++c) {
             const WeightCopy& copy = plan_.chain_copies[plan_.chain_blocks[b].first_copy + c];
             idle[b] = std::max({idle[b], now, asking}) + copy.bytes / rate;
-            double& there = (copy.ahead ? next : landed)[copy.step];
-            there = std::max(there, idle[b] + kL2Trip);
+            (copy.ahead ? next : landed)[b][copy.work] = idle[b] + kL2Trip;
           }
         }
-        now = std::max(now, landed[s]);
+        // A step begins with its first weights, and reads others that come later after these.
+        double read = 0;
+        for (int32_t b = 0; b < chain.blocks; ++b) {
+          const ChainStep& step = chain_step_of(b, s);
+          double left = kSumLatency + kClusterHandOver;
+          for (int32_t w = step.end - 1; w >= step.first; --w) {
+            left += bytes_of(b, w) * reading;
+            read = std::max(read, landed[b][w] + left);
+            if (w == step.first) now = std::max(now, landed[b][w]);
+          }
+        }
         const ChainStep& step = chain_step_of(0, s);
         if (step.begins >= 0) {
           const int32_t looks = (step.convolving_count + kLanes - 1) / kLanes;
           fetched = std::max(fetched, done[step.begins]) + (looks + 1) * kL2Trip;
           now = std::max(now, fetched);
         }
-        now += seconds(first_of_chain() + s, free_weights);
+        now = std::max(now + seconds(first_of_chain() + s, free_weights), read);
         if (step.begins >= 0) {
           // While the outputs are on their way.
           told[step.begins] = now - (step.exchanges ? kClusterHandOver : 0) + kTelling;
@@ -311,7 +326,6 @@ class Model {
         }
       }
       landed.swap(next);
-      std::fill(next.begin(), next.end(), 0.0);
     }
     return now - last;
   }

@@ -8,6 +8,10 @@ namespace vqvae2_fast::cuda::sampler {
 namespace {
 
 constexpr int32_t kLine = 128;  // bytes
+// Weights come by copies of at most this part of a block's shared memory: units begin with the
+// first, and the next stage's take the place of each as soon as it may go. By the model the chain
+// of the port's top in float32 waits least with it.
+constexpr int32_t kCopiesInShared = 9;
 
 int32_t rounded_up(int64_t value, int32_t unit) {
   return static_cast<int32_t>((value + unit - 1) / unit * unit);
@@ -172,11 +176,17 @@ void Plan::share_out_chain() {
       }
       step.first = static_cast<int32_t>(works_of[b].size());
       for (const Run& run : runs[b]) {
-        Work work = {};
-        work.operation = stage.products[run.product].operation;
-        work.first_unit = run.first_unit;
-        work.end_unit = work.resident_end = run.end_unit;
-        works_of[b].push_back(work);
+        const Operation& operation = stage.products[run.product].operation;
+        const auto most = static_cast<int32_t>(
+            std::max<int64_t>(1, card.shared_bytes / kCopiesInShared /
+                                     std::max<int64_t>(1, unit_bytes(operation, weight_bytes))));
+        for (int32_t unit = run.first_unit; unit < run.end_unit; unit += most) {
+          Work work = {};
+          work.operation = operation;
+          work.first_unit = unit;
+          work.end_unit = work.resident_end = std::min(unit + most, run.end_unit);
+          works_of[b].push_back(work);
+        }
       }
       step.end = static_cast<int32_t>(works_of[b].size());
       steps_of[b].push_back(step);
@@ -199,7 +209,8 @@ void Plan::place_chain(std::vector<std::vector<ChainStep>>& steps_of,
   chain.scratch_offset = rounded_up(chain.state_bytes, kLine);
   chain.program_offset = rounded_up(chain.scratch_offset + scratch, kLine);
   chain.weights_offset = rounded_up(
-      chain.program_offset + chain.max_works * int64_t{sizeof(Work) + sizeof(WeightCopy)} +
+      chain.program_offset +
+          chain.max_works * int64_t{sizeof(Work) + sizeof(WeightCopy) + sizeof(uint64_t)} +
           chain.num_steps * int64_t{sizeof(ChainStep)},
       kLine);
   const int64_t room = card.shared_bytes - kSharedMargin - chain.weights_offset;
@@ -264,7 +275,7 @@ void Plan::place_chain(std::vector<std::vector<ChainStep>>& steps_of,
           {.from = static_cast<const char*>(own[w].operation.weights) + own[w].first_unit * unit,
            .to = placed[w].begin,
            .bytes = placed[w].end - placed[w].begin,
-           .step = placed[w].step,
+           .work = w,
            .ahead = chain.resident || when < num_steps});
     }
     const int32_t first_work = static_cast<int32_t>(chain_works.size());

@@ -63,7 +63,7 @@ def _settle(
 ):
     """Settles rows with at most MOST groups inside the band; the others below N go to `left`."""
     LANES: tl.constexpr = BLOCK_K // GROUP
-    best, second, bound, certain = screened(
+    best, second, least_score, bound, certain = screened(
         z_ptr,
         halves_ptr,
         mean_ptr,
@@ -82,16 +82,20 @@ def _settle(
         TAG_BITS,
         MOST > 1,
     )
-    tag = best.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
-    group_of_lane = tag * LANES + tl.arange(0, LANES)[None, :]
-    # Lanes inside the band, times 2²⁰, and their groups, in one sum over the row. A lane whose
-    # second score is inside counts as many; groups beyond 2²⁰ count as more lanes.
-    inside = tl.where(best <= bound[:, None], group_of_lane + ONE_LANE, 0)
-    crowded = tl.where(second <= bound[:, None], (MOST + 1) * ONE_LANE, 0)
-    total = tl.sum(inside + crowded, axis=1)
-    counts = total // ONE_LANE
-    settled = certain & (counts <= MOST) & (rows < N)
-    groups = tl.where(inside > 0, group_of_lane, NO_GROUP)
+    lane = tl.arange(0, LANES)[None, :]
+    near = best <= bound[:, None]
+    crowded = tl.min(second, axis=1) <= bound
+    if MOST == 1:
+        # Lanes inside the band, times 2²⁰, and the number of the last one, in one sum over the row.
+        total = tl.sum(tl.where(near, lane + ONE_LANE, 0), axis=1)
+        counts = total // ONE_LANE
+        tile = least_score.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
+        only_group = tile * LANES + total % ONE_LANE
+    else:
+        tile = best.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
+        groups = tl.where(near, tile * LANES + lane, NO_GROUP)
+        counts = tl.sum(near.to(tl.int32), axis=1)
+    settled = certain & (counts <= MOST) & (crowded == 0) & (rows < N)
 
     distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
     runner_up = distance
@@ -101,7 +105,7 @@ def _settle(
         rounds = tl.max(tl.where(settled, counts, 0))
     for _ in range(0, rounds):
         if MOST == 1:
-            group = total % ONE_LANE  # of the only lane
+            group = only_group
             found = settled
         else:
             group = tl.min(groups, axis=1)

@@ -65,7 +65,7 @@ def screened(
     TAG_BITS: tl.constexpr,
     MEASURED: tl.constexpr,
 ):
-    """The two least group scores of each lane, the bound of the winner's, and whether it holds.
+    """The two least group scores of each lane, the least of all, the winner's bound, if it holds.
 
     Codes 4g to 4g + 3 are group g, whose score is its least. A tile has BLOCK_K / 4 groups: lane j
     sees the j-th of each, and the low TAG_BITS of a score are replaced by the number of its tile.
@@ -114,6 +114,10 @@ def screened(
         second = tl.minimum(second, tl.maximum(best, score))
         best = tl.minimum(best, score)
 
+    # Sums over rows leave one value in several threads. A load has one value in each, and what is
+    # computed from it follows.
+    reach = tl.load(facts_ptr + 1 + tl.zeros((BLOCK_N,), tl.int32)).to(tl.float32, bitcast=True)
+    square = tl.where(reach >= 0.0, square, float("inf"))
     # The winner's score must lie below this bound. Norms are raised by the rounding of their sums.
     raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
     z_norm = tl.sqrt(square) * raised
@@ -126,7 +130,6 @@ def screened(
         z_error += 4.885e-04 * z_norm
     q = (4 * D + 24) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
     least = tl.min(best, axis=1)
-    reach = tl.full((BLOCK_N,), 0.0, tl.float32) + largest
     radius = reach
     for _ in tl.static_range(2):
         band = _band(reach, z_norm, z_error, code_error, q, largest, D)
@@ -137,4 +140,4 @@ def screened(
     bound = least + 2.0 * band + 2.4e-07 * tl.abs(least)
 
     certain = (z_norm < LARGEST_NORM) & (least < SCREENED) & (bound < SCREENED)
-    return best, second, bound, certain & (radius < least_unscreened)
+    return best, second, least, bound, certain & (radius < least_unscreened)

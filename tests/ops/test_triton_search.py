@@ -149,6 +149,30 @@ def assert_exact(z, codebook):
 
 
 @interpreted
+def test_offsets_beyond_31_bits():
+    """A transposed input of 4.4 GB, of which only 33 pages are touched."""
+    z = torch.empty(33 * 2**26, dtype=torch.float16).as_strided((5, 33), (1, 2**26))
+    z.copy_(randn(13, 5, 33))
+    assert_exact(z, randn(14, 9, 33))
+
+
+@pytest.mark.parametrize(
+    ("z", "codebook", "expected"),
+    [
+        (((2**25 - 100, 64), (64, 1)), ((8, 64), (64, 1)), torch.int32),
+        (((2**25, 64), (64, 1)), ((8, 64), (64, 1)), torch.int64),
+        (((64, 33), (1, 2**26)), ((8, 33), (33, 1)), torch.int64),
+        (((64, 64), (64, 1)), ((2, 64), (2**31, 1)), torch.int64),
+        (((2**31 - 1, 64), (0, 1)), ((8, 64), (64, 1)), torch.int64),
+    ],
+    ids=["below", "rows", "transposed", "codes", "expanded"],
+)
+def test_rows_are_numbered_in_32_bits_only_where_all_offsets_fit(z, codebook, expected):
+    z, codebook = (torch.empty_strided(*of, device="meta") for of in (z, codebook))
+    assert search.number_type(z, codebook) == expected
+
+
+@interpreted
 @pytest.mark.parametrize("num_codes", [2, 6, 130])
 def test_order_of_the_sum_decides_between_permutations_of_a_code(num_codes):
     """Their distances to a constant vector differ only in how float64 rounds the sums."""

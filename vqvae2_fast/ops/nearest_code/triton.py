@@ -99,7 +99,7 @@ def _settle(
 
     distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
     runner_up = distance
-    index = tl.zeros((BLOCK_N,), tl.int64)
+    index = tl.zeros((BLOCK_N,), rows.dtype)
     rounds = 1
     if MOST > 1:
         rounds = tl.max(tl.where(settled, counts, 0))
@@ -111,7 +111,7 @@ def _settle(
             group = tl.min(groups, axis=1)
             groups = tl.where(groups == group[:, None], NO_GROUP, groups)
             found = settled & (group < NO_GROUP)
-        code = tl.where(found, group, 0).to(tl.int64) * GROUP
+        code = tl.where(found, group, 0).to(rows.dtype) * GROUP
         least, next_least, nearest = two_nearest_of_group(
             z_ptr,
             codebook_ptr,
@@ -186,7 +186,7 @@ def _nearest_code_screen_kernel(
         sqdist_ptr,
         open_ptr,
         facts_ptr + OPEN_COUNT,
-        tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N),
+        tl.program_id(0).to(open_ptr.dtype.element_ty) * BLOCK_N + tl.arange(0, BLOCK_N),
         N,
         K,
         D,
@@ -268,12 +268,23 @@ def _tag_bits(num_codes: int, block_k: int) -> int:
     return max(1, (triton.cdiv(num_codes, block_k) - 1).bit_length())
 
 
+def number_type(z: Tensor, codebook: Tensor) -> torch.dtype:
+    """In what rows and offsets are counted: int32 where all of them fit, else int64."""
+    offsets = (
+        sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        for x in (z, codebook)
+    )
+    # Blocks number up to 1,023 rows and dimensions that do not exist.
+    return torch.int32 if max(len(z), *offsets) < 2**31 - 1024 else torch.int64
+
+
 def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     (n, dimension), num_codes = z.shape, len(codebook)
     indices = z.new_empty(n, dtype=torch.int64)
     sqdist = z.new_empty(n, dtype=torch.float32)
-    open_rows = z.new_empty(n, dtype=torch.int64)
-    hard = z.new_empty(n, dtype=torch.int64)
+    rows_type = number_type(z, codebook)
+    open_rows = z.new_empty(n, dtype=rows_type)
+    hard = z.new_empty(n, dtype=rows_type)
     width = triton.next_power_of_2(max(dimension, 16))
     config = dict(configuration("nearest_code_screen", z.device))
     again = dict(configuration("nearest_code_open", z.device))
@@ -331,3 +342,5 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     for dtype in (torch.bfloat16, torch.float16):
         z = torch.ones(64, 64, dtype=dtype)
         yield nearest_code_triton, (z, torch.ones(512, 64, dtype=dtype))
+    # Offsets beyond 31 bits.
+    yield nearest_code_triton, (torch.empty(2**25, 64, device="meta"), torch.ones(512, 64))

@@ -34,7 +34,7 @@ def _any_order_distance(
     """Σ (z − e)² in float64, in any order, 0 for pairs that are not inside."""
     total = tl.zeros((rows.shape[0], BLOCK_D), tl.float64)
     for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D).to(tl.int64)
+        d = first + tl.arange(0, BLOCK_D).to(rows.dtype)
         mask = inside[:, None] & (d < D)[None, :]
         at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
         z = tl.load(z_ptr + at, mask=mask, other=0.0)
@@ -103,7 +103,7 @@ def two_nearest_of_group(
     # Rows and codes that do not exist read others; masks would cost more.
     rows = tl.minimum(rows, N - 1)
     for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D).to(tl.int64)
+        d = first + tl.arange(0, BLOCK_D).to(rows.dtype)
         some = (d < D)[None, :]
         at = z_ptr + rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
         z = loaded(at, some, MASKED).to(tl.float64)
@@ -170,7 +170,7 @@ def _distances(
     """Σ (z − e)² in float32, infinite where it is NaN and for codes that do not exist."""
     total = tl.zeros((BLOCK_K,), tl.float32)
     for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
+        d = first + tl.arange(0, BLOCK_D).to(row.dtype)
         z = tl.load(z_ptr + row * z_strides[0] + d * z_strides[1], mask=d < D, other=0.0)
         e = tl.load(
             codebook_ptr + k[:, None] * code_strides[0] + d[None, :] * code_strides[1],
@@ -217,7 +217,7 @@ def _nearest_code_hard_kernel(
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
         for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            k = first + tl.arange(0, BLOCK_K).to(row.dtype)
             least = tl.minimum(
                 least,
                 _distances(
@@ -228,9 +228,9 @@ def _nearest_code_hard_kernel(
         bound += D * 7.52316384526264e-37
         distance = tl.full((), float("inf"), tl.float64)
         second = tl.full((), float("inf"), tl.float64)
-        index = tl.full((), 0, tl.int64)
+        index = tl.full((), 0, row.dtype)
         for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+            k = first + tl.arange(0, BLOCK_K).to(row.dtype)
             total = _distances(
                 z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
             )
@@ -245,14 +245,14 @@ def _nearest_code_hard_kernel(
                 second = tl.minimum(second, tl.min(others, axis=0))
                 if nearest < distance:
                     distance = nearest
-                    index = first + lane.to(tl.int64)
+                    index = first + lane.to(row.dtype)
         least_sum, bound_sum = range_of_definition(distance, D)
         unsure = range_of_definition(second, D)[0] <= bound_sum
         unsure = unsure | (least_sum.to(tl.float32) != bound_sum.to(tl.float32))
         if unsure & (distance < float("inf")):
             distance = tl.full((), float("inf"), tl.float64)
             for first in range(0, K, BLOCK_K):
-                k = first + tl.arange(0, BLOCK_K).to(tl.int64)
+                k = first + tl.arange(0, BLOCK_K).to(row.dtype)
                 total = _distances(
                     z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
                 )
@@ -270,10 +270,10 @@ def _nearest_code_hard_kernel(
                     # Tiles come in the order of codes, so ties keep the lowest index.
                     if nearest < distance:
                         distance = nearest
-                        index = first + lane.to(tl.int64)
+                        index = first + lane.to(row.dtype)
         if distance == float("inf"):
             # No finite distance: index 0, with its distance as it is.
-            one = tl.arange(0, 1).to(tl.int64)
+            one = tl.arange(0, 1).to(row.dtype)
             zeroth = exact_distance(
                 z_ptr, codebook_ptr, row + one, one, one == 0, D, z_strides, code_strides
             )

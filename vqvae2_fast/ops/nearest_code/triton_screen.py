@@ -29,7 +29,7 @@ GROUP = tl.constexpr(4)
 @triton.jit
 def _centred(z_ptr, mean_ptr, inverse, rows, d, D, z_strides, MASKED: tl.constexpr):
     """(m − z) / spread in float32; 0 in dimensions that do not exist."""
-    at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
+    at = rows[:, None] * z_strides[0] + d.to(rows.dtype)[None, :] * z_strides[1]
     z = loaded(z_ptr + at, (d < D)[None, :], MASKED).to(tl.float32)
     mean = loaded(mean_ptr + d, d < D, MASKED)
     return (mean[None, :] - z) * inverse

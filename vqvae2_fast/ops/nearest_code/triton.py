@@ -301,7 +301,6 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         "EXACT_D": min(width, config.pop("EXACT_D")),
         "MASKED": dimension % block_d != 0,
         "WHOLE": block_d >= dimension,
-        "enable_fp_fusion": False,
     }
     blocks = triton.cdiv(n, config["BLOCK_N"])
     prepared = (z, codebook, halves, mean, facts, indices, sqdist)

@@ -32,7 +32,18 @@ def _centred(z_ptr, mean_ptr, inverse, rows, d, D, z_strides, MASKED: tl.constex
     at = rows[:, None] * z_strides[0] + d.to(rows.dtype)[None, :] * z_strides[1]
     z = loaded(z_ptr + at, (d < D)[None, :], MASKED).to(tl.float32)
     mean = loaded(mean_ptr + d, d < D, MASKED)
-    return (mean[None, :] - z) * inverse
+    # The spread is a power of two, so that this rounds once, as a multiply-add.
+    return (mean * inverse)[None, :] - z * inverse
+
+
+@triton.jit
+def _added_squares(square, square_error, z, MEASURED: tl.constexpr):
+    """square + ‖z‖², and, if MEASURED, the same of what rounding z to float16 loses."""
+    square += tl.sum(z * z, axis=1)
+    if MEASURED:
+        lost = z - z.to(tl.float16).to(tl.float32)
+        square_error += tl.sum(lost * lost, axis=1)
+    return square, square_error
 
 
 @triton.jit
@@ -78,14 +89,14 @@ def screened(
 
     square = tl.zeros((BLOCK_N,), tl.float32)
     square_error = tl.zeros((BLOCK_N,), tl.float32)
-    z_half = tl.zeros((BLOCK_N, BLOCK_D), tl.float16)
-    for first in range(0, D, BLOCK_D):
-        z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, D, z_strides, MASKED)
+    if WHOLE:
+        z = _centred(z_ptr, mean_ptr, inverse, rows, d, D, z_strides, MASKED)
         z_half = z.to(tl.float16)
-        square += tl.sum(z * z, axis=1)
-        if MEASURED:
-            lost = z - z_half.to(tl.float32)
-            square_error += tl.sum(lost * lost, axis=1)
+        square, square_error = _added_squares(square, square_error, z, MEASURED)
+    else:
+        for first in range(0, D, BLOCK_D):
+            z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, D, z_strides, MASKED)
+            square, square_error = _added_squares(square, square_error, z, MEASURED)
 
     best = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)
     second = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)

@@ -62,7 +62,12 @@ def loaded(at, inside, MASKED: tl.constexpr):
 def _added(total, z, at, inside, MASKED: tl.constexpr):
     """total + (z − e)², e in float64 from the pointers `at`."""
     difference = z - loaded(at, inside, MASKED).to(tl.float64)
-    return tl.fma(difference, difference, total)
+    # Four neighbours, which a thread loads together, go to one sum.
+    pairs = tl.reshape(difference, (total.shape[0], total.shape[1], 2, 2))
+    even, odd = tl.split(pairs)
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
+    return tl.fma(d, d, tl.fma(c, c, tl.fma(b, b, tl.fma(a, a, total))))
 
 
 @triton.jit
@@ -94,7 +99,7 @@ def two_nearest_of_group(
         The least, the next, and the first code that has the least: vectors `[rows]`. Codes that do
         not exist, NaN, and rows that are not inside count as infinite.
     """
-    a = tl.zeros((rows.shape[0], BLOCK_D), tl.float64)
+    a = tl.zeros((rows.shape[0], BLOCK_D // 4), tl.float64)
     b = a
     c = a
     e = a

@@ -57,6 +57,16 @@ def _band(e, z, dz, de, q, largest, D):
 
 
 @triton.jit
+def _for_rows(fact_ptr, BLOCK_N: tl.constexpr):
+    """A fact in float32, for each row: `[BLOCK_N]`.
+
+    A sum over a row leaves its value in several threads, each of which has several rows. A load
+    gives a thread one row, and what is computed with its result is computed once.
+    """
+    return tl.load(fact_ptr + tl.zeros((BLOCK_N,), tl.int32)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def screened(
     z_ptr,
     halves_ptr,
@@ -98,6 +108,18 @@ def screened(
             z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, D, z_strides, MASKED)
             square, square_error = _added_squares(square, square_error, z, MEASURED)
 
+    square = tl.where(_for_rows(facts_ptr, BLOCK_N) > 0.0, square, 0.0)  # 1 / spread is positive
+    # Norms are raised by the rounding of their sums.
+    raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
+    z_norm = tl.sqrt(square) * raised
+    # Rounding to float16 is off by 2⁻¹¹ of a value at most, centring by 2⁻²⁴; hardware may drop
+    # what is below 2⁻¹⁴.
+    z_error = 6.104e-05 * tl.sqrt(D * 1.0)
+    if MEASURED:
+        z_error += tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
+    else:
+        z_error += 4.885e-04 * z_norm
+
     best = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)
     second = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)
     # Members of a group are LANES columns apart, so that one thread has all of them.
@@ -109,8 +131,8 @@ def screened(
     at_parts = code[None, :] * halves_stride + (halves_stride - PARTS) + part[:, None]
     units = tl.where(part < NUM_UNITS, unit(part), 0.0).to(tl.float16)
     units = tl.broadcast_to(units[None, :], (BLOCK_N, PARTS))
+    base = halves_ptr
     for tile in range(0, (K + BLOCK_K - 1) // BLOCK_K):
-        base = halves_ptr + tl.cast(tile, tl.int64) * BLOCK_K * halves_stride
         scores = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         scores = tl.dot(units, tl.load(base + at_parts), scores)
         if WHOLE:
@@ -124,23 +146,12 @@ def screened(
         score = ((bits >> TAG_BITS << TAG_BITS) | tile).to(tl.float32, bitcast=True)
         second = tl.minimum(second, tl.maximum(best, score))
         best = tl.minimum(best, score)
+        base += BLOCK_K * halves_stride
 
-    # Sums over rows leave one value in several threads. A load has one value in each, and what is
-    # computed from it follows.
-    reach = tl.load(facts_ptr + 1 + tl.zeros((BLOCK_N,), tl.int32)).to(tl.float32, bitcast=True)
-    square = tl.where(reach >= 0.0, square, float("inf"))
-    # The winner's score must lie below this bound. Norms are raised by the rounding of their sums.
-    raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
-    z_norm = tl.sqrt(square) * raised
-    # Rounding to float16 is off by 2⁻¹¹ of a value at most, centring by 2⁻²⁴; hardware may drop
-    # what is below 2⁻¹⁴.
-    z_error = 6.104e-05 * tl.sqrt(D * 1.0)
-    if MEASURED:
-        z_error += tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
-    else:
-        z_error += 4.885e-04 * z_norm
+    # The winner's score must lie below this bound.
     q = (4 * D + 24) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
     least = tl.min(best, axis=1)
+    reach = _for_rows(facts_ptr + 1, BLOCK_N)  # the largest norm
     radius = reach
     for _ in tl.static_range(2):
         band = _band(reach, z_norm, z_error, code_error, q, largest, D)

@@ -33,7 +33,7 @@ from vqvae2_fast.ops import _registry
 from vqvae2_fast.ops._triton import Launch, recording
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
@@ -161,6 +161,10 @@ def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
     if not options.get("enable_fp_fusion", True):
         # The bits of these kernels are defined: no multiply-add may be contracted.
         ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
+    if options.get("launch_pdl"):
+        # Before it waits, a dependent kernel must not touch what the one before it writes.
+        before = compiled.asm["ptx"].partition("griddepcontrol.wait")[0]
+        ok = ok and not re.search(r"\b(ld\.global|st\.global|atom|red\.|cp\.async)", before)
     row = {
         "kernel": launch.kernel.__name__,
         "target": name,

@@ -61,6 +61,15 @@ def test_search_fills_once_and_launches_four_kernels():
     ]
 
 
+@pytest.mark.parametrize(("target", "dependent"), [("sm_80", False), ("sm_90", True)])
+def test_kernels_after_the_first_are_launched_as_dependent_on_hopper(target, dependent):
+    with _triton.recording(target) as launches:
+        nearest_code_triton(torch.ones(64, 64), torch.ones(512, 64))
+    assert [launch.arguments["DEPENDENT"] for launch in launches] == [dependent] * 4
+    asked = [launch.options.get("launch_pdl", False) for launch in launches]
+    assert asked == [False, dependent, dependent, dependent]
+
+
 @interpreted
 def test_codebook_written_through_data_is_seen():
     z, codebook = randn(0, 20, 8), randn(1, 30, 8)

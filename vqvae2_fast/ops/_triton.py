@@ -31,6 +31,7 @@ __all__ = [
     "architecture",
     "configuration",
     "convolution_precision",
+    "dependent_launch",
     "dot_precision",
     "launch",
     "launcher",
@@ -137,6 +138,17 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
     A device that has no row takes the row of the newest architecture before it.
     """
     return _configuration(kernel, architecture(device))
+
+
+def dependent_launch(device: torch.device) -> dict[str, bool]:
+    """Arguments of a launch that need not wait for the end of the kernel before.
+
+    The kernel waits itself, where DEPENDENT: its blocks are in place by then. Hopper and later.
+    """
+    arch = architecture(device)
+    if arch.startswith("sm_") and int(arch[3:]) >= 90:
+        return {"DEPENDENT": True, "launch_pdl": True}
+    return {"DEPENDENT": False}
 
 
 def _precision(dtype: torch.dtype, device: torch.device, tf32: bool) -> str:

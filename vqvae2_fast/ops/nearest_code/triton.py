@@ -15,8 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vqvae2_fast.ops._triton import configuration, launch
-from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT, OPEN_COUNT, centre_codebook
+from vqvae2_fast.ops._triton import configuration, dependent_launch, launch
+from vqvae2_fast.ops.nearest_code.triton_codebook import (
+    HARD_COUNT,
+    OPEN_COUNT,
+    after_kernel_before,
+    centre_codebook,
+)
 from vqvae2_fast.ops.nearest_code.triton_exact import (
     range_of_definition,
     settle_hard_rows,
@@ -164,6 +169,7 @@ def _nearest_code_screen_kernel(
     z_strides,
     code_strides,
     halves_stride,
+    DEPENDENT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -176,6 +182,7 @@ def _nearest_code_screen_kernel(
 
     2·N·K·D flops; reads z once and four codes of each row, writes 12 bytes per row.
     """
+    after_kernel_before(DEPENDENT)
     _settle(
         z_ptr,
         codebook_ptr,
@@ -221,6 +228,7 @@ def _nearest_code_open_kernel(
     z_strides,
     code_strides,
     halves_stride,
+    DEPENDENT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -231,6 +239,7 @@ def _nearest_code_open_kernel(
     MOST: tl.constexpr,
 ):
     """Screens the open rows again, settles those with at most MOST groups, lists others as hard."""
+    after_kernel_before(DEPENDENT)
     number = tl.load(facts_ptr + OPEN_COUNT)
     for first in range(tl.program_id(0) * BLOCK_N, number, tl.num_programs(0) * BLOCK_N):
         place = first + tl.arange(0, BLOCK_N)
@@ -301,6 +310,7 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         "EXACT_D": min(width, config.pop("EXACT_D")),
         "MASKED": dimension % block_d != 0,
         "WHOLE": block_d >= dimension,
+        **dependent_launch(z.device),
     }
     blocks = triton.cdiv(n, config["BLOCK_N"])
     prepared = (z, codebook, halves, mean, facts, indices, sqdist)

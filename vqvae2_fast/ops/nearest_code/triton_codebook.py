@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vqvae2_fast.ops._triton import configuration, launch
+from vqvae2_fast.ops._triton import configuration, dependent_launch, launch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,7 @@ __all__ = [
     "OPEN_COUNT",
     "PARTS",
     "UNSCREENED",
+    "after_kernel_before",
     "centre_codebook",
     "known",
     "unit",
@@ -45,6 +46,26 @@ SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
 # Where the facts hold the numbers of open and of hard rows.
 OPEN_COUNT = tl.constexpr(4)
 HARD_COUNT = tl.constexpr(5)
+
+
+@triton.jit
+def _grid_control(INSTRUCTION: tl.constexpr):
+    """`griddepcontrol` of PTX. Triton's functions for it come with its backend for NVIDIA only."""
+    tl.inline_asm_elementwise(
+        "griddepcontrol." + INSTRUCTION + "; // $0", "=r", [], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def after_kernel_before(DEPENDENT: tl.constexpr):
+    """Lets the next kernel start to wait for this one, and waits for the one before.
+
+    Kernels that begin with this may be launched as dependent. All of them wait, so that each sees
+    what any before it wrote.
+    """
+    if DEPENDENT:
+        _grid_control("launch_dependents")
+        _grid_control("wait")
 
 
 @triton.jit
@@ -119,6 +140,7 @@ def _nearest_code_centre_kernel(
     code_strides,
     rows,
     halves_stride,
+    DEPENDENT: tl.constexpr,
     SAMPLE: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -127,6 +149,8 @@ def _nearest_code_centre_kernel(
 
     Reads the codebook once and the sample, at most SAMPLE codes, three times; writes half of it.
     """
+    if DEPENDENT:
+        _grid_control("launch_dependents")
     step = (K + SAMPLE - 1) // SAMPLE
     place = tl.arange(0, SAMPLE)
     sample = place.to(tl.int64) * step
@@ -246,6 +270,7 @@ def centre_codebook(
         codebook.stride(),
         rows,
         halves.stride(0),
+        DEPENDENT=dependent_launch(codebook.device)["DEPENDENT"],
         enable_fp_fusion=False,
         **config,
     )

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from vqvae2_fast.ops._triton import configuration, launch
-from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT
+from vqvae2_fast.ops._triton import configuration, dependent_launch, launch
+from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT, after_kernel_before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,6 +211,7 @@ def _nearest_code_hard_kernel(
     D,
     z_strides,
     code_strides,
+    DEPENDENT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -218,6 +219,7 @@ def _nearest_code_hard_kernel(
 
     Where the order of float64 sums could decide, a last pass sums those codes in the order of d.
     """
+    after_kernel_before(DEPENDENT)
     for place in range(tl.program_id(0), tl.load(facts_ptr + HARD_COUNT), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
@@ -310,5 +312,6 @@ def settle_hard_rows(
         codebook.stride(),
         BLOCK_D=min(width, config.pop("MAX_D")),
         enable_fp_fusion=False,
+        **dependent_launch(z.device),
         **config,
     )

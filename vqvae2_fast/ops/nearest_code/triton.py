@@ -351,5 +351,6 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     for dtype in (torch.bfloat16, torch.float16):
         z = torch.ones(64, 64, dtype=dtype)
         yield nearest_code_triton, (z, torch.ones(512, 64, dtype=dtype))
-    # Offsets beyond 31 bits.
+    # Sizes of 1 are constants; offsets beyond 31 bits.
+    yield nearest_code_triton, (torch.ones(64, 1), torch.ones(1, 1))
     yield nearest_code_triton, (torch.empty(2**25, 64, device="meta"), torch.ones(512, 64))

@@ -141,7 +141,7 @@ def range_of_definition(distance, D):
     each other, relative to either. 2u more cover the rounding of the factor and of the product, and
     2.3e-16, which is 1.035 · 2u, the division and the rounding of this factor to float32.
     """
-    apart = ((D + 2) * 2.3e-16).to(tl.float64)
+    apart = tl.cast((D + 2) * 2.3e-16, tl.float64)
     return distance * (1.0 - apart), distance * (1.0 + apart)
 
 

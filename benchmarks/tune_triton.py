@@ -32,7 +32,7 @@ TABLE = Path(__file__).parents[1] / "vqvae2_fast/ops/triton_configurations.json"
 # These change what is computed rather than how fast, so they stay as they are.
 FIXED = (
     *("SEGMENT", "MAX_D", "CHUNK_D", "PROGRAMS", "MIN_POSITIONS", "SAMPLE"),
-    *("WIDE_BLOCK_N", "WIDE_BLOCK_K", "WIDE_num_warps"),
+    *("WIDE_BLOCK_N", "WIDE_BLOCK_K", "WIDE_num_warps", "WIDE_maxnreg", "maxnreg"),
 )
 
 

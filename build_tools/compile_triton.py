@@ -33,7 +33,7 @@ from vqvae2_fast.ops import _registry
 from vqvae2_fast.ops._triton import Launch, recording
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "launch_pdl")
+OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion", "launch_pdl")
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",

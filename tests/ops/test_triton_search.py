@@ -203,6 +203,23 @@ def test_distance_is_the_sum_in_order_where_another_order_rounds_to_another_floa
     assert sqdist.tolist() == [1.0] * 3
 
 
+@interpreted
+def test_hard_rows_find_the_nearest_of_codes_in_one_lane():
+    """Codes k and k + 64 differ in the last bit of one coordinate, and share a lane."""
+    codebook = randn(15, 130, 16)
+    codebook[64:128] = codebook[:64]
+    codebook[64:128, 3] = torch.nextafter(codebook[:64, 3], torch.tensor(torch.inf))
+    assert_exact(codebook[:64] + 0.3 * randn(16, 64, 16), codebook)
+
+
+@interpreted
+def test_equal_codes_of_several_tiles_take_the_lowest_index():
+    """Lane 3 sees code 67 before lane 5 sees the equal code 5."""
+    codebook = randn(17, 130, 16)
+    codebook[67] = codebook[5]
+    assert nearest_code_triton(codebook[5:6] + 0.01, codebook)[0].tolist() == [5]
+
+
 @pytest.fixture
 def counts(monkeypatch):
     """The numbers of open and of hard rows of each search."""

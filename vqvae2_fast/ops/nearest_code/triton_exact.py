@@ -28,24 +28,6 @@ __all__ = [
 
 
 @triton.jit
-def _any_order_distance(
-    z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_strides, BLOCK_D: tl.constexpr
-):
-    """Σ (z − e)² in float64, in any order, 0 for pairs that are not inside."""
-    total = tl.zeros((rows.shape[0], BLOCK_D), tl.float64)
-    for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D).to(rows.dtype)
-        mask = inside[:, None] & (d < D)[None, :]
-        at = rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
-        z = tl.load(z_ptr + at, mask=mask, other=0.0)
-        at = codes[:, None] * code_strides[0] + d[None, :] * code_strides[1]
-        e = tl.load(codebook_ptr + at, mask=mask, other=0.0)
-        difference = z.to(tl.float64) - e.to(tl.float64)
-        total = tl.fma(difference, difference, total)
-    return tl.sum(total, axis=1)
-
-
-@triton.jit
 def _counted(total, inside):
     """The rows' sums; infinite where one is NaN or not inside."""
     total = tl.sum(total, axis=1)
@@ -160,6 +142,19 @@ def exact_distance(z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_
 
 
 @triton.jit
+def _added_distances(total, z_ptr, codebook_ptr, row, k, d, K, D, z_strides, code_strides):
+    """total + Σ (z − e)² over dimensions d, in float32: `[k]`."""
+    z = tl.load(z_ptr + row * z_strides[0] + d * z_strides[1], mask=d < D, other=0.0)
+    e = tl.load(
+        codebook_ptr + k[:, None] * code_strides[0] + d[None, :] * code_strides[1],
+        mask=(k < K)[:, None] & (d < D)[None, :],
+        other=0.0,
+    )
+    difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
+    return total + tl.sum(difference * difference, axis=1)
+
+
+@triton.jit
 def _distances(
     z_ptr,
     codebook_ptr,
@@ -169,34 +164,74 @@ def _distances(
     D,
     z_strides,
     code_strides,
-    BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
     """Σ (z − e)² in float32, infinite where it is NaN and for codes that do not exist."""
-    total = tl.zeros((BLOCK_K,), tl.float32)
+    total = tl.zeros(k.shape, tl.float32)
+    d = tl.arange(0, BLOCK_D).to(row.dtype)
+    if WHOLE:
+        total = _added_distances(
+            total, z_ptr, codebook_ptr, row, k, d, K, D, z_strides, code_strides
+        )
+    else:
+        for first in range(0, D, BLOCK_D):
+            total = _added_distances(
+                total, z_ptr, codebook_ptr, row, k, first + d, K, D, z_strides, code_strides
+            )
+    return tl.where((k < K) & (total == total), total, float("inf"))
+
+
+@triton.jit
+def _sums_of_near(z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides):
+    """Σ (z − e)² in float64, in any order; infinite where it is NaN and where not near."""
+    BLOCK_D: tl.constexpr = 16  # more take registers, for codes most of which are not near
+    sums = tl.zeros((k.shape[0], BLOCK_D), tl.float64)
     for first in range(0, D, BLOCK_D):
         d = first + tl.arange(0, BLOCK_D).to(row.dtype)
         z = tl.load(z_ptr + row * z_strides[0] + d * z_strides[1], mask=d < D, other=0.0)
         e = tl.load(
             codebook_ptr + k[:, None] * code_strides[0] + d[None, :] * code_strides[1],
-            mask=(k < K)[:, None] & (d < D)[None, :],
+            mask=near[:, None] & (d < D)[None, :],
             other=0.0,
         )
-        difference = z.to(tl.float32)[None, :] - e.to(tl.float32)
-        difference = tl.where((d < D)[None, :], difference, 0.0)
-        total += tl.sum(difference * difference, axis=1)
-    return tl.where((k < K) & (total == total), total, float("inf"))
+        difference = z.to(tl.float64)[None, :] - e.to(tl.float64)
+        sums = tl.fma(difference, difference, sums)
+    sums = tl.sum(sums, axis=1)
+    return tl.where(near & (sums == sums), sums, float("inf"))
 
 
 @triton.jit
-def _sums_of_near(
-    z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D: tl.constexpr
+def _contenders(
+    part,
+    named,
+    near,
+    crowded,
+    bound,
+    z_ptr,
+    codebook_ptr,
+    row,
+    K,
+    D,
+    z_strides,
+    code_strides,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """Σ (z − e)² in float64, in any order; infinite where it is NaN and where not near."""
-    sums = _any_order_distance(
-        z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides, BLOCK_D
-    )
-    return tl.where(near & (sums == sums), sums, float("inf"))
+    """Codes, whether they are inside the band, and their float64 sums: those that the lanes name.
+
+    If crowded, those of tile `part` instead.
+    """
+    k = named
+    if crowded:
+        k = part * BLOCK_K + tl.arange(0, BLOCK_K).to(row.dtype)
+        near = bound >= _distances(
+            z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_D, WHOLE
+        )
+        near = near & (k < K)
+    sums = _sums_of_near(z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides)
+    return k, near, sums
 
 
 @triton.jit
@@ -214,70 +249,98 @@ def _nearest_code_hard_kernel(
     DEPENDENT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WHOLE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Listed rows one by one: float32 distances to all codes, float64 for those in the band.
 
-    Where the order of float64 sums could decide, a last pass sums those codes in the order of d.
+    A lane sees every BLOCK_K-th code and keeps its least distance with the tile it came from. Where
+    the band holds a lane's second distance, later passes go over all codes again. Where the order
+    of float64 sums could decide, a last pass sums codes in the band in the order of d.
     """
     after_kernel_before(DEPENDENT)
     for place in range(tl.program_id(0), tl.load(facts_ptr + HARD_COUNT), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
+        lane = tl.arange(0, BLOCK_K).to(row.dtype)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
-        for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(row.dtype)
-            least = tl.minimum(
-                least,
-                _distances(
-                    z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
-                ),
+        next_least = least
+        named = lane
+        for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+            k = first + lane
+            total = _distances(
+                z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_D, WHOLE
             )
+            next_least = tl.minimum(next_least, tl.maximum(least, total))
+            named = tl.where(total < least, k, named)
+            least = tl.minimum(least, total)
         bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
         bound += D * 7.52316384526264e-37
+        near = (named < K) & (least <= bound)
+        crowded = tl.min(next_least, axis=0) <= bound
+        parts = tl.where(crowded, (K + BLOCK_K - 1) // BLOCK_K, 1)
         distance = tl.full((), float("inf"), tl.float64)
         second = tl.full((), float("inf"), tl.float64)
         index = tl.full((), 0, row.dtype)
-        for first in range(0, K, BLOCK_K):
-            k = first + tl.arange(0, BLOCK_K).to(row.dtype)
-            total = _distances(
-                z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
+        for part in range(0, parts):
+            k, _, sums = _contenders(
+                part,
+                named,
+                near,
+                crowded,
+                bound,
+                z_ptr,
+                codebook_ptr,
+                row,
+                K,
+                D,
+                z_strides,
+                code_strides,
+                BLOCK_K,
+                BLOCK_D,
+                WHOLE,
             )
-            near = (k < K) & (total <= bound)
-            if tl.sum(near.to(tl.int32), axis=0) > 0:
-                sums = _sums_of_near(
-                    z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D
-                )
-                nearest, lane = tl.min(sums, axis=0, return_indices=True)
-                others = tl.where(tl.arange(0, BLOCK_K) == lane, float("inf"), sums)
-                second = tl.minimum(second, tl.maximum(distance, nearest))
-                second = tl.minimum(second, tl.min(others, axis=0))
-                if nearest < distance:
-                    distance = nearest
-                    index = first + lane.to(row.dtype)
+            nearest = tl.min(sums, axis=0)
+            code = tl.min(tl.where(sums == nearest, k, K), axis=0)
+            others = tl.where(k == code, float("inf"), sums)
+            second = tl.minimum(second, tl.maximum(distance, nearest))
+            second = tl.minimum(second, tl.min(others, axis=0))
+            if nearest < distance:
+                distance = nearest
+                index = code
         least_sum, bound_sum = range_of_definition(distance, D)
         unsure = range_of_definition(second, D)[0] <= bound_sum
         unsure = unsure | (least_sum.to(tl.float32) != bound_sum.to(tl.float32))
         if unsure & (distance < float("inf")):
             distance = tl.full((), float("inf"), tl.float64)
-            for first in range(0, K, BLOCK_K):
-                k = first + tl.arange(0, BLOCK_K).to(row.dtype)
-                total = _distances(
-                    z_ptr, codebook_ptr, row, k, K, D, z_strides, code_strides, BLOCK_K, BLOCK_D
+            for part in range(0, parts):
+                k, inside, sums = _contenders(
+                    part,
+                    named,
+                    near,
+                    crowded,
+                    bound,
+                    z_ptr,
+                    codebook_ptr,
+                    row,
+                    K,
+                    D,
+                    z_strides,
+                    code_strides,
+                    BLOCK_K,
+                    BLOCK_D,
+                    WHOLE,
                 )
-                near = (k < K) & (total <= bound)
-                if tl.sum(near.to(tl.int32), axis=0) > 0:
-                    sums = _sums_of_near(
-                        z_ptr, codebook_ptr, row, k, near, D, z_strides, code_strides, BLOCK_D
-                    )
-                    near = near & (range_of_definition(sums, D)[0] <= bound_sum)
-                    exact = exact_distance(
-                        z_ptr, codebook_ptr, row + k * 0, k, near, D, z_strides, code_strides
-                    )
-                    exact = tl.where(near, exact, float("inf"))
-                    nearest, lane = tl.min(exact, axis=0, return_indices=True)
-                    # Tiles come in the order of codes, so ties keep the lowest index.
-                    if nearest < distance:
-                        distance = nearest
-                        index = first + lane.to(row.dtype)
+                inside = inside & (range_of_definition(sums, D)[0] <= bound_sum)
+                exact = exact_distance(
+                    z_ptr, codebook_ptr, row + k * 0, k, inside, D, z_strides, code_strides
+                )
+                exact = tl.where(inside, exact, float("inf"))
+                nearest = tl.min(exact, axis=0)
+                code = tl.min(tl.where(exact == nearest, k, K), axis=0)
+                # Tiles come in the order of codes, so ties keep the lowest index.
+                if nearest < distance:
+                    distance = nearest
+                    index = code
         if distance == float("inf"):
             # No finite distance: index 0, with its distance as it is.
             one = tl.arange(0, 1).to(row.dtype)
@@ -285,6 +348,7 @@ def _nearest_code_hard_kernel(
                 z_ptr, codebook_ptr, row + one, one, one == 0, D, z_strides, code_strides
             )
             distance = tl.sum(zeroth, axis=0)
+            index = tl.full((), 0, row.dtype)
         tl.store(indices_ptr + row, index)
         tl.store(sqdist_ptr + row, distance.to(tl.float32))
 
@@ -297,6 +361,7 @@ def settle_hard_rows(
     width = triton.next_power_of_2(max(dimension, 16))
     config = dict(configuration("nearest_code_hard", z.device))
     programs = min(n, config.pop("PROGRAMS"))
+    block_d = min(width, config.pop("MAX_D"))
     launch(
         _nearest_code_hard_kernel,
         (programs,),
@@ -310,7 +375,9 @@ def settle_hard_rows(
         dimension,
         z.stride(),
         codebook.stride(),
-        BLOCK_D=min(width, config.pop("MAX_D")),
+        BLOCK_D=block_d,
+        WHOLE=block_d >= dimension,
+        STAGES=3 if block_d >= dimension else 1,
         enable_fp_fusion=False,
         **dependent_launch(z.device),
         **config,

@@ -89,7 +89,11 @@ def source_of(launch: Launch) -> tuple[ASTSource, str, dict[str, object]]:
                     constants[(position, place)] = 1
                 elif number % 16 == 0:
                     attributes[(position, place)] = DIVISIBLE
-        elif parameter.is_constexpr or value is None or (value == 1 and type(value) is int):
+        elif (
+            parameter.is_constexpr
+            or value is None
+            or (value == 1 and type(value) is int and not parameter.do_not_specialize)
+        ):
             signature[name], constants[name] = "constexpr", value
             if parameter.is_constexpr:
                 label.append(f"{name}={value}")

@@ -153,7 +153,7 @@ def _settle(
         tl.store(left_ptr + slot, rows, mask=left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])
 def _nearest_code_screen_kernel(
     z_ptr,
     codebook_ptr,
@@ -211,7 +211,7 @@ def _nearest_code_screen_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])
 def _nearest_code_open_kernel(
     z_ptr,
     codebook_ptr,

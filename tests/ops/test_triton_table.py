@@ -39,11 +39,13 @@ def test_every_kernel_is_compiled_for_every_target_without_spills(tables):
     assert {row["most_spill_bytes"] for row in rows} == {"0"}
 
 
-def test_no_kernel_comes_near_the_255_registers_of_sm_90(tables):
+@pytest.mark.parametrize("target", ["sm_90", "sm_100"])
+def test_no_kernel_comes_near_the_255_registers_of_a_thread(tables, target):
+    """On sm_80 attention takes all of them."""
     with tables.SUMMARY.open() as file:
         most = {
             row["kernel"]: int(row["most_registers"])
             for row in csv.DictReader(file)
-            if row["target"] == "sm_90"
+            if row["target"] == target
         }
-    assert {kernel for kernel, registers in most.items() if registers >= 224} == set()
+    assert {kernel for kernel, registers in most.items() if registers > 224} == set()

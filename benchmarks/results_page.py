@@ -92,11 +92,11 @@ QUOTED = (
         "2026-11-27",
     ),
     Quoted(
-        "seven minutes",
+        "twenty minutes",
         "the tests: processor time",
         "pytest",
-        "AMD EPYC (Zen 5)",
-        "2026-11-26",
+        "AMD EPYC (Zen 3)",
+        "2026-11-27",
     ),
     Quoted(
         "3.8 s; 1,282 times",

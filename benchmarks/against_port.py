@@ -19,14 +19,14 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config
+from vqvae2_fast import VQVAE2, PixelSNAIL, PixelSNAILConfig, VQVAE2Config, preset
 from vqvae2_fast.compat.rosinality import VQVAE as PortVQVAE
 from vqvae2_fast.compat.rosinality import PixelSNAIL as PortPixelSNAIL
 from vqvae2_fast.data import batches, load_emoji, shuffled_indices, to_float
@@ -42,7 +42,7 @@ from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate
 from vqvae2_fast.training.muon import Muon
 from vqvae2_fast.training.network import autocast_of
-from vqvae2_fast.training.optimizer import make_optimizer
+from vqvae2_fast.training.optimizer import hidden_matrices, make_optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,18 +56,10 @@ BATCH = 32
 STEPS = 1000  # which our schedule is stretched over
 
 
-def recipe(learning_rate: float, optimizer: Literal["adamw", "muon"] = "muon") -> TrainConfig:
-    return TrainConfig(
-        steps=STEPS,
-        learning_rate=learning_rate,
-        warmup_steps=30,
-        precision="auto",
-        optimizer=optimizer,
-    )
-
-
-# As the preset emoji32 has them.
-OUR_VQVAE, OUR_PRIORS = recipe(5e-3), (recipe(8e-3, "adamw"), recipe(2e-2))
+_DEMO = preset("emoji32").training
+OUR_VQVAE, *OUR_PRIORS = (
+    replace(stage, steps=STEPS, warmup_steps=30) for stage in (_DEMO.vqvae, *_DEMO.priors)
+)
 
 
 @dataclass(frozen=True)
@@ -87,12 +79,13 @@ def optimizer_of(model: nn.Module, ours: TrainConfig | None) -> torch.optim.Opti
         return torch.optim.Adam(model.parameters(), lr=3e-4)
     if ours.optimizer == "muon" and isinstance(model, PortPixelSNAIL):
         # `make_optimizer` leaves the output layer to AdamW, which has another name in the port.
-        output = set(model.out.parameters())
-        hidden = [
-            w for w in model.parameters() if w.ndim >= 2 and w[0].numel() > 1 and w not in output
-        ]
-        others = [w for w in model.parameters() if all(w is not one for one in hidden)]
-        return Muon(hidden, others, lr=ours.learning_rate)
+        hidden = hidden_matrices(model) - set(model.out.parameters())
+        weights = list(model.parameters())
+        return Muon(
+            [weight for weight in weights if weight in hidden],
+            [weight for weight in weights if weight not in hidden],
+            lr=ours.learning_rate,
+        )
     return make_optimizer(model, ours)
 
 

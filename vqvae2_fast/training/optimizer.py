@@ -12,7 +12,7 @@ from vqvae2_fast.training.muon import Muon
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["OptimizerName", "make_optimizer", "moments_of"]
+__all__ = ["OptimizerName", "hidden_matrices", "make_optimizer", "moments_of"]
 
 OptimizerName = Literal["adamw", "momentum", "muon"]
 
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """The optimiser; its decay spares biases, gains and other vectors."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if config.optimizer == "muon":
-        hidden = _hidden_matrices(model)
+        hidden = hidden_matrices(model)
         return Muon(
             [weight for weight in weights if weight in hidden],
             [weight for weight in weights if weight not in hidden],
@@ -45,7 +45,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Weights of matrices and convolutions, other than those of embeddings and output layers."""
     embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
     head = {weight for name, weight in model.named_parameters() if name.startswith("head.")}

@@ -187,13 +187,13 @@ def test_errors_of_screened_codes_count_in_the_band(monkeypatch, counted):
     centre = kernels.centre_codebook
 
     def coarse(*args):
-        halves, mean, facts = centre(*args)
+        halves, mean, facts, extremes = centre(*args)
         rounded = halves.clone()
         codes = rounded[:, : -PARTS.value]
         codes.copy_((codes * 4).round() / 4)
         if counted:
-            facts[2:3].view(torch.float32).add_((halves - rounded).float().norm(dim=1).max())
-        return rounded, mean, facts
+            extremes[1].add_((halves - rounded).float().norm(dim=1).max())
+        return rounded, mean, facts, extremes
 
     monkeypatch.setattr(kernels, "centre_codebook", coarse)
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,9 @@ from vqvae2_fast.ops.nearest_code.reference import nearest_code_reference
 
 pytest.importorskip("triton")
 
+import triton
+import triton.language as tl
+
 from vqvae2_fast.ops.nearest_code import triton as search
 from vqvae2_fast.ops.nearest_code.triton import nearest_code_triton
 from vqvae2_fast.ops.nearest_code.triton_codebook import (
@@ -21,6 +24,7 @@ from vqvae2_fast.ops.nearest_code.triton_codebook import (
     PARTS,
     UNSCREENED,
     centre_codebook,
+    known,
 )
 
 interpreted = pytest.mark.skipif(
@@ -46,13 +50,13 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_search_fills_once_and_launches_four_kernels():
+def test_search_is_four_kernels():
     z, codebook = torch.ones(64, 64), torch.ones(512, 64)
     with _triton.recording("sm_90"):
         nearest_code_triton(z, codebook)
     with _triton.recording("sm_90") as launches, Calls() as calls:
         nearest_code_triton(z, codebook)
-    assert calls.names == ["new_zeros"]
+    assert calls.names == []
     assert [launch.kernel.__name__ for launch in launches] == [
         "_nearest_code_centre_kernel",
         "_nearest_code_screen_kernel",
@@ -92,7 +96,7 @@ def test_parts_of_half_norms_add_up_to_them():
     codebook = randn(11, 320, 8)
     codebook[1::10] *= 2.0 ** torch.arange(-16, 16)[:, None]
     codebook = torch.cat([codebook, -codebook])  # the mean is 0
-    halves, mean, facts = centre_codebook(codebook, 16, 16)
+    halves, mean, facts, _ = centre_codebook(codebook, 16, 16)
     inverse = facts[:1].view(torch.float32).double()
     # As the kernel does: centred and scaled in float32.
     centred = ((codebook - mean) * inverse.float()).double()
@@ -107,25 +111,27 @@ def test_parts_of_half_norms_add_up_to_them():
 def test_code_beyond_the_largest_norm_is_zeros_though_its_values_are_within():
     codebook = randn(12, 64, 8)
     codebook[5] = 20000
-    halves, _, _ = centre_codebook(codebook, 16, 16)
+    halves, *_ = centre_codebook(codebook, 16, 16)
     assert not halves[5, :16].any()
     assert added(halves[5:6, 16:]) == UNSCREENED.value
 
 
 @interpreted
 @pytest.mark.parametrize("num_codes", [1, 70, 300])
-def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes):
+def test_extremes_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes):
     """The bounds hold, and are within a hundredth of what they bound."""
     codebook = randn(2, num_codes, 20) + 3
     codebook[1::3] *= 1e9
-    halves, mean, facts = centre_codebook(codebook, 16, 32)
+    halves, mean, facts, extremes = centre_codebook(codebook, 16, 32)
     halves, half_norms = halves.split([32, PARTS.value], 1)
     assert not halves[num_codes:].any() and not halves[:, 20:].any()
     half_norms = added(half_norms)
     assert (half_norms[num_codes:] == UNSCREENED.value).all()
     halves, half_norms = halves[:num_codes, :20], half_norms[:num_codes]
-    inverse, largest, error = facts[:3].view(torch.float32).double()
-    least = (0x7F800000 - facts[3:4]).view(torch.float32).double().item()
+    inverse = facts[:1].view(torch.float32).double()
+    assert facts[1:].tolist() == [0, 0]
+    largest, error = extremes[:2].max(1).values.double()
+    least = extremes[2].min().double()
     exact = (codebook.double() - mean.double()) * inverse  # [K, D]
     norms = exact.norm(dim=1)
     screened = half_norms != UNSCREENED.value
@@ -140,12 +146,31 @@ def test_facts_bound_norms_and_errors_of_a_codebook_with_codes_far_out(num_codes
     torch.testing.assert_close(half_norms[screened], expected, atol=0, rtol=1e-6)
 
 
+@triton.jit
+def _known_kernel(out_ptr, extremes_ptr, blocks, WIDTH: tl.constexpr, ONCE: tl.constexpr):
+    largest, error, unscreened = known(extremes_ptr, blocks, WIDTH, ONCE)
+    tl.store(out_ptr, largest)
+    tl.store(out_ptr + 1, error)
+    tl.store(out_ptr + 2, unscreened)
+
+
+@interpreted
+@pytest.mark.parametrize(("blocks", "once"), [(1, True), (5, True), (8, False), (21, False)])
+def test_extremes_of_blocks_are_joined(blocks, once):
+    """The last block has all of them."""
+    extremes = randn(25, 3, blocks).abs()
+    extremes[:, -1] = torch.tensor([9.0, 8.0, 1e-3])
+    out = torch.empty(3)
+    _known_kernel[(1,)](out, extremes, blocks, WIDTH=8, ONCE=once)
+    assert out.tolist() == extremes[:, -1].tolist()
+
+
 @interpreted
 def test_mean_and_spread_leave_out_codes_far_out():
     """Nine tenths of the codes, as unused ones of the widely used port grow."""
     codebook = randn(3, 640, 8) * 0.01 + 3
     codebook[torch.arange(640) % 10 > 0] *= 1e5
-    _, mean, facts = centre_codebook(codebook, 16, 16)
+    _, mean, facts, _ = centre_codebook(codebook, 16, 16)
     torch.testing.assert_close(mean, torch.full((8,), 3.0), atol=0.01, rtol=0)
     assert facts[:1].view(torch.float32).item() == 128.0
 
@@ -246,6 +271,43 @@ def test_rows_between_two_codes_are_settled_by_the_second_kernel(counts):
     codebook = randn(8, 8, 16)
     assert_exact((codebook[0] * 0.50001 + codebook[5] * 0.49999).repeat(40, 1), codebook)
     assert counts == [[40, 0]]
+
+
+def rows_between(codebook, *codes):
+    """Rows that are almost as near to one of the codes as to any other of them."""
+    middle = codebook[list(codes)].mean(0)
+    return middle + 1e-4 * randn(18, 20, codebook.shape[1])
+
+
+@interpreted
+def test_two_groups_of_one_lane_are_settled_by_the_second_kernel(counts):
+    """A lane of 8 sees codes 0 and 32, in groups 0 and 8 of tiles of 32 codes."""
+    codebook = 4 * randn(19, 96, 16)
+    codebook[[0, 32]] = 0.1 * randn(20, 2, 16)
+    assert_exact(rows_between(codebook, 0, 32), codebook)
+    assert counts == [[20, 0]]
+
+
+@interpreted
+def test_three_groups_of_one_lane_are_left_to_the_third_kernel(counts):
+    codebook = 4 * randn(19, 96, 16)
+    codebook[[0, 32, 64]] = torch.eye(16)[:3]  # as far from their mean
+    assert_exact(rows_between(codebook, 0, 32, 64), codebook)
+    assert counts == [[20, 20]]
+
+
+@interpreted
+def test_codes_of_a_group_that_float32_cannot_tell_apart(counts):
+    """Rows are shorter than half a unit in the last place of the codes."""
+    code = randn(21, 1, 16)
+    assert_exact(3e-8 * randn(22, 200, 16), torch.cat([code, -code]))
+    assert counts == [[200, 200]]
+
+
+@interpreted
+@pytest.mark.parametrize("scale", [1e-25, 1e-22, 1e25])
+def test_squares_beyond_float32(scale):
+    assert_exact(scale * randn(23, 60, 8), scale * randn(24, 40, 8))
 
 
 @interpreted

@@ -1,9 +1,9 @@
 """`nearest_code` in Triton: tensor cores screen; codes within a proven band are compared exactly.
 
 N vectors, K codes, D dimensions. Scores are of centred and scaled values in float16, products added
-in float32; codes inside the band are compared in float64. Rows with codes of more than one group
-inside the band go to a second kernel, and those that neither can settle to a third, in
-`triton_exact.py`. The band is derived in the README.
+in float32. Codes inside the band are compared by float32 distances. Rows with codes of more than
+one group inside the band go to a second kernel, and those that neither can settle to a third, in
+`triton_hard.py`. The README derives the band.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from vqvae2_fast.ops.nearest_code.triton_codebook import (
     after_kernel_before,
     centre_codebook,
 )
-from vqvae2_fast.ops.nearest_code.triton_exact import (
+from vqvae2_fast.ops.nearest_code.triton_distances import (
+    bound_of_nearest,
+    distance_in_any_order,
     range_of_definition,
-    settle_hard_rows,
     two_nearest_of_group,
 )
+from vqvae2_fast.ops.nearest_code.triton_hard import settle_hard_rows
 from vqvae2_fast.ops.nearest_code.triton_screen import GROUP, screened
 
 if TYPE_CHECKING:
@@ -40,12 +42,20 @@ ONE_LANE = tl.constexpr(2**20)
 
 
 @triton.jit
+def _groups_inside(scores, bound, lane, LANES: tl.constexpr, TAG_BITS: tl.constexpr):
+    """The groups that scores of lanes belong to; NO_GROUP above the bound."""
+    tile = scores.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
+    return tl.where(scores <= bound[:, None], tile * LANES + lane, NO_GROUP)
+
+
+@triton.jit
 def _settle(
     z_ptr,
     codebook_ptr,
     halves_ptr,
     mean_ptr,
     facts_ptr,
+    extremes_ptr,
     indices_ptr,
     sqdist_ptr,
     left_ptr,
@@ -57,10 +67,14 @@ def _settle(
     z_strides,
     code_strides,
     halves_stride,
+    blocks,
+    WIDTH: tl.constexpr,
+    ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    LOOP_D: tl.constexpr,
     MASKED: tl.constexpr,
     WHOLE: tl.constexpr,
     TAG_BITS: tl.constexpr,
@@ -68,17 +82,21 @@ def _settle(
 ):
     """Settles rows with at most MOST groups inside the band; the others below N go to `left`."""
     LANES: tl.constexpr = BLOCK_K // GROUP
-    best, second, least_score, bound, certain = screened(
+    best, second, third, least_score, bound, certain = screened(
         z_ptr,
         halves_ptr,
         mean_ptr,
         facts_ptr,
+        extremes_ptr,
         rows,
         N,
         K,
         D,
         z_strides,
         halves_stride,
+        blocks,
+        WIDTH,
+        ONCE,
         BLOCK_N,
         BLOCK_K,
         BLOCK_D,
@@ -89,21 +107,22 @@ def _settle(
     )
     lane = tl.arange(0, LANES)[None, :]
     near = best <= bound[:, None]
-    crowded = tl.min(second, axis=1) <= bound
     if MOST == 1:
+        crowded = tl.min(second, axis=1) <= bound
         # Lanes inside the band, times 2²⁰, and the number of the last one, in one sum over the row.
         total = tl.sum(tl.where(near, lane + ONE_LANE, 0), axis=1)
         counts = total // ONE_LANE
         tile = least_score.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
         only_group = tile * LANES + total % ONE_LANE
     else:
-        tile = best.to(tl.int32, bitcast=True) & ((1 << TAG_BITS) - 1)
-        groups = tl.where(near, tile * LANES + lane, NO_GROUP)
-        counts = tl.sum(near.to(tl.int32), axis=1)
+        crowded = tl.min(third, axis=1) <= bound
+        groups = _groups_inside(best, bound, lane, LANES, TAG_BITS)
+        others = _groups_inside(second, bound, lane, LANES, TAG_BITS)
+        counts = tl.sum(near.to(tl.int32) + (others < NO_GROUP).to(tl.int32), axis=1)
     settled = certain & (counts <= MOST) & (crowded == 0) & (rows < N)
 
-    distance = tl.full((BLOCK_N,), float("inf"), tl.float64)
-    runner_up = distance
+    nearest = tl.full((BLOCK_N,), float("inf"), tl.float32)
+    runner_up = nearest
     index = tl.zeros((BLOCK_N,), rows.dtype)
     rounds = 1
     if MOST > 1:
@@ -113,11 +132,12 @@ def _settle(
             group = only_group
             found = settled
         else:
-            group = tl.min(groups, axis=1)
+            group = tl.min(tl.minimum(groups, others), axis=1)
             groups = tl.where(groups == group[:, None], NO_GROUP, groups)
+            others = tl.where(others == group[:, None], NO_GROUP, others)
             found = settled & (group < NO_GROUP)
         code = tl.where(found, group, 0).to(rows.dtype) * GROUP
-        least, next_least, nearest = two_nearest_of_group(
+        least, next_least, nearest_of_group = two_nearest_of_group(
             z_ptr,
             codebook_ptr,
             rows,
@@ -129,19 +149,21 @@ def _settle(
             z_strides,
             code_strides,
             EXACT_D,
+            LOOP_D,
             MASKED,
         )
         if MOST == 1:
-            distance, runner_up, index = least, next_least, nearest
+            nearest, runner_up, index = least, next_least, nearest_of_group
         else:
-            nearer = least < distance
-            runner_up = tl.minimum(runner_up, next_least)
-            runner_up = tl.minimum(runner_up, tl.where(nearer, distance, least))
-            index = tl.where(nearer, nearest, index)
-            distance = tl.where(nearer, least, distance)
-    # Ties, and sums that another order could round to another float32, need the definition's order.
+            runner_up = tl.minimum(tl.minimum(runner_up, next_least), tl.maximum(nearest, least))
+            index = tl.where(least < nearest, nearest_of_group, index)
+            nearest = tl.minimum(nearest, least)
+    settled = settled & (runner_up > bound_of_nearest(nearest, D))
+    distance = distance_in_any_order(
+        z_ptr, codebook_ptr, rows, index, N, D, z_strides, code_strides, EXACT_D, LOOP_D, MASKED
+    )
+    # A sum that another order could round to another float32 needs the definition's order.
     low, high = range_of_definition(distance, D)
-    settled = settled & (range_of_definition(runner_up, D)[0] > high)
     settled = settled & (low.to(tl.float32) == high.to(tl.float32))
     tl.store(indices_ptr + rows, index, mask=settled)
     tl.store(sqdist_ptr + rows, distance.to(tl.float32), mask=settled)
@@ -160,6 +182,7 @@ def _nearest_code_screen_kernel(
     halves_ptr,
     mean_ptr,
     facts_ptr,
+    extremes_ptr,
     indices_ptr,
     sqdist_ptr,
     open_ptr,
@@ -169,11 +192,15 @@ def _nearest_code_screen_kernel(
     z_strides,
     code_strides,
     halves_stride,
+    blocks,
     DEPENDENT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    LOOP_D: tl.constexpr,
     MASKED: tl.constexpr,
     WHOLE: tl.constexpr,
     TAG_BITS: tl.constexpr,
@@ -189,6 +216,7 @@ def _nearest_code_screen_kernel(
         halves_ptr,
         mean_ptr,
         facts_ptr,
+        extremes_ptr,
         indices_ptr,
         sqdist_ptr,
         open_ptr,
@@ -200,10 +228,14 @@ def _nearest_code_screen_kernel(
         z_strides,
         code_strides,
         halves_stride,
+        blocks,
+        WIDTH,
+        ONCE,
         BLOCK_N,
         BLOCK_K,
         BLOCK_D,
         EXACT_D,
+        LOOP_D,
         MASKED,
         WHOLE,
         TAG_BITS,
@@ -218,6 +250,7 @@ def _nearest_code_open_kernel(
     halves_ptr,
     mean_ptr,
     facts_ptr,
+    extremes_ptr,
     indices_ptr,
     sqdist_ptr,
     open_ptr,
@@ -228,11 +261,15 @@ def _nearest_code_open_kernel(
     z_strides,
     code_strides,
     halves_stride,
+    blocks,
     DEPENDENT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT_D: tl.constexpr,
+    LOOP_D: tl.constexpr,
     MASKED: tl.constexpr,
     WHOLE: tl.constexpr,
     TAG_BITS: tl.constexpr,
@@ -250,6 +287,7 @@ def _nearest_code_open_kernel(
             halves_ptr,
             mean_ptr,
             facts_ptr,
+            extremes_ptr,
             indices_ptr,
             sqdist_ptr,
             hard_ptr,
@@ -261,10 +299,14 @@ def _nearest_code_open_kernel(
             z_strides,
             code_strides,
             halves_stride,
+            blocks,
+            WIDTH,
+            ONCE,
             BLOCK_N,
             BLOCK_K,
             BLOCK_D,
             EXACT_D,
+            LOOP_D,
             MASKED,
             WHOLE,
             TAG_BITS,
@@ -301,20 +343,24 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         wide = {key[5:]: options.pop(key) for key in list(options) if key.startswith("WIDE_")}
         if width > 64:
             options.update(wide)
+        options["LOOP_D"] = min(width, options["LOOP_D"])
     chunk = config.pop("CHUNK_D")
     block_d = width if width <= config.pop("MAX_D") else chunk
     multiple = max(config["BLOCK_K"], again["BLOCK_K"])
-    halves, mean, facts = centre_codebook(codebook, multiple, block_d)
+    halves, mean, facts, extremes = centre_codebook(codebook, multiple, block_d)
     common = {
         "BLOCK_D": block_d,
         "EXACT_D": min(width, config.pop("EXACT_D")),
         "MASKED": dimension % block_d != 0,
         "WHOLE": block_d >= dimension,
+        "WIDTH": min(triton.next_power_of_2(extremes.shape[1]), 512),
+        "ONCE": extremes.shape[1] <= 512,
         **dependent_launch(z.device),
     }
     blocks = triton.cdiv(n, config["BLOCK_N"])
-    prepared = (z, codebook, halves, mean, facts, indices, sqdist)
-    sizes = (n, num_codes, dimension, z.stride(), codebook.stride(), halves.stride(0))
+    prepared = (z, codebook, halves, mean, facts, extremes, indices, sqdist)
+    strides = (z.stride(), codebook.stride(), halves.stride(0))
+    sizes = (n, num_codes, dimension, *strides, extremes.shape[1])
     launch(
         _nearest_code_screen_kernel,
         (blocks,),

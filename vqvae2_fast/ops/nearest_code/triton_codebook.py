@@ -44,8 +44,8 @@ LARGEST_NORM = tl.constexpr(30000.0)
 LARGEST_DIMENSION = tl.constexpr(65536)
 SMALLEST_NORMAL = tl.constexpr(6.103515625e-05)
 # Where the facts hold the numbers of open and of hard rows.
-OPEN_COUNT = tl.constexpr(4)
-HARD_COUNT = tl.constexpr(5)
+OPEN_COUNT = tl.constexpr(1)
+HARD_COUNT = tl.constexpr(2)
 
 
 @triton.jit
@@ -100,19 +100,32 @@ def _parts_of(half_norm, screened):
 
 
 @triton.jit
-def _below_infinity(bits):
-    """The bits of infinity less those of a positive float: the order of floats, turned round."""
-    return 0x7F800000 - bits
+def _joined(largest, error, unscreened, extremes_ptr, first, blocks):
+    # Blocks that do not exist read the last one again, which changes nothing.
+    at = extremes_ptr + tl.minimum(first + tl.arange(0, largest.shape[0]), blocks - 1)
+    largest = tl.maximum(largest, tl.load(at))
+    error = tl.maximum(error, tl.load(at + blocks))
+    return largest, error, tl.minimum(unscreened, tl.load(at + 2 * blocks))
 
 
 @triton.jit
-def known(facts_ptr):
-    """1 / spread, largest norm and largest error of screened codes, least norm of the others."""
-    inverse = tl.load(facts_ptr).to(tl.float32, bitcast=True)
-    largest = tl.load(facts_ptr + 1).to(tl.float32, bitcast=True)
-    error = tl.load(facts_ptr + 2).to(tl.float32, bitcast=True)
-    unscreened = _below_infinity(tl.load(facts_ptr + 3)).to(tl.float32, bitcast=True)
-    return inverse, largest, error, unscreened
+def known(extremes_ptr, blocks, WIDTH: tl.constexpr, ONCE: tl.constexpr):
+    """Largest norm and largest error of screened codes, least norm of the others.
+
+    The extremes of the blocks of codes are joined here, WIDTH at a time, by each that needs them.
+    Atomic operations would need a kernel before them that sets the extremes to zero.
+    """
+    largest = tl.zeros((WIDTH,), tl.float32)
+    error = largest
+    unscreened = tl.full((WIDTH,), float("inf"), tl.float32)
+    if ONCE:
+        largest, error, unscreened = _joined(largest, error, unscreened, extremes_ptr, 0, blocks)
+    else:
+        for first in range(0, blocks, WIDTH):
+            largest, error, unscreened = _joined(
+                largest, error, unscreened, extremes_ptr, first, blocks
+            )
+    return tl.max(largest, axis=0), tl.max(error, axis=0), tl.min(unscreened, axis=0)
 
 
 @triton.jit
@@ -135,6 +148,7 @@ def _nearest_code_centre_kernel(
     halves_ptr,
     mean_ptr,
     facts_ptr,
+    extremes_ptr,
     K,
     D,
     code_strides,
@@ -223,19 +237,20 @@ def _nearest_code_centre_kernel(
     least = tl.min(tl.where(others, norm, float("inf")), axis=0) * (1.0 - 1e-6)
     if D > LARGEST_DIMENSION:
         least = tl.full((), 0.0, tl.float64)  # the screen excludes no code
-    # Positive floats are in the order of their bits. Zero, to which the facts are set, is the
-    # least of them, and stands for an infinite `least`.
-    tl.atomic_max(facts_ptr + 1, largest.to(tl.float32).to(tl.int32, bitcast=True))
-    tl.atomic_max(facts_ptr + 2, error.to(tl.float32).to(tl.int32, bitcast=True))
-    tl.atomic_max(facts_ptr + 3, _below_infinity(least.to(tl.float32).to(tl.int32, bitcast=True)))
+    at = extremes_ptr + tl.program_id(0)
+    tl.store(at, largest.to(tl.float32))
+    tl.store(at + tl.num_programs(0), error.to(tl.float32))
+    tl.store(at + 2 * tl.num_programs(0), least.to(tl.float32))
     if tl.program_id(0) == 0:
         tl.store(facts_ptr, inverse.to(tl.int32, bitcast=True))
+        tl.store(facts_ptr + OPEN_COUNT, 0)
+        tl.store(facts_ptr + HARD_COUNT, 0)
 
 
 def centre_codebook(
     codebook: Tensor, code_multiple: int, dimension_multiple: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The form of the codebook that the screen reads: zeros and one kernel, no synchronisation.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The form of the codebook that the screen reads: one kernel, no synchronisation.
 
     Args:
         code_multiple: K is padded to a multiple of this, K'.
@@ -246,25 +261,29 @@ def centre_codebook(
             that are not screened; then half its squared norm before rounding, in parts,
             which add up to `UNSCREENED` for codes that are not screened and in the padding.
         mean: m, float32 `[D]`, the mean of codes that are not far out.
-        facts: int32 `[6]`: the bits of 1 / spread (a power of two), of the largest norm of a
-            screened code, of the largest norm of the difference that rounding to float16 made to
-            one; the bits of infinity less those of the smallest norm of a code that is not
-            screened; and two zeros, for the numbers of open and of hard rows.
+        facts: int32 `[3]`: the bits of 1 / spread (a power of two), and two zeros, for the numbers
+            of open and of hard rows.
+        extremes: float32 `[3, blocks]`: of each block of codes, the largest norm of a screened one,
+            the largest norm of the difference that rounding to float16 made to one, and the least
+            norm of a code that is not screened, or infinity.
     """
     num_codes, dimension = codebook.shape
     rows = triton.cdiv(num_codes, code_multiple) * code_multiple
     width = triton.cdiv(dimension, dimension_multiple) * dimension_multiple
     halves = codebook.new_empty((rows, width + PARTS.value), dtype=torch.float16)
     mean = codebook.new_empty(dimension, dtype=torch.float32)
-    facts = codebook.new_zeros(6, dtype=torch.int32)
+    facts = codebook.new_empty(3, dtype=torch.int32)
     config = configuration("nearest_code_centre", codebook.device)
+    blocks = triton.cdiv(rows, config["BLOCK_K"])
+    extremes = codebook.new_empty((3, blocks), dtype=torch.float32)
     launch(
         _nearest_code_centre_kernel,
-        (triton.cdiv(rows, config["BLOCK_K"]),),
+        (blocks,),
         codebook,
         halves,
         mean,
         facts,
+        extremes,
         num_codes,
         dimension,
         codebook.stride(),
@@ -274,4 +293,4 @@ def centre_codebook(
         enable_fp_fusion=False,
         **config,
     )
-    return halves, mean, facts
+    return halves, mean, facts, extremes

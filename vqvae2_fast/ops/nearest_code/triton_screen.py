@@ -16,7 +16,7 @@ from vqvae2_fast.ops.nearest_code.triton_codebook import (
     known,
     unit,
 )
-from vqvae2_fast.ops.nearest_code.triton_exact import loaded
+from vqvae2_fast.ops.nearest_code.triton_distances import loaded
 
 __all__ = ["GROUP", "screened"]
 
@@ -57,13 +57,13 @@ def _band(e, z, dz, de, q, largest, D):
 
 
 @triton.jit
-def _for_rows(fact_ptr, BLOCK_N: tl.constexpr):
-    """A fact in float32, for each row: `[BLOCK_N]`.
+def _for_rows(number_ptr, BLOCK_N: tl.constexpr):
+    """A number, for each row: `[BLOCK_N]`.
 
     A sum over a row leaves its value in several threads, each of which has several rows. A load
     gives a thread one row, and what is computed with its result is computed once.
     """
-    return tl.load(fact_ptr + tl.zeros((BLOCK_N,), tl.int32)).to(tl.float32, bitcast=True)
+    return tl.load(number_ptr + tl.zeros((BLOCK_N,), tl.int32))
 
 
 @triton.jit
@@ -72,29 +72,35 @@ def screened(
     halves_ptr,
     mean_ptr,
     facts_ptr,
+    extremes_ptr,
     rows,
     N,
     K,
     D,
     z_strides,
     halves_stride,
+    blocks,
+    WIDTH: tl.constexpr,
+    ONCE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     MASKED: tl.constexpr,
     WHOLE: tl.constexpr,
     TAG_BITS: tl.constexpr,
-    MEASURED: tl.constexpr,
+    AGAIN: tl.constexpr,
 ):
-    """The two least group scores of each lane, the least of all, the winner's bound, if it holds.
+    """The least group scores of each lane, the least of all, the winner's bound, if it holds.
 
     Codes 4g to 4g + 3 are group g, whose score is its least. A tile has BLOCK_K / 4 groups: lane j
     sees the j-th of each, and the low TAG_BITS of a score are replaced by the number of its tile.
+    A lane keeps its two least scores; if AGAIN, the third as well, and the bound is narrower.
     """
     LANES: tl.constexpr = BLOCK_K // GROUP
     column = tl.arange(0, BLOCK_K)
     d = tl.arange(0, BLOCK_D)
-    inverse, largest, code_error, least_unscreened = known(facts_ptr)
+    inverse = tl.load(facts_ptr).to(tl.float32, bitcast=True)
+    largest, code_error, least_unscreened = known(extremes_ptr, blocks, WIDTH, ONCE)
     rows = tl.minimum(rows, N - 1)  # rows that do not exist read another; a mask would cost more
 
     square = tl.zeros((BLOCK_N,), tl.float32)
@@ -102,26 +108,28 @@ def screened(
     if WHOLE:
         z = _centred(z_ptr, mean_ptr, inverse, rows, d, D, z_strides, MASKED)
         z_half = z.to(tl.float16)
-        square, square_error = _added_squares(square, square_error, z, MEASURED)
+        square, square_error = _added_squares(square, square_error, z, AGAIN)
     else:
         for first in range(0, D, BLOCK_D):
             z = _centred(z_ptr, mean_ptr, inverse, rows, first + d, D, z_strides, MASKED)
-            square, square_error = _added_squares(square, square_error, z, MEASURED)
+            square, square_error = _added_squares(square, square_error, z, AGAIN)
 
-    square = tl.where(_for_rows(facts_ptr, BLOCK_N) > 0.0, square, 0.0)  # 1 / spread is positive
+    # Errors are not negative.
+    square = tl.where(_for_rows(extremes_ptr + blocks, BLOCK_N) >= 0.0, square, 0.0)
     # Norms are raised by the rounding of their sums.
     raised = 1.0 + 1e-4 + D * 2.384185791015625e-07
     z_norm = tl.sqrt(square) * raised
     # Rounding to float16 is off by 2⁻¹¹ of a value at most, centring by 2⁻²⁴; hardware may drop
     # what is below 2⁻¹⁴.
     z_error = 6.104e-05 * tl.sqrt(D * 1.0)
-    if MEASURED:
+    if AGAIN:
         z_error += tl.sqrt(square_error) * raised + 1.2e-07 * z_norm
     else:
         z_error += 4.885e-04 * z_norm
 
     best = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)
-    second = tl.full((BLOCK_N, LANES), UNSCREENED, tl.float32)
+    second = best
+    third = best
     # Members of a group are LANES columns apart, so that one thread has all of them.
     code = column % LANES * GROUP + column // LANES
     if not WHOLE:
@@ -144,6 +152,8 @@ def screened(
         scores = tl.reshape(scores, (BLOCK_N, GROUP, LANES))
         bits = tl.min(scores, axis=1).to(tl.int32, bitcast=True)
         score = ((bits >> TAG_BITS << TAG_BITS) | tile).to(tl.float32, bitcast=True)
+        if AGAIN:
+            third = tl.minimum(third, tl.maximum(second, score))
         second = tl.minimum(second, tl.maximum(best, score))
         best = tl.minimum(best, score)
         base += BLOCK_K * halves_stride
@@ -151,7 +161,7 @@ def screened(
     # The winner's score must lie below this bound.
     q = (4 * D + 24) * 5.960464477539063e-08 + (1 << TAG_BITS) * 1.1920928955078125e-07
     least = tl.min(best, axis=1)
-    reach = _for_rows(facts_ptr + 1, BLOCK_N)  # the largest norm
+    reach = tl.maximum(_for_rows(extremes_ptr, BLOCK_N), largest)
     radius = reach
     for _ in tl.static_range(2):
         band = _band(reach, z_norm, z_error, code_error, q, largest, D)
@@ -162,4 +172,4 @@ def screened(
     bound = least + 2.0 * band + 2.4e-07 * tl.abs(least)
 
     certain = (z_norm < LARGEST_NORM) & (least < SCREENED) & (bound < SCREENED)
-    return best, second, least, bound, certain & (radius < least_unscreened)
+    return best, second, third, least, bound, certain & (radius < least_unscreened)

@@ -1,9 +1,4 @@
-"""The exact part of `nearest_code` in Triton: float64 distances, and rows that the screen left.
-
-The definition sums in the order of d, which one lane would have to do. So distances are summed in
-any order first, by all lanes; only where these sums could be told apart by the order are they
-summed again in the order of d.
-"""
+"""The third kernel of `nearest_code` in Triton: rows that the screens left, and all codes."""
 
 from __future__ import annotations
 
@@ -14,131 +9,16 @@ import triton.language as tl
 
 from vqvae2_fast.ops._triton import configuration, dependent_launch, launch
 from vqvae2_fast.ops.nearest_code.triton_codebook import HARD_COUNT, after_kernel_before
+from vqvae2_fast.ops.nearest_code.triton_distances import (
+    bound_of_nearest,
+    exact_distance,
+    range_of_definition,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "exact_distance",
-    "loaded",
-    "range_of_definition",
-    "settle_hard_rows",
-    "two_nearest_of_group",
-]
-
-
-@triton.jit
-def _counted(total, inside):
-    """The rows' sums; infinite where one is NaN or not inside."""
-    total = tl.sum(total, axis=1)
-    return tl.where(inside & (total == total), total, float("inf"))
-
-
-@triton.jit
-def loaded(at, inside, MASKED: tl.constexpr):
-    """What the pointers `at` hold; if MASKED, 0 where not inside."""
-    return tl.load(at, mask=inside, other=0.0) if MASKED else tl.load(at)
-
-
-@triton.jit
-def _added(total, z, at, inside, MASKED: tl.constexpr):
-    """total + (z − e)², e in float64 from the pointers `at`."""
-    difference = z - loaded(at, inside, MASKED).to(tl.float64)
-    # Four neighbours, which a thread loads together, go to one sum.
-    pairs = tl.reshape(difference, (total.shape[0], total.shape[1], 2, 2))
-    even, odd = tl.split(pairs)
-    a, c = tl.split(even)
-    b, d = tl.split(odd)
-    return tl.fma(d, d, tl.fma(c, c, tl.fma(b, b, tl.fma(a, a, total))))
-
-
-@triton.jit
-def _two_nearest(first, second, first_index, second_index):
-    """The lesser of two distances, the other, and the lesser's index; a tie takes the first."""
-    later = second < first
-    least = tl.where(later, second, first)
-    return least, tl.where(later, first, second), tl.where(later, second_index, first_index)
-
-
-@triton.jit
-def two_nearest_of_group(
-    z_ptr,
-    codebook_ptr,
-    rows,
-    code,
-    inside,
-    N,
-    K,
-    D,
-    z_strides,
-    code_strides,
-    BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """Of codes `code` to `code` + 3 the two least Σ (z − e)², in float64 and in any order.
-
-    Returns:
-        The least, the next, and the first code that has the least: vectors `[rows]`. Codes that do
-        not exist, NaN, and rows that are not inside count as infinite.
-    """
-    a = tl.zeros((rows.shape[0], BLOCK_D // 4), tl.float64)
-    b = a
-    c = a
-    e = a
-    step = code_strides[0]
-    last = K - 1
-    # Rows and codes that do not exist read others; masks would cost more.
-    rows = tl.minimum(rows, N - 1)
-    for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D).to(rows.dtype)
-        some = (d < D)[None, :]
-        at = z_ptr + rows[:, None] * z_strides[0] + d[None, :] * z_strides[1]
-        z = loaded(at, some, MASKED).to(tl.float64)
-        at = codebook_ptr + d[None, :] * code_strides[1]
-        a = _added(a, z, at + code[:, None] * step, some, MASKED)
-        b = _added(b, z, at + tl.minimum(code + 1, last)[:, None] * step, some, MASKED)
-        c = _added(c, z, at + tl.minimum(code + 2, last)[:, None] * step, some, MASKED)
-        e = _added(e, z, at + tl.minimum(code + 3, last)[:, None] * step, some, MASKED)
-    least, other, index = _two_nearest(
-        _counted(a, inside), _counted(b, inside & (code < last)), code, code + 1
-    )
-    later, its_other, later_index = _two_nearest(
-        _counted(c, inside & (code + 1 < last)),
-        _counted(e, inside & (code + 2 < last)),
-        code + 2,
-        code + 3,
-    )
-    other = tl.where(later < least, its_other, other)
-    least, loser, index = _two_nearest(least, later, index, later_index)
-    return least, tl.where(other < loser, other, loser), index
-
-
-@triton.jit
-def range_of_definition(distance, D):
-    """The least and the largest sum in the order of d that a sum in any order allows.
-
-    Let u = 2⁻⁵³ and X = Σ δ², with δ = z − e rounded to float64, which is the same in both sums. A
-    term passes through one rounding of its square and at most D − 1 additions in either order, so
-    both sums lie within γX of X, γ = Du / (1 − Du), and within 2γ / (1 − γ) = 2Du / (1 − 2Du) of
-    each other, relative to either. 2u more cover the rounding of the factor and of the product, and
-    2.3e-16, which is 1.035 · 2u, the division and the rounding of this factor to float32.
-    """
-    apart = tl.cast((D + 2) * 2.3e-16, tl.float64)
-    return distance * (1.0 - apart), distance * (1.0 + apart)
-
-
-@triton.jit
-def exact_distance(z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_strides):
-    """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
-    total = tl.zeros(rows.shape, tl.float64)
-    for d in range(0, D):
-        z = tl.load(z_ptr + rows * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
-        e = tl.load(
-            codebook_ptr + codes * code_strides[0] + d * code_strides[1], mask=inside, other=0.0
-        )
-        difference = z.to(tl.float64) - e.to(tl.float64)
-        total += difference * difference
-    return total
+__all__ = ["settle_hard_rows"]
 
 
 @triton.jit
@@ -273,8 +153,7 @@ def _nearest_code_hard_kernel(
             next_least = tl.minimum(next_least, tl.maximum(least, total))
             named = tl.where(total < least, k, named)
             least = tl.minimum(least, total)
-        bound = tl.min(least, axis=0) * (1.0 + 2.1 * (D + 8) * 5.960464477539063e-08)
-        bound += D * 7.52316384526264e-37
+        bound = bound_of_nearest(tl.min(least, axis=0), D)
         near = (named < K) & (least <= bound)
         crowded = tl.min(next_least, axis=0) <= bound
         parts = tl.where(crowded, (K + BLOCK_K - 1) // BLOCK_K, 1)

@@ -392,7 +392,7 @@ def examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Calls that compile every variant that users meet."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         yield nearest_code_triton, (torch.ones(64, 64, dtype=dtype), torch.ones(512, 64))
-    for codes, dimension in ((256, 32), (1024, 256), (8192, 512)):
+    for codes, dimension in ((256, 32), (1024, 256), (8192, 512), (16384, 64)):
         yield nearest_code_triton, (torch.ones(64, dimension), torch.ones(codes, dimension))
     for dtype in (torch.bfloat16, torch.float16):
         z = torch.ones(64, 64, dtype=dtype)

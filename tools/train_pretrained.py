@@ -108,10 +108,14 @@ RECIPES = {
         text="2,819 emoji of 64x64 pixels, mirrored, shifted, zoomed and recoloured; measured on "
         "{count} others",
         licence=_FLUENT,
-        vqvae="--flip --train.steps 2400",
+        vqvae="--flip --train.optimizer muon --train.learning-rate 5e-3 --train.steps 1600 "
+        "--train.validate-every 160 --train.save-every 200",
         extract="--flip --copies 4 --shift 2 --zoom 0.05 --colour 0.15",
-        top=f"--model.dropout 0.2 --train.steps 2000 {_LONG} --train.validate-every 500",
-        bottom=f"--model.dropout 0.25 --train.steps 2200 {_LONG} --train.validate-every 550",
+        top="--model.dropout 0.2 --train.optimizer muon --train.learning-rate 2e-2 "
+        f"--train.steps 2500 {_LONG} --train.validate-every 250 --train.save-every 250",
+        bottom="--model.attention --model.dropout 0.2 --train.optimizer muon "
+        f"--train.learning-rate 2e-2 --train.steps 1600 {_LONG} --train.validate-every 200 "
+        "--train.save-every 200",
         decoder="--flip --adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
         "--train.batch-size 8 --train.average-decay 0.99",
         sampling={"temperature": (1.0, 0.8), "guidance_scale": (1.5, 1.0)},
@@ -128,7 +132,7 @@ RECIPES = {
         f"--model.num-residual-blocks 4 {_MUON} --train.learning-rate 5e-3 --train.steps 3000",
         extract="",
         top=f"--model.channels 96 --model.residual-channels 96 {_MUON} --train.learning-rate 2e-2 "
-        f"--train.steps 2500 {_LONG}",
+        f"--train.steps 5000 {_LONG}",
         bottom=f"--model.attention --model.dropout 0 {_MUON} --train.learning-rate 2e-2 "
         f"--train.steps 4000 {_LONG}",
         decoder=None,

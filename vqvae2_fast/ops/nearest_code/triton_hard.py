@@ -88,13 +88,7 @@ def _contenders(
     near,
     crowded,
     bound,
-    z_ptr,
-    codebook_ptr,
-    row,
-    K,
-    D,
-    z_strides,
-    code_strides,
+    vectors,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -103,6 +97,7 @@ def _contenders(
 
     If crowded, those of tile `part` instead.
     """
+    z_ptr, codebook_ptr, row, K, D, z_strides, code_strides = vectors
     k = named
     if crowded:
         k = part * BLOCK_K + tl.arange(0, BLOCK_K).to(row.dtype)
@@ -141,6 +136,7 @@ def _nearest_code_hard_kernel(
     after_kernel_before(DEPENDENT)
     for place in range(tl.program_id(0), tl.load(facts_ptr + HARD_COUNT), tl.num_programs(0)):
         row = tl.load(hard_ptr + place)
+        vectors = (z_ptr, codebook_ptr, row, K, D, z_strides, code_strides)
         lane = tl.arange(0, BLOCK_K).to(row.dtype)
         least = tl.full((BLOCK_K,), float("inf"), tl.float32)
         next_least = least
@@ -162,21 +158,7 @@ def _nearest_code_hard_kernel(
         index = tl.full((), 0, row.dtype)
         for part in range(0, parts):
             k, _, sums = _contenders(
-                part,
-                named,
-                near,
-                crowded,
-                bound,
-                z_ptr,
-                codebook_ptr,
-                row,
-                K,
-                D,
-                z_strides,
-                code_strides,
-                BLOCK_K,
-                BLOCK_D,
-                WHOLE,
+                part, named, near, crowded, bound, vectors, BLOCK_K, BLOCK_D, WHOLE
             )
             nearest = tl.min(sums, axis=0)
             code = tl.min(tl.where(sums == nearest, k, K), axis=0)
@@ -193,21 +175,7 @@ def _nearest_code_hard_kernel(
             distance = tl.full((), float("inf"), tl.float64)
             for part in range(0, parts):
                 k, inside, sums = _contenders(
-                    part,
-                    named,
-                    near,
-                    crowded,
-                    bound,
-                    z_ptr,
-                    codebook_ptr,
-                    row,
-                    K,
-                    D,
-                    z_strides,
-                    code_strides,
-                    BLOCK_K,
-                    BLOCK_D,
-                    WHOLE,
+                    part, named, near, crowded, bound, vectors, BLOCK_K, BLOCK_D, WHOLE
                 )
                 inside = inside & (range_of_definition(sums, D)[0] <= bound_sum)
                 exact = exact_distance(

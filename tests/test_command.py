@@ -76,3 +76,34 @@ def test_runs_as_a_module():
         text=True,
     ).stdout
     assert said.startswith("vqvae2-fast ")
+
+
+def _program(main: str) -> tuple[int, str]:
+    """Exit code and output of the program, where `main` is this body of a function."""
+    code = f"import atexit, threading, time\ndef main():\n    {main}\nc.main = main\nc.script()"
+    ended = subprocess.run(
+        [sys.executable, "-c", _READ.format(then=code)],
+        cwd=tempfile.gettempdir(),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr == ""
+    return ended.returncode, ended.stdout
+
+
+def test_the_program_passes_on_its_exit_code_and_all_that_it_printed():
+    assert _program("print('said'); return 3") == (3, "said\n")
+
+
+def test_the_program_runs_what_is_registered_for_its_end():
+    assert _program("atexit.register(print, 'end'); return 0") == (0, "end\n")
+
+
+def test_the_program_waits_for_its_threads():
+    late = "threading.Timer(0.2, print, ['late']).start(); return 2"
+    assert _program(late) == (2, "late\n")
+
+
+def test_what_torch_consists_of_is_not_searched_for_garbage():
+    said = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    assert _python(f"{_RUN}; {said}").splitlines()[-1] == "True True"

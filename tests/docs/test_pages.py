@@ -185,9 +185,7 @@ def run_by_torchrun(words: list[str]) -> None:
     """Runs torchrun with the command of this environment on the path."""
     program = Path("bin/vqvae2-fast")
     program.parent.mkdir(exist_ok=True)
-    program.write_text(
-        f"#!{sys.executable}\nimport sys\nfrom vqvae2_fast_command import main\nsys.exit(main())\n"
-    )
+    program.write_text(f"#!{sys.executable}\nfrom vqvae2_fast_command import script\nscript()\n")
     program.chmod(0o755)
     ended = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words],

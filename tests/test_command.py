@@ -80,10 +80,12 @@ def test_runs_as_a_module():
 
 def _program(main: str) -> tuple[int, str]:
     """Exit code and output of the program, where `main` is this body of a function."""
-    code = f"import atexit, threading, time\ndef main():\n    {main}\nc.main = main\nc.script()"
+    code = f"import atexit, threading\ndef main():\n    {main}\nc.main = main\nc.script()"
     ended = subprocess.run(
         [sys.executable, "-c", _READ.format(then=code)],
         cwd=tempfile.gettempdir(),
+        # Unbuffered output would arrive without being flushed.
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
         capture_output=True,
         text=True,
     )

@@ -18,7 +18,10 @@ COMPILED = [] if _native.module is None else ["cpu", "cpu_bfloat16", "cpu_int8"]
 ENGINES = ["reference", "eager", *COMPILED]
 LABELS = torch.tensor([0, 1])
 NOT_FINITE = "The prior's weights are not finite, or too large for float32: load another"
-REFUSED = f"expected logits of absolute values up to .*, got larger ones or NaN. {NOT_FINITE}"
+REFUSED = (
+    "expected logits of absolute values up to .*, and activations up to 1048576 within the prior, "
+    f"got larger ones or NaN. {NOT_FINITE}"
+)
 
 
 # Settings that make numbers beyond float32 of large logits.

@@ -97,11 +97,15 @@ def beyond(logits: Tensor, settings: DrawSettings) -> Tensor:
 
 
 def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
-    """Raises ValueError if one of the logits of a draw was `beyond`."""
+    """Raises ValueError if one of the logits of a draw was `beyond`. Engines make NaN of them where
+    an activation within the prior is beyond `SAMPLING_BOUND`."""
     if too_large:
+        from vqvae2_fast.sampling.bounds import SAMPLING_BOUND  # which imports this module
+
         raise ValueError(
             f"sample_codes: expected logits of absolute values up to {settings.largest_logit:.3g} "
-            f"for these settings, got larger ones or NaN. {NOT_FINITE}"
+            f"for these settings, and activations up to {SAMPLING_BOUND:.0f} within the prior, got "
+            f"larger ones or NaN. {NOT_FINITE}"
         )
 
 

@@ -114,8 +114,8 @@ RECIPES = {
         top="--model.dropout 0.2 --train.optimizer muon --train.learning-rate 2e-2 "
         f"--train.steps 2500 {_LONG} --train.validate-every 250 --train.save-every 250",
         bottom="--model.attention --model.dropout 0.2 --train.optimizer muon "
-        f"--train.learning-rate 2e-2 --train.steps 1600 {_LONG} --train.validate-every 200 "
-        "--train.save-every 200",
+        f"--train.learning-rate 2e-2 --train.steps 4000 {_LONG} --train.validate-every 250 "
+        "--train.save-every 250",
         decoder="--flip --adversary.channels 32 --adversary.weight 0.3 --train.steps 900 "
         "--train.batch-size 8 --train.average-decay 0.99",
         sampling={"temperature": (0.85, 1.0), "guidance_scale": (2.0, 2.0)},

@@ -32,14 +32,16 @@ from torch import Tensor, nn
 from vqvae2_fast.modules.attention import CausalAttention
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
 from vqvae2_fast.sampling.plan import ConvPlan
-from vqvae2_fast.sampling.request import NOT_FINITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vqvae2_fast.sampling.settings import DrawSettings
+
 __all__ = [
     "SAMPLING_BOUND",
     "ActivationWatch",
+    "check_logits",
     "check_plan",
     "check_weights",
     "outside",
@@ -49,6 +51,9 @@ __all__ = [
 SAMPLING_BOUND = 2.0**20
 # Of g / ‖v‖: the squares of a smaller v would lose bits, or vanish.
 _LARGEST_SCALE = 2.0**70
+_NOT_FINITE = (
+    "The prior's weights are not finite, or too large for float32: load another checkpoint of it."
+)
 
 
 def outside(x: Tensor, bound: float = SAMPLING_BOUND) -> Tensor:
@@ -72,11 +77,22 @@ def check_plan(plan: object) -> None:
     _check(scales, _LARGEST_SCALE)
 
 
+def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
+    """Raises ValueError if one of the logits of a draw was beyond its settings' largest. Engines
+    make NaN of them where an activation within the prior is beyond the bound."""
+    if too_large:
+        raise ValueError(
+            f"sample_codes: expected logits of absolute values up to {settings.largest_logit:.3g} "
+            f"for these settings, and activations up to {SAMPLING_BOUND:.0f} within the prior, got "
+            f"larger ones or NaN. {_NOT_FINITE}"
+        )
+
+
 def _check(tensors: Iterable[Tensor], bound: float = SAMPLING_BOUND) -> None:
     if any(bool(outside(tensor, bound)) for tensor in tensors):
         raise ValueError(
             "sample_codes: expected finite weights of absolute values up to "
-            f"{SAMPLING_BOUND:.0f}. {NOT_FINITE}"
+            f"{SAMPLING_BOUND:.0f}. {_NOT_FINITE}"
         )
 
 

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.noise import DrawNoise
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["NOT_FINITE", "DrawRequest", "Drawn", "beyond", "check_logits", "log_prob_of"]
-
-NOT_FINITE = (
-    "The prior's weights are not finite, or too large for float32: load another checkpoint of it."
-)
+__all__ = ["DrawRequest", "Drawn", "beyond", "log_prob_of"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +90,6 @@ class Drawn:
 def beyond(logits: Tensor, settings: DrawSettings) -> Tensor:
     """Whether some logits are NaN or too large for a draw: a bool on their device."""
     return ~(logits.abs() <= settings.largest_logit).all()
-
-
-def check_logits(too_large: bool | Tensor, settings: DrawSettings) -> None:
-    """Raises ValueError if one of the logits of a draw was `beyond`. Engines make NaN of them where
-    an activation within the prior is beyond `SAMPLING_BOUND`."""
-    if too_large:
-        from vqvae2_fast.sampling.bounds import SAMPLING_BOUND  # which imports this module
-
-        raise ValueError(
-            f"sample_codes: expected logits of absolute values up to {settings.largest_logit:.3g} "
-            f"for these settings, and activations up to {SAMPLING_BOUND:.0f} within the prior, got "
-            f"larger ones or NaN. {NOT_FINITE}"
-        )
 
 
 def log_prob_of(logits: Tensor, codes: Tensor) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.quantized import checked_ranges, warn_of_clamped
-from vqvae2_fast.sampling.request import Drawn, check_logits
+from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops import _native
+from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.cuda_library import driver_version, native_library
 from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
 from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.request import Drawn, check_logits
+from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
     from vqvae2_fast.sampling.engines.cuda_library import Library

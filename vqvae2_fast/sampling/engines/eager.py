@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vqvae2_fast.ops.code_conv2d.reference import gather_columns, with_outside
 from vqvae2_fast.ops.draw_codes.reference import DrawScratch
-from vqvae2_fast.sampling.bounds import outside
+from vqvae2_fast.sampling.bounds import check_logits, outside
 from vqvae2_fast.sampling.condition import condition_features
 from vqvae2_fast.sampling.engines.eager_capture import captured
 from vqvae2_fast.sampling.engines.eager_layers import (
@@ -36,7 +36,7 @@ from vqvae2_fast.sampling.engines.eager_layers import (
     linear,
 )
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.request import Drawn, beyond, check_logits, log_prob_of
+from vqvae2_fast.sampling.request import Drawn, beyond, log_prob_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

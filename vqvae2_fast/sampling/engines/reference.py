@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vqvae2_fast.sampling.bounds import watched_activations
-from vqvae2_fast.sampling.request import Drawn, beyond, check_logits, log_prob_of
+from vqvae2_fast.sampling.bounds import check_logits, watched_activations
+from vqvae2_fast.sampling.request import Drawn, beyond, log_prob_of
 
 if TYPE_CHECKING:
     from torch import nn

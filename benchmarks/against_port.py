@@ -55,7 +55,7 @@ PRIOR_CHANNELS = 64
 SIZES = ((4, 4), (8, 8))  # 80 codes of 8 bits: 640 bits per image before the priors
 BATCH = 32
 STEPS = 1000  # which our schedule is stretched over
-REFERENCE_SAMPLES = 300  # it is slow
+REFERENCE_SAMPLES = 300  # what engine `reference`, which is slow, draws
 
 
 _DEMO = preset("emoji32").training

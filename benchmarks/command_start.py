@@ -40,8 +40,10 @@ def main() -> None:
             subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
             return time.perf_counter() - start
 
-        rounds = [{name: run(command) for name, command in commands.items()}]
-        rounds += [{n: run(c) for n, c in commands.items()} for _ in range(options.rounds)]
+        rounds = [
+            {name: run(command) for name, command in commands.items()}
+            for _ in range(1 + options.rounds)
+        ]
     print(f"{measure.machine()}, {options.rounds} rounds")
     for name in commands:
         seconds = [taken[name] for taken in rounds[1:]]

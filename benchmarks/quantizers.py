@@ -45,7 +45,7 @@ QUANTIZERS = (
 def trained(model: VQVAE2, images: object, config: TrainConfig) -> float:
     """Train in place; the median processor time of a step in ms."""
     optimizer = make_optimizer(model, config)
-    autocast = autocast_of(torch.device("cpu"), config)
+    autocast = autocast_of(model, config)
     times = []
     source = batches(images, config.batch_size, seed=config.seed, flip=False)
     for step, (batch, _) in zip(range(config.steps), source, strict=False):

@@ -23,7 +23,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
-from vqvae2_fast.training.network import prepared
+from vqvae2_fast.training.network import autocast_of, prepared
 
 CONFIG = TrainConfig(
     steps=3, batch_size=2, accumulate=2, learning_rate=3e-3, warmup_steps=1, average_decay=0.9
@@ -49,6 +49,20 @@ def prior(config: TrainConfig) -> Stage:
     torch.manual_seed(0)
     model = PixelSNAIL(replace(SMALL_PRIOR, dropout=0.2, num_output_layers=1))
     return prior_stage(model, store, store, config, level=1)
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "of_vqvae", "of_prior"),
+    [(False, False, False, False), (False, True, True, False), (True, True, True, True)],
+)
+def test_automatic_precision_is_bfloat16_where_the_processor_is_faster_in_it(
+    monkeypatch, amx: bool, avx512_bf16: bool, of_vqvae: bool, of_prior: bool
+):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    config = TrainConfig(precision="auto")
+    chosen = [autocast_of(make(config).model, config)._enabled for make in (vqvae, prior)]
+    assert chosen == [of_vqvae, of_prior]
 
 
 BOTH = pytest.mark.parametrize("make", [vqvae, prior])

@@ -88,7 +88,7 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     the model is of no use afterwards.
     """
     model, device = stage.model, device_of(stage.model)
-    autocast = autocast_of(device, config)
+    autocast = autocast_of(model, config)
     alone = replace(config, compile=False, shard=False)
     start = time.monotonic()
     batch = next(stage.batches(0))

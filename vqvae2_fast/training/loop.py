@@ -137,7 +137,7 @@ def train(
     # Checking a value on a GPU makes the host wait, so it is not done at every step as on a CPU.
     check_every = 1 if device.type == "cpu" else config.log_every
     finite = torch.ones((), dtype=torch.bool, device=device)
-    autocast = autocast_of(device, config)
+    autocast = autocast_of(model, config)
     ranks, cut = Ranks.of_group(), config.cut_of_group()
     if stage.companion is not None and ranks.count > 1:
         raise NotImplementedError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.device import device_of
 
@@ -144,15 +145,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def autocast_of(device: torch.device, config: TrainConfig) -> torch.autocast:
-    """The precision that networks run in."""
+def autocast_of(model: nn.Module, config: TrainConfig) -> torch.autocast:
+    """The precision that the model runs in during training."""
+    device = device_of(model)
     if config.precision != "auto":
         enabled = config.precision == "bfloat16"
     elif device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Without these instructions bfloat16 is emulated, and slower than float32.
+        # Without these instructions bfloat16 is emulated, and slower than float32. A PixelSNAIL has
+        # kernels of this package in float32, which torch's in bfloat16 only pass with AMX.
         enabled = device.type == "cpu" and (
-            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            torch.cpu._is_amx_tile_supported()
+            or (torch.cpu._is_avx512_bf16_supported() and not isinstance(model, PixelSNAIL))
         )
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -5,11 +5,12 @@
 
 All VQ-VAEs have the same layers (strides 4 and 2), codes and images. The port's is trained as its
 script does (Adam 3e-4, N(0, 1) codebook, no restarts), and once more by our recipe, that of the
-demo: Muon, and AdamW for the prior of the top level. Ours also has the demo's codebooks. Each gets
-the same seconds of processor time, so that other load changes nothing. Priors, held-out PSNR,
-codes in use, bits per image and the kernel distance of plain samples (EfficientNet-Lite0) are those
-of each model on its own codes. Few codes in use are cheap, so the port's priors are also trained on
-our codes.
+demo: Muon, and AdamW for the prior of the top level. By it priors also see changed copies of the
+images, and keep the weights that need the fewest held-out bits. Ours also has the demo's codebooks.
+Each gets the same seconds of processor time, so that other load changes nothing. Priors, held-out
+PSNR, codes in use, bits per image and the kernel distance of plain samples (EfficientNet-Lite0) are
+those of each model on its own codes. Few codes in use are cheap, so the port's priors are also
+trained on our codes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -41,6 +43,7 @@ from vqvae2_fast.metrics import (
 from vqvae2_fast.sampling import sample_codes
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate
+from vqvae2_fast.training.extraction import Variants
 from vqvae2_fast.training.muon import Muon
 from vqvae2_fast.training.network import autocast_of
 from vqvae2_fast.training.optimizer import hidden_matrices, make_optimizer
@@ -56,12 +59,14 @@ SIZES = ((4, 4), (8, 8))  # 80 codes of 8 bits: 640 bits per image before the pr
 BATCH = 32
 STEPS = 1000  # which our schedule is stretched over
 REFERENCE_SAMPLES = 300  # what engine `reference`, which is slow, draws
+VALIDATIONS = 10  # of a prior by our recipe, evenly over its time
 
 
 _DEMO = preset("emoji32").training
 OUR_VQVAE, *OUR_PRIORS = (
     replace(stage, steps=STEPS, warmup_steps=30) for stage in (_DEMO.vqvae, *_DEMO.priors)
 )
+AS_THEY_ARE = Variants()
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def train(
     ours: TrainConfig | None,
     *,
     after_step: Callable[[], object] = lambda: None,
+    validate: Callable[[], float] | None = None,
 ) -> int:
     """Train for this many seconds of processor time; returns the number of steps.
 
@@ -105,10 +111,14 @@ def train(
         ours: Our recipe, whose rate falls as a cosine of the share of the time that has passed,
             with clipped gradients, a Polyak average, and bfloat16 where the processor computes in
             it. None: the port's, Adam at 3e-4 throughout, float32.
+        validate: By our recipe, the weights with the lowest of this are kept. It takes part of the
+            time. None keeps the last.
     """
     optimizer = optimizer_of(model, ours)
     port = ours is None
     average = None if port else PolyakAverage(model, 0.98)
+    validations, lowest = 0, math.inf
+    best: dict[str, Tensor] = {}
     whole = TrainConfig(precision="float32") if ours is None else ours
     model.train()
     start = time.process_time()
@@ -121,18 +131,28 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
         torch.manual_seed(step)
-        with autocast_of(torch.device("cpu"), whole):
-            value = loss(step)
-        value.backward()
+        with autocast_of(model, whole):
+            total = loss(step)
+        total.backward()
         if not port:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         after_step()
-        if average is not None:
-            average.update(model, step)
+        if average is None:
+            continue
+        average.update(model, step)
+        if validate is not None and share * VALIDATIONS >= validations + 1:
+            validations += 1
+            with average.applied(model):
+                value = validate()
+                if value < lowest:
+                    lowest = value
+                    best = {name: weight.clone() for name, weight in model.state_dict().items()}
     if average is not None:
         model.load_state_dict(average.weights, strict=False)
+    if validate is not None and validate() > lowest:
+        model.load_state_dict(best)
     model.eval()
     return step
 
@@ -171,10 +191,15 @@ def stage_of(contender: Contender, seconds: float) -> tuple[Any, int]:
 
 
 @torch.no_grad()
-def codes_of(model: Any, port: bool, images: Tensor) -> list[Tensor]:
+def codes_of(
+    model: Any, port: bool, images: Tensor, variants: Variants = AS_THEY_ARE
+) -> list[Tensor]:
+    """All images as they are, then the other variants of all."""
     parts = []
-    for batch in to_float(images).split(128):
-        parts.append(list(model.encode(batch)[3:]) if port else model.encode(batch))
+    for variant in range(variants.count):
+        for rows in torch.arange(len(images)).split(128):
+            x = variants.apply(to_float(images[rows]), rows, variant)
+            parts.append(list(model.encode(x)[3:]) if port else model.encode(x))
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -219,9 +244,15 @@ def bits_of_prior(
     held_out: list[Tensor],
     seconds: float,
 ) -> tuple[dict[str, Any], nn.Module]:
-    """Held-out bits per image of one level, weights of the prior and steps; and the prior."""
+    """Held-out bits per image of one level, weights of the prior and steps; and the prior.
+
+    Args:
+        train_codes: Those of all variants, of which the port's recipe takes the unchanged images.
+    """
     port = contender.port_modules
     model = prior_of(level, port)
+    if contender.port_recipe:
+        train_codes = [codes[: len(load_emoji("train"))] for codes in train_codes]
 
     def logits(maps: list[Tensor]) -> Tensor:
         if port:
@@ -236,10 +267,19 @@ def bits_of_prior(
         maps = [codes[rows] for codes in train_codes]
         return F.cross_entropy(logits(maps).float(), maps[level])
 
-    steps = train(model, loss, seconds, None if contender.port_recipe else OUR_PRIORS[level])
-    with torch.no_grad():
-        total = F.cross_entropy(logits(held_out).float(), held_out[level], reduction="sum")
-    bits = float(total) / torch.log(torch.tensor(2.0)).item() / len(held_out[0])
+    @torch.no_grad()
+    def held_out_bits() -> float:
+        model.eval()
+        nats = F.cross_entropy(logits(held_out).float(), held_out[level], reduction="sum")
+        model.train()
+        return float(nats) / math.log(2) / len(held_out[0])
+
+    if contender.port_recipe:
+        steps = train(model, loss, seconds, None)
+    else:
+        steps = train(model, loss, seconds, OUR_PRIORS[level], validate=held_out_bits)
+    bits = held_out_bits()
+    model.eval()
     weights = sum(w.numel() for w in model.parameters())
     return {"bits": bits, "prior_parameters": weights, "prior_steps": steps}, model
 
@@ -288,7 +328,8 @@ def measure(
     model, steps = stage_of(contender, seconds)
     train_images, held_out = load_emoji("train").images, load_emoji("held_out").images
     mse = error_of(model, port, held_out)
-    codes, others = (codes_of(model, port, images) for images in (train_images, held_out))
+    codes = codes_of(model, port, train_images, _DEMO.variants)
+    others = codes_of(model, port, held_out)
     row: dict[str, Any] = {
         "parameters": sum(w.numel() for w in model.parameters()),
         "steps": steps,
@@ -303,7 +344,7 @@ def measure(
         priors.append(prior)
         row["levels"][name] = {
             "codes_used": codebook_use(others[level], K).used,
-            "codes_used_in_training": codebook_use(codes[level], K).used,
+            "codes_used_in_training": codebook_use(codes[level][: len(train_images)], K).used,
             "marginal_bits": marginal_entropy(others[level], K) * positions,
             **found,
         }

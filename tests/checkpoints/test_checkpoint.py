@@ -151,6 +151,40 @@ def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
         assert sizes[0] < 0.51 * sizes[1]
 
 
+def test_int8_keeps_the_matrices_of_priors_in_integers_and_all_else_in_bfloat16(tmp_path):
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
+    save(pipeline, tmp_path / "small", dtype=torch.int8)
+    loaded = load(tmp_path / "small", expect=Pipeline)
+    kept = {"vqvae": "bfloat16", "prior_top": "int8", "prior_bottom": "int8"}
+    for name, dtype in kept.items():
+        assert json.loads((tmp_path / "small" / name / "config.json").read_text())["dtype"] == dtype
+    before = pipeline.priors[0].state_dict()
+    integers = load_file(tmp_path / "small" / "prior_top" / "model.safetensors")
+    for key, tensor in loaded.priors[0].state_dict().items():
+        if integers[key].dtype == torch.int8:
+            rows, found = before[key].flatten(1), tensor.flatten(1)
+            assert integers[key].flatten(1).abs().amax(1).eq(127).all()
+            within = rows.abs().amax(1, keepdim=True) / 127 / 2 * (1 + 1e-5)
+            assert ((rows - found).abs() <= within).all(), key
+        elif tensor.is_floating_point():
+            assert torch.equal(tensor, before[key].bfloat16().float()), key
+    kinds = {integers[key].dtype for key in before}
+    assert kinds == {torch.int8, torch.bfloat16}
+
+
+def test_recommended_settings_belong_to_the_weights_that_int8_leaves(tmp_path):
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors(), recommended={"temperature": 0.9})
+    save(pipeline, tmp_path / "small", dtype=torch.int8)
+    assert load(tmp_path / "small", expect=Pipeline).recommended == {"temperature": 0.9}
+
+
+@pytest.mark.parametrize(("dtype", "version"), [(torch.bfloat16, 1), (torch.int8, 2)])
+def test_only_int8_asks_for_a_newer_reader(tmp_path, dtype: torch.dtype, version: int):
+    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "p", dtype=dtype)
+    for folder in (tmp_path / "p", tmp_path / "p" / "prior_top"):
+        assert json.loads((folder / "config.json").read_text())["version"] == version
+
+
 def test_other_dtypes_of_the_file_are_refused(tmp_path, saved):
     with pytest.raises(TypeError, match="one of .*bfloat16.*, got torch.float16"):
         save(VQVAE2(SMALL_VQVAE), tmp_path / "half", dtype=torch.float16)
@@ -216,7 +250,7 @@ def test_an_unknown_kind_is_refused_by_name(saved):
 
 def test_a_newer_version_is_refused(saved):
     edit(saved, version=checkpoint.VERSION + 1)
-    with pytest.raises(ValueError, match="has version 2; this package reads up to 1"):
+    with pytest.raises(ValueError, match="has version 3; this package reads up to 2"):
         load(saved)
 
 

@@ -57,8 +57,10 @@ words = st.one_of(
             "BOOL",
             "F64",
             "U8",
+            "I8",
             "float32",
             "bfloat16",
+            "int8",
             "kmeans",
             "rotation",
             "downright",
@@ -142,7 +144,7 @@ def sound(tmp_path_factory) -> Path:
         moments = {f"{key}.exp_avg": weight for key, weight in weights.items()}
         state = {"step": 3, "train": {"seed": 0}, "metrics": {"bits": 1.5}, "best": None}
         save_training(folder / name, model, optimizer=moments, state=state, average=weights)
-    save(Pipeline(vqvae, [prior]), folder / "pipeline", dtype=torch.bfloat16)
+    save(Pipeline(vqvae, [prior]), folder / "pipeline", dtype=torch.int8)
     return folder
 
 

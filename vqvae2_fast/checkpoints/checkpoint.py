@@ -6,8 +6,9 @@ training with a discriminator, companion.safetensors; files.json has the checksu
 A run of several processes with a sharded prior has its tensors in shards instead; see `shards`.
 `kind` is vqvae2, classifier, the name of a registered prior such as pixelsnail, or pipeline: a
 folder of such folders. `dtype` is that of the floating-point numbers in model.safetensors: float32,
-or bfloat16 for half the size. Nothing is ever unpickled. `load` returns a model to use, in float32
-whatever the file's dtype; `load_training` returns the whole state of a run.
+bfloat16 for half the size, or int8 for a quarter of a prior's (see `models.stored_weights`).
+Nothing is ever unpickled. `load` returns a model to use, in float32 whatever the file's dtype;
+`load_training` returns the whole state of a run.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from vqvae2_fast.checkpoints.files import (
 )
 from vqvae2_fast.checkpoints.locate import checkpoint_folder, previous
 from vqvae2_fast.checkpoints.models import (
-    DTYPES,
     VERSION,
     Model,
     check_tensors,
+    dtype_of,
     known_models,
     read_config,
     read_model,
+    version_of,
     write_config,
     write_model,
 )
@@ -45,6 +47,7 @@ from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.models.stored_weights import DTYPES
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -100,13 +103,15 @@ def save(
 
     Args:
         dtype: The dtype of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8
-            bits of precision and takes half the space; `load` makes float32 modules of either.
+            bits of precision and takes half the space. torch.int8 takes a quarter for a prior: its
+            matrices and convolutions become integers up to 127 with a scale for each output, and
+            all else, VQ-VAEs and classifiers too, is in bfloat16. `load` makes float32 modules.
         class_names: Names of the labels, kept in config.json (`class_names` reads them back); by
             default those of a pipeline or of a loaded prior.
 
     Raises:
         TypeError: If `obj` is not a VQVAE2, Classifier, registered prior or Pipeline of such, or
-            dtype is neither float32 nor bfloat16.
+            dtype is none of these.
         ValueError: If `path` exists and is not a checkpoint (nothing else is replaced), or a prior
             of the pipeline is known to model the codes of another VQ-VAE.
         OSError: If it cannot be written (a full disk, for example); what was there before is
@@ -134,11 +139,11 @@ def _write_pipeline(
         check_made_for("save", vqvae, made_for)
     header: dict[str, Any] = {
         "kind": "pipeline",
-        "version": VERSION,
+        "version": version_of(dtype),
         "class_names": list(class_names),
         "config": {"levels": list(names)},
     }
-    saved_hash = weights_hash(vqvae, saved_as=dtype)
+    saved_hash = weights_hash(vqvae, saved_as=dtype_of(vqvae, dtype))
     if pipeline.recommended:
         header["recommended"] = dict(pipeline.recommended)
         hashes_of_priors = [weights_hash(prior, saved_as=dtype) for prior in pipeline.priors]

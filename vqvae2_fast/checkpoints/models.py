@@ -19,6 +19,7 @@ from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.models.prior import PRIORS, Prior
+from vqvae2_fast.models.stored_weights import DTYPES, restored, stored
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.unfilled import unfilled
@@ -32,27 +33,28 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "DTYPES",
     "VERSION",
     "Model",
     "check_tensors",
     "class_of",
+    "dtype_of",
     "known_models",
     "read_config",
     "read_model",
+    "version_of",
     "write_config",
     "write_model",
 ]
 
-# Increase this when today's readers could not read what a newer package writes.
-VERSION = 1
+# Increase this when today's readers could not read what a newer package writes. 2 has int8.
+VERSION = 2
 
 Model = VQVAE2 | Prior | Classifier
 _Config = TypeVar("_Config")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _HEADER_TYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
+    "I8": torch.int8,
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
@@ -80,6 +82,7 @@ def write_model(
     """Write config.json and model.safetensors, floating-point numbers rounded to dtype.
 
     Args:
+        dtype: As in `save`: int8 is that of priors, and other models are then in bfloat16.
         vqvae_hash: Replaces the prior's own.
 
     Raises:
@@ -90,12 +93,19 @@ def write_model(
             f"save: expected a whole model, got a sharded {class_of(model).__name__}, of which "
             "this process has only its rows. Load the checkpoint of its run, and save that."
         )
+    dtype = dtype_of(model, dtype)
     write_config(model, folder, class_names, dtype, vqvae_hash)
-    weights = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    write_tensors(weights, folder / "model.safetensors")
+    write_tensors(stored(model.state_dict(), dtype), folder / "model.safetensors")
+
+
+def dtype_of(model: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a model's file in a checkpoint that is saved in `dtype`."""
+    return torch.bfloat16 if dtype == torch.int8 and not isinstance(model, Prior) else dtype
+
+
+def version_of(dtype: torch.dtype) -> int:
+    """The lowest version of readers that can read a checkpoint in `dtype`."""
+    return 2 if dtype == torch.int8 else 1
 
 
 def write_config(
@@ -114,7 +124,7 @@ def write_config(
     folder.mkdir(exist_ok=True)
     header: dict[str, Any] = {
         "kind": kinds[model_class],
-        "version": VERSION,
+        "version": version_of(dtype),
         "config": asdict(model.config),
         "dtype": dtype_name(dtype),
     }
@@ -225,7 +235,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
         model: Model = model_class(config)
-    model.load_state_dict(read_part(folder, "model", check_finite=check_finite))
+    model.load_state_dict(restored(read_part(folder, "model", check_finite=check_finite)))
     if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")
         if "calibration" in header:
@@ -258,9 +268,11 @@ def check_tensors(
     """Raises ValueError unless a part of a checkpoint has tensors of these names, shapes and types.
 
     Args:
-        dtype: The dtype of floating-point numbers in the file.
+        expected: Weights in float32; on the meta device, shapes and types.
+        dtype: The dtype that they were saved in.
     """
     found, path = part_headers(folder, part), part_path(folder, part)
+    expected = stored(expected, dtype)
     missing, unknown = sorted(expected.keys() - found), sorted(found.keys() - expected)
     if missing or unknown:
         raise ValueError(
@@ -269,10 +281,9 @@ def check_tensors(
         )
     for name, tensor in expected.items():
         kind, shape = found[name]
-        wanted = dtype if tensor.is_floating_point() else tensor.dtype
-        if _HEADER_TYPES.get(kind) != wanted or shape != tuple(tensor.shape):
+        if _HEADER_TYPES.get(kind) != tensor.dtype or shape != tuple(tensor.shape):
             raise ValueError(
-                f"load: {path}: expected {name} to be {wanted} {list(tensor.shape)}, got "
+                f"load: {path}: expected {name} to be {tensor.dtype} {list(tensor.shape)}, got "
                 f"{_HEADER_TYPES.get(kind, kind)} {list(shape)}."
             )
 

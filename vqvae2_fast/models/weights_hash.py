@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vqvae2_fast.files.printable import printable
+from vqvae2_fast.models.stored_weights import restored, stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,9 +27,10 @@ def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
         saved_as: Give the hash of the model that will be loaded from a checkpoint of this dtype.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if saved_as is not None and tensor.is_floating_point():
-            tensor = tensor.to(saved_as).float()
+    weights = model.state_dict()
+    if saved_as is not None:
+        weights = restored(stored(weights, saved_as))
+    for name, tensor in sorted(weights.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         # As bytes: numpy has no bfloat16.
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

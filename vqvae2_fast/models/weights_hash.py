@@ -27,10 +27,9 @@ def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
         saved_as: Give the hash of the model that will be loaded from a checkpoint of this dtype.
     """
     digest = hashlib.sha256()
-    weights = model.state_dict()
-    if saved_as is not None:
-        weights = restored(stored(weights, saved_as))
-    for name, tensor in sorted(weights.items()):
+    for name, tensor in sorted(model.state_dict().items()):
+        if saved_as is not None:
+            tensor = restored(stored({name: tensor}, saved_as))[name]
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         # As bytes: numpy has no bfloat16.
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

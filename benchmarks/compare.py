@@ -2,11 +2,12 @@
 
     python benchmarks/compare.py search step --rounds 31 --threads 2 --save
     python benchmarks/compare.py "search*" "cost*" --save
+    python benchmarks/compare.py search --against faiss --levels avx2 avx2_vnni
     python benchmarks/compare.py --list
 
 Prints each contender's median and how many times as long as ours it takes: ratio of medians, in
 brackets the 20th and 80th percentile of the ratio within a round. An operator whose conformance
-tests fail gets no ratio. `VQVAE2_FAST_SIMD` chooses our SIMD level.
+tests fail gets no ratio. `VQVAE2_FAST_SIMD` chooses our SIMD level; --levels adds ours at others.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import conformance
 import measure
 import torch
 from peak_memory import peak_mib
-from workload import Workload, make_runs
+from workload import Run, Workload, make_runs
 from workloads import WORKLOADS
 
 from vqvae2_fast import ops
+from vqvae2_fast.testing.compare import simd_level
 
 if TYPE_CHECKING:
     import argparse
@@ -43,11 +45,21 @@ def owner_of(workload: Workload) -> str:
     return ops.owner(workload.op, *arguments.get(workload.op, (z, codebook)))
 
 
+def at_level(level: str, run: Run) -> Run:
+    def run_at_level() -> object:
+        with simd_level(level):
+            return run()
+
+    return run_at_level
+
+
 def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     workload = WORKLOADS[name]()
     green = conformance.is_green(workload.op)
     wanted = {"ours", *(options.against or workload.contenders)}
     runs = make_runs({who: make for who, make in workload.contenders.items() if who in wanted})
+    if options.levels:
+        runs |= {f"ours, {level}": at_level(level, runs["ours"]) for level in options.levels}
     seconds = measure.interleave(
         {**runs, **measure.ceilings()}, options.rounds, measure.CLOCKS[options.clock]
     )
@@ -61,12 +73,13 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     for contender in runs:
         times = seconds[contender]
         wants_memory = options.memory and not workload.mode.startswith("cost_")
+        wants_memory = wants_memory and contender in workload.contenders
         peak = peak_mib(name, contender) if wants_memory else float("nan")
         row = measure.make_row(
             contender,
             seconds,
             op=workload.op,
-            owner=owner_of(workload) if contender == "ours" else contender,
+            owner=owner_of(workload) if contender.startswith("ours") else contender,
             mode=workload.mode,
             shape=workload.size,
             flops=workload.flops,
@@ -76,7 +89,7 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
         )
         rows.append(row)
         line = (
-            f"  {contender:14} {statistics.median(times) * 1e3:9.4f} ms "
+            f"  {contender:17} {statistics.median(times) * 1e3:9.4f} ms "
             f"({row.p20_ms:.4g}-{row.p80_ms:.4g}) {row.gflop_per_s:7.1f} GFLOP/s "
             f"{100 * row.share_of_ceiling:4.0f} % of ceiling"
         )
@@ -101,6 +114,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--against", nargs="*", default=[], help="contenders in addition to ours; default: all"
+    )
+    parser.add_argument(
+        "--levels", nargs="*", default=[], help="SIMD levels at which ours takes part as well"
     )
     parser.add_argument("--memory", action="store_true", help="peak memory, in separate processes")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")

@@ -3,13 +3,14 @@
     python benchmarks/exactness.py --rows 10000000 --levels avx2 avx512_vnni
     python benchmarks/exactness.py --rows 1000000 --quantizers 3
     python benchmarks/exactness.py --rows 100000 --codes 16384
+    python benchmarks/exactness.py --rows 100000 --codes 1024 --widen 16
 
 With several quantisers it checks `residual_nearest_code`: every residual, computed in float32 by
 the definition, against its codebook. The codebooks are copies of the data's, each half as long as
 the one before; a row is wrong if one of its codes or its sum is.
 
-With --codes, all data has that many codes and twice the dimensions, so that the screen in bytes is
-checked.
+With --codes, all data has that many codes and twice the dimensions, or --widen times, so that the
+screen in bytes is checked.
 
 The judge is independent of the kernel and of its reference: it computes float64 scores of all codes
 by one matrix product. For every row where several codes lie within its rounding of the smallest
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
     parser.add_argument("--quantizers", type=int, default=1)
     parser.add_argument("--codes", type=int, default=0)
+    parser.add_argument("--widen", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -156,7 +158,8 @@ def main() -> None:
             wrong, rows, chunk = 0, 0, CHUNK
             if options.codes:
                 # About as many scores at once as otherwise.
-                k, d, chunk = options.codes, 2 * d, max(64, (CHUNK << 8) // options.codes)
+                k, d = options.codes, options.widen * d
+                chunk = max(64, (CHUNK << 8) // options.codes)
             generator = torch.Generator().manual_seed(percent + k)
             while rows * 100 < options.rows * percent:
                 z, codebook = make(generator, chunk, k, d)

@@ -17,7 +17,18 @@ namespace {
 // A block is this many vectors of codes, two panels.
 constexpr int64_t kBlockVectors = 4;
 constexpr int64_t kByteBlock = kBlockVectors * ByteSum::kLanes;
-constexpr ByteLayout kByteLayout = {.fewest_codes = ByteSum::kFewestCodes,
+
+// Whether `candidates` of a row cost less than bytes save in its products.
+inline bool bytes_pay(int64_t num_codes, int64_t dim, double candidates) {
+  return candidates * ByteSum::kProductsPerCandidate <= static_cast<double>(num_codes * dim);
+}
+
+inline bool suit_bytes(int64_t num_codes, int64_t dim) {
+  return num_codes >= ByteSum::kFewestCodes && dim >= ByteSum::kFewestDims &&
+         dim <= ByteSum::kMostDims && bytes_pay(num_codes, dim, 2);
+}
+
+constexpr ByteLayout kByteLayout = {.suits = suit_bytes,
                                     .block = kByteBlock,
                                     .dims = ByteSum::kDims,
                                     .most_component = ByteSum::kMostCode,
@@ -32,7 +43,8 @@ constexpr int kMostCandidates = 128;
 
 // Rows as bytes with 128 added, in one unit, so that the sums of all of them start alike.
 struct ByteTile {
-  uint32_t words[kTileRows][kMostByteDims / ByteSum::kDims];
+  // Whole vectors of bytes are written, also past the last dimension.
+  uint32_t words[kTileRows][(ByteSum::kMostDims + Vec::kLanes) / ByteSum::kDims];
   uint32_t factor;
 };
 
@@ -68,13 +80,13 @@ struct ByteScores {
 inline float byte_unit(const PackedCodebook& codebook, const float* z) {
   const ByteCodes& bytes = codebook.bytes;
   const int64_t dim = codebook.dim;
-  float square = 0, largest = 0;
-  for (int64_t d = 0; d < dim; ++d) {
-    const float value = codebook.center[d] - z[d];
-    square += value * value;
-    largest = fabsf(value) > largest ? fabsf(value) : largest;
-  }
-  const float norm = norm_above(square, dim);
+  const Vec zero = Vec::broadcast(0.0f);
+  Vec squares = zero, sizes = zero;
+  for_each_centered(z, codebook, [&](int64_t, Vec values) {
+    squares = squares.add_product(values, values);
+    sizes = sizes.at_least(values).at_least(zero - values);
+  });
+  const float norm = norm_above(lane_sum(squares), dim), largest = -least_lane(zero - sizes);
   if (!(norm < 0x1p16f * static_cast<float>(codebook.max_norm))) return INFINITY;
   float least = bytes.half_unit / bytes.unit * 1.0001f;
   if constexpr (sizeof(ByteSum::Score) == 2) {
@@ -87,71 +99,88 @@ inline float byte_unit(const PackedCodebook& codebook, const float* z) {
   return unit > least ? unit : least;
 }
 
-// Sorts list[0..count) by the units of its rows, so that those of a tile are much the same, and
-// writes the units in this order.
+// Sorts list[0..count), a block at most, by the units of its rows, so that those of a tile are much
+// the same, and writes the units in this order. Units within a sixteenth of each other stay as they
+// are.
 inline void sort_by_unit(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
                          int64_t count, float* units) {
+  constexpr int kBuckets = 128, kMantissaBits = 4;
+  static_assert(kMaxBlockTiles * kTileRows < 256);
+  int64_t unsorted[kMaxBlockTiles * kTileRows];
+  float found[kMaxBlockTiles * kTileRows];
+  uint8_t buckets[kMaxBlockTiles * kTileRows];
+  float least = INFINITY;
   for (int64_t n = 0; n < count; ++n) {
-    const int64_t row = list[n];
-    const float unit = byte_unit(codebook, rows[row]);
-    int64_t i = n;
-    for (; i > 0 && units[i - 1] > unit; --i) {
-      units[i] = units[i - 1];
-      list[i] = list[i - 1];
-    }
-    units[i] = unit;
-    list[i] = row;
+    unsorted[n] = list[n];
+    found[n] = byte_unit(codebook, rows[list[n]]);
+    least = found[n] < least ? found[n] : least;
+  }
+  // Positive floats are in the order of their bits.
+  uint8_t ends[kBuckets] = {};
+  for (int64_t n = 0; n < count; ++n) {
+    const uint32_t above = (bits_of(found[n]) - bits_of(least)) >> (23 - kMantissaBits);
+    buckets[n] = static_cast<uint8_t>(above < kBuckets ? above : kBuckets - 1);
+    ++ends[buckets[n]];
+  }
+  for (int i = 1; i < kBuckets; ++i) ends[i] = static_cast<uint8_t>(ends[i] + ends[i - 1]);
+  for (int64_t n = count - 1; n >= 0; --n) {
+    const int64_t i = --ends[buckets[n]];
+    list[i] = unsorted[n];
+    units[i] = found[n];
   }
 }
 
-// Writes m - z as bytes of a tile in the given unit.
-inline ByteRow stage_bytes(const PackedCodebook& codebook, const float* z, float unit,
-                           uint32_t* words) {
+// Writes m - z as bytes of a tile in the given unit, and begins the row.
+inline void stage_bytes(const PackedCodebook& codebook, const float* z, float unit, uint32_t* words,
+                        ByteRow& row) {
   constexpr int kDims = ByteSum::kDims;
+  // The last bit of 1.5 * 2^23 stands for one.
+  constexpr float kBiased = 0x1.8p23f + kByteBias;
   const ByteCodes& bytes = codebook.bytes;
   const int64_t dim = codebook.dim;
-  const float max_norm = static_cast<float>(codebook.max_norm), inverse = 1 / unit;
-  float square = 0, errors = 0;
-  uint8_t packed[kMostByteDims + kDims] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    constexpr float kInteger = 0x1.8p23f;
-    const float value = codebook.center[d] - z[d];
-    const float integer = (value * inverse + kInteger) - kInteger;
-    const float error = value - integer * unit;
-    square += value * value;
-    errors += error * error;
-    packed[d] = static_cast<uint8_t>(static_cast<int>(integer) + kByteBias);
-  }
+  const float max_norm = static_cast<float>(codebook.max_norm);
+  const Vec inverse = Vec::broadcast(1 / unit);
+  Vec squares = Vec::broadcast(0.0f), error_squares = squares;
+  uint8_t packed[ByteSum::kMostDims + Vec::kLanes];
+  for_each_centered(z, codebook, [&](int64_t d, Vec values) {
+    const Vec integers = values * inverse + Vec::broadcast(kBiased);
+    const Vec errors = values - (integers - Vec::broadcast(kBiased)) * Vec::broadcast(unit);
+    squares = squares.add_product(values, values);
+    error_squares = error_squares.add_product(errors, errors);
+    integers.store_low_bytes(packed + d);
+  });
   for (int64_t d = 0; d < dim; d += kDims) {
     uint32_t word = 0;
     memcpy(&word, packed + d, kDims);
     words[d / kDims] = kDims == 2 ? word * 0x10001u : word;
   }
   // The roundings of m - z and of the errors, whose squares were summed in float32.
-  const float norm = norm_above(square, dim), error = norm_above(errors, dim) + norm * 0x1p-22f;
+  const float norm = norm_above(lane_sum(squares), dim);
+  const float error = norm_above(lane_sum(error_squares), dim) + norm * 0x1p-22f;
   const float width =
       static_cast<float>(VQ_BAND_SCALE) *
       (2.02f * (error * max_norm + (norm + error) * bytes.residual) / (unit * bytes.unit) + 6);
-  ByteRow row;
   row.width = width < ByteSum::kMostScore ? static_cast<int>(width) + 1 : -1;
   row.least = ByteSum::kMostScore;
   row.count = 0;
-  return row;
 }
 
-// Writes the rows list[0..kTileRows), whose units ascend, as a tile.
+// Writes the rows list[0..kTileRows) as a tile.
 inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* rows,
                             const int64_t* list, const float* units, ByteTile& tile,
                             ByteRow* state) {
   float unit = 0;
-  for (int r = 0; r < kTileRows; ++r) unit = units[r] < INFINITY ? units[r] : unit;
+  for (int r = 0; r < kTileRows; ++r) {
+    if (units[r] < INFINITY && units[r] > unit) unit = units[r];
+  }
   const float product = unit * codebook.bytes.unit;
   tile.factor = unit > 0 ? ByteSum::factor(codebook.bytes.half_unit / product) : 0;
   for (int r = 0; r < kTileRows; ++r) {
     if (units[r] < INFINITY) {
-      state[r] = stage_bytes(codebook, rows[list[r]], unit, tile.words[r]);
+      stage_bytes(codebook, rows[list[r]], unit, tile.words[r], state[r]);
     } else {
       state[r].width = -1;
+      state[r].count = 0;
       memset(tile.words[r], 0, sizeof(tile.words[r]));
     }
   }
@@ -208,9 +237,21 @@ inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* 
   }
 }
 
+// A row with more candidates costs less in the next screen.
+inline int64_t most_candidates(const PackedCodebook& codebook) {
+  constexpr int64_t kRoom = kMostCandidates - kBlockVectors;
+#if defined(VQ_ALL_CANDIDATES)
+  (void)codebook;
+  return kRoom;
+#else
+  const int64_t most = 2 * codebook.num_codes * codebook.dim / ByteSum::kProductsPerCandidate;
+  return most < kRoom ? most : kRoom;
+#endif
+}
+
 // Adds the candidates of row r from num_blocks blocks, which start with block `first`.
 inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, int64_t first,
-                               int64_t num_blocks) {
+                               int64_t num_blocks, int64_t most) {
   constexpr int kLanes = ByteSum::kLanes;
   constexpr int64_t kWordBlocks = 64 / kLanes;
   ByteSum lanes_least = scores.minima[r][0];
@@ -229,8 +270,8 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
       open |= uint64_t{scores.minima[r][block].lanes_at_most(bound)} << (block - base) * kLanes;
     }
     for (; open; open &= open - 1) {
-      if (row.count > kMostCandidates - kBlockVectors) row.drop_beaten();
-      if (row.count > kMostCandidates - kBlockVectors) {
+      if (row.count > most) row.drop_beaten();
+      if (row.count > most) {
         row.width = -1;
         return;
       }
@@ -249,12 +290,16 @@ inline void collect_candidates(ByteRow& row, const ByteScores& scores, int r, in
 // The nearest code of a row, or -1 if this screen does not tell.
 inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const float* z) {
   if (row.width < 0 || row.bound() == ByteSum::kMostScore) return -1;
-  row.drop_beaten();
-  // Codes are mostly in the third-level cache: all their lines are asked for at once.
-  for (int i = 0; i < row.count; ++i) {
-    const float* const code = codebook.codes + row.candidates[i].code * codebook.dim;
-    for (int64_t d = 0; d < codebook.dim; d += 16) __builtin_prefetch(code + d);
+  // With a single part, all candidates are within the last bound.
+  if (codebook.num_codes > kPartBlocks * kByteBlock) {
+    row.drop_beaten();
+    // Codes are mostly in the third-level cache: all their lines are asked for at once.
+    for (int i = 0; i < row.count; ++i) {
+      const float* const code = codebook.codes + row.candidates[i].code * codebook.dim;
+      for (int64_t d = 0; d < codebook.dim; d += 16) __builtin_prefetch(code + d);
+    }
   }
+  if (row.count == 1) return row.candidates[0].code;  // not padding, which repeats the last code
   Shortlist shortlist(codebook, z);
   for (int i = 0; i < row.count; ++i) {
     if (row.candidates[i].code < codebook.num_codes) shortlist.add(row.candidates[i].code);
@@ -263,14 +308,16 @@ inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const 
 }
 
 // Screens the rows list[0..count) and settles what it can; the others stay in the list, in another
-// order. list and units have room for whole tiles.
+// order. list and units have room for whole tiles. Sets whether the next screen alone would have
+// been faster.
 inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
-                            int64_t count, float* units, int64_t* indices) {
+                            int64_t count, float* units, int64_t* indices, bool* is_slow) {
   const int64_t num_blocks = (codebook.num_codes + kByteBlock - 1) / kByteBlock;
+  const int64_t most = most_candidates(codebook);
   ByteTile tiles[kPartTiles];
   ByteRow state[kPartTiles * kTileRows];
   ByteScores scores;
-  int64_t num_left = 0;
+  int64_t num_left = 0, num_candidates = 0;
   sort_by_unit(codebook, rows, list, count, units);
   for (int64_t i = count; i % kTileRows; ++i) {  // the last tile repeats its last row
     list[i] = list[count - 1];
@@ -291,12 +338,13 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
         for (int r = 0; r < kTileRows; ++r) {
           ByteRow& row = state[tile * kTileRows + r];
           if (row.width < 0) continue;
-          collect_candidates(row, scores, r, first, last - first);
+          collect_candidates(row, scores, r, first, last - first, most);
         }
       }
     }
     for (int64_t i = 0; i < num; ++i) {
       const int64_t row = list[begin + i], code = settle_bytes(codebook, state[i], rows[row]);
+      num_candidates += state[i].count;
       if (code < 0) {
         list[num_left++] = row;
       } else {
@@ -304,6 +352,8 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
       }
     }
   }
+  const double mean = static_cast<double>(num_candidates) / static_cast<double>(count);
+  *is_slow = 4 * num_left > count || !bytes_pay(codebook.num_codes, codebook.dim, mean);
   return num_left;
 }
 #else

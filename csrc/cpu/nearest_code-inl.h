@@ -19,7 +19,6 @@ namespace {
 // Words of the tiles of a block: they should stay in the second-level cache together with the
 // codes.
 constexpr int64_t kBlockWords = 16 << 10;
-constexpr int64_t kMaxBlockTiles = 16;
 // A row with more open lanes than this costs less in the next screen. An open lane is searched
 // code by code, at a quarter of the rate of the screen.
 constexpr int kMaxOpenLanes = 2;
@@ -130,41 +129,54 @@ inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work
   return num_left;
 }
 
-// Blocks that skip a screen after one in which it settled too little.
-constexpr int kSkippedBlocks = 15;
-struct Skips {
-  int tiles, bytes, pairs;
+// Whether a screen is worth its time. After a block where it was not, it is skipped for
+// kFewestSkipped blocks, and for twice as many each time that this is so again.
+class Trial {
+ public:
+  bool is_due() {
+    if (skipped_ == 0) return true;
+    --skipped_;
+    return false;
+  }
+  void report(bool is_slow) {
+    if (is_slow) skipped_ = next_;
+    const int twice = 2 * next_ < kMostSkipped ? 2 * next_ : kMostSkipped;
+    next_ = is_slow ? twice : kFewestSkipped;
+  }
+
+ private:
+  static constexpr int kFewestSkipped = 15, kMostSkipped = 240;
+  int skipped_ = 0, next_ = kFewestSkipped;
+};
+
+struct Trials {
+  Trial bytes, tiles, pairs;
 };
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,
-                         int64_t* indices, Skips* skips) {
+                         int64_t* indices, Trials* trials) {
   int64_t left = count;
   for (int64_t i = 0; i < count; ++i) work.unsettled[i] = i;
 #if defined(VQ_HAS_BYTE_PRODUCTS)
-  if (skips->bytes > 0) {
-    --skips->bytes;
-  } else if (codebook.bytes.panels) {
-    left = screen_bytes(codebook, work.rows, work.unsettled, left, work.least, indices);
-    if (3 * left > count) skips->bytes = kSkippedBlocks;
+  if (codebook.bytes.panels && trials->bytes.is_due()) {
+    bool is_slow;
+    left = screen_bytes(codebook, work.rows, work.unsettled, left, work.least, indices, &is_slow);
+    trials->bytes.report(is_slow);
   }
 #endif
 #if defined(VQ_HAS_TILES)
-  if (skips->tiles > 0) {
-    --skips->tiles;
-  } else if (left > 0 && codebook.tiles.panels) {
+  if (left > 0 && codebook.tiles.panels && trials->tiles.is_due()) {
     const int64_t given = left;
     left = screen_rows<TileScreen>(codebook, work, work.unsettled, left, indices);
-    if (3 * left > given) skips->tiles = kSkippedBlocks;
+    trials->tiles.report(3 * left > given);
   }
 #endif
 #if defined(VQ_HAS_PAIR_PRODUCTS)
-  if (skips->pairs > 0) {
-    --skips->pairs;
-  } else if (left > 0) {
+  if (left > 0 && trials->pairs.is_due()) {
     const int64_t given = left;
     left = screen_rows<PairScreen>(codebook, work, work.unsettled, left, indices);
     // Both screens for every row cost more than only float32.
-    if (3 * left > given) skips->pairs = kSkippedBlocks;
+    trials->pairs.report(3 * left > given);
   }
 #endif
   if (left > 0) left = screen_rows<FloatScreen>(codebook, work, work.unsettled, left, indices);
@@ -172,7 +184,7 @@ inline void search_block(const PackedCodebook& codebook, const Workspace& work, 
     const int64_t row = work.unsettled[i];
     indices[row] = search_directly(codebook, work.rows[row]);
   }
-  (void)skips;
+  (void)trials;
 }
 
 // A few rows against a codebook that is not packed; copies holds num_rows x D floats.
@@ -191,11 +203,11 @@ inline void search_rows(const NearestCodeProblem& problem, int64_t begin, int64_
   const PackedCodebook& codebook = *problem.codebook;
   const int64_t dim = codebook.dim, rows_in_block = block_rows(dim);
   const Workspace work(memory, dim);
-  Skips skips = {};
+  Trials trials;
   for (int64_t first = begin; first < end; first += rows_in_block) {
     const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
     load_rows(problem.z, first, count, dim, work.copies, work.rows);
-    search_block(codebook, work, count, problem.indices + first, &skips);
+    search_block(codebook, work, count, problem.indices + first, &trials);
     finish_rows(problem, work.rows, first, count, first / rows_in_block);
   }
 }

@@ -21,14 +21,11 @@ constexpr float kEmptyScore = 3e38f;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kFewRows = 8;
 
-// Codes of more dimensions are not screened in products of bytes (byte_screen-inl.h).
-constexpr int64_t kMostByteDims = 64;
-
-// How a level screens in bytes, if it does: from how many codes on, codes in a block, dimensions
-// that share a word and have a score of as many bytes, the largest integer of a component and of a
-// half norm.
+// How a level screens in products of bytes (byte_screen-inl.h), if it does: whether that is faster
+// for a codebook than the next screen alone, codes in a block, dimensions that share a word and
+// have a score of as many bytes, the largest integer of a component and of a half norm.
 struct ByteLayout {
-  int64_t fewest_codes = INT64_MAX;
+  bool (*suits)(int64_t num_codes, int64_t dim) = nullptr;
   int64_t block = 0, dims = 0;
   float most_component = 0, most_half = 0;
 };

@@ -136,7 +136,7 @@ inline ByteNorms fill_bytes(const PackedCodebook& codebook, int64_t first, int64
   auto* const offsets = static_cast<ByteSum::Offset*>(out.offsets);
   double most_square = 0, most_residual = 0;
   for (int64_t k = first * kByteBlock; k < last * kByteBlock; ++k) {
-    int8_t bytes[kMostByteDims + kDims] = {};
+    int8_t bytes[ByteSum::kMostDims + kDims] = {};
     // Padding repeats the last code, so that the least score is always that of a code.
     const int64_t source = k < codebook.num_codes ? k : codebook.num_codes - 1;
     halves[k] = ByteSum::half(codebook.half_norms[source] / codebook.bytes.half_unit);

@@ -115,7 +115,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
-  const bool in_bytes = num_codes >= kernels.bytes.fewest_codes && dim <= kMostByteDims;
+  const bool in_bytes = kernels.bytes.suits && kernels.bytes.suits(num_codes, dim);
   // Rows that bytes leave open go to int16: both forms would take too much memory.
   if (kernels.has_tiles && dim <= kMostTileDims && !in_bytes) {
     const int64_t size = tiled * tile_chunks(dim) * kTileDims;

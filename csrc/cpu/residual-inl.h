@@ -82,7 +82,7 @@ inline int64_t residual_workspace(int64_t dim, int64_t num_quantizers) {
   const int64_t rows = block_rows(dim);
   return Workspace::bytes(dim) + rows * static_cast<int64_t>(sizeof(int64_t)) +
          rows * dim * static_cast<int64_t>(sizeof(float)) +
-         num_quantizers * static_cast<int64_t>(sizeof(Skips));
+         num_quantizers * static_cast<int64_t>(sizeof(Trials));
 }
 
 inline void residual_rows(const ResidualProblem& problem, int64_t begin, int64_t end,
@@ -92,14 +92,14 @@ inline void residual_rows(const ResidualProblem& problem, int64_t begin, int64_t
   int64_t* const found =
       reinterpret_cast<int64_t*>(static_cast<char*>(memory) + Workspace::bytes(dim));
   float* const totals = reinterpret_cast<float*>(found + rows_in_block);
-  Skips* const skips = reinterpret_cast<Skips*>(totals + rows_in_block * dim);
-  for (int64_t q = 0; q < problem.num_quantizers; ++q) skips[q] = {};
+  Trials* const trials = reinterpret_cast<Trials*>(totals + rows_in_block * dim);
+  for (int64_t q = 0; q < problem.num_quantizers; ++q) trials[q] = {};
   for (int64_t first = begin; first < end; first += rows_in_block) {
     const int64_t count = first + rows_in_block < end ? rows_in_block : end - first;
     quantize_residuals(problem, first, count, work.rows, work.copies, totals, found,
                        problem.block_errors + first / rows_in_block * problem.num_quantizers,
                        [&](int64_t q, const float* const*, int64_t* index) {
-                         search_block(*problem.codebooks[q], work, count, index, skips + q);
+                         search_block(*problem.codebooks[q], work, count, index, trials + q);
                        });
   }
 }

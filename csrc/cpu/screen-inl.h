@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t kPanelWidth = 2 * Vec::kLanes;
 constexpr int kTileRows = Vec::kTileRows;
+// Rows are searched in blocks of at most this many tiles.
+constexpr int64_t kMaxBlockTiles = 16;
 // A staged tile is [words / kStageWords, kTileRows, kStageWords]. Its rows are at fixed distances,
 // so that the inner loop needs only one pointer.
 constexpr int64_t kStageWords = 64;
@@ -186,9 +188,12 @@ template <class Screen>
       high[r] = Screen::start(Vec::load(half_norms + Vec::kLanes));
     }
     const typename Screen::Word* rows = tile;
-    for (int64_t start = 0; start < words; start += kStageWords) {
+    // At least once: with loops that may be empty, GCC 12 also stores all sums in each pass.
+    int64_t start = 0;
+    do {
       const int64_t count = words - start < kStageWords ? words - start : kStageWords;
-      for (int64_t i = 0; i < count; ++i) {
+      int64_t i = 0;
+      do {
 #pragma GCC unroll 12
         for (int r = 0; r < kTileRows; ++r) {
           const typename Screen::Word z = rows[r * kStageWords + i];
@@ -196,9 +201,9 @@ template <class Screen>
           high[r] = Screen::add_products(high[r], z, codes + Vec::kLanes);
         }
         codes += kPanelWidth;
-      }
+      } while (++i < count);
       rows += kTileRows * kStageWords;
-    }
+    } while ((start += kStageWords) < words);
     const uint32_t low_tag = static_cast<uint32_t>((2 * panel) >> tags.shift);
     const uint32_t high_tag = static_cast<uint32_t>((2 * panel + 1) >> tags.shift);
 #pragma GCC unroll 12

@@ -161,11 +161,13 @@ MANY_CODES = {
 
 
 @pytest.mark.parametrize("kind", MANY_CODES)
-@pytest.mark.parametrize(("num_codes", "dim"), [(4161, 1), (4161, 23), (16_449, 64), (32_833, 16)])
+@pytest.mark.parametrize(
+    ("num_codes", "dim"),
+    [(4161, 1), (4161, 23), (16_449, 64), (32_833, 16), (1031, 131), (515, 512)],
+)
 def test_many_codes(num_codes, dim, kind):
-    """Codes of all kinds, midpoints between them, and vectors of all lengths, screened in int8:
-    from 1,024 codes on at avx2_vnni, 2,048 at avx2, 4,096 at avx512, 8,192 at avx512_vnni and
-    16,384 at avx512_amx."""
+    """Codes of all kinds, midpoints between them, and vectors of all lengths, screened in int8
+    where `suit_bytes` of byte_screen-inl.h takes them."""
     generator = torch.Generator().manual_seed(5)
     codebook = MANY_CODES[kind](torch.randn(num_codes, dim, generator=generator))
     pairs = torch.randint(len(codebook), (40, 2), generator=generator)

@@ -144,8 +144,7 @@ struct QuadSum {
 
 #define VQ_HAS_PAIR_PRODUCTS
 
-// Eight sums of products of int16 pairs; `vpdpwssd` of AVX-VNNI takes 1.3 to 1.4 times as long on
-// Zen 5. The type has the lanes that the intrinsics have: GCC 12
+// Eight sums of products of int16 pairs. The type has the lanes that the intrinsics have: GCC 12
 // keeps an array of another type, such as __m256i, in memory.
 struct PairSum {
   typedef unsigned Lanes __attribute__((vector_size(32)));
@@ -156,7 +155,12 @@ struct PairSum {
   PairSum add_products(uint32_t z, const uint32_t* codes) const {
     const __m256i row = _mm256_set1_epi32(static_cast<int>(z));
     const __m256i code = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+#if defined(__AVXVNNI__)
+    return {
+        reinterpret_cast<Lanes>(_mm256_dpwssd_avx_epi32(reinterpret_cast<__m256i>(v), row, code))};
+#else
     return {v + reinterpret_cast<Lanes>(_mm256_madd_epi16(row, code))};
+#endif
   }
   Vec to_float() const { return {_mm256_cvtepi32_ps(reinterpret_cast<__m256i>(v))}; }
 };
@@ -167,7 +171,8 @@ struct PairSum {
 // Eight scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 8, kDims = 4;
-  static constexpr int kFewestCodes = 1024;  // below, the next screen alone is faster
+  static constexpr int kFewestDims = 1, kMostDims = 512;
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 8192;  // measured
   static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
@@ -217,8 +222,9 @@ struct ByteSum {
 // Words of rows stand twice in 32 bits.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 2;
-  static constexpr int kFewestCodes = 2048;  // below, the next screen alone is faster
-  static constexpr int kMostCode = 63;       // a sum of two products does not saturate
+  static constexpr int kFewestDims = 1, kMostDims = 64;
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured
+  static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;
   using Offset = int16_t;

@@ -151,12 +151,13 @@ inline Vec store_rounded(Vec values, int16_t* rounded) {
 // Sixteen scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 4;
-  // Below, the next screen alone is faster.
+  // Measured, but for AMX.
 #if defined(__AMX_TILE__)
-  static constexpr int kFewestCodes = 16384;
+  static constexpr int kFewestDims = 1, kMostDims = 64, kFewestCodes = 16384;
 #else
-  static constexpr int kFewestCodes = 8192;
+  static constexpr int kFewestDims = 32, kMostDims = 512, kFewestCodes = 256;
 #endif
+  static constexpr int kProductsPerCandidate = 16000;
   static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
@@ -197,8 +198,9 @@ struct ByteSum {
 // time. Words of rows stand twice in 32 bits.
 struct ByteSum {
   static constexpr int kLanes = 32, kDims = 2;
-  static constexpr int kFewestCodes = 4096;  // below, the next screen alone is faster
-  static constexpr int kMostCode = 63;       // a sum of two products does not saturate
+  static constexpr int kFewestDims = 1, kMostDims = 64;
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured
+  static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;
   using Offset = int16_t;

@@ -6,6 +6,7 @@ from it.
 
     python tools/build_emoji_sheet.py SOURCE                         # sheet.webp, labels.csv
     python tools/build_emoji_sheet.py SOURCE --folder OUT --size 64  # OUT/train, OUT/held_out
+    python tools/build_emoji_sheet.py SOURCE --folder OUT --subcategories  # 96 classes, not 9
 
 The label table decides which emoji are taken and in what order; its first five columns are
 emoji-data's, the sixth, `group`, is written here. Needs vqvae2_fast installed.
@@ -24,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from vqvae2_fast.data.emoji import SHEET_COLUMNS, TILE, side_of_group, tiles_of_sheet
+from vqvae2_fast.data.groups import SEPARATOR
 
 PACKAGE_DATA = Path(__file__).parents[1] / "vqvae2_fast" / "data" / "fluent_emoji"
 QUALITY = 82  # the highest that keeps the sheet under 1.3 MB: 1.286 MB; 84 makes 1.366 MB
@@ -131,10 +133,23 @@ def write_sheet(art: list[Image.Image], rows: list[dict[str, str]], out: Path) -
     print(f"{out}: {len(tiles)} emoji, {len(sheet)} bytes, {mean:.1f} dB (worst {worst:.1f} dB)")
 
 
-def write_folder(art: list[Image.Image], rows: list[dict[str, str]], out: Path, size: int) -> None:
-    """Writes OUT/{train,held_out}/<class>/<key>.png, split as the embedded set is."""
+def write_folder(
+    art: list[Image.Image],
+    rows: list[dict[str, str]],
+    out: Path,
+    size: int,
+    *,
+    subcategories: bool = False,
+) -> None:
+    """Writes OUT/{train,held_out}/<class>/<key>.png, split as the embedded set is.
+
+    A class is a category, or "<category> - <subcategory>".
+    """
     for tile, row in zip(scaled(art, size), rows, strict=True):
-        folder = out / side_of_group(base_group(row["key"])) / row["category"]
+        name = row["category"]
+        if subcategories:
+            name += SEPARATOR + row["subcategory"]
+        folder = out / side_of_group(base_group(row["key"])) / name
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(folder / f"{row['key']}.png")
     print(f"{out}: {len(art)} emoji of {size}x{size}; use ImageFolder({str(out)!r}, {size})")
@@ -147,6 +162,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=PACKAGE_DATA, help="where the sheet goes")
     parser.add_argument("--folder", type=Path, help="write a folder of PNGs here instead")
     parser.add_argument("--size", type=int, default=64, help="side of the PNGs in pixels")
+    parser.add_argument(
+        "--subcategories", action="store_true", help="one folder for each subcategory"
+    )
     options = parser.parse_args(arguments)
     if not 1 <= options.size <= _ART:
         parser.error(f"--size must be between 1 and {_ART}, got {options.size}")
@@ -154,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = list(csv.DictReader(file))
     art = read_art(options.source, [row["key"] for row in rows])
     if options.folder:
-        write_folder(art, rows, options.folder, options.size)
+        write_folder(art, rows, options.folder, options.size, subcategories=options.subcategories)
     else:
         write_sheet(art, rows, options.out)
 

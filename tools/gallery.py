@@ -24,6 +24,7 @@ from vqvae2_fast import Pipeline, from_preset, load, sample_images
 from vqvae2_fast.checkpoints import pretrained_names
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, in_order
+from vqvae2_fast.data.groups import group_names, spread_over_groups
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.report.grids import image_grid, sample_grid
 
@@ -70,16 +71,18 @@ def main() -> None:
         open_images(source, split, config.image_channels, config.image_size, Progress(quiet=True))
         for split in ("train", "held_out")
     )
-    names, settings = pipeline.class_names, dict(pipeline.recommended)
-    labels = torch.arange(len(names)).repeat_interleave(SHOWN)
+    # A row for each group of classes.
+    names, settings = group_names(pipeline.class_names), dict(pipeline.recommended)
+    labels = torch.tensor(spread_over_groups(pipeline.class_names, SHOWN)).flatten()
+    rows_of = torch.arange(len(names)).repeat_interleave(SHOWN)
     chosen = sample_images(pipeline, len(labels), labels=labels, **settings)
     plain = sample_images(pipeline, len(labels), labels=labels)
     for name, images in (("plain", plain), ("chosen", chosen)):
-        keep(sample_grid(images, labels.tolist(), names, title=name), name)
+        keep(sample_grid(images, rows_of.tolist(), names, title=name), name)
 
     rows, titles = [], []
     for number, name in enumerate(names):
-        own = chosen[labels == number]
+        own = chosen[rows_of == number]
         rows += [own, nearest(own, train_set)]
         titles += [name, "nearest"]
     keep(image_grid(rows, titles, gaps=range(2, len(rows), 2), tile=64), "nearest")

@@ -107,6 +107,22 @@ def test_the_report_shows_every_picture_and_what_was_left_out(found):
         assert (found / f"{name}.png").exists()
 
 
+def test_classifiers_see_groups_of_classes(place, tmp_path):
+    names = ("farm - cow", "pet - cat", "pet - dog")
+    for side in ("train", "held_out"):
+        for name in names:
+            source = place / "images" / side / name.partition(" - ")[2]
+            shutil.copytree(source, tmp_path / "images" / side / name)
+    save(tiny_pipeline(), tmp_path / "pipeline", class_names=names)
+    model = Classifier(ClassifierConfig((16, 16), 3, 2, "small", 8)).eval()
+    save(model, tmp_path / "judge", class_names=("farm", "pet"))
+    out = tmp_path / "out"
+    assert evaluate(tmp_path, out, sampling_options(tmp_path), "--cas-epochs 1 --groups") == 0
+    values = json.loads((out / "metrics.json").read_text())
+    for row in values["cas"]:
+        assert len(row["tested_on"]["real"]["by_class"]) == 2
+
+
 def test_samples_on_the_disk_are_used_again(place, found, capsys):
     before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
     assert evaluate(place, found, sampling_options(place), "--json") == 0

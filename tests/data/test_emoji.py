@@ -221,6 +221,17 @@ def test_script_writes_a_class_folder_with_the_embedded_split(
     assert {emoji.side_of_group(group) for group in groups} == {"held_out"}
 
 
+def test_script_writes_a_folder_for_each_subcategory(tool, package, labels, tmp_path) -> None:
+    out = tmp_path / "folder"
+    options = ["--folder", str(out), "--size", "32", "--subcategories"]
+    tool.main([str(package), "--labels", str(labels), *options])
+    assert sorted(path.name for path in out.glob("*/*")) == [
+        "Animals & Nature - plant",
+        "People & Body - person-role",
+        "Symbols - keycap",
+    ]
+
+
 def test_script_knows_an_emoji_in_any_spelling(tool) -> None:
     assert tool.key_of_file("0023-fe0f-20e3.webp") == "23-20e3"
     assert tool.key_of_file("1F9D1_1f3fb-200d-2695-FE0F.webp") == "1f9d1-1f3fb-200d-2695"

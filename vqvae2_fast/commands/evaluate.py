@@ -19,6 +19,7 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.commands.measured_files import compressed_files, files_of
 from vqvae2_fast.commands.measured_samples import SampleOptions, Samples, check_least
 from vqvae2_fast.console import Progress
+from vqvae2_fast.data.groups import group_names
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.files.printable import short
@@ -84,9 +85,10 @@ class Evaluate(Command):
             train_set = open_images(self.source, "train", shape[0], shape[1:], progress)
         classifier = None
         if self.samples.classifier is not None:
-            classifier = load_classifier(
-                self.samples.classifier, device, pipeline.class_names, shape
-            )
+            judged = pipeline.class_names
+            if self.samples.groups:
+                judged = group_names(judged)
+            classifier = load_classifier(self.samples.classifier, device, judged, shape)
         names = ["files", *(folder.name for folder in self.beside)]
         if len(set(names)) < len(names):
             raise ValueError(

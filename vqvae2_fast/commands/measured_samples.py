@@ -11,6 +11,7 @@ import tyro
 
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.data import in_order
+from vqvae2_fast.data.groups import GroupedImages
 from vqvae2_fast.data.sample_folder import SampleFolder
 from vqvae2_fast.data.stored_images import samples_of_folder
 from vqvae2_fast.data.subset import ImageSubset
@@ -76,6 +77,9 @@ class SampleOptions:
     """A classifier (of `train-classifier`) that judges samples, for the rejection curve."""
     cas_epochs: int = 0
     """Epochs to train the classifiers of the classification accuracy score; 0 leaves it out."""
+    groups: bool = False
+    """Classifiers see what stands before " - " in class names: of "Food & Drink - food-fruit" the
+    class "Food & Drink". For priors with more classes than a classifier can be trained on."""
     neighbours: int = 5
     """k of precision, recall, density and coverage (3 in the paper on the first two)."""
     seed: int = 0
@@ -152,8 +156,9 @@ class Samples:
                 f"{held_out} held-out ones."
             )
         if options.cas_epochs or self.classifier is not None:
-            check_classes("evaluate", self.train_set, self.pipeline.num_classes)
-            check_classes("evaluate", self.held_out, self.pipeline.num_classes)
+            for images in (self.train_set, self.held_out):
+                check_classes("evaluate", images, self.pipeline.num_classes)
+                check_classes("evaluate", self._judged(images))
 
     def added_to(self, found: Evaluation) -> Evaluation:
         """The evaluation with all measures of samples."""
@@ -247,6 +252,10 @@ class Samples:
                 network, in_order(images, _BATCH), len(images), folder, progress=task.update
             )
 
+    def _judged(self, images: ImageSource) -> ImageSource:
+        """Images with the classes that classifiers are to see."""
+        return GroupedImages(images) if self.options.groups else images
+
     def _cas(self, sets: Sets) -> list[CasRow]:
         kinds = {"real": "reference", "reconstructed": "reconstructed", "sampled": "sampled"}
         test = {
@@ -254,8 +263,8 @@ class Samples:
             "reconstructed": self._reconstructed("held_out", self.held_out),
         }
         return classification_accuracy_score(
-            {kind: sets[name] for kind, name in kinds.items()},
-            test,
+            {kind: self._judged(sets[name]) for kind, name in kinds.items()},
+            {kind: self._judged(images) for kind, images in test.items()},
             out=self.out / "work" / "cas",
             epochs=self.options.cas_epochs,
             seed=self.options.seed,
@@ -273,8 +282,9 @@ class Samples:
         """The rejection curve; a judge other than the classifier, if there is one, says which of
         the samples are in their class."""
         labels, parts, right = sampled.labels, [], []
+        judged = self._judged(sampled)
         with self.progress.task("judge samples", len(sampled)) as task, torch.no_grad():
-            for images, own in in_order(sampled, _BATCH):
+            for images, own in in_order(judged, _BATCH):
                 parts.append(class_probability(classifier, images, own))
                 seen = (judge or classifier)(images.to(self.device)).argmax(1).cpu()
                 right.append(seen == own)
@@ -293,9 +303,10 @@ class Samples:
         self._picture("best", ImageSubset(sampled, order))
         self.pictures["trade_off"] = self.out / "trade_off.png"
         plot_trade_off(self.pictures["trade_off"], points)
-        judged = "the judge itself" if judge is None else "the classifier trained on the reference"
-        return Rejection(points, judged)
+        by = "the judge itself" if judge is None else "the classifier trained on the reference"
+        return Rejection(points, by)
 
     def _picture(self, name: str, images: ImageSource) -> None:
         self.pictures[name] = self.out / f"{name}.png"
-        picture_of_classes(images, self.pictures[name], self.class_names, _SHOWN)
+        judged = self._judged(images)
+        picture_of_classes(judged, self.pictures[name], judged.class_names, _SHOWN)

@@ -1,0 +1,67 @@
+"""Groups of classes: a set of images whose classes are the first parts of its class names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vqvae2_fast.data.batches import ImageSource
+
+__all__ = ["SEPARATOR", "GroupedImages", "group_names", "spread_over_groups"]
+
+SEPARATOR = " - "
+
+
+def group_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """What stands before " - " in class names, each once and in the order of the classes; a name
+    without " - " is a group of its own."""
+    return tuple(dict.fromkeys(name.partition(SEPARATOR)[0] for name in class_names))
+
+
+def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:
+    """For each group, `count` of its classes, spread evenly over them and in their order."""
+    classes: dict[str, list[int]] = {name: [] for name in group_names(class_names)}
+    for number, name in enumerate(class_names):
+        classes[name.partition(SEPARATOR)[0]].append(number)
+    return [[own[i * len(own) // count] for i in range(count)] for own in classes.values()]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedImages:
+    """A set of images with its classes joined to groups: "Food & Drink - food-fruit" and "Food &
+    Drink - drink" become "Food & Drink"."""
+
+    images: ImageSource
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.image_shape
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        return group_names(self.images.class_names)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        # Label -1, which is no class, reads the last entry.
+        return self._group_of_class[self.images.labels]
+
+    @cached_property
+    def _group_of_class(self) -> Tensor:
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        groups = [numbers[name.partition(SEPARATOR)[0]] for name in self.images.class_names]
+        return torch.tensor([*groups, -1])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return image, int(self._group_of_class[label])

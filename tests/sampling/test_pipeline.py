@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.sampling import Pipeline, sample_codes, sample_images, sample_levels
-from vqvae2_fast.sampling.labels import class_number
+from vqvae2_fast.sampling.labels import class_number, class_numbers
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.priors import tiny_prior
 
@@ -110,6 +110,14 @@ def test_labels_are_taken_by_number_and_by_name():
 def test_a_name_wins_over_a_number():
     assert class_number("f", "10", 3, ("1", "10", "2")) == 1
     assert class_number("f", "0", 3, ("1", "10", "2")) == 0
+
+
+def test_a_group_stands_for_all_its_classes():
+    names = ("Food - fruit", "Flags", "Food - drink")
+    assert class_numbers("f", "food", 3, names) == [0, 2]
+    assert class_numbers("f", "food - d", 3, names) == [2]
+    assert class_numbers("f", "flags", 3, names) == [1]
+    assert class_numbers("f", "none", 3, names) == [3]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling import DrawSettings
 from vqvae2_fast.sampling.drawing import Batches, best_batch_size, draw_into
 from vqvae2_fast.sampling.known import lower_rows, open_known, painted
-from vqvae2_fast.sampling.labels import NO_CLASS, class_number
+from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
 from vqvae2_fast.sampling.rejection import RejectionRule
 from vqvae2_fast.sampling.series import Judge, SampleSeries, resolved_settings
 
@@ -63,8 +63,9 @@ class Sample(Command):
     """How many images to draw; the classes, or the images of --known, are used in turn. By default
     100, or 8 for each image of --known if that is fewer."""
     label: tuple[str, ...] = ()
-    """Classes to draw: numbers, names or beginnings of names, or `none` to draw without a class. By
-    default all classes in equal parts."""
+    """Classes to draw: numbers, names or beginnings of names; the name of a group ("Flags" of
+    "Flags - flag") for all its classes; or `none` to draw without a class. By default all classes
+    in equal parts."""
     seed: int = 0
     """Seed of the noise with which images are drawn."""
     temperature: tuple[float, ...] = ()
@@ -311,7 +312,8 @@ def _labels_of(
         return (), None
     if asked:
         names = pipeline.class_names
-        return tuple(class_number("--label", one, num_classes, names) for one in asked), None
+        numbers = [class_numbers("--label", one, num_classes, names) for one in asked]
+        return tuple(number for own in numbers for number in own), None
     if known is None:
         return tuple(range(num_classes)), None
     labels = known.labels_for(pipeline.class_names)

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.data.batches import ImageSource
 
-__all__ = ["SEPARATOR", "GroupedImages", "group_names", "spread_over_groups"]
+__all__ = [
+    "SEPARATOR",
+    "GroupedImages",
+    "group_names",
+    "groups_of_classes",
+    "spread_over_groups",
+]
 
 SEPARATOR = " - "
 
@@ -25,12 +31,18 @@ def group_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.partition(SEPARATOR)[0] for name in class_names))
 
 
+def groups_of_classes(class_names: Sequence[str]) -> list[int]:
+    """The number of each class's group in `group_names`."""
+    numbers = {name: number for number, name in enumerate(group_names(class_names))}
+    return [numbers[name.partition(SEPARATOR)[0]] for name in class_names]
+
+
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:
     """For each group, `count` of its classes, spread evenly over them and in their order."""
-    classes: dict[str, list[int]] = {name: [] for name in group_names(class_names)}
-    for number, name in enumerate(class_names):
-        classes[name.partition(SEPARATOR)[0]].append(number)
-    return [[own[i * len(own) // count] for i in range(count)] for own in classes.values()]
+    classes: list[list[int]] = [[] for _ in group_names(class_names)]
+    for number, group in enumerate(groups_of_classes(class_names)):
+        classes[group].append(number)
+    return [[own[i * len(own) // count] for i in range(count)] for own in classes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +67,7 @@ class GroupedImages:
 
     @cached_property
     def _group_of_class(self) -> Tensor:
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        groups = [numbers[name.partition(SEPARATOR)[0]] for name in self.images.class_names]
-        return torch.tensor([*groups, -1])
+        return torch.tensor([*groups_of_classes(self.images.class_names), -1])
 
     def __len__(self) -> int:
         return len(self.images)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.data import to_float
+from vqvae2_fast.data.groups import group_names, groups_of_classes
 from vqvae2_fast.data.sample_folder import read_index, read_sample
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.report.grids import image_grid, sample_grid
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["folder_grid"]
 
 _ROWS, _COLUMNS = 24, 12  # rows of a picture, at most
+_MOST_CLASSES = 16  # with a row each
 _BLOCK = 96  # images of one class, or without classes
 
 
 def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
-    """The first samples of a folder, the rest left out.
+    """The first samples of a folder, the rest left out: a row for each class or, of more than
+    `_MOST_CLASSES`, for each of their groups ("Flags" of "Flags - flag").
 
     Args:
         known: The images that the samples complete; each row begins with one of them, in which the
@@ -39,16 +42,23 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     if known is not None:
         return _completions(folder, known)
     names = sorted({str(row["class"]) for row in _kept(folder) if row.get("class") is not None})
+    row_of: dict[str | None, str | None] = {None: None} | {name: name for name in names}
+    if len(names) > _MOST_CLASSES:
+        groups, numbers = group_names(names), groups_of_classes(names)
+        row_of |= {name: groups[number] for name, number in zip(names, numbers, strict=True)}
+        names = list(groups)
     most = _COLUMNS if len(names) > 1 else _BLOCK
     shown: list[dict[str, Any]] = []
     total = 0
     counts: dict[str | None, int] = dict.fromkeys([*names[:_ROWS], None], 0)
     for row in _kept(folder):
         total += 1
-        if counts.get(row.get("class"), most) < most:
-            counts[row.get("class")] += 1
+        name = row_of[row.get("class")]
+        if counts.get(name, most) < most:
+            counts[name] += 1
             shown.append(row)
-    labels = [-1 if row.get("class") is None else names.index(row["class"]) for row in shown]
+    of_shown = [row_of[row.get("class")] for row in shown]
+    labels = [-1 if name is None else names.index(name) for name in of_shown]
     if names and -1 in labels:  # samples of no class get a row of their own
         names.append("no class")
         labels = [label if label >= 0 else len(names) - 1 for label in labels]

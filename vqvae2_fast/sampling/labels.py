@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.console.words import perhaps
+from vqvae2_fast.data.groups import group_names, groups_of_classes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     Label = int | str | None
     Labels = Tensor | Sequence[Label] | None
 
-__all__ = ["NO_CLASS", "class_number", "label_tensor"]
+__all__ = ["NO_CLASS", "class_number", "class_numbers", "label_tensor"]
 
 NO_CLASS = "none"
 
@@ -86,6 +87,18 @@ def class_number(
         f"{where}: expected a number below {num_classes} or the beginning of a class name "
         f"({_listed(class_names) or 'none named'}), got {label!r}.{perhaps(label, class_names)}"
     )
+
+
+def class_numbers(
+    where: str, label: str, num_classes: int, class_names: Sequence[str] = ()
+) -> list[int]:
+    """The numbers of all classes of a group that has this name, in upper or lower case ("flags" of
+    "Flags - flag"); else that of `class_number`, which says what it raises."""
+    groups = [name.lower() for name in group_names(class_names)]
+    if label.lower() not in groups:
+        return [class_number(where, label, num_classes, class_names)]
+    own = groups.index(label.lower())
+    return [number for number, group in enumerate(groups_of_classes(class_names)) if group == own]
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

@@ -77,10 +77,11 @@ export class Controls {
     $("guidance-value").textContent = scales.map((s) => s.toFixed(1)).join(" and ");
   }
 
-  // A class, null for none, or a list of all.
+  // A class, null for none, or a list of all; of more classes than images, some from all over them.
   get label() {
     const { value } = $("label");
-    if (value === "all" && this.info.classes.length) return this.info.classes.map((_, n) => n);
+    const { length } = this.info.classes, many = Math.min(length, this.info.limits.count);
+    if (value === "all" && many) return Array.from({ length: many }, (_, n) => Math.floor((n * length) / many));
     return value === "" || value === "all" ? null : Number(value);
   }
 

@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
     parser.add_argument("--list", action="store_true")
     options = measure.parse(parser)
+    if options.save and options.levels:
+        parser.error("--save: expected one SIMD level, that of the table; leave out --levels")
     if options.list:
         print("\n".join(WORKLOADS))
         return

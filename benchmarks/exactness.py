@@ -10,7 +10,7 @@ the definition, against its codebook. The codebooks are copies of the data's, ea
 the one before; a row is wrong if one of its codes or its sum is.
 
 With --codes, all data has that many codes and twice the dimensions, or --widen times, so that the
-screen in bytes is checked.
+screen in bytes is checked. Where it does not pay, it gets only some blocks of rows.
 
 The judge is independent of the kernel and of its reference: it computes float64 scores of all codes
 by one matrix product. For every row where several codes lie within its rounding of the smallest

@@ -68,6 +68,9 @@ def search_faiss(z: Tensor, codebook: Tensor) -> Run:
     # The OpenBLAS in faiss's wheel treats processors that are newer than itself as a Prescott of
     # 2004, and is half as fast there as it could be. This is read when it is loaded.
     os.environ.setdefault("OPENBLAS_CORETYPE", openblas_core())
+    # Threads of its own that spin keep the cores from those of its OpenBLAS: on two cores it took
+    # 25 or 44 ms for the same search, depending on the process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())

@@ -144,7 +144,12 @@ def write_folder(
     """Writes OUT/{train,held_out}/<class>/<key>.png, split as the embedded set is.
 
     A class is a category, or "<category> - <subcategory>".
+
+    Raises:
+        ValueError: The folder has images already, which may be of other classes.
     """
+    if any(out.glob("*/*/*.png")):
+        raise ValueError(f"build_emoji_sheet: {out} has images already; name another folder.")
     for tile, row in zip(scaled(art, size), rows, strict=True):
         name = row["category"]
         if subcategories:

@@ -18,6 +18,13 @@ namespace {
 constexpr int64_t kBlockVectors = 4;
 constexpr int64_t kByteBlock = kBlockVectors * ByteSum::kLanes;
 
+// csrc/tests/band_test.cpp keeps all candidates of its few codes.
+#if defined(VQ_ALL_CANDIDATES)
+constexpr bool kAllCandidates = true;
+#else
+constexpr bool kAllCandidates = false;
+#endif
+
 // Whether `candidates` of a row cost less than bytes save in its products.
 inline bool bytes_pay(int64_t num_codes, int64_t dim, double candidates) {
   return candidates * ByteSum::kProductsPerCandidate <= static_cast<double>(num_codes * dim);
@@ -43,8 +50,7 @@ constexpr int kMostCandidates = 128;
 
 // Rows as bytes with 128 added, in one unit, so that the sums of all of them start alike.
 struct ByteTile {
-  // Whole vectors of bytes are written, also past the last dimension.
-  uint32_t words[kTileRows][(ByteSum::kMostDims + Vec::kLanes) / ByteSum::kDims];
+  uint32_t words[kTileRows][ByteSum::kMostDims / ByteSum::kDims];
   uint32_t factor;
 };
 
@@ -91,7 +97,7 @@ inline float byte_unit(const PackedCodebook& codebook, const float* z) {
   float least = bytes.half_unit / bytes.unit * 1.0001f;
   if constexpr (sizeof(ByteSum::Score) == 2) {
     // |integers| <= norm / unit + sqrt(D) / 2, and half norms count up to their largest. In 32
-    // bits the sum of products is at most 2^20.
+    // bits the sum of products is at most 2^23.
     const float room = 32000 - bytes.norm * sqrtf(static_cast<float>(dim)) / 2;
     least = (32768 * bytes.half_unit / bytes.unit + norm * bytes.norm) / room;
   }
@@ -100,8 +106,8 @@ inline float byte_unit(const PackedCodebook& codebook, const float* z) {
 }
 
 // Sorts list[0..count), a block at most, by the units of its rows, so that those of a tile are much
-// the same, and writes the units in this order. Units within a sixteenth of each other stay as they
-// are.
+// the same, and writes the units in this order. A bucket of units is at most a sixteenth wide; the
+// last one holds all that are 240 times the least or more.
 inline void sort_by_unit(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
                          int64_t count, float* units) {
   constexpr int kBuckets = 128, kMantissaBits = 4;
@@ -141,7 +147,7 @@ inline void stage_bytes(const PackedCodebook& codebook, const float* z, float un
   const float max_norm = static_cast<float>(codebook.max_norm);
   const Vec inverse = Vec::broadcast(1 / unit);
   Vec squares = Vec::broadcast(0.0f), error_squares = squares;
-  uint8_t packed[ByteSum::kMostDims + Vec::kLanes];
+  uint8_t packed[ByteSum::kMostDims + Vec::kLanes];  // whole vectors are written
   for_each_centered(z, codebook, [&](int64_t d, Vec values) {
     const Vec integers = values * inverse + Vec::broadcast(kBiased);
     const Vec errors = values - (integers - Vec::broadcast(kBiased)) * Vec::broadcast(unit);
@@ -240,13 +246,8 @@ inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* 
 // A row with more candidates costs less in the next screen.
 inline int64_t most_candidates(const PackedCodebook& codebook) {
   constexpr int64_t kRoom = kMostCandidates - kBlockVectors;
-#if defined(VQ_ALL_CANDIDATES)
-  (void)codebook;
-  return kRoom;
-#else
   const int64_t most = 2 * codebook.num_codes * codebook.dim / ByteSum::kProductsPerCandidate;
-  return most < kRoom ? most : kRoom;
-#endif
+  return most < kRoom && !kAllCandidates ? most : kRoom;
 }
 
 // Adds the candidates of row r from num_blocks blocks, which start with block `first`.
@@ -308,8 +309,8 @@ inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const 
 }
 
 // Screens the rows list[0..count) and settles what it can; the others stay in the list, in another
-// order. list and units have room for whole tiles. Sets whether the next screen alone would have
-// been faster.
+// order. list and units have room for whole tiles. Sets *is_slow if the next screen alone would
+// have been faster.
 inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* rows, int64_t* list,
                             int64_t count, float* units, int64_t* indices, bool* is_slow) {
   const int64_t num_blocks = (codebook.num_codes + kByteBlock - 1) / kByteBlock;
@@ -353,7 +354,8 @@ inline int64_t screen_bytes(const PackedCodebook& codebook, const float* const* 
     }
   }
   const double mean = static_cast<double>(num_candidates) / static_cast<double>(count);
-  *is_slow = 4 * num_left > count || !bytes_pay(codebook.num_codes, codebook.dim, mean);
+  *is_slow = !kAllCandidates &&
+             (4 * num_left > count || !bytes_pay(codebook.num_codes, codebook.dim, mean));
   return num_left;
 }
 #else

@@ -21,13 +21,13 @@ constexpr float kEmptyScore = 3e38f;
 // Rows for which packing a codebook costs more than searching it as it is.
 constexpr int64_t kFewRows = 8;
 
-// How a level screens in products of bytes (byte_screen-inl.h), if it does: whether that is faster
-// for a codebook than the next screen alone, codes in a block, dimensions that share a word and
-// have a score of as many bytes, the largest integer of a component and of a half norm.
+// How a level screens in products of bytes (byte_screen-inl.h), if it does.
 struct ByteLayout {
+  // Whether that may be faster for a codebook than the next screen alone.
   bool (*suits)(int64_t num_codes, int64_t dim) = nullptr;
-  int64_t block = 0, dims = 0;
-  float most_component = 0, most_half = 0;
+  int64_t block = 0;                        // codes in a block
+  int64_t dims = 0;                         // that share a word, and bytes of a score
+  float most_component = 0, most_half = 0;  // largest integers, of a code and of a half norm
 };
 
 // Codes as bytes in one unit for all of them; no panels if there are none.

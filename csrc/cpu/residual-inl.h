@@ -77,7 +77,7 @@ inline void residual_few_rows(const ResidualProblem& problem, int64_t num_rows, 
                      });
 }
 
-// The search's workspace, then sums of codes, indices of a block, and a counter per quantiser.
+// The search's workspace, then indices of a block, sums of codes, and the trials of each quantiser.
 inline int64_t residual_workspace(int64_t dim, int64_t num_quantizers) {
   const int64_t rows = block_rows(dim);
   return Workspace::bytes(dim) + rows * static_cast<int64_t>(sizeof(int64_t)) +

@@ -8,7 +8,7 @@ namespace {
 double band_scale = 1;
 }
 #define VQ_BAND_SCALE band_scale
-#define VQ_ALL_CANDIDATES  // few codes, so that most rows would go to the next screen
+#define VQ_ALL_CANDIDATES  // with so few codes most rows would be left to the next screen
 
 #include VQ_TEST_LEVEL
 
@@ -114,7 +114,7 @@ int main() {
 #endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)
   sets.clear();
-  for (const int64_t dim : {2, 16, 23, 64, 301, 512}) {
+  for (const int64_t dim : {1, 2, 16, 23, 64, 301, 512}) {
     if (dim > ByteSum::kMostDims) continue;
     sets.push_back(search_data::midpoints(random, 2000, 333, dim, 0));
     sets.push_back(search_data::aligned_roundings(random, 500, 333, dim));

@@ -282,7 +282,10 @@ int main() {
                                   {9, 33, 16},
                                   {61, 70, 31},
                                   {211, 129, 65},
-                                  {30, 40, 130}}) {
+                                  {30, 40, 130},
+                                  {40, 515, 64},
+                                  {40, 260, 127},
+                                  {20, 257, 511}}) {
       test_search(search_data::midpoints(random, n, k, d, 0));
       test_search(search_data::midpoints(random, n, k, d, 30));
       test_search(search_data::aligned_roundings(random, n, k, d));

@@ -120,6 +120,12 @@ def test_a_group_stands_for_all_its_classes():
     assert class_numbers("f", "none", 3, names) == [3]
 
 
+def test_a_class_goes_before_a_group_of_its_name():
+    assert class_numbers("f", "flags", 2, ("Flags", "Flags - flag")) == [0]
+    with pytest.raises(ValueError, match="'a' is the beginning of A, a"):
+        class_numbers("f", "a", 2, ("A", "a"))
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

@@ -78,8 +78,8 @@ class SampleOptions:
     cas_epochs: int = 0
     """Epochs to train the classifiers of the classification accuracy score; 0 leaves it out."""
     groups: bool = False
-    """Classifiers see what stands before " - " in class names: of "Food & Drink - food-fruit" the
-    class "Food & Drink". For priors with more classes than a classifier can be trained on."""
+    """Classifiers and pictures use groups of classes, what stands before " - " in their names, such
+    as "Flags" of "Flags - flag". For priors with more classes than a classifier can learn."""
     neighbours: int = 5
     """k of precision, recall, density and coverage (3 in the paper on the first two)."""
     seed: int = 0
@@ -281,8 +281,8 @@ class Samples:
     ) -> Rejection:
         """The rejection curve; a judge other than the classifier, if there is one, says which of
         the samples are in their class."""
-        labels, parts, right = sampled.labels, [], []
         judged = self._judged(sampled)
+        labels, parts, right = judged.labels, [], []
         with self.progress.task("judge samples", len(sampled)) as task, torch.no_grad():
             for images, own in in_order(judged, _BATCH):
                 parts.append(class_probability(classifier, images, own))
@@ -304,7 +304,7 @@ class Samples:
         self.pictures["trade_off"] = self.out / "trade_off.png"
         plot_trade_off(self.pictures["trade_off"], points)
         by = "the judge itself" if judge is None else "the classifier trained on the reference"
-        return Rejection(points, by)
+        return Rejection(points, f"{by}, in groups of classes" if self.options.groups else by)
 
     def _picture(self, name: str, images: ImageSource) -> None:
         self.pictures[name] = self.out / f"{name}.png"

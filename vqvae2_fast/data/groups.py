@@ -26,8 +26,8 @@ SEPARATOR = " - "
 
 
 def group_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """What stands before " - " in class names, each once and in the order of the classes; a name
-    without " - " is a group of its own."""
+    """What stands before " - " in class names, each once and in the order of the classes. A name
+    without " - " is the name of its group."""
     return tuple(dict.fromkeys(name.partition(SEPARATOR)[0] for name in class_names))
 
 
@@ -38,7 +38,8 @@ def groups_of_classes(class_names: Sequence[str]) -> list[int]:
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:
-    """For each group, `count` of its classes, spread evenly over them and in their order."""
+    """For each group, `count` of its classes, spread evenly over them and in their order; some more
+    than once if there are fewer."""
     classes: list[list[int]] = [[] for _ in group_names(class_names)]
     for number, group in enumerate(groups_of_classes(class_names)):
         classes[group].append(number)

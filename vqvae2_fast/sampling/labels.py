@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.console.words import perhaps
-from vqvae2_fast.data.groups import group_names, groups_of_classes
+from vqvae2_fast.data.groups import SEPARATOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,13 +92,13 @@ def class_number(
 def class_numbers(
     where: str, label: str, num_classes: int, class_names: Sequence[str] = ()
 ) -> list[int]:
-    """The numbers of all classes of a group that has this name, in upper or lower case ("flags" of
-    "Flags - flag"); else that of `class_number`, which says what it raises."""
-    groups = [name.lower() for name in group_names(class_names)]
-    if label.lower() not in groups:
+    """The numbers of all classes of a group, such as "flags" for "Flags - flag", in upper or lower
+    case; otherwise the one number that `class_number` gives, with its errors."""
+    text, names = label.lower(), [name.lower() for name in class_names]
+    own = [number for number, name in enumerate(names) if name.partition(SEPARATOR)[0] == text]
+    if not own or text in names:
         return [class_number(where, label, num_classes, class_names)]
-    own = groups.index(label.lower())
-    return [number for number, group in enumerate(groups_of_classes(class_names)) if group == own]
+    return own
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

@@ -151,7 +151,7 @@ inline Vec store_rounded(Vec values, int16_t* rounded) {
 // Sixteen scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 4;
-  // Measured, but for AMX.
+  // Measured but for AMX: README.
 #if defined(__AMX_TILE__)
   static constexpr int kFewestDims = 1, kMostDims = 64, kFewestCodes = 16384;
 #else
@@ -199,7 +199,7 @@ struct ByteSum {
 struct ByteSum {
   static constexpr int kLanes = 32, kDims = 2;
   static constexpr int kFewestDims = 1, kMostDims = 64;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured: README
   static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;

@@ -77,10 +77,11 @@ export class Controls {
     $("guidance-value").textContent = scales.map((s) => s.toFixed(1)).join(" and ");
   }
 
-  // A class, null for none, or a list of all; of more classes than images, some from all over them.
-  get label() {
+  // A class, null for none, or a list: all classes or, if no picture can hold them, as many as
+  // images, spread over them.
+  labelFor(count) {
     const { value } = $("label");
-    const { length } = this.info.classes, many = Math.min(length, this.info.limits.count);
+    const { length } = this.info.classes, many = length > this.info.limits.count ? count : length;
     if (value === "all" && many) return Array.from({ length: many }, (_, n) => Math.floor((n * length) / many));
     return value === "" || value === "all" ? null : Number(value);
   }
@@ -94,11 +95,11 @@ export class Controls {
   }
 
   // A request's settings, count and seed. Numbers that are no numbers are sent as null.
-  request() {
+  request(count = Number($("count").value)) {
     const each = (name, empty) => this.levels.map((level) => (level[name].value === "" ? empty : Number(level[name].value)));
     const request = {
-      label: this.label,
-      count: Number($("count").value),
+      label: this.labelFor(count),
+      count,
       seed: Number($("seed").value),
       temperature: each("temperature", 1),
       top_k: each("top_k", 0),

@@ -236,7 +236,7 @@ async function redrawLive() {
   }
   do {
     liveWanted = false;
-    const request = { ...controls.request(), seed: batch.request.seed, count: batch.items.length };
+    const request = { ...controls.request(batch.items.length), seed: batch.request.seed };
     await draw("v1/images", request, { title: `${className(request.label)}, seed ${request.seed}`, kind: "draw", live: true });
   } while (liveWanted);
 }

@@ -254,7 +254,7 @@ async function open(file) {
   try {
     if (file.name.endsWith(".json")) return await openCard(JSON.parse(await file.text()));
     say("Encoding…");
-    const { label } = controls;
+    const label = controls.labelFor(1);
     const found = await encode(file, Array.isArray(label) ? null : label);
     const item = { ...blank(), codes: found.codes, png: found.reconstruction, image: await bitmap(found.reconstruction) };
     item.upload = { ...found, original: await bitmap(found.image) };

@@ -18,6 +18,7 @@ __all__ = [
     "SEPARATOR",
     "GroupedImages",
     "group_names",
+    "group_of",
     "groups_of_classes",
     "spread_over_groups",
 ]
@@ -25,16 +26,20 @@ __all__ = [
 SEPARATOR = " - "
 
 
+def group_of(class_name: str) -> str:
+    """What stands before " - ". A name without " - " is the name of its group."""
+    return class_name.partition(SEPARATOR)[0]
+
+
 def group_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """What stands before " - " in class names, each once and in the order of the classes. A name
-    without " - " is the name of its group."""
-    return tuple(dict.fromkeys(name.partition(SEPARATOR)[0] for name in class_names))
+    """The groups of classes, each once and in the order of the classes."""
+    return tuple(dict.fromkeys(map(group_of, class_names)))
 
 
 def groups_of_classes(class_names: Sequence[str]) -> list[int]:
     """The number of each class's group in `group_names`."""
     numbers = {name: number for number, name in enumerate(group_names(class_names))}
-    return [numbers[name.partition(SEPARATOR)[0]] for name in class_names]
+    return [numbers[group_of(name)] for name in class_names]
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:

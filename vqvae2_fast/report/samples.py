@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.data import to_float
-from vqvae2_fast.data.groups import group_names, groups_of_classes
+from vqvae2_fast.data.groups import group_names, group_of
 from vqvae2_fast.data.sample_folder import read_index, read_sample
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.report.grids import image_grid, sample_grid
@@ -44,9 +44,8 @@ def folder_grid(folder: Path, known: Known | None = None) -> Image.Image:
     names = sorted({str(row["class"]) for row in _kept(folder) if row.get("class") is not None})
     row_of: dict[str | None, str | None] = {None: None} | {name: name for name in names}
     if len(names) > _MOST_CLASSES:
-        groups, numbers = group_names(names), groups_of_classes(names)
-        row_of |= {name: groups[number] for name, number in zip(names, numbers, strict=True)}
-        names = list(groups)
+        row_of |= {name: group_of(name) for name in names}
+        names = list(group_names(names))
     most = _COLUMNS if len(names) > 1 else _BLOCK
     shown: list[dict[str, Any]] = []
     total = 0

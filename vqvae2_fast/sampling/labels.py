@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.console.words import perhaps
-from vqvae2_fast.data.groups import SEPARATOR
+from vqvae2_fast.data.groups import group_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,7 @@ def class_numbers(
     """The numbers of all classes of a group, such as "flags" for "Flags - flag", in upper or lower
     case; otherwise the one number that `class_number` gives, with its errors."""
     text, names = label.lower(), [name.lower() for name in class_names]
-    own = [number for number, name in enumerate(names) if name.partition(SEPARATOR)[0] == text]
+    own = [number for number, name in enumerate(names) if group_of(name) == text]
     if not own or text in names:
         return [class_number(where, label, num_classes, class_names)]
     return own

@@ -176,6 +176,20 @@ def test_guidance_redraws_the_same_seed(page):
     assert after["seed"] == before["seed"]
 
 
+@pytest.mark.parametrize(("classes", "labels"), [(96, [0, 24, 48, 72]), (6, [0, 1, 2, 3, 4, 5])])
+def test_classes_that_no_picture_holds_are_spread_over_its_images(page, classes, labels):
+    found = page.evaluate(
+        """async classes => {
+            const { Controls } = await import(document.querySelector("script[src]").src
+                .replace("main.js", "controls.js"));
+            const info = { classes: Array(classes).fill(""), limits: { count: 16 } };
+            return Controls.prototype.labelFor.call({ info }, 4);
+        }""",
+        classes,
+    )
+    assert found == labels
+
+
 def test_an_error_stands_beside_its_control(page, tmp_path):
     file = tmp_path / "no_image.png"
     file.write_bytes(b"no image")

@@ -72,8 +72,8 @@ def compare(name: str, options: argparse.Namespace) -> list[measure.Row]:
     rows = []
     for contender in runs:
         times = seconds[contender]
-        wants_memory = options.memory and not workload.mode.startswith("cost_")
-        wants_memory = wants_memory and contender in workload.contenders
+        is_own_process = contender in workload.contenders and not workload.mode.startswith("cost_")
+        wants_memory = options.memory and is_own_process
         peak = peak_mib(name, contender) if wants_memory else float("nan")
         row = measure.make_row(
             contender,

@@ -130,7 +130,7 @@ RECIPES = {
         samples="at the recommended settings smileys, buttons, flags, medals and some people can "
         "be recognised; most tools, clothes and buildings cannot. KD-EfficientNetLite0 of 1,400 "
         "plain samples 0.399 (real images against real ones -0.002); a classifier trained on "
-        "them is right for 73.4 % of real held-out images (78.3 % if it is trained on real ones), "
+        "them is right for 73.4 % of real held-out images (78.2 % if it is trained on real ones), "
         "in nine groups",
         dtype=torch.int8,
     ),

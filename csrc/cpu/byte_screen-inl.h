@@ -46,7 +46,7 @@ constexpr int kMostByte = 127, kByteBias = 128;
 constexpr int64_t kPartBlocks = kTileRows > 6 ? 8 : 16;
 constexpr int64_t kPartTiles = 4;
 // Room for the candidates of a row. If it does not suffice, the row goes to the next screen.
-constexpr int kMostCandidates = 128;
+constexpr int kMostCandidates = Shortlist::kCapacity;
 
 // Rows as bytes with 128 added, in one unit, so that the sums of all of them start alike.
 struct ByteTile {
@@ -243,10 +243,11 @@ inline void stage_byte_tile(const PackedCodebook& codebook, const float* const* 
   }
 }
 
-// A row with more candidates costs less in the next screen.
+// A row with more candidates costs less in the next screen, which takes two to three times as long
+// as what bytes save.
 inline int64_t most_candidates(const PackedCodebook& codebook) {
   constexpr int64_t kRoom = kMostCandidates - kBlockVectors;
-  const int64_t most = 2 * codebook.num_codes * codebook.dim / ByteSum::kProductsPerCandidate;
+  const int64_t most = 3 * codebook.num_codes * codebook.dim / ByteSum::kProductsPerCandidate;
   return most < kRoom && !kAllCandidates ? most : kRoom;
 }
 
@@ -301,10 +302,14 @@ inline int64_t settle_bytes(const PackedCodebook& codebook, ByteRow& row, const 
     }
   }
   if (row.count == 1) return row.candidates[0].code;  // not padding, which repeats the last code
-  Shortlist shortlist(codebook, z);
+  int32_t codes[kMostCandidates + 1];
+  int count = 0;
   for (int i = 0; i < row.count; ++i) {
-    if (row.candidates[i].code < codebook.num_codes) shortlist.add(row.candidates[i].code);
+    codes[count] = row.candidates[i].code;
+    count += codes[count] < codebook.num_codes;  // else padding
   }
+  Shortlist shortlist(codebook, z);
+  shortlist.add_all(codes, count);
   return shortlist.nearest();
 }
 

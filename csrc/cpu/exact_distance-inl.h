@@ -74,10 +74,32 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
+// The same for four codes, whose chains of additions run side by side.
+inline void quick_sqdists(const float* z, const float* const* e, int64_t dim, float* distances) {
+  Vec sums[4];
+  for (Vec& sum : sums) sum = Vec::broadcast(0.0f);
+  int64_t d = 0;
+  for (; d + Vec::kLanes <= dim; d += Vec::kLanes) {
+    const Vec values = Vec::load(z + d);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec difference = values - Vec::load(e[i] + d);
+      sums[i] = sums[i].add_product(difference, difference);
+    }
+  }
+  float rest[4] = {};
+  for (; d < dim; ++d) {
+    for (int i = 0; i < 4; ++i) rest[i] += (z[d] - e[i][d]) * (z[d] - e[i][d]);
+  }
+  for (int i = 0; i < 4; ++i) distances[i] = lane_sum(sums[i]) + rest[i];
+}
+
 // The nearest of the codes that are added, in any order. Quick distances exclude all codes except
 // those that rounding cannot separate, which are settled by the definition.
 class Shortlist {
  public:
+  static constexpr int kCapacity = 128;
+
   Shortlist(const PackedCodebook& codebook, const float* z)
       : codebook_(codebook),
         z_(z),
@@ -98,6 +120,27 @@ class Shortlist {
     distances_[count_++] = distance;
   }
 
+  // Adds up to kCapacity codes to an empty list. No branch depends on a distance before all of them
+  // are known, so that their sums overlap.
+  void add_all(const int32_t* codes, int count) {
+    float distances[kCapacity + 3];
+    for (int i = 0; i < count; i += 4) {
+      const float* e[4];
+      for (int j = 0; j < 4; ++j) {
+        const int64_t code = codes[i + j < count ? i + j : count - 1];
+        e[j] = codebook_.codes + code * codebook_.dim;
+      }
+      quick_sqdists(z_, e, codebook_.dim, distances + i);
+      for (int j = 0; j < 4; ++j) least_ = distances[i + j] < least_ ? distances[i + j] : least_;
+    }
+    const float bound = least_ * factor_ + slack_;
+    for (int i = 0; i < count; ++i) {
+      codes_[count_] = codes[i];
+      distances_[count_] = distances[i];
+      count_ += distances[i] <= bound;  // false for NaN, which never wins
+    }
+  }
+
   // 0 if no code has a finite distance.
   int64_t nearest() {
     if (count_ > 0) {
@@ -109,8 +152,6 @@ class Shortlist {
   }
 
  private:
-  static constexpr int kCapacity = 64;
-
   void drop_beaten() {
     const float bound = least_ * factor_ + slack_;
     int kept = 0;
@@ -143,8 +184,9 @@ class Shortlist {
   float factor_, slack_, least_ = INFINITY;
   bool settled_ = false;
   int count_ = 0;
-  int64_t codes_[kCapacity];
-  float distances_[kCapacity];
+  // One entry more, which is written before it is known whether the code stays.
+  int64_t codes_[kCapacity + 1];
+  float distances_[kCapacity + 1];
   double best_ = INFINITY;
   int64_t best_code_ = 0;
 };

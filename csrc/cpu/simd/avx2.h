@@ -172,7 +172,7 @@ struct PairSum {
 struct ByteSum {
   static constexpr int kLanes = 8, kDims = 4;
   static constexpr int kFewestDims = 1, kMostDims = 512;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 8192;  // measured: README
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 4000;  // measured: README
   static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
@@ -223,7 +223,7 @@ struct ByteSum {
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 2;
   static constexpr int kFewestDims = 1, kMostDims = 64;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured: README
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 3000;  // measured: README
   static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;

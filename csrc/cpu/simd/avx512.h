@@ -157,7 +157,7 @@ struct ByteSum {
 #else
   static constexpr int kFewestDims = 32, kMostDims = 512, kFewestCodes = 256;
 #endif
-  static constexpr int kProductsPerCandidate = 16000;
+  static constexpr int kProductsPerCandidate = 12000;
   static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
@@ -199,7 +199,7 @@ struct ByteSum {
 struct ByteSum {
   static constexpr int kLanes = 32, kDims = 2;
   static constexpr int kFewestDims = 1, kMostDims = 64;
-  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 6000;  // measured: README
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 3000;  // measured: README
   static constexpr int kMostCode = 63;  // a sum of two products does not saturate
   static constexpr int kMostHalf = 32767, kMostScore = 32767;
   using Half = int16_t;

@@ -18,8 +18,8 @@ from vqvae2_fast.training import recipe
 
 @pytest.fixture(autouse=True)
 def few_emoji(monkeypatch):
-    def few(split):
-        emoji = load_emoji(split)
+    def few(split, **options):
+        emoji = load_emoji(split, **options)
         return ImageTensorDataset(emoji.images[::8], emoji.labels[::8], emoji.class_names)
 
     monkeypatch.setattr(demo, "load_emoji", few)

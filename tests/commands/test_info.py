@@ -199,8 +199,8 @@ from vqvae2_fast.cli import main
 from vqvae2_fast.commands import demo
 from vqvae2_fast.data import ImageTensorDataset, load_emoji
 
-def few(split):
-    whole = load_emoji(split)
+def few(split, **options):
+    whole = load_emoji(split, **options)
     return ImageTensorDataset(whole.images[::40], whole.labels[::40], whole.class_names)
 
 demo.load_emoji = few

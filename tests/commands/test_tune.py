@@ -126,3 +126,10 @@ def test_a_set_that_is_too_small_for_any_number_is_told_of(run, tmp_path, monkey
     code, _, error = run(*ARGUMENTS[:-3], "--out", tmp_path)
     assert code == 2
     assert "--data: expected 200 training images or more, got 199" in error
+
+
+def test_images_of_other_classes_than_the_priors_are_refused(run, tmp_path):
+    other = [*ARGUMENTS[:4], "emoji:subcategories", *ARGUMENTS[5:]]
+    code, _, error = run(*other, "--out", tmp_path / "tuned")
+    assert code == 2
+    assert "the priors know 9 classes (Activities, " in error

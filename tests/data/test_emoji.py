@@ -16,6 +16,7 @@ from PIL import Image
 
 import vqvae2_fast.data.emoji as emoji
 from vqvae2_fast.data import EMOJI_CLASSES, ImageFolder, load_emoji
+from vqvae2_fast.data.groups import GroupedImages
 
 TOOL = Path(__file__).parents[2] / "tools" / "build_emoji_sheet.py"
 LABELS = Path(emoji.__file__).parent / "fluent_emoji" / "labels.csv"
@@ -106,6 +107,16 @@ def test_tiles_carry_the_right_labels(whole) -> None:
     assert green_heart[centre].mean((1, 2)).argmax() == 1
     assert blue_heart[centre].mean((1, 2)).argmax() == 2
     assert whole.labels[whole.names.index("1f981")] == EMOJI_CLASSES.index("Animals & Nature")
+
+
+def test_subcategories_are_classes_of_the_nine_groups(whole) -> None:
+    fine = load_emoji("all", subcategories=True)
+    assert len(fine.class_names) == 96
+    groups = GroupedImages(fine)
+    assert groups.class_names == EMOJI_CLASSES
+    assert torch.equal(groups.labels, whole.labels)
+    names = dict(zip(fine.names, fine.labels.tolist(), strict=True))
+    assert fine.class_names[names["1f34e"]] == "Food & Drink - food-fruit"
 
 
 def test_background_is_white(whole) -> None:

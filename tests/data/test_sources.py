@@ -74,6 +74,9 @@ def test_nothing_is_written_where_that_is_not_wanted(folder, tmp_path):
 def test_emoji_are_embedded():
     images = open_images(DataOptions(), "held_out", 3, (16, 16))
     assert (len(images), images.image_shape) == (308, (3, 16, 16))
+    assert len(images.class_names) == 9
+    fine = open_images(DataOptions("emoji:subcategories"), "held_out", 3, (16, 16))
+    assert (len(fine), len(fine.class_names)) == (308, 96)
 
 
 def test_a_folder_named_as_a_source_is_meant_by_its_path(folder, monkeypatch):
@@ -199,13 +202,13 @@ def test_a_web_dataset_needs_a_cache_but_not_to_be_looked_at(shards, tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nowhere", "data: expected .* `FOLDER`, `emoji`, `fashion.*`, .*, got nowhere"),
+        ("nowhere", "data: expected .* `FOLDER`, `emoji.*`, `fashion.*`, .*, got nowhere"),
         ("photoz/", "got photoz/, which does not exist"),
         pytest.param(__file__, "which is a file. Name the folder that it is in", id="a file"),
         ("s3:bucket", "data: expected the folder of a data set or one of .* got s3:bucket"),
         ("hf:", "data=hf:: expected the name of a data set"),
         ("webdataset:", "expected tar files"),
-        ("emoji:64", "square images of 3 channels"),
+        ("emoji:64", "data=emoji:64: expected emoji or emoji:subcategories"),
     ],
 )
 def test_names_that_are_no_source_are_told_the_choice(data, message):

@@ -200,8 +200,8 @@ def run_by_torchrun(words: list[str]) -> None:
 def short(monkeypatch):
     """Fewer emoji, and a training is timed by two steps."""
 
-    def few_emoji(split):
-        emoji = load_emoji(split)
+    def few_emoji(split, **options):
+        emoji = load_emoji(split, **options)
         return ImageTensorDataset(emoji.images[::16], emoji.labels[::16], emoji.class_names)
 
     monkeypatch.setattr(demo, "load_emoji", few_emoji)

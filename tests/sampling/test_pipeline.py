@@ -115,6 +115,7 @@ def test_a_name_wins_over_a_number():
 def test_a_group_stands_for_all_its_classes():
     names = ("Food - fruit", "Flags", "Food - drink")
     assert class_numbers("f", "food", 3, names) == [0, 2]
+    assert class_numbers("f", "foo", 3, names) == [0, 2]
     assert class_numbers("f", "food - d", 3, names) == [2]
     assert class_numbers("f", "flags", 3, names) == [1]
     assert class_numbers("f", "none", 3, names) == [3]

@@ -95,8 +95,8 @@ def prepare(place: Path) -> None:
     train_classifier.classifier_recipe = often_saved
 
 
-def few_emoji(split: Split, size: int = 32) -> ImageTensorDataset:
-    every = load_emoji(split, size)
+def few_emoji(split: Split, size: int = 32, **options: Any) -> ImageTensorDataset:
+    every = load_emoji(split, size, **options)
     return ImageTensorDataset(every.images[::10], every.labels[::10], every.class_names)
 
 

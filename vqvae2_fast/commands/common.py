@@ -16,6 +16,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import write_file
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.configs import level_names
@@ -33,6 +34,7 @@ __all__ = [
     "ModelOptions",
     "Result",
     "check_out",
+    "check_same_classes",
     "described",
     "load_classifier",
     "load_vqvae",
@@ -284,3 +286,18 @@ def write_result(path: Path, values: dict[str, Any]) -> None:
         OSError: The disk is full or fails; the old result is then as it was.
     """
     write_file(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def check_same_classes(pipeline: Pipeline, found: tuple[str, ...]) -> None:
+    """Raises ValueError if the images have other classes than the priors: their bits would be those
+    of wrong labels."""
+    expected = pipeline.class_names
+    if not pipeline.num_classes or not found or found == expected:
+        return
+    if expected or len(found) != pipeline.num_classes:
+        names = f" ({short(', '.join(expected))})" if expected else ""
+        raise ValueError(
+            f"--data: the priors know {pipeline.num_classes} classes{names}, and the images have "
+            f"{len(found)} ({short(', '.join(found))}). Give images of the same classes, or a flat "
+            "folder, whose images are measured without a class."
+        )

@@ -18,6 +18,7 @@ from vqvae2_fast.commands.common import Command, Result, write_result
 from vqvae2_fast.commands.training import check_run
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore, load_emoji
+from vqvae2_fast.data.groups import group_names, spread_over_groups
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.codebook import use_of_codes
@@ -40,7 +41,7 @@ from vqvae2_fast.training.recipe import train_pipeline
 __all__ = ["Demo"]
 
 _PRESET = "emoji32"
-_SAMPLES_A_CLASS = 12
+_SAMPLES_A_GROUP = 12
 _MOST = 20  # times the recipe's steps; a larger factor is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings give images that look
 # more like emoji (temperature 1 without guidance is the plain model). Values are for top, then
@@ -64,8 +65,8 @@ class Demo(Command):
     """Train a small VQ-VAE-2 on 2,819 emoji and draw new ones, in about four minutes on two cores.
 
     Leaves report.html and what it shows: reconstructions.png (held-out images above their
-    reconstructions), samples.png (rows by class), curves.png, rate.png, metrics.json; checkpoints
-    in vqvae/, prior_top/, prior_bottom/; and pipeline/, to draw more from with
+    reconstructions), samples.png (rows by group of classes), curves.png, rate.png, metrics.json;
+    checkpoints in vqvae/, prior_top/, prior_bottom/; and pipeline/, to draw more from with
     `vqvae2-fast sample`.
     """
 
@@ -95,8 +96,10 @@ class Demo(Command):
         since = " since it was resumed" if latest(self.out / "vqvae") is not None else ""
         start = time.monotonic()
         progress = Progress(_PLAN, quiet=self.quiet)
-        train_set, held_out = load_emoji("train"), load_emoji("held_out")
-        classes = train_set.class_names
+        # Finer classes give better samples: a prior need not find out what an image is to show.
+        train_set = load_emoji("train", subcategories=True)
+        held_out = load_emoji("held_out", subcategories=True)
+        groups = group_names(train_set.class_names)
         trained = train_pipeline(
             config,
             train_set,
@@ -114,7 +117,7 @@ class Demo(Command):
             trained.vqvae, trained.priors, held_out, codecs=("webp", "jpeg"), progress=progress
         )
         values = evaluation.as_json()
-        samples, labels = self._samples(pipeline, len(classes), progress)
+        samples, labels = self._samples(pipeline, progress)
         metrics = self._metrics(values, codes)
 
         picture_of_reconstructions(
@@ -124,8 +127,8 @@ class Demo(Command):
             title=f"Held-out emoji: {values['reconstruction']['psnr']:.1f} dB at "
             f"{values['bits_per_image']:.0f} bits per image",
         )
-        title = f"New images by class: {_DRAWN}"
-        write_picture(self.out / "samples.png", sample_grid(samples, labels, classes, title=title))
+        title = f"New images by group of classes: {_DRAWN}"
+        write_picture(self.out / "samples.png", sample_grid(samples, labels, groups, title=title))
         plot_curves(
             self.out / "curves.png",
             trained.logs["vqvae"],
@@ -156,10 +159,10 @@ class Demo(Command):
                 f"VQ-VAE, got {self.scale:g}, of {steps}. Name another folder for another scale."
             )
 
-    def _samples(
-        self, pipeline: Pipeline, num_classes: int, progress: Progress
-    ) -> tuple[Tensor, list[int]]:
-        labels = [label for label in range(num_classes) for _ in range(_SAMPLES_A_CLASS)]
+    def _samples(self, pipeline: Pipeline, progress: Progress) -> tuple[Tensor, list[int]]:
+        """Samples of classes spread over each group, and the groups' numbers."""
+        by_group = spread_over_groups(pipeline.class_names, _SAMPLES_A_GROUP)
+        labels = [label for classes in by_group for label in classes]
         device = device_of(pipeline.priors[0])
         with progress.task("sample", 1) as task:
             images = sample_images(
@@ -170,7 +173,7 @@ class Demo(Command):
                 **_RECOMMENDED,
             )
             task.update(1)
-        return images.cpu(), labels
+        return images.cpu(), [group for group, own in enumerate(by_group) for _ in own]
 
     def _metrics(self, values: dict[str, Any], codes: CodeStore) -> dict[str, Any]:
         """The held-out measures, the use of the codebooks in training, and the aims."""
@@ -273,12 +276,13 @@ def _report(out: Path, metrics: dict[str, Any], since: str) -> None:
         "VQ-VAE-2 on emoji",
         f"Trained in {seconds['all'] / 60:.1f} minutes{since}: an encoder that turns a "
         "32×32 image into two maps of discrete codes and back, and two priors that know which "
-        "codes go together and draw new ones, class by class. "
+        "codes go together and draw new ones, group by group. "
         f"{values['images']} images were never trained on; the numbers here are theirs.",
         [
             Section(
                 "New images",
-                "Each row is drawn with its class as the only wish; "
+                "Each row shows classes of one group, and each image is drawn with its class as "
+                "the only wish; "
                 f"{_DRAWN}: fewer surprises, clearer images. Classes with few examples (Flags "
                 "has 8 in all) can only be remembered.",
                 picture=out / "samples.png",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -13,6 +13,7 @@ from vqvae2_fast.commands.common import (
     ModelOptions,
     Result,
     check_out,
+    check_same_classes,
     load_classifier,
     write_result,
 )
@@ -22,7 +23,6 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data.groups import group_names
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.subset import spread_evenly
-from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.report.curves import plot_rate
@@ -30,9 +30,6 @@ from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.report.grids import picture_of_reconstructions
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.engines.cpu import why_not_cpu
-
-if TYPE_CHECKING:
-    from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Evaluate"]
 
@@ -79,7 +76,7 @@ class Evaluate(Command):
         progress, config = Progress(quiet=self.quiet or ranks.rank > 0), vqvae.config
         shape = (config.image_channels, *config.image_size)
         held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
-        _check_same_classes(pipeline, held_out.class_names)
+        check_same_classes(pipeline, held_out.class_names)
         train_set = None
         if self.train_images or self.samples.images:
             train_set = open_images(self.source, "train", shape[0], shape[1:], progress)
@@ -156,19 +153,4 @@ class Evaluate(Command):
                 f"metrics: {self.out / 'metrics.json'}",
                 f"report: {self.out / 'report.html'}",
             ],
-        )
-
-
-def _check_same_classes(pipeline: Pipeline, found: tuple[str, ...]) -> None:
-    """Raises ValueError if the images have other classes than the priors: their bits would be those
-    of wrong labels."""
-    expected = pipeline.class_names
-    if not pipeline.num_classes or not found or found == expected:
-        return
-    if expected or len(found) != pipeline.num_classes:
-        names = f" ({short(', '.join(expected))})" if expected else ""
-        raise ValueError(
-            f"--data: the priors know {pipeline.num_classes} classes{names}, and the images have "
-            f"{len(found)} ({short(', '.join(found))}). Give images of the same classes, or a flat "
-            "folder, whose images are measured without a class."
         )

@@ -17,6 +17,7 @@ from vqvae2_fast.commands.common import (
     ModelOptions,
     Result,
     check_out,
+    check_same_classes,
     load_classifier,
     write_result,
 )
@@ -113,6 +114,7 @@ class Tune(Command):
         shape = (config.image_channels, *config.image_size)
         images = open_images(self.source, "train", shape[0], shape[1:], self.progress())
         if pipeline.num_classes:
+            check_same_classes(pipeline, images.class_names)
             check_classes("tune", images, pipeline.num_classes)
         number = self._number(len(images))
         classifier = None

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vqvae2_fast.data.groups import SEPARATOR
 from vqvae2_fast.data.images import ImageTensorDataset, Split, check_split, is_held_out
 
 __all__ = ["EMOJI_CLASSES", "load_emoji"]
@@ -40,7 +41,9 @@ SHEET_COLUMNS = 56  # 56² is the least square of tiles that holds 3,127
 _FOLDER = Path(__file__).parent / "fluent_emoji"
 
 
-def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
+def load_emoji(
+    split: Split = "train", size: int = TILE, *, subcategories: bool = False
+) -> ImageTensorDataset:
     """The embedded emoji of a split, as uint8 `[N, 3, size, size]`, with their nine classes.
 
     A tenth of the base emoji is held out, with all skin-tone and gender variants of each: 2,819
@@ -49,6 +52,8 @@ def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
     Args:
         split: "train", "held_out" or "all".
         size: 32, or a divisor of it, to which the tiles are averaged down.
+        subcategories: Unicode's 96 subcategories as classes, such as "Food & Drink - food-fruit",
+            whose groups are the nine.
 
     Returns:
         The set; `names` are code points in hexadecimal, joined by "-", as in labels.csv.
@@ -72,10 +77,14 @@ def load_emoji(split: Split = "train", size: int = TILE) -> ImageTensorDataset:
     if size != TILE:
         blocks = images.view(len(chosen), 3, size, TILE // size, size, TILE // size).float()
         images = blocks.mean((3, 5)).round().to(torch.uint8)  # [N, 3, size, size]
+    names, classes = EMOJI_CLASSES, [row["category"] for row in rows]
+    if subcategories:
+        classes = [SEPARATOR.join((row["category"], row["subcategory"])) for row in rows]
+        names = tuple(sorted(set(classes)))
     return ImageTensorDataset(
         images,
-        torch.tensor([EMOJI_CLASSES.index(rows[i]["category"]) for i in chosen]),
-        EMOJI_CLASSES,
+        torch.tensor([names.index(classes[i]) for i in chosen]),
+        names,
         tuple(rows[i]["key"] for i in chosen),
     )
 

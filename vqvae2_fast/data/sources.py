@@ -126,15 +126,21 @@ def _folder(name: str, wanted: _Wanted) -> ImageSource:
     return wanted.cached(images, wanted.cache_name("folder", str(Path(name).resolve())))
 
 
-@_source("emoji", "emoji", "the embedded 3,127 emoji of 32x32")
+@_source(
+    "emoji",
+    "emoji[:subcategories]",
+    "the embedded 3,127 emoji of 32x32, in nine classes or in their 96 subcategories",
+)
 def _emoji(name: str, wanted: _Wanted) -> ImageSource:
     height, width = wanted.size
-    if name or wanted.channels != 3 or height != width:
+    if name not in ("", "subcategories"):
+        raise wanted.error("expected emoji or emoji:subcategories.")
+    if wanted.channels != 3 or height != width:
         raise wanted.error(
             "the emoji are square images of 3 channels, and the model takes "
             f"{wanted.channels} channels of {height}x{width}."
         )
-    return load_emoji(wanted.split, height)
+    return load_emoji(wanted.split, height, subcategories=bool(name))
 
 
 @_source("fashion", "fashion[:FOLDER]", "the IDX files of Fashion-MNIST")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.console.words import perhaps
-from vqvae2_fast.data.groups import group_of
+from vqvae2_fast.data.groups import group_names, group_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,13 +92,15 @@ def class_number(
 def class_numbers(
     where: str, label: str, num_classes: int, class_names: Sequence[str] = ()
 ) -> list[int]:
-    """The numbers of all classes of a group, such as "flags" for "Flags - flag", in upper or lower
-    case; otherwise the one number that `class_number` gives, with its errors."""
+    """The numbers of all classes of a group, such as "Flags - flag" of "flags", whose name or its
+    beginning is given, in upper or lower case; otherwise the one number that `class_number` gives,
+    with its errors."""
     text, names = label.lower(), [name.lower() for name in class_names]
-    own = [number for number, name in enumerate(names) if group_of(name) == text]
-    if not own or text in names:
+    groups = group_names(names)
+    found = [text] if text in groups else [group for group in groups if group.startswith(text)]
+    if len(found) != 1 or text in names:
         return [class_number(where, label, num_classes, class_names)]
-    return own
+    return [number for number, name in enumerate(names) if group_of(name) == found[0]]
 
 
 def _listed(names: Sequence[str], most: int = 20) -> str:

@@ -63,8 +63,8 @@ class Sample(Command):
     """How many images to draw; the classes, or the images of --known, are used in turn. By default
     100, or 8 for each image of --known if that is fewer."""
     label: tuple[str, ...] = ()
-    """Classes to draw: numbers, names or beginnings of names; the name of a group ("Flags" of
-    "Flags - flag") for all its classes; or `none` to draw without a class. By default all classes
+    """Classes to draw: numbers, names or beginnings of names; a group ("Flags" of "Flags - flag")
+    or its beginning for all its classes; or `none` to draw without a class. By default all classes
     in equal parts."""
     seed: int = 0
     """Seed of the noise with which images are drawn."""

@@ -123,6 +123,25 @@ def test_classifiers_see_groups_of_classes(place, tmp_path):
         assert len(row["tested_on"]["real"]["by_class"]) == 2
 
 
+def test_the_score_is_trained_on_as_many_images_as_asked_for(place, tmp_path):
+    shutil.copytree(place, tmp_path / "more", ignore=shutil.ignore_patterns("out"))
+    for number in range(0, 120, 3):
+        cat = tmp_path / "more" / "images" / "train" / "cat" / f"{number}.png"
+        shutil.copy(cat, cat.with_stem(f"{number}-again"))
+    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs 1"
+    assert evaluate(tmp_path / "more", tmp_path / "out", asked, "--cas-images 240") == 0
+    values = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [row["images"] for row in values["cas"]] == [240] * 3
+    assert values["sampled_images"] == NUMBER
+
+
+def test_the_score_is_not_trained_on_more_images_than_there_are(place, tmp_path, capsys):
+    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs 1"
+    assert evaluate(place, tmp_path / "out", asked, f"--cas-images {NUMBER + 1}") == 2
+    error = capsys.readouterr().err
+    assert "--cas-images: expected 200 at most, the number of training images, got 201" in error
+
+
 def test_samples_on_the_disk_are_used_again(place, found, capsys):
     before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
     assert evaluate(place, found, sampling_options(place), "--json") == 0

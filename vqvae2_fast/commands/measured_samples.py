@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,6 +78,9 @@ class SampleOptions:
     """A classifier (of `train-classifier`) that judges samples, for the rejection curve."""
     cas_epochs: int = 0
     """Epochs to train the classifiers of the classification accuracy score; 0 leaves it out."""
+    cas_images: int = 0
+    """How many images each of these classifiers is trained on, up to all training images, as the
+    score is defined; by default as many as --images."""
     groups: bool = False
     """Classifiers and pictures use groups of classes, what stands before " - " in their names, such
     as "Flags" of "Flags - flag". For priors with more classes than a classifier can learn."""
@@ -122,7 +126,9 @@ class Samples:
         self.device = device_of(self.vqvae)
         self.pictures: dict[str, Path] = {}
         self._check()
-        self.reference, self.other = self._real_sets()
+        generator = torch.Generator().manual_seed(self.options.seed)
+        self.order = torch.randperm(len(self.train_set), generator=generator)
+        self.reference, self.other = self._real_sets(generator)
         self.networks = [
             open_features(
                 name,
@@ -135,7 +141,7 @@ class Samples:
 
     def _check(self) -> None:
         options, train, held_out = self.options, len(self.train_set), len(self.held_out)
-        check_least(options, images=0, cas_epochs=0, neighbours=1)
+        check_least(options, images=0, cas_epochs=0, cas_images=0, neighbours=1)
         most = max(min(train, held_out), train // 2)
         if most < LEAST_IMAGES:
             raise ValueError(
@@ -154,6 +160,11 @@ class Samples:
                 f"--images: expected {most} at most, got {options.images}: the floor compares two "
                 f"sets of as many real images, and there are {train} training images and "
                 f"{held_out} held-out ones."
+            )
+        if options.cas_images > train:
+            raise ValueError(
+                f"--cas-images: expected {train} at most, the number of training images, got "
+                f"{options.cas_images}."
             )
         if options.cas_epochs or self.classifier is not None:
             for images in (self.train_set, self.held_out):
@@ -185,25 +196,40 @@ class Samples:
             rejection=rejection,
         )
 
-    def _real_sets(self) -> tuple[ImageSubset, ImageSubset]:
+    def _real_sets(self, generator: torch.Generator) -> tuple[ImageSubset, ImageSubset]:
         count = self.options.images
-        generator = torch.Generator().manual_seed(self.options.seed)
-        order = torch.randperm(len(self.train_set), generator=generator)
-        other = ImageSubset(self.train_set, order[count : 2 * count])
+        other = ImageSubset(self.train_set, self.order[count : 2 * count])
         if len(self.held_out) >= count:
             rows = torch.randperm(len(self.held_out), generator=generator)[:count]
             other = ImageSubset(self.held_out, rows)
-        return ImageSubset(self.train_set, order[:count]), other
+        return self._training_images(count), other
+
+    def _training_images(self, count: int) -> ImageSubset:
+        return ImageSubset(self.train_set, self.order[:count])
+
+    @property
+    def _cas_images(self) -> int:
+        """0 without the score."""
+        return (self.options.cas_images or self.options.images) if self.options.cas_epochs else 0
+
+    @property
+    def _num_samples(self) -> int:
+        """How many samples all measures together need."""
+        return max(self.options.images, self._cas_images)
+
+    @cached_property
+    def _samples(self) -> ImageSource:
+        path = self.options.samples or self.out / "samples"
+        drawn = samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
+        if len(drawn) < self._num_samples:
+            raise ValueError(
+                f"--samples: expected at least {self._num_samples} samples, the number of --images "
+                f"or --cas-images, got {len(drawn)} in {path}."
+            )
+        return drawn
 
     def _sets(self) -> Sets:
-        count, path = self.options.images, self.options.samples or self.out / "samples"
-        drawn = samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
-        if len(drawn) < count:
-            raise ValueError(
-                f"--samples: expected at least {count} samples, the number of --images, got "
-                f"{len(drawn)} in {path}."
-            )
-        sampled = ImageSubset(drawn, torch.arange(count))
+        sampled = ImageSubset(self._samples, torch.arange(self.options.images))
         self._picture("samples", sampled)
         return {
             "reference": self.reference,
@@ -216,8 +242,10 @@ class Samples:
         """Draw the samples unless a folder of them was named; the processes share the work."""
         if self.options.samples is not None:
             return
-        count, path, none = self.options.images, self.out / "samples", self.pipeline.num_classes
-        labels = [none if label < 0 else label for label in self.reference.labels.tolist()]
+        count, path, none = self._num_samples, self.out / "samples", self.pipeline.num_classes
+        labels = [
+            none if label < 0 else label for label in self._training_images(count).labels.tolist()
+        ]
         size = best_batch_size(self.pipeline)
         settings = resolved_settings(self.pipeline, batch_size=size, seed=self.options.seed)
         series = SampleSeries(self.pipeline, settings, tuple(labels) if none else ())
@@ -257,15 +285,23 @@ class Samples:
         return GroupedImages(images) if self.options.groups else images
 
     def _cas(self, sets: Sets) -> list[CasRow]:
-        kinds = {"real": "reference", "reconstructed": "reconstructed", "sampled": "sampled"}
+        count = self._cas_images
+        train = {
+            "real": sets["reference"],
+            "reconstructed": sets["reconstructed"],
+            "sampled": ImageSubset(self._samples, torch.arange(count)),
+        }
+        if count != self.options.images:
+            train["real"] = self._training_images(count)
+            train["reconstructed"] = self._reconstructed(f"training_{count}", train["real"])
         test = {
             "real": self.held_out,
             "reconstructed": self._reconstructed("held_out", self.held_out),
         }
         return classification_accuracy_score(
-            {kind: self._judged(sets[name]) for kind, name in kinds.items()},
+            {kind: self._judged(images) for kind, images in train.items()},
             {kind: self._judged(images) for kind, images in test.items()},
-            out=self.out / "work" / "cas",
+            out=self.out / "work" / f"cas_{count}",
             epochs=self.options.cas_epochs,
             seed=self.options.seed,
             device=self.device,

@@ -74,26 +74,6 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
   return sum;
 }
 
-// The same for four codes, whose chains of additions run side by side.
-inline void quick_sqdists(const float* z, const float* const* e, int64_t dim, float* distances) {
-  Vec sums[4];
-  for (Vec& sum : sums) sum = Vec::broadcast(0.0f);
-  int64_t d = 0;
-  for (; d + Vec::kLanes <= dim; d += Vec::kLanes) {
-    const Vec values = Vec::load(z + d);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Vec difference = values - Vec::load(e[i] + d);
-      sums[i] = sums[i].add_product(difference, difference);
-    }
-  }
-  float rest[4] = {};
-  for (; d < dim; ++d) {
-    for (int i = 0; i < 4; ++i) rest[i] += (z[d] - e[i][d]) * (z[d] - e[i][d]);
-  }
-  for (int i = 0; i < 4; ++i) distances[i] = lane_sum(sums[i]) + rest[i];
-}
-
 // The nearest of the codes that are added, in any order. Quick distances exclude all codes except
 // those that rounding cannot separate, which are settled by the definition.
 class Shortlist {
@@ -123,15 +103,10 @@ class Shortlist {
   // Adds up to kCapacity codes to an empty list. No branch depends on a distance before all of them
   // are known, so that their sums overlap.
   void add_all(const int32_t* codes, int count) {
-    float distances[kCapacity + 3];
-    for (int i = 0; i < count; i += 4) {
-      const float* e[4];
-      for (int j = 0; j < 4; ++j) {
-        const int64_t code = codes[i + j < count ? i + j : count - 1];
-        e[j] = codebook_.codes + code * codebook_.dim;
-      }
-      quick_sqdists(z_, e, codebook_.dim, distances + i);
-      for (int j = 0; j < 4; ++j) least_ = distances[i + j] < least_ ? distances[i + j] : least_;
+    float distances[kCapacity];
+    for (int i = 0; i < count; ++i) {
+      distances[i] = quick_sqdist(z_, codebook_.codes + codes[i] * codebook_.dim, codebook_.dim);
+      least_ = distances[i] < least_ ? distances[i] : least_;
     }
     const float bound = least_ * factor_ + slack_;
     for (int i = 0; i < count; ++i) {

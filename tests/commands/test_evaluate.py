@@ -142,6 +142,12 @@ def test_the_score_is_not_trained_on_more_images_than_there_are(place, tmp_path,
     assert "--cas-images: expected 200 at most, the number of training images, got 201" in error
 
 
+def test_images_of_the_score_need_its_epochs(place, tmp_path, capsys):
+    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge"
+    assert evaluate(place, tmp_path / "out", asked, f"--cas-images {NUMBER}") == 2
+    assert "--cas-images: expected --cas-epochs too" in capsys.readouterr().err
+
+
 def test_samples_on_the_disk_are_used_again(place, found, capsys):
     before = (found / "samples" / "samples.jsonl").stat().st_mtime_ns
     assert evaluate(place, found, sampling_options(place), "--json") == 0

@@ -121,6 +121,11 @@ def test_a_group_stands_for_all_its_classes():
     assert class_numbers("f", "none", 3, names) == [3]
 
 
+def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
+    assert class_numbers("f", "1", 2, ("10", "20")) == [1]
+    assert class_numbers("f", "none", 2, ("Nonet - a", "Nonet - b")) == [2]
+
+
 def test_a_class_goes_before_a_group_of_its_name():
     assert class_numbers("f", "flags", 2, ("Flags", "Flags - flag")) == [0]
     with pytest.raises(ValueError, match="'a' is the beginning of A, a"):

@@ -100,10 +100,17 @@ class Evaluate(Command):
             sampled = Samples(
                 self.samples, pipeline, train_set, held_out, classifier, self.out, progress
             )
-        elif self.samples.classifier or self.samples.cas_epochs or self.samples.samples:
+        elif any(
+            (
+                self.samples.samples,
+                self.samples.classifier,
+                self.samples.cas_epochs,
+                self.samples.cas_images,
+            )
+        ):
             raise ValueError(
                 "--images: expected the number of samples to measure, which --samples, "
-                "--classifier and --cas-epochs need, got 0."
+                "--classifier, --cas-epochs and --cas-images need, got 0."
             )
 
         with ranks.joined(device):

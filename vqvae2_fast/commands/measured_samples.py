@@ -161,6 +161,11 @@ class Samples:
                 f"sets of as many real images, and there are {train} training images and "
                 f"{held_out} held-out ones."
             )
+        if options.cas_images and not options.cas_epochs:
+            raise ValueError(
+                f"--cas-images: expected --cas-epochs too, for how long the classifiers of the "
+                f"score are trained, got only --cas-images {options.cas_images}."
+            )
         if options.cas_images > train:
             raise ValueError(
                 f"--cas-images: expected {train} at most, the number of training images, got "

@@ -97,7 +97,9 @@ def class_numbers(
     with its errors."""
     text, names = label.lower(), [name.lower() for name in class_names]
     groups = group_names(names)
-    found = [text] if text in groups else [group for group in groups if group.startswith(text)]
+    found = [group for group in groups if group == text]
+    if not found and not text.isdecimal() and text != NO_CLASS:
+        found = [group for group in groups if group.startswith(text)]
     if len(found) != 1 or text in names:
         return [class_number(where, label, num_classes, class_names)]
     return [number for number, name in enumerate(names) if group_of(name) == found[0]]

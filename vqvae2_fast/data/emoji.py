@@ -77,7 +77,8 @@ def load_emoji(
     if size != TILE:
         blocks = images.view(len(chosen), 3, size, TILE // size, size, TILE // size).float()
         images = blocks.mean((3, 5)).round().to(torch.uint8)  # [N, 3, size, size]
-    names, classes = EMOJI_CLASSES, [row["category"] for row in rows]
+    names: tuple[str, ...] = EMOJI_CLASSES
+    classes = [row["category"] for row in rows]
     if subcategories:
         classes = [SEPARATOR.join((row["category"], row["subcategory"])) for row in rows]
         names = tuple(sorted(set(classes)))

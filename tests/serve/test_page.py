@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,6 +19,7 @@ pytest.importorskip("uvicorn", reason="needs pip install 'vqvae2_fast[serve]'")
 from playwright.sync_api import expect, sync_playwright
 
 from vqvae2_fast import from_preset
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
@@ -225,3 +227,21 @@ def test_every_control_has_a_name(page):
             || one.ariaLabel)).map(one => one.outerHTML)"""
     )
     assert nameless == []
+
+
+def test_a_group_of_classes_can_be_drawn(browser):
+    pipeline = replace(tiny_pipeline(3), class_names=("Pet - cat", "Cow", "Pet - dog"))
+    with served(pipeline) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.locator("#status")).to_have_text(DONE)
+        assert page.locator("#label optgroup option").all_text_contents() == [
+            "Pet: all",
+            "Pet - cat",
+            "Pet - dog",
+        ]
+        page.locator("#label").select_option("Pet: all")
+        draw(page, 2)
+        expect(page.locator("#title")).to_have_text(re.compile("^Pet, seed"))
+        expect(page.locator("#gallery .tile")).to_have_count(2)
+        page.close()

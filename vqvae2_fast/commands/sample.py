@@ -19,6 +19,7 @@ from vqvae2_fast.commands.common import (
 )
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.console.progress import Progress
+from vqvae2_fast.data.groups import groups_in_turn
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.models.configs import level_names
@@ -315,7 +316,8 @@ def _labels_of(
         numbers = [class_numbers("--label", one, num_classes, names) for one in asked]
         return tuple(number for own in numbers for number in own), None
     if known is None:
-        return tuple(range(num_classes)), None
+        names = pipeline.class_names
+        return tuple(groups_in_turn(names) if names else range(num_classes)), None
     labels = known.labels_for(pipeline.class_names)
     if labels is None:
         raise ValueError(
@@ -342,8 +344,9 @@ def _free_folder(path: Path) -> Path:
 def _described(series: SampleSeries) -> str:
     """Classes and settings in words."""
     parts = []
-    if series.classes == tuple(range(series.pipeline.num_classes)) and len(series.classes) > 1:
-        parts.append(f"{len(series.classes)} classes")
+    classes = series.pipeline.num_classes
+    if classes > 1 and sorted(series.classes) == list(range(classes)):
+        parts.append(f"{classes} classes")
     elif series.classes:
         parts.append(", ".join(series.class_name(label) or "no class" for label in series.classes))
     settings = series.drawing()

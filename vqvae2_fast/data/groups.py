@@ -19,6 +19,7 @@ __all__ = [
     "GroupedImages",
     "group_names",
     "group_of",
+    "groups_in_turn",
     "groups_of_classes",
     "spread_over_groups",
 ]
@@ -40,6 +41,17 @@ def groups_of_classes(class_names: Sequence[str]) -> list[int]:
     """The number of each class's group in `group_names`."""
     numbers = {name: number for number, name in enumerate(group_names(class_names))}
     return [numbers[group_of(name)] for name in class_names]
+
+
+def groups_in_turn(class_names: Sequence[str]) -> list[int]:
+    """All classes, once each: the first class of every group, then the second of every group that
+    has one, and so on. Without groups it is their own order."""
+    turns: dict[int, int] = {}
+    order = []
+    for number, group in enumerate(groups_of_classes(class_names)):
+        turn = turns[group] = turns.get(group, -1) + 1
+        order.append((turn, group, number))
+    return [number for _, _, number in sorted(order)]
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:

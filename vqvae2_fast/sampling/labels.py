@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,10 @@ def label_tensor(
 ) -> Tensor | None:
     """Labels as int64 `[B]`; a tensor is returned as it is, None stands for no labels.
 
+    Args:
+        labels: One per sample, as for `class_number`, or groups as for `class_numbers`: samples of
+            a group get its classes in turn.
+
     Raises:
         ValueError: As `class_number`.
     """
@@ -39,8 +44,12 @@ def label_tensor(
         raise ValueError(f"{where}: expected no labels: the prior has no classes.")
     if isinstance(labels, str):
         raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
-    numbers = [class_number(f"{where}: labels", one, num_classes, class_names) for one in labels]
-    return torch.tensor(numbers, dtype=torch.int64)
+    known = {
+        one: class_numbers(f"{where}: labels", one, num_classes, class_names)
+        for one in dict.fromkeys(labels)
+    }
+    turns = {one: cycle(numbers) for one, numbers in known.items()}
+    return torch.tensor([next(turns[one]) for one in labels], dtype=torch.int64)
 
 
 def class_number(
@@ -90,11 +99,13 @@ def class_number(
 
 
 def class_numbers(
-    where: str, label: str, num_classes: int, class_names: Sequence[str] = ()
+    where: str, label: Label, num_classes: int, class_names: Sequence[str] = ()
 ) -> list[int]:
     """The numbers of all classes of a group, such as "Flags - flag" of "flags", whose name or its
     beginning is given, in upper or lower case; otherwise the one number that `class_number` gives,
     with its errors."""
+    if not isinstance(label, str):
+        return [class_number(where, label, num_classes, class_names)]
     text, names = label.lower(), [name.lower() for name in class_names]
     groups = group_names(names)
     found = [group for group in groups if group == text]

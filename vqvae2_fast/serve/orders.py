@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ import vqvae2_fast
 from vqvae2_fast.codec.codes import Coder
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
-from vqvae2_fast.sampling.labels import class_number
+from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.series import resolved_settings
 from vqvae2_fast.serve.images import from_base64, uploaded_image
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.sampling import DrawSettings, Pipeline
+    from vqvae2_fast.sampling.labels import Label
     from vqvae2_fast.serve.limits import Limits
     from vqvae2_fast.serve.schemas import DrawRequest, Source
 
@@ -94,7 +96,7 @@ class Desk:
         return Order(
             samples,
             self.settings(request),
-            tuple(map(self.label, given)),
+            self.labels(given, request.count),
             known,
             candidates=candidates,
             rows=request.stream,
@@ -121,17 +123,28 @@ class Desk:
     def _resolved(self, settings: dict[str, Any]) -> tuple[DrawSettings, ...]:
         return resolved_settings(self.pipeline, batch_size=self.limits.batch, **settings)
 
-    def label(self, label: int | str | None) -> int | None:
+    def labels(self, given: Sequence[Label], count: int) -> tuple[int | None, ...]:
+        """The labels of `count` images: the given ones in turn, a group's classes in turn."""
+        turns = [cycle(self._numbers(label)) for label in given]
+        return tuple(next(turns[n % len(turns)]) for n in range(count))
+
+    def label(self, label: Label) -> int | None:
+        numbers = self._numbers(label)
+        if len(numbers) > 1:
+            raise _unfit("label", "one class", label, "It is a group; /v1/info lists its classes.")
+        return numbers[0]
+
+    def _numbers(self, label: Label) -> list[int | None]:
         classes, names = self.pipeline.num_classes, self.pipeline.class_names
-        if label is None or (isinstance(label, str) and label.lower() == "none"):
-            return None
+        if label is None or (isinstance(label, str) and label.lower() == NO_CLASS):
+            return [None]
         if not classes:
             raise _unfit("label", "none, since the priors have no classes", label, "Leave it out.")
         try:
-            number = class_number("label", label, classes, names)
+            numbers = class_numbers("label", label, classes, names)
         except ValueError as error:
             raise Problem(422, "label", str(error), "/v1/info lists the classes.") from error
-        return None if number == classes else number
+        return [None if number == classes else number for number in numbers]
 
     def known(self, maps: Sequence[Any] | None) -> Known:
         """Known codes of each level, from rows of numbers."""

@@ -54,7 +54,8 @@ class DrawRequest(_Model):
     label: Label | Annotated[list[Label], Field(min_length=1, max_length=4096)] = Field(
         None,
         description="The class: its number, its name or the beginning of one; null or `none` draws "
-        "without a class. The classes of a list are used in turn.",
+        "without a class. The classes of a list, or of a group (`Flags` of `Flags - flag`), are "
+        "used in turn.",
         examples=["food"],
     )
     seed: int = Field(

@@ -9,14 +9,26 @@ export function element(name, properties = {}, ...children) {
 }
 
 const perLevel = (value, level, otherwise) => (Array.isArray(value) ? value[level] : value) ?? otherwise;
+const GROUP = "group:"; // before the name of a group, as the value of its option
 const title = (name) => name[0].toUpperCase() + name.slice(1);
+
+// One option per class. The classes of a group, such as "Flags" of "Flags - flag", stand together below
+// the group, which is an option too.
+function classOptions(classes) {
+  const option = (value, textContent) => element("option", { value, textContent });
+  const groups = Map.groupBy(classes.map((name, n) => [name, n]), ([name]) => name.split(" - ")[0]);
+  return [...groups].flatMap(([group, members]) => {
+    const own = members.map(([name, n]) => option(n, name));
+    return own.length < 2 ? own : element("optgroup", { label: group }, option(GROUP + group, `${group}: all`), ...own);
+  });
+}
 
 export class Controls {
   constructor(info, changed) {
     this.info = info;
     this.levels = info.levels.map((level) => this.addLevel(level));
     const { classes } = info;
-    $("label").append(...classes.map((name, n) => element("option", { value: n, textContent: name })));
+    $("label").append(...classOptions(classes));
     $("label").prepend(element("option", { value: "all", textContent: "each in turn", selected: true }));
     $("label").append(element("option", { value: "", textContent: "no class" }));
     if (classes.length) $("count").value = Math.min(16, info.limits.count, Math.max(8, classes.length));
@@ -77,17 +89,19 @@ export class Controls {
     $("guidance-value").textContent = scales.map((s) => s.toFixed(1)).join(" and ");
   }
 
-  // A class, null for none, or a list: all classes or, if no picture can hold them, as many as
-  // images, spread over them.
+  // A class, the name of a group, null for none, or a list: all classes or, if no picture can hold
+  // them, as many as images, spread over them.
   labelFor(count) {
     const { value } = $("label");
     const { length } = this.info.classes, many = length > this.info.limits.count ? count : length;
     if (value === "all" && many) return Array.from({ length: many }, (_, n) => Math.floor((n * length) / many));
+    if (value.startsWith(GROUP)) return value.slice(GROUP.length);
     return value === "" || value === "all" ? null : Number(value);
   }
 
   set label(label) {
-    $("label").value = Array.isArray(label) ? "all" : label ?? "";
+    const value = typeof label === "string" ? GROUP + label : label;
+    $("label").value = Array.isArray(value) ? "all" : value ?? "";
   }
 
   get pace() {

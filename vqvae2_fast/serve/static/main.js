@@ -215,7 +215,8 @@ async function draw(path, request, { title, kind, live = false }) {
 
 function className(label) {
   if (!info.classes.length) return "Images";
-  return label === null ? "No class" : Array.isArray(label) ? "Each class" : info.classes[label];
+  if (label === null || typeof label === "string") return label ?? "No class";
+  return Array.isArray(label) ? "Each class" : info.classes[label];
 }
 
 function drawNew(event) {
@@ -255,7 +256,7 @@ async function open(file) {
     if (file.name.endsWith(".json")) return await openCard(JSON.parse(await file.text()));
     say("Encoding…");
     const label = controls.labelFor(1);
-    const found = await encode(file, Array.isArray(label) ? null : label);
+    const found = await encode(file, typeof label === "number" ? label : null);
     const item = { ...blank(), codes: found.codes, png: found.reconstruction, image: await bitmap(found.reconstruction) };
     item.upload = { ...found, original: await bitmap(found.image) };
     batch = { title: file.name, kind: "upload", items: [item] };

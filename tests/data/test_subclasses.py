@@ -80,5 +80,5 @@ def test_bad_counts_are_refused(images, count, message):
 
 def test_images_of_other_classes_are_refused():
     subclasses = Subclasses.of(grey([1, 2], [0, 1]), 1)
-    with pytest.raises(ValueError, match="expected images of the 2 classes that were split"):
+    with pytest.raises(ValueError, match=r"that were split \(.*cat, dog.*\), got .*cat, cow"):
         subclasses.split(grey([1, 2], [0, 1], names=("cat", "cow")))

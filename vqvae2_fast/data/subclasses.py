@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqvae2_fast.data.batches import in_order
 from vqvae2_fast.data.groups import SEPARATOR
+from vqvae2_fast.files.printable import short
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,8 +86,9 @@ class Subclasses:
         """
         if (images.class_names or (_ONE_CLASS,)) != self.class_names:
             raise ValueError(
-                f"subclasses: expected images of the {len(self.class_names)} classes that were "
-                f"split, got images of {len(images.class_names)} classes, or others."
+                f"subclasses: expected images of the classes that were split "
+                f"({short(', '.join(self.class_names))}), got images of "
+                f"{short(', '.join(images.class_names)) or 'no class'}."
             )
         labels = _labels(images)
         parts = torch.full_like(labels, -1)

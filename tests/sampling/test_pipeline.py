@@ -128,6 +128,12 @@ def test_samples_of_a_group_get_its_classes_in_turn():
     assert torch.equal(by_group, by_number)
 
 
+@pytest.mark.parametrize(("label", "shown"), [(1.0, r"1\.0"), ([1], r"\[1\]")])
+def test_what_is_no_label_is_named_beside_one_like_it(label, shown):
+    with pytest.raises(ValueError, match=f'3 stands for "no class", got {shown}'):
+        sample_images(tiny_pipeline(3), 2, labels=[1, label])
+
+
 def test_a_number_and_no_class_go_before_the_beginning_of_a_group():
     assert class_numbers("f", "1", 2, ("10", "20")) == [1]
     assert class_numbers("f", "none", 2, ("Nonet - a", "Nonet - b")) == [2]

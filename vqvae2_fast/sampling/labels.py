@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.data.groups import group_names, group_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     Label = int | str | None
     Labels = Tensor | Sequence[Label] | None
 
-__all__ = ["NO_CLASS", "class_number", "class_numbers", "label_tensor"]
+__all__ = ["NO_CLASS", "class_number", "class_numbers", "in_turn", "label_tensor"]
+
+T = TypeVar("T")
 
 NO_CLASS = "none"
 
@@ -44,12 +46,18 @@ def label_tensor(
         raise ValueError(f"{where}: expected no labels: the prior has no classes.")
     if isinstance(labels, str):
         raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
-    known = {
-        one: class_numbers(f"{where}: labels", one, num_classes, class_names)
-        for one in dict.fromkeys(labels)
-    }
-    turns = {one: cycle(numbers) for one, numbers in known.items()}
-    return torch.tensor([next(turns[one]) for one in labels], dtype=torch.int64)
+    numbers = in_turn(
+        labels, lambda label: class_numbers(f"{where}: labels", label, num_classes, class_names)
+    )
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def in_turn(labels: Sequence[Label], classes_of: Callable[[Label], Iterable[T]]) -> list[T]:
+    """A class for each label: labels that are equal get their classes in turn."""
+    # By `repr`, because a value that cannot be hashed is to get its error from `classes_of`.
+    unique = {repr(label): label for label in labels}
+    turns = {key: cycle(classes_of(label)) for key, label in unique.items()}
+    return [next(turns[repr(label)]) for label in labels]
 
 
 def class_number(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,7 @@ import vqvae2_fast
 from vqvae2_fast.codec.codes import Coder
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
-from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers
+from vqvae2_fast.sampling.labels import NO_CLASS, class_numbers, in_turn
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.series import resolved_settings
 from vqvae2_fast.serve.images import from_base64, uploaded_image
@@ -125,8 +125,8 @@ class Desk:
 
     def labels(self, given: Sequence[Label], count: int) -> tuple[int | None, ...]:
         """The labels of `count` images: the given ones in turn, a group's classes in turn."""
-        turns = [cycle(self._numbers(label)) for label in given]
-        return tuple(next(turns[n % len(turns)]) for n in range(count))
+        asked = list(islice(cycle(given), max(count, len(given))))  # all are checked
+        return tuple(in_turn(asked, self._numbers)[:count])
 
     def label(self, label: Label) -> int | None:
         numbers = self._numbers(label)

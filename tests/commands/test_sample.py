@@ -35,6 +35,14 @@ def test_classes_take_turns(sample, tmp_path, column):
     assert column(tmp_path, "class") == ["cat", "cow", "dog", "cat", "cow", "dog", "cat"]
 
 
+def test_groups_of_classes_take_turns(tmp_path, column):
+    names = ("Pet - cat", "Pet - dog", "Cow")
+    save(replace(tiny_pipeline(3), class_names=names), tmp_path / "grouped")
+    out = tmp_path / "out"
+    assert main(["sample", "--pipeline", f"{tmp_path}/grouped", "--out", str(out), "--n", "4"]) == 0
+    assert column(out, "class") == ["Pet - cat", "Cow", "Pet - dog", "Pet - cat"]
+
+
 def test_labels_are_found_by_number_name_or_its_beginning(sample, tmp_path, column):
     assert sample(tmp_path, "--n", "4", "--label", "DO", "0", "none", "cow") == 0
     assert column(tmp_path, "class") == ["dog", "cat", None, "cow"]

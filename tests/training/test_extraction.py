@@ -102,6 +102,11 @@ def test_images_of_unflipped_classes_are_never_mirrored(tmp_path):
         assert torch.equal(found[~fixed], of_all[~fixed])
 
 
+def test_images_without_a_class_can_be_left_unmirrored():
+    labels = Variants(flip=True, unflipped=("none", "b")).labels_unflipped(("a", "b"))
+    assert labels.tolist() == [-1, 1]
+
+
 @pytest.mark.parametrize(
     ("variants", "message"),
     [

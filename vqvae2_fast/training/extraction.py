@@ -91,15 +91,16 @@ class Variants:
         names = ["flip", "copies"] + ["shift", "seed", "zoom", "colour"] * bool(self.copies)
         return {name: getattr(self, name) for name in names} | {"unflipped": list(self.unflipped)}
 
-    def labels_unflipped(self, class_names: Sequence[str]) -> list[int]:
-        """The labels of the classes that are not mirrored.
+    def labels_unflipped(self, class_names: Sequence[str]) -> Tensor:
+        """The labels of the classes that are not mirrored, int64; -1 for "none".
 
         Raises:
             ValueError: There is no such class.
         """
         count = len(class_names)
         numbers = (class_numbers("unflipped", name, count, class_names) for name in self.unflipped)
-        return [label for own in numbers for label in own]
+        labels = torch.tensor([label for own in numbers for label in own], dtype=torch.int64)
+        return labels.masked_fill(labels == count, -1)
 
     def apply(
         self, images: Tensor, indices: Tensor, variant: int, unflipped: Tensor | None = None
@@ -162,7 +163,7 @@ def extract_codes(
     check_images("extract_codes", model, images, "images")
     folder, config = Path(path), model.config
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
-    variants.labels_unflipped(images.class_names)  # an unknown class is an error before any work
+    unflipped = variants.labels_unflipped(images.class_names)
     records = variants.count * len(images)
     _keep_settings(folder, {**variants.settings(), "images": fingerprint(images)})
     start, stop = share(records, rank, world_size)
@@ -175,7 +176,7 @@ def extract_codes(
 
         write_codes(
             folder,
-            lambda first, last: _encoded(model, images, variants, first, last, workers),
+            lambda first, last: _encoded(model, images, variants, unflipped, first, last, workers),
             records,
             config.num_embeddings,
             config.level_sizes,
@@ -200,11 +201,20 @@ def missing_records(path: Path, stop: int, start: int = 0) -> list[tuple[int, in
 
 @torch.no_grad()
 def _encoded(
-    model: VQVAE2, images: ImageSource, variants: Variants, first: int, stop: int, workers: int
+    model: VQVAE2,
+    images: ImageSource,
+    variants: Variants,
+    unflipped: Tensor,
+    first: int,
+    stop: int,
+    workers: int,
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Codes and labels of records first to stop - 1, from whole batches of the set."""
+    """Codes and labels of records first to stop - 1, from whole batches of the set.
+
+    Args:
+        unflipped: Labels of images that are not mirrored.
+    """
     device = device_of(model)
-    unflipped = torch.tensor(variants.labels_unflipped(images.class_names), dtype=torch.int64)
     count, size = (
         len(images),
         max(1, min(_BATCH, _BATCH_PIXELS // math.prod(model.config.image_size))),

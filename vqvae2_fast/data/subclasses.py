@@ -1,7 +1,7 @@
 """Classes split into equal parts of images that look alike, each a class of its own.
 
 A prior that is told the part of an image need not find out its shape and brightness code by code,
-and its samples hang together better. The parts of a class are the leaves of a tree of median
+and its samples are nearer to real images. The parts of a class are the leaves of a tree of median
 splits along the principal axis of its reduced images. So they are equally large, and to draw each
 equally often is to draw the class as it is.
 """

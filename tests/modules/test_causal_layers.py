@@ -12,7 +12,7 @@ from vqvae2_fast.modules.gated import GatedResidual, upsample_nearest
 def test_gated_layer_is_its_formula():
     torch.manual_seed(0)
     layer = GatedResidual(
-        4, 5, 3, "include", auxiliary_channels=3, condition_channels=2, num_classes=6
+        4, 5, 3, "include", auxiliary_channels=3, condition_channels=2, num_labels=7
     )
     x, auxiliary, condition = (
         torch.randn(2, 4, 5, 6),

@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vqvae2_fast.sampling import DrawSettings
+from vqvae2_fast.sampling import DrawSettings, sample_levels
 from vqvae2_fast.serve import engine as engine_file
 from vqvae2_fast.serve.engine import Engine
 from vqvae2_fast.serve.jobs import Order
 from vqvae2_fast.serve.limits import Limits, Problem
 from vqvae2_fast.serve.metrics import Metrics
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 SETTINGS = (DrawSettings(), DrawSettings())
 
@@ -258,6 +259,23 @@ def test_an_image_is_the_same_in_any_company(pipeline):
         return images
 
     assert run_with(pipeline, alone) == run_with(pipeline, together)
+
+
+def test_an_image_is_of_the_part_that_a_draw_of_its_own_has():
+    pipeline = tiny_pipeline(num_subclasses=4)
+    known = sample_levels(pipeline, 1, labels=[0])[0]
+
+    async def use(engine, metrics):
+        of_part = await images_of(engine.submit(Order(range(5, 6), SETTINGS, (2,))))
+        of_class = Order(range(5, 6), SETTINGS, (2,), (known[0], None))
+        return of_part + await images_of(engine.submit(of_class))
+
+    expected = [
+        sample_levels(pipeline, 1, labels=[2], first_sample=5, known=[codes, None])
+        for codes in (None, known)
+    ]
+    found = [image["codes"] for image in run_with(pipeline, use)]
+    assert found == [[maps[0].tolist() for maps in levels] for levels in expected]
 
 
 def test_a_call_runs_between_batches(pipeline):

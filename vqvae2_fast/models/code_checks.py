@@ -90,8 +90,11 @@ def check_maps(
         check_range(where, name, codes, 0, num_embeddings)
 
 
-def check_labels(where: str, labels: Tensor | None, num_classes: int, batch_size: int) -> None:
-    """int64 `[B]` in 0..num_classes; none for a prior without classes."""
+def check_labels(
+    where: str, labels: Tensor | None, num_classes: int, batch_size: int, num_labels: int = 0
+) -> None:
+    """int64 `[B]` in 0..num_classes, or below num_labels if there are more; none for a prior
+    without classes."""
     if num_classes == 0:
         if labels is not None:
             raise ValueError(f"{where}: expected no labels: the prior has no classes.")
@@ -104,7 +107,7 @@ def check_labels(where: str, labels: Tensor | None, num_classes: int, batch_size
     check_int64(where, "labels", labels)
     if labels.shape != (batch_size,):
         raise ValueError(f"{where}: expected labels [{batch_size}], got {list(labels.shape)}.")
-    check_range(where, "labels", labels, 0, num_classes + 1)
+    check_range(where, "labels", labels, 0, max(num_classes + 1, num_labels))
 
 
 def describe_maps(num_embeddings: int, sizes: Sequence[Size]) -> str:

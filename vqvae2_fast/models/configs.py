@@ -180,6 +180,7 @@ class PixelSNAILConfig(PriorConfig):
         num_condition_layers: Residual layers of the conditioning stack.
         condition_kernel_size: Side of the convolutions of the conditioning stack, odd.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
+        num_subclasses: Hidden parts of each class, see `PriorConfig`.
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """
 
@@ -202,6 +203,7 @@ class PixelSNAILConfig(PriorConfig):
     num_condition_layers: int = 3
     condition_kernel_size: int = 3
     num_classes: int = 0
+    num_subclasses: int = 0
     weight_norm: bool = True
 
     def __post_init__(self) -> None:
@@ -220,6 +222,10 @@ class PixelSNAILConfig(PriorConfig):
                 f"PixelSNAILConfig: channels // 2 must be a multiple of num_heads, got channels="
                 f"{self.channels} and num_heads={self.num_heads}."
             )
+        if self.num_subclasses < 0:
+            raise ValueError(
+                f"PixelSNAILConfig: num_subclasses must be >= 0, got {self.num_subclasses}."
+            )
         for height, width in self.condition_sizes:
             if self.size[0] % height or self.size[1] % width:
                 raise ValueError(
@@ -237,4 +243,4 @@ class PixelSNAILConfig(PriorConfig):
     def at_least(self) -> tuple[int, int]:
         tensors = self.num_blocks * max(self.layers_per_block, 1) + self.num_output_layers
         tensors += self.num_condition_layers + len(self.condition_sizes)
-        return tensors, max(self.kernel_size**2, 2 * math.prod(self.size))
+        return tensors, max(self.kernel_size**2, 2 * math.prod(self.size), self.num_labels)

@@ -59,7 +59,7 @@ class PixelSNAILBlock(nn.Module):
                 config.mask,
                 condition_channels=condition_channels,
                 condition_scale=scale,
-                num_classes=config.num_classes,
+                num_labels=config.num_labels,
                 dropout=config.dropout,
                 weight_norm=weight_norm,
             )

@@ -36,7 +36,11 @@ class PriorConfig:
         num_embeddings: K, the number of codes of this level and of the maps that condition it.
         condition_sizes: Sizes of all coarser code maps, coarse to fine; empty for the top.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
+        num_subclasses: Hidden parts of each class, 0 for none. Label `num_classes + 1 + c *
+            num_subclasses + s` is part s of class c. Pipelines draw a part for each sample.
     """
+
+    num_subclasses = 0
 
     if TYPE_CHECKING:  # each dataclass has these fields, in an order of its own
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -49,6 +53,14 @@ class PriorConfig:
         def condition_sizes(self) -> tuple[tuple[int, int], ...]: ...
         @property
         def num_classes(self) -> int: ...
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that the prior takes: classes, "no class" and the parts of classes; 0 without
+        classes."""
+        if not self.num_classes:
+            return 0
+        return self.num_classes + 1 + self.num_classes * self.num_subclasses
 
     def summary(self) -> str:
         """The size of the network in words, such as "20 layers of 512 channels"."""
@@ -112,7 +124,7 @@ class Prior(nn.Module):
             codes: int64 `[B, h, W]`, h <= H: the first rows of a map give the logits of those rows.
             condition: int64 maps `[B, h_i, w_i]` of `config.condition_sizes`, whole, coarse to
                 fine; a tensor stands for a list of one.
-            labels: int64 `[B]`; `num_classes` stands for "no class".
+            labels: int64 `[B]`, below `config.num_labels`; `num_classes` stands for "no class".
             as_loss: Return `loss` instead of the logits, because wrappers (DistributedDataParallel,
                 `torch.compile`) see only this method.
 
@@ -154,7 +166,7 @@ class Prior(nn.Module):
             )
         check_range(where, "codes", codes, 0, config.num_embeddings)
         check_maps(where, maps, config.condition_sizes, config.num_embeddings, batch)
-        check_labels(where, labels, config.num_classes, batch)
+        check_labels(where, labels, config.num_classes, batch, config.num_labels)
 
 
 _Prior = TypeVar("_Prior", bound=Prior)

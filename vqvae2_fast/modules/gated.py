@@ -35,7 +35,7 @@ class GatedResidual(nn.Module):
         auxiliary_channels: Channels of a second input; 0 for none.
         condition_channels: Channels of the condition; 0 for none.
         condition_scale: How many times coarser than x the condition's map is, (rows, columns).
-        num_classes: Classes; 0 for none. Label `num_classes` stands for "no class".
+        num_labels: Labels; 0 for none.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class GatedResidual(nn.Module):
         auxiliary_channels: int = 0,
         condition_channels: int = 0,
         condition_scale: tuple[int, int] = (1, 1),
-        num_classes: int = 0,
+        num_labels: int = 0,
         dropout: float = 0.0,
         weight_norm: bool = True,
     ) -> None:
@@ -72,8 +72,8 @@ class GatedResidual(nn.Module):
             self.condition = SameConv2d(
                 condition_channels, 2 * channels, weight_norm=weight_norm, bias=False
             )
-        if num_classes:
-            self.classes = nn.Embedding(num_classes + 1, 2 * channels)
+        if num_labels:
+            self.classes = nn.Embedding(num_labels, 2 * channels)
             nn.init.normal_(self.classes.weight, std=_CLASS_STD)
 
     def before_gate(

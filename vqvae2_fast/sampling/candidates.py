@@ -74,7 +74,7 @@ def draw_candidates(
     first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
     most = 2**32 // (first_sample + batch_size)  # the noise has 32 bits for a sample's number
     candidates = checked_integer(where, "candidates", candidates, 1, most)
-    check_labels(where, labels, interface.num_classes, batch_size)
+    check_labels(where, labels, interface.num_classes, batch_size, interface.num_labels)
     device = device_of(prior)
     check_not_capturing(where, device)
     if known is None:

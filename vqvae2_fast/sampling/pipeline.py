@@ -20,6 +20,7 @@ from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.sampler import draw
 from vqvae2_fast.sampling.settings import level_settings
+from vqvae2_fast.sampling.subclasses import subclass_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -55,8 +56,8 @@ class Pipeline:
 
     Raises:
         ValueError: A prior of another K than the VQ-VAE's, or whose condition sizes are not the
-            sizes of the levels before it, another number of names than classes, or an unknown
-            recommended setting.
+            sizes of the levels before it, another number of names than classes, different numbers
+            of parts of a class, or an unknown recommended setting.
     """
 
     vqvae: Decoder
@@ -84,6 +85,13 @@ class Pipeline:
             raise ValueError(
                 f"Pipeline: expected class_names of {self.num_classes} names, one per class, got "
                 f"{len(self.class_names)}."
+            )
+        parts = {interface_of(prior).num_subclasses for prior in self.priors} - {0}
+        if len(parts) > 1:
+            raise ValueError(
+                "Pipeline: expected priors with as many parts of a class (num_subclasses) or none, "
+                f"got {' and '.join(map(str, sorted(parts)))}: a sample is of one part at all "
+                "levels."
             )
         unknown = self.recommended.keys() - _RECOMMENDED
         if unknown:
@@ -189,11 +197,15 @@ def draw_levels(
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.
-        has_classes = interface_of(prior).num_classes > 0
+        interface, told = interface_of(prior), None
+        has_classes = interface.num_classes > 0
+        if has_classes and numbers is not None:
+            samples = torch.arange(first_sample, first_sample + len(numbers))
+            told = subclass_labels(interface, numbers, samples, seed=own.seed, known=known or ())
         common: dict[str, Any] = {
             "settings": own if has_classes else replace(own, guidance_scale=1.0),
             "condition": [coarser.codes for coarser in drawn],
-            "labels": numbers if has_classes else None,
+            "labels": told,
             "known": None if known is None else known[level],
             "first_sample": first_sample,
             "stream": level,
@@ -262,7 +274,8 @@ def sample_images(
 
     Args:
         labels: Given to every prior with classes: int64 `[B]`, or a list of numbers and names, such
-            as ["cat", "dog", 3]; None in it stands for no class.
+            as ["cat", "dog", 3]; None in it stands for no class. For priors with hidden parts of
+            classes (`num_subclasses`) a part of its class is drawn for each image.
         temperature, top_k, top_p, guidance_scale, window: One value, or one per level, coarse to
             fine; see `sample_codes`.
         known: Per level int64 `[B, h, w]` with -1 where a code is to be drawn, or None.

@@ -162,7 +162,7 @@ class GatedPlan:
         conv1, conv2: C → R and R → 2C; both causal with the same taps, or both pointwise.
         auxiliary: `[n, C_aux, R]` or None; its bias is in `conv1.bias`.
         condition: `[n, C_condition, 2C]` or None; it has no bias.
-        classes: `[n, num_classes + 1, 2C]` or None.
+        classes: `[n, num_labels, 2C]` or None.
     """
 
     conv1: ConvPlan
@@ -259,6 +259,11 @@ class SamplingPlan:
     head: Tensor
     head_bias: Tensor
     condition: ConditionPlan | None
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that the prior takes, 0 without classes."""
+        return 0 if self.layers.classes is None else self.layers.classes.shape[1]
 
     @property
     def num_blocks(self) -> int:

@@ -50,6 +50,7 @@ class PriorInterface:
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
         logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
             first h rows. It defines the prior.
+        num_subclasses: Hidden parts of each class, as in `PriorConfig`.
         plan: Makes the plan from the current weights; None if only engine `reference` can draw.
     """
 
@@ -59,6 +60,14 @@ class PriorInterface:
     condition_sizes: tuple[tuple[int, int], ...]
     logits: Callable[[Tensor, list[Tensor], Tensor | None], Tensor]
     plan: Callable[[], SamplingPlan] | None = None
+    num_subclasses: int = 0
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that the prior takes, 0 without classes."""
+        if not self.num_classes:
+            return 0
+        return self.num_classes + 1 + self.num_classes * self.num_subclasses
 
     def new_plan(self) -> SamplingPlan:
         """The plan of the current weights.
@@ -102,6 +111,7 @@ def interface_of_prior(
         config.condition_sizes,
         logits,
         plan,
+        config.num_subclasses,
     )
 
 

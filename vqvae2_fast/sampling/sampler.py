@@ -347,7 +347,7 @@ def checked_context(
     maps = as_maps(condition)
     check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
     numbers = label_tensor(where, labels, interface.num_classes)
-    check_labels(where, numbers, interface.num_classes, batch_size)
+    check_labels(where, numbers, interface.num_classes, batch_size, interface.num_labels)
     return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
 
 

@@ -23,6 +23,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.pipeline import decoded
 from vqvae2_fast.sampling.prior import interface_of
+from vqvae2_fast.sampling.subclasses import subclass_labels
 from vqvae2_fast.sampling.together import SampleRequest, draw_together
 from vqvae2_fast.serve.images import as_png
 from vqvae2_fast.serve.jobs import Job, Slot
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.sampling import Pipeline
+    from vqvae2_fast.sampling.prior import PriorInterface
     from vqvae2_fast.serve.jobs import Event, Order
     from vqvae2_fast.serve.limits import Limits
     from vqvae2_fast.serve.metrics import Metrics
@@ -284,13 +286,12 @@ class Engine:
 
     def _draw_maps(self, level: int, slots: Sequence[Slot]) -> None:
         prior = self._pipeline.priors[level]
-        has_classes = interface_of(prior).num_classes > 0
         requests = [
             SampleRequest(
                 slot.job.order.settings[level],
                 slot.job.order.samples[slot.index],
                 slot.maps,
-                slot.job.order.label(slot.index) if has_classes else None,
+                _label(interface_of(prior), slot, level),
                 slot.job.order.known[level] if slot.job.order.known else None,
             )
             for slot in slots
@@ -362,6 +363,22 @@ class Engine:
 
 def _stopped() -> Problem:
     return Problem(503, "", "The server is stopping.", "Try again when it is back.")
+
+
+def _label(interface: PriorInterface, slot: Slot, level: int) -> int | None:
+    """What a prior is told of an image's class."""
+    order = slot.job.order
+    label = order.label(slot.index)
+    if label is None or not interface.num_classes:
+        return None
+    told = subclass_labels(
+        interface,
+        torch.tensor([label]),
+        torch.tensor([order.samples[slot.index]]),
+        seed=order.settings[level].seed,
+        known=[None if maps is None else maps[None] for maps in order.known],
+    )
+    return int(told)
 
 
 def _rows(

@@ -12,7 +12,9 @@ from vqvae2_fast.testing.priors import tiny_prior
 __all__ = ["tiny_pipeline"]
 
 
-def tiny_pipeline(num_classes: int = 3, *, image_channels: int = 3) -> Pipeline:
+def tiny_pipeline(
+    num_classes: int = 3, *, num_subclasses: int = 0, image_channels: int = 3
+) -> Pipeline:
     """Images of 16×16, maps of 4×4 and 8×8, 13 codes per level; in evaluation mode."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
@@ -29,6 +31,7 @@ def tiny_pipeline(num_classes: int = 3, *, image_channels: int = 3) -> Pipeline:
     # In training mode, so that the codebooks start from the vectors.
     vqvae(torch.rand(64, image_channels, 16, 16) * 2 - 1)
     torch.random.set_rng_state(state)
-    top = tiny_prior(0, size=(4, 4), num_classes=num_classes)
-    bottom = tiny_prior(1, size=(8, 8), num_classes=num_classes, condition_sizes=((4, 4),))
+    classes = {"num_classes": num_classes, "num_subclasses": num_subclasses}
+    top = tiny_prior(0, size=(4, 4), **classes)
+    bottom = tiny_prior(1, size=(8, 8), condition_sizes=((4, 4),), **classes)
     return Pipeline(vqvae.eval(), [top, bottom])

@@ -125,6 +125,7 @@ Plan::Plan(const Description& description, int threads) : memory_(Reader::size_o
   width = read.integer("width");
   num_embeddings = read.integer("num_embeddings");
   num_classes = read.integer("num_classes");
+  num_labels = read.integer("num_labels");
   channels = read.integer("channels");
   const int64_t inner = read.integer("inner_channels");
   num_layers = read.integer("num_layers");
@@ -150,8 +151,8 @@ Plan::Plan(const Description& description, int threads) : memory_(Reader::size_o
   taps.num_current = read.integer("taps.num_current");
   conv1 = read.convolutions("conv1", taps, num_layers, channels, inner);
   conv2 = read.convolutions("conv2", taps, num_layers, inner, 2 * channels);
-  if (num_classes > 0) {
-    classes = read.tensor("classes", num_layers * (num_classes + 1) * conv2.outputs());
+  if (num_labels > 0) {
+    classes = read.tensor("classes", num_layers * num_labels * conv2.outputs());
   }
 
   attention.num_heads = read.integer("attention.num_heads");

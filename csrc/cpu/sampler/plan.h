@@ -123,14 +123,16 @@ struct Plan {
   // Its memory becomes so by `threads` threads.
   explicit Plan(const Description& description, int threads = 1);
 
-  int64_t height, width, num_embeddings, num_classes;
+  int64_t height, width, num_embeddings;
+  int64_t num_classes;  // label num_classes is "no class"
+  int64_t num_labels;
   int64_t channels;  // padded
   int64_t num_layers, layers_per_block, num_blocks, num_output_layers;
   Stem stem;
   const float* background;  // [H * W, 2]
   Taps taps;
   Convolutions conv1, conv2;
-  const float* classes = nullptr;  // [layers, num_classes + 1, conv2.outputs()] or null
+  const float* classes = nullptr;  // [layers, num_labels, conv2.outputs()] or null
   Matrices layer_condition;        // [layers]; weights null without a condition
   Attention attention;             // num_heads 0 without
   Matrices merge;                  // [blocks] without attention

@@ -80,7 +80,7 @@ const float* State::start_of(bool gates, int64_t layer, int64_t n, int64_t colum
   if (plan.classes) {
     // The rows after those of the batch are without a class.
     const int64_t label = n < batch ? request.labels[n] : plan.num_classes;
-    const int64_t entry = layer * (plan.num_classes + 1) + label;
+    const int64_t entry = layer * plan.num_labels + label;
     kernels.add(sum, plan.classes + entry * outputs + begin, start, count);
     sum = start;
   }

@@ -58,6 +58,7 @@ Plan::Plan(const Values& values) {
   net.inner = values.small("inner_channels");
   net.num_embeddings = values.small("num_embeddings");
   net.num_classes = values.small("num_classes");
+  net.num_labels = values.small("num_labels");
   net.num_layers = values.small("num_layers");
   net.layers_per_block = values.small("layers_per_block");
   net.num_blocks = net.num_layers / net.layers_per_block;
@@ -206,6 +207,7 @@ Plan::Plan(const Values& values) {
   conv2.classes = values.pointer<const float>("classes");
   conv2.labels = values.pointer<const int64_t>("labels");
   conv2.num_classes = net.num_classes;
+  conv2.num_labels = net.num_labels;
   const int32_t condition_channels = values.small("condition.channels");
   if (condition_channels > 0) {
     const int32_t height = values.small("condition.height"),

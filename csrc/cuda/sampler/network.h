@@ -38,7 +38,7 @@ struct Rule {
 struct Network {
   int32_t height, width, batch, rows;
   int32_t window, step_rows;  // w = 1: one code per step; S
-  int32_t channels, inner, num_embeddings, num_classes;
+  int32_t channels, inner, num_embeddings, num_classes, num_labels;
   int32_t num_layers, layers_per_block, num_blocks;
   int32_t side_by_side;  // no convolution reads its own position
   int32_t slots;         // rows of the rings

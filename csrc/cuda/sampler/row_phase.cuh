@@ -192,7 +192,7 @@ __device__ __forceinline__ InitialRow initial_row(const RowProduct& p, int layer
   if (row.classes) {
     // The rows after those of the batch are without a class.
     const int64_t label = n < p.batch ? p.labels[n] : p.num_classes;
-    row.classes += (layer * (p.num_classes + 1) + label) * p.outputs;
+    row.classes += (static_cast<int64_t>(layer) * p.num_labels + label) * p.outputs;
   }
   if (row.condition) {
     const int64_t of = (static_cast<int64_t>(layer) * p.batch + n % p.batch) * p.condition_width;

@@ -32,9 +32,9 @@ struct RowProduct {
   // or int8 [layers, all_segments, outputs, inputs], with inputs in multiples of 16
   const void* weights;
   const float* bias;     // [layers, outputs], or null
-  const float* classes;  // [layers, num_classes + 1, outputs], or null
+  const float* classes;  // [layers, num_labels, outputs], or null
   const int64_t* labels;
-  int32_t num_classes, batch;
+  int32_t num_classes, num_labels, batch;
   const float* condition;  // [layers, batch, condition_width, outputs], or null
   int32_t condition_width, condition_scale;
   float* output;  // [layers, rows, outputs]

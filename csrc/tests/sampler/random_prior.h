@@ -83,6 +83,7 @@ class RandomPrior {
                  {"width", kWidth},
                  {"num_embeddings", kCodes},
                  {"num_classes", kind.classes ? kClasses : 0},
+                 {"num_labels", kind.classes ? kClasses + 1 : 0},
                  {"channels", kChannels},
                  {"inner_channels", kInner},
                  {"num_layers", kLayers},

@@ -261,6 +261,7 @@ def described_plan(plan: SamplingPlan, weights: Weights = torch.float32) -> Desc
         width=width,
         num_embeddings=plan.num_embeddings,
         num_classes=plan.num_classes,
+        num_labels=plan.num_labels,
         channels=_round_up(channels),
         inner_channels=_round_up(inner),
         num_layers=layers.num_layers,

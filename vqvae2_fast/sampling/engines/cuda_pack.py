@@ -74,6 +74,7 @@ def sizes_of(plan: SamplingPlan) -> dict[str, int]:
         "width": width,
         "num_embeddings": plan.num_embeddings,
         "num_classes": plan.num_classes,
+        "num_labels": plan.num_labels,
         "channels": plan.channels,
         "inner_channels": layers.inner_channels,
         "num_layers": layers.num_layers,

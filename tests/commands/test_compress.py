@@ -68,6 +68,16 @@ def test_a_store_comes_back_equal(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], codes, strict=True))
 
 
+def test_a_store_of_parts_is_kept_with_its_classes(folder: Path) -> None:
+    codes = [torch.randint(13, (3, side, side)) for side in (4, 8)]
+    names = ("a - 0", "b - 0", "c - 0", "a - 1", "b - 1", "c - 1")
+    with CodeWriter("store", 13, [(4, 4), (8, 8)], class_names=names) as writer:
+        writer.add(codes, torch.tensor([1, -1, 5]))
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out back --quiet") == 0
+    assert CodeStore("back").labels.tolist() == [1, -1, 2]
+
+
 def test_levels_left_out_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call = "compress photos --pipeline pipeline --levels top --out x.vq2 --quiet"
     assert run(call) == 0

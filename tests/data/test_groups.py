@@ -4,11 +4,14 @@ import torch
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.groups import (
     GroupedImages,
+    equal_groups,
     group_names,
     groups_in_turn,
+    labels_of_prior,
     spread_over_groups,
 )
 from vqvae2_fast.data.images import ImageTensorDataset
+from vqvae2_fast.models.configs import PixelSNAILConfig
 
 NAMES = ("Food - fruit", "Animals - bird", "Food - drink", "Flags")
 
@@ -45,3 +48,26 @@ def test_classes_are_spread_over_each_group():
 def test_groups_take_turns():
     assert groups_in_turn(NAMES) == [0, 1, 3, 2]
     assert groups_in_turn(("a", "b", "c")) == [0, 1, 2]
+
+
+def test_equal_groups_are_counted():
+    assert equal_groups(("Coat - 0", "Bag - 0", "Coat - 1", "Bag - 1")) == (2, 2)
+
+
+@pytest.mark.parametrize("names", [NAMES, ("Coat", "Bag"), ()], ids=["unequal", "single", "none"])
+def test_other_groups_are_refused(names):
+    with pytest.raises(
+        ValueError, match="parts: expected groups of as many classes each, two or more"
+    ):
+        equal_groups(names)
+
+
+def test_a_prior_has_a_label_for_each_part_of_its_classes():
+    prior = PixelSNAILConfig(num_classes=2, num_subclasses=2)
+    names = ("Coat - 0", "Bag - 0", "Coat - 1", "Bag - 1")
+    assert labels_of_prior(names, prior).tolist() == [3, 5, 4, 6, 2]
+
+
+def test_the_classes_of_a_prior_are_its_labels():
+    prior = PixelSNAILConfig(num_classes=2, num_subclasses=2)
+    assert labels_of_prior(("Coat", "Bag"), prior).tolist() == [0, 1, 2]

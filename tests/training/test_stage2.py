@@ -7,12 +7,15 @@ from itertools import islice
 
 import pytest
 import torch
+from torch import Tensor
 
+from vqvae2_fast.data import check_matches
+from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.testing.codes import CodeSet, random_codes
 from vqvae2_fast.testing.configs import SMALL_PRIOR
 from vqvae2_fast.training import TrainConfig, prior_stage
-from vqvae2_fast.training.stage2 import balanced
+from vqvae2_fast.training.stage2 import balanced, prior_config
 
 CONFIG = TrainConfig(steps=8, batch_size=4)
 
@@ -94,6 +97,58 @@ def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
     theirs = replace(code_set(), checkpoint_hash="fedcba987654321").write(tmp_path / "theirs")
     with pytest.raises(ValueError, match=r"ours has codes of VQ-VAE sha256:0f, .* fedcba987654"):
         prior_stage(PixelSNAIL(SMALL_PRIOR), ours, theirs, CONFIG, level=1)
+
+
+def told_labels(tmp_path, **dropout) -> Tensor:
+    """What a prior with two parts of each class is told of 400 records of part 1 of class 1."""
+    codes = [torch.zeros(400, 2, 2, dtype=torch.int64)]
+    names = ("Coat - 0", "Bag - 0", "Coat - 1", "Bag - 1")
+    store = CodeSet(codes, 8, torch.full((400,), 3), names).write(tmp_path)
+    prior = PixelSNAIL(prior_config(SMALL_PRIOR, store, 0, parts=True))
+    stage = prior_stage(prior, store, store, CONFIG, level=0, **dropout)
+    told = []
+
+    def model(codes, condition, labels, *, as_loss):
+        told.append(labels)
+        return torch.zeros(())
+
+    model.parameters = prior.parameters
+    torch.manual_seed(0)
+    stage.loss(model, store.batch(torch.arange(400)))
+    return told[0]
+
+
+def test_a_prior_of_parts_is_told_the_part(tmp_path):
+    told = told_labels(tmp_path, label_dropout=0, subclass_dropout=0)
+    assert (told == 2 + 1 + 1 * 2 + 1).all()
+
+
+def test_some_records_show_only_their_class_and_others_none(tmp_path):
+    told = told_labels(tmp_path, label_dropout=0.2, subclass_dropout=0.3)
+    counts = torch.bincount(told, minlength=7)
+    assert counts.nonzero().flatten().tolist() == [1, 2, 6]
+    assert 90 < counts[1] < 150  # the class
+    assert 55 < counts[2] < 105  # no class
+
+
+@pytest.mark.parametrize(
+    ("hidden", "told"), [(True, [3, 4, 5, 6, 7, 8]), (False, [0, 0, 0, 1, 1, 1])]
+)
+def test_a_prior_of_groups_has_their_number_of_classes(tmp_path, hidden, told):
+    codes = [torch.zeros(6, 2, 2, dtype=torch.int64)]
+    names = ("Coat - 0", "Coat - 1", "Coat - 2", "Bag - 0", "Bag - 1", "Bag - 2")
+    store = CodeSet(codes, 8, torch.arange(6), names).write(tmp_path)
+    config = prior_config(SMALL_PRIOR, store, 0, groups=not hidden, parts=hidden)
+    check_matches(store, config)
+    assert (config.num_classes, config.num_subclasses) == (2, 3 if hidden else 0)
+    assert labels_of_prior(names, config).tolist() == [*told, 2]
+
+
+def test_parts_of_a_single_class_are_not_hidden(tmp_path):
+    codes = [torch.zeros(2, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.arange(2), ("images - 0", "images - 1")).write(tmp_path)
+    with pytest.raises(ValueError, match="expected two classes or more, got only 'images'"):
+        prior_config(SMALL_PRIOR, store, 0, parts=True)
 
 
 def test_codes_that_name_no_model_are_taken(tmp_path):

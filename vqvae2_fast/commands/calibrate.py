@@ -13,7 +13,7 @@ from vqvae2_fast.checkpoints import save
 from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
-from vqvae2_fast.metrics.likelihood import prior_labels
+from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling import calibrate
 
@@ -51,10 +51,11 @@ class Calibrate(Command):
             if not isinstance(prior, Prior):
                 raise TypeError(f"calibrate: cannot calibrate a {type(prior).__name__}.")
             check_matches(store, prior.config)
-            batches = []
+            labels_of, batches = labels_of_prior(store.class_names, prior.config), []
             for rows in chosen.split(_BATCH):
                 maps, labels = store.batch(rows)
-                batches.append((maps[level], maps[:level], prior_labels(prior, labels)))
+                told = labels_of[labels] if prior.config.num_classes else None
+                batches.append((maps[level], maps[:level], told))
             calibrate(prior, batches, margin=self.margin)
         save(pipeline, self.out)
         return Result(

@@ -12,6 +12,7 @@ from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.data.groups import group_names
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
@@ -44,6 +45,11 @@ class TrainPrior(TrainingCommand):
     """Folder of the run; runs/prior_LEVEL if none is named."""
     unconditional: bool = False
     """Ignore the labels."""
+    groups: bool = False
+    """The prior's classes are groups of the codes' classes, such as "Coat" of "Coat - 07"."""
+    parts: bool = False
+    """As --groups, and the classes of a group are its hidden parts: the prior is told the part, and
+    `sample` draws one for each image. For codes of `extract --subclasses`."""
     label_dropout: float = 0.1
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
@@ -91,7 +97,14 @@ class TrainPrior(TrainingCommand):
                 f"--level: expected one of {', '.join(levels)} of {self.codes}, got {self.level!r}."
             )
         level = levels.index(self.level)
-        config = prior_config(self.model, codes, level, conditional=not self.unconditional)
+        config = prior_config(
+            self.model,
+            codes,
+            level,
+            conditional=not self.unconditional,
+            groups=self.groups,
+            parts=self.parts,
+        )
         if self.resume:
             check_same_origin(out, codes)
         layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
@@ -122,7 +135,8 @@ class TrainPrior(TrainingCommand):
         if plan is not None:
             return plan
         ranks.told_by_first(lambda: keep_origin(out, codes))
-        _, trained = self.fit(ranks, task, codes.class_names if config.num_classes else ())
+        names = group_names(codes.class_names) if self.groups or self.parts else codes.class_names
+        _, trained = self.fit(ranks, task, names if config.num_classes else ())
         if ranks.rank:
             return Result({})
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))

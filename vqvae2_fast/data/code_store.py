@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import zlib
 from bisect import bisect_right
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +26,7 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
+from vqvae2_fast.data.groups import groups_of_classes
 from vqvae2_fast.files.durable import locked
 from vqvae2_fast.files.mapped import MappedFile
 from vqvae2_fast.files.printable import printable, short
@@ -349,10 +351,15 @@ def check_matches(store: CodeStore, prior: PriorConfig) -> None:
         store.level_sizes[: len(prior.condition_sizes) + 1],
         "Extract with the VQ-VAE that the prior is for.",
     )
-    classes = len(store.class_names)
-    if prior.num_classes and prior.num_classes != classes:
+    classes, expected = len(store.class_names), prior.num_classes
+    groups, parts = groups_of_classes(store.class_names), prior.num_subclasses
+    fits = len(set(groups)) == expected
+    if parts:
+        fits &= set(Counter(groups).values()) == {parts}
+    if expected and classes != expected and not fits:
+        of_parts = f", or as many groups of {parts}" if parts else ""
         raise ValueError(
             f"check_matches: {store.folder} has {classes} classes, the prior expects "
-            f"{prior.num_classes}; extract a set with those classes, or use a prior of the "
+            f"{expected}{of_parts}; extract a set with those classes, or use a prior of the "
             "store's."
         )

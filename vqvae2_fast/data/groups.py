@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,18 +10,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vqvae2_fast.files.printable import short
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vqvae2_fast.data.batches import ImageSource
+    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = [
     "SEPARATOR",
     "GroupedImages",
+    "equal_groups",
     "group_names",
     "group_of",
     "groups_in_turn",
     "groups_of_classes",
+    "labels_of_prior",
     "spread_over_groups",
 ]
 
@@ -52,6 +58,40 @@ def groups_in_turn(class_names: Sequence[str]) -> list[int]:
         turn = turns[group] = turns.get(group, -1) + 1
         order.append((turn, group, number))
     return [number for _, _, number in sorted(order)]
+
+
+def equal_groups(class_names: Sequence[str]) -> tuple[int, int]:
+    """How many groups there are, and how many classes each of them has.
+
+    Raises:
+        ValueError: They have different numbers of classes, or only one each.
+    """
+    sizes = Counter(map(group_of, class_names))
+    if len(set(sizes.values())) != 1 or 1 in sizes.values():
+        found = ", ".join(f"{name}: {size}" for name, size in sizes.most_common()) or "no classes"
+        raise ValueError(
+            f"parts: expected groups of as many classes each, two or more, got "
+            f"{short(found, 200)}; make the codes with `vqvae2-fast extract --subclasses N`."
+        )
+    return len(sizes), len(class_names) // len(sizes)
+
+
+def labels_of_prior(class_names: Sequence[str], prior: PriorConfig) -> Tensor:
+    """The label that a prior has for each class, int64 `[classes + 1]`; the last, which label -1
+    reads, is "no class".
+
+    The classes are those of the prior, or the prior's classes are their groups. If it has parts,
+    the number of a part is the place of a class among those of its group.
+    """
+    none, parts = prior.num_classes, prior.num_subclasses
+    if len(class_names) == none:
+        return torch.arange(none + 1)
+    places: Counter[int] = Counter()
+    labels = []
+    for group in groups_of_classes(class_names):
+        labels.append(none + 1 + group * parts + places[group] if parts else group)
+        places[group] += 1
+    return torch.tensor([*labels, none])
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:

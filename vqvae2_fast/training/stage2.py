@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
+from vqvae2_fast.data.groups import equal_groups, group_names, labels_of_prior
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
 from vqvae2_fast.modules.device import device_of
@@ -20,7 +21,7 @@ from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vqvae2_fast.models.prior import Prior, PriorConfig
     from vqvae2_fast.training.config import TrainConfig
@@ -29,16 +30,47 @@ __all__ = ["prior_config", "prior_stage"]
 
 
 def prior_config(
-    config: PriorConfig, codes: CodeStore, level: int, *, conditional: bool = True
+    config: PriorConfig,
+    codes: CodeStore,
+    level: int,
+    *,
+    conditional: bool = True,
+    groups: bool = False,
+    parts: bool = False,
 ) -> PriorConfig:
-    """`config` with what follows from the codes: sizes, K and classes."""
+    """`config` with what follows from the codes: sizes, K and classes.
+
+    Args:
+        groups: Groups of the codes' classes are the classes of the prior.
+        parts: The same, and the classes of a group are its hidden parts.
+
+    Raises:
+        ValueError: For parts, groups of different numbers of classes, only one group, or a prior
+            that has no hidden parts.
+    """
     sizes = codes.level_sizes
+    names: Sequence[str] = codes.class_names if conditional else ()
+    hidden = {}
+    if parts and names:
+        num_classes, count = equal_groups(names)
+        if num_classes == 1:
+            (name,) = group_names(names)
+            raise ValueError(
+                f"parts: expected two classes or more, got only {printable(name)!r}; leave it "
+                "out, so that the parts are classes to which samples can be guided."
+            )
+        if "num_subclasses" not in {field.name for field in fields(config)}:
+            raise ValueError(f"parts: a {type(config).__name__} has no num_subclasses.")
+        hidden = {"num_subclasses": count}
+    if groups or parts:
+        names = group_names(names)
     return replace(
         config,
         size=sizes[level],
         condition_sizes=sizes[:level],
         num_embeddings=codes.num_embeddings,
-        num_classes=len(codes.class_names) if conditional else 0,
+        num_classes=len(names),
+        **hidden,
     )
 
 
@@ -50,6 +82,7 @@ def prior_stage(
     *,
     level: int,
     label_dropout: float = 0.1,
+    subclass_dropout: float = 0.1,
     class_balance: float = 0.0,
     name: str = "train prior",
 ) -> Stage:
@@ -60,6 +93,8 @@ def prior_stage(
     Args:
         level: Which of the maps to model, 0 the coarsest.
         label_dropout: Share of labels replaced by "no class", so that the prior can be guided.
+        subclass_dropout: Share of labels of parts replaced by that of the class, so that the prior
+            knows what to expect if only the class is known.
         class_balance: See `balanced`; 0 trains on each record equally often.
 
     Raises:
@@ -70,18 +105,17 @@ def prior_stage(
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
-    records, num_classes = balanced(train_set, class_balance), prior.config.num_classes
+    records = balanced(train_set, class_balance)
+    labels_of = labels_of_prior(train_set.class_names, prior.config)
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         device = device_of(model)
-        maps, labels = batch[0], batch[1].to(device) if num_classes else None
-        if labels is not None:
-            unnamed = labels < 0
-            if label_dropout:
-                unnamed |= uniform_of_part(len(labels), device) < label_dropout
-            labels = torch.where(unnamed, num_classes, labels)
+        maps, labels = batch[0], None
+        if prior.config.num_classes:
+            labels = labels_of[batch[1]].to(device)
+            labels = _dropped(labels, prior.config, label_dropout, subclass_dropout)
         condition = [codes.to(device) for codes in maps[:level]]
         nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
         return nats, {}
@@ -99,7 +133,7 @@ def prior_stage(
         rounds = -(-len(shown) // (config.batch_size * ranks.count))
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
         for maps, labels in islice(chain(own, empty), rounds):
-            nats += code_nats(prior, maps, labels, level)
+            nats += code_nats(prior, maps, labels_of[labels], level)
         total = float(ranks.sum_(nats))
         return asdict(Likelihood.of_sum(total, len(shown), math.prod(prior.config.size)))
 
@@ -119,9 +153,24 @@ def prior_stage(
             "codes": hash_of_codes(train_set),
             "held_out_codes": hash_of_codes(held_out),
             "label_dropout": label_dropout,
+            **({"subclass_dropout": subclass_dropout} if prior.config.num_subclasses else {}),
             "class_balance": class_balance,
         },
     )
+
+
+def _dropped(
+    labels: Tensor, config: PriorConfig, label_dropout: float, subclass_dropout: float
+) -> Tensor:
+    """Labels of a prior, a share of them replaced by "no class", and of parts by their class."""
+    none, parts = config.num_classes, config.num_subclasses
+    if not label_dropout and not (parts and subclass_dropout):
+        return labels
+    drawn = uniform_of_part(len(labels), labels.device)
+    if parts:
+        of_class = torch.where(labels > none, (labels - none - 1) // parts, labels)
+        labels = torch.where(drawn < label_dropout + subclass_dropout, of_class, labels)
+    return torch.where(drawn < label_dropout, none, labels)
 
 
 def balanced(codes: CodeStore, power: float) -> CodeStore:

@@ -37,7 +37,7 @@ def subclass_labels(
 
     Args:
         labels: int64 `[B]`. Labels of classes become those of parts, each equally likely; others
-            stay.
+            stay, wrong ones too, which the draw refuses.
         samples: int64 `[B]`, the numbers of the samples.
         known: Code maps `[B, h, w]` with -1 where a code is to be drawn. Samples with a known code
             keep the label of their class: which part those codes are of is not known.
@@ -48,7 +48,7 @@ def subclass_labels(
     position = torch.zeros(1, dtype=torch.int64, device=samples.device)
     noise = ops.gumbel_noise(samples, position, parts, seed=seed, stream=STREAM)  # [B, 1, parts]
     part = noise[:, 0].argmax(1).to(labels.device)
-    free = labels < interface.num_classes
+    free = (labels >= 0) & (labels < interface.num_classes)
     for codes in known:
         if codes is not None:
             free &= (codes < 0).flatten(1).all(1).to(labels.device)

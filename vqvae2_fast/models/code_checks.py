@@ -22,6 +22,7 @@ __all__ = [
     "check_prior_fits",
     "check_range",
     "describe_maps",
+    "label_count",
 ]
 
 Size = tuple[int, int]
@@ -88,6 +89,11 @@ def check_maps(
                 f"{where}: expected {name} {[batch_size, *size]}, got {list(codes.shape)}."
             )
         check_range(where, name, codes, 0, num_embeddings)
+
+
+def label_count(num_classes: int, num_subclasses: int) -> int:
+    """Labels of a prior: its classes, "no class" and the parts of classes; 0 without classes."""
+    return num_classes + 1 + num_classes * num_subclasses if num_classes else 0
 
 
 def check_labels(

@@ -18,6 +18,7 @@ from vqvae2_fast.models.code_checks import (
     check_labels,
     check_maps,
     check_range,
+    label_count,
 )
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ class PriorConfig:
     def num_labels(self) -> int:
         """Labels that the prior takes: classes, "no class" and the parts of classes; 0 without
         classes."""
-        if not self.num_classes:
-            return 0
-        return self.num_classes + 1 + self.num_classes * self.num_subclasses
+        return label_count(self.num_classes, self.num_subclasses)
 
     def summary(self) -> str:
         """The size of the network in words, such as "20 layers of 512 channels"."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.models.code_checks import label_count
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling.bounds import check_plan, check_weights
 from vqvae2_fast.sampling.fingerprint import fingerprint
@@ -65,9 +66,7 @@ class PriorInterface:
     @property
     def num_labels(self) -> int:
         """Labels that the prior takes, 0 without classes."""
-        if not self.num_classes:
-            return 0
-        return self.num_classes + 1 + self.num_classes * self.num_subclasses
+        return label_count(self.num_classes, self.num_subclasses)
 
     def new_plan(self) -> SamplingPlan:
         """The plan of the current weights.

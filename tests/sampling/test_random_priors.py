@@ -43,6 +43,7 @@ def prior_arguments(draw):
         "condition_channels": draw(st.integers(1, 40)),
         "num_condition_layers": draw(st.integers(0, 2)),
         "num_classes": draw(st.sampled_from([0, 3])),
+        "num_subclasses": draw(st.sampled_from([0, 2])),
     }
 
 

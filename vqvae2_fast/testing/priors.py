@@ -92,7 +92,7 @@ def prior_inputs(prior: Prior, batch_size: int, seed: int = 0) -> dict[str, Any]
 
     labels = None
     if config.num_classes:
-        labels = torch.randint(config.num_classes + 1, (batch_size,), generator=generator)
+        labels = torch.randint(config.num_labels, (batch_size,), generator=generator)
     return {
         "codes": random_map(config.size),
         "condition": [random_map(size) for size in config.condition_sizes],

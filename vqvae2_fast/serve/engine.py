@@ -286,12 +286,13 @@ class Engine:
 
     def _draw_maps(self, level: int, slots: Sequence[Slot]) -> None:
         prior = self._pipeline.priors[level]
+        interface = interface_of(prior)
         requests = [
             SampleRequest(
                 slot.job.order.settings[level],
                 slot.job.order.samples[slot.index],
                 slot.maps,
-                _label(interface_of(prior), slot, level),
+                _label(interface, slot, level),
                 slot.job.order.known[level] if slot.job.order.known else None,
             )
             for slot in slots

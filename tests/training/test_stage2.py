@@ -141,7 +141,7 @@ def test_a_prior_of_groups_has_their_number_of_classes(tmp_path, hidden, told):
     config = prior_config(SMALL_PRIOR, store, 0, groups=not hidden, parts=hidden)
     check_matches(store, config)
     assert (config.num_classes, config.num_subclasses) == (2, 3 if hidden else 0)
-    assert labels_of_prior(names, config).tolist() == [*told, 2]
+    assert labels_of_prior(names, 2, config.num_subclasses).tolist() == [*told, 2]
 
 
 def test_parts_of_a_single_class_are_not_hidden(tmp_path):

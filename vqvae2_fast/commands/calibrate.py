@@ -51,10 +51,11 @@ class Calibrate(Command):
             if not isinstance(prior, Prior):
                 raise TypeError(f"calibrate: cannot calibrate a {type(prior).__name__}.")
             check_matches(store, prior.config)
-            labels_of, batches = labels_of_prior(store.class_names, prior.config), []
+            classes, parts = prior.config.num_classes, prior.config.num_subclasses
+            labels_of, batches = labels_of_prior(store.class_names, classes, parts), []
             for rows in chosen.split(_BATCH):
                 maps, labels = store.batch(rows)
-                told = labels_of[labels] if prior.config.num_classes else None
+                told = labels_of[labels] if classes else None
                 batches.append((maps[level], maps[:level], told))
             calibrate(prior, batches, margin=self.margin)
         save(pipeline, self.out)

@@ -15,7 +15,7 @@ from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.folder import image_names, whole_images
-from vqvae2_fast.data.groups import group_names, groups_of_classes
+from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import renamed_into_place
 from vqvae2_fast.files.printable import short
@@ -117,12 +117,7 @@ class Compress(Command):
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             store, classes = CodeStore(path), pipeline.num_classes
-            names = store.class_names
-            if classes and len(names) != classes == len(group_names(names)):
-                # Codes of parts of the pipeline's classes: a file holds the class.
-                numbers = torch.tensor([*groups_of_classes(names), classes])
-            else:
-                numbers = torch.tensor([*range(len(names)), classes])
+            numbers = labels_of_prior(store.class_names, classes)  # a file holds no parts
             for maps, labels in codes_in_order(store, _SEGMENT):
                 told = numbers[labels] if classes else None
                 data = encode_codes(pipeline, maps, labels=told, levels=levels, seed=self.seed)

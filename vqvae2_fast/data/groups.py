@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vqvae2_fast.data.batches import ImageSource
-    from vqvae2_fast.models.prior import PriorConfig
 
 __all__ = [
     "SEPARATOR",
@@ -76,22 +75,27 @@ def equal_groups(class_names: Sequence[str]) -> tuple[int, int]:
     return len(sizes), len(class_names) // len(sizes)
 
 
-def labels_of_prior(class_names: Sequence[str], prior: PriorConfig) -> Tensor:
+def labels_of_prior(
+    class_names: Sequence[str], num_classes: int, num_subclasses: int = 0
+) -> Tensor:
     """The label that a prior has for each class, int64 `[classes + 1]`; the last, which label -1
     reads, is "no class".
 
     The classes are those of the prior, or the prior's classes are their groups. If it has parts,
     the number of a part is the place of a class among those of its group.
+
+    Args:
+        num_classes, num_subclasses: Of the prior, see `PriorConfig`.
     """
-    none, parts = prior.num_classes, prior.num_subclasses
-    if len(class_names) == none:
-        return torch.arange(none + 1)
+    if len(class_names) == num_classes:
+        return torch.arange(num_classes + 1)
     places: Counter[int] = Counter()
     labels = []
     for group in groups_of_classes(class_names):
-        labels.append(none + 1 + group * parts + places[group] if parts else group)
+        part = num_classes + 1 + group * num_subclasses + places[group]
+        labels.append(part if num_subclasses else group)
         places[group] += 1
-    return torch.tensor([*labels, none])
+    return torch.tensor([*labels, num_classes])
 
 
 def spread_over_groups(class_names: Sequence[str], count: int) -> list[list[int]]:

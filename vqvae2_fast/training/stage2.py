@@ -106,7 +106,9 @@ def prior_stage(
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
     records = balanced(train_set, class_balance)
-    labels_of = labels_of_prior(train_set.class_names, prior.config)
+    labels_of = labels_of_prior(
+        train_set.class_names, prior.config.num_classes, prior.config.num_subclasses
+    )
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]

@@ -1,7 +1,12 @@
 """Parts of classes: from images to a prior that hides them."""
 
+import torch
+
 from vqvae2_fast import PixelSNAIL, load
-from vqvae2_fast.data import CodeStore
+from vqvae2_fast.checkpoints import save
+from vqvae2_fast.commands import calibrate
+from vqvae2_fast.data import CodeStore, CodeWriter
+from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 PRIOR = "--model.channels 8 --model.residual-channels 8 --model.num-heads 2 --train.batch-size 4"
 
@@ -23,3 +28,20 @@ def test_classes_without_parts_are_refused(codes, tmp_path, run):
     code, _, error = run(line)
     assert code == 2
     assert "expected groups of as many classes each, two or more, got cat: 1, dog: 1" in error
+
+
+def test_calibration_tells_a_prior_the_parts_of_its_codes(tmp_path, run, monkeypatch):
+    save(tiny_pipeline(2, num_subclasses=2), tmp_path / "pipeline", class_names=("Coat", "Bag"))
+    names = ("Coat - 0", "Coat - 1", "Bag - 0", "Bag - 1")
+    codes = [torch.zeros(5, side, side, dtype=torch.int64) for side in (4, 8)]
+    with CodeWriter(tmp_path / "codes", 13, [(4, 4), (8, 8)], class_names=names) as writer:
+        writer.add(codes, torch.tensor([0, 1, 2, 3, -1]))
+    told = []
+
+    def noted(prior, batches, *, margin):
+        told.append(torch.cat([labels for _, _, labels in batches]).tolist())
+
+    monkeypatch.setattr(calibrate, "calibrate", noted)
+    line = f"calibrate --pipeline {tmp_path / 'pipeline'} --codes {tmp_path / 'codes'}"
+    assert run(line, "--out", tmp_path / "calibrated")[0] == 0
+    assert told == [[3, 4, 5, 6, 2]] * 2

@@ -28,6 +28,7 @@ from vqvae2_fast.data.groups import group_names, spread_over_groups
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.prior import without_variants
 from vqvae2_fast.report import sample_grid
 
 SHOWN = 12  # samples of a group of classes in the picture
@@ -209,7 +210,8 @@ def main() -> None:
         if not (runs / folder / "result.json").exists() and vqvae2_fast([*command, "--resume"]):
             raise SystemExit(f"stopped in {runs / folder}; the same command continues")
     vqvae = load(runs / ("vqvae" if recipe.decoder is None else "decoder"), expect=VQVAE2)
-    priors = [load(runs / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
+    trained = [load(runs / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
+    priors = [without_variants(prior) for prior in trained]
     classes = class_names(runs / "prior_top")
     save(Pipeline(vqvae, priors), options.out, class_names=classes, dtype=recipe.dtype)
     write_card(recipe, options.out, name, data)

@@ -1,4 +1,4 @@
-"""Parts of classes: from images to a prior that hides them."""
+"""Parts of classes and variants of images: from images to a prior that is told of them."""
 
 import torch
 
@@ -21,6 +21,25 @@ def test_a_prior_of_parts_knows_the_classes_and_hides_them(images, vqvae, tmp_pa
     prior = load(out, expect=PixelSNAIL)
     assert prior.class_names == ("cat", "dog")
     assert (prior.config.num_classes, prior.config.num_subclasses) == (2, 2)
+
+
+def test_a_prior_is_told_of_mirrored_images_and_draws_others(images, vqvae, tmp_path, run):
+    codes, out = tmp_path / "codes", tmp_path / "prior"
+    parts = ["--data", images, "--subclasses", 2, "--flip", "--quiet", "--out", codes]
+    assert run("extract", "--vqvae", vqvae, *parts)[0] == 0
+    line = f"train-prior --codes {codes} {PRIOR} --parts --tell-variants --train.steps 1 --quiet"
+    assert run(line, "--out", out)[0] == 0
+    prior = load(out, expect=PixelSNAIL)
+    assert prior.class_names == ("cat", "dog")
+    assert prior.config.num_variants == 1
+    assert prior.config.num_labels == 3 + 4 + 3
+
+
+def test_codes_of_images_as_they_are_have_no_variants_to_tell(codes, tmp_path, run):
+    line = f"train-prior --codes {codes} {PRIOR} --tell-variants --out {tmp_path / 'prior'}"
+    code, _, error = run(line)
+    assert code == 2
+    assert "has none of changed ones; make them with `vqvae2-fast extract --flip`" in error
 
 
 def test_classes_without_parts_are_refused(codes, tmp_path, run):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.prior import without_variants
 from vqvae2_fast.modules.causal_conv import CausalConv2d, SameConv2d
 from vqvae2_fast.modules.gated import GatedResidual
 from vqvae2_fast.testing.priors import prior_inputs, tiny_configs, tiny_prior
@@ -73,6 +74,18 @@ def test_each_label_and_no_class_give_their_own_logits():
     for a in range(4):
         for b in range(a):
             assert not torch.equal(logits[a], logits[b])
+
+
+def test_a_prior_without_its_variants_gives_the_same_logits_for_every_other_label():
+    kind = {"num_classes": 2, "num_subclasses": 2, "condition_sizes": ((1, 3),)}
+    prior = tiny_prior(num_variants=2, **kind)
+    prior.vqvae_hash, prior.class_names = "sha256:1", ("a", "b")
+    lean = without_variants(prior)
+    count = lean.config.num_labels
+    assert (count, prior.config.num_labels) == (3 + 4, 3 + 4 + 2 * 3)
+    inputs = {**prior_inputs(prior, count), "labels": torch.arange(count)}
+    assert torch.equal(logits_of(lean, inputs), logits_of(prior, inputs))
+    assert (lean.vqvae_hash, lean.class_names, lean.training) == ("sha256:1", ("a", "b"), False)
 
 
 def test_label_enters_before_the_first_code():

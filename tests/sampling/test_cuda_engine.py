@@ -43,10 +43,11 @@ KINDS = {
     f"{mask}, {'attention' if attention else 'no attention'}": {
         "mask": mask,
         "attention": attention,
-        # Every second kind is conditioned, every second pair has classes with hidden parts.
+        # Every second kind is conditioned, every second pair has classes, parts and variants.
         "condition_sizes": ((1, 2), (3, 2)) if n % 2 else (),
         "num_classes": 3 if n // 2 % 2 else 0,
         "num_subclasses": 2,
+        "num_variants": 1,
         "num_output_layers": n % 3,
     }
     for n, (mask, attention) in enumerate(product(MASKS, (True, False)))

@@ -44,6 +44,7 @@ def prior_arguments(draw):
         "num_condition_layers": draw(st.integers(0, 2)),
         "num_classes": draw(st.sampled_from([0, 3])),
         "num_subclasses": draw(st.sampled_from([0, 2])),
+        "num_variants": draw(st.sampled_from([0, 2])),
     }
 
 

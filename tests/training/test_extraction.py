@@ -53,6 +53,32 @@ def break_off(monkeypatch, after: int) -> None:
     monkeypatch.setattr(VQVAE2, "encode", failing)
 
 
+@pytest.mark.parametrize(
+    ("variants", "kinds"),
+    [(Variants(flip=True, copies=2), [0, 1, 2, 2]), (Variants(copies=2), [0, 1, 1])],
+)
+def test_mirrored_images_are_of_one_kind_and_copies_of_another(tmp_path, variants, kinds):
+    store = extract_codes(model(), images(), tmp_path, variants=variants)
+    expected = torch.tensor(kinds).repeat_interleave(COUNT)
+    assert torch.equal(extraction.variants_of(store), expected)
+    some = torch.tensor([2 * COUNT, 1, COUNT])
+    assert torch.equal(extraction.variants_of(store.select(some)), expected[some])
+
+
+def test_a_store_that_was_not_extracted_has_no_variants(tmp_path):
+    store = extract_codes(model(), images(), tmp_path, variants=Variants(flip=True))
+    (tmp_path / "extraction.json").unlink()
+    with pytest.raises(ValueError, match="expected codes of images and of changed ones"):
+        extraction.variants_of(store)
+
+
+def test_settings_of_another_set_are_refused(tmp_path):
+    store = extract_codes(model(), images(), tmp_path)
+    (tmp_path / "extraction.json").write_text('{"flip": true}')
+    with pytest.raises(ValueError, match="expected 2 times as many records as images"):
+        extraction.variants_of(store)
+
+
 def test_records_are_the_images_their_mirrors_and_their_copies(tmp_path):
     vqvae, dataset = model(), images()
     store = extract_codes(

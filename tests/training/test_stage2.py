@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
 
@@ -99,23 +100,59 @@ def test_stores_of_two_models_are_refused_by_both_hashes(tmp_path):
         prior_stage(PixelSNAIL(SMALL_PRIOR), ours, theirs, CONFIG, level=1)
 
 
-def told_labels(tmp_path, **dropout) -> Tensor:
-    """What a prior with two parts of each class is told of 400 records of part 1 of class 1."""
-    codes = [torch.zeros(400, 2, 2, dtype=torch.int64)]
+def told_labels(tmp_path, changed: dict[str, int] | None = None, **dropout) -> Tensor:
+    """What a prior with two parts of each class is told of 400 records of part 1 of class 1.
+
+    Args:
+        changed: How the images were changed, if the prior is to be told: options of `extract`.
+    """
+    # Codes name their records.
+    codes = [torch.arange(400)[:, None, None].expand(-1, 2, 2).contiguous()]
     names = ("Coat - 0", "Bag - 0", "Coat - 1", "Bag - 1")
-    store = CodeSet(codes, 8, torch.full((400,), 3), names).write(tmp_path)
-    prior = PixelSNAIL(prior_config(SMALL_PRIOR, store, 0, parts=True))
-    stage = prior_stage(prior, store, store, CONFIG, level=0, **dropout)
+    store = CodeSet(codes, 400, torch.full((400,), 3), names).write(tmp_path)
+    (tmp_path / "extraction.json").write_text(json.dumps(changed or {}))
+    small = replace(SMALL_PRIOR, num_embeddings=400)
+    prior = PixelSNAIL(prior_config(small, store, 0, parts=True, variants=bool(changed)))
+    stage = prior_stage(prior, store, store, replace(CONFIG, batch_size=400), level=0, **dropout)
     told = []
 
     def model(codes, condition, labels, *, as_loss):
-        told.append(labels)
+        told.append(labels[codes[:, 0, 0].argsort()])
         return torch.zeros(())
 
     model.parameters = prior.parameters
     torch.manual_seed(0)
-    stage.loss(model, store.batch(torch.arange(400)))
+    stage.loss(model, next(stage.batches(0)))
     return told[0]
+
+
+def test_a_prior_is_told_the_class_of_a_changed_image_and_how_it_was_changed(tmp_path):
+    told = told_labels(tmp_path, {"flip": True, "copies": 2}, label_dropout=0, subclass_dropout=0)
+    # Two classes, "no class", four parts, and three labels of each kind; the class is 1.
+    assert told.view(4, 100).unique(dim=1).T.tolist() == [[6, 7 + 1, 10 + 1, 10 + 1]]
+
+
+def test_a_changed_image_that_shows_no_class_shows_how_it_was_changed(tmp_path):
+    told = told_labels(tmp_path, {"flip": True}, label_dropout=0.5, subclass_dropout=0.3)
+    assert told[:200].unique().tolist() == [1, 2, 6]
+    assert told[200:].unique().tolist() == [7 + 1, 7 + 2]
+    assert 75 < (told[200:] == 7 + 2).sum() < 125  # half of them
+
+
+def test_variants_need_classes(tmp_path):
+    codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.full((4,), -1)).write(tmp_path)
+    with pytest.raises(ValueError, match="expected codes with classes, which the prior is told"):
+        prior_config(SMALL_PRIOR, store, 0, variants=True)
+
+
+def test_another_number_of_variants_is_refused(tmp_path):
+    codes = [torch.zeros(6, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.zeros(6, dtype=torch.int64), ("a", "b")).write(tmp_path)
+    (tmp_path / "extraction.json").write_text('{"copies": 2}')
+    prior = PixelSNAIL(replace(prior_config(SMALL_PRIOR, store, 0), num_variants=3))
+    with pytest.raises(ValueError, match="codes of images changed in 3 ways, got 1"):
+        prior_stage(prior, store, store, CONFIG, level=0)
 
 
 def test_a_prior_of_parts_is_told_the_part(tmp_path):

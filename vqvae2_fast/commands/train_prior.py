@@ -50,6 +50,10 @@ class TrainPrior(TrainingCommand):
     parts: bool = False
     """As --groups, and the classes of a group are its hidden parts: the prior is told the part, and
     `sample` draws one for each image. For codes of `extract --subclasses`."""
+    tell_variants: bool = False
+    """Tell the prior whether an image is as it is, mirrored or a changed copy, so that it learns
+    from all of them and samples are like images as they are. For codes of `extract --flip` or
+    `--copies`."""
     label_dropout: float = 0.1
     """Share of labels dropped in training, so that samples can be guided."""
     class_balance: float = 0.0
@@ -104,6 +108,7 @@ class TrainPrior(TrainingCommand):
             conditional=not self.unconditional,
             groups=self.groups,
             parts=self.parts,
+            variants=self.tell_variants,
         )
         if self.resume:
             check_same_origin(out, codes)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data.code_store import CodeStore
 
 __all__ = [
+    "CodeSource",
     "ImageSource",
     "batches",
     "code_batches",
@@ -52,6 +53,14 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+class CodeSource(Protocol):
+    """Records of codes to train on: a `CodeStore`, or one with other labels."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, /) -> tuple[list[Tensor], Tensor]: ...
 
 
 def shuffled_indices(
@@ -181,7 +190,7 @@ def batches(
 
 
 def code_batches(
-    store: CodeStore,
+    store: CodeSource,
     batch_size: int,
     *,
     seed: int,

@@ -91,9 +91,12 @@ def check_maps(
         check_range(where, name, codes, 0, num_embeddings)
 
 
-def label_count(num_classes: int, num_subclasses: int) -> int:
-    """Labels of a prior: its classes, "no class" and the parts of classes; 0 without classes."""
-    return num_classes + 1 + num_classes * num_subclasses if num_classes else 0
+def label_count(num_classes: int, num_subclasses: int = 0, num_variants: int = 0) -> int:
+    """Labels of a prior: its classes, "no class", the parts of classes, and classes and "no class"
+    of each variant; 0 without classes."""
+    if not num_classes:
+        return 0
+    return num_classes + 1 + num_classes * num_subclasses + num_variants * (num_classes + 1)
 
 
 def check_labels(

@@ -181,6 +181,7 @@ class PixelSNAILConfig(PriorConfig):
         condition_kernel_size: Side of the convolutions of the conditioning stack, odd.
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         num_subclasses: Hidden parts of each class, see `PriorConfig`.
+        num_variants: Kinds of changed images that it is told of, see `PriorConfig`.
         weight_norm: Weight-normalised convolutions (https://arxiv.org/abs/1602.07868).
     """
 
@@ -204,6 +205,7 @@ class PixelSNAILConfig(PriorConfig):
     condition_kernel_size: int = 3
     num_classes: int = 0
     num_subclasses: int = 0
+    num_variants: int = 0
     weight_norm: bool = True
 
     def __post_init__(self) -> None:
@@ -222,10 +224,11 @@ class PixelSNAILConfig(PriorConfig):
                 f"PixelSNAILConfig: channels // 2 must be a multiple of num_heads, got channels="
                 f"{self.channels} and num_heads={self.num_heads}."
             )
-        if self.num_subclasses < 0:
-            raise ValueError(
-                f"PixelSNAILConfig: num_subclasses must be >= 0, got {self.num_subclasses}."
-            )
+        for name in ("num_subclasses", "num_variants"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"PixelSNAILConfig: {name} must be >= 0, got {getattr(self, name)}."
+                )
         for height, width in self.condition_sizes:
             if self.size[0] % height or self.size[1] % width:
                 raise ValueError(

@@ -7,6 +7,7 @@ command line and engine `reference` then take it; CONTRIBUTING.md tells more.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.nn.functional as F
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
     from dataclasses import Field
     from typing import ClassVar
 
-__all__ = ["PRIORS", "Prior", "PriorConfig", "kind_of", "make_prior", "register_prior"]
+__all__ = [
+    "PRIORS",
+    "Prior",
+    "PriorConfig",
+    "kind_of",
+    "make_prior",
+    "register_prior",
+    "without_variants",
+]
 
 
 class PriorConfig:
@@ -39,9 +48,12 @@ class PriorConfig:
         num_classes: Classes; 0 for an unconditional prior. Label `num_classes` is "no class".
         num_subclasses: Hidden parts of each class, 0 for none. Label `num_classes + 1 + c *
             num_subclasses + s` is part s of class c. Pipelines draw a part for each sample.
+        num_variants: Kinds of changed images, such as mirrored ones, that the prior is told of in
+            training. Each has a label for every class and for "no class", after those of parts.
     """
 
     num_subclasses = 0
+    num_variants = 0
 
     if TYPE_CHECKING:  # each dataclass has these fields, in an order of its own
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -57,9 +69,8 @@ class PriorConfig:
 
     @property
     def num_labels(self) -> int:
-        """Labels that the prior takes: classes, "no class" and the parts of classes; 0 without
-        classes."""
-        return label_count(self.num_classes, self.num_subclasses)
+        """Labels that the prior takes, 0 without classes."""
+        return label_count(self.num_classes, self.num_subclasses, self.num_variants)
 
     def summary(self) -> str:
         """The size of the network in words, such as "20 layers of 512 channels"."""
@@ -210,3 +221,18 @@ def make_prior(config: PriorConfig) -> Prior:
     """A prior with weights from torch's random numbers. Raises as `kind_of`, or as its class."""
     prior_class, _ = PRIORS[kind_of(config)]
     return prior_class(config)
+
+
+def without_variants(prior: Prior) -> Prior:
+    """A copy that no longer knows changed images: it draws the same with fewer weights."""
+    made = make_prior(replace(prior.config, num_variants=0))
+    weights = prior.state_dict()
+    # Their labels are the last rows of the tables that are read by label.
+    made.load_state_dict(
+        {
+            name: weights[name][: len(own)] if own.dim() else weights[name]
+            for name, own in made.state_dict().items()
+        }
+    )
+    made.vqvae_hash, made.class_names = prior.vqvae_hash, prior.class_names
+    return made.train(prior.training)

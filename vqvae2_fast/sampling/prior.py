@@ -51,7 +51,7 @@ class PriorInterface:
         condition_sizes: Sizes of the maps that condition it, coarse to fine.
         logits: (codes `[B, h, W]`, maps, labels) -> `[B, K, h, W]`: the full forward pass on the
             first h rows. It defines the prior.
-        num_subclasses: Hidden parts of each class, as in `PriorConfig`.
+        num_subclasses, num_variants: As in `PriorConfig`.
         plan: Makes the plan from the current weights; None if only engine `reference` can draw.
     """
 
@@ -62,11 +62,12 @@ class PriorInterface:
     logits: Callable[[Tensor, list[Tensor], Tensor | None], Tensor]
     plan: Callable[[], SamplingPlan] | None = None
     num_subclasses: int = 0
+    num_variants: int = 0
 
     @property
     def num_labels(self) -> int:
         """Labels that the prior takes, 0 without classes."""
-        return label_count(self.num_classes, self.num_subclasses)
+        return label_count(self.num_classes, self.num_subclasses, self.num_variants)
 
     def new_plan(self) -> SamplingPlan:
         """The plan of the current weights.
@@ -111,6 +112,7 @@ def interface_of_prior(
         logits,
         plan,
         config.num_subclasses,
+        config.num_variants,
     )
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.data import ImageSource
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
-__all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records"]
+__all__ = ["SHARD_RECORDS", "Variants", "extract_codes", "missing_records", "variants_of"]
 
 SHARD_RECORDS = 4096
 # Images that are encoded together, and their pixels: a batch of 128 images of 1024x1024 would take
@@ -197,6 +197,34 @@ def missing_records(path: Path, stop: int, start: int = 0) -> list[tuple[int, in
     if not (path / MANIFEST).exists():
         return [(start, stop)]
     return read_manifest(path).missing(start, stop)
+
+
+def variants_of(codes: CodeStore) -> Tensor:
+    """How each record's image was changed, int64 `[N]`: 0 for not at all, then the kinds that the
+    store has: mirrored, and changed at random. All copies are of one kind.
+
+    Raises:
+        ValueError: The store holds images as they are only, or was not extracted.
+    """
+    path = codes.folder / _SETTINGS
+    try:
+        found = read_object(path)
+    except FileNotFoundError:
+        found = {}
+    flip = int(found.get("flip", False))
+    count = 1 + flip + int(found.get("copies", 0))
+    if count == 1:
+        raise ValueError(
+            f"variants: expected codes of images and of changed ones, and {codes.folder} has none "
+            "of changed ones; make them with `vqvae2-fast extract --flip` or `--copies`."
+        )
+    images = (codes.manifest.source_records or 0) // count
+    if images * count != codes.manifest.source_records:
+        raise ValueError(
+            f"variants: expected {count} times as many records as images, as {path} says, and the "
+            f"set of {codes.folder} has {codes.manifest.source_records}; extract it again."
+        )
+    return (codes.positions // max(images, 1)).clamp(max=1 + flip)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,18 @@ from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_or
 from vqvae2_fast.data.groups import equal_groups, group_names, labels_of_prior
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
+from vqvae2_fast.models.code_checks import label_count
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import uniform_of_part
 from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.training.extraction import variants_of
 from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vqvae2_fast.data.batches import CodeSource
     from vqvae2_fast.models.prior import Prior, PriorConfig
     from vqvae2_fast.training.config import TrainConfig
 
@@ -37,20 +40,30 @@ def prior_config(
     conditional: bool = True,
     groups: bool = False,
     parts: bool = False,
+    variants: bool = False,
 ) -> PriorConfig:
     """`config` with what follows from the codes: sizes, K and classes.
 
     Args:
         groups: Groups of the codes' classes are the classes of the prior.
         parts: The same, and the classes of a group are its hidden parts.
+        variants: The prior is told how an image was changed, see `variants_of`.
 
     Raises:
-        ValueError: For parts, groups of different numbers of classes, only one group, or a prior
-            that has no hidden parts.
+        ValueError: For parts, groups of different numbers of classes, or only one group. For
+            variants, codes of images as they are, or without classes. For both, a prior whose
+            configuration has none.
     """
     sizes = codes.level_sizes
     names: Sequence[str] = codes.class_names if conditional else ()
     hidden = {}
+    if variants:
+        if not names:
+            raise ValueError(
+                "variants: expected codes with classes, which the prior is told, got none; make "
+                "some with `vqvae2-fast extract --subclasses N`."
+            )
+        hidden["num_variants"] = int(variants_of(codes).max())
     if parts and names:
         num_classes, count = equal_groups(names)
         if num_classes == 1:
@@ -59,11 +72,14 @@ def prior_config(
                 f"parts: expected two classes or more, got only {printable(name)!r}; leave it "
                 "out, so that the parts are classes to which samples can be guided."
             )
-        if "num_subclasses" not in {field.name for field in fields(config)}:
-            raise ValueError(f"parts: a {type(config).__name__} has no num_subclasses.")
-        hidden = {"num_subclasses": count}
+        hidden["num_subclasses"] = count
     if groups or parts:
         names = group_names(names)
+    for name in hidden:
+        if name not in {field.name for field in fields(config)}:
+            raise ValueError(
+                f"{name.removeprefix('num_')}: a {type(config).__name__} has no {name}."
+            )
     return replace(
         config,
         size=sizes[level],
@@ -105,10 +121,14 @@ def prior_stage(
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
-    records = balanced(train_set, class_balance)
     labels_of = labels_of_prior(
         train_set.class_names, prior.config.num_classes, prior.config.num_subclasses
     )
+    records: CodeSource = balanced(train_set, class_balance)
+    told_as = labels_of
+    if prior.config.num_variants:
+        records = _told_of_variants(balanced(train_set, class_balance), prior.config, labels_of)
+        told_as = torch.arange(prior.config.num_labels)
 
     def loss(
         model: nn.Module, batch: tuple[list[Tensor], Tensor]
@@ -116,7 +136,7 @@ def prior_stage(
         device = device_of(model)
         maps, labels = batch[0], None
         if prior.config.num_classes:
-            labels = labels_of[batch[1]].to(device)
+            labels = told_as[batch[1]].to(device)
             labels = _dropped(labels, prior.config, label_dropout, subclass_dropout)
         condition = [codes.to(device) for codes in maps[:level]]
         nats = model(maps[level].to(device), condition or None, labels, as_loss=True)
@@ -169,10 +189,50 @@ def _dropped(
     if not label_dropout and not (parts and subclass_dropout):
         return labels
     drawn = uniform_of_part(len(labels), labels.device)
+    first, step = label_count(none, parts), none + 1  # of the variants
+    variant = labels >= first
     if parts:
-        of_class = torch.where(labels > none, (labels - none - 1) // parts, labels)
-        labels = torch.where(drawn < label_dropout + subclass_dropout, of_class, labels)
-    return torch.where(drawn < label_dropout, none, labels)
+        of_class = (labels - none - 1) // parts
+        less = (labels > none) & ~variant & (drawn < label_dropout + subclass_dropout)
+        labels = torch.where(less, of_class, labels)
+    nothing = torch.where(variant, labels - (labels - first) % step + none, none)
+    return torch.where(drawn < label_dropout, nothing, labels)
+
+
+@dataclass(frozen=True)
+class _LabelledCodes:
+    """Records of a store with other labels, int64 `[N]`."""
+
+    codes: CodeStore
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def batch(self, indices: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.codes.batch(indices)[0], self.labels[indices]
+
+
+def _told_of_variants(codes: CodeStore, config: PriorConfig, labels_of: Tensor) -> _LabelledCodes:
+    """Records with the labels that the prior is told: of changed images the kind and the class.
+
+    Args:
+        labels_of: The prior's label for each class of the codes.
+
+    Raises:
+        ValueError: The store has another number of kinds than the prior.
+    """
+    variants = variants_of(codes)
+    if int(variants.max()) != config.num_variants:
+        raise ValueError(
+            f"prior_stage: expected codes of images changed in {config.num_variants} ways, got "
+            f"{int(variants.max())} in {codes.folder}."
+        )
+    none, parts = config.num_classes, config.num_subclasses
+    labels = labels_of[codes.labels]
+    classes = torch.where(labels > none, (labels - none - 1) // max(parts, 1), labels)
+    told = label_count(none, parts) + (variants - 1) * (none + 1) + classes
+    return _LabelledCodes(codes, torch.where(variants > 0, told, labels))
 
 
 def balanced(codes: CodeStore, power: float) -> CodeStore:

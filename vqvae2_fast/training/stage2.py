@@ -124,10 +124,11 @@ def prior_stage(
     labels_of = labels_of_prior(
         train_set.class_names, prior.config.num_classes, prior.config.num_subclasses
     )
-    records: CodeSource = balanced(train_set, class_balance)
+    seen = balanced(train_set, class_balance)
+    records: CodeSource = seen
     told_as = labels_of
     if prior.config.num_variants:
-        records = _told_of_variants(balanced(train_set, class_balance), prior.config, labels_of)
+        records = _told_of_variants(seen, prior.config, labels_of)
         told_as = torch.arange(prior.config.num_labels)
 
     def loss(

@@ -211,20 +211,19 @@ def variants_of(codes: CodeStore) -> Tensor:
         found = read_object(path)
     except FileNotFoundError:
         found = {}
-    flip = int(found.get("flip", False))
-    count = 1 + flip + int(found.get("copies", 0))
-    if count == 1:
+    made = Variants(flip=bool(found.get("flip")), copies=int(found.get("copies", 0)))
+    if made.count == 1:
         raise ValueError(
             f"variants: expected codes of images and of changed ones, and {codes.folder} has none "
             "of changed ones; make them with `vqvae2-fast extract --flip` or `--copies`."
         )
-    images = (codes.manifest.source_records or 0) // count
-    if images * count != codes.manifest.source_records:
+    images = (codes.manifest.source_records or 0) // made.count
+    if images * made.count != codes.manifest.source_records:
         raise ValueError(
-            f"variants: expected {count} times as many records as images, as {path} says, and the "
-            f"set of {codes.folder} has {codes.manifest.source_records}; extract it again."
+            f"variants: expected {made.count} times as many records as images, as {path} says, and "
+            f"the set of {codes.folder} has {codes.manifest.source_records}; extract it again."
         )
-    return (codes.positions // max(images, 1)).clamp(max=1 + flip)
+    return (codes.positions // max(images, 1)).clamp(max=1 + made.flip)
 
 
 @torch.no_grad()

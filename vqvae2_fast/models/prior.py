@@ -229,10 +229,7 @@ def without_variants(prior: Prior) -> Prior:
     weights = prior.state_dict()
     # Their labels are the last rows of the tables that are read by label.
     made.load_state_dict(
-        {
-            name: weights[name][: len(own)] if own.dim() else weights[name]
-            for name, own in made.state_dict().items()
-        }
+        {name: weights[name][: len(own)] for name, own in made.state_dict().items()}
     )
     made.vqvae_hash, made.class_names = prior.vqvae_hash, prior.class_names
     return made.train(prior.training)

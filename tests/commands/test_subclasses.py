@@ -23,7 +23,7 @@ def test_a_prior_of_parts_knows_the_classes_and_hides_them(images, vqvae, tmp_pa
     assert (prior.config.num_classes, prior.config.num_subclasses) == (2, 2)
 
 
-def test_a_prior_is_told_of_mirrored_images_and_draws_others(images, vqvae, tmp_path, run):
+def test_a_prior_is_told_of_mirrored_images_by_labels_of_their_own(images, vqvae, tmp_path, run):
     codes, out = tmp_path / "codes", tmp_path / "prior"
     parts = ["--data", images, "--subclasses", 2, "--flip", "--quiet", "--out", codes]
     assert run("extract", "--vqvae", vqvae, *parts)[0] == 0

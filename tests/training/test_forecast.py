@@ -51,6 +51,11 @@ def test_shards_divide_weights_moments_and_average():
     assert sharded.sent == pytest.approx(1.5 * whole.sent)
 
 
+def test_muon_gathers_the_gradients_of_sharded_weights():
+    whole, _, sharded, _ = forecast(PRIOR, replace(CONFIG, optimizer="muon"), CARD, 4).ways
+    assert sharded.sent == pytest.approx(2 * whole.sent)
+
+
 def test_a_card_has_the_whole_weights_of_two_segments():
     model = PixelSNAIL(PRIOR)
     most = max(sum(p.numel() for p in segment.parameters()) for segment in model.segments())

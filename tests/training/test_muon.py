@@ -98,11 +98,6 @@ def test_embeddings_gains_biases_and_the_output_layer_are_left_to_adamw():
     assert all(name.endswith("bias") for name in names_of_others(vqvae))
 
 
-def test_sharded_weights_are_refused():
-    with pytest.raises(ValueError, match="optimizer=muon needs them whole"):
-        TrainConfig(optimizer="muon", shard=True)
-
-
 def test_a_closure_is_refused():
     with pytest.raises(NotImplementedError, match="no closure"):
         Muon([nn.Parameter(torch.ones(2, 2))], [], lr=0.1).step(lambda: 0.0)

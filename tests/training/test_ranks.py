@@ -79,6 +79,11 @@ def scenarios(processes: int) -> dict[str, tuple[object, TrainConfig]]:
         "prior-uneven": (prior, UNEVEN),
         "prior-sharded": (prior, replace(quarter, shard=True, recompute=True)),
         "prior-sharded-uneven": (prior, replace(UNEVEN, shard=True)),
+        "prior-muon": (prior, replace(share, optimizer="muon", weight_decay=0.1)),
+        "prior-muon-sharded": (
+            prior,
+            replace(share, optimizer="muon", weight_decay=0.1, shard=True),
+        ),
     }
     if processes == 4:  # starting them takes longer than all that they do
         return {name: found[name] for name in ("vqvae-uneven", "prior-sharded")}

@@ -109,11 +109,6 @@ class TrainConfig:
                 "TrainConfig: expected accumulate or global_batch, from which it follows, got "
                 f"{self.accumulate} and {self.global_batch}."
             )
-        if self.shard and self.optimizer == "muon":
-            raise ValueError(
-                "TrainConfig: shard splits weights between processes, and optimizer=muon needs "
-                "them whole. Set optimizer=adamw, or shard=False."
-            )
         if not self.learning_rate > 0:
             raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")
         if not 0 <= self.average_decay < 1:

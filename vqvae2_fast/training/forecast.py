@@ -165,7 +165,8 @@ def forecast(
             )
         times = -(-batch // (max(micro, 1) * count))
         others = (count - 1) / count
-        sent = others * weights * (2 * times + 1 if sharded else 2)
+        gathers = 2 * times + (training.optimizer == "muon")  # Muon's are of gradients
+        sent = others * weights * (gathers + 1 if sharded else 2)
         computing = 3 * operations * batch / count / speed * (_RECOMPUTED if recomputed else 1)
         return Way(
             sharded,

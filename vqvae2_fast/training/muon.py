@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vqvae2_fast.training.network import local, own_rows, whole
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,6 +58,9 @@ class Muon(torch.optim.AdamW):
 
     A convolution's weight is taken as a matrix: its first dimension by all the others. Steps have
     the size of AdamW's, so learning rates are like AdamW's too, or a little larger.
+
+    Weights may be sharded by FSDP2. All processes then gather and orthogonalise the same gradients,
+    of one weight after another, and each moves its own rows.
 
     Args:
         orthogonalize: Weights of two or more dimensions.
@@ -107,13 +112,17 @@ class Muon(torch.optim.AdamW):
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        alike = defaultdict[tuple[int, int], list[int]](list)  # one product for all of a shape
+        # One product for all of a shape; of sharded weights only one is whole at a time.
+        alike = defaultdict[tuple[int, int, int], list[int]](list)
         for index, weight in enumerate(weights):
-            alike[weight.shape[0], weight[0].numel()].append(index)
-        for (rows, columns), indices in alike.items():
-            stacked = torch.stack([ahead[i].reshape(rows, columns) for i in indices])
+            alone = 0 if local(weight) is weight else index
+            alike[len(weight), weight.numel() // len(weight), alone].append(index)
+        for (rows, columns, _), indices in alike.items():
+            stacked = torch.stack([whole(ahead[i]).reshape(rows, columns) for i in indices])
             size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             for index, direction in zip(indices, orthogonalized(stacked), strict=True):
-                weights[index].sub_(direction.view(weights[index].shape), alpha=size)
+                weight = weights[index]
+                own = own_rows(direction.view(weight.shape), weight)
+                local(weight).sub_(own, alpha=size)
         for weight in weights:
             weight.grad = None  # AdamW's step leaves them alone

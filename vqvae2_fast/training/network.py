@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from vqvae2_fast.checkpoints.shards import rows_of
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.modules.device import device_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.runs.ranks import Ranks
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["autocast_of", "is_sharded", "local", "prepared", "syncing", "whole"]
+__all__ = ["autocast_of", "is_sharded", "local", "own_rows", "prepared", "syncing", "whole"]
 
 
 @contextmanager
@@ -138,6 +139,16 @@ def is_sharded(model: nn.Module) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """The rows of a sharded tensor that this process has, in place; another tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def own_rows(tensor: Tensor, sharded: Tensor) -> Tensor:
+    """Of a whole tensor the rows that this process has of a sharded one of its size; all of them if
+    that one is not sharded."""
+    mesh = getattr(sharded, "device_mesh", None)
+    if mesh is None:
+        return tensor
+    rows = rows_of(len(tensor), mesh.get_local_rank(), mesh.size())
+    return tensor[rows.start : rows.stop]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -49,4 +49,4 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Weights of matrices and convolutions, other than those of embeddings and output layers."""
     embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
     head = {weight for name, weight in model.named_parameters() if name.startswith("head.")}
-    return {w for w in model.parameters() if w.ndim >= 2 and w[0].numel() > 1} - embeddings - head
+    return {w for w in model.parameters() if w.ndim >= 2 and w.numel() > len(w)} - embeddings - head

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from vqvae2_fast.checkpoints.checkpoint import load_training, save_training
 from vqvae2_fast.checkpoints.locate import step_folder
 from vqvae2_fast.checkpoints.models import class_of
-from vqvae2_fast.checkpoints.shards import rows_of
 from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.average import PolyakAverage
-from vqvae2_fast.training.network import is_sharded, local
+from vqvae2_fast.training.network import is_sharded, local, own_rows
 from vqvae2_fast.training.optimizer import make_optimizer
 from vqvae2_fast.training.saving import ShardedSave
 
@@ -149,11 +148,7 @@ class TrainingRun:
         if is_sharded(model):
             found = saved.model.state_dict()
             for name, tensor in model.state_dict().items():
-                rows, own = found[name], local(tensor)
-                if own is not tensor:
-                    mine = rows_of(len(rows), self.ranks.rank, self.ranks.count)
-                    rows = rows[mine.start : mine.stop]
-                own.copy_(rows)
+                local(tensor).copy_(own_rows(found[name], tensor))
         else:
             model.load_state_dict(saved.model.state_dict())
         for name, weight in model.named_parameters():

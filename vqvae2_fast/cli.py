@@ -34,7 +34,7 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # the disk is f
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0; 1 for a run that failed (it diverged, the disk is full, `info --verify` found damage, ...);
+    0; 1 for a run that failed (it diverged, the disk is full, a package is missing, ...);
     2 for a wrong request (options, files that are not there or not what was asked for); 128 + its
     number after a signal: 130 for ctrl-C, 143 for SIGTERM.
     """
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(kind, arguments[0], arguments[1:])
         with _plain_warnings(kind):
             result = command.run()
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
         else:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
         # The request was right if a run diverged or the machine failed, so this is not 2.
         failed = (
-            isinstance(error, (RuntimeError, MemoryError))
+            isinstance(error, (RuntimeError, MemoryError, ImportError))
             or getattr(error, "errno", None) in _MACHINE
         )
         return 1 if failed else 2

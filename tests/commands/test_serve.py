@@ -55,5 +55,5 @@ def test_a_wrong_option_is_named(error_of, arguments, said):
 
 def test_a_missing_package_is_named_with_the_remedy(error_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    text = error_of(["serve", "--preset", "emoji32"])
+    text = error_of(["serve", "--preset", "emoji32"], code=1)
     assert "pip install 'vqvae2_fast[serve]'" in text

@@ -17,7 +17,7 @@ __all__ = ["Serve"]
 
 @dataclass(kw_only=True)
 class Serve(Command):
-    """Serve a page that draws images, completes and changes them, and the same to programs.
+    """Serve a page that draws, completes and changes images, and an HTTP API that does the same.
 
     /openapi.json describes the requests, docs/playground.md the page. It listens on this machine
     only, unless --host names another address.
@@ -48,7 +48,7 @@ class Serve(Command):
 
             from vqvae2_fast.serve.app import create_app
         except ImportError as error:
-            raise ValueError(
+            raise ImportError(
                 f"serve: {error.name} is not installed; run `pip install 'vqvae2_fast[serve]'`."
             ) from error
         limits = self._limits()

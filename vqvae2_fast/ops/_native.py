@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch  # must precede the compiled module, which links against the libraries that torch loads
@@ -47,9 +48,16 @@ except ModuleNotFoundError as error:
     if error.name != "vqvae2_fast._C":
         raise
     MISSING_REASON = "this install has no compiled module"
+    remedy = "Install a C++ compiler and run `pip install .` from the source tree to build it."
+    tree = Path(__file__).parents[2]
+    if (tree / "setup.py").exists():
+        remedy = (
+            f"This is the source tree {tree}: start Python in another folder to use the installed "
+            "package, or run `pip install -e .` here."
+        )
     warnings.warn(
         "vqvae2_fast: no compiled module found, every operator runs on its PyTorch reference. "
-        "Install a C++ compiler and run `pip install .` from the source tree to build it.",
+        + remedy,
         stacklevel=2,
     )
 except ImportError as error:

@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "answer", "main", "script", "tell", "to_a_reader"]
 
 # Name of a command -> its class in vqvae2_fast.commands, and what it does.
 COMMANDS = {
-    "demo": ("demo:Demo", "train on emoji and draw new ones, in about four minutes"),
+    "demo": ("demo:Demo", "train on emoji and draw new ones, in two to five minutes"),
     "train-vqvae": ("train_vqvae:TrainVQVAE", "stage 1: train a VQ-VAE on images"),
     "finetune-decoder": (
         "finetune_decoder:FinetuneDecoder",
@@ -32,7 +32,10 @@ COMMANDS = {
         "train_classifier:TrainClassifier",
         "train a classifier, to judge and choose samples",
     ),
-    "calibrate": ("calibrate:Calibrate", "prepare a pipeline for the engine of integers"),
+    "calibrate": (
+        "calibrate:Calibrate",
+        "prepare a pipeline for the engines cpu_w8a8 and cuda_w8a8",
+    ),
     "sample": ("sample:Sample", "draw new images"),
     "serve": ("serve:Serve", "open a playground in the browser, which is also an HTTP service"),
     "reconstruct": ("reconstruct:Reconstruct", "show images above their reconstructions"),

@@ -34,8 +34,8 @@ ADDRESS = "http://127.0.0.1:8000"
 
 def service() -> ASGIApp:
     """What each replica runs. Ray's proxies are reached by other names than those of loopback."""
-    pipeline = vq2.from_preset(os.environ.get("VQVAE2_PRESET", "emoji32"))
-    return create_app(pipeline, token=os.environ.get("VQVAE2_TOKEN"), loopback=False)
+    pipeline = vq2.from_preset(os.environ.get("VQVAE2_FAST_PRESET", "emoji32"))
+    return create_app(pipeline, token=os.environ.get("VQVAE2_FAST_TOKEN"), loopback=False)
 
 
 # A replica draws what it has together; requests beyond `max_ongoing_requests` wait in the proxy.

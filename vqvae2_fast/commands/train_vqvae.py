@@ -48,7 +48,7 @@ class TrainVQVAE(TrainingCommand):
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
     plan: str = ""
     """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
-    preset and without data: memory, bytes between cards, days, and what to share out."""
+    preset and without data: memory, bytes between cards, days, and whether to shard."""
     model: VQVAE2Config = field(default_factory=VQVAE2Config)
     train: TrainConfig = field(default_factory=TrainConfig)
 

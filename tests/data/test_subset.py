@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.data import ImageTensorDataset, in_order
-from vqvae2_fast.data.subset import ImageSubset, spread_evenly
+from vqvae2_fast.data.subset import ImageSubset, evenly, spread_evenly
 
 
 def ten() -> ImageTensorDataset:
@@ -34,3 +34,11 @@ def test_a_set_that_is_small_enough_stays_as_it_is():
     assert spread_evenly(images, 10) is images
     with pytest.raises(ValueError, match="most must be >= 1, got 0"):
         spread_evenly(images, 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(10, 4, [0, 3, 6, 9]), (3, 5, [0, 1, 2]), (7, 1, [0]), (2**24 + 4, 2, [0, 2**24 + 3])],
+)
+def test_numbers_go_from_the_first_to_the_last(count, most, expected):
+    assert evenly(count, most).tolist() == expected

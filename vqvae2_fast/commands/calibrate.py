@@ -14,6 +14,7 @@ from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
+from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling import calibrate
 
@@ -36,7 +37,8 @@ class Calibrate(Command):
     records: int = 256
     """Records of the store to measure, spread evenly over it."""
     margin: float = 1.0
-    """How much larger values than those seen are represented."""
+    """Room above the values that were seen: the largest one that can be represented, as a multiple
+    of the largest one seen."""
     out: Path = Path("runs/calibrated")
     """Folder of the pipeline with its calibration."""
 
@@ -46,7 +48,7 @@ class Calibrate(Command):
         self.prepare()
         pipeline = self.model.open(torch.device("cpu"))
         store = CodeStore(self.codes)
-        chosen = torch.linspace(0, len(store) - 1, min(self.records, len(store))).long()
+        chosen = evenly(len(store), self.records)
         for level, prior in enumerate(pipeline.priors):
             if not isinstance(prior, Prior):
                 raise TypeError(f"calibrate: cannot calibrate a {type(prior).__name__}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vqvae2_fast.data.batches import ImageSource
 
-__all__ = ["ImageSubset", "spread_evenly"]
+__all__ = ["ImageSubset", "evenly", "spread_evenly"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,12 @@ class ImageSubset:
         return self.images[int(self.rows[index])]
 
 
+def evenly(count: int, most: int) -> Tensor:
+    """At most `most` of the numbers below `count`, int64, at equal distances from first to last."""
+    taken = min(count, most)
+    return torch.arange(taken) * (count - 1) // max(taken - 1, 1)
+
+
 def spread_evenly(images: ImageSource, most: int) -> ImageSource:
     """At most `most` images of a set, at equal distances from its first to its last.
 
@@ -56,4 +62,4 @@ def spread_evenly(images: ImageSource, most: int) -> ImageSource:
         raise ValueError(f"spread_evenly: most must be >= 1, got {most}.")
     if len(images) <= most:
         return images
-    return ImageSubset(images, torch.linspace(0, len(images) - 1, most).long())
+    return ImageSubset(images, evenly(len(images), most))

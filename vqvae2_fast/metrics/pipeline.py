@@ -15,6 +15,7 @@ import torch
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
 from vqvae2_fast.data.stored_images import store_images
+from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts
 from vqvae2_fast.metrics.codecs import CODECS, CodecCurve, codec_at_bits
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
@@ -83,7 +84,7 @@ def evaluate_pipeline(
         for name in codecs
         if CODECS[name].available()
     }
-    encoded = torch.linspace(0, len(held_out) - 1, min(codec_images, len(held_out))).long()
+    encoded = evenly(len(held_out), codec_images)
 
     def add_to_curves(first: int, images: Tensor) -> None:
         rows = encoded[(encoded >= first) & (encoded < first + len(images))] - first

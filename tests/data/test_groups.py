@@ -8,6 +8,7 @@ from vqvae2_fast.data.groups import (
     group_names,
     groups_in_turn,
     labels_of_prior,
+    names_of_prior,
     spread_over_groups,
 )
 from vqvae2_fast.data.images import ImageTensorDataset
@@ -68,3 +69,12 @@ def test_a_prior_has_a_label_for_each_part_of_its_classes():
 
 def test_the_classes_of_a_prior_are_its_labels():
     assert labels_of_prior(("Coat", "Bag"), 2, 2).tolist() == [0, 1, 2]
+
+
+def test_a_part_is_of_the_class_that_was_split_even_if_that_has_a_group():
+    names = ("dog - small - 0", "dog - small - 1", "dog - large - 0", "dog - large - 1")
+    assert equal_groups(names) == (2, 2)
+    assert names_of_prior(names, 2, 2) == ["dog - small"] * 2 + ["dog - large"] * 2
+    assert labels_of_prior(names, 2, 2).tolist() == [3, 4, 5, 6, 2]
+    assert labels_of_prior(names, 2).tolist() == [0, 0, 1, 1, 2]  # if no part is to be told
+    assert labels_of_prior(names, 1).tolist() == [0, 0, 0, 0, 1]  # groups

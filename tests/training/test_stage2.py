@@ -16,6 +16,7 @@ from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.testing.codes import CodeSet, random_codes
 from vqvae2_fast.testing.configs import SMALL_PRIOR
 from vqvae2_fast.training import TrainConfig, prior_stage
+from vqvae2_fast.training.identity import hash_of_codes
 from vqvae2_fast.training.stage2 import balanced, prior_config
 
 CONFIG = TrainConfig(steps=8, batch_size=4)
@@ -139,11 +140,47 @@ def test_a_changed_image_that_shows_no_class_shows_how_it_was_changed(tmp_path):
     assert 75 < (told[200:] == 7 + 2).sum() < 125  # half of them
 
 
-def test_variants_need_classes(tmp_path):
+@pytest.mark.parametrize("told", ["groups", "parts", "variants"])
+def test_a_prior_without_classes_is_told_nothing_of_them(tmp_path, told):
     codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
-    store = CodeSet(codes, 8, torch.full((4,), -1)).write(tmp_path)
-    with pytest.raises(ValueError, match="expected codes with classes, which the prior is told"):
-        prior_config(SMALL_PRIOR, store, 0, variants=True)
+    store = CodeSet(codes, 8, torch.full((4,), -1)).write(tmp_path / "none")
+    with pytest.raises(ValueError, match=f"{told}: expected codes with classes, which the prior"):
+        prior_config(SMALL_PRIOR, store, 0, **{told: True})
+    named = CodeSet(codes, 8, torch.arange(4) % 2, ("a", "b")).write(tmp_path / "named")
+    with pytest.raises(ValueError, match=f"{told}: expected a prior that is told classes, got an"):
+        prior_config(SMALL_PRIOR, named, 0, conditional=False, **{told: True})
+
+
+def test_parts_and_variants_of_other_codes_are_not_kept(tmp_path):
+    codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.arange(4) % 2, ("a", "b")).write(tmp_path)
+    before = replace(SMALL_PRIOR, num_classes=3, num_subclasses=4, num_variants=1)
+    config = prior_config(before, store, 0)
+    assert (config.num_classes, config.num_subclasses, config.num_variants) == (2, 0, 0)
+
+
+def test_a_prior_with_parts_needs_codes_with_parts(tmp_path):
+    codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.arange(4) % 2, ("a", "b")).write(tmp_path)
+    prior = PixelSNAIL(replace(prior_config(SMALL_PRIOR, store, 0), num_subclasses=3))
+    with pytest.raises(ValueError, match="has no parts of classes, and the prior has 3"):
+        prior_stage(prior, store, store, CONFIG, level=0)
+
+
+@pytest.mark.parametrize("others", [("b", "a"), ("a - 0", "a - 1", "c - 0", "c - 1")])
+def test_stores_of_other_classes_are_refused(tmp_path, others):
+    codes = [torch.zeros(4, 2, 2, dtype=torch.int64)]
+    store = CodeSet(codes, 8, torch.arange(4) % 2, ("a", "b")).write(tmp_path / "train")
+    other = CodeSet(codes, 8, torch.arange(4) % 2, others).write(tmp_path / "other")
+    prior = PixelSNAIL(prior_config(SMALL_PRIOR, store, 0))
+    with pytest.raises(ValueError, match="the same classes in both stores, got a, b in "):
+        prior_stage(prior, store, other, CONFIG, level=0)
+
+
+def test_another_selection_of_records_is_other_data(tmp_path):
+    store = code_set().write(tmp_path)
+    first, second = (hash_of_codes(store.select(torch.tensor(rows))) for rows in ([0, 1], [1, 0]))
+    assert len({hash_of_codes(store), first, second}) == 3
 
 
 def test_another_number_of_variants_is_refused(tmp_path):

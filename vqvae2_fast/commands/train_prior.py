@@ -12,7 +12,7 @@ from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
-from vqvae2_fast.data.groups import group_names
+from vqvae2_fast.data.groups import names_of_prior
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
@@ -60,7 +60,7 @@ class TrainPrior(TrainingCommand):
     """Up to 1: records of a class are seen (size of the largest / its own)^this times as often."""
     plan: str = ""
     """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
-    preset and without data: memory, bytes between cards, days, and what to share out."""
+    preset and without data: memory, bytes between cards, days, and whether to shard."""
     model: PriorConfig = field(default_factory=PixelSNAILConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -140,8 +140,9 @@ class TrainPrior(TrainingCommand):
         if plan is not None:
             return plan
         ranks.told_by_first(lambda: keep_origin(out, codes))
-        names = group_names(codes.class_names) if self.groups or self.parts else codes.class_names
-        _, trained = self.fit(ranks, task, names if config.num_classes else ())
+        classes, hidden = config.num_classes, config.num_subclasses
+        names = names_of_prior(codes.class_names, classes, hidden) if classes else ()
+        _, trained = self.fit(ranks, task, tuple(dict.fromkeys(names)))
         if ranks.rank:
             return Result({})
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))

@@ -26,7 +26,7 @@ from vqvae2_fast.data.code_manifest import (
     read_manifest,
     write_manifest,
 )
-from vqvae2_fast.data.groups import groups_of_classes
+from vqvae2_fast.data.groups import names_of_prior
 from vqvae2_fast.files.durable import locked
 from vqvae2_fast.files.mapped import MappedFile
 from vqvae2_fast.files.printable import printable, short
@@ -140,6 +140,11 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
             wanted.append(label)
         keep = torch.isin(self.labels, torch.tensor(wanted, dtype=torch.int64))
         return self.select(keep.nonzero()[:, 0])
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether these are records of a store that `select` has chosen."""
+        return self._rows is not None
 
     def select(self, indices: Tensor) -> CodeStore:
         """The records of these numbers, int64 `[n]` in [0, N), in this order; some may repeat."""
@@ -296,9 +301,9 @@ def discard_damaged(path: str | os.PathLike[str]) -> list[ShardReport]:
         kept = tuple(shard for shard in manifest.shards if shard.name not in names)
         if bad:
             write_manifest(folder, replace(manifest, shards=kept))
-    for name in names:
-        if not (folder / name).is_dir():
-            (folder / name).unlink(missing_ok=True)
+        for name in names:
+            if not (folder / name).is_dir():
+                (folder / name).unlink(missing_ok=True)
     return bad
 
 
@@ -352,10 +357,11 @@ def check_matches(store: CodeStore, prior: PriorConfig) -> None:
         "Extract with the VQ-VAE that the prior is for.",
     )
     classes, expected = len(store.class_names), prior.num_classes
-    groups, parts = groups_of_classes(store.class_names), prior.num_subclasses
-    fits = len(set(groups)) == expected
+    parts = prior.num_subclasses
+    sizes = Counter(names_of_prior(store.class_names, expected, parts))
+    fits = len(sizes) == expected
     if parts:
-        fits &= set(Counter(groups).values()) == {parts}
+        fits &= set(sizes.values()) == {parts}
     if expected and classes != expected and not fits:
         of_parts = f", or as many groups of {parts}" if parts else ""
         raise ValueError(

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "SEPARATOR",
     "GroupedImages",
+    "class_of_part",
     "equal_groups",
     "group_names",
     "group_of",
     "groups_in_turn",
     "groups_of_classes",
     "labels_of_prior",
+    "names_of_prior",
     "spread_over_groups",
 ]
 
@@ -35,6 +37,11 @@ SEPARATOR = " - "
 def group_of(class_name: str) -> str:
     """What stands before " - ". A name without " - " is the name of its group."""
     return class_name.partition(SEPARATOR)[0]
+
+
+def class_of_part(class_name: str) -> str:
+    """What stands before the last " - ": the class of which `Subclasses` made this part."""
+    return class_name.rpartition(SEPARATOR)[0] or class_name
 
 
 def group_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -60,12 +67,12 @@ def groups_in_turn(class_names: Sequence[str]) -> list[int]:
 
 
 def equal_groups(class_names: Sequence[str]) -> tuple[int, int]:
-    """How many groups there are, and how many classes each of them has.
+    """How many classes were split into parts, and how many parts each of them has.
 
     Raises:
         ValueError: They have different numbers of classes, or only one each.
     """
-    sizes = Counter(map(group_of, class_names))
+    sizes = Counter(map(class_of_part, class_names))
     if len(set(sizes.values())) != 1 or 1 in sizes.values():
         found = ", ".join(f"{name}: {size}" for name, size in sizes.most_common()) or "no classes"
         raise ValueError(
@@ -75,26 +82,44 @@ def equal_groups(class_names: Sequence[str]) -> tuple[int, int]:
     return len(sizes), len(class_names) // len(sizes)
 
 
+def names_of_prior(
+    class_names: Sequence[str], num_classes: int, num_subclasses: int = 0
+) -> list[str]:
+    """For each class the one of a prior that it is: the same, its group, or that it is a part of.
+
+    Args:
+        num_classes, num_subclasses: Of the prior, see `PriorConfig`.
+    """
+    if len(class_names) == num_classes:
+        return list(class_names)
+    groups = [group_of(name) for name in class_names]
+    if num_subclasses or len(set(groups)) != num_classes:
+        return [class_of_part(name) for name in class_names]
+    return groups
+
+
 def labels_of_prior(
     class_names: Sequence[str], num_classes: int, num_subclasses: int = 0
 ) -> Tensor:
     """The label that a prior has for each class, int64 `[classes + 1]`; the last, which label -1
     reads, is "no class".
 
-    The classes are those of the prior, or the prior's classes are their groups. If it has parts,
-    the number of a part is the place of a class among those of its group.
+    They are those of `names_of_prior`. If the prior has parts, the number of a part is the place of
+    a class among those of the same name.
 
     Args:
         num_classes, num_subclasses: Of the prior, see `PriorConfig`.
     """
     if len(class_names) == num_classes:
         return torch.arange(num_classes + 1)
-    places: Counter[int] = Counter()
+    names = names_of_prior(class_names, num_classes, num_subclasses)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    places: Counter[str] = Counter()
     labels = []
-    for group in groups_of_classes(class_names):
-        part = num_classes + 1 + group * num_subclasses + places[group]
-        labels.append(part if num_subclasses else group)
-        places[group] += 1
+    for name in names:
+        part = num_classes + 1 + numbers[name] * num_subclasses + places[name]
+        labels.append(part if num_subclasses else numbers[name])
+        places[name] += 1
     return torch.tensor([*labels, num_classes])
 
 

@@ -19,11 +19,14 @@ __all__ = ["hash_of_codes", "versions"]
 
 
 def hash_of_codes(store: CodeStore) -> str:
-    """A hash of a store's manifest, which includes the checksums of its shards."""
+    """A hash of a store's manifest, which has the checksums of its shards, and of a selection."""
     manifest = store.manifest
     shards = [(shard.first, shard.records, shard.crc32) for shard in manifest.shards]
     what = (manifest.layout, manifest.class_names, manifest.checkpoint_hash, shards)
-    return hashlib.sha256(repr(what).encode()).hexdigest()
+    digest = hashlib.sha256(repr(what).encode())
+    if store.is_selection:
+        digest.update(store.positions.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
-from vqvae2_fast.data.groups import equal_groups, group_names, labels_of_prior
-from vqvae2_fast.files.printable import printable
+from vqvae2_fast.data.groups import (
+    class_of_part,
+    equal_groups,
+    group_names,
+    labels_of_prior,
+    names_of_prior,
+)
+from vqvae2_fast.data.subset import evenly
+from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.metrics.likelihood import Likelihood, code_nats
 from vqvae2_fast.models.code_checks import label_count
 from vqvae2_fast.modules.device import device_of
@@ -46,37 +53,46 @@ def prior_config(
 
     Args:
         groups: Groups of the codes' classes are the classes of the prior.
-        parts: The same, and the classes of a group are its hidden parts.
+        parts: The codes' classes are parts of classes, those of the prior, which hide them.
         variants: The prior is told how an image was changed, see `variants_of`.
 
     Raises:
-        ValueError: For parts, groups of different numbers of classes, or only one group. For
-            variants, codes of images as they are, or without classes. For both, a prior whose
-            configuration has none.
+        ValueError: For parts, classes with different numbers of them, or only one class. For
+            variants, codes of images as they are. For both, a prior whose configuration has none;
+            for all three, one without classes.
     """
     sizes = codes.level_sizes
     names: Sequence[str] = codes.class_names if conditional else ()
-    hidden = {}
+    told = {"groups": groups, "parts": parts, "variants": variants}
+    if any(told.values()) and not names:
+        what = next(name for name in told if told[name])
+        raise ValueError(
+            f"{what}: expected codes with classes, which the prior is told, got none; make some "
+            "with `vqvae2-fast extract --subclasses N`."
+            if conditional
+            else f"{what}: expected a prior that is told classes, got an unconditional one; leave "
+            "one of the two out."
+        )
+    known = {field.name for field in fields(config)}
+    # Those of a configuration that is given are of other codes.
+    hidden = {name: 0 for name in ("num_subclasses", "num_variants") if name in known}
     if variants:
-        if not names:
-            raise ValueError(
-                "variants: expected codes with classes, which the prior is told, got none; make "
-                "some with `vqvae2-fast extract --subclasses N`."
-            )
         hidden["num_variants"] = int(variants_of(codes).max())
-    if parts and names:
+    if parts:
         num_classes, count = equal_groups(names)
         if num_classes == 1:
-            (name,) = group_names(names)
+            (name,) = set(map(class_of_part, names))
             raise ValueError(
                 f"parts: expected two classes or more, got only {printable(name)!r}; leave it "
                 "out, so that the parts are classes to which samples can be guided."
             )
         hidden["num_subclasses"] = count
-    if groups or parts:
+    if parts:
+        names = tuple(dict.fromkeys(map(class_of_part, names)))
+    elif groups:
         names = group_names(names)
     for name in hidden:
-        if name not in {field.name for field in fields(config)}:
+        if name not in known:
             raise ValueError(
                 f"{name.removeprefix('num_')}: a {type(config).__name__} has no {name}."
             )
@@ -115,15 +131,22 @@ def prior_stage(
 
     Raises:
         ValueError: A store that has no records, whose codes are not what the prior models, or that
-            is of another VQ-VAE than the other store.
+            is of another VQ-VAE or of other classes than the other store.
     """
     for store in (train_set, held_out):
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)
     prior.vqvae_hash = train_set.checkpoint_hash
-    labels_of = labels_of_prior(
-        train_set.class_names, prior.config.num_classes, prior.config.num_subclasses
-    )
+    classes, parts = prior.config.num_classes, prior.config.num_subclasses
+    _check_same_classes(train_set, held_out, classes, parts)
+    if parts and len(train_set.class_names) == classes:
+        raise ValueError(
+            f"prior_stage: {train_set.folder} has no parts of classes, and the prior has {parts} "
+            "for each; make the codes with `vqvae2-fast extract --subclasses`, or set "
+            "num_subclasses=0."
+        )
+    labels_of = labels_of_prior(train_set.class_names, classes, parts)
+    held_out_labels_of = labels_of_prior(held_out.class_names, classes, parts)
     seen = balanced(train_set, class_balance)
     records: CodeSource = seen
     told_as = labels_of
@@ -145,8 +168,7 @@ def prior_stage(
 
     shown = held_out
     if config.validate_items:
-        count = min(len(held_out), config.validate_items)
-        shown = held_out.select(torch.linspace(0, len(held_out) - 1, count).long())
+        shown = held_out.select(evenly(len(held_out), config.validate_items))
 
     def validate(prior: Prior) -> dict[str, float]:
         ranks = Ranks.of_group()
@@ -156,7 +178,7 @@ def prior_stage(
         rounds = -(-len(shown) // (config.batch_size * ranks.count))
         nats = torch.zeros((), dtype=torch.float64, device=device_of(prior))
         for maps, labels in islice(chain(own, empty), rounds):
-            nats += code_nats(prior, maps, labels_of[labels], level)
+            nats += code_nats(prior, maps, held_out_labels_of[labels], level)
         total = float(ranks.sum_(nats))
         return asdict(Likelihood.of_sum(total, len(shown), math.prod(prior.config.size)))
 
@@ -180,6 +202,24 @@ def prior_stage(
             "class_balance": class_balance,
         },
     )
+
+
+def _check_same_classes(
+    train_set: CodeStore, held_out: CodeStore, num_classes: int, num_subclasses: int
+) -> None:
+    """Raises ValueError if a label of the prior would be another class in the other store."""
+    if not num_classes:
+        return
+    found, others = (
+        tuple(dict.fromkeys(names_of_prior(store.class_names, num_classes, num_subclasses)))
+        for store in (train_set, held_out)
+    )
+    if found != others:
+        raise ValueError(
+            f"prior_stage: expected the same classes in both stores, got "
+            f"{short(', '.join(found))} in {train_set.folder} and {short(', '.join(others))} in "
+            f"{held_out.folder}; extract both from one set."
+        )
 
 
 def _dropped(

@@ -65,6 +65,14 @@ def test_mirrored_images_are_of_one_kind_and_copies_of_another(tmp_path, variant
     assert torch.equal(extraction.variants_of(store.select(some)), expected[some])
 
 
+def test_an_image_that_was_not_mirrored_is_as_it_is(tmp_path):
+    variants = Variants(flip=True, unflipped=("b",), copies=1)
+    kinds = extraction.variants_of(extract_codes(model(), images(), tmp_path, variants=variants))
+    mirrored = (torch.arange(COUNT) % 3 != 1).long()  # all but those of class b
+    expected = [torch.zeros_like(mirrored), mirrored, torch.full_like(mirrored, 2)]
+    assert torch.equal(kinds, torch.cat(expected))
+
+
 def test_a_store_that_was_not_extracted_has_no_variants(tmp_path):
     store = extract_codes(model(), images(), tmp_path, variants=Variants(flip=True))
     (tmp_path / "extraction.json").unlink()

@@ -201,7 +201,8 @@ def missing_records(path: Path, stop: int, start: int = 0) -> list[tuple[int, in
 
 def variants_of(codes: CodeStore) -> Tensor:
     """How each record's image was changed, int64 `[N]`: 0 for not at all, then the kinds that the
-    store has: mirrored, and changed at random. All copies are of one kind.
+    store has: mirrored, and changed at random. All copies are of one kind. Images that were not to
+    be mirrored have 0 twice.
 
     Raises:
         ValueError: The store holds images as they are only, or was not extracted.
@@ -211,7 +212,11 @@ def variants_of(codes: CodeStore) -> Tensor:
         found = read_object(path)
     except FileNotFoundError:
         found = {}
-    made = Variants(flip=bool(found.get("flip")), copies=int(found.get("copies", 0)))
+    made = Variants(
+        flip=bool(found.get("flip")),
+        unflipped=tuple(found.get("unflipped", ())),
+        copies=int(found.get("copies", 0)),
+    )
     if made.count == 1:
         raise ValueError(
             f"variants: expected codes of images and of changed ones, and {codes.folder} has none "
@@ -223,7 +228,10 @@ def variants_of(codes: CodeStore) -> Tensor:
             f"variants: expected {made.count} times as many records as images, as {path} says, and "
             f"the set of {codes.folder} has {codes.manifest.source_records}; extract it again."
         )
-    return (codes.positions // max(images, 1)).clamp(max=1 + made.flip)
+    kinds = (codes.positions // max(images, 1)).clamp(max=1 + made.flip)
+    if made.flip:
+        kinds[(kinds == 1) & torch.isin(codes.labels, made.labels_unflipped(codes.class_names))] = 0
+    return kinds
 
 
 @torch.no_grad()
@@ -252,7 +260,10 @@ def _encoded(
         end = min(-(-high // size) * size, count)
         for batch, labels in in_order(images, size, num_workers=workers, start=at, stop=end):
             batch = variants.apply(
-                batch, torch.arange(at, at + len(batch)), variant, torch.isin(labels, unflipped)
+                batch,
+                torch.arange(at, at + len(batch)),
+                variant,
+                torch.isin(labels.cpu(), unflipped),
             )
             maps = model.encode(batch.to(device).contiguous(memory_format=torch.channels_last))
             wanted = slice(max(low - at, 0), high - at)

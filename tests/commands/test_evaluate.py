@@ -155,6 +155,32 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
 
 
+def test_samples_are_used_again_by_an_evaluation_of_more_or_fewer(place, tmp_path):
+    out = tmp_path / "out"
+    asked = f"--features classifier --classifier {place}/judge --train-images 0 --images {NUMBER}"
+    index = out / "samples" / "samples.jsonl"
+    shutil.copytree(place, tmp_path / "more", ignore=shutil.ignore_patterns("out"))
+    for number in range(0, NUMBER, 5):  # so that 240 images can be asked for
+        image = tmp_path / "more" / "images" / "train" / CLASSES[number % 3] / f"{number}.png"
+        shutil.copy(image, image.with_stem(f"{number}-again"))
+    score = "--cas-epochs 1 --cas-images"
+    assert evaluate(tmp_path / "more", out, asked) == 0
+    first = index.read_bytes()
+    assert evaluate(tmp_path / "more", out, asked, f"{score} 240") == 0
+    assert index.read_bytes().startswith(first)
+    more = index.read_bytes()
+    assert more.count(b"\n") == 240
+    assert evaluate(tmp_path / "more", out, asked) == 0
+    assert index.read_bytes() == more
+
+
+def test_the_score_of_other_epochs_is_trained_anew(place, tmp_path):
+    asked = f"--images {NUMBER} --features classifier --classifier {place}/judge --cas-epochs"
+    for epochs in (2, 1):
+        assert evaluate(place, tmp_path / "out", f"{asked} {epochs}") == 0
+        assert (tmp_path / f"out/work/cas_{NUMBER}_{epochs}/real/checkpoints").exists()
+
+
 @pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 def test_files_are_compressed_by_level(found):
     values = json.loads((found / "metrics.json").read_text())

@@ -70,3 +70,12 @@ def test_many_samples_take_little_memory(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert torch.equal(found.labels, torch.arange(count) % 2)
     assert peak < 100 * count + 2**20  # a row alone, as a dictionary, takes more
+
+
+def test_a_pipeline_without_names_writes_the_numbers_of_its_classes(tmp_path, monkeypatch):
+    rows = [{"sample": n, "class": name} for n, name in enumerate(("1", "0", "b"))]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    image = torch.zeros(3, 4, 5, dtype=torch.uint8)
+    monkeypatch.setattr(stored_images, "read_sample", lambda folder, sample: image)
+    found = samples_of_folder(tmp_path, tmp_path / "images.raw", ["a", "b"])
+    assert found.labels.tolist() == [1, 0, 1]

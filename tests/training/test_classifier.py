@@ -97,6 +97,17 @@ def test_the_recipe_of_imagenet_is_that_of_the_papers_cas():
     assert learning_rate(epoch, settings) == pytest.approx(0.4 / 5, rel=0.01)
 
 
+@pytest.mark.parametrize("side", [32, 128])
+def test_other_epochs_or_steps_change_the_warm_up_in_proportion(side):
+    _, whole = classifier_recipe((3, side, side), 10, 102_400)
+    for fewer in ({"epochs": 1}, {"steps": 90}):
+        _, settings = classifier_recipe((3, side, side), 10, 102_400, **fewer)
+        assert settings.steps < whole.steps
+        assert 0 < settings.warmup_steps <= settings.steps // 10
+    with pytest.raises(ValueError, match="steps: expected 1 or more, got 0"):
+        classifier_recipe((3, side, side), 10, 102_400, steps=0)
+
+
 def test_accuracy_by_class_and_among_five():
     class Fixed(torch.nn.Module):
         config = ClassifierConfig((8, 8), 1, 7, "small", 8)

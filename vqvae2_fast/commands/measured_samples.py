@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,6 +122,8 @@ class Samples:
     ) -> None:
         self.options, self.out, self.progress = options, out, progress
         self.pipeline, self.class_names = pipeline, pipeline.class_names
+        if pipeline.num_classes and not self.class_names:
+            self.class_names = train_set.class_names
         self.train_set, self.held_out, self.classifier = train_set, held_out, classifier
         self.vqvae, _ = pipeline.networks()
         self.device = device_of(self.vqvae)
@@ -247,13 +250,21 @@ class Samples:
         """Draw the samples unless a folder of them was named; the processes share the work."""
         if self.options.samples is not None:
             return
-        count, path, none = self._num_samples, self.out / "samples", self.pipeline.num_classes
+        path, none = self.out / "samples", self.pipeline.num_classes
+        # An evaluation of fewer images uses the first of those that an earlier one drew.
+        count = max(self._num_samples, ranks.told_by_first(lambda: SampleFolder.begun_for(path)))
         labels = [
             none if label < 0 else label for label in self._training_images(count).labels.tolist()
         ]
         size = best_batch_size(self.pipeline)
         settings = resolved_settings(self.pipeline, batch_size=size, seed=self.options.seed)
-        series = SampleSeries(self.pipeline, settings, tuple(labels) if none else ())
+        ordered = self.train_set.labels[self.order].numpy().tobytes()
+        series = SampleSeries(
+            self.pipeline,
+            settings,
+            tuple(labels) if none else (),
+            classes_from=f"training images, {sha256(ordered).hexdigest()}" if none else "",
+        )
 
         def begin() -> SampleFolder:
             alone = ranks.count == 1
@@ -300,10 +311,12 @@ class Samples:
             "real": self.held_out,
             "reconstructed": self._reconstructed("held_out", self.held_out),
         }
+        # A run of another recipe would be continued.
+        recipe = ["cas", count, self.options.cas_epochs, *["groups"] * self.options.groups]
         return classification_accuracy_score(
             {kind: self._judged(images) for kind, images in train.items()},
             {kind: self._judged(images) for kind, images in test.items()},
-            out=self.out / "work" / f"cas_{count}",
+            out=self.out / "work" / "_".join(map(str, recipe)),
             epochs=self.options.cas_epochs,
             seed=self.options.seed,
             device=self.device,

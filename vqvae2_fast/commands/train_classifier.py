@@ -22,8 +22,8 @@ class TrainClassifier(TrainingCommand):
     """Train a classifier on labelled images: for rejection sampling, for features of small sets,
     and as the upper bound of the classification accuracy score.
 
-    Images of 128 pixels and more get ResNet-50 and the paper's 90 epochs; smaller ones a small
-    network and AdamW.
+    Images of 128 pixels and more get ResNet-50 and the 90 epochs of that score's paper
+    (arXiv:1905.10887); smaller ones a small network and AdamW.
     """
 
     source: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
@@ -32,8 +32,8 @@ class TrainClassifier(TrainingCommand):
     classifier will judge."""
     image_channels: int = 3
     """3 for RGB, 1 for grey."""
-    epochs: int = 10
-    """Passes of the small network over the training images."""
+    epochs: int | None = None
+    """Passes over the training images; by default 90 of ResNet-50, 10 of the small network."""
     steps: int | None = None
     """In place of --epochs: optimiser steps."""
     flip: bool = False
@@ -55,9 +55,13 @@ class TrainClassifier(TrainingCommand):
         for images in (train_set, held_out):
             check_classes("train-classifier", images)
         config, settings = classifier_recipe(
-            train_set.image_shape, len(train_set.class_names), len(train_set), epochs=self.epochs
+            train_set.image_shape,
+            len(train_set.class_names),
+            len(train_set),
+            epochs=self.epochs,
+            steps=self.steps,
         )
-        settings = replace(settings, seed=self.seed, steps=self.steps or settings.steps)
+        settings = replace(settings, seed=self.seed)
         if ranks.count > 1:  # they share the batch of the recipe
             batch = settings.batch_size * settings.accumulate
             settings = replace(settings, global_batch=batch, accumulate=1)

@@ -160,6 +160,16 @@ class SampleFolder:
             raise
         return folder
 
+    @staticmethod
+    def begun_for(path: Path) -> int:
+        """How many samples a folder was begun for; 0 if it was not.
+
+        Raises:
+            ValueError: It is a folder of something else.
+        """
+        before = _read_settings(path)
+        return before["count"] if before is not None else 0
+
     @classmethod
     def join(cls, path: Path, count: int) -> SampleFolder:
         """The folder that another process of this run has begun."""

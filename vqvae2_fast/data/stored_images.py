@@ -99,8 +99,9 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
     Raises:
         ValueError: There are no samples, or they are of other classes or unequal sizes.
     """
-    numbers: dict[str | None, int] = {name: number for number, name in enumerate(class_names)}
-    numbers[None] = -1
+    # A pipeline without names writes the numbers of its classes.
+    numbers: dict[str | None, int] = {str(number): number for number in range(len(class_names))}
+    numbers |= {name: number for number, name in enumerate(class_names)} | {None: -1}
     # Not the rows of the index, each of which takes a kilobyte as a dictionary.
     samples: list[int] = []
     labels: list[int] = []

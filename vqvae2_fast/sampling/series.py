@@ -54,6 +54,7 @@ class SampleSeries:
         known: Images to complete: sample n completes image n modulo their number.
         known_labels: int64, a label for each known image, in place of `classes`.
         judge: Rejects samples.
+        classes_from: Where `classes` come from, which `identity` then says in place of a list.
     """
 
     pipeline: Pipeline
@@ -62,6 +63,7 @@ class SampleSeries:
     known: Known | None = None
     known_labels: Tensor | None = None
     judge: Judge | None = None
+    classes_from: str = ""
 
     @property
     def group(self) -> int:
@@ -145,6 +147,8 @@ class SampleSeries:
         labels: str | list[int] = list(self.classes)
         if self.known_labels is not None:
             labels = "of the known images"
+        elif self.classes_from:
+            labels = self.classes_from
         elif self.classes == tuple(range(self.pipeline.num_classes)):
             labels = "all"
         return {

@@ -66,16 +66,9 @@ def classification_accuracy_score(
     rows = []
     first = next(iter(train_sets.values()))
     config, settings = classifier_recipe(
-        first.image_shape, max(2, len(first.class_names)), len(first), epochs=epochs
+        first.image_shape, max(2, len(first.class_names)), len(first), epochs=epochs, steps=steps
     )
-    steps = steps or settings.steps
-    settings = replace(
-        settings,
-        seed=seed,
-        steps=steps,
-        validate_every=steps,
-        warmup_steps=min(settings.warmup_steps, steps // 10),
-    )
+    settings = replace(settings, seed=seed, validate_every=settings.steps)
     test = next(iter(test_sets.values()))
     for name, images in train_sets.items():
         torch.manual_seed(seed)

@@ -10,6 +10,7 @@ import pytest
 
 from vqvae2_fast.commands import plan
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.training import cost
 from vqvae2_fast.training.cost import StepCost
 
 MODEL = [
@@ -104,6 +105,17 @@ def test_activations_that_do_not_fit_name_the_batch_that_does(vqvae_run, memory,
     assert code == 2
     assert "Use --train.batch-size=2 and --train.accumulate=2" in error
     assert vqvae_run("--ignore-memory")[0] == 0
+
+
+def test_micro_batches_of_a_global_batch_are_counted(vqvae_run, memory, monkeypatch):
+    """In a step of 12 there are three of four images."""
+    monkeypatch.setattr(cost, "_extrapolated", lambda parts, batch_size: (600.0, 0, 10**8))
+    step = "--train.global-batch", 12
+    assert "1,800 s per step" in vqvae_run("--dry-run", "--ignore-memory", *step)[1]
+    memory(25 * 10**7)
+    code, _, error = vqvae_run(*step)
+    assert code == 2
+    assert "Use --train.batch-size=2, or try" in error
 
 
 def test_a_warm_up_longer_than_the_run_is_said(vqvae_run):

@@ -166,7 +166,8 @@ def _check_memory(
     fitting = (free - state - fixed) // item if item else 0
     if fitting >= 1:
         times = -(-config.batch_size * config.accumulate // fitting)
-        remedy = f"Use batch_size={fitting} and accumulate={times}"
+        more = "" if config.global_batch else f" and accumulate={times}"
+        remedy = f"Use batch_size={fitting}{more}"
     else:
         remedy = (
             "Use a smaller model: another --preset, or fewer channels and layers (--help lists the "

@@ -119,7 +119,8 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
     _wait(device)
     moving = time.monotonic() - began
     seconds, fixed_bytes, item_bytes = _extrapolated(parts, config.batch_size)
-    return StepCost(config.accumulate * (reading + seconds) + moving, fixed_bytes, item_bytes)
+    accumulate = config.cut_of_group().accumulate
+    return StepCost(accumulate * (reading + seconds) + moving, fixed_bytes, item_bytes)
 
 
 def _extrapolated(parts: dict[int, tuple[float, int]], batch_size: int) -> tuple[float, int, int]:

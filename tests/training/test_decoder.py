@@ -15,6 +15,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import DivergedError, TrainConfig, extract_codes, train, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
@@ -192,6 +193,12 @@ def test_a_collapse_stops_the_run(vqvae):
     stage = stage_of(deepcopy(vqvae), most_lost=-50.0)
     with pytest.raises(DivergedError, match="have collapsed"):
         train(stage, CONFIG, progress=QUIET)
+
+
+def test_several_processes_are_refused(vqvae, monkeypatch):
+    monkeypatch.setattr(Ranks, "of_group", lambda: Ranks(0, 2))
+    with pytest.raises(NotImplementedError, match="expected one process, .* got 2"):
+        stage_of(deepcopy(vqvae))
 
 
 def test_small_images_have_no_patches():

@@ -15,6 +15,7 @@ from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.reconstruction import reconstruction_error, reconstruction_measures
 from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.images import identity_of_images, own_batches, validated
 from vqvae2_fast.training.loop import DivergedError, Stage
 from vqvae2_fast.training.stage1 import check_images
@@ -55,7 +56,13 @@ def decoder_stage(
 
     Raises:
         ValueError: Images whose size or channels are not the model's.
+        NotImplementedError: In a group of several processes.
     """
+    if Ranks.of_group().count > 1:
+        raise NotImplementedError(
+            "decoder_stage: expected one process, since it trains a part of the model that is not "
+            f"its forward pass, got {Ranks.of_group().count}; leave torchrun out."
+        )
     check_images("decoder_stage", model, train_set, "train_set")
     check_images("decoder_stage", model, held_out, "held_out")
     before = weights_hash(model)

@@ -210,6 +210,14 @@ def test_a_split_by_hand_is_kept(tmp_path) -> None:
     assert ImageFolder(tmp_path, 8).class_names == ("x", "y")
 
 
+def test_a_class_without_training_images_changes_the_key_of_their_cache(tmp_path) -> None:
+    write_image(tmp_path / "train" / "x" / "0.png", (1, 0, 0))
+    write_image(tmp_path / "held_out" / "x" / "1.png", (2, 0, 0))
+    before = ImageFolder(tmp_path, 8, split="train").cache_key()
+    write_image(tmp_path / "held_out" / "y" / "2.png", (3, 0, 0))
+    assert ImageFolder(tmp_path, 8, split="train").cache_key() != before
+
+
 def test_in_memory_equals_reading_one_by_one(classes) -> None:
     dataset = ImageFolder(classes, (4, 6), split="train")
     memory = dataset.in_memory()

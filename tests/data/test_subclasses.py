@@ -71,6 +71,7 @@ def test_held_out_images_are_split_as_the_training_images_are():
     [
         (grey([1, 2, 3], [0, 0, 1]), 2, "2 images of each class or more, and 'dog' has 1"),
         (grey([1, 2], [0, 1]), -1, "1 or more, got -1"),
+        (grey([1, 9, 5, 5, 5, 5], [0, 0, 1, 1, 1, 1]), 2, "images that differ, .* 'dog' are equal"),
     ],
 )
 def test_bad_counts_are_refused(images, count, message):

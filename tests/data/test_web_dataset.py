@@ -94,6 +94,12 @@ def test_labels_are_read_from_json(tmp_path) -> None:
     assert dataset.labels.tolist() == [2]
 
 
+def test_the_member_of_the_label_is_found_whatever_its_case(tmp_path) -> None:
+    write(tmp_path / "a.tar", {"a.png": png(0), "a.Cls": b"2"})
+    dataset = load_web_dataset(tmp_path / "a.tar", 6, tmp_path / "c", label_key="Cls")
+    assert dataset.labels.tolist() == [2]
+
+
 class Harmful:
     def __reduce__(self):
         return (pytest.fail, ("unpickled",))

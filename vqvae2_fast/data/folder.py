@@ -150,11 +150,12 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         return fingerprint(self)
 
     def cache_key(self) -> str:
-        """A key that changes with the files, their sizes and times, and the decoding settings.
+        """A key that changes with the files, their sizes and times, the classes and the decoding.
 
         Reads no file, only their entries, so that it is quick for any number of images.
         """
-        digest = hashlib.sha256(repr((self.image_shape, self.convert_channels)).encode())
+        made = (self.image_shape, self.convert_channels, self.class_names)
+        digest = hashlib.sha256(repr(made).encode("utf-8", "surrogateescape"))
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             status = (self.root / name).stat()
             entry = (name, label, status.st_size, status.st_mtime_ns)

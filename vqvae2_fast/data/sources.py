@@ -265,7 +265,7 @@ def open_images(
         RuntimeError: The source needs a package that is not installed.
     """
     prefix, _, name = options.data.partition(":")
-    if Path(options.data).is_dir() or prefix not in _SOURCES:
+    if prefix not in _SOURCES:
         prefix, name = "", options.data
     progress = progress or Progress(quiet=True)
 

@@ -61,13 +61,14 @@ class Subclasses:
         """Splits each class of a set into `count` parts.
 
         Raises:
-            ValueError: A class has fewer images than that, or count is below 1.
+            ValueError: A class has fewer images than that, or too many that are equal; or count is
+                below 1.
         """
         if count < 1:
             raise ValueError(f"subclasses: expected 1 or more, got {count}.")
         names, labels = images.class_names or (_ONE_CLASS,), _labels(images)
         features = _features(images)
-        trees = []
+        trees: list[_Split | int] = []
         for label, name in enumerate(names):
             own = features[labels == label]
             if len(own) < count:
@@ -76,6 +77,11 @@ class Subclasses:
                     f"{len(own)}; take fewer parts."
                 )
             trees.append(_tree(own, 0, count))
+            if not all(len(rows) for rows, _ in _leaves(trees[-1], own, torch.arange(len(own)))):
+                raise ValueError(
+                    f"subclasses: expected images that differ, and too many of {name!r} are equal "
+                    f"for {count} parts; take fewer parts, or each image once."
+                )
         return cls(names, count, tuple(trees))
 
     def split(self, images: ImageSource) -> SubclassImages:

@@ -90,6 +90,7 @@ def load_web_dataset(
     shape = checked_shape("load_web_dataset", image_size, image_channels)
     check_split("load_web_dataset", split, held_out_fraction)
     check_class_names("load_web_dataset", class_names)
+    label_key = label_key.lower()  # as `_split_name` gives it
     paths = _local(shards)
     made = (shape, convert_channels, label_key, tuple(class_names), split, held_out_fraction)
     key = _fingerprint(paths, made)

@@ -45,12 +45,14 @@ def test_resume_finishes_what_was_broken_off(images, vqvae, tmp_path, run, monke
     assert files(out) == once
 
 
-def test_resume_with_other_images_is_refused(vqvae, codes, run):
-    code, _, error = run(
-        "extract", "--vqvae", vqvae, "--data", "emoji", "--out", codes, "--resume", "--flip"
-    )
+def test_resume_with_other_images_or_variants_is_refused(vqvae, images, codes, run):
+    again = ("extract", "--vqvae", vqvae, "--out", codes, "--resume", "--data")
+    code, _, error = run(*again, images, "--flip")
     assert code == 2
     assert "was begun with flip False, not True" in error
+    code, _, error = run(*again, "emoji")
+    assert code == 2
+    assert "was begun with other images" in error
 
 
 def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images, run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -30,6 +30,9 @@ from vqvae2_fast.report.evaluation import evaluation_lines, write_evaluation
 from vqvae2_fast.report.grids import picture_of_reconstructions
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.engines.cpu import why_not_cpu
+
+if TYPE_CHECKING:
+    from vqvae2_fast.data import ImageSource, Split
 
 __all__ = ["Evaluate"]
 
@@ -75,11 +78,15 @@ class Evaluate(Command):
         vqvae, priors = pipeline.networks()
         progress, config = Progress(quiet=self.quiet or ranks.rank > 0), vqvae.config
         shape = (config.image_channels, *config.image_size)
-        held_out = open_images(self.source, "held_out", shape[0], shape[1:], progress)
+
+        def opened(split: Split) -> ImageSource:
+            return open_images(self.source, split, shape[0], shape[1:], progress)
+
+        held_out = ranks.first_makes(lambda: opened("held_out"))
         check_same_classes(pipeline, held_out.class_names)
         train_set = None
         if self.train_images or self.samples.images:
-            train_set = open_images(self.source, "train", shape[0], shape[1:], progress)
+            train_set = ranks.first_makes(lambda: opened("train"))
         classifier = None
         if self.samples.classifier is not None:
             judged = pipeline.class_names

@@ -72,17 +72,19 @@ class Extract(Command):
         # No process writes before the first one has seen what is there.
         ranks.told_by_first(lambda: self._check_out(splits))
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
-        sources = {
-            split: open_images(
-                self.source,
-                split,
-                config.image_channels,
-                config.image_size,
-                progress,
-                write=not self.dry_run,
-            )
-            for split in splits
-        }
+        sources = ranks.first_makes(
+            lambda: {
+                split: open_images(
+                    self.source,
+                    split,
+                    config.image_channels,
+                    config.image_size,
+                    progress,
+                    write=not self.dry_run,
+                )
+                for split in splits
+            }
+        )
         if ranks.rank == 0:
             plan = self._plan(model, sources)
             if self.dry_run:

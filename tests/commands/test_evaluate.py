@@ -155,6 +155,16 @@ def test_samples_on_the_disk_are_used_again(place, found, capsys):
     assert json.loads(capsys.readouterr().out)["sampled_images"] == NUMBER
 
 
+def test_samples_without_a_class_are_refused_before_any_training(place, tmp_path, capsys):
+    drawn = tmp_path / "drawn"
+    line = f"sample --pipeline {place}/pipeline --n {NUMBER} --out {drawn} --quiet --label none cat"
+    assert main(line.split()) == 0
+    asked = f"--images {NUMBER} --samples {drawn} --features efficientnet --cas-epochs 1"
+    assert evaluate(place, tmp_path / "out", asked) == 2
+    assert "got 100 of 200 in" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("cas_*"))
+
+
 def test_samples_are_used_again_by_an_evaluation_of_more_or_fewer(place, tmp_path):
     out = tmp_path / "out"
     asked = f"--features classifier --classifier {place}/judge --train-images 0 --images {NUMBER}"

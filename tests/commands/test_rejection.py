@@ -12,6 +12,7 @@ from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
 from vqvae2_fast.data.sample_folder import read_index
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
+from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.pipelines import tiny_pipeline
 
 if TYPE_CHECKING:
@@ -125,6 +126,15 @@ def test_two_processes_keep_what_one_keeps(place, tmp_path, run_in_two_processes
 def test_requests_that_make_no_sense_are_refused(place, tmp_path, capsys, arguments, judge, text):
     assert sample(place, tmp_path / "out", *arguments, judge=judge) == 2
     assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_known_images_without_a_class_cannot_be_judged(place, tmp_path, capsys):
+    maps = [torch.zeros(2, side, side, dtype=torch.int64) for side in (4, 8)]
+    CodeSet(maps, 13, torch.tensor([1, -1]), CLASSES).write(tmp_path / "known")
+    known = ("--known", str(tmp_path / "known"), "--threshold", "0.5")
+    assert sample(place, tmp_path / "out", *known) == 2
+    assert "expected samples of classes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -229,6 +229,13 @@ class Samples:
     def _samples(self) -> ImageSource:
         path = self.options.samples or self.out / "samples"
         drawn = samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
+        without = int((drawn.labels < 0).sum())
+        if without and (self.options.cas_epochs or self.classifier is not None):
+            raise ValueError(
+                f"--samples: expected samples of classes, which --cas-epochs and --classifier "
+                f"need, got {without} of {len(drawn)} in {path} without one; draw them without "
+                "`--label none`."
+            )
         if len(drawn) < self._num_samples:
             raise ValueError(
                 f"--samples: expected at least {self._num_samples} samples, the number of --images "

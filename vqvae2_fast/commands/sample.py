@@ -181,7 +181,8 @@ class Sample(Command):
         settings = resolved_settings(pipeline, batch_size=most, **self._settings(pipeline))
         known = self._known(pipeline)
         classes, known_labels = _labels_of(self.label, pipeline, known)
-        judge = self._judge(pipeline, classes)
+        told = classes if known_labels is None else known_labels.unique().tolist()
+        judge = self._judge(pipeline, told)
         return SampleSeries(pipeline, settings, classes, known, known_labels, judge)
 
     def _batch_size(self, pipeline: Pipeline) -> int:
@@ -235,14 +236,14 @@ class Sample(Command):
         return settings
 
     def _recommended(self, pipeline: Pipeline) -> list[str]:
-        """Prints which settings the pipeline recommends."""
+        """Lines that name the settings which the pipeline recommends."""
         used = [name for name in pipeline.recommended if not getattr(self, name)]
         if not used:
             return []
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in used)
         return [f"{flags}: as the pipeline recommends"]
 
-    def _judge(self, pipeline: Pipeline, classes: tuple[int, ...]) -> Judge | None:
+    def _judge(self, pipeline: Pipeline, classes: Sequence[int]) -> Judge | None:
         if self.classifier is None:
             if self.best is not None or self.threshold is not None:
                 raise ValueError(

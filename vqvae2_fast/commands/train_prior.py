@@ -188,8 +188,8 @@ def _open_codes(folder: Path, split: str) -> CodeStore:
     missing = store.manifest.missing()
     if missing:
         raise ValueError(
-            f"--codes: {path} lacks {sum(stop - first for first, stop in missing)} of its "
-            f"{store.manifest.source_records} records; finish it: vqvae2-fast extract --resume ..."
+            f"--codes: {path} lacks {sum(stop - first for first, stop in missing)} of its records; "
+            "finish it: vqvae2-fast extract --resume ..."
         )
     return store
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.data import in_order
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics.accuracy import classification_accuracy
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
@@ -184,8 +185,8 @@ def check_classes(op: str, images: ImageSource, num_classes: int | None = None) 
             "the images into one subfolder per class."
         )
     if num_classes is not None and found != num_classes:
-        names = ", ".join(images.class_names[:6])
         raise ValueError(
-            f"{op}: the classifier has {num_classes} classes, the images {found} ({names}, ...); "
+            f"{op}: the classifier has {num_classes} classes, the images {found} "
+            f"({short(', '.join(images.class_names))}); "
             "take a classifier trained on these classes (`vqvae2-fast train-classifier`)."
         )

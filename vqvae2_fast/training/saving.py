@@ -7,6 +7,8 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from vqvae2_fast.checkpoints.checkpoint import sharded_save
 from vqvae2_fast.checkpoints.files import host_copies
 from vqvae2_fast.checkpoints.shards import write_shard
@@ -63,7 +65,7 @@ class ShardedSave:
         ranks = self._ranks
         try:
             self._written = write_shard(folder, ranks.rank, ranks.count, name, tensors)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             self._written = str(error)
 
     def finish(self, *, wait: bool) -> bool:

@@ -231,7 +231,19 @@ def test_only_checkpoints_are_replaced(tmp_path):
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="exists and is not a checkpoint"):
         save(VQVAE2(SMALL_VQVAE), tmp_path / "precious")
+    (tmp_path / "precious" / "config.json").write_text('{"model_type": "thesis"}')
+    with pytest.raises(ValueError, match="exists and is not a checkpoint"):
+        save(VQVAE2(SMALL_VQVAE), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_lies_beside_a_checkpoint_is_not_deleted_with_it(tmp_path):
+    save(VQVAE2(SMALL_VQVAE), tmp_path / "model")
+    save(VQVAE2(SMALL_VQVAE), tmp_path / "model")
+    (tmp_path / "model" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="also holds thesis.txt, so it was left unchanged"):
+        save(VQVAE2(SMALL_VQVAE), tmp_path / "model")
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "years of work"
 
 
 def test_other_objects_are_refused(tmp_path):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.files.durable import explained, replace_file, replaced_folder
 from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object
-from vqvae2_fast.files.printable import short
+from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import check_regular, open_untrusted
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ __all__ = [
 
 # How a ZIP archive and pickles since protocol 2 begin. Read as the length of a header, almost all
 # of these are far too large.
+_SUFFIXES = (".json", ".md", ".safetensors")  # of the files of a checkpoint
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
@@ -173,6 +174,28 @@ def check_regular_file(path: Path) -> int:
         raise DamagedError(f"load: {path.parent} is damaged: {error}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError unless a checkpoint may take the place of what is at `path`: nothing, an
+    empty folder, or a checkpoint with nothing beside its own files."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        header = read_object(path / "config.json", inside=path)
+    except (OSError, ValueError):
+        header = {}
+    if not {"kind", "version"} <= header.keys():
+        raise ValueError(
+            f"save: {path} exists and is not a checkpoint, so it was left unchanged. Name another "
+            "path."
+        )
+    for entry in path.iterdir():
+        if not (entry.suffix in _SUFFIXES or (entry / "config.json").is_file()):
+            raise ValueError(
+                f"save: {path} is a checkpoint and also holds {printable(entry.name)}, so it was "
+                "left unchanged. Move that, or name another path."
+            )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new folder next to `path` that takes its place when the block ends without an error.
@@ -181,15 +204,7 @@ def replacing(path: Path) -> Iterator[Path]:
         ValueError: If `path` exists and is not a checkpoint, which is left unchanged.
         OSError: If it cannot be written; a checkpoint that was there is unchanged.
     """
-    if (
-        path.exists()
-        and not (path / "config.json").is_file()
-        and (not path.is_dir() or any(path.iterdir()))
-    ):
-        raise ValueError(
-            f"save: {path} exists and is not a checkpoint, so it was left unchanged. Name another "
-            "path."
-        )
+    check_replaceable(path)
     with explained(f"save: cannot write {path}", "What was saved before is unchanged"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(path) as folder:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vqvae2_fast import codec
+from vqvae2_fast.codec import bitstream
 from vqvae2_fast.codec.bitstream import read_segments, write_segment
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -85,6 +86,12 @@ def test_a_number_of_images_that_lies(images: int) -> None:
 def test_more_images_than_the_caller_takes() -> None:
     with pytest.raises(ValueError, match="at most 3 images.*raise max_images"):
         codec.decode_codes(PIPELINE, DATA, max_images=3)
+
+
+def test_too_many_images_are_refused_before_they_are_read(monkeypatch) -> None:
+    monkeypatch.setattr(bitstream, "_read_segment", lambda *_: pytest.fail("was read"))
+    with pytest.raises(ValueError, match="at most 3 images"):
+        codec.describe(DATA, max_images=3)
 
 
 def test_another_pipeline() -> None:

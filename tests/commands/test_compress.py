@@ -120,12 +120,36 @@ def test_info_describes_a_file(folder: Path, capsys: pytest.CaptureFixture[str])
     [
         ("compress photos --pipeline pipeline --levels middle", "expected one of top, bottom"),
         ("decompress photos/0.png --pipeline pipeline", "photos/0.png: describe: expected a .vq2"),
+        ("decompress x.vq2 --pipeline pipeline --out photos", "--out: photos holds images already"),
+        (
+            "compress photos --pipeline pipeline --priors pipeline",
+            "--priors: expected --vqvae with",
+        ),
     ],
 )
 def test_a_wrong_request_names_the_file_or_flag(
     folder: Path, call: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(f"{call} --quiet") == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "checkpoint", "message"),
+    [
+        (("x", "y", "z"), "", "codes of the classes of the pipeline (a, b, c), got store with x"),
+        (("a", "b", "c"), "0123456789ab", "store has those of 0123456789ab"),
+    ],
+)
+def test_codes_of_another_model_or_other_classes_are_refused(
+    folder: Path, names, checkpoint, message, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = [torch.randint(13, (3, side, side)) for side in (4, 8)]
+    with CodeWriter(
+        "store", 13, [(4, 4), (8, 8)], class_names=names, checkpoint_hash=checkpoint
+    ) as writer:
+        writer.add(codes, torch.tensor([1, 0, 2]))
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 2
     assert message in capsys.readouterr().err
 
 

@@ -160,13 +160,14 @@ def read_segments(
     if not start:
         raise ValueError(f"{where}: expected a .vq2 file, got no bytes.")
     while start:
-        segment, start = _read_segment(file, start, images == 0, where)
-        images += segment.header.num_images
+        header, flags = _read_header(start, images == 0, where)
+        images += header.num_images
         if max_images is not None and images > max_images:
             raise ValueError(
                 f"{where}: expected at most {max_images} images, the file has at least {images}; "
                 "raise max_images to decode it."
             )
+        segment, start = _read_segment(file, header, flags, where)
         yield segment
 
 
@@ -180,14 +181,14 @@ def open_compressed(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             raise ValueError(f"{printable(path)}: {error}") from error
 
 
-def describe(data: bytes | IO[bytes]) -> Description:
+def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Description:
     """What a `.vq2` file holds; needs no pipeline. Checks every payload's CRC.
 
     Raises:
         ValueError: As `decode_codes`.
     """
     found = Description()
-    for segment in read_segments(data, where="describe"):
+    for segment in read_segments(data, max_images=max_images, where="describe"):
         header = segment.header
         found.pipeline, found.engine = header.pipeline.hex(), CODERS[header.coder]
         found.segments += 1
@@ -205,11 +206,8 @@ def describe(data: bytes | IO[bytes]) -> Description:
     return found
 
 
-def _read_segment(
-    file: IO[bytes], packed: bytes, is_first: bool, where: str
-) -> tuple[Segment, bytes]:
-    """The segment whose header is given, and the header of the next one."""
-    header, flags = _read_header(packed, is_first, where)
+def _read_segment(file: IO[bytes], header: Header, flags: int, where: str) -> tuple[Segment, bytes]:
+    """The segment whose header is given, and the bytes of the next header."""
     table = _read(file, header.num_levels * _LEVEL.size)
     if len(table) < header.num_levels * _LEVEL.size:
         raise ValueError(f"{where}: the file is truncated in a header.")

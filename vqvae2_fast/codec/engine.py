@@ -56,7 +56,9 @@ def check_engine(where: str, prior: nn.Module, engine: str) -> None:
 def encode_maps(
     plan: SamplingPlan, codes: Tensor, condition: list[Tensor], labels: Tensor | None
 ) -> list[bytes]:
-    """One stream per map of codes int64 `[B, H, W]`."""
+    """One stream per map of codes int64 `[B, H, W]`, of any device."""
+    codes, condition = codes.cpu(), [maps.cpu() for maps in condition]
+    labels = None if labels is None else labels.cpu()
     batch = max(1, SCORED_ROWS // codes.shape[2])  # whose rows are scored in one step each
     streams: list[bytes] = []
     for start in range(0, len(codes), batch):

@@ -10,12 +10,14 @@ import torch
 import tyro
 
 from vqvae2_fast.checkpoints import save
+from vqvae2_fast.checkpoints.files import check_replaceable
 from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.models.weights_hash import check_codes_of
 from vqvae2_fast.sampling import calibrate
 
 __all__ = ["Calibrate"]
@@ -45,9 +47,11 @@ class Calibrate(Command):
     def run(self) -> Result:
         if self.records < 1:
             raise ValueError(f"--records: expected 1 or more, got {self.records}.")
+        check_replaceable(self.out)
         self.prepare()
         pipeline = self.model.open(torch.device("cpu"))
         store = CodeStore(self.codes)
+        check_codes_of("--codes", pipeline.networks()[0], str(self.codes), store.checkpoint_hash)
         chosen = evenly(len(store), self.records)
         for level, prior in enumerate(pipeline.priors):
             if not isinstance(prior, Prior):

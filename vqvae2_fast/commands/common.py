@@ -112,6 +112,11 @@ class ModelOptions:
                 "expected one of --preset, --pipeline, or --vqvae with its --priors, got "
                 f"{len(given) or 'none'} of them."
             )
+        if self.priors and self.vqvae is None:
+            raise ValueError(
+                "--priors: expected --vqvae with them; a pipeline has priors of its own. Name its "
+                "VQ-VAE, which is in its folder vqvae."
+            )
         if self.preset is not None:
             return from_preset(self.preset, device)
         if self.vqvae is None:

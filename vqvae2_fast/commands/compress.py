@@ -14,13 +14,15 @@ from vqvae2_fast.codec import describe, encode_codes, encode_images
 from vqvae2_fast.commands.common import Command, ModelOptions, Result
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
+from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
-from vqvae2_fast.data.groups import labels_of_prior
+from vqvae2_fast.data.groups import labels_of_prior, names_of_prior
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import renamed_into_place
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.models.weights_hash import check_codes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,6 +119,17 @@ class Compress(Command):
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             store, classes = CodeStore(path), pipeline.num_classes
+            vqvae, priors = pipeline.networks()
+            check_codes_of("compress", vqvae, str(path), store.checkpoint_hash)
+            if classes and store.class_names:
+                check_matches(store, priors[-1].config)
+                names = tuple(dict.fromkeys(names_of_prior(store.class_names, classes)))
+                if pipeline.class_names not in ((), names):
+                    raise ValueError(
+                        "compress: expected codes of the classes of the pipeline "
+                        f"({short(', '.join(pipeline.class_names))}), got {path} with "
+                        f"{short(', '.join(names))}."
+                    )
             numbers = labels_of_prior(store.class_names, classes)  # a file holds no parts
             for maps, labels in codes_in_order(store, _SEGMENT):
                 told = numbers[labels] if classes else None

@@ -40,9 +40,14 @@ class Decompress(Command):
     def run(self) -> Result:
         self.prepare()
         check_out(self.out)
+        if next(self.out.glob("*.png"), None) is not None:
+            raise ValueError(
+                f"--out: {self.out} holds images already, which would be mixed with those of the "
+                "file; name another folder."
+            )
         pipeline = self.model.open(torch.device("cpu"))
         with open_compressed(self.file) as file:
-            found = describe(file)
+            found = describe(file, max_images=self.max_images)
             file.seek(0)
             if found.sizes == [(0, 0)]:
                 kind, count = "records", self._write_store(pipeline, file, found)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["check_made_for", "codes_hash", "weights_hash"]
+__all__ = ["check_codes_of", "check_made_for", "codes_hash", "weights_hash"]
 
 
 def weights_hash(model: nn.Module, saved_as: torch.dtype | None = None) -> str:
@@ -42,6 +42,21 @@ def codes_hash(vqvae: nn.Module) -> str:
     encoder and codebooks it has kept while its decoder was trained further."""
     kept: str = getattr(vqvae, "vqvae_hash", "")
     return kept or weights_hash(vqvae)
+
+
+def check_codes_of(where: str, vqvae: nn.Module, name: str, digest: str) -> None:
+    """Raise ValueError if codes are known to be those of another VQ-VAE.
+
+    Args:
+        name: Of the codes, for the message.
+        digest: The `codes_hash` of the VQ-VAE that they came from, or "".
+    """
+    expected = codes_hash(vqvae)
+    if digest not in ("", expected):
+        raise ValueError(
+            f"{where}: expected codes of VQ-VAE {expected[:12]}, but {printable(name)} has those "
+            f"of {printable(digest[:12])}, where they mean something else; extract with this one."
+        )
 
 
 def check_made_for(where: str, vqvae: nn.Module, known: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.pixels import decode_image, decode_whole_image
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
+from vqvae2_fast.models.weights_hash import check_codes_of
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.pipeline import decoded
 
@@ -170,6 +171,7 @@ def open_known(
     elif (path / "manifest.json").is_file():
         dataset = CodeStore(path)
         check_matches(dataset, priors[-1].config)
+        check_codes_of("--known", vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         source = f"{path} ({digest[:16]})"
     elif path.is_dir():

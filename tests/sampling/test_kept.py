@@ -1,6 +1,7 @@
 """What is kept between draws: a few values by owner and key, for no longer than the owner lives."""
 
 import threading
+import time
 import weakref
 
 from vqvae2_fast.sampling.kept import Kept
@@ -62,22 +63,21 @@ def test_nothing_outlives_its_plan():
 
 def test_a_shared_value_is_made_once_by_threads_that_ask_at_once():
     kept, plan, made, found = Kept(1), Plan(), [], []
-    entered = threading.Event()
+    at_once = threading.Barrier(5)
 
     def make():
-        entered.set()
+        time.sleep(0.2)  # all others ask meanwhile
         made.append(object())
         return made[-1]
 
     def ask():
-        entered.wait(10)
+        at_once.wait(10)
         found.append(kept.get(plan, "a", make))
 
-    others = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in others:
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
         thread.start()
-    found.append(kept.get(plan, "a", make))
-    for thread in others:
+    for thread in threads:
         thread.join()
     assert len(made) == 1 and found == made * 5
 

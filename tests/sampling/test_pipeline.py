@@ -162,6 +162,18 @@ def test_bad_labels_are_named(labels, message):
         sample_images(pipeline, 1, labels=labels)
 
 
+def test_priors_of_other_classes_are_an_error():
+    three, four = tiny_pipeline(3), tiny_pipeline(4)
+    with pytest.raises(ValueError, match="the same classes or of none, got 3 .* and 4 "):
+        replace(three, priors=[three.priors[0], four.priors[1]])
+    for prior, names in zip(three.priors, ("abc", "acb"), strict=True):
+        prior.class_names = tuple(names)
+    with pytest.raises(ValueError, match=r"got 3 \(a, b, c\) and 3 \(a, c, b\): a label would"):
+        replace(three)
+    unconditional = tiny_pipeline(0)
+    assert replace(three, priors=[three.priors[0], unconditional.priors[1]]).num_classes == 3
+
+
 def test_another_number_of_names_than_classes_is_an_error():
     with pytest.raises(ValueError, match="class_names of 3 names, one per class, got 2"):
         replace(tiny_pipeline(3), class_names=("cat", "dog"))

@@ -14,6 +14,7 @@ from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
@@ -77,8 +78,19 @@ class Pipeline:
             sizes.append(interface.size)
             config = getattr(self.vqvae, "config", interface)
             check_prior_fits(f"Pipeline: priors[{level}]", interface, config.num_embeddings, sizes)
+        counts = {interface_of(prior).num_classes for prior in self.priors} - {0}
+        known = {tuple(getattr(prior, "class_names", ())) for prior in self.priors} - {()}
+        if len(counts) > 1 or len(known) > 1:
+            raise ValueError(
+                "Pipeline: expected priors of the same classes or of none, got "
+                + " and ".join(
+                    f"{interface_of(prior).num_classes} "
+                    f"({short(', '.join(getattr(prior, 'class_names', ()))) or 'no names'})"
+                    for prior in self.priors
+                )
+                + ": a label would be another class at another level."
+            )
         if not self.class_names and self.num_classes:
-            known = (tuple(getattr(prior, "class_names", ())) for prior in self.priors)
             names = next((found for found in known if len(found) == self.num_classes), ())
             object.__setattr__(self, "class_names", names)
         if self.num_classes and len(self.class_names) not in (0, self.num_classes):
@@ -314,5 +326,6 @@ def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
     with torch.no_grad():
         if not isinstance(pipeline.vqvae, nn.Module):
             return pipeline.vqvae.decode(maps).clamp(-1, 1)
+        device = device_of(pipeline.vqvae)
         with evaluating(pipeline.vqvae):
-            return pipeline.vqvae.decode(maps).clamp(-1, 1)
+            return pipeline.vqvae.decode([codes.to(device) for codes in maps]).clamp(-1, 1)

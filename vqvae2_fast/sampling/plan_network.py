@@ -65,7 +65,7 @@ def _split_exponential(x: Tensor) -> tuple[Tensor, Tensor]:
     n = fused(x, number(1.44269504088896341), magic) - magic
     r = fused(n, number(-0.693359375), x)
     r = fused(n, number(2.12194440e-4), r)
-    p = number(1.9875691500e-4).expand_as(r)
+    p = torch.full_like(r, 1.9875691500e-4)
     for coefficient in (
         1.3981999507e-3,
         8.3334519073e-3,
@@ -147,9 +147,9 @@ def _pointwise(name: str, n: int, plan: GatedPlan, x: Tensor, multiply: Multiply
 def _attended(query: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tensor:
     """Heads `[N, P, d]`, the query scaled; position p sees those before it, position 0 nothing."""
     count = query.shape[1]
-    earlier = torch.ones(count, count).tril(-1)
+    earlier = torch.ones(count, count, device=query.device).tril(-1)
     if exact:
-        none = torch.zeros(())
+        none = query.new_zeros(())
         pairs = zip(query, keys, strict=True)
         scores = torch.stack([_product(q, k.t(), none) for q, k in pairs])  # [N, P, P]
     else:
@@ -158,7 +158,7 @@ def _attended(query: Tensor, keys: Tensor, values: Tensor, exact: bool) -> Tenso
     weights = _exponential(scores - largest) * earlier
     if not exact:
         return weights @ values / weights.sum(-1, keepdim=True).clamp(min=1e-30)
-    total = torch.zeros(*scores.shape[:2], LANES)
+    total = torch.zeros(*scores.shape[:2], LANES, device=query.device)
     for part in F.pad(weights, (0, -count % LANES)).unflatten(-1, (-1, LANES)).unbind(-2):
         total = total + part
     while total.shape[-1] > 1:

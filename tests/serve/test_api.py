@@ -239,6 +239,13 @@ def test_codebooks_are_described(client, pipeline):
         ("fill", {"source": {"codes": []}, "candidates": 65}, 422, "candidates", "at most 64"),
         ("images", {"colour": 1}, 422, "colour", "not permitted"),
         ("images", {"first_sample": 2**32 - 1, "count": 2}, 422, "first_sample", "2^32"),
+        (
+            "fill",
+            {"source": {"codes": []}, "first_sample": 2**31, "candidates": 2},
+            422,
+            "first_sample",
+            "2^32 / 2",
+        ),
         ("images", {"known": [None]}, 422, "known", "2 maps"),
         ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),

@@ -21,7 +21,7 @@ def client_of(pipeline, address: str = ADDRESS, **options) -> TestClient:
     return TestClient(create_app(pipeline, **options), base_url=address)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:7860", "[::1]:7860"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost:7860", "[::1]:7860", "127.0.0.2"])
 def test_names_of_this_machine_are_served(pipeline, host):
     assert client_of(pipeline, f"http://{host}").get("/healthz").status_code == 200
 

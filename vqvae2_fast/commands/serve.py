@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -47,6 +46,7 @@ class Serve(Command):
             import uvicorn
 
             from vqvae2_fast.serve.app import create_app
+            from vqvae2_fast.serve.guard import is_loopback
         except ImportError as error:
             raise ImportError(
                 f"serve: {error.name} is not installed; run `pip install 'vqvae2_fast[serve]'`."
@@ -54,13 +54,15 @@ class Serve(Command):
         limits = self._limits()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}.")
-        if not _is_loopback(self.host) and self.token is None:
+        if self.token == "":
+            raise ValueError("--token: expected a long random word, got an empty one.")
+        if not is_loopback(self.host) and self.token is None:
             raise ValueError(
                 f"--token: expected one where others reach the server (--host {self.host}), got "
                 "none. Choose a long random word."
             )
         pipeline = self.models.open(self.prepare())
-        app = create_app(pipeline, limits, token=self.token, loopback=_is_loopback(self.host))
+        app = create_app(pipeline, limits, token=self.token, loopback=is_loopback(self.host))
         config = uvicorn.Config(
             app,
             host=self.host,
@@ -81,6 +83,11 @@ class Serve(Command):
             if not value > 0:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag}: expected more than 0, got {value}.")
+        if self.count > self.waiting:
+            raise ValueError(
+                f"--waiting: expected at least --count, {self.count} images, so that the images of "
+                f"a request can wait, got {self.waiting}."
+            )
         return Limits(
             batch=self.batch,
             count=self.count,
@@ -88,10 +95,3 @@ class Serve(Command):
             body=int(self.upload_mib * 2**20),
             seconds=self.timeout,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vqvae2_fast.serve.limits import Limits
     from vqvae2_fast.serve.metrics import Metrics
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "is_loopback"]
 
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -27,7 +28,14 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by itself: `localhost`, 127.0.0.1 or another such address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Guard:
@@ -78,7 +86,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._loopback and _parts(f"//{host}").hostname not in _LOOPBACK:
+        if self._loopback and not is_loopback(_parts(f"//{host}").hostname or ""):
             raise Problem(
                 403,
                 "Host",

@@ -91,6 +91,13 @@ class Desk:
             raise _unfit(
                 "candidates", f"at most {self.limits.candidates}", candidates, "Take fewer."
             )
+        if (request.first_sample + request.count) * candidates > 2**32:
+            raise _unfit(
+                "first_sample",
+                f"numbers below 2^32 / {candidates} with so many candidates",
+                request.first_sample,
+                "Use another seed.",
+            )
         samples = range(request.first_sample, request.first_sample + request.count)
         given = request.label if isinstance(request.label, list) else [request.label]
         return Order(

@@ -97,6 +97,16 @@ def test_a_model_is_described_for_machines(vqvae, run):
     assert values["parameters"] == sum(w.numel() for w in load(vqvae).parameters())
 
 
+def test_a_record_that_this_package_did_not_write_is_shown_as_it_is(tmp_path, run):
+    save(tiny_prior(), tmp_path / "prior")
+    (tmp_path / "prior" / "files.json").unlink()
+    path = tmp_path / "prior" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "best": "the third", "train": 5}))
+    code, text, _ = run("info", tmp_path / "prior")
+    assert code == 0
+    assert "best: the third" in text
+
+
 def test_a_pipeline_is_described_part_by_part(vqvae, tmp_path, run):
     sizes = {"num_embeddings": 16, "num_classes": 2}
     priors = [

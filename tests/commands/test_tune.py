@@ -108,6 +108,27 @@ def test_fewer_images_than_a_distance_can_bear(run, tmp_path):
     assert "--images: expected 200 to 2819, the number of training images, got 199" in error
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--top-p", "0"], "--top-p"), (["--temperature", "0.9", "-1"], "--temperature")],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_drawn(
+    run, tmp_path, options, message
+):
+    code, _, error = run(*ARGUMENTS[:-3], *options, "--out", tmp_path)
+    assert code == 2
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_place_of_the_pipeline_is_refused_before_anything_is_drawn(run, tmp_path):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "notes.txt").write_text("mine")
+    code, _, error = run(*ARGUMENTS[:-3], "--out", tmp_path)
+    assert code == 2
+    assert "exists and is not a checkpoint" in error
+
+
 def small_set(monkeypatch, number):
     """Has `tune` open a set of so many training images."""
     images = ImageSubset(load_emoji("train"), torch.arange(number))

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Info"]
 
+_BEST = {"metric": str, "value": float, "step": int}  # what a run keeps of its best checkpoint
+
 
 @dataclass(kw_only=True)
 class Info(Command):
@@ -295,11 +297,11 @@ def _for_people(values: dict[str, Any], path: Path) -> dict[str, Any]:
         for name, value in values.items()
         if value or name not in ("recommended", "recommended_for", "best")
     }
-    if "final_learning_rate" in shown.get("train", {}):
-        fraction = f"{number(shown['train']['final_learning_rate'])} of the learning rate"
-        shown["train"] = shown["train"] | {"final_learning_rate": fraction}
-    if "best" in shown:
-        best = shown["best"]
+    train, best = shown.get("train"), shown.get("best")
+    if isinstance(train, dict) and isinstance(train.get("final_learning_rate"), float):
+        fraction = f"{number(train['final_learning_rate'])} of the learning rate"
+        shown["train"] = train | {"final_learning_rate": fraction}
+    if isinstance(best, dict) and {name: type(best.get(name)) for name in _BEST} == _BEST:
         kept = f"; it is kept in {path / 'best'}" if (path / "best").is_dir() else ""
         figure = f"{best['metric'].replace('_', ' ')} {number(best['value'])}"
         shown["best"] = f"{figure} at step {best['step']:,}{kept}"

@@ -12,6 +12,7 @@ import torch
 import tyro
 
 from vqvae2_fast.checkpoints import save
+from vqvae2_fast.checkpoints.files import check_replaceable
 from vqvae2_fast.commands.common import (
     Command,
     ModelOptions,
@@ -33,6 +34,7 @@ from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.drawing import best_batch_size
 from vqvae2_fast.sampling.pipeline import sample_images
+from vqvae2_fast.sampling.settings import level_settings
 from vqvae2_fast.training.classifier import check_classes
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ _IMAGES = 1000  # compared if the set has them
 # --keep-recall gives up by default, and more below.
 _FEW_RECALLED = 25
 _BATCH = 64  # images that a feature network gets at a time
+_SETTINGS = ("temperature", "guidance_scale", "top_p")
 Settings = dict[str, tuple[float, ...]]  # one value per level
 
 
@@ -104,6 +107,10 @@ class Tune(Command):
 
     def run(self) -> Result:
         check_out(self.out, self.source)
+        check_replaceable(self.out / "pipeline")
+        for name in _SETTINGS:
+            for value in getattr(self, name):
+                level_settings(1, **{name: value})
         if self.features != "auto" and self.features not in NETWORKS:
             raise ValueError(
                 f"--features: expected auto or one of {', '.join(NETWORKS)}, got {self.features!r}."
@@ -135,7 +142,6 @@ class Tune(Command):
             for name, values in best.settings.items()
             if set(values) != {1.0}
         }
-        save(replace(pipeline.to("cpu"), recommended=recommended), self.out / "pipeline")
         values = {
             "network": network.name,
             "images": number,
@@ -145,6 +151,7 @@ class Tune(Command):
             "trials": [one._asdict() for one in trials.measured],
         }
         write_result(self.out / "tuning.json", values)
+        save(replace(pipeline.to("cpu"), recommended=recommended), self.out / "pipeline")
         return Result(
             values,
             [
@@ -183,7 +190,7 @@ class _Trials:
         self.labels = real.labels if pipeline.num_classes else None
         self.settings = [
             (name, level, value)
-            for name in ("temperature", "guidance_scale", "top_p")
+            for name in _SETTINGS
             if name != "guidance_scale" or self.labels is not None
             for level in range(self.levels)
             for value in getattr(options, name)
@@ -198,8 +205,7 @@ class _Trials:
 
     def search(self) -> Measured:
         """The best settings by changing one value at a time."""
-        names = ("temperature", "guidance_scale", "top_p")
-        plain: Settings = dict.fromkeys(names, (1.0,) * self.levels)
+        plain: Settings = dict.fromkeys(_SETTINGS, (1.0,) * self.levels)
         self.progress.say(
             f"{1 + len(self.settings)} settings to try. The smaller the kernel distance (KD), the "
             "nearer are the samples to real images."

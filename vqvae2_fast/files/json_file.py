@@ -11,7 +11,7 @@ from vqvae2_fast.files.untrusted import read_untrusted
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MAX_TEXT_BYTES", "read_object", "short"]
+__all__ = ["MAX_TEXT_BYTES", "read_object"]
 
 # The largest preset has a configuration of 2 KiB and 120 KiB of names and shapes.
 MAX_TEXT_BYTES = 8 * 2**20

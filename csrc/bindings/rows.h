@@ -6,6 +6,7 @@
 
 #include <functional>
 
+#include "../cpu/float_mode.h"
 #include "../cpu/rows.h"
 
 namespace vqvae2_fast {
@@ -29,7 +30,10 @@ inline cpu::Rows rows_of(const torch::stable::Tensor& matrix) {
 }
 
 inline void run_parts(int64_t count, const std::function<void(int64_t, int64_t)>& part) {
-  torch::stable::parallel_for(0, count, 1, part);
+  torch::stable::parallel_for(0, count, 1, [&part](int64_t first, int64_t last) {
+    const cpu::DefaultFloats mode;
+    part(first, last);
+  });
 }
 
 }  // namespace

@@ -155,6 +155,10 @@ struct Trials {
 
 inline void search_block(const PackedCodebook& codebook, const Workspace& work, int64_t count,
                          int64_t* indices, Trials* trials) {
+  if (codebook.dim > kMaxScreenedDim) {
+    for (int64_t i = 0; i < count; ++i) indices[i] = search_directly(codebook, work.rows[i]);
+    return;
+  }
   int64_t left = count;
   for (int64_t i = 0; i < count; ++i) work.unsettled[i] = i;
 #if defined(VQ_HAS_BYTE_PRODUCTS)

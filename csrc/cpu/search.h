@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "float_mode.h"
 #include "kernels.h"
 #include "pack_codebook.h"
 #include "run_parts.h"
@@ -18,6 +19,7 @@ template <class Problem>
 void search_codebook(const SearchKernels<Problem>& search, Problem problem, int64_t num_rows,
                      const Rows& codebook, int64_t num_codes, int64_t dim,
                      const KernelTable& kernels, const RunParts& run_parts) {
+  const DefaultFloats mode;
   if (num_rows <= kFewRows) {
     const PackedCodebookStorage unpacked = unpacked_codebook(codebook, num_codes, dim);
     problem.codebook = &unpacked.view;
@@ -39,6 +41,7 @@ void search_codebook(const SearchKernels<Problem>& search, Problem problem, int6
 // packed once.
 inline void search_residuals(ResidualProblem problem, int64_t num_rows, const Codebooks& codebooks,
                              const KernelTable& kernels, const RunParts& run_parts) {
+  const DefaultFloats mode;
   const int64_t quantizers = codebooks.num_quantizers, dim = codebooks.dim;
   const int64_t different = codebooks.is_shared() ? 1 : quantizers;
   std::vector<const PackedCodebook*> views(quantizers);

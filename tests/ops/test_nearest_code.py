@@ -80,6 +80,21 @@ def test_any_shape_stride_and_dtype(n, k, d, seed, dtypes, transposed, step, lev
         assert_exact(z, codebook)
 
 
+@pytest.mark.parametrize("level", simd_levels())
+@pytest.mark.parametrize("rows", [3, 9, 400])
+def test_flushing_denormals_does_not_matter(level, rows):
+    """The nearest code is at a distance of exactly 0, whose screened score is its tag alone."""
+    codebook = torch.arange(-8.0, 9.0)[:, None]
+    torch.set_flush_denormal(True)
+    try:
+        with simd_level(level):
+            indices, _ = ops.nearest_code(torch.zeros(rows, 1), codebook)
+        assert torch.tensor(1e-40).mul(1).item() == 0  # the caller's mode is as it was
+    finally:
+        torch.set_flush_denormal(False)
+    assert indices.eq(8).all()
+
+
 def test_number_of_threads_does_not_matter():
     generator = torch.Generator().manual_seed(3)
     z, codebook = torch.randn(3000, 8, generator=generator), torch.randn(40, 8, generator=generator)

@@ -18,6 +18,8 @@
 #include <thread>
 #include <vector>
 
+#include "../float_mode.h"
+
 namespace vqvae2_fast::cpu::sampler {
 
 struct Range {
@@ -68,6 +70,7 @@ class Team {
   // the function has not been called then.
   template <typename Function>
   void run(const Function& function) {
+    const DefaultFloats mode;  // which the other threads inherit
     std::vector<std::thread> others;
     std::mutex gate;  // held until all threads have started: none may wait for one that never will
     std::unique_lock<std::mutex> closed(gate);
@@ -93,6 +96,9 @@ class Team {
                                " of " + std::to_string(size_ - 1) + " threads (" + error.what() +
                                "): draw with fewer, torch.set_num_threads(" +
                                std::to_string(others.size() + 1) + ") or less.");
+    } catch (...) {
+      join();
+      throw;
     }
     complete = true;
     join();

@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
@@ -125,6 +126,18 @@ def test_codes_are_drawn_by_the_rule(rule):
     by_position = logits.permute(0, 2, 3, 1).reshape(-1, 71)
     expected = DrawSettings(**rule).draw(by_position, noise.flatten(0, 1))
     assert torch.equal(codes.flatten(), expected)
+
+
+def test_many_equal_shares_are_added_without_rounding_at_every_step():
+    prior = tiny_prior(num_embeddings=2000)
+    with torch.no_grad():
+        for parameter in (prior.head.bias, prior.head.kernel.weight_g):
+            parameter.zero_()
+    # Position n's noise favours code 990 + n, and the first 1,000 are kept.
+    favoured = 990 + torch.arange(24)
+    noise = 1e3 * F.one_hot(favoured, 2000).float().view(1, 4, 6, 2000)
+    codes = sample_codes(prior, 1, noise=noise, top_p=0.5, engine="cpu")
+    assert codes.flatten().tolist() == [code if code < 1000 else 0 for code in favoured.tolist()]
 
 
 def test_equal_logits_take_the_lowest_code():

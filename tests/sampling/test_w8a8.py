@@ -48,11 +48,21 @@ def logits_of(prior, inputs, rows=slice(None)):
     )
 
 
+WIDE_INSIDE = {"channels": 16, "residual_channels": 256, "num_output_layers": 0}
+
+
 @pytest.mark.parametrize(
-    ("mask", "attention"), [("exclude", True), ("include", False), ("down", False)]
+    "overrides",
+    [
+        {"mask": "exclude"},
+        {"mask": "include", "attention": False},
+        {"mask": "down", "attention": False},
+        {"attention": False, **WIDE_INSIDE},
+    ],
+    ids=str,
 )
-def test_every_level_gives_the_bits_of_the_reference(mask, attention):
-    prior = calibrated_prior(mask=mask, attention=attention)
+def test_every_level_gives_the_bits_of_the_reference(overrides):
+    prior = calibrated_prior(**overrides)
     inputs = prior_inputs(prior, 2)
     with torch.inference_mode():
         plan = plan_of(prior, interface_of(prior))

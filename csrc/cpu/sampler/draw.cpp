@@ -82,13 +82,14 @@ void Drawer::filter(float* logits) {
   std::make_heap(begin, end, after);
   // The scratch behind the codes holds zeros; their exponentials are not read.
   kernels_.sampler.exp_shifted(logits, logits[order_[0]], exponentials_.data(), padded_);
-  float total = 0.0f;
+  // In double: a sum of thousands of equal shares would be rounded at every step in float.
+  double total = 0.0;
   for (int64_t k = 0; k < num_embeddings_; ++k) {
-    if (logits[k] > -INFINITY) total += exponentials_.data()[k];
+    if (logits[k] > -INFINITY) total += static_cast<double>(exponentials_.data()[k]);
   }
-  float cumulative = 0.0f;
-  while (end != begin && cumulative < rule_.top_p) {
-    cumulative += exponentials_.data()[order_[0]] / total;
+  double cumulative = 0.0;
+  while (end != begin && static_cast<float>(cumulative) < rule_.top_p) {
+    cumulative += static_cast<double>(exponentials_.data()[order_[0]] / static_cast<float>(total));
     std::pop_heap(begin, end, after);
     --end;
   }

@@ -131,7 +131,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   if (side_by_side()) gated = Buffer(layers * rows * channels);
   x = Buffer(step * channels);
   y = Buffer(step * channels);
-  int64_t widest = plan.conv2.outputs();
+  int64_t widest = std::max(plan.conv1.outputs(), plan.conv2.outputs());
   if (!plan.condition.maps.empty()) {
     const Condition& c = plan.condition;
     features = Buffer(batch * c.maps.back().height * c.maps.back().width * c.channels);

@@ -11,11 +11,11 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "dropout_seed.h"
+#include "maps.h"
 
 namespace vqvae2_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kLogitGrain = 1 << 14;  // logits that a thread takes at a time
@@ -54,6 +54,11 @@ class Problem {
       STD_TORCH_CHECK(k.size(i) == q.size(i) && (i == 3 || v.size(i) == q.size(i)),
                       "dropped_attention: expected k like q, and v with their positions.");
     }
+    STD_TORCH_CHECK(is_float(q) && is_float(k) && is_float(v) && dropout_p >= 0 &&
+                        static_cast<float>(dropout_p) < 1 &&
+                        (dropout_on == "logits" || dropout_on == "probabilities"),
+                    "dropped_attention: expected float32 q, k, v, a dropout_p from 0 to below 1 in "
+                    "float32, and dropout_on \"logits\" or \"probabilities\".");
     head_.length = q.size(2), head_.dim = q.size(3), head_.value_dim = v.size(3);
     head_.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(head_.dim)));
     head_.dropout_p = static_cast<float>(dropout_p);
@@ -103,8 +108,9 @@ std::tuple<Tensor, Tensor, Tensor> dropped_attention_backward_cpu(const Tensor& 
                                                                   std::string dropout_on,
                                                                   const Tensor& seed) {
   const Problem problem(q, k, v, dropout_p, dropout_on, seed);
-  STD_TORCH_CHECK(dout.dim() == 4 && dout.size(0) == v.size(0) && dout.size(1) == v.size(1) &&
-                      dout.size(2) == v.size(2) && dout.size(3) == v.size(3),
+  STD_TORCH_CHECK(is_float(dout) && dout.dim() == 4 && dout.size(0) == v.size(0) &&
+                      dout.size(1) == v.size(1) && dout.size(2) == v.size(2) &&
+                      dout.size(3) == v.size(3),
                   "dropped_attention_backward: expected dout like v.");
   Tensor dq = new_heads(q, q.size(3)), dk = new_heads(q, q.size(3)), dv = new_heads(v, v.size(3));
   const cpu::AttentionKernels& kernels = cpu::kernels().attention;

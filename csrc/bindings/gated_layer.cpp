@@ -68,12 +68,17 @@ class Condition {
 };
 
 void check(const Tensor& h, const Tensor& x, const std::optional<Tensor>& condition) {
-  STD_TORCH_CHECK(x.dim() == 4 && h.dim() == 4 && h.size(0) == x.size(0) &&
-                      h.size(1) == 2 * x.size(1) && h.size(2) == x.size(2) &&
-                      h.size(3) == x.size(3) &&
-                      (!condition || (condition->dim() == 4 && condition->size(0) == h.size(0) &&
-                                      condition->size(1) == h.size(1))),
-                  "gated_residual: expected h [B, 2C, H, W] and x [B, C, H, W].");
+  const auto fits = [&h](const Tensor& condition) {
+    const bool whole = condition.size(2) == h.size(2) && condition.size(3) == h.size(3);
+    return condition.size(0) == h.size(0) && condition.size(1) == h.size(1) &&
+           (whole || (condition.size(2) == 1 && condition.size(3) == 1));
+  };
+  STD_TORCH_CHECK(
+      is_float(x) && is_float(h) && x.dim() == 4 && h.dim() == 4 && h.size(0) == x.size(0) &&
+          h.size(1) == 2 * x.size(1) && h.size(2) == x.size(2) && h.size(3) == x.size(3) &&
+          (!condition || (is_float(*condition) && condition->dim() == 4 && fits(*condition))),
+      "gated_residual: expected float32 h [B, 2C, H, W], x [B, C, H, W] and a condition "
+      "like h or [B, 2C, 1, 1].");
 }
 
 Tensor gated_residual_cpu(const Tensor& h, const Tensor& x,

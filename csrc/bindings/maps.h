@@ -38,6 +38,14 @@ inline const float* floats(const torch::stable::Tensor& tensor) {
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
+// A layer's bias, contiguous.
+inline torch::stable::Tensor checked_bias(const torch::stable::Tensor& bias, int64_t outputs) {
+  STD_TORCH_CHECK(is_float(bias) && bias.numel() == outputs,
+                  "expected a float32 bias with a number for each of ", outputs,
+                  " channels of the result.");
+  return torch::stable::contiguous(bias);
+}
+
 inline float* mutable_floats(const torch::stable::Tensor& tensor) {
   return static_cast<float*>(tensor.mutable_data_ptr());
 }

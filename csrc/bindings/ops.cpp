@@ -55,9 +55,9 @@ void search(const cpu::NearestCodeProblem& problem, int64_t num_rows, const Tens
 }
 
 std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codebook) {
-  STD_TORCH_CHECK(
-      z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
-      "nearest_code: expected z [N, D] and codebook [K, D] with K >= 1.");
+  STD_TORCH_CHECK(z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) &&
+                      z.size(1) > 0 && codebook.size(0) > 0,
+                  "nearest_code: expected z [N, D] and codebook [K, D] with K, D >= 1.");
   const int64_t num_rows = z.size(0);
   Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
   Tensor sqdist = output_of(z, {num_rows}, ScalarType::Float);
@@ -71,9 +71,9 @@ std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codeb
 }
 
 std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Tensor& codebook) {
-  STD_TORCH_CHECK(
-      z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) && codebook.size(0) > 0,
-      "vector_quantize: expected z [N, D] and codebook [K, D] with K >= 1.");
+  STD_TORCH_CHECK(z.dim() == 2 && codebook.dim() == 2 && z.size(1) == codebook.size(1) &&
+                      z.size(1) > 0 && codebook.size(0) > 0,
+                  "vector_quantize: expected z [N, D] and codebook [K, D] with K, D >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1);
   Tensor z_q = output_of(z, {num_rows, dim}, z.scalar_type());
   Tensor indices = output_of(z, {num_rows}, ScalarType::Long);
@@ -174,8 +174,20 @@ void ema_update_cpu(const Tensor& counts, const Tensor& sums, Tensor cluster_siz
   cpu::kernels().ema_update(problem);
 }
 
+void check_numbers(const Tensor& samples, const Tensor& positions, int64_t num_embeddings) {
+  const auto is_list = [](const Tensor& tensor) {
+    return tensor.dim() == 1 && tensor.scalar_type() == ScalarType::Long;
+  };
+  STD_TORCH_CHECK(is_list(samples) && is_list(positions) &&
+                      samples.get_device_index() == positions.get_device_index() &&
+                      num_embeddings > 0,
+                  "gumbel_noise: expected samples and positions int64 [n] of one device, and one "
+                  "code or more.");
+}
+
 Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t num_embeddings,
                         int64_t seed, int64_t stream) {
+  check_numbers(samples, positions, num_embeddings);
   const int64_t batch = samples.size(0), length = positions.size(0);
   Tensor noise =
       torch::stable::new_empty(samples, {batch, length, num_embeddings}, ScalarType::Float);
@@ -225,6 +237,7 @@ void* current_cuda_stream(const Tensor& tensor) {
 
 Tensor gumbel_noise_cuda(const Tensor& samples, const Tensor& positions, int64_t num_embeddings,
                          int64_t seed, int64_t stream) {
+  check_numbers(samples, positions, num_embeddings);
   const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
   const int64_t batch = samples.size(0), length = positions.size(0);
   Tensor noise =

@@ -69,7 +69,7 @@ Tensor pointwise_forward(const Tensor& x, const Tensor& weight_v,
   if (y.numel() == 0) return y;
   const Tensor rows = torch::stable::contiguous(to_last(x));
   std::optional<Tensor> added;
-  if (bias) added = torch::stable::contiguous(*bias);
+  if (bias) added = checked_bias(*bias, layer.outputs);
   const auto packed = packed_weight(layer, false);
   const cpu::PointwiseKernels& kernels = cpu::kernels().pointwise;
   const int64_t block = kernels.block_rows, blocks = (problem.rows + block - 1) / block;

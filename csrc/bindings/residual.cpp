@@ -31,7 +31,7 @@ cpu::Codebooks codebooks_of(const Tensor& codebooks) {
 }
 
 bool fits(const Tensor& z, const Tensor& codebooks) {
-  return z.dim() == 2 && codebooks.dim() == 3 && z.size(1) == codebooks.size(2) &&
+  return z.dim() == 2 && codebooks.dim() == 3 && z.size(1) == codebooks.size(2) && z.size(1) > 0 &&
          codebooks.size(0) > 0 && codebooks.size(1) > 0;
 }
 
@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
                                                              const Tensor& codebooks, bool) {
   STD_TORCH_CHECK(
       fits(z, codebooks),
-      "residual_nearest_code: expected z [N, D] and codebooks [Q, K, D] with Q, K >= 1.");
+      "residual_nearest_code: expected z [N, D] and codebooks [Q, K, D] with Q, K, D >= 1.");
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
   Tensor z_q = torch::stable::new_empty(z, {num_rows, dim});
   Tensor indices = torch::stable::new_empty(z, {num_rows, quantizers}, ScalarType::Long);
@@ -83,6 +83,15 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
   Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
   if (num_rows == 0) return dz;
+  for (int64_t n = 0; n < num_rows; ++n) {
+    for (int64_t q = 0; q < quantizers; ++q) {
+      const int64_t index = static_cast<const int64_t*>(
+          indices.const_data_ptr())[n * indices.stride(0) + q * indices.stride(1)];
+      STD_TORCH_CHECK(index >= 0 && index < codebooks.size(1),
+                      "residual_nearest_code_backward: expected indices from 0 to below ",
+                      codebooks.size(1), ", got ", index, ".");
+    }
+  }
   const float* const weights = static_cast<const float*>(dcommitments.const_data_ptr());
   std::vector<float> scales(quantizers);
   for (int64_t q = 0; q < quantizers; ++q) {

@@ -181,9 +181,7 @@ Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opti
   const Layer layer = layer_of(x, weight, transposed);
   std::optional<Tensor> added;
   if (bias) {
-    STD_TORCH_CHECK(bias->numel() == (transposed ? layer.channels : layer.outputs),
-                    "stride2_conv2d: expected a bias of the result's channels.");
-    added = torch::stable::contiguous(*bias);
+    added = checked_bias(*bias, transposed ? layer.channels : layer.outputs);
   }
   if (x.numel() == 0) {
     return transposed ? new_map(layer.batch, layer.channels, 2 * layer.height, 2 * layer.width)

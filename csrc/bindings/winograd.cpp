@@ -93,7 +93,7 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
     return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
   };
   std::optional<Tensor> added;
-  if (bias) added = torch::stable::contiguous(*bias);
+  if (bias) added = checked_bias(*bias, outputs);
   output_tiles(problem.transforms, weight_panels(problem, true), transform,
                added ? &*added : nullptr, map_of(to_last(y)), mutable_floats(y));
   return y;

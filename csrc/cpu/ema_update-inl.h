@@ -27,7 +27,8 @@ inline void ema_update(const EmaProblem& problem) {
     float* code = problem.codebook + k * dim;
     for (int64_t d = 0; d < dim; ++d) {
       average[d] = average[d] * decay + sum[d] * rest;
-      code[d] = average[d] / size;
+      // Before any vector was counted there is no mean to move to.
+      code[d] = total > 0 ? average[d] / size : code[d];
     }
   }
 }

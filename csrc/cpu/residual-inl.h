@@ -107,9 +107,8 @@ inline void residual_rows(const ResidualProblem& problem, int64_t begin, int64_t
 // Shorter vectors are divided by this instead of their length, as by F.normalize.
 constexpr float kLeastLength = 1e-12f;
 
-// dz += lambda R^T g for the rotation of r to the direction of e. With u = r/|r|, q = e/|e| and s =
-// u
-// + q this is lambda (g - 2 (g.s / |s|^2) s + 2 (g.q) u). Rows have whole vectors.
+// dz += lambda R^T g for the rotation of r to the direction of e. With u = r/|r|, q = e/|e| and
+// s = u + q this is lambda (g - 2 (g.s / |s|^2) s + 2 (g.q) u). Rows have whole vectors.
 inline void add_rotated_back(const float* g, const float* r, const float* e, int64_t width,
                              float* s, float* dz) {
   Vec squares = Vec::broadcast(0.0f), code_squares = squares, products = squares;

@@ -13,8 +13,7 @@
 //   VQ_SHARED(float, tile, [32][33])    a shared array; `__shared__` itself does not compile there
 //   VQ_DYNAMIC_SHARED(float, memory)    the launch's dynamic shared memory, aligned to 128 bytes
 //   load_acquire, load_relaxed, store_release    a uint32_t of global memory, visible to all blocks
-//   wait_at_least(flag, value)          until *flag, a uint32_t that only grows, is there
-//   (acquire);
+//   wait_at_least(flag, value)          acquires *flag, a growing uint32_t, once it is there;
 //                                       wait_at_least<polls> gives up after as many and is false.
 //                                       The only loop that may poll memory: in any other no other
 //                                       block runs on the CPU

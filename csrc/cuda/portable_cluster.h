@@ -13,9 +13,8 @@
 //   wait_for_phase(a, parity)            returns when the phase of this parity is complete
 //   store_async(p, value, a, rank)       4 bytes to block `rank`, counted by its barrier
 //   copy_bulk(shared, global, bytes, a)  a multiple of 16 bytes from global memory, counted by a
-//   store_for_cluster(p, value), load_of_cluster(p)    global memory that blocks of a cluster store
-//   for
-//                                        each other, told by arrive_at or cluster_arrive
+//   store_for_cluster(p, value), load_of_cluster(p)    global memory that the blocks of a cluster
+//                                        store for each other, told by arrive_at or cluster_arrive
 //   async_proxy_fence()                  between a buffer's plain accesses and the next bulk copy
 //                                        into it
 //

@@ -2,10 +2,8 @@
 //
 // Fragments, with g = lane / 4 and t = lane % 4 (PTX manual, 9.7.15.5):
 //   d of both            d[0], d[1]: row g, columns 2t, 2t + 1;  d[2], d[3]: row g + 8
-//   mma_bf16, a [16,16]  a[0]: row g, k = 2t, 2t + 1;  a[1]: row g + 8;  a[2], a[3]: the same at k
-//   + 8
-//             b [16, 8]  b[0]: column g, k = 2t, 2t + 1;  b[1]: k + 8; the lower k in the lower
-//             half
+//   mma_bf16, a [16,16]  a[0]: row g, k = 2t, 2t + 1;  a[1]: row g + 8;  a[2], a[3]: k + 8
+//             b [16, 8]  b[0]: column g, k = 2t, 2t + 1;  b[1]: k + 8; the lower k in low halves
 //   mma_tf32, a [16, 8]  a[0]: row g, k = t;  a[1]: row g + 8;  a[2], a[3]: the same at k + 4
 //             b [ 8, 8]  b[0]: column g, k = t;  b[1]: k + 4
 //   mma_s8, a [16, 32]   as mma_tf32, with four neighbouring signed bytes along k in each word

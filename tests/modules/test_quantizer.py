@@ -256,8 +256,20 @@ def test_usage_is_the_share_of_codes_in_the_latest_update() -> None:
     assert quantizer.usage == 0.5
 
 
-def test_no_vectors_give_no_nan() -> None:
-    quantizer = VectorQuantizerEMA(K, D, init="normal")
+def test_nothing_changes_in_evaluation_mode() -> None:
+    quantizer = VectorQuantizerEMA(K, D, update="step")
+    quantizer(torch.randn(50, D))
+    quantizer.update_codebook_()
+    quantizer.eval()
+    before = state(quantizer)
+    quantizer(torch.randn(50, D))
+    quantizer.update_codebook_()
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+@pytest.mark.parametrize("ema_start", ["one", "zero", "debiased"])
+def test_no_vectors_give_no_nan(ema_start: str) -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", ema_start=ema_start)
     z_q, indices, loss = quantizer(torch.zeros(0, D))
     assert (z_q.shape, indices.shape, loss.item()) == ((0, D), (0,), 0.0)
     assert all(torch.isfinite(value).all() for value in quantizer.state_dict().values())

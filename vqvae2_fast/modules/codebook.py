@@ -225,5 +225,6 @@ def perplexity(counts: Tensor) -> Tensor:
 
     This is the formula of sonnet's `VectorQuantizerEMA`. Without any vectors it is 1.
     """
-    share = counts / counts.sum().clamp(min=1)  # [K]
+    total = counts.sum()
+    share = counts / torch.where(total > 0, total, 1)  # [K]
     return torch.exp(-torch.sum(share * torch.log(share + 1e-10)))

@@ -280,11 +280,16 @@ class VectorQuantizerEMA(Quantizer):
         self.move_(None)
 
     def has_statistics(self) -> bool:
-        """Whether the coming update needs statistics: it quantises, and its codebook has started.
+        """Whether the coming update needs statistics: it is in training mode, it quantises, and its
+        codebook has started.
 
         The same on all processes of a group.
         """
-        return not self._waits() and has_started(self.initialised, self._start.settled)
+        return (
+            self.training
+            and not self._waits()
+            and has_started(self.initialised, self._start.settled)
+        )
 
     def statistics(self) -> Tensor:
         """What the coming update sums over the processes, flat; only of parts of a known batch."""
@@ -307,6 +312,8 @@ class VectorQuantizerEMA(Quantizer):
     @torch.no_grad()
     def move_(self, statistics: Tensor | None) -> None:
         """`update_codebook_` with `statistics()` already summed over the processes."""
+        if not self.training:
+            return
         if self._waits():
             self.steps += 1
             self._waits()

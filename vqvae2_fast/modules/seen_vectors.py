@@ -5,6 +5,7 @@ Sizes: N vectors, D embedding_dim.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.modules.codebook import Span, spans_of
@@ -40,7 +41,7 @@ class SeenVectors:
         if part is None:
             self.rows, self.firsts, self.total = [rows], [], -1
             return
-        each = z[0, ..., 0].numel()  # vectors of a sample
+        each = math.prod(z.shape[1:-1])  # vectors of a sample
         self.rows = [*self.rows, rows]
         self.firsts = [*self.firsts, part.first * each]
         self.total = part.total * each

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,4 +25,5 @@ def ema_update_reference(
     embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
     total = cluster_size.sum()
     smoothed = (cluster_size + epsilon) / (total + len(cluster_size) * epsilon) * total  # [K]
-    codebook.copy_(embed_avg / smoothed[:, None])
+    # Before any vector was counted there is no mean to move to.
+    codebook.copy_(torch.where(total > 0, embed_avg / smoothed[:, None], codebook))

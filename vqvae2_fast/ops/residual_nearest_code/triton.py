@@ -47,7 +47,7 @@ def _take_codes_kernel(
 ):
     """residual = row − code, and with SUMS sum = total + code; no code where the index is −1."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < N * D
+    inside = entry // D < N  # N * D may not fit int32
     n = entry // D
     d = entry % D
     k = tl.load(indices_ptr + n * index_strides[0], mask=inside, other=-1)

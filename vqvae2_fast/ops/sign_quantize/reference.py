@@ -11,4 +11,5 @@ __all__ = ["sign_quantize_reference"]
 def sign_quantize_reference(z: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     positive = z > 0
     places = 2 ** torch.arange(z.shape[1] - 1, -1, -1, device=z.device)
-    return torch.where(positive, scale, -scale).to(z.dtype), (positive * places).sum(1)
+    values = torch.full_like(z, scale)  # not numbers in `where`, which would be float32
+    return torch.where(positive, values, -values), (positive * places).sum(1)

@@ -47,7 +47,7 @@ def _vector_quantize_bwd_kernel(
 ):
     """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry < N * D
+    inside = entry // D < N  # N * D may not fit int32
     n = entry // D
     d = entry % D
     scale = tl.load(dcommitment_ptr) * gain

@@ -24,7 +24,8 @@ __all__ = ["decompositions"]
 def _nearest_code(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     # ‖z − e‖² less ‖z‖², which is the same for all codes.
     distances = codebook.square().sum(1) - 2 * (z @ codebook.T)  # [N, K]
-    indices = distances.argmin(dim=1)
+    # A code that is NaN fills up a smaller codebook; argmin would take it.
+    indices = distances.where(~distances.isnan(), torch.inf).argmin(dim=1)
     return indices, (z - codebook[indices]).square().sum(1)
 
 

@@ -70,6 +70,14 @@ def test_moments_do_not_depend_on_the_batches():
         assert torch.allclose(covariance, rows.double().T.cov(), rtol=1e-6, atol=1e-9)
 
 
+def test_an_empty_batch_changes_no_moments():
+    features = torch.randn(30, 4)
+    found = Moments.of([features[:0], features, features[:0]])
+    expected = Moments.of([features])
+    for one, other in zip(found.mean_and_covariance(), expected.mean_and_covariance(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_moments_without_a_group_are_those_of_the_other_images():
     rows = features(205, seed=4)
     kept = rows[torch.arange(205) % 10 != 3]
@@ -164,6 +172,14 @@ def test_neighbour_measures_without_a_group_are_those_of_the_other_images(name):
     found = getattr(neighbour_measures(real, fake, k=5), name)
     assert found.low > 0  # not cut
     assert found.low == pytest.approx(jackknife(found.value, parts, 167).low, abs=1e-9)
+
+
+def test_more_neighbours_than_a_group_has():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (torch.randn(110, 3, generator=generator) for _ in range(2))
+    radius = torch.cdist(real, real).sort(1).values[:, 15]
+    expected = (torch.cdist(fake, real) <= radius).any(1).double().mean().item()
+    assert neighbour_measures(real, fake, k=15).precision.value == pytest.approx(expected)
 
 
 def test_few_distances_are_held_however_many_images(monkeypatch):

@@ -65,6 +65,8 @@ class Moments:
             )
         if not features.isfinite().all():
             raise ValueError("Moments: expected finite features, got NaN or infinity.")
+        if not len(features):
+            return
         rows = features.detach().to("cpu", torch.float64)
         if self._origin is None:
             self._origin = rows.mean(0)

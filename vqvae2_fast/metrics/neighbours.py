@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.metrics.estimates import GROUPS, Estimate, check_count, jackknife
@@ -158,8 +159,10 @@ def _radii(features: Tensor, norms: Tensor, k: int) -> Tensor:
         distances = _squared(features[rows], norms[rows], features, norms)
         distances[torch.arange(len(rows)), rows] = torch.inf
         # The k nearest in each group. The k nearest without a group are among those of the others.
+        in_groups = [distances[:, own] for own in groups]
+        found = [own.topk(min(k, own.shape[1]), largest=False).values for own in in_groups]
         nearest = torch.stack(
-            [distances[:, own].topk(k, largest=False).values for own in groups], dim=1
+            [F.pad(own, (0, k - own.shape[1]), value=torch.inf) for own in found], dim=1
         )  # [R, G, k]
         radii[rows, 0] = nearest.flatten(1).kthvalue(k).values
         for g in range(GROUPS):

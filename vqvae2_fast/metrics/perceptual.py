@@ -110,8 +110,8 @@ class LPIPS(nn.Module):
         x = images.float().expand(-1, 3, -1, -1)  # [B, 3, H, W]
         side = min(x.shape[-2:])
         if side < _LEAST_SIDE:
-            scale = _LEAST_SIDE / side
-            x = F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True)
+            size = [round(length * _LEAST_SIDE / side) for length in x.shape[-2:]]
+            x = F.interpolate(x, size, mode="bilinear", antialias=True)
         x = (x - self.shift) / self.scale
         taps, convolutions = [], iter(self.convolutions)
         for step in self.plan:

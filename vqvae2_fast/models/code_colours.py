@@ -32,9 +32,10 @@ def codes_of(quantizer: Quantizer, num_embeddings: int) -> Tensor:
 
 
 def code_shares(quantizer: Quantizer, num_embeddings: int) -> Tensor:
-    """The share of each code in training, float32 `[K]`; equal if the quantiser keeps no counts."""
+    """The share of each code in training, float32 `[K]`; equal if the quantiser has no counts."""
     counts = getattr(quantizer, "cluster_size", torch.ones(num_embeddings))
-    return counts / counts.sum()
+    total = counts.sum()
+    return torch.where(total > 0, counts / total, 1 / num_embeddings)
 
 
 def code_colours(codebook: Tensor, shares: Tensor, brightness: Tensor | None = None) -> Tensor:

@@ -226,6 +226,7 @@ def make_prior(config: PriorConfig) -> Prior:
 def without_variants(prior: Prior) -> Prior:
     """A copy that no longer knows changed images: it draws the same with fewer weights."""
     made = make_prior(replace(prior.config, num_variants=0))
+    made.to(next(prior.parameters()))  # its device and type
     weights = prior.state_dict()
     # Their labels are the last rows of the tables that are read by label.
     made.load_state_dict(

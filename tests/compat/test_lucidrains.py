@@ -215,6 +215,14 @@ def test_unfreezing_for_one_call_moves_the_codebook():
     assert not torch.equal(ours.codebook, before)
 
 
+@pytest.mark.parametrize("options", [{"topk": 2}, {"indices": torch.zeros(SEQUENCE[:-1]).long()}])
+def test_a_module_in_half_precision_computes_distances(options):
+    _, ours = pair({})
+    ours = ours.half().eval()
+    found = ours(torch.randn(SEQUENCE).half(), **options)
+    assert found[0].dtype == torch.float16
+
+
 def test_half_precision_input_keeps_its_dtype():
     theirs, ours = pair({})
     x = torch.randn(SEQUENCE).bfloat16()

@@ -151,3 +151,11 @@ def test_lfq_needs_a_power_of_two():
 def test_one_quantiser_for_each_level_or_for_all():
     with pytest.raises(ValueError, match="one for each of the 2 levels"):
         config(("ema", "ema", "ema"))
+
+
+@pytest.mark.parametrize(("quantizer", "codes"), [("fsq:3,3,3,3,3,3", 729), ("lfq", 64)])
+def test_a_model_in_float64_decodes_what_it_encodes(quantizer, codes):
+    """Without a projection, whose weight would say the type of what is looked up."""
+    model = vq2.VQVAE2(config((quantizer,), num_embeddings=codes)).double().eval()
+    images = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    assert model.decode(model.encode(images)).dtype == torch.float64

@@ -79,6 +79,25 @@ def test_indices_lead_back_to_what_was_returned(name):
     torch.testing.assert_close(quantizer.lookup(indices), z_q, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["fsq_projected", "lfq_projected", "bsq", "residual_fsq_joint"])
+def test_a_module_in_bfloat16_takes_vectors_of_its_type(name):
+    quantizer = made(name).eval().bfloat16()
+    z = torch.randn(40, D).bfloat16()
+    z_q, indices, _ = quantizer(z)
+    assert z_q.dtype == torch.bfloat16
+    assert torch.equal(indices, quantizer.encode(z))
+    assert torch.allclose(quantizer.lookup(indices).float(), z_q.float(), atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["fsq_projected", "lfq_projected", "simvq", "residual_fsq_joint"])
+def test_autocast_does_not_round_codes(name):
+    quantizer = made(name).eval()
+    indices = quantizer.encode(torch.randn(40, D))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = quantizer.lookup(indices)
+    assert torch.equal(found, quantizer.lookup(indices))
+
+
 @pytest.mark.parametrize("name", MAKE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 def test_z_q_has_the_dtype_of_z_and_the_codes_of_its_values(name, dtype):

@@ -225,8 +225,9 @@ class VQVAE2(nn.Module):
         """
         self._check_codes(codes)
         context: Tensor | None = None
+        dtype = next(self.decoder.parameters()).dtype
         for level, quantizer in enumerate(self._levels()):
-            context = self._extended(level, context, quantizer.lookup(codes[level]))
+            context = self._extended(level, context, quantizer.lookup(codes[level]).to(dtype))
         return self.decoder(context)
 
     @torch.no_grad()
@@ -236,6 +237,7 @@ class VQVAE2(nn.Module):
         In its place stands the mean of the level's codes.
         """
         context: Tensor | None = None
+        dtype = next(self.decoder.parameters()).dtype
         for level, quantizer in enumerate(self._levels()):
             every = quantizer.lookup(
                 torch.arange(self.config.num_embeddings, device=codes[0].device)
@@ -243,7 +245,7 @@ class VQVAE2(nn.Module):
             known = codes[level] >= 0
             vectors = quantizer.lookup(codes[level].clamp(min=0))
             vectors = torch.where(known[..., None], vectors, every.mean(0))
-            context = self._extended(level, context, vectors)
+            context = self._extended(level, context, vectors.to(dtype))
         return self.decoder(context)
 
     @staticmethod

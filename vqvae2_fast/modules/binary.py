@@ -17,7 +17,7 @@ from vqvae2_fast.modules.binary_entropy import (
     tables_of_bits,
 )
 from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
-from vqvae2_fast.modules.projections import projections, wide
+from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_vectors,
@@ -95,8 +95,7 @@ class _Signs(Quantizer):
 
     def _numbers(self, z: Tensor) -> Tensor:
         """The d numbers whose signs are the code, `[..., d]`."""
-        numbers: Tensor = self.project_in(wide(z))
-        return numbers
+        return wide(projected(self.project_in, z))
 
     def _entropy_of_use(self, logits: Tensor) -> Tensor:
         raise NotImplementedError
@@ -120,7 +119,7 @@ class _Signs(Quantizer):
         with without_autocast(z.device):
             numbers = self._numbers(z)
             values, indices = sign_quantize(numbers, self.scale)
-            z_q = self.project_out(values + (numbers - numbers.detach())).to(z.dtype)
+            z_q = projected(self.project_out, values + (numbers - numbers.detach())).to(z.dtype)
             loss = self.commitment_cost * mean_square_error(numbers, values)
             if self.training and self.entropy_weight:
                 logits = numbers.reshape(-1, self.num_bits) * (4 * self.scale / self.temperature)
@@ -139,9 +138,11 @@ class _Signs(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype
-        values = torch.where(bits_of(indices, self.num_bits), self.scale, -self.scale).to(dtype)
-        codes: Tensor = self.project_out(values)
-        return codes
+        bits = bits_of(indices, self.num_bits)
+        scale = torch.full_like(bits, self.scale, dtype=dtype)
+        values = torch.where(bits, scale, -scale)
+        with without_autocast(indices.device):
+            return projected(self.project_out, values)
 
 
 class LFQ(_Signs):

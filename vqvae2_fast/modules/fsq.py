@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.projections import projections, wide
+from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_vectors,
@@ -78,8 +78,9 @@ class FSQ(Quantizer):
         """
         check_vectors("FSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            values, indices = scalar_quantize(self.project_in(wide(z)), *self.grid)
-            z_q = self.project_out(values).to(z.dtype)
+            numbers = wide(projected(self.project_in, z))
+            values, indices = scalar_quantize(numbers, *self.grid)
+            z_q = projected(self.project_out, values).to(z.dtype)
         self.perplexity = perplexity_of(indices, self.num_embeddings)
         return z_q, indices, torch.zeros((), device=z.device)
 
@@ -87,11 +88,11 @@ class FSQ(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors("FSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            return scalar_quantize(self.project_in(wide(z)), *self.grid)[1]
+            return scalar_quantize(wide(projected(self.project_in, z)), *self.grid)[1]
 
     def lookup(self, indices: Tensor) -> Tensor:
         digits = split_codes(indices, self.grid.levels)
         weight = getattr(self.project_out, "weight", None)
         dtype = torch.float32 if weight is None else weight.dtype
-        codes: Tensor = self.project_out(digits_to_values(self.grid, digits, dtype))
-        return codes
+        with without_autocast(indices.device):
+            return projected(self.project_out, digits_to_values(self.grid, digits, dtype))

@@ -173,5 +173,6 @@ class SimVQ(_LearntCodes):
         return codes
 
     def lookup(self, indices: Tensor) -> Tensor:
-        codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
+        with without_autocast(indices.device):
+            codes: Tensor = self.code_transform(F.embedding(indices, self.frozen_codebook))
         return codes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["projections", "wide"]
+__all__ = ["projected", "projections", "wide"]
 
 
 def projections(
@@ -18,6 +18,13 @@ def projections(
         nn.Linear(embedding_dim, code_dim, bias=bias),
         nn.Linear(code_dim, embedding_dim, bias=bias),
     )
+
+
+def projected(layer: nn.Module, x: Tensor) -> Tensor:
+    """x through one of the layers in the type of its weight; through an identity as it is."""
+    weight = getattr(layer, "weight", None)
+    out: Tensor = layer(x if weight is None else x.to(weight.dtype))
+    return out
 
 
 def wide(z: Tensor) -> Tensor:

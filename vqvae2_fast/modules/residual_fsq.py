@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.projections import projections, wide
+from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
     check_joint,
@@ -107,10 +107,10 @@ class ResidualFSQ(Quantizer):
         """
         check_vectors("ResidualFSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            numbers = self.project_in(wide(z))
+            numbers = wide(projected(self.project_in, z))
             numbers = soft_clamp(numbers, self.bound.to(numbers.dtype))
             total, parts = self._codes(numbers.detach())
-            z_q = self.project_out(total + (numbers - numbers.detach())).to(z.dtype)
+            z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
         each = [perplexity_of(part, self.sizes[0]) for part in parts.unbind(-1)]
         self.perplexity = torch.stack(each).mean()
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
@@ -120,7 +120,7 @@ class ResidualFSQ(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors("ResidualFSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            numbers = self.project_in(wide(z))
+            numbers = wide(projected(self.project_in, z))
             parts = self._codes(soft_clamp(numbers, self.bound.to(numbers.dtype)))[1]
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
@@ -132,5 +132,6 @@ class ResidualFSQ(Quantizer):
             digits = split_codes(part, self.grid.levels)
             values = digits_to_values(self.grid, digits, weight.dtype) * scale
             total = values if total is None else total + values
-        codes: Tensor = self.project_out(total)
-        return codes
+        assert total is not None  # as there is a quantiser
+        with without_autocast(indices.device):
+            return projected(self.project_out, total)

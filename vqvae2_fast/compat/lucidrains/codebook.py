@@ -129,7 +129,7 @@ class Codebook(nn.Module):
         rows = vectors.flatten(1, 2)  # [h, B·N, D]
         row_mask = None if mask is None else mask.flatten().expand(len(rows), -1)
         self.start(rows, row_mask)
-        codes = self.embed.clone()  # [h, K, D], before the update
+        codes = self.embed.clone().to(vectors.dtype)  # [h, K, D], before the update
         learning = self.training and not freeze_codebook
         quantized, indices = self.quantize(rows, row_mask, learning, ema_update)
         # [h, B·N, K]
@@ -166,6 +166,7 @@ class Codebook(nn.Module):
         # .data: the update writes the codes in place, and backward takes them as they are then, as
         # the package's does.
         codes = self.embed if self.learnable_codebook else self.embed.data
+        codes = codes.to(x.dtype)
         products = x @ codes.mT
         if self.use_cosine_sim:
             return products

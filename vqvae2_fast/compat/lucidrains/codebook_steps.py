@@ -111,8 +111,8 @@ def lucidrains_move_(
         if ema_update:
             _take_ratio_(counts, sums, *averages, embed[codebook], decay, eps, cosine)
         else:
-            averages[0].lerp_(counts, 1 - decay)
-            averages[1].lerp_(sums, 1 - decay)
+            averages[0].lerp_(counts.to(averages[0].dtype), 1 - decay)
+            averages[1].lerp_(sums.to(averages[1].dtype), 1 - decay)
     if threshold is not None:
         dead = cluster_size < threshold  # [h, K]
         replace_codes_(

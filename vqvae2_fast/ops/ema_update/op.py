@@ -51,8 +51,8 @@ def ema_update_(
     """Move the averages towards this step's statistics and set the codebook to their ratio.
 
     N ← γN + (1−γ)n, m ← γm + (1−γ)Σz (section 3.1 of https://arxiv.org/abs/1906.00446), then
-    e = m / ((N + ε) / (ΣN + Kε) · ΣN), the Laplace smoothing of sonnet's `VectorQuantizerEMA`. While
-    ΣN is 0 the codebook stays as it is.
+    e = m / ((N + ε) / (ΣN + Kε) · ΣN), the Laplace smoothing of sonnet's `VectorQuantizerEMA`.
+    While ΣN is 0 the codebook stays as it is.
 
     Args:
         counts: n, `[K]`, int64 or floating.

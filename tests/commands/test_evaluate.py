@@ -159,8 +159,8 @@ def test_samples_without_a_class_are_refused_before_any_training(place, tmp_path
     drawn = tmp_path / "drawn"
     line = f"sample --pipeline {place}/pipeline --n {NUMBER} --out {drawn} --quiet --label none cat"
     assert main(line.split()) == 0
-    asked = f"--images {NUMBER} --samples {drawn} --features efficientnet --cas-epochs 1"
-    assert evaluate(place, tmp_path / "out", asked) == 2
+    asked = f"--images {NUMBER} --samples {drawn} --features classifier --classifier {place}/judge"
+    assert evaluate(place, tmp_path / "out", asked, "--cas-epochs 1") == 2
     assert "got 100 of 200 in" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("cas_*"))
 

@@ -110,7 +110,7 @@ def test_fewer_images_than_a_distance_can_bear(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--top-p", "0"], "--top-p"), (["--temperature", "0.9", "-1"], "--temperature")],
+    [(["--top-p", "0"], "top-p"), (["--temperature", "0.9", "-1"], "temperature")],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_drawn(
     run, tmp_path, options, message

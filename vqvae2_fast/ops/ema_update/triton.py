@@ -38,6 +38,7 @@ def _ema_rows_kernel(
     total_ptr,
     average_ptr,
     codebook_ptr,
+    size,
     K,
     D,
     decay,
@@ -47,15 +48,15 @@ def _ema_rows_kernel(
 ):
     """m ← γm + (1−γ)Σz and e = m / N̂; reads 8 bytes per entry, writes 8."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry // D < K  # K * D may not fit int32
+    inside = entry < size
     total = tl.load(total_ptr)
     size = tl.load(size_ptr + entry // D, mask=inside, other=1.0)
     average = tl.load(average_ptr + entry, mask=inside, other=0.0) * decay
     average += tl.load(sums_ptr + entry, mask=inside, other=0.0) * gain
     smoothed = (size + epsilon) / (total + K * epsilon) * total
     tl.store(average_ptr + entry, average, mask=inside)
-    # Before any vector was counted there is no mean to move to.
-    tl.store(codebook_ptr + entry, average / smoothed, mask=inside & (total > 0))
+    if total > 0:  # before any vector was counted there is no mean to move to
+        tl.store(codebook_ptr + entry, average / smoothed, mask=inside)
 
 
 def ema_update_triton(
@@ -89,6 +90,7 @@ def ema_update_triton(
         total,
         embed_avg,
         codebook,
+        codebook.numel(),  # int64 if int32 does not hold it
         num_embeddings,
         dimension,
         float(decay),

@@ -36,7 +36,7 @@ def _take_codes_kernel(
     residual_ptr,
     total_ptr,
     sum_ptr,
-    N,
+    size,
     D,
     row_strides,
     code_strides,
@@ -47,7 +47,7 @@ def _take_codes_kernel(
 ):
     """residual = row − code, and with SUMS sum = total + code; no code where the index is −1."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry // D < N  # N * D may not fit int32
+    inside = entry < size
     n = entry // D
     d = entry % D
     k = tl.load(indices_ptr + n * index_strides[0], mask=inside, other=-1)
@@ -90,7 +90,8 @@ def take_codes(
         residual,
         residual if before is None else before,
         after,
-        *rows.shape,
+        rows.numel(),  # int64 if int32 does not hold it
+        rows.shape[1],
         rows.stride(),
         codebook.stride(),
         indices.stride(),

@@ -37,7 +37,7 @@ def _vector_quantize_bwd_kernel(
     z_ptr,
     z_q_ptr,
     dz_ptr,
-    N,
+    size,
     D,
     gain,
     dz_q_strides,
@@ -47,7 +47,7 @@ def _vector_quantize_bwd_kernel(
 ):
     """dz = dz_q + dcommitment · 2 / (N·D) · (z − z_q); reads three values, writes one."""
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = entry // D < N  # N * D may not fit int32
+    inside = entry < size
     n = entry // D
     d = entry % D
     scale = tl.load(dcommitment_ptr) * gain
@@ -71,7 +71,8 @@ def vector_quantize_backward_triton(
         z,
         z_q,
         dz,
-        *z.shape,
+        z.numel(),  # int64 if int32 does not hold it
+        z.shape[1],
         2.0 / max(z.numel(), 1),
         dz_q.stride(),
         z.stride(),

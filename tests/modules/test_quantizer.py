@@ -256,6 +256,13 @@ def test_usage_is_the_share_of_codes_in_the_latest_update() -> None:
     assert quantizer.usage == 0.5
 
 
+def test_the_perplexity_in_training_is_right_from_the_first_step() -> None:
+    quantizer = VectorQuantizerEMA(50, 1, init="normal", ema_start="zero", restart=0)
+    quantizer.set_codebook_(torch.arange(50.0)[:, None], torch.zeros(50))
+    quantizer(torch.arange(50.0)[:, None])  # the averaged counts add up to 0.5
+    assert quantizer.perplexity_in_training().item() == pytest.approx(50, rel=1e-3)
+
+
 def test_nothing_changes_in_evaluation_mode() -> None:
     quantizer = VectorQuantizerEMA(K, D, update="step")
     quantizer(torch.randn(50, D))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from vqvae2_fast.ops import _native
 
@@ -27,6 +28,28 @@ def test_a_torch_that_is_too_old_is_refused_in_one_sentence(version):
         f"ImportError: vqvae2_fast: expected PyTorch 2.11 or later, found {version}: "
         "pip install -U 'torch>=2.11'"
     )
+
+
+MAP, ROWS = torch.zeros(2, 4, 3, 3), torch.zeros(5, 4)
+SEED = torch.zeros(2, dtype=torch.int64)
+NUMBERS = torch.arange(3)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("gumbel_noise", (NUMBERS.int(), NUMBERS, 8, 0, 0)),
+        ("gumbel_noise", (NUMBERS, NUMBERS, 0, 0, 0)),
+        ("nearest_code", (torch.zeros(9, 0), torch.zeros(3, 0))),
+        ("vector_quantize", (torch.zeros(1, 0), torch.zeros(3, 0))),
+        ("dropped_attention", (*[MAP.half()] * 3, 0.1, "logits", SEED)),
+        ("dropped_attention", (*[MAP] * 3, 1 - 1e-9, "logits", SEED)),
+    ],
+)
+def test_compiled_operators_refuse_what_their_functions_do_not_pass_on(name, arguments):
+    with pytest.raises(RuntimeError, match="expected"):
+        getattr(torch.ops.vqvae2_fast, name)(*arguments)
 
 
 def test_versions_are_compared_as_numbers():

@@ -83,15 +83,18 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   const int64_t num_rows = z.size(0), dim = z.size(1), quantizers = codebooks.size(0);
   Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
   if (num_rows == 0) return dz;
+  const auto num_codes = static_cast<uint64_t>(codebooks.size(1));
+  const auto* const codes = static_cast<const int64_t*>(indices.const_data_ptr());
+  const int64_t row_stride = indices.stride(0), column_stride = indices.stride(1);
+  bool inside = true;
   for (int64_t n = 0; n < num_rows; ++n) {
     for (int64_t q = 0; q < quantizers; ++q) {
-      const int64_t index = static_cast<const int64_t*>(
-          indices.const_data_ptr())[n * indices.stride(0) + q * indices.stride(1)];
-      STD_TORCH_CHECK(index >= 0 && index < codebooks.size(1),
-                      "residual_nearest_code_backward: expected indices from 0 to below ",
-                      codebooks.size(1), ", got ", index, ".");
+      // As unsigned, -1 is large.
+      inside &= static_cast<uint64_t>(codes[n * row_stride + q * column_stride]) < num_codes;
     }
   }
+  STD_TORCH_CHECK(inside, "residual_nearest_code_backward: expected indices from 0 to below ",
+                  codebooks.size(1), ".");
   const float* const weights = static_cast<const float*>(dcommitments.const_data_ptr());
   std::vector<float> scales(quantizers);
   for (int64_t q = 0; q < quantizers; ++q) {

@@ -82,22 +82,14 @@ class Desk:
         most = self.limits.count
         if request.count > most:
             raise _unfit("count", f"at most {most}", request.count, "Ask several times.")
-        if request.first_sample + request.count > 2**32:
-            raise _unfit(
-                "first_sample", "numbers below 2^32", request.first_sample, "Use another seed."
-            )
         candidates = request.candidates
         if candidates > self.limits.candidates:
             raise _unfit(
                 "candidates", f"at most {self.limits.candidates}", candidates, "Take fewer."
             )
         if (request.first_sample + request.count) * candidates > 2**32:
-            raise _unfit(
-                "first_sample",
-                f"numbers below 2^32 / {candidates} with so many candidates",
-                request.first_sample,
-                "Use another seed.",
-            )
+            below = "numbers below 2^32" + (f" / {candidates} candidates" * (candidates > 1))
+            raise _unfit("first_sample", below, request.first_sample, "Use another seed.")
         samples = range(request.first_sample, request.first_sample + request.count)
         given = request.label if isinstance(request.label, list) else [request.label]
         return Order(

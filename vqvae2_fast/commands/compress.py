@@ -16,7 +16,7 @@ from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
-from vqvae2_fast.data.groups import labels_of_prior, names_of_prior
+from vqvae2_fast.data.groups import classes_of_prior, labels_of_prior
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import renamed_into_place
 from vqvae2_fast.files.printable import short
@@ -123,7 +123,7 @@ class Compress(Command):
             check_codes_of("compress", vqvae, str(path), store.checkpoint_hash)
             if classes and store.class_names:
                 check_matches(store, priors[-1].config)
-                names = tuple(dict.fromkeys(names_of_prior(store.class_names, classes)))
+                names = classes_of_prior(store.class_names, classes)
                 if pipeline.class_names not in ((), names):
                     raise ValueError(
                         "compress: expected codes of the classes of the pipeline "

@@ -12,7 +12,7 @@ from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
 from vqvae2_fast.data import CodeStore, codes_in_order
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
-from vqvae2_fast.data.groups import names_of_prior
+from vqvae2_fast.data.groups import classes_of_prior
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.metrics import marginal_entropy
 from vqvae2_fast.models.configs import PixelSNAILConfig, level_names
@@ -141,8 +141,8 @@ class TrainPrior(TrainingCommand):
             return plan
         ranks.told_by_first(lambda: keep_origin(out, codes))
         classes, hidden = config.num_classes, config.num_subclasses
-        names = names_of_prior(codes.class_names, classes, hidden) if classes else ()
-        _, trained = self.fit(ranks, task, tuple(dict.fromkeys(names)))
+        names = classes_of_prior(codes.class_names, classes, hidden) if classes else ()
+        _, trained = self.fit(ranks, task, names)
         if ranks.rank:
             return Result({})
         maps = (maps[level] for maps, _ in codes_in_order(held_out, self.train.batch_size))

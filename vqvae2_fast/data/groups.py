@@ -21,6 +21,7 @@ __all__ = [
     "SEPARATOR",
     "GroupedImages",
     "class_of_part",
+    "classes_of_prior",
     "equal_groups",
     "group_names",
     "group_of",
@@ -96,6 +97,13 @@ def names_of_prior(
     if num_subclasses or len(set(groups)) != num_classes:
         return [class_of_part(name) for name in class_names]
     return groups
+
+
+def classes_of_prior(
+    class_names: Sequence[str], num_classes: int, num_subclasses: int = 0
+) -> tuple[str, ...]:
+    """The classes of `names_of_prior`, each once and in their order."""
+    return tuple(dict.fromkeys(names_of_prior(class_names, num_classes, num_subclasses)))
 
 
 def labels_of_prior(

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from vqvae2_fast.data import CodeStore, check_matches, code_batches, codes_in_order
 from vqvae2_fast.data.groups import (
     class_of_part,
+    classes_of_prior,
     equal_groups,
     group_names,
     labels_of_prior,
-    names_of_prior,
 )
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.files.printable import printable, short
@@ -211,7 +211,7 @@ def _check_same_classes(
     if not num_classes:
         return
     found, others = (
-        tuple(dict.fromkeys(names_of_prior(store.class_names, num_classes, num_subclasses)))
+        classes_of_prior(store.class_names, num_classes, num_subclasses)
         for store in (train_set, held_out)
     )
     if found != others:

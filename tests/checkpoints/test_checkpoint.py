@@ -4,46 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints import checkpoint
-from vqvae2_fast.checkpoints.checkpoint import class_names, load, load_training, save
+from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.pretrained import pretrained_folder
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
-from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
-from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.testing.pipelines import tiny_pipeline
-
-
-def priors() -> list[PixelSNAIL]:
-    torch.manual_seed(1)
-    top = PixelSNAIL(SMALL_TOP)
-    return [top, PixelSNAIL(replace(SMALL_PRIOR, num_classes=0))]
-
-
-def assert_equal(first, second) -> None:
-    assert first.config == second.config
-    expected, found = first.state_dict(), second.state_dict()
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
-
-
-def edit(path, **changes) -> None:
-    """Change config.json, and its checksum, as somebody who knows of the checksums would."""
-    values = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(values | changes))
-    (path / "files.json").unlink(missing_ok=True)
+from vqvae2_fast.testing.checkpoints import assert_equal, edit, small_priors
+from vqvae2_fast.testing.configs import SMALL_VQVAE
 
 
 @pytest.fixture
@@ -53,7 +29,9 @@ def saved(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("model", [VQVAE2(SMALL_VQVAE), *priors()], ids=["vqvae", "top", "bottom"])
+@pytest.mark.parametrize(
+    "model", [VQVAE2(SMALL_VQVAE), *small_priors()], ids=["vqvae", "top", "bottom"]
+)
 def test_a_model_comes_back_as_it_was(model, tmp_path):
     save(model, tmp_path / "model")
     loaded = load(tmp_path / "model")
@@ -68,64 +46,8 @@ def test_a_model_in_another_memory_format_comes_back(tmp_path):
     assert_equal(model, load(tmp_path / "model"))
 
 
-def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
-    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
-    save(pipeline, tmp_path / "pipeline", class_names=("cat", "dog"))
-    loaded = load(tmp_path / "pipeline")
-    assert_equal(pipeline.vqvae, loaded.vqvae)
-    for prior, other in zip(pipeline.priors, loaded.priors, strict=True):
-        assert_equal(prior, other)
-    assert class_names(tmp_path / "pipeline") == loaded.class_names == ("cat", "dog")
-
-
-def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
-    recommended = {"temperature": [0.9, 0.8], "top_k": 5}
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors(), ("cat", "dog"), recommended), tmp_path / "first")
-    save(load(tmp_path / "first"), tmp_path / "second")
-    loaded = load(tmp_path / "second")
-    assert loaded.class_names == ("cat", "dog")
-    assert loaded.recommended == recommended
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("recommended", [1], "recommended to be an object"),
-        ("recommended", {"temperature": "hot"}, "temperature to be a number, got 'hot'"),
-        ("recommended", {"engine": "reference"}, "recommended to name some of"),
-        ("recommended_for", [1], "recommended_for to be a list of hashes"),
-    ],
-)
-def test_recommended_settings_of_a_file_are_checked(tmp_path, field, value, message):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
-    (tmp_path / "files.json").unlink()
-    with pytest.raises(ValueError, match=f"load: {tmp_path}: .*{message}"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("part", ["vqvae", "prior_top"])
-def test_settings_tuned_for_other_weights_are_refused(tmp_path, part):
-    recommended = {"temperature": 0.9}
-    for name in ("tuned", "others"):
-        pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors(), recommended=recommended)
-        for model in (pipeline.vqvae, *pipeline.priors):
-            torch.nn.init.constant_(next(model.parameters()), len(name))
-        save(pipeline, tmp_path / name, dtype=torch.bfloat16)
-        for folder in (tmp_path / name).glob("prior_*"):  # priors of no known VQ-VAE
-            config = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps({**config, "vqvae_hash": ""}))
-            (folder / "files.json").unlink()
-    assert load(tmp_path / "tuned").recommended == recommended
-    shutil.rmtree(tmp_path / "tuned" / part)
-    shutil.copytree(tmp_path / "others" / part, tmp_path / "tuned" / part)
-    with pytest.raises(ValueError, match=r"tuned: its recommended settings were tuned for other"):
-        load(tmp_path / "tuned")
-
-
 def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
-    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), small_priors())
     save(pipeline, tmp_path / "whole")
     save(pipeline, tmp_path / "rounded", dtype=torch.bfloat16)
     loaded = load(tmp_path / "rounded")
@@ -152,7 +74,7 @@ def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
 
 
 def test_int8_keeps_the_matrices_of_priors_in_integers_and_all_else_in_bfloat16(tmp_path):
-    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors())
+    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), small_priors())
     save(pipeline, tmp_path / "small", dtype=torch.int8)
     loaded = load(tmp_path / "small", expect=Pipeline)
     kept = {"vqvae": "bfloat16", "prior_top": "int8", "prior_bottom": "int8"}
@@ -172,15 +94,9 @@ def test_int8_keeps_the_matrices_of_priors_in_integers_and_all_else_in_bfloat16(
     assert kinds == {torch.int8, torch.bfloat16}
 
 
-def test_recommended_settings_belong_to_the_weights_that_int8_leaves(tmp_path):
-    pipeline = Pipeline(VQVAE2(SMALL_VQVAE), priors(), recommended={"temperature": 0.9})
-    save(pipeline, tmp_path / "small", dtype=torch.int8)
-    assert load(tmp_path / "small", expect=Pipeline).recommended == {"temperature": 0.9}
-
-
 @pytest.mark.parametrize(("dtype", "version"), [(torch.bfloat16, 1), (torch.int8, 2)])
 def test_only_int8_asks_for_a_newer_reader(tmp_path, dtype: torch.dtype, version: int):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "p", dtype=dtype)
+    save(Pipeline(VQVAE2(SMALL_VQVAE), small_priors()), tmp_path / "p", dtype=dtype)
     for folder in (tmp_path / "p", tmp_path / "p" / "prior_top"):
         assert json.loads((folder / "config.json").read_text())["version"] == version
 
@@ -310,13 +226,6 @@ def test_weights_of_another_shape_are_named(saved):
         load(saved)
 
 
-def test_a_level_name_that_leads_out_of_the_folder_is_refused(tmp_path):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
-    edit(tmp_path / "pipeline", config={"levels": ["/../../elsewhere"]})
-    with pytest.raises(ValueError, match=r"names of levels, .*got \['/../../elsewhere'\]"):
-        load(tmp_path / "pipeline")
-
-
 def test_a_model_without_a_run_cannot_be_resumed(saved):
     with pytest.raises(ValueError, match=r"has no state\.json"):
         load_training(saved)
@@ -328,59 +237,6 @@ def test_another_class_than_the_expected_one_is_refused(saved):
         load(saved, expect=PixelSNAIL)
 
 
-def test_a_prior_in_the_place_of_a_pipelines_vqvae_is_refused_by_kind(tmp_path):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
-    save(priors()[0], tmp_path / "pipeline" / "vqvae")
-    with pytest.raises(ValueError, match="expected a vqvae2, found a pixelsnail"):
-        load(tmp_path / "pipeline")
-
-
-def test_a_prior_for_another_number_of_codes_is_refused_with_both(tmp_path):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
-    save(VQVAE2(replace(SMALL_VQVAE, num_embeddings=9)), tmp_path / "pipeline" / "vqvae")
-    with pytest.raises(
-        ValueError, match=r"prior_top: .*num_embeddings 9 and .*got .*num_embeddings 8"
-    ):
-        load(tmp_path / "pipeline")
-
-
-def test_a_prior_keeps_which_vqvae_it_was_trained_for(tmp_path):
-    prior = priors()[0]
-    prior.vqvae_hash = "0f"
-    save(prior, tmp_path / "prior")
-    assert load(tmp_path / "prior", expect=PixelSNAIL).vqvae_hash == "0f"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_prior_of_another_vqvae_does_not_get_into_a_pipeline(tmp_path, dtype):
-    vqvae, other = VQVAE2(SMALL_VQVAE), VQVAE2(SMALL_VQVAE)
-    for name, model in (("first", vqvae), ("second", other)):
-        save(Pipeline(model, priors()), tmp_path / name, dtype=dtype)
-        load(tmp_path / name)
-    shutil.rmtree(tmp_path / "first" / "prior_bottom")
-    shutil.copytree(tmp_path / "second" / "prior_bottom", tmp_path / "first" / "prior_bottom")
-    with pytest.raises(ValueError, match=r"first: .* but prior_bottom was trained on codes of VQ"):
-        load(tmp_path / "first")
-    second = load(tmp_path / "second", expect=Pipeline)
-    mixed = Pipeline(vqvae, second.priors)
-    with pytest.raises(ValueError, match=r"save: .* but prior_top was trained on codes of VQ-VAE"):
-        save(mixed, tmp_path / "third")
-    assert not (tmp_path / "third").exists()
-    second.vqvae.bfloat16()
-    save(second, tmp_path / "third")  # rounded weights have another hash, so nothing is known
-    load(tmp_path / "third")
-
-
-def test_a_pipeline_without_hashes_loads_as_before(tmp_path):
-    save(Pipeline(VQVAE2(SMALL_VQVAE), priors()), tmp_path / "pipeline")
-    for name in ("prior_top", "prior_bottom"):
-        header = json.loads((tmp_path / "pipeline" / name / "config.json").read_text())
-        del header["vqvae_hash"]
-        (tmp_path / "pipeline" / name / "config.json").write_text(json.dumps(header))
-        (tmp_path / "pipeline" / name / "files.json").unlink()
-    assert load(tmp_path / "pipeline", expect=Pipeline).priors[0].vqvae_hash == ""
-
-
 def test_files_have_the_mode_that_the_umask_gives(tmp_path):
     before = os.umask(0o027)
     try:
@@ -389,43 +245,6 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path):
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
     assert modes == {0o640}
-
-
-def test_class_names_of_priors_reach_the_pipeline_made_of_them(tmp_path):
-    made = tiny_pipeline(2)
-    save(made.vqvae, tmp_path / "vqvae")
-    for level, prior in zip(("top", "bottom"), made.priors, strict=True):
-        save(prior, tmp_path / level, class_names=("cat", "dog"))
-    priors = [load(tmp_path / level, expect=Prior) for level in ("top", "bottom")]
-    save(Pipeline(load(tmp_path / "vqvae", expect=VQVAE2), priors), tmp_path / "pipeline")
-    assert load(tmp_path / "pipeline", expect=Pipeline).class_names == ("cat", "dog")
-
-
-def test_a_loaded_prior_is_saved_with_its_class_names(tmp_path):
-    save(tiny_pipeline(2).priors[0], tmp_path / "first", class_names=("cat", "dog"))
-    save(load(tmp_path / "first"), tmp_path / "second")
-    assert class_names(tmp_path / "second") == ("cat", "dog")
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["cat"], "expected class_names to name each of the 2 classes, got 1 names"),
-        (["cat", "d" * 500_000], "at most 1024 are supported"),
-        (["cat", 3], "expected class_names to be a list of names"),
-        ("ab", "expected class_names to be a list of names"),
-    ],
-)
-def test_class_names_that_do_not_fit_are_refused(tmp_path, names, message):
-    prior = PixelSNAIL(replace(SMALL_TOP, num_classes=2))
-    save(prior, tmp_path / "prior", class_names=["cat", "dog"])
-    assert class_names(tmp_path / "prior") == ("cat", "dog")
-    with pytest.raises(ValueError, match="save: expected class_names to name each of the 2"):
-        save(prior, tmp_path / "prior", class_names=["cat"])
-    edit(tmp_path / "prior", class_names=names)
-    with pytest.raises(ValueError, match=message) as caught:
-        load(tmp_path / "prior")
-    assert len(str(caught.value)) < 500
 
 
 def test_loading_leaves_the_random_state_alone(saved):

@@ -3,6 +3,7 @@
 The conditioning stack alone, which PyTorch computes, may be rounded otherwise.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -13,7 +14,6 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import (
     calibrate,
     interface_of,
-    plan_of,
     sample_codes,
     teacher_forced_logits,
 )
@@ -183,8 +183,8 @@ def test_a_prior_elsewhere_is_refused():
 
 def test_weights_are_packed_as_the_cpu_folds_them(monkeypatch):
     prior = calibrated()
-    other = torch.device("meta")
-    plan = plan_of(prior, interface_of(prior)).to(other)
+    elsewhere = deepcopy(prior).to("meta")
+    plan = interface_of(elsewhere).new_plan()
     packed = []
     monkeypatch.setattr(cuda_w8a8, "checked_ranges", lambda *_: prior.calibration.ranges)
     monkeypatch.setattr(cuda, "pack", lambda plan, *_: packed.append(plan) or {})

@@ -40,9 +40,9 @@ current tap reads j: if no layer's does, all layers' convolutions at a position 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -134,13 +134,6 @@ class ConvPlan:
     def current(self) -> Tensor:
         """`[n, len(current_offsets)·C_in, C_out]`."""
         return self._stacked(self.taps[len(self.above_offsets) :])
-
-    def folded(self) -> ConvPlan:
-        """The same with weights of its own, to which the scales have been applied."""
-        if self.scales is None:
-            return self
-        kernels = tuple(map(torch.mul, self.kernels, self.scales))
-        return replace(self, kernels=kernels, scales=None)
 
     def _stacked(self, taps: Sequence[tuple[int, int]]) -> Tensor:
         with torch.inference_mode():
@@ -280,28 +273,6 @@ class SamplingPlan:
     @property
     def device(self) -> torch.device:
         return self.head.device
-
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> SamplingPlan:
-        """The same plan with its tensors on another device or in another dtype."""
-        return _map_tensors(self, lambda tensor: tensor.to(device=device, dtype=dtype))
-
-
-_Plan = TypeVar("_Plan")
-
-
-def _map_tensors(value: _Plan, function: Any) -> _Plan:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, ConvPlan):
-        value = value.folded()  # type: ignore[assignment]
-    if isinstance(value, tuple):
-        return tuple(_map_tensors(item, function) for item in value)  # type: ignore[return-value]
-    if is_dataclass(value) and not isinstance(value, type):
-        changed = {f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)}
-        return replace(value, **changed)
-    return value
 
 
 def conv_plan(

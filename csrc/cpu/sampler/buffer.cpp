@@ -5,6 +5,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <new>
 #include <utility>
@@ -40,6 +43,11 @@ Buffer::Buffer(int64_t size) : size_(size) {
   data_ = static_cast<float*>(aligned_alloc(kLine, bytes_));
   if (!data_) throw std::bad_alloc();
   memset(data_, 0, bytes_);
+#if defined(__SANITIZE_ADDRESS__)
+  // What the size was rounded up by is not to be read or written.
+  const int64_t used = size * static_cast<int64_t>(sizeof(float));
+  ASAN_POISON_MEMORY_REGION(data_ + size, bytes_ - used);
+#endif
 }
 
 void Buffer::populate(int64_t n, int64_t parts) const {

@@ -68,7 +68,10 @@ void Drawer::filter(float* logits) {
   const auto before = [logits](int32_t a, int32_t b) {
     return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
   };
-  for (int64_t k = 0; k < num_embeddings_; ++k) order_[k] = static_cast<int32_t>(k);
+  for (int64_t k = 0; k < num_embeddings_; ++k) {
+    order_[k] = static_cast<int32_t>(k);
+    if (std::isnan(logits[k])) logits[k] = -INFINITY;  // NaN has no place in an order
+  }
   if (kept_by_k < num_embeddings_) {
     std::nth_element(order_.begin(), order_.begin() + kept_by_k, order_.end(), before);
     for (int64_t k = kept_by_k; k < num_embeddings_; ++k) logits[order_[k]] = -INFINITY;
@@ -110,6 +113,12 @@ float Drawer::log_prob(const float* logits, int64_t code) {
 }
 
 void Drawer::count(const float* logits) {
+  if (beyond(logits, num_embeddings_, rule_.largest_logit)) {
+    // The draw is refused in the end. Until then a stream needs frequencies that it can divide by.
+    std::fill_n(frequencies_.begin(), num_embeddings_, 1);
+    frequencies_[0] += kFrequencyTotal - static_cast<uint32_t>(num_embeddings_);
+    return;
+  }
   float* exponentials = exponentials_.data();
   memcpy(exponentials, logits, num_embeddings_ * sizeof(float));
   for (int64_t k = num_embeddings_; k < padded_; ++k) exponentials[k] = -3.0e38f;

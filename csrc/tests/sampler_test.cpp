@@ -1,0 +1,134 @@
+// The CPU sampler without torch, at every SIMD level this CPU has: a draw is the same, bit for bit,
+// at every level, with any number of threads, in windows, in any batch, and when its codes are
+// known or read from a stream. The engine's numbers are tested from Python. .ci/sanitizers builds
+// and runs it.
+#include <stdio.h>
+#include <string.h>
+
+#include <algorithm>
+
+#include "../cpu/kernels.h"
+#include "sampler/random_plan.h"
+
+namespace {
+
+using namespace sampler_test;
+using vqvae2_fast::cpu::kernels;
+using vqvae2_fast::cpu::set_simd_level;
+using vqvae2_fast::cpu::simd_levels;
+
+constexpr const char* kFormats[] = {"float32", "bfloat16", "int8", "quads"};
+
+int failures = 0;
+std::string subject;  // of the checks: a prior and its format
+
+void check(bool holds, const char* what) {
+  if (holds) return;
+  ++failures;
+  printf("FAILED at %s: %s, %s\n", kernels().name, subject.c_str(), what);
+}
+
+// Whether `part` is what `whole` has from a sample on.
+template <class T>
+bool within(const std::vector<T>& part, const std::vector<T>& whole, int64_t sample, int64_t size) {
+  return memcmp(part.data(), whole.data() + sample * size, part.size() * sizeof(T)) == 0;
+}
+
+void check_same(const Drawn& part, const Drawn& whole, const char* what, int64_t sample = 0) {
+  constexpr int64_t kSize = RandomPlan::kPositions;
+  check(within(part.codes, whole.codes, sample, kSize) &&
+            within(part.logits, whole.logits, sample, kSize * RandomPlan::kCodes) &&
+            within(part.log_prob, whole.log_prob, sample, kSize) &&
+            within(part.intervals, whole.intervals, sample, kSize),
+        what);
+}
+
+// Each sample's codes as a stream.
+std::vector<std::vector<uint32_t>> encoded(const Drawn& drawn) {
+  std::vector<std::vector<uint32_t>> streams;
+  for (size_t i = 0; i < drawn.intervals.size(); i += RandomPlan::kPositions) {
+    vqvae2_fast::RangeEncoder encoder;
+    for (int64_t p = 0; p < RandomPlan::kPositions; ++p) encoder.encode(drawn.intervals[i + p]);
+    encoder.finish();
+    streams.push_back(encoder.words());
+  }
+  return streams;
+}
+
+void test_draws(const RandomPlan& plan, const Drawn& drawn) {
+  check(!drawn.too_large, "finite logits");
+  // More threads than samples share each position; others draw samples of their own.
+  check_same(plan.draw({.batch = 1, .first_sample = 1, .threads = 3}), drawn, "three threads", 1);
+  check_same(plan.draw({.threads = 2}), drawn, "two threads side by side");
+  check_same(plan.draw({.batch = 1, .window = 3, .threads = 2}), drawn, "a window, two threads");
+  check_same(plan.draw({.window = 9}), drawn, "a window wider than the map");
+
+  std::vector<int64_t> known = drawn.codes;
+  for (size_t i = 0; i < known.size(); i += 3) known[i] = -1;
+  check_same(plan.draw({.known = known}), drawn, "known codes");
+  check_same(plan.draw({.batch = 1, .window = 2, .known = known}), drawn, "the same in a window");
+
+  const Drawn read = plan.draw({.threads = 2, .streams = encoded(drawn)});
+  check(read.finished, "streams read to their ends");
+  check_same(read, drawn, "codes read from streams");
+}
+
+void test_filters(const RandomPlan& plan, bool guided) {
+  const Rule rule = {.temperature = 0.7f, .top_k = 9, .top_p = 0.8f, .guidance = 1.5f};
+  const Drawn drawn = plan.draw({.batch = 2, .guided = guided, .rule = rule});
+  check_same(plan.draw({.batch = 1,
+                        .first_sample = 1,
+                        .guided = guided,
+                        .window = 2,
+                        .threads = 2,
+                        .rule = rule}),
+             drawn, "filters in a window, two threads", 1);
+}
+
+// Logits that are not numbers are told of, and nothing outside the memory is touched.
+void test_not_finite(const RandomPlan& plan) {
+  float* bias = plan.plan().memory("head.bias");
+  const std::vector<float> kept(bias, bias + RandomPlan::kCodes);
+  const Rule filtered = {.top_k = 9, .top_p = 0.8f};
+  for (const float value : {NAN, INFINITY, -INFINITY}) {
+    for (const int64_t step : {1, 2}) {
+      for (int64_t k = 0; k < RandomPlan::kCodes; k += step) bias[k] = value;
+      const Drawn drawn = plan.draw({.batch = 1});
+      check(drawn.too_large, "logits that are not finite");
+      check(plan.draw({.batch = 1, .rule = filtered}).too_large, "filtered ones");
+      check(plan.draw({.batch = 1, .streams = encoded(drawn)}).too_large, "decoded ones");
+      std::copy(kept.begin(), kept.end(), bias);
+    }
+  }
+}
+
+void test(const Kind& kind, Format format) {
+  subject = std::string(kind.name) + " in " + kFormats[static_cast<int64_t>(format)];
+  const RandomPlan plan(kind, format);
+  Drawn of_scalar;
+  for (const char* const* level = simd_levels(); *level; ++level) {
+    set_simd_level(*level);
+    const Drawn drawn = plan.draw({});
+    if (of_scalar.codes.empty()) of_scalar = drawn;
+    check_same(drawn, of_scalar, "scalar");
+    test_draws(plan, drawn);
+    test_filters(plan, kind.classes);
+    test_not_finite(plan);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Kind kinds[] = {
+      {.name = "attention"},
+      {.name = "a condition", .attention = false, .condition = true, .output_layers = 0},
+      {.name = "everything", .condition = true, .classes = true},
+      {.name = "taps at the position", .reads_itself = true, .classes = true},
+  };
+  for (const Kind& kind : kinds) {
+    for (int64_t format = 0; format < 4; ++format) test(kind, static_cast<Format>(format));
+  }
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -23,7 +23,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-STABLE_HEADER = "include/torch/csrc/stable/library.h"
+sys.path.insert(0, str(ROOT / "build_tools"))
+from torch_folder import installed_torch, is_new_enough  # noqa: E402
+
 NEEDS_COMPILER = """
 vqvae2_fast needs a C++20 compiler to build its kernels, and none was found (tried: {tried}).
   Debian, Ubuntu:  apt-get install g++
@@ -38,15 +40,12 @@ def find_torch() -> Path:
     """Folder of the torch to build against; its headers need not be those used at run time."""
     if chosen := os.environ.get("VQVAE2_FAST_TORCH"):
         return Path(chosen)
-    for scheme in ("purelib", "platlib"):
-        # The environment that is installed into: visible here even under build isolation.
-        folder = Path(sysconfig.get_path(scheme)) / "torch"
-        if (folder / STABLE_HEADER).exists():
-            return folder
+    if folder := installed_torch():
+        return folder
     spec = importlib.util.find_spec("torch")
     if spec and spec.submodule_search_locations:
         folder = Path(next(iter(spec.submodule_search_locations)))
-        if (folder / STABLE_HEADER).exists():
+        if is_new_enough(folder):
             return folder
     raise SystemExit("vqvae2_fast: found no torch >= 2.11 to build against: pip install torch")
 

@@ -1,9 +1,8 @@
 """PEP 517 backend: setuptools, asking for torch and cmake only if the machine lacks them.
 
 The kernels use only torch's stable ABI, so the headers of any torch >= 2.11 will do and the result
-loads into any other. The torch of the environment that pip installs into is used if it is there:
-build isolation hides it from sys.path, not from sysconfig. Without this, `pip install .` into an
-environment that has torch would download it a second time.
+loads into any other. The torch of the environment that pip installs into is used if it is there.
+Without this, `pip install .` into an environment that has torch would download it a second time.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sysconfig
-from pathlib import Path
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403 (the hooks that stay as they are)
+from torch_folder import OLDEST_TORCH, installed_torch
 
 OLDEST_CMAKE = (3, 24)
 
@@ -37,9 +35,7 @@ def _has_cmake() -> bool:
 def _native_requirements() -> list[str]:
     if os.environ.get("VQVAE2_FAST_BUILD") == "python":
         return []
-    header = "torch/include/torch/csrc/stable/library.h"
-    folders = [Path(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")]
-    torch = [] if any((folder / header).exists() for folder in folders) else ["torch>=2.11"]
+    torch = [] if installed_torch() else ["torch>={}.{}".format(*OLDEST_TORCH)]
     cmake = [] if _has_cmake() else ["cmake>={}.{}".format(*OLDEST_CMAKE)]
     return [*torch, *cmake]
 

@@ -49,7 +49,7 @@ class RandomPlan {
   static constexpr int64_t kHeight = 3, kWidth = 4, kPositions = kHeight * kWidth, kCodes = 37;
   static constexpr int64_t kChannels = 32, kInner = 96, kLayers = 2, kHeads = 2, kHeadDim = 5;
   static constexpr int64_t kRowsAbove = 2, kColumns = 3, kClasses = 3;
-  // Maps of a condition of two levels, both coarser than the codes.
+  // Of a condition of two coarser levels.
   static constexpr int64_t kMapSizes[2][2] = {{1, 1}, {3, 2}};
 
   RandomPlan(const Kind& kind, Format format) : kind_(kind), format_(format) {
@@ -174,8 +174,8 @@ class RandomPlan {
       values(std::string(map) + ".table", kArea * kCodes * kChannels, 0.3f);
       values(std::string(map) + ".bias", kChannels, 0.3f);
     }
-    centred("condition.first", kArea, kChannels, kInner);
-    centred("condition.second", kArea, kInner, 2 * kChannels);
+    matrices("condition.first", 1, kChannels, kInner, /*with_bias=*/true, kArea);
+    matrices("condition.second", 1, kInner, 2 * kChannels, /*with_bias=*/true, kArea);
     matrices("layer_condition", kLayers, kChannels, 2 * kChannels, /*with_bias=*/false);
   }
 
@@ -212,7 +212,7 @@ class RandomPlan {
       description_.tensors[name + ".scale"] = {nullptr, count * outputs};
     }
     if (packing.format == Format::kQuads) {
-      // The same for all inputs, so that they are those of a convolution and of a matrix alike.
+      // One value, since convolutions and matrices differ in how many are stored.
       const int64_t size = count * scaled_inputs(inputs);
       std::vector<float>& scales = kept_.emplace_back(size, 0.03f);
       packing.input_scales = scales.data();
@@ -228,10 +228,6 @@ class RandomPlan {
       }
       pack(packing, 2);
     });
-  }
-
-  void centred(const std::string& name, int64_t area, int64_t inputs, int64_t outputs) {
-    matrices(name, 1, inputs, outputs, true, area);
   }
 
   void matrices(const std::string& name, int64_t count, int64_t inputs, int64_t outputs,

@@ -50,10 +50,10 @@ def _ema_rows_kernel(
     entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < size
     total = tl.load(total_ptr)
-    size = tl.load(size_ptr + entry // D, mask=inside, other=1.0)
+    cluster = tl.load(size_ptr + entry // D, mask=inside, other=1.0)
     average = tl.load(average_ptr + entry, mask=inside, other=0.0) * decay
     average += tl.load(sums_ptr + entry, mask=inside, other=0.0) * gain
-    smoothed = (size + epsilon) / (total + K * epsilon) * total
+    smoothed = (cluster + epsilon) / (total + K * epsilon) * total
     tl.store(average_ptr + entry, average, mask=inside)
     if total > 0:  # before any vector was counted there is no mean to move to
         tl.store(codebook_ptr + entry, average / smoothed, mask=inside)

@@ -86,15 +86,15 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
   const auto num_codes = static_cast<uint64_t>(codebooks.size(1));
   const auto* const codes = static_cast<const int64_t*>(indices.const_data_ptr());
   const int64_t row_stride = indices.stride(0), column_stride = indices.stride(1);
-  bool inside = true;
+  const int64_t* outside = nullptr;
   for (int64_t n = 0; n < num_rows; ++n) {
     for (int64_t q = 0; q < quantizers; ++q) {
-      // As unsigned, -1 is large.
-      inside &= static_cast<uint64_t>(codes[n * row_stride + q * column_stride]) < num_codes;
+      const int64_t* const code = codes + n * row_stride + q * column_stride;
+      if (static_cast<uint64_t>(*code) >= num_codes) outside = code;  // as unsigned, -1 is large
     }
   }
-  STD_TORCH_CHECK(inside, "residual_nearest_code_backward: expected indices from 0 to below ",
-                  codebooks.size(1), ".");
+  STD_TORCH_CHECK(!outside, "residual_nearest_code_backward: expected indices from 0 to below ",
+                  codebooks.size(1), ", got ", *outside, ".");
   const float* const weights = static_cast<const float*>(dcommitments.const_data_ptr());
   std::vector<float> scales(quantizers);
   for (int64_t q = 0; q < quantizers; ++q) {

@@ -52,6 +52,15 @@ def test_compiled_operators_refuse_what_their_functions_do_not_pass_on(name, arg
         getattr(torch.ops.vqvae2_fast, name)(*arguments)
 
 
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+@pytest.mark.parametrize("index", [-1, 7])
+def test_an_index_outside_the_codebook_is_named(index):
+    indices = torch.tensor([[0], [index], [6]])
+    arguments = (ROWS[:3], torch.ones(1), ROWS[:3], torch.zeros(1, 7, 4), indices)
+    with pytest.raises(RuntimeError, match=f"indices from 0 to below 7, got {index}"):
+        torch.ops.vqvae2_fast.residual_nearest_code_backward(*arguments)
+
+
 def test_versions_are_compared_as_numbers():
     for version in ("2.11.0", "2.100.0a0+git", "3.0", "10.2"):
         _native._check_torch(version)

@@ -88,7 +88,9 @@ class Desk:
                 "candidates", f"at most {self.limits.candidates}", candidates, "Take fewer."
             )
         if (request.first_sample + request.count) * candidates > 2**32:
-            below = "numbers below 2^32" + (f" / {candidates} candidates" * (candidates > 1))
+            below = "numbers below 2^32"
+            if candidates > 1:
+                below += f" / {candidates} with so many candidates"
             raise _unfit("first_sample", below, request.first_sample, "Use another seed.")
         samples = range(request.first_sample, request.first_sample + request.count)
         given = request.label if isinstance(request.label, list) else [request.label]

@@ -85,6 +85,17 @@ void test_filters(const RandomPlan& plan, bool guided) {
              drawn, "filters in a window, two threads", 1);
 }
 
+// With top-k 1, whether each code is the best of those whose logits are numbers.
+bool keeps_the_best(const Drawn& drawn) {
+  for (size_t at = 0; at < drawn.codes.size(); ++at) {
+    const float* logits = drawn.logits.data() + at * RandomPlan::kCodes;
+    for (int64_t k = 0; k < RandomPlan::kCodes; ++k) {
+      if (!isnan(logits[k]) && !(logits[drawn.codes[at]] >= logits[k])) return false;
+    }
+  }
+  return true;
+}
+
 // Logits that are not numbers are told of, and nothing outside the memory is touched.
 void test_not_finite(const RandomPlan& plan) {
   float* bias = plan.plan().memory("head.bias");
@@ -97,6 +108,9 @@ void test_not_finite(const RandomPlan& plan) {
       check(drawn.too_large, "logits that are not finite");
       check(plan.draw({.batch = 1, .rule = filtered}).too_large, "filtered ones");
       check(plan.draw({.batch = 1, .streams = encoded(drawn)}).too_large, "decoded ones");
+      if (isnan(value) && step == 2) {
+        check(keeps_the_best(plan.draw({.batch = 1, .rule = {.top_k = 1}})), "top-k beside NaN");
+      }
       std::copy(kept.begin(), kept.end(), bias);
     }
   }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vqvae2_fast.data import ImageFolder
 from vqvae2_fast.testing.images import noise, write_image
@@ -99,15 +99,17 @@ def test_palette_with_transparent_colour_lies_on_white(tmp_path) -> None:
     assert ImageFolder(tmp_path, 8)[0][0].unique().tolist() == [255]
 
 
-def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path) -> None:
-    pixels = np.zeros((8, 16, 3), np.uint8)
-    pixels[:, 8:] = 255
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_to_pixels_and_size(tmp_path, suffix, orientation) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise: right becomes bottom
-    write_image(tmp_path / "a.png", pixels, exif=exif)
-    image, _ = ImageFolder(tmp_path, (16, 8))[0]
-    assert image[0, :8].max() == 0
-    assert image[0, 8:].min() == 255
+    exif[0x0112] = orientation
+    write_image(tmp_path / f"a.{suffix}", noise(8, 16), exif=exif)
+    with Image.open(tmp_path / f"a.{suffix}") as image:
+        upright = np.array(ImageOps.exif_transpose(image))
+    found, _ = ImageFolder(tmp_path, upright.shape[:2])[0]
+    assert upright.shape == ((16, 8, 3) if orientation > 4 else (8, 16, 3))
+    assert torch.equal(found.permute(1, 2, 0), torch.from_numpy(upright))
 
 
 def test_channel_mismatch_names_file_and_remedy(tmp_path) -> None:

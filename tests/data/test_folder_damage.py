@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
 import warnings
@@ -134,6 +135,31 @@ def test_images_of_too_many_pixels_are_refused_unread(tmp_path) -> None:
     (tmp_path / "a.pgm").write_bytes(header)
     with pytest.raises(ValueError, match=r"12000x12000 pixels are more than the 134217728"):
         ImageFolder(tmp_path, 8, image_channels=1)
+
+
+def _tags(*entries: tuple[int, int, bytes]) -> bytes:
+    """A TIFF directory of tags of one value each, as (tag, type, four bytes)."""
+    body = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + b"\0" * 4
+
+
+def test_a_tag_of_a_wrong_type_does_not_keep_an_image_from_being_turned(tmp_path) -> None:
+    description = (0x010E, 11, struct.pack("<f", 1.0))  # which should be a text
+    exif = _tags((0x0112, 3, struct.pack("<HH", 6, 0)), description)
+    write_image(tmp_path / "a.jpg", noise(8, 16), exif=b"Exif\0\0" + exif)
+    assert ImageFolder(tmp_path, (16, 8))[0][0].shape == (3, 16, 8)
+
+
+def test_a_tiff_whose_tags_have_wrong_types_is_skipped_on_request(tmp_path) -> None:
+    write_image(tmp_path / "a.png", noise(8, 8, 1))
+    numbers = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 700: 1}  # 700 should be bytes
+    entries = [(tag, 3, struct.pack("<I", value)) for tag, value in numbers.items()]
+    entries.insert(5, (273, 2, b"A\0\0\0"))  # where the pixels begin, which should be a number
+    (tmp_path / "b.tif").write_bytes(_tags(*entries) + bytes(64))
+    with pytest.raises(ValueError, match=r"b\.tif cannot be decoded \(.*skip_corrupt=True"):
+        ImageFolder(tmp_path, 8, image_channels=1)
+    with pytest.warns(UserWarning, match=r"b\.tif"):
+        assert len(ImageFolder(tmp_path, 8, image_channels=1, skip_corrupt=True)) == 1
 
 
 def test_corrupt_files_are_skipped_and_counted_on_request(tmp_path) -> None:

@@ -71,6 +71,19 @@ def _image(suffix: str, mode: str = "RGB") -> Callable[[Path], None]:
     return make
 
 
+def _turned(suffix: str) -> Callable[[Path], None]:
+    """An image with an orientation and other tags, one of each type."""
+
+    def make(folder: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        exif[0x010E], exif[0x011A], exif[0x0100] = "a text", 72.5, 12
+        exif.get_ifd(0x8769)[0x9286] = b"bytes"
+        Image.fromarray(pixels(1)).save(folder / f"a.{suffix}", exif=exif)
+
+    return make
+
+
 def _make_folder(folder: Path) -> None:
     for name in ("train/x/0.png", "train/y/1.jpg", "held_out/x/2.webp", "held_out/y/3.gif"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +255,8 @@ def _read_saved_set(folder: Path, out: Path) -> None:
 TARGETS: dict[str, Target] = {
     "image": Target(
         tuple(map(_image, ("png", "jpg", "webp", "gif", "bmp", "tif", "ppm")))
-        + (_image("gif", "P"), _image("png", "P"), _image("tif", "I;16"), _image("png", "RGBA")),
+        + (_image("gif", "P"), _image("png", "P"), _image("tif", "I;16"), _image("png", "RGBA"))
+        + tuple(map(_turned, ("png", "jpg", "webp", "tif"))),
         _read_folder,
     ),
     "folder": Target((_make_folder,), _read_folder),

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from vqvae2_fast.data.images import to_uint8
@@ -37,8 +37,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # As RGB this takes 512 MiB in Pillow. For larger photographs raise it, and also
 # PIL.Image.MAX_IMAGE_PIXELS if they have more than 178 million pixels.
 MAX_PIXELS = 2**27
-# What Pillow raises for damaged files of these formats: found by damaging 45,000 of them, and by
-# reading its code.
+# What Pillow raises for damaged files of these formats: found by damaging 45,000 of them, by giving
+# others tags of wrong types, and by reading its code.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -47,6 +47,9 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
     EOFError,
     struct.error,
+    TypeError,
+    AttributeError,
+    LookupError,
 )
 _STRIP_PIXELS = 2**20
 _END_MARKS = {
@@ -55,8 +58,18 @@ _END_MARKS = {
     "MPO": b"\xff\xd9",  # a JPEG with further pictures, which telephones write
     "PNG": b"IEND\xaeB`\x82",
 }
+_TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 _EXIF_ORIENTATION = 0x0112
-_EXIF_TRANSPOSED = (5, 6, 7, 8)
+_TURNS = {  # what makes an image of this orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class CorruptImageError(ValueError):
@@ -151,8 +164,14 @@ def _upright(
     try:
         with open_image(file) as image:
             _check_mode(where, image, channels, convert_channels)
-            ImageOps.exif_transpose(image, in_place=True)
-            yield image
+            image.load()  # a TIFF is turned by this
+            turn = _TURNS.get(_orientation(image))
+            if turn is None:
+                yield image
+                return
+            turned = image.transpose(turn)
+            image.close()  # one copy in memory is enough
+            yield turned
     except _UnfitImageError:
         raise
     except DECODE_ERRORS as error:
@@ -164,11 +183,24 @@ def _as_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
 
 
+def _orientation(image: Image.Image) -> object:
+    """The orientation that the image's tags give, or 1, which is upright, if they are damaged.
+
+    `ImageOps.exif_transpose` would also write the tags anew, which fails if one is of a wrong type.
+    """
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except DECODE_ERRORS:
+        return 1
+
+
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) of an image as it is upright."""
-    if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-        return image.width, image.height
-    return image.height, image.width
+    width, height = image.size
+    if image.format == "TIFF":  # whose size is already that of the upright image in newer Pillows
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+    return (width, height) if _orientation(image) in _SWAPS_SIDES else (height, width)
 
 
 def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,25 @@ def test_a_large_body_is_refused(pipeline, chunked, path):
         )
     assert answer.status_code == 413
     assert "1000 bytes" in answer.json()["error"]["expected"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(pipeline):
+    app = create_app(pipeline, limits=replace(Limits(), seconds=0.1))
+    sent = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "method": "POST", "http_version": "1.1"}
+    scope |= {"scheme": "http", "path": "/v1/images", "raw_path": b"/v1/images", "root_path": ""}
+    scope |= {"query_string": b"", "headers": headers}
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
+    assert sent[0]["status"] == 408
+    assert b"within 0.1 s" in sent[1]["body"]
 
 
 @pytest.mark.parametrize("header", [{"Host": "["}, {"Origin": "http://["}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from functools import partial
 
 import pytest
 from fastapi.testclient import TestClient
@@ -13,8 +14,11 @@ from vqvae2_fast.serve import engine as engine_file
 from vqvae2_fast.serve.app import create_app
 
 
-async def ask_and_leave(app, body: dict, leave: threading.Event) -> None:
-    """A POST to /v1/images by a client that goes when it is told to."""
+async def ask_and_leave(app, body: dict, leave: threading.Event, *, reads: bool = True) -> None:
+    """A POST to /v1/images by a client that goes when it is told to.
+
+    Unless it reads, no part of the answer can be sent to it.
+    """
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive():
@@ -24,7 +28,8 @@ async def ask_and_leave(app, body: dict, leave: threading.Event) -> None:
         return {"type": "http.disconnect"}
 
     async def send(_):
-        pass
+        if not reads:
+            await asyncio.Event().wait()
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "method": "POST"}
@@ -33,8 +38,8 @@ async def ask_and_leave(app, body: dict, leave: threading.Event) -> None:
     await asyncio.wait_for(app(scope, receive, send), 20)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_takes_its_order_along(pipeline, monkeypatch, stream):
+@pytest.mark.parametrize(("stream", "reads"), [(False, True), (True, True), (True, False)])
+def test_a_client_that_goes_takes_its_order_along(pipeline, monkeypatch, stream, reads):
     drawing, go_on, inner = threading.Event(), threading.Event(), engine_file.draw_together
 
     def draw_together(*arguments):
@@ -45,7 +50,8 @@ def test_a_client_that_goes_takes_its_order_along(pipeline, monkeypatch, stream)
     monkeypatch.setattr(engine_file, "draw_together", draw_together)
     app = create_app(pipeline)
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        client.portal.call(ask_and_leave, app, {"count": 5, "stream": stream}, drawing)
+        ask = partial(ask_and_leave, app, {"count": 5, "stream": stream}, drawing, reads=reads)
+        client.portal.call(ask)
         go_on.set()
         assert len(client.post("/v1/images", json={"count": 2}).json()["images"]) == 2
         text = client.get("/metrics").text

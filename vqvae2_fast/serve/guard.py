@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -124,17 +125,33 @@ class Guard:
             raise self._too_large()
 
     def _bounded(self, receive: Receive) -> Receive:
-        left = self._limits.body
+        """Receives a body of limited size, and in limited time."""
+        left, more = self._limits.body, True
+        end = time.monotonic() + self._limits.seconds
 
         async def receive_bounded() -> Message:
-            nonlocal left
-            message = await receive()
+            nonlocal left, more
+            if not more:  # all that can still come is that the client goes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), end - time.monotonic())
+            except asyncio.TimeoutError as error:
+                raise self._too_late() from error
+            more = message.get("more_body", False)
             left -= len(message.get("body", b""))
             if left < 0:
                 raise self._too_large()
             return message
 
         return receive_bounded
+
+    def _too_late(self) -> Problem:
+        return Problem(
+            408,
+            "",
+            f"Expected the whole body within {self._limits.seconds:g} s.",
+            "Send it again, or less.",
+        )
 
     def _too_large(self) -> Problem:
         return Problem(

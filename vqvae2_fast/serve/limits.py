@@ -22,7 +22,8 @@ class Limits:
         decoders: Most uploads that are decoded at once, each of which may take the memory of its
             pixels several times; the others wait.
         candidates: Most fillings of a hole that are drawn to take one.
-        seconds: A request that takes longer is given up, with 504.
+        seconds: A request whose body takes longer to come is given up, with 408, and one that takes
+            longer from then on, with 504.
     """
 
     batch: int = 64

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from concurrent.futures import Future
 
+    from starlette.types import Receive, Scope, Send
     from torch import Tensor
 
     from vqvae2_fast.serve.engine import Engine
@@ -40,6 +41,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": schemas.ErrorAnswer, "description": "The body cannot be read."},
     401: {"model": schemas.ErrorAnswer, "description": "The token is missing or wrong."},
     403: {"model": schemas.ErrorAnswer, "description": "A page of another origin asked."},
+    408: {"model": schemas.ErrorAnswer, "description": "The body did not come in time."},
     413: {"model": schemas.ErrorAnswer, "description": "The body or the image is too large."},
     415: {"model": schemas.ErrorAnswer, "description": "The body is of another type."},
     422: {"model": schemas.ErrorAnswer, "description": "A field does not fit."},
@@ -79,11 +81,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
     async def drawn(request: Request, order: Order) -> Any:
         job = engine.submit(order)
         if order.rows:
-            return StreamingResponse(
-                _events(desk, job, seconds),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            )
+            return _EventStream(desk, job, seconds)
         return JSONResponse(await _whole(request, desk, job, seconds))
 
     @router.post("/images", summary="Draw images", **drawing)
@@ -221,8 +219,25 @@ async def _whole(request: Request, desk: Desk, job: Job, seconds: float) -> dict
         left.cancel()
 
 
+class _EventStream(StreamingResponse):
+    """Server-sent events of a job. If the client goes, even before the first, it is cancelled."""
+
+    def __init__(self, desk: Desk, job: Job, seconds: float) -> None:
+        super().__init__(
+            _events(desk, job, seconds),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancelled = True
+
+
 async def _events(desk: Desk, job: Job, seconds: float) -> AsyncIterator[bytes]:
-    """Server-sent events of a job. If the client goes, this is closed, which cancels the job."""
     order = job.order
     yield _event(
         "start",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = [
     "EVENT",
@@ -27,8 +27,15 @@ TopK = Annotated[int, Field(ge=0, le=2**31 - 1)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Label = int | str | None
-Map = list[list[Annotated[int, Field(ge=-1, le=2**31 - 1)]]]
-Mask = list[list[bool]]
+# Errors are gathered before one of them is shown, and a body holds millions of numbers: of a long
+# list only the first error is looked for.
+_FIRST_ERROR = Field(fail_fast=True)
+Code = Annotated[int, Field(ge=-1, le=2**31 - 1)]
+Map = Annotated[list[Annotated[list[Code], _FIRST_ERROR]], _FIRST_ERROR]
+Mask = Annotated[list[Annotated[list[bool], _FIRST_ERROR]], _FIRST_ERROR]
+T = TypeVar("T")
+_MAX_UNKNOWN = 16
+PerLevel = Annotated[list[T], Field(max_length=16, fail_fast=True)]  # no model has more levels
 Base64 = Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]
 
 
@@ -45,6 +52,14 @@ EVENT = {
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_unknown_fields(cls, given: Any) -> Any:
+        """Refuses many unknown fields at once: each would be an error of its own."""
+        if isinstance(given, dict) and len(given) > len(cls.model_fields) + _MAX_UNKNOWN:
+            raise ValueError(f"expected the fields {', '.join(cls.model_fields)}")
+        return given
 
 
 class DrawRequest(_Model):
@@ -67,20 +82,20 @@ class DrawRequest(_Model):
     first_sample: int = Field(
         0, ge=0, le=2**32 - 1, description="Number of the first image of the seed."
     )
-    temperature: Temperature | list[Temperature] | None = Field(
+    temperature: Temperature | PerLevel[Temperature] | None = Field(
         None,
         description="Below 1, likely codes are drawn more often; 0 takes the likeliest. One value, "
         "or one per level, coarse to fine.",
     )
-    top_k: TopK | list[TopK] | None = Field(
+    top_k: TopK | PerLevel[TopK] | None = Field(
         None, description="Draw only among the k likeliest codes; 0 for no limit. As temperature."
     )
-    top_p: TopP | list[TopP] | None = Field(
+    top_p: TopP | PerLevel[TopP] | None = Field(
         None,
         description="Draw only among the likeliest codes that together have this probability; 1 "
         "for no limit. As temperature.",
     )
-    guidance_scale: Scale | list[Scale] | None = Field(
+    guidance_scale: Scale | PerLevel[Scale] | None = Field(
         None, description="Above 1, the class is followed more closely. As temperature."
     )
     candidates: int = Field(
@@ -102,7 +117,7 @@ class DrawRequest(_Model):
 class ImagesRequest(DrawRequest):
     """New images, or images of which some codes are known."""
 
-    known: list[Map | None] | None = Field(
+    known: PerLevel[Map | None] | None = Field(
         None,
         description="Per level, coarse to fine: the code map as rows, with -1 where a code is to "
         "be drawn, or null to draw all of it.",
@@ -113,7 +128,7 @@ class Source(_Model):
     """An image that is given: a file or its code maps."""
 
     image: Base64 | None = Field(None, description="An image file in base64.")
-    codes: list[Map] | None = Field(None, description="Its code maps, coarse to fine.")
+    codes: PerLevel[Map] | None = Field(None, description="Its code maps, coarse to fine.")
 
 
 class CompleteRequest(DrawRequest):
@@ -132,7 +147,7 @@ class FillRequest(DrawRequest):
     mask: Mask | None = Field(
         None, description="Pixels of the model's image size, as rows: true where it is a hole."
     )
-    code_masks: list[Mask] | None = Field(
+    code_masks: PerLevel[Mask] | None = Field(
         None,
         description="In place of `mask`: per level, coarse to fine, true where a code is drawn.",
     )
@@ -148,7 +163,7 @@ class VariationsRequest(DrawRequest):
 class CrossRequest(DrawRequest):
     """Levels of several images put together."""
 
-    sources: list[Source | None] = Field(
+    sources: PerLevel[Source | None] = Field(
         description="Per level, coarse to fine: the image whose codes it takes, or null to draw it."
     )
 
@@ -189,7 +204,7 @@ class Answer(_Model):
 class DecodeRequest(_Model):
     """Code maps or a compressed file; one of the two."""
 
-    codes: list[Map] | None = Field(None, description="Code maps of one image, coarse to fine.")
+    codes: PerLevel[Map] | None = Field(None, description="Code maps of one image, coarse to fine.")
     vq2: Base64 | None = Field(None, description="A `.vq2` file in base64.")
 
 

@@ -123,6 +123,26 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_beside_it(saved
     assert os.listdir(saved.parent) == ["model"]
 
 
+def test_saving_to_a_link_replaces_the_folder_that_it_leads_to(tmp_path):
+    prior = small_priors()[0]
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk/prior")
+    for _ in range(2):
+        save(prior, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["prior"]
+    assert_equal(load(tmp_path / "link"), prior)
+
+
+@pytest.mark.parametrize("path", [".", "a/.."])
+def test_saving_to_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match=r"save: expected the name of a folder, got"):
+        save(small_priors()[0], path)
+
+
 @pytest.mark.parametrize("leave", [0, 8 * 1024])
 def test_a_full_disk_leaves_the_old_checkpoint(small_disk, leave):
     path = small_disk.folder / "model"

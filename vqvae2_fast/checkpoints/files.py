@@ -177,6 +177,11 @@ def check_regular_file(path: Path) -> int:
 def check_replaceable(path: Path) -> None:
     """Raises ValueError unless a checkpoint may take the place of what is at `path`: nothing, an
     empty folder, or a checkpoint with nothing beside its own files."""
+    if path.name in ("", ".."):
+        raise ValueError(
+            f"save: expected the name of a folder, got {str(path)!r}. A save puts a new folder in "
+            "the place of the old one, which it cannot do where a program works."
+        )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     try:
@@ -200,11 +205,14 @@ def check_replaceable(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A new folder next to `path` that takes its place when the block ends without an error.
 
+    If `path` is a link to a folder, the folder is replaced and the link stays.
+
     Raises:
         ValueError: If `path` exists and is not a checkpoint, which is left unchanged.
         OSError: If it cannot be written; a checkpoint that was there is unchanged.
     """
     check_replaceable(path)
+    path = path.resolve() if path.is_symlink() else path
     with explained(f"save: cannot write {path}", "What was saved before is unchanged"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_folder(path) as folder:

@@ -55,6 +55,21 @@ def test_images_of_any_size_keep_it(pipeline: Pipeline, size: tuple[int, int]) -
     torch.testing.assert_close(found[1:], second)
 
 
+def test_images_of_a_large_segment_come_a_few_at_a_time(pipeline: Pipeline) -> None:
+    given = images(23, 3, 16, 80)  # of five tiles each
+    parts = list(codec.decode_image_stream(pipeline, codec.encode_images(pipeline, given)))
+    assert [len(part) for part in parts] == [12, 11]
+    second = codec.decode_images(pipeline, codec.encode_images(pipeline, given[12:]))
+    torch.testing.assert_close(parts[1], second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_of_any_floating_type_are_taken(pipeline: Pipeline, dtype: torch.dtype) -> None:
+    given = images(2, 3, 16, 16).to(dtype)
+    data = codec.encode_images(pipeline, given)
+    assert data == codec.encode_images(pipeline, given.float())
+
+
 def pattern() -> torch.Tensor:
     """64×64 pixels in which each cell of the coarsest map is alike."""
     return images(1, 3, 4, 4).repeat(1, 1, 16, 16)

@@ -72,7 +72,7 @@ def encode_images(
     tiles = rows * columns
     # One tile is what the model was trained on.
     tiling = Tiling(vqvae, height, width, margins=tiles > 1)
-    codes = tiling.encode(images)
+    codes = tiling.encode(images.to(next(vqvae.parameters())))
     if labels is not None:
         labels = labels.repeat_interleave(tiles)
     coder = Coder.of(pipeline)
@@ -103,7 +103,7 @@ def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: in
     if len(sizes) > 1:
         raise ValueError(
             f"decode_images: expected images of one size, the file has {sorted(sizes)}. Take them "
-            "one segment at a time from decode_image_stream."
+            "from decode_image_stream."
         )
     return torch.cat(images)
 
@@ -111,7 +111,10 @@ def decode_images(pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: in
 def decode_image_stream(
     pipeline: Pipeline, data: bytes | IO[bytes], *, max_images: int | None = None
 ) -> Iterator[Tensor]:
-    """The images of each segment of a `.vq2` file, float `[B, C, H, W]`; see `decode_images`."""
+    """The images of a `.vq2` file, float `[B, C, H, W]`, a few of one size at a time.
+
+    See `decode_images`.
+    """
     where = "decode_images"
     vqvae = _vqvae(where, pipeline)
     coder, first = Coder.of(pipeline), 0
@@ -125,11 +128,13 @@ def decode_image_stream(
                 f"{where}: expected a file of images, got {header.num_images} code maps of images "
                 f"of {header.height}x{header.width}. Use decode_codes."
             )
-        parts = []
-        for part in parts_of(segment, _BATCH):
-            parts.append(decoded_codes(where, coder, part, first)[0])
-            first += part.header.num_images
-        yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
+        # Whole images, few at a time: a small file may have very many.
+        for images in parts_of(segment, max(1, _BATCH // (rows * columns)) * rows * columns):
+            parts = []
+            for part in parts_of(images, _BATCH):
+                parts.append(decoded_codes(where, coder, part, first)[0])
+                first += part.header.num_images
+            yield tiling.decode(pipeline, [torch.cat(maps) for maps in zip(*parts, strict=True)])
 
 
 def _vqvae(where: str, pipeline: Pipeline) -> VQVAE2:

@@ -205,3 +205,9 @@ def test_progress_counts_images(root, cache) -> None:
 def test_names_that_are_paths_are_refused(root, cache, name) -> None:
     with pytest.raises(ValueError, match="must be a plain file name"):
         cached_images(ImageFolder(root, 6), cache, name=name)
+
+
+def test_a_name_with_a_wildcard_removes_no_other_cache(root, cache) -> None:
+    for name in ("ab", "a?"):
+        cached_images(ImageFolder(root, 6), cache, name=name)
+    assert len(list(cache.iterdir())) == 2

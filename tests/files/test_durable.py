@@ -63,10 +63,11 @@ def test_a_kill_at_either_renaming_leaves_the_old_or_the_new_folder(tmp_path, mo
     assert (found / "a.txt").read_text() == "old"
 
 
-def test_an_unfinished_folder_is_removed_when_its_writer_is_dead_and_not_before(tmp_path):
-    dead = tmp_path / ".x.0123.part"
+@pytest.mark.parametrize("name", ["x", "x[1]"])
+def test_an_unfinished_folder_is_removed_when_its_writer_is_dead_and_not_before(tmp_path, name):
+    dead = tmp_path / f".{name}.0123.part"
     dead.mkdir()
-    with new_folder(tmp_path / "x") as living:
+    with new_folder(tmp_path / name) as living:
         assert not dead.exists()
         remove_dead_folders(tmp_path, ".*.part")
         assert living.is_dir()

@@ -8,6 +8,7 @@ set that changed gets another cache, and the old one is removed.
 from __future__ import annotations
 
 import hashlib
+import glob
 import json
 import math
 import os
@@ -188,7 +189,7 @@ def write_cache(
             replace_file(part / _META, json.dumps(meta).encode("utf-8"))
             sync_folder(part)
             _replace_folder(part, path)
-    for old in path.parent.glob(f"{name}-*"):
+    for old in path.parent.glob(f"{glob.escape(name)}-*"):
         if old != path and len(old.name) == len(path.name) and (old / _META).is_file():
             shutil.rmtree(old, ignore_errors=True)
     made = _open(path)

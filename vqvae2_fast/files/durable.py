@@ -178,7 +178,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     What killed writers of the same path left is removed first.
     """
-    remove_dead_folders(path.parent, f".{path.name}.*.part")
+    remove_dead_folders(path.parent, f".{glob.escape(path.name)}.*.part")
     while True:
         part = part_of(path)
         part.mkdir()

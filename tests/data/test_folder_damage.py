@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vqvae2_fast.data import ImageFolder
+from vqvae2_fast.data.folder import whole_images
 from vqvae2_fast.testing.images import noise, write_image
 
 if TYPE_CHECKING:
@@ -264,6 +265,15 @@ def test_link_out_of_the_folder_is_refused(tmp_path) -> None:
     (tmp_path / "set" / "b.png").symlink_to(tmp_path / "secret" / "s.png")
     with pytest.raises(ValueError, match=r"b\.png is a link out of"):
         ImageFolder(tmp_path / "set", 8)
+
+
+def test_one_whole_image_may_be_named_by_a_link(tmp_path) -> None:
+    write_image(tmp_path / "a" / "x.png", (1, 2, 3))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "y.png").symlink_to("../a/x.png")
+    assert [name for name, _ in whole_images(tmp_path / "b" / "y.png", 3)] == ["y.png"]
+    with pytest.raises(ValueError, match="is a link out of"):
+        list(whole_images(tmp_path / "b", 3))
 
 
 def test_link_to_a_folder_is_refused(tmp_path) -> None:

@@ -94,6 +94,12 @@ def test_other_settings_are_refused_by_name(tmp_path):
         SampleFolder.begin(tmp_path, 5, {"seed": 0, "temperature": [0.5]}, resume=True)
 
 
+def test_a_path_that_is_not_utf8_is_a_setting_like_others(tmp_path):
+    settings = {"known": "\udcff.png"}
+    SampleFolder.begin(tmp_path, 1, settings).close()
+    SampleFolder.begin(tmp_path, 1, settings, resume=True).close()
+
+
 def test_more_samples_can_be_asked_for_but_not_fewer(tmp_path):
     folder = begin(tmp_path, 2)
     add(folder, [0, 1])

@@ -205,13 +205,14 @@ def whole_images(
             that were cut are found before the first image comes.
     """
     root = path if path.is_dir() else path.parent
+    inside = path if path.is_dir() else None  # one image may be named by a link
     names = image_names(path)
     for name in names if skipped is None else ():
-        with _whole_image(root, name) as (file, where):
+        with _whole_image(root / name, inside) as (file, where):
             check_image(file, where, (channels, 1, 1), convert_channels=True)
     for name in names:
         try:
-            with _whole_image(root, name) as (file, where):
+            with _whole_image(root / name, inside) as (file, where):
                 pixels = decode_whole_image(file, where, channels, convert_channels=True)
         except CorruptImageError:
             if skipped is None:
@@ -224,11 +225,11 @@ def whole_images(
 
 
 @contextmanager
-def _whole_image(root: Path, name: str) -> Iterator[tuple[IO[bytes], str]]:
+def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
     """The file of an image of any size, and its path for messages."""
     try:
-        with open_untrusted(root / name, inside=root) as file:
-            yield file, f"whole_images: {printable(root / name)}"
+        with open_untrusted(path, inside=inside) as file:
+            yield file, f"whole_images: {printable(path)}"
     except CorruptImageError as error:
         raise CorruptImageError(
             f"{str(error)[:-1]}; remove it, or pass --skip-corrupt to leave out such files."

@@ -151,7 +151,7 @@ class SampleFolder:
             _remove_parts(images)
             wanted = {"version": _VERSION, "count": count, "settings": settings}
             if wanted != before:
-                content = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+                content = json.dumps(wanted, indent=2) + "\n"  # ASCII: a path may be no UTF-8
                 replace_file(path / _SETTINGS, content.encode())
             if not alone:
                 lock_file(folder._lock, wait=True, shared=True)

@@ -227,6 +227,12 @@ def test_a_decoder_alone_cannot_encode():
         fill(Pipeline(Decoder(), pipeline.priors), IMAGES, MASK)
 
 
+def test_images_of_any_floating_type_are_filled():
+    pipeline = tiny_pipeline()
+    filled = fill(pipeline, IMAGES.double(), MASK, labels=LABELS)[0]
+    assert torch.equal(filled, fill(pipeline, IMAGES, MASK, labels=LABELS)[0])
+
+
 def test_labels_are_taken_by_name():
     pipeline = replace(tiny_pipeline(), class_names=("cat", "cow", "dog"))
     by_name = fill(pipeline, IMAGES, MASK, labels=["cat", "cow", None])[0]

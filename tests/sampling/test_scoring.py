@@ -43,6 +43,15 @@ def test_scores_are_the_log_probabilities_returned_for_known_codes(engine):
     assert torch.equal(score_codes(prior, drawn, **context), log_prob)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_maps_have_no_scores(engine):
+    prior = tiny_prior(num_classes=3)
+    none, labels = torch.zeros(0, 4, 6, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    assert score_codes(prior, none, labels=labels, engine=engine).shape == (0, 4, 6)
+    logits = teacher_forced_logits(prior, none, labels=labels, engine=engine)
+    assert logits.shape == (0, prior.config.num_embeddings, 4, 6)
+
+
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 def test_scores_of_a_map_are_the_same_bits_in_any_batch():
     prior = tiny_prior()

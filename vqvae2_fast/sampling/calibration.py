@@ -61,6 +61,8 @@ def calibrate(
             maps, numbers = checked_context(
                 "calibrate", interface, size, condition, labels, plan.device
             )
+            if not size:
+                continue
             plan_logits(plan, codes.to(plan.device), maps, numbers, measured, exact=False)
             for tensor in (codes, *maps, *([] if numbers is None else [numbers])):
                 digest.update(repr(tuple(tensor.shape)).encode())

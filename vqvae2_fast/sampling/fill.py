@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
-from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
@@ -109,9 +108,9 @@ def encoded(vqvae: VQVAE2, images: Tensor) -> list[Tensor]:
     So the codes of an image are the same in any batch: networks round differently in batches of
     other sizes.
     """
-    device = device_of(vqvae)
+    like = next(vqvae.parameters())
     with torch.no_grad(), evaluating(vqvae):
-        maps = [vqvae.encode(image[None].to(device)) for image in images]
+        maps = [vqvae.encode(image[None].to(like)) for image in images]
     return [torch.cat(level) for level in zip(*maps, strict=True)]
 
 

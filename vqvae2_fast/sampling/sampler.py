@@ -277,9 +277,13 @@ def _teacher_forced(
     check_not_capturing(where, device)
     batch_size = codes.shape[0] if codes.ndim == 3 else 1
     check_codes(where, "codes", codes, interface, batch_size, lowest=0)
+    context = checked_context(where, interface, batch_size, condition, labels, device)
+    if not batch_size:
+        empty = torch.zeros(0, interface.num_embeddings, *interface.size, device=device)
+        return Drawn(codes, log_prob=empty[:, 0], logits=empty)
     request = DrawRequest(
         batch_size,
-        *checked_context(where, interface, batch_size, condition, labels, device),
+        *context,
         known=codes.to(device),
         noise=DrawNoise(batch_size, interface.size[1], interface.num_embeddings, device),
         settings=DrawSettings(temperature=0.0, engine=engine),

@@ -211,3 +211,27 @@ def test_the_name_of_the_codes_is_saved(vqvae, tmp_path):
     model.vqvae_hash = codes_hash(vqvae)
     save(model, tmp_path / "model")
     assert load(tmp_path / "model", expect=VQVAE2).vqvae_hash == weights_hash(vqvae)
+
+
+def test_a_file_that_rounds_the_codebooks_has_other_codes(vqvae, tmp_path):
+    model = deepcopy(vqvae)
+    model.vqvae_hash = codes_hash(vqvae)
+    save(model, tmp_path / "rounded", dtype=torch.bfloat16)
+    rounded = load(tmp_path / "rounded", expect=VQVAE2)
+    assert codes_hash(rounded) == weights_hash(rounded)
+    # Rounded once, they are not changed again.
+    rounded.vqvae_hash = "0f"
+    save(rounded, tmp_path / "again", dtype=torch.bfloat16)
+    assert load(tmp_path / "again", expect=VQVAE2).vqvae_hash == "0f"
+
+
+@pytest.mark.parametrize("companion", ["decoder", "all"])
+def test_a_compiled_decoder_has_no_discriminator(vqvae, companion):
+    model, adversary = deepcopy(vqvae), Adversary(vqvae, SETTINGS, 0)
+    config = replace(CONFIG, compile=True)
+    if companion == "decoder":
+        stage = stage_of(model, config)
+    else:
+        stage = vqvae_stage(model, images(), images(), config, adversary=adversary)
+    with pytest.raises(NotImplementedError, match="compile=True does not work with a discrim"):
+        train(stage, config, progress=QUIET)

@@ -131,7 +131,8 @@ def write_config(
     _check_names("save", class_names, header["config"])
     if class_names:
         header["class_names"] = list(class_names)
-    if vqvae_hash := vqvae_hash or getattr(model, "vqvae_hash", ""):
+    vqvae_hash = vqvae_hash or getattr(model, "vqvae_hash", "")
+    if vqvae_hash and not (isinstance(model, VQVAE2) and _rounds_codes(model, dtype)):
         header["vqvae_hash"] = vqvae_hash
     calibration = getattr(model, "calibration", None)
     if isinstance(calibration, Calibration):
@@ -146,6 +147,13 @@ def write_config(
         }
         write_tensors(calibration.ranges.largest, folder / CALIBRATION)
     write_json(folder / "config.json", header)
+
+
+def _rounds_codes(vqvae: VQVAE2, dtype: torch.dtype) -> bool:
+    """Whether a file of this dtype has other weights in front of the codes, and so other codes."""
+    own = {n: w for n, w in vqvae.state_dict().items() if not n.startswith("decoder.")}
+    saved = restored(stored(own, dtype))
+    return any(not torch.equal(saved[name], weight) for name, weight in own.items())
 
 
 def class_of(model: nn.Module) -> type[nn.Module]:

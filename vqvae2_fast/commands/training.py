@@ -20,6 +20,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
 from vqvae2_fast.training.identity import versions
+from vqvae2_fast.training.loop import check_companion
 from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class TrainingCommand(Command):
         """
 
         def check(stage: Stage) -> None:
+            check_companion(stage, task.config, ranks)
             newest = latest(task.out) if self.dry_run and self.resume else None
             if newest is not None:  # a run that begins compares them itself
                 identity = {**stage.identity(), **versions()}

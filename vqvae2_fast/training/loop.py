@@ -77,6 +77,25 @@ class Stage:
     identity: Callable[[], dict[str, Any]] = dict
 
 
+def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
+    """Raises NotImplementedError if a stage with a companion is to run in several processes, or
+    compiled."""
+    if stage.companion is None:
+        return
+    if ranks.count > 1:
+        raise NotImplementedError(
+            f"train: a discriminator trains in one process, got {ranks.count}. Use one, or no "
+            "discriminator."
+        )
+    if config.compile:
+        # Its weight follows from the gradients of two losses with respect to one layer, and the
+        # backward of a compiled decoder runs once only.
+        raise NotImplementedError(
+            "train: compile=True does not work with a discriminator. Use compile=False, or no "
+            "discriminator."
+        )
+
+
 @dataclass
 class TrainResult:
     """What a run leaves: its last metrics, the lines of its log, and its best validation.
@@ -128,7 +147,7 @@ def train(
             resumed nor overwritten, or one of another model, other data or other settings.
         OSError: If the disk is full or fails; checkpoints and lines written before stay.
         RuntimeError: If another process is training in `out`.
-        NotImplementedError: A stage with a companion in a group of several processes.
+        NotImplementedError: As `check_companion`.
     """
     if resume and overwrite:
         raise ValueError("train: expected resume=True or overwrite=True, got both.")
@@ -139,11 +158,7 @@ def train(
     finite = torch.ones((), dtype=torch.bool, device=device)
     autocast = autocast_of(model, config)
     ranks, cut = Ranks.of_group(), config.cut_of_group()
-    if stage.companion is not None and ranks.count > 1:
-        raise NotImplementedError(
-            f"train: a discriminator trains in one process, got {ranks.count}. Use one, or no "
-            "discriminator."
-        )
+    check_companion(stage, config, ranks)
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
     # Gradients are averaged over processes: with these weights that is the mean over the batch.
     weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]

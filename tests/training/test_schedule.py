@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vqvae2_fast.testing.priors import tiny_prior
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
+from vqvae2_fast.training.optimizer import make_optimizer
 
 
 def test_learning_rate_warms_up_and_falls_to_its_final_share():
@@ -24,6 +26,20 @@ def test_seeds_of_steps_and_runs_differ():
     seeds = {step_seed(seed, step) for seed in range(20) for step in range(1000)}
     assert len(seeds) == 20_000
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_only_matrices_decay(optimizer):
+    prior = tiny_prior()
+    config = TrainConfig(optimizer=optimizer, weight_decay=0.1)
+    decays = {
+        weight: group["weight_decay"]
+        for group in make_optimizer(prior, config).param_groups
+        for weight in group["params"]
+    }
+    for name, weight in prior.named_parameters():
+        vector = name.endswith(("bias", "weight_g"))
+        assert decays[weight] == (0.0 if vector else 0.1), name
 
 
 def test_average_follows_its_formula_and_its_early_decay():

@@ -35,8 +35,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             weight_decay=config.weight_decay,
         )
     groups = [
-        {"params": [w for w in weights if w.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+        {"params": [w for w in weights if _is_matrix(w)], "weight_decay": config.weight_decay},
+        {"params": [w for w in weights if not _is_matrix(w)], "weight_decay": 0.0},
     ]
     if config.optimizer == "momentum":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
@@ -49,4 +49,9 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
     """Weights of matrices and convolutions, other than those of embeddings and output layers."""
     embeddings = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
     head = {weight for name, weight in model.named_parameters() if name.startswith("head.")}
-    return {w for w in model.parameters() if w.ndim >= 2 and w.numel() > len(w)} - embeddings - head
+    return set(filter(_is_matrix, model.parameters())) - embeddings - head
+
+
+def _is_matrix(weight: nn.Parameter) -> bool:
+    """Whether a weight is no vector; gains of weight normalisation are vectors `[C, 1, 1, 1]`."""
+    return weight.ndim >= 2 and weight.numel() > len(weight)

@@ -12,6 +12,7 @@ from vqvae2_fast.compat.rosinality import (
     Quantize,
     ResBlock,
 )
+from vqvae2_fast.ops import _native
 
 
 def test_default_vqvae_has_the_ports_parameters_and_order_of_keys():
@@ -78,6 +79,12 @@ def test_quantize_looks_up_before_it_updates():
     out, _, index = quantize(x)
     assert torch.allclose(out, before.t()[index], atol=1e-5)
     assert not torch.allclose(quantize.embed, before)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no kernels for the CPU")
+def test_quantize_trains_with_kernels_alone(monkeypatch):
+    monkeypatch.setattr(_native, "STRICT", True)
+    Quantize(4, 8)(torch.randn(30, 4))
 
 
 def test_quantize_computes_in_float32_whatever_comes_in():

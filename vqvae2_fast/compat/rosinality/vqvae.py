@@ -106,8 +106,11 @@ class Quantize(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(counts)
             torch.distributed.all_reduce(sums)
-        averages = (self.cluster_size, self.embed_avg.t(), self.embed.t())
-        ops.ema_update_(counts, sums, *averages, self.decay, self.eps)
+        # The operators take codes as rows, as in `forward`.
+        embed_avg, embed = self.embed_avg.t().contiguous(), self.embed.t().contiguous()  # [K, D]
+        ops.ema_update_(counts, sums, self.cluster_size, embed_avg, embed, self.decay, self.eps)
+        self.embed_avg.copy_(embed_avg.t())
+        self.embed.copy_(embed.t())
 
 
 class ResBlock(nn.Module):

@@ -38,6 +38,20 @@ def test_the_first_bad_index_is_named():
         ops.code_statistics(torch.zeros(40_000, 2), indices, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("index", [-2, 5])
+def test_a_bad_index_of_residual_codes_is_an_error(dtype, index):
+    z, codebooks = torch.zeros(3, 2, dtype=dtype), torch.zeros(2, 5, 2, dtype=dtype)
+    indices = torch.tensor([[0, -1], [4, index], [1, 2]])
+    with pytest.raises(RuntimeError, match=r"residual_code_statistics: expected ind.*-1\.\.4, got"):
+        ops.residual_code_statistics(z, codebooks, indices)
+
+
+def test_a_bad_index_of_float64_vectors_is_an_error():
+    with pytest.raises(RuntimeError, match=r"code_statistics: expected indices in 0\.\.4, got one"):
+        ops.code_statistics(torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 5]), 5)
+
+
 def test_averages_changed_in_place_are_known_to_autograd():
     cluster_size, embed_avg, codebook = torch.ones(3), torch.ones(3, 2), torch.ones(3, 2)
     weight = torch.ones(3, 2, requires_grad=True)

@@ -31,3 +31,10 @@ def test_nothing_of_the_size_of_the_logits_is_kept(dtype):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, id):
         ops.causal_attention(q, k, v, 0.1, "logits", torch.tensor(3))
     assert max(kept) <= q.numel()
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_positions_have_no_attention(dtype, dropout_p):
+    q, k, v = (torch.randn(2, 3, 0, size, dtype=dtype) for size in (4, 4, 5))
+    assert ops.causal_attention(q, k, v, dropout_p, "logits", torch.tensor(3)).shape == v.shape

@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "KERNEL_DTYPES",
+    "assert_inside",
     "check_codebook",
     "check_finite",
     "check_floating",
@@ -127,3 +128,12 @@ def check_finite(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{op}: expected finite values, got NaN or infinity in {name}.")
+
+
+def assert_inside(op: str, indices: Tensor, first: int, end: int) -> None:
+    """Raise RuntimeError for an index outside first..end − 1; on a GPU when its stream gets here,
+    without a synchronisation."""
+    torch._assert_async(
+        ((indices >= first) & (indices < end)).all(),
+        f"{op}: expected indices in {first}..{end - 1}, got one outside.",
+    )

@@ -29,7 +29,7 @@ def causal_attention_reference(
     weights, keep = _dropped_weights(q, k, dropout_p, dropout_on, seed)
     if dropout_on == "probabilities":
         weights = torch.where(keep, weights / (1 - dropout_p), 0.0)
-    return F.pad(weights[:, :, 1:] @ v, (0, 0, 1, 0))
+    return F.pad(weights[:, :, 1:] @ v, (0, 0, 1, 0))[:, :, : q.shape[2]]
 
 
 def _without_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def _without_dropout(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = F.scaled_dot_product_attention(*shifted, is_causal=True)
     else:
         out = F.scaled_dot_product_attention(*shifted, is_causal=True)
-    return F.pad(out, (0, 0, 1, 0))
+    return F.pad(out, (0, 0, 1, 0))[:, :, : q.shape[2]]  # of no position, nothing
 
 
 def _dropped_logits(
@@ -60,7 +60,7 @@ def _dropped_logits(
     if dropout_on == "logits":
         logits = torch.where(keep, logits / (1 - dropout_p), 0.0)
     future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu()
-    future[0] = False
+    future[:1] = False
     return logits.masked_fill(future, -torch.inf), keep
 
 

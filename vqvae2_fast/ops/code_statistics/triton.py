@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from vqvae2_fast.ops._checks import assert_inside
 from vqvae2_fast.ops._triton import configuration, launch
 from vqvae2_fast.ops._triton_rows import rows_by_code
 
@@ -110,11 +111,7 @@ def _code_sums_kernel(
 def code_statistics_triton(
     z: Tensor, indices: Tensor, num_embeddings: int
 ) -> tuple[Tensor, Tensor]:
-    inside = ((indices >= 0) & (indices < num_embeddings)).all()
-    # On a GPU this fails when the stream reaches it, without a synchronisation.
-    torch._assert_async(
-        inside, f"code_statistics: expected indices in 0..{num_embeddings - 1}, got one outside."
-    )
+    assert_inside("code_statistics", indices, 0, num_embeddings)
     keys, order, bounds = rows_by_code(indices, num_embeddings)
     num_rows, dimension = z.shape
     config = configuration("code_segments", z.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._checks import assert_inside
 from vqvae2_fast.ops.residual_nearest_code.reference import residual_type
 
 __all__ = ["residual_code_statistics_reference"]
@@ -14,6 +15,7 @@ def residual_code_statistics_reference(
     z: Tensor, codebooks: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     quantizers, num_embeddings, dim = codebooks.shape
+    assert_inside("residual_code_statistics", indices, -1, num_embeddings)
     counts = indices.new_zeros(quantizers, num_embeddings)
     sums = z.new_zeros(quantizers, num_embeddings, dim, dtype=torch.float64)
     residual = z.to(residual_type(z, codebooks))  # [N, D]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._checks import assert_inside
 from vqvae2_fast.ops.code_statistics.triton import code_statistics_triton
 from vqvae2_fast.ops.residual_nearest_code.triton import take_codes
 
@@ -23,12 +24,7 @@ def residual_code_statistics_triton(
     z: Tensor, codebooks: Tensor, indices: Tensor
 ) -> tuple[Tensor, Tensor]:
     num_embeddings = codebooks.shape[1]
-    inside = ((indices >= -1) & (indices < num_embeddings)).all()
-    # On a GPU this fails when the stream reaches it, without a synchronisation.
-    torch._assert_async(
-        inside,
-        f"residual_code_statistics: expected indices in -1..{num_embeddings - 1}, got one outside.",
-    )
+    assert_inside("residual_code_statistics", indices, -1, num_embeddings)
     counts, sums = [], []
     rows, residual = z, z.new_empty(z.shape, dtype=torch.float32)
     for codebook, index in zip(codebooks.unbind(), indices.unbind(1), strict=True):

@@ -49,11 +49,19 @@ def test_levels_that_have_collapsed_are_named_with_what_to_do(used, perplexity, 
         assert "--model.restart (now 0.02)" in found["top"]
 
 
-def test_codes_without_moving_averages_are_not_told_to_restart():
+@pytest.mark.parametrize(
+    ("quantizer", "remedy"),
+    [
+        ("gradient", "Take another --model.quantizer (now gradient), or lower"),
+        ("cosine", "Raise --model.restart (now 0.02)"),
+        ("residual:16,32", "Raise --model.restart (now 0.02)"),
+    ],
+)
+def test_only_moving_averages_are_told_to_restart(quantizer, remedy):
     metrics = dict.fromkeys(("top_codes_used", "top_perplexity"), 3.0)
     metrics |= dict.fromkeys(("bottom_codes_used", "bottom_perplexity"), 400.0)
-    found = collapsed_levels(replace(VQVAE, quantizer=("gradient", "ema")), metrics, 1000)
-    assert "Take another --model.quantizer (now gradient), or lower" in found["top"]
+    found = collapsed_levels(replace(VQVAE, quantizer=(quantizer, "ema")), metrics, 1000)
+    assert remedy in found["top"]
 
 
 @pytest.mark.parametrize("quantizer", ["ema", "gradient", "simvq", "lfq", "residual:4,4"])

@@ -17,6 +17,7 @@ from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.level_quantizer import learns_by_averages
 from vqvae2_fast.presets import preset
 from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
@@ -114,7 +115,8 @@ class TrainVQVAE(TrainingCommand):
         plot_curves(self.out / "curves.png", trained.log, num_embeddings=config.num_embeddings)
         images = min(len(held_out), self.train.validate_items or len(held_out))
         alarms = list(collapsed_levels(config, trained.metrics, images).values())
-        if "ema" in config.quantizers and self.train.steps <= config.quantize_after:
+        late = any(map(learns_by_averages, config.quantizers))
+        if late and self.train.steps <= config.quantize_after:
             alarms = [
                 f"the run of {self.train.steps} steps ended before its codebooks began, which "
                 f"--model.quantize-after does after {config.quantize_after}. Raise --train.steps."

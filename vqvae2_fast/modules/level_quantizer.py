@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.modules.quantizer_interface import Quantizer
 
-__all__ = ["check_quantizer", "codebook_numbers", "make_quantizer"]
+__all__ = ["check_quantizer", "codebook_numbers", "learns_by_averages", "make_quantizer"]
 
 
+# Those that take all options of `VectorQuantizerEMA`.
+_MOVING_AVERAGES = ("ema", "cosine", "residual", "grouped", "heads")
 _MOST_PARTS, _MOST_CODES = 64, 2**24
 
 
@@ -153,6 +155,12 @@ def check_quantizer(quantizer: str, num_embeddings: int, embedding_dim: int) -> 
             f"quantizer: expected embedding_dim={embedding_dim} to be a multiple of the "
             f"{numbers[0][0]} parts of {quantizer!r}."
         )
+
+
+def learns_by_averages(quantizer: str) -> bool:
+    """Whether the codes of a word's quantiser are moving averages, with restarts and a late start
+    (`quantize_after`)."""
+    return quantizer.partition(":")[0] in _MOVING_AVERAGES
 
 
 def codebook_numbers(quantizer: str, num_embeddings: int, embedding_dim: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.modules.level_quantizer import learns_by_averages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def collapsed_levels(
                 f"use the {config.num_embeddings} codes of level {name} as unevenly as "
                 f"{perplexity:.1f} equal ones"
             )
-        if quantizer == "ema":
+        if learns_by_averages(quantizer):
             remedy = (
                 f"Raise --model.restart (now {config.restart:g}), which gives unused codes another "
                 f"chance, or --model.quantize-after (now {config.quantize_after}), or lower "

@@ -165,9 +165,11 @@ def _check_memory(
         return
     fitting = (free - state - fixed) // item if item else 0
     if fitting >= 1:
-        times = -(-config.batch_size * config.accumulate // fitting)
+        # One that divides the batch leaves the step as it is.
+        size_ = next(n for n in range(fitting, 0, -1) if config.batch_size % n == 0)
+        times = config.accumulate * (config.batch_size // size_)
         more = "" if config.global_batch else f" and accumulate={times}"
-        remedy = f"Use batch_size={fitting}{more}"
+        remedy = f"Use batch_size={size_}{more}"
     else:
         remedy = (
             "Use a smaller model: another --preset, or fewer channels and layers (--help lists the "

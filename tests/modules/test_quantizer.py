@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
+from vqvae2_fast.modules.residual_vq import ResidualVQ
 
 K, D = 12, 5
 
@@ -186,6 +188,26 @@ def test_activation_checkpointing_does_not_count_twice(update: str, use_reentran
         gradients.append(inputs.grad)
     assert_same_state(plain, checkpointed)
     # The recomputation looks up the codes of the forward, not the updated ones.
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("make", [partial(VectorQuantizerEMA, K), partial(ResidualVQ, (K, K))])
+def test_only_the_latest_forward_can_be_recomputed(make, use_reentrant: bool) -> None:
+    quantizer = make(D, init="normal", decay=0.5)
+    inputs = torch.randn(2, 40, D).requires_grad_()
+    losses = [checkpoint(lambda z: quantizer(z)[2], z, use_reentrant=use_reentrant) for z in inputs]
+    with pytest.raises(RuntimeError, match="recomputes another forward than the latest.*'step'"):
+        sum(losses).backward()
+
+
+def test_forwards_of_one_step_can_be_recomputed_together() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal", decay=0.5, update="step")
+    gradients = []
+    for run in (quantizer, lambda z: checkpoint(quantizer, z, use_reentrant=False)):
+        inputs = torch.randn(2, 40, D, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        sum(run(z)[2] for z in inputs).backward()
+        gradients.append(inputs.grad)
     assert torch.equal(*gradients)
 
 

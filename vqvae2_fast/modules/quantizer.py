@@ -15,6 +15,7 @@ from vqvae2_fast import ops
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import initial_codebook, perplexity
 from vqvae2_fast.modules.codebook_steps import move_codebook_, packed_statistics, start_codebook_
+from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import (
     StartFlag,
     has_started,
@@ -150,7 +151,7 @@ class VectorQuantizerEMA(Quantizer):
         # A copy of what the buffers say: a compiled graph could not read them.
         self._is_waiting = quantize_after > 0
         self._seen = SeenVectors()
-        self._lookup_codebook: Tensor | None = None
+        self._latest = LatestForward()
         self.register_load_state_dict_post_hook(_forget_old_state)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
@@ -176,6 +177,8 @@ class VectorQuantizerEMA(Quantizer):
         Raises:
             ValueError: The last size of z is not D.
             TypeError: z is not floating, or in training mode the codebook is not float32.
+            RuntimeError: With update="forward": a checkpoint recomputes another forward than the
+                latest.
         """
         check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
         with without_autocast(z.device):
@@ -209,9 +212,7 @@ class VectorQuantizerEMA(Quantizer):
         # recomputation need the codes that the forward used.
         if self.update == "step":
             return self.codebook
-        if not recomputing or self._lookup_codebook is None:
-            self._lookup_codebook = self.codebook.clone()
-        return self._lookup_codebook
+        return self._latest.codebook_for(self.codebook, z, recomputing=recomputing)
 
     @torch.no_grad()
     def take_(self, z: Tensor, indices: Tensor) -> None:

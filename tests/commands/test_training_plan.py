@@ -99,9 +99,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(codes, tmp_path, r
 
 
 @pytest.mark.parametrize("free", [25 * 10**7, 35 * 10**7])  # for two and for three of the four
-def test_activations_that_do_not_fit_name_the_batch_that_does(
-    vqvae_run, memory, monkeypatch, free
-):
+def test_activations_that_do_not_fit_name_the_batch_that_does(vqvae_run, memory, monkeypatch, free):
     monkeypatch.setattr(plan, "measure_step", lambda stage, config: StepCost(0.1, 0, 10**8))
     memory(free)
     code, _, error = vqvae_run()

@@ -7,8 +7,8 @@ set that changed gets another cache, and the old one is removed.
 
 from __future__ import annotations
 
-import hashlib
 import glob
+import hashlib
 import json
 import math
 import os

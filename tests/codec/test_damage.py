@@ -36,19 +36,25 @@ def refused(data: bytes, message: str, pipeline: Pipeline = PIPELINE) -> None:
 def with_header(**changes: int) -> bytes:
     """The file with header fields overwritten, by name."""
     places = {"version": (4, "B"), "coder": (5, "B"), "flags": (6, "B"), "levels": (7, "B")}
-    places |= {"images": (22, "<I"), "reserve": (30, "<H")}
+    places |= {"images": (22, "<I")}
     data = bytearray(DATA)
     for name, value in changes.items():
         place, kind = places[name]
         struct.pack_into(kind, data, place, value)
-    return bytes(data)
+    return checked(data)
+
+
+def checked(data: bytes | bytearray) -> bytes:
+    """A file of one segment of two levels with the right check of its header and table."""
+    check = zlib.crc32(data[32:48], zlib.crc32(data[:30])) & 0xFFFF
+    return bytes(data[:30]) + struct.pack("<H", check) + bytes(data[32:])
 
 
 def with_top(payload: bytes) -> bytes:
     """The file with another payload of the top level, whose length and CRC are correct."""
     size = struct.unpack_from("<I", DATA, 32)[0]
     table = struct.pack("<II", len(payload), zlib.crc32(payload))
-    return DATA[:32] + table + DATA[40:48] + payload + DATA[48 + size :]
+    return checked(DATA[:32] + table + DATA[40:48] + payload + DATA[48 + size :])
 
 
 def test_no_bytes() -> None:
@@ -63,9 +69,24 @@ def test_bytes_after_the_last_segment() -> None:
     refused(DATA + b"xyz", "after the last segment it has b'xyz'")
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"flags": 4}, {"reserve": 1}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"flags": 12}])
 def test_a_newer_version(change: dict[str, int]) -> None:
-    refused(with_header(**change), "Decode it with the release that wrote it")
+    refused(with_header(**change), "or a newer release wrote it")
+
+
+@pytest.mark.parametrize("byte", range(48))
+def test_an_altered_header_or_table(byte: int) -> None:
+    for bit in range(8):
+        data = bytearray(DATA)
+        data[byte] ^= 1 << bit
+        with pytest.raises(ValueError):
+            codec.decode_codes(PIPELINE, bytes(data))
+
+
+def test_an_older_file_has_no_check() -> None:
+    flags = DATA[6] & ~4
+    old = DATA[:6] + bytes([flags]) + DATA[7:30] + bytes(2) + DATA[32:]
+    assert all(map(torch.equal, codec.decode_codes(PIPELINE, old), CODES))
 
 
 def test_an_unknown_engine() -> None:

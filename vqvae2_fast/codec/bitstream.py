@@ -37,10 +37,12 @@ MAGIC, VERSION = b"VQ2C", 1
 CODERS = {1: "cpu"}
 NO_LABEL = -1
 MAX_LEVELS = 16
-# magic, version, coder, flags, levels; pipeline, height, width, label, images, seed, reserve
+# magic, version, coder, flags, levels; pipeline, height, width, label, images, seed, check
 _HEADER = struct.Struct("<4sBBBB8sHHhIIH")
 _LEVEL = struct.Struct("<II")  # bytes of the payload, its CRC-32
-_LABELS_PER_IMAGE, _MARGINS = 1, 2
+_CHECK = struct.Struct("<H")  # the end of a header
+# Older files have no check of header and table, and 0 in its place.
+_LABELS_PER_IMAGE, _MARGINS, _CHECKED = 1, 2, 4
 _CHUNK = 2**20  # bytes read at a time
 
 
@@ -126,7 +128,9 @@ def write_segment(segment: Segment) -> bytes:
         MAGIC,
         VERSION,
         header.coder,
-        (_LABELS_PER_IMAGE if segment.labels else 0) | (_MARGINS if header.margins else 0),
+        _CHECKED
+        | (_LABELS_PER_IMAGE if segment.labels else 0)
+        | (_MARGINS if header.margins else 0),
         header.num_levels,
         header.pipeline,
         header.height,
@@ -137,7 +141,13 @@ def write_segment(segment: Segment) -> bytes:
         0,
     )
     table = b"".join(_LEVEL.pack(len(payload), zlib.crc32(payload)) for payload in payloads)
-    return packed + table + b"".join(payloads)
+    unchecked = packed[: -_CHECK.size]
+    return unchecked + _check_of(unchecked, table) + table + b"".join(payloads)
+
+
+def _check_of(unchecked: bytes, table: bytes) -> bytes:
+    """The check of a header, without its last two bytes, and of its table."""
+    return _CHECK.pack(zlib.crc32(table, zlib.crc32(unchecked)) & 0xFFFF)
 
 
 def read_segments(
@@ -167,7 +177,7 @@ def read_segments(
                 f"{where}: expected at most {max_images} images, the file has at least {images}; "
                 "raise max_images to decode it."
             )
-        segment, start = _read_segment(file, header, flags, where)
+        segment, start = _read_segment(file, start, header, flags, where)
         yield segment
 
 
@@ -206,11 +216,16 @@ def describe(data: bytes | IO[bytes], *, max_images: int | None = None) -> Descr
     return found
 
 
-def _read_segment(file: IO[bytes], header: Header, flags: int, where: str) -> tuple[Segment, bytes]:
-    """The segment whose header is given, and the bytes of the next header."""
+def _read_segment(
+    file: IO[bytes], packed: bytes, header: Header, flags: int, where: str
+) -> tuple[Segment, bytes]:
+    """The segment whose header is given, also as its bytes, and the bytes of the next header."""
     table = _read(file, header.num_levels * _LEVEL.size)
     if len(table) < header.num_levels * _LEVEL.size:
         raise ValueError(f"{where}: the file is truncated in a header.")
+    unchecked, check = packed[: -_CHECK.size], packed[-_CHECK.size :]
+    if flags & _CHECKED and check != _check_of(unchecked, table):
+        raise ValueError(f"{where}: a header is damaged: its check differs.")
     labels: tuple[int, ...] = ()
     levels: list[list[bytes]] = []
     for level, (size, crc) in enumerate(_LEVEL.iter_unpack(table)):
@@ -251,13 +266,18 @@ def _read_header(packed: bytes, is_first: bool, where: str) -> tuple[Header, int
         )
     if len(packed) < _HEADER.size:
         raise ValueError(f"{where}: the file is truncated in a header.")
-    _, version, coder, flags, levels, pipeline, height, width, label, images, seed, reserve = (
+    _, version, coder, flags, levels, pipeline, height, width, label, images, seed, check = (
         _HEADER.unpack(packed)
     )
-    if version != VERSION or flags & ~(_LABELS_PER_IMAGE | _MARGINS) or reserve:
+    unchecked = not flags & _CHECKED
+    if (
+        version != VERSION
+        or flags & ~(_LABELS_PER_IMAGE | _MARGINS | _CHECKED)
+        or (unchecked and check)
+    ):
         raise ValueError(
             f"{where}: expected version {VERSION} of the format, got version {version} with flags "
-            f"{flags} and {reserve} in its reserve. Decode it with the release that wrote it."
+            f"{flags} and check {check}. The header is damaged, or a newer release wrote it."
         )
     if coder not in CODERS:
         raise ValueError(

@@ -183,15 +183,16 @@ def _as_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()  # [H, W, C] -> [C, H, W]
 
 
-def _orientation(image: Image.Image) -> object:
+def _orientation(image: Image.Image) -> int:
     """The orientation that the image's tags give, or 1, which is upright, if they are damaged.
 
     `ImageOps.exif_transpose` would also write the tags anew, which fails if one is of a wrong type.
     """
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        found = image.getexif().get(_EXIF_ORIENTATION)
     except DECODE_ERRORS:
         return 1
+    return found if isinstance(found, int) else 1
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -57,6 +57,17 @@ def check_compiler() -> None:
         raise SystemExit(NEEDS_COMPILER.format(tried=", ".join(candidates)))
 
 
+def cuda_wanted() -> str:
+    """What VQVAE2_FAST_BUILD_CUDA asks for, as CMakeLists.txt calls it."""
+    asked = os.environ.get("VQVAE2_FAST_BUILD_CUDA", "")
+    if asked not in ("", "0", "1"):
+        raise SystemExit(
+            "VQVAE2_FAST_BUILD_CUDA: expected 1 to demand CUDA kernels, 0 to leave them out, or "
+            f"nothing to build them if nvcc is found, got {asked!r}."
+        )
+    return {"0": "OFF", "1": "ON", "": "AUTO"}[asked]
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         check_compiler()
@@ -65,7 +76,7 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        cuda = {"0": "OFF", "1": "ON"}.get(os.environ.get("VQVAE2_FAST_BUILD_CUDA", ""), "AUTO")
+        cuda = cuda_wanted()
         arguments = [
             "-G",
             "Ninja",

@@ -1,6 +1,6 @@
 """Peak memory of one call above what was used before it, in a separate process.
 
-    python benchmarks/peak_memory.py search ours
+    python benchmarks/peak_memory.py search ours [THREADS]
 
 Prints MiB: the high-water mark of resident memory during the second call (the first warms caches
 that last) minus the resident memory before it, outputs included. Linux only.
@@ -41,7 +41,10 @@ def numbers_of(script: str, *arguments: str, count: int) -> list[float]:
 
 
 def peak_mib(workload: str, contender: str) -> float:
-    return numbers_of(__file__, workload, contender, count=1)[0]
+    import torch
+
+    # Each thread has a workspace, so the other process takes as many as this one.
+    return numbers_of(__file__, workload, contender, str(torch.get_num_threads()), count=1)[0]
 
 
 def rise_of(run: Callable[[], object]) -> float:
@@ -61,7 +64,8 @@ def main() -> None:
     import torch
     from workloads import WORKLOADS
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if len(sys.argv) > 3:
+        torch.set_num_threads(int(sys.argv[3]))
     run = WORKLOADS[sys.argv[1]]().contenders[sys.argv[2]]()
     run()
     print(rise_of(run))

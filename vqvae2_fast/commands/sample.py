@@ -54,8 +54,8 @@ class Sample(Command):
     """Draw images. Writes images/*.png as they are drawn, an index of them, samples.jsonl (class
     and log-probabilities of each), settings.json, and samples.png to look at.
 
-    Image i depends only on the seed and the settings, not on --n, --batch-size or the number of
-    processes. Under torchrun the processes share the work: `torchrun --nproc-per-node 2 --no-python
+    With engine cpu, image i depends only on the seed and the settings, not on --n, --batch-size or
+    the number of processes. Under torchrun the processes share the work: `torchrun --nproc-per-node 2 --no-python
     -- vqvae2-fast sample ...`.
     """
 
@@ -92,8 +92,8 @@ class Sample(Command):
     """In place of --keep: an image, white or transparent where to draw. It is brought to the size
     of the model like the images of --known."""
     candidates: int | None = None
-    """With --mask: fill the holes of each map so many times, and take a filling that the codes
-    after it follow from. By default 1, which looks only at what comes before."""
+    """With --mask: fill the holes of each map this many times, and keep a filling that suits the
+    known codes after it. By default 1, which looks only at what comes before."""
     classifier: Path | None = None
     """Reject samples by the probability that this classifier (from `train-classifier`) gives their
     class; needs --best or --threshold. --n then counts the samples drawn, not those kept."""

@@ -58,8 +58,8 @@ class Serve(Command):
             raise ValueError("--token: expected a long random word, got an empty one.")
         if not is_loopback(self.host) and self.token is None:
             raise ValueError(
-                f"--token: expected one where others reach the server (--host {self.host}), got "
-                "none. Choose a long random word."
+                f"--token: needed with --host {self.host}, because other machines can reach the "
+                "server. Choose a long random word."
             )
         pipeline = self.models.open(self.prepare())
         app = create_app(pipeline, limits, token=self.token, loopback=is_loopback(self.host))

@@ -52,7 +52,7 @@ class TrainPrior(TrainingCommand):
     `sample` draws one for each image. For codes of `extract --subclasses`."""
     tell_variants: bool = False
     """Tell the prior whether an image is as it is, mirrored or a changed copy, so that it learns
-    from all of them and samples are like images as they are. For codes of `extract --flip` or
+    from all of them, but draws images that look unaltered. For codes of `extract --flip` or
     `--copies`."""
     label_dropout: float = 0.1
     """Share of labels dropped in training, so that samples can be guided."""

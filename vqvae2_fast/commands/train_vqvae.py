@@ -32,8 +32,7 @@ __all__ = ["TrainVQVAE"]
 class TrainVQVAE(TrainingCommand):
     """Train a VQ-VAE (stage 1) on images; leaves checkpoints, log.jsonl, pictures and result.json.
 
-    --preset sets the defaults of all --model and --train options: put it first and change what you
-    like after it.
+    --preset sets the defaults of all --model and --train options; those that you give override it.
     """
 
     preset: str = "emoji32"

@@ -117,6 +117,11 @@ class VQVAE2Config:
                 f"in both directions, got {self.image_size}."
             )
 
+        if isinstance(self.quantizer, str):
+            raise ValueError(
+                f"VQVAE2Config: quantizer must be a tuple of names, got {self.quantizer!r}; one for "
+                f"all levels is ({self.quantizer!r},)."
+            )
         if len(self.quantizer) not in (1, self.num_levels):
             raise ValueError(
                 f"VQVAE2Config: quantizer must name one quantiser, or one for each of the "

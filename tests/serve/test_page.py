@@ -24,12 +24,33 @@ from vqvae2_fast.testing.server import served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=30_000)  # ms; a busy machine is slow
 DONE = re.compile(r"images? in [\d.]+ s")
+ROW_SHOWN = "() => performance.getEntriesByName('first-row').length"
+IMAGE_SHOWN = """() => document.querySelectorAll("#maps canvas")[2].getContext("2d")
+    .getImageData(0, 0, 1, 1).data[3]"""
+# The stream of the page's next request stays, ends or breaks after its first event of a name.
+CUT = """([name, how]) => {
+    const real = window.fetch;
+    window.fetch = async (path, options) => {
+        window.fetch = real;
+        const text = await (await real(path, options)).text(), { signal } = options;
+        const end = text.indexOf("\\n\\n", text.indexOf("event: " + name)) + 2;
+        return new Response(new ReadableStream({
+            start(stream) {
+                stream.enqueue(new TextEncoder().encode(text.slice(0, end)));
+                if (how === "ends") stream.close();
+                if (how === "breaks") setTimeout(() => stream.error(new TypeError("broken")), 200);
+                signal.addEventListener("abort", () => stream.error(signal.reason));
+            },
+        }));
+    };
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +100,13 @@ def download(page: Page, name: str) -> bytes:
     with page.expect_download() as waiting:
         button(page, name).click()
     return waiting.value.path().read_bytes()
+
+
+def gradient(folder: Path) -> Path:
+    file = folder / "gradient.png"
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    Image.fromarray(np.stack(np.broadcast_arrays(ramp[:, None], ramp, ramp[:1]), -1)).save(file)
+    return file
 
 
 def card_of(page: Page) -> dict:
@@ -137,9 +165,7 @@ def test_a_painted_hole_is_redrawn_and_the_rest_kept(page, address):
 
 
 def test_an_upload_is_reconstructed_and_completed(page, address, tmp_path):
-    file = tmp_path / "gradient.png"
-    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
-    Image.fromarray(np.stack(np.broadcast_arrays(ramp[:, None], ramp, ramp[:1]), -1)).save(file)
+    file = gradient(tmp_path)
     page.locator("#file").set_input_files(file)
     expect(page.locator("#facts")).to_have_text(
         re.compile(r"dB · \d+ bits \(top \d+, bottom \d+\)")
@@ -158,7 +184,7 @@ def test_an_upload_is_reconstructed_and_completed(page, address, tmp_path):
 def test_a_saved_card_draws_the_saved_bytes(page, address, tmp_path):
     page.locator("#gallery .tile").nth(4).click()
     picture, card = download(page, "PNG"), download(page, "Card (JSON)")
-    file = tmp_path / "card.json"
+    file = tmp_path / "card.JSON"
     file.write_bytes(card)
     page.locator("#file").set_input_files(file)
     expect(page.locator("#title")).to_have_text("From a card, seed 0")
@@ -176,6 +202,77 @@ def test_guidance_redraws_the_same_seed(page):
     after = card_of(page)["request"]
     assert after["guidance_scale"] == [0.5, 0.5]
     assert after["seed"] == before["seed"]
+
+
+def test_settings_off_the_grid_are_kept(page, tmp_path):
+    card, file = card_of(page), tmp_path / "card.json"
+    settings = {"temperature": [0.87, 2.3], "top_p": [0.955, 1], "guidance_scale": [1.25, 1.25]}
+    card["request"].update(settings)
+    file.write_text(json.dumps(card))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#title")).to_have_text("From a card, seed 0")
+    expect(page.locator("#status")).to_have_text(DONE)
+    page.locator("#history button").first.click()
+    page.locator("#label").select_option("")
+    page.locator("#new-seed").uncheck()
+    button(page, "Draw").click()
+    expect(page.locator("#title")).to_have_text("No class, seed 0")
+    expect(page.locator("#status")).to_have_text(DONE)
+    request = card_of(page)["request"]
+    assert {name: request[name] for name in settings} == settings
+
+
+def test_a_setting_changed_during_a_draw_counts_after_it(page):
+    draw(page, 2, pace="120")
+    expect(page.locator("#gallery .tile")).to_have_count(2)
+    changed = '"guidance_scale":[0.5,0.5]'
+    with page.expect_request(lambda request: changed in (request.post_data or "")):
+        page.locator("#guidance").fill("0.5")
+    expect(page.locator("#status")).to_have_text(DONE)
+
+
+def test_a_draw_is_kept_when_an_image_is_opened(page, tmp_path):
+    draw(page, 4, pace="120")
+    expect(page.locator("#gallery .tile")).to_have_count(4)
+    page.wait_for_function(ROW_SHOWN)
+    title = page.locator("#title").inner_text()
+    page.locator("#file").set_input_files(gradient(tmp_path))
+    expect(page.locator("#title")).to_have_text("gradient.png")
+    expect(page.locator("#history li")).to_have_count(3)
+    page.locator("#history button", has_text=title).click()
+    expect(page.locator("#gallery .tile")).to_have_count(4)
+
+
+def test_stop_ends_a_live_redraw_and_takes_it_back(page):
+    same = "old => (document.querySelector('.tile canvas').toDataURL() === old)"
+    before = page.locator(".tile canvas").first.evaluate("canvas => canvas.toDataURL()")
+    page.evaluate(CUT, ["image", "stays"])
+    page.locator("#guidance").fill("0")
+    page.wait_for_function(same.replace("===", "!=="), arg=before)
+    page.locator("#guidance").fill("0.5")
+    button(page, "Stop").click()
+    expect(page.locator("#status")).to_have_text(re.compile("^Stopped after"))
+    page.wait_for_function(same, arg=before)
+    expect(button(page, "Stop")).to_be_disabled()
+
+
+def test_an_image_that_is_whole_when_it_is_stopped_can_be_used(page):
+    page.evaluate(CUT, ["image", "stays"])
+    draw(page, 1)
+    page.wait_for_function(ROW_SHOWN)
+    page.wait_for_function(IMAGE_SHOWN)
+    button(page, "Stop").click()
+    for name in ["PNG", "Complete", "Draw it again from its card"]:
+        expect(button(page, name)).to_be_enabled()
+
+
+@pytest.mark.parametrize("how", ["ends", "breaks"])
+def test_a_stream_that_breaks_off_is_told(page, how):
+    page.evaluate(CUT, ["row", how])
+    draw(page, 2)
+    expect(page.locator(".error")).to_have_text(re.compile("^The server stopped answering"))
+    expect(page.locator("#status")).to_be_empty()
+    expect(page.locator("#history li")).to_have_count(2)
 
 
 @pytest.mark.parametrize(("classes", "labels"), [(96, [0, 24, 48, 72]), (6, [0, 1, 2, 3, 4, 5])])
@@ -196,11 +293,17 @@ def test_an_error_stands_beside_its_control(page, tmp_path):
     file = tmp_path / "no_image.png"
     file.write_bytes(b"no image")
     page.locator("#file").set_input_files(file)
-    expect(page.locator('[data-field="image"] .error')).to_contain_text("cannot be read")
+    expect(page.locator('[data-field="image"] .error')).to_contain_text("Expected an image")
     page.locator("#candidates").fill("65")
     paint(page, 1, (0.5, 0.5))
     button(page, "Redraw").click()
     expect(page.locator('[data-field="candidates"] + .error')).to_contain_text("at most 64")
+    draw(page, 1_000_000_000)
+    expect(page.locator('[data-field="count"] + .error')).to_contain_text("at most 16")
+    page.locator("#settings").evaluate("details => { details.open = false; }")
+    page.locator('[data-field="top_p.1"] input').evaluate("input => { input.value = 2; }")
+    button(page, "Draw").click()
+    expect(page.locator('[data-field="top_p.1"] + .error')).to_be_visible()
 
 
 def test_a_code_is_looked_up(page):
@@ -209,8 +312,59 @@ def test_a_code_is_looked_up(page):
     page.keyboard.press("Enter")
     expect(page.locator("#code-text")).to_contain_text("of the bottom level")
     expect(page.locator("#code-patches button")).to_have_count(9)
-    page.locator("#code-patches button").nth(1).click()
+    page.locator("#code-patches button").nth(1).press("Enter")
     expect(page.locator("#code-patches button").nth(0)).to_have_attribute("aria-current", "true")
+    expect(page.locator("#code-patches button").nth(0)).to_be_focused()
+
+
+def test_the_history_keeps_the_focus_and_the_counts_follow(page):
+    images = page.locator("#gallery .tile").count()
+    page.locator("#maps canvas").nth(1).press("Enter")
+    expect(page.locator("#code-text")).to_contain_text(f"of {images} images")
+    draw(page, 2)
+    expect(page.locator("#code-text")).to_contain_text("of 2 images")
+    expect(page.locator("#status")).to_have_text(re.compile("^2 images in"))
+    page.locator("#history button").nth(1).press("Enter")
+    expect(page.locator("#history button").nth(1)).to_be_focused()
+    expect(page.locator("#code-text")).to_contain_text(f"of {images} images")
+
+
+def test_what_the_keys_do_to_a_map_is_told(page):
+    canvas, cell = page.locator("#maps canvas").nth(1), page.locator("#cell")
+    canvas.press("ArrowDown")
+    expect(cell).to_have_text(re.compile(r"^Row 2, column 1, code \d+$"))
+    canvas.press("Space")
+    code = cell.inner_text().split()[-1]
+    expect(page.locator("#code-text")).to_contain_text(f"Code {code} of the bottom level")
+    histogram = page.locator("#histogram")
+    expect(histogram).to_have_attribute("aria-valuetext", f"Code {code}")
+    histogram.press("Home")
+    expect(histogram).to_have_attribute("aria-valuenow", "1")
+    page.get_by_role("radio", name="Paint").check()
+    canvas.press("Space")
+    expect(cell).to_have_text(re.compile(r"^Row 1, column 1, code \d+, painted$"))
+    page.locator("#maps canvas").nth(2).press("ArrowRight")
+    expect(cell).to_have_text("Row 1, column 2, painted")
+
+
+def test_a_page_without_the_token_says_so(browser, address):
+    page = browser.new_page()
+    refused = {"error": {"field": "", "expected": "Expected the server's token.", "remedy": ""}}
+    page.route("**/v1/info", lambda route: route.fulfill(status=401, json=refused))
+    page.goto(address)
+    expect(page.locator("#about")).to_have_text("The models could not be loaded.")
+    expect(page.locator(".error")).to_have_text("Expected the server's token.")
+    expect(button(page, "Draw")).to_be_disabled()
+    page.close()
+
+
+@pytest.mark.parametrize(("fragment", "links"), [("", 2), ("#token=secret", 1)])
+def test_metrics_are_linked_where_a_link_opens_them(browser, address, fragment, links):
+    page = browser.new_page()
+    page.goto(f"{address}/{fragment}")
+    expect(page.locator("#status")).to_have_text(DONE)
+    expect(page.locator("footer a:visible")).to_have_count(links)
+    page.close()
 
 
 def test_it_fits_a_telephone(browser, address):

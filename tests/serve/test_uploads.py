@@ -67,6 +67,7 @@ def test_a_cut_image_is_refused(client, empty_place, kind):
         status, expected = refused(client, whole[:length])
         assert status == 400
         assert "cannot be" in expected
+        assert "object at" not in expected
     assert not list(empty_place.iterdir())
 
 

@@ -1,6 +1,6 @@
 // Requests to the server, and its answers as they come.
 
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
+export const token = new URLSearchParams(location.hash.slice(1)).get("token");
 
 export class Refused extends Error {
   constructor({ field, expected, remedy }) {
@@ -34,26 +34,33 @@ const posted = (body, signal) => ({
 
 export const post = async (path, body) => (await send(path, posted(body))).json();
 
-export const encode = async (file, label) => {
+export const encode = async (file, label, signal) => {
   const query = label === null ? "" : `?label=${label}`;
   const headers = { "Content-Type": "application/octet-stream" };
-  return (await send(`v1/encode${query}`, { method: "POST", body: file, headers })).json();
+  return (await send(`v1/encode${query}`, { method: "POST", body: file, headers, signal })).json();
 };
 
-// The server-sent events of a request, as [name, content].
+const brokenOff = () => new Refused({ field: "", expected: "The server stopped answering.", remedy: "Is it still running?" });
+
+// The server-sent events of a request, as [name, content]. The last one is done or error.
 export async function* stream(path, body, signal) {
   const answer = await send(path, posted({ ...body, stream: true }, signal));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
+  let text = "", ended = false;
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : brokenOff();
+    });
+    if (done && !ended) throw brokenOff();
     if (done) return;
     text += value;
     const blocks = text.split("\n\n");
     text = blocks.pop();
     for (const block of blocks) {
       const [event, data] = block.split("\n");
-      yield [event.slice("event: ".length), JSON.parse(data.slice("data: ".length))];
+      const name = event.slice("event: ".length);
+      ended ||= name === "done" || name === "error";
+      yield [name, JSON.parse(data.slice("data: ".length))];
     }
   }
 }

@@ -27,8 +27,8 @@ export class Bench {
     const isImage = n === this.levels.length;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", isImage
-      ? "The image. Arrow keys move, space paints all levels."
-      : `${title(name)} map, ${height} by ${width} codes. Arrow keys move, Enter looks up a code, space paints.`);
+      ? "The image. Arrow keys move, space paints or erases all levels, as the tool says."
+      : `${title(name)} map, ${height} by ${width} codes. Arrow keys move, Enter looks up a code, space does what the tool says.`);
     const caption = isImage ? "Image" : `${title(name)} codes, ${height}×${width}`;
     const figure = element("figure", {}, canvas, element("figcaption", { textContent: caption }));
     $("maps").append(figure);
@@ -56,9 +56,10 @@ export class Bench {
       if (step) {
         grid.cursor = [Math.min(height - 1, Math.max(0, y + step[0])), Math.min(width - 1, Math.max(0, x + step[1]))];
         this.show();
-      } else if (event.key === "Enter") this.look(n, y, x);
+      } else if (event.key === "Enter" || (event.key === " " && this.tool === "look")) this.look(n, y, x);
       else if (event.key === " ") this.brush(n, y, x);
       else return;
+      this.tell(n, ...(grid.cursor ?? [y, x]));
       event.preventDefault();
     };
     return grid;
@@ -68,6 +69,19 @@ export class Bench {
     if (n === this.levels.length || !this.item) return;
     const code = this.item.codes[n]?.[y]?.[x] ?? -1;
     if (code >= 0) this.lookUp(n, code);
+  }
+
+  // Says what is at a cell, for those who do not see it.
+  tell(n, y, x) {
+    if (!this.item) return;
+    const isImage = n === this.levels.length, level = isImage ? n - 1 : n, grid = this.grids[n];
+    const words = [`Row ${y + 1}`, `column ${x + 1}`];
+    const code = isImage ? -1 : this.item.codes[n]?.[y]?.[x] ?? -1;
+    if (code >= 0) words.push(`code ${code}`);
+    const row = Math.floor(y * this.levels[level].height / grid.height);
+    const column = Math.floor(x * this.levels[level].width / grid.width);
+    if (this.item.masks[level][row][column]) words.push("painted");
+    $("cell").textContent = words.join(", ");
   }
 
   // Paints or erases the codes around a cell; on the image, those of all levels.

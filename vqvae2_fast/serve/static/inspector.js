@@ -1,7 +1,7 @@
 // What a code means: where it occurs, its neighbours, what it decodes to, how often it is used.
 
 import { bitmap } from "./api.js";
-import { $, element } from "./controls.js";
+import { $, element, rebuild } from "./controls.js";
 
 export class Inspector {
   constructor(levels, changed) {
@@ -22,7 +22,7 @@ export class Inspector {
       this.choose(this.level, order[Math.floor((event.clientX - box.left) / box.width * order.length)]);
     };
     canvas.onkeydown = (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, Home: -Infinity, End: Infinity }[event.key];
       if (!step) return;
       const { order } = this.levels[this.level];
       const place = order.indexOf(this.code) + step;
@@ -49,8 +49,8 @@ export class Inspector {
     $("inspector").hidden = false;
     this.showHistogram();
     const level = this.levels[this.level], { code } = this;
-    $("code-patches").replaceChildren();
     if (code === null) {
+      $("code-patches").replaceChildren();
       $("code-text").textContent = "Choose a code of a map, or a bar.";
       return;
     }
@@ -60,7 +60,7 @@ export class Inspector {
     $("code-text").textContent = `Code ${code} of the ${level.name} level is ${(100 * level.use[code]).toFixed(2)} % of all codes in training, ` +
       `number ${rank} of ${level.use.length}. Here it occurs ${total} times, in ${images} of ${this.items.length} images. ` +
       "What it decodes to where it fills the map, and the codes nearest to it:";
-    $("code-patches").append(...[code, ...level.neighbours[code]].map((other) => this.patch(other)));
+    rebuild($("code-patches"), ...[code, ...level.neighbours[code]].map((other) => this.patch(other)));
   }
 
   patch(code) {
@@ -100,5 +100,8 @@ export class Inspector {
     $("histogram-text").textContent = `Use of the ${level.use.length} ${level.name} codes in training, most frequent first ` +
       `(heights are square roots). ${used} are used more than a tenth of the mean; entropy ${entropy.toFixed(2)} bits.`;
     canvas.setAttribute("aria-label", $("histogram-text").textContent + " Left and right arrows choose a code.");
+    canvas.setAttribute("aria-valuemax", level.order.length);
+    canvas.setAttribute("aria-valuenow", level.order.indexOf(this.code) + 1);
+    canvas.setAttribute("aria-valuetext", this.code === null ? "No code is chosen" : `Code ${this.code}`);
   }
 }

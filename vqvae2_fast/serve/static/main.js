@@ -1,8 +1,8 @@
 // The page: draws, shows what comes, and keeps what was drawn.
 
-import { bitmap, encode, get, Refused, stream } from "./api.js";
+import { bitmap, encode, get, Refused, stream, token } from "./api.js";
 import { Bench } from "./bench.js";
-import { $, clearErrors, Controls, element, say, showError } from "./controls.js";
+import { $, clearErrors, Controls, element, rebuild, say, showError } from "./controls.js";
 import { Inspector } from "./inspector.js";
 import { paintTile } from "./paint.js";
 
@@ -15,7 +15,7 @@ let batch = { items: [] }; // what the gallery shows: title, items, kind, reques
 let past = []; // batches, the newest first
 let chosen = 0;
 let running = null; // an AbortController
-let liveWanted = false;
+let liveWanted = false; // a setting has changed while something was running
 let remembered = null; // the image A of a crossing
 
 // -- showing
@@ -52,6 +52,7 @@ function showGallery() {
     return tile;
   }));
   inspector.items = batch.items;
+  if (inspector.code !== null) inspector.show();
   choose(Math.min(chosen, batch.items.length - 1));
 }
 
@@ -108,14 +109,14 @@ function markTiles() {
 
 // -- history
 
-function remember(replaced) {
-  if (replaced) past = past.filter((old) => old !== replaced);
-  past = [batch, ...past.filter((old) => old !== batch)].slice(0, HISTORY);
+// Keeps a batch, which need not be what is shown now; it may stand for another one.
+function remember(made, replaced = null) {
+  past = [made, ...past.filter((old) => old !== made && old !== replaced)].slice(0, HISTORY);
   showHistory();
 }
 
 function showHistory() {
-  $("history").replaceChildren(...past.map((old) => {
+  rebuild($("history"), ...past.map((old) => {
     const canvas = element("canvas", { width: 256, height: 128 }), context = canvas.getContext("2d");
     const columns = Math.max(2, Math.ceil(Math.sqrt(2 * old.items.length))), side = Math.floor(256 / columns);
     const { height, width } = info.image, down = Math.round(side * height / width);
@@ -132,7 +133,7 @@ function showHistory() {
 }
 
 function restore(old) {
-  running?.abort();
+  stop();
   batch = old;
   if (old.request) {
     controls.set(old.request);
@@ -145,21 +146,40 @@ function restore(old) {
 
 // -- drawing
 
+// Begins something that can be stopped, and ends what was running.
+function start() {
+  running?.abort();
+  liveWanted = false;
+  $("stop").disabled = false;
+  return running = new AbortController();
+}
+
+function stop() {
+  liveWanted = false;
+  running?.abort();
+}
+
+function finish(own) {
+  if (running !== own) return;
+  running = null;
+  $("stop").disabled = true;
+  if (liveWanted) redrawLive();
+}
+
 // Draws a request. `live` replaces the images one by one, without showing rows.
 async function draw(path, request, { title, kind, live = false }) {
   clearErrors();
-  running?.abort();
-  const own = running = new AbortController(), before = batch;
+  const own = start(), before = batch;
   const begun = performance.now(), pace = live ? 0 : controls.pace;
-  const made = { title, kind, request, items: live ? [...batch.items] : Array.from({ length: request.count }, blank) };
+  const made = { title, kind, request, items: live ? [...batch.items] : [] };
   let rows = 0, firstRow = 0;
-  $("stop").disabled = false;
   say("Drawing…");
   try {
     for await (const [name, content] of stream(path, { ...request, previews: pace > 0 }, own.signal)) {
       own.signal.throwIfAborted();
       if (name === "start") {
         if (!live) {
+          made.items = Array.from({ length: request.count }, blank); // a count that the server has accepted
           batch = made;
           chosen = 0;
           showGallery();
@@ -194,22 +214,18 @@ async function draw(path, request, { title, kind, live = false }) {
         performance.mark("drawn");
       }
     }
+    remember(made, live ? before : null);
+  } catch (error) {
+    showError(error);
+    // A newer request tells its own story.
+    if (error.name === "AbortError" && running === own) say(`Stopped after ${plural(rows, "row")}.`);
+    if (live) before.items.forEach(repaint); // some tiles may show new images
+    else if (rows) remember(made);
+  } finally {
     showFacts();
     markTiles();
     if (inspector.code !== null) inspector.show();
-    remember(live ? before : null);
-  } catch (error) {
-    showError(error);
-    if (error.name === "AbortError") {
-      // A newer request tells its own story.
-      if (running === own) say(`Stopped after ${plural(rows, "row")}.`);
-      if (!live && rows) remember();
-    }
-  } finally {
-    if (running === own) {
-      running = null;
-      $("stop").disabled = true;
-    }
+    finish(own);
   }
 }
 
@@ -228,18 +244,12 @@ function drawNew(event) {
   return draw("v1/images", request, { title: `${className(request.label)}, seed ${request.seed}`, kind: "draw" });
 }
 
-// Draws again with the same seed after a setting has changed; if it changes meanwhile, once more.
+// Draws again with the same seed after a setting has changed; `finish` does if it changes meanwhile.
 async function redrawLive() {
-  if (!$("live").checked || batch.kind !== "draw" || !batch.items.length) return;
-  if (running) {
-    liveWanted = true;
-    return;
-  }
-  do {
-    liveWanted = false;
-    const request = { ...controls.request(batch.items.length), seed: batch.request.seed };
-    await draw("v1/images", request, { title: `${className(request.label)}, seed ${request.seed}`, kind: "draw", live: true });
-  } while (liveWanted);
+  liveWanted = Boolean(running) && $("live").checked;
+  if (running || !$("live").checked || batch.kind !== "draw" || !batch.items.length) return;
+  const request = { ...controls.request(batch.items.length), seed: batch.request.seed };
+  await draw("v1/images", request, { title: `${className(request.label)}, seed ${request.seed}`, kind: "draw", live: true });
 }
 
 // Draws from the chosen image.
@@ -252,20 +262,25 @@ const given = (item) => ({ codes: item.codes });
 
 async function open(file) {
   clearErrors();
+  const own = start();
   try {
-    if (file.name.endsWith(".json")) return await openCard(JSON.parse(await file.text()));
+    if (/\.json$/i.test(file.name)) return await openCard(JSON.parse(await file.text()));
     say("Encoding…");
     const label = controls.labelFor(1);
-    const found = await encode(file, typeof label === "number" ? label : null);
+    const found = await encode(file, typeof label === "number" ? label : null, own.signal);
     const item = { ...blank(), codes: found.codes, png: found.reconstruction, image: await bitmap(found.reconstruction) };
     item.upload = { ...found, original: await bitmap(found.image) };
+    own.signal.throwIfAborted();
     batch = { title: file.name, kind: "upload", items: [item] };
     chosen = 0;
     showGallery();
-    remember();
+    remember(batch);
     say("");
   } catch (error) {
     showError(error instanceof SyntaxError ? new Refused({ field: "image", expected: "Expected a card, but it is no JSON.", remedy: "" }) : error);
+    if (error.name === "AbortError" && running === own) say("Stopped.");
+  } finally {
+    finish(own);
   }
 }
 
@@ -313,7 +328,7 @@ function fileName() {
 function connect() {
   const item = () => batch.items[chosen];
   $("controls").onsubmit = drawNew;
-  $("stop").onclick = () => running?.abort();
+  $("stop").onclick = stop;
   $("open").onclick = () => $("file").click();
   $("file").onchange = () => { if ($("file").files[0]) open($("file").files[0]); $("file").value = ""; };
   document.ondragover = (event) => { event.preventDefault(); document.body.classList.add("dropping"); };
@@ -347,6 +362,7 @@ function connect() {
 
 async function begin() {
   info = await get("v1/info");
+  $("metrics").hidden = Boolean(token); // a link sends no token
   const { levels } = await get("v1/codebooks");
   levels.forEach((level, n) => Object.assign(level, { name: info.levels[n].name }));
   palettes = levels.map((level) => level.palette);
@@ -366,4 +382,8 @@ async function begin() {
   await drawNew();
 }
 
-begin().catch(showError);
+begin().catch((error) => {
+  $("about").textContent = "The models could not be loaded.";
+  $("draw").disabled = true;
+  showError(error);
+});

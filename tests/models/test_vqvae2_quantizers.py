@@ -153,6 +153,11 @@ def test_one_quantiser_for_each_level_or_for_all():
         config(("ema", "ema", "ema"))
 
 
+def test_a_word_in_place_of_a_tuple_is_told():
+    with pytest.raises(ValueError, match=r"a tuple of names, such as \('ema',\), got 'ema'"):
+        config("ema")
+
+
 @pytest.mark.parametrize(("quantizer", "codes"), [("fsq:3,3,3,3,3,3", 729), ("lfq", 64)])
 def test_a_model_in_float64_decodes_what_it_encodes(quantizer, codes):
     """Without a projection, whose weight would say the type of what is looked up."""

@@ -55,8 +55,8 @@ class Sample(Command):
     and log-probabilities of each), settings.json, and samples.png to look at.
 
     With engine cpu, image i depends only on the seed and the settings, not on --n, --batch-size or
-    the number of processes. Under torchrun the processes share the work: `torchrun --nproc-per-node 2 --no-python
-    -- vqvae2-fast sample ...`.
+    the number of processes. Under torchrun the processes share the work: `torchrun --nproc-per-node
+    2 --no-python -- vqvae2-fast sample ...`.
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)

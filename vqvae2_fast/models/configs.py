@@ -119,8 +119,8 @@ class VQVAE2Config:
 
         if isinstance(self.quantizer, str):
             raise ValueError(
-                f"VQVAE2Config: quantizer must be a tuple of names, got {self.quantizer!r}; one for "
-                f"all levels is ({self.quantizer!r},)."
+                "VQVAE2Config: quantizer must be a tuple of names, such as "
+                f"({self.quantizer!r},), got {self.quantizer!r}."
             )
         if len(self.quantizer) not in (1, self.num_levels):
             raise ValueError(

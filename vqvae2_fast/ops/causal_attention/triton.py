@@ -57,8 +57,8 @@ def _causal_attention_fwd_kernel(
 ):
     """One block of queries over the keys before it, with a running maximum and sum."""
     # Long rows come first, so that the last blocks to run are short.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    sample = tl.program_id(0).to(tl.int64)
     image, head = sample // H, sample % H
     queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -109,7 +109,7 @@ def causal_attention_fused_triton(
     gain = dimension**-0.5 / (1 - dropout_p) * math.log2(math.e)
     launch(
         _causal_attention_fwd_kernel,
-        (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
+        (batch * heads, triton.cdiv(length, config["BLOCK_M"])),
         q,
         k,
         v,

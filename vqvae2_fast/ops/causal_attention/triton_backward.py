@@ -42,9 +42,9 @@ def _causal_attention_delta_kernel(
     BLOCK_DV: tl.constexpr,
 ):
     """delta = Σ dout · out for each row."""
-    sample = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0).to(tl.int64)
     image, head = sample // H, sample % H
-    queries = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    queries = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     dv = tl.arange(0, BLOCK_DV)
     dout = rows_of_head(dout_ptr, image, head, queries, dv, L, DV, dout_strides).to(tl.float32)
     row = sample * L + queries
@@ -86,8 +86,8 @@ def _causal_attention_bwd_dkdv_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of keys over the queries after it: dv = Pᵀ·dout, dk = dSᵀ·q."""
-    block = tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(1)
+    sample = tl.program_id(0).to(tl.int64)
     image, head = sample // H, sample % H
     first_key = block * BLOCK_N
     keys = first_key + tl.arange(0, BLOCK_N)
@@ -149,8 +149,8 @@ def _causal_attention_bwd_dq_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of queries over the keys before it: dq = dS·k."""
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    sample = tl.program_id(1).to(tl.int64)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)
+    sample = tl.program_id(0).to(tl.int64)
     image, head = sample // H, sample % H
     queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -195,7 +195,7 @@ def causal_attention_backward_triton(
     delta = torch.empty_like(log_sum)
     launch(
         _causal_attention_delta_kernel,
-        (triton.cdiv(length, 64), batch * heads),
+        (batch * heads, triton.cdiv(length, 32)),
         dout,
         out,
         delta,
@@ -203,7 +203,7 @@ def causal_attention_backward_triton(
         length,
         v.shape[3],
         dout.stride(),
-        BLOCK_M=64,
+        BLOCK_M=32,
         BLOCK_DV=common["BLOCK_DV"],
     )
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
@@ -214,7 +214,7 @@ def causal_attention_backward_triton(
     config = configuration_of("bwd_dkdv", q, v)
     launch(
         _causal_attention_bwd_dkdv_kernel,
-        (triton.cdiv(length, config["BLOCK_N"]), batch * heads),
+        (batch * heads, triton.cdiv(length, config["BLOCK_N"])),
         *inputs,
         dk,
         dv,
@@ -227,7 +227,7 @@ def causal_attention_backward_triton(
     config = configuration_of("bwd_dq", q, v)
     launch(
         _causal_attention_bwd_dq_kernel,
-        (triton.cdiv(length, config["BLOCK_M"]), batch * heads),
+        (batch * heads, triton.cdiv(length, config["BLOCK_M"])),
         *inputs,
         dq,
         *sizes,

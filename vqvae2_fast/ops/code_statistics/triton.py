@@ -50,7 +50,7 @@ def _code_segments_kernel(
     # Rows of codes that do not exist lie before the first bound and after the last.
     position = tl.maximum(begin, tl.load(bounds_ptr))
     stop = tl.minimum(begin + SEGMENT, tl.load(bounds_ptr + K))
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     while position < stop:
         k = tl.load(keys_ptr + position).to(tl.int64)
         start = tl.load(bounds_ptr + k)

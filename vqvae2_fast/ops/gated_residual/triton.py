@@ -23,10 +23,12 @@ __all__ = ["examples", "gated_residual_backward_triton", "gated_residual_fused_t
 @triton.jit
 def _entries(C, P, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
     """Image, channel and position of each entry of a block, and whether there is one."""
-    entry = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    blocks = tl.cdiv(C * P, BLOCK)
+    image, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    entry = block * BLOCK + tl.arange(0, BLOCK)
     c = entry % C if CHANNELS_LAST else entry // P
     p = entry // C if CHANNELS_LAST else entry % P
-    return tl.program_id(0).to(tl.int64), c.to(tl.int64), p, entry < C * P
+    return image.to(tl.int64), c.to(tl.int64), p, entry < C * P
 
 
 @triton.jit
@@ -149,7 +151,7 @@ def gated_residual_fused_triton(h: Tensor, x: Tensor, condition: Tensor | None) 
     config = configuration("gated_residual", x.device)
     launch(
         _gated_residual_fwd_kernel,
-        (batch, triton.cdiv(channels * positions, config["BLOCK"])),
+        (batch * triton.cdiv(channels * positions, config["BLOCK"]),),
         h,
         flat_x,
         added,
@@ -175,7 +177,7 @@ def gated_residual_backward_triton(dout: Tensor, h: Tensor, condition: Tensor | 
     config = configuration("gated_residual", h.device)
     launch(
         _gated_residual_bwd_kernel,
-        (batch, triton.cdiv(channels * positions, config["BLOCK"])),
+        (batch * triton.cdiv(channels * positions, config["BLOCK"]),),
         dout,
         flat_h,
         added,

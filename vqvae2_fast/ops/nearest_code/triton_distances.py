@@ -180,11 +180,11 @@ def range_of_definition(distance, D):
 def exact_distance(z_ptr, codebook_ptr, rows, codes, inside, D, z_strides, code_strides):
     """Σ (z − e)² in float64, in the order of d; compiled without contraction."""
     total = tl.zeros(rows.shape, tl.float64)
+    z_step = tl.cast(z_strides[1], rows.dtype)
+    code_step = tl.cast(code_strides[1], rows.dtype)
     for d in range(0, D):
-        z = tl.load(z_ptr + rows * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
-        e = tl.load(
-            codebook_ptr + codes * code_strides[0] + d * code_strides[1], mask=inside, other=0.0
-        )
+        z = tl.load(z_ptr + rows * z_strides[0] + d * z_step, mask=inside, other=0.0)
+        e = tl.load(codebook_ptr + codes * code_strides[0] + d * code_step, mask=inside, other=0.0)
         difference = z.to(tl.float64) - e.to(tl.float64)
         total += difference * difference
     return total

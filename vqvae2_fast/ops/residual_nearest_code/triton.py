@@ -144,7 +144,7 @@ def _residual_nearest_code_bwd_kernel(
     One program per vector: reads z and dz_q once and Q codes, writes dz.
     """
     n = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
     inside = d < D
     z = tl.load(z_ptr + n * z_strides[0] + d * z_strides[1], mask=inside, other=0.0)
     residual = z.to(tl.float32)

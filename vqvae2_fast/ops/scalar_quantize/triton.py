@@ -34,7 +34,7 @@ __all__ = [
 def tile_of(N, D, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
     """Rows and columns of a program's numbers, and which of them exist."""
     n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.arange(0, BLOCK_D).to(tl.int64)
     return n, d, (n < N)[:, None] & (d < D)[None, :]
 
 

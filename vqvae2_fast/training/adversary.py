@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
+from vqvae2_fast.training.companion import Companion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vqvae2_fast.metrics import LPIPS
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
@@ -60,15 +59,16 @@ class AdversarySettings:
             )
 
 
-class Adversary:
-    """A discriminator with its optimiser: the companion of a VQ-VAE's training.
-
-    `Fidelity` asks it for the loss and accumulates its gradients; `step` moves it once per
-    optimiser step. `tensors` and `take` keep it in the run's checkpoints.
+class Adversary(Companion):
+    """A discriminator: `Fidelity` asks it for the loss and accumulates its gradients.
 
     Raises:
         ValueError: Images that are too small for patches.
     """
+
+    # Its weight follows from the gradients of two losses with respect to one layer, and the
+    # backward of a compiled decoder runs once only.
+    needs_eager = True
 
     def __init__(self, model: VQVAE2, settings: AdversarySettings, seed: int) -> None:
         config = model.config
@@ -80,13 +80,13 @@ class Adversary:
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.network = PatchDiscriminator(config.image_channels, settings.channels)
-        self.network.to(next(model.parameters()).device)
+            network = PatchDiscriminator(config.image_channels, settings.channels)
+        network.to(next(model.parameters()).device)
         # β of the usual GAN trainings: the opponent moves, and old gradients mislead.
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
+        optimizer = torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
         )
-        self.steps = 0
+        super().__init__("discriminator", network, optimizer)
         self._losses: list[Tensor] = []  # of the micro-batches since the last step
 
     @property
@@ -117,44 +117,7 @@ class Adversary:
         if self._losses and torch.stack(self._losses).mean() < _RESTS_BELOW:
             self.optimizer.zero_grad(set_to_none=True)
         self._losses.clear()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and the number of steps, by name."""
-        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        for name, weight in self.network.named_parameters():
-            moments = self.optimizer.state[weight]
-            found |= {f"{key}.{name}": value for key, value in moments.items()}
-        return {**found, "steps": torch.tensor(self.steps)}
-
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `tensors` gave.
-
-        Raises:
-            ValueError: They are of another discriminator.
-        """
-        weights = dict(self.network.named_parameters())
-        network = {n[8:]: value for n, value in tensors.items() if n.startswith("network.")}
-        try:
-            self.network.load_state_dict(network)
-            self.steps = int(tensors["steps"])
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(
-                "train: the run's discriminator has other layers than the one asked for; use the "
-                "settings that the run was begun with."
-            ) from error
-        for name, weight in weights.items():
-            moments = {
-                key: tensors[f"{key}.{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in tensors
-            }
-            self.optimizer.state[weight] = {
-                key: value if key == "step" else value.to(weight) for key, value in moments.items()
-            }
+        super().step()
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig, learning_rate, step_seed
 from vqvae2_fast.training.identity import versions
 from vqvae2_fast.training.network import autocast_of, prepared, syncing, whole
-from vqvae2_fast.training.state import Companion, TrainingRun
+from vqvae2_fast.training.state import TrainingRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from vqvae2_fast.training.companion import Companion
 
 __all__ = ["DivergedError", "Stage", "TrainResult", "train"]
 
@@ -79,20 +81,19 @@ class Stage:
 
 def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
     """Raises NotImplementedError if a stage with a companion is to run in several processes, or
-    compiled."""
-    if stage.companion is None:
+    compiled although the companion does not allow it."""
+    companion = stage.companion
+    if companion is None:
         return
     if ranks.count > 1:
         raise NotImplementedError(
-            f"train: a discriminator trains in one process, got {ranks.count}. Use one, or no "
-            "discriminator."
+            f"train: a {companion.what} trains in one process, got {ranks.count}. Use one, or no "
+            f"{companion.what}."
         )
-    if config.compile:
-        # Its weight follows from the gradients of two losses with respect to one layer, and the
-        # backward of a compiled decoder runs once only.
+    if config.compile and companion.needs_eager:
         raise NotImplementedError(
-            "train: compile=True does not work with a discriminator. Use compile=False, or no "
-            "discriminator."
+            f"train: compile=True does not work with a {companion.what}. Use compile=False, or no "
+            f"{companion.what}."
         )
 
 

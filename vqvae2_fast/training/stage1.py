@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,8 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.adversary import Adversary, Fidelity
+from vqvae2_fast.training.class_head import ClassHead, watching_top
+from vqvae2_fast.training.classifier import check_classes
 from vqvae2_fast.training.collapse import collapsed_levels
 from vqvae2_fast.training.images import identity_of_images, own_batches, validated
 from vqvae2_fast.training.loop import Stage
@@ -44,6 +47,7 @@ def vqvae_stage(
     perceptual: LPIPS | None = None,
     perceptual_weight: float = 0.0,
     adversary: Adversary | None = None,
+    class_head: ClassHead | None = None,
 ) -> Stage:
     """Mean squared error of the reconstruction plus the commitment losses of all levels.
 
@@ -54,15 +58,25 @@ def vqvae_stage(
         flip: Mirror half of the training images left to right.
         crop_padding: Pixels that training images are shifted by at most, at random; see `batches`.
         perceptual, perceptual_weight, adversary: See `Fidelity`; not in the paper.
+        class_head: See `ClassHead`; not in the paper.
 
     Raises:
         ValueError: Images whose size or channels are not the model's; a negative weight, or a
-            positive one without LPIPS.
+            positive one without LPIPS; a class head for images without classes.
+        NotImplementedError: A discriminator and a class head.
     """
+    if adversary is not None and class_head is not None:
+        raise NotImplementedError(
+            "vqvae_stage: expected a discriminator or a class head, got both. Train with the class "
+            "head, and then the decoder alone against a discriminator (finetune-decoder)."
+        )
     fidelity = Fidelity(perceptual, perceptual_weight, adversary)
+    companion = adversary or class_head
     model.vqvae_hash = ""  # its codes become its own
     check_images("vqvae_stage", model, train_set, "train_set")
     check_images("vqvae_stage", model, held_out, "held_out")
+    if class_head is not None:
+        check_classes("vqvae_stage", train_set)
     # Measured on one thread of Zen 4 with batches of 32 from emoji32: 225 ms per step instead of
     # 253 in float32, and 77 instead of 161 in bfloat16.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,17 +84,24 @@ def vqvae_stage(
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         device = device_of(model)
         images = batch[0].to(device, memory_format=torch.channels_last)
-        output = model(images)
+        if class_head is None:
+            output, tops = model(images), []
+        else:
+            with watching_top(model) as tops:
+                output = model(images)
         total = VQVAE2.loss(images, output)
         commitment = output.losses["commitment"].detach()
         parts = {"reconstruction": total.detach() - commitment, "commitment": commitment}
         total, more = fidelity.added_to(total, images, output.reconstruction, model)
+        if class_head is not None:
+            added, read = class_head.loss(tops[0], batch[1])
+            total, more = total + added, more | read
         return total, parts | more
 
     def after_step(model: VQVAE2) -> None:
         model.update_codebooks_()
-        if adversary is not None:
-            adversary.step()
+        if companion is not None:
+            companion.step()
 
     def before_step(
         model: VQVAE2, micro_batches: list[tuple[Tensor, Tensor]], parts: list[BatchPart]
@@ -115,11 +136,12 @@ def vqvae_stage(
         headline="psnr",
         before_step=before_step,
         after_step=after_step,
-        companion=adversary,
+        companion=companion,
         identity=lambda: {
             **identity_of_images(train_set, held_out, flip=flip),
             "crop_padding": crop_padding,
             **fidelity.identity(),
+            **({"class_head": asdict(class_head.settings)} if class_head else {}),
         },
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vqvae2_fast.checkpoints.checkpoint import TrainingState
+    from vqvae2_fast.training.companion import Companion
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["Companion", "TrainingRun"]
-
-
-class Companion(Protocol):
-    """What a stage trains beside its model, and a run keeps in its checkpoints."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that it needs to continue, by name."""
-
-    def take(self, tensors: Mapping[str, Tensor], /) -> None:
-        """Continue from what `tensors` gave."""
+__all__ = ["TrainingRun"]
 
 
 class TrainingRun:
@@ -225,7 +216,8 @@ class TrainingRun:
         if (saved.companion is None) != (self.companion is None):
             raise ValueError(
                 f"train: {path} was made {'without' if saved.companion is None else 'with'} a "
-                "discriminator. Continue it with the same settings, or name another output folder."
+                "discriminator or a class head. Continue it with the same settings, or name "
+                "another output folder."
             )
         return saved, changes
 

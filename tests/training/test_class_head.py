@@ -1,0 +1,118 @@
+"""The head that reads the class from the top codes: it learns, trains the codes, and resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.runs.ranks import Ranks
+from vqvae2_fast.testing.configs import SMALL_VQVAE
+from vqvae2_fast.training import TrainConfig, train, vqvae_stage
+from vqvae2_fast.training.adversary import Adversary, AdversarySettings
+from vqvae2_fast.training.class_head import ClassHead, ClassHeadSettings
+
+VQVAE = replace(SMALL_VQVAE, image_size=(16, 16))
+CONFIG = TrainConfig(
+    steps=4, batch_size=8, learning_rate=1e-3, warmup_steps=0, validate_every=2, save_every=2
+)
+SETTINGS = ClassHeadSettings(weight=0.1, channels=8)
+QUIET = Progress(quiet=True)
+
+
+def images(names: tuple[str, ...] = ("dark", "light"), count: int = 16) -> ImageTensorDataset:
+    labels = torch.arange(count) % 2
+    noise = torch.randint(100, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    pixels = (noise + 120 * labels[:, None, None, None]).to(torch.uint8)
+    if not names:
+        return ImageTensorDataset(pixels)
+    return ImageTensorDataset(pixels, labels, class_names=names)
+
+
+def stage_of(config: TrainConfig = CONFIG, settings=SETTINGS, **options):
+    torch.manual_seed(0)
+    model = VQVAE2(VQVAE)
+    head = ClassHead(model, 2, settings, config.seed)
+    return vqvae_stage(model, images(), images(), config, class_head=head, **options)
+
+
+def test_the_head_learns_to_read_the_class():
+    config = replace(CONFIG, steps=100, log_every=100, validate_every=100)
+    log = train(stage_of(config, ClassHeadSettings(weight=0.1)), config, progress=QUIET).log
+    assert log[0]["class"] < 0.1
+    assert log[0]["class_accuracy"] == 1
+
+
+def test_its_gradient_reaches_the_top_encoder_by_its_weight():
+    gradients = []
+    for weight in (1e-6, 0.1, 0.2):
+        stage = stage_of(settings=replace(SETTINGS, weight=weight))
+        stage.model.train()
+        batch = next(stage.batches(0))
+        stage.loss(stage.model, batch)[0].backward()
+        gradients.append(stage.model.pre_quantize[0].weight.grad)
+    without, once, twice = gradients
+    assert not torch.allclose(once, without)
+    torch.testing.assert_close(twice - without, 2 * (once - without), rtol=1e-3, atol=1e-6)
+
+
+def test_the_head_moves_the_same_whatever_its_weight():
+    weights = []
+    for weight in (0.01, 0.1):
+        stage = stage_of(settings=replace(SETTINGS, weight=weight))
+        stage.model.train()
+        stage.loss(stage.model, next(stage.batches(0)))[0].backward()
+        stage.companion.step()
+        weights.append(stage.companion.network.head.weight)
+    torch.testing.assert_close(*weights)
+
+
+def test_a_run_resumes_bit_for_bit(tmp_path):
+    # The rate of a step depends on the number of steps, unless it is constant.
+    config = replace(CONFIG, final_learning_rate=1.0)
+    whole, cut, again = stage_of(), stage_of(), stage_of()
+    train(whole, config, out=tmp_path / "whole", progress=QUIET)
+    train(cut, replace(config, steps=2), out=tmp_path / "cut", progress=QUIET)
+    train(again, config, out=tmp_path / "cut", resume=True, progress=QUIET)
+    for pair in ((whole.model, again.model), (whole.companion.network, again.companion.network)):
+        one, other = (part.state_dict() for part in pair)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_weight_is_another_run(tmp_path):
+    train(stage_of(), CONFIG, out=tmp_path, progress=QUIET)
+    other = stage_of(settings=replace(SETTINGS, weight=0.2))
+    with pytest.raises(ValueError, match="class_head"):
+        train(other, replace(CONFIG, steps=6), out=tmp_path, resume=True, progress=QUIET)
+
+
+def test_images_without_classes_are_refused():
+    model = VQVAE2(VQVAE)
+    with pytest.raises(ValueError, match="two or more classes, got 0"):
+        ClassHead(model, 0, SETTINGS, 0)
+    head = ClassHead(model, 2, SETTINGS, 0)
+    with pytest.raises(ValueError, match="expected a label for every image, 16 of 16 have none"):
+        vqvae_stage(model, images(()), images(()), CONFIG, class_head=head)
+
+
+def test_it_does_not_go_with_a_discriminator():
+    adversary = Adversary(VQVAE2(VQVAE), AdversarySettings(weight=0.1, channels=8), 0)
+    with pytest.raises(NotImplementedError, match="a discriminator or a class head, got both"):
+        stage_of(adversary=adversary)
+
+
+def test_it_trains_in_one_process(monkeypatch):
+    stage = stage_of()
+    monkeypatch.setattr(Ranks, "of_group", lambda: Ranks(0, 2))
+    with pytest.raises(NotImplementedError, match="a class head trains in one process, got 2"):
+        train(stage, CONFIG, progress=QUIET)
+
+
+@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"channels": 0}, {"learning_rate": 0.0}])
+def test_settings_are_checked(changes):
+    with pytest.raises(ValueError, match="ClassHeadSettings"):
+        replace(SETTINGS, **changes)

@@ -1,0 +1,128 @@
+"""A head that reads the class from the top codes: stage 1 then puts the class into them.
+
+Not in the paper. A prior that is told the class hardly uses it for fine details, so what tells the
+class is best in the coarse codes, which the prior models best. docs/reports has the figures.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.training.companion import Companion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vqvae2_fast.models.vqvae2 import VQVAE2
+
+__all__ = ["ClassHead", "ClassHeadSettings", "watching_top"]
+
+
+@dataclass(frozen=True)
+class ClassHeadSettings:
+    """How a class head takes part.
+
+    Args:
+        weight: Of its cross-entropy, in nats, in the loss of the VQ-VAE; 0 for no head.
+        channels: Of its convolutions.
+        learning_rate: Of the head.
+    """
+
+    weight: float = 0.0
+    channels: int = 96
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"ClassHeadSettings: weight must be >= 0, got {self.weight}.")
+        if not self.learning_rate > 0 or self.channels < 1:
+            raise ValueError(
+                "ClassHeadSettings: expected learning_rate > 0 and channels >= 1, got "
+                f"{self.learning_rate} and {self.channels}."
+            )
+
+
+class _Network(nn.Module):
+    """Maps `[B, D, h, w]` to logits `[B, classes]`."""
+
+    def __init__(self, dim: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(dim, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x.relu())
+        logits: Tensor = self.head(x.relu().mean((2, 3)))
+        return logits
+
+
+@contextmanager
+def watching_top(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that gets the quantised top map, `[B, h, w, D]`, of a VQ-VAE's forward inside."""
+    seen: list[Tensor] = []
+    top = cast("VQVAE2", model).quantizers[0]
+    hook = top.register_forward_hook(lambda _module, _inputs, out: seen.append(out[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+class ClassHead(Companion):
+    """Reads the class from the quantised top map of a VQ-VAE; its cross-entropy trains both.
+
+    Raises:
+        ValueError: Fewer than two classes.
+    """
+
+    def __init__(
+        self, model: VQVAE2, num_classes: int, settings: ClassHeadSettings, seed: int
+    ) -> None:
+        if num_classes < 2:
+            raise ValueError(
+                f"ClassHead: expected images of two or more classes, got {num_classes}. Put each "
+                "class into a folder of its own, or train without a class head: weight 0."
+            )
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = _Network(model.config.embedding_dim, settings.channels, num_classes)
+        network.to(device_of(model))
+        optimizer = torch.optim.AdamW(
+            network.parameters(), settings.learning_rate, weight_decay=0.02
+        )
+        super().__init__("class head", network, optimizer)
+
+    def loss(self, quantized: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What it adds to the loss, and its cross-entropy and accuracy, detached; all 0-d.
+
+        Args:
+            quantized: The top map, `[B, h, w, D]`, with its gradient to the encoder.
+            labels: int64, `[B]`.
+        """
+        with without_autocast(quantized.device):
+            maps = quantized.float().movedim(-1, 1)  # [B, h, w, D] -> [B, D, h, w]
+            logits = self.network(maps / (maps.detach().std() + 1e-6))
+            labels = labels.to(logits.device)
+            entropy = F.cross_entropy(logits, labels)
+        right = (logits.argmax(1) == labels).float().mean()
+        parts = {"class": entropy.detach(), "class_accuracy": right}
+        return self.settings.weight * entropy, parts
+
+    def step(self) -> None:
+        """Move the head, as if its cross-entropy had weight 1 for it."""
+        for weight in self.network.parameters():
+            if weight.grad is not None:
+                weight.grad /= self.settings.weight
+        super().step()

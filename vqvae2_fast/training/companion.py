@@ -1,0 +1,71 @@
+"""A network that is trained beside the model, such as a discriminator, kept in its checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Companion"]
+
+
+class Companion:
+    """A network with its optimiser, which the loss of a stage asks and `step` moves.
+
+    Args:
+        what: What it is, for messages: "discriminator".
+        network: Trained in place.
+        optimizer: AdamW of its weights.
+    """
+
+    # Whether the loss takes gradients that a compiled model cannot give.
+    needs_eager = False
+
+    def __init__(self, what: str, network: nn.Module, optimizer: torch.optim.AdamW) -> None:
+        self.what, self.network, self.optimizer = what, network, optimizer
+        self.steps = 0
+
+    def step(self) -> None:
+        """Move the network by the gradients since the last step."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, moments and the number of steps, by name."""
+        found = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for name, weight in self.network.named_parameters():
+            moments = self.optimizer.state[weight]
+            found |= {f"{key}.{name}": value for key, value in moments.items()}
+        return {**found, "steps": torch.tensor(self.steps)}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave.
+
+        Raises:
+            ValueError: They are of another network.
+        """
+        weights = dict(self.network.named_parameters())
+        network = {n[8:]: value for n, value in tensors.items() if n.startswith("network.")}
+        try:
+            self.network.load_state_dict(network)
+            self.steps = int(tensors["steps"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"train: the run's {self.what} has other layers than the one asked for; use the "
+                "settings that the run was begun with."
+            ) from error
+        for name, weight in weights.items():
+            moments = {
+                key: tensors[f"{key}.{name}"].clone()
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in tensors
+            }
+            self.optimizer.state[weight] = {
+                key: value if key == "step" else value.to(weight) for key, value in moments.items()
+            }

@@ -166,10 +166,10 @@ def _check_memory(
     fitting = (free - state - fixed) // item if item else 0
     if fitting >= 1:
         # One that divides the batch leaves the step as it is.
-        size_ = next(n for n in range(fitting, 0, -1) if config.batch_size % n == 0)
-        times = config.accumulate * (config.batch_size // size_)
+        micro_batch = next(n for n in range(fitting, 0, -1) if config.batch_size % n == 0)
+        times = config.accumulate * (config.batch_size // micro_batch)
         more = "" if config.global_batch else f" and accumulate={times}"
-        remedy = f"Use batch_size={size_}{more}"
+        remedy = f"Use batch_size={micro_batch}{more}"
     else:
         remedy = (
             "Use a smaller model: another --preset, or fewer channels and layers (--help lists the "

@@ -317,6 +317,27 @@ def test_a_code_is_looked_up(page):
     expect(page.locator("#code-patches button").nth(0)).to_be_focused()
 
 
+def test_the_finest_code_of_a_pixel_is_looked_up(page):
+    image, cell = page.locator("#maps canvas").nth(2), page.locator("#cell")
+    for _ in range(3):
+        image.press("ArrowDown")
+    image.press("Space")
+    found = re.match(r"Row 4, column 1, code (\d+)$", cell.inner_text())
+    assert found is not None
+    expect(page.locator("#code-text")).to_contain_text(f"Code {found[1]} of the bottom level")
+    page.locator("#maps canvas").nth(1).press("ArrowDown")  # to where the pixel's code is
+    expect(cell).to_have_text(f"Row 2, column 1, code {found[1]}")
+
+
+def test_a_live_redraw_keeps_the_focus_on_a_tile(page):
+    tile = page.locator("#gallery .tile").nth(1)
+    with page.expect_response("**/v1/images"):
+        page.locator("#guidance").fill("0.5")
+        tile.focus()
+    expect(page.locator("#status")).to_have_text(DONE)
+    expect(tile).to_be_focused()
+
+
 def test_the_history_keeps_the_focus_and_the_counts_follow(page):
     images = page.locator("#gallery .tile").count()
     page.locator("#maps canvas").nth(1).press("Enter")
@@ -344,7 +365,7 @@ def test_what_the_keys_do_to_a_map_is_told(page):
     canvas.press("Space")
     expect(cell).to_have_text(re.compile(r"^Row 1, column 1, code \d+, painted$"))
     page.locator("#maps canvas").nth(2).press("ArrowRight")
-    expect(cell).to_have_text("Row 1, column 2, painted")
+    expect(cell).to_have_text(re.compile(r"^Row 1, column 2, code \d+, painted$"))
 
 
 def test_a_page_without_the_token_says_so(browser, address):

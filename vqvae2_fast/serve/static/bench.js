@@ -27,7 +27,7 @@ export class Bench {
     const isImage = n === this.levels.length;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", isImage
-      ? "The image. Arrow keys move, space paints or erases all levels, as the tool says."
+      ? "The image. Arrow keys move, Enter looks up its finest code, space does what the tool says, on all levels."
       : `${title(name)} map, ${height} by ${width} codes. Arrow keys move, Enter looks up a code, space does what the tool says.`);
     const caption = isImage ? "Image" : `${title(name)} codes, ${height}×${width}`;
     const figure = element("figure", {}, canvas, element("figcaption", { textContent: caption }));
@@ -66,20 +66,29 @@ export class Bench {
   }
 
   look(n, y, x) {
-    if (n === this.levels.length || !this.item) return;
-    const code = this.item.codes[n]?.[y]?.[x] ?? -1;
-    if (code >= 0) this.lookUp(n, code);
+    const found = this.item && this.codeAt(n, y, x);
+    if (found) this.lookUp(found.level, found.code);
+  }
+
+  // The code at a cell of a map, or the finest one at a pixel; null where none is drawn yet.
+  codeAt(n, y, x) {
+    const level = Math.min(n, this.levels.length - 1), [row, column] = this.cellOf(level, n, y, x);
+    const code = this.item.codes[level]?.[row]?.[column] ?? -1;
+    return code < 0 ? null : { level, code };
+  }
+
+  // Where a level's map has the cell that lies under one of another grid.
+  cellOf(level, n, y, x) {
+    const { height, width } = this.levels[level], grid = this.grids[n];
+    return [Math.floor(y * height / grid.height), Math.floor(x * width / grid.width)];
   }
 
   // Says what is at a cell, for those who do not see it.
   tell(n, y, x) {
     if (!this.item) return;
-    const isImage = n === this.levels.length, level = isImage ? n - 1 : n, grid = this.grids[n];
-    const words = [`Row ${y + 1}`, `column ${x + 1}`];
-    const code = isImage ? -1 : this.item.codes[n]?.[y]?.[x] ?? -1;
-    if (code >= 0) words.push(`code ${code}`);
-    const row = Math.floor(y * this.levels[level].height / grid.height);
-    const column = Math.floor(x * this.levels[level].width / grid.width);
+    const words = [`Row ${y + 1}`, `column ${x + 1}`], found = this.codeAt(n, y, x);
+    if (found) words.push(`code ${found.code}`);
+    const level = Math.min(n, this.levels.length - 1), [row, column] = this.cellOf(level, n, y, x);
     if (this.item.masks[level][row][column]) words.push("painted");
     $("cell").textContent = words.join(", ");
   }

@@ -43,6 +43,7 @@ function showGallery() {
   $("title").textContent = batch.title;
   $("gallery").className = batch.items.length <= 4 ? "few" : "";
   const { height, width } = info.image, finest = info.levels.at(-1);
+  const focused = [...$("gallery").children].indexOf(document.activeElement);
   $("gallery").replaceChildren(...batch.items.map((item, n) => {
     const scale = Math.ceil(128 / width);
     item.canvas = element("canvas", { width: Math.max(width, finest.width) * scale, height: Math.max(height, finest.height) * scale });
@@ -51,6 +52,7 @@ function showGallery() {
     repaint(item);
     return tile;
   }));
+  $("gallery").children[focused]?.focus();
   inspector.items = batch.items;
   if (inspector.code !== null) inspector.show();
   choose(Math.min(chosen, batch.items.length - 1));

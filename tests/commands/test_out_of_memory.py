@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.commands.memory import explaining_memory
+from vqvae2_fast.commands.train_vqvae import TrainVQVAE
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig
@@ -28,16 +29,26 @@ def test_a_command_names_the_flags_that_help(images, tmp_path, run, monkeypatch,
     code, _, error = run("train-vqvae", *options, *sizes, *more)
     assert code == 1
     assert "out of memory with micro-batches of 6" in error
-    assert "--train.batch-size=3 and --train.accumulate=4: the same step, 1/2 of" in error
+    assert "--train.batch-size=3 and --train.accumulate=4: the same images in a step, 1/2 of" in error
     assert "--train.precision=bfloat16" in error
     assert "--resume" in error
+
+
+def test_a_command_names_no_setting_that_it_does_not_have(images, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("vqvae2_fast.commands.training.train", fill_the_card)
+    options = ["--data", images, "--out", tmp_path / "run", "--quiet", "--image-size", "8", "8"]
+    code, _, error = run("train-classifier", *options, "--batch-size", "4")
+    assert code == 1
+    assert "--batch-size=2: the same images in a step" in error
+    assert "precision" not in error
+    assert "optimizer" not in error
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"batch_size": 9}, ["batch_size=3 and accumulate=3", "bfloat16", "optimizer=momentum"]),
-        ({"batch_size": 4, "global_batch": 8}, ["batch_size=2: the same step"]),
+        ({"batch_size": 4, "global_batch": 8}, ["batch_size=2: the same images"]),
         ({"batch_size": 1, "average_decay": 0.9}, ["bfloat16", "average_decay=0: 0.01817 MiB"]),
         ({"precision": "bfloat16", "average_decay": 0.9}, ["batch_size=16", "average", "momentum"]),
     ],
@@ -45,7 +56,7 @@ def test_a_command_names_the_flags_that_help(images, tmp_path, run, monkeypatch,
 )
 def test_settings_that_are_used_already_are_left_out(settings, expected):
     config = TrainConfig(**settings)
-    explaining = explaining_memory(VQVAE2(SMALL_VQVAE), config)
+    explaining = explaining_memory(VQVAE2(SMALL_VQVAE), config, TrainVQVAE)
     with pytest.raises(RuntimeError, match="out of memory") as caught, explaining:
         fill_the_card()
     helps = str(caught.value).partition("What helps: ")[2].split("; ")
@@ -56,6 +67,6 @@ def test_settings_that_are_used_already_are_left_out(settings, expected):
 
 
 def test_other_errors_pass():
-    explaining = explaining_memory(VQVAE2(SMALL_VQVAE), TrainConfig())
+    explaining = explaining_memory(VQVAE2(SMALL_VQVAE), TrainConfig(), TrainVQVAE)
     with pytest.raises(RuntimeError, match="^another$"), explaining:
         raise RuntimeError("another")

@@ -302,3 +302,11 @@ def test_a_plan_of_a_prior_without_labels_has_no_weights_for_them(run):
     plan = ["train-prior", "--model.num-classes", 9, "--dry-run", "--plan", "h100:1", "--json"]
     found = [json.loads(run(*plan, *more)[1])["parameters"] for more in ([], ["--unconditional"])]
     assert found[1] < found[0]
+
+
+def test_a_classifier_that_takes_fewer_images_at_once_keeps_the_batch(images, tmp_path, run):
+    options = ["--data", images, "--image-size", 8, 8, "--steps", 2, "--out", tmp_path / "run"]
+    given = [[], ["--batch-size", 3]]
+    plans = [run("train-classifier", *options, *more, "--dry-run", "--json")[1] for more in given]
+    sizes = [(plan["batch_size"], plan["global_batch"]) for plan in map(json.loads, plans)]
+    assert sizes == [(18, 18), (3, 18)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.console.words import number
 
 if TYPE_CHECKING:
@@ -22,8 +23,11 @@ _SAVINGS = 3
 
 
 @contextmanager
-def explaining_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
+def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> Iterator[None]:
     """Adds to an error of a full memory, of a GPU or of the machine, what would need less.
+
+    Args:
+        command: Only settings that have a flag in this command are named.
 
     Raises:
         RuntimeError: What failed, with the settings and their savings.
@@ -34,33 +38,35 @@ def explaining_memory(model: nn.Module, config: TrainConfig) -> Iterator[None]:
         full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not full and "can't allocate memory" not in str(error):  # of torch, on the CPU
             raise
-        helps = "; ".join(_savings(model, config)[:_SAVINGS])
+        flags = flags_of(command)
+        helps = [saved for name, saved in _savings(model, config) if name in flags][:_SAVINGS]
+        what = f"What helps: {'; '.join(helps)}. " if helps else ""
         raise RuntimeError(
-            f"train: out of memory with micro-batches of {config.batch_size}. What helps: {helps}. "
+            f"train: out of memory with micro-batches of {config.batch_size}. {what}"
             "Continue from a checkpoint, if there is one, with resume=True."
         ) from error
 
 
-def _savings(model: nn.Module, config: TrainConfig) -> list[str]:
+def _savings(model: nn.Module, config: TrainConfig) -> list[tuple[str, str]]:
+    """The settings that would need less, and what to write and to expect of each."""
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     copy = f"{number(weights / 2**20)} MiB, the size of the weights"
     found = []
     if config.batch_size > 1:
-        # One that divides the batch leaves the step as it is.
         least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         more = "" if config.global_batch else f" and accumulate={config.accumulate * least}"
-        found.append(
-            f"batch_size={config.batch_size // least}{more}: the same step, 1/{least} of the "
-            "memory for what is kept until the gradients are computed"
+        smaller = (
+            f"batch_size={config.batch_size // least}{more}: the same images in a step, "
+            f"1/{least} of the memory for what is kept until the gradients are computed"
         )
+        found.append(("batch_size", smaller))
     if config.precision == "float32":
-        found.append("precision=bfloat16: about half of what is kept until then")
+        found.append(("precision", "precision=bfloat16: about half of what is kept until then"))
     if config.average_decay:
-        found.append(f"average_decay=0: {copy}")
+        found.append(("average_decay", f"average_decay=0: {copy}"))
     if config.optimizer == "adamw":
-        found.append(f"optimizer=momentum, in a new run: {copy}")
+        found.append(("optimizer", f"optimizer=momentum, in a new run: {copy}"))
     if not config.recompute and getattr(model, "segments", list)():
-        found.append(
-            "recompute=True: about half or less of what is kept until then, for a third more time"
-        )
+        again = "about half or less of what is kept until then, for a third more time"
+        found.append(("recompute", f"recompute=True: {again}"))
     return found

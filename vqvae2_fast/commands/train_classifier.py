@@ -36,6 +36,9 @@ class TrainClassifier(TrainingCommand):
     """Passes over the training images; by default 90 of ResNet-50, 10 of the small network."""
     steps: int | None = None
     """In place of --epochs: optimiser steps."""
+    batch_size: int | None = None
+    """Images that a process takes at once: fewer need less memory. Those of a step stay as many;
+    64 at once by default."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     crop_padding: int = 0
@@ -61,10 +64,14 @@ class TrainClassifier(TrainingCommand):
             epochs=self.epochs,
             steps=self.steps,
         )
-        settings = replace(settings, seed=self.seed)
-        if ranks.count > 1:  # they share the batch of the recipe
-            batch = settings.batch_size * settings.accumulate
-            settings = replace(settings, global_batch=batch, accumulate=1)
+        # All processes share the batch of the recipe, however many images each takes at once.
+        settings = replace(
+            settings,
+            batch_size=settings.batch_size if self.batch_size is None else self.batch_size,
+            global_batch=settings.batch_size * settings.accumulate,
+            accumulate=1,
+            seed=self.seed,
+        )
         task = Task(
             lambda: Classifier(config),
             lambda model: classifier_stage(

@@ -141,7 +141,7 @@ class TrainingCommand(Command):
         logged = task.out if self.tensorboard and ranks.rank == 0 else None
         with (
             ranks.joined(task.device),
-            explaining_memory(model, task.config),
+            explaining_memory(model, task.config, type(self)),
             tensorboard_log(logged) as on_log,
         ):
             trained = train(

@@ -147,8 +147,7 @@ py::tuple draw(const sampler::Plan& plan, int64_t batch, Address labels,
   seconds["rows"] = timing.rows;
   seconds["pixels"] = timing.pixels;
   seconds["steps"] = static_cast<double>(timing.steps);
-  seconds["rounded"] = static_cast<double>(timing.rounded.inputs);
-  seconds["clamped"] = static_cast<double>(timing.rounded.clamped);
+  seconds["clamped"] = static_cast<double>(timing.clamped);
   std::vector<bool> finished;
   for (const auto& decoder : decoders) finished.push_back(decoder.finished());
   return py::make_tuple(seconds, finished, timing.too_large);

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from vqvae2_fast.sampling.plan import SamplingPlan
     from vqvae2_fast.sampling.request import Drawn
+    from vqvae2_fast.sampling.settings import DrawSettings
 
 __all__ = [
     "Calibration",
@@ -65,6 +66,11 @@ class InputRanges:
     def inputs(self) -> int:
         """How many inputs of matrices are rounded at a position."""
         return sum(largest.numel() for largest in self.largest.values())
+
+    def clamped_of(self, codes: Tensor, settings: DrawSettings, clamped: int) -> tuple[int, int]:
+        """`Drawn.clamped` of a draw of these codes, of whose inputs so many were clamped."""
+        rows = codes.numel() * (2 if settings.guided else 1)
+        return clamped, rows * self.inputs
 
     def scales(self, name: str, inputs: int) -> Tensor:
         """s of a matrix with so many inputs, float32 `[n, inputs]`."""

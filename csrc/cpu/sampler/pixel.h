@@ -29,6 +29,14 @@ class Pixel {
   void meet(Stage stage);
   Range share_of(int64_t count) const;
 
+  // pixel_integers.cpp: inputs that are rounded to int8, and what they have shown.
+  void put(const Ring& ring, int64_t layer, int64_t n, int64_t column, int64_t begin,
+           const float* x, int64_t count);
+  void multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
+                         int64_t a_stride, float* c);
+  void note(int64_t column, int64_t clamped);
+  void settle(int64_t first, int64_t parity);
+
   // pixel_convolutions.cpp: the current taps, and the gates of the causal layers.
   void convolve_side_by_side();
   void convolve_in_turn(int64_t block);
@@ -42,8 +50,6 @@ class Pixel {
   // pixel_phase.cpp: the pointwise layers, attention, and the draw.
   void multiply(const Matrices& m, int64_t n, Range panels, const float* a, int64_t a_stride,
                 float* c);
-  void multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
-                         int64_t a_stride, float* c);
   void activate(const Matrices& m, Range panels, float* c);
   void gate(const Matrices& m, Range panels, const float* gates, const float* residual,
             int64_t residual_stride, float* out, float* activated);
@@ -69,6 +75,7 @@ class Pixel {
   const int64_t i;
   const Shares* shares = nullptr;
   int64_t j = 0, columns = 1;
+  int64_t parity = 0;  // of the row's step
   StageClock clock;
 };
 

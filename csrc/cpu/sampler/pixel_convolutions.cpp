@@ -121,8 +121,8 @@ void Pixel::activate_first(int64_t layer, Range panels) {
   if (panels.size() <= 0) return;
   for (int64_t r = 0; r < num_rows(); ++r) {
     const int64_t n = r / columns, k = r % columns;
-    s.put(thread, s.ring2, layer, n, i, j + k, panels.begin * kPanel,
-          output_at(false, layer, n, k, panels), panels.size() * kPanel);
+    put(s.ring2, layer, n, j + k, panels.begin * kPanel, output_at(false, layer, n, k, panels),
+        panels.size() * kPanel);
   }
 }
 
@@ -172,7 +172,7 @@ void Pixel::convolve_in_turn(int64_t block) {
       float* y = s.y.data() + r * plan.channels + begin;
       kernels.gate(output_at(true, layer, n, k, panels), panels.size(), y, y, nullptr);
       if (layer + 1 == end) continue;
-      s.put(thread, s.ring1, layer + 1, n, i, j + k, begin, y, panels.size() * kHalfPanel);
+      put(s.ring1, layer + 1, n, j + k, begin, y, panels.size() * kHalfPanel);
     }
     if (layer + 1 == end) end_layers(block, {begin, panels.end * kHalfPanel});
     meet(Stage::kConvolutions);

@@ -1,6 +1,6 @@
 // Pixel phase: one position, or a window of guessed ones, at a time. This file has the pointwise
-// part of the network and the attention; the rest of the class is in pixel_convolutions.cpp and
-// pixel_draw.cpp.
+// part of the network and the attention; the rest of the class is in pixel_convolutions.cpp,
+// pixel_integers.cpp and pixel_draw.cpp.
 #include <string.h>
 
 #include "../../common/bounds.h"
@@ -31,6 +31,7 @@ bool Pixel::draw_row() {
   // depend on the columns before, and so on the layers before.
   const bool side_by_side = s.side_by_side();
   if (s.window > 1) guess_row();
+  int64_t last = 0;  // where the step before began
   for (j = 0; j < plan.width;) {
     columns = plan.width - j < s.window ? plan.width - j : s.window;
     clock.start(i * plan.width + j);
@@ -45,7 +46,11 @@ bool Pixel::draw_row() {
     meet(Stage::kStem);
     if (!s.team.is_active(thread)) return false;
     if (shares->threads != s.team.active()) look_up_shares();
-    if (thread == 0) s.pace.measure();
+    if (thread == 0) {
+      s.pace.measure();
+      settle(last, 1 - parity);
+    }
+    last = j;
     for (int64_t block = 0; block < plan.num_blocks; ++block) {
       if (!side_by_side) convolve_in_turn(block);
       if (plan.attention.num_heads > 0) {
@@ -65,9 +70,11 @@ bool Pixel::draw_row() {
     }
     record(count);
     j += count;
+    parity = 1 - parity;
     if (thread == 0) ++s.steps;
   }
   s.team.barrier();
+  if (thread == 0) settle(last, 1 - parity);
   return true;
 }
 
@@ -105,46 +112,6 @@ void Pixel::multiply(const Matrices& m, int64_t n, Range panels, const float* a,
                    .scales = m.scale(n, panels.begin)});
 }
 
-// The same with int8 weights and inputs. Each thread rounds all inputs, which is less work than
-// the barrier that would let them share it.
-void Pixel::multiply_integers(const Matrices& m, int64_t n, Range panels, const float* a,
-                              int64_t a_stride, float* c) {
-  Integers& own = s.integers[thread];
-  auto* inputs = reinterpret_cast<uint8_t*>(own.inputs.data());
-  const int64_t stride = scaled_inputs(m.inputs), whole = m.inputs / kHalfPanel * kHalfPanel;
-  // One thread counts, so that the count does not depend on their number.
-  const bool counts = panels.begin == 0;
-  for (int64_t r = 0; r < num_rows(); ++r) {
-    const float* row = a + r * a_stride;
-    int64_t clamped = kernels.quantize(row, m.input_scale(n), inputs + r * stride, whole);
-    if (counts) s.count(thread, whole, clamped);
-    if (whole == m.inputs) continue;
-    float rest[kHalfPanel] = {};
-    memcpy(rest, row + whole, (m.inputs - whole) * sizeof(float));
-    clamped =
-        kernels.quantize(rest, m.input_scale(n) + whole, inputs + r * stride + whole, kHalfPanel);
-    if (counts) s.count(thread, m.inputs - whole, clamped);
-  }
-  auto* sums = reinterpret_cast<const int32_t*>(own.sums.data());
-  const int64_t count = panels.size() * kPanel;
-  kernels.product({.a = inputs,
-                   .a_stride = stride,
-                   .rows = num_rows(),
-                   .weights = m.weight(n, panels.begin),
-                   .format = m.format,
-                   .panel_stride = m.panel_stride(),
-                   .panels = panels.size(),
-                   .inputs = m.inputs,
-                   .initial = s.zeros.data(),
-                   .c = own.sums.data(),
-                   .c_stride = count});
-  for (int64_t r = 0; r < num_rows(); ++r) {
-    kernels.dequantize(sums + r * count, m.scale(n, panels.begin),
-                       m.bias(n) + panels.begin * kPanel,
-                       c + r * m.outputs() + panels.begin * kPanel, count);
-  }
-}
-
 void Pixel::add_stem(Range channels) {
   if (channels.size() <= 0) return;
   const int64_t num_left = plan.stem.num_left;
@@ -173,11 +140,11 @@ void Pixel::begin_block(int64_t block, Range channels) {
     float* y = s.y.data() + at;
     memcpy(y, s.x.data() + at, channels.size() * sizeof(float));
     if (!s.side_by_side()) {
-      s.put(thread, s.ring1, first, n, i, column, channels.begin, y, channels.size());
+      put(s.ring1, first, n, column, channels.begin, y, channels.size());
       continue;
     }
     for (int64_t layer = first; layer < first + plan.layers_per_block; ++layer) {
-      s.put(thread, s.ring1, layer, n, i, column, channels.begin, y, channels.size());
+      put(s.ring1, layer, n, column, channels.begin, y, channels.size());
       kernels.add(y, s.gated.data() + layer * s.rows * plan.channels + at, y, channels.size());
     }
   }

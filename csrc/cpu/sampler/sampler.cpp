@@ -99,7 +99,7 @@ Timing draw_together(const Plan& plan, const Request& request, const AfterRow& a
     }
   });
   timing.steps = state.steps;
-  timing.rounded.add(state.rounded());
+  timing.clamped = state.clamped;
   timing.too_large = state.too_large;
   return timing;
 }
@@ -143,7 +143,7 @@ class SideBySide {
     });
     for (const auto& group : groups_) {
       timing_.steps = std::max(timing_.steps, group->state.steps);
-      timing_.rounded.add(group->state.rounded());
+      timing_.clamped += group->state.clamped;
       timing_.too_large |= group->state.too_large;
     }
     return timing_;

@@ -9,11 +9,10 @@
 namespace vqvae2_fast::cpu::sampler {
 
 // Where the time of a draw went, seconds of the calling thread; the steps of its pixel phases; how
-// many inputs it rounded to int8; and whether logits were beyond the rule's largest.
+// many inputs it clamped to int8; and whether logits were beyond the rule's largest.
 struct Timing {
   double condition = 0, rows = 0, pixels = 0;
-  int64_t steps = 0;
-  Rounded rounded;
+  int64_t steps = 0, clamped = 0;
   bool too_large = false;
 };
 

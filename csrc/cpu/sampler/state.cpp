@@ -40,32 +40,6 @@ Ring::Ring(const Convolutions& convolutions_, const Taps& taps, int64_t layers, 
   if (convolutions.integer()) memset(memory.data(), 128, values);
 }
 
-void State::put(int thread, const Ring& ring, int64_t layer, int64_t sample, int64_t row,
-                int64_t column, int64_t begin, const float* x, int64_t count) {
-  void* to = ring.at(layer, sample, row, column);
-  if (!ring.convolutions.integer()) {
-    kernels.elu(x, static_cast<float*>(to) + begin, count);
-    return;
-  }
-  const float* scales = ring.convolutions.input_scales + layer * ring.channels + begin;
-  this->count(thread, count,
-              kernels.quantize_elu(x, scales, static_cast<uint8_t*>(to) + begin, count));
-}
-
-void State::count(int thread, int64_t inputs, int64_t clamped) {
-  if (clamped < 0) {
-    too_large = true;  // a byte cannot carry NaN to the logits
-    return;
-  }
-  integers[thread].rounded.add({inputs, clamped});
-}
-
-Rounded State::rounded() const {
-  Rounded sum;
-  for (const Integers& own : integers) sum.add(own.rounded);
-  return sum;
-}
-
 int64_t State::key_stride() const {
   return rounded_up(plan.height * plan.width, kPanel) * plan.attention.head_dim;
 }
@@ -154,6 +128,7 @@ State::State(const Plan& plan_, const Request& request_, const KernelTable& tabl
   zeros = Buffer(widest);
   if (most_inputs > 0) {
     integers.resize(threads);
+    seen = std::vector<Seen>(2 * width);
     for (Integers& own : integers) {
       own.inputs = Buffer(step * most_inputs / kQuad);
       own.sums = Buffer(step * widest);

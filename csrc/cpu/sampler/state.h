@@ -58,19 +58,14 @@ struct Ring {
   }
 };
 
-// How many inputs were rounded to int8, and how many of them clamped.
-struct Rounded {
-  int64_t inputs = 0, clamped = 0;
-
-  void add(const Rounded& more) {
-    inputs += more.inputs;
-    clamped += more.clamped;
-  }
+// What the inputs of a column that are rounded to int8 have shown.
+struct Seen {
+  std::atomic<int64_t> clamped{0};
+  std::atomic<bool> invalid{false};  // NaN or infinite: a byte cannot carry it to the logits
 };
 
-// What a thread needs to multiply integers, on cache lines of its own: it counts at every product.
-struct alignas(64) Integers {
-  Rounded rounded;
+// What a thread needs to multiply integers.
+struct Integers {
   Buffer inputs;  // [window * rows, stored inputs] bytes
   Buffer sums;    // [window * rows, outputs] int32
   Buffer row;     // [outputs] of one convolution, float32
@@ -92,6 +87,7 @@ struct State {
   // Columns of a step, at most the map's. Buffers of a step hold window * rows network rows.
   const int64_t window;
   int64_t steps = 0;
+  int64_t clamped = 0;                 // inputs of final columns that were clamped to int8
   std::atomic<bool> too_large{false};  // a logit was beyond the rule's largest, or NaN
 
   Ring ring1, ring2;
@@ -120,18 +116,13 @@ struct State {
   std::vector<char> matches;                 // [B, columns]: the guess was drawn again
   std::vector<std::vector<float>> attended;  // [threads][head_dim padded]
   std::vector<Integers> integers;            // [threads], empty if nothing is integer
+  std::vector<Seen> seen;                    // [2, W]: by parity of the step; empty likewise
   std::vector<std::unique_ptr<Drawer>> drawers;
 
   // By the number of active threads: all, half of them, and so on to one.
   std::vector<Shares> shares;
   Pace pace;
 
-  // Puts ELU(x) into one of the rings at (row, column), in channels from `begin` on.
-  void put(int thread, const Ring& ring, int64_t layer, int64_t sample, int64_t row, int64_t column,
-           int64_t begin, const float* x, int64_t count);
-  // Counts inputs that a thread rounded to int8, as `Kernels::quantize` returned it.
-  void count(int thread, int64_t inputs, int64_t clamped);
-  Rounded rounded() const;  // by all threads
   // Bias, class and condition of one column of a convolution's output, in some panels; `start` is
   // memory for them. conv2 has gates.
   const float* start_of(bool gates, int64_t layer, int64_t n, int64_t column, Range panels,

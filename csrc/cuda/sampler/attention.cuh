@@ -72,8 +72,9 @@ __device__ __forceinline__ void attend_chunk(const Network& net, Place place, in
   total = warp_sum(total);
   __syncwarp();
 
-  float* partial = net.partials + ((place.r * net.num_heads + head) * net.max_chunks + chunk) *
-                                      (dim + kPartialHead);
+  const int64_t part =
+      (static_cast<int64_t>(place.r) * net.num_heads + head) * net.max_chunks + chunk;
+  float* partial = net.partials + part * (dim + kPartialHead);
   if (lane == 0) {
     to.put(partial, largest);
     to.put(partial + 1, total);
@@ -102,8 +103,9 @@ template <class To>
 __device__ __forceinline__ float attended(const Network& net, Place place, int c, const To& to) {
   const int chunks = chunks_before(place.i * net.width + place.j),
             size = net.head_dim + kPartialHead;
-  const float* partial =
-      net.partials + (place.r * net.num_heads + c / net.head_dim) * net.max_chunks * size;
+  const int64_t parts =
+      (static_cast<int64_t>(place.r) * net.num_heads + c / net.head_dim) * net.max_chunks;
+  const float* partial = net.partials + parts * size;
   if (chunks == 0) return 0.0f;
   float largest = to.get(partial);
 #pragma unroll 4

@@ -206,7 +206,8 @@ __device__ __forceinline__ void chain_unit(const ChainRun& run, const Operation&
   }
   const int row = static_cast<int>(op.input_row);
   float2 sums[ROWS];
-  add_products<ROWS>(weights, to.at(op.input) + r * row, row, op.padded_inputs, run.lane, sums);
+  add_products<ROWS>(weights, to.at(op.input) + r * row, row, ROWS, op.padded_inputs, run.lane,
+                     sums);
   const float2 sum = add_lanes<ROWS>(sums, run.lane);
   __syncwarp();  // all lanes have read
 #pragma unroll

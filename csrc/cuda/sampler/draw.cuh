@@ -6,6 +6,7 @@
 #include "../../common/counter_noise.h"
 #include "filter.cuh"
 #include "memory.cuh"
+#include "places.cuh"
 
 namespace vqvae2_fast::cuda::sampler {
 
@@ -153,7 +154,7 @@ __device__ __forceinline__ int draw_code(const Network& net, Place place, DrawSc
     if (net.rule.temperature != 0.0f && net.rule.temperature != 1.0f) {
       value = value / net.rule.temperature;
     }
-    if (!fits && to.writes_global()) atomicMax(net.too_large, 1);
+    if (!fits && to.writes_global()) note_invalid(net, place);
     s.raw[k] = raw;
     s.logits[k] = value;
     if (net.all_logits && to.writes_global()) net.all_logits[at * count + k] = raw;

@@ -28,12 +28,12 @@ using SumOf = std::conditional_t<kIsInt8<Weight>, int2, float2>;
 
 // clamp(round(x / scale), -127, 127), ties to even, in the lowest byte. NaN and infinity are told
 // as logits that are too large, because a byte cannot carry them there.
-__device__ __forceinline__ uint32_t quantized(const Network& net, float x, float scale,
+__device__ __forceinline__ uint32_t quantized(const Network& net, Place at, float x, float scale,
                                               bool counts = true) {
-  if (!(x - x == 0.0f)) atomicMax(net.too_large, 1);
+  if (!(x - x == 0.0f)) note_invalid(net, at);
   const float quotient = x / scale;
   // Up to 127.5 rounding gives 127, as clamping does.
-  if (counts && fabsf(quotient) > 127.5f && net.rounded) atomicAdd(net.rounded + 1, 1);
+  if (counts && fabsf(quotient) > 127.5f) note_clamped(net, at);
   // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const float clamped = fminf(fmaxf(quotient, -127.0f), 127.0f);
   return __float_as_uint(VQ_ADD(clamped, 12582912.0f)) & 0xFFu;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void put_activated(const Network& net, const Ring& ri
   if constexpr (kIsInt8<Weight>) {
     const float scale = ring.scales[layer * ring.channels + c];
     reinterpret_cast<uint8_t*>(ring.values)[index] =
-        static_cast<uint8_t>(quantized(net, value, scale));
+        static_cast<uint8_t>(quantized(net, at, value, scale));
   } else {
     ring.values[index] = value;
   }
@@ -96,10 +96,10 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
         if (left > 3) x.w = fresh(from + 3);
       }
       const float4 scale = *reinterpret_cast<const float4*>(op.scales + k);
-      bytes = quantized(net, x.x, scale.x, counts);
-      if (left > 1) bytes |= quantized(net, x.y, scale.y, counts) << 8;
-      if (left > 2) bytes |= quantized(net, x.z, scale.z, counts) << 16;
-      if (left > 3) bytes |= quantized(net, x.w, scale.w, counts) << 24;
+      bytes = quantized(net, at, x.x, scale.x, counts);
+      if (left > 1) bytes |= quantized(net, at, x.y, scale.y, counts) << 8;
+      if (left > 2) bytes |= quantized(net, at, x.z, scale.z, counts) << 16;
+      if (left > 3) bytes |= quantized(net, at, x.w, scale.w, counts) << 24;
     }
     *reinterpret_cast<uint32_t*>(buffer + kGroup * item) = bytes;
   }
@@ -120,7 +120,8 @@ __device__ __forceinline__ void add_dots(int4 v, int4 w, int4 a, int2& sum) {
 // first column of int8 and then its second.
 template <int ROWS>
 __device__ __forceinline__ void add_products(const Int8* unit, const int8_t* inputs, int stride,
-                                             int padded_inputs, int lane, int2 (&sums)[ROWS]) {
+                                             int rows, int padded_inputs, int lane,
+                                             int2 (&sums)[ROWS]) {
   constexpr int kBytes = sizeof(int4), kChunk = kLanes * kBytes;
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) sums[r] = make_int2(0, 0);
@@ -130,7 +131,8 @@ __device__ __forceinline__ void add_products(const Int8* unit, const int8_t* inp
     const int4 w = *reinterpret_cast<const int4*>(unit + padded_inputs + k);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      add_dots(v, w, *reinterpret_cast<const int4*>(inputs + r * stride + k), sums[r]);
+      add_dots(v, w, *reinterpret_cast<const int4*>(inputs + min(r, rows - 1) * stride + k),
+               sums[r]);
     }
   }
   for (int k = whole + kGroup * lane; k < padded_inputs; k += kLanes * kGroup) {
@@ -138,7 +140,7 @@ __device__ __forceinline__ void add_products(const Int8* unit, const int8_t* inp
     const int w = *reinterpret_cast<const int*>(unit + padded_inputs + k);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const int a = *reinterpret_cast<const int*>(inputs + r * stride + k);
+      const int a = *reinterpret_cast<const int*>(inputs + min(r, rows - 1) * stride + k);
       sums[r].x = __dp4a(v, a, sums[r].x);
       sums[r].y = __dp4a(w, a, sums[r].y);
     }

@@ -85,7 +85,8 @@ class Model {
     Terms terms;
     if (in_cluster(s)) return chain_terms(s, free_weights);
     const int32_t flags = stage.wait_stage < 0 ? 0 : plan_.stages[stage.wait_stage].blocks;
-    terms.polls = std::max((flags + plan_.card.threads - 1) / plan_.card.threads, 1);
+    terms.polls = (flags + plan_.card.threads - 1) / plan_.card.threads;
+    if (net.window > 1) terms.polls = std::max(terms.polls, 1.0);  // before windows are moved
     if (stage.kind == StepKind::kDraw) {
       const int32_t draws = net.batch * net.window;
       terms.draws = (draws + stage.blocks - 1) / stage.blocks;
@@ -344,6 +345,12 @@ class Model {
     return cycles / card_.clock;
   }
 
+  // Rows whose products a step computes: those after the last 8 are filled up to a power of two.
+  static int32_t computed(int32_t rows) {
+    const int32_t left = rows % 8;
+    return rows - left + (left > 4 ? 8 : left == 3 ? 4 : left);
+  }
+
   void add(const BlockProgram& block) {
     const int32_t rows = plan_.network.step_rows;
     const int64_t buffer = plan_.program.buffer_floats * int64_t{4} / plan_.input_bytes();
@@ -370,7 +377,7 @@ class Model {
           beside = 0;
         }
         beside += staged;
-        own.products += (work.end_unit - work.first_unit) * inputs * kUnit * rows;
+        own.products += (work.end_unit - work.first_unit) * inputs * kUnit * computed(rows);
       }
       most.shared = std::max(most.shared, own.shared);
       most.streamed = std::max(most.streamed, own.streamed);

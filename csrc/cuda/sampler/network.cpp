@@ -101,7 +101,7 @@ Plan::Plan(const Values& values) {
   net.all_logits = values.pointer<float>("logits");
   net.too_large = values.pointer<int32_t>("too_large");
   net.steps = values.pointer<int64_t>("steps");
-  net.rounded = values.pointer<unsigned long long>("rounded");
+  net.clamped = values.pointer<unsigned long long>("clamped");
 #if defined(VQ_STAGE_TIMES)
   net.stage_times = values.pointer<uint64_t>("stage_times");
 #endif
@@ -175,6 +175,7 @@ Plan::Plan(const Values& values) {
   }
   net.progress = workspace.take<uint32_t>(card.blocks);
   net.matches = workspace.take<int32_t>(net.batch * net.window);
+  if (net.window > 1) net.marks = workspace.take<unsigned long long>(2 * net.step_rows);
 
   row_phase = {};
   row_phase.mode = static_cast<RowMode>(values.small("row_mode"));

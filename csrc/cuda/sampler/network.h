@@ -65,14 +65,15 @@ struct Network {
   float *x, *y;                      // [S, C]: a block's input, its layers' output
   float* merged[2];                  // [S, merged_stride], by parity of the block
   float *joined, *joined_activated;  // [S, joined_stride]
-  float* out_inputs;        // [S, out_stride]: ELU of y and, with many rows, of attended values
-  float *query, *partials;  // [S, heads * d]; [S, heads, chunks, d + 2]
-  float* keys;              // [blocks, N, heads, P / 32, d, 32]
-  float* values;            // [blocks, N, heads, P, d]
-  float* activated;         // [S, C]: ELU(x) for the last layers
-  float* logits;            // [S, code_stride]
-  uint32_t* progress;       // [blocks of the grid]: the last stage that each has done
-  int32_t* matches;         // [B, w]: 1 where the code drawn was the one guessed
+  float* out_inputs;          // [S, out_stride]: ELU of y and, with many rows, of attended values
+  float *query, *partials;    // [S, heads * d]; [S, heads, chunks, d + 2]
+  float* keys;                // [blocks, N, heads, P / 32, d, 32]
+  float* values;              // [blocks, N, heads, P, d]
+  float* activated;           // [S, C]: ELU(x) for the last layers
+  float* logits;              // [S, code_stride]
+  uint32_t* progress;         // [blocks of the grid]: the last stage that each has done
+  int32_t* matches;           // [B, w]: 1 where the code drawn was the one guessed
+  unsigned long long* marks;  // [2, S]: by parity of a window's step; see note_clamped
 
   // The draw.
   const int64_t* known;  // [B, H, W], -1 to draw; or null
@@ -81,13 +82,12 @@ struct Network {
   int64_t first_sample;
   uint32_t stream;
   Rule rule;
-  int64_t* codes;      // [B, H, W]
-  float* log_prob;     // [B, H, W], or null
-  float* all_logits;   // [B, H, W, K], or null
-  int32_t* too_large;  // set to 1 by a logit beyond the rule's largest, or NaN
-  int64_t* steps;      // how many were taken, counted up; or null
-  // With int8: step rows, and inputs of theirs that were clamped, counted up; or null.
-  unsigned long long* rounded;
+  int64_t* codes;               // [B, H, W]
+  float* log_prob;              // [B, H, W], or null
+  float* all_logits;            // [B, H, W, K], or null
+  int32_t* too_large;           // set to 1 by a logit beyond the rule's largest, or NaN
+  int64_t* steps;               // how many were taken, counted up; or null
+  unsigned long long* clamped;  // with int8: how many inputs were, counted up; or null
 #if defined(VQ_STAGE_TIMES)
   uint64_t* stage_times;  // stage_times.cuh, or null
 #endif

@@ -82,19 +82,19 @@ __device__ __forceinline__ void stage_inputs(const Network& net, const Work& wor
   }
 }
 
-// Sums of a unit for ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
+// Sums of a unit for up to ROWS step rows, those of row r in lanes r * 32 / ROWS and on.
 template <int ROWS, typename Weight>
 __device__ __forceinline__ SumOf<Weight> sum_unit(const Weight* weights,
-                                                  const InputOf<Weight>* inputs, int padded_inputs,
-                                                  int lane) {
+                                                  const InputOf<Weight>* inputs, int rows,
+                                                  int padded_inputs, int lane) {
   SumOf<Weight> sums[ROWS];
-  add_products<ROWS>(weights, inputs, padded_inputs, padded_inputs, lane, sums);
+  add_products<ROWS>(weights, inputs, padded_inputs, rows, padded_inputs, lane, sums);
   return add_lanes<ROWS>(sums, lane);
 }
 
 // A block's units of an operation for step rows first .. first + count, whose inputs lie at
-// `inputs`. A warp's item is a unit for 8 step rows, or for 2 or 1 of those that are left; its
-// first is number `item`. Returns how many items there are.
+// `inputs`. A warp's item is a unit for 8 step rows, or for all that are left, so weights are read
+// once for every 8; its first is number `item`. Returns how many items there are.
 template <typename Weight, bool kWindow>
 __device__ __forceinline__ int multiply(const Network& net, const Work& work,
                                         const Places<kWindow>& places, int first, int count,
@@ -103,7 +103,7 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
   const Operation& op = work.operation;
   const int lane = threadIdx.x % kLanes, warps = blockDim.x / kLanes;
   const int unit_weights = op.padded_inputs * kUnit;
-  const int eights = count / 8, pairs = count % 8 / 2, groups = eights + pairs + count % 2;
+  const int groups = (count + 7) / 8;
   const int items = (work.end_unit - work.first_unit) * groups;
   for (; item < items; item += warps) {
     const int unit = work.first_unit + item / groups, group = item % groups;
@@ -113,24 +113,23 @@ __device__ __forceinline__ int multiply(const Network& net, const Work& work,
       weights = reinterpret_cast<const Weight*>(resident + work.shared_offset) +
                 (unit - work.first_unit) * unit_weights;
     }
-    int r = 8 * group, rows = 8;
-    if (group >= eights) {
-      r = 8 * eights + 2 * (group - eights);
-      rows = group < eights + pairs ? 2 : 1;
-    }
-    const int lanes_of_row = kLanes / rows;
-    const Place at = places.at(first + r + lane / lanes_of_row);
-    const bool finishes = lane % lanes_of_row == 0 && on_map<kWindow>(at);
+    const int r = 8 * group, rows = min(8, count - r);
+    const int computed = rows > 4 ? 8 : rows == 3 ? 4 : rows;  // a power of two
+    const int lanes_of_row = kLanes / computed, row = lane / lanes_of_row;
+    const Place at = places.at(first + r + min(row, rows - 1));
+    const bool finishes = lane % lanes_of_row == 0 && row < rows && on_map<kWindow>(at);
     Addends addends;
     if (finishes) addends = load_addends<Weight>(net, op, at, unit, GlobalMemory());
     const InputOf<Weight>* inputs = all_inputs + r * op.padded_inputs;
     SumOf<Weight> sum;
-    if (rows == 8) {
-      sum = sum_unit<8>(weights, inputs, op.padded_inputs, lane);
-    } else if (rows == 2) {
-      sum = sum_unit<2>(weights, inputs, op.padded_inputs, lane);
+    if (computed == 8) {
+      sum = sum_unit<8>(weights, inputs, rows, op.padded_inputs, lane);
+    } else if (computed == 4) {
+      sum = sum_unit<4>(weights, inputs, rows, op.padded_inputs, lane);
+    } else if (computed == 2) {
+      sum = sum_unit<2>(weights, inputs, rows, op.padded_inputs, lane);
     } else {
-      sum = sum_unit<1>(weights, inputs, op.padded_inputs, lane);
+      sum = sum_unit<1>(weights, inputs, rows, op.padded_inputs, lane);
     }
     if (finishes) finish_unit<Weight>(net, op, at, unit, sum, addends, GlobalMemory());
   }
@@ -199,7 +198,6 @@ __device__ __forceinline__ void begin_columns(const Network& net, const Step& st
     }
     for (int r = at.r; r < net.step_rows; r += net.batch * net.window) {
       begin_block<Weight>(net, places.at(r), 0, c, x, GlobalMemory());
-      if (kIsInt8<Weight> && c == 0 && net.rounded) atomicAdd(net.rounded, 1);
     }
   }
 }
@@ -313,8 +311,9 @@ __device__ __forceinline__ void follow_program(const Program& program, const uns
   int* const columns = reinterpret_cast<int*>(rows + net.step_rows);  // of a window
 
   const uint32_t stages = program.num_stages;
-  // A step computes at least one column of each sample, so a row takes at most `width` steps.
-  for (int t = 0; t < net.width; ++t) {
+  // A step computes at least one column of each sample, so a row takes at most `width` steps. After
+  // them windows are moved once more.
+  for (int t = 0; t < net.width + kWindow; ++t) {
     const Places<kWindow> places = {i, t, rows};
     // Stage s of this step is number `before` + s + 1 of the map.
     const uint32_t before = (static_cast<uint32_t>(i) * net.width + t) * stages;

@@ -12,21 +12,22 @@
 
 namespace vqvae2_fast::cuda::sampler {
 
-// A step row's position on the map, its network row n, and its number r; r = n without windows.
+// A step row's position on the map, its network row n, its number r, and with windows the row's
+// step t; r = n without.
 struct Place {
-  int i, j, n, r;
+  int i, j, n, r, t;
 };
 
 // The places of all step rows.
 template <bool kWindow>
 struct Places {
-  int i, j;  // j, the column of all rows, without windows
+  int i, j;  // j, the column of all rows; with windows the row's step
   const int2*
       rows;  // network row and column of each, in shared memory; column -1: none, off the map
 
   __device__ __forceinline__ Place at(int r) const {
-    if constexpr (kWindow) return {i, rows[r].y, rows[r].x, r};
-    return {i, j, r, r};
+    if constexpr (kWindow) return {i, rows[r].y, rows[r].x, r, j};
+    return {i, j, r, r, 0};
   }
 };
 
@@ -39,6 +40,41 @@ __device__ __forceinline__ bool on_map(Place at) {
 // taps above gave) have one row for each network row, others one for each step row.
 __device__ __forceinline__ int64_t row_of(Place at, int column_stride) {
   return column_stride ? at.n : at.r;
+}
+
+// What a row of a window shows is part of the draw only if all guesses before it were right, which
+// move_windows finds out. Until then it is a mark of the row: how many inputs were clamped, and
+// whether something was invalid.
+constexpr unsigned long long kInvalid = 1ull << 63;
+
+__device__ __forceinline__ unsigned long long* mark_of(const Network& net, int t, int r) {
+  return net.marks + t % 2 * net.step_rows + r;
+}
+
+__device__ __forceinline__ void note_clamped(const Network& net, Place at) {
+  if (net.clamped) atomicAdd(net.window > 1 ? mark_of(net, at.t, at.r) : net.clamped, 1ull);
+}
+
+// A logit beyond the rule's largest, or what cannot carry it there.
+__device__ __forceinline__ void note_invalid(const Network& net, Place at) {
+  if (net.window > 1) {
+    atomicOr(mark_of(net, at.t, at.r), kInvalid);
+  } else {
+    atomicMax(net.too_large, 1);
+  }
+}
+
+// Takes over the marks of step t; `columns` are the first that are not final. Step t + 2, whose
+// marks have the same place, follows the draws of step t + 1, and these follow this.
+__device__ __forceinline__ void settle_marks(const Network& net, int t, const int* columns,
+                                             const int2* rows) {
+  for (int r = threadIdx.x; r < net.step_rows; r += blockDim.x) {
+    const unsigned long long mark = atomicExch(mark_of(net, t, r), 0ull);
+    const int n = rows[r].x, column = rows[r].y;
+    if (mark == 0 || column >= columns[n % net.batch]) continue;
+    if (mark & kInvalid) atomicMax(net.too_large, 1);
+    if (net.clamped) atomicAdd(net.clamped, mark & ~kInvalid);
+  }
 }
 
 // Moves each sample's window forward after the draws of step t - 1 of the row; all threads of a
@@ -63,7 +99,12 @@ __device__ __forceinline__ bool move_windows(const Network& net, int t, int* col
     columns[b] = column;
     more |= column < net.width;
   }
-  if (!__syncthreads_or(more)) return false;
+  more = __syncthreads_or(more);
+  if (blockIdx.x == 0 && t > 0) {
+    settle_marks(net, t - 1, columns, rows);
+    __syncthreads();  // before rows change
+  }
+  if (!more) return false;
   for (int r = threadIdx.x; r < net.step_rows; r += blockDim.x) {
     const int n = r / net.window, column = columns[n % net.batch] + r % net.window;
     rows[r] = make_int2(n, column < net.width ? column : -1);

@@ -24,21 +24,23 @@ __device__ __forceinline__ float one_weight(const BFloat16* at) {
   return __uint_as_float(static_cast<uint32_t>(at->bits) << 16);
 }
 
-// A lane's part of the sums of ROWS network rows. `inputs` lie in shared memory, `stride` apart.
+// A lane's part of the sums of ROWS network rows. `inputs` lie in shared memory, `stride` apart. If
+// there are fewer rows, the last one stands for those that are missing.
 template <int ROWS, typename Weight>
 __device__ __forceinline__ void add_products(const Weight* unit, const float* inputs, int stride,
-                                             int padded_inputs, int lane, float2 (&sums)[ROWS]) {
+                                             int rows, int padded_inputs, int lane,
+                                             float2 (&sums)[ROWS]) {
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) sums[r] = make_float2(0.0f, 0.0f);
   const int chunks = padded_inputs / kInputChunk;
-#pragma unroll(ROWS > 4 ? 1 : 4)
+#pragma unroll(ROWS > 2 ? 1 : 4)
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const Weight* weights = unit + chunk * (kUnit * kInputChunk) + kGroup * lane;
     const float4 v = four_weights(weights), w = four_weights(weights + kInputChunk);
     const float* at = inputs + chunk * kInputChunk + kGroup * lane;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const float4 a = *reinterpret_cast<const float4*>(at + r * stride);
+      const float4 a = *reinterpret_cast<const float4*>(at + min(r, rows - 1) * stride);
       sums[r].x = fmaf(v.x, a.x, sums[r].x);
       sums[r].y = fmaf(w.x, a.x, sums[r].y);
       sums[r].x = fmaf(v.y, a.y, sums[r].x);
@@ -54,7 +56,7 @@ __device__ __forceinline__ void add_products(const Weight* unit, const float* in
     const float w = one_weight(unit + kUnit * k + kLanes + lane);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const float a = inputs[r * stride + k + lane];
+      const float a = inputs[min(r, rows - 1) * stride + k + lane];
       sums[r].x = fmaf(v, a, sums[r].x);
       sums[r].y = fmaf(w, a, sums[r].y);
     }

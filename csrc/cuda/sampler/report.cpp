@@ -22,7 +22,6 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
   const Network& net = plan.network;
   const Model model(plan, card);
   Bytes all, most;
-  int64_t waits = 0;
   const Chain& chain = plan.program.chain;
   for (const Bytes& own : bytes_of_all(plan)) {
     all.resident += own.resident;
@@ -30,7 +29,14 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
     most.resident = std::max(most.resident, own.resident);
     most.streamed = std::max(most.streamed, own.streamed);
   }
+  int64_t waits = 0, flags = static_cast<int64_t>(plan.steps.size());
   for (const Step& step : plan.steps) waits += step.wait_count > 0;
+  // Each block of the cluster tells the others of a block of layers, and waits for its
+  // convolutions.
+  for (const ChainStep& step : plan.chain_steps) {
+    flags += step.begins >= 0;
+    waits += step.begins >= 0;
+  }
   constexpr double kMB = 1e6, kKiB = 1024, kMicro = 1e6;
   const double step = model.step(), row = model.row(), reload = model.reload();
   const auto map = [&](double kept) {
@@ -69,9 +75,9 @@ std::string report(const Plan& plan, const Plan& single, const CardModel& card) 
                  (plan.program.shared_bytes - chain.weights_offset) / kKiB);
   }
   text += line("  %-28s %9.2f MB", "memory of the draw", plan.workspace_bytes / kMB);
-  text += line("  stages per %s %d; flags written %zu, waits on flags %lld, grid barriers 0",
-               step_name.c_str(), static_cast<int>(plan.stages.size()), plan.steps.size(),
-               static_cast<long long>(waits));
+  text += line("  stages per %s %d; flags written %lld, waits on flags %lld, grid barriers 0",
+               step_name.c_str(), static_cast<int>(plan.stages.size()),
+               static_cast<long long>(flags), static_cast<long long>(waits));
   text += line("  %-20s %5s %7s %12s %14s %9s", "stage", "times", "blocks", "KiB shared",
                "KiB streamed", "us each");
   std::vector<bool> told(plan.stages.size(), false);

@@ -223,10 +223,10 @@ uint64_t cluster_in_order(uint64_t i, uint64_t clusters) {
     case Order::kReverse:
       return clusters - 1 - i;
     case Order::kShuffled: {
-      // Any step that shares no factor with their number visits all of them.
+      // Any step that shares no factor with their number visits all of them, if no sum wraps.
       uint64_t step = schedule().seed * 0x9E3779B9u % clusters + 1;
       while (std::gcd(step, clusters) != 1) ++step;
-      return (i * step + schedule().seed) % clusters;
+      return (i * step + schedule().seed % clusters) % clusters;
     }
     default:
       return i;

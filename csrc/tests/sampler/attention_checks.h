@@ -15,7 +15,7 @@ namespace sampler_test {
 __global__ void heads_kernel(const vqvae2_fast::cuda::sampler::Network net, int position) {
   using namespace vqvae2_fast::cuda::sampler;
   VQ_DYNAMIC_SHARED(float, memory);
-  const Place at = {position / net.width, position % net.width, 0, 0};
+  const Place at = {position / net.width, position % net.width, 0, 0, 0};
   attend_in_order(net, at, 0, static_cast<int>(blockIdx.x), head_scratch(memory, net));
 }
 

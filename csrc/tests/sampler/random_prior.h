@@ -39,6 +39,7 @@ struct Drawn {
   std::vector<int64_t> codes;  // [B, H, W]
   std::vector<float> logits;   // [B, H, W, K]
   int64_t steps = 0;           // taken by windows
+  uint64_t clamped = 0;        // inputs, with int8
   bool staged_in_turn = false;
 #if defined(VQ_STAGE_TIMES)
   std::vector<uint64_t> times;  // [W, blocks, stages, moments], of the last row
@@ -159,7 +160,7 @@ class RandomPrior {
     DeviceArray<int64_t> known{draw.known.empty() ? std::vector<int64_t>(1) : draw.known};
     DeviceArray<int64_t> steps{std::vector<int64_t>(1)};
     DeviceArray<int32_t> too_large{std::vector<int32_t>(1)};
-    DeviceArray<uint64_t> rounded{std::vector<uint64_t>(2)};
+    DeviceArray<uint64_t> clamped{std::vector<uint64_t>(1)};
     values.insert({{"batch", draw.batch},
                    {"guided", draw.guided},
                    {"window", draw.window},
@@ -175,7 +176,7 @@ class RandomPrior {
                    {"guidance", number(1.5)},
                    {"largest_logit", number(1e30)},
                    {"too_large", address(too_large.data())},
-                   {"rounded", address(rounded.data())},
+                   {"clamped", address(clamped.data())},
                    {"codes", address(codes.data())},
                    {"log_prob", 0},
                    {"logits", address(logits.data())},
@@ -207,6 +208,7 @@ class RandomPrior {
     drawn.codes = codes.values();
     drawn.logits = logits.values();
     drawn.steps = steps.values()[0];
+    drawn.clamped = clamped.values()[0];
     drawn.staged_in_turn = staged_in_turn(program);
 #if defined(VQ_STAGE_TIMES)
     drawn.times = times.values();

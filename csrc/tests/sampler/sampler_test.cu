@@ -66,6 +66,14 @@ void test_windows(RandomPrior& prior, const Drawn& whole, Draw part, int window,
   compare(prior, whole, part, what);
 }
 
+// Draws with int8 in windows, some of whose guesses are wrong.
+void test_clamped(RandomPrior& prior, Draw part, int window) {
+  const uint64_t clamped = prior.draw(part).clamped;
+  part.window = window;
+  check(clamped > 0 && prior.draw(part).clamped == clamped,
+        "inputs behind wrong guesses do not count");
+}
+
 // All codes known, all guesses right.
 void test_right_guesses(RandomPrior& prior, const Drawn& whole, Draw all, int window) {
   all.window = window;
@@ -150,6 +158,10 @@ void test_kind(const Kind& kind, bool quick) {
     by_one.blocks = 1;
     const Drawn drawn = compare(prior, whole, by_one, "a buffer that inputs fill more than once");
     check(drawn.staged_in_turn, "inputs of all convolutions do not fit into the buffer at once");
+  }
+  if (kind.weight_bytes == 1) {
+    test_clamped(prior, one, 3);
+    test_clamped(prior, all, 2);
   }
   if (!kind.reads_itself) test_clusters(prior, whole, one, kind.attention, quick);
   if (quick) {

@@ -15,7 +15,7 @@ from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.quantized import checked_ranges, warn_of_clamped
+from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_clamped
 from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
@@ -134,7 +134,10 @@ def draw_cpu_timed(
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    clamped = int(seconds.pop("clamped")), int(seconds.pop("rounded"))
+    clamped = (0, 0)
+    if isinstance(weights, InputRanges):
+        clamped = weights.clamped_of(codes, settings, int(seconds["clamped"]))
+    del seconds["clamped"]
     return Drawn(codes, log_prob, logits, intervals, finished, clamped=clamped), seconds
 
 

@@ -268,8 +268,7 @@ def draw_with(
         logits = torch.zeros(*shape, plan.num_embeddings, device=device)
     features = None if plan.condition is None else _features(plan.condition, request.maps)
     too_large = torch.zeros(1, dtype=torch.int32, device=device)
-    # Step rows, and how many of their inputs were clamped.
-    rounded = None if calibrated is None else torch.zeros(2, dtype=torch.int64, device=device)
+    clamped = None if calibrated is None else torch.zeros(1, dtype=torch.int64, device=device)
     inputs = {
         "labels": request.labels,
         "known": request.known,
@@ -281,7 +280,7 @@ def draw_with(
         "steps": steps,
         "stage_times": stage_times,
         "too_large": too_large,
-        "rounded": rounded,
+        "clamped": clamped,
     }
     inputs = {name: t if t is None else t.contiguous() for name, t in inputs.items()}
     tensors = _packed_plan(plan, precision, calibrated)
@@ -316,11 +315,10 @@ def draw_with(
     check_logits(too_large, settings)
     if logits is not None:
         logits = logits.permute(0, 3, 1, 2)  # [B, K, H, W]
-    clamped = (0, 0)
-    if calibrated is not None and rounded is not None:
-        rows, beyond = rounded.tolist()
-        clamped = beyond, rows * calibrated.ranges.inputs
-    return Drawn(codes, log_prob, logits, clamped=clamped)
+    if calibrated is None or clamped is None:
+        return Drawn(codes, log_prob, logits)
+    counted = calibrated.ranges.clamped_of(codes, settings, int(clamped))
+    return Drawn(codes, log_prob, logits, clamped=counted)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -29,11 +29,12 @@ def draw_report(
         window: Codes that a step computes; at most a row of the map.
 
     Raises:
-        ValueError: window is below 1.
+        ValueError: batch_size or window is below 1.
         RuntimeError: There is no compiled module, or engine `cuda` cannot draw from the prior.
     """
-    if window < 1:
-        raise ValueError(f"draw_report: window must be >= 1, got {window}.")
+    for name, value in (("batch_size", batch_size), ("window", window)):
+        if value < 1:
+            raise ValueError(f"draw_report: {name} must be >= 1, got {value}.")
     # Only sizes are needed, and the paper's priors take gigabytes.
     with torch.device("meta"), torch.no_grad():
         plan = interface_of(make_prior(config)).new_plan()

@@ -3,9 +3,16 @@
 import pytest
 import torch
 
-from vqvae2_fast.sampling import sample_codes
+from vqvae2_fast.sampling import interface_of, sample_codes, sampler
 from vqvae2_fast.sampling.settings import DrawSettings
-from vqvae2_fast.testing.near_tie import NearTie, _gaps, assert_near_tie, near_tie
+from vqvae2_fast.testing.near_tie import (
+    EXACT_ERROR,
+    NearTie,
+    _gaps,
+    assert_near_tie,
+    assert_same_draw,
+    near_tie,
+)
 from vqvae2_fast.testing.priors import tiny_prior
 
 LOGITS = torch.tensor([[2.0, 2.0005, 0.0]])
@@ -43,15 +50,26 @@ def test_a_code_at_the_edge_of_a_filter_holds():
     assert gaps[0] <= tolerance
 
 
+def test_a_code_outside_a_filter_does_not_hold_where_no_code_is_surely_inside():
+    prior = tiny_prior()
+    codes = (sample_codes(prior, 2, temperature=0.0) + 1) % 13
+    result = near_tie(prior, codes, engine="eager", top_p=1e-9)
+    assert result.tolerance > 1e-9
+    assert result.num_beyond > 0
+
+
+FOUND = {"logit_error": 1e-6, "raw_error": 1e-6, "largest_logit": 1.0}
+FOUND |= {"tolerance": 4e-6, "num_drawn": 10_000}
+
+
 def test_more_than_one_code_in_ten_thousand_is_a_failure():
-    found = {"worst_gap": 0.0, "logit_error": 1e-6, "tolerance": 4e-6, "num_drawn": 10_000}
+    found = {"worst_gap": 0.0, **FOUND}
     assert NearTie(num_not_best=1, num_beyond=0, **found).holds
     assert not NearTie(num_not_best=2, num_beyond=0, **found).holds
 
 
 def test_a_single_code_beyond_the_tolerance_is_a_failure():
-    found = {"worst_gap": 1.0, "logit_error": 1e-6, "tolerance": 4e-6, "num_drawn": 10_000}
-    assert not NearTie(num_not_best=1, num_beyond=1, **found).holds
+    assert not NearTie(num_not_best=1, num_beyond=1, worst_gap=1.0, **FOUND).holds
 
 
 def test_a_changed_code_is_found():
@@ -76,3 +94,49 @@ def test_known_codes_are_not_judged():
     codes = sample_codes(prior, 2, known=known)
     result = assert_near_tie(prior, codes, known=known)
     assert result.num_drawn == 2 * 2 * 6
+
+
+def drawn(prior, engine):
+    return sample_codes(prior, 2, engine=engine, return_log_prob=True)
+
+
+@pytest.fixture
+def another(monkeypatch):
+    """`another`: an engine that draws without a fault, but from another prior."""
+    prior = tiny_prior(1)
+
+    def draw(_prior, _interface, request):
+        return sampler.ENGINES["reference"](prior, interface_of(prior), request)
+
+    monkeypatch.setitem(sampler.ENGINES, "another", draw)
+
+
+def test_an_engine_of_another_prior_passes_the_rule_but_does_not_draw_the_same(another):
+    prior = tiny_prior()
+    expected, found = drawn(prior, "reference"), drawn(prior, "another")
+    assert near_tie(prior, found[0], engine="another").num_beyond == 0
+    with pytest.raises(AssertionError, match="draw 0: engine another does not draw what"):
+        assert_same_draw(prior, found, expected, engine="another", what="draw 0")
+
+
+@pytest.mark.parametrize("error", [1e-3, torch.nan])
+def test_equal_maps_need_equal_log_probabilities(error):
+    prior = tiny_prior()
+    codes, log_prob = drawn(prior, "reference")
+
+    def check(changed):
+        assert_same_draw(prior, (codes, changed), (codes, log_prob), engine="eager", what="draw")
+
+    check(log_prob + 1e-6)
+    with pytest.raises(AssertionError, match=f"its log-probabilities by (0.001|{error})"):
+        check(log_prob + error)
+
+
+def test_an_exact_engine_may_err_as_the_reference_does_where_weights_cancel():
+    prior = tiny_prior()
+    with torch.no_grad():  # adds the same to all of a query's products, whose low bits are lost
+        prior.blocks[0].attention.key.bias.fill_(1e6)
+    expected, found = drawn(prior, "reference"), drawn(prior, "eager")
+    result = near_tie(prior, found[0], engine="eager")
+    assert result.raw_error > 10 * EXACT_ERROR * result.largest_logit
+    assert_same_draw(prior, found, expected, engine="eager", what="draw")

@@ -18,7 +18,7 @@ from vqvae2_fast.ops import _native, _training
 from vqvae2_fast.ops._registry import OPERATORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vqvae2_fast.ops._registry import Operator
 
@@ -28,6 +28,7 @@ __all__ = [
     "assert_close_to_float64",
     "every_call_trains",
     "has_kernel",
+    "relative_difference",
     "scattered",
     "simd_level",
     "simd_levels",
@@ -141,3 +142,17 @@ def assert_close_to_float64(
     allowed += 4 * torch.finfo(eager.dtype).eps * exact.abs().max()
     if not error <= allowed:
         raise AssertionError(f"{what}: error {error:.3g} exceeds {allowed:.3g}")
+
+
+def relative_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """Largest difference of a floating tensor from the expected one, in its largest number.
+
+    Compare it as `<= bound`: it is NaN if a tensor holds a NaN, or infinity where one is expected.
+    """
+    worst = torch.zeros((), dtype=torch.float64)
+    for name, value in expected.items():
+        if value.is_floating_point():
+            difference = (found[name].double() - value.double()).abs().max()
+            if difference != 0:  # so that tensors of zeros are equal
+                worst = torch.maximum(worst, difference / value.double().abs().max())
+    return float(worst)

@@ -17,7 +17,7 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.sampling.calibration import calibrate
 from vqvae2_fast.sampling.quantized import Calibration
 from vqvae2_fast.sampling.sampler import sample_codes
-from vqvae2_fast.testing.near_tie import near_tie
+from vqvae2_fast.testing.near_tie import assert_same_draw
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["CHANGES", "draws_between_changes"]
 
 EXACT, ROUNDING = ("reference", "eager", "cpu"), ("cpu_bfloat16", "cpu_int8", "cpu_w8a8")
-# Tolerance for log-probabilities of two engines, which add some hundred float32 products in
-# different orders.
-_TOLERANCE = 1e-3
 _SMALL: dict[str, Any] = {
     "size": (2, 3),
     "num_embeddings": 7,
@@ -159,10 +156,7 @@ def draws_between_changes(count: int, seed: int = 0) -> Counter[str]:
         if engine in ROUNDING:
             fresh = draw(copy.deepcopy(prior), engine)
             assert torch.equal(codes, fresh[0]) and torch.equal(log_prob, fresh[1]), said
-        elif torch.equal(codes, expected):
-            error = float((log_prob - expected_log_prob).abs().max())
-            assert error < _TOLERANCE, f"{said}: log-probabilities off by {error}"
         else:
-            result = near_tie(prior, codes, engine=engine, **context)
-            assert result.num_beyond == 0, f"{said}: {result}"
+            found, reference = (codes, log_prob), (expected, expected_log_prob)
+            assert_same_draw(prior, found, reference, engine=engine, what=said, **context)
     return counts

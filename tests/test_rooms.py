@@ -31,9 +31,10 @@ FLOORS = (
     ("compat", "testing"),  # drop-ins for other packages; helpers for tests of users
     ("commands",),  # the command line's commands
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+ROOT = "vqvae2_fast"  # its public names come from everywhere, and it may import every room
 
 
 def _module(path: Path) -> str:
@@ -41,52 +42,124 @@ def _module(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-MODULES = {_module(path): path for path in PACKAGE.rglob("*.py")}
+MODULES = {_module(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def _imports(path: Path, *, for_types: bool) -> set[str]:
-    """Modules of the package that a file imports anywhere, with or without those that only type
-    checkers import."""
+def _room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def _source(module: str, name: str) -> str:
+    """The module that `from module import name` reads."""
+    if f"{module}.{name}" in MODULES:
+        return f"{module}.{name}"
+    return PUBLIC.get(name, ROOT) if module == ROOT else module
+
+
+# Where the names that the root exports come from.
+PUBLIC = {
+    alias.asname or alias.name: _source(statement.module or "", alias.name)
+    for statement in ast.parse(MODULES[ROOT].read_text(encoding="utf-8")).body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
+}
+
+
+def _imports(module: str, source: str | None = None, *, for_types: bool) -> set[str]:
+    """Modules of the package that one of them imports anywhere, with or without those that only
+    type checkers import.
+
+    Args:
+        source: What to read instead of the module's file.
+    """
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8") if source is None else source)
+    # The package that a relative import counts from.
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    aliases = [a for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names]
+    roots = {ROOT} | {alias.asname for alias in aliases if alias.name == ROOT}
     names: set[str] = set()
-    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    nodes: list[ast.AST] = [tree]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            nodes += node.orelse
             continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= {name if name in MODULES else node.module for name in found}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            names |= {_source(origin, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in roots:
+            names.add(_source(ROOT, node.attr))
         nodes += ast.iter_child_nodes(node)
     return names & set(MODULES)
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import vqvae2_fast.training.loop", "training.loop"),
+        ("from vqvae2_fast.training import loop", "training.loop"),
+        ("from vqvae2_fast.training.loop import train", "training.loop"),
+        ("from vqvae2_fast.training import train", "training"),
+        ("from vqvae2_fast import training", "training"),
+        ("from vqvae2_fast import VQVAE2", "models.vqvae2"),
+        ("import vqvae2_fast; vqvae2_fast.VQVAE2()", "models.vqvae2"),
+        ("import vqvae2_fast; vqvae2_fast.training.loop.train()", "training"),
+        ("import vqvae2_fast as vq2; vq2.VQVAE2()", "models.vqvae2"),
+        ("from . import images", "data.images"),
+        ("from .images import ImageSource", "data.images"),
+        ("from .. import training", "training"),
+        ("from .. import VQVAE2", "models.vqvae2"),
+        ("from ..training import train", "training"),
+        ("from ..training.loop import train", "training.loop"),
+        ("def f():\n    from ..training import loop", "training.loop"),
+    ],
+)
+def test_every_form_of_import_is_seen(source: str, expected: str) -> None:
+    found = _imports(f"{ROOT}.data.folder", source, for_types=False)
+    assert found - {ROOT} == {f"{ROOT}.{expected}"}
+
+
+def test_relative_imports_of_a_package_count_from_itself() -> None:
+    assert _imports(f"{ROOT}.data", "from .images import f", for_types=False) == {
+        f"{ROOT}.data.images"
+    }
+
+
+def test_imports_for_types_are_seen_if_asked_for() -> None:
+    source = "if TYPE_CHECKING:\n    from ..training import loop\nelse:\n    from ..runs import log"
+    log, loop = f"{ROOT}.runs.log", f"{ROOT}.training.loop"
+    assert _imports(f"{ROOT}.data.folder", source, for_types=False) == {log}
+    assert _imports(f"{ROOT}.data.folder", source, for_types=True) == {log, loop}
+
+
 def test_every_room_has_a_floor() -> None:
-    rooms = {path.relative_to(PACKAGE).parts[0] for path in FILES} - {"pretrained"}
-    assert rooms - set(FLOOR) == set()
+    assert {_room(module) for module in MODULES.keys() - {ROOT}} == FLOOR.keys()
 
 
 @pytest.mark.parametrize("room", FLOOR)
 def test_imports_go_down(room: str) -> None:
     higher = {
-        f"{_module(path)} imports {name}"
-        for path in FILES
-        if path.relative_to(PACKAGE).parts[0] == room
-        for name in _imports(path, for_types=True) - {"vqvae2_fast"}
-        if (other := name.split(".")[1]) != room and FLOOR[other] >= FLOOR[room]
+        f"{module} imports {name}"
+        for module in MODULES.keys() - {ROOT}
+        if _room(module) == room
+        for name in _imports(module, for_types=True) - {ROOT}
+        if (other := _room(name)) != room and FLOOR[other] >= FLOOR[room]
     }
     assert not higher
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graph = {name: _imports(path, for_types=False) - {name} for name, path in MODULES.items()}
-    graph["vqvae2_fast"] = set()  # its public names come from everywhere
+    graph = {module: _imports(module, for_types=False) - {module} for module in MODULES}
+    graph[ROOT] = set()
     TopologicalSorter(graph).prepare()
 
 
 def test_commands_do_not_import_one_another() -> None:
-    commands = {f"vqvae2_fast.commands.{where.split(':')[0]}" for where, _ in COMMANDS.values()}
+    commands = {f"{ROOT}.commands.{where.split(':')[0]}" for where, _ in COMMANDS.values()}
     for name in commands:
-        others = _imports(MODULES[name], for_types=True) & commands
+        others = _imports(name, for_types=True) & commands
         assert not others, f"{name} imports {others}"

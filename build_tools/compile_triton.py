@@ -3,11 +3,11 @@
     python build_tools/compile_triton.py --out triton_kernels.csv --summary docs/triton-kernels.csv
 
 Launchers run on small CPU tensors in recording mode (`ops/_triton.py`), once for each target, so
-that what is compiled is what users get: kernel, block sizes, dtypes, alignment. A kernel that
-spills registers or asks for more shared memory than a block may have fails the command. The result
-holds for one version of Triton, which `.ci/constraints.txt` names. The summary, one line for each
-kernel and target, is committed; `--check` fails where its lines of the targets that are compiled
-are not what this command finds.
+that what is compiled is what users get: kernel, block sizes, dtypes, alignment. The command fails
+if a kernel spills registers, asks for more shared memory than a block may have, or contracts
+multiply-adds although its bits are defined. The result holds for one version of Triton, which
+`.ci/constraints.txt` names. The summary, one line for each kernel and target, is committed;
+`--check` fails where its lines of the targets that are compiled are not what this command finds.
 """
 
 from __future__ import annotations
@@ -66,6 +66,17 @@ TARGETS = {
     "sm_100": Target(GPUTarget("cuda", 100, 32), 227 << 10, 228 << 10, 64),
     "sm_120": Target(GPUTarget("cuda", 120, 32), 99 << 10, 100 << 10, 48),
     "gfx942": Target(GPUTarget("hip", "gfx942", 64), 64 << 10, 64 << 10, 32),
+}
+
+
+# What AMD GPUs compute by several instructions: one that shows it, and the number of fused
+# multiply-adds among them. None of these fuses what the kernel itself multiplies and adds. Counted
+# in what Triton 3.7.1 compiles for gfx942.
+AMD_EXPANSIONS = {
+    r"\bv_div_fixup_f(?:32|64)": 5,  # a division
+    r"\bv_rsq_f64": 7,  # a square root in float64
+    r"\bv_log_f32": 2,  # a natural logarithm
+    r"\bv_fmamk_f32 \w+, \w+, 0x[4c]f800000": 1,  # ±2³², in a division of 64-bit integers
 }
 
 
@@ -142,6 +153,21 @@ def resources(compiled: object, target: Target) -> tuple[int, int, int, int]:
     return registers, spills, shared, blocks * warps
 
 
+def contracted(compiled: object) -> int:
+    """Fused multiply-adds in the assembly that neither the kernel nor a library function asks for:
+    multiplications and additions that the compiler has contracted, against `enable_fp_fusion`."""
+    asked = sum(
+        int(width or 1)
+        for width in re.findall(r"call .*@llvm\.fma\.(?:v(\d+))?f\d+\(", compiled.asm["llir"])
+    )
+    if "ptx" in compiled.asm:
+        # Those of a logarithm flush denormals, as nothing else does: fma.rn.ftz.f32.
+        return len(re.findall(r"\bfma\.rn\.f(?:32|64)", compiled.asm["ptx"])) - asked
+    text = compiled.asm["amdgcn"]
+    found = len(re.findall(r"\bv_(?:pk_)?(?:fma|mad|mac)\w*_f(?:16|32|64)", text))
+    return found - asked - sum(n * len(re.findall(at, text)) for at, n in AMD_EXPANSIONS.items())
+
+
 def launches(target: str) -> list[Launch]:
     """One launch for each variant that the examples of all kernel files compile for `target`."""
     folders = sorted(
@@ -164,7 +190,7 @@ def compiled_row(launch: Launch, name: str) -> tuple[dict[str, object], bool]:
     ok = spills == 0 and shared <= target.block_shared
     if not options.get("enable_fp_fusion", True):
         # The bits of these kernels are defined: no multiply-add may be contracted.
-        ok = ok and "fma.rn.f32" not in compiled.asm.get("ptx", "")
+        ok = ok and contracted(compiled) == 0
     if options.get("launch_pdl"):
         # Before it waits, a dependent kernel must not touch what the one before it writes.
         before = compiled.asm["ptx"].partition("griddepcontrol.wait")[0]

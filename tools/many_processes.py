@@ -6,9 +6,9 @@ Every way trains both stages (or the prior alone, where it shards) for the same 
 batch of 12, on random data. Prints, for each, the largest difference of a logged loss and of a
 weight from those of one plain process, in the largest weight of its tensor; whether the codebooks'
 counts are equal; and the time of a step, and the share of it without processor time: what waits for
-other processes, or for a busy machine. Exits
-with 1 if a float64 prior differs by more than 1e-10, a float32 VQ-VAE by more than 1e-3, or a
-count at all. `--compile` adds Inductor, which compiles for minutes.
+other processes, or for a busy machine. Exits with 1 if a float64 prior differs by more than 1e-10,
+a float32 VQ-VAE by more than 1e-3, or a count at all, or if a loss or weight is not finite.
+`--compile` adds Inductor, which compiles for minutes.
 
 Float32 differs by more than its rounding, 6e-8: sums over other parts round otherwise, AdamW
 divides by the roots of small mean squares, and the steps add up.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.codes import CodeSet
+from vqvae2_fast.testing.compare import relative_difference
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 from vqvae2_fast.training import Stage, TrainConfig, prior_stage, train, vqvae_stage
 from vqvae2_fast.training.network import whole
@@ -133,16 +135,11 @@ def compare(expected: Path, found: Path, count: int, names: list[str]) -> bool:
                 json.loads(p.with_name(p.name + ".json").read_text())
                 for p in (path, expected / f"{reference} {stage}")
             )
-            floats = [key for key, value in one.items() if value.is_floating_point()]
-            weight = max(
-                float((one[k].double() - other[k].double()).abs().max() / one[k].abs().max())
-                for k in floats
-            )
-            loss = max(
-                abs(a - b) / abs(b) for a, b in zip(told["losses"], before["losses"], strict=True)
-            )
+            weight = relative_difference(other, one)
+            pairs = zip(told["losses"], before["losses"], strict=True)
+            loss = float(torch.tensor([abs(a - b) / abs(b) for a, b in pairs]).max())
             counts = all(torch.equal(one[k], other[k]) for k in one if k.endswith("cluster_size"))
-            good &= weight <= bound and counts
+            good &= weight <= bound and math.isfinite(loss) and counts
             print(
                 f"{count} {stage:6} {name:33} loss {loss:7.1e}  weights {weight:7.1e}  "
                 f"counts {'equal' if counts else 'DIFFER'}  {1e3 * told['seconds']:6.1f} ms/step, "

@@ -5,9 +5,10 @@
     python tools/train_pretrained.py fashion28 --out fashion28
 
 `--list` prints the commands. Interrupted, the same command continues: finished parts are not made
-again. Leaves the weights, rounded, card.json with the held-out measures, and RUNS/samples.png.
-emoji64 needs the folder that `tools/build_emoji_sheet.py TGZ --folder emoji64 --subcategories`
-writes.
+again. A part that other commands made is refused; one without a record of its commands, made by
+hand and copied to RUNS, is taken as it is. Leaves the weights, rounded, card.json with the held-out
+measures, and RUNS/samples.png. emoji64 needs the folder that `tools/build_emoji_sheet.py TGZ
+--folder emoji64 --subcategories` writes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,21 @@ from vqvae2_fast.cli import main as vqvae2_fast
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.groups import group_names, spread_over_groups
 from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import without_variants
 from vqvae2_fast.report import sample_grid
 
+RESULT = "result.json"  # in the folder of a part that is finished
+MADE_BY = "made_by.json"  # beside it: the commands of the part and of those that it reads
+READS = {
+    "vqvae": (),
+    "codes": ("vqvae",),
+    "prior_top": ("vqvae", "codes"),
+    "prior_bottom": ("vqvae", "codes"),
+    "decoder": ("vqvae",),
+}
 SHOWN = 12  # samples of a group of classes in the picture
 _FLUENT = "MIT, as the emoji they are trained on (Microsoft Fluent Emoji)"
 
@@ -165,6 +176,43 @@ def as_typed(commands: dict[str, list[str]]) -> list[str]:
     return [shlex.join(["vqvae2-fast", *command]) for command in commands.values()]
 
 
+def makers(commands: dict[str, list[str]], folder: str) -> list[str]:
+    """The commands that a part comes from: those of the parts that it reads, and its own."""
+    return as_typed({name: commands[name] for name in (*READS[folder], folder)})
+
+
+def make_parts(recipe: Recipe, name: str, data: str, runs: Path) -> None:
+    """Run the commands whose parts are not there, and keep with each part what made it.
+
+    Raises:
+        SystemExit: A command failed, or a part is there that other commands made. The card would
+            show this recipe's.
+    """
+    # The folders of their defaults: runs that were moved stay what they are.
+    named = recipe.commands(name, data, Path("runs") / name)
+    others = []
+    for folder in named:
+        if (runs / folder / RESULT).exists():
+            record = runs / folder / MADE_BY
+            if not record.exists():
+                print(f"{runs / folder} has no {MADE_BY}: taken as made by the recipe's commands")
+            elif json.loads(record.read_text(encoding="utf-8")) != makers(named, folder):
+                others.append(runs / folder)
+    if others:
+        raise SystemExit(
+            f"not made by the commands that {name} has now, with --data {data}: "
+            f"{', '.join(map(str, others))}. {others[0] / MADE_BY} says what made it, and --list "
+            "what would make it now. Delete these folders to make them again, or name others with "
+            f"--runs. If only the images were moved, delete each {MADE_BY}."
+        )
+    for folder, command in recipe.commands(name, data, runs).items():
+        if not (runs / folder / RESULT).exists():
+            if vqvae2_fast([*command, "--resume"]):
+                raise SystemExit(f"stopped in {runs / folder}; the same command continues")
+            made_by = json.dumps(makers(named, folder), indent=2) + "\n"
+            write_file(runs / folder / MADE_BY, made_by.encode())
+
+
 def write_card(recipe: Recipe, out: Path, name: str, data: str) -> None:
     """card.json: where the weights come from, and the measures of the packaged weights.
 
@@ -200,15 +248,12 @@ def main() -> None:
     options = parser.parse_args()
     name, recipe = options.name, RECIPES[options.name]
     data, runs = options.data or recipe.data, options.runs or Path("runs") / name
-    commands = recipe.commands(name, data, runs)
     if options.list:
-        print("\n".join(as_typed(commands)))
+        print("\n".join(as_typed(recipe.commands(name, data, runs))))
         return
     if options.out is None:
         parser.error("--out: name the folder for the pipeline")
-    for folder, command in commands.items():
-        if not (runs / folder / "result.json").exists() and vqvae2_fast([*command, "--resume"]):
-            raise SystemExit(f"stopped in {runs / folder}; the same command continues")
+    make_parts(recipe, name, data, runs)
     vqvae = load(runs / ("vqvae" if recipe.decoder is None else "decoder"), expect=VQVAE2)
     trained = [load(runs / f"prior_{level}", expect=PixelSNAIL) for level in level_names(2)]
     priors = [without_variants(prior) for prior in trained]

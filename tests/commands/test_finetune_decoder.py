@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vqvae2_fast.checkpoints import load, save
+from vqvae2_fast.commands import finetune_decoder
 from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -66,6 +67,27 @@ def test_small_images_are_refused_before_the_first_step(vqvae, images, run, tmp_
     assert code == 2
     assert "at least 16 pixels a side" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_lpips_network_is_the_one_whose_features_are_compared(
+    pipeline, large_images, run, tmp_path, monkeypatch
+):
+    used = set()
+
+    class Named(perceptual.LPIPS):
+        def __init__(self, trunk):
+            super().__init__(trunk)
+            self.trunk = trunk
+
+        def forward(self, images, others):
+            used.add(self.trunk)
+            return super().forward(images, others)
+
+    monkeypatch.setattr(finetune_decoder, "load_lpips", Named)  # needs no weights
+    given = ["--vqvae", pipeline, "--data", large_images, "--out", tmp_path / "run"]
+    code, _, error = run("finetune-decoder", *given, "--lpips-network alexnet", *SHORT)
+    assert code == 0, error
+    assert used == {"alexnet"}
 
 
 def test_missing_weights_of_lpips_say_how_to_get_them(

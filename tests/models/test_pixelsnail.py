@@ -145,6 +145,22 @@ def test_dropout_leaves_evaluation_alone():
 
 
 @pytest.mark.parametrize(
+    ("dropout_on", "shares"), [("logits", {1.0}), ("probabilities", {0.0, 2.0})]
+)
+def test_attention_drops_what_the_config_says(dropout_on, shares):
+    prior = tiny_prior(dropout=0.0, attention_dropout=0.5, attention_dropout_on=dropout_on)
+    attention, seen = prior.blocks[0].attention, []
+    attention.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
+    torch.manual_seed(0)
+    prior.train()(prior_inputs(prior, 8)["codes"])
+    ((_, key, output),) = seen
+    # The second position sees the first alone. Its one weight is the softmax of one logit, which is
+    # 1 whatever the logit; of a dropped probability nothing is left, and a kept one is doubled.
+    share = output[:, :, 0, 1] / attention.value(key)[:, :, 0, 0]  # [B, C]
+    assert set(share.detach().round(decimals=4).flatten().tolist()) == shares
+
+
+@pytest.mark.parametrize(
     "name",
     ["include, attention, alone, classes", "exclude, no attention, conditioned twice"],
 )

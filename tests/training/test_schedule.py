@@ -22,6 +22,13 @@ def test_learning_rate_warms_up_and_falls_to_its_final_share():
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
+def test_schedule_of_steps_falls_to_a_tenth_after_30_60_and_80_ninetieths():
+    config = TrainConfig(steps=180, warmup_steps=10, learning_rate=2.0, schedule="steps")
+    rates = [learning_rate(step, config) for step in range(180)]
+    assert [step for step in range(1, 180) if rates[step] < rates[step - 1]] == [60, 120, 160]
+    assert [rates[step] for step in (9, 60, 120, 160)] == pytest.approx([2.0, 0.2, 0.02, 0.002])
+
+
 def test_seeds_of_steps_and_runs_differ():
     seeds = {step_seed(seed, step) for seed in range(20) for step in range(1000)}
     assert len(seeds) == 20_000

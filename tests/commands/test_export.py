@@ -1,0 +1,47 @@
+"""`vqvae2-fast export --own-search`: whether a program keeps this package's search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast.checkpoints import load
+from vqvae2_fast.sampling.pipeline import Pipeline
+
+
+@pytest.fixture
+def exported(pipelines, run, tmp_path):
+    """The encoder of a pipeline, written by the command and read by PyTorch."""
+
+    def export(*options):
+        out = tmp_path / "encoder.pt2"
+        code, told, error = run("export", pipelines / "classes", "--out", out, *options)
+        assert code == 0, error
+        assert told.startswith(f"encoder: {out}")
+        return torch.export.load(out)
+
+    return export
+
+
+def own_operators(program):
+    return [node.target for node in program.graph.nodes if "vqvae2_fast" in str(node.target)]
+
+
+def test_a_program_needs_only_pytorch(exported):
+    assert own_operators(exported()) == []
+
+
+def test_own_search_gives_the_codes_of_the_model(exported, pipelines):
+    program = exported("--own-search")
+    assert own_operators(program)
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = load(pipelines / "classes", expect=Pipeline).vqvae.encode(images)
+    assert all(map(torch.equal, program.module()(images), codes))
+
+
+def test_own_search_is_refused_for_onnx(pipelines, run, tmp_path):
+    out = tmp_path / "encoder.onnx"
+    code, _, error = run("export", pipelines / "classes", "--out", out, "--own-search")
+    assert code == 2
+    assert f"--own-search: expected --out NAME.pt2, got {out}" in error
+    assert not out.exists()

@@ -2,12 +2,12 @@
 # Run this first on a machine with a GPU: it measures, tests on the device and checks memory, in ten
 # minutes at most and without a network.
 #
-#   bash benchmarks/gpu.sh [--wheel FILE | --build] [--seconds 600]
+#   bash benchmarks/gpu.sh [--wheel FILE | --build] [--seconds 600] [--memcheck-seconds 80]
 #
-# It needs Python >= 3.10 and torch >= 2.11 with CUDA and its triton. It takes the installed
-# vqvae2_fast if that has CUDA kernels. Otherwise, or with --build, it builds this tree, for which it
-# needs nvcc, setuptools, pybind11, ninja, cmake; --wheel takes a wheel. Either goes to a folder of
-# this run, not into the environment.
+# It needs Python >= 3.10 and torch >= 2.11 with CUDA and its triton, and for the tests pytest >= 9,
+# pytest-benchmark and hypothesis. It takes the installed vqvae2_fast if that has CUDA kernels.
+# Otherwise, or with --build, it builds this tree, for which it needs nvcc, setuptools, pybind11,
+# ninja, cmake; --wheel takes a wheel. Either goes to a folder of this run, not into the environment.
 #
 # Claimed figures come first, then tables, then times of the sampler's stages, to which the constants
 # of its model are fitted, then tests. A part that fails or hangs does not end the
@@ -18,15 +18,23 @@ set -uo pipefail
 scripts=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$scripts")
 
-seconds=600 wheel='' build=''
+seconds=600 memcheck_seconds=80 wheel='' build=''
 while [ $# -gt 0 ]; do
   case $1 in
     --wheel) wheel=${2:-nothing} && shift ;;
     --build) build=1 ;;
     --seconds) seconds=${2-} && shift ;;
-    *) echo "gpu.sh: expected --wheel FILE, --build or --seconds N, got $1" >&2 && exit 2 ;;
+    --memcheck-seconds) memcheck_seconds=${2-} && shift ;;
+    *)
+      echo "gpu.sh: expected --wheel FILE, --build, --seconds N or --memcheck-seconds N, got $1" >&2
+      exit 2
+      ;;
   esac
   shift
+  if ! [[ $memcheck_seconds =~ ^[0-9]+$ ]]; then
+    echo "gpu.sh: expected a number for --memcheck-seconds, got '$memcheck_seconds'" >&2
+    exit 2
+  fi
   if ! [[ $seconds =~ ^[0-9]+$ ]] || { [ -n "$wheel" ] && ! [ -f "$wheel" ]; }; then
     echo "gpu.sh: expected a file for --wheel and a number for --seconds, got '$wheel' and '$seconds'" >&2
     exit 2
@@ -43,7 +51,7 @@ touch "$work/start"
 # The pytest of this Python, without the current folder in its path: the tree's package must not
 # stand in for the one that is tested.
 pytest='import sys; del sys.path[0]; import pytest; sys.exit(pytest.main(sys.argv[1:]))'
-export scripts tree work results pytest
+export scripts tree work results pytest memcheck_seconds
 # Seconds that are kept for the first page and the archive.
 deadline=$((seconds - (seconds > 60 ? 15 : 0)))
 failed=() running=''
@@ -118,10 +126,20 @@ memcheck() {
     return
   fi
   # The sanitizer slows each launch a hundredfold, so only the forward cases run.
-  timeout 80 compute-sanitizer --error-exitcode 9 python -c "$pytest" -q tests/ops/test_cuda.py \
-    -k 'test_forward_matches_reference and not rounded'
-  local code=$?
-  if [ $code -eq 124 ]; then echo "compute-sanitizer: no error in 80 s, stopped there"; else return $code; fi
+  timeout --kill-after=3 "$memcheck_seconds" compute-sanitizer --error-exitcode 9 \
+    python -c "$pytest" -q tests/ops/test_cuda.py -k 'test_forward_matches_reference and not rounded'
+  local code=$? errors
+  # 124: its time was over; 137: and it had to be killed.
+  if [ $code -ne 124 ] && [ $code -ne 137 ]; then return $code; fi
+  # No exit code says what it found until then, but its output does, which is the log of this part:
+  # a line that is not indented begins an error, unless it is about the run itself.
+  errors=$(grep -E '^={9} [^ ]' "$results/memcheck.log" | grep -vE \
+    "COMPUTE-SANITIZER|ERROR SUMMARY: 0|API Warning|process didn't terminate|Target application")
+  if [ -n "$errors" ]; then
+    printf 'compute-sanitizer: errors in %s s, stopped there:\n%s\n' "$memcheck_seconds" "$errors"
+    return 9
+  fi
+  echo "compute-sanitizer: no error in $memcheck_seconds s, stopped there"
 }
 
 # Test the primitives of the CUDA kernels, which CI can only run on the CPU.
@@ -240,9 +258,11 @@ fi
 
 cd "$tree" || finish
 if [ -d tests ] && [ -d csrc ]; then
-  part tests 120 python -c "$pytest" -q -m cuda
+  # The sampler's tests come first, on their own: the others compile for minutes.
+  part tests-sampling 90 python -c "$pytest" -q -m cuda tests/sampling
+  part tests 120 python -c "$pytest" -q -m cuda --ignore tests/sampling
   function_part portable-cuda 90 portable_cuda
-  function_part memcheck 90 memcheck
+  function_part memcheck $((memcheck_seconds + 10)) memcheck
 else
   echo "no tests next to $scripts: left out"
 fi

@@ -105,9 +105,9 @@ def residual(q: int, n: int, k: int, d: int) -> Workload:
         "lucidrains": partial(residual_lucidrains, z, codebooks),
     }
     traffic = 8 * n * d + 4 * q * k * d + 8 * n * q
-    return Workload(
-        "residual_nearest_code", f"residual_{q}", (n, k, d), 2 * q * n * k * d, traffic, contenders
-    )
+    operators = ("residual_nearest_code", "nearest_code")  # the latter in `loop`
+    flops = 2 * q * n * k * d
+    return Workload(operators, f"residual_{q}", (n, k, d), flops, traffic, contenders)
 
 
 def residual_step(q: int, n: int, k: int, d: int) -> Workload:
@@ -119,21 +119,24 @@ def residual_step(q: int, n: int, k: int, d: int) -> Workload:
         "lucidrains": partial(module_step, theirs, z[None], dz_q[None]),
     }
     traffic = 4 * 6 * n * d + 4 * 5 * q * k * d + 8 * n * q
-    return Workload(
-        "residual_nearest_code",
-        f"residual_step_{q}",
-        (n, k, d),
-        2 * q * n * k * d,
-        traffic,
-        contenders,
+    operators = (
+        *("residual_nearest_code", "residual_nearest_code_backward"),
+        *("residual_code_statistics", "ema_update_"),
     )
+    flops = 2 * q * n * k * d
+    return Workload(operators, f"residual_step_{q}", (n, k, d), flops, traffic, contenders)
 
 
 FSQ_LEVELS = [8, 5, 5, 5]
 
 
 def scalar_step(
-    ours: nn.Module, theirs: Callable[[], nn.Module], n: int, k: int, d: int
+    operators: tuple[str, ...],
+    ours: nn.Module,
+    theirs: Callable[[], nn.Module],
+    n: int,
+    k: int,
+    d: int,
 ) -> Workload:
     """A training step of a quantiser without a codebook, on `[16, N / 16, D]`."""
     generator = torch.Generator().manual_seed(0)
@@ -144,16 +147,24 @@ def scalar_step(
     }
     kind = type(ours).__name__.lower()
     # z and dz_q are read, z_q, dz and indices are written.
-    return Workload("", f"{kind}_step", (n, k, d), 10 * n * d, 4 * 4 * n * d + 8 * n, contenders)
+    traffic = 4 * 4 * n * d + 8 * n
+    return Workload(operators, f"{kind}_step", (n, k, d), 10 * n * d, traffic, contenders)
+
+
+def fsq_step(n: int) -> Workload:
+    operators = ("scalar_quantize", "scalar_quantize_backward")
+    theirs = partial(lucidrains, "FSQ", levels=FSQ_LEVELS)
+    return scalar_step(operators, vq2.FSQ(FSQ_LEVELS), theirs, n, 1000, 4)
+
+
+def lfq_step(n: int) -> Workload:
+    theirs = partial(lucidrains, "LFQ", dim=10)
+    return scalar_step(("sign_quantize",), vq2.LFQ(2**10), theirs, n, 1024, 10)
 
 
 QUANTIZER_WORKLOADS: dict[str, Callable[[], Workload]] = {
     "residual": partial(residual, 8, 16384, 1024, 128),
     "residual_step": partial(residual_step, 8, 16384, 1024, 128),
-    "fsq_step": lambda: scalar_step(
-        vq2.FSQ(FSQ_LEVELS), partial(lucidrains, "FSQ", levels=FSQ_LEVELS), 65536, 1000, 4
-    ),
-    "lfq_step": lambda: scalar_step(
-        vq2.LFQ(2**10), partial(lucidrains, "LFQ", dim=10), 65536, 1024, 10
-    ),
+    "fsq_step": partial(fsq_step, 65536),
+    "lfq_step": partial(lfq_step, 65536),
 }

@@ -14,11 +14,15 @@ with random weights, on which time does not depend. In this process, in turns wi
 - naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
   (trapezium rule).
 
+With one thread all times are CPU time. The engine takes those of its phases by the wall, so they
+are scaled to the CPU time of their draw.
+
 Prints the load of the machine: on a busy one only the codes mean anything.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from dataclasses import is_dataclass
@@ -140,10 +144,41 @@ def row_flops(plan: SamplingPlan, batch: int) -> float:
     return 2 * batch * plan.size[1] * rows * sum(conv.above.numel() for conv in convolutions)
 
 
+def timed_draw(
+    plan: SamplingPlan, request: DrawRequest, weights: torch.dtype | InputRanges
+) -> tuple[float, dict[str, float]]:
+    """Seconds of a draw, and of its phases."""
+    start, wall_start = clock(), time.perf_counter()
+    parts = draw_cpu_timed(plan, request, weights)[1]
+    seconds, wall = clock() - start, time.perf_counter() - wall_start
+    phases = ("condition", "rows", "pixels")
+    return seconds, {name: parts[name] * seconds / wall for name in phases}
+
+
+def naive_rows(text: str) -> int:
+    """The option `--naive-rows`."""
+    number = int(text)
+    if number == 1 or number < 0:
+        raise argparse.ArgumentTypeError(
+            f"expected 2 or more rows, or 0 for no naive sampler, got {number}: the time of an "
+            "image is summed between measured rows."
+        )
+    return number
+
+
+def add_naive_rows(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--naive-rows",
+        type=naive_rows,
+        default=default,
+        help="2 or more; 0: do not run the naive sampler",
+    )
+
+
 def naive_seconds(config: PixelSNAILConfig, prior, batch: int, num_rows: int) -> float:
     height, width = config.size
     maps = [torch.zeros(batch, *size, dtype=torch.int64) for size in config.condition_sizes]
-    rows = sorted({round(n * (height - 1) / max(1, num_rows - 1)) for n in range(num_rows)})
+    rows = sorted({round(n * (height - 1) / (num_rows - 1)) for n in range(num_rows)})
     with torch.inference_mode():
         each = []
         for row in rows:
@@ -159,7 +194,7 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--weights", choices=WEIGHTS, default="float32")
-    parser.add_argument("--naive-rows", type=int, default=5, help="0: do not run the naive sampler")
+    add_naive_rows(parser, default=5)
     arguments = measure.parse(parser)
     batch, stored = arguments.batch, stored_as(arguments.weights)
     print(f"{measure.machine()}, batch {batch}, {arguments.weights} weights")
@@ -171,9 +206,7 @@ def main() -> None:
         num_bytes = pixel_bytes(plan, stored)
         draws, flop, read = [], [sgemm_seconds_per_flop()], []
         for _ in range(arguments.rounds):
-            start = time.perf_counter()
-            parts = draw_cpu_timed(plan, request, weights)[1]
-            draws.append((time.perf_counter() - start, parts))
+            draws.append(timed_draw(plan, request, weights))
             flop.append(sgemm_seconds_per_flop())
             read.append(read_seconds(num_bytes))
         draws.sort(key=lambda draw: draw[0])

@@ -1,7 +1,7 @@
 """Times engine `eager` against the naive sampler on the port's default priors, one image at batch
 1.
 
-    python benchmarks/sampler_eager.py [--threads 2] [--rounds 2] [--naive-rows 3] [--profile]
+    python benchmarks/sampler_eager.py [--threads 2] [--rounds 3] [--naive-rows 3] [--profile]
 
 With one thread times are CPU time, which is meaningful even on a busy machine.
 
@@ -17,7 +17,7 @@ import statistics
 
 import measure
 import torch
-from sampler import PRIORS, naive_seconds, prepared, seconds_of
+from sampler import PRIORS, add_naive_rows, naive_seconds, prepared, seconds_of
 
 from vqvae2_fast.sampling.engines.eager import Kind, _Network, draw_eager
 
@@ -41,9 +41,9 @@ def profile(plan, request) -> None:
 
 
 def main() -> None:
-    parser = measure.parser(__doc__, rounds=2)
+    parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
-    parser.add_argument("--naive-rows", type=int, default=3, help="0: do not run the naive sampler")
+    add_naive_rows(parser, default=3)
     parser.add_argument("--profile", action="store_true")
     arguments = measure.parse(parser)
     print(measure.machine())
@@ -51,6 +51,7 @@ def main() -> None:
     for name in arguments.maps:
         config = PRIORS[name]
         prior, plan, request = prepared(config, 1)
+        draw_eager(plan, request)  # allocates, and warms up PyTorch's kernels
         each = []
         for _ in range(arguments.rounds):
             each.append(seconds_of(lambda p=plan, r=request: draw_eager(p, r)))

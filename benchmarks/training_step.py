@@ -184,8 +184,8 @@ def peak_mib(name: str, contender: str) -> list[float]:
 
 
 def print_memory(name: str, contender: str) -> None:
-    step = make_step(name, contender)
     before_model = resident("VmRSS")
+    step = make_step(name, contender)
     step.run()
     step.run()
     step.optimizer.zero_grad(set_to_none=True)

@@ -13,8 +13,8 @@ class Workload:
     """A piece of work.
 
     Args:
-        op: The operator whose conformance tests must pass, and whose owner is recorded; "" for
-            work of modules that run in PyTorch's operators.
+        operators: All our operators that it times, whose conformance tests must pass. The first is
+            recorded, with its owner.
         mode: What is timed, for the table.
         shape: N, K, D.
         flops: Arithmetic that the work needs, whoever does it.
@@ -22,12 +22,17 @@ class Workload:
         contenders: Makers by name, ours under "ours".
     """
 
-    op: str
+    operators: tuple[str, ...]
     mode: str
     shape: tuple[int, int, int]
     flops: int
     bytes: int
     contenders: dict[str, Callable[[], Run]] = field(default_factory=dict)
+
+    @property
+    def operator(self) -> str:
+        """The one that is recorded."""
+        return self.operators[0]
 
     @property
     def size(self) -> str:

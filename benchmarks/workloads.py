@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from quantizer_workloads import QUANTIZER_WORKLOADS
-from torch import Tensor
+from quantizer_workloads import QUANTIZER_WORKLOADS, lucidrains
+from torch import Tensor, nn
 from workload import Run, Workload
 
 from vqvae2_fast import ops
@@ -131,8 +131,9 @@ def step_ours(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
 
 def plain_step(
     z: Tensor, dz_q: Tensor, codebook: Tensor, cluster_size: Tensor, embed_avg: Tensor
-) -> Tensor:
-    """Search, gradient and averages in plain PyTorch, no one-hot; returns dz."""
+) -> tuple[Tensor, Tensor]:
+    """Search, gradient and averages in plain PyTorch, no one-hot; returns z_q and dz, of which a
+    compiler leaves out what nobody gets."""
     indices = lean_search(z, codebook)
     z_q = codebook[indices]
     dz = dz_q + (z - z_q) * (2 * BETA / z.numel())
@@ -143,7 +144,7 @@ def plain_step(
     total = cluster_size.sum()
     size = (cluster_size + EPSILON) / (total + len(cluster_size) * EPSILON) * total
     codebook.copy_(embed_avg / size[:, None])
-    return dz
+    return z_q, dz
 
 
 def step_lean(z: Tensor, codebook: Tensor, dz_q: Tensor, *, compile: bool = False) -> Run:
@@ -176,12 +177,26 @@ def step_onehot(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
     return run
 
 
-def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
-    from vector_quantize_pytorch import VectorQuantize
-
-    layer = VectorQuantize(
-        dim=z.shape[1], codebook_size=len(codebook), decay=DECAY, commitment_weight=BETA
+def lucidrains_layer(codebook: Tensor) -> nn.Module:
+    """The layer that does what ours does: straight-through gradients, and the same state."""
+    k, d = codebook.shape
+    layer = lucidrains(
+        "VectorQuantize",
+        dim=d,
+        codebook_size=k,
+        decay=DECAY,
+        eps=EPSILON,
+        commitment_weight=BETA,
+        rotation_trick=False,
     )
+    layer._codebook.embed.copy_(codebook)
+    layer._codebook.embed_avg.copy_(codebook)
+    layer._codebook.cluster_size.fill_(1)
+    return layer
+
+
+def step_lucidrains(z: Tensor, codebook: Tensor, dz_q: Tensor) -> Run:
+    layer = lucidrains_layer(codebook)
     z, dz_q = z[None].clone().requires_grad_(), dz_q[None]
 
     def run() -> None:
@@ -198,7 +213,7 @@ def search(
     z, codebook = data(kind, n, k, d)
     makers = {name: partial(SEARCHES[name], z, codebook) for name in contenders}
     traffic = 4 * (n + k) * d + 12 * n
-    return Workload("nearest_code", mode, (n, k, d), 2 * n * k * d, traffic, makers)
+    return Workload(("nearest_code",), mode, (n, k, d), 2 * n * k * d, traffic, makers)
 
 
 def cost(size: str, n: int, k: int, d: int) -> Workload:
@@ -216,10 +231,10 @@ def training_step(n: int, k: int, d: int) -> Workload:
         "lean": partial(step_lean, z, codebook, dz_q),
         "lean_compiled": partial(step_lean, z, codebook, dz_q, compile=True),
     }
+    operators = ("vector_quantize", "vector_quantize_backward", "code_statistics", "ema_update_")
     # z and dz_q are read, dz and z_q are written, and backward reads z and z_q again.
-    return Workload(
-        "vector_quantize", "step", (n, k, d), 2 * n * k * d, 4 * 6 * n * d + 8 * n, contenders
-    )
+    traffic = 4 * 6 * n * d + 8 * n
+    return Workload(operators, "step", (n, k, d), 2 * n * k * d, traffic, contenders)
 
 
 def statistics(kind: str, n: int, k: int, d: int) -> Workload:
@@ -238,7 +253,8 @@ def statistics(kind: str, n: int, k: int, d: int) -> Workload:
         "onehot": lambda: lambda: F.one_hot(indices, k).float().t() @ z,
     }
     mode = "statistics" if kind == "spread" else f"statistics_{kind}"
-    return Workload("code_statistics", mode, (n, k, d), n * d, 4 * (n + k) * d + 8 * n, contenders)
+    traffic = 4 * (n + k) * d + 8 * n
+    return Workload(("code_statistics",), mode, (n, k, d), n * d, traffic, contenders)
 
 
 def ema(k: int, d: int) -> Workload:
@@ -255,7 +271,7 @@ def ema(k: int, d: int) -> Workload:
         "ours": partial(make, ops.ema_update_),
         "reference": partial(make, ops.OPERATORS["ema_update_"].reference),
     }
-    return Workload("ema_update_", "ema", (0, k, d), 4 * k * d, 4 * 6 * k * d, contenders)
+    return Workload(("ema_update_",), "ema", (0, k, d), 4 * k * d, 4 * 6 * k * d, contenders)
 
 
 def overhead(op: str, *, gradients: bool = False) -> Workload:
@@ -269,7 +285,7 @@ def overhead(op: str, *, gradients: bool = False) -> Workload:
         "lean": lambda: lambda: codebook[lean_search(z, codebook)],
     }
     mode = f"call_{op}" + ("_gradients" if gradients else "")
-    return Workload(op, mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)
+    return Workload((op,), mode, (n, k, d), 2 * n * k * d, 4 * (n + k) * d, makers)
 
 
 # Name to maker: inputs are made only for the workloads that run.

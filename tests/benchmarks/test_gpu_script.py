@@ -75,6 +75,7 @@ case "$*" in
   *--plan*) name=expected ;;
   *--json*claims-*) name=$(basename "${{*#*--json }}") && name=${{name%%.json*}} && echo "$*" ;;
   *--stage-times*) name=stage_times && echo "$*" ;;
+  *-m\\ cuda*) echo "$*" && exit 0 ;;
   *) exit 0 ;;
 esac
 while [ "$1" != --json ] && [ "$1" != --out ]; do shift; done
@@ -92,6 +93,11 @@ NVCC = """#!/bin/bash
 echo 'Cuda compilation tools, release 13.0, V13.0.88'
 case "$*" in *VQ_STAGE_TIMES*) [ ! -e {fakes}/library.fails ] || exit 2 ;; esac
 [ "$1" = --version ] || install -m 755 /dev/null "${{@: -1}}"
+"""
+# Given something to say of the tests, it says that and then outlives its time.
+SANITIZER = """#!/bin/sh
+case "$*" in *test_cuda.py*) ;; *) exit 0 ;; esac
+[ ! -e {fakes}/sanitizer.txt ] || {{ cat {fakes}/sanitizer.txt; sleep 300; }}
 """
 
 
@@ -115,7 +121,7 @@ class Machine:
             "c++filt": "#!/bin/sh\n",
             "nsys": "#!/bin/sh\n",
             "cuobjdump": "#!/bin/sh\n",
-            "compute-sanitizer": "#!/bin/sh\n",
+            "compute-sanitizer": SANITIZER.format(fakes=self.fakes),
         }
         for name, text in tools.items():
             path = self.fakes / "bin" / name
@@ -230,6 +236,43 @@ def test_figures_come_before_tests(undisturbed):
     assert parts.index("operators") < parts.index("tests") < parts.index("memcheck")
 
 
+def test_the_samplers_tests_come_before_those_that_compile_for_minutes(undisturbed):
+    files = undisturbed[2]
+    parts = [line.split("\t")[0] for line in files["parts.tsv"].splitlines()]
+    assert parts.index("tests-sampling") < parts.index("tests")
+    assert files["tests-sampling.log"].endswith("-q -m cuda tests/sampling\n")
+    assert files["tests.log"].endswith("-q -m cuda --ignore tests/sampling\n")
+
+
+def memcheck_that_is_stopped(machine, *lines):
+    """What the page and the log say of a sanitizer that prints these lines and does not end."""
+    text = "".join(f"========= {line}\n" for line in ("COMPUTE-SANITIZER", *lines))
+    (machine.fakes / "sanitizer.txt").write_text(text)
+    machine.run("--seconds", "60", "--memcheck-seconds", "1")
+    files = machine.archive()
+    return result_of(files["summary.md"], "memcheck"), files["memcheck.log"]
+
+
+def test_errors_of_a_memcheck_that_is_stopped_count(machine):
+    errors = (
+        "Invalid __global__ write of size 4 bytes",
+        'Program hit cudaErrorLaunchFailure (error 719) due to "unspecified launch failure"',
+    )
+    result, log = memcheck_that_is_stopped(machine, errors[0], "    at kernel+0x70", errors[1])
+    assert result == "failed, exit code 9"
+    assert log.endswith(
+        "compute-sanitizer: errors in 1 s, stopped there:\n"
+        f"========= {errors[0]}\n========= {errors[1]}\n"
+    )
+
+
+def test_a_memcheck_that_is_stopped_before_any_error_passes(machine):
+    end = ("Error: process didn't terminate successfully", "Target application returned an error")
+    result, log = memcheck_that_is_stopped(machine, *end, "ERROR SUMMARY: 0 errors")
+    assert result == "passed"
+    assert log.endswith("compute-sanitizer: no error in 1 s, stopped there\n")
+
+
 def test_the_models_constants_are_fitted_to_this_card(undisturbed):
     page = undisturbed[2]["summary.md"]
     assert "NVIDIA H100 80GB HBM3, as h100: 1 stages" in page
@@ -317,6 +360,7 @@ def test_a_signal_leaves_an_archive(machine):
         pytest.param(["--wheel", "no.whl"], "got 'no.whl' and '600'", id="no such wheel"),
         pytest.param(["--wheel"], "got 'nothing' and '600'", id="no wheel"),
         pytest.param(["--seconds", "ten"], "got '' and 'ten'", id="no number"),
+        pytest.param(["--memcheck-seconds"], "got ''", id="no number for the memcheck"),
         pytest.param(["--tree"], "got --tree", id="no such option"),
     ],
 )

@@ -1,0 +1,132 @@
+"""No operator is timed that fails its tests: `conformance.py`, and the scripts that ask it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+
+import pytest
+import torch
+
+HEAD = "import pytest\n\n\n@pytest.mark.parametrize('case', ['an_op-case'])\ndef test_op(case):\n"
+
+
+@pytest.fixture
+def conformance(script, monkeypatch, tmp_path):
+    """The module, with a folder of its own for marks, sources and tests."""
+    module = script("conformance")
+    for folder in ("marks", "package/ops/an_op", "tree/tests/ops"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "marks"))
+    monkeypatch.setattr(module, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(module, "TESTS", tmp_path / "tree/tests/ops/test_conformance.py")
+    write(module, "pass")
+    module.is_green.cache_clear()
+    yield module
+    module.is_green.cache_clear()
+
+
+def write(conformance, statement):
+    conformance.TESTS.write_text(f"{HEAD}    {statement}\n")
+
+
+def test_an_operator_whose_tests_pass_is_green(conformance):
+    assert conformance.red(["an_op"]) == []
+
+
+def test_an_operator_whose_tests_fail_is_red(conformance, capsys):
+    write(conformance, "assert not 'a wrong result'")
+    assert conformance.red(["an_op"]) == ["an_op"]
+    assert "a wrong result" in capsys.readouterr().err
+
+
+def test_the_package_of_the_tree_is_not_what_is_tested(conformance):
+    (conformance.TESTS.parents[2] / "vqvae2_fast.py").write_text("raise ImportError('not built')\n")
+    write(conformance, "import vqvae2_fast")
+    assert conformance.is_green("an_op")
+
+
+def test_tests_that_lack_a_package_are_an_error_that_says_so(conformance):
+    conformance.TESTS.with_name("conftest.py").write_text("import a_package_that_is_missing\n")
+    with pytest.raises(RuntimeError) as raised:
+        conformance.is_green("an_op")
+    assert "the tests of an_op did not run" in str(raised.value)
+    assert "pip install '.[bench]'" in str(raised.value)
+    assert "No module named 'a_package_that_is_missing'" in str(raised.value)
+
+
+def test_an_operator_without_tests_is_an_error(conformance):
+    with pytest.raises(RuntimeError, match="the tests of another_op did not run"):
+        conformance.is_green("another_op")
+
+
+def test_no_pytest_is_an_error(conformance, monkeypatch):
+    monkeypatch.setattr(conformance.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        RuntimeError, match=r"pip install '.\[bench\]'. What .*: there is no pytest"
+    ):
+        conformance.is_green("an_op")
+
+
+@pytest.mark.parametrize(
+    "path", ["ops/_checks.py", "ops/another_op/op.py", "ops/an_op/triton/tiles.py", "_C.so"]
+)
+def test_the_fingerprint_is_of_every_source_of_the_operators(conformance, path):
+    before = conformance.fingerprint()
+    source = conformance.PACKAGE / path
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text("changed = True\n")
+    assert conformance.fingerprint() != before
+
+
+def test_the_fingerprint_is_of_torchs_version(conformance, monkeypatch):
+    before = conformance.fingerprint()
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    assert conformance.fingerprint() != before
+
+
+@pytest.fixture
+def one_red(measuring, monkeypatch):
+    """Two small workloads, `good` and `bad`; an operator of `bad` other than its first is red."""
+    Workload = measuring("workload").Workload
+    ran = []
+    workloads = {
+        name: lambda name=name, operators=operators: Workload(
+            operators, name, (1, 1, 1), 1, 1, {"ours": lambda: lambda: ran.append(name)}
+        )
+        for name, operators in {"good": ("an_op",), "bad": ("an_op", "a_red_op")}.items()
+    }
+    conformance = measuring("conformance")
+    monkeypatch.setattr(conformance, "is_green", lambda operator: operator != "a_red_op")
+    return workloads, ran
+
+
+def test_compare_leaves_out_a_workload_with_a_red_operator(one_red, measuring, monkeypatch, capsys):
+    workloads, ran = one_red
+    compare, saved = measuring("compare"), []
+    monkeypatch.setattr(compare, "WORKLOADS", workloads)
+    monkeypatch.setattr(compare, "owner_of", lambda workload: "cpu")
+    monkeypatch.setattr(compare.measure, "save", saved.extend)
+    monkeypatch.setattr(compare.measure, "SHORTEST", 0)
+    for name in ("device_name", "openblas_cores"):
+        monkeypatch.setattr(compare.measure, name, lambda: "a machine")
+    ceilings = {"ceiling:matmul": lambda: None, "ceiling:copy": lambda: None}
+    monkeypatch.setattr(compare.measure, "ceilings", lambda: ceilings)
+    options = ["--rounds", "1", "--threads", "1", "--save"]
+    monkeypatch.setattr(sys, "argv", ["compare.py", "bad", "good", *options])
+    with pytest.raises(SystemExit) as raised:
+        compare.main()
+    assert raised.value.code == "benchmarks/compare.py: bad left out: operators fail their tests."
+    assert "bad_1x1x1: left out, the tests of a_red_op fail" in capsys.readouterr().out
+    assert [row.mode for row in saved] == ["good"]
+    assert set(ran) == {"good"}
+
+
+def test_no_contender_of_a_red_workload_is_in_the_suite(one_red, measuring, monkeypatch):
+    workloads, ran = one_red
+    suite = measuring("test_operators")
+    monkeypatch.setattr(suite, "workload_of", lambda name: workloads[name]())
+    for contender in ("ours", "faiss"):
+        with pytest.raises(pytest.fail.Exception, match="left out, the tests of a_red_op fail"):
+            suite.test_speed(None, "bad", contender)
+    assert not ran

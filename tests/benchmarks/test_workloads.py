@@ -1,0 +1,96 @@
+"""What the benchmarks of operators run: every contender does the work, from the same state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast import ops
+from vqvae2_fast.testing.compare import RecordedOperators
+
+
+@pytest.fixture
+def workloads(measuring):
+    return measuring("workloads")
+
+
+@pytest.fixture
+def small(workloads, measuring):
+    """Workloads of few vectors by name, one of each maker."""
+    quantizers = measuring("quantizer_workloads")
+    return {
+        "search": workloads.search("search", "gaussian", 64, 16, 8, ("ours",)),
+        "step": workloads.training_step(64, 16, 8),
+        "statistics": workloads.statistics("spread", 64, 16, 8),
+        "ema": workloads.ema(16, 8),
+        "residual": quantizers.residual(2, 64, 16, 8),
+        "residual_step": quantizers.residual_step(2, 64, 16, 8),
+        "fsq_step": quantizers.fsq_step(64),
+        "lfq_step": quantizers.lfq_step(64),
+        "call": workloads.overhead("vector_quantize", gradients=True),
+    }
+
+
+def test_a_workload_names_every_operator_that_it_times(small):
+    for name, workload in small.items():
+        makers = [make for who, make in workload.contenders.items() if who in ("ours", "loop")]
+        runs = [make() for make in makers]
+        with RecordedOperators() as recorded:
+            for run in runs:
+                run()
+        assert set(recorded.names) == set(workload.operators), name
+
+
+def test_the_owner_of_every_workload_is_known(small, measuring):
+    owner_of = measuring("compare").owner_of
+    assert {owner_of(workload) for workload in small.values()} == {f"cpu:{ops.simd_level()}"}
+
+
+@pytest.fixture
+def step():
+    """Vectors, codes and a gradient: what a training step takes."""
+    generator = torch.Generator().manual_seed(0)
+    z, dz_q = torch.randn(2, 64, 8, generator=generator)
+    return z, z[:16] + 0.1 * torch.randn(16, 8, generator=generator), dz_q
+
+
+def our_step(workloads, z, codebook, dz_q):
+    """z_q, the gradient of z and the codebook after one step of ours."""
+    state, z = workloads.Codebook.of(codebook), z.clone().requires_grad_()
+    z_q, indices, commitment = ops.vector_quantize(z, state.codebook)
+    torch.autograd.backward([z_q, workloads.BETA * commitment], [dz_q, torch.ones(())])
+    counts, sums = ops.code_statistics(z, indices, len(codebook))
+    averages = (state.cluster_size, state.embed_avg, state.codebook)
+    ops.ema_update_(counts, sums, *averages, workloads.DECAY, workloads.EPSILON)
+    return z_q.detach(), z.grad, state.codebook
+
+
+def test_lucidrains_layer_does_the_step_that_ours_does(workloads, step):
+    pytest.importorskip("vector_quantize_pytorch")
+    z, codebook, dz_q = step
+    layer = workloads.lucidrains_layer(codebook)
+    leaf = z[None].clone().requires_grad_()
+    z_q, _, loss = layer(leaf)
+    torch.autograd.backward([z_q, loss.sum()], [dz_q[None], torch.ones(())])
+    theirs = z_q.detach()[0], leaf.grad[0], layer._codebook.embed[0]
+    torch.testing.assert_close(theirs, our_step(workloads, *step))
+
+
+def test_the_plain_step_gives_what_ours_gives(workloads, step):
+    z, codebook, dz_q = step
+    state = workloads.Codebook.of(codebook)
+    found = workloads.plain_step(z, dz_q, state.codebook, state.cluster_size, state.embed_avg)
+    torch.testing.assert_close((*found, state.codebook), our_step(workloads, *step))
+
+
+@pytest.mark.parametrize("onehot", [True, False], ids=["onehot", "lean"])
+def test_the_plain_step_of_a_gpu_gives_its_results(workloads, measuring, step, onehot):
+    """A compiler would leave out what it does not return."""
+    z, codebook, dz_q = step
+    state = workloads.Codebook.of(codebook)
+    z_q, dz = measuring("gpu_works").plain_step(
+        onehot, z, dz_q, state.codebook, state.cluster_size, state.embed_avg
+    )
+    expected = codebook[ops.nearest_code(z, codebook)[0]]
+    torch.testing.assert_close(z_q, expected)
+    torch.testing.assert_close(dz, dz_q + 2 / z.numel() * (z - expected))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vqvae2_fast.sampling.labels import label_tensor
-from vqvae2_fast.sampling.pipeline import decoded, draw_levels
+from vqvae2_fast.sampling.pipeline import decoded_singly, draw_levels
 from vqvae2_fast.sampling.prior import interface_of
 from vqvae2_fast.sampling.settings import level_settings
 
@@ -89,7 +89,6 @@ def draw_batch(
         progress=progress,
     )
     codes = [level.codes for level in drawn]
-    images = [decoded(pipeline, [maps[i : i + 1] for maps in codes]) for i in range(len(samples))]
     # fsum gives the same number in any batch; torch.sum might not.
     per_level = [
         [math.fsum(row) for row in level.log_prob.flatten(1).tolist()]
@@ -99,7 +98,7 @@ def draw_batch(
     effective = [level.effective.tolist() for level in drawn if level.effective is not None]
     return SampleBatch(
         samples.start,
-        torch.cat(images),
+        decoded_singly(pipeline, codes),
         codes,
         [list(levels) for levels in zip(*per_level, strict=True)],
         labels,

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.request import Drawn
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["Pipeline", "decoded", "draw_levels", "sample_images", "sample_levels"]
+__all__ = [
+    "Pipeline",
+    "decoded",
+    "decoded_singly",
+    "draw_levels",
+    "sample_images",
+    "sample_levels",
+]
 
 
 # The settings that a pipeline may recommend: those that change its codes, not how they are
@@ -318,7 +325,13 @@ def sample_images(
         known=known,
         progress=progress,
     )
-    return decoded(pipeline, [level.codes for level in drawn])
+    return decoded_singly(pipeline, [level.codes for level in drawn])
+
+
+def decoded_singly(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:
+    """`decoded`, one image at a time: an image's pixels do not depend on the others."""
+    images = [decoded(pipeline, [level[i : i + 1] for level in maps]) for i in range(len(maps[0]))]
+    return torch.cat(images)
 
 
 def decoded(pipeline: Pipeline, maps: list[Tensor]) -> Tensor:

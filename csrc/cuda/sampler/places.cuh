@@ -64,14 +64,17 @@ __device__ __forceinline__ void note_invalid(const Network& net, Place at) {
   }
 }
 
-// Takes over the marks of step t; `columns` are the first that are not final. Step t + 2, whose
-// marks have the same place, follows the draws of step t + 1, and these follow this.
-__device__ __forceinline__ void settle_marks(const Network& net, int t, const int* columns,
-                                             const int2* rows) {
-  for (int r = threadIdx.x; r < net.step_rows; r += blockDim.x) {
-    const unsigned long long mark = atomicExch(mark_of(net, t, r), 0ull);
-    const int n = rows[r].x, column = rows[r].y;
-    if (mark == 0 || column >= columns[n % net.batch]) continue;
+// Takes over the marks of step t, of which a thread has read its first; `columns` are the first
+// that are not final. Step t + 2, whose marks have the same place, follows the draws of step t + 1,
+// and these follow this.
+__device__ __forceinline__ void settle_marks(const Network& net, int t, unsigned long long mark,
+                                             const int* columns, const int2* rows) {
+  const int first = threadIdx.x, threads = blockDim.x;
+  for (int r = first; r < net.step_rows; r += threads) {
+    if (r != first) mark = fresh(mark_of(net, t, r));
+    if (mark == 0) continue;
+    atomicExch(mark_of(net, t, r), 0ull);
+    if (rows[r].y >= columns[rows[r].x % net.batch]) continue;
     if (mark & kInvalid) atomicMax(net.too_large, 1);
     if (net.clamped) atomicAdd(net.clamped, mark & ~kInvalid);
   }
@@ -83,6 +86,11 @@ __device__ __forceinline__ void settle_marks(const Network& net, int t, const in
 // step t, and that after this.
 __device__ __forceinline__ bool move_windows(const Network& net, int t, int* columns, int2* rows) {
   bool more = false;
+  // Marks come in the same trip to the L2 cache as what was drawn.
+  const bool settles = blockIdx.x == 0 && t > 0;
+  unsigned long long mark = 0;
+  const int row = threadIdx.x;
+  if (settles && row < net.step_rows) mark = fresh(mark_of(net, t - 1, row));
   for (int b = threadIdx.x; b < net.batch; b += blockDim.x) {
     int column = 0;
     if (t > 0) {
@@ -100,8 +108,8 @@ __device__ __forceinline__ bool move_windows(const Network& net, int t, int* col
     more |= column < net.width;
   }
   more = __syncthreads_or(more);
-  if (blockIdx.x == 0 && t > 0) {
-    settle_marks(net, t - 1, columns, rows);
+  if (settles) {
+    settle_marks(net, t - 1, mark, columns, rows);
     __syncthreads();  // before rows change
   }
   if (!more) return false;

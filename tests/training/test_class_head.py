@@ -71,6 +71,39 @@ def test_the_head_moves_the_same_whatever_its_weight():
     torch.testing.assert_close(*weights)
 
 
+@pytest.mark.parametrize("cut", [(4, 2), (2, 4), (1, 8)], ids=str)
+def test_micro_batches_change_a_step_by_rounding_only(cut):
+    model = replace(VQVAE, quantize_after=0)
+    states = []
+    for batch_size, accumulate in ((8, 1), cut):
+        config = replace(CONFIG, batch_size=batch_size, accumulate=accumulate, optimizer="momentum")
+        torch.manual_seed(0)
+        vqvae = VQVAE2(model)
+        head = ClassHead(vqvae, 2, replace(SETTINGS, weight=1.0), 0)
+        stage = vqvae_stage(vqvae, images(), images(), config, class_head=head)
+        train(stage, config, progress=QUIET)
+        states.append({**vqvae.state_dict(), **head.network.state_dict()})
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_what_it_reads_has_a_deviation_of_one():
+    stage = stage_of()
+    train(stage, replace(CONFIG, steps=2), progress=QUIET)
+    read = []
+    stem = stage.companion.network.stem
+    stem.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    stage.loss(stage.model.train(), next(stage.batches(1)))
+    assert float(read[0].detach().std()) == pytest.approx(1, rel=0.1)
+
+
+def test_a_checkpoint_of_before_the_spread_is_continued():
+    head, tensors = stage_of().companion, stage_of().companion.tensors()
+    del tensors["network.spread"]
+    head.take(tensors)
+    assert head.network.spread == 1
+
+
 def test_a_run_resumes_bit_for_bit(tmp_path):
     # The rate of a step depends on the number of steps, unless it is constant.
     config = replace(CONFIG, final_learning_rate=1.0)
@@ -86,7 +119,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
 def test_another_weight_is_another_run(tmp_path):
     train(stage_of(), CONFIG, out=tmp_path, progress=QUIET)
     other = stage_of(settings=replace(SETTINGS, weight=0.2))
-    with pytest.raises(ValueError, match="class_head"):
+    with pytest.raises(ValueError, match=r"made with class_head.weight=0.1, got 0.2: "):
         train(other, replace(CONFIG, steps=6), out=tmp_path, resume=True, progress=QUIET)
 
 
@@ -101,7 +134,7 @@ def test_images_without_classes_are_refused():
 
 def test_it_does_not_go_with_a_discriminator():
     adversary = Adversary(VQVAE2(VQVAE), AdversarySettings(weight=0.1, channels=8), 0)
-    with pytest.raises(NotImplementedError, match="a discriminator or a class head, got both"):
+    with pytest.raises(ValueError, match=r"got both: adversary.weight=0.1 and class_head.weight"):
         stage_of(adversary=adversary)
 
 
@@ -112,7 +145,8 @@ def test_it_trains_in_one_process(monkeypatch):
         train(stage, CONFIG, progress=QUIET)
 
 
-@pytest.mark.parametrize("changes", [{"weight": -1.0}, {"channels": 0}, {"learning_rate": 0.0}])
-def test_settings_are_checked(changes):
-    with pytest.raises(ValueError, match="ClassHeadSettings"):
-        replace(SETTINGS, **changes)
+@pytest.mark.parametrize("setting", ["weight=-1.0", "weight=nan", "channels=0", "learning_rate=0"])
+def test_settings_are_checked(setting):
+    name, _, value = setting.partition("=")
+    with pytest.raises(ValueError, match=f"ClassHeadSettings: class_head.{name} must be >=? "):
+        replace(SETTINGS, **{name: float(value)})

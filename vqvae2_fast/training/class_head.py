@@ -19,7 +19,7 @@ from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.training.companion import Companion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vqvae2_fast.models.vqvae2 import VQVAE2
 
@@ -41,26 +41,40 @@ class ClassHeadSettings:
     learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ValueError(f"ClassHeadSettings: weight must be >= 0, got {self.weight}.")
-        if not self.learning_rate > 0 or self.channels < 1:
+        # The names are those of the group, since other settings have a weight and a rate too.
+        if not self.weight >= 0:
             raise ValueError(
-                "ClassHeadSettings: expected learning_rate > 0 and channels >= 1, got "
-                f"{self.learning_rate} and {self.channels}."
+                f"ClassHeadSettings: class_head.weight must be >= 0, got {self.weight}."
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(
+                "ClassHeadSettings: class_head.learning_rate must be > 0, got "
+                f"{self.learning_rate}."
+            )
+        if self.channels < 1:
+            raise ValueError(
+                f"ClassHeadSettings: class_head.channels must be >= 1, got {self.channels}."
             )
 
 
 class _Network(nn.Module):
-    """Maps `[B, D, h, w]` to logits `[B, classes]`."""
+    """Maps `[B, D, h, w]` to logits `[B, classes]`.
+
+    Attributes:
+        spread: Standard deviation of the maps of the latest step, float32, 0-d.
+    """
+
+    spread: Tensor
 
     def __init__(self, dim: int, channels: int, num_classes: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(dim, channels, 3, padding=1)
         self.blocks = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
         self.head = nn.Linear(channels, num_classes)
+        self.register_buffer("spread", torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        x = self.stem(x / self.spread)
         for block in self.blocks:
             x = x + block(x.relu())
         logits: Tensor = self.head(x.relu().mean((2, 3)))
@@ -82,9 +96,15 @@ def watching_top(model: nn.Module) -> Iterator[list[Tensor]]:
 class ClassHead(Companion):
     """Reads the class from the quantised top map of a VQ-VAE; its cross-entropy trains both.
 
+    The map is divided by the standard deviation of all maps of the step before: that of a
+    micro-batch would make the course of a training depend on how its steps are cut. The first step
+    divides by 1.
+
     Raises:
         ValueError: Fewer than two classes.
     """
+
+    group = "class_head"
 
     def __init__(
         self, model: VQVAE2, num_classes: int, settings: ClassHeadSettings, seed: int
@@ -92,7 +112,8 @@ class ClassHead(Companion):
         if num_classes < 2:
             raise ValueError(
                 f"ClassHead: expected images of two or more classes, got {num_classes}. Put each "
-                "class into a folder of its own, or train without a class head: weight 0."
+                "class into a folder of its own, or train without a class head: "
+                "class_head.weight=0."
             )
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
@@ -103,6 +124,7 @@ class ClassHead(Companion):
             network.parameters(), settings.learning_rate, weight_decay=0.02
         )
         super().__init__("class head", network, optimizer)
+        self._moments: list[Tensor] = []  # of the maps since the last step, see `_moments_of`
 
     def loss(self, quantized: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What it adds to the loss, and its cross-entropy and accuracy, detached; all 0-d.
@@ -113,7 +135,8 @@ class ClassHead(Companion):
         """
         with without_autocast(quantized.device):
             maps = quantized.float().movedim(-1, 1)  # [B, h, w, D] -> [B, D, h, w]
-            logits = self.network(maps / (maps.detach().std() + 1e-6))
+            logits = self.network(maps)
+            self._moments.append(_moments_of(maps.detach()))
             labels = labels.to(logits.device)
             entropy = F.cross_entropy(logits, labels)
         right = (logits.argmax(1) == labels).float().mean()
@@ -125,4 +148,22 @@ class ClassHead(Companion):
         for weight in self.network.parameters():
             if weight.grad is not None:
                 weight.grad /= self.settings.weight
+        if self._moments:
+            count, total, squares = torch.stack(self._moments).sum(0)
+            variance = (squares / count - (total / count).square()).clamp(min=0)
+            # Maps that have collapsed are not blown up when they recover.
+            cast("_Network", self.network).spread.copy_(variance.sqrt().clamp(min=1e-3))
+            self._moments.clear()
         super().step()
+
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `tensors` gave; see `Companion.take`."""
+        # The checkpoints of the first versions have no spread.
+        super().take({"network.spread": torch.ones(()), **tensors})
+
+
+def _moments_of(maps: Tensor) -> Tensor:
+    """Their count, their sum and that of their squares, float64 `[3]`."""
+    values = maps.double()
+    count = values.new_full((), values.numel())
+    return torch.stack([count, values.sum(), values.square().sum()])

@@ -87,6 +87,37 @@ def test_errors_of_configurations_name_flags(arguments, message, error_of):
     assert message in error_of(["train-vqvae", *arguments])
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train-vqvae --train.learning-rate abc", "--train.learning-rate FLOAT"),
+        ("train-vqvae --train.steps 1e3", "--train.steps INT"),
+        ("train-vqvae --model.image-size 16 x", "--model.image-size INT INT"),
+        ("sample --n x", "--n {None}|INT"),
+        ("sample --top-k a b", "--top-k [INT [INT ...]]"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_its_option(line, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    assert stop.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--adversary.weight=-1", "--adversary.weight must be >= 0, got -1"),
+        ("--adversary.learning-rate=0", "--adversary.learning-rate must be > 0, got 0"),
+        ("--class-head.learning-rate=0", "--class-head.learning-rate must be > 0, got 0"),
+        ("--train.final-learning-rate=-1", "--train.final-learning-rate must be in [0, 1]"),
+        ("--train.max-grad-norm=nan", "--train.max-grad-norm must be >= 0, got nan"),
+    ],
+)
+def test_a_message_names_the_option_of_its_group(option, told, error_of):
+    assert f"error: {told}" in error_of(["train-vqvae", option])
+
+
 def test_a_reader_that_has_enough_is_no_error():
     command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
     with subprocess.Popen(

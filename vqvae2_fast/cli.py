@@ -130,13 +130,20 @@ def _parse(kind: type[Command], name: str, arguments: list[str]) -> Command:
             )
             return command
     except SystemExit as stop:
-        # A configuration that refuses its values is reported like other errors, not in tyro's box.
+        # A configuration that refuses its values is reported like other errors, not in tyro's box,
+        # which names the option where a value is none of its type.
         refused = stop.__context__ and stop.__context__.__context__
-        if isinstance(refused, ValueError):
+        if isinstance(refused, ValueError) and _is_ours(refused):
             raise refused from None
         sys.stderr.write(said.getvalue())
         raise
     raise SystemExit(0)  # the reader of the help had enough
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether code of this package raised an error, and not the parser's own conversions."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").startswith("vqvae2_fast.") for frame in frames)
 
 
 def _print_completion(shell: list[str]) -> None:

@@ -63,6 +63,12 @@ def test_a_prior_in_place_of_the_vqvae_is_refused_by_both_names(tmp_path, images
     assert "found a prior" in error
 
 
+def test_fewer_subclasses_than_none_are_refused(images, vqvae, run):
+    code, _, error = run("extract", "--vqvae", vqvae, "--data", images, "--subclasses=-1")
+    assert code == 2
+    assert "--subclasses: expected 0, for classes that stay whole, or more, got -1" in error
+
+
 def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, run_in_two_processes):
     out = tmp_path / "codes"
     line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --threads 1"

@@ -22,10 +22,22 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("made with flip=True, got False", "made with --flip=True, got False"),
         ("made with batch_size=4", "made with --train.batch-size=4"),
         ("the data and the model of all steps", "the data and the model of all steps"),
+        ("Use compile=False, or not.", "Use --train.no-compile, or not."),
+        ("made with flip=False, got True", "made with --flip=False, got True"),
+        ("x: adversary.weight must be >= 0.", "--adversary.weight must be >= 0."),
+        ("lower class_head.learning_rate", "lower --class-head.learning-rate"),
+        ("made with perceptual_weight=1.0", "made with --lpips-weight=1.0"),
+        ("head={'learning_rate': 1, 'flip=True': 2}", "head={'learning_rate': 1, 'flip=True': 2}"),
+        ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
     ],
 )
 def test_a_message_names_flags(message, told):
     assert as_flags(message, TrainVQVAE) == told
+
+
+def test_an_option_may_have_another_name_than_its_argument():
+    told = as_flags("variants: expected codes with classes.", TrainPrior)
+    assert told == "--tell-variants: expected codes with classes."
 
 
 def test_a_command_without_the_argument_leaves_its_name():

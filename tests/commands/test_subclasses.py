@@ -1,6 +1,8 @@
 """Parts of classes and variants of images: from images to a prior that is told of them."""
 
+import pytest
 import torch
+from PIL import Image
 
 from vqvae2_fast import PixelSNAIL, load
 from vqvae2_fast.checkpoints import save
@@ -40,6 +42,27 @@ def test_codes_of_images_as_they_are_have_no_variants_to_tell(codes, tmp_path, r
     code, _, error = run(line)
     assert code == 2
     assert "has none of changed ones; make them with `vqvae2-fast extract --flip`" in error
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--unconditional --label-dropout 0.5", "--label-dropout: expected a prior that is told"),
+        ("--class-balance 1", "--class-balance: expected codes with classes, got 1.0"),
+    ],
+)
+def test_settings_of_classes_need_some(vqvae, tmp_path, run, option, named):
+    for number in range(6):
+        path = tmp_path / "flat" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(path)
+    codes = tmp_path / "codes"
+    given = ["--vqvae", vqvae, "--data", path.parent, "--out", codes, "--quiet"]
+    assert run("extract", *given)[0] == 0
+    line = f"train-prior --codes {codes} {PRIOR} --out {tmp_path / 'prior'} {option}"
+    code, _, error = run(line)
+    assert code == 2
+    assert named in error
 
 
 def test_classes_without_parts_are_refused(codes, tmp_path, run):

@@ -13,6 +13,7 @@ from vqvae2_fast.checkpoints.checkpoint import load, load_training, save
 from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.metrics import LPIPS
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, codes_hash, weights_hash
 from vqvae2_fast.runs.ranks import Ranks
@@ -118,6 +119,35 @@ def test_a_run_without_a_discriminator_is_not_continued_with_one(vqvae, tmp_path
     train(plain, CONFIG, out=tmp_path, progress=QUIET)
     with pytest.raises(ValueError, match="without a discriminator"):
         train(stage_of(deepcopy(vqvae)), CONFIG, out=tmp_path, resume=True, progress=QUIET)
+
+
+def test_a_run_is_not_continued_with_another_lpips(vqvae, tmp_path):
+    def run(perceptual, name, **options):
+        config, model = replace(CONFIG, steps=1, batch_size=2), deepcopy(vqvae)
+        stage = decoder_stage(model, images(2), images(2), config, Fidelity(perceptual, 1.0))
+        train(stage, config, out=tmp_path / name, progress=QUIET, **options)
+
+    run(LPIPS("alexnet"), "named")
+    with pytest.raises(ValueError, match="made with lpips_network=alexnet, got vgg16"):
+        run(LPIPS("vgg16"), "named", resume=True)
+    # An older checkpoint does not say which it was.
+    run(distance, "unnamed")
+    run(LPIPS("vgg16"), "unnamed", resume=True)
+
+
+@pytest.mark.parametrize(
+    "setting", ["weight=-1", "weight=nan", "start=-1", "learning_rate=nan", "channels=6"]
+)
+def test_settings_of_a_discriminator_are_checked(setting):
+    name, _, value = setting.partition("=")
+    with pytest.raises(ValueError, match=f"AdversarySettings: adversary.{name} must be "):
+        replace(SETTINGS, **{name: float(value)})
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+def test_the_weight_of_lpips_is_checked(weight):
+    with pytest.raises(ValueError, match="Fidelity: expected perceptual_weight >= 0"):
+        Fidelity(None, weight)
 
 
 def test_gradients_are_those_of_the_whole_loss(vqvae):
@@ -233,5 +263,7 @@ def test_a_compiled_decoder_has_no_discriminator(vqvae, companion):
         stage = stage_of(model, config)
     else:
         stage = vqvae_stage(model, images(), images(), config, adversary=adversary)
-    with pytest.raises(NotImplementedError, match="compile=True does not work with a discrim"):
+    with pytest.raises(
+        ValueError, match=r"a discriminator. Use compile=False, .* adversary.weight="
+    ):
         train(stage, config, progress=QUIET)

@@ -232,10 +232,11 @@ def test_a_store_of_something_else_is_not_gone_on_with(tmp_path, change, message
     assert files(tmp_path) == before
 
 
-def test_settings_of_copies_count_only_where_there_are_some(tmp_path):
-    extract_codes(model(), images(), tmp_path)
-    store = extract_codes(model(), images(), tmp_path, variants=Variants(shift=5, seed=1))
-    assert len(store) == COUNT
+@pytest.mark.parametrize("setting", [{"shift": 0}, {"zoom": 0.1}, {"colour": 0.1}, {"seed": 1}])
+def test_settings_of_copies_need_some(setting):
+    (text,) = (f"{name}={value}" for name, value in setting.items())
+    with pytest.raises(ValueError, match=f"Variants: {text} needs copies=1 or more"):
+        Variants(flip=True, **setting)
 
 
 def test_a_full_disk_keeps_what_was_saved_and_the_next_call_goes_on(small_disk, monkeypatch):

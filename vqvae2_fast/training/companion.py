@@ -24,6 +24,8 @@ class Companion:
 
     # Whether the loss takes gradients that a compiled model cannot give.
     needs_eager = False
+    # The group of settings that it belongs to, for messages: "adversary".
+    group = ""
 
     def __init__(self, what: str, network: nn.Module, optimizer: torch.optim.AdamW) -> None:
         self.what, self.network, self.optimizer = what, network, optimizer

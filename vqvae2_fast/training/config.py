@@ -91,7 +91,7 @@ class TrainConfig:
             "save_every",
             "keep",
         ):
-            if getattr(self, name) < 1:
+            if not getattr(self, name) >= 1:  # so that NaN is refused too
                 raise ValueError(f"TrainConfig: {name} must be >= 1, got {getattr(self, name)}.")
         for name in (
             "warmup_steps",
@@ -102,7 +102,7 @@ class TrainConfig:
             "global_batch",
             "seed",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
         if self.global_batch and self.accumulate > 1:
             raise ValueError(
@@ -111,6 +111,11 @@ class TrainConfig:
             )
         if not self.learning_rate > 0:
             raise ValueError(f"TrainConfig: learning_rate must be > 0, got {self.learning_rate}.")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(
+                "TrainConfig: final_learning_rate must be in [0, 1], a fraction of learning_rate, "
+                f"got {self.final_learning_rate}."
+            )
         if not 0 <= self.average_decay < 1:
             raise ValueError(
                 f"TrainConfig: average_decay must be in [0, 1), got {self.average_decay}."

@@ -75,6 +75,13 @@ class Variants:
         for name in ("copies", "shift", "zoom", "colour", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"Variants: {name} must be >= 0, got {getattr(self, name)}.")
+        for name in ("shift", "zoom", "colour", "seed"):
+            value = getattr(self, name)
+            if not self.copies and value != getattr(Variants, name):
+                raise ValueError(
+                    f"Variants: {name}={value} needs copies=1 or more; without them no image is "
+                    "changed by it."
+                )
         if self.unflipped and not self.flip:
             raise ValueError(
                 f"Variants: unflipped={', '.join(self.unflipped)} needs flip; without it no image "

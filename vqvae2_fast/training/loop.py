@@ -80,8 +80,12 @@ class Stage:
 
 
 def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
-    """Raises NotImplementedError if a stage with a companion is to run in several processes, or
-    compiled although the companion does not allow it."""
+    """Checks that a stage with a companion can run as it is to run.
+
+    Raises:
+        NotImplementedError: In several processes.
+        ValueError: Compiled, although the companion does not allow it.
+    """
     companion = stage.companion
     if companion is None:
         return
@@ -91,9 +95,9 @@ def check_companion(stage: Stage, config: TrainConfig, ranks: Ranks) -> None:
             f"{companion.what}."
         )
     if config.compile and companion.needs_eager:
-        raise NotImplementedError(
+        raise ValueError(
             f"train: compile=True does not work with a {companion.what}. Use compile=False, or no "
-            f"{companion.what}."
+            f"{companion.what}: {companion.group}.weight=0."
         )
 
 

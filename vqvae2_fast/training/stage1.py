@@ -62,13 +62,15 @@ def vqvae_stage(
 
     Raises:
         ValueError: Images whose size or channels are not the model's; a negative weight, or a
-            positive one without LPIPS; a class head for images without classes.
-        NotImplementedError: A discriminator and a class head.
+            positive one without LPIPS; a class head for images without classes; a discriminator
+            and a class head.
     """
     if adversary is not None and class_head is not None:
-        raise NotImplementedError(
-            "vqvae_stage: expected a discriminator or a class head, got both. Train with the class "
-            "head, and then the decoder alone against a discriminator (finetune-decoder)."
+        raise ValueError(
+            "vqvae_stage: expected a discriminator or a class head, got both: "
+            f"adversary.weight={adversary.settings.weight} and "
+            f"class_head.weight={class_head.settings.weight}. Train with the class head, and then "
+            "the decoder alone against a discriminator (finetune-decoder)."
         )
     fidelity = Fidelity(perceptual, perceptual_weight, adversary)
     companion = adversary or class_head

@@ -259,11 +259,15 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     def shown(value: object) -> str:
         return f"{value:.12}" if isinstance(value, str) else f"{value}"
 
-    return [
-        f"{name}={shown(value)}, got {shown(now[name])}"
-        for name, value in before.items()
-        if name in now and now[name] != value
-    ]
+    found = []
+    for name, value in before.items():
+        if name not in now or now[name] == value:
+            continue
+        if isinstance(value, dict) and isinstance(now[name], dict):  # a group of settings
+            found += [f"{name}.{change}" for change in _changes(value, now[name])]
+        else:
+            found.append(f"{name}={shown(value)}, got {shown(now[name])}")
+    return found
 
 
 def _as_moment(value: Tensor, weight: Tensor) -> Tensor:

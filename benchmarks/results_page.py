@@ -59,7 +59,7 @@ MEASURED = (
         "65536x512x64",
         "faiss",
     ),
-    Measured("a training step of that quantiser", EPYC, "step", "65536x512x64", "lucidrains"),
+    Measured("a training step of that quantiser", EPYC, "step", "65536x512x64", "onehot"),
     Measured(
         "a training step of a top prior of the port's size, batch 4",
         EPYC,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +12,10 @@ from PIL import Image
 from vqvae2_fast import codec
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
+from vqvae2_fast.commands import compress
 from vqvae2_fast.data import CodeStore, CodeWriter, codes_in_order
 from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.pipelines import tiny_pipeline
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(_native.module is None, reason="engine cpu needs the module")
 
@@ -196,3 +194,61 @@ def test_a_folder_of_corrupt_images_alone_is_refused(
     assert run("compress photos --skip-corrupt --pipeline pipeline --out x.vq2 --quiet") == 2
     assert "all 4 images of photos are corrupt" in capsys.readouterr().err
     assert not (folder / "x.vq2").exists()
+
+
+def test_a_file_that_is_read_is_never_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    with CodeWriter("store", 13, [(4, 4), (8, 8)]) as writer:
+        writer.add([torch.randint(13, (3, side, side)) for side in (4, 8)])
+    for images, out in (
+        ("photos/0.png", "photos/0.png"),
+        ("photos", "photos/../photos/0.png"),
+        ("store", "store/manifest.json"),
+        ("store", "store/shard-000000000000.bin"),
+    ):
+        before = Path(out).read_bytes()
+        assert run(f"compress {images} --pipeline pipeline --out {out} --quiet") == 2
+        assert "is one of the files to compress" in capsys.readouterr().err
+        assert Path(out).read_bytes() == before
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_before_anything_is_encoded(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compress, "encode_images", None)
+    assert run("compress photos --pipeline pipeline --out photos --quiet") == 2
+    assert "--out: photos is a folder; expected the name of a file" in capsys.readouterr().err
+
+
+def test_a_seed_needs_levels_to_draw(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compress photos --pipeline pipeline --seed 3 --out x.vq2 --quiet") == 2
+    assert "--seed: expected --levels with it" in capsys.readouterr().err
+    assert not (folder / "x.vq2").exists()
+
+
+@pytest.mark.parametrize("kind", ["photos", "store"])
+def test_another_pipeline_leaves_nothing_in_the_way_of_the_right_one(
+    folder: Path, capsys: pytest.CaptureFixture[str], kind
+) -> None:
+    with CodeWriter("store", 13, [(4, 4), (8, 8)], class_names=("a", "b", "c")) as writer:
+        writer.add([torch.randint(13, (3, side, side)) for side in (4, 8)])
+    assert run(f"compress {kind} --pipeline pipeline --out x.vq2 --quiet") == 0
+    save(tiny_pipeline(0), folder / "other")
+    assert run("decompress x.vq2 --pipeline other --out out --quiet") == 2
+    assert "the file was encoded with pipeline" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+
+
+def test_a_store_is_not_decompressed_into_another(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CodeWriter("store", 13, [(4, 4), (8, 8)]) as writer:
+        writer.add([torch.randint(13, (3, side, side)) for side in (4, 8)])
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 2
+    assert "--out: out holds a code store already" in capsys.readouterr().err

@@ -165,6 +165,47 @@ def test_samples_without_a_class_are_refused_before_any_training(place, tmp_path
     assert not list((tmp_path / "out").rglob("cas_*"))
 
 
+def reached(*_, **__):
+    """In place of the work of minutes."""
+    raise AssertionError("began before it was known that something is missing")
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_missing_samples_are_told_of_before_any_work(place, tmp_path, capsys, monkeypatch, count):
+    drawn = tmp_path / "drawn"
+    if count:
+        line = f"sample --pipeline {place}/pipeline --n {count} --out {drawn} --quiet"
+        assert main(line.split()) == 0
+    monkeypatch.setattr(module, "evaluate_pipeline", reached)
+    asked = f"--images {NUMBER} --samples {drawn} --features classifier --classifier {place}/judge"
+    assert evaluate(place, tmp_path / "out", asked) == 2
+    error = capsys.readouterr().err
+    assert "--samples: expected at least 200 samples, the number of --images or" in error
+    assert f"got {count} in {drawn}" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_another_seed_are_told_of_before_any_work(place, found, capsys, monkeypatch):
+    monkeypatch.setattr(module, "evaluate_pipeline", reached)
+    assert evaluate(place, found, sampling_options(place), "--seed 1") == 2
+    error = capsys.readouterr().err
+    assert f"--out: {found}/samples holds samples that an earlier evaluation drew" in error
+    assert "seed: 0 there, 1 now" in error
+    assert "--resume" not in error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "reconstruct"])
+def test_the_results_of_a_run_are_not_replaced(place, tmp_path, run, files, command):
+    (tmp_path / "checkpoints" / "step-000000001").mkdir(parents=True)
+    (tmp_path / "result.json").write_text("{}")
+    before = files(tmp_path)
+    models = f"--{'pipeline' if command == 'evaluate' else 'vqvae'} {place}/pipeline"
+    code, _, error = run(f"{command} {models} --data {place}/images --out {tmp_path}")
+    assert code == 2
+    assert f"--out: {tmp_path} holds a training run" in error
+    assert files(tmp_path) == before
+
+
 def test_samples_are_used_again_by_an_evaluation_of_more_or_fewer(place, tmp_path):
     out = tmp_path / "out"
     asked = f"--features classifier --classifier {place}/judge --train-images 0 --images {NUMBER}"
@@ -271,7 +312,10 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
         (("--images", "200", "--neighbours", "0"), "--neighbours: expected 1 or more, got 0"),
         (("--images", "199"), "expected 200 or more, got 199"),
         (("--images", "201"), "expected 200 at most, got 201"),
-        (("--classifier", "JUDGE"), "expected the number of samples"),
+        (("--classifier", "JUDGE"), "without which --classifier would have no effect, got 0"),
+        (("--features", "classifier"), "without which --features would have no effect"),
+        (("--inception-weights", "x"), "without which --inception-weights would have no effect"),
+        (("--neighbours", "3", "--groups"), "without which --groups, --neighbours would have no"),
         (
             ("--images", "200", "--features", "classifier"),
             "needs a classifier (on the command line, --classifier)",

@@ -1,4 +1,4 @@
-"""`vqvae2-fast export --own-search`: whether a program keeps this package's search."""
+"""`vqvae2-fast export`: whether a program keeps this package's search, and its default name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vqvae2_fast.checkpoints import load
+from vqvae2_fast.commands import export as module
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 
@@ -45,3 +46,11 @@ def test_own_search_is_refused_for_onnx(pipelines, run, tmp_path):
     assert code == 2
     assert f"--own-search: expected --out NAME.pt2, got {out}" in error
     assert not out.exists()
+
+
+def test_the_default_file_is_named_after_the_part(pipelines, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "save_onnx", lambda program, path: path.write_bytes(b"ONNX"))
+    for part in ("encoder", "decoder"):
+        assert run("export", pipelines / "classes", "--part", part)[0] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"encoder.onnx", "decoder.onnx"}

@@ -264,9 +264,26 @@ def test_the_plan_of_the_cuda_sampler_is_printed_for_presets_and_checkpoints(tmp
     text = run("info", "--sampler", tmp_path / "prior", "--window", "4")[1]
     assert "stages per step" in text
     assert "a window of 4 columns; one code per step takes" in text
-    code, _, error = run("info", "--sampler", tmp_path / "prior", "--window", "0")
-    assert code == 2
-    assert "--window must be >= 1, got 0" in error
     code, _, error = run("info", "--sampler")
     assert code == 2
     assert "expected the path of a prior or a pipeline, or --preset" in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--batch-size", "0"), ("--batch-size", "-1"), ("--window", "0")]
+)
+def test_a_plan_for_no_images_or_codes_is_refused(tmp_path, run, flag, value):
+    save(tiny_prior(), tmp_path / "prior")
+    code, _, error = run("info", "--sampler", tmp_path / "prior", flag, value)
+    assert code == 2
+    assert f"{flag} must be >= 1, got {value}" in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--preset", "emoji32"), ("--card", "a100"), ("--engine", "cuda_w8a8"), ("--window", "2")],
+)
+def test_options_of_a_plan_need_it(run, flag, value):
+    code, _, error = run("info", flag, value)
+    assert code == 2
+    assert f"{flag}: expected --sampler with it" in error

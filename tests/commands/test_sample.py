@@ -15,6 +15,7 @@ from PIL import Image
 from vqvae2_fast.checkpoints import load, save
 from vqvae2_fast.checkpoints.pretrained import from_preset, pretrained_card
 from vqvae2_fast.cli import main
+from vqvae2_fast.commands import sample as module
 from vqvae2_fast.data import to_uint8
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.sampling import sample_images
@@ -288,3 +289,42 @@ def test_processes_share_the_work_and_draw_the_same_folder(
     assert sum("5 images in" in output for output in outputs) == 1
     assert sample(tmp_path / "one", "--n", "5") == 0
     assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def refused_at_once(monkeypatch):
+    """Has the drawing refuse the pipeline, as an engine does."""
+
+    def refuse(*_, **__):
+        raise ValueError("no calibration")
+
+    monkeypatch.setattr(module, "draw_into", refuse)
+
+
+@pytest.mark.parametrize("resume", ["", "--resume"])
+def test_an_engine_that_refuses_leaves_nothing_in_the_way_of_another(
+    sample, sample_error, tmp_path, resume
+):
+    out = tmp_path / "out"
+    sample_error(out, "--n 1 --engine cpu_w8a8", code=1)  # the pipeline has no calibration
+    assert not out.exists()
+    assert sample(out, "--n 1", resume) == 0
+
+
+def test_a_refused_run_keeps_what_was_there(sample, sample_error, tmp_path, monkeypatch, files):
+    assert sample(tmp_path / "drawn", "--n 1") == 0
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / ".keep").touch()
+    before = files(tmp_path)
+    refused_at_once(monkeypatch)
+    assert "no calibration" in sample_error(tmp_path / "drawn", "--n 2 --resume")
+    assert "no calibration" in sample_error(tmp_path / "own", "--n 2")
+    after = files(tmp_path)
+    assert after.pop("drawn/settings.json") != before.pop("drawn/settings.json")  # the count
+    assert after == before
+
+
+def test_refused_runs_without_a_folder_leave_none(pipelines, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused_at_once(monkeypatch)
+    assert run("sample --quiet --n 1 --pipeline", pipelines / "classes")[0] == 2
+    assert not list((tmp_path / "runs").iterdir())

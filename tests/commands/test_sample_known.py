@@ -45,6 +45,27 @@ def test_known_images_take_turns_and_their_classes_with_them(sample, tmp_path, c
         assert picture.width > picture.height  # a row: the image, two completions
 
 
+def test_a_store_without_classes_is_completed_in_the_class_that_is_named(
+    sample, sample_error, tmp_path, column
+):
+    maps = [torch.zeros(2, size, size, dtype=torch.int64) for size in (4, 8)]
+    encode = lambda *_: [(maps, torch.tensor([-1, -1]))]  # noqa: E731
+    write_codes(tmp_path / "codes", encode, 2, 13, [(4, 4), (8, 8)])
+    options = ("--known", str(tmp_path / "codes"), "--n", "2")
+    assert "Name a class" in sample_error(tmp_path / "out", *options)
+    assert sample(tmp_path / "out", *options, "--label", "cow") == 0
+    assert column(tmp_path / "out", "class") == ["cow", "cow"]
+
+
+def test_a_store_of_other_sizes_is_not_completed(sample_error, tmp_path):
+    maps = [torch.zeros(1, size, size, dtype=torch.int64) for size in (2, 8)]
+    encode = lambda *_: [(maps, torch.tensor([-1]))]  # noqa: E731
+    write_codes(tmp_path / "codes", encode, 1, 13, [(2, 2), (8, 8)])
+    error = sample_error(tmp_path / "out", "--known", str(tmp_path / "codes"), "--label", "cow")
+    assert f"--known: {tmp_path / 'codes'}: expected a prior of " in error
+    assert "level sizes 2x2, 8x8" in error
+
+
 def test_each_known_image_is_completed_in_every_class(sample, tmp_path, column):
     for number in range(2):
         folder = tmp_path / "photos"

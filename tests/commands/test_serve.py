@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -59,3 +60,11 @@ def test_a_missing_package_is_named_with_the_remedy(error_of, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     text = error_of(["serve", "--preset", "emoji32"], code=1)
     assert "pip install 'vqvae2_fast[serve]'" in text
+
+
+def test_a_port_in_use_is_named_before_the_models_are_read(error_of, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = ["serve", "--pipeline", str(tmp_path), "--port", port]
+        text = error_of(arguments)
+    assert f"--port: cannot listen on port {port} of 127.0.0.1: Address already in use." in text

@@ -79,7 +79,14 @@ def test_tune_says_how_many_settings_there_are_and_that_a_small_distance_is_good
 
 
 @pytest.mark.parametrize(
-    ("recall", "keep", "warned"), [(0.12, 0.8, True), (0.125, 0.8, False), (0.12, 0, False)]
+    ("recall", "keep", "warned"),
+    [
+        (0.12, 0.8, "24 of 200 images. Among so few, chance"),
+        (0, 0.8, "0 of 200 images. All settings have a share of nothing"),
+        (0.125, 0.8, None),
+        (0.12, 0, None),
+        (0, 0, None),
+    ],
 )
 def test_a_recall_of_few_images_is_warned_of(
     drawn, run, tmp_path, monkeypatch, recwarn, recall, keep, warned
@@ -89,7 +96,9 @@ def test_a_recall_of_few_images_is_warned_of(
     monkeypatch.setattr(tune, "neighbour_measures", lambda *_: found)
     assert run(*ARGUMENTS, *VALUES, "--keep-recall", str(keep), "--out", tmp_path)[0] == 0
     said = [str(one.message) for one in recwarn]
-    assert any("the plain settings recall 24 of 200 images" in one for one in said) == warned
+    told = [one for one in said if "the plain settings recall" in one]
+    assert len(told) == (warned is not None)
+    assert all(warned in one for one in told)
 
 
 def test_recall_may_be_given_up(drawn, run, tmp_path):
@@ -110,7 +119,13 @@ def test_fewer_images_than_a_distance_can_bear(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--top-p", "0"], "top-p"), (["--temperature", "0.9", "-1"], "temperature")],
+    [
+        (["--top-p", "0"], "top-p"),
+        (["--temperature", "0.9", "-1"], "temperature"),
+        (["--keep-recall", "nan"], "--keep-recall: expected a share from 0 to 1, got nan"),
+        (["--keep-recall", "2"], "--keep-recall: expected a share from 0 to 1, got 2"),
+        (["--keep-recall", "-0.1"], "--keep-recall: expected a share from 0 to 1, got -0.1"),
+    ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_drawn(
     run, tmp_path, options, message

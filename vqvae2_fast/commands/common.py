@@ -11,6 +11,7 @@ import torch
 
 from vqvae2_fast.checkpoints import load
 from vqvae2_fast.checkpoints.checkpoint import checkpoint_folder, class_names
+from vqvae2_fast.checkpoints.locate import CHECKPOINTS
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
@@ -33,6 +34,7 @@ __all__ = [
     "Command",
     "ModelOptions",
     "Result",
+    "check_no_run",
     "check_out",
     "check_same_classes",
     "described",
@@ -239,6 +241,15 @@ def named(model: object) -> str:
     }
     known = (name for kind, name in kinds.items() if isinstance(model, kind))
     return next(known, type(model).__name__)
+
+
+def check_no_run(out: Path) -> None:
+    """Raises ValueError if --out holds a run, whose pictures and results would be replaced."""
+    if (out / CHECKPOINTS).is_dir():
+        raise ValueError(
+            f"--out: {out} holds a training run, whose results would be replaced. Name another "
+            "folder."
+        )
 
 
 def check_out(out: Path, source: DataOptions | None = None) -> None:

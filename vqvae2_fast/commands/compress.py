@@ -58,10 +58,16 @@ class Compress(Command):
 
     def run(self) -> Result:
         self.prepare()
+        self._check_out()
         pipeline = self.model.open(torch.device("cpu"))
         names = level_names(len(pipeline.priors))
         if self.levels is not None and self.levels not in names:
             raise ValueError(f"--levels: expected one of {', '.join(names)}, got {self.levels!r}.")
+        if self.seed and self.levels is None:
+            raise ValueError(
+                f"--seed: expected --levels with it, as the noise is for the levels that are left "
+                f"out, got only --seed {self.seed}."
+            )
         levels = None if self.levels is None else names.index(self.levels) + 1
         self.out.parent.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
@@ -104,6 +110,30 @@ class Compress(Command):
         if drawn:
             lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
         return Result(values, lines)
+
+    def _check_out(self) -> None:
+        """Raises ValueError if --out is a folder, or one of the files that are read."""
+        if self.out.is_dir():
+            raise ValueError(
+                f"--out: {self.out} is a folder; expected the name of a file, such as "
+                f"{self.out / 'images.vq2'}."
+            )
+        if self.out.exists() and any(map(self.out.samefile, self._inputs())):
+            raise ValueError(
+                f"--out: {self.out} is one of the files to compress, which would be replaced. Name "
+                "another file."
+            )
+
+    def _inputs(self) -> Iterator[Path]:
+        """The files of an image, a folder of images or a code store."""
+        path = Path(self.images)
+        if (path / MANIFEST).is_file():
+            yield path / MANIFEST
+            yield from (path / shard.name for shard in CodeStore(path).manifest.shards)
+        elif path.is_dir():
+            yield from (path / name for name in image_names(path))
+        elif path.exists():
+            yield path
 
     def _count(self) -> int:
         """The number of images or records, if that is known before they are read."""

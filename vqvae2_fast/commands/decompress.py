@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import tyro
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
 from vqvae2_fast.codec.tiles import Tiling
 from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
+from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
 from vqvae2_fast.models.configs import level_names
@@ -45,6 +47,10 @@ class Decompress(Command):
                 f"--out: {self.out} holds images already, which would be mixed with those of the "
                 "file; name another folder."
             )
+        if (self.out / MANIFEST).exists():
+            raise ValueError(
+                f"--out: {self.out} holds a code store already; remove it or name another folder."
+            )
         pipeline = self.model.open(torch.device("cpu"))
         with open_compressed(self.file) as file:
             found = describe(file, max_images=self.max_images)
@@ -63,14 +69,17 @@ class Decompress(Command):
         return Result(values, lines)
 
     def _write_images(self, pipeline: Pipeline, file: Any, found: Description) -> int:
-        self.out.mkdir(parents=True, exist_ok=True)
         vqvae, count, total = pipeline.vqvae, 0, 0
         assert isinstance(vqvae, VQVAE2)  # of a checkpoint
         for (height, width), maps in found.maps_of_size.items():
             rows, columns = Tiling(vqvae, height, width, margins=False).grid
             total += maps // max(1, rows * columns)  # 0 only in a file that is then refused
+        batches = decode_image_stream(pipeline, file, max_images=self.max_images)
         with self.progress().task("decompress", total) as task:
-            for images in decode_image_stream(pipeline, file, max_images=self.max_images):
+            # A file of another pipeline is refused here, before there is a folder.
+            first = next(batches)
+            self.out.mkdir(parents=True, exist_ok=True)
+            for images in chain([first], batches):
                 for picture in pictures(images):
                     picture.save(self.out / f"{count:05d}.png")
                     count += 1
@@ -80,20 +89,20 @@ class Decompress(Command):
     def _write_store(self, pipeline: Pipeline, file: Any, found: Description) -> int:
         vqvae = pipeline.vqvae
         assert isinstance(vqvae, VQVAE2)  # of a checkpoint
-        with (
-            self.progress().task("decompress", found.images) as task,
-            CodeWriter(
+        batches = decode_stream(pipeline, file, max_images=self.max_images)
+        with self.progress().task("decompress", found.images) as task:
+            first = next(batches)  # before there is a store, as above
+            with CodeWriter(
                 self.out,
                 vqvae.config.num_embeddings,
                 vqvae.config.level_sizes,
                 class_names=pipeline.class_names or tuple(map(str, range(pipeline.num_classes))),
                 checkpoint_hash=codes_hash(vqvae),
                 source_records=found.images,
-            ) as writer,
-        ):
-            for maps, labels in decode_stream(pipeline, file, max_images=self.max_images):
-                if labels is not None:
-                    labels = labels.where(labels < pipeline.num_classes, -1)
-                writer.add(maps, labels)
-                task.advance(len(maps[0]))
+            ) as writer:
+                for maps, labels in chain([first], batches):
+                    if labels is not None:
+                        labels = labels.where(labels < pipeline.num_classes, -1)
+                    writer.add(maps, labels)
+                    task.advance(len(maps[0]))
         return found.images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from vqvae2_fast.commands.common import (
     Command,
     ModelOptions,
     Result,
+    check_no_run,
     check_out,
     check_same_classes,
     load_classifier,
@@ -71,6 +72,8 @@ class Evaluate(Command):
 
     def run(self) -> Result:
         check_out(self.out, self.source)
+        check_no_run(self.out)
+        self._check_images()
         check_least(self, held_out_images=0, train_images=0, codec_images=1, compressed_images=0)
         ranks = Ranks.of_this_run()
         device = ranks.device(self.prepare())
@@ -106,18 +109,6 @@ class Evaluate(Command):
         if train_set is not None and self.samples.images:
             sampled = Samples(
                 self.samples, pipeline, train_set, held_out, classifier, self.out, progress
-            )
-        elif any(
-            (
-                self.samples.samples,
-                self.samples.classifier,
-                self.samples.cas_epochs,
-                self.samples.cas_images,
-            )
-        ):
-            raise ValueError(
-                "--images: expected the number of samples to measure, which --samples, "
-                "--classifier, --cas-epochs and --cas-images need, got 0."
             )
 
         with ranks.joined(device):
@@ -168,3 +159,16 @@ class Evaluate(Command):
                 f"report: {self.out / 'report.html'}",
             ],
         )
+
+    def _check_images(self) -> None:
+        """Raises ValueError if options are given that have no effect without --images."""
+        given = [
+            f"--{one.name.replace('_', '-')}"
+            for one in fields(self.samples)
+            if getattr(self.samples, one.name) != one.default
+        ]
+        if given and not self.samples.images:
+            raise ValueError(
+                "--images: expected the number of samples to measure, without which "
+                f"{', '.join(given)} would have no effect, got 0."
+            )

@@ -34,28 +34,29 @@ class Export(Command):
     """From images to codes, from codes to images, or both."""
     size: tuple[int, int] | None = None
     """Height and width of the images; by default those of the model."""
-    out: Path = Path("encoder.onnx")
-    """What to write: NAME.onnx or NAME.pt2."""
+    out: Path | None = None
+    """What to write: NAME.onnx or NAME.pt2; by default the part's name with .onnx."""
     own_search: bool = False
     """Keep this package's search in a .pt2 file, which gives the codes of `extract` in every case
     and needs this package. Otherwise programs consist of PyTorch's own operators."""
 
     def run(self) -> Result:
-        if self.out.suffix not in (".onnx", ".pt2"):
-            raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {self.out}.")
-        if self.out.suffix == ".onnx" and self.own_search:
-            raise ValueError(f"--own-search: expected --out NAME.pt2, got {self.out}.")
+        out = self.out or Path(f"{self.part}.onnx")
+        if out.suffix not in (".onnx", ".pt2"):
+            raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {out}.")
+        if out.suffix == ".onnx" and self.own_search:
+            raise ValueError(f"--own-search: expected --out NAME.pt2, got {out}.")
         self.prepare()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
         program = export_program(
             vqvae, self.part, self.size or vqvae.config.image_size, aten=not self.own_search
         )
-        (save_onnx if self.out.suffix == ".onnx" else save_program)(program, self.out)
-        written = self.out.stat().st_size
+        (save_onnx if out.suffix == ".onnx" else save_program)(program, out)
+        written = out.stat().st_size
         return Result(
-            {"out": str(self.out), "part": self.part, "bytes": written},
-            [f"{self.part}: {self.out}, {written / 1e6:.1f} MB"],
+            {"out": str(out), "part": self.part, "bytes": written},
+            [f"{self.part}: {out}, {written / 1e6:.1f} MB"],
         )
 
     def _model(self) -> VQVAE2 | Pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Info"]
 
+_OF_SAMPLER = ("preset", "card", "engine", "batch_size", "window")
 _BEST = {"metric": str, "value": float, "step": int}  # what a run keeps of its best checkpoint
 
 
@@ -72,6 +73,15 @@ class Info(Command):
 
     def run(self) -> Result:
         self.prepare()
+        given = [
+            f"--{one.name.replace('_', '-')}"
+            for one in fields(self)
+            if one.name in _OF_SAMPLER and getattr(self, one.name) != one.default
+        ]
+        if given and not self.sampler:
+            raise ValueError(
+                f"{given[0]}: expected --sampler with it, which plans a draw, got none."
+            )
         if self.presets:
             return _presets()
         if self.sampler:

@@ -14,9 +14,11 @@ import tyro
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.groups import GroupedImages
-from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.data.stored_images import samples_of_folder
 from vqvae2_fast.data.subset import ImageSubset
+from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import compare_all
 from vqvae2_fast.metrics.features import NETWORKS
@@ -131,6 +133,10 @@ class Samples:
         self._check()
         generator = torch.Generator().manual_seed(self.options.seed)
         self.order = torch.randperm(len(self.train_set), generator=generator)
+        if self.options.samples is not None:
+            self._check_named(self.options.samples)
+        else:
+            self._check_begun(self.out / "samples")
         self.reference, self.other = self._real_sets(generator)
         self.networks = [
             open_features(
@@ -178,6 +184,41 @@ class Samples:
             for images in (self.train_set, self.held_out):
                 check_classes("evaluate", images, self.pipeline.num_classes)
                 check_classes("evaluate", self._judged(images))
+
+    def _check_named(self, path: Path) -> None:
+        """Raises ValueError unless a folder has the samples that the measures need."""
+        count = without = 0
+        for row in read_index(path):
+            count += row["file"] is not None
+            without += row["file"] is not None and row.get("class") is None
+        if count < self._num_samples:
+            raise ValueError(
+                f"--samples: expected at least {self._num_samples} samples, the number of --images "
+                f"or --cas-images, got {count} in {path}. `vqvae2-fast sample` makes some."
+            )
+        if without and (self.options.cas_epochs or self.classifier is not None):
+            raise ValueError(
+                f"--samples: expected samples of classes, which --cas-epochs and --classifier "
+                f"need, got {without} of {count} in {path} without one; draw them without "
+                "`--label none`."
+            )
+
+    def _check_begun(self, path: Path) -> None:
+        """Raises ValueError if an earlier evaluation began other samples where these belong."""
+        if not SampleFolder.begun_for(path):
+            return
+        before = read_object(path / "settings.json")["settings"]
+        now = self._series(0).identity()
+        changes = "; ".join(
+            f"{short(name)}: {short(repr(before.get(name)))} there, {short(repr(own))} now"
+            for name, own in {**dict.fromkeys(before), **now}.items()
+            if before.get(name) != own
+        )
+        if changes:
+            raise ValueError(
+                f"--out: {path} holds samples that an earlier evaluation drew with other settings "
+                f"({changes}). Give those, or name another folder."
+            )
 
     def added_to(self, found: Evaluation) -> Evaluation:
         """The evaluation with all measures of samples."""
@@ -228,20 +269,7 @@ class Samples:
     @cached_property
     def _samples(self) -> ImageSource:
         path = self.options.samples or self.out / "samples"
-        drawn = samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
-        without = int((drawn.labels < 0).sum())
-        if without and (self.options.cas_epochs or self.classifier is not None):
-            raise ValueError(
-                f"--samples: expected samples of classes, which --cas-epochs and --classifier "
-                f"need, got {without} of {len(drawn)} in {path} without one; draw them without "
-                "`--label none`."
-            )
-        if len(drawn) < self._num_samples:
-            raise ValueError(
-                f"--samples: expected at least {self._num_samples} samples, the number of --images "
-                f"or --cas-images, got {len(drawn)} in {path}."
-            )
-        return drawn
+        return samples_of_folder(path, self.out / "work" / "samples.raw", self.class_names)
 
     def _sets(self) -> Sets:
         sampled = ImageSubset(self._samples, torch.arange(self.options.images))
@@ -257,21 +285,10 @@ class Samples:
         """Draw the samples unless a folder of them was named; the processes share the work."""
         if self.options.samples is not None:
             return
-        path, none = self.out / "samples", self.pipeline.num_classes
+        path = self.out / "samples"
         # An evaluation of fewer images uses the first of those that an earlier one drew.
         count = max(self._num_samples, ranks.told_by_first(lambda: SampleFolder.begun_for(path)))
-        labels = [
-            none if label < 0 else label for label in self._training_images(count).labels.tolist()
-        ]
-        size = best_batch_size(self.pipeline)
-        settings = resolved_settings(self.pipeline, batch_size=size, seed=self.options.seed)
-        ordered = self.train_set.labels[self.order].numpy().tobytes()
-        series = SampleSeries(
-            self.pipeline,
-            settings,
-            tuple(labels) if none else (),
-            classes_from=f"training images, {sha256(ordered).hexdigest()}" if none else "",
-        )
+        series, size = self._series(count), best_batch_size(self.pipeline)
 
         def begin() -> SampleFolder:
             alone = ranks.count == 1
@@ -291,6 +308,22 @@ class Samples:
             )
             ranks.wait()
             folder.finish()
+
+    def _series(self, count: int) -> SampleSeries:
+        """Samples of the classes of the first `count` training images."""
+        none = self.pipeline.num_classes
+        labels = [
+            none if label < 0 else label for label in self._training_images(count).labels.tolist()
+        ]
+        size = best_batch_size(self.pipeline)
+        settings = resolved_settings(self.pipeline, batch_size=size, seed=self.options.seed)
+        ordered = self.train_set.labels[self.order].numpy().tobytes()
+        return SampleSeries(
+            self.pipeline,
+            settings,
+            tuple(labels) if none else (),
+            classes_from=f"training images, {sha256(ordered).hexdigest()}" if none else "",
+        )
 
     def _reconstructed(self, name: str, images: ImageSource) -> StoredImages:
         path = self.out / "work" / f"reconstructed_{name}.raw"

@@ -11,6 +11,7 @@ import tyro
 from vqvae2_fast.commands.common import (
     Command,
     Result,
+    check_no_run,
     check_out,
     load_vqvae,
     write_result,
@@ -55,6 +56,7 @@ class Reconstruct(Command):
         if self.n < 1:
             raise ValueError(f"--n: expected 1 or more, got {self.n}.")
         check_out(self.out, self.source)
+        check_no_run(self.out)
         ranks = Ranks.of_this_run()
         device = ranks.device(self.prepare())
         perceptual = load_lpips().to(device) if self.lpips else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -134,19 +135,31 @@ class Sample(Command):
             )
         size = self._batch_size(series.pipeline)
 
+        new: list[Path] = []
+
         def begin() -> SampleFolder:
             out = self.out or _free_folder(Path("runs/samples"))
             with _explained(out):
-                return SampleFolder.begin(
+                continued = SampleFolder.begun_for(out) > 0
+                folder = SampleFolder.begin(
                     out, total, series.identity(), resume=self.resume, alone=ranks.count == 1
                 )
+            if ranks.count == 1 and not continued:
+                new.append(out)
+            return folder
 
-        with shared_samples(ranks, begin, total, series.group) as (folder, missing):
-            # The first process prints for all of them; they share the work evenly.
-            progress = Progress(quiet=self.quiet or ranks.rank > 0)
-            with _explained(folder.path):
-                self._draw(folder, series, missing, size, progress, ranks)
-                return self._finish(folder, series, ranks)
+        try:
+            with shared_samples(ranks, begin, total, series.group) as (folder, missing):
+                # The first process prints for all of them; they share the work evenly.
+                progress = Progress(quiet=self.quiet or ranks.rank > 0)
+                with _explained(folder.path):
+                    self._draw(folder, series, missing, size, progress, ranks)
+                    return self._finish(folder, series, ranks)
+        except (ValueError, TypeError, RuntimeError):
+            # An engine refuses a prior only when it draws.
+            for out in new:
+                _remove_unused(out)
+            raise
 
     def _draw(
         self,
@@ -340,6 +353,17 @@ def _explained(out: Path) -> AbstractContextManager[None]:
 def _free_folder(path: Path) -> Path:
     numbered = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in count(1))
     return next(folder for folder in numbered if not folder.exists())
+
+
+def _remove_unused(out: Path) -> None:
+    """Remove a folder of samples that has none, which would be in the way of other settings."""
+    if next(read_index(out), None) is not None:
+        return
+    for name in ("images/.lock", "samples.jsonl", "settings.json", ".lock"):
+        (out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # other files stay
+        (out / "images").rmdir()
+        out.rmdir()
 
 
 def _described(series: SampleSeries) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -61,21 +63,44 @@ class Serve(Command):
                 f"--token: needed with --host {self.host}, because other machines can reach the "
                 "server. Choose a long random word."
             )
-        pipeline = self.models.open(self.prepare())
-        app = create_app(pipeline, limits, token=self.token, loopback=is_loopback(self.host))
-        config = uvicorn.Config(
-            app,
-            host=self.host,
-            port=self.port,
-            log_level="warning" if self.quiet else "info",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(limits.seconds),
-        )
-        # uvicorn ends well after a signal, and then raises it once more, for which this waits.
-        with stop_requests():
-            uvicorn.Server(config).run()
+        with self._bound() as own:
+            pipeline = self.models.open(self.prepare())
+            app = create_app(pipeline, limits, token=self.token, loopback=is_loopback(self.host))
+            config = uvicorn.Config(
+                app,
+                log_level="warning" if self.quiet else "info",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(limits.seconds),
+            )
+            # What connects from here on waits. uvicorn says so only of sockets of its own.
+            own.listen(config.backlog)
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            address = f"http://{host}:{own.getsockname()[1]}"
+            logging.getLogger("uvicorn.error").info("running on %s (ctrl-C to quit)", address)
+            # uvicorn ends well after a signal, and then raises it once more, for which this waits.
+            with stop_requests():
+                uvicorn.Server(config).run([own])
         return Result({"stopped": True}, ["stopped"])
+
+    def _bound(self) -> socket.socket:
+        """A socket at --host and --port, on which nobody listens yet. uvicorn's own would fail only
+        after the models are read, and end the process.
+
+        Raises:
+            ValueError: The port is taken or not allowed, or the host is not one of this machine.
+        """
+        found = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((self.host, self.port))
+        except OSError as error:
+            found.close()
+            raise ValueError(
+                f"--port: cannot listen on port {self.port} of {self.host}: {error.strerror}. Name "
+                "another --port (0 takes a free one) or --host."
+            ) from error
+        return found
 
     def _limits(self) -> Limits:
         for name in ("batch", "count", "waiting", "upload_mib", "timeout"):

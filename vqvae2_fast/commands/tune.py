@@ -111,6 +111,10 @@ class Tune(Command):
         for name in _SETTINGS:
             for value in getattr(self, name):
                 level_settings(1, **{name: value})
+        if not 0 <= self.keep_recall <= 1:
+            raise ValueError(
+                f"--keep-recall: expected a share from 0 to 1, got {self.keep_recall}."
+            )
         if self.features != "auto" and self.features not in NETWORKS:
             raise ValueError(
                 f"--features: expected auto or one of {', '.join(NETWORKS)}, got {self.features!r}."
@@ -213,11 +217,17 @@ class _Trials:
         best = self._measure(plain)
         least = self.options.keep_recall * best.recall
         recalled = round(best.recall * len(self.real))
-        if least and recalled < _FEW_RECALLED:
+        if self.options.keep_recall and recalled < _FEW_RECALLED:
+            consequence = (
+                "Among so few, chance decides which settings have the share that --keep-recall "
+                "asks for."
+                if least
+                else "All settings have a share of nothing, so the distance alone decides, and "
+                "variety may be lost."
+            )
             warnings.warn(
-                f"the plain settings recall {recalled} of {len(self.real)} images. Among so few, "
-                "chance decides which settings have the share that --keep-recall asks for. Compare "
-                "more --images, or give --keep-recall 0 to go by the distance alone.",
+                f"the plain settings recall {recalled} of {len(self.real)} images. {consequence} "
+                "Compare more --images, or give --keep-recall 0 to go by the distance alone.",
                 stacklevel=2,
             )
         for (name, level), values in groupby(self.settings, key=lambda one: one[:2]):

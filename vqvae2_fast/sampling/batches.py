@@ -11,8 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.pipeline import decoded_singly, draw_levels
 from vqvae2_fast.sampling.prior import interface_of

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
-from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.pixels import decode_image, decode_whole_image
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.files.untrusted import open_untrusted
+from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.weights_hash import check_codes_of
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
 from vqvae2_fast.sampling.pipeline import decoded
@@ -170,7 +170,14 @@ def open_known(
         dataset, source = load_emoji("held_out", config.image_size[0]), "emoji"
     elif (path / "manifest.json").is_file():
         dataset = CodeStore(path)
-        check_matches(dataset, priors[-1].config)
+        # Not its classes: they need not be those of the priors where --label names one.
+        check_prior_fits(
+            f"--known: {printable(path)}",
+            priors[-1].config,
+            dataset.num_embeddings,
+            dataset.level_sizes,
+            "Extract with the VQ-VAE that the priors are for.",
+        )
         check_codes_of("--known", vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         source = f"{path} ({digest[:16]})"

@@ -65,11 +65,6 @@ class Extract(Command):
     """Processes that decode images; 0 decodes in this one."""
 
     def run(self) -> Result:
-        if self.source.subclasses < 0:
-            raise ValueError(
-                "--subclasses: expected 0, for classes that stay whole, or more, got "
-                f"{self.source.subclasses}."
-            )
         ranks = Ranks.of_this_run()
         model = load_vqvae(self.vqvae, ranks.device(self.prepare()))
         config = model.config

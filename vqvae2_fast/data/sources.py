@@ -244,6 +244,13 @@ class DataOptions:
     """Split each class into this many equal parts of images that look alike, as classes such as
     "Coat - 07": samples of a prior that knows them are nearer to the images. 0 splits none."""
 
+    def __post_init__(self) -> None:
+        if self.subclasses < 0:
+            raise ValueError(
+                "DataOptions: subclasses must be 0, for classes that stay whole, or more, got "
+                f"{self.subclasses}."
+            )
+
 
 def open_images(
     options: DataOptions,

@@ -309,3 +309,15 @@ def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / image_name(0)).write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"00000.png cannot be decoded"):
         read_sample(tmp_path, 0)
+
+
+def test_only_a_folder_without_images_is_discarded(tmp_path):
+    for name in ("unused", "cut off"):
+        SampleFolder.begin(tmp_path / name, 2, {"seed": 0}).close()
+    image = tmp_path / "cut off" / image_name(0)
+    image.write_bytes(b"")
+    for name in ("unused", "cut off"):
+        SampleFolder.discard_unused(tmp_path / name)
+    assert not (tmp_path / "unused").exists()
+    assert image.exists()
+    assert SampleFolder.begun_for(tmp_path / "cut off") == 2

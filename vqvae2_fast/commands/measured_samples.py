@@ -17,8 +17,6 @@ from vqvae2_fast.data.groups import GroupedImages
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index
 from vqvae2_fast.data.stored_images import samples_of_folder
 from vqvae2_fast.data.subset import ImageSubset
-from vqvae2_fast.files.json_file import read_object
-from vqvae2_fast.files.printable import short
 from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import compare_all
 from vqvae2_fast.metrics.features import NETWORKS
@@ -205,16 +203,7 @@ class Samples:
 
     def _check_begun(self, path: Path) -> None:
         """Raises ValueError if an earlier evaluation began other samples where these belong."""
-        if not SampleFolder.begun_for(path):
-            return
-        before = read_object(path / "settings.json")["settings"]
-        now = self._series(0).identity()
-        changes = "; ".join(
-            f"{short(name)}: {short(repr(before.get(name)))} there, {short(repr(own))} now"
-            for name, own in {**dict.fromkeys(before), **now}.items()
-            if before.get(name) != own
-        )
-        if changes:
+        if changes := SampleFolder.changes(path, self._series(0).identity()):
             raise ValueError(
                 f"--out: {path} holds samples that an earlier evaluation drew with other settings "
                 f"({changes}). Give those, or name another folder."

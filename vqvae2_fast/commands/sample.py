@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from itertools import count
 from pathlib import Path
@@ -158,7 +157,7 @@ class Sample(Command):
         except (ValueError, TypeError, RuntimeError):
             # An engine refuses a prior only when it draws.
             for out in new:
-                _remove_unused(out)
+                SampleFolder.discard_unused(out)
             raise
 
     def _draw(
@@ -353,17 +352,6 @@ def _explained(out: Path) -> AbstractContextManager[None]:
 def _free_folder(path: Path) -> Path:
     numbered = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in count(1))
     return next(folder for folder in numbered if not folder.exists())
-
-
-def _remove_unused(out: Path) -> None:
-    """Remove a folder of samples that has none, which would be in the way of other settings."""
-    if next(read_index(out), None) is not None:
-        return
-    for name in ("images/.lock", "samples.jsonl", "settings.json", ".lock"):
-        (out / name).unlink(missing_ok=True)
-    with suppress(OSError):  # other files stay
-        (out / "images").rmdir()
-        out.rmdir()
 
 
 def _described(series: SampleSeries) -> str:

@@ -20,6 +20,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -169,6 +170,24 @@ class SampleFolder:
         """
         before = _read_settings(path)
         return before["count"] if before is not None else 0
+
+    @staticmethod
+    def changes(path: Path, settings: dict[str, Any]) -> str:
+        """How these settings differ from those that a folder was begun with, in words; "" if they
+        do not, or if it was not begun."""
+        before = _read_settings(path)
+        return _changes(before["settings"], settings) if before is not None else ""
+
+    @staticmethod
+    def discard_unused(path: Path) -> None:
+        """Remove a closed folder without any image: it would be in the way of other settings."""
+        if next(read_index(path), None) is not None or any((path / _IMAGES).glob("[!.]*")):
+            return
+        for name in (f"{_IMAGES}/.lock", _INDEX, _SETTINGS, ".lock"):
+            (path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # other files stay
+            (path / _IMAGES).rmdir()
+            path.rmdir()
 
     @classmethod
     def join(cls, path: Path, count: int) -> SampleFolder:
@@ -385,14 +404,16 @@ def _check_same(path: Path, before: dict[str, Any], count: int, settings: dict[s
             f"--n: {path} was begun for {before['count']} samples, got {count}; more can be added, "
             "but none removed."
         )
-    told = before["settings"]
-    names = [name for name in {**told, **settings} if told.get(name) != settings.get(name)]
-    if names:
-        changes = "; ".join(
-            f"{short(n)}: {short(repr(told.get(n)))} there, {short(repr(settings.get(n)))} now"
-            for n in names
-        )
+    if changes := _changes(before["settings"], settings):
         raise ValueError(
             f"--resume: {path} was begun with other settings ({changes}). Give those, or name "
             "another folder."
         )
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{short(n)}: {short(repr(before.get(n)))} there, {short(repr(now.get(n)))} now"
+        for n in {**before, **now}
+        if before.get(n) != now.get(n)
+    )

@@ -185,6 +185,20 @@ def test_missing_samples_are_told_of_before_any_work(place, tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_of_other_classes_are_told_of_before_any_work(
+    place, tmp_path, capsys, monkeypatch
+):
+    drawn = tmp_path / "drawn"
+    line = f"sample --pipeline {place}/pipeline --n {NUMBER} --out {drawn} --quiet"
+    assert main(line.split()) == 0
+    index = drawn / "samples.jsonl"
+    index.write_text(index.read_text().replace('"cat"', '"whale"'))
+    monkeypatch.setattr(module, "evaluate_pipeline", reached)
+    assert evaluate(place, tmp_path / "out", f"--images {NUMBER} --samples {drawn}") == 2
+    assert "classes that the training images do not have: whale" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_samples_of_another_seed_are_told_of_before_any_work(place, found, capsys, monkeypatch):
     monkeypatch.setattr(module, "evaluate_pipeline", reached)
     assert evaluate(place, found, sampling_options(place), "--seed 1") == 2

@@ -14,8 +14,8 @@ import tyro
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.data import in_order
 from vqvae2_fast.data.groups import GroupedImages
-from vqvae2_fast.data.sample_folder import SampleFolder, read_index
-from vqvae2_fast.data.stored_images import samples_of_folder
+from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.stored_images import labelled_samples, samples_of_folder
 from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import compare_all
@@ -185,10 +185,8 @@ class Samples:
 
     def _check_named(self, path: Path) -> None:
         """Raises ValueError unless a folder has the samples that the measures need."""
-        count = without = 0
-        for row in read_index(path):
-            count += row["file"] is not None
-            without += row["file"] is not None and row.get("class") is None
+        samples, labels = labelled_samples(path, self.class_names)
+        count, without = len(samples), labels.count(-1)
         if count < self._num_samples:
             raise ValueError(
                 f"--samples: expected at least {self._num_samples} samples, the number of --images "

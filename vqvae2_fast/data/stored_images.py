@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["StoredImages", "samples_of_folder", "store_images"]
+__all__ = ["StoredImages", "labelled_samples", "samples_of_folder", "store_images"]
 
 _NAMED = 6  # unknown classes that a message names
 
@@ -99,6 +99,23 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
     Raises:
         ValueError: There are no samples, or they are of other classes or unequal sizes.
     """
+    samples, labels = labelled_samples(folder, class_names)
+    if not samples:
+        raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for sample, label in zip(samples, labels, strict=True):
+            yield read_sample(folder, sample)[None], torch.tensor([label])
+
+    return store_images(path, len(samples), batches(), class_names)
+
+
+def labelled_samples(folder: Path, class_names: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Numbers and labels of the samples in a folder that have an image; -1 for no class.
+
+    Raises:
+        ValueError: They are of other classes.
+    """
     # A pipeline without names writes the numbers of its classes.
     numbers: dict[str | None, int] = {str(number): number for number in range(len(class_names))}
     numbers |= {name: number for number, name in enumerate(class_names)} | {None: -1}
@@ -113,16 +130,9 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
         labels.append(numbers.get(row.get("class"), -1))
         if row.get("class") not in numbers and len(unknown) < _NAMED:
             unknown.add(row["class"])
-    if not samples:
-        raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
     if unknown:
         raise ValueError(
             f"--samples: {folder} has classes that the training images do not have: "
             f"{', '.join(short(name) for name in sorted(unknown))}."
         )
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for sample, label in zip(samples, labels, strict=True):
-            yield read_sample(folder, sample)[None], torch.tensor([label])
-
-    return store_images(path, len(samples), batches(), class_names)
+    return samples, labels

@@ -120,12 +120,13 @@ def test_stub_classes_cannot_be_changed_by_a_pickle(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("x", "y", "z"), "two arrays and a string"),
-        ((np.zeros((2, 2)), np.zeros((4, 4), int), "f"), "not an array of integers"),
+        (("x", "y", "z"), "not two arrays"),
+        ((np.zeros((2, 2), int), np.zeros((4, 4), int), 7), "not a string"),
+        ((np.zeros((2, 2)), np.zeros((4, 4), int), "f"), "of type f8, not one of i1"),
         ((np.zeros(4, int), np.zeros((4, 4), int), "f"), r"shape \(4,\)"),
-        ((np.array([[{}]], object), np.zeros((4, 4), int), "f"), "not an array of integers"),
+        ((np.array([[{}]], object), np.zeros((4, 4), int), "f"), "of type O8, not one of i1"),
     ],
-    ids=["strings", "floats", "one_dimension", "objects"],
+    ids=["strings", "number", "floats", "one_dimension", "objects"],
 )
 def test_rows_of_other_contents_are_refused(tmp_path, code_row, row, message):
     write_store(tmp_path / "codes", [pickle.dumps(code_row(*row))])

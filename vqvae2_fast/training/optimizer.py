@@ -12,7 +12,7 @@ from vqvae2_fast.training.muon import Muon
 if TYPE_CHECKING:
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["OptimizerName", "hidden_matrices", "make_optimizer", "moments_of"]
+__all__ = ["OptimizerName", "hidden_matrices", "kept_moments", "make_optimizer", "moments_of"]
 
 OptimizerName = Literal["adamw", "momentum", "muon"]
 
@@ -43,6 +43,19 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     # 0.95 forgets the early, large gradients of a short run sooner than AdamW's 0.999.
     # fused: one pass over weights and moments instead of ten.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def kept_moments(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, set[str]]:
+    """The names of the tensors that an optimiser keeps of each weight that it has moved."""
+    if isinstance(optimizer, torch.optim.SGD):
+        names, orthogonal = {"momentum_buffer"}, set[str]()
+    else:
+        names, orthogonal = {"step", "exp_avg", "exp_avg_sq"}, {"momentum"}
+    return {
+        weight: orthogonal if isinstance(optimizer, Muon) and "momentum" in group else names
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
 
 
 def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from vqvae2_fast.runs.folder import best_record, better, keep_best, remove_old
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.average import PolyakAverage
 from vqvae2_fast.training.network import is_sharded, local, own_rows
-from vqvae2_fast.training.optimizer import make_optimizer
+from vqvae2_fast.training.optimizer import kept_moments, make_optimizer
 from vqvae2_fast.training.saving import ShardedSave
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class TrainingRun:
                 local(self.average.weights[name]).copy_(value)
         self.step = done
         # An interruption left this step, so the latest validation is of an earlier one.
-        unvalidated = done == self.config.steps != before["steps"]
+        unvalidated = done == self.config.steps != before.get("steps")
         self.metrics = {} if unvalidated else saved.state["metrics"]
         self.best = best_record(saved.state)
         return changes
@@ -213,6 +214,7 @@ class TrainingRun:
                 f"its preset too.{remedy} Or continue all the same with accept_changed=True, or "
                 "start again with overwrite=True or in another output folder."
             )
+        self._check_moments(path, saved)
         if (saved.companion is None) != (self.companion is None):
             raise ValueError(
                 f"train: {path} was made {'without' if saved.companion is None else 'with'} a "
@@ -221,8 +223,26 @@ class TrainingRun:
             )
         return saved, changes
 
+    def _check_moments(self, path: Path, saved: TrainingState) -> None:
+        """Raises ValueError unless a weight has all the tensors that the optimiser keeps of it, or
+        none."""
+        found = defaultdict[str, set[str]](set)
+        for tensor in saved.optimizer:
+            name, _, key = tensor.rpartition(".")
+            found[name].add(key)
+        kept = kept_moments(self.optimizer)
+        for name, weight in self.model.named_parameters():
+            if name in found and found[name] != (names := kept.get(weight, set())):
+                there, kept_here = (" and ".join(sorted(keys)) for keys in (found[name], names))
+                raise ValueError(
+                    f"train: {path} holds {there} of {name}, but {self.config.optimizer} keeps "
+                    f"{kept_here or 'nothing'}: the checkpoint is damaged. Name another output "
+                    "folder."
+                )
+
     def _other_order(self, state: Mapping[str, Any]) -> list[str]:
-        """What the order of the data follows from, where it is not as in a saved state."""
+        """How the batch of a step and the seed, which fix the order of the data, differ from those
+        of a saved state."""
         return _changes(
             {"global_batch": _batch_of(state), "seed": state["train"].get("seed", 0)},
             {"global_batch": self.cut.batch_size, "seed": self.config.seed},
@@ -248,9 +268,8 @@ class TrainingRun:
 def _batch_of(state: Mapping[str, Any]) -> int:
     """Items of a step in all processes. Older versions ran in one, and did not note it."""
     before = state["train"]
-    return int(
-        state.get("global_batch") or before.get("batch_size", 1) * before.get("accumulate", 1)
-    )
+    batch: int = before.get("batch_size", 1) * before.get("accumulate", 1)
+    return state.get("global_batch", batch)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

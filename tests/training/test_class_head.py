@@ -132,6 +132,30 @@ def test_images_without_classes_are_refused():
         vqvae_stage(model, images(()), images(()), CONFIG, class_head=head)
 
 
+def test_a_head_of_weight_0_is_refused():
+    with pytest.raises(ValueError, match=r"expected class_head\.weight > 0, got 0"):
+        ClassHead(VQVAE2(VQVAE), 2, ClassHeadSettings(), 0)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [torch.zeros(()), torch.zeros(3), torch.zeros(8, 4, 3, 3, dtype=torch.float64), None],
+    ids=["number", "vector", "float64", "missing"],
+)
+def test_moments_of_other_weights_are_refused(moment):
+    # A fused optimiser would read and write beyond their end.
+    stage = stage_of()
+    stage.loss(stage.model, next(stage.batches(0)))[0].backward()
+    stage.companion.step()
+    tensors = stage.companion.tensors()
+    name = next(name for name in tensors if name.startswith("exp_avg.") and tensors[name].ndim == 4)
+    del tensors[name]
+    if moment is not None:
+        tensors[name] = moment
+    with pytest.raises(ValueError, match="the run's class head has other layers"):
+        stage_of().companion.take(tensors)
+
+
 def test_it_does_not_go_with_a_discriminator():
     adversary = Adversary(VQVAE2(VQVAE), AdversarySettings(weight=0.1, channels=8), 0)
     with pytest.raises(ValueError, match=r"got both: adversary.weight=0.1 and class_head.weight"):

@@ -211,6 +211,21 @@ def test_all_micro_batches_of_a_step_decide_whether_it_rests():
     assert adversary.optimizer.state[last.bias]["exp_avg"].abs().sum() > 0
 
 
+def test_uneven_micro_batches_move_the_discriminator_as_the_whole_batch_does():
+    generator = torch.Generator().manual_seed(0)
+    real, made = torch.rand(2, 8, 3, 16, 16, generator=generator) * 2 - 1
+    moments = []
+    for sizes in ([8], [2, 6]):
+        adversary = Adversary(VQVAE2(VQVAE), SETTINGS, 0)
+        for some, others in zip(real.split(sizes), made.split(sizes), strict=True):
+            adversary.learn(some, others)
+        adversary.step()
+        moments.append(adversary.tensors())
+    for name, moment in moments[0].items():
+        if name.startswith("exp_avg."):
+            torch.testing.assert_close(moments[1][name], moment, rtol=1e-3, atol=1e-6, msg=name)
+
+
 def test_its_weight_rises_after_the_start():
     adversary = Adversary(VQVAE2(VQVAE), AdversarySettings(0.8, start=2, ramp=4, channels=8), 0)
     found = []

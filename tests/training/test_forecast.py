@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vqvae2_fast.data import ImageTensorDataset
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.training import TrainConfig
-from vqvae2_fast.training.cost import SavedBytes, state_bytes
+from vqvae2_fast.training import TrainConfig, muon, vqvae_stage
+from vqvae2_fast.training.cost import SavedBytes, measure_step, state_bytes
 from vqvae2_fast.training.forecast import CARDS, forecast
 
 PRIOR = replace(SMALL_TOP, size=(4, 4), num_output_layers=6, weight_norm=False)
@@ -35,6 +36,22 @@ def test_activations_are_those_of_a_real_step():
     way = forecast(SMALL_VQVAE, replace(CONFIG, batch_size=3, accumulate=1), CARD, 1).ways[0]
     assert way.micro_batch == 3
     assert way.activations == pytest.approx(saved.total, rel=0.1)
+
+
+def test_the_timed_step_of_muon_has_gradients(monkeypatch):
+    config = TrainConfig(batch_size=2, optimizer="muon")
+    images = ImageTensorDataset(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
+    moved = []
+
+    def orthogonalized(matrices):
+        moved.append(matrices.shape)
+        return matrices
+
+    monkeypatch.setattr(muon, "orthogonalized", orthogonalized)
+    measure_step(vqvae_stage(VQVAE2(SMALL_VQVAE), images, images, config), config)
+    half = len(moved) // 2
+    assert half
+    assert moved[:half] == moved[half:]  # the step that allocates the moments, and the timed one
 
 
 def test_operations_are_two_for_each_weight_and_position():

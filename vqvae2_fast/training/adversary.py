@@ -93,7 +93,8 @@ class Adversary(Companion):
             network.parameters(), settings.learning_rate, betas=(0.5, 0.9), weight_decay=0.0
         )
         super().__init__("discriminator", network, optimizer)
-        self._losses: list[Tensor] = []  # of the micro-batches since the last step
+        # Loss and images of the micro-batches since the last step.
+        self._losses: list[tuple[Tensor, int]] = []
 
     @property
     def weight(self) -> float:
@@ -114,14 +115,21 @@ class Adversary(Companion):
             scores = self.network(torch.cat([images, reconstruction.detach()])).float()
             real, made = scores.chunk(2)
             loss = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-            loss.backward()
-        self._losses.append(loss.detach())
-        return self._losses[-1]
+            (loss * len(images)).backward()
+        self._losses.append((loss.detach(), len(images)))
+        return loss.detach()
 
     def step(self) -> None:
-        """Move the discriminator by the gradients since the last step, unless it rests."""
-        if self._losses and torch.stack(self._losses).mean() < _RESTS_BELOW:
-            self.optimizer.zero_grad(set_to_none=True)
+        """Move the discriminator by the mean gradient of the images since the last step, unless it
+        rests."""
+        if self._losses:
+            images = sum(count for _, count in self._losses)
+            total = torch.stack([loss * count for loss, count in self._losses]).sum()
+            for weight in self.network.parameters():
+                if weight.grad is not None:
+                    weight.grad /= images
+            if total / images < _RESTS_BELOW:
+                self.optimizer.zero_grad(set_to_none=True)
         self._losses.clear()
         super().step()
 

@@ -101,7 +101,7 @@ class ClassHead(Companion):
     divides by 1.
 
     Raises:
-        ValueError: Fewer than two classes.
+        ValueError: Fewer than two classes, or a weight of 0.
     """
 
     group = "class_head"
@@ -114,6 +114,11 @@ class ClassHead(Companion):
                 f"ClassHead: expected images of two or more classes, got {num_classes}. Put each "
                 "class into a folder of its own, or train without a class head: "
                 "class_head.weight=0."
+            )
+        if not settings.weight:
+            raise ValueError(
+                "ClassHead: expected class_head.weight > 0, got 0, with which it teaches the model "
+                "nothing: train without a class head instead."
             )
         self.settings = settings
         with torch.random.fork_rng(devices=[]):

@@ -109,11 +109,14 @@ def measure_step(stage: Stage, config: TrainConfig) -> StepCost:
                 total.backward()
             _wait(device)
             parts[count] = time.monotonic() - began, saved.total
-            late = len(parts) > 1 and time.monotonic() - start > _BUDGET
-            if late or (count == config.batch_size and len(parts) > 1) or config.batch_size == 1:
+            enough = count == config.batch_size or time.monotonic() - start > _BUDGET
+            if config.batch_size == 1 or (len(parts) > 1 and enough):
                 break
-    optimizer = make_optimizer(model, config)
-    optimizer.step()  # allocates the moments
+    optimizer, weights = make_optimizer(model, config), list(model.parameters())
+    gradients = [weight.grad for weight in weights]
+    optimizer.step()  # allocates the moments; Muon uses up the gradients
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
     began = time.monotonic()
     optimizer.step()
     _wait(device)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vqvae2_fast.data import code_layout, code_manifest, fashion_mnist, images, pixels, tar_file
-from vqvae2_fast.files import json_file, untrusted
+from vqvae2_fast.files import json_file, pickled_arrays, untrusted
+from vqvae2_fast.metrics import perceptual
 
 PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
 
@@ -26,6 +27,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="
         ("{} codes per record", code_layout.MAX_CODES),
         ("{} embeddings", code_layout.MAX_EMBEDDINGS),
         ("{} bytes of each JSON file", json_file.MAX_TEXT_BYTES),
+        ("{} bytes; 1,000 objects", perceptual._MAX_BYTES),
+        ("{} objects a row", pickled_arrays._MAX_MEMO),
         ("*Ratio {}*", untrusted.MAX_RATIO),
     ],
 )

@@ -69,7 +69,7 @@ def test_classes_without_parts_are_refused(codes, tmp_path, run):
     line = f"train-prior --codes {codes} {PRIOR} --parts --out {tmp_path / 'prior'}"
     code, _, error = run(line)
     assert code == 2
-    assert "expected groups of as many classes each, two or more, got cat: 1, dog: 1" in error
+    assert "expected every class to have the same number of parts, two or more, got cat: 1" in error
 
 
 def test_calibration_tells_a_prior_the_parts_of_its_codes(tmp_path, run, monkeypatch):

@@ -31,7 +31,7 @@ VQVAE = VQVAE2Config(
     [
         (1, 1.0, "use only 1 of the 512 codes of level top, which therefore says nothing"),
         (19, 9.0, "use only 19 of the 512 codes of level top"),
-        (500, 12.0, "the 512 codes of level top as unevenly as 12.0 equal ones"),
+        (500, 12.0, "the 512 codes of level top so unevenly that their perplexity is only 12.0"),
         (447, 210.0, None),
     ],
 )

@@ -1,7 +1,8 @@
 """The checksums of a checkpoint's files, so that a flipped bit is found before it becomes a weight.
 
-files.json holds the size and CRC32 of each other file in its folder; those of shards, which several
-processes write, stand in shards.json, whose own stand in files.json.
+files.json holds the size and CRC32 of each other file in its folder, except shards. Shards are
+written by several processes; their sizes and checksums are in shards.json, and those of shards.json
+are in files.json.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def write_sums(folder: Path) -> None:
 
 
 def check_sums(folder: Path, names: Collection[str] = _NAMES) -> None:
-    """Compare those of a checkpoint's files that are in `names` with files.json.
+    """Compare the files of a checkpoint that `names` lists with their checksums in files.json.
 
     A folder without files.json (made by another program) has nothing to compare, but shards are
     always compared with shards.json.

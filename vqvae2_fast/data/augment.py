@@ -84,7 +84,7 @@ def recoloured(
         images: `[B, C, H, W]`, C at most 3, floating, in [-1, 1].
     """
     words = [_words(indices, seed, epoch, _COLOUR + c) for c in range(images.shape[1])]
-    exponents = _power(torch.stack(words, 1), strength).to(images.device)  # [B, C]
+    exponents = _factors(torch.stack(words, 1), strength).to(images.device)  # [B, C]
     return ((images + 1) / 2).clamp(0, 1).pow(exponents[:, :, None, None]) * 2 - 1
 
 
@@ -95,7 +95,7 @@ def zoomed(images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch
     Args:
         images: `[B, C, H, W]`, floating, in [-1, 1].
     """
-    factors = _power(_words(indices, seed, epoch, _ZOOM), strength).to(images)  # [B]
+    factors = _factors(_words(indices, seed, epoch, _ZOOM), strength).to(images)  # [B]
     matrices = torch.zeros(len(images), 2, 3, device=images.device, dtype=images.dtype)
     matrices[:, 0, 0] = matrices[:, 1, 1] = 1 / factors
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
@@ -103,8 +103,8 @@ def zoomed(images: Tensor, indices: Tensor, strength: float, *, seed: int, epoch
     return sampled.clamp(-1, 1)
 
 
-def _power(words: Tensor, strength: float) -> Tensor:
-    """A factor of each 32-bit word, between exp(-strength) and exp(strength)."""
+def _factors(words: Tensor, strength: float) -> Tensor:
+    """A factor for each 32-bit word, between exp(-strength) and exp(strength)."""
     if not 0 <= strength < math.inf:
         raise ValueError(f"augment: expected a strength >= 0, got {strength}.")
     return ((words.double() / 2**31 - 1) * strength).exp().float()

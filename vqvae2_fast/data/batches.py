@@ -132,8 +132,10 @@ def _parts(
         )
     parts = cut.parts()
     return (
-        (epoch if isinstance(epoch, int) else epoch[part.start : part.stop],)
-        + (indices[part.start : part.stop],)
+        (
+            epoch if isinstance(epoch, int) else epoch[part.start : part.stop],
+            indices[part.start : part.stop],
+        )
         for epoch, indices in plan
         for part in parts
     )

@@ -57,7 +57,7 @@ class CodeLayout:
     @cached_property
     def map_bytes(self) -> tuple[int, ...]:
         """Bytes of each map in a record."""
-        return tuple(-(-height * width * self.bits // 8) for height, width in self.level_sizes)
+        return tuple(-(-codes * self.bits // 8) for codes in self._map_codes)
 
     @cached_property
     def record_bytes(self) -> int:
@@ -65,7 +65,7 @@ class CodeLayout:
 
     @property
     def codes_per_record(self) -> int:
-        return sum(height * width for height, width in self.level_sizes)
+        return sum(self._map_codes)
 
     @property
     def storage_dtype(self) -> type[np.signedinteger]:
@@ -84,8 +84,8 @@ class CodeLayout:
         """First byte in the record (intp) and shift (uint32) of every code of a record."""
         first_bits = []
         start = 0
-        for (height, width), size in zip(self.level_sizes, self.map_bytes, strict=True):
-            first_bits.append(start * 8 + np.arange(height * width, dtype=np.intp) * self.bits)
+        for codes, size in zip(self._map_codes, self.map_bytes, strict=True):
+            first_bits.append(start * 8 + np.arange(codes, dtype=np.intp) * self.bits)
             start += size
         first_bit = np.concatenate(first_bits)
         return first_bit >> 3, (first_bit & 7).astype(np.uint32)
@@ -133,15 +133,15 @@ class CodeLayout:
         """
         count = len(records)
         kind = dtype or self.storage_dtype
-        flat = [np.empty((count, height * width), kind) for height, width in self.level_sizes]
+        flat = [np.empty((count, codes), kind) for codes in self._map_codes]
         if count:
             self._unpack_into(flat, records)
-        codes = [
+        maps = [
             torch.from_numpy(level).view(count, height, width)  # [n, h * w] -> [n, h, w]
             for level, (height, width) in zip(flat, self.level_sizes, strict=True)
         ]
         labels = np.ascontiguousarray(records[:, -4:]).view("<i4").reshape(count)
-        return codes, torch.from_numpy(labels.astype(np.int64))
+        return maps, torch.from_numpy(labels.astype(np.int64))
 
     def unpack_one(self, record: np.ndarray) -> tuple[list[Tensor], int]:
         """One record, uint8 `[record_bytes]`: maps int64 `[h, w]` and the label; unchecked."""

@@ -71,13 +71,14 @@ def equal_groups(class_names: Sequence[str]) -> tuple[int, int]:
     """How many classes were split into parts, and how many parts each of them has.
 
     Raises:
-        ValueError: They have different numbers of classes, or only one each.
+        ValueError: The classes have different numbers of parts or only one part each, or there are
+            no classes.
     """
     sizes = Counter(map(class_of_part, class_names))
     if len(set(sizes.values())) != 1 or 1 in sizes.values():
         found = ", ".join(f"{name}: {size}" for name, size in sizes.most_common()) or "no classes"
         raise ValueError(
-            f"parts: expected groups of as many classes each, two or more, got "
+            "parts: expected every class to have the same number of parts, two or more, got "
             f"{short(found, 200)}; make the codes with `vqvae2-fast extract --subclasses N`."
         )
     return len(sizes), len(class_names) // len(sizes)

@@ -54,10 +54,8 @@ class LevelCost:
 class CodecQuality:
     """Quality of an image codec at a number of bits per image, headers not counted.
 
-    After the bits come measures of the names that `PairMeasures` gives them.
-
-    PSNR in dB is None if the codec needs more bits, as are then the other measures, which are also
-    None where they were not taken.
+    The fields after `bits_per_image` are measures, named as in `PairMeasures`. All are None if the
+    codec needs more bits than that; any but `psnr` is also None if it was not measured.
     """
 
     bits_per_image: float

@@ -31,7 +31,7 @@ class PolyakAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Update the average with the weights after `step` steps."""
+        """Update the average after step number `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         current = [weight.detach() for weight in model.parameters()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)

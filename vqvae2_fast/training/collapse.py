@@ -41,8 +41,8 @@ def collapsed_levels(
             what += ", which therefore says nothing"
         elif used >= _FEW * possible:
             what = (
-                f"use the {config.num_embeddings} codes of level {name} as unevenly as "
-                f"{perplexity:.1f} equal ones"
+                f"use the {config.num_embeddings} codes of level {name} so unevenly that their "
+                f"perplexity is only {perplexity:.1f}"
             )
         if learns_by_averages(quantizer):
             remedy = (

@@ -87,7 +87,6 @@ def prior_config(
                 "out, so that the parts are classes to which samples can be guided."
             )
         hidden["num_subclasses"] = count
-    if parts:
         names = tuple(dict.fromkeys(map(class_of_part, names)))
     elif groups:
         names = group_names(names)
@@ -230,14 +229,15 @@ def _dropped(
     if not label_dropout and not (parts and subclass_dropout):
         return labels
     drawn = uniform_of_part(len(labels), labels.device)
-    first, step = label_count(none, parts), none + 1  # of the variants
+    # Each variant has the labels of all classes, then a "no class" of its own.
+    first, step = label_count(none, parts), none + 1
     variant = labels >= first
     if parts:
         of_class = (labels - none - 1) // parts
-        less = (labels > none) & ~variant & (drawn < label_dropout + subclass_dropout)
-        labels = torch.where(less, of_class, labels)
-    nothing = torch.where(variant, labels - (labels - first) % step + none, none)
-    return torch.where(drawn < label_dropout, nothing, labels)
+        only_class = (labels > none) & ~variant & (drawn < label_dropout + subclass_dropout)
+        labels = torch.where(only_class, of_class, labels)
+    no_class = torch.where(variant, labels - (labels - first) % step + none, none)
+    return torch.where(drawn < label_dropout, no_class, labels)
 
 
 @dataclass(frozen=True)

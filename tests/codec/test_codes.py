@@ -140,3 +140,11 @@ def test_every_simd_level_writes_the_same_file_and_reads_it(pipeline: Pipeline, 
     with simd_level(level):
         assert codec.encode_codes(pipeline, codes, labels=labels) == expected
         assert_equal(codec.decode_codes(pipeline, expected), codes)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_maps_that_do_not_fit_are_named_by_the_argument(pipeline: Pipeline, level: int) -> None:
+    codes, _ = some_codes(pipeline, 2)
+    codes[level] = codes[level][:, 1:]
+    with pytest.raises(ValueError, match=rf"encode_codes: expected codes\[{level}\] \[2, "):
+        codec.encode_codes(pipeline, codes)

@@ -267,3 +267,8 @@ def test_priors_of_the_store_match(matching) -> None:
 def test_priors_of_other_codes_are_refused_by_both(matching, changes, text) -> None:
     with pytest.raises(ValueError, match=text):
         check_matches(matching, prior(**changes))
+
+
+def test_a_store_whose_path_is_not_utf8_is_refused_when_it_is_opened(tmp_path) -> None:
+    with pytest.raises(ValueError, match="is not UTF-8.* rename the folder"):
+        CodeStore(tmp_path / "n\udcff")

@@ -211,3 +211,10 @@ def test_a_name_with_a_wildcard_removes_no_other_cache(root, cache) -> None:
     for name in ("ab", "a?"):
         cached_images(ImageFolder(root, 6), cache, name=name)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_nothing_is_decoded_for_a_folder_whose_path_is_not_utf8(root, monkeypatch) -> None:
+    seen = decoded(monkeypatch)
+    with pytest.raises(ValueError, match="is not UTF-8.* rename the folder"):
+        cached_images(ImageFolder(root, 6), root.parent / "n\udcff")
+    assert not seen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from vqvae2_fast.data import sample_folder
+from vqvae2_fast.data import pixels, sample_folder
 from vqvae2_fast.data.sample_folder import SampleFolder, image_name, read_index, read_sample
 
 if TYPE_CHECKING:
@@ -309,6 +309,36 @@ def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / image_name(0)).write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(ValueError, match=r"00000.png cannot be decoded"):
         read_sample(tmp_path, 0)
+
+
+@pytest.mark.parametrize("mode", ["P", "1", "I;16", "LA", "RGBA"])
+def test_an_image_of_another_kind_than_samples_is_refused_by_name(tmp_path, mode):
+    begin(tmp_path, 1).close()
+    Image.new(mode, (8, 8)).save(tmp_path / image_name(0))
+    with pytest.raises(ValueError, match=rf"00000\.png: expected a PNG of mode L .* mode {mode}\."):
+        read_sample(tmp_path, 0)
+
+
+def test_a_sample_that_is_no_png_is_refused(tmp_path):
+    begin(tmp_path, 1).close()
+    picture(0).save(tmp_path / image_name(0), format="JPEG")
+    with pytest.raises(ValueError, match="got a JPEG of mode RGB"):
+        read_sample(tmp_path, 0)
+
+
+def test_a_sample_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    folder = begin(tmp_path, 1)
+    add(folder, [0])
+    monkeypatch.setattr(pixels, "MAX_PIXELS", 63)
+    with pytest.raises(ValueError, match="00000.png cannot be decoded: 8x8 pixels are more than"):
+        read_sample(tmp_path, 0)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_grey_and_coloured_samples_are_read(tmp_path, mode, channels):
+    begin(tmp_path, 1).close()
+    Image.new(mode, (8, 4)).save(tmp_path / image_name(0))
+    assert read_sample(tmp_path, 0).shape == (channels, 4, 8)
 
 
 def test_only_a_folder_without_images_is_discarded(tmp_path):

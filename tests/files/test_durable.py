@@ -44,6 +44,23 @@ def test_an_error_leaves_the_old_folder(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
+def test_the_old_folder_comes_back_if_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
+    with replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("old")
+    real = os.rename
+
+    def failing(source, target):
+        if source.name.endswith(".part"):
+            raise OSError("disk")
+        real(source, target)
+
+    monkeypatch.setattr(durable.os, "rename", failing)
+    with pytest.raises(OSError, match="disk"), replaced_folder(tmp_path / "x") as part:
+        (part / "a.txt").write_text("new")
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["x"]
+
+
 @pytest.mark.parametrize("rename", [0, 1])
 def test_a_kill_at_either_renaming_leaves_the_old_or_the_new_folder(tmp_path, monkeypatch, rename):
     with replaced_folder(tmp_path / "x") as part:

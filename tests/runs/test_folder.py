@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from vqvae2_fast.checkpoints import load
-from vqvae2_fast.checkpoints.locate import latest
+from vqvae2_fast.checkpoints.locate import checkpoints_of, latest
 from vqvae2_fast.console import Progress
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.runs import InterruptedRun
-from vqvae2_fast.runs.folder import best_record, better, locked_run, remove_old
+from vqvae2_fast.runs.folder import best_record, better, locked_run, remove_old, set_newer_aside
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.configs import TINY_PRIOR
 from vqvae2_fast.training import Stage, TrainConfig, train
 
@@ -136,6 +137,26 @@ def test_a_run_that_goes_back_takes_its_best_back_with_it(tmp_path):
     assert state(tmp_path / "best")["best"] == {"step": 4, "metric": "bits", "value": 2}
 
 
+def test_a_restart_from_an_older_checkpoint_keeps_what_it_saves(tmp_path, monkeypatch):
+    train(stage([4, 3, 2, 1]), CONFIG, out=tmp_path, progress=QUIET)
+    with (tmp_path / "checkpoints/step-000000008/model.safetensors").open("ab") as file:
+        file.write(b"damage")
+    monkeypatch.setattr(Ranks, "of_group", lambda: Ranks(restarts=1))
+    train(stage([1.5]), replace(CONFIG, steps=7, keep=1), out=tmp_path, progress=QUIET)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000000007", "step-000000008.damaged"]
+
+
+def test_a_step_that_is_damaged_twice_leaves_both_checkpoints(tmp_path):
+    for _ in range(2):
+        folder = tmp_path / "checkpoints" / "step-000000004"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        set_newer_aside(tmp_path, None)
+    assert checkpoints_of(tmp_path) == []
+    assert len(list((tmp_path / "checkpoints").glob("step-000000004.damaged*"))) == 2
+
+
 def test_what_killed_writers_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
     cut([3, 1, 2], tmp_path, after=5)
     dead = tmp_path / "checkpoints" / ".step-000000009.0123.part"
@@ -223,14 +244,17 @@ def test_a_lock_that_is_no_regular_file_is_refused(tmp_path, make):
     [
         ("config.json", "a checkpoint or pipeline"),
         ("manifest.json", "a code store"),
+        ("train/manifest.json", "a folder of code stores"),
+        ("held_out/manifest.json", "a folder of code stores"),
         ("samples.jsonl", "a folder of samples"),
     ],
 )
 def test_a_run_is_not_begun_in_the_folder_of_something_else(tmp_path, name, what):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=f"is {what}, not a run"):
         train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -255,6 +255,7 @@ def test_codebooks_are_described(client, pipeline):
         ("decode", {"vq2": "?"}, 422, "vq2", "base64"),
         ("complete", {"source": {}}, 422, "source", "either an image or its codes"),
         ("complete", {"source": {"image": "AAAA"}}, 400, "source.image", "an image"),
+        ("complete", {"source": {"image": "?"}}, 422, "source.image", "base64"),
         ("fill", {"source": {"codes": []}}, 422, "mask", "either mask or code_masks"),
         ("variations", {"source": {"codes": []}, "levels": 3}, 422, "levels", "at most 2"),
         ("cross", {"sources": []}, 422, "sources", "2 maps"),
@@ -272,8 +273,9 @@ def test_an_error_names_the_field_what_was_expected_and_the_remedy(
 
 def test_a_body_that_is_no_json_is_refused(client):
     answer = client.post("/v1/images", content=b"{", headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-    assert "JSON" in answer.json()["error"]["expected"]
+    error = answer.json()["error"]
+    assert (answer.status_code, error["field"]) == (400, "")
+    assert "JSON" in error["expected"]
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])

@@ -87,6 +87,39 @@ def test_settings_of_another_set_are_refused(tmp_path):
         extraction.variants_of(store)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"copies": [1]}',
+        '{"copies": 1e999}',
+        '{"copies": "x"}',
+        '{"copies": -1}',
+        '{"flip": 1}',
+        '{"unflipped": 3}',
+        '{"flip": true, "unflipped": [3]}',
+        '{"unflipped": ["a"]}',
+    ],
+)
+def test_settings_of_wrong_types_are_refused_with_the_files_name(tmp_path, settings):
+    store = extract_codes(model(), images(), tmp_path)
+    (tmp_path / "extraction.json").write_text(settings)
+    with pytest.raises(ValueError, match=r"variants: .*extraction\.json is damaged"):
+        extraction.variants_of(store)
+
+
+def test_settings_with_an_unknown_class_are_refused_with_the_files_name(tmp_path):
+    store = extract_codes(model(), images(), tmp_path, variants=Variants(flip=True))
+    (tmp_path / "extraction.json").write_text('{"flip": true, "unflipped": ["x"]}')
+    with pytest.raises(ValueError, match=r"variants: .*extraction\.json is damaged: .*unflipped"):
+        extraction.variants_of(store)
+
+
+def test_nothing_is_encoded_into_a_folder_whose_path_is_not_utf8(tmp_path):
+    with pytest.raises(ValueError, match="is not UTF-8.* rename the folder"):
+        extract_codes(model(), images(), tmp_path / "n\udcff")
+    assert not list(tmp_path.iterdir())
+
+
 def test_records_are_the_images_their_mirrors_and_their_copies(tmp_path):
     vqvae, dataset = model(), images()
     store = extract_codes(
@@ -208,6 +241,20 @@ def test_ranks_write_the_records_of_one_process(tmp_path):
     for mine, other in zip(shared.batch(every)[0], alone.batch(every)[0], strict=True):
         assert torch.equal(mine, other)
     assert torch.equal(shared.labels, alone.labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workers": -1}, "workers: expected 0 or more, got -1"),
+        ({"variants": Variants(copies=1, shift=8)}, "shift must be below 8, .* got 8"),
+    ],
+    ids=["workers", "shift"],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        extract_codes(model(), images(), tmp_path / "codes", **change)
+    assert not (tmp_path / "codes").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from vqvae2_fast.files.durable import explained, replace_file, replaced_folder
 from vqvae2_fast.files.json_file import MAX_TEXT_BYTES, read_object
+from vqvae2_fast.files.mapped import check_utf8
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import check_regular, open_untrusted
 
@@ -43,9 +44,9 @@ __all__ = [
     "write_tensors",
 ]
 
+_SUFFIXES = (".json", ".md", ".safetensors")  # of the files of a checkpoint
 # How a ZIP archive and pickles since protocol 2 begin. Read as the length of a header, almost all
 # of these are far too large.
-_SUFFIXES = (".json", ".md", ".safetensors")  # of the files of a checkpoint
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 
 
@@ -138,6 +139,8 @@ def check_finite_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def reading_safetensors(path: Path) -> Iterator[None]:
+    """Raises the errors of safetensors as DamagedError; ValueError if the path is not UTF-8."""
+    check_utf8(path)
     try:
         yield
     except (SafetensorError, ValueError, OverflowError) as error:

@@ -201,6 +201,7 @@ def encoded(
             (*interface.condition_sizes, interface.size),
             interface.num_embeddings,
             batch,
+            "codes",
         )
         told = given if interface.num_classes else None
         plan = coder.plans[level]

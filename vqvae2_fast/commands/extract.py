@@ -29,7 +29,7 @@ from vqvae2_fast.training.extraction import (
     extract_codes,
     missing_records,
 )
-from vqvae2_fast.training.stage1 import check_images
+from vqvae2_fast.training.images import check_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +68,7 @@ class Extract(Command):
         ranks = Ranks.of_this_run()
         model = load_vqvae(self.vqvae, ranks.device(self.prepare()))
         config = model.config
+        self.variants.check_shift(config.image_size)
         splits: tuple[Split, ...] = ("train", "held_out")
         # No process writes before the first one has seen what is there.
         ranks.told_by_first(lambda: self._check_out(splits))

@@ -28,7 +28,7 @@ from vqvae2_fast.data.code_manifest import (
 )
 from vqvae2_fast.data.groups import names_of_prior
 from vqvae2_fast.files.durable import locked
-from vqvae2_fast.files.mapped import MappedFile
+from vqvae2_fast.files.mapped import MappedFile, check_utf8
 from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.code_checks import check_prior_fits
@@ -60,11 +60,12 @@ class CodeStore(Dataset[tuple[list[Tensor], int]]):
 
     Raises:
         ValueError: No store there, a newer version, a damaged manifest, a shard that is missing, no
-            regular file or of the wrong size.
+            regular file or of the wrong size, or a path that is not UTF-8.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.folder = Path(path)
+        check_utf8(self.folder)
         self.manifest = read_manifest(self.folder)
         self.layout = self.manifest.layout
         for shard in self.manifest.shards:
@@ -291,12 +292,15 @@ def verify(
 def discard_damaged(path: str | os.PathLike[str]) -> list[ShardReport]:
     """Removes the shards that `verify` complains of from the store, and returns their reports.
 
-    Extracting into the store again then writes only what they held.
+    Extracting into the store again then writes only what they held. Writers wait until this is
+    done. Raises as `verify`.
     """
     folder = Path(path)
-    bad = [report for report in verify(folder) if report.problem]
-    names = {report.shard.name for report in bad}
+    read_manifest(folder)  # no lock is left where there is no store
     with locked(folder):
+        # A writer can put a new shard in the place of one that was found damaged before.
+        bad = [report for report in verify(folder) if report.problem]
+        names = {report.shard.name for report in bad}
         manifest = read_manifest(folder)
         kept = tuple(shard for shard in manifest.shards if shard.name not in names)
         if bad:

@@ -30,7 +30,7 @@ from vqvae2_fast.files.durable import (
     write_all,
 )
 from vqvae2_fast.files.json_file import read_object
-from vqvae2_fast.files.mapped import MappedFile
+from vqvae2_fast.files.mapped import MappedFile, check_utf8
 from vqvae2_fast.files.untrusted import check_regular
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def cached_images(
         progress: Called with the number of images decoded and the number of all images.
 
     Raises:
-        ValueError: A name that is a path; an image that cannot be decoded.
+        ValueError: A name that is a path; a folder whose path is not UTF-8; an image that cannot
+            be decoded.
         OSError: The disk is full or fails; nothing is left behind.
     """
     names = tuple(getattr(dataset, "names", ()))
@@ -108,11 +109,9 @@ def cached_images(
     )
 
 
-def open_cache(
-    folder: str | os.PathLike[str], name: str, fingerprint: str
-) -> ImageTensorDataset | None:
+def open_cache(folder: str | os.PathLike[str], name: str, key: str) -> ImageTensorDataset | None:
     """The cache of this name and key, or None if there is none that is whole."""
-    return _open(_path(folder, name, fingerprint))
+    return _open(_path(folder, name, key))
 
 
 class _CachedImages(ImageTensorDataset):
@@ -159,14 +158,14 @@ def _open(path: Path) -> ImageTensorDataset | None:
 def write_cache(
     folder: str | os.PathLike[str],
     name: str,
-    fingerprint: str,
+    key: str,
     batches: Iterable[tuple[Tensor, Tensor]],
     image_shape: tuple[int, int, int],
     class_names: Callable[[], tuple[str, ...]],
     names: Callable[[], tuple[str, ...]],
 ) -> ImageTensorDataset:
     """Makes a cache of batches of uint8 images and labels; the names are asked for at the end."""
-    path = _path(folder, name, fingerprint)
+    path = _path(folder, name, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(path) as part:
         labels: list[int] = []
@@ -218,10 +217,11 @@ def _replace_folder(part: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _path(folder: str | os.PathLike[str], name: str, fingerprint: str) -> Path:
+def _path(folder: str | os.PathLike[str], name: str, key: str) -> Path:
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"image cache: name must be a plain file name, got {name!r}.")
-    digest = hashlib.sha256(f"{VERSION}/{fingerprint}".encode()).hexdigest()[:16]
+    check_utf8(Path(folder))  # before hours of decoding
+    digest = hashlib.sha256(f"{VERSION}/{key}".encode()).hexdigest()[:16]
     return Path(folder) / f"{name}-{digest}"
 
 

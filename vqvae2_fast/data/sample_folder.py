@@ -25,9 +25,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 
-from vqvae2_fast.data.pixels import DECODE_ERRORS
+from vqvae2_fast.data.pixels import DECODE_ERRORS, open_image
 from vqvae2_fast.files.durable import (
     lock_file,
     locked,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from io import FileIO
     from pathlib import Path
 
+    from PIL import Image
     from torch import Tensor
 
 __all__ = ["SampleFolder", "image_name", "read_index", "read_sample"]
@@ -54,6 +54,7 @@ _IMAGES, _INDEX, _SETTINGS = "images", "samples.jsonl", "settings.json"
 _VERSION = 1
 _WRITERS = 4  # threads that wait for the disk: four take half the time, eight no less
 _MAX_LINE = 2**20  # bytes
+_KINDS = ("PNG of mode L", "PNG of mode RGB")
 # What every PNG file begins with, and its last chunk.
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
@@ -81,15 +82,22 @@ def read_sample(path: Path, sample: int) -> Tensor:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not a regular file in the folder, or not a PNG that can be decoded.
+        ValueError: It is not a regular file in the folder, cannot be decoded, or is not a PNG of
+            grey or RGB in 8 bits, as samples are.
     """
     name = path / image_name(sample)
     with open_untrusted(name, inside=path) as file:
         try:
-            with Image.open(file, formats=("PNG",)) as image:
-                pixels = np.array(image)
+            with open_image(file) as image:
+                kind = f"{image.format} of mode {image.mode}"
+                pixels = np.array(image) if kind in _KINDS else None
         except DECODE_ERRORS as error:
             raise ValueError(f"{printable(name)} cannot be decoded: {short(error)}.") from error
+    if pixels is None:
+        raise ValueError(
+            f"{printable(name)}: expected a {' or a '.join(_KINDS)}, got a {kind}. Convert it, or "
+            "delete it and draw it again with `vqvae2-fast sample --resume`."
+        )
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 

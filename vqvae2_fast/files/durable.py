@@ -164,10 +164,16 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     with new_folder(path) as part:
         yield part
         sync_folder(part)
-        if path.exists():
+        replaces = path.exists()
+        if replaces:
             shutil.rmtree(aside(path), ignore_errors=True)
             os.rename(path, aside(path))
-        os.rename(part, path)
+        try:
+            os.rename(part, path)
+        except OSError:
+            if replaces:
+                os.rename(aside(path), path)
+            raise
     sync_folder(path.parent)
     shutil.rmtree(aside(path), ignore_errors=True)
 

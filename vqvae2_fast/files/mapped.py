@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["MappedFile"]
+__all__ = ["MappedFile", "check_utf8"]
+
+
+def check_utf8(path: Path) -> None:
+    """Raises ValueError unless a path is UTF-8: PyTorch and safetensors map no file of another."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{printable(path)} is not UTF-8, and cannot be mapped; rename the folder."
+        ) from error
 
 
 class MappedFile:
@@ -29,10 +39,11 @@ class MappedFile:
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        ValueError: It is not a regular file, or has another size.
+        ValueError: It is not a regular file, has another size, or its path is not UTF-8.
     """
 
     def __init__(self, path: Path, size: int) -> None:
+        check_utf8(path)
         self.path, self.size = path, size
         self._status = check_regular(path, links=False)
         self._require_size(self._status)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._registry import transforms_are_active
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -54,9 +56,12 @@ def check_int64(where: str, name: str, values: Tensor) -> None:
 def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
     """Raise ValueError unless all values are in first..end-1.
 
-    On a GPU this is an assertion on the device, without synchronisation; a compiled graph has none.
+    On a GPU this is an assertion on the device, without synchronisation; a compiled graph and the
+    transforms of `torch.func`, under which values have no numbers, have none.
     """
-    if torch.compiler.is_compiling() or values.numel() == 0 or values.is_meta:
+    if torch.compiler.is_compiling() or transforms_are_active():
+        return
+    if values.numel() == 0 or values.is_meta:
         return
     if values.device.type != "cpu":
         torch._assert_async(((values >= first) & (values < end)).all())
@@ -74,21 +79,26 @@ def check_maps(
     sizes: Sequence[Size],
     num_embeddings: int,
     batch_size: int,
+    name: str = "condition",
 ) -> None:
-    """The coarser maps of a prior: int64 `[B, h, w]` of the given sizes."""
+    """The coarser maps of a prior, or others: int64 `[B, h, w]` of the given sizes.
+
+    Args:
+        name: Of the argument that holds them.
+    """
     if len(maps) != len(sizes):
         raise ValueError(
-            f"{where}: expected condition to be {len(sizes)} map(s) of sizes {list(sizes)}, "
+            f"{where}: expected {name} to be {len(sizes)} map(s) of sizes {list(sizes)}, "
             f"coarse to fine, got {len(maps)}."
         )
     for index, (codes, size) in enumerate(zip(maps, sizes, strict=True)):
-        name = f"condition[{index}]"
-        check_int64(where, name, codes)
+        item = f"{name}[{index}]"
+        check_int64(where, item, codes)
         if codes.shape != (batch_size, *size):
             raise ValueError(
-                f"{where}: expected {name} {[batch_size, *size]}, got {list(codes.shape)}."
+                f"{where}: expected {item} {[batch_size, *size]}, got {list(codes.shape)}."
             )
-        check_range(where, name, codes, 0, num_embeddings)
+        check_range(where, item, codes, 0, num_embeddings)
 
 
 def label_count(num_classes: int, num_subclasses: int = 0, num_variants: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""The folder of a run: checkpoints/step-NNNNNNNNN, the newest of them, and best/.
+"""The folder of a run: checkpoints/step-NNNNNNNNN, of which only the newest are kept, and best/.
 
 best/ is a checkpoint of its own. Its files are hard links to those of its step: it outlives the
 step's folder, and takes no space while both exist.
@@ -35,12 +35,15 @@ __all__ = [
     "keep_best",
     "locked_run",
     "remove_old",
+    "set_newer_aside",
 ]
 
 _BEST, _LOCK = "best", ".lock"
 _OTHERS = {
     "config.json": "a checkpoint or pipeline",
     "manifest.json": "a code store",
+    "train/manifest.json": "a folder of code stores",
+    "held_out/manifest.json": "a folder of code stores",
     "samples.jsonl": "a folder of samples",
 }
 
@@ -49,6 +52,21 @@ def remove_old(run: Path, keep: int) -> None:
     """Delete all checkpoints of a run except the newest `keep`; best/ stays."""
     for folder in checkpoints_of(run)[:-keep]:
         remove_folder(folder)
+
+
+def set_newer_aside(run: Path, whole: Path | None) -> None:
+    """Rename the checkpoints that are newer than `whole`, or all, to step-NNNNNNNNN.damaged.
+
+    Otherwise `remove_old` would keep them as the newest, and delete what a run that goes back to
+    `whole` saves until it has passed them.
+    """
+    for folder in reversed(checkpoints_of(run)):
+        if folder == whole:
+            return
+        target = folder.with_name(f"{folder.name}.damaged")
+        while target.exists():  # from an earlier time that this step was damaged
+            target = target.with_name(f"{target.name}.damaged")
+        folder.rename(target)
 
 
 def clear_run(run: Path) -> None:

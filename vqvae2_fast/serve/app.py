@@ -123,19 +123,20 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
             ),
         )
     found = short(repr(first.get("input")), 80)
+    no_json = first["type"] == "json_invalid"  # whose place is a number of bytes
     problem = Problem(
-        400 if first["type"] == "json_invalid" else 422,
-        ".".join(place),
+        400 if no_json else 422,
+        "" if no_json else ".".join(place),
         f"{first['msg']}, got {found}.",
         "The form of each field is in /openapi.json.",
     )
     return JSONResponse(problem.body(), problem.status)
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """What the framework itself refuses: unknown paths and methods, bodies that it cannot read."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, Problem):  # from reading the body, as the guard refuses it
-        return await _problem(_, error.__cause__)
+        return await _problem(request, error.__cause__)
     problem = Problem(error.status_code, "", f"{error.detail}.", "/openapi.json lists all routes.")
     return JSONResponse(problem.body(), error.status_code, error.headers)

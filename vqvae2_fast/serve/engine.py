@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-_TOGETHER = 0.03  # seconds
+_SENT_TOGETHER = 0.03  # seconds of decoding whose events wake the loop once
 _log = logging.getLogger("vqvae2_fast.serve")
 Value = TypeVar("Value")
 
@@ -342,7 +342,7 @@ class Engine:
             events.append((slot.job, ("image", content)))
             if not slot.job.missing:
                 events.append((slot.job, ("done", {"seconds": now - slot.job.begun})))
-            if slot is slots[-1] or now - told > _TOGETHER:
+            if slot is slots[-1] or now - told > _SENT_TOGETHER:
                 self._tell(events)
                 events, told = [], now
 

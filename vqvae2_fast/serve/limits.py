@@ -12,16 +12,17 @@ class Limits:
     """Bounds on requests.
 
     Args:
-        batch: Most images whose maps are drawn together.
+        batch: The largest number of images whose maps are drawn together.
         batch_wait: Seconds that a request waits for others to be drawn with.
-        count: Most images of one request.
-        waiting: Most images that are being drawn or wait for it; more are refused with 429.
-        requests: Most requests that are open at once; more are refused with 429.
-        body: Most bytes of a request's body.
-        pixels: Most pixels of an uploaded image.
-        decoders: Most uploads that are decoded at once, each of which may take the memory of its
-            pixels several times; the others wait.
-        candidates: Most fillings of a hole that are drawn to take one.
+        count: The largest number of images of one request.
+        waiting: The largest number of images that are being drawn or wait for it; more are refused
+            with 429.
+        requests: The largest number of requests that are open at once; more are refused with 429.
+        body: The largest number of bytes of a request's body.
+        pixels: The largest number of pixels of an uploaded image.
+        decoders: The largest number of uploads that are decoded at once, each of which may take the
+            memory of its pixels several times; the others wait.
+        candidates: The largest number of fillings of a hole that are drawn to take one.
         seconds: A request whose body takes longer to come is given up, with 408, and one that takes
             longer from then on, with 504.
     """

@@ -171,7 +171,7 @@ class Desk:
         if source.codes is not None:
             return self.codes(f"{field}.codes", source.codes)
         assert source.image is not None
-        return self.upload(f"{field}.image", from_base64(field, source.image))
+        return self.upload(f"{field}.image", from_base64(f"{field}.image", source.image))
 
     def upload(self, field: str, data: bytes) -> Tensor:
         return uploaded_image(field, data, self.image_shape, self.limits.pixels)

@@ -169,7 +169,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
 
     described: list[list[dict[str, Any]]] = []
 
-    def describe() -> list[dict[str, Any]]:
+    def described_once() -> list[dict[str, Any]]:
         # In the engine's thread: computed once, also for a client that has gone when it is ready.
         if not described:
             described.append(described_codebooks(desk.vqvae))
@@ -179,7 +179,7 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
         "/codebooks", summary="Colours, use, neighbours and patches of the codes", tags=["encode"]
     )
     async def codebooks() -> Any:
-        return {"levels": described[0] if described else await in_engine(describe)}
+        return {"levels": described[0] if described else await in_engine(described_once)}
 
     return router
 

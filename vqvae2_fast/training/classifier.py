@@ -16,7 +16,7 @@ from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.config import TrainConfig
-from vqvae2_fast.training.images import identity_of_images, own_batches, validated
+from vqvae2_fast.training.images import identity_of_images, own_batches, validation_set
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -129,18 +129,18 @@ def classifier_stage(
         logits = model(images.to(device, memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels.to(device)), {}
 
-    shown = validated(held_out, config)
+    validation = validation_set(held_out, config)
 
     def validate(model: Classifier) -> dict[str, float]:
         ranks = Ranks.of_group()
-        own = in_order(shown, 4 * config.batch_size, rank=ranks.rank, world_size=ranks.count)
+        own = in_order(validation, 4 * config.batch_size, rank=ranks.rank, world_size=ranks.count)
         hits = torch.zeros(2, dtype=torch.int64, device=device_of(model))
         if (first := next(own, None)) is not None:
             found = classification_accuracy(model, chain([first], own))
             hits += torch.tensor(
                 [round(share * found.images) for share in (found.top1, found.top5)]
             ).to(hits)
-        top1, top5 = (count / len(shown) for count in ranks.sum_(hits).tolist())
+        top1, top5 = (count / len(validation) for count in ranks.sum_(hits).tolist())
         return {"accuracy": top1, "top5": top5}
 
     return Stage(

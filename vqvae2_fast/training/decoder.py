@@ -16,9 +16,13 @@ from vqvae2_fast.metrics.reconstruction import reconstruction_error, reconstruct
 from vqvae2_fast.models.weights_hash import codes_hash, weights_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.runs.ranks import Ranks
-from vqvae2_fast.training.images import identity_of_images, own_batches, validated
+from vqvae2_fast.training.images import (
+    check_images,
+    identity_of_images,
+    own_batches,
+    validation_set,
+)
 from vqvae2_fast.training.loop import DivergedError, Stage
-from vqvae2_fast.training.stage1 import check_images
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +74,7 @@ def decoder_stage(
     model.requires_grad_(False)
     model.decoder.requires_grad_(True)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    shown = validated(held_out, config)
+    validation = validation_set(held_out, config)
 
     def loss(model: VQVAE2, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch[0].to(device_of(model), memory_format=torch.channels_last)
@@ -80,7 +84,7 @@ def decoder_stage(
         return total, {"reconstruction": squares.detach(), **parts}
 
     def held_out_batches() -> Iterator[Tensor]:
-        return (images for images, _ in in_order(shown, 4 * config.batch_size))
+        return (images for images, _ in in_order(validation, 4 * config.batch_size))
 
     least = reconstruction_error(model.eval(), held_out_batches()).psnr - most_lost
 

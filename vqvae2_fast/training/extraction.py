@@ -25,10 +25,12 @@ from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
 from vqvae2_fast.data.code_writer import share
 from vqvae2_fast.files.durable import locked, replace_file
 from vqvae2_fast.files.json_file import read_object
+from vqvae2_fast.files.mapped import check_utf8
+from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.models.weights_hash import codes_hash
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.sampling.labels import class_numbers
-from vqvae2_fast.training.stage1 import check_images
+from vqvae2_fast.training.images import check_images
 
 if TYPE_CHECKING:
     import os
@@ -86,6 +88,14 @@ class Variants:
             raise ValueError(
                 f"Variants: unflipped={', '.join(self.unflipped)} needs flip; without it no image "
                 "is mirrored."
+            )
+
+    def check_shift(self, image_size: Sequence[int]) -> None:
+        """Raises ValueError if copies are shifted by as much as the images' height or width."""
+        if self.copies and self.shift >= min(image_size):
+            raise ValueError(
+                f"Variants: shift must be below {min(image_size)}, the shorter side of the images, "
+                f"got {self.shift}."
             )
 
     @property
@@ -162,13 +172,18 @@ def extract_codes(
 
     Raises:
         ValueError: Images of another size or channels than the model's; `path` holds a store of
-            another model, set or variants; shard_records is not positive.
+            another model, set or variants; copies that are shifted by as much as their size;
+            shard_records is not positive, or workers negative; a path that is not UTF-8.
         OSError: The disk is full or fails; what was saved before stays.
     """
     if shard_records < 1:
         raise ValueError(f"extract_codes: shard_records must be >= 1, got {shard_records}.")
+    if workers < 0:
+        raise ValueError(f"extract_codes: workers: expected 0 or more, got {workers}.")
     check_images("extract_codes", model, images, "images")
+    variants.check_shift(images.image_shape[1:])
     folder, config = Path(path), model.config
+    check_utf8(folder)
     layout = CodeLayout(config.num_embeddings, config.level_sizes)
     unflipped = variants.labels_unflipped(images.class_names)
     records = variants.count * len(images)
@@ -212,18 +227,11 @@ def variants_of(codes: CodeStore) -> Tensor:
     be mirrored have 0 twice.
 
     Raises:
-        ValueError: The store holds images as they are only, or was not extracted.
+        ValueError: The store holds images as they are only, or was not extracted; or the file that
+            says how it was is damaged.
     """
     path = codes.folder / _SETTINGS
-    try:
-        found = read_object(path)
-    except FileNotFoundError:
-        found = {}
-    made = Variants(
-        flip=bool(found.get("flip")),
-        unflipped=tuple(found.get("unflipped", ())),
-        copies=int(found.get("copies", 0)),
-    )
+    made = _read_variants(path)
     if made.count == 1:
         raise ValueError(
             f"variants: expected codes of images and of changed ones, and {codes.folder} has none "
@@ -237,8 +245,33 @@ def variants_of(codes: CodeStore) -> Tensor:
         )
     kinds = (codes.positions // max(images, 1)).clamp(max=1 + made.flip)
     if made.flip:
-        kinds[(kinds == 1) & torch.isin(codes.labels, made.labels_unflipped(codes.class_names))] = 0
+        try:
+            unflipped = made.labels_unflipped(codes.class_names)
+        except ValueError as error:
+            raise ValueError(f"variants: {printable(path)} is damaged: {error}") from error
+        kinds[(kinds == 1) & torch.isin(codes.labels, unflipped)] = 0
     return kinds
+
+
+def _read_variants(path: Path) -> Variants:
+    """What a store's settings say of how images were changed; nothing if there are none."""
+    try:
+        found = read_object(path)
+    except FileNotFoundError:
+        return Variants()
+    flip, unflipped = found.get("flip", False), found.get("unflipped", [])
+    copies = found.get("copies", 0)
+    fits = type(flip) is bool and type(copies) is int and isinstance(unflipped, list)
+    if not fits or not all(isinstance(name, str) for name in unflipped):
+        given = short({"flip": flip, "copies": copies, "unflipped": unflipped})
+        raise ValueError(
+            f"variants: {printable(path)} is damaged: expected flip true or false, copies an "
+            f"integer and unflipped a list of classes, got {given}. Extract the store again."
+        )
+    try:
+        return Variants(flip=flip, unflipped=tuple(unflipped), copies=copies)
+    except ValueError as error:
+        raise ValueError(f"variants: {printable(path)} is damaged: {error}") from error
 
 
 @torch.no_grad()
@@ -257,10 +290,8 @@ def _encoded(
         unflipped: Labels of images that are not mirrored.
     """
     device = device_of(model)
-    count, size = (
-        len(images),
-        max(1, min(_BATCH, _BATCH_PIXELS // math.prod(model.config.image_size))),
-    )
+    count = len(images)
+    size = max(1, min(_BATCH, _BATCH_PIXELS // math.prod(model.config.image_size)))
     for variant in range(first // count, -(-stop // count)):
         low, high = max(first - variant * count, 0), min(stop - variant * count, count)
         at = low - low % size

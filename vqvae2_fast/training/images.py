@@ -1,4 +1,4 @@
-"""What the stages that train on images share."""
+"""What the stages that take images share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vqvae2_fast.data import ImageSource
+    from vqvae2_fast.models.vqvae2 import VQVAE2
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["identity_of_images", "own_batches", "validated"]
+__all__ = ["check_images", "identity_of_images", "own_batches", "validation_set"]
+
+
+def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:
+    """Raises ValueError unless the images of a set have the size and channels of the model."""
+    expected = (model.config.image_channels, *model.config.image_size)
+    if dataset.image_shape != expected:
+        raise ValueError(
+            f"{op}: expected images of {argument} to be [C, H, W] = {list(expected)} as in "
+            f"the model's configuration, got {list(dataset.image_shape)}."
+        )
 
 
 def own_batches(
@@ -39,7 +50,7 @@ def own_batches(
     return from_step
 
 
-def validated(held_out: ImageSource, config: TrainConfig) -> ImageSource:
+def validation_set(held_out: ImageSource, config: TrainConfig) -> ImageSource:
     """The held-out images that a validation takes: `validate_items` of them, or all."""
     return spread_evenly(held_out, config.validate_items) if config.validate_items else held_out
 

@@ -21,7 +21,7 @@ from vqvae2_fast.checkpoints.locate import latest, newest_whole, step_folder
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.ops._batch_part import BatchPart, batch_part
-from vqvae2_fast.runs.folder import clear_run, locked_run
+from vqvae2_fast.runs.folder import clear_run, locked_run, set_newer_aside
 from vqvae2_fast.runs.interrupt import InterruptedRun, StopRequest, cause, stop_requests
 from vqvae2_fast.runs.log import RunLog
 from vqvae2_fast.runs.ranks import Ranks
@@ -283,7 +283,10 @@ def _begin(
     held.enter_context(locked_run(out))
     if overwrite:
         clear_run(out)
-    newest = newest_whole(out) if ranks.restarts else latest(out)
+    newest = latest(out)
+    if ranks.restarts:
+        newest = newest_whole(out)
+        set_newer_aside(out, newest)
     return None if newest is None else str(newest)
 
 

@@ -22,7 +22,12 @@ from vqvae2_fast.training.adversary import Adversary, Fidelity
 from vqvae2_fast.training.class_head import ClassHead, watching_top
 from vqvae2_fast.training.classifier import check_classes
 from vqvae2_fast.training.collapse import collapsed_levels
-from vqvae2_fast.training.images import identity_of_images, own_batches, validated
+from vqvae2_fast.training.images import (
+    check_images,
+    identity_of_images,
+    own_batches,
+    validation_set,
+)
 from vqvae2_fast.training.loop import Stage
 
 if TYPE_CHECKING:
@@ -111,19 +116,20 @@ def vqvae_stage(
         device = device_of(model)
         model.start_codebooks_([images.to(device) for images, _ in micro_batches], parts)
 
-    shown = validated(held_out, config)
+    validation = validation_set(held_out, config)
 
     alarmed: set[str] = set()
 
     def validate(model: VQVAE2) -> dict[str, float]:
-        metrics = _held_out_metrics(model, shown, 4 * config.batch_size)
+        metrics = _held_out_metrics(model, validation, 4 * config.batch_size)
         # Quantisers without moving averages count no steps: theirs are judged from the start.
         averages = [m for m in model.quantizers.modules() if isinstance(m, VectorQuantizerEMA)]
         settled = all(
             int(part.steps) - model.config.quantize_after > _SETTLING for part in averages
         )
         if settled and Ranks.of_group().rank == 0:
-            for level, text in collapsed_levels(model.config, metrics, len(shown)).items():
+            count = len(validation)
+            for level, text in collapsed_levels(model.config, metrics, count).items():
                 if level not in alarmed:
                     warnings.warn(text, stacklevel=2)
                 alarmed.add(level)
@@ -173,13 +179,3 @@ def _held_out_metrics(model: VQVAE2, images: ImageSource, batch_size: int) -> di
         metrics[f"{name}_codes_used"] = float(use.used)
         metrics[f"{name}_perplexity"] = use.perplexity
     return metrics
-
-
-def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:
-    """Raises ValueError unless the images of a set have the size and channels of the model."""
-    expected = (model.config.image_channels, *model.config.image_size)
-    if dataset.image_shape != expected:
-        raise ValueError(
-            f"{op}: expected images of {argument} to be [C, H, W] = {list(expected)} as in "
-            f"the model's configuration, got {list(dataset.image_shape)}."
-        )

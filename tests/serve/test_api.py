@@ -18,6 +18,7 @@ from vqvae2_fast.data.images import to_float
 from vqvae2_fast.data.pixels import decode_image, pictures
 from vqvae2_fast.sampling import draw_batch, level_settings
 from vqvae2_fast.serve.app import create_app
+from vqvae2_fast.serve.limits import Limits
 
 DRAWING = {
     "count": 3,
@@ -137,6 +138,16 @@ def test_a_compressed_file_and_its_codes_decode_to_the_reconstruction(client, en
     for given in ({"vq2": encoded["vq2"]}, {"codes": encoded["codes"]}):
         answer = client.post("/v1/decode", json=given).json()
         assert answer["images"] == [encoded["reconstruction"]]
+
+
+def test_a_compressed_file_of_more_images_than_a_request_may_have_is_refused(client, pipeline):
+    count = Limits().count + 1
+    file = encode_images(pipeline, torch.zeros(count, 3, 16, 16))
+    answer = client.post("/v1/decode", json={"vq2": base64.b64encode(file).decode()})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["expected"] == (
+        f"Expected a file of at most {count - 1} images, got one of more."
+    )
 
 
 def test_completion_keeps_the_upper_rows(client, encoded, photograph):
@@ -275,7 +286,7 @@ def test_a_body_that_is_no_json_is_refused(client):
     answer = client.post("/v1/images", content=b"{", headers={"content-type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["field"]) == (400, "")
-    assert "JSON" in error["expected"]
+    assert error["expected"].startswith("Expected JSON: Expecting property name")
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5000, 4000)])

@@ -26,6 +26,7 @@ __all__ = [
     "Description",
     "Header",
     "Segment",
+    "TooManyImagesError",
     "describe",
     "open_compressed",
     "read_segments",
@@ -150,6 +151,10 @@ def _check_of(unchecked: bytes, table: bytes) -> bytes:
     return _CHECK.pack(zlib.crc32(table, zlib.crc32(unchecked)) & 0xFFFF)
 
 
+class TooManyImagesError(ValueError):
+    """A file of more images than were allowed."""
+
+
 def read_segments(
     data: bytes | IO[bytes], *, max_images: int | None = None, where: str = "decode"
 ) -> Iterator[Segment]:
@@ -162,7 +167,7 @@ def read_segments(
 
     Raises:
         ValueError: No such file, a newer version, an altered or truncated payload, or too many
-            images. Nothing is allocated by what a header merely claims.
+            images (`TooManyImagesError`). Nothing is allocated by what a header merely claims.
     """
     file = io.BytesIO(data) if isinstance(data, (bytes, bytearray, memoryview)) else data
     images = 0
@@ -173,7 +178,7 @@ def read_segments(
         header, flags = _read_header(start, images == 0, where)
         images += header.num_images
         if max_images is not None and images > max_images:
-            raise ValueError(
+            raise TooManyImagesError(
                 f"{where}: expected at most {max_images} images, the file has at least {images}; "
                 "raise max_images to decode it."
             )

@@ -122,15 +122,13 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
                 "Send `Content-Type: application/json`.",
             ),
         )
+    remedy = "The form of each field is in /openapi.json."
+    if first["type"] == "json_invalid":  # its place is a number of bytes, and its input empty
+        why = first.get("ctx", {}).get("error", "")
+        return await _problem(request, Problem(400, "", f"Expected JSON: {why}.", remedy))
     found = short(repr(first.get("input")), 80)
-    no_json = first["type"] == "json_invalid"  # whose place is a number of bytes
-    problem = Problem(
-        400 if no_json else 422,
-        "" if no_json else ".".join(place),
-        f"{first['msg']}, got {found}.",
-        "The form of each field is in /openapi.json.",
-    )
-    return JSONResponse(problem.body(), problem.status)
+    problem = Problem(422, ".".join(place), f"{first['msg']}, got {found}.", remedy)
+    return await _problem(request, problem)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from vqvae2_fast.codec import decode_images, describe, encode_images
+from vqvae2_fast.codec.bitstream import TooManyImagesError
 from vqvae2_fast.codec.engine import check_engine
 from vqvae2_fast.data.images import to_uint8
 from vqvae2_fast.metrics.reconstruction import psnr
@@ -300,6 +301,13 @@ def _decoded_file(desk: Desk, data: bytes) -> Tensor:
         raise Problem(422, "vq2", reason, "Send the codes instead.")
     try:
         return decode_images(desk.pipeline, data, max_images=desk.limits.count)
+    except TooManyImagesError as error:
+        raise Problem(
+            413,
+            "vq2",
+            f"Expected a file of at most {desk.limits.count} images, got one of more.",
+            "Send fewer images a file, or decode this one by `vqvae2-fast decompress`.",
+        ) from error
     except ValueError as error:
         raise Problem(
             400, "vq2", str(error), "Send a file that this pipeline has encoded."

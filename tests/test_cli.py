@@ -234,7 +234,7 @@ def test_info_describes_a_code_store(place, capsys):
         ),
         ("extract --vqvae {0}/vqvae --out {0}/codes", "holds codes already"),
         ("info --device abacus", "--device: expected"),
-        ("info --threads -1", "--threads: expected 0 or more"),
+        ("info --threads -1", "--threads: expected 0 to 4096"),
     ],
 )
 def test_a_wrong_request_is_told_without_a_traceback(

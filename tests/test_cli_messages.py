@@ -118,6 +118,18 @@ def test_a_message_names_the_option_of_its_group(option, told, error_of):
     assert f"error: {told}" in error_of(["train-vqvae", option])
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--device=meta", "--device: expected cpu, cuda or auto, got 'meta'."),
+        ("--device=mps", "--device: expected cpu, cuda or auto, got 'mps'."),
+        ("--threads=99999999999999999999", "--threads: expected 0 to 4096, got 9999"),
+    ],
+)
+def test_devices_and_threads_that_are_not_taken_are_refused(option, told, error_of):
+    assert f"error: {told}" in error_of(["info", option])
+
+
 def test_a_reader_that_has_enough_is_no_error():
     command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
     with subprocess.Popen(
@@ -162,6 +174,7 @@ def test_completions_of_other_shells_are_refused(arguments, error_of):
         (TypeError("x"), 2),
         (FileNotFoundError(2, "x"), 2),
         (PermissionError(13, "x"), 2),
+        (OverflowError("x"), 2),
         (OSError(28, "x"), 1),
         (OSError(5, "x"), 1),
         (RuntimeError("x"), 1),

@@ -52,7 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = _parse(kind, arguments[0], arguments[1:])
         with _plain_warnings(kind):
             result = command.run()
-    except (ValueError, TypeError, OSError, RuntimeError, MemoryError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        RuntimeError,
+        MemoryError,
+        ImportError,
+        ArithmeticError,  # a number that is too large for what computes with it
+    ) as error:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
         else:

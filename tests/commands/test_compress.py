@@ -12,7 +12,7 @@ from PIL import Image
 from vqvae2_fast import codec
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
-from vqvae2_fast.commands import compress
+from vqvae2_fast.commands import compress, decompress
 from vqvae2_fast.data import CodeStore, CodeWriter, codes_in_order
 from vqvae2_fast.ops import _native
 from vqvae2_fast.testing.pipelines import tiny_pipeline
@@ -160,6 +160,57 @@ def test_a_failed_decoding_writes_no_image(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_a_full_disk_is_named_and_leaves_no_image(
+    folder: Path, small_disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    out, pictures = small_disk.folder / "out", decompress.pictures
+
+    def fill_after_the_first(images):
+        yield pictures(images)[0]
+        small_disk.fill(0)
+        yield from pictures(images)[1:]
+
+    monkeypatch.setattr(decompress, "pictures", fill_after_the_first)
+    call = f"decompress x.vq2 --pipeline pipeline --out {out} --quiet"
+    code = run(call)
+    small_disk.clear()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert code == 1
+    assert f"cannot write {out / '00001.png'}: " in capsys.readouterr().err
+    assert not out.exists()
+    assert run(call) == 0
+
+
+def test_a_refused_image_leaves_no_folder(folder: Path) -> None:
+    (folder / "photos" / "1.png").write_bytes(b"no image")
+    assert run("compress photos --pipeline pipeline --out new/x.vq2 --quiet") == 2
+    assert not (folder / "new").exists()
+
+
+def test_info_knows_a_file_by_its_beginning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos/0.png --pipeline pipeline --out cats.bin --quiet") == 0
+    capsys.readouterr()
+    assert run("info cats.bin") == 0
+    assert "kind: compressed images" in capsys.readouterr().out
+
+
+def test_the_folder_of_an_extraction_is_refused_with_its_stores(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for side in ("train", "held_out"):
+        with CodeWriter(f"codes/{side}", 13, [(4, 4), (8, 8)]):
+            pass
+    told = "codes is the folder of the stores that `extract` left; name one of them, codes/train"
+    assert run("compress codes --pipeline pipeline --out x.vq2 --quiet") == 2
+    assert f"error: compress: {told} or codes/held_out." in capsys.readouterr().err
+    assert run("calibrate --codes codes --pipeline pipeline --out calibrated") == 2
+    assert f"error: --codes: {told}" in capsys.readouterr().err
+
+
 def test_a_cut_image_is_named_before_any_is_encoded(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +235,14 @@ def test_corrupt_images_are_left_out_on_request(
     assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
     with Image.open("out/00001.png") as found:
         assert found.size == (50, 9)  # that of 3.png
+
+
+def test_a_folder_without_images_is_refused_in_the_name_of_the_command(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "none").mkdir()
+    assert run("compress none --pipeline pipeline --out x.vq2 --quiet") == 2
+    assert "error: compress: no images in none; accepted" in capsys.readouterr().err
 
 
 def test_a_folder_of_corrupt_images_alone_is_refused(

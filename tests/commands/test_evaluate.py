@@ -185,9 +185,7 @@ def test_missing_samples_are_told_of_before_any_work(place, tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
-def test_samples_of_other_classes_are_told_of_before_any_work(
-    place, tmp_path, capsys, monkeypatch
-):
+def test_samples_of_other_classes_are_told_of_before_any_work(place, tmp_path, capsys, monkeypatch):
     drawn = tmp_path / "drawn"
     line = f"sample --pipeline {place}/pipeline --n {NUMBER} --out {drawn} --quiet"
     assert main(line.split()) == 0

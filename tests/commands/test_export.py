@@ -48,6 +48,14 @@ def test_own_search_is_refused_for_onnx(pipelines, run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("size", ["0 0", "16 17"])
+def test_a_size_that_the_strides_do_not_divide_is_refused(pipelines, run, tmp_path, size):
+    out = tmp_path / "encoder.onnx"
+    code, _, error = run("export", pipelines / "classes", "--out", out, f"--size {size}")
+    assert code == 2
+    assert f"--size: expected multiples of 4, at least 4 4, got {size}" in error
+
+
 def test_the_default_file_is_named_after_the_part(pipelines, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "save_onnx", lambda program, path: path.write_bytes(b"ONNX"))

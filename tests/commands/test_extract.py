@@ -69,6 +69,13 @@ def test_fewer_subclasses_than_none_are_refused(images, vqvae, run):
     assert "--subclasses must be 0, for classes that stay whole, or more, got -1" in error
 
 
+def test_a_shift_beyond_the_images_is_refused(images, vqvae, tmp_path, run):
+    line = f"extract --vqvae {vqvae} --data {images} --out {tmp_path / 'codes'} --copies 1"
+    code, _, error = run(line, "--shift 99999999999999999999")
+    assert code == 2
+    assert "error: --shift must be below 8, the shorter side of the images, got 999" in error
+
+
 def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, run_in_two_processes):
     out = tmp_path / "codes"
     line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --threads 1"

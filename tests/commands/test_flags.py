@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vqvae2_fast.commands.extract import Extract
-from vqvae2_fast.commands.flags import as_flags, flags_of
+from vqvae2_fast.commands.flags import as_flags, flags_of, value_of
 from vqvae2_fast.commands.train_classifier import TrainClassifier
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
@@ -29,10 +29,18 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("made with perceptual_weight=1.0", "made with --lpips-weight=1.0"),
         ("head={'learning_rate': 1, 'flip=True': 2}", "head={'learning_rate': 1, 'flip=True': 2}"),
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
+        ("x: expected steps to be an integer", "x: expected --train.steps to be an integer"),
+        ("load: x: expected steps to be names", "load: x: expected steps to be names"),
     ],
 )
 def test_a_message_names_flags(message, told):
     assert as_flags(message, TrainVQVAE) == told
+
+
+def test_the_last_of_an_option_that_is_given_twice_counts():
+    arguments = ["--level", "top", "--level=middle", "--level", "bottom", "--out", "x"]
+    assert value_of("--level", arguments, "top") == "bottom"
+    assert value_of("--preset", arguments, "emoji32") == "emoji32"
 
 
 def test_an_option_may_have_another_name_than_its_argument():

@@ -71,6 +71,14 @@ def test_a_threshold_writes_what_reaches_it(place, tmp_path, capsys):
     )
 
 
+def test_no_picture_is_named_if_nothing_is_kept(place, tmp_path, capsys):
+    arguments = ("--threshold", "1", "--n", "3")
+    assert sample(place, tmp_path, *arguments) == 0
+    assert "picture:" not in capsys.readouterr().out
+    assert sample(place, tmp_path, *arguments, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["picture"] is None
+
+
 def test_whole_groups_go_on_and_end_as_an_unbroken_run(place, tmp_path):
     arguments = ("--best", "1", "3", "--n", "18", "--batch-size", "5")
     assert sample(place, tmp_path / "whole", *arguments) == 0

@@ -179,12 +179,14 @@ def test_a_preset_recommends_what_its_card_says():
         (["--label", "Catt"], "got 'Catt'. Perhaps you meant cat."),
         (["--label", "3"], "a number below 3"),
         (["--n", "0"], "--n: expected 1 or more, got 0"),
-        (["--batch-size", "-1"], "--batch-size: expected 1 or more, got -1"),
-        (["--engine", "warp"], "expected engine one of"),
+        (["--batch-size", "-1"], "--batch-size: expected 0 or more, got -1"),
+        (["--engine", "warp"], "expected --engine one of"),
+        (["--window", "0"], "expected --window to be an integer from 1"),
+        (["--seed", "99999999999999999999"], "expected --seed to be an integer from"),
         (["--temperature", "1", "1", "1"], "--temperature: expected one value, or 2, one per"),
-        (["--temperature", "-1"], "expected temperature to be 0, which takes the best"),
+        (["--temperature", "-1"], "expected --temperature to be 0, which takes the best"),
         (["--top-p", "0"], "expected --top-p to be None or from"),
-        (["--top-k", "-2"], "expected --top-k to be an integer from 1"),
+        (["--top-k", "-2"], "--top-k: expected 0, for no limit, or more, got -2"),
         (["--known", "nowhere"], "--known: expected an image, a folder of images, a code store"),
         (["--known", "emoji"], "the classes of the known images are not those"),
         (["--known", "emoji", "--label", "cat", "--keep", "0"], "--keep: expected a share"),
@@ -193,7 +195,8 @@ def test_a_preset_recommends_what_its_card_says():
         (["--known", "emoji", "--candidates", "2"], "--candidates: expected a --mask with it"),
         (["--known", "emoji", "--keep", "1", "--mask", "x"], "--keep: expected either --keep or"),
         (["--known", "emoji", "--mask", "x", "--candidates", "0"], "--candidates: expected 1 or"),
-        (["--known", "emoji", "--mask", "nowhere"], "nowhere: No such file or directory"),
+        (["--known", "emoji", "--mask", "nowhere"], "--mask: nowhere: No such file or directory"),
+        (["--known", "emoji", "--mask", "{pipelines}"], "--mask: {pipelines} is a folder"),
         (
             ["--known", "emoji", "--mask", "{pipelines}/classes/config.json"],
             "--mask: {pipelines}/classes/config.json cannot be decoded",
@@ -321,6 +324,17 @@ def test_a_refused_run_keeps_what_was_there(sample, sample_error, tmp_path, monk
     after = files(tmp_path)
     assert after.pop("drawn/settings.json") != before.pop("drawn/settings.json")  # the count
     assert after == before
+
+
+def test_a_folder_that_cannot_be_begun_is_told_without_how_to_continue(
+    sample_error, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(SampleFolder, "begin", refuse)
+    text = sample_error(tmp_path / "out", "--n 1")
+    assert f"error: cannot write to {tmp_path / 'out'}: Permission denied\n" in text
 
 
 def test_refused_runs_without_a_folder_leave_none(pipelines, run, tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ def test_it_answers_until_it_is_terminated():
         (["--preset", "emoji32", "--port", "70000"], "--port: expected 0 to 65535, got 70000"),
         (["--preset", "emoji32", "--batch", "0"], "--batch: expected more than 0, got 0"),
         (["--preset", "emoji32", "--upload-mib", "-1"], "--upload-mib: expected more than 0"),
+        (["--preset", "emoji32", "--upload-mib", "inf"], "--upload-mib: expected a finite number"),
+        (["--preset", "emoji32", "--timeout", "inf"], "--timeout: expected a finite number"),
         (["--preset", "emoji32", "--host", "0.0.0.0"], "--token"),
         (["--preset", "emoji32", "--token", ""], "--token: expected a long random word"),
         (["--preset", "emoji32", "--count", "300"], "--waiting: expected at least --count, 300"),

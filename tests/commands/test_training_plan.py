@@ -233,6 +233,14 @@ def test_a_pipelines_folder_is_not_trained_into(vqvae, images, run, files):
     assert files(vqvae) == before
 
 
+def test_the_folder_of_an_extraction_is_not_trained_into(codes, images, run, files):
+    before = files(codes)
+    code, _, error = run("train-vqvae", "--data", images, *MODEL, "--out", codes)
+    assert code == 2
+    assert "holds a pipeline, a checkpoint or codes" in error
+    assert files(codes) == before
+
+
 @pytest.mark.parametrize("place", ["", "runs/vqvae"])
 @pytest.mark.parametrize(
     "command", ["train-vqvae", "train-classifier", "finetune-decoder", "extract", "reconstruct"]
@@ -267,6 +275,12 @@ def test_codebooks_that_had_no_time_to_begin_are_not_said_to_collapse(vqvae_run)
     told = vqvae_run("--model.quantize-after", 4)[1]
     assert "warning: the run of 4 steps ended before its codebooks began" in told
     assert "collapsed" not in told
+
+
+def test_warnings_are_told_to_machines_too(vqvae_run):
+    told = json.loads(vqvae_run("--model.quantize-after", 4, "--json")[1])
+    (warning,) = told["warnings"]
+    assert warning.startswith("the run of 4 steps ended before its codebooks began")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,11 @@ from vqvae2_fast.data.subset import ImageSubset
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 
+def test_a_seed_that_is_too_large_is_named(error_of):
+    text = error_of(["tune", "--preset", "emoji32", "--seed", "99999999999999999999"])
+    assert "expected --seed to be an integer from" in text
+
+
 class Pixels:
     """In place of a network: coarse pixels as features."""
 

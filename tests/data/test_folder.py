@@ -229,6 +229,15 @@ def test_in_memory_equals_reading_one_by_one(classes) -> None:
     assert memory.image_shape == dataset.image_shape == (3, 4, 6)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_pgm_of_16_bits_is_scaled_to_8(tmp_path, channels):
+    pixels = np.tile(np.array([0, 300, 40000, 65535], ">u2"), (4, 1))
+    (tmp_path / "a.pgm").write_bytes(b"P5 4 4 65535\n" + pixels.tobytes())
+    image, _ = ImageFolder(tmp_path, 4, image_channels=channels, convert_channels=True)[0]
+    assert image.shape == (channels, 4, 4)
+    assert image[0, 0].tolist() == [0, 1, 156, 255]
+
+
 def test_images_that_are_too_small_are_counted(tmp_path):
     for number, side in enumerate((8, 5, 9, 6, 7)):
         Image.new("RGB", (8, side)).save(tmp_path / f"{number}.png")

@@ -89,6 +89,18 @@ def test_a_loop_of_links_is_named(tmp_path) -> None:
         ImageFolder(tmp_path, 8)
 
 
+def test_a_link_to_nothing_is_named_or_skipped_on_request(tmp_path) -> None:
+    write_image(tmp_path / "a.png", (0, 0, 0))
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    told = r"b\.png is a link to nothing; remove it, or pass "
+    with pytest.raises(ValueError, match=f"{told}skip_corrupt=True"):
+        ImageFolder(tmp_path, 8)
+    with pytest.raises(ValueError, match=f"{told}--skip-corrupt"):
+        list(whole_images("compress", tmp_path, 3))
+    with pytest.warns(UserWarning, match="skipped 1 of 2"):
+        assert ImageFolder(tmp_path, 8, skip_corrupt=True).names == ("a.png",)
+
+
 def test_names_that_are_not_utf8_are_read_and_shown(tmp_path) -> None:
     for number in range(12):
         write_image(tmp_path / "set" / f"{number}.png", (0, 0, 0))
@@ -271,9 +283,9 @@ def test_one_whole_image_may_be_named_by_a_link(tmp_path) -> None:
     write_image(tmp_path / "a" / "x.png", (1, 2, 3))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "y.png").symlink_to("../a/x.png")
-    assert [name for name, _ in whole_images(tmp_path / "b" / "y.png", 3)] == ["y.png"]
-    with pytest.raises(ValueError, match="is a link out of"):
-        list(whole_images(tmp_path / "b", 3))
+    assert [name for name, _ in whole_images("compress", tmp_path / "b" / "y.png", 3)] == ["y.png"]
+    with pytest.raises(ValueError, match="^compress: .* is a link out of"):
+        list(whole_images("compress", tmp_path / "b", 3))
 
 
 def test_link_to_a_folder_is_refused(tmp_path) -> None:

@@ -161,9 +161,9 @@ def test_inputs_are_rounded_to_even_and_clamped():
     assert quantized_inputs(x, torch.ones(5)).tolist() == [0.0, 2.0, -2.0, 127.0, -127.0]
 
 
-@pytest.mark.parametrize("margin", [0.5, float("nan")])
-def test_a_margin_below_one_is_refused(margin):
-    with pytest.raises(ValueError, match="calibrate: expected margin >= 1, got"):
+@pytest.mark.parametrize("margin", [0.5, float("nan"), float("inf")])
+def test_a_margin_below_one_or_infinite_is_refused(margin):
+    with pytest.raises(ValueError, match="calibrate: expected margin >= 1 and finite, got"):
         calibrate(tiny_prior(), [], margin=margin)
 
 

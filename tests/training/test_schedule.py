@@ -86,6 +86,9 @@ def test_average_is_applied_inside_its_block_only():
         ("final_learning_rate", 1.5),
         ("max_grad_norm", float("nan")),
         ("weight_decay", float("nan")),
+        ("weight_decay", float("inf")),
+        ("learning_rate", float("inf")),
+        ("seed", 2**64),
     ],
 )
 def test_settings_out_of_range_are_named(name, value):

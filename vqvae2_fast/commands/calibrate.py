@@ -11,7 +11,7 @@ import tyro
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.checkpoints.files import check_replaceable
-from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_one_store
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.groups import labels_of_prior
@@ -48,6 +48,7 @@ class Calibrate(Command):
         if self.records < 1:
             raise ValueError(f"--records: expected 1 or more, got {self.records}.")
         check_replaceable(self.out)
+        check_one_store("--codes", self.codes)
         self.prepare()
         pipeline = self.model.open(torch.device("cpu"))
         store = CodeStore(self.codes)

@@ -15,6 +15,7 @@ from vqvae2_fast.checkpoints.locate import CHECKPOINTS
 from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
+from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import short
@@ -35,6 +36,7 @@ __all__ = [
     "ModelOptions",
     "Result",
     "check_no_run",
+    "check_one_store",
     "check_out",
     "check_same_classes",
     "described",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _TRAINED_ON: tuple[Split, ...] = ("train", "held_out")
+_MOST_THREADS = 4096
 
 
 @dataclass(kw_only=True)
@@ -73,18 +76,19 @@ class Command:
 
     def prepare(self) -> torch.device:
         """Apply `threads` and return the device."""
-        if self.threads < 0:
-            raise ValueError(f"--threads: expected 0 or more, got {self.threads}.")
+        if not 0 <= self.threads <= _MOST_THREADS:
+            raise ValueError(f"--threads: expected 0 to {_MOST_THREADS}, got {self.threads}.")
         if self.threads:
             torch.set_num_threads(self.threads)
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        wrong = ValueError(f"--device: expected cpu, cuda or auto, got {self.device!r}.")
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
-            raise ValueError(
-                f"--device: expected cpu, cuda or auto, got {self.device!r}."
-            ) from error
+            raise wrong from error
+        if device.type not in ("cpu", "cuda"):
+            raise wrong
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device: {self.device} was asked for, but PyTorch sees no GPU.")
         return device
@@ -249,6 +253,17 @@ def check_no_run(out: Path) -> None:
         raise ValueError(
             f"--out: {out} holds a training run, whose results would be replaced. Name another "
             "folder."
+        )
+
+
+def check_one_store(where: str, path: Path) -> None:
+    """Raises ValueError for the folder of the stores that `extract` leaves, where one is asked
+    for."""
+    stores = [path / split for split in _TRAINED_ON if (path / split / MANIFEST).is_file()]
+    if stores and not (path / MANIFEST).is_file():
+        raise ValueError(
+            f"{where}: {path} is the folder of the stores that `extract` left; name one of them, "
+            f"{' or '.join(map(str, stores))}."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import torch
 import tyro
 
 from vqvae2_fast.codec import describe, encode_codes, encode_images
-from vqvae2_fast.commands.common import Command, ModelOptions, Result
+from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_one_store
 from vqvae2_fast.data import CodeStore, codes_in_order, in_order, to_float
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_store import check_matches
@@ -58,6 +59,7 @@ class Compress(Command):
 
     def run(self) -> Result:
         self.prepare()
+        check_one_store("compress", Path(self.images))
         self._check_out()
         pipeline = self.model.open(torch.device("cpu"))
         names = level_names(len(pipeline.priors))
@@ -69,19 +71,19 @@ class Compress(Command):
                 f"out, got only --seed {self.seed}."
             )
         levels = None if self.levels is None else names.index(self.levels) + 1
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         pixels = 0
         skipped: list[str] | None = [] if self.skip_corrupt else None
-        with (
-            self.progress().task("compress", self._count()) as task,
-            renamed_into_place(self.out) as part,
-            part.open("wb") as file,
-        ):
-            for data, size, count in self._segments(pipeline, levels, skipped):
-                file.write(data)
-                pixels += size
-                task.advance(count)
+        segments = self._segments(pipeline, levels, skipped)
+        with self.progress().task("compress", self._count()) as task:
+            # Images that cannot be read are refused here, before there is a folder.
+            first = list(islice(segments, 1))
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with renamed_into_place(self.out) as part, part.open("wb") as file:
+                for data, size, count in chain(first, segments):
+                    file.write(data)
+                    pixels += size
+                    task.advance(count)
         with self.out.open("rb") as file:
             found = describe(file)
         total = self.out.stat().st_size
@@ -131,7 +133,7 @@ class Compress(Command):
             yield path / MANIFEST
             yield from (path / shard.name for shard in CodeStore(path).manifest.shards)
         elif path.is_dir():
-            yield from (path / name for name in image_names(path))
+            yield from (path / name for name in image_names("compress", path))
         elif path.exists():
             yield path
 
@@ -140,7 +142,7 @@ class Compress(Command):
         path = Path(self.images)
         if (path / MANIFEST).is_file():
             return len(CodeStore(path))
-        return len(image_names(path)) if path.exists() else 0
+        return len(image_names("compress", path)) if path.exists() else 0
 
     def _segments(
         self, pipeline: Pipeline, levels: int | None, skipped: list[str] | None
@@ -182,7 +184,7 @@ class Compress(Command):
             yield from (batch for batch, _ in in_order(images, _SEGMENT))
             return
         batch: list[torch.Tensor] = []
-        for _, image in whole_images(path, config.image_channels, skipped):
+        for _, image in whole_images("compress", path, config.image_channels, skipped):
             room = _PIXELS // (image.shape[1] * image.shape[2])
             if batch and (image.shape != batch[0].shape or len(batch) >= room):
                 yield to_float(torch.stack(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
@@ -16,15 +17,20 @@ from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
+from vqvae2_fast.files.durable import explained
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import codes_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vqvae2_fast.codec import Description
     from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Decompress"]
+
+_NOTHING_LEFT = "The images written so far were removed; make room and start again"
 
 
 @dataclass(kw_only=True)
@@ -78,13 +84,31 @@ class Decompress(Command):
         with self.progress().task("decompress", total) as task:
             # A file of another pipeline is refused here, before there is a folder.
             first = next(batches)
-            self.out.mkdir(parents=True, exist_ok=True)
-            for images in chain([first], batches):
-                for picture in pictures(images):
-                    picture.save(self.out / f"{count:05d}.png")
-                    count += 1
-                task.advance(len(images))
+            with self._emptied_on_error():
+                for images in chain([first], batches):
+                    for picture in pictures(images):
+                        path = self.out / f"{count:05d}.png"
+                        with explained(f"cannot write {path}", _NOTHING_LEFT):
+                            picture.save(path)
+                        count += 1
+                    task.advance(len(images))
         return count
+
+    @contextmanager
+    def _emptied_on_error(self) -> Iterator[None]:
+        """Makes --out; on an error removes the images there, which a second try would refuse."""
+        made = not self.out.exists()
+        with explained(f"cannot write {self.out}"):
+            self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            for path in self.out.glob("*.png"):  # there were none before
+                path.unlink()
+            if made:
+                with suppress(OSError):  # somebody put another file there
+                    self.out.rmdir()
+            raise
 
     def _write_store(self, pipeline: Pipeline, file: Any, found: Description) -> int:
         vqvae = pipeline.vqvae

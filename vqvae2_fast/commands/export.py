@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,9 +50,13 @@ class Export(Command):
         self.prepare()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
-        program = export_program(
-            vqvae, self.part, self.size or vqvae.config.image_size, aten=not self.own_search
-        )
+        size, stride = self.size or vqvae.config.image_size, math.prod(vqvae.config.strides)
+        if any(side < stride or side % stride for side in size):
+            raise ValueError(
+                f"--size: expected multiples of {stride}, at least {stride} {stride}, got "
+                f"{size[0]} {size[1]}."
+            )
+        program = export_program(vqvae, self.part, size, aten=not self.own_search)
         (save_onnx if out.suffix == ".onnx" else save_program)(program, out)
         written = out.stat().st_size
         return Result(

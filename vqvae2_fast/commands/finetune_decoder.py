@@ -113,13 +113,13 @@ class FinetuneDecoder(TrainingCommand):
         if isinstance(found, Pipeline):
             save(replace(found, vqvae=model.cpu()), self.out / "pipeline")
             lines.append(f"pipeline: {self.out / 'pipeline'}")
+        values["warnings"] = alarms = unheard_adversary(self.adversary, self.train.steps)
         write_result(self.out / "result.json", values)
         shown = ", ".join(
             f"{name} {trained.metrics[key]:.{digits}f}"
             for name, key, digits in (("PSNR", "psnr", 2), ("LPIPS", "lpips", 4))
             if key in trained.metrics
         )
-        alarms = unheard_adversary(self.adversary, self.train.steps)
         return Result(
             values,
             [

@@ -47,7 +47,8 @@ def as_flags(message: str, kind: type) -> str:
 
     `name=True` becomes the flag that switches it on, and `name=False` the one that switches it off.
     A word without an underscore or a point may be English: it is taken for a name only if the
-    message contains `name must` or `name=` or begins with `name:`.
+    message contains `name must` or `name=` or begins with `name:` or with `expected name` and what
+    is expected.
     """
     for field, flag in flags_of(kind).items():
         name = rf"(?<![\w./-]){re.escape(field)}"
@@ -56,20 +57,23 @@ def as_flags(message: str, kind: type) -> str:
         message = re.sub(rf"{name}=False\b(?!, got){_NO_BRACES}", off, message)
         message = re.sub(rf"^(\w+: )?{re.escape(field)}(?=: )", flag, message)
         message = re.sub(rf"{name}(?=( must|=)){_NO_BRACES}", flag, message)
+        begun = rf"^((\w+: )?expected ){re.escape(field)}(?= (to be|one of|>=) )"
+        message = re.sub(begun, rf"\g<1>{flag}", message)
         if "_" in field or "." in field:
             message = re.sub(rf"{name}(?![\w./-]\w|/){_NO_BRACES}", flag, message)
     return _SPEAKER.sub("", message)
 
 
 def value_of(flag: str, arguments: list[str], default: str) -> str:
-    """The value after a flag on the command line, read before the other options are parsed.
+    """The last value after a flag on the command line, read before the other options are parsed.
 
     Their defaults depend on it. With tyro's `overridable_config_cli` each preset would be a
     subcommand of its own, and a second flag such as --level could not choose.
     """
+    value = default
     for position, argument in enumerate(arguments):
         if argument == flag and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-    return default
+            value = arguments[position + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+    return value

@@ -18,11 +18,13 @@ from vqvae2_fast.checkpoints.hub import read_card
 from vqvae2_fast.checkpoints.pretrained import pretrained_names
 from vqvae2_fast.checkpoints.sums import SHARDS, shard_files
 from vqvae2_fast.codec import describe, open_compressed
+from vqvae2_fast.codec.bitstream import MAGIC
 from vqvae2_fast.codec.codes import pipeline_hash
 from vqvae2_fast.commands.common import Command, Result, named
 from vqvae2_fast.console.words import described, number
 from vqvae2_fast.data import verify
 from vqvae2_fast.data.code_manifest import MANIFEST, read_manifest
+from vqvae2_fast.files.untrusted import open_untrusted
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.presets import preset, preset_names
@@ -88,7 +90,7 @@ class Info(Command):
             return self._sampler()
         if self.path is None:
             return _installation()
-        if self.path.suffix == ".vq2":
+        if self.path.suffix == ".vq2" or _begins_as_compressed(self.path):
             return _compressed(self.path)
         if (self.path / MANIFEST).is_file():
             return self._store(self.path)
@@ -173,6 +175,13 @@ class Info(Command):
         else:
             lines.append(f"verified: {len(reports)} of {len(reports)} shards are sound")
         return Result(values, lines, exit_code=1 if damaged else 0)
+
+
+def _begins_as_compressed(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with open_untrusted(path) as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _compressed(path: Path) -> Result:

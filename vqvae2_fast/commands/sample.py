@@ -115,9 +115,12 @@ class Sample(Command):
     """Draw what is missing in --out; with a larger --n, add to it."""
 
     def run(self) -> Result:
-        for name, value in (("n", self.n), ("batch-size", self.batch_size or None)):
-            if value is not None and value < 1:
-                raise ValueError(f"--{name}: expected 1 or more, got {value}.")
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"--n: expected 1 or more, got {self.n}.")
+        if self.batch_size < 0:
+            raise ValueError(f"--batch-size: expected 0 or more, got {self.batch_size}.")
+        if min(self.top_k, default=0) < 0:
+            raise ValueError(f"--top-k: expected 0, for no limit, or more, got {min(self.top_k)}.")
         if self.n is not None and self.n > _MOST_SAMPLES:
             raise ValueError(f"--n: expected at most {_MOST_SAMPLES}, got {self.n}.")
         if self.resume and self.out is None:
@@ -138,8 +141,8 @@ class Sample(Command):
 
         def begin() -> SampleFolder:
             out = self.out or _free_folder(Path("runs/samples"))
-            with _explained(out):
-                continued = SampleFolder.begun_for(out) > 0
+            continued = SampleFolder.begun_for(out) > 0
+            with _explained(out) if continued else explained(f"cannot write to {out}"):
                 folder = SampleFolder.begin(
                     out, total, series.identity(), resume=self.resume, alone=ranks.count == 1
                 )
@@ -294,7 +297,7 @@ class Sample(Command):
             "drawn": folder.count,
             "folder": str(out / "images"),
             "index": str(out / "samples.jsonl"),
-            "picture": str(picture),
+            "picture": str(picture) if kept else None,
             "classes": [series.class_name(label) for label in series.classes],
             "settings": series.drawing(),
         }
@@ -305,7 +308,7 @@ class Sample(Command):
                 *self._recommended(series.pipeline),
                 *([] if series.judge is None else [f"kept of {folder.count} drawn: {kept}"]),
                 f"index: {values['index']}",
-                f"picture: {picture}",
+                *([f"picture: {picture}"] if kept else []),
             ],
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -104,10 +105,11 @@ class Serve(Command):
 
     def _limits(self) -> Limits:
         for name in ("batch", "count", "waiting", "upload_mib", "timeout"):
-            value = getattr(self, name)
+            flag, value = name.replace("_", "-"), getattr(self, name)
             if not value > 0:
-                flag = name.replace("_", "-")
                 raise ValueError(f"--{flag}: expected more than 0, got {value}.")
+            if not value * 2**20 < math.inf:
+                raise ValueError(f"--{flag}: expected a finite number, got {value}.")
         if self.count > self.waiting:
             raise ValueError(
                 f"--waiting: expected at least --count, {self.count} images, so that the images of "

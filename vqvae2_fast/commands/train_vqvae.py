@@ -139,6 +139,7 @@ class TrainVQVAE(TrainingCommand):
             "held_out": trained.metrics,
             "best": trained.best,
             "run": str(self.out),
+            "warnings": alarms,
         }
         write_result(self.out / "result.json", values)
         return Result(

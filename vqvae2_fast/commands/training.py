@@ -215,7 +215,8 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
         overwrite: None for a command that has no --overwrite.
     """
     check_out(out)
-    if (out / "config.json").exists() or (out / MANIFEST).exists():
+    stores = (out, out / "train", out / "held_out")
+    if (out / "config.json").exists() or any((store / MANIFEST).exists() for store in stores):
         raise ValueError(
             f"--out: {out} holds a pipeline, a checkpoint or codes; expected the folder of a run, "
             "or a name for a new one."

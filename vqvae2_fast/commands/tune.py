@@ -111,6 +111,7 @@ class Tune(Command):
         for name in _SETTINGS:
             for value in getattr(self, name):
                 level_settings(1, **{name: value})
+        level_settings(1, seed=self.seed)
         if not 0 <= self.keep_recall <= 1:
             raise ValueError(
                 f"--keep-recall: expected a share from 0 to 1, got {self.keep_recall}."

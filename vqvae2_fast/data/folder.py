@@ -182,8 +182,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         """The file, and its path for messages."""
         path = self.root / name
         try:
-            with open_untrusted(path, inside=self.root) as file:
-                yield file, f"ImageFolder: {printable(path)}"
+            where = f"ImageFolder: {printable(path)}"
+            with _opened(path, self.root, where) as file:
+                yield file, where
         except CorruptImageError as error:
             raise CorruptImageError(
                 f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
@@ -191,12 +192,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
 
 def whole_images(
-    path: Path, channels: int, skipped: list[str] | None = None
+    op: str, path: Path, channels: int, skipped: list[str] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and pixels, uint8 `[C, H, W]`, of each image in a folder, or of one image. Each keeps
     its own size; grey and RGB are converted to what was asked for.
 
     Args:
+        op: Who asks, for messages.
         skipped: Images that cannot be decoded are left out, and their names are added here.
 
     Raises:
@@ -206,13 +208,13 @@ def whole_images(
     """
     root = path if path.is_dir() else path.parent
     inside = path if path.is_dir() else None  # one image may be named by a link
-    names = image_names(path)
+    names = image_names(op, path)
     for name in names if skipped is None else ():
-        with _whole_image(root / name, inside) as (file, where):
+        with _whole_image(op, root / name, inside) as (file, where):
             check_image(file, where, (channels, 1, 1), convert_channels=True)
     for name in names:
         try:
-            with _whole_image(root / name, inside) as (file, where):
+            with _whole_image(op, root / name, inside) as (file, where):
                 pixels = decode_whole_image(file, where, channels, convert_channels=True)
         except CorruptImageError:
             if skipped is None:
@@ -221,32 +223,44 @@ def whole_images(
             continue
         yield name, pixels
     if skipped is not None and len(skipped) == len(names):
-        raise ValueError(f"whole_images: all {len(names)} images of {printable(path)} are corrupt.")
+        raise ValueError(f"{op}: all {len(names)} images of {printable(path)} are corrupt.")
 
 
 @contextmanager
-def _whole_image(path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
+def _whole_image(op: str, path: Path, inside: Path | None) -> Iterator[tuple[IO[bytes], str]]:
     """The file of an image of any size, and its path for messages."""
     try:
-        with open_untrusted(path, inside=inside) as file:
-            yield file, f"whole_images: {printable(path)}"
+        where = f"{op}: {printable(path)}"
+        with _opened(path, inside, where) as file:
+            yield file, where
     except CorruptImageError as error:
         raise CorruptImageError(
             f"{str(error)[:-1]}; remove it, or pass --skip-corrupt to leave out such files."
         ) from error
 
 
-def image_names(path: Path) -> list[str]:
-    """Sorted names of the images in a folder, relative to it, or of the one image."""
+def _opened(path: Path, inside: Path | None, where: str) -> IO[bytes]:
+    """The file of an image; a link to nothing counts as corrupt."""
+    try:
+        return open_untrusted(path, inside=inside)
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
+        raise CorruptImageError(f"{where} is a link to nothing.") from error
+
+
+def image_names(op: str, path: Path) -> list[str]:
+    """Sorted names of the images in a folder, relative to it, or of the one image.
+
+    Args:
+        op: Who asks, for messages.
+
+    Raises:
+        ValueError: No images there, or a link to a folder or out of it.
+    """
     if not path.is_dir():
         return [path.name]
-    names = _images_under(path)
-    if not names:
-        raise ValueError(
-            f"image_names: no images in {printable(path)}; accepted extensions: "
-            f"{', '.join(EXTENSIONS)}."
-        )
-    return names
+    return _images_under(op, path)
 
 
 def _find(
@@ -258,11 +272,7 @@ def _find(
         raise ValueError(f"ImageFolder: {shown} is not a folder.")
     sides = {"train", "held_out"}
     split_by_hand = all((root / side).is_dir() for side in sides)
-    names = _images_under(root)
-    if not names:
-        raise ValueError(
-            f"ImageFolder: no images in {shown}; accepted extensions: {', '.join(EXTENSIONS)}."
-        )
+    names = _images_under("ImageFolder", root)
     if split_by_hand:
         stray = [name for name in names if name.split("/")[0] not in sides]
         if stray:
@@ -307,8 +317,12 @@ def _find(
     return chosen, classes
 
 
-def _images_under(root: Path) -> list[str]:
-    """Sorted relative paths (with /) of the image files under root, hidden ones left out."""
+def _images_under(op: str, root: Path) -> list[str]:
+    """Sorted relative paths (with /) of the image files under root, hidden ones left out.
+
+    Raises:
+        ValueError: No images there, a link to a folder, or a link out of root.
+    """
     inside = root.resolve()
     names = []
     for folder, subfolders, files in os.walk(root, followlinks=False):
@@ -316,7 +330,7 @@ def _images_under(root: Path) -> list[str]:
         for name in subfolders:
             if (Path(folder) / name).is_symlink():
                 raise ValueError(
-                    f"ImageFolder: {printable(Path(folder) / name)} is a link to a folder, which "
+                    f"{op}: {printable(Path(folder) / name)} is a link to a folder, which "
                     "is not followed; put the images themselves there, or remove the link."
                 )
         for name in files:
@@ -325,10 +339,14 @@ def _images_under(root: Path) -> list[str]:
                 continue
             if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 raise ValueError(
-                    f"ImageFolder: {printable(path)} is a link out of {printable(root)}, which is "
+                    f"{op}: {printable(path)} is a link out of {printable(root)}, which is "
                     "not followed; copy the image there, or remove the link."
                 )
             names.append(path.relative_to(root).as_posix())
+    if not names:
+        raise ValueError(
+            f"{op}: no images in {printable(root)}; accepted extensions: {', '.join(EXTENSIONS)}."
+        )
     return sorted(names)
 
 

@@ -214,12 +214,13 @@ def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, 
 
 
 def _check_mode(where: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
-    if image.mode in ("I", "F"):
+    # That of a PPM has 16 bits, which Pillow scales to 0..65535.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise _UnfitImageError(
             f"{where} has 32-bit pixels (mode {image.mode}), whose range is not known; "
             "convert it to 8 or 16 bits."
         )
-    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I;16")
+    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     found = 1 if grey else 3
     if found != channels and not convert_channels:
         raise _UnfitImageError(
@@ -263,7 +264,7 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
 
     A grey one stays grey, because RGB takes four times the memory; it may be scaled before that.
     """
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I"):
         flat = _upper_bits(image)
     elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:
         flat = _over_white(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB")

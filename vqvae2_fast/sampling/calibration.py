@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,11 +40,11 @@ def calibrate(
         margin: How much larger values than those seen are represented, at least 1.
 
     Raises:
-        ValueError: No batch, a margin below 1, or codes that do not fit the prior.
+        ValueError: No batch, a margin below 1 or infinite, or codes that do not fit the prior.
         TypeError: Codes or labels not int64.
     """
-    if not margin >= 1:
-        raise ValueError(f"calibrate: expected margin >= 1, got {margin}.")
+    if not 1 <= margin < math.inf:
+        raise ValueError(f"calibrate: expected margin >= 1 and finite, got {margin}.")
     interface, digest = interface_of(prior), hashlib.sha256()
     largest: dict[str, dict[int, Tensor]] = {}
 

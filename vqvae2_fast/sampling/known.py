@@ -6,15 +6,16 @@ import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from vqvae2_fast.data import CodeStore, ImageFolder, ImageTensorDataset, load_emoji, to_float
 from vqvae2_fast.data.pixels import decode_image, decode_whole_image
+from vqvae2_fast.files.durable import explained
 from vqvae2_fast.files.printable import printable
-from vqvae2_fast.files.untrusted import open_untrusted
+from vqvae2_fast.files.untrusted import UntrustedFileError, open_untrusted
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.weights_hash import check_codes_of
 from vqvae2_fast.sampling.fill import encoded, masks_of_levels
@@ -77,7 +78,7 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
     if candidates < 1:
         raise ValueError(f"--candidates: expected 1 or more, got {candidates}.")
     where = f"--mask: {printable(path)}"
-    with open_untrusted(path) as file:
+    with _opened_mask(path) as file:
         mask = decode_whole_image(file, where, channels=1, convert_channels=True) >= 128
     height, width = config.image_size
     scale = min(mask.shape[1] / height, mask.shape[2] / width)
@@ -95,6 +96,15 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
     digest = hashlib.sha256(mask.numpy().tobytes()).hexdigest()
     origin = {"mask": f"{path} ({digest[:16]})", "candidates": candidates}
     return Hole(pixels, codes, origin, candidates)
+
+
+def _opened_mask(path: Path) -> IO[bytes]:
+    """The file of a mask; errors name the option."""
+    try:
+        with explained(f"--mask: {printable(path)}"):
+            return open_untrusted(path)
+    except UntrustedFileError as error:
+        raise ValueError(f"--mask: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,11 @@ class TrainConfig:
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) == math.inf:
+                raise ValueError(f"TrainConfig: {name} must be finite, got inf.")
+        if self.seed >= 2**64:
+            raise ValueError(f"TrainConfig: seed must be < 2^64, got {self.seed}.")
         if self.global_batch and self.accumulate > 1:
             raise ValueError(
                 "TrainConfig: expected accumulate or global_batch, from which it follows, got "

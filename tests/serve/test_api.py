@@ -19,6 +19,7 @@ from vqvae2_fast.data.pixels import decode_image, pictures
 from vqvae2_fast.sampling import draw_batch, level_settings
 from vqvae2_fast.serve.app import create_app
 from vqvae2_fast.serve.limits import Limits
+from vqvae2_fast.serve.orders import Desk
 
 DRAWING = {
     "count": 3,
@@ -111,6 +112,12 @@ def test_classes_of_a_group_are_used_in_turn(pipeline):
         upload = other.post("/v1/encode", params={"label": "pet"}, content=b"")
         assert upload.status_code == 422
         assert "one class" in upload.json()["error"]["expected"]
+
+
+@pytest.mark.parametrize(("names", "expected"), [(("cat", "none", "dog"), 1), ((), None)])
+def test_none_is_a_class_of_this_name_or_no_class(pipeline, names, expected):
+    desk = Desk(replace(pipeline, class_names=names), Limits())
+    assert desk.labels(["none"], 1) == (expected,)
 
 
 def test_known_codes_are_kept(client):

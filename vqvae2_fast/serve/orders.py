@@ -137,9 +137,11 @@ class Desk:
 
     def _numbers(self, label: Label) -> list[int | None]:
         classes, names = self.pipeline.num_classes, self.pipeline.class_names
-        if label is None or (isinstance(label, str) and label.lower() == NO_CLASS):
+        if label is None:
             return [None]
         if not classes:
+            if isinstance(label, str) and label.lower() == NO_CLASS:
+                return [None]
             raise _unfit("label", "none, since the priors have no classes", label, "Leave it out.")
         try:
             numbers = class_numbers("label", label, classes, names)

@@ -132,10 +132,10 @@ def check(name: str, count: int) -> tuple[int, int]:
 def _residual_scalars(
     z: torch.Tensor, indices: torch.Tensor, quantizer: ResidualFSQ
 ) -> tuple[int, int]:
-    bound = quantizer.bound.double()
+    scales, bound = (constant.double() for constant in quantizer.constants(z))
     residual = bound * (z.double() / bound).tanh()
     differ = wrong = 0
-    for scale, index in zip(quantizer.scales.double(), indices.unbind(-1), strict=True):
+    for scale, index in zip(scales, indices.unbind(-1), strict=True):
         # The residual after the codes that were chosen; its own rounding grows by 1/scale.
         steps = scalar_digits(residual / scale, quantizer.grid)
         place, digits = 1, []

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from vqvae2_fast.modules.causal_conv import CausalConv2d, ConvWeight, SameConv2d
 
@@ -44,6 +45,15 @@ def test_dead_taps_get_no_gradient(weight_norm):
     live = conv.kernel.live
     assert not conv.kernel.weight_v.grad[:, :, ~live].any()
     assert conv.kernel.weight_v.grad[:, :, live].any()
+
+
+def test_buffers_of_a_masked_convolution_can_be_averaged():
+    conv = CausalConv2d(3, 4, 3, "exclude")
+    averaged = AveragedModel(conv, use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(conv)
+    x = torch.randn(2, 3, 5, 6)
+    torch.testing.assert_close(averaged(x), conv(x))
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -24,6 +24,21 @@ def test_quantizer(start, train):
     assert z_q.is_meta and indices.is_meta and loss.is_meta
 
 
+def test_quantizers_in_use_are_all_where_their_number_cannot_be_drawn():
+    quantizer = vq2.ResidualVQ(8, 4, 3, quantizer_dropout=True).to("meta")
+    z_q, indices, _ = quantizer(torch.zeros(2, 5, 4, device="meta"))
+    assert z_q.is_meta
+    assert indices.shape == (2, 5, 3)
+
+
+def test_codes_too_many_for_a_table():
+    quantizer = vq2.FSQ([129, 129, 129])
+    z_q, indices, _ = quantizer(torch.zeros(2, 5, 3, device="meta"))
+    assert z_q.is_meta
+    assert indices.shape == (2, 5)
+    assert quantizer.perplexity.shape == ()
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
 def test_vqvae(train):
     model = vq2.VQVAE2(PRESET.vqvae).train(train).to("meta")

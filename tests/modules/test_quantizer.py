@@ -1,6 +1,7 @@
 """Rules of the codebook: lookup, moving averages, micro-batches, state, precision."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -396,6 +397,9 @@ def test_a_training_step_on_a_gpu_reads_nothing_on_the_host(ema_start: str) -> N
         ({"update": "never"}, "expected update to be one of forward, step, got 'never'"),
         ({"decay": 1.0}, r"expected decay in \[0, 1\), got 1.0"),
         ({"restart": 1.5}, r"expected restart in \[0, 1\), got 1.5"),
+        ({"epsilon": -1.0}, "expected a finite epsilon >= 0, got -1.0"),
+        ({"epsilon": math.nan}, "expected a finite epsilon >= 0, got nan"),
+        ({"epsilon": 0.0, "restart": 0}, "expected epsilon > 0 with restart=0, got 0"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:

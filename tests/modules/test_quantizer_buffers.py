@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqvae2_fast.modules import codebook_steps, outside_graphs
 from vqvae2_fast.modules import quantizer as quantizer_module
@@ -74,6 +74,17 @@ def test_an_averaged_model_keeps_the_codebook_that_it_was_given() -> None:
     averaged.update_parameters(module)
     averaged.train()(far(codes))
     assert torch.equal(averaged.module.codebook, codes)
+
+
+def test_buffers_can_be_averaged_by_a_function_that_takes_flags() -> None:
+    module = quantizer()
+    averaged = AveragedModel(module, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    for _ in range(2):
+        module(torch.randn(20, D))
+        module.update_codebook_()
+        averaged.update_parameters(module)
+    assert averaged.module.initialised
+    assert averaged.module.codebook.isfinite().all()
 
 
 @pytest.mark.usefixtures("_reading")

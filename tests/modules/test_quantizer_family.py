@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 import vqvae2_fast as vq2
 from vqvae2_fast.modules import MultiHeadVQ, RandomProjectionQuantizer, VectorQuantizer
 from vqvae2_fast.modules.quantizer_interface import join_codes, perplexity_of, split_codes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 D = 6
 MAKE = {
@@ -111,16 +115,24 @@ def test_z_q_has_the_dtype_of_z_and_the_codes_of_its_values(name, dtype):
         assert torch.equal(indices, quantizer.encode(z.float()))
 
 
+def calls(name: str) -> list[Callable[[torch.Tensor], object]]:
+    quantizer = MAKE[name]()
+    return [quantizer, quantizer.encode]
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_vectors_of_another_size_are_refused(name):
-    with pytest.raises(ValueError, match=rf"expected z \[\.\.\., D\] with D={D}, got \[4, 7\]"):
-        made(name)(torch.randn(4, 7))
+    message = rf"^{type(MAKE[name]()).__name__}: expected z \[\.\.\., D\] with D={D}, got \[4, 7\]"
+    for call in calls(name):
+        with pytest.raises(ValueError, match=message):
+            call(torch.randn(4, 7))
 
 
-@pytest.mark.parametrize("name", [name for name in MAKE if name != "ema"])
+@pytest.mark.parametrize("name", MAKE)
 def test_integers_are_refused(name):
-    with pytest.raises(TypeError, match="expected a floating z, got int64"):
-        made(name)(torch.zeros(4, D, dtype=torch.int64))
+    for call in calls(name):
+        with pytest.raises(TypeError, match="expected a floating z, got int64"):
+            call(torch.zeros(4, D, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +227,22 @@ def test_perplexity_of_many_codes_equals_that_of_a_table():
     torch.testing.assert_close(few, many)
 
 
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda cost: vq2.VectorQuantizerEMA(8, 4, commitment_cost=cost),
+        lambda cost: VectorQuantizer(8, 4, commitment_cost=cost),
+        lambda cost: vq2.LFQ(16, commitment_cost=cost),
+        lambda cost: vq2.ResidualVQ(8, 4, 2, commitment_cost=cost),
+    ],
+    ids=["ema", "gradient", "lfq", "residual"],
+)
+def test_the_weight_of_a_loss_is_finite_and_not_negative(make, value):
+    with pytest.raises(ValueError, match=f"expected a finite commitment_cost >= 0, got {value}"):
+        make(value)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -224,6 +252,7 @@ def test_perplexity_of_many_codes_equals_that_of_a_table():
         (lambda: vq2.LFQ(100), "a power of two >= 2, got 100: use 128"),
         (lambda: vq2.LFQ(2**20), "num_embeddings <= 262144, got 1048576: use BSQ"),
         (lambda: vq2.BSQ(64, temperature=0.0), "temperature > 0"),
+        (lambda: vq2.BSQ(64, temperature=math.nan), "temperature > 0"),
         (lambda: vq2.SimVQ(0, 4), "SimVQ: expected num_embeddings >= 1, got 0"),
         (lambda: vq2.SimVQ(4, 4, gradient="none"), "straight_through, rotation, got 'none'"),
         (lambda: vq2.ResidualVQ(8, 4), "num_quantizers >= 1"),

@@ -88,6 +88,23 @@ def test_residual_fsq_is_a_loop_of_finer_grids():
     torch.testing.assert_close(quantizer(z)[0], total, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_grids_of_residual_fsq_do_not_change_with_the_type_of_the_module(dtype):
+    quantizer = vq2.ResidualFSQ([8, 7, 6, 3], 3)
+    z = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    expected = quantizer(z)
+    for changed in (quantizer.to(dtype), quantizer.float()):
+        assert torch.equal(changed(z)[0], expected[0])
+        assert torch.equal(changed.lookup(expected[1]), expected[0])
+
+
+def test_residual_fsq_looks_up_in_bfloat16_what_it_returned():
+    torch.manual_seed(0)
+    quantizer = vq2.ResidualFSQ([8, 7, 6, 3], 3, embedding_dim=16).bfloat16()
+    z_q, indices, _ = quantizer(torch.randn(100, 16).bfloat16())
+    assert torch.equal(quantizer.lookup(indices), z_q)
+
+
 def test_the_gradient_of_residual_fsq_is_that_of_its_clamp():
     quantizer = vq2.ResidualFSQ([4, 3], 3)
     z = torch.randn(20, 2, requires_grad=True)

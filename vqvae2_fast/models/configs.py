@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vqvae2_fast.models.prior import PriorConfig
 from vqvae2_fast.modules.level_quantizer import check_quantizer, codebook_numbers
@@ -30,6 +30,25 @@ def level_names(num_levels: int) -> tuple[str, ...]:
     middles = num_levels - 2
     between = ("middle",) if middles == 1 else tuple(f"middle{i + 1}" for i in range(middles))
     return ("top", *between, "bottom")
+
+
+def _check_least(config: Any, least: int, *names: str) -> None:
+    """Raise ValueError unless these fields are at least that."""
+    for name in names:
+        if not getattr(config, name) >= least:
+            raise _misfit(config, f"{name} must be >= {least}", getattr(config, name))
+
+
+def _check_size(config: Any, name: str, size: Any) -> None:
+    """Raise ValueError unless a size is (height, width), each at least 1."""
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise _misfit(config, f"{name} must be (height, width)", size)
+    if min(size) < 1:
+        raise _misfit(config, f"{name} must be >= 1 in both directions", size)
+
+
+def _misfit(config: Any, expected: str, got: object) -> ValueError:
+    return ValueError(f"{type(config).__name__}: {expected}, got {got}.")
 
 
 @dataclass(frozen=True)
@@ -89,28 +108,26 @@ class VQVAE2Config:
     quantizer: tuple[str, ...] = ("ema",)
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.strides) <= 4:
-            raise ValueError(f"VQVAE2Config: strides must name 1 to 4 levels, got {self.strides}.")
+        if not isinstance(self.strides, tuple | list) or not 1 <= len(self.strides) <= 4:
+            raise _misfit(self, "strides must name 1 to 4 levels", self.strides)
         for stride in self.strides:
             if stride < 2 or stride & (stride - 1):
-                raise ValueError(
-                    "VQVAE2Config: each of strides must be a power of two >= 2, got "
-                    f"{self.strides}."
-                )
-        for name in (
+                raise _misfit(self, "each of strides must be a power of two >= 2", self.strides)
+        _check_least(
+            self,
+            1,
             "image_channels",
             "hidden_channels",
             "residual_channels",
             "num_embeddings",
             "embedding_dim",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"VQVAE2Config: {name} must be >= 1, got {getattr(self, name)}.")
+        )
+        _check_least(self, 0, "num_residual_blocks", "quantize_after")
+        for name in ("commitment_cost", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise _misfit(self, f"{name} must be finite and >= 0", getattr(self, name))
         total = math.prod(self.strides)
-        if len(self.image_size) != 2:
-            raise ValueError(
-                f"VQVAE2Config: image_size must be (height, width), got {tuple(self.image_size)}."
-            )
+        _check_size(self, "image_size", self.image_size)
         if any(side < total or side % total for side in self.image_size):
             raise ValueError(
                 f"VQVAE2Config: image_size must be a multiple of {total} (strides {self.strides}) "
@@ -224,17 +241,34 @@ class PixelSNAILConfig(PriorConfig):
                 f"PixelSNAILConfig: kernel_size must be odd for mask {self.mask!r}, "
                 f"got {self.kernel_size}."
             )
-        if self.attention and (self.channels // 2) % self.num_heads:
-            raise ValueError(
-                f"PixelSNAILConfig: channels // 2 must be a multiple of num_heads, got channels="
-                f"{self.channels} and num_heads={self.num_heads}."
-            )
-        for name in ("num_subclasses", "num_variants"):
-            if getattr(self, name) < 0:
+        _check_size(self, "size", self.size)
+        _check_least(self, 1, "num_embeddings", "channels", "residual_channels", "kernel_size")
+        _check_least(
+            self,
+            0,
+            "num_blocks",
+            "layers_per_block",
+            "num_output_layers",
+            "num_condition_layers",
+            "num_classes",
+            "num_subclasses",
+            "num_variants",
+        )
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise _misfit(self, f"{name} must be in [0, 1)", getattr(self, name))
+        if self.attention:
+            _check_least(self, 1, "num_heads")
+            if self.channels < 2 or (self.channels // 2) % self.num_heads:
                 raise ValueError(
-                    f"PixelSNAILConfig: {name} must be >= 0, got {getattr(self, name)}."
+                    "PixelSNAILConfig: channels // 2 must be num_heads or a multiple of it, got "
+                    f"channels={self.channels} and num_heads={self.num_heads}."
                 )
-        for height, width in self.condition_sizes:
+        if self.condition_sizes:
+            _check_least(self, 1, "condition_channels", "condition_kernel_size")
+        for size in self.condition_sizes:
+            _check_size(self, "each of condition_sizes", size)
+            height, width = size
             if self.size[0] % height or self.size[1] % width:
                 raise ValueError(
                     f"PixelSNAILConfig: size {self.size} must be a multiple of each of "

@@ -20,6 +20,7 @@ from vqvae2_fast.modules.codebook import all_reduce_, is_distributed
 from vqvae2_fast.modules.projections import projected, projections, wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
+    check_commitment_cost,
     check_vectors,
     mean_square_error,
     perplexity_of,
@@ -76,7 +77,8 @@ class _Signs(Quantizer):
                 f"{name}: expected num_embeddings to be a power of two >= 2, got {num_embeddings}: "
                 f"use {1 << max(1, (num_embeddings - 1).bit_length())}."
             )
-        if temperature <= 0:
+        check_commitment_cost(name, commitment_cost)
+        if not temperature > 0:
             raise ValueError(f"{name}: expected temperature > 0, got {temperature}.")
         self.num_embeddings = num_embeddings
         self.num_bits = bits

@@ -26,40 +26,47 @@ class ConvWeight(nn.Module):
 
     Args:
         shape: `[C_out, C_in, kh, kw]`.
-        live: Bool `[kh, kw]` on the CPU, the taps that count; None for all.
+        num_live: How many taps count, the first ones row by row; None for all.
         one_hot: The input has one 1 among its C_in channels (a code map): the initial weights are
             scaled for a sum over taps, not over taps and channels.
     """
-
-    live: Tensor | None
 
     def __init__(
         self,
         shape: tuple[int, int, int, int],
         *,
-        live: Tensor | None = None,
+        num_live: int | None = None,
         weight_norm: bool = True,
         one_hot: bool = False,
     ) -> None:
         super().__init__()
-        num_taps = shape[2] * shape[3] if live is None else int(live.sum())
-        if num_taps == 0:
+        num_taps = shape[2] * shape[3]
+        self._num_live = num_taps if num_live is None else num_live
+        if self._num_live == 0:
             raise ValueError(f"ConvWeight: expected at least one live tap in a kernel {shape[2:]}.")
-        # As numbers, because a mask on the device `meta` has no values.
-        self._dead_taps = [] if live is None else (~live).flatten().nonzero().flatten().tolist()
+        self._dead_taps = range(self._num_live, num_taps)
         # The bound of torch's convolutions, 1/sqrt(inputs), with only live inputs counted.
-        bound = 1 / math.sqrt(num_taps * (1 if one_hot else shape[1]))
+        bound = 1 / math.sqrt(self._num_live * (1 if one_hot else shape[1]))
         self.weight_v = nn.Parameter(torch.empty(shape))
-        live = None if live is None else live.to(self.weight_v.device)
-        self.register_buffer("live", live, persistent=False)
         norm = torch.empty(shape[0], 1, 1, 1)
         if not is_unfilled():
             nn.init.uniform_(self.weight_v, -bound, bound)
             norm = self._norm(self._masked_v()).detach()
         self.weight_g = nn.Parameter(norm) if weight_norm else None
 
+    @property
+    def live(self) -> Tensor | None:
+        """Bool `[kh, kw]` on the weight's device, the taps that count; None if all do."""
+        if not self._dead_taps:
+            return None
+        # Not a buffer: `to_empty()` would lose it, and averages of buffers take no bool.
+        v = self.weight_v
+        taps = torch.arange(v.shape[2:].numel(), device=v.device)
+        return (taps < self._num_live).view(v.shape[2:])
+
     def _masked_v(self) -> Tensor:
-        return self.weight_v if self.live is None else self.weight_v.where(self.live, 0.0)
+        live = self.live
+        return self.weight_v if live is None else self.weight_v.where(live, 0.0)
 
     @staticmethod
     def _norm(v: Tensor) -> Tensor:
@@ -116,7 +123,7 @@ class CausalConv2d(nn.Module):
         self.mask = mask
         self.kernel = ConvWeight(
             (out_channels, in_channels, height, width),
-            live=ops.tap_mask(mask, height, width),
+            num_live=len(ops.live_taps(mask, height, width)),
             weight_norm=weight_norm,
         )
         self.bias = nn.Parameter(torch.zeros(out_channels))

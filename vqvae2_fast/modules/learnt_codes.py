@@ -17,6 +17,7 @@ from vqvae2_fast.modules.codebook import initial_codebook
 from vqvae2_fast.modules.projections import wide
 from vqvae2_fast.modules.quantizer_interface import (
     Quantizer,
+    check_commitment_cost,
     check_vectors,
     mean_square_error,
     perplexity_of,
@@ -47,6 +48,7 @@ class _LearntCodes(Quantizer):
                 f"{name}: expected gradient to be one of straight_through, rotation, got "
                 f"{gradient!r}."
             )
+        check_commitment_cost(name, commitment_cost)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost

@@ -90,6 +90,8 @@ class VectorQuantizerEMA(Quantizer):
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
         dropped. `torch.compile` makes one graph of a training step.
+        Backward needs z_q as it was returned, with gradient "straight_through": follow it by a
+        layer that does not work in place. While `quantize_after` holds, z_q is z itself.
     """
 
     codebook: Tensor
@@ -238,6 +240,7 @@ class VectorQuantizerEMA(Quantizer):
     @torch.no_grad()
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices, int64 `[...]`; takes no statistics in either mode."""
+        check_vectors("VectorQuantizerEMA", z, self.embedding_dim)
         with without_autocast(z.device):
             return ops.nearest_code(self._on_sphere(z), self.codebook)[0]
 
@@ -409,4 +412,11 @@ class VectorQuantizerEMA(Quantizer):
 def _forget_old_state(quantizer: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(quantizer, VectorQuantizerEMA)
     quantizer._start.forget()
+    quantizer._seen.forget()
+    for name in ("pending_counts", "pending_sums"):
+        pending = quantizer.get_buffer(name)
+        if pending.device != quantizer.codebook.device:  # of `meta`, left there by `assign=True`
+            pending = torch.empty_like(pending, device=quantizer.codebook.device)
+            setattr(quantizer, name, pending)
+        pending.zero_()
     quantizer._waits()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
+
+from vqvae2_fast.modules.quantizer_interface import check_commitment_cost
 
 if TYPE_CHECKING:
     from vqvae2_fast.modules.quantizer import VectorQuantizerEMA
@@ -33,6 +36,15 @@ def check_arguments(quantizer: VectorQuantizerEMA, init: str) -> None:
     for name in ("decay", "restart"):
         if not 0 <= (value := getattr(quantizer, name)) < 1:
             raise ValueError(f"VectorQuantizerEMA: expected {name} in [0, 1), got {value}.")
+    check_commitment_cost("VectorQuantizerEMA", quantizer.commitment_cost)
+    epsilon = quantizer.epsilon
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"VectorQuantizerEMA: expected a finite epsilon >= 0, got {epsilon}.")
+    if epsilon == 0 and not quantizer.restart:
+        raise ValueError(
+            "VectorQuantizerEMA: expected epsilon > 0 with restart=0, got 0: a code that no vector "
+            "takes would be divided by a count of 0. Use epsilon=1e-5, or let unused codes restart."
+        )
     after, update = quantizer.quantize_after, quantizer.update
     if after < 0:
         raise ValueError(f"VectorQuantizerEMA: expected quantize_after >= 0, got {after}.")

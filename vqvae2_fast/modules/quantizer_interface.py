@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Quantizer",
+    "check_commitment_cost",
     "check_joint",
     "check_vectors",
     "in_words",
@@ -106,6 +107,12 @@ def check_vectors(where: str, z: Tensor, dim: int) -> None:
         )
 
 
+def check_commitment_cost(where: str, commitment_cost: float) -> None:
+    """Raise ValueError unless the weight of a loss is finite and not negative."""
+    if not 0 <= commitment_cost < math.inf:
+        raise ValueError(f"{where}: expected a finite commitment_cost >= 0, got {commitment_cost}.")
+
+
 def check_joint(where: str, sizes: Sequence[int]) -> None:
     """Raise ValueError if the parts have too many codes together for one int64."""
     if math.prod(sizes) > _LARGEST_JOINT:
@@ -144,6 +151,8 @@ def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
     """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
     flat = indices.flatten()
+    if indices.is_meta:  # how many different values there are has no answer there
+        return torch.ones((), device=indices.device)
     if num_embeddings > _LARGEST_TABLE:
         return perplexity(torch.unique(flat, return_counts=True)[1])
     ones = torch.ones_like(flat, dtype=torch.float32)

@@ -48,9 +48,6 @@ class ResidualFSQ(Quantizer):
         z_q has one straight-through gradient. There is no loss.
     """
 
-    scales: Tensor
-    bound: Tensor
-
     def __init__(
         self,
         levels: Sequence[int],
@@ -71,25 +68,34 @@ class ResidualFSQ(Quantizer):
         self.joint_code = joint_code
         self.embedding_dim = len(levels) if embedding_dim is None else embedding_dim
         self.project_in, self.project_out = projections(self.embedding_dim, len(levels))
-        counts = torch.tensor(levels, dtype=torch.float32)
-        scales = torch.stack([counts**-number for number in range(num_quantizers)])
-        self.register_buffer("scales", scales, persistent=False)  # [Q, d]
-        self.register_buffer("bound", 1 + 1 / (counts - 1), persistent=False)  # [d]
         self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return f"{list(self.grid.levels)}, num_quantizers={len(self.sizes)}"
 
-    def _codes(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of the codes `[..., d]` and int64 `[..., Q]`."""
-        residual, indices = numbers, []
-        total = torch.zeros_like(numbers)
-        for scale in self.scales.to(numbers.dtype):
+    def constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """s_q `[Q, d]` and c `[d]`, of like's dtype and on its device."""
+        # Not buffers: `half()` would round them, and `to_empty()` would lose them.
+        levels = self.grid.levels
+        rows = [[float(size) ** -number for size in levels] for number in range(len(self.sizes))]
+        rows.append([1 + 1 / (size - 1) for size in levels])
+        # A blocking copy would make the host wait for a GPU at each forward.
+        table = torch.tensor(rows, dtype=like.dtype, device="cpu")
+        table = table.to(like.device, non_blocking=like.is_cuda)
+        return table[:-1], table[-1]
+
+    def _codes(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The clamped numbers, the sum of their codes, both `[..., d]`, and int64 `[..., Q]`."""
+        scales, bound = self.constants(numbers)
+        clamped = soft_clamp(numbers, bound)
+        residual, indices = clamped.detach(), []
+        total = torch.zeros_like(residual)
+        for scale in scales:
             values, index = scalar_quantize(residual / scale, *self.grid)
             residual = residual - values * scale
             total = total + values * scale
             indices.append(index)
-        return total, torch.stack(indices, dim=-1)
+        return clamped, total, torch.stack(indices, dim=-1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantise vectors.
@@ -107,9 +113,7 @@ class ResidualFSQ(Quantizer):
         """
         check_vectors("ResidualFSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            numbers = wide(projected(self.project_in, z))
-            numbers = soft_clamp(numbers, self.bound.to(numbers.dtype))
-            total, parts = self._codes(numbers.detach())
+            numbers, total, parts = self._codes(wide(projected(self.project_in, z)))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
         each = [perplexity_of(part, self.sizes[0]) for part in parts.unbind(-1)]
         self.perplexity = torch.stack(each).mean()
@@ -120,17 +124,19 @@ class ResidualFSQ(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         check_vectors("ResidualFSQ", z, self.embedding_dim)
         with without_autocast(z.device):
-            numbers = wide(projected(self.project_in, z))
-            parts = self._codes(soft_clamp(numbers, self.bound.to(numbers.dtype)))[1]
+            parts = self._codes(wide(projected(self.project_in, z)))[-1]
         return join_codes(parts, self.sizes) if self.joint_code else parts
 
     def lookup(self, indices: Tensor) -> Tensor:
         parts = split_codes(indices, self.sizes) if self.joint_code else indices
-        weight = getattr(self.project_out, "weight", self.scales)
+        weight = getattr(self.project_out, "weight", None)
+        is_double = weight is not None and weight.dtype == torch.float64
+        dtype = torch.float64 if is_double else torch.float32
+        scales, _ = self.constants(torch.empty(0, dtype=dtype, device=indices.device))
         total: Tensor | None = None
-        for part, scale in zip(parts.unbind(-1), self.scales.to(weight.dtype), strict=True):
+        for part, scale in zip(parts.unbind(-1), scales, strict=True):
             digits = split_codes(part, self.grid.levels)
-            values = digits_to_values(self.grid, digits, weight.dtype) * scale
+            values = digits_to_values(self.grid, digits, dtype) * scale
             total = values if total is None else total + values
         assert total is not None  # as there is a quantiser
         with without_autocast(indices.device):

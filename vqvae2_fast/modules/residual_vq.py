@@ -211,12 +211,11 @@ class ResidualVQ(Quantizer):
         return self._stacked([book.codebook_for_(z) for book in own])
 
     def _num_in_use(self) -> int:
-        quantizers = len(self.sizes)
-        if not (self.training and self.quantizer_dropout):
+        quantizers, steps = len(self.sizes), self._codebook(0).steps
+        if not (self.training and self.quantizer_dropout) or steps.is_meta:
             return quantizers
         if not inside_backward():
             # A checkpoint's recomputation uses as many as its forward.
-            steps = self._codebook(0).steps
             zero = torch.zeros_like(steps)
             level = self.stream & 0xFF
             word = random_words(

@@ -1,0 +1,73 @@
+"""Configurations of models: each number that no model can have is refused by the field's name."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from vqvae2_fast.models.configs import PixelSNAILConfig
+from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
+
+CONDITIONED = replace(SMALL_TOP, size=(4, 6), condition_sizes=((2, 3),))
+
+NO_PRIORS = {
+    "dropout": (1.0, 1.5, -0.1, math.nan),
+    "attention_dropout": (1.0, -0.1),
+    "num_heads": (0, -1),
+    "channels": (0, 1),
+    "residual_channels": (0,),
+    "num_embeddings": (0, -3),
+    "kernel_size": (-1,),
+    "num_blocks": (-1,),
+    "layers_per_block": (-1,),
+    "num_output_layers": (-1,),
+    "condition_channels": (0,),
+    "num_condition_layers": (-1,),
+    "condition_kernel_size": (-1,),
+    "num_classes": (-1,),
+    "num_subclasses": (-1,),
+    "num_variants": (-1,),
+    "size": (4, (4,), (0, 6)),
+    "condition_sizes": (((0, 3),), ((2,),), (2, 3)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in NO_PRIORS for value in NO_PRIORS[name]]
+)
+def test_a_prior_that_cannot_be_is_refused_by_its_field(name, value):
+    with pytest.raises(ValueError, match=rf"^PixelSNAILConfig: .*\b{name}\b.* got "):
+        replace(CONDITIONED, **{name: value})
+
+
+NO_VQVAES = {
+    "image_size": (64, (64,), (0, 64)),
+    "strides": (4, (), (3,)),
+    "image_channels": (0,),
+    "num_embeddings": (0,),
+    "num_residual_blocks": (-1,),
+    "quantize_after": (-1,),
+    "epsilon": (-1, math.nan),
+    "commitment_cost": (-1, math.nan, math.inf),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in NO_VQVAES for value in NO_VQVAES[name]]
+)
+def test_a_vqvae_that_cannot_be_is_refused_by_its_field(name, value):
+    with pytest.raises(ValueError, match=rf"^VQVAE2Config: .*\b{name}\b.* got "):
+        replace(SMALL_VQVAE, **{name: value})
+
+
+def test_models_without_blocks_are_models():
+    PixelSNAIL(replace(CONDITIONED, num_blocks=0, num_condition_layers=0))
+    PixelSNAIL(replace(CONDITIONED, layers_per_block=0))
+    VQVAE2(replace(SMALL_VQVAE, num_residual_blocks=0, commitment_cost=0, epsilon=0))
+
+
+def test_what_a_prior_lacks_has_no_bounds():
+    PixelSNAIL(PixelSNAILConfig((2, 2), 4, 8, 8, 1, 1, attention=False, num_heads=0))
+    PixelSNAIL(PixelSNAILConfig((2, 2), 4, 8, 8, 1, 1, num_heads=4, condition_channels=0))

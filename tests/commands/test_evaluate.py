@@ -322,6 +322,7 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
         (("--train-images", "-1"), "--train-images: expected 0 or more, got -1"),
         (("--codec-images", "0"), "--codec-images: expected 1 or more, got 0"),
         (("--images", "200", "--neighbours", "0"), "--neighbours: expected 1 or more, got 0"),
+        (("--images", "200", "--neighbours", "180"), "--neighbours: expected 179 at most for"),
         (("--images", "199"), "expected 200 or more, got 199"),
         (("--images", "201"), "expected 200 at most, got 201"),
         (("--classifier", "JUDGE"), "without which --classifier would have no effect, got 0"),

@@ -62,3 +62,15 @@ def test_codebook_use_of_known_histograms():
     assert (use.used, use.share) == (3, 3 / 8)
     assert use.perplexity == pytest.approx(2**1.5)
     assert codebook_use(torch.arange(16), 16).perplexity == pytest.approx(16)
+
+
+@pytest.mark.parametrize("codes", [[0, 8], [-1, 3]])
+def test_codes_of_another_codebook_are_refused(codes):
+    low, high = codes
+    with pytest.raises(ValueError, match=rf"codes in 0\.\.7, got values in {low}\.\.{high}"):
+        codebook_use(torch.tensor(codes), 8)
+
+
+def test_a_codebook_without_codes_is_refused():
+    with pytest.raises(ValueError, match="num_embeddings >= 1, got 0"):
+        codebook_use(torch.zeros(0, dtype=torch.int64), 0)

@@ -100,6 +100,25 @@ def test_too_few_images_name_the_least_number():
 def test_features_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         Moments.of([torch.full((4, 3), math.nan)])
+    real, fake = features(120, seed=1), features(120, seed=2)
+    fake[7, 3] = math.nan
+    for sets, name in (((real, fake), "fake"), ((fake, real), "real")):
+        with pytest.raises(ValueError, match=f"neighbour_measures: expected finite .* in {name}"):
+            neighbour_measures(*sets)
+
+
+def test_one_batch_in_place_of_a_list_is_named():
+    rows = features(120, 4, seed=1)
+    with pytest.raises(ValueError, match=r"Moments: .* got one of \[4\]: .* \[features\] for one"):
+        Moments.of(rows)
+    with pytest.raises(ValueError, match=r"inception_score: .* \[B, classes\], got one of \[4\]"):
+        inception_score(rows.log_softmax(1))
+
+
+def test_features_in_place_of_their_moments_are_named():
+    rows = features(120, 4, seed=1)
+    with pytest.raises(TypeError, match=r"frechet_distance: .* got a Tensor: use Moments\.of"):
+        frechet_distance(moments(rows), rows)
 
 
 # Kernel distance
@@ -148,6 +167,20 @@ def test_inception_score_takes_zero_probabilities():
     assert inception_score([logs]).value == pytest.approx(2)
 
 
+@pytest.mark.parametrize("change", [lambda x: x, lambda x: x.softmax(1), lambda x: x * math.nan])
+def test_what_is_no_log_probability_is_refused(change):
+    logits = features(120, 10, seed=5)
+    with pytest.raises(ValueError, match=r"exp sums to 1 .* use logits\.log_softmax\(1\)"):
+        inception_score([logits.log_softmax(1), change(logits)])
+
+
+def test_inception_score_takes_rounded_log_probabilities():
+    logits = features(200, 100, seed=5)
+    expected = inception_score([logits.log_softmax(1)]).value
+    found = inception_score([logits.log_softmax(1).bfloat16()]).value
+    assert found == pytest.approx(expected, rel=0.05)
+
+
 # Neighbours
 
 
@@ -182,6 +215,19 @@ def test_more_neighbours_than_a_group_has():
     assert neighbour_measures(real, fake, k=15).precision.value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("k", [0, -1, 98, 500, 2.5])
+def test_more_neighbours_than_there_are_without_a_group_are_refused(k):
+    real, fake = features(109, 4, seed=1), features(130, 4, seed=2)
+    neighbour_measures(real, fake, k=97)  # 98 images are left without the first group
+    with pytest.raises(ValueError, match=f"k to be an integer from 1 to 97, got {k}"):
+        neighbour_measures(real, fake, k=k)
+
+
+def test_neighbours_in_features_of_another_network_are_refused():
+    with pytest.raises(ValueError, match=r"of one network, got \[120, 4\] and \[120, 6\]"):
+        neighbour_measures(features(120, 4, seed=1), features(120, 6, seed=2))
+
+
 def test_few_distances_are_held_however_many_images(monkeypatch):
     held, squared = [], neighbours._squared
 
@@ -214,7 +260,10 @@ def test_jackknife_of_a_mean_is_its_standard_error():
     found = jackknife(
         float(values.mean()), [float(values[groups != g].mean()) for g in range(10)], 1000
     )
-    assert (found.high - found.value) / T_975 == pytest.approx(1000**-0.5, rel=0.5)
+    # Of groups of one size: the standard error of the mean of their ten means.
+    group_means = torch.stack([values[groups == g].mean() for g in range(10)])
+    expected = float(group_means.std()) / 10**0.5
+    assert (found.high - found.value) / T_975 == pytest.approx(expected, rel=1e-9)
 
 
 def test_quantiles_are_scipys():

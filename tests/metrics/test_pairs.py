@@ -44,6 +44,47 @@ def test_ssim_says_what_it_cannot_do():
         structural_similarity(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 17))
 
 
+MEASURES = pytest.mark.parametrize(
+    ("similarity", "side"), [(structural_similarity, 32), (multi_scale_similarity, 176)]
+)
+
+
+def almost_flat_pair(side):
+    """Images whose variance is small beside their squared mean, where float16 has no digits."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand((2, 3, 1, 1), generator=generator) * 1.6 - 0.8
+    images, others = (
+        means + 0.02 * torch.randn((2, 3, side, side), generator=generator) for _ in range(2)
+    )
+    return images, others
+
+
+@MEASURES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_structure_is_compared_in_float32_at_least(similarity, side, dtype):
+    images, others = (one.to(dtype) for one in almost_flat_pair(side))
+    found = similarity(images, others)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    expected = similarity(images.double(), others.double())
+    assert torch.allclose(found.double(), expected, rtol=1e-4)
+
+
+@MEASURES
+def test_structure_is_the_same_under_autocast(similarity, side):
+    images, others = almost_flat_pair(side)
+    expected = similarity(images, others)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(similarity(images, others), expected)
+
+
+@MEASURES
+def test_structure_of_bytes_names_how_to_scale_them(similarity, side):
+    images = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    for pair in ((images, images.float()), (images.float(), images)):
+        with pytest.raises(TypeError, match=r"got uint8: use images / 127\.5 - 1 for bytes"):
+            similarity(*pair)
+
+
 def test_ms_ssim_is_that_of_torchmetrics():
     other = pytest.importorskip("torchmetrics.functional.image")
     generator = torch.Generator().manual_seed(0)

@@ -316,6 +316,23 @@ def test_bad_config_is_named(config, message):
         tiny_prior(**config)
 
 
+def test_gradients_of_each_sample_by_vmap_equal_a_loop():
+    prior = tiny_prior(num_classes=3, condition_sizes=((2, 3),))
+    inputs = prior_inputs(prior, 3)
+    weights = {name: p.detach() for name, p in prior.named_parameters()}
+
+    def loss(weights, codes, coarser, label):
+        arguments = (codes[None], coarser[None], label[None])
+        return torch.func.functional_call(prior, weights, arguments, {"as_loss": True})
+
+    samples = (inputs["codes"], inputs["condition"][0], inputs["labels"])
+    slope = torch.func.grad(loss)
+    of_all = torch.func.vmap(slope, in_dims=(None, 0, 0, 0))(weights, *samples)
+    for number, sample in enumerate(zip(*samples, strict=True)):
+        for name, expected in slope(weights, *sample).items():
+            torch.testing.assert_close(of_all[name][number], expected, rtol=1e-4, atol=1e-6)
+
+
 def test_equals_itself_after_a_round_trip_of_its_state():
     prior = tiny_prior(num_classes=2, condition_sizes=((2, 3),))
     other = PixelSNAIL(prior.config).eval()

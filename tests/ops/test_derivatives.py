@@ -121,7 +121,6 @@ FUNCTIONS = {
 # Errors of PyTorch for the calls in the references; and one of ours.
 NO_SECOND_DERIVATIVE = {
     "causal_attention": "is not implemented",
-    "code_conv2d": "is not implemented",
     "code_cross_entropy": "expected a first derivative, got a second one",
     "code_cross_entropy_weight": "expected a first derivative, got a second one",
 }

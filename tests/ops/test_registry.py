@@ -62,6 +62,11 @@ def test_owner_needs_a_tensor():
         ops.owner("nearest_code")
 
 
+def test_owner_names_a_missing_argument():
+    with pytest.raises(ValueError, match=r"of nearest_code\(Tensor z, .* got 1: .*'codebook'"):
+        ops.owner("nearest_code", torch.zeros(2, 3))
+
+
 def test_operators_that_users_call_are_the_ones_that_are_not_private():
     public = {name for name, operator in OPERATORS.items() if not operator.private}
     assert public == OPERATORS.keys() & set(ops.__all__)

@@ -108,6 +108,13 @@ def test_bad_argument_is_named(arguments, message):
         sample_images(Pipeline(Decoder(), levels()), 1, **arguments)
 
 
+@pytest.mark.parametrize("sample", [sample_images, sample_levels])
+def test_a_model_that_is_no_pipeline_is_named(sample):
+    message = f"{sample.__name__}: expected a Pipeline, got a PixelSNAIL"
+    with pytest.raises(TypeError, match=message):
+        sample(levels()[0], 1)
+
+
 def test_labels_are_taken_by_number_and_by_name():
     pipeline = replace(tiny_pipeline(3), class_names=("cat", "cow", "dog"))
     by_number = sample_images(pipeline, 3, labels=torch.tensor([0, 2, 3]))
@@ -161,6 +168,7 @@ def test_a_class_goes_before_a_group_of_its_name():
         ([4], "labels: expected a number from 0 to 3, .* got 4"),
         ([1.5], "labels: expected a number from 0 to 3, .* got 1.5"),
         ("cat", "expected labels to be a list, one per sample, got 'cat'"),
+        (1, "expected labels to be a list, one per sample, got 1"),
         ([0, 1], r"expected labels \[1\], got \[2\]"),
     ],
 )

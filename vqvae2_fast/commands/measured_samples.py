@@ -21,6 +21,7 @@ from vqvae2_fast.metrics import extract_features, open_features
 from vqvae2_fast.metrics.distances import compare_all
 from vqvae2_fast.metrics.features import NETWORKS
 from vqvae2_fast.metrics.kernel_distance import LEAST_IMAGES
+from vqvae2_fast.metrics.neighbours import most_neighbours
 from vqvae2_fast.metrics.pipeline import store_reconstructions
 from vqvae2_fast.metrics.rejection import rejection_curve
 from vqvae2_fast.metrics.results import CasScore, Rejection
@@ -167,6 +168,11 @@ class Samples:
                 f"--images: expected {most} at most, got {options.images}: the floor compares two "
                 f"sets of as many real images, and there are {train} training images and "
                 f"{held_out} held-out ones."
+            )
+        if options.neighbours > (most := most_neighbours(options.images)):
+            raise ValueError(
+                f"--neighbours: expected {most} at most for --images {options.images}, got "
+                f"{options.neighbours}."
             )
         if options.cas_images and not options.cas_epochs:
             raise ValueError(

@@ -41,9 +41,23 @@ class CodebookUse:
 
 
 def code_counts(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> Tensor:
-    """How often each code occurs in codes int64, one tensor or many of any shapes: int64 `[K]`."""
+    """How often each code occurs in codes int64, one tensor or many of any shapes: int64 `[K]`.
+
+    Raises:
+        ValueError: A code outside 0..K−1, or K below 1.
+    """
+    if num_embeddings < 1:
+        raise ValueError(f"code_counts: expected num_embeddings >= 1, got {num_embeddings}.")
     counts = torch.zeros(num_embeddings, dtype=torch.int64)
     for part in [codes] if isinstance(codes, Tensor) else codes:
+        if not part.numel():
+            continue
+        low, high = int(part.min()), int(part.max())
+        if low < 0 or high >= num_embeddings:
+            raise ValueError(
+                f"code_counts: expected codes in 0..{num_embeddings - 1}, got values in "
+                f"{low}..{high}."
+            )
         counts += torch.bincount(part.flatten(), minlength=num_embeddings).cpu()
     return counts
 
@@ -55,7 +69,11 @@ def entropy_of_counts(counts: Tensor) -> float:
 
 
 def codebook_use(codes: Tensor | Iterable[Tensor], num_embeddings: int) -> CodebookUse:
-    """Use of a codebook of `num_embeddings` by a set of codes int64, one tensor or many."""
+    """Use of a codebook of `num_embeddings` by a set of codes int64, one tensor or many.
+
+    Raises:
+        ValueError: As `code_counts`.
+    """
     return CodebookUse.of_counts(code_counts(codes, num_embeddings))
 
 

@@ -39,9 +39,18 @@ class Moments:
 
     @classmethod
     def of(cls, batches: Iterable[Tensor]) -> Moments:
-        """The moments of features `[B, D]` that come batch by batch."""
+        """The moments of features `[B, D]` that come batch by batch.
+
+        Raises:
+            ValueError: There is no batch, or as `update`.
+        """
         moments: Moments | None = None
         for batch in batches:
+            if batch.ndim != 2:
+                raise ValueError(
+                    f"Moments: expected batches of features [B, D], got one of {list(batch.shape)}:"
+                    " give a list of batches, [features] for one."
+                )
             if moments is None:
                 moments = cls(batch.shape[1])
             moments.update(batch)
@@ -126,7 +135,14 @@ def frechet_distance(real: Moments, fake: Moments, *, interval: bool = True) -> 
 
     Raises:
         ValueError: The sets have different D, or fewer images than `least_images`.
+        TypeError: A set is not given by its moments.
     """
+    for moments in (real, fake):
+        if not isinstance(moments, Moments):
+            raise TypeError(
+                f"frechet_distance: expected the Moments of both sets, got a "
+                f"{type(moments).__name__}: use Moments.of([features]) for features [N, D]."
+            )
     if real.dim != fake.dim:
         raise ValueError(
             f"frechet_distance: expected features of one network, got {real.dim} and {fake.dim}."

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["inception_score"]
 
 LEAST_IMAGES = 100
+# How far a sum of probabilities may be from 1: bfloat16 rounds log(1/1000) by up to 0.016.
+_TOLERANCE = 0.05
 
 
 def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
@@ -32,15 +34,28 @@ def inception_score(log_probabilities: Iterable[Tensor]) -> Estimate:
         log_probabilities: Batches of log p(y|x), `[B, classes]`.
 
     Raises:
-        ValueError: There are fewer than 100 images.
+        ValueError: There are fewer than 100 images, or the probabilities of an image do not sum
+            to 1.
     """
     counts = torch.zeros(GROUPS, dtype=torch.float64)
     negative_entropy = torch.zeros(GROUPS, dtype=torch.float64)
     shares: Tensor | None = None  # [GROUPS, classes]
     for batch in log_probabilities:
+        if batch.ndim != 2:
+            raise ValueError(
+                "inception_score: expected batches of log probabilities [B, classes], got one of "
+                f"{list(batch.shape)}: give a list of batches, [log_probabilities] for one."
+            )
         logs = batch.detach().to("cpu", torch.float64)
         groups = (torch.arange(len(logs)) + int(counts.sum())) % GROUPS
         probabilities = logs.exp()
+        sums = probabilities.sum(1)
+        if not ((sums - 1).abs() <= _TOLERANCE).all():
+            raise ValueError(
+                "inception_score: expected log probabilities, whose exp sums to 1 for each image, "
+                f"got sums from {sums.min():g} to {sums.max():g}: use logits.log_softmax(1) for "
+                "logits."
+            )
         if shares is None:
             shares = torch.zeros(GROUPS, logs.shape[1], dtype=torch.float64)
         counts.index_add_(0, groups, torch.ones(len(logs), dtype=torch.float64))

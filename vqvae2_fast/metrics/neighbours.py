@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast.metrics.estimates import GROUPS, Estimate, check_count, jackknife
+from vqvae2_fast.ops._checks import checked_integer
 
-__all__ = ["Neighbours", "neighbour_measures"]
+__all__ = ["Neighbours", "most_neighbours", "neighbour_measures"]
 
 LEAST_IMAGES = 100
 _ROWS = 512  # of the matrix of distances at a time, or fewer
@@ -41,6 +42,12 @@ class Neighbours:
     coverage: Estimate
 
 
+def most_neighbours(images: int) -> int:
+    """The largest k for sets of so many images: an interval leaves out a tenth of them, and no
+    image is a neighbour of itself."""
+    return images - math.ceil(images / GROUPS) - 1
+
+
 def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     """All four measures with their intervals, in two passes over blocks of distances.
 
@@ -51,17 +58,31 @@ def neighbour_measures(real: Tensor, fake: Tensor, *, k: int = 5) -> Neighbours:
     Args:
         real: Features `[N, D]`, float.
         fake: Features `[M, D]`.
+        k: From 1 to `most_neighbours` of the smaller set.
 
     Raises:
-        ValueError: A set has fewer than 100 images.
+        ValueError: A set has fewer than 100 images, another D or features that are not finite, or k
+            is out of range.
     """
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise ValueError(
+            "neighbour_measures: expected features [N, D] and [M, D] of one network, got "
+            f"{list(real.shape)} and {list(fake.shape)}."
+        )
     images = min(len(real), len(fake))
     check_count("precision and recall", images, LEAST_IMAGES, "they are shares of the images")
+    k = checked_integer("neighbour_measures", "k", k, 1, most_neighbours(images))
     real, fake = _by_group(real.float()), _by_group(fake.float())  # copies
     centre = real.mean(0)  # distances from norms and products lose fewer digits about the mean
     real.sub_(centre)
     fake.sub_(centre)
     real_norms, fake_norms = _squared_norms(real), _squared_norms(fake)
+    for name, norms in (("real", real_norms), ("fake", fake_norms)):
+        if not norms.isfinite().all():
+            raise ValueError(
+                f"neighbour_measures: expected finite features, got NaN, infinity or numbers too "
+                f"large for float32 in {name}."
+            )
     real_groups, fake_groups = _groups(len(real)), _groups(len(fake))
     # [N, 1 + G], [M, 1 + G]
     real_radii, fake_radii = _radii(real, real_norms, k), _radii(fake, fake_norms, k)

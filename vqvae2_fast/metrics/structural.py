@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.modules.autocast import without_autocast
+from vqvae2_fast.ops._checks import dtype_name
+
 __all__ = ["MULTI_SCALE_SIDE", "multi_scale_similarity", "structural_similarity"]
 
 _SIDE, _SIGMA = 11, 1.5
@@ -23,10 +26,13 @@ MULTI_SCALE_SIDE = _SIDE * 2 ** (len(_WEIGHTS) - 1)
 def structural_similarity(images: Tensor, others: Tensor) -> Tensor:
     """SSIM of each pair of images float `[B, C, H, W]` in [-1, 1]: float `[B]`, 1 for equal ones.
 
+    It is computed in float32 at least, under autocast too.
+
     Raises:
         ValueError: The shapes differ, or the images are smaller than the window of 11×11.
+        TypeError: Images that are not floating.
     """
-    _check("structural_similarity", images, others, _SIDE)
+    images, others = _checked("structural_similarity", images, others, _SIDE)
     return _similarities(images, others)[0]
 
 
@@ -35,13 +41,14 @@ def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
 
     The product over five scales, each half the size of the one before (means of 2×2 pixels), of the
     similarity of structure and, at the coarsest, of luminance too, to the power of their weights.
-    Means of structure below 0 count as 0.
+    Means of structure below 0 count as 0. It is computed in float32 at least, under autocast too.
 
     Raises:
         ValueError: The shapes differ, or a side is below 176, where the window does not fit at the
             coarsest scale.
+        TypeError: Images that are not floating.
     """
-    _check("multi_scale_similarity", images, others, MULTI_SCALE_SIDE)
+    images, others = _checked("multi_scale_similarity", images, others, MULTI_SCALE_SIDE)
     product = torch.ones(len(images), device=images.device)
     for scale, weight in enumerate(_WEIGHTS):
         if scale:
@@ -52,7 +59,14 @@ def multi_scale_similarity(images: Tensor, others: Tensor) -> Tensor:
     return product
 
 
-def _check(where: str, images: Tensor, others: Tensor, side: int) -> None:
+def _checked(where: str, images: Tensor, others: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Both in float32 or float64: fewer digits cancel in a variance, xx − mean²."""
+    for given in (images, others):
+        if not given.is_floating_point():
+            raise TypeError(
+                f"{where}: expected floating images in [-1, 1], got {dtype_name(given.dtype)}: use "
+                "images / 127.5 - 1 for bytes."
+            )
     if images.shape != others.shape:
         raise ValueError(
             f"{where}: expected two batches of one shape, got {list(images.shape)} and "
@@ -63,6 +77,8 @@ def _check(where: str, images: Tensor, others: Tensor, side: int) -> None:
             f"{where}: expected images of {side}×{side} pixels or more, got "
             f"{images.shape[-2]}×{images.shape[-1]}."
         )
+    dtype = torch.promote_types(torch.promote_types(images.dtype, others.dtype), torch.float32)
+    return images.to(dtype), others.to(dtype)
 
 
 def _similarities(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +89,9 @@ def _similarities(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     weights = weights / weights.sum()
     window = torch.outer(weights, weights)[None, None]  # [1, 1, 11, 11]
-    mean_x, mean_y, xx, yy, xy = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window).chunk(5)
+    with without_autocast(x.device):
+        sums = F.conv2d(torch.cat([x, y, x * x, y * y, x * y]), window)
+    mean_x, mean_y, xx, yy, xy = sums.chunk(5)
     variance_x, variance_y = xx - mean_x**2, yy - mean_y**2
     covariance = xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2

@@ -148,7 +148,8 @@ class Prior(nn.Module):
 
         Note:
             Ranges are checked on CPU tensors in eager mode. On other devices a failed check is an
-            assertion on the device, without synchronisation; compiled graphs leave it out.
+            assertion on the device, without synchronisation; compiled graphs and transforms of
+            `torch.func` leave it out.
         """
         maps = as_maps(condition)
         self._check(codes, maps, labels)

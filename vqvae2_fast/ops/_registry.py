@@ -251,17 +251,24 @@ def owner(op_name: str, *args: Any) -> str:
     Args:
         op_name: A name in `OPERATORS`.
         args: The operator's arguments in the order of its schema, a tensor first; trailing ones
-            may be left out.
+            that do not decide may be left out.
 
     Returns:
         `cpu:<SIMD level>`, `triton` or `cuda`; `reference` where no faster owner is claimed; or
         `reference: <reason>` if there is an owner that does not take this call.
 
     Raises:
-        ValueError: No operator of that name, or no tensor given.
+        ValueError: No operator of that name, no tensor given, or too few arguments.
     """
     if op_name not in OPERATORS:
         raise ValueError(f"owner: expected one of {', '.join(OPERATORS)}, got {op_name!r}.")
     if not args or not isinstance(args[0], torch.Tensor):
         raise ValueError(f"owner: expected the arguments of {op_name}, a tensor first, got {args}.")
-    return OPERATORS[op_name].owner(*args)
+    operator = OPERATORS[op_name]
+    try:
+        return operator.owner(*args)
+    except TypeError as error:
+        raise ValueError(
+            f"owner: expected the arguments of {op_name}{operator.schema}, got {len(args)}: "
+            f"{error}."
+        ) from error

@@ -44,7 +44,7 @@ def label_tensor(
         return labels
     if not num_classes:
         raise ValueError(f"{where}: expected no labels: the prior has no classes.")
-    if isinstance(labels, str):
+    if isinstance(labels, str) or not hasattr(labels, "__iter__"):
         raise ValueError(f"{where}: expected labels to be a list, one per sample, got {labels!r}.")
     numbers = in_turn(
         labels, lambda label: class_numbers(f"{where}: labels", label, num_classes, class_names)

@@ -257,7 +257,7 @@ def sample_levels(
     drawn = draw_levels(
         pipeline,
         batch_size,
-        level_settings(len(pipeline.priors), **settings),
+        level_settings(_num_levels("sample_levels", pipeline), **settings),
         labels=labels,
         first_sample=first_sample,
         known=known,
@@ -268,6 +268,15 @@ def sample_levels(
     if not return_log_prob:
         return maps
     return maps, [level.log_prob for level in drawn if level.log_prob is not None]
+
+
+def _num_levels(where: str, pipeline: Pipeline) -> int:
+    if not isinstance(pipeline, Pipeline):
+        raise TypeError(
+            f"{where}: expected a Pipeline, got a {type(pipeline).__name__}: make one by "
+            "Pipeline(vqvae, priors)."
+        )
+    return len(pipeline.priors)
 
 
 def sample_images(
@@ -305,9 +314,10 @@ def sample_images(
 
     Raises:
         ValueError, TypeError: As `sample_codes`, or a list without one entry per level.
+        TypeError: A model in place of a pipeline.
     """
     settings = level_settings(
-        len(pipeline.priors),
+        _num_levels("sample_images", pipeline),
         seed=seed,
         temperature=temperature,
         top_k=top_k,

@@ -126,6 +126,12 @@ ERRORS = [
         "dropout needs a seed",
     ),
     ErrorCase(
+        "seed_elsewhere",
+        lambda: causal_attention(_Q, _Q, _Q, 0.1, seed=torch.zeros((), device="meta").long()),
+        RuntimeError,
+        "expected all tensors on one device, got q on cpu, seed on meta",
+    ),
+    ErrorCase(
         "dropout_of_one",
         lambda: causal_attention(_Q, _Q, _Q, 1.0),
         ValueError,

@@ -117,4 +117,5 @@ def causal_attention(
         if seed is None:
             raise ValueError("causal_attention: dropout needs a seed (int64), got None.")
         check_seed("causal_attention", seed)
+        check_same_device("causal_attention", q=q, seed=seed)
     return CAUSAL_ATTENTION(q, k, v, dropout_p, dropout_on, seed)

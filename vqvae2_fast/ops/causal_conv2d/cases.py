@@ -88,4 +88,16 @@ ERRORS = [
         ValueError,
         "expected bias [5], got [4]",
     ),
+    ErrorCase(
+        "bias_elsewhere",
+        lambda: causal_conv2d(_X, _W, torch.zeros(5, device="meta"), "include"),
+        RuntimeError,
+        "expected all tensors on one device, got x on cpu, weight on cpu, bias on meta",
+    ),
+    ErrorCase(
+        "integer_bias",
+        lambda: causal_conv2d(_X, _W, torch.zeros(5).long(), "include"),
+        TypeError,
+        "expected bias of a floating dtype, got [5] int64",
+    ),
 ]

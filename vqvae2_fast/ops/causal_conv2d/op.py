@@ -78,8 +78,8 @@ def causal_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: str) -> 
         TypeError: A dtype that is not floating.
         RuntimeError: Tensors on different devices.
     """
-    check_floating("causal_conv2d", x=x, weight=weight)
-    check_same_device("causal_conv2d", x=x, weight=weight)
+    check_floating("causal_conv2d", x=x, weight=weight, bias=bias)
+    check_same_device("causal_conv2d", x=x, weight=weight, bias=bias)
     if mask not in MASKS:
         raise ValueError(f"causal_conv2d: expected mask one of {', '.join(MASKS)}, got {mask!r}.")
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +38,40 @@ def gather_columns(taps: Tensor, tables: Tensor) -> Tensor:
     """
     num_taps, num_codes, _ = tables.shape
     first_row = torch.arange(num_taps, device=taps.device) * num_codes
-    columns = tables.flatten(0, 1)  # [T·(K + 1), C]
+    rows, columns = taps + first_row, tables.flatten(0, 1)  # [N, T], [T·(K + 1), C]
     if transforms_are_active():
         # `embedding_bag` has no forward-mode and no second derivative.
-        return F.embedding(taps + first_row, columns).sum(dim=1)
-    return F.embedding_bag(taps + first_row, columns, mode="sum")
+        return F.embedding(rows, columns).sum(dim=1)
+    if columns.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        gathered: Tensor = _SumOfRows.apply(rows, columns)  # type: ignore[no-untyped-call]
+        return gathered
+    return F.embedding_bag(rows, columns, mode="sum")
+
+
+class _SumOfRows(torch.autograd.Function):
+    """`embedding_bag` and its gradient, bit for bit, except where that is to be differentiated:
+    PyTorch's has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.num_columns = len(columns)
+        return F.embedding_bag(rows, columns, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[None, Tensor]:
+        (rows,) = ctx.saved_tensors
+        positions, num_taps = rows.shape
+        if torch.is_grad_enabled():
+            of_taps = dout[:, None].expand(-1, num_taps, -1).flatten(0, 1)  # [N·T, C]
+            zeros = dout.new_zeros(ctx.num_columns, dout.shape[1])
+            return None, zeros.index_add(0, rows.flatten(), of_taps)
+        bags = torch.arange(positions, device=rows.device).repeat_interleave(num_taps)
+        sizes, unused = rows.new_full((positions,), num_taps), rows.new_empty(0)
+        dcolumns: Tensor = torch.ops.aten._embedding_bag_dense_backward(
+            dout, rows.flatten(), bags, sizes, unused, ctx.num_columns, False, 0, None
+        )
+        return None, dcolumns
 
 
 def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Tensor:

@@ -46,6 +46,12 @@ ERRORS = [
         "expected seed 0-d or [2], got [1]",
     ),
     ErrorCase(
+        "fewer_than_no_samples",
+        lambda: dropout_mask(torch.tensor(0), -1, 1, 1, 0.1),
+        ValueError,
+        "expected num_samples >= 0, got -1",
+    ),
+    ErrorCase(
         "dropout_of_one",
         lambda: dropout_mask(torch.tensor(0), 1, 1, 1, 1.0),
         ValueError,

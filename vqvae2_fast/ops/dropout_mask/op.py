@@ -40,13 +40,18 @@ def dropout_mask(
     Args:
         seed: int64 tensor, so that a compiled graph does not depend on its value; 0-d, or `[2]`:
             the seed, and the number of the first sample where these are a part of a batch.
+        num_samples, num_rows, num_columns: Each at least 0.
         dropout_p: In [0, 1).
 
     Raises:
-        ValueError: seed neither 0-d nor `[2]`, or dropout_p outside [0, 1).
+        ValueError: seed neither 0-d nor `[2]`, a negative size, or dropout_p outside [0, 1).
         TypeError: seed not int64.
     """
     check_seed("dropout_mask", seed)
+    sizes = {"num_samples": num_samples, "num_rows": num_rows, "num_columns": num_columns}
+    for name, size in sizes.items():
+        if size < 0:
+            raise ValueError(f"dropout_mask: expected {name} >= 0, got {size}.")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_mask: expected dropout_p in [0, 1), got {dropout_p}.")
     return DROPOUT_MASK(seed, num_samples, num_rows, num_columns, dropout_p)

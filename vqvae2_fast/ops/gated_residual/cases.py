@@ -76,4 +76,16 @@ ERRORS = [
         TypeError,
         "expected h of a floating dtype",
     ),
+    ErrorCase(
+        "integer_condition",
+        lambda: gated_residual(_H, _X, _H.long()),
+        TypeError,
+        "expected condition of a floating dtype, got [2, 8, 3, 3] int64",
+    ),
+    ErrorCase(
+        "condition_elsewhere",
+        lambda: gated_residual(_H, _X, _H.to("meta")),
+        RuntimeError,
+        "expected all tensors on one device, got h on cpu, x on cpu, condition on meta",
+    ),
 ]

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RuntimeError,
         MemoryError,
         ImportError,
-        ArithmeticError,  # a number that is too large for what computes with it
+        OverflowError,  # a number that is too large for what computes with it
     ) as error:
         if debug:
             print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)

@@ -10,7 +10,7 @@ import torch
 
 from vqvae2_fast.checkpoints import save
 from vqvae2_fast.cli import main
-from vqvae2_fast.data.sample_folder import read_index
+from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.models.classifier import Classifier, ClassifierConfig
 from vqvae2_fast.testing.codes import CodeSet
 from vqvae2_fast.testing.pipelines import tiny_pipeline

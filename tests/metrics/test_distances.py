@@ -216,7 +216,7 @@ def test_more_neighbours_than_a_group_has():
 
 
 @pytest.mark.parametrize("k", [0, -1, 98, 500, 2.5])
-def test_more_neighbours_than_there_are_without_a_group_are_refused(k):
+def test_a_number_of_neighbours_out_of_range_is_refused(k):
     real, fake = features(109, 4, seed=1), features(130, 4, seed=2)
     neighbour_measures(real, fake, k=97)  # 98 images are left without the first group
     with pytest.raises(ValueError, match=f"k to be an integer from 1 to 97, got {k}"):

@@ -18,7 +18,14 @@ from vqvae2_fast.checkpoints.locate import checkpoints_of, latest
 from vqvae2_fast.console import Progress
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.runs import InterruptedRun
-from vqvae2_fast.runs.folder import best_record, better, locked_run, remove_old, set_newer_aside
+from vqvae2_fast.runs.folder import (
+    best_record,
+    better,
+    check_run_folder,
+    locked_run,
+    remove_old,
+    set_newer_aside,
+)
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.testing.configs import TINY_PRIOR
 from vqvae2_fast.training import Stage, TrainConfig, train
@@ -255,6 +262,12 @@ def test_a_run_is_not_begun_in_the_folder_of_something_else(tmp_path, name, what
     with pytest.raises(ValueError, match=f"is {what}, not a run"):
         train(stage([1]), CONFIG, out=tmp_path, progress=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == [name.partition("/")[0]]
+
+
+def test_a_run_is_not_begun_where_its_checkpoints_could_not_be_loaded(tmp_path):
+    folder = tmp_path / os.fsdecode(b"n\xff")
+    with pytest.raises(ValueError, match=r"n\\udcff is not UTF-8, and cannot be mapped"):
+        check_run_folder(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -143,7 +143,7 @@ def test_a_head_of_weight_0_is_refused():
     ids=["number", "vector", "float64", "missing"],
 )
 def test_moments_of_other_weights_are_refused(moment):
-    # A fused optimiser would read and write beyond their end.
+    # Otherwise the next step would fail, or spread one number over a whole weight.
     stage = stage_of()
     stage.loss(stage.model, next(stage.batches(0)))[0].backward()
     stage.companion.step()

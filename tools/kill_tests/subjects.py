@@ -28,7 +28,7 @@ from vqvae2_fast.data import (
     write_codes,
 )
 from vqvae2_fast.data.code_manifest import MANIFEST
-from vqvae2_fast.data.sample_folder import read_index
+from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.testing.codes import random_codes
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
 from vqvae2_fast.testing.pipelines import tiny_pipeline

@@ -257,8 +257,8 @@ def check_no_run(out: Path) -> None:
 
 
 def check_one_store(where: str, path: Path) -> None:
-    """Raises ValueError for the folder of the stores that `extract` leaves, where one is asked
-    for."""
+    """Raises ValueError if `path` holds the stores of an extraction, where one store is
+    expected."""
     stores = [path / split for split in _TRAINED_ON if (path / split / MANIFEST).is_file()]
     if stores and not (path / MANIFEST).is_file():
         raise ValueError(

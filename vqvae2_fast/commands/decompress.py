@@ -104,7 +104,7 @@ class Decompress(Command):
             yield
         except BaseException:
             for path in self.out.glob("*.png"):  # there were none before
-                path.unlink()
+                path.unlink(missing_ok=True)
             if made:
                 with suppress(OSError):  # somebody put another file there
                     self.out.rmdir()

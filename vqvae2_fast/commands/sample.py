@@ -20,7 +20,8 @@ from vqvae2_fast.commands.common import (
 from vqvae2_fast.commands.shared_samples import shared_samples
 from vqvae2_fast.console.progress import Progress
 from vqvae2_fast.data.groups import groups_in_turn
-from vqvae2_fast.data.sample_folder import SampleFolder, read_index
+from vqvae2_fast.data.sample_folder import SampleFolder
+from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.files.durable import explained, renamed_into_place
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import socket
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -108,8 +107,8 @@ class Serve(Command):
             flag, value = name.replace("_", "-"), getattr(self, name)
             if not value > 0:
                 raise ValueError(f"--{flag}: expected more than 0, got {value}.")
-            if not value * 2**20 < math.inf:
-                raise ValueError(f"--{flag}: expected a finite number, got {value}.")
+            if not value < 2**63:
+                raise ValueError(f"--{flag}: expected less than 2^63, got {value}.")
         if self.count > self.waiting:
             raise ValueError(
                 f"--waiting: expected at least --count, {self.count} images, so that the images of "

@@ -214,7 +214,7 @@ def _check_size(where: str, size: tuple[int, int], image_shape: tuple[int, int, 
 
 
 def _check_mode(where: str, image: Image.Image, channels: int, convert_channels: bool) -> None:
-    # That of a PPM has 16 bits, which Pillow scales to 0..65535.
+    # In a PPM mode I means up to 16 bits, which Pillow scales to 0..65535.
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         raise _UnfitImageError(
             f"{where} has 32-bit pixels (mode {image.mode}), whose range is not known; "

@@ -9,8 +9,7 @@ An image gets its name when its bytes are on the disk, and a line is added when 
 name. So the image of each line is whole; an image without a line is of a batch that was cut off,
 and is drawn again. When all samples are there the lines are sorted.
 
-A folder is not trusted: only regular files in it are read, and a line may name no file but that of
-its sample.
+A folder is not trusted: only regular files in it are read.
 """
 
 from __future__ import annotations
@@ -21,12 +20,21 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from vqvae2_fast.data.pixels import DECODE_ERRORS, open_image
+from vqvae2_fast.data.sample_index import (
+    IMAGES,
+    INDEX,
+    end_of_lines,
+    image_name,
+    line_of,
+    lines_of,
+    read_index,
+)
 from vqvae2_fast.files.durable import (
     lock_file,
     locked,
@@ -41,40 +49,21 @@ from vqvae2_fast.files.printable import printable, short
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from io import FileIO
     from pathlib import Path
 
     from PIL import Image
     from torch import Tensor
 
-__all__ = ["SampleFolder", "image_name", "read_index", "read_sample"]
+__all__ = ["SampleFolder", "read_sample"]
 
-_IMAGES, _INDEX, _SETTINGS = "images", "samples.jsonl", "settings.json"
+_SETTINGS = "settings.json"
 _VERSION = 1
 _WRITERS = 4  # threads that wait for the disk: four take half the time, eight no less
-_MAX_LINE = 2**20  # bytes
 _KINDS = ("PNG of mode L", "PNG of mode RGB")
 # What every PNG file begins with, and its last chunk.
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-
-
-def image_name(sample: int) -> str:
-    """Path of a sample's image in the folder."""
-    return f"{_IMAGES}/{sample:05d}.png"
-
-
-def read_index(path: Path) -> Iterator[dict[str, Any]]:
-    """The samples that the index of a folder lists, in the order of its lines.
-
-    A run in progress adds lines in the order in which batches finish, and sorts them at its end.
-
-    Raises:
-        ValueError: A line that is not a JSON object with a sample's number, or that names another
-            file than the sample's. (A last line without its end was cut off while it was written:
-            it is left out.)
-    """
-    return (row for row, _ in _lines_of(path / _INDEX))
 
 
 def read_sample(path: Path, sample: int) -> Tensor:
@@ -110,9 +99,9 @@ class SampleFolder:
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
-        if (path / _IMAGES).is_symlink():
-            raise ValueError(f"--out: {printable(path / _IMAGES)} is a link, not a folder.")
-        self._lock = open_untrusted(path / _IMAGES / ".lock", "ab")
+        if (path / IMAGES).is_symlink():
+            raise ValueError(f"--out: {printable(path / IMAGES)} is a link, not a folder.")
+        self._lock = open_untrusted(path / IMAGES / ".lock", "ab")
 
     @classmethod
     def begin(
@@ -142,7 +131,7 @@ class SampleFolder:
                 f"--out: {path} holds samples already. Add --resume to continue there, or name "
                 "another folder."
             )
-        images = path / _IMAGES
+        images = path / IMAGES
         found = {*path.glob("[!.]*"), *images.glob("[!.]*")} - {images}
         if before is None and found:
             raise ValueError(
@@ -189,12 +178,12 @@ class SampleFolder:
     @staticmethod
     def discard_unused(path: Path) -> None:
         """Remove a closed folder without any image: it would be in the way of other settings."""
-        if next(read_index(path), None) is not None or any((path / _IMAGES).glob("[!.]*")):
+        if next(read_index(path), None) is not None or any((path / IMAGES).glob("[!.]*")):
             return
-        for name in (f"{_IMAGES}/.lock", _INDEX, _SETTINGS, ".lock"):
+        for name in (f"{IMAGES}/.lock", INDEX, _SETTINGS, ".lock"):
             (path / name).unlink(missing_ok=True)
         with suppress(OSError):  # other files stay
-            (path / _IMAGES).rmdir()
+            (path / IMAGES).rmdir()
             path.rmdir()
 
     @classmethod
@@ -214,7 +203,7 @@ class SampleFolder:
         Args:
             group: How many samples are drawn together; an incomplete group counts as missing.
         """
-        there = {name for name in os.listdir(self.path / _IMAGES) if _is_whole(self.path, name)}
+        there = {name for name in os.listdir(self.path / IMAGES) if _is_whole(self.path, name)}
         with locked(self.path):
             before = self._lines()
             kept = {
@@ -260,9 +249,9 @@ class SampleFolder:
             raise
         for part, name in zip(parts, names, strict=True):
             os.replace(part, self.path / name)
-        sync_folder(self.path / _IMAGES)
+        sync_folder(self.path / IMAGES)
         lines = [
-            _line({"sample": sample, "file": name, **row})
+            line_of({"sample": sample, "file": name, **row})
             for sample, name, row in zip(samples, files, rows, strict=True)
         ]
         try:
@@ -292,16 +281,16 @@ class SampleFolder:
         """File and line of each sample in the index, in the order of the lines."""
         return {
             row["sample"]: (row["file"], line)
-            for row, line in _lines_of(self.path / _INDEX)
+            for row, line in lines_of(self.path / INDEX)
             if 0 <= row["sample"] < self.count
         }
 
     def _append(self, content: bytes) -> None:
-        index = self.path / _INDEX
+        index = self.path / INDEX
         open_untrusted(index, "ab").close()
         with locked(self.path), open_untrusted(index, "rb+", buffering=0) as opened:
             file = cast("FileIO", opened)
-            size = _end_of_lines(file)
+            size = end_of_lines(file)
             try:
                 file.truncate(size)
                 file.seek(size)
@@ -312,68 +301,19 @@ class SampleFolder:
                 raise
 
     def _write_index(self, lines: Iterable[bytes]) -> None:
-        replace_file(self.path / _INDEX, b"".join(lines))
+        replace_file(self.path / INDEX, b"".join(lines))
 
 
 def _is_whole(folder: Path, name: str) -> bool:
     """Whether an image's file is complete."""
     if not name.endswith(".png"):
         return False
-    with open_untrusted(folder / _IMAGES / name, inside=folder) as file:
+    with open_untrusted(folder / IMAGES / name, inside=folder) as file:
         begin = file.read(len(_PNG_BEGIN))
         if file.seek(0, os.SEEK_END) < len(_PNG_BEGIN) + len(_PNG_END):
             return False
         file.seek(-len(_PNG_END), os.SEEK_END)
         return begin == _PNG_BEGIN and file.read() == _PNG_END
-
-
-def _lines_of(index: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Rows of an index with their bytes; a last row that was cut off is left out."""
-    try:
-        opened = open_untrusted(index, inside=index.parent)
-    except FileNotFoundError:
-        return
-    with opened as file:
-        for number, line in enumerate(_read_lines(file), start=1):
-            if not line.endswith(b"\n"):
-                if len(line) < _MAX_LINE:
-                    return
-                raise ValueError(f"{printable(index)}: line {number} is longer than {_MAX_LINE}.")
-            yield _checked_row(line, f"{printable(index)}: line {number} is damaged"), line
-
-
-def _read_lines(file: IO[bytes]) -> Iterator[bytes]:
-    while line := file.readline(_MAX_LINE):
-        yield line
-
-
-def _checked_row(line: bytes, damaged: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{damaged}: {short(error)}.") from error
-    if not isinstance(row, dict) or type(row.get("sample")) is not int or row["sample"] < 0:
-        raise ValueError(f"{damaged}: it has no sample number.")
-    name = image_name(row["sample"])
-    if row.setdefault("file", name) not in (None, name):
-        raise ValueError(f"{damaged}: expected file {name} or null, got {short(row['file'])}.")
-    if not isinstance(row.get("class"), str | None):
-        raise ValueError(f"{damaged}: expected class a name or null, got {short(row['class'])}.")
-    return row
-
-
-def _end_of_lines(file: FileIO) -> int:
-    """Where the last complete line ends: a writer may have been killed while it wrote another."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    if file.read(1) in (b"", b"\n"):
-        return size
-    file.seek(0)
-    return file.readall().rfind(b"\n") + 1
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
 def _write_png(part: Path, image: Image.Image) -> None:

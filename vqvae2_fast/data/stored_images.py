@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.data.images import to_uint8
-from vqvae2_fast.data.sample_folder import read_index, read_sample
+from vqvae2_fast.data.sample_folder import read_sample
+from vqvae2_fast.data.sample_index import read_index
 from vqvae2_fast.files.printable import printable, short
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ __all__ = ["MappedFile", "check_utf8"]
 
 
 def check_utf8(path: Path) -> None:
-    """Raises ValueError unless a path is UTF-8: PyTorch and safetensors map no file of another."""
+    """Raises ValueError unless a path is UTF-8; PyTorch and safetensors can map no other file."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:

@@ -35,10 +35,14 @@ class Frozen(type):
 
 class _Dtype(metaclass=Frozen):
     __slots__ = ("byte_order", "name")
+    byte_order: str
+    name: str
 
-    def __init__(self, name: str, *_: object) -> None:
-        self.name = name
-        self.byte_order = "<"
+    # Not `__init__`, which a pickle can leave out.
+    def __new__(cls, name: str, *_: object) -> _Dtype:
+        made = super().__new__(cls)
+        made.name, made.byte_order = name, "<"
+        return made
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.byte_order = "<" if state[1] == "|" else state[1]
@@ -71,14 +75,15 @@ class PickledArray(metaclass=Frozen):
             raise ValueError(f"an array is of type {short(found)}, not one of {', '.join(dtypes)}")
         if dtype.byte_order not in ("<", ">"):
             raise ValueError(f"an array has byte order {short(repr(dtype.byte_order))}")
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        sizes = shape if isinstance(shape, tuple) else (None,)
+        if not all(type(size) is int and 0 <= size < 2**31 for size in sizes):
             raise ValueError(f"an array has shape {short(repr(shape))}")
         if not isinstance(raw, (bytes, bytearray)):
             raise ValueError("the values of an array are not bytes")
-        if len(raw) != math.prod(shape) * int(dtype.name[1:]):
+        if len(raw) != math.prod(sizes) * int(dtype.name[1:]):
             raise ValueError(f"an array of shape {short(repr(shape))} has {len(raw)} bytes")
         flat = np.frombuffer(raw, dtype=dtype.byte_order + dtype.name)
-        array = flat.reshape(shape, order="F" if self._fortran else "C")
+        array = flat.reshape(sizes, order="F" if self._fortran else "C")
         return array.astype(dtype.name)
 
 

@@ -56,8 +56,8 @@ def check_int64(where: str, name: str, values: Tensor) -> None:
 def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
     """Raise ValueError unless all values are in first..end-1.
 
-    On a GPU this is an assertion on the device, without synchronisation; a compiled graph and the
-    transforms of `torch.func`, under which values have no numbers, have none.
+    On a GPU this is an assertion on the device, without synchronisation. Nothing is checked in a
+    compiled graph, nor under transforms of `torch.func`, where values cannot be read.
     """
     if torch.compiler.is_compiling() or transforms_are_active():
         return

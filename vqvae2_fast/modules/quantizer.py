@@ -90,8 +90,8 @@ class VectorQuantizerEMA(Quantizer):
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
         dropped. `torch.compile` makes one graph of a training step.
-        Backward needs z_q as it was returned, with gradient "straight_through": follow it by a
-        layer that does not work in place. While `quantize_after` holds, z_q is z itself.
+        With gradient "straight_through", backward needs z_q unchanged: do not work on it in
+        place. While `quantize_after` holds, z_q is z itself.
     """
 
     codebook: Tensor

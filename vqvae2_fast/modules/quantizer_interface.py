@@ -151,7 +151,7 @@ def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
 def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
     """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
     flat = indices.flatten()
-    if indices.is_meta:  # how many different values there are has no answer there
+    if indices.is_meta:  # there are no values there to count
         return torch.ones((), device=indices.device)
     if num_embeddings > _LARGEST_TABLE:
         return perplexity(torch.unique(flat, return_counts=True)[1])

@@ -79,9 +79,13 @@ class ResidualFSQ(Quantizer):
         levels = self.grid.levels
         rows = [[float(size) ** -number for size in levels] for number in range(len(self.sizes))]
         rows.append([1 + 1 / (size - 1) for size in levels])
-        # A blocking copy would make the host wait for a GPU at each forward.
-        table = torch.tensor(rows, dtype=like.dtype, device="cpu")
-        table = table.to(like.device, non_blocking=like.is_cuda)
+        # Filled on the device: a copy from the host would end the capture of a CUDA graph.
+        numbers = [
+            torch.full((), number, dtype=like.dtype, device=like.device)
+            for row in rows
+            for number in row
+        ]
+        table = torch.stack(numbers).view(len(rows), len(levels))
         return table[:-1], table[-1]
 
     def _codes(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:

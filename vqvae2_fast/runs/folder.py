@@ -21,6 +21,7 @@ from vqvae2_fast.checkpoints.files import (
 )
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
 from vqvae2_fast.files.durable import aside, remove_dead_folders, remove_folder
+from vqvae2_fast.files.mapped import check_utf8
 from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
@@ -79,7 +80,9 @@ def clear_run(run: Path) -> None:
 
 
 def check_run_folder(run: Path) -> None:
-    """Raise ValueError if the folder belongs to something other than a run."""
+    """Raise ValueError if the folder belongs to something other than a run, or its path is not
+    UTF-8."""
+    check_utf8(run)  # before hours of training: a checkpoint there could not be loaded
     for name, what in _OTHERS.items():
         if (run / name).exists():
             raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")

@@ -43,7 +43,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": schemas.ErrorAnswer, "description": "The token is missing or wrong."},
     403: {"model": schemas.ErrorAnswer, "description": "A page of another origin asked."},
     408: {"model": schemas.ErrorAnswer, "description": "The body did not come in time."},
-    413: {"model": schemas.ErrorAnswer, "description": "The body or the image is too large."},
+    413: {
+        "model": schemas.ErrorAnswer,
+        "description": "The body or the image is too large, or a file holds too many images.",
+    },
     415: {"model": schemas.ErrorAnswer, "description": "The body is of another type."},
     422: {"model": schemas.ErrorAnswer, "description": "A field does not fit."},
     429: {"model": schemas.ErrorAnswer, "description": "Too much is waiting; see Retry-After."},

@@ -106,7 +106,8 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: {name} must be >= 0, got {getattr(self, name)}.")
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             if getattr(self, name) == math.inf:
-                raise ValueError(f"TrainConfig: {name} must be finite, got inf.")
+                remedy = " Use 0 to leave gradients as they are." if name == "max_grad_norm" else ""
+                raise ValueError(f"TrainConfig: {name} must be finite, got inf.{remedy}")
         if self.seed >= 2**64:
             raise ValueError(f"TrainConfig: seed must be < 2^64, got {self.seed}.")
         if self.global_batch and self.accumulate > 1:

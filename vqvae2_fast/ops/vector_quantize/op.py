@@ -81,8 +81,8 @@ def vector_quantize(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     Note:
         No gradient flows to the codebook or to indices: the codebook learns by `ema_update_`.
-        Second and forward-mode derivatives go straight through z_q too. Backward needs z_q as it
-        was returned, so that an operation in place on it raises there.
+        Second and forward-mode derivatives go straight through z_q too. Backward needs z_q
+        unchanged: after an operation in place on it, backward raises RuntimeError.
     """
     if codebook.requires_grad:
         codebook = codebook.detach()

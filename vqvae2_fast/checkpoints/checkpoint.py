@@ -73,7 +73,6 @@ __all__ = [
 ]
 
 _COUNTS = ("steps", "batch_size", "accumulate")  # of the settings of a training
-
 _FOR_LOAD = ("config.json", SHARDS, "model.safetensors", "average.safetensors", CALIBRATION)
 _Saved = TypeVar("_Saved", bound=Model | Pipeline)
 

@@ -14,8 +14,8 @@ from vqvae2_fast.commands.common import Command, Result, check_out
 from vqvae2_fast.commands.memory import explaining_memory
 from vqvae2_fast.commands.plan import plan_of_training
 from vqvae2_fast.console import Progress
-from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.models.prior import PRIORS
+from vqvae2_fast.runs.folder import other_than_run
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.runs.tensorboard import tensorboard_log
 from vqvae2_fast.training import train
@@ -215,11 +215,10 @@ def check_run(out: Path, kind: str, *, resume: bool, overwrite: bool | None = No
         overwrite: None for a command that has no --overwrite.
     """
     check_out(out)
-    stores = (out, out / "train", out / "held_out")
-    if (out / "config.json").exists() or any((store / MANIFEST).exists() for store in stores):
+    if other_than_run(out):
         raise ValueError(
-            f"--out: {out} holds a pipeline, a checkpoint or codes; expected the folder of a run, "
-            "or a name for a new one."
+            f"--out: {out} holds a pipeline, a checkpoint or codes, or samples; expected the "
+            "folder of a run, or a name for a new one."
         )
     newest = latest(out)
     if newest is None:

@@ -35,6 +35,7 @@ __all__ = [
     "clear_run",
     "keep_best",
     "locked_run",
+    "other_than_run",
     "remove_old",
     "set_newer_aside",
 ]
@@ -83,9 +84,13 @@ def check_run_folder(run: Path) -> None:
     """Raise ValueError if the folder belongs to something other than a run, or its path is not
     UTF-8."""
     check_utf8(run)  # before hours of training: a checkpoint there could not be loaded
-    for name, what in _OTHERS.items():
-        if (run / name).exists():
-            raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")
+    if what := other_than_run(run):
+        raise ValueError(f"train: {run} is {what}, not a run. Name another output folder.")
+
+
+def other_than_run(folder: Path) -> str:
+    """What a folder belongs to, if that is something other than a run; "" otherwise."""
+    return next((what for name, what in _OTHERS.items() if (folder / name).exists()), "")
 
 
 @contextmanager

@@ -70,11 +70,11 @@ MEASURED = (
 )
 QUOTED = (
     Quoted(
-        "88 minutes",
-        "training of `fashion28`: 33 + 16 + 39 minutes, from the time of a step",
+        "140 minutes",
+        "training of `fashion28`: 19 + 45 + 75 + 2 minutes, from the time of a step",
         "python tools/train_pretrained.py fashion28 --list",
-        "one thread, under load: the first of a Zen 3 (AVX2), the others of a Zen 5 (AVX-512)",
-        "2026-11-28",
+        "processor time of one thread of an AMD EPYC (Zen 4, AVX-512), under load",
+        "2026-11-29",
         "reports/README.md#fashion28-by-the-recipe-for-the-package",
     ),
     Quoted(

@@ -18,25 +18,32 @@ import torch.nn.functional as F
 
 import vqvae2_fast
 from vqvae2_fast.data import CodeStore, in_order, load_emoji
+from vqvae2_fast.data.groups import labels_of_prior
 from vqvae2_fast.metrics import prior_labels
 from vqvae2_fast.sampling import calibrate, teacher_forced_logits
 
 ENGINES = ("cpu", "cpu_bfloat16", "cpu_int8", "cpu_w8a8")
 
 
-def emoji_codes(vqvae, batch: int, split: str = "held_out", count: int = 2**31):
-    """Code maps coarse to fine and labels of the emoji of a split."""
+def emoji_codes(vqvae, batch: int, count: int, split: str = "held_out"):
+    """Code maps coarse to fine and labels of the first emoji of a split."""
     with torch.no_grad():
-        for first, (images, labels) in enumerate(in_order(load_emoji(split), batch)):
-            if first * batch >= count:
+        for images, labels in in_order(load_emoji(split), batch):
+            if count <= 0:
                 return
-            yield vqvae.encode(images), labels
+            yield vqvae.encode(images[:count]), labels[:count]
+            count -= len(images)
 
 
-def stored_codes(folder: str, batch: int, count: int, split: str = "held_out"):
+def stored_codes(prior, folder: str, batch: int, count: int, split: str = "held_out"):
+    """Code maps coarse to fine, and labels as the prior takes them; the codes may have parts."""
     store = CodeStore(f"{folder}/{split}")
+    classes, parts = prior.config.num_classes, prior.config.num_subclasses
+    labels_of = labels_of_prior(store.class_names, classes, parts) if classes else None
     for start in range(0, min(count, len(store)), batch):
-        yield store.batch(torch.arange(start, min(start + batch, count, len(store))))
+        rows = torch.arange(start, min(start + batch, count, len(store)))
+        maps, labels = store.batch(rows)
+        yield maps, labels if labels_of is None else labels_of[labels]
 
 
 def compare(prior, level: int, batches) -> dict[str, tuple[float, float]]:
@@ -73,16 +80,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--calibrate", type=int, default=256, help="training records for cpu_w8a8")
     arguments = parser.parse_args()
+    if bool(arguments.priors) != bool(arguments.codes):
+        parser.error("--priors and --codes: expected both, or neither for a preset")
     pipeline = None if arguments.priors else vqvae2_fast.from_preset(arguments.pipeline)
     priors = pipeline.priors if pipeline else [vqvae2_fast.load(path) for path in arguments.priors]
     print("| prior | engine | bits per code | more | KL, nats |\n|---|---|---|---|---|")
     for level, prior in enumerate(priors):
         if pipeline:
-            training = emoji_codes(pipeline.vqvae, arguments.batch, "train", arguments.calibrate)
-            batches = emoji_codes(pipeline.vqvae, arguments.batch)
+            training = emoji_codes(pipeline.vqvae, arguments.batch, arguments.calibrate, "train")
+            batches = emoji_codes(pipeline.vqvae, arguments.batch, arguments.count)
         else:
-            training = stored_codes(arguments.codes, arguments.batch, arguments.calibrate, "train")
-            batches = stored_codes(arguments.codes, arguments.batch, arguments.count)
+            training = stored_codes(
+                prior, arguments.codes, arguments.batch, arguments.calibrate, "train"
+            )
+            batches = stored_codes(prior, arguments.codes, arguments.batch, arguments.count)
         calibrate(
             prior,
             ((maps[level], maps[:level], prior_labels(prior, labels)) for maps, labels in training),

@@ -161,6 +161,31 @@ def test_inputs_are_rounded_to_even_and_clamped():
     assert quantized_inputs(x, torch.ones(5)).tolist() == [0.0, 2.0, -2.0, 127.0, -127.0]
 
 
+def squared_errors(prior, inputs) -> torch.Tensor:
+    """Of the rounded inputs of each matrix of the prior, by its calibration."""
+    ranges, errors = prior.calibration.ranges, []
+
+    def multiply(name, n, x, weight, bias):
+        scales = ranges.scales(name, x.shape[-1])[n]
+        errors.append((quantized_inputs(x, scales) * scales - x).square().sum())
+        return x.flatten(-2) @ weight + bias
+
+    with torch.inference_mode():
+        plan = plan_of(prior, interface_of(prior))
+        plan_logits(plan, inputs["codes"], inputs["condition"], inputs["labels"], multiply)
+    return torch.stack(errors)
+
+
+def test_by_default_the_ranges_have_less_squared_error_than_those_of_all_values():
+    prior = tiny_prior(**ODD)
+    inputs = prior_inputs(prior, 400, seed=1)  # enough positions that a few values stand out
+    batch = (inputs["codes"], inputs["condition"], inputs["labels"])
+    calibrate(prior, [batch], margin=1)
+    of_all = squared_errors(prior, inputs)
+    calibrate(prior, [batch])
+    assert (squared_errors(prior, inputs) < 0.99 * of_all).all()
+
+
 @pytest.mark.parametrize("margin", [0.5, float("nan"), float("inf")])
 def test_a_margin_below_one_or_infinite_is_refused(margin):
     with pytest.raises(ValueError, match="calibrate: expected margin >= 1 and finite, got"):

@@ -38,9 +38,9 @@ class Calibrate(Command):
     """A code store that `vqvae2-fast extract` wrote: OUT/train."""
     records: int = 256
     """Records of the store to measure, spread evenly over it."""
-    margin: float = 1.0
-    """Room above the values that were seen: the largest one that can be represented, as a multiple
-    of the largest one seen."""
+    margin: float | None = None
+    """The range of an input as a multiple of the largest value seen, at least 1. By default the
+    multiple from 0.5 to 1 whose rounding has the least squared error is taken for each input."""
     out: Path = Path("runs/calibrated")
     """Folder of the pipeline with its calibration."""
 

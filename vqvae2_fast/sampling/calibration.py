@@ -13,22 +13,30 @@ from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.sampling.plan_network import plan_logits
 from vqvae2_fast.sampling.prior import interface_of, plan_of
-from vqvae2_fast.sampling.quantized import Calibration, InputRanges
+from vqvae2_fast.sampling.quantized import Calibration, InputRanges, quantized_inputs
 from vqvae2_fast.sampling.sampler import check_codes, checked_context
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vqvae2_fast.models.prior import Prior
+    from vqvae2_fast.sampling.plan import SamplingPlan
 
 __all__ = ["calibrate"]
+
+# Ranges that `calibrate` tries, as multiples of the largest magnitude that an input has.
+_MULTIPLES = tuple(step / 20 for step in range(20, 9, -1))
+
+# A matrix' name in the plan, and its number.
+_Matrix = tuple[str, int]
+_Batch = tuple[Tensor, list[Tensor], Tensor | None]
 
 
 def calibrate(
     prior: Prior,
     batches: Iterable[tuple[Tensor, Sequence[Tensor] | Tensor | None, Tensor | None]],
     *,
-    margin: float = 1.0,
+    margin: float | None = None,
 ) -> None:
     """Measure the ranges of a prior's activations, for engines `cpu_w8a8` and `cuda_w8a8`.
 
@@ -37,42 +45,93 @@ def calibrate(
 
     Args:
         batches: (codes int64 `[B, H, W]`, condition, labels) as `score_codes` takes them.
-        margin: How much larger values than those seen are represented, at least 1.
+        margin: The range of an input as a multiple of the largest magnitude seen, at least 1. None
+            takes the multiple from 0.5 to 1 whose rounding has the least squared error: a few large
+            values are then clamped, and all others are rounded to finer steps.
 
     Raises:
         ValueError: No batch, a margin below 1 or infinite, or codes that do not fit the prior.
         TypeError: Codes or labels not int64.
     """
-    if not 1 <= margin < math.inf:
+    if margin is not None and not 1 <= margin < math.inf:
         raise ValueError(f"calibrate: expected margin >= 1 and finite, got {margin}.")
     interface, digest = interface_of(prior), hashlib.sha256()
-    largest: dict[str, dict[int, Tensor]] = {}
-
-    def measured(name: str, n: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        found = x.abs().flatten(0, -2).amax(0)
-        own = largest.setdefault(name, {})
-        own[n] = torch.maximum(own[n], found) if n in own else found
-        return x.flatten(-2) @ weight + bias
-
     with evaluating(prior), torch.inference_mode():
         plan = plan_of(prior, interface)
+        checked: list[_Batch] = []
         for codes, condition, labels in batches:
             size = codes.shape[0] if codes.ndim == 3 else 1
             check_codes("calibrate", "codes", codes, interface, size, lowest=0)
             maps, numbers = checked_context(
                 "calibrate", interface, size, condition, labels, plan.device
             )
-            if not size:
-                continue
-            plan_logits(plan, codes.to(plan.device), maps, numbers, measured, exact=False)
+            if size:
+                checked.append((codes.to(plan.device), maps, numbers))
+        if not checked:
+            raise ValueError("calibrate: expected at least one batch of code maps, got none.")
+        for codes, maps, numbers in checked:
             for tensor in (codes, *maps, *([] if numbers is None else [numbers])):
                 digest.update(repr(tuple(tensor.shape)).encode())
                 digest.update(tensor.cpu().contiguous().numpy().data)
-    if not largest:
-        raise ValueError("calibrate: expected at least one batch of code maps, got none.")
+        ranges = _largest(plan, checked)
+        if margin is None:
+            ranges = _of_least_error(plan, checked, ranges)
+    names = dict.fromkeys(name for name, _ in ranges)
     stacked = {
-        name: torch.stack([own[n] for n in sorted(own)]).clone() for name, own in largest.items()
+        name: torch.stack([ranges[key] for key in sorted(ranges) if key[0] == name]).clone()
+        for name in names
     }
     prior.calibration = Calibration(
-        InputRanges(stacked, float(margin)), weights_hash(prior), digest.hexdigest()
+        InputRanges(stacked, 1.0 if margin is None else float(margin)),
+        weights_hash(prior),
+        digest.hexdigest(),
     )
+
+
+def _largest(plan: SamplingPlan, batches: list[_Batch]) -> dict[_Matrix, Tensor]:
+    """The largest magnitude of each input of each matrix, `[inputs]`."""
+    largest: dict[_Matrix, Tensor] = {}
+
+    def see(matrix: _Matrix, x: Tensor) -> None:
+        found = x.abs().flatten(0, -2).amax(0)
+        largest[matrix] = torch.maximum(largest.get(matrix, found), found)
+
+    _show_inputs(plan, batches, see)
+    return largest
+
+
+def _of_least_error(
+    plan: SamplingPlan, batches: list[_Batch], largest: dict[_Matrix, Tensor]
+) -> dict[_Matrix, Tensor]:
+    """The ranges of `_MULTIPLES` whose rounding has the least squared error, `[inputs]`."""
+    errors = {
+        matrix: torch.zeros(len(_MULTIPLES), len(found), dtype=torch.float64, device=found.device)
+        for matrix, found in largest.items()
+    }
+
+    def see(matrix: _Matrix, x: Tensor) -> None:
+        x = x[..., -1, :].flatten(0, -2)  # the taps of a convolution are shifted copies
+        for error, multiple in zip(errors[matrix], _MULTIPLES, strict=True):
+            scale = largest[matrix] * multiple / 127
+            scale = torch.where(scale > 0, scale, 1.0)
+            error += (quantized_inputs(x, scale) * scale - x).square().sum(0)
+
+    _show_inputs(plan, batches, see)
+    multiples = torch.tensor(_MULTIPLES)
+    return {
+        matrix: found * multiples.to(found)[errors[matrix].argmin(0)]
+        for matrix, found in largest.items()
+    }
+
+
+def _show_inputs(
+    plan: SamplingPlan, batches: list[_Batch], see: Callable[[_Matrix, Tensor], None]
+) -> None:
+    """Calls see(matrix, x) with the inputs `[..., taps, inputs]` of each product."""
+
+    def multiply(name: str, n: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        see((name, n), x)
+        return x.flatten(-2) @ weight + bias
+
+    for codes, maps, labels in batches:
+        plan_logits(plan, codes, maps, labels, multiply, exact=False)

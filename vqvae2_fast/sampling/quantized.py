@@ -1,7 +1,7 @@
 """Matrices and their inputs as int8: what engines `cpu_w8a8` and `cuda_w8a8` round, and how.
 
-For the inputs a of a matrix (a convolution, or several that add to one output), with the largest
-magnitude amax_c of input channel c over the code maps of a calibration:
+For the inputs a of a matrix (a convolution, or several that add to one output), with the range
+amax_c of input channel c that a calibration found:
 
     s_c = amax_c · margin / 127                q = clamp(round(a / s_c), −127, 127)
     w'  = w · s_c,  r_o = max |w'_o| / 127     wq = clamp(round(w' / r_o), −127, 127)
@@ -56,7 +56,7 @@ class InputRanges:
 
     Args:
         largest: By a matrix' name in the engine's plan, float32 `[n, inputs]`: amax of each input.
-        margin: How much larger values are represented.
+        margin: How much larger values than these are represented.
     """
 
     largest: Mapping[str, Tensor]

@@ -3,10 +3,10 @@
     python benchmarks/before_after.py [page ...] [--rounds 5]
 
 Each page is text in which only the import differs. Both versions run in this process, in turns; the
-first round of each is not counted. Prints the largest relative difference of what the pages compute
-and the median seconds of each, with their range. `lucidrains` runs the package itself as "before".
-The pages of the port run `plain_port.py`, its arithmetic in plain PyTorch, because the port is not
-on a registry.
+first round of each is not counted. Prints the largest relative difference of what the pages
+compute, the median seconds of each with their range, and no ratios. `lucidrains` runs the package
+itself as "before". The pages of the port run `plain_port.py`, its arithmetic in plain PyTorch,
+because the port is not on a registry.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=5)
     parser.add_argument("pages", nargs="*", default=list(PAGES), help=f"of {', '.join(PAGES)}")
     options = measure.parse(parser)
+    if unknown := sorted(set(options.pages) - set(PAGES)):
+        parser.error(f"expected pages of {', '.join(PAGES)}, got {', '.join(unknown)}")
     print(f"{measure.machine()}, {options.rounds} rounds")
     for name in options.pages:
         before, after, text = PAGES[name]

@@ -16,7 +16,6 @@ import argparse
 import gc
 import os
 import pickle
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lmdb
+import measure
 import numpy as np
 import torch
 
-import vqvae2_fast
 from vqvae2_fast.data import CodeStore, CodeWriter
 
 if TYPE_CHECKING:
@@ -123,12 +122,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, 1 thread, load "
-        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"numpy {np.__version__}, lmdb {lmdb.__version__}, vqvae2_fast {vqvae2_fast.__version__}; "
-        f"{'cold' if options.cold else 'warm'} files"
-    )
+    print(f"{measure.machine('numpy', 'lmdb')}, {'cold' if options.cold else 'warm'} files")
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         contenders, seconds = fill(folder, options.records, options.readahead)

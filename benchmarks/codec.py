@@ -183,6 +183,10 @@ def main() -> None:
     parser.add_argument("--port", action="store_true", help="random priors of the port's size")
     parser.add_argument("--only", choices=["bits", "stores", "speed"])
     options = measure.parse(parser)
+    if bool(options.pipeline) != bool(options.codes):
+        parser.error("--pipeline and --codes: expected both, or neither for emoji32")
+    if options.port and (options.pipeline or options.only not in (None, "speed")):
+        parser.error("--port: random priors have only a speed; leave out --pipeline and --only")
     print(f"{measure.machine()}\n")
     labels: Tensor | None
     if options.port:
@@ -199,6 +203,8 @@ def main() -> None:
     else:
         pipeline = vq2.from_preset("emoji32")
         codes, labels = emoji_codes(pipeline)
+    if max(options.batches) > len(codes[0]) and options.only in (None, "speed"):
+        parser.error(f"--batches: expected at most {len(codes[0])}, the number of images")
     if options.only in (None, "bits"):
         print_bits(pipeline, codes, labels)
     if options.only in (None, "stores"):

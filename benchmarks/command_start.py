@@ -4,7 +4,8 @@
 
 Next to it stand `import torch` alone in a process of its own, and the same command by `python -m
 vqvae2_fast`, whose interpreter searches torch for garbage and frees it object by object. All take
-turns; the first turn only brings the files into the page cache.
+turns, each in processes of its own; the first turn only brings the files into the page cache.
+Prints medians with their range, and no ratios.
 """
 
 from __future__ import annotations

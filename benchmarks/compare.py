@@ -127,9 +127,10 @@ def main() -> None:
     if unknown:
         parser.error(f"expected workloads of {', '.join(WORKLOADS)}, got {', '.join(unknown)}")
     print(f"{measure.machine()}, {options.clock} clock, {options.rounds} rounds")
-    left_out = []
+    left_out, unmet = [], set(options.against) - {"ours"}
     for name in dict.fromkeys(sum(names, [])):
         workload = WORKLOADS[name]()
+        unmet -= workload.contenders.keys()
         if failing := conformance.red(workload.operators):
             print(f"{workload.name}: left out, the tests of {', '.join(failing)} fail", flush=True)
             left_out.append(name)
@@ -137,6 +138,10 @@ def main() -> None:
         rows = compare(name, workload, options)
         if options.save:
             measure.save(rows)
+    if unmet:
+        raise SystemExit(
+            f"benchmarks/compare.py: --against: none of these workloads has {', '.join(unmet)}."
+        )
     if left_out:
         raise SystemExit(
             f"benchmarks/compare.py: {', '.join(left_out)} left out: operators fail their tests."

@@ -5,7 +5,7 @@
     python benchmarks/evaluation_memory.py samples --counts 200 20000
 
 `features` times the measures of many samples in random features of a network's size, which come
-batch by batch as from a network. Its peaks are those of the process, minus what importing
+batch by batch as from a network. Its peaks are those of the process so far, minus what importing
 everything took. `images` runs `vqvae2-fast evaluate` in a separate process for each number of
 held-out images of 256x256, with a small untrained pipeline, and prints its peak. `samples` does the
 same for each number of samples (`evaluate --images`) and as many made-up real images of 16x16, in
@@ -96,7 +96,7 @@ def measure_features(images: int, neighbours: int, dim: int) -> None:
             peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
             print(
                 f"{name}: {time.monotonic() - start:.1f} s ({time.process_time() - processor:.1f} "
-                f"s of processor), peak {peak:.0f} MiB, mapped files included",
+                f"s of processor), peak so far {peak:.0f} MiB, mapped files included",
                 flush=True,
             )
 

@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--levels", nargs="*", default=list(simd_levels()))
     parser.add_argument("--quantizers", type=int, default=1)
     parser.add_argument("--codes", type=int, default=0)
-    parser.add_argument("--widen", type=int, default=2)
+    parser.add_argument("--widen", type=int, default=2, help="with --codes")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

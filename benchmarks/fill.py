@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="PNG with the first ten images")
     options = parser.parse_args()
+    if options.candidates[0] != 1:
+        parser.error(f"--candidates: expected 1 first, to compare with, got {options.candidates}")
 
     pipeline = vq2.from_preset("emoji32")
     held_out = load_emoji("held_out")

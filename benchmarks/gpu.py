@@ -7,14 +7,15 @@ ceilings.
 `benchmarks/gpu.sh` runs it before the tests; `gpu_works.py` says what is measured. Contenders whose
 package is missing, or that fail, are left out by name. A piece of work that fails does not end the
 script, but its exit code. TF32 is off unless a piece of work says otherwise. The ceilings are a
-float16 product and a copy in the same run. `--save` writes results/<device>.csv and its plots.
+float16 product and a copy in the same run. `--save` puts the rows into results/<device>.csv, where
+they replace earlier ones of the same work and contender, and draws its plots.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib.metadata
+import io
 import json
 import statistics
 import time
@@ -31,6 +32,15 @@ from workload import Run, make_runs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Row = dict[str, object]
+# cuVS is a package for each CUDA.
+PACKAGES = (
+    *("vqvae2_fast", "torch", "triton"),
+    *("flash-kmeans", "cuvs", "cuvs-cu12", "cuvs-cu13"),
+)
+# What a row of the table is about: a later one takes the place of an earlier one.
+KEY = ("mode", "shape", "contender")
 
 
 def clock() -> float:
@@ -67,7 +77,7 @@ def working(runs: dict[str, Run]) -> dict[str, Run]:
     return found
 
 
-def measured(work: Work, rounds: int, only: Sequence[str] = ()) -> list[dict[str, object]]:
+def measured(work: Work, rounds: int, only: Sequence[str] = ()) -> list[Row]:
     wanted = {name: make for name, make in work.contenders.items() if not only or name in only}
     runs = working(make_runs(wanted))
     seconds = measure.interleave({**runs, **ceilings()}, rounds, clock)
@@ -105,8 +115,7 @@ def measured(work: Work, rounds: int, only: Sequence[str] = ()) -> list[dict[str
                 "threads": 1,
                 "clock": "device",
                 "rounds": rounds,
-                "versions": f"torch {torch.__version__}, "
-                f"triton {importlib.metadata.version('triton')}",
+                "versions": measure.versions(PACKAGES),
                 "commit": measure.commit(),
                 "date": date.today().isoformat(),
             }
@@ -114,21 +123,31 @@ def measured(work: Work, rounds: int, only: Sequence[str] = ()) -> list[dict[str
     return rows
 
 
-def save(rows: list[dict[str, object]], suffix: str = "") -> Path:
-    """Replaces results/<device><suffix>.csv."""
+def save(rows: list[Row], suffix: str = "", key: Sequence[str] = KEY) -> Path:
+    """Puts rows into results/<device><suffix>.csv, in the place of those with the same key."""
     path = measure.RESULTS / f"{measure.slug(torch.cuda.get_device_name())}{suffix}.csv"
     path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    before: list[Row] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            before = list(csv.DictReader(file))
+    table = {tuple(str(row[name]) for name in key): row for row in before + rows}
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, rows[0].keys(), lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(table.values())
+    replace(path, content.getvalue())
     return path
 
 
 def save_json(content: object, path: Path) -> None:
+    replace(path, json.dumps(content, indent=1) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
     """Replaces a file at once: a run that is stopped on the way leaves the old one."""
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(text)
     part.replace(path)
 
 
@@ -137,7 +156,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names of pieces of work")
     parser.add_argument("--contenders", nargs="+", default=[], help="these only; ours among them")
-    parser.add_argument("--save", action="store_true", help="write results/<device>.csv and plots")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="put the rows into results/<device>.csv, where they replace earlier ones of the same "
+        "work and contender, and draw its plots",
+    )
     parser.add_argument("--json", type=Path, help="write the table here as well")
     options = parser.parse_args()
     if options.contenders and "ours" not in options.contenders:
@@ -145,15 +169,22 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/gpu.py: no CUDA device; expected a GPU that torch can use.")
     torch.backends.cudnn.allow_tf32 = False
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     failed = []
-    for make in works():
-        name = " ".join(map(str, [make.func.__name__, *make.args, *make.keywords.values()]))
-        if not any(part in name for part in options.only):
-            continue
+    makers = {
+        " ".join(map(str, [make.func.__name__, *make.args, *make.keywords.values()])): make
+        for make in works()
+    }
+    chosen = [name for name in makers if any(part in name for part in options.only)]
+    if not chosen:
+        parser.error(f"--only: expected parts of {', '.join(makers)}; got {options.only}")
+    unmet = set(options.contenders)
+    for name in chosen:
         try:
             torch.cuda.empty_cache()
-            rows += measured(make(), options.rounds, options.contenders)
+            work = makers[name]()
+            unmet -= work.contenders.keys()
+            rows += measured(work, options.rounds, options.contenders)
         except Exception:  # the first failure on a new card must not cost the other figures
             traceback.print_exc()
             failed.append(name)
@@ -170,6 +201,8 @@ def main() -> None:
         print(path)
     if failed:
         raise SystemExit(f"benchmarks/gpu.py: failed: {', '.join(failed)}.")
+    if unmet:
+        raise SystemExit(f"benchmarks/gpu.py: --contenders: no work has {', '.join(unmet)}.")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ finish() {
   echo "=== first page"
   timeout 10 python "$scripts/gpu_claims.py" "$results" || echo "gpu.sh: no first page" >&2
   mkdir -p "$results/tables"
-  # Only what this run measured: the folder also has tables of other machines.
+  # Only tables that this run wrote: the folder also has those of other machines.
   mkdir -p "$scripts/results"
   find "$scripts/results" -type f -newer "$work/start" -exec cp {} "$results/tables/" \;
   local archive

@@ -9,10 +9,11 @@ persistent kernel do what, with a library built as stage_times.py says; fit_samp
 the file.
 
 One 256×256 image is 32×32 top and 64×64 bottom codes, with random weights, on which time does not
-depend. Engines draw in turns in one process; ratios are those of medians. `eager` replays the
-graphs that its first draw of a batch size captured. Sample 0 of every batch must be the same: its
-codes are compared as they are drawn, and a difference fails the script once all is measured. What
-is saved is written again after every round, so that a run that is stopped leaves what it has.
+depend. Engines draw in turns in one process; ratios are those of medians, without their spread.
+`eager` replays the graphs that its first draw of a batch size captured. Sample 0 of every batch
+must be the same: its codes are compared as they are drawn, and a difference fails the script once
+all is measured. What is saved is written again after every round, so that a run that is stopped
+leaves what it has.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def row(name: str, batch: int, seconds: dict[str, list[float]]) -> dict[str, obj
         "sample_0": "",
         "device": torch.cuda.get_device_name(),
         "rounds": len(times),
-        "versions": f"torch {torch.__version__}",
+        "versions": measure.versions(("vqvae2_fast", "torch")),
         "commit": measure.commit(),
         "date": date.today().isoformat(),
     }
@@ -241,7 +242,7 @@ def measure_all(priors: dict[str, PixelSNAIL], options: argparse.Namespace) -> l
             if options.json:
                 save_json(before + rows, options.json)
             if options.save:
-                save(before + rows, "-sampler")
+                save(before + rows, "-sampler", ("engine", "batch"))
         for each in rows:
             print_row(each)
         before += rows
@@ -287,9 +288,16 @@ def main() -> None:
     parser.add_argument("--stage-times", metavar="LIBRARY", help="record times of stages")
     parser.add_argument("--card", choices=["a100", "h100", "b200"], default="h100")
     parser.add_argument("--out", type=Path, default=Path("stage_times.json"))
-    parser.add_argument("--save", action="store_true", help="write results/<device>-sampler.csv")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="put the rows into results/<device>-sampler.csv, where they replace earlier ones of "
+        "the same engine and batch",
+    )
     parser.add_argument("--json", type=Path, help="write the table, or the plan's totals, here")
     options = parser.parse_args()
+    if options.plan and options.json and options.window != 1:
+        parser.error("--json: with --plan it holds the totals of one code per step: --window 1")
     if options.plan:
         if options.window == 1:
             totals = expected(options.plan, options.batches)

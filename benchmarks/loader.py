@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import PIL
+import measure
 import torch
 import torchvision
 from torch.utils.data import DataLoader
@@ -106,12 +105,7 @@ def main() -> None:
     parser.add_argument("--step", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Python "
-        f"{platform.python_version()}, torch {torch.__version__}, torchvision "
-        f"{torchvision.__version__}, Pillow {PIL.__version__}, vqvae2_fast "
-        f"{vqvae2_fast.__version__}"
-    )
+    print(measure.machine("torchvision", "pillow"))
     folder = ImageFolder(options.folder, options.size)
     print(f"{len(folder)} images to {options.size}x{options.size}, batches of {options.batch}")
     with tempfile.TemporaryDirectory() as cache:

@@ -15,7 +15,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -28,6 +28,7 @@ from torch import Tensor
 from vqvae2_fast import ops
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("vqvae2_fast", "torch", "faiss-cpu", "vector-quantize-pytorch")
 # Rounds of the clock below this many seconds are noise: short calls are repeated up to it.
 SHORTEST = 2e-3
 # Threads of the previous contender wait actively for some milliseconds, on the cores of the next.
@@ -104,11 +105,11 @@ def parse(found: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def machine() -> str:
-    """What a measurement was made on."""
+def machine(*packages: str) -> str:
+    """What a measurement was made on, and the versions of these packages too."""
     return (
-        f"{device_name()}, {torch.get_num_threads()} threads, {versions()}, commit {commit()}, "
-        f"load {os.getloadavg()[0]:.1f}"
+        f"{device_name()}, {torch.get_num_threads()} threads, {versions((*PACKAGES, *packages))}, "
+        f"commit {commit()}, load {os.getloadavg()[0]:.1f}"
     )
 
 
@@ -123,8 +124,8 @@ def calls_per_round(run: Callable[[], object], clock: Clock) -> int:
 def interleave(
     runs: dict[str, Callable[[], object]], rounds: int, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one list entry per round. Every round runs each of them
-    once, in a rotating order, so that other load on the machine affects all alike."""
+    """Seconds per call of each contender, one list entry per round. In every round each of them has
+    one turn, in a rotating order, so that other load on the machine affects all alike."""
     repeats = {name: calls_per_round(run, clock) for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
@@ -225,10 +226,10 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def versions() -> str:
-    """Versions of everything that takes part."""
+def versions(packages: Sequence[str] = PACKAGES) -> str:
+    """Versions of everything that takes part and is installed."""
     found = []
-    for name in ("vqvae2_fast", "torch", "faiss-cpu", "vector-quantize-pytorch"):
+    for name in packages:
         try:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:

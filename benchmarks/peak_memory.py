@@ -1,6 +1,6 @@
 """Peak memory of one call above what was used before it, in a separate process.
 
-    python benchmarks/peak_memory.py search ours [THREADS]
+    python benchmarks/peak_memory.py search ours [--threads 2]
 
 Prints MiB: the high-water mark of resident memory during the second call (the first warms caches
 that last) minus the resident memory before it, outputs included. Linux only.
@@ -8,6 +8,7 @@ that last) minus the resident memory before it, outputs included. Linux only.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -44,7 +45,8 @@ def peak_mib(workload: str, contender: str) -> float:
     import torch
 
     # Each thread has a workspace, so the other process takes as many as this one.
-    return numbers_of(__file__, workload, contender, str(torch.get_num_threads()), count=1)[0]
+    threads = ("--threads", str(torch.get_num_threads()))
+    return numbers_of(__file__, workload, contender, *threads, count=1)[0]
 
 
 def rise_of(run: Callable[[], object]) -> float:
@@ -64,9 +66,16 @@ def main() -> None:
     import torch
     from workloads import WORKLOADS
 
-    if len(sys.argv) > 3:
-        torch.set_num_threads(int(sys.argv[3]))
-    run = WORKLOADS[sys.argv[1]]().contenders[sys.argv[2]]()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workload", choices=WORKLOADS, metavar="workload", help="of compare.py")
+    parser.add_argument("contender")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    makers = WORKLOADS[options.workload]().contenders
+    if options.contender not in makers:
+        parser.error(f"expected a contender of {', '.join(makers)}, got {options.contender}")
+    run = makers[options.contender]()
     run()
     print(rise_of(run))
 

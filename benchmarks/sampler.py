@@ -4,7 +4,8 @@ ceilings.
     python benchmarks/sampler.py [--batch 1] [--threads 2] [--weights bfloat16] [--naive-rows 0]
 
 One 256×256 image is 32×32 top codes (84.9 M parameters) and 64×64 bottom codes (89.8 M), float32,
-with random weights, on which time does not depend. In this process, in turns with the draws:
+with random weights, on which time does not depend. In this process, the ceilings in turns with the
+draws and the naive sampler after them:
 
 - sgemm ceiling: `torch.mm` of [1024, 1280] by [1280, 1024], the best rate seen. The row phase's
   share is its live multiplications and additions per second over that.
@@ -12,7 +13,7 @@ with random weights, on which time does not depend. In this process, in turns wi
   pixel phase's share is that time over a position's. A tap at −d is read once for d positions and
   counts 1/d of its bytes.
 - naive: the full forward on rows 0..i for each code of row i, measured at some rows and summed
-  (trapezium rule).
+  (trapezium rule); its ratio to the median draw has no spread.
 
 With one thread all times are CPU time. The engine takes those of its phases by the wall, so they
 are scaled to the CPU time of their draw.

@@ -39,7 +39,7 @@ BATCH_MAP = 16
 
 
 def code_microseconds(side: int, attention: bool, batch: int, rounds: int) -> float:
-    """Seconds per code of one sample, the median of some maps."""
+    """Microseconds per code of one sample, the median of some maps."""
     config = PixelSNAILConfig(size=(side, side), attention=attention, **SHAPE)
     _, plan, request = prepared(config, batch)
     packed_plan(plan)

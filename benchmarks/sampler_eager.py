@@ -5,9 +5,10 @@
 
 With one thread times are CPU time, which is meaningful even on a busy machine.
 
-The naive time is the full forward for each code, measured at some rows and summed, as in
-`benchmarks/sampler.py`. `--profile` adds where a position's time goes: each call of a column is
-timed by itself, and the minimum of some repetitions is summed by operator.
+The naive time is the full forward for each code, measured at some rows after the draws and summed,
+as in `benchmarks/sampler.py`; its ratio to the median draw has no spread. `--profile` adds where a
+position's time goes: each call of a column is timed by itself, and the minimum of some repetitions
+is summed by operator.
 """
 
 from __future__ import annotations

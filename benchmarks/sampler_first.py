@@ -4,8 +4,8 @@
 
 Each prior is saved; then in each round a process of its own loads it and draws from it three times,
 batch 1. The first draw folds and packs the weights; no draw before it has touched the library's
-memory. Printed are medians over the rounds. With one thread the times are of the processor, which
-other load disturbs little, else of the wall clock.
+memory. Printed are medians over the rounds, and ratios of them without their spread. With one
+thread the times are of the processor, which other load disturbs little, else of the wall clock.
 
 The library takes its memory in pages of 2 MiB, all threads at once. The host of a virtual machine
 that has taken back the free memory needs about 5 ms for each, which can be half of what a first
@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
+import measure
 import torch
 from sampler import PRIORS, clock
 
@@ -70,6 +71,7 @@ def main() -> None:
     if arguments.folder:
         draw_from(arguments.folder, arguments.engine)
         return
+    print(f"{measure.machine()}, {arguments.rounds} rounds")
     image = [0.0, 0.0, 0.0]
     for name, config in PRIORS.items():
         rounds = []

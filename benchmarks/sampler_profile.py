@@ -14,7 +14,6 @@ position, in the same run: weights, and for the heads the keys and values of the
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import measure
@@ -62,6 +61,7 @@ def main() -> None:
     parser.add_argument("--maps", nargs="+", choices=list(PRIORS), default=list(PRIORS))
     parser.add_argument("--keep", type=float, default=0.5, help="share of quietest positions")
     arguments = measure.parse(parser)
+    print(measure.machine())
     stored = stored_as(arguments.weights)
     stages = _native.module.SAMPLER_STAGES
     for name in arguments.maps:
@@ -90,7 +90,7 @@ def main() -> None:
         print(
             f"{name}: {total:.0f} us per position, {all_bytes / 1e6:.1f} MB of {arguments.weights} "
             f"weights; a read loop over them {min(read):.0f} us ({rate / 1e3:.0f} GB/s), "
-            f"{min(read) / total:.0%}; {arguments.threads} threads, load {os.getloadavg()[0]:.1f}\n"
+            f"{min(read) / total:.0%}\n"
             f"| stage | work, us | longest wait, us | MB | GB/s | of its floor |\n"
             f"|---|---|---|---|---|---|"
         )

@@ -5,11 +5,12 @@
 
 The batch is 1. For trained priors, the windows of a map are drawn in turns, with the same samples
 for all. Steps are counted over all samples; times are medians, of CPU time with one thread, which a
-busy machine disturbs little, and otherwise (also on a GPU) of wall time. `--port` adds the cost of
-a step of the port's default priors. It uses the first row of each map, so there is hardly any row
-phase, and random weights, on which the number of codes kept depends but time does not. The gain of
-a window there follows from that cost and from the codes that a trained prior keeps; there is no
-trained prior of that size to measure it.
+busy machine disturbs little, and otherwise (also on a GPU) of wall time; ratios to window 1, which
+has to come first, are those of medians, without their spread. `--port` adds the cost of a step of
+the port's default priors. It uses the first row of each map, so there is hardly any row phase, and
+random weights, on which the number of codes kept depends but time does not. The gain of a window
+there follows from that cost and from the codes that a trained prior keeps; there is no trained
+prior of that size to measure it.
 """
 
 from __future__ import annotations
@@ -149,9 +150,12 @@ def main() -> None:
     parser.add_argument("--port", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
+    if arguments.windows[0] != 1:
+        parser.error(f"--windows: expected 1 first, to compare with, got {arguments.windows}")
+    device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     for threads in arguments.threads:
         torch.set_num_threads(threads)
-        print(f"\n{shared.machine()}, device {arguments.device}")
+        print(f"\n{shared.machine()}, device {device}")
         for name in arguments.pipeline:
             measure_pipeline(name, arguments)
         if arguments.port:

@@ -3,9 +3,10 @@
     python benchmarks/serve_latency.py [--preset emoji32] [--rounds 31] [--browser] [--clock cpu]
 
 Prints, for a batch of images: the library's draw (`draw_batch`: codes, then pixels), the answer of
-`POST /v1/images` on loopback, and the first row of a stream. With --browser also the time from a
-click to the first row on the screen of a headless Chromium (`pip install playwright`, and Debian's
-chromium). The contenders take turns; figures are medians with their 20th and 80th percentiles.
+`POST /v1/images` on loopback, and the first row of a stream. The contenders take turns; figures are
+medians with their 20th and 80th percentiles, and the ratio of the first two with that of a round.
+With --browser also the time from a click to the first row on the screen of a headless Chromium
+(`pip install playwright`, and Debian's chromium), after the others.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import torch
+from measure import machine, ratio
 
 from vqvae2_fast import from_preset
 from vqvae2_fast.sampling import draw_batch, level_settings
@@ -45,8 +47,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     pipeline = from_preset(options.preset)
-    threads = torch.get_num_threads()
-    print(f"{options.preset}, {options.count} images, {threads} threads, torch {torch.__version__}")
+    print(f"{machine()}\n{options.preset}, {options.count} images, {options.clock} clock")
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     with served(pipeline) as address:
         with httpx.Client(base_url=address, timeout=60) as client:
@@ -83,8 +84,8 @@ def measure(
     )
     for name, times in seconds.items():
         print(f"  {name:24}{described(times)}")
-    ratio = median(seconds["POST /v1/images"]) / median(seconds["library"])
-    print(f"  POST / library          {ratio:8.2f}")
+    middle, low, high = ratio(seconds["POST /v1/images"], seconds["library"])
+    print(f"  POST / library          {middle:8.2f}  ({low:.2f}-{high:.2f})")
 
 
 def interleaved(

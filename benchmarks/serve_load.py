@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import measure
 import torch
 from serve_cases import CASES, Case, cases, images_case
 
@@ -61,6 +62,7 @@ async def main() -> int:
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    print(measure.machine())
     pipeline = vq2.from_preset("emoji32")
     mixed = cases(pipeline)
     bare = bare_sampler(pipeline)
@@ -245,15 +247,14 @@ def show(record: Record) -> None:
         print(f"{name}: {count}")
     print(f"wrong or lost: {len(record.faults)}")
     print(f"{record.images / seconds:.0f} images a second, without those nobody waited for")
-    print(
-        f"{1000 * record.processor / record.counts['answered']:.1f} ms of processor time an answer"
-    )
-    quarter = len(record.memory) // 4
-    early, late = (
-        statistics.median(part)
-        for part in (record.memory[quarter : 2 * quarter], record.memory[-quarter:])
-    )
-    print(f"memory: {early:.0f} MiB in the second quarter, {late:.0f} MiB in the last one")
+    each = record.processor / max(1, record.counts["answered"])
+    print(f"{1000 * each:.1f} ms of processor time an answer")
+    if quarter := len(record.memory) // 4:
+        early, late = (
+            statistics.median(part)
+            for part in (record.memory[quarter : 2 * quarter], record.memory[-quarter:])
+        )
+        print(f"memory: {early:.0f} MiB in the second quarter, {late:.0f} MiB in the last one")
     print("\n| request | answers | p50, s | p99, s |\n|---|---|---|---|")
     for name in CASES:
         times = sorted(record.seconds.get(name, []))

@@ -2,11 +2,12 @@
 
     python benchmarks/training_processes.py [--steps 30]
 
-Both stages of `emoji32` in float32, one thread a process, joined by gloo: batches of 32, and in
-two processes of 32 and of 64. Prints the median step; the share of it that reads the batch; the
-share without processor time, which waits for the other process or for a busy machine; and the
-processor time of a step in all processes together, in that of one process: what the division costs
-whatever else the machine does.
+Both stages of `emoji32` in float32, one thread a process, joined by gloo: batches of 32, and in two
+processes of 32 and of 64. The three run one after the other, not in turns, so ratios have no
+spread. Prints the machine; the median step; the share of it that reads the batch; the share without
+processor time, which waits for the other process or for a busy machine; and the processor time of a
+step in all processes together, in that of one process: what the division costs whatever else the
+machine does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import measure
 import torch
 import torch.distributed as dist
 
@@ -138,6 +140,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     steps = parser.parse_args().steps
+    torch.set_num_threads(1)  # as each of the processes has
+    print(f"{measure.machine()}, {steps} steps")
     ways = {"one": (1, BATCH), "two, strong": (2, BATCH), "two, weak": (2, 2 * BATCH)}
     found = {name: measured(*way, steps) for name, way in ways.items()}
     for stage in ("vqvae", "prior"):

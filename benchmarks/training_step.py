@@ -55,6 +55,7 @@ PRIORS = {
 }
 VQVAES = {"imagenet256_vqvae": (4, "imagenet256"), "emoji64_vqvae": (32, "emoji64")}
 DEFAULT_STEPS = ["emoji64_top", "emoji64_bottom", "imagenet256_vqvae", "port_top"]
+OTHERS = ("port", "drop_in", "reference", "compiled")
 # Rounds that keep the whole run under ten minutes on two cores.
 ROUNDS = {"port_top": 3, "imagenet256_vqvae": 5}
 
@@ -161,10 +162,9 @@ def make_step(name: str, contender: str) -> Step:
 
 
 def contenders_of(name: str, wanted: list[str]) -> list[str]:
-    known = ["port", "drop_in", "reference", "compiled"]
     if not wanted:
         wanted = ["port", "compiled"] if name in PRIORS else ["port"]
-    return ["ours", *(contender for contender in known if contender in wanted)]
+    return ["ours", *(contender for contender in OTHERS if contender in wanted)]
 
 
 def flops_of(name: str) -> int:
@@ -295,7 +295,9 @@ def main() -> None:
     measure.add_clock(parser)
     known = [*PRIORS, *VQVAES]
     parser.add_argument("steps", nargs="*", default=DEFAULT_STEPS, help=f"of {', '.join(known)}")
-    parser.add_argument("--against", nargs="*", default=[], help="contenders to compare ours with")
+    parser.add_argument(
+        "--against", nargs="+", choices=OTHERS, default=[], help="contenders to compare ours with"
+    )
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--save", action="store_true", help="append to results/<device>.csv")
     parser.add_argument("--profile", action="store_true", help="operators of one step of each")

@@ -77,7 +77,9 @@ def check(operation: object, mode: object, examples: int, seed: int) -> bool:
         every()
     except Unsatisfiable:  # nothing is wrong for an operation without parameters
         return True
-    except BaseException as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a group of schemathesis's failures is no Exception
         print(f"{operation.label}, {mode.value}: {error}")
         return False
     finally:

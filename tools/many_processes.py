@@ -3,8 +3,9 @@
     python tools/many_processes.py [--steps 30] [--processes 2 4] [--only NAME ...] [--compile]
 
 Every way trains both stages (or the prior alone, where it shards) for the same steps with the same
-batch of 12, on random data. Prints, for each, the largest difference of a logged loss and of a
-weight from those of one plain process, in the largest weight of its tensor; whether the codebooks'
+batch of 12 ("uneven": of 7), on random data. Prints, for each, the largest difference of a logged
+loss and of a weight from those of one plain process (or an uneven one), in the largest weight of
+its tensor; whether the codebooks'
 counts are equal; and the time of a step, and the share of it without processor time: what waits for
 other processes, or for a busy machine. Exits with 1 if a float64 prior differs by more than 1e-10,
 a float32 VQ-VAE by more than 1e-3, or a count at all, or if a loss or weight is not finite.
@@ -160,7 +161,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[*WAYS, *COMPILED])
     parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
-    names = arguments.only or [*WAYS, *(COMPILED if arguments.compile else ())]
+    wanted = [*(arguments.only or WAYS), *(COMPILED if arguments.compile else ())]
+    names = list(dict.fromkeys(wanted))
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "1"
         start(1, arguments.steps, sorted({"plain", *names}), alone)

@@ -30,9 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="such as your_own_images; all by default")
     names = parser.parse_args().names
-    for path in sorted(EXAMPLES.glob("*.ipynb")):
-        if names and path.stem not in names:
-            continue
+    paths = {path.stem: path for path in sorted(EXAMPLES.glob("*.ipynb"))}
+    if unknown := sorted(set(names) - paths.keys()):
+        parser.error(f"expected notebooks of {', '.join(paths)}, got {', '.join(unknown)}")
+    for path in [paths[name] for name in names or paths]:
         start = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
         run(notebook)

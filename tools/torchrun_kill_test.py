@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from vqvae2_fast.checkpoints import load_training
@@ -94,8 +95,13 @@ def advanced(turn: subprocess.Popen[bytes], run: Path, step: int) -> None:
 def end(turn: subprocess.Popen[bytes]) -> None:
     """Kill torchrun and its processes, which are in sessions of their own."""
     for number in [*workers(turn.pid), turn.pid]:
-        os.kill(number, signal.SIGKILL)
+        kill(number)
     turn.wait()
+
+
+def kill(number: int) -> None:
+    with suppress(ProcessLookupError):  # it has ended in the meantime
+        os.kill(number, signal.SIGKILL)
 
 
 def main() -> int:
@@ -116,20 +122,24 @@ def main() -> int:
             turn = start([*command, "--out", str(broken)], processes)
             advanced(turn, broken, before)
             alone = number % 2 == 1 and processes > 1
+            killed = []
             if alone and kills < arguments.kills and turn.poll() is None:
                 time.sleep(chance.uniform(0, 0.1))
-                os.kill(chance.choice(workers(turn.pid)), signal.SIGKILL)
-                kills += 1
+                if at_work := workers(turn.pid):
+                    kill(chance.choice(at_work))
+                    killed.append("one killed")
+                    kills += 1
                 advanced(turn, broken, newest(broken))
             if kills < arguments.kills and turn.poll() is None:
                 time.sleep(chance.uniform(0, 0.1))
                 end(turn)
+                killed.append("all killed")
                 kills += 1
             turn.wait()
             number += 1
             print(
                 f"{processes} processes from step {before} to {newest(broken)}, "
-                f"{'one killed, then all' if alone else 'all killed'}, exit code {turn.returncode}",
+                f"{', then '.join(killed) or 'none killed'}, exit code {turn.returncode}",
                 flush=True,
             )
             if newest(broken) == before:

@@ -1,7 +1,9 @@
-"""`benchmarks/gpu.py` without a GPU: what fails must not cost the other figures."""
+"""`benchmarks/gpu.py` without a GPU: what fails must not cost the other figures, and the table."""
 
 from __future__ import annotations
 
+import csv
+import importlib.metadata
 import json
 import sys
 import time
@@ -26,7 +28,6 @@ def table(measuring, monkeypatch, tmp_path, capsys):
     ceilings = {"ceiling:matmul": lambda: None, "ceiling:copy": lambda: None}
     monkeypatch.setattr(gpu, "ceilings", lambda: ceilings)
     monkeypatch.setattr(gpu, "clock", time.perf_counter)
-    monkeypatch.setattr(gpu.importlib.metadata, "version", lambda name: "1")
     monkeypatch.setattr(gpu.measure, "SHORTEST", 0)
     monkeypatch.setattr(gpu.measure, "SETTLE", 0)
 
@@ -71,3 +72,58 @@ def test_pieces_are_chosen_by_their_names(table):
         {1: {"ours": int}, 2: {"ours": int}, 3: {"ours": int}}, "--only", "piece 1", "3"
     )
     assert [shape for shape, _ in rows] == ["1x2", "3x2"]
+
+
+def test_pieces_that_do_not_exist_are_refused(table, capsys):
+    with pytest.raises(FileNotFoundError):  # there is no table
+        table({1: {"ours": int}}, "--only", "serach")
+    assert "--only: expected parts of piece 1" in capsys.readouterr().err
+
+
+def test_a_contender_that_no_work_has_is_named(table):
+    _, output = table({1: {"ours": int, "cuvs": int}}, "--contenders", "ours", "cuvss")
+    assert "--contenders: no work has cuvss" in output
+
+
+@pytest.fixture
+def saved(measuring, monkeypatch, tmp_path):
+    """Saves rows, and returns what the table then holds."""
+    gpu = measuring("gpu")
+    monkeypatch.setattr(gpu.measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+
+    def save(*rows, **options):
+        with gpu.save(list(rows), **options).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    return save
+
+
+def row(mode, contender, time):
+    return {"mode": mode, "shape": "1x2", "contender": contender, "median_ms": time}
+
+
+def test_saved_rows_replace_only_those_of_the_same_work_and_contender(saved):
+    saved(row("search", "ours", 1.0), row("search", "cuvs", 2.0), row("draw", "ours", 3.0))
+    found = saved(row("search", "ours", 4.0), row("gate", "ours", 5.0))
+    assert [(r["mode"], r["contender"], r["median_ms"]) for r in found] == [
+        ("search", "ours", "4.0"),
+        ("search", "cuvs", "2.0"),
+        ("draw", "ours", "3.0"),
+        ("gate", "ours", "5.0"),
+    ]
+
+
+def test_saved_rows_of_the_sampler_replace_those_of_the_same_engine_and_batch(saved):
+    key = ("engine", "batch")
+    saved({"engine": "cuda", "batch": 8, "s": 1}, {"engine": "cuda", "batch": 64, "s": 2}, key=key)
+    found = saved({"engine": "cuda", "batch": 8, "s": 3}, key=key)
+    assert [(r["batch"], r["s"]) for r in found] == [("8", "3"), ("64", "2")]
+
+
+def test_a_row_names_the_versions_of_all_contenders(measuring, monkeypatch):
+    gpu = measuring("gpu")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    found = gpu.measure.versions(gpu.PACKAGES)
+    for name in ("torch", "triton", "flash-kmeans", "cuvs-cu13"):
+        assert f"{name} 1" in found

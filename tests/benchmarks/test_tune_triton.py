@@ -17,6 +17,7 @@ class Card:
     def __init__(self, tune_triton, monkeypatch):
         self.now, self.calls = 0.0, 0
         self.cost = lambda config, calls: 1.0
+        self.result = lambda config: None
         self.table = {"k": {"sm_80": START}}
         monkeypatch.setattr(_triton, "_CONFIGURATIONS", self.table)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -27,7 +28,9 @@ class Card:
 
     def call(self):
         self.calls += 1
-        self.now += self.cost(_triton._configuration("k", "sm_90"), self.calls)
+        config = _triton._configuration("k", "sm_90")
+        self.now += self.cost(config, self.calls)
+        return self.result(config)
 
     def tune(self, arch="sm_90"):
         return self.tune_triton.tune("k", self.call, arch, 7)
@@ -44,6 +47,32 @@ def test_a_faster_configuration_becomes_the_row(card):
     card.cost = lambda config, calls: 0.9 if config == OTHER else 1.0
     assert card.tune() == OTHER
     assert card.table == {"k": {"sm_80": START, "sm_90": OTHER}}
+
+
+FLOATS, CODES = torch.tensor([1.0, 1e-9]), torch.tensor([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("result", "row"),
+    [
+        ((FLOATS + 1e-3, CODES), OTHER),
+        ((FLOATS * torch.tensor([1.1, 1.0]), CODES), START),
+        ((FLOATS * torch.nan, CODES), START),
+        ((FLOATS, CODES + torch.tensor([0, 1])), START),
+    ],
+    ids=["another_order_of_sums", "another_sum", "no_number", "another_code"],
+)
+def test_one_with_another_result_does_not_become_the_row(card, capsys, result, row):
+    card.cost = lambda config, calls: 0.9 if config == OTHER else 1.0
+    card.result = lambda config: result if config == OTHER else (FLOATS, CODES)
+    assert card.tune() == row
+    assert ("another result than the row in use" in capsys.readouterr().out) == (row == START)
+
+
+def test_candidates_load_no_more_at_a_time_than_a_loop_takes(measuring):
+    row = {"EXACT_D": 16, "LOOP_D": 16, "CHUNK_D": 32}
+    found = [(c["EXACT_D"], c["LOOP_D"]) for c in measuring("tune_triton").neighbours(row)]
+    assert found == [(8, 8), (8, 16), (8, 32), (16, 16), (16, 32), (32, 32)]
 
 
 def test_a_card_that_slows_down_slows_all_alike(card):

@@ -113,3 +113,14 @@ def test_what_was_found_before_is_refused_by_name(fuzz, tmp_path, found) -> None
     (tmp_path / "out").mkdir()
     with pytest.raises((ValueError, OSError), match=str(tmp_path / "input")):
         fuzz.TARGETS[name].read(tmp_path / "input", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("taar", "expected targets of"), ("tar hf --case 3", "--case: expected one target")],
+)
+def test_the_tool_refuses_targets_that_it_would_not_run(fuzz, monkeypatch, capsys, line, message):
+    monkeypatch.setattr(sys, "argv", ["fuzz", *line.split()])
+    with pytest.raises(SystemExit, match="2"):
+        fuzz.main()
+    assert message in capsys.readouterr().err

@@ -1,4 +1,7 @@
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +72,16 @@ def test_the_torch_that_is_there_is_used(torch_requirements, version):
 def test_a_torch_that_is_too_old_is_not_built_against(torch_requirements, version):
     """It has some of the stable ABI's headers, with which the kernels do not compile."""
     assert torch_requirements(version) == ["torch>=2.11"]
+
+
+def test_a_misspelt_kind_of_build_is_refused():
+    """It would otherwise compile for minutes what nobody asked for."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=BACKEND.parents[1],
+        env={**os.environ, "VQVAE2_FAST_BUILD": "Python"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "VQVAE2_FAST_BUILD: expected python" in done.stderr and "'Python'" in done.stderr

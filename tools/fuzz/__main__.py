@@ -142,6 +142,8 @@ def run_case(
             how = "unprintable"
         if how != "refused":
             said = f"{type(error).__name__}: {said}"
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         how = "memory" if isinstance(error, MemoryError) else "raised"
@@ -287,6 +289,10 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="run this one case here")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
     options = parser.parse_args()
+    if unknown := sorted(set(options.targets) - TARGETS.keys()):
+        parser.error(f"expected targets of {', '.join(TARGETS)}, got {', '.join(unknown)}")
+    if options.case is not None and len(options.targets) != 1:
+        parser.error("--case: expected one target")
     names = options.targets or list(TARGETS)
     with tempfile.TemporaryDirectory(prefix="fuzz-sound-") as sound:
         files = {name: sound_files(TARGETS[name], Path(sound) / name) for name in names}

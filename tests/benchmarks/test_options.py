@@ -1,0 +1,80 @@
+"""Options that a script of benchmarks/ refuses, because they would have no effect."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def run(measuring, monkeypatch):
+    """Runs a script's `main` with these options."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+
+    def main(name, line):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *line.split()])
+        measuring(name).main()
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("before_after", "lucidrain", "expected pages of lucidrains"),
+        ("codec", "--pipeline folder", "--pipeline and --codes: expected both"),
+        ("codec", "--port --only bits", "--port: random priors have only a speed"),
+        ("fill", "--candidates 8 64", "--candidates: expected 1 first"),
+        ("gpu_sampler", "--plan h100 --window 4 --json plan.json", "--json: with --plan"),
+        ("peak_memory", "ema lean", "expected a contender of ours, reference, got lean"),
+        ("sampler_weights", "--codes folder", "--priors and --codes: expected both"),
+        ("sampler_window", "--windows 2 4", "--windows: expected 1 first"),
+        ("training_step", "--against prot", "invalid choice: 'prot'"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(run, capsys, name, line, message):
+    with pytest.raises(SystemExit, match="2"):
+        run(name, line)
+    assert message in capsys.readouterr().err
+
+
+def test_a_contender_that_no_workload_has_is_named(measuring, run, monkeypatch):
+    compare = measuring("compare")
+    monkeypatch.setattr(compare, "compare", lambda *arguments: [])
+    monkeypatch.setattr(compare, "conformance", SimpleNamespace(red=lambda operators: []))
+    with pytest.raises(SystemExit, match="--against: none of these workloads has fais"):
+        run("compare", "ema --against reference fais")
+
+
+def test_a_quantiser_is_trained_again_for_other_steps(measuring, run, monkeypatch, tmp_path):
+    quantizers, out = measuring("quantizers"), tmp_path / "rows.csv"
+    monkeypatch.setattr(quantizers, "open_images", lambda *arguments: None)
+    monkeypatch.setattr(quantizers, "measured", lambda model, images: {"psnr": 1.0})
+    steps = []
+
+    def trained(model, images, config):
+        steps.append(config.steps)
+        return 2.0
+
+    monkeypatch.setattr(quantizers, "trained", trained)
+    for count in (5, 7, 5):
+        run("quantizers", f"--data emoji --quantizers lfq --steps {count} --out {out}")
+    assert steps == [5, 7]
+
+
+def test_steps_of_quantisers_say_what_they_were_measured_on(measuring, run, monkeypatch, capsys):
+    pytest.importorskip("vector_quantize_pytorch")
+    script = measuring("quantizer_steps")
+    case = ("FSQ", {"levels": [8, 5, 5, 5]}, (1, 4, 4))
+    monkeypatch.setattr(script, "CASES", {"FSQ": case})
+    monkeypatch.setattr(script.measure, "SHORTEST", 0)
+    monkeypatch.setattr(script.measure, "SETTLE", 0)
+    run("quantizer_steps", "--rounds 2")
+    machine, *lines = capsys.readouterr().out.splitlines()
+    for part in ("cores", "commit", "vector-quantize-pytorch", "torch", "2 rounds"):
+        assert part in machine
+    assert len(lines) == 2
+    assert all(line.endswith(")") for line in lines)  # the spread of the ratio

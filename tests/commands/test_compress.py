@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,99 @@ def test_a_full_disk_is_named_and_leaves_no_image(
     assert f"cannot write {out / '00001.png'}: " in capsys.readouterr().err
     assert not out.exists()
     assert run(call) == 0
+
+
+def test_a_full_disk_is_named_and_leaves_no_file(
+    folder: Path, small_disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, encode_images = small_disk.folder / "x.vq2", compress.encode_images
+
+    def fill_and_encode(*arguments, **options):
+        small_disk.fill(0)
+        return encode_images(*arguments, **options)
+
+    monkeypatch.setattr(compress, "encode_images", fill_and_encode)
+    code = run(f"compress photos --pipeline pipeline --out {out} --quiet")
+    small_disk.clear()
+    assert code == 1
+    assert f"cannot write {out}: " in capsys.readouterr().err
+    assert not list(out.parent.iterdir())
+
+
+def while_decompressing(monkeypatch: pytest.MonkeyPatch, act) -> None:
+    """Has something happen when the first images are decoded and the folder is there."""
+    pictures, begun = decompress.pictures, []
+
+    def first(images):
+        if not begun:
+            begun.append(True)
+            act()
+        return pictures(images)
+
+    monkeypatch.setattr(decompress, "pictures", first)
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["new", "empty"])
+def test_two_decompress_into_one_folder_are_kept_apart(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, made
+) -> None:
+    if made:
+        (folder / "out").mkdir()
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    assert run("compress photos/0.png --pipeline pipeline --out y.vq2 --quiet") == 0
+    told = []
+    call = "decompress {}.vq2 --pipeline pipeline --out out --quiet"
+    while_decompressing(monkeypatch, lambda: told.append(run(call.format("y"))))
+    assert run(call.format("x")) == 0
+    assert told == [1]
+    assert "--out: another run is writing to out. Wait for it" in capsys.readouterr().err
+    assert sorted(os.listdir("out")) == [f"0000{n}.png" for n in range(4)]
+
+
+def test_an_image_gets_its_name_when_it_is_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    seen, saved = [], Image.Image.save
+
+    def save_and_look(image, target, **options):
+        saved(image, target, **options)
+        seen.append(len(list(Path("out").glob("*.png"))))
+
+    monkeypatch.setattr(Image.Image, "save", save_and_look)
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") == 0
+    assert seen == [0, 1, 2, 3]
+
+
+def test_what_an_interrupted_decompress_leaves_is_told_of_and_removed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+    (folder / "out").mkdir()
+    for name in ("00000.png", ".00001.png.0123.part", ".decompress.lock"):
+        (folder / "out" / name).write_bytes(b"")
+    call = "decompress x.vq2 --pipeline pipeline --out out --quiet"
+    assert run(call) == 2
+    assert "If a decompress that was interrupted left them, delete" in capsys.readouterr().err
+    (folder / "out" / "00000.png").unlink()
+    assert run(call) == 0
+    assert sorted(os.listdir("out")) == [f"0000{n}.png" for n in range(4)]
+
+
+def test_a_failure_leaves_the_images_of_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("compress photos --pipeline pipeline --out x.vq2 --quiet") == 0
+
+    def fail_with_another_image_there(images):
+        yield pictures(images)[0]
+        (folder / "out" / "mine.png").write_bytes(b"mine")
+        raise OSError("no more")
+
+    pictures = decompress.pictures
+    monkeypatch.setattr(decompress, "pictures", fail_with_another_image_there)
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") != 0
+    assert os.listdir("out") == ["mine.png"]
 
 
 def test_a_refused_image_leaves_no_folder(folder: Path) -> None:

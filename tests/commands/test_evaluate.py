@@ -305,6 +305,22 @@ def test_two_processes_measure_reconstructions_like_one(place, run, run_in_two_p
     assert results[0] == results[1]
 
 
+def test_two_evaluations_are_kept_apart(place, tmp_path, capsys, monkeypatch):
+    out, real, told = tmp_path / "out", module.evaluate_pipeline, []
+    options = "--held-out-images 2 --train-images 0 --codec-images 1 --compressed-images 0"
+
+    def meanwhile(*arguments, **others):
+        if not told:
+            told.append(None)
+            told[0] = evaluate(place, out, options)
+        return real(*arguments, **others)
+
+    monkeypatch.setattr(module, "evaluate_pipeline", meanwhile)
+    assert evaluate(place, out, options) == 0
+    assert told == [1]
+    assert f"--out: another run is writing to {out}. Wait for it" in capsys.readouterr().err
+
+
 def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
     out = tmp_path / "out"
     options = "--held-out-images 20 --train-images 0 --codec-images 2 --compressed-images 0"

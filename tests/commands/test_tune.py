@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from types import SimpleNamespace
@@ -174,3 +175,16 @@ def test_images_of_other_classes_than_the_priors_are_refused(run, tmp_path):
     code, _, error = run(*other, "--out", tmp_path / "tuned")
     assert code == 2
     assert "the priors know 9 classes (Activities, " in error
+
+
+def test_the_table_is_not_replaced_before_the_pipeline(drawn, run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "save: cannot write: No space left on device")
+
+    (tmp_path / "tuning.json").write_text("{}")
+    monkeypatch.setattr(tune, "save", full)
+    values = ["--temperature", "0.9", "--guidance-scale", "2", "--top-p", "0.9"]
+    code, _, error = run(*ARGUMENTS, *values, "--keep-recall", "0", "--out", tmp_path)
+    assert code == 1
+    assert "cannot write" in error
+    assert (tmp_path / "tuning.json").read_text() == "{}"

@@ -44,6 +44,12 @@ def test_a_file_cut_off_in_use_is_an_error_and_no_signal(tmp_path):
         images[3]
 
 
+def test_a_full_disk_is_named(small_disk):
+    small_disk.fill(0)
+    with pytest.raises(OSError, match=r"cannot write .*images\.raw: .*Make room"):
+        store_images(small_disk.folder / "images.raw", 5, batches(3, 2))
+
+
 @pytest.mark.parametrize("count", [4, 6])
 def test_another_number_of_images_is_an_error(tmp_path, count):
     with pytest.raises(ValueError, match=f"expected {count} images, got 5"):

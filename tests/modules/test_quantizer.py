@@ -257,6 +257,12 @@ def test_training_with_a_half_codebook_is_an_error() -> None:
         quantizer(torch.randn(4, D).bfloat16())
 
 
+def test_training_with_a_double_codebook_is_an_error_that_names_its_own_remedy() -> None:
+    quantizer = VectorQuantizerEMA(K, D, init="normal").double()
+    with pytest.raises(TypeError, match=r"float64\. Codebooks train in float32: .*\.float\(\)"):
+        quantizer(torch.randn(4, D).double())
+
+
 def test_perplexity_is_that_of_the_latest_forward() -> None:
     quantizer = VectorQuantizerEMA(4, 1, init="normal", restart=0)
     quantizer.set_codebook_(torch.arange(4.0)[:, None])

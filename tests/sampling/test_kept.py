@@ -1,8 +1,12 @@
 """What is kept between draws: a few values by owner and key, for no longer than the owner lives."""
 
+import os
+import signal
 import threading
 import time
 import weakref
+
+import pytest
 
 from vqvae2_fast.sampling.kept import Kept
 
@@ -87,3 +91,25 @@ def test_a_shared_value_of_another_key_takes_the_place_of_the_only_one():
     assert kept.get(plan, "a", lambda: 1) == 1
     assert kept.get(plan, "b", lambda: kept.count(plan)) == 0
     assert kept.count(plan) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_does_not_wait_for_what_another_thread_makes():
+    kept, plan = Kept(1), Plan()
+    making, go = threading.Event(), threading.Event()
+
+    def make():
+        making.set()
+        go.wait(60)
+
+    thread = threading.Thread(target=lambda: kept.get(plan, "a", make))
+    thread.start()
+    assert making.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(kept.get(plan, "a", lambda: 7) - 7)
+    status = os.waitpid(child, 0)[1]
+    go.set()
+    thread.join()
+    assert status == 0

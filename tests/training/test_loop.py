@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -354,3 +356,32 @@ def test_images_of_another_size_are_refused_by_name():
     with pytest.raises(ValueError, match=r"held_out to be .* \[3, 8, 8\].* got \[3, 4, 4\]"):
         small = ImageTensorDataset(torch.zeros(4, 3, 4, 4, dtype=torch.uint8))
         vqvae_stage(VQVAE2(SMALL_VQVAE), images(), small, CONFIG)
+
+
+def test_another_training_in_the_process_is_refused():
+    def meanwhile(step, values):
+        with pytest.raises(RuntimeError, match="another training runs in this process"):
+            train(stage_two(CONFIG), CONFIG, progress=QUIET)
+
+    train(stage_one(CONFIG), CONFIG, progress=QUIET, on_log=meanwhile)
+    train(stage_two(CONFIG), CONFIG, progress=QUIET)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_forked_while_another_trains_can_train():
+    ends = []
+
+    def meanwhile(step, values):
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            try:
+                train(stage_two(CONFIG), CONFIG, progress=QUIET)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        ends.append(os.waitpid(child, 0)[1])
+
+    one = replace(CONFIG, steps=1)
+    train(stage_one(one), one, progress=QUIET, on_log=meanwhile)
+    assert set(ends) == {0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from vqvae2_fast.data.code_store import check_matches
 from vqvae2_fast.data.folder import image_names, whole_images
 from vqvae2_fast.data.groups import classes_of_prior, labels_of_prior
 from vqvae2_fast.data.sources import DataOptions, open_images
-from vqvae2_fast.files.durable import renamed_into_place
+from vqvae2_fast.files.durable import explained, renamed_into_place, sync_file, write_all
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -27,6 +28,7 @@ from vqvae2_fast.models.weights_hash import check_codes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from vqvae2_fast.sampling.pipeline import Pipeline
 
@@ -78,14 +80,20 @@ class Compress(Command):
         with self.progress().task("compress", self._count()) as task:
             # Images that cannot be read are refused here, before there is a folder.
             first = list(islice(segments, 1))
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            with renamed_into_place(self.out) as part, part.open("wb") as file:
+            with ExitStack() as stack:
+                with self._explained():
+                    self.out.parent.mkdir(parents=True, exist_ok=True)
+                    part = stack.enter_context(renamed_into_place(self.out))
+                    file = stack.enter_context(part.open("wb", buffering=0))
                 for data, size, count in chain(first, segments):
-                    file.write(data)
+                    with self._explained():
+                        write_all(file, data)
                     pixels += size
                     task.advance(count)
-        with self.out.open("rb") as file:
-            found = describe(file)
+                with self._explained():  # some file systems are full only now
+                    sync_file(file)
+        with self.out.open("rb") as written:
+            found = describe(written)
         total = self.out.stat().st_size
         bits = dict(zip(names, found.payload_bits, strict=False))
         values: dict[str, Any] = {
@@ -112,6 +120,12 @@ class Compress(Command):
         if drawn:
             lines.insert(1, f"left out, to be drawn by decompress: {', '.join(drawn)}")
         return Result(values, lines)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(
+            f"cannot write {self.out}",
+            "What was there before, if anything, is unchanged; make room and start again",
+        )
 
     def _check_out(self) -> None:
         """Raises ValueError if --out is a folder, or one of the files that are read."""

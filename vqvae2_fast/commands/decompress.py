@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,19 +19,23 @@ from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
-from vqvae2_fast.files.durable import explained
+from vqvae2_fast.files.durable import explained, part_of, sync_file, sync_folder, write_all
+from vqvae2_fast.files.folder_lock import alone_in
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import codes_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+
+    from PIL import Image
 
     from vqvae2_fast.codec import Description
     from vqvae2_fast.sampling.pipeline import Pipeline
 
 __all__ = ["Decompress"]
 
+_LOCK = ".decompress.lock"
 _NOTHING_LEFT = "The images written so far were removed; make room and start again"
 
 
@@ -48,15 +54,9 @@ class Decompress(Command):
     def run(self) -> Result:
         self.prepare()
         check_out(self.out)
-        if next(self.out.glob("*.png"), None) is not None:
-            raise ValueError(
-                f"--out: {self.out} holds images already, which would be mixed with those of the "
-                "file; name another folder."
-            )
-        if (self.out / MANIFEST).exists():
-            raise ValueError(
-                f"--out: {self.out} holds a code store already; remove it or name another folder."
-            )
+        if self.out.is_dir():  # before the models are loaded
+            with self._alone():
+                self._check_free()
         pipeline = self.model.open(torch.device("cpu"))
         with open_compressed(self.file) as file:
             found = describe(file, max_images=self.max_images)
@@ -75,7 +75,7 @@ class Decompress(Command):
         return Result(values, lines)
 
     def _write_images(self, pipeline: Pipeline, file: Any, found: Description) -> int:
-        vqvae, count, total = pipeline.vqvae, 0, 0
+        vqvae, total = pipeline.vqvae, 0
         assert isinstance(vqvae, VQVAE2)  # of a checkpoint
         for (height, width), maps in found.maps_of_size.items():
             rows, columns = Tiling(vqvae, height, width, margins=False).grid
@@ -84,31 +84,59 @@ class Decompress(Command):
         with self.progress().task("decompress", total) as task:
             # A file of another pipeline is refused here, before there is a folder.
             first = next(batches)
-            with self._emptied_on_error():
+            with self._own_folder(), _Images(self.out).removed_on_error() as written:
                 for images in chain([first], batches):
-                    for picture in pictures(images):
-                        path = self.out / f"{count:05d}.png"
-                        with explained(f"cannot write {path}", _NOTHING_LEFT):
-                            picture.save(path)
-                        count += 1
+                    written.add(pictures(images))
                     task.advance(len(images))
-        return count
+        return written.count
+
+    def _check_free(self) -> None:
+        """Raises ValueError if --out holds what would be mixed with the file's content."""
+        if next(self.out.glob("*.png"), None) is not None:
+            raise ValueError(
+                f"--out: {self.out} holds images already, which would be mixed with those of the "
+                "file; name another folder. If a decompress that was interrupted left them, delete "
+                "them."
+            )
+        if (self.out / MANIFEST).exists():
+            raise ValueError(
+                f"--out: {self.out} holds a code store already; remove it or name another folder."
+            )
 
     @contextmanager
-    def _emptied_on_error(self) -> Iterator[None]:
-        """Makes --out; on an error removes the images there, which a second try would refuse."""
-        made = not self.out.exists()
+    def _own_folder(self) -> Iterator[None]:
+        """Makes --out and keeps others out of it. If that fails or the block does, and nothing is
+        left in a new folder, it goes too."""
         with explained(f"cannot write {self.out}"):
-            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.out.mkdir(parents=True)
+                made = True
+            except FileExistsError:
+                made = False
         try:
-            yield
+            with self._alone():
+                self._check_free()  # a second time: another process may have been here
+                yield
         except BaseException:
-            for path in self.out.glob("*.png"):  # there were none before
-                path.unlink(missing_ok=True)
             if made:
-                with suppress(OSError):  # somebody put another file there
+                with suppress(OSError):  # somebody has put a file there
                     self.out.rmdir()
             raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes of this command out of --out.
+
+        Raises:
+            RuntimeError: Another one is there.
+        """
+        taken = f"--out: another run is writing to {self.out}. Wait for it, or name another folder."
+        with alone_in(self.out, taken, _LOCK):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows keeps open files, and removes this one itself
+                    (self.out / _LOCK).unlink()
 
     def _write_store(self, pipeline: Pipeline, file: Any, found: Description) -> int:
         vqvae = pipeline.vqvae
@@ -116,17 +144,73 @@ class Decompress(Command):
         batches = decode_stream(pipeline, file, max_images=self.max_images)
         with self.progress().task("decompress", found.images) as task:
             first = next(batches)  # before there is a store, as above
-            with CodeWriter(
-                self.out,
-                vqvae.config.num_embeddings,
-                vqvae.config.level_sizes,
-                class_names=pipeline.class_names or tuple(map(str, range(pipeline.num_classes))),
-                checkpoint_hash=codes_hash(vqvae),
-                source_records=found.images,
-            ) as writer:
+            with (
+                self._own_folder(),
+                CodeWriter(
+                    self.out,
+                    vqvae.config.num_embeddings,
+                    vqvae.config.level_sizes,
+                    class_names=pipeline.class_names
+                    or tuple(map(str, range(pipeline.num_classes))),
+                    checkpoint_hash=codes_hash(vqvae),
+                    source_records=found.images,
+                ) as writer,
+            ):
                 for maps, labels in chain([first], batches):
                     if labels is not None:
                         labels = labels.where(labels < pipeline.num_classes, -1)
                     writer.add(maps, labels)
                     task.advance(len(maps[0]))
         return found.images
+
+
+class _Images:
+    """Numbered images in a folder that is locked. Each gets its name when it is whole.
+
+    Args:
+        count: How many are there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.count = folder, 0
+        for part in folder.glob(".[0-9]*.png.*.part"):  # of a process that was killed
+            part.unlink(missing_ok=True)
+
+    def add(self, images: Iterable[Image.Image]) -> None:
+        """Writes the next images.
+
+        Raises:
+            OSError: The disk is full or fails; the error names the path.
+        """
+        for image in images:
+            path = self._path(self.count)
+            png = io.BytesIO()
+            image.save(png, format="PNG")
+            with explained(f"cannot write {path}", _NOTHING_LEFT):
+                self._write(path, png.getvalue())
+        sync_folder(self._folder)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        part = part_of(path)
+        try:
+            with part.open("xb", buffering=0) as file:
+                write_all(file, content)
+                sync_file(file)
+            self.count += 1  # before it has its name, so that an interrupt leaves none behind
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05d}.png"
+
+    @contextmanager
+    def removed_on_error(self) -> Iterator[_Images]:
+        """Removes the images again if the block fails; a second try would refuse them."""
+        try:
+            yield self
+        except BaseException:
+            for number in range(self.count):
+                self._path(number).unlink(missing_ok=True)
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,8 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data.groups import group_names
 from vqvae2_fast.data.sources import DataOptions, open_images
 from vqvae2_fast.data.subset import spread_evenly
+from vqvae2_fast.files.durable import explained
+from vqvae2_fast.files.folder_lock import alone_in
 from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.metrics.perceptual import load_lpips
 from vqvae2_fast.report.curves import plot_rate
@@ -71,6 +74,11 @@ class Evaluate(Command):
     """Folder for the results. Samples and classifiers of an earlier run there are used again."""
 
     def run(self) -> Result:
+        with ExitStack() as held:
+            return self._evaluate(held)
+
+    def _evaluate(self, held: ExitStack) -> Result:
+        """Runs the command; what it holds until its end, such as --out, goes on the stack."""
         check_out(self.out, self.source)
         check_no_run(self.out)
         self._check_images()
@@ -111,6 +119,7 @@ class Evaluate(Command):
                 self.samples, pipeline, train_set, held_out, classifier, self.out, progress
             )
 
+        ranks.told_by_first(lambda: self._take_out(held))
         with ranks.joined(device):
             found = evaluate_pipeline(
                 vqvae,
@@ -159,6 +168,14 @@ class Evaluate(Command):
                 f"report: {self.out / 'report.html'}",
             ],
         )
+
+    def _take_out(self, held: ExitStack) -> None:
+        """Makes --out, and keeps other evaluations out of it: each would write over the files that
+        the other has mapped."""
+        with explained(f"cannot write to {self.out}"):
+            self.out.mkdir(parents=True, exist_ok=True)
+        taken = f"--out: another run is writing to {self.out}. Wait for it, or name another folder."
+        held.enter_context(alone_in(self.out, taken))
 
     def _check_images(self) -> None:
         """Raises ValueError if options are given that have no effect without --images."""

@@ -155,8 +155,9 @@ class Tune(Command):
             "best": best._asdict(),
             "trials": [one._asdict() for one in trials.measured],
         }
-        write_result(self.out / "tuning.json", values)
+        # The pipeline first: tuning.json never tells of one that could not be saved.
         save(replace(pipeline.to("cpu"), recommended=recommended), self.out / "pipeline")
+        write_result(self.out / "tuning.json", values)
         return Result(
             values,
             [

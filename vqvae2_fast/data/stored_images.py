@@ -15,10 +15,12 @@ from torch import Tensor
 from vqvae2_fast.data.images import to_uint8
 from vqvae2_fast.data.sample_folder import read_sample
 from vqvae2_fast.data.sample_index import read_index
+from vqvae2_fast.files.durable import explained, write_all
 from vqvae2_fast.files.printable import printable, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 __all__ = ["StoredImages", "labelled_samples", "samples_of_folder", "store_images"]
@@ -70,12 +72,19 @@ def store_images(
 
     Raises:
         ValueError: There are not `count` images, or not all of one shape.
+        OSError: The disk is full or fails; the error names the path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def writing() -> AbstractContextManager[None]:
+        return explained(f"cannot write {path}", "Make room and start again")
+
+    with writing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb", buffering=0)
     shape: tuple[int, int, int] | None = None
     labels = torch.empty(count, dtype=torch.int64)
     done = 0
-    with path.open("wb") as file:
+    with file:
         for images, own in batches:
             pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
             _, channels, height, width = pixels.shape
@@ -85,7 +94,8 @@ def store_images(
                     f"{[channels, height, width]}."
                 )
             shape = (channels, height, width)
-            file.write(pixels.contiguous().numpy().data)
+            with writing():
+                write_all(file, pixels.contiguous().numpy().tobytes())
             if done + len(pixels) <= count:  # more are an error, which says how many there are
                 labels[done : done + len(pixels)] = own
             done += len(pixels)

@@ -1,12 +1,15 @@
 """Features of a set of images, in mapped files.
 
 They are written batch by batch as float32 and read in parts, so a set of 50,000 images with 1,280
-features takes 256 MB on the disk and little memory.
+features takes 256 MB on the disk and little memory. Only whole files are mapped: to write through a
+map when the disk is full ends the process by SIGBUS.
 """
 
 from __future__ import annotations
 
+import io
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqvae2_fast.files.durable import explained, renamed_into_place, write_all
 from vqvae2_fast.metrics.frechet import Moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from io import FileIO
     from pathlib import Path
 
     from vqvae2_fast.metrics.features import FeatureExtractor
@@ -86,35 +91,43 @@ def extract_features(
 
     Raises:
         ValueError: There are more or fewer than `count` images.
+        OSError: The disk is full or fails; the error names the file, which is as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[str, np.memmap] = {}
+    paths = {name: folder / f"{name}.npy" for name in _PARTS}
     labels = torch.empty(count, dtype=torch.int64)
     done, start = 0, time.monotonic()
-    for images, own in batches:
-        seen = extractor(images)
-        for name in _PARTS:
-            rows = getattr(seen, name).float().cpu().numpy()
-            if name not in files:
-                files[name] = np.lib.format.open_memmap(
-                    folder / f"{name}.npy",
-                    mode="w+",
-                    dtype=np.float32,
-                    shape=(count, rows.shape[1]),
-                )
-            if done + len(rows) > count:
-                raise ValueError(f"extract_features: expected {count} images, got more.")
-            files[name][done : done + len(rows)] = rows
-        labels[done : done + len(own)] = own
-        done += len(images)
-        progress(done)
-    if done != count:
-        raise ValueError(f"extract_features: expected {count} images, got {done}.")
+    with explained(f"cannot write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files: dict[str, FileIO] = {}
+        for images, own in batches:
+            seen = extractor(images)
+            for name, path in paths.items():
+                rows = getattr(seen, name).float().cpu().numpy()
+                if done + len(rows) > count:
+                    raise ValueError(f"extract_features: expected {count} images, got more.")
+                with explained(f"cannot write {path}", "Make room and start again"):
+                    if name not in files:
+                        part = stack.enter_context(renamed_into_place(path))
+                        files[name] = stack.enter_context(part.open("wb", buffering=0))
+                        write_all(files[name], _header(count, rows.shape[1]))
+                    write_all(files[name], rows.tobytes())
+            labels[done : done + len(own)] = own
+            done += len(images)
+            progress(done)
+        if done != count:
+            raise ValueError(f"extract_features: expected {count} images, got {done}.")
     seconds = time.monotonic() - start
-    return FeatureSet(
-        files["features"],
-        files["spatial"],
-        files["log_probabilities"],
-        labels,
-        done / max(seconds, 1e-9),
+    # Writable, as torch warns of tensors on arrays that are not.
+    features, spatial, log_probabilities = (
+        np.load(path, mmap_mode="r+") for path in paths.values()
     )
+    return FeatureSet(features, spatial, log_probabilities, labels, done / max(seconds, 1e-9))
+
+
+def _header(count: int, width: int) -> bytes:
+    """What a .npy file of float32 `[count, width]` begins with."""
+    header = io.BytesIO()
+    layout = {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": (count, width)}
+    np.lib.format.write_array_header_1_0(header, layout)
+    return header.getvalue()

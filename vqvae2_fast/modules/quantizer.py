@@ -363,10 +363,14 @@ class VectorQuantizerEMA(Quantizer):
     def _prepare(self, z: Tensor) -> None:
         """Checks and the k-means start, before a lookup that will be counted."""
         if self.codebook.dtype != torch.float32:
+            remedy = (
+                "Codebooks train in float32: convert the module back with `.float()`."
+                if self.codebook.dtype == torch.float64
+                else "Train under torch.autocast instead of converting the module."
+            )
             raise TypeError(
                 "VectorQuantizerEMA: expected a float32 codebook in training, got "
-                f"{dtype_name(self.codebook.dtype)}. Train under torch.autocast "
-                "instead of converting the module."
+                f"{dtype_name(self.codebook.dtype)}. {remedy}"
             )
         self._start_from([z], [None])
 

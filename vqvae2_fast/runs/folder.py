@@ -6,11 +6,8 @@ step's folder, and takes no space while both exist.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 import shutil
-import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +18,8 @@ from vqvae2_fast.checkpoints.files import (
 )
 from vqvae2_fast.checkpoints.locate import CHECKPOINTS, checkpoints_of, step_folder
 from vqvae2_fast.files.durable import aside, remove_dead_folders, remove_folder
+from vqvae2_fast.files.folder_lock import alone_in
 from vqvae2_fast.files.mapped import check_utf8
-from vqvae2_fast.files.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +37,7 @@ __all__ = [
     "set_newer_aside",
 ]
 
-_BEST, _LOCK = "best", ".lock"
+_BEST = "best"
 _OTHERS = {
     "config.json": "a checkpoint or pipeline",
     "manifest.json": "a code store",
@@ -104,67 +101,15 @@ def locked_run(run: Path) -> Iterator[None]:
     """
     check_run_folder(run)
     run.mkdir(parents=True, exist_ok=True)
-    with _lock(run):
+    taken = (
+        f"train: another process is training in {run}. Wait for it, or name another output folder."
+    )
+    with alone_in(run, taken):
         remove_dead_folders(run / CHECKPOINTS, ".*.part")
         remove_dead_folders(run, f".{_BEST}.*.part")
         if (run / _BEST).exists():
             shutil.rmtree(aside(run / _BEST), ignore_errors=True)
         yield
-
-
-@contextmanager
-def _lock(run: Path) -> Iterator[None]:
-    """Locks a folder until the block or the process ends; workers forked inside do not hold it.
-
-    On Unix it uses fcntl, because filelock cannot lock a folder, and its versions before 4 leave
-    locks with forked workers, which outlive a killed trainer. The folder's own lock holds even if
-    somebody deletes .lock. On a network file system it may hold on this machine only; then .lock
-    keeps out the other machines.
-    """
-    taken = RuntimeError(
-        f"train: another process is training in {run}. Wait for it, or name another output folder."
-    )
-    if sys.platform == "win32":
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(run / _LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise taken from error
-        try:
-            yield
-        finally:
-            lock.release()
-        return
-    import fcntl
-
-    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
-    _locked.add(descriptor)
-    try:
-        with open_untrusted(run / _LOCK, "ab") as file:
-            for hold, target in ((fcntl.flock, descriptor), (fcntl.lockf, file.fileno())):
-                try:
-                    hold(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    if error.errno in (errno.EACCES, errno.EAGAIN):
-                        raise taken from error
-                    # Otherwise the file system has no such locks, and the run continues without
-                    # one.
-            yield
-    finally:
-        _locked.discard(descriptor)
-        os.close(descriptor)
-
-
-def _close_locked() -> None:
-    while _locked:
-        os.close(_locked.pop())
-
-
-_locked: set[int] = set()  # descriptors of locked folders
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_locked)
 
 
 def better(value: float, record: float | None, *, lower: bool) -> bool:

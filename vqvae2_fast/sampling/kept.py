@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from threading import RLock
-from typing import TYPE_CHECKING, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -13,6 +14,7 @@ __all__ = ["Kept"]
 
 Owner = TypeVar("Owner")
 Value = TypeVar("Value")
+_all: WeakSet[Kept[Any, Any]] = WeakSet()
 
 
 class Kept(Generic[Owner, Value]):
@@ -27,6 +29,7 @@ class Kept(Generic[Owner, Value]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = RLock()
+        _all.add(self)
         # The values of each owner, least recently used first.
         self._of_owner: WeakKeyDictionary[Owner, dict[Hashable, Value]] = WeakKeyDictionary()
 
@@ -69,3 +72,13 @@ class Kept(Generic[Owner, Value]):
     def _drop(values: dict[Hashable, Value], left: int) -> None:
         while len(values) > left:
             del values[next(iter(values))]
+
+
+def _renew_locks() -> None:
+    """In a forked process: a thread that held a lock, and is not there, cannot let go of it."""
+    for kept in _all:
+        kept._lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

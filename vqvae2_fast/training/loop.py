@@ -8,6 +8,8 @@ the size of the batch only, up to the rounding of sums, not from the number of p
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -151,7 +153,8 @@ def train(
         ValueError: If the processes of a group disagree, or `out` holds a run that is neither to be
             resumed nor overwritten, or one of another model, other data or other settings.
         OSError: If the disk is full or fails; checkpoints and lines written before stay.
-        RuntimeError: If another process is training in `out`.
+        RuntimeError: If another process is training in `out`, or another training runs in this
+            process.
         NotImplementedError: As `check_companion`.
     """
     if resume and overwrite:
@@ -169,6 +172,7 @@ def train(
     weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
     identity = {**stage.identity(), **versions()} if out is not None else versions()
     with ExitStack() as held:
+        held.enter_context(_only_training())
         ranks.check_same("train", {**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
         if out is not None:
@@ -288,6 +292,32 @@ def _begin(
         newest = newest_whole(out)
         set_newer_aside(out, newest)
     return None if newest is None else str(newest)
+
+
+@contextmanager
+def _only_training() -> Iterator[None]:
+    """Keeps other trainings out of this process: a step sets torch's seed and the present part of
+    the batch, and both belong to the process."""
+    lock = _training
+    if not lock.acquire(blocking=False):
+        raise RuntimeError(
+            "train: another training runs in this process; run this one in a process of its own."
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _forget_training() -> None:
+    """In a forked process, which the training of the other one does not reach."""
+    global _training
+    _training = threading.Lock()
+
+
+_training = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_training)
 
 
 @contextmanager

@@ -68,6 +68,17 @@ def cuda_wanted() -> str:
     return {"0": "OFF", "1": "ON", "": "AUTO"}[asked]
 
 
+def python_only() -> bool:
+    """Whether VQVAE2_FAST_BUILD asks for an install without kernels."""
+    asked = os.environ.get("VQVAE2_FAST_BUILD", "")
+    if asked not in ("", "python"):
+        raise SystemExit(
+            "VQVAE2_FAST_BUILD: expected python to install only the references, or nothing to "
+            f"build the kernels, got {asked!r}."
+        )
+    return asked == "python"
+
+
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         check_compiler()
@@ -99,7 +110,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", ".", *jobs], cwd=build, check=True)
 
 
-if os.environ.get("VQVAE2_FAST_BUILD") == "python":
+if python_only():
     setup()
 else:
     setup(ext_modules=[Extension("vqvae2_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -12,6 +12,7 @@
 #include "../cpu/kernels.h"
 #include "dropout_seed.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -92,13 +93,12 @@ Tensor dropped_attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, 
   const Problem problem(q, k, v, dropout_p, dropout_on, seed);
   Tensor out = new_heads(q, v.size(3));
   const cpu::AttentionKernels& kernels = cpu::kernels().attention;
-  torch::stable::parallel_for(
-      0, problem.groups(), problem.grain(), [&](int64_t first, int64_t last) {
-        const cpu::Aligned<float> memory = problem.memory(false);
-        for (int64_t group = first; group < last; ++group) {
-          kernels.forward(problem.head(group), head_of(out, group), out.stride(2), memory.get());
-        }
-      });
+  parallel_for(0, problem.groups(), problem.grain(), [&](int64_t first, int64_t last) {
+    const cpu::Aligned<float> memory = problem.memory(false);
+    for (int64_t group = first; group < last; ++group) {
+      kernels.forward(problem.head(group), head_of(out, group), out.stride(2), memory.get());
+    }
+  });
   return out;
 }
 
@@ -114,15 +114,14 @@ std::tuple<Tensor, Tensor, Tensor> dropped_attention_backward_cpu(const Tensor& 
                   "dropped_attention_backward: expected dout like v.");
   Tensor dq = new_heads(q, q.size(3)), dk = new_heads(q, q.size(3)), dv = new_heads(v, v.size(3));
   const cpu::AttentionKernels& kernels = cpu::kernels().attention;
-  torch::stable::parallel_for(
-      0, problem.groups(), problem.grain(), [&](int64_t first, int64_t last) {
-        const cpu::Aligned<float> memory = problem.memory(true);
-        for (int64_t group = first; group < last; ++group) {
-          kernels.backward(problem.head(group), rows_of(dout, group), head_of(dq, group),
-                           head_of(dk, group), head_of(dv, group), dq.stride(2), dv.stride(2),
-                           memory.get());
-        }
-      });
+  parallel_for(0, problem.groups(), problem.grain(), [&](int64_t first, int64_t last) {
+    const cpu::Aligned<float> memory = problem.memory(true);
+    for (int64_t group = first; group < last; ++group) {
+      kernels.backward(problem.head(group), rows_of(dout, group), head_of(dq, group),
+                       head_of(dk, group), head_of(dv, group), dq.stride(2), dv.stride(2),
+                       memory.get());
+    }
+  });
   return {dq, dk, dv};
 }
 

@@ -11,6 +11,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -74,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
   std::vector<double> nats(static_cast<size_t>(parts));
   Tensor dfeatures = torch::stable::new_empty(x, {positions, channels});
   float* const dx = mutable_floats(dfeatures);
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     const auto memory = cpu::aligned<float>(kernels.workspace(num_codes, channels));
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = blocks * part / parts * block;
@@ -88,7 +89,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> code_cross_entropy_cpu(const Tensor& 
   Tensor dweight = torch::stable::new_empty(w, {num_codes, channels});
   Tensor dbias = torch::stable::new_empty(b, {num_codes});
   float *const dw = mutable_floats(dweight), *const db = mutable_floats(dbias);
-  torch::stable::parallel_for(0, num_codes, kCodeGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, num_codes, kCodeGrain, [&](int64_t first, int64_t last) {
     layers.weight_gradient(layer, sums.get(), parts, first, last, dw, nullptr);
     for (int64_t k = first; k < last; ++k) {
       db[k] = 0;

@@ -8,6 +8,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -20,15 +21,19 @@ constexpr int64_t kGrain = 1 << 14;  // values that a thread takes at a time
 // are last, else a whole image.
 struct Layout {
   bool channels_last;
+  bool is_vector;          // one condition for all positions of an image
   int64_t rows, channels;  // of x
 };
 
 Layout layout_of(const Tensor& x, const std::optional<Tensor>& condition) {
   const int64_t batch = x.size(0), channels = x.size(1), positions = x.size(2) * x.size(3);
-  // One condition for all positions of an image needs them as rows.
-  const bool is_vector = condition && condition->size(2) * condition->size(3) < positions;
-  if ((channels > 1 && x.stride(1) == 1) || is_vector) return {true, batch * positions, channels};
-  return {false, batch, channels * positions};
+  const bool is_vector =
+      condition && (condition->size(2) != x.size(2) || condition->size(3) != x.size(3));
+  // A vector needs the positions as rows.
+  if ((channels > 1 && x.stride(1) == 1) || is_vector) {
+    return {true, is_vector, batch * positions, channels};
+  }
+  return {false, false, batch, channels * positions};
 }
 
 Tensor in_layout(const Tensor& map, const Layout& layout) {
@@ -46,12 +51,11 @@ class Condition {
  public:
   Condition(const std::optional<Tensor>& condition, const Tensor& h, const Layout& layout) {
     if (!condition) return;
-    const int64_t positions = h.size(2) * h.size(3);
-    if (condition->size(2) == h.size(2) && condition->size(3) == h.size(3)) {
-      values_.emplace(in_layout(*condition, layout));
-    } else {
+    if (layout.is_vector) {
       values_.emplace(torch::stable::contiguous(*condition));
-      rows_each_ = positions;
+      rows_each_ = h.size(2) * h.size(3);
+    } else {
+      values_.emplace(in_layout(*condition, layout));
     }
     data_ = floats(*values_);
     width_ = 2 * layout.channels;
@@ -85,19 +89,19 @@ Tensor gated_residual_cpu(const Tensor& h, const Tensor& x,
                           const std::optional<Tensor>& condition) {
   check(h, x, condition);
   const Layout layout = layout_of(x, condition);
+  Tensor out = new_map_in(layout, x);
+  if (h.numel() == 0) return out;
   const Tensor gates = in_layout(h, layout), skip = in_layout(x, layout);
   const Condition added(condition, h, layout);
-  Tensor out = new_map_in(layout, x);
   float* const target = static_cast<float*>(out.mutable_data_ptr());
   const int64_t channels = layout.channels;
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
-  torch::stable::parallel_for(
-      0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-          kernels.gate(floats(gates) + row * 2 * channels, added.of_row(row),
-                       floats(skip) + row * channels, channels, target + row * channels);
-        }
-      });
+  parallel_for(0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      kernels.gate(floats(gates) + row * 2 * channels, added.of_row(row),
+                   floats(skip) + row * channels, channels, target + row * channels);
+    }
+  });
   return out;
 }
 
@@ -105,19 +109,19 @@ Tensor gated_residual_backward_cpu(const Tensor& dout, const Tensor& h,
                                    const std::optional<Tensor>& condition) {
   check(h, dout, condition);
   const Layout layout = layout_of(dout, condition);
+  Tensor dh = new_map_in(layout, h);
+  if (h.numel() == 0) return dh;
   const Tensor above = in_layout(dout, layout), gates = in_layout(h, layout);
   const Condition added(condition, h, layout);
-  Tensor dh = new_map_in(layout, h);
   float* const target = static_cast<float*>(dh.mutable_data_ptr());
   const int64_t channels = layout.channels;
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
-  torch::stable::parallel_for(
-      0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-          kernels.gate_backward(floats(above) + row * channels, floats(gates) + row * 2 * channels,
-                                added.of_row(row), channels, target + row * 2 * channels);
-        }
-      });
+  parallel_for(0, layout.rows, 1 + kGrain / (channels + 1), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      kernels.gate_backward(floats(above) + row * channels, floats(gates) + row * 2 * channels,
+                            added.of_row(row), channels, target + row * 2 * channels);
+    }
+  });
   return dh;
 }
 

@@ -10,6 +10,7 @@
 
 #include "../cpu/gated_layer.h"
 #include "dropout_seed.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -39,10 +40,11 @@ inline const float* floats(const torch::stable::Tensor& tensor) {
 }
 
 // A layer's bias, contiguous.
-inline torch::stable::Tensor checked_bias(const torch::stable::Tensor& bias, int64_t outputs) {
-  STD_TORCH_CHECK(is_float(bias) && bias.numel() == outputs,
-                  "expected a float32 bias with a number for each of ", outputs,
-                  " channels of the result.");
+inline torch::stable::Tensor checked_bias(const char* op, const torch::stable::Tensor& bias,
+                                          int64_t outputs) {
+  STD_TORCH_CHECK(is_float(bias) && bias.numel() == outputs, op,
+                  ": expected bias float32 [C_out] with C_out=", outputs, ", got ", bias.numel(),
+                  " values of ", torch::headeronly::toString(bias.scalar_type()), ".");
   return torch::stable::contiguous(bias);
 }
 
@@ -75,7 +77,7 @@ inline torch::stable::Tensor sum_over_rows(const torch::stable::Tensor& rows) {
   const int64_t channels = source.size(3), count = channels ? source.numel() / channels : 0;
   const int64_t each = (count + kParts - 1) / kParts;
   std::vector<double> sums(static_cast<size_t>(kParts * channels));
-  torch::stable::parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, kParts, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> block(static_cast<size_t>(channels));
     for (int64_t part = begin; part < end; ++part) {
       double* const total = sums.data() + part * channels;

@@ -13,6 +13,7 @@
 #include "../cpu/kernels.h"
 #include "../cpu/search.h"
 #include "dropout_seed.h"
+#include "parallel.h"
 #include "rows.h"
 #if defined(VQ_WITH_CUDA)
 #include <torch/csrc/stable/accelerator.h>
@@ -49,9 +50,9 @@ Tensor output_of(const Tensor& z, std::initializer_list<int64_t> sizes, ScalarTy
 }
 
 void search(const cpu::NearestCodeProblem& problem, int64_t num_rows, const Tensor& codebook,
-            const cpu::KernelTable& kernels) {
-  cpu::search_codebook(kernels.nearest_code, problem, num_rows, rows_of(codebook), codebook.size(0),
-                       codebook.size(1), kernels, run_parts);
+            const char* what, const cpu::KernelTable& kernels) {
+  cpu::search_codebook(kernels.nearest_code, problem, num_rows, rows_of(codebook, what),
+                       codebook.size(0), codebook.size(1), kernels, run_parts);
 }
 
 std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codebook) {
@@ -63,10 +64,10 @@ std::tuple<Tensor, Tensor> nearest_code_cpu(const Tensor& z, const Tensor& codeb
   Tensor sqdist = output_of(z, {num_rows}, ScalarType::Float);
   if (num_rows == 0) return {indices, sqdist};
   cpu::NearestCodeProblem problem = {};
-  problem.z = rows_of(z);
+  problem.z = rows_of(z, "nearest_code: expected z");
   problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
   problem.sqdist = static_cast<float*>(sqdist.mutable_data_ptr());
-  search(problem, num_rows, codebook, cpu::kernels());
+  search(problem, num_rows, codebook, "nearest_code: expected codebook", cpu::kernels());
   return {indices, sqdist};
 }
 
@@ -84,11 +85,11 @@ std::tuple<Tensor, Tensor, Tensor> vector_quantize_cpu(const Tensor& z, const Te
   const cpu::KernelTable& kernels = cpu::kernels();
   std::vector<double> errors(num_rows / kernels.nearest_code.block_rows(dim) + 1, 0.0);
   cpu::NearestCodeProblem problem = {};
-  problem.z = rows_of(z);
+  problem.z = rows_of(z, "vector_quantize: expected z");
   problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
   problem.z_q = z_q.mutable_data_ptr();
   problem.block_errors = errors.data();
-  search(problem, num_rows, codebook, kernels);
+  search(problem, num_rows, codebook, "vector_quantize: expected codebook", kernels);
   double total = 0;
   for (const double error : errors) total += error;
   *mean = static_cast<float>(total / (static_cast<double>(num_rows) * static_cast<double>(dim)));
@@ -109,14 +110,15 @@ Tensor vector_quantize_backward_cpu(const Tensor& dz_q, const Tensor& dcommitmen
   const double scale =
       2 * static_cast<double>(*static_cast<const float*>(dcommitment.const_data_ptr())) /
       (static_cast<double>(num_rows) * static_cast<double>(dim));
-  const cpu::Rows incoming = rows_of(dz_q), rows = rows_of(z), codes = rows_of(z_q);
+  const cpu::Rows incoming = rows_of(dz_q, "vector_quantize_backward: expected dz_q");
+  const cpu::Rows rows = rows_of(z, "vector_quantize_backward: expected z");
+  const cpu::Rows codes = rows_of(z_q, "vector_quantize_backward: expected z_q");
   void* const out = dz.mutable_data_ptr();
   const cpu::KernelTable& kernels = cpu::kernels();
-  torch::stable::parallel_for(
-      0, num_rows, 1 + kElementGrain / (dim + 1), [&](int64_t begin, int64_t end) {
-        kernels.quantize_backward(incoming, rows, codes, static_cast<float>(scale), dim, begin, end,
-                                  out);
-      });
+  parallel_for(0, num_rows, 1 + kElementGrain / (dim + 1), [&](int64_t begin, int64_t end) {
+    kernels.quantize_backward(incoming, rows, codes, static_cast<float>(scale), dim, begin, end,
+                              out);
+  });
   return dz;
 }
 
@@ -129,7 +131,7 @@ std::tuple<Tensor, Tensor> code_statistics_cpu(const Tensor& z, const Tensor& in
   Tensor counts = torch::stable::new_empty(indices, {num_embeddings}, ScalarType::Long);
   Tensor sums = torch::stable::new_empty(z, {num_embeddings, dim}, ScalarType::Float);
   cpu::StatisticsProblem problem = {};
-  problem.z = rows_of(z);
+  problem.z = rows_of(z, "code_statistics: expected z");
   problem.num_rows = z.size(0);
   problem.dim = dim;
   problem.num_codes = num_embeddings;
@@ -197,7 +199,7 @@ Tensor gumbel_noise_cpu(const Tensor& samples, const Tensor& positions, int64_t 
   float* out = static_cast<float*>(noise.mutable_data_ptr());
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t grain = 1 + kNoiseGrain / num_embeddings;
-  torch::stable::parallel_for(0, batch * length, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * length, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels.gumbel_noise(static_cast<uint64_t>(seed),
                            static_cast<uint32_t>(sample[i / length * sample_stride]),
@@ -216,7 +218,7 @@ Tensor dropout_mask_cpu(const Tensor& seed, int64_t num_samples, int64_t num_row
   uint8_t* out = static_cast<uint8_t*>(keep.mutable_data_ptr());
   const cpu::KernelTable& kernels = cpu::kernels();
   const int64_t grain = 1 + kNoiseGrain / (num_columns + 1);
-  torch::stable::parallel_for(0, num_samples * num_rows, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, num_samples * num_rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       kernels.dropout_mask(drops.value, drops.first_sample + static_cast<uint32_t>(i / num_rows),
                            static_cast<uint32_t>(i % num_rows), num_columns,

@@ -9,6 +9,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -43,6 +44,13 @@ inline cpu::winograd::Map map_of(const torch::stable::Tensor& rows) {
                             .stride_column = rows.stride(2)};
   cut_into_tiles(map);
   return map;
+}
+
+// Whether both sides of a weight [O, C, h, w] have channels that fill whole vectors.
+inline bool fills_vectors(const torch::stable::Tensor& weight) {
+  constexpr int64_t kUnit = cpu::winograd::kChannels;
+  return weight.size(0) > 0 && weight.size(1) > 0 && weight.size(0) % kUnit == 0 &&
+         weight.size(1) % kUnit == 0;
 }
 
 // Points of a tile.
@@ -90,9 +98,8 @@ inline PointTensor new_panels(const torch::stable::Tensor& like, int64_t count, 
 template <class Part>
 void for_outputs(int64_t outputs, const Part& part) {
   constexpr int64_t kUnit = cpu::winograd::kChannels;
-  torch::stable::parallel_for(0, outputs / kUnit, 1, [&](int64_t first, int64_t last) {
-    part(first * kUnit, last * kUnit);
-  });
+  parallel_for(0, outputs / kUnit, 1,
+               [&](int64_t first, int64_t last) { part(first * kUnit, last * kUnit); });
 }
 
 // Panels [P, inputs, outputs] of a weight, or [P, outputs, inputs].
@@ -150,7 +157,7 @@ void output_tiles(const cpu::winograd::Transforms& transforms, const PointTensor
                   const cpu::winograd::Map& map, float* y) {
   const int64_t tiles = tiles_of(map), inputs = weight.rows, outputs = weight.columns;
   const int64_t size = tiles_of_block(tiles, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, (tiles + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, (tiles + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
     PointBlock in(weight.count, size, inputs), out(weight.count, size, outputs);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * size, last = std::min(first + size, tiles);
@@ -208,7 +215,7 @@ void for_parts(int64_t batch, int64_t phases, int64_t height, int64_t channels, 
   const int64_t bands = std::clamp<int64_t>((threads + uncut - 1) / uncut, 1,
                                             std::max<int64_t>(1, height / kLeastBand));
   const int64_t rows = (height + bands - 1) / bands;
-  torch::stable::parallel_for(0, uncut * bands, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, uncut * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       // Images come last, so that the same columns of a weight serve all of them.
       const int64_t image = i % batch, row = i / batch % bands * rows;
@@ -228,7 +235,7 @@ inline PointTensor multiply_across(const PointTensor& a, const PointTensor& b) {
   PointTensor c = new_points(a.memory, a.count, a.columns, b.columns);
   float* const target = c.data();
   const int64_t blocks = (a.columns + kProductRows - 1) / kProductRows;
-  torch::stable::parallel_for(0, a.count * blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, a.count * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t point = i / blocks, row = i % blocks * kProductRows;
       float* const sums = target + point * c.layout.stride_point + row * b.columns;

@@ -8,6 +8,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -69,13 +70,13 @@ Tensor pointwise_forward(const Tensor& x, const Tensor& weight_v,
   if (y.numel() == 0) return y;
   const Tensor rows = torch::stable::contiguous(to_last(x));
   std::optional<Tensor> added;
-  if (bias) added = checked_bias(*bias, layer.outputs);
+  if (bias) added = checked_bias("normed_conv2d", *bias, layer.outputs);
   const auto packed = packed_weight(layer, false);
   const cpu::PointwiseKernels& kernels = cpu::kernels().pointwise;
   const int64_t block = kernels.block_rows, blocks = (problem.rows + block - 1) / block;
   const int64_t grain = 1 + kProductGrain / (block * layer.outputs * layer.inputs + 1);
   float* const target = mutable_floats(y);
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
+  parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
     const auto memory = workspace_of(layer);
     kernels.forward(layer, packed.get(), added ? floats(*added) : nullptr, floats(rows),
                     first * block, std::min(last * block, problem.rows), memory.get(), target);
@@ -105,7 +106,7 @@ Gradients pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& we
   {
     const auto packed = packed_weight(layer, true);
     float* const target = mutable_floats(dx);
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
       const auto memory = workspace_of(layer);
       for (int64_t part = first; part < last; ++part) {
         kernels.backward(layer, packed.get(), floats(above), floats(rows),
@@ -116,7 +117,7 @@ Gradients pointwise_backward(const Tensor& dy, const Tensor& x, const Tensor& we
     });
   }
   float *const dv_data = mutable_floats(dv), *const dg_data = mutable_floats(dg);
-  torch::stable::parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, layer.outputs, kOutputGrain, [&](int64_t first, int64_t last) {
     kernels.weight_gradient(layer, sums.get(), parts, first, last, dv_data, dg_data);
   });
   return {dx, dv, dg, sum_over_rows(above)};

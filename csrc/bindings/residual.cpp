@@ -4,12 +4,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <string>
 #include <tuple>
 #include <vector>
 
 #include "../cpu/kernels.h"
 #include "../cpu/residual_statistics.h"
 #include "../cpu/search.h"
+#include "parallel.h"
 #include "rows.h"
 
 namespace vqvae2_fast {
@@ -21,9 +23,10 @@ using torch::stable::Tensor;
 // Elements that a thread takes at a time: enough to pay for waking it.
 constexpr int64_t kElementGrain = 1 << 15;
 
-cpu::Codebooks codebooks_of(const Tensor& codebooks) {
+// op: its name, for messages.
+cpu::Codebooks codebooks_of(const Tensor& codebooks, const std::string& op) {
   return {.first = {codebooks.const_data_ptr(), codebooks.stride(1), codebooks.stride(2),
-                    dtype_of(codebooks)},
+                    dtype_of(codebooks, (op + ": expected codebooks").c_str())},
           .stride = codebooks.stride(0),
           .num_quantizers = codebooks.size(0),
           .num_codes = codebooks.size(1),
@@ -54,11 +57,12 @@ std::tuple<Tensor, Tensor, Tensor> residual_nearest_code_cpu(const Tensor& z,
   std::vector<double> errors(blocks * quantizers, 0.0);
   if (num_rows > 0) {
     cpu::ResidualProblem problem = {};
-    problem.z = rows_of(z);
+    problem.z = rows_of(z, "residual_nearest_code: expected z");
     problem.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
     problem.z_q = z_q.mutable_data_ptr();
     problem.block_errors = errors.data();
-    cpu::search_residuals(problem, num_rows, codebooks_of(codebooks), kernels, run_parts);
+    cpu::search_residuals(problem, num_rows, codebooks_of(codebooks, "residual_nearest_code"),
+                          kernels, run_parts);
   }
   const double count = static_cast<double>(num_rows > 0 ? num_rows : 1) * static_cast<double>(dim);
   float* const means = static_cast<float*>(commitments.mutable_data_ptr());
@@ -103,9 +107,9 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
         static_cast<float>(2 * weight / (static_cast<double>(num_rows) * static_cast<double>(dim)));
   }
   const cpu::ResidualBackward problem = {
-      .dz_q = rows_of(dz_q),
-      .z = rows_of(z),
-      .codebooks = codebooks_of(codebooks),
+      .dz_q = rows_of(dz_q, "residual_nearest_code_backward: expected dz_q"),
+      .z = rows_of(z, "residual_nearest_code_backward: expected z"),
+      .codebooks = codebooks_of(codebooks, "residual_nearest_code_backward"),
       .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
       .indices_stride_row = indices.stride(0),
       .indices_stride_col = indices.stride(1),
@@ -113,11 +117,11 @@ Tensor residual_nearest_code_backward_cpu(const Tensor& dz_q, const Tensor& dcom
       .rotate = rotate,
       .dz = dz.mutable_data_ptr()};
   const cpu::KernelTable& kernels = cpu::kernels();
-  torch::stable::parallel_for(0, num_rows, 1 + kElementGrain / (quantizers * dim + 1),
-                              [&](int64_t begin, int64_t end) {
-                                std::vector<float> memory(5 * (dim + 16));
-                                kernels.residual.backward(problem, begin, end, memory.data());
-                              });
+  parallel_for(0, num_rows, 1 + kElementGrain / (quantizers * dim + 1),
+               [&](int64_t begin, int64_t end) {
+                 std::vector<float> memory(5 * (dim + 16));
+                 kernels.residual.backward(problem, begin, end, memory.data());
+               });
   return dz;
 }
 
@@ -132,9 +136,9 @@ std::tuple<Tensor, Tensor> residual_code_statistics_cpu(const Tensor& z, const T
   Tensor counts = torch::stable::new_empty(indices, {quantizers, num_codes});
   Tensor sums = torch::stable::new_empty(z, {quantizers, num_codes, z.size(1)}, ScalarType::Float);
   const cpu::ResidualStatistics problem = {
-      .z = rows_of(z),
+      .z = rows_of(z, "residual_code_statistics: expected z"),
       .num_rows = z.size(0),
-      .codebooks = codebooks_of(codebooks),
+      .codebooks = codebooks_of(codebooks, "residual_code_statistics"),
       .indices = static_cast<const int64_t*>(indices.const_data_ptr()),
       .indices_stride_row = indices.stride(0),
       .indices_stride_col = indices.stride(1),

@@ -11,6 +11,7 @@
 #include "../cpu/aligned.h"
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 
 namespace vqvae2_fast {
 namespace {
@@ -20,7 +21,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kNumberGrain = 1 << 14;  // numbers that a thread takes at a time
 
-// A grid with its columns, which `_column` of ops/scalar_quantize/reference.py defines.
+// A grid with its columns, which `column_of` of ops/scalar_quantize/reference.py defines.
 class Grid {
  public:
   Grid(const std::vector<int64_t>& levels, bool symmetric, bool hard)
@@ -104,7 +105,7 @@ std::tuple<Tensor, Tensor> scalar_quantize_cpu(const Tensor& z, std::vector<int6
   } else {
     index.wide = static_cast<int64_t*>(indices.mutable_data_ptr());
   }
-  torch::stable::parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
+  parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     const auto digits = cpu::aligned<float>(cpu::kDigitRows * dim);
     cpu::kernels().scalar_quantize.round(grid.get(), floats(rows), first, last, digits.get(),
                                          target, index);
@@ -123,7 +124,7 @@ Tensor scalar_quantize_backward_cpu(const Tensor& dvalues, const Tensor& z,
   const Tensor rows = torch::stable::contiguous(z), above = torch::stable::contiguous(dvalues);
   Tensor dz = torch::stable::new_empty(z, {num_rows, dim});
   float* const target = mutable_floats(dz);
-  torch::stable::parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
+  parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     cpu::kernels().scalar_quantize.round_backward(grid.get(), floats(above), floats(rows), first,
                                                   last, target);
   });
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor> sign_quantize_cpu(const Tensor& z, double scale) {
   Tensor indices = torch::stable::new_empty(z, {num_rows}, ScalarType::Long);
   float* const target = mutable_floats(values);
   int64_t* const index = static_cast<int64_t*>(indices.mutable_data_ptr());
-  torch::stable::parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
+  parallel_for(0, num_rows, grain_of(dim), [&](int64_t first, int64_t last) {
     cpu::kernels().scalar_quantize.signs(floats(rows), static_cast<float>(scale), dim, first, last,
                                          target, index);
   });

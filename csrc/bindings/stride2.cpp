@@ -13,6 +13,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 #include "points.h"
 
 namespace vqvae2_fast {
@@ -71,10 +72,9 @@ Layer layer_of(const Tensor& x, const Tensor& weight, bool transposed) {
   STD_TORCH_CHECK(
       is_float(x) && is_float(weight) && x.dim() == 4 && weight.dim() == 4 && weight.size(2) == 4 &&
           weight.size(3) == 4 && x.size(1) == weight.size(transposed ? 0 : 1) &&
-          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) &&
-          weight.size(0) % winograd::kChannels == 0 && weight.size(1) % winograd::kChannels == 0,
+          (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)) && fills_vectors(weight),
       "stride2_conv2d: expected float32 x [B, C, 2H, 2W], or [B, O, H, W] if transposed, and a "
-      "weight [O, C, 4, 4] whose channels are multiples of 16.");
+      "weight [O, C, 4, 4] whose channels are 16 or a multiple of it.");
   const int64_t scale = transposed ? 1 : 2, outputs = weight.size(0), channels = weight.size(1);
   Layer layer = {
       .batch = x.size(0),
@@ -113,7 +113,7 @@ PointTensor large_points(const Tensor& large, bool panels = false) {
   PointTensor v =
       (panels ? new_panels : new_points)(large, points_of(kTaps), tiles, kPhases * channels);
   float* const target = v.data();
-  torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
     transform_large(large, first, last, v.layout, target);
   });
   return v;
@@ -125,7 +125,7 @@ PointTensor small_points(const Tensor& small, bool panels = false) {
   PointTensor m =
       (panels ? new_panels : new_points)(small, points_of(kTaps), tiles_of(map), map.channels);
   float* const target = m.data();
-  torch::stable::parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, tiles_of(map), kTileGrain, [&](int64_t first, int64_t last) {
     transforms().output_adjoint(map, floats(small), first, last, m.layout, target);
   });
   return m;
@@ -181,7 +181,7 @@ Tensor stride2_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::opti
   const Layer layer = layer_of(x, weight, transposed);
   std::optional<Tensor> added;
   if (bias) {
-    added = checked_bias(*bias, transposed ? layer.channels : layer.outputs);
+    added = checked_bias("stride2_conv2d", *bias, transposed ? layer.channels : layer.outputs);
   }
   if (x.numel() == 0) {
     return transposed ? new_map(layer.batch, layer.channels, 2 * layer.height, 2 * layer.width)

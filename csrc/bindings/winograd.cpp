@@ -9,6 +9,7 @@
 
 #include "../cpu/kernels.h"
 #include "maps.h"
+#include "parallel.h"
 #include "points.h"
 #include "pointwise.h"
 
@@ -28,17 +29,26 @@ struct Problem {
   std::optional<Tensor> g;
 };
 
+// A 1x1 kernel only reads the position itself.
+void check_place(int64_t kernel, int64_t top, int64_t left, int64_t live) {
+  const int64_t most = kernel == 1 ? 0 : kernel;
+  STD_TORCH_CHECK(
+      0 <= top && top <= most && 0 <= left && left <= most && 0 < live && live <= kernel,
+      "normed_conv2d: expected top and left in 0..", most, " and live in 1..", kernel,
+      " for a kernel ", kernel, "x", kernel, ", got ", top, ", ", left, " and ", live, ".");
+}
+
 Problem problem_of(const Tensor& x, const Tensor& weight_v, const std::optional<Tensor>& weight_g,
                    int64_t top, int64_t left, int64_t live) {
   const int64_t kernel = weight_v.dim() == 4 ? weight_v.size(2) : 0;
   STD_TORCH_CHECK(
       is_float(x) && is_float(weight_v) && (!weight_g || is_float(*weight_g)) && x.dim() == 4 &&
           weight_v.dim() == 4 && (kernel == 3 || kernel == 5) && weight_v.size(3) == kernel &&
-          weight_v.size(1) == x.size(1) && weight_v.size(0) % winograd::kChannels == 0 &&
-          weight_v.size(1) % winograd::kChannels == 0 &&
+          weight_v.size(1) == x.size(1) && fills_vectors(weight_v) &&
           (!weight_g || weight_g->numel() == weight_v.size(0)),
       "normed_conv2d: expected float32 x [B, C_in, H, W] and a weight 3x3 or 5x5 whose channels "
-      "are multiples of 16.");
+      "are 16 or a multiple of it.");
+  check_place(kernel, top, left, live);
   Problem problem;
   problem.kernel = kernel, problem.top = top, problem.left = left;
   problem.v = torch::stable::contiguous(weight_v);
@@ -66,7 +76,7 @@ Tensor activated(const Tensor& rows, const cpu::Activation& activation) {
   const int64_t channels = x.size(3);
   float* const target = static_cast<float*>(y.mutable_data_ptr());
   const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
-  torch::stable::parallel_for(0, x.numel() / channels, kRowGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, x.numel() / channels, kRowGrain, [&](int64_t first, int64_t last) {
     kernels.activate(activation, floats(x) + first * channels, channels, first, last,
                      target + first * channels);
   });
@@ -78,6 +88,7 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
                          int64_t top, int64_t left, int64_t live, bool elu, double dropout_p,
                          const std::optional<Tensor>& seed) {
   if (is_pointwise(weight_v)) {
+    check_place(1, top, left, live);
     return pointwise_forward(x, weight_v, weight_g, bias, activation_of(x, elu, dropout_p, seed));
   }
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
@@ -93,7 +104,7 @@ Tensor normed_conv2d_cpu(const Tensor& x, const Tensor& weight_v,
     return std::pair(static_cast<const float*>(block.memory.get()), block.layout);
   };
   std::optional<Tensor> added;
-  if (bias) added = checked_bias(*bias, outputs);
+  if (bias) added = checked_bias("normed_conv2d", *bias, outputs);
   output_tiles(problem.transforms, weight_panels(problem, true), transform,
                added ? &*added : nullptr, map_of(to_last(y)), mutable_floats(y));
   return y;
@@ -104,6 +115,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
                                      int64_t left, int64_t live, bool elu, double dropout_p,
                                      const std::optional<Tensor>& seed) {
   if (is_pointwise(weight_v)) {
+    check_place(1, top, left, live);
     return pointwise_backward(dy, x, weight_v, weight_g, activation_of(x, elu, dropout_p, seed));
   }
   const Problem problem = problem_of(x, weight_v, weight_g, top, left, live);
@@ -127,7 +139,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
   const int64_t count = points_of(problem.kernel), tiles = tiles_of(out_map);
   PointTensor dm = new_points(x, count, tiles, weight.outputs);
   float* const dm_data = dm.data();
-  torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+  parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
     problem.transforms.output_adjoint(out_map, floats(gradient), first, last, dm.layout, dm_data);
   });
   {
@@ -135,7 +147,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
     const Tensor rows = activated(as_rows(x), activation);
     const winograd::Map map = map_of(rows);
     float* const v_data = v.data();
-    torch::stable::parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
+    parallel_for(0, tiles, kTileGrain, [&](int64_t first, int64_t last) {
       problem.transforms.input(map, floats(rows), problem.top, problem.left, first, last, v.layout,
                                v_data);
     });
@@ -158,7 +170,7 @@ Gradients normed_conv2d_backward_cpu(const Tensor& dy, const Tensor& x, const Te
     const Tensor rows = torch::stable::contiguous(as_rows(x));
     const cpu::GatedLayer& kernels = cpu::kernels().gated_layer;
     const int64_t channels = weight.inputs, count = rows.numel() / channels;
-    torch::stable::parallel_for(0, count, kRowGrain, [&](int64_t first, int64_t end) {
+    parallel_for(0, count, kRowGrain, [&](int64_t first, int64_t end) {
       float* const part = dx_data + first * channels;
       kernels.activate_backward(activation, floats(rows) + first * channels, part, channels, first,
                                 end, part);

@@ -71,16 +71,14 @@ class RangeEncoder {
   std::vector<uint32_t> words_;
 };
 
-// Reads `num_words` words of a stream. A damaged stream gives other symbols or sets `failed`, and
-// never reads outside the stream.
+// Reads `num_words` words of a stream. A damaged stream gives other symbols or is not
+// `finished`, and is never read beyond its end.
 class RangeDecoder {
  public:
   RangeDecoder(const uint32_t* words, size_t num_words) : words_(words), end_(words + num_words) {
     point_ = uint64_t{next_word()} << 32;
     point_ |= next_word();
   }
-
-  bool failed() const { return failed_; }
 
   // Whether the stream ends where its encoder ended: after the last symbol of an intact stream.
   bool finished() const {

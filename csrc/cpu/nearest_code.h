@@ -1,8 +1,8 @@
 // Nearest-code search: the packed codebook and the problem that a kernel solves.
 //
 // Scores are screened on centred data, s_k = |e'_k|^2 / 2 - z'.e'_k with z' = z - m and e' = e - m,
-// in int16 fixed point or float32; codes inside the rounding band are compared by float32
-// distances, and those that these cannot separate by float64. The band and its proof:
+// in bytes, bfloat16, int16 fixed point or float32; codes inside the rounding band are compared by
+// float32 distances, and those that these cannot separate by float64. The band and its proof:
 // vqvae2_fast/ops/nearest_code/README.md.
 #pragma once
 

@@ -203,6 +203,24 @@ def test_noise_of_fsq_is_the_packages():
     torch.testing.assert_close(results[1], results[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["fsq", "fsq_hard", "fsq_codebooks", "fsq_keep"])
+def test_fsq_that_does_not_force_float32_is_the_packages_in_half_precision(name, dtype):
+    kind, arguments, shape = GRID[name]
+    x, weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = []
+    for source in (package, lucidrains):
+        module = getattr(source, kind)(**arguments, force_quantization_f32=False)
+        leaf = x.clone().requires_grad_()
+        quantized, indices = module(leaf)
+        quantized.backward(weight)
+        results.append((quantized, indices, module.quantize(x.unflatten(-1, (-1, 3))), leaf.grad))
+    theirs, ours = results
+    assert torch.equal(ours[1], theirs[1])
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_all_codes_of_maps_with_channels_first():
     """The package fails here."""
     module = lucidrains.ResidualFSQ(dim=3, **RFSQ, is_channel_first=True).eval()

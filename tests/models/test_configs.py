@@ -19,9 +19,9 @@ NO_PRIORS = {
     "channels": (0, 1),
     "residual_channels": (0,),
     "num_embeddings": (0, -3),
-    "kernel_size": (-1,),
-    "num_blocks": (-1,),
-    "layers_per_block": (-1,),
+    "kernel_size": (-1, 1),
+    "num_blocks": (-1, 0),
+    "layers_per_block": (-1, 0),
     "num_output_layers": (-1,),
     "condition_channels": (0,),
     "num_condition_layers": (-1,),
@@ -62,9 +62,8 @@ def test_a_vqvae_that_cannot_be_is_refused_by_its_field(name, value):
         replace(SMALL_VQVAE, **{name: value})
 
 
-def test_models_without_blocks_are_models():
-    PixelSNAIL(replace(CONDITIONED, num_blocks=0, num_condition_layers=0))
-    PixelSNAIL(replace(CONDITIONED, layers_per_block=0))
+def test_models_without_residual_layers_are_models():
+    PixelSNAIL(replace(CONDITIONED, num_condition_layers=0))
     VQVAE2(replace(SMALL_VQVAE, num_residual_blocks=0, commitment_cost=0, epsilon=0))
 
 

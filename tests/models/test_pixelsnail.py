@@ -303,7 +303,6 @@ def test_bad_input_is_named(name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kernel_size": 1}, "kernel_size >= 2, got 1"),
         ({"size": (12, 12), "condition_sizes": ((4, 4), (6, 6))}, "must divide the next"),
         (
             {"condition_sizes": ((2, 3),), "condition_kernel_size": 2},

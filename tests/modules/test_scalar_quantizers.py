@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vqvae2_fast as vq2
 from vqvae2_fast.modules.binary_entropy import entropy_of_bits, mean_of_codes, tables_of_bits
@@ -103,6 +104,36 @@ def test_residual_fsq_looks_up_in_bfloat16_what_it_returned():
     quantizer = vq2.ResidualFSQ([8, 7, 6, 3], 3, embedding_dim=16).bfloat16()
     z_q, indices, _ = quantizer(torch.randn(100, 16).bfloat16())
     assert torch.equal(quantizer.lookup(indices), z_q)
+
+
+class NoHostTensors(TorchDispatchMode):
+    """Fails where a tensor is made of numbers on the host: on a GPU that ends a graph's capture."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "quantizer", [vq2.FSQ([8, 5, 4]), vq2.ResidualFSQ([4, 3], 3)], ids=["fsq", "residual_fsq"]
+)
+def test_a_look_up_copies_nothing_from_the_host(quantizer):
+    z_q, indices, _ = quantizer(torch.randn(7, len(quantizer.grid.levels)))
+    with NoHostTensors():
+        found = quantizer.lookup(indices)
+    torch.testing.assert_close(found, z_q)
+
+
+def test_fsq_can_be_differentiated_twice():
+    z = torch.randn(6, 3, requires_grad=True, dtype=torch.float64)
+    quantizer, weight = vq2.FSQ([8, 5, 4]), torch.randn(6, 3, dtype=torch.float64)
+    (first,) = torch.autograd.grad((quantizer(z)[0] * weight).sum(), z, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), z)
+    levels = torch.tensor([8, 5, 4], dtype=torch.float64)
+    half = (levels - 1) * 1.001 / 2
+    bounded = (z + (torch.tensor([0.5, 0, 0.5]) / half).atanh()).tanh()
+    slope = 1 - bounded.square()
+    torch.testing.assert_close(second, -2 * bounded * slope * half / (levels // 2) * weight)
 
 
 def test_the_gradient_of_residual_fsq_is_that_of_its_clamp():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import vqvae2_fast as vq2
 from vqvae2_fast import ops
 from vqvae2_fast.ops._cases import cases_of
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
@@ -222,3 +223,38 @@ def test_training_step_can_be_captured_in_a_graph():
         commitment = step()
     graph.replay()
     assert torch.isfinite(commitment)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [vq2.FSQ([8, 5, 4]), vq2.ResidualFSQ([4, 3], 3)], ids=["fsq", "residual_fsq"]
+)
+def test_a_look_up_can_be_captured_in_a_graph(quantizer):
+    quantizer = quantizer.to(DEVICE)
+    z_q, indices, _ = quantizer(torch.randn(7, len(quantizer.grid.levels), device=DEVICE))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        quantizer.lookup(indices)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = quantizer.lookup(indices)
+    graph.replay()
+    torch.testing.assert_close(found, z_q)
+
+
+def test_convolutions_run_after_fp32_precision_was_set():
+    """Reading `allow_tf32` then raises an error."""
+    x, weight = torch.randn(2, 32, 9, 9, device=DEVICE), torch.randn(64, 32, 5, 5, device=DEVICE)
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    try:
+        found = []
+        for precision in ("ieee", "tf32"):
+            conv.fp32_precision = precision
+            found.append(ops.causal_conv2d(x, weight, None, "exclude"))
+    finally:
+        conv.fp32_precision = before
+    exact = causal_conv2d_reference(x.double(), weight.double(), None, "exclude")
+    errors = [float((out - exact).abs().max() / exact.abs().max()) for out in found]
+    assert errors[0] < 1e-5 and errors[1] < 1e-2

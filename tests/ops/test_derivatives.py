@@ -304,6 +304,12 @@ def test_vmap_of_noise_equals_a_loop():
     assert torch.equal(torch.func.vmap(make)(samples), torch.stack([make(row) for row in samples]))
 
 
+def test_vmap_of_known_codes_equals_a_loop():
+    known = torch.tensor([[0, -1], [-1, 2]])
+    draw = lambda rows: ops.draw_codes(torch.eye(2, 5), torch.zeros(2, 5), known=rows)[0]  # noqa: E731
+    assert torch.equal(torch.func.vmap(draw)(known), torch.stack([draw(row) for row in known]))
+
+
 def test_vmap_of_dropout_masks_equals_a_loop():
     seeds = torch.tensor([4, 9])
     make = lambda seed: ops.dropout_mask(seed, 2, 3, 5, 0.4)  # noqa: E731

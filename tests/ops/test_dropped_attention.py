@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from vqvae2_fast import ops
-from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
+from vqvae2_fast.ops import _native
+from vqvae2_fast.ops.causal_attention.reference import (
+    causal_attention_fused_reference,
+    causal_attention_reference,
+)
 
 
 @pytest.mark.parametrize("dropout_on", ["logits", "probabilities"])
@@ -38,3 +42,25 @@ def test_nothing_of_the_size_of_the_logits_is_kept(dtype):
 def test_no_positions_have_no_attention(dtype, dropout_p):
     q, k, v = (torch.randn(2, 3, 0, size, dtype=dtype) for size in (4, 4, 5))
     assert ops.causal_attention(q, k, v, dropout_p, "logits", torch.tensor(3)).shape == v.shape
+
+
+def test_no_positions_have_no_gradients():
+    q, k, v = (torch.randn(2, 3, 0, size, requires_grad=True) for size in (4, 4, 5))
+    out = ops.causal_attention(q, k, v, 0.1, "logits", torch.tensor(3))
+    # The kernel has no second derivatives: the reference computes such a gradient.
+    gradients = torch.autograd.grad(out.sum(), (q, k, v), create_graph=True)
+    assert [dx.shape for dx in gradients] == [q.shape, k.shape, v.shape]
+
+
+def test_no_positions_have_no_sums_of_exponentials():
+    q, v = torch.zeros(2, 3, 0, 4), torch.zeros(2, 3, 0, 5)
+    out, log_sum = causal_attention_fused_reference(q, q, v, 0.1, torch.tensor(3))
+    assert out.shape == v.shape and log_sum.shape == (2, 3, 0)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dropout_that_float32_rounds_to_one_goes_to_the_reference(dtype):
+    q, seed = torch.zeros(1, 1, 4, 4, dtype=dtype), torch.tensor(1)
+    owner = ops.owner("causal_attention", q, q, q, 1 - 1e-9, "logits", seed)
+    assert owner == "reference: dropout_p that float32 rounds to 1"

@@ -97,6 +97,13 @@ def test_seed_stream_sample_and_position_all_matter():
         assert (base != other).all()
 
 
+def test_numbers_count_modulo_2_to_the_32():
+    samples, positions = torch.tensor([2**32 + 5, -1]), torch.tensor([2**32 + 1, -(2**33)])
+    inside = gumbel_noise_reference(samples % 2**32, positions % 2**32, 9, 3, 1)
+    assert torch.equal(gumbel_noise_reference(samples, positions, 9, 3, 1), inside)
+    assert torch.equal(ops.gumbel_noise(samples, positions, 9, seed=3, stream=1), inside)
+
+
 def test_dropout_keeps_its_share():
     keep = ops.dropout_mask(torch.tensor(0), 4, 100, 500, 0.3)
     assert abs(keep.float().mean() - 0.7) < 0.005

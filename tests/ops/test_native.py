@@ -33,6 +33,9 @@ def test_a_torch_that_is_too_old_is_refused_in_one_sentence(version):
 MAP, ROWS = torch.zeros(2, 4, 3, 3), torch.zeros(5, 4)
 SEED = torch.zeros(2, dtype=torch.int64)
 NUMBERS = torch.arange(3)
+WIDE, KERNEL = torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)
+NO_CHANNELS, FROM_NONE = WIDE[:, :0], KERNEL[:, :0]
+REST = (False, 0.0, None)  # of `normed_conv2d`: elu, dropout_p, seed
 
 
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
@@ -45,6 +48,18 @@ NUMBERS = torch.arange(3)
         ("vector_quantize", (torch.zeros(1, 0), torch.zeros(3, 0))),
         ("dropped_attention", (*[MAP.half()] * 3, 0.1, "logits", SEED)),
         ("dropped_attention", (*[MAP] * 3, 1 - 1e-9, "logits", SEED)),
+        ("normed_conv2d", (NO_CHANNELS, FROM_NONE, None, None, 1, 1, 3, True, 0.0, None)),
+        ("normed_conv2d", (WIDE, KERNEL[:0], None, None, 1, 1, 3, *REST)),
+        ("normed_conv2d", (WIDE, KERNEL, None, None, -40, 1, 3, *REST)),
+        ("normed_conv2d", (WIDE, KERNEL, None, None, 1, 4, 3, *REST)),
+        ("normed_conv2d", (WIDE, KERNEL, None, None, 1, 1, 0, *REST)),
+        ("normed_conv2d", (WIDE, KERNEL[:, :, :1, :1], None, None, 1, 0, 1, *REST)),
+        ("normed_conv2d_backward", (WIDE, NO_CHANNELS, FROM_NONE, None, 1, 1, 3, *REST)),
+        ("normed_conv2d_backward", (WIDE[:, :0], WIDE, KERNEL[:0], None, 1, 1, 3, *REST)),
+        ("normed_conv2d_backward", (WIDE, WIDE, KERNEL, None, -40, 1, 3, *REST)),
+        ("normed_conv2d_backward", (WIDE, WIDE, KERNEL[:, :, :1, :1], None, 0, 0, 0, *REST)),
+        ("stride2_conv2d", (NO_CHANNELS, torch.zeros(16, 0, 4, 4), None, False)),
+        ("stride2_conv2d", (NO_CHANNELS, torch.zeros(0, 16, 4, 4), None, True)),
     ],
 )
 def test_compiled_operators_refuse_what_their_functions_do_not_pass_on(name, arguments):
@@ -59,6 +74,40 @@ def test_an_index_outside_the_codebook_is_named(index):
     arguments = (ROWS[:3], torch.ones(1), ROWS[:3], torch.zeros(1, 7, 4), indices)
     with pytest.raises(RuntimeError, match=f"indices from 0 to below 7, got {index}"):
         torch.ops.vqvae2_fast.residual_nearest_code_backward(*arguments)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "nearest_code",
+            (ROWS, ROWS.double()),
+            "nearest_code: expected codebook float32, bfloat16 or float16, got Double",
+        ),
+        (
+            "normed_conv2d",
+            (WIDE, KERNEL, None, torch.zeros(5), 1, 1, 3, *REST),
+            r"normed_conv2d: expected bias float32 \[C_out\] with C_out=16, got 5 values of Float",
+        ),
+        (
+            "stride2_conv2d",
+            (WIDE, torch.zeros(32, 16, 4, 4), torch.zeros(32).double(), False),
+            r"stride2_conv2d: expected bias float32 \[C_out\] with C_out=32, .* of Double",
+        ),
+    ],
+)
+def test_a_refusal_names_the_operator_and_the_argument(name, arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.vqvae2_fast, name)(*arguments)
+
+
+@pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
+def test_a_kernel_without_memory_says_so():
+    # Copies of these heads would take more than all addresses there are.
+    q = torch.zeros(()).expand(1, 1, 2**30, 2**20)
+    with pytest.raises(RuntimeError, match="found no memory .* smaller batch"):
+        torch.ops.vqvae2_fast.dropped_attention(q, q, q[..., :0], 0.5, "logits", SEED)
 
 
 def test_versions_are_compared_as_numbers():

@@ -44,6 +44,13 @@ def test_layers_train_as_they_evaluate(mask):
     torch.testing.assert_close(layer(x), direct, rtol=0, atol=1e-5 * float(direct.abs().max()))
 
 
+def test_a_1x1_kernel_that_does_not_read_the_position_trains_as_it_evaluates():
+    layer, x = CausalConv2d(32, 32, 1, "down", weight_norm=False), torch.randn(4, 32, 16, 16)
+    with torch.no_grad():
+        direct = layer(x)
+    torch.testing.assert_close(layer(x), direct, rtol=0, atol=1e-5)
+
+
 def conv_3x3(x):
     return normed_conv2d(x, weight(64, 64, 3), None, None, "same")
 

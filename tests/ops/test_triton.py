@@ -242,6 +242,62 @@ def test_convolutions_use_tf32_only_where_pytorch_allows_it(target, tf32, expect
         assert _triton.convolution_precision(torch.bfloat16, device) == "ieee"
 
 
+@pytest.fixture
+def _precisions_return():
+    """PyTorch's settings of TF32 are afterwards what they were, in both of its interfaces."""
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    matmul.fp32_precision, conv.fp32_precision = before
+
+
+SETTERS = {
+    "matmul.fp32_precision": (torch.backends.cuda.matmul, "fp32_precision", "tf32", "ieee"),
+    "matmul.allow_tf32": (torch.backends.cuda.matmul, "allow_tf32", True, False),
+    "conv.fp32_precision": (torch.backends.cudnn.conv, "fp32_precision", "tf32", "ieee"),
+    "cudnn.allow_tf32": (torch.backends.cudnn, "allow_tf32", True, False),
+}
+
+
+@pytest.mark.usefixtures("_precisions_return")
+@pytest.mark.parametrize("name", SETTERS)
+def test_tf32_is_allowed_by_either_interface_of_pytorch(name):
+    owner, attribute, *values = SETTERS[name]
+    precision = _triton.dot_precision if "matmul" in name else _triton.convolution_precision
+    for value, expected in zip(values, ("tf32", "tf32x3"), strict=True):
+        setattr(owner, attribute, value)
+        with _triton.recording("sm_90"):
+            assert precision(torch.float32, torch.device("cpu")) == expected
+            assert precision(torch.bfloat16, torch.device("cpu")) == "ieee"
+
+
+@pytest.mark.usefixtures("_precisions_return")
+def test_tf32_in_products_follows_the_precision_of_float32_products():
+    for name, expected in (("high", "tf32"), ("highest", "tf32x3")):
+        torch.set_float32_matmul_precision(name)
+        with _triton.recording("sm_90"):
+            assert _triton.dot_precision(torch.float32, torch.device("cpu")) == expected
+
+
+@pytest.mark.usefixtures("_precisions_return")
+def test_the_owner_of_a_convolution_is_found_after_fp32_precision_was_set(monkeypatch):
+    properties = SimpleNamespace(major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    for value, left in (("tf32", True), ("ieee", False)):
+        torch.backends.cudnn.conv.fp32_precision = value
+        assert (CAUSAL_CONV2D.why_not(*conv_inputs()) is BY_DESIGN) == left
+
+
+def test_a_compiler_takes_whether_convolutions_have_tf32_as_a_constant():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x: x if _triton.convolutions_take_tf32() else -x, fullgraph=True, backend="eager"
+    )
+    assert compiled(torch.ones(1)) == (1 if _triton.convolutions_take_tf32() else -1)
+
+
 @interpreted
 def test_dead_taps_of_a_convolution_are_not_read():
     generator = torch.Generator().manual_seed(0)

@@ -13,13 +13,17 @@ pytest.importorskip("triton")
 
 from vqvae2_fast.ops.causal_attention.triton import causal_attention_fused_triton
 from vqvae2_fast.ops.causal_attention.triton_backward import causal_attention_backward_triton
+from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED
+from vqvae2_fast.ops.code_conv2d.gradient import CODE_CONV2D_FUSED
 from vqvae2_fast.ops.code_statistics.triton import code_statistics_triton
+from vqvae2_fast.ops.gated_residual.gradient import GATED_RESIDUAL_BACKWARD, GATED_RESIDUAL_FUSED
 from vqvae2_fast.ops.gated_residual.triton import (
     gated_residual_backward_triton,
     gated_residual_fused_triton,
 )
 from vqvae2_fast.ops.residual_nearest_code.triton import residual_nearest_code_backward_triton
 from vqvae2_fast.ops.scalar_quantize.triton import (
+    _constants,
     scalar_quantize_backward_triton,
     scalar_quantize_triton,
 )
@@ -29,7 +33,12 @@ interpreted = pytest.mark.skipif(
     not _triton.INTERPRETED, reason="runs under TRITON_INTERPRET=1, as .ci/triton does"
 )
 INDICES = torch.arange(5) % 3
+MAPS = {"h": (1, 4, 1, 33), "x": (1, 2, 1, 33)}
 OPERATORS = {
+    "gated_residual": lambda z: (
+        gated_residual_fused_triton(z[:4].view(MAPS["h"]), z[1:3].view(MAPS["x"]), None),
+        gated_residual_backward_triton(z[1:3].view(MAPS["x"]), z[:4].view(MAPS["h"]), None),
+    ),
     "code_statistics": lambda z: code_statistics_triton(z, INDICES, 3),
     "residual_nearest_code": lambda z: residual_nearest_code_backward_triton(
         z, torch.ones(2), z, torch.ones(2, 3, 33), torch.stack([INDICES, INDICES], 1)
@@ -81,3 +90,36 @@ def test_a_grid_is_long_in_its_first_axis_only(launched, sizes) -> None:
     assert launches
     for launch in launches:
         assert all(programs < 2**16 for programs in launch.grid[1:]), launch.kernel
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+COUNTED = {
+    "gated_residual": lambda side: GATED_RESIDUAL_FUSED.why_not(
+        meta(1, 2, 2**15, side), meta(1, 1, 2**15, side)
+    ),
+    "gated_residual_backward": lambda side: GATED_RESIDUAL_BACKWARD.why_not(
+        meta(1, 1, 2**15, side), meta(1, 2, 2**15, side), None
+    ),
+    "causal_conv2d": lambda side: CAUSAL_CONV2D_FUSED.why_not(
+        meta(2, 1, 2**15, side), meta(1, 1, 3, 3)
+    ),
+    "code_conv2d": lambda side: CODE_CONV2D_FUSED.why_not(
+        meta(2, 2**15, side, dtype=torch.int64), meta(1, 4, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_int32_cannot_count_with_a_block_more_is_left_to_the_reference(name) -> None:
+    assert COUNTED[name](2**15 - 2) is None
+    assert "2147418112 " in COUNTED[name](2**15 - 1)  # 2³¹ − 2¹⁶
+
+
+def test_constants_of_a_grid_stay_on_the_device_for_graphs_that_read_them() -> None:
+    first = _constants((3, 3), False, False, torch.device("cpu"))
+    for size in range(4, 80):
+        _constants((size,), False, False, torch.device("cpu"))
+    assert _constants((3, 3), False, False, torch.device("cpu")) is first

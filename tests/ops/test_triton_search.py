@@ -326,3 +326,26 @@ def test_a_code_of_nan_in_the_nearest_group_does_not_count(counts):
     codebook[0] = float("nan")
     assert_exact(codebook[[1, 2, 3]] + 0.01, codebook)
     assert counts == [[0, 0]]
+
+
+@interpreted
+@pytest.mark.parametrize(("exact_d", "loop_d", "again"), [(32, 64, 64), (32, 64, 16), (16, 8, 32)])
+def test_rows_of_the_table_need_not_divide_each_other(monkeypatch, exact_d, loop_d, again):
+    """At D = 96, in blocks of 32, nothing is masked: a longer loop would read the next vectors."""
+    screen = {"BLOCK_N": 16, "BLOCK_K": 16, "MAX_D": 32, "CHUNK_D": 32}
+    rows = {
+        "nearest_code_screen": {**screen, "EXACT_D": exact_d, "LOOP_D": loop_d},
+        "nearest_code_open": {"PROGRAMS": 2, "BLOCK_N": 16, "BLOCK_K": 16, "LOOP_D": again},
+    }
+    monkeypatch.setattr(
+        search,
+        "configuration",
+        lambda name, device: rows.get(name, _triton.configuration(name, device)),
+    )
+    # With room behind the last vector, so that reading past it is an error of the result only.
+    z, codebook = randn(13, 40, 96)[:20], randn(14, 64, 96)[:32]
+    codebook[1::2] = codebook[::2] * (1 + 1e-6)  # two in each band: open rows
+    indices, sqdist = nearest_code_triton(z, codebook)
+    expected_indices, expected_sqdist = nearest_code_reference(z, codebook)
+    assert torch.equal(indices, expected_indices)
+    assert torch.equal(sqdist, expected_sqdist)

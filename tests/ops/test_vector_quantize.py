@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from vqvae2_fast import ops
+from vqvae2_fast.ops.vector_quantize.reference import vector_quantize_backward_reference
 
 
 def inputs(dtype=torch.float64):
@@ -88,3 +89,14 @@ def test_compiled_gradient_equals_eager():
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     (actual,) = torch.autograd.grad(compiled(z), z)
     assert torch.equal(actual, expected)
+
+
+def test_the_commitment_of_many_half_vectors_has_a_gradient():
+    """2/(N·D), here a gradient as small, is 0 in float16."""
+    generator = torch.Generator().manual_seed(3)
+    z, z_q = (100 * torch.randn(2, 7, 6, generator=generator)).half()
+    gradient = torch.tensor(1e-7)
+    actual = vector_quantize_backward_reference(torch.zeros_like(z), gradient, z, z_q)
+    expected = gradient * 2 / z.numel() * (z.float() - z_q.float())
+    assert actual.count_nonzero() > 0
+    assert torch.equal(actual, expected.half())

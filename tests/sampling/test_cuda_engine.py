@@ -265,6 +265,35 @@ def test_a_prior_too_large_for_the_card_is_refused_with_the_reason(sampler_on_cp
     assert "20 rows above, more than 8" in cuda.why_not_plan(sampler_on_cpu, CARD, plan)
 
 
+@pytest.fixture
+def _conv_precision_returns():
+    cudnn = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    yield
+    cudnn.allow_tf32 = True
+    cudnn.conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("_conv_precision_returns")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_features_are_in_float32_and_the_settings_return(precision, monkeypatch):
+    cudnn, found = torch.backends.cudnn, []
+
+    def settings():
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision
+
+    def features(_, maps):
+        found.append(settings())
+        return torch.zeros(1)
+
+    monkeypatch.setattr(cuda, "condition_features", features)
+    cudnn.conv.fp32_precision = precision
+    before = settings()
+    cuda._features(None, [torch.zeros(2, 3, 3)])
+    assert found == [(True, False, True, "ieee")] * 2
+    assert settings() == before
+
+
 @pytest.mark.skipif(_native.module is None, reason="this install has no compiled module")
 def test_a_prior_elsewhere_is_refused_with_the_reason():
     assert cuda.why_not_cuda(torch.device("cpu"), torch.float32) == "the prior is on cpu"

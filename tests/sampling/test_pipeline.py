@@ -108,6 +108,12 @@ def test_bad_argument_is_named(arguments, message):
         sample_images(Pipeline(Decoder(), levels()), 1, **arguments)
 
 
+def test_a_sample_number_beyond_those_of_the_noise_is_named():
+    pipeline = Pipeline(Decoder(), levels(num_classes=3))
+    with pytest.raises(ValueError, match="first_sample to be an integer from 0 to 4294967295, got"):
+        sample_images(pipeline, 1, labels=[0], first_sample=2**70)
+
+
 @pytest.mark.parametrize("sample", [sample_images, sample_levels])
 def test_a_model_that_is_no_pipeline_is_named(sample):
     message = f"{sample.__name__}: expected a Pipeline, got a PixelSNAIL"

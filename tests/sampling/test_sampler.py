@@ -9,6 +9,8 @@ from vqvae2_fast import ops
 from vqvae2_fast.ops import _native
 from vqvae2_fast.sampling import choose_engine, interface_of, plan_of, sample_codes
 from vqvae2_fast.sampling.noise import DrawNoise
+from vqvae2_fast.sampling.sampler import draw
+from vqvae2_fast.sampling.settings import DrawSettings
 from vqvae2_fast.testing.priors import prior_inputs, tiny_prior
 
 ENGINES = ["reference", "eager"] + ([] if _native.module is None else ["cpu"])
@@ -184,6 +186,32 @@ def test_engines_agree_where_numbers_are_extreme(edge, engine):
         return sample_codes(prior, 3, labels=labels, seed=2, engine=engine, **EDGES[edge])
 
     assert torch.equal(draw(engine), draw("reference"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_callback_changes_is_not_read(engine):
+    prior = tiny_prior(num_classes=3, condition_sizes=((2, 3),))
+    settings = DrawSettings(engine=engine)
+
+    def drawn(change=None):
+        inputs = prior_inputs(prior, 2)
+        known = torch.full_like(inputs["codes"], -1)
+        given = (known, inputs["labels"], *inputs["condition"])
+
+        def progress(*_):
+            for codes in given if change else ():
+                codes.fill_(2)
+
+        def on_row(_, codes):
+            if change:
+                codes.fill_(2)
+
+        context = {"labels": given[1], "condition": given[2:]}
+        return draw(
+            prior, 2, settings, known=known, progress=progress, on_row=on_row, **context
+        ).codes
+
+    assert torch.equal(drawn(change=True), drawn())
 
 
 def test_a_prior_in_training_mode_is_drawn_from_in_two_threads_without_dropout():

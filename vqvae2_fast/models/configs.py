@@ -188,7 +188,7 @@ class PixelSNAILConfig(PriorConfig):
         num_blocks: Blocks; each is `layers_per_block` gated residual layers and then attention
             (or, without attention, a 1×1 layer that sees the position).
         layers_per_block: Gated residual layers of a block, that is, between two attentions.
-        kernel_size: Side of the causal convolutions, odd.
+        kernel_size: Side of the causal convolutions, at least 2; odd unless mask is "downright".
         mask: Which taps of the current row a layer reads; see `ops.causal_conv2d`.
         attention: Whether blocks end in causal multi-head attention.
         num_heads: Attention heads; `channels // 2` must be a multiple of it.
@@ -242,12 +242,19 @@ class PixelSNAILConfig(PriorConfig):
                 f"got {self.kernel_size}."
             )
         _check_size(self, "size", self.size)
-        _check_least(self, 1, "num_embeddings", "channels", "residual_channels", "kernel_size")
+        _check_least(
+            self,
+            1,
+            "num_embeddings",
+            "channels",
+            "residual_channels",
+            "num_blocks",
+            "layers_per_block",
+        )
+        _check_least(self, 2, "kernel_size")
         _check_least(
             self,
             0,
-            "num_blocks",
-            "layers_per_block",
             "num_output_layers",
             "num_condition_layers",
             "num_classes",
@@ -283,6 +290,6 @@ class PixelSNAILConfig(PriorConfig):
         return f"{self.num_layers} layers of {self.channels} channels"
 
     def at_least(self) -> tuple[int, int]:
-        tensors = self.num_blocks * max(self.layers_per_block, 1) + self.num_output_layers
+        tensors = self.num_layers + self.num_output_layers
         tensors += self.num_condition_layers + len(self.condition_sizes)
         return tensors, max(self.kernel_size**2, 2 * math.prod(self.size), self.num_labels)

@@ -118,8 +118,8 @@ class PixelSNAIL(Prior):
     """Autoregressive prior of one level's code map, in raster order.
 
     Raises:
-        ValueError: A kernel_size below 2, an even condition_kernel_size, or condition sizes that do
-            not divide one another.
+        ValueError: An even condition_kernel_size, or condition sizes that do not divide one
+            another.
     """
 
     background: Tensor
@@ -134,8 +134,6 @@ class PixelSNAIL(Prior):
                     "PixelSNAIL: each of condition_sizes must divide the next (coarse to fine), "
                     f"got {sizes}."
                 )
-        if config.kernel_size < 2:
-            raise ValueError(f"PixelSNAIL: expected kernel_size >= 2, got {config.kernel_size}.")
         self.register_buffer("background", background_coordinates(*config.size))
         self.stem = CausalStem(
             config.num_embeddings,

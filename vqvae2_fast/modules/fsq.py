@@ -69,7 +69,7 @@ class FSQ(Quantizer):
             z: `[..., D]`, floating; computed in float32, or in float64 if it is.
 
         Returns:
-            z_q: `[..., D]`, z's dtype; differentiable once.
+            z_q: `[..., D]`, z's dtype; differentiable any number of times.
             indices: int64 `[...]`.
             loss: float32, 0-d: 0.
 

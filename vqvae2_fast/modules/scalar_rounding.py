@@ -31,7 +31,9 @@ class Grid(NamedTuple):
 
 def digits_to_values(grid: Grid, digits: Tensor, dtype: torch.dtype) -> Tensor:
     """The values `[..., d]` of digits 0..L−1, integers `[..., d]`."""
-    levels = torch.tensor(grid.levels, dtype=dtype, device=digits.device)
+    # Filled on the device: a copy from the host would end the capture of a CUDA graph.
+    sizes = [torch.full((), size, dtype=dtype, device=digits.device) for size in grid.levels]
+    levels = torch.stack(sizes)
     if grid.symmetric:
         return digits.to(dtype) / ((levels - 1) / 2) - 1
     middle = levels.div(2, rounding_mode="floor")

@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = [
     "KERNEL_DTYPES",
     "assert_inside",
+    "beyond_int32",
     "check_codebook",
     "check_finite",
     "check_floating",
@@ -51,6 +52,14 @@ def other_dtype(
         if tensor is not None and tensor.dtype not in dtypes:
             return f"{dtype_name(tensor.dtype)} {name.replace('_', ' ')}"
     return None
+
+
+def beyond_int32(count: int, what: str) -> str | None:
+    """A kernel's reason to decline: it numbers `what` in int32.
+
+    The margin is for the last block, which also numbers some that do not exist.
+    """
+    return f"{count} {what}, too many for int32" if count >= (1 << 31) - (1 << 16) else None
 
 
 def checked_integer(op: str, name: str, value: object, low: int, high: int) -> int:
@@ -130,10 +139,13 @@ def check_finite(op: str, **tensors: Tensor) -> None:
             raise ValueError(f"{op}: expected finite values, got NaN or infinity in {name}.")
 
 
-def assert_inside(op: str, indices: Tensor, first: int, end: int) -> None:
-    """Raise RuntimeError for an index outside first..end − 1; on a GPU when its stream gets here,
-    without a synchronisation."""
+def assert_inside(op: str, indices: Tensor, first: int, end: int, *, name: str = "indices") -> None:
+    """Raise RuntimeError for an index outside first..end − 1.
+
+    On a GPU nobody waits: the error comes from a later call, when the stream has got here, and the
+    GPU then takes no more work of this process. `docs/operators.md` tells users.
+    """
     torch._assert_async(
         ((indices >= first) & (indices < end)).all(),
-        f"{op}: expected indices in {first}..{end - 1}, got one outside.",
+        f"{op}: expected {name} in {first}..{end - 1}, got one outside.",
     )

@@ -31,6 +31,7 @@ __all__ = [
     "architecture",
     "configuration",
     "convolution_precision",
+    "convolutions_take_tf32",
     "dependent_launch",
     "dot_precision",
     "launch",
@@ -141,10 +142,8 @@ def configuration(kernel: str, device: torch.device) -> dict[str, int]:
 
 
 def dependent_launch(device: torch.device) -> dict[str, bool]:
-    """Arguments of a launch that need not wait for the end of the kernel before.
-
-    The kernel waits itself, where DEPENDENT: its blocks are in place by then. Hopper and later.
-    """
+    """Launch options of a kernel that may start before the one ahead of it has ended; it waits
+    itself, where DEPENDENT. Hopper and later."""
     arch = architecture(device)
     if arch.startswith("sm_") and int(arch[3:]) >= 90:
         return {"DEPENDENT": True, "launch_pdl": True}
@@ -159,12 +158,23 @@ def _precision(dtype: torch.dtype, device: torch.device, tf32: bool) -> str:
 
 def dot_precision(dtype: torch.dtype, device: torch.device) -> str:
     """How `tl.dot` multiplies: float32 as three TF32 products, unless PyTorch allows TF32."""
-    return _precision(dtype, device, torch.backends.cuda.matmul.allow_tf32)
+    # `allow_tf32`, which sets this too, cannot be read after this has been set.
+    return _precision(dtype, device, torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def convolutions_take_tf32() -> bool:
+    """Whether PyTorch allows TF32 in convolutions of float32."""
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
+
+
+# Compilers cannot trace it. Their graphs keep the owner of a convolution; its kernel asks again.
+convolutions_take_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def convolution_precision(dtype: torch.dtype, device: torch.device) -> str:
     """The same for convolutions, where PyTorch allows TF32 unless told otherwise."""
-    return _precision(dtype, device, torch.backends.cudnn.allow_tf32)
+    return _precision(dtype, device, convolutions_take_tf32())
 
 
 def operand_type(dtype: torch.dtype) -> Any:

@@ -16,6 +16,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.candidates import draw_candidates
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.prior import interface_of
@@ -196,7 +197,9 @@ def draw_levels(
         candidates: Draw the free codes of each map so often, and take one of these fillings by
             what follows, see `draw_candidates`.
     """
-    num_levels = len(pipeline.priors)
+    where, num_levels = "sample_images", len(pipeline.priors)
+    batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)
+    first_sample = checked_integer(where, "first_sample", first_sample, 0, 2**32 - batch_size)
     if known is not None and len(known) != num_levels:
         raise ValueError(
             f"sample_images: expected known to be a list of {num_levels} maps or None, coarse to "
@@ -212,7 +215,7 @@ def draw_levels(
                 f"sample_images: expected guidance_scale=1: no prior has classes, got {scales[0]}."
             )
     else:
-        numbers = label_tensor("sample_images", labels, pipeline.num_classes, pipeline.class_names)
+        numbers = label_tensor(where, labels, pipeline.num_classes, pipeline.class_names)
     drawn: list[Drawn] = []
     for level, (prior, own) in enumerate(zip(pipeline.priors, settings, strict=True)):
         # A level without classes is drawn without label and guidance; the others use them.

@@ -29,8 +29,8 @@ class DrawRequest:
         known: int64 `[B, H, W]`, -1 where a code is to be drawn; None draws all.
         want_logits: Also return the raw logits of every position.
         progress: Called with (rows done, rows of the map) after each row.
-        on_row: Called with (row, its codes int64 `[B, W]`) after each row, before `progress`. The
-            codes are a view of memory that the draw goes on to fill.
+        on_row: Called with (row, a copy of its codes, int64 `[B, W]`) after each row, before
+            `progress`.
         want_intervals: Also return each code's interval for the entropy coder; only engine `cpu`.
         streams: For each sample, the int32 words of a range coder from which codes are read instead
             of being drawn; only engine `cpu`.
@@ -57,7 +57,7 @@ class DrawRequest:
     def row_done(self, codes: Tensor, rows: int) -> None:
         """Engines call this when the first `rows` rows of codes `[B, H, W]` are drawn."""
         if self.on_row is not None:
-            self.on_row(rows - 1, codes[:, rows - 1])
+            self.on_row(rows - 1, codes[:, rows - 1].clone())
         if self.progress is not None:
             self.progress(rows, codes.shape[1])
 

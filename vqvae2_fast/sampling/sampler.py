@@ -184,6 +184,7 @@ def draw(
             f"{settings.guidance_scale}."
         )
     if known is not None:
+        known = _copied(known)
         check_codes(where, "known", known, interface, batch_size, lowest=-1)
     if noise is not None:
         _check_noise(noise, interface, batch_size)
@@ -222,7 +223,6 @@ def teacher_forced_logits(
     """The logits, float32 `[B, K, H, W]`, from which an engine would draw, for given codes.
 
     With them engines can be compared position by position, whatever they would draw.
-
 
     Args:
         codes: int64 `[B, H, W]`, in 0..K-1.
@@ -348,11 +348,19 @@ def checked_context(
     labels: Labels,
     device: torch.device,
 ) -> tuple[list[Tensor], Tensor | None]:
-    maps = as_maps(condition)
+    maps = [_copied(codes) for codes in as_maps(condition)]
     check_maps(where, maps, interface.condition_sizes, interface.num_embeddings, batch_size)
     numbers = label_tensor(where, labels, interface.num_classes)
+    if numbers is not None:
+        numbers = _copied(numbers)
     check_labels(where, numbers, interface.num_classes, batch_size, interface.num_labels)
     return [codes.to(device) for codes in maps], None if numbers is None else numbers.to(device)
+
+
+def _copied(codes: Tensor) -> Tensor:
+    """What is checked is a copy, which no callback of a draw can change: a code out of range would
+    have a compiled engine read outside its tables."""
+    return codes.clone() if isinstance(codes, Tensor) else codes
 
 
 def check_codes(

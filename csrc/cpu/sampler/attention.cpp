@@ -51,7 +51,7 @@ void attention_heads(State& state, int thread, Range of_heads, int64_t block, in
              .values = cached.values,
              .positions = before,
              .dim = dim,
-             .value_stride = value_width,
+             .value_width = value_width,
              .scores = scores,
              .out = out,
              .next_keys = cached.keys + state.key_stride()});

@@ -69,12 +69,12 @@ struct Product {
 struct AttentionHead {
   const float* query;   // [dim], scaled
   const float* keys;    // [positions / kPanel rounded up, dim, kPanel]
-  const float* values;  // [positions, value_stride]
+  const float* values;  // [positions, value_width]
   int64_t positions;    // at least 1
   int64_t dim;
-  int64_t value_stride;    // dim rounded up to kHalfPanel
+  int64_t value_width;     // dim rounded up to kHalfPanel
   float* scores;           // scratch, positions rounded up to kPanel
-  float* out;              // [value_stride]
+  float* out;              // [value_width]
   const float* next_keys;  // prefetched: what the thread reads after this
 };
 

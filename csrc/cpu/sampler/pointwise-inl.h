@@ -23,7 +23,7 @@ inline int64_t quantize(const float* x, const float* scales, uint8_t* q, int64_t
   // Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
   const Vec magic = Vec::broadcast(12582912.0f), bias = Vec::broadcast(128.0f);
   const Vec largest = Vec::broadcast(127.0f), least = Vec::broadcast(-127.0f);
-  // Up to here rounding gives 127, as clamping does.
+  // Below this, rounding gives 127 by itself.
   const Vec last = Vec::broadcast(127.5f), zero = Vec::broadcast(0.0f), one = Vec::broadcast(1.0f);
   Vec clamped = zero, invalid = zero;  // invalid stays zero without NaN and infinity
   for (int64_t i = 0; i < count; i += Vec::kLanes) {
@@ -155,7 +155,7 @@ inline void attend(const AttentionHead& head) {
   for (int64_t p = head.positions; p < chunks * kPanel; ++p) weights[p] = 0.0f;
   const Vec scale = Vec::broadcast(1.0f / sum_of(weights, chunks * kPanel));
 
-  const int64_t stride = head.value_stride;
+  const int64_t stride = head.value_width;
   const int64_t ahead = head.next_keys - head.values;
   for (int64_t i = 0; i < stride; i += Vec::kLanes) {
     Vec sums[kChains];

@@ -16,7 +16,7 @@ namespace vqvae2_fast::cpu::sampler {
 namespace {
 
 // Rows up to which the pixel phase's tiles are used.
-constexpr int64_t kFewRows = 2;
+constexpr int64_t kFewProductRows = 2;
 // Vectors that a tile covers: two columns of accumulators, or the whole panel if there are few
 // rows.
 constexpr int kTileVecs = 2;
@@ -199,8 +199,8 @@ struct Unpacked<Format::kQuads> {
 #endif
 
 // c = initial + a times weights, for at most a block of inputs. HINT is that of __builtin_prefetch:
-// 0 for weights that should not stay in the caches. With more than kFewRows rows, memory from
-// `ahead` on is prefetched, one line every `ahead_step` floats in each step.
+// 0 for weights that should not stay in the caches. With more than kFewProductRows rows, memory
+// from `ahead` on is prefetched, one line every `ahead_step` floats in each step.
 template <int HINT, class N, class SUMS, int ROWS, int PANELS, int VECS>
 inline void product_tile(const typename N::Input* a, int64_t a_stride, const float* weights,
                          int64_t panel_stride, int64_t steps, const float* initial,
@@ -228,14 +228,14 @@ inline void product_tile(const typename N::Input* a, int64_t a_stride, const flo
     for (int panel = 0; panel < PANELS; ++panel) {
       const float* words = weights + panel * panel_stride;
       N::template load<VECS>(words, w + panel * VECS);
-      if (ROWS <= kFewRows) {
+      if (ROWS <= kFewProductRows) {
         for (int line = 0; line < N::kWords; line += kLine) {
           __builtin_prefetch(words + line + kPrefetch / PANELS, 0, HINT);
         }
       }
     }
     weights += N::kWords;
-    if (ROWS > kFewRows) {
+    if (ROWS > kFewProductRows) {
       __builtin_prefetch(ahead, 0, kSecondCache);
       ahead += ahead_step;
     }
@@ -337,7 +337,7 @@ template <int HINT, Format FORMAT, int PANELS>
 inline void product_last_panels(const Product& p, int64_t panel) {
   if constexpr (PANELS > 0) {
     if (p.panels - panel == PANELS) {
-      product_panels<HINT, FORMAT, false, kFewRows, PANELS, kFewVecs>(p, panel, p.rows);
+      product_panels<HINT, FORMAT, false, kFewProductRows, PANELS, kFewVecs>(p, panel, p.rows);
     } else {
       product_last_panels<HINT, FORMAT, PANELS - 1>(p, panel);
     }
@@ -348,7 +348,7 @@ template <int HINT, Format FORMAT>
 inline void product_of_few_rows(const Product& p) {
   int64_t panel = 0;
   for (; panel + kFewPanels <= p.panels; panel += kFewPanels) {
-    product_panels<HINT, FORMAT, false, kFewRows, kFewPanels, kFewVecs>(p, panel, p.rows);
+    product_panels<HINT, FORMAT, false, kFewProductRows, kFewPanels, kFewVecs>(p, panel, p.rows);
   }
   product_last_panels<HINT, FORMAT, kFewPanels - 1>(p, panel);
 }
@@ -356,7 +356,7 @@ inline void product_of_few_rows(const Product& p) {
 template <Format FORMAT>
 inline void product_of(const Product& p) {
   constexpr int kKeep = 3, kUseOnce = 0;
-  if (p.rows <= kFewRows) {
+  if (p.rows <= kFewProductRows) {
     if (p.once) {
       product_of_few_rows<kUseOnce, FORMAT>(p);
     } else {

@@ -32,9 +32,9 @@ class Team {
   explicit Team(int size) : size_(size), state_(static_cast<uint32_t>(size)), wanted_(size) {}
   int size() const { return size_; }
   int active() const { return active_of(state_.load(std::memory_order_acquire)); }
-  // After the barrier of `set_active`: whether the thread still takes part. A thread that does not
-  // may ask as late as when the team has been closed, so `closed_` is read last. One that does must
-  // not ask again at the end of a row, which thread 0 may have closed by then.
+  // After the barrier of `set_active`: whether the thread still takes part. A thread that has left
+  // may call this even after `close`, so `closed_` is read after `active()`. A thread that stays
+  // must not call it again at the end of a row: thread 0 may have closed the team by then.
   bool is_active(int thread) const { return thread < active() && !closed_; }
 
   // Before `run`: how many take part at first.

@@ -21,9 +21,10 @@ struct Place {
 // The places of all step rows.
 template <bool kWindow>
 struct Places {
-  int i, j;  // j, the column of all rows; with windows the row's step
-  const int2*
-      rows;  // network row and column of each, in shared memory; column -1: none, off the map
+  // j is the column of all rows; with windows the row's step.
+  int i, j;
+  // Network row and column of each, in shared memory; column -1: none, off the map.
+  const int2* rows;
 
   __device__ __forceinline__ Place at(int r) const {
     if constexpr (kWindow) return {i, rows[r].y, rows[r].x, r, j};

@@ -2,7 +2,8 @@
 
 What differs from the package: `quantized` is exactly the grid's value (the package's is a rounding
 error away), and tanh is computed as 2·σ(2z) − 1, so that a number within a rounding error of a
-boundary may fall on its other side.
+boundary may fall on its other side. Half precision is bounded in float32, whatever
+`force_quantization_f32` says; the package with False then bounds a `preserve_symmetry` grid in it.
 
 Letters: B batch, N positions, c codebooks, d numbers of a code, K codes.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.projections import projections
+from vqvae2_fast.modules.projections import projections, wide
 from vqvae2_fast.modules.scalar_rounding import Grid, digits_to_values
 from vqvae2_fast.ops import scalar_quantize
 
@@ -137,8 +138,8 @@ class FSQ(nn.Module):
             x = x @ self.orthogonal_rot
         with without_autocast(z.device):
             dtype = x.dtype
-            if self.force_quantization_f32 and dtype not in self.allowed_dtypes:
-                x = x.float()
+            forced = self.force_quantization_f32 and dtype not in self.allowed_dtypes
+            x = x.float() if forced else wide(x)
             codes, indices = scalar_quantize(x, *self.grid, int32=True)
             if self.training and self.noise_dropout:
                 codes = self._with_noise(codes)
@@ -153,7 +154,7 @@ class FSQ(nn.Module):
 
     def quantize(self, z: Tensor) -> Tensor:
         """The grid's values of z `[..., d]`."""
-        return scalar_quantize(z, *self.grid)[0]
+        return scalar_quantize(wide(z), *self.grid)[0]
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """The digit of each number: `[...]` -> `[..., d]`."""

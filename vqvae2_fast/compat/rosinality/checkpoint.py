@@ -4,7 +4,8 @@ Forms that occur: a bare state dict (`checkpoint/vqvae_560.pt`); one among other
 `{"model": state dict, "args": Namespace, "optimizer": ...}` (`checkpoint/pixelsnail_top_420.pt`);
 keys with a prefix such as `module.` (data parallel), `_orig_mod.` (torch.compile) or `model.`
 (Lightning); both of torch's weight-norm layouts, and weights whose norm was removed; codebooks as
-`[K, D]`, also those of an `nn.Embedding`. Each of them is converted exactly, or refused.
+`[K, D]`, also those of an `nn.Embedding`. Each of them is converted exactly, or refused. Only a
+codebook `embed` with K = D does not tell its layout: it is taken as `[D, K]`, the port's own.
 """
 
 from __future__ import annotations

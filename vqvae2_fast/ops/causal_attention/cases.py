@@ -120,6 +120,12 @@ ERRORS = [
         "expected q, k [B, heads, L, d] and v [B, heads, L, dv]",
     ),
     ErrorCase(
+        "several_dtypes",
+        lambda: causal_attention(_Q.half(), _Q.bfloat16(), _Q.half(), 0.5, seed=torch.tensor(1)),
+        TypeError,
+        "expected q, k and v of one dtype, got float16, bfloat16 and float16",
+    ),
+    ErrorCase(
         "dropout_without_seed",
         lambda: causal_attention(_Q, _Q, _Q, 0.1),
         ValueError,

@@ -26,6 +26,10 @@ __all__ = ["CAUSAL_ATTENTION_FUSED", "DROPPED_ATTENTION", "why_not_triton_kernel
 _WIDEST_HEAD = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
 
 
+def why_not_dropout(dropout_p: float) -> str | None:
+    return "dropout_p that float32 rounds to 1" if dropout_p > 1 - 2**-24 else None
+
+
 def why_not_triton_kernel(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> str | None:
     if other := other_dtype(KERNEL_DTYPES, input=q):
         return other
@@ -34,9 +38,7 @@ def why_not_triton_kernel(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> 
     widest = _WIDEST_HEAD[q.dtype]
     if not 0 < q.shape[3] <= widest or not 0 < v.shape[3] <= widest:
         return f"heads of {q.shape[3]} and {v.shape[3]} values, more than {widest} or none"
-    if dropout_p > 1 - 2**-24:
-        return "dropout_p that float32 rounds to 1"
-    return None
+    return why_not_dropout(dropout_p)
 
 
 def _dropped_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:

@@ -9,6 +9,7 @@ from vqvae2_fast.ops._checks import (
     check_floating,
     check_same_device,
     check_seed,
+    dtype_name,
     misfit,
     other_dtype,
 )
@@ -17,6 +18,7 @@ from vqvae2_fast.ops._triton import runs_triton
 from vqvae2_fast.ops.causal_attention.gradient import (
     CAUSAL_ATTENTION_FUSED,
     DROPPED_ATTENTION,
+    why_not_dropout,
     why_not_triton_kernel,
 )
 from vqvae2_fast.ops.causal_attention.reference import causal_attention_reference
@@ -38,9 +40,9 @@ def _why_not(
         if dropout_on != "logits":
             return "dropout on probabilities"
         return why_not_triton_kernel(q, k, v, dropout_p)
-    if all(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in (q, k, v)):
-        return None
-    return other_dtype((torch.float32,), q=q, k=k, v=v)
+    is_half = q.dtype == k.dtype == v.dtype and q.dtype in (torch.bfloat16, torch.float16)
+    other = None if is_half else other_dtype((torch.float32,), q=q, k=k, v=v)
+    return other or why_not_dropout(dropout_p)
 
 
 def _kernel(
@@ -92,7 +94,8 @@ def causal_attention(
     Raises:
         ValueError: Shapes that do not fit, dropout_p outside [0, 1), an unknown dropout_on, or
             dropout without a seed.
-        TypeError: A dtype that is not floating, or seed not int64.
+        TypeError: A dtype that is not floating, q, k and v of several outside autocast, or seed not
+            int64.
         RuntimeError: Tensors on different devices.
 
     Note:
@@ -106,6 +109,12 @@ def causal_attention(
     if q.dim() != 4 or k.shape != q.shape or v.dim() != 4 or v.shape[:3] != q.shape[:3]:
         expected = "q, k [B, heads, L, d] and v [B, heads, L, dv]"
         raise misfit("causal_attention", expected, q=q, k=k, v=v)
+    one_dtype = q.dtype == k.dtype == v.dtype
+    if not one_dtype and not torch.is_autocast_enabled(q.device.type):  # `meta` has none
+        raise TypeError(
+            f"causal_attention: expected q, k and v of one dtype, got {dtype_name(q.dtype)}, "
+            f"{dtype_name(k.dtype)} and {dtype_name(v.dtype)}."
+        )
     if not 0 <= dropout_p < 1:
         raise ValueError(f"causal_attention: expected dropout_p in [0, 1), got {dropout_p}.")
     if dropout_on not in ("logits", "probabilities"):

@@ -77,7 +77,8 @@ def dropped_attention_backward_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights, keep = _dropped_weights(q, k, dropout_p, dropout_on, seed)
     kept_scale = keep / (1 - dropout_p)
-    dout = F.pad(dout[:, :, 1:], (0, 0, 1, 0))  # position 0 gives zeros, whatever its inputs
+    # Position 0 gives zeros, whatever its inputs.
+    dout = F.pad(dout[:, :, 1:], (0, 0, 1, 0))[:, :, : q.shape[2]]
     dweights, dropped = dout @ v.transpose(2, 3), weights  # [B, heads, L, L]
     if dropout_on == "probabilities":
         dweights, dropped = dweights * kept_scale, weights * kept_scale
@@ -98,7 +99,9 @@ def causal_attention_fused_reference(
     logits, _ = _dropped_logits(q, k, dropout_p, "logits", seed)
     log_sum = logits.detach()[:, :, 1:].logsumexp(dim=3) / math.log(2)
     out = logits.softmax(dim=3)[:, :, 1:] @ v
-    return F.pad(out, (0, 0, 1, 0)), F.pad(log_sum, (1, 0)).float()
+    length = q.shape[2]
+    out, log_sum = F.pad(out, (0, 0, 1, 0)), F.pad(log_sum, (1, 0)).float()
+    return out[:, :, :length], log_sum[:, :, :length]
 
 
 def causal_attention_backward_reference(

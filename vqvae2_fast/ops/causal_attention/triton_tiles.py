@@ -1,8 +1,8 @@
 """What the kernels of `causal_attention` share: loads, the dropout of a tile, its weights.
 
-B batch, H heads, L positions, D and DV values of a head. Exponentials have base 2; log_sum is log₂
-Σ 2^logit of a row. Each kernel computes an entry's dropout from the seed where it needs it. Strides
-are in elements.
+B batch, H heads, L positions, D and DV values of a head. Exponentials have base 2: logits here are
+multiplied by log₂ e, and log_sum is the same number as the reference's. Each kernel computes an
+entry's dropout from the seed where it needs it. Strides are in elements.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.ops._checks import KERNEL_DTYPES, other_dtype
+from vqvae2_fast.ops._checks import KERNEL_DTYPES, beyond_int32, other_dtype
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.causal_conv2d.reference import (
@@ -24,9 +24,7 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any) -> s
         return other
     if weight.dtype != x.dtype or (bias is not None and bias.dtype != x.dtype):
         return "inputs of several dtypes"
-    if x.shape[0] * x.shape[2] * x.shape[3] >= 1 << 31:
-        return "2³¹ positions or more"
-    return None
+    return beyond_int32(x.shape[0] * x.shape[2] * x.shape[3], "positions")
 
 
 INPUT_GRADIENT = register(

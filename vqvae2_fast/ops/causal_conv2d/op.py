@@ -8,6 +8,7 @@ import torch
 
 from vqvae2_fast.ops._checks import check_floating, check_same_device, described, misfit
 from vqvae2_fast.ops._registry import BY_DESIGN, register
+from vqvae2_fast.ops._triton import convolutions_take_tf32
 from vqvae2_fast.ops.causal_conv2d.gradient import CAUSAL_CONV2D_FUSED, why_not
 from vqvae2_fast.ops.causal_conv2d.reference import (
     MASKS,
@@ -39,7 +40,7 @@ def _library_is_as_fast(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != torch.float32 or min(weight.shape[:2]) < _FEWEST_CHANNELS:
         return True
-    if torch.backends.cudnn.allow_tf32 or torch.is_autocast_enabled("cuda"):
+    if convolutions_take_tf32() or torch.is_autocast_enabled("cuda"):
         return True
     properties = torch.cuda.get_device_properties(x.device)
     amd = torch.version.hip is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vqvae2_fast.ops._checks import KERNEL_DTYPES, other_dtype
+from vqvae2_fast.ops._checks import KERNEL_DTYPES, beyond_int32, other_dtype
 from vqvae2_fast.ops._registry import register
 from vqvae2_fast.ops.code_conv2d.reference import (
     code_conv2d_backward_reference,
@@ -18,9 +18,7 @@ __all__ = ["CODE_CONV2D_FUSED", "why_not"]
 
 
 def why_not(codes: Tensor, table: Tensor, *_: Any) -> str | None:
-    if codes.numel() >= 1 << 31:
-        return "2³¹ positions or more"
-    return other_dtype(KERNEL_DTYPES, table=table)
+    return beyond_int32(codes.numel(), "positions") or other_dtype(KERNEL_DTYPES, table=table)
 
 
 CODE_CONV2D_BACKWARD = register(

@@ -42,11 +42,11 @@ def code_conv2d(codes: Tensor, table: Tensor, offsets: Sequence[tuple[int, int]]
     Raises:
         ValueError: Shapes that do not fit, or no taps.
         TypeError: codes not int64, or a table that is not floating.
-        RuntimeError: Tensors on different devices.
+        RuntimeError: Tensors on different devices, or a code out of range where the reference runs.
 
     Note:
-        Codes out of range are an error where the reference runs; the Triton kernels add nothing for
-        them and do not read out of bounds. The models check the codes that they are given.
+        The Triton kernels add nothing for codes out of range and do not read out of bounds. The
+        models check the codes that they are given.
     """
     check_floating("code_conv2d", table=table)
     check_same_device("code_conv2d", codes=codes, table=table)

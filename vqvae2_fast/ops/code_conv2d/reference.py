@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqvae2_fast.ops._checks import assert_inside
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
@@ -75,7 +76,14 @@ class _SumOfRows(torch.autograd.Function):
 
 
 def _codes_under_taps(codes: Tensor, offsets: Sequence[int], outside: int) -> Tensor:
-    """int64 `[B·H·W, T]`: the code (row, column) from each position, `outside` off the map."""
+    """int64 `[B·H·W, T]`: the code (row, column) from each position, `outside` off the map.
+
+    Raises:
+        RuntimeError: A code that is not in 0..outside−1, which would take a row of another tap; not
+            under vmap, which has no rule for assertions.
+    """
+    if not transforms_are_active():
+        assert_inside("code_conv2d", codes, 0, outside, name="codes")
     _, height, width = codes.shape
     rows, columns = offsets[::2], offsets[1::2]
     top, left = max(0, -min(rows)), max(0, -min(columns))

@@ -69,6 +69,12 @@ ERRORS = [
         "expected indices int64, got [2] float32",
     ),
     ErrorCase(
+        "no_dimensions",
+        lambda: code_statistics(torch.zeros(5, 0), torch.zeros(5).long(), 4),
+        ValueError,
+        "expected z [..., D] with D >= 1, got [5, 0] float32",
+    ),
+    ErrorCase(
         "no_codes",
         lambda: code_statistics(torch.zeros(2, 3), torch.zeros(2).long(), 0),
         ValueError,

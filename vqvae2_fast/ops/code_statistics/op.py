@@ -58,7 +58,7 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
         sums: float32, `[K, D]`, within 2 ulp of Σ|z|: accumulated in float64, rounded once.
 
     Raises:
-        ValueError: Shapes that do not fit, or num_embeddings < 1.
+        ValueError: Shapes that do not fit, D < 1 or num_embeddings < 1.
         TypeError: z not floating or indices not int64.
         RuntimeError: Tensors on different devices, or an index outside 0..K−1.
 
@@ -72,6 +72,8 @@ def code_statistics(z: Tensor, indices: Tensor, num_embeddings: int) -> tuple[Te
             f"code_statistics: expected indices {list(z.shape[:-1])} for z {list(z.shape)}, "
             f"got {described(indices)}."
         )
+    if z.shape[-1] < 1:
+        raise ValueError(f"code_statistics: expected z [..., D] with D >= 1, got {described(z)}.")
     if num_embeddings < 1:
         raise ValueError(f"code_statistics: expected num_embeddings >= 1, got {num_embeddings}.")
     check_same_device("code_statistics", z=z, indices=indices)

@@ -131,6 +131,18 @@ ERRORS = [
         "expected known [2], got [3]",
     ),
     ErrorCase(
+        "known_beyond_the_codes",
+        lambda: draw_codes(_L, _L, known=torch.tensor([0, 4])),
+        RuntimeError,
+        "draw_codes: expected known codes in -1..3, got one outside.",
+    ),
+    ErrorCase(
+        "known_below",
+        lambda: draw_codes(_L, _L, known=torch.tensor([-2, 0])),
+        RuntimeError,
+        "draw_codes: expected known codes in -1..3, got one outside.",
+    ),
+    ErrorCase(
         "integer_logits",
         lambda: draw_codes(_L.long(), _L),
         TypeError,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.ops._checks import (
+    assert_inside,
     check_floating,
     check_int64,
     check_same_device,
@@ -16,7 +17,7 @@ from vqvae2_fast.ops._checks import (
     described,
     other_dtype,
 )
-from vqvae2_fast.ops._registry import register
+from vqvae2_fast.ops._registry import register, transforms_are_active
 from vqvae2_fast.ops.draw_codes.reference import draw_codes_reference
 
 __all__ = ["DRAW_CODES", "check_rule", "draw_codes", "share_kept"]
@@ -127,13 +128,14 @@ def draw_codes(
         guidance_scale: s (classifier-free guidance, https://arxiv.org/abs/2207.12598).
 
     Returns:
-        codes int64 `[B]`, in 0..K−1 whatever the logits, and their log-probability `[B]`: that of
-        the logits as given, before guidance, temperature and filters. No gradient flows to either.
+        codes int64 `[B]`, in 0..K−1 whatever the logits (or the known code), and their
+        log-probability `[B]`: that of the logits as given, before guidance, temperature and
+        filters. No gradient flows to either.
 
     Raises:
         ValueError: Shapes that do not fit, no codes, or a value out of range.
         TypeError: A dtype that is not floating, or known not int64.
-        RuntimeError: Tensors on different devices.
+        RuntimeError: Tensors on different devices, or a known code outside −1..K−1.
     """
     check_rule("draw_codes", temperature, top_k, top_p, guidance_scale)
     floats = {"logits": logits, "noise": noise}
@@ -158,6 +160,8 @@ def draw_codes(
             )
         floats["known"] = known
     check_same_device("draw_codes", **floats)
+    if known is not None and not transforms_are_active():  # vmap has no rule for assertions
+        assert_inside("draw_codes", known, -1, logits.shape[1], name="known codes")
     logits, noise = logits.detach(), noise.detach()
     unconditional = None if unconditional is None else unconditional.detach()
     rule = (temperature, top_k or 0, share_kept(top_p), guidance_scale)

@@ -39,6 +39,7 @@ CASES = [
     _case("condition_vector", 2, 6, 4, 5, "vector"),
     _case("bfloat16", 2, 8, 4, 4, "map", torch.bfloat16),
     _case("float64", 2, 3, 4, 4, "vector", torch.float64),
+    _case("no_positions", 2, 4, 0, 5, "vector"),
 ]
 
 
@@ -53,7 +54,7 @@ def _backward_case(case: Case) -> Case:
 PRIVATE_CASES = {
     # The public operator's cases cover this one too.
     "gated_residual_fused": CASES[4:5],
-    "gated_residual_backward": [_backward_case(case) for case in CASES[:5]],
+    "gated_residual_backward": [_backward_case(case) for case in (*CASES[:5], CASES[-1])],
 }
 
 _H, _X = torch.zeros(2, 8, 3, 3), torch.zeros(2, 4, 3, 3)

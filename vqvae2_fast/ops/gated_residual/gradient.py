@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqvae2_fast.ops._checks import KERNEL_DTYPES, other_dtype
+from vqvae2_fast.ops._checks import KERNEL_DTYPES, beyond_int32, other_dtype
 from vqvae2_fast.ops._maps import new_channels_last
 from vqvae2_fast.ops._registry import BY_DESIGN, register
 from vqvae2_fast.ops._triton import runs_triton
@@ -28,7 +28,8 @@ def why_not(h: Tensor, x: Tensor, condition: Tensor | None = None) -> str | None
         return other
     if x.dtype != h.dtype or (condition is not None and condition.dtype != h.dtype):
         return "inputs of several dtypes"
-    return None
+    channels = max(h.shape[1], x.shape[1])  # 2C; in a backward pass h is dout, and x is h
+    return beyond_int32(channels * h.shape[2] * h.shape[3], "values of h in an image")
 
 
 def _new_map(like: Tensor, x: Tensor, condition: Tensor | None) -> Tensor:

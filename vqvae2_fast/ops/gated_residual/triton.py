@@ -22,13 +22,16 @@ __all__ = ["examples", "gated_residual_backward_triton", "gated_residual_fused_t
 
 @triton.jit
 def _entries(C, P, CHANNELS_LAST: tl.constexpr, BLOCK: tl.constexpr):
-    """Image, channel and position of each entry of a block, and whether there is one."""
+    """Image, channel and position of each entry of a block, and whether there is one.
+
+    Entries of an image are numbered in int32; where they lie needs int64.
+    """
     blocks = tl.cdiv(C * P, BLOCK)
     image, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     entry = block * BLOCK + tl.arange(0, BLOCK)
     c = entry % C if CHANNELS_LAST else entry // P
     p = entry // C if CHANNELS_LAST else entry % P
-    return image.to(tl.int64), c.to(tl.int64), p, entry < C * P
+    return image.to(tl.int64), c.to(tl.int64), p.to(tl.int64), entry < C * P
 
 
 @triton.jit
@@ -52,10 +55,11 @@ def _gate(
     """Both halves of h + condition in float32."""
     at = _place(image, c, p, h_strides)
     a = tl.load(h_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(h_ptr + at + C * h_strides[1], mask=inside, other=0.0).to(tl.float32)
+    half = tl.cast(C, tl.int64)
+    b = tl.load(h_ptr + at + half * h_strides[1], mask=inside, other=0.0).to(tl.float32)
     if CONDITION:
         at = _place(image, c, p, condition_strides)
-        half_at = at + C * condition_strides[1]
+        half_at = at + half * condition_strides[1]
         a += tl.load(condition_ptr + at, mask=inside, other=0.0).to(tl.float32)
         b += tl.load(condition_ptr + half_at, mask=inside, other=0.0).to(tl.float32)
     return a, b
@@ -113,7 +117,8 @@ def _gated_residual_bwd_kernel(
     gate = tl.sigmoid(b)
     dh_at = _place(image, c, p, dh_strides)
     tl.store(dh_ptr + dh_at, dout * gate, mask=inside)
-    tl.store(dh_ptr + dh_at + C * dh_strides[1], dout * a * gate * (1.0 - gate), mask=inside)
+    half_at = dh_at + tl.cast(C, tl.int64) * dh_strides[1]
+    tl.store(dh_ptr + half_at, dout * a * gate * (1.0 - gate), mask=inside)
 
 
 def _flat(tensor: Tensor) -> Tensor:

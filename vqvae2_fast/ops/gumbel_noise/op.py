@@ -41,8 +41,8 @@ def gumbel_noise(
     from their softmax.
 
     Args:
-        samples: Sample numbers, int64 `[B]`, in 0..2³²−1.
-        positions: Raster positions row·W + column, int64 `[P]`, in 0..2³²−1.
+        samples: Sample numbers, int64 `[B]`, in 0..2³²−1; others count modulo 2³².
+        positions: Raster positions row·W + column, int64 `[P]`, likewise.
         num_embeddings: K.
         seed: Any integer of 64 bits.
         stream: The noise stream, below 2¹⁶: the number of the level, 0 for the coarsest.

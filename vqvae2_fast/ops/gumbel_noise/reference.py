@@ -88,11 +88,13 @@ def random_words(
     """The 32-bit word, in int64, of (seed, stream, purpose, sample, position, index).
 
     The three tensors are int64 and broadcast. Key: low and high word of the seed. Counter:
-    (index >> 2, position, sample, stream | purpose << 16); word index & 3 of the result.
+    (index >> 2, position, sample, stream | purpose << 16), of position and sample the low words;
+    word index & 3 of the result.
     """
     if isinstance(seed, int):
         seed &= (1 << 64) - 1
     key = (seed & _MASK32, (seed >> 32) & _MASK32)
+    position, sample = position & _MASK32, sample & _MASK32
     last = torch.full_like(position, (stream & 0xFFFF) | purpose << 16)
     words = torch.stack(philox4x32((index >> 2, position, sample, last), key), dim=-1)
     return words.gather(-1, (index & 3).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)

@@ -343,14 +343,17 @@ def nearest_code_triton(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         wide = {key[5:]: options.pop(key) for key in list(options) if key.startswith("WIDE_")}
         if width > 64:
             options.update(wide)
-        options["LOOP_D"] = min(width, options["LOOP_D"])
-    chunk = config.pop("CHUNK_D")
+    chunk, exact_d = config.pop("CHUNK_D"), config.pop("EXACT_D")
     block_d = width if width <= config.pop("MAX_D") else chunk
+    for options in (config, again):
+        options["LOOP_D"] = loop_d = min(block_d, options["LOOP_D"])
+        options["EXACT_D"] = min(exact_d, loop_d)
+        # Where BLOCK_D divides D nothing is masked, so these loops too must end at D.
+        assert block_d % loop_d == 0 and loop_d % options["EXACT_D"] == 0
     multiple = max(config["BLOCK_K"], again["BLOCK_K"])
     halves, mean, facts, extremes = centre_codebook(codebook, multiple, block_d)
     common = {
         "BLOCK_D": block_d,
-        "EXACT_D": min(width, config.pop("EXACT_D")),
         "MASKED": dimension % block_d != 0,
         "WHOLE": block_d >= dimension,
         "WIDTH": min(triton.next_power_of_2(extremes.shape[1]), 512),

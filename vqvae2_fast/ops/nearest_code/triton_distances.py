@@ -71,7 +71,8 @@ def two_nearest_of_group(
 ):
     """Of codes `code` to `code` + 3 the two least Σ (z − e)², in float32 and in any order.
 
-    LOOP_D dimensions are at fixed offsets from the pointers, BLOCK_D are loaded at a time.
+    LOOP_D dimensions are at fixed offsets from the pointers, BLOCK_D are loaded at a time, which
+    divide LOOP_D; unless MASKED, LOOP_D divides D.
 
     Returns:
         The least, the next, and the first code that has the least: vectors `[rows]`. Codes that do

@@ -21,21 +21,31 @@ CHANNELS = 16
 
 
 def why_not(
-    x: Tensor, weight_v: Tensor, weight_g: Tensor | None, bias: Tensor | None = None
+    x: Tensor,
+    weight_v: Tensor,
+    weight_g: Tensor | None,
+    bias: Tensor | None = None,
+    top: int = 0,
+    left: int = 0,
+    live: int = 1,
+    *_: Any,
 ) -> str | None:
     """Kernels take sizes of 1×1, and of 3×3 and 5×5 if channels fill whole vectors."""
     outputs, inputs, height, width = weight_v.shape
     if height != width or height not in (1, 3, 5):
         return BY_DESIGN
-    if height > 1 and (outputs % CHANNELS or inputs % CHANNELS):
+    if height == 1 and (top, left, live) != (0, 0, 1):
+        return BY_DESIGN  # such a kernel does not read the position itself
+    if height > 1 and (min(outputs, inputs) == 0 or outputs % CHANNELS or inputs % CHANNELS):
         return BY_DESIGN
     return other_dtype((torch.float32,), x=x, weight=weight_v, g=weight_g, bias=bias)
 
 
 def _why_not_backward(
-    dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None, *_: Any
+    dy: Tensor, x: Tensor, weight_v: Tensor, weight_g: Tensor | None, *rest: Any
 ) -> str | None:
-    return why_not(x, weight_v, weight_g) or other_dtype((torch.float32,), gradient=dy)
+    reason = why_not(x, weight_v, weight_g, None, *rest)
+    return reason or other_dtype((torch.float32,), gradient=dy)
 
 
 def _fake(

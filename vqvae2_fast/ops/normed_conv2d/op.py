@@ -31,14 +31,14 @@ def _why_not(
     weight_v: Tensor,
     weight_g: Tensor | None = None,
     bias: Tensor | None = None,
-    *_: Any,
+    *rest: Any,
 ) -> str | None:
     is_pointwise = weight_v.shape[2:] == (1, 1)
     least = LEAST_POINTWISE_PRODUCTS if is_pointwise else LEAST_PRODUCTS
     products = x.numel() * weight_v.shape[0]
     floats = (x, weight_v, weight_g, bias)
     trains = _training.is_training_call(*floats, products=products, least=least)
-    return why_not(*floats) if x.dim() == 4 and trains else BY_DESIGN
+    return why_not(*floats, *rest) if x.dim() == 4 and trains else BY_DESIGN
 
 
 NORMED_CONV2D = register(
@@ -89,10 +89,10 @@ def normed_conv2d(
         have another order, and the sum of a position may include later positions whose terms cancel
         up to rounding. Without gradients every position is summed separately.
     """
-    # Kernels for the CPU read a seed there.
+    # Drawn on x's device: the CPU kernel reads it from memory.
     seed = dropout_seed(x.device) if dropout_p > 0 else None
-    if NORMED_CONV2D.takes(x, weight_v, weight_g, bias):
-        where = placement(mask, *weight_v.shape[2:])
+    where = placement(mask, *weight_v.shape[2:])
+    if NORMED_CONV2D.takes(x, weight_v, weight_g, bias, *where):
         return NORMED_CONV2D.kernel(x, weight_v, weight_g, bias, *where, elu, dropout_p, seed)
     x = F.elu(x) if elu else x
     if seed is not None:

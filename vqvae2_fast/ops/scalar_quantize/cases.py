@@ -57,6 +57,8 @@ CASES = [
     Case("edges", _edges, batched=(0,), exact=True),
     Case("not_a_number", _not_a_number, batched=(0,), exact=True, has_nan=True),
     _case("float64", 12, [8, 5, 4], dtype=torch.float64),
+    _case("bfloat16", 40, [300, 5, 4], dtype=torch.bfloat16),
+    _case("float16", 40, [8, 5, 2], symmetric=True, hard=True, dtype=torch.float16),
     _case("too_many_values", 5, [2**23, 3]),
 ]
 

@@ -58,15 +58,15 @@ def scalar_quantize(
     https://arxiv.org/abs/2411.19842. What was rounded is kept among the grid's L values.
 
     Args:
-        z: `[..., d]`, float32 or float64.
+        z: `[..., d]`, floating; computed in float32, or in float64 if it is.
         levels: L_i, the number of values of each of the d numbers.
         symmetric: Take the symmetric grid, −1 to 1.
         hard: Bound by clamping instead of by tanh.
         int32: Return the indices as int32, their low 32 bits.
 
     Returns:
-        values: `[..., d]`, exactly the grid's; NaN where z is. Their gradient is that of the bound:
-            the rounding is straight-through.
+        values: `[..., d]`, exactly the grid's, rounded to z's dtype; NaN where z is. Their gradient
+            is that of the bound: the rounding is straight-through.
         indices: int64 (or int32) `[...]`, Σ_i digit_i · Π_{j<i} L_j modulo 2⁶⁴, where digit 0 is
             the least value. A NaN has digit 0.
 

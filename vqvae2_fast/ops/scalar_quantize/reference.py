@@ -69,6 +69,11 @@ def places_of(levels: Sequence[int]) -> list[int]:
     return [(place + 2**63) % 2**64 - 2**63 for place in places]
 
 
+def _wide(z: Tensor) -> Tensor:
+    """z in float32 at least: bfloat16 has not even the whole numbers of a large grid."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
 def scalar_quantize_reference(
     z: Tensor,
     levels: Sequence[int],
@@ -76,8 +81,9 @@ def scalar_quantize_reference(
     hard: bool = False,
     int32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    shift, half, offset, least, most, width = columns_of(levels, symmetric, hard, z)
-    bounded = (z + shift).clamp(-1, 1) if hard else (z + shift).tanh()
+    numbers = _wide(z)
+    shift, half, offset, least, most, width = columns_of(levels, symmetric, hard, numbers)
+    bounded = (numbers + shift).clamp(-1, 1) if hard else (numbers + shift).tanh()
     exact = bounded.detach() * half + offset
     numbers = (exact.floor() if symmetric else exact.round()).clamp(least, most)
     values = numbers / width - 1 if symmetric else numbers / width
@@ -86,13 +92,15 @@ def scalar_quantize_reference(
     indices = (digits * torch.tensor(places_of(levels), device=z.device)).sum(-1)
     # The gradient of the bound goes straight through the rounding.
     smooth = bounded if symmetric else bounded * (half / width)
-    return values + (smooth - smooth.detach()), indices.to(torch.int32) if int32 else indices
+    values = (values + (smooth - smooth.detach())).to(z.dtype)
+    return values, indices.to(torch.int32) if int32 else indices
 
 
 def scalar_quantize_backward_reference(
     dvalues: Tensor, z: Tensor, levels: Sequence[int], symmetric: bool = False, hard: bool = False
 ) -> Tensor:
-    shift, half, _, _, _, width = columns_of(levels, symmetric, hard, z)
-    shifted = z + shift
-    slope = (shifted.abs() <= 1).to(z.dtype) if hard else 1 - shifted.tanh().square()
-    return dvalues * (slope if symmetric else slope * (half / width))
+    numbers = _wide(z)
+    shift, half, _, _, _, width = columns_of(levels, symmetric, hard, numbers)
+    shifted = numbers + shift
+    slope = (shifted.abs() <= 1).to(shifted.dtype) if hard else 1 - shifted.tanh().square()
+    return (dvalues * (slope if symmetric else slope * (half / width))).to(z.dtype)

@@ -120,7 +120,8 @@ def _scalar_quantize_bwd_kernel(
     tl.store(dz_ptr + n[:, None] * D + d[None, :], above * slope, mask=inside)
 
 
-@functools.lru_cache(maxsize=64)
+# Without bound, as captured CUDA graphs read these tensors as long as they live.
+@functools.cache
 def _constants(
     levels: tuple[int, ...], symmetric: bool, hard: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ __all__ = ["backward", "setup_context", "why_not"]
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> str | None:
     """Kernels take channels that fill whole vectors, and maps that can be halved evenly."""
-    if weight.shape[0] % CHANNELS or weight.shape[1] % CHANNELS:
+    outputs, channels = weight.shape[:2]
+    if min(outputs, channels) == 0 or outputs % CHANNELS or channels % CHANNELS:
         return BY_DESIGN
     if not transposed and (x.shape[2] % 2 or x.shape[3] % 2):
         return BY_DESIGN

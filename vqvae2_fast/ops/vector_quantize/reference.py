@@ -50,5 +50,8 @@ def vector_quantize_backward_reference(
     dz_q: Tensor, dcommitment: Tensor, z: Tensor, z_q: Tensor
 ) -> Tensor:
     scale = dcommitment * (2.0 / max(z.numel(), 1))
+    # As the kernels do, in float32 at least: of many vectors the scale is 0 in float16.
+    dtype = torch.promote_types(z.dtype, torch.float32)
     # The saved z_q is straight-through: its gradient would cancel that of z.
-    return dz_q + (scale * (z - z_q.detach())).to(z.dtype)
+    difference = z.to(dtype) - z_q.detach().to(dtype)
+    return (dz_q.to(dtype) + scale * difference).to(z.dtype)

@@ -8,6 +8,7 @@ No synchronisation happens between rows, unless `progress` or `on_row` is given.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.request import Drawn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vqvae2_fast.sampling.engines.cuda_library import Library
     from vqvae2_fast.sampling.engines.cuda_w8a8 import Calibrated
     from vqvae2_fast.sampling.plan import ConditionPlan, SamplingPlan
@@ -197,15 +200,24 @@ def draw_cuda(
         torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
     settings, precision = request.settings, PRECISIONS[engine]
-    reason = why_not_cuda(plan.device, plan.head.dtype) or why_not_prior(
-        plan, request.batch_size, settings.window, guided=settings.guided, precision=precision
-    )
+    reason = why_not_cuda(plan.device, plan.head.dtype)
     if reason is not None:
         raise RuntimeError(f"engine {engine}: {reason}.")
     library = native_library()
     with torch.cuda.device(plan.device):
         stream = torch.cuda.current_stream()
         card = Card.current(library)
+        reason = why_not_plan(
+            library,
+            card,
+            plan,
+            request.batch_size,
+            settings.window,
+            guided=settings.guided,
+            precision=precision,
+        )
+        if reason is not None:
+            raise RuntimeError(f"engine {engine}: {reason}.")
         try:
             return draw_with(
                 library,
@@ -326,12 +338,26 @@ def _first_line(error: RuntimeError) -> str:
     return str(error).partition("\n")[0]
 
 
+@contextmanager
+def _same_bits_in_any_batch() -> Iterator[None]:
+    """cuDNN in float32, by algorithms that depend only on the shape.
+
+    `cudnn.flags` would do, but raises once `fp32_precision` has been set.
+    """
+    cudnn = torch.backends.cudnn
+    conv = cudnn.conv  # type: ignore[attr-defined]
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, conv.fp32_precision
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+    conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic, conv.fp32_precision = before
+
+
 def _features(plan: ConditionPlan, maps: list[Tensor]) -> Tensor:
-    """`condition_features`, with the same bits for a sample in any batch: one sample at a time, in
-    float32, by algorithms that depend only on the shape."""
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
+    """`condition_features`, one sample at a time, with the same bits for a sample in any batch."""
+    with _same_bits_in_any_batch():
         samples = [
             condition_features(plan, [codes[n : n + 1] for codes in maps])
             for n in range(len(maps[0]))

@@ -100,6 +100,11 @@ def test_another_seed_gives_another_run(make):
     assert not torch.equal(*weights)
 
 
+def test_the_folder_of_a_run_may_be_a_string(tmp_path):
+    train(stage_one(CONFIG), CONFIG, out=str(tmp_path / "run"), progress=QUIET)
+    assert (tmp_path / "run" / "log.jsonl").is_file()
+
+
 @STAGES
 def test_a_resumed_run_equals_an_unbroken_one(make, tmp_path):
     unbroken = make(CONFIG)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.modules.evaluating import evaluating
+from vqvae2_fast.ops._checks import checked_integer
 from vqvae2_fast.sampling.batches import draw_batch
 from vqvae2_fast.sampling.labels import label_tensor
 from vqvae2_fast.sampling.settings import level_settings
@@ -84,6 +85,7 @@ def fill(
         )
     if not images.is_floating_point():
         raise TypeError(f"fill: expected images of a floating dtype, got {images.dtype}.")
+    first_sample = checked_integer("fill", "first_sample", first_sample, 0, 2**32 - len(images))
     masks = masks_of_levels(config, mask, len(images))
     numbers = label_tensor("fill", labels, pipeline.num_classes, pipeline.class_names)
     known = [

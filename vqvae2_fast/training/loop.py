@@ -120,7 +120,7 @@ def train(
     stage: Stage,
     config: TrainConfig,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     accept_changed: bool = False,
@@ -157,6 +157,7 @@ def train(
             process.
         NotImplementedError: As `check_companion`.
     """
+    folder = None if out is None else Path(out)
     if resume and overwrite:
         raise ValueError("train: expected resume=True or overwrite=True, got both.")
     model = stage.model
@@ -170,14 +171,14 @@ def train(
     parts = [BatchPart(part.start, cut.batch_size) for part in cut.parts()]
     # Gradients are averaged over processes: with these weights that is the mean over the batch.
     weights = [len(part) * ranks.count / cut.batch_size for part in cut.parts()]
-    identity = {**stage.identity(), **versions()} if out is not None else versions()
+    identity = {**stage.identity(), **versions()} if folder is not None else versions()
     with ExitStack() as held:
         held.enter_context(_only_training())
         ranks.check_same("train", {**identity, **asdict(config)})
         newest, stop, changes = None, StopRequest(), list[str]()
-        if out is not None:
+        if folder is not None:
             newest = ranks.told_by_first(
-                lambda: _begin(out, held, resume=resume, overwrite=overwrite, ranks=ranks)
+                lambda: _begin(folder, held, resume=resume, overwrite=overwrite, ranks=ranks)
             )
             stop = held.enter_context(stop_requests())
         network = held.enter_context(prepared(model, config, ranks))
@@ -186,10 +187,10 @@ def train(
         if newest is not None:
             changes = run.restore(Path(newest), accept_changed=accept_changed)
             ranks.wait()  # none removes old checkpoints before all have read theirs
-            if out is not None and ranks.rank == 0:
-                run.tidy(out)
+            if folder is not None and ranks.rank == 0:
+                run.tidy(folder)
         batches = stage.batches(run.step)
-        log = RunLog(out / "log.jsonl" if out and not ranks.rank else None, run.step, on_log)
+        log = RunLog(folder / "log.jsonl" if folder and not ranks.rank else None, run.step, on_log)
         if changes:
             log.note(run.step, accepted_changes=changes)
         held.enter_context(_own_random_state(device))
@@ -222,7 +223,7 @@ def train(
                 figures = ranks.sum_(figures) / ranks.count
             finite &= norm.isfinite() & figures[0].isfinite()
             if done % check_every == 0 and not finite:
-                raise _diverged(stage, step, float(figures[0]), float(norm), run, out)
+                raise _diverged(stage, step, float(figures[0]), float(norm), run, folder)
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
             stage.after_step(model)
@@ -247,19 +248,19 @@ def train(
                 is_best = run.note_best(stage.headline, lower=stage.lower_is_better)
             due = done % config.save_every == 0 or last or is_best
             stopped = ranks.most(stop.number or 0)
-            if out and (due or stopped):
+            if folder and (due or stopped):
                 if not finite:
-                    raise _diverged(stage, step, float(figures[0]), float(norm), run, out)
+                    raise _diverged(stage, step, float(figures[0]), float(norm), run, folder)
                 log.sync()
-                run.save(out, class_names)
-            if out:
-                run.finish_save(out, wait=last or bool(stopped))
+                run.save(folder, class_names)
+            if folder:
+                run.finish_save(folder, wait=last or bool(stopped))
             task.update(done, log.status(stage.headline))
-            if out and stopped:
+            if folder and stopped:
                 ranks.wait()  # whoever ends first may take the others down
                 raise InterruptedRun(
                     f"{stage.name}: stopped by {cause(stopped)} after step {done}; "
-                    f"{step_folder(out, done)} holds it. Continue with resume=True and "
+                    f"{step_folder(folder, done)} holds it. Continue with resume=True and "
                     "the same options.",
                     stopped,
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,6 @@ from vqvae2_fast.training.stage2 import prior_config, prior_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from vqvae2_fast.data import CodeStore, ImageSource
     from vqvae2_fast.models.prior import Prior
@@ -71,7 +71,7 @@ def train_pipeline(
     preset: Preset,
     train_set: ImageSource,
     held_out: ImageSource,
-    out: Path,
+    out: str | Path,
     *,
     seed: int = 0,
     resume: bool = False,
@@ -94,6 +94,7 @@ def train_pipeline(
             continued, or were made otherwise.
         DivergedError, InterruptedRun, OSError, RuntimeError: As `train`.
     """
+    folder = Path(out)
     training, classes = preset.training, train_set.class_names
     progress = progress or Progress()
     logs: dict[str, list[dict[str, Any]]] = {}
@@ -109,7 +110,7 @@ def train_pipeline(
         logs[name] = train(
             stage,
             settings,
-            out=out / name,
+            out=folder / name,
             resume=resume,
             progress=progress,
             class_names=classes,
@@ -127,7 +128,7 @@ def train_pipeline(
             extract_codes(
                 vqvae,
                 images,
-                out / "codes" / split,
+                folder / "codes" / split,
                 variants=training.variants if split == "train" else Variants(),
                 progress=progress,
                 name=f"extract {split.replace('_', ' ')}",
@@ -155,5 +156,5 @@ def train_pipeline(
     trained = TrainedPipeline(
         vqvae, priors, codes, held_out_codes, recommended or {}, logs, seconds
     )
-    save(trained.pipeline, out / "pipeline")
+    save(trained.pipeline, folder / "pipeline")
     return trained

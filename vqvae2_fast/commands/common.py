@@ -43,6 +43,7 @@ __all__ = [
     "load_classifier",
     "load_vqvae",
     "open_both",
+    "out_is_taken",
     "write_result",
 ]
 
@@ -254,6 +255,11 @@ def check_no_run(out: Path) -> None:
             f"--out: {out} holds a training run, whose results would be replaced. Name another "
             "folder."
         )
+
+
+def out_is_taken(out: Path) -> str:
+    """What a run says that finds another one writing to its --out."""
+    return f"--out: another run is writing to {out}. Wait for it, or name another folder."
 
 
 def check_one_store(where: str, path: Path) -> None:

@@ -15,7 +15,7 @@ import tyro
 
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
 from vqvae2_fast.codec.tiles import Tiling
-from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out
+from vqvae2_fast.commands.common import Command, ModelOptions, Result, check_out, out_is_taken
 from vqvae2_fast.data.code_manifest import MANIFEST
 from vqvae2_fast.data.code_writer import CodeWriter
 from vqvae2_fast.data.pixels import pictures
@@ -130,8 +130,7 @@ class Decompress(Command):
         Raises:
             RuntimeError: Another one is there.
         """
-        taken = f"--out: another run is writing to {self.out}. Wait for it, or name another folder."
-        with alone_in(self.out, taken, _LOCK):
+        with alone_in(self.out, out_is_taken(self.out), _LOCK):
             try:
                 yield
             finally:

@@ -17,6 +17,7 @@ from vqvae2_fast.commands.common import (
     check_out,
     check_same_classes,
     load_classifier,
+    out_is_taken,
     write_result,
 )
 from vqvae2_fast.commands.measured_files import compressed_files, files_of
@@ -174,8 +175,7 @@ class Evaluate(Command):
         the other has mapped."""
         with explained(f"cannot write to {self.out}"):
             self.out.mkdir(parents=True, exist_ok=True)
-        taken = f"--out: another run is writing to {self.out}. Wait for it, or name another folder."
-        held.enter_context(alone_in(self.out, taken))
+        held.enter_context(alone_in(self.out, out_is_taken(self.out)))
 
     def _check_images(self) -> None:
         """Raises ValueError if options are given that have no effect without --images."""

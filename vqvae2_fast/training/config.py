@@ -47,7 +47,7 @@ class TrainConfig:
         keep: Number of newest checkpoints to keep next to the best one; older ones are deleted.
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where that is faster:
-            on GPUs and processors that compute in it, for a PixelSNAIL on processors only with AMX.
+            on GPUs and processors that compute in it, but for a PixelSNAIL only on GPUs.
             The loss, the codebooks and validation stay in float32.
         seed: Seed of the order of the data, dropout and augmentation.
         recompute: Activation checkpointing: the model's segments are computed again for their

@@ -15,6 +15,7 @@ namespace {
 static_assert(kPanel * 4 == 2 * kTileBytes);
 
 constexpr int64_t kTileWords = kTileBytes / 4;
+constexpr int64_t kLinePair = 2 * kTileBytes;
 // Fewer rows are multiplied as vectors. On Intel Sapphire Rapids both take as long with 6 rows if
 // the weights are in the second-level cache, and with 8 if they are not.
 constexpr int64_t kLeastTileRows = 7;
@@ -84,11 +85,11 @@ inline void add_tile_step(const uint8_t* a0, const uint8_t* a1, int64_t a_stride
   }
 }
 
-// Sums of TILES tiles of rows with one panel. Lines of memory from `ahead` on are prefetched, a few
-// in each step.
+// Sums of TILES tiles of rows with one panel. Each step brings the weights of the next one into the
+// first-level cache, and `ahead_pairs` pairs of lines from `ahead` on into the second.
 template <int TILES>
 inline void tile_sums(const TileRows& rows, int64_t tile, const TileInputs& k, const float* panel,
-                      const char* ahead, int64_t ahead_lines, TileBlock& block) {
+                      const char* ahead, int64_t ahead_pairs, TileBlock& block) {
   Tiles::load<0>(panel, 0);
   Tiles::load<1>(panel + kTileWords, 0);
   if constexpr (TILES > 1) {
@@ -99,10 +100,15 @@ inline void tile_sums(const TileRows& rows, int64_t tile, const TileInputs& k, c
   const int64_t stride = rows.p.a_stride, step_words = k.bytes / kQuad * kPanel;
   const uint8_t *a0 = rows.a(tile), *a1 = TILES > 1 ? rows.a(tile + 1) : nullptr;
   for (int64_t step = k.whole_steps(); step > 0; --step) {
-    for (int64_t line = 0; line < ahead_lines; ++line) {
-      __builtin_prefetch(ahead + line * kTileBytes, 0, 2);
+    // The hardware fetches the other line of a pair.
+    for (int64_t pair = 0; pair < ahead_pairs; ++pair) {
+      __builtin_prefetch(ahead + pair * kLinePair, 0, 2);
     }
-    ahead += ahead_lines * kTileBytes;
+    ahead += ahead_pairs * kLinePair;
+#pragma GCC unroll 32
+    for (int64_t line = 0; line < 2 * kTileHeight; ++line) {
+      __builtin_prefetch(weights + step_words + line * kTileWords, 0, 3);
+    }
     add_tile_step<TILES>(a0, a1, stride, weights);
     a0 += k.bytes;
     if constexpr (TILES > 1) a1 += k.bytes;
@@ -143,8 +149,8 @@ inline void finish_tiles(const TileRows& rows, int64_t tile, int tiles, int64_t 
 inline void product_of_tile_rows(const TileRows& rows, const TileInputs& k, TileBlock& block) {
   const Product& p = rows.p;
   const int64_t blocks = (rows.count + kBlockTiles - 1) / kBlockTiles;
-  // A step's weights have 2 * kTileHeight lines.
-  const int64_t ahead_lines = (2 * kTileHeight + blocks - 1) / blocks;
+  // A step's weights have kTileHeight pairs of lines.
+  const int64_t ahead_pairs = (kTileHeight + blocks - 1) / blocks;
   int64_t copied = -1;
   for (int64_t panel = 0; panel < p.panels; ++panel) {
     const float* packed = p.weights + panel * p.panel_stride;
@@ -156,11 +162,11 @@ inline void product_of_tile_rows(const TileRows& rows, const TileInputs& k, Tile
         copied = tile;
       }
       if (tiles == kBlockTiles) {
-        tile_sums<kBlockTiles>(rows, tile, k, packed, ahead, ahead_lines, block);
+        tile_sums<kBlockTiles>(rows, tile, k, packed, ahead, ahead_pairs, block);
       } else {
-        tile_sums<1>(rows, tile, k, packed, ahead, ahead_lines, block);
+        tile_sums<1>(rows, tile, k, packed, ahead, ahead_pairs, block);
       }
-      ahead += k.whole_steps() * ahead_lines * kTileBytes;
+      ahead += k.whole_steps() * ahead_pairs * kLinePair;
       finish_tiles(rows, tile, tiles, panel, block);
     }
   }

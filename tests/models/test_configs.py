@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from vqvae2_fast import preset
 from vqvae2_fast.models.configs import PixelSNAILConfig
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -70,3 +71,9 @@ def test_models_without_residual_layers_are_models():
 def test_what_a_prior_lacks_has_no_bounds():
     PixelSNAIL(PixelSNAILConfig((2, 2), 4, 8, 8, 1, 1, attention=False, num_heads=0))
     PixelSNAIL(PixelSNAILConfig((2, 2), 4, 8, 8, 1, 1, num_heads=4, condition_channels=0))
+
+
+@pytest.mark.parametrize("model", [VQVAE2, PixelSNAIL])
+def test_a_whole_preset_in_place_of_a_configuration_is_an_error_that_says_so(model):
+    with pytest.raises(TypeError, match=f"{model.__name__}: expected .* such as .* got Preset"):
+        model(preset("emoji32"))

@@ -8,12 +8,20 @@ from functools import partial
 import pytest
 import torch
 
-from vqvae2_fast import load, preset, preset_names
+from vqvae2_fast import VQVAE2, load, preset, preset_names
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.metrics import evaluate_pipeline
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.testing.configs import SMALL_TOP, SMALL_VQVAE
-from vqvae2_fast.training import Preset, PresetTraining, TrainConfig, Variants, train_pipeline
+from vqvae2_fast.training import (
+    Preset,
+    PresetTraining,
+    TrainConfig,
+    Variants,
+    train_pipeline,
+    vqvae_stage,
+)
 
 TRAIN = TrainConfig(
     steps=4, batch_size=4, warmup_steps=1, average_decay=0.9, validate_every=4, save_every=2
@@ -119,3 +127,18 @@ def test_codebooks_of_a_scaled_preset_begin_at_the_same_part_of_it():
     assert waiting.scaled(0.25).vqvae.quantize_after == 2
     assert waiting.scaled(0.25).training == TINY.training.scaled(0.25)
     assert waiting.scaled(3).vqvae.quantize_after == 8
+
+
+def test_an_array_in_place_of_images_is_an_error_that_names_the_remedy(tmp_path):
+    array = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    for train_set, held_out, name in (
+        (array, images(4, 0), "train"),
+        (images(4, 0), array, "held"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}.*got Tensor.*ImageTensorDataset"):
+            train_pipeline(TINY, train_set, held_out, tmp_path)
+    vqvae = VQVAE2(TINY.vqvae)
+    with pytest.raises(TypeError, match=r"vqvae_stage: expected train_set .* got Tensor"):
+        vqvae_stage(vqvae, array, images(4, 0), TRAIN)
+    with pytest.raises(TypeError, match=r"evaluate_pipeline: expected held_out .* got Tensor"):
+        evaluate_pipeline(vqvae, [], array)

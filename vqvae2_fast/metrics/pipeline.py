@@ -14,6 +14,7 @@ import torch
 
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import in_order, to_uint8
+from vqvae2_fast.data.batches import check_image_source
 from vqvae2_fast.data.stored_images import store_images
 from vqvae2_fast.data.subset import evenly
 from vqvae2_fast.metrics.codebook import CodebookUse, code_counts, entropy_of_counts
@@ -75,7 +76,11 @@ def evaluate_pipeline(
 
     Raises:
         ValueError: No images, or LPIPS of images that are too small for it.
+        TypeError: What is no set of images, such as an array.
     """
+    check_image_source("evaluate_pipeline", "held_out", held_out)
+    if train_set is not None:
+        check_image_source("evaluate_pipeline", "train_set", train_set)
     progress = progress or Progress(quiet=True)
     if codec_images < 1:
         raise ValueError(f"evaluate_pipeline: codec_images must be >= 1, got {codec_images}.")

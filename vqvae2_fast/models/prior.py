@@ -102,6 +102,11 @@ class Prior(nn.Module):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
+        if not isinstance(config, PriorConfig):
+            raise TypeError(
+                f"{type(self).__name__}: expected the configuration of a prior, such as "
+                f'`preset("emoji32").priors[0]`, got {type(config).__name__}.'
+            )
         self.config = config
 
     def logits(self, codes: Tensor, maps: list[Tensor], labels: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
-from vqvae2_fast.models.configs import level_names
+from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
 from vqvae2_fast.modules.encoder import Encoder
@@ -33,7 +33,6 @@ from vqvae2_fast.ops._checks import dtype_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vqvae2_fast.models.configs import VQVAE2Config
     from vqvae2_fast.modules.quantizer_interface import Quantizer
     from vqvae2_fast.ops._batch_part import BatchPart
 
@@ -85,6 +84,11 @@ class VQVAE2(nn.Module):
 
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__()
+        if not isinstance(config, VQVAE2Config):
+            raise TypeError(
+                f'VQVAE2: expected a VQVAE2Config, such as `preset("emoji32").vqvae`, got '
+                f"{type(config).__name__}."
+            )
         self.config = config
         self.level_names = level_names(config.num_levels)
         hidden, dim, levels = config.hidden_channels, config.embedding_dim, config.num_levels

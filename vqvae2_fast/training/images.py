@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.data import batches, fingerprint
+from vqvae2_fast.data.batches import check_image_source
 from vqvae2_fast.data.subset import spread_evenly
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ __all__ = ["check_images", "identity_of_images", "own_batches", "validation_set"
 
 
 def check_images(op: str, model: VQVAE2, dataset: ImageSource, argument: str) -> None:
-    """Raises ValueError unless the images of a set have the size and channels of the model."""
+    """Raises ValueError unless the images of a set have the size and channels of the model, and
+    TypeError for what is no set of images."""
+    check_image_source(op, argument, dataset)
     expected = (model.config.image_channels, *model.config.image_size)
     if dataset.image_shape != expected:
         raise ValueError(

@@ -17,6 +17,7 @@ import torch
 from vqvae2_fast.checkpoints.checkpoint import save
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
+from vqvae2_fast.data.batches import check_image_source
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -92,8 +93,11 @@ def train_pipeline(
     Raises:
         ValueError: Images of another size than the preset's, or runs in `out` that are not to be
             continued, or were made otherwise.
+        TypeError: What is no set of images, such as an array.
         DivergedError, InterruptedRun, OSError, RuntimeError: As `train`.
     """
+    check_image_source("train_pipeline", "train_set", train_set)
+    check_image_source("train_pipeline", "held_out", held_out)
     folder = Path(out)
     training, classes = preset.training, train_set.class_names
     progress = progress or Progress()

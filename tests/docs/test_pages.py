@@ -235,7 +235,7 @@ def test_training_at_scale(capsys):
     assert "fastest" in capsys.readouterr().out
     torchrun = [command for command in commands if command.startswith("torchrun ")]
     alone = [command for command in commands[1:] if command.startswith("vqvae2-fast ")]
-    assert (len(torchrun), len(alone)) == (4, 7)
+    assert (len(torchrun), len(alone)) == (4, 8)
     for command in torchrun + alone:
         words = shlex.split(command)
         name, *options = words[words.index("vqvae2-fast") + 1 :]

@@ -318,6 +318,12 @@ def test_a_body_of_another_type_is_told_which_to_send(client):
     assert answer.json()["error"]["field"] == "Content-Type"
 
 
+def test_another_method_is_told_which_ones_there_are(client):
+    answer = client.get("/v1/images")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert client.get("/v1/unknown").status_code == 404
+
+
 def test_unknown_codes_are_shown_as_the_mean_of_the_codebook(pipeline):
     vqvae = pipeline.vqvae
     codes = [torch.full((1, 4, 4), 3), torch.full((1, 8, 8), 5)]

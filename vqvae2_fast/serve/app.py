@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 import vqvae2_fast
 from vqvae2_fast.files.printable import short
@@ -136,5 +137,20 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, Problem):  # from reading the body, as the guard refuses it
         return await _problem(request, error.__cause__)
-    problem = Problem(error.status_code, "", f"{error.detail}.", "/openapi.json lists all routes.")
-    return JSONResponse(problem.body(), error.status_code, error.headers)
+    status, detail, headers = error.status_code, error.detail, error.headers
+    # The page's files answer for all of "/", also for routes of other methods.
+    if status == 404 and (allowed := _methods(request)):
+        status, detail, headers = 405, "Method Not Allowed", {"Allow": ", ".join(sorted(allowed))}
+    problem = Problem(status, "", f"{detail}.", "/openapi.json lists all routes.")
+    return JSONResponse(problem.body(), status, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """The methods of the routes with this path, none of which is the request's."""
+    paths = request.app.openapi()["paths"].items()
+    return {
+        method.upper()
+        for template, methods in paths
+        if compile_path(template)[0].match(request.url.path)
+        for method in methods
+    }

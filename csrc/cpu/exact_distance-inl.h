@@ -69,7 +69,7 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
     sums[0] = sums[0].add_product(last, last);
     d += Vec::kLanes;
   }
-  float sum = lane_sum(sums[0]) + lane_sum(sums[1]);
+  float sum = lane_sum(sums[0] + sums[1]);
   for (; d < dim; ++d) sum += (z[d] - e[d]) * (z[d] - e[d]);
   return sum;
 }

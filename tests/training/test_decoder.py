@@ -136,7 +136,7 @@ def test_a_run_is_not_continued_with_another_lpips(vqvae, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "setting", ["weight=-1", "weight=nan", "start=-1", "learning_rate=nan", "channels=6"]
+    "setting", ["weight=-1", "weight=nan", "start=-1", "learning_rate=inf", "channels=6"]
 )
 def test_settings_of_a_discriminator_are_checked(setting):
     name, _, value = setting.partition("=")
@@ -148,6 +148,19 @@ def test_settings_of_a_discriminator_are_checked(setting):
 def test_the_weight_of_lpips_is_checked(weight):
     with pytest.raises(ValueError, match="Fidelity: expected perceptual_weight >= 0"):
         Fidelity(None, weight)
+
+
+def test_lpips_is_computed_in_float32_under_autocast():
+    kernel = torch.randn(2, 3, 3, 3)
+
+    def convolved(first, second):
+        found = F.conv2d(first - second, kernel).square().mean((1, 2, 3))
+        assert found.dtype == torch.float32
+        return found
+
+    made, batch = torch.randn(2, 2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        Fidelity(convolved, 1.0).added_to(torch.zeros(()), batch, made, torch.nn.Identity())
 
 
 def test_gradients_are_those_of_the_whole_loss(vqvae):

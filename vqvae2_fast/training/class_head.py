@@ -6,6 +6,7 @@ class is best in the coarse codes, which the prior models best. docs/reports has
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -46,9 +47,9 @@ class ClassHeadSettings:
             raise ValueError(
                 f"ClassHeadSettings: class_head.weight must be >= 0, got {self.weight}."
             )
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(
-                "ClassHeadSettings: class_head.learning_rate must be > 0, got "
+                "ClassHeadSettings: class_head.learning_rate must be > 0 and finite, got "
                 f"{self.learning_rate}."
             )
         if self.channels < 1:

@@ -48,8 +48,8 @@ class TrainConfig:
         workers: Processes that load data; 0 loads in this one.
         precision: `bfloat16` runs the networks under autocast; `auto` does so where that is faster:
             on GPUs and processors that compute in it, but for a PixelSNAIL only on GPUs.
-            The loss, the codebooks and validation stay in float32, but LPIPS and a discriminator
-            run under autocast too.
+            The loss with LPIPS, the codebooks and validation stay in float32; a discriminator is
+            one of the networks.
         seed: Seed of the order of the data, dropout and augmentation.
         recompute: Activation checkpointing: the model's segments are computed again for their
             gradients instead of being kept. A step takes about a third longer.

@@ -41,7 +41,7 @@ __all__ = ["DivergedError", "Stage", "TrainResult", "train"]
 
 
 class DivergedError(RuntimeError):
-    """A loss or gradient that is not finite stopped a run."""
+    """What a run computed was no longer of use, such as a loss that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,13 @@ def train(
         task = held.enter_context((progress or Progress()).task(stage.name, config.steps, run.step))
         start = time.monotonic()
 
+        def validated() -> bool:
+            """Measures the model; whether it is the best so far."""
+            with run.average.applied(model) if run.average else nullcontext():
+                run.metrics = stage.validate(model.eval())
+            log.write(run.step, **{f"val_{name}": v for name, v in run.metrics.items()})
+            return run.note_best(stage.headline, lower=stage.lower_is_better)
+
         for step in range(run.step, config.steps):
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
@@ -242,10 +249,7 @@ def train(
                     seconds=round(time.monotonic() - start, 3),
                 )
             if done % config.validate_every == 0 or last:
-                with run.average.applied(model) if run.average else nullcontext():
-                    run.metrics = stage.validate(model.eval())
-                log.write(done, **{f"val_{name}": v for name, v in run.metrics.items()})
-                is_best = run.note_best(stage.headline, lower=stage.lower_is_better)
+                is_best = validated()
             due = done % config.save_every == 0 or last or is_best
             stopped = ranks.most(stop.number or 0)
             if folder and (due or stopped):
@@ -264,12 +268,17 @@ def train(
                     "the same options.",
                     stopped,
                 )
+        # The run was stopped at what is now its last step.
+        if not run.metrics:
+            validated()
+            if folder:
+                log.sync()
+                run.save(folder, class_names)
+                run.finish_save(folder, wait=True)
 
     if run.average is not None:
         model.load_state_dict(run.average.weights, strict=False)
     model.eval()
-    if not run.metrics:  # the run was stopped at what is now its last step
-        run.metrics = stage.validate(model)
     return TrainResult(run.metrics, log.lines, run.best)
 
 
@@ -338,6 +347,10 @@ def _diverged(
     return DivergedError(
         f"{stage.name}: step {step + 1} gave loss {loss:g} and gradient norm {norm:g}; expected "
         f"finite numbers. The last good checkpoint is {kept or 'none: none was due before'}. "
-        f"Lower learning_rate (now {config.learning_rate:g}) or max_grad_norm (now "
-        f"{config.max_grad_norm:g})."
+        f"Lower learning_rate (now {config.learning_rate:g}) or "
+        + (
+            f"max_grad_norm (now {config.max_grad_norm:g})."
+            if config.max_grad_norm
+            else "set max_grad_norm, such as 1 (now 0, which does not clip)."
+        )
     )

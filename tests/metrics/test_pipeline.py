@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,17 @@ def test_every_measure_is_that_of_its_own_function(models, small_batches):
         for one, other in zip(found.curves[name], curve.points(), strict=True):
             assert one.file_bits_per_image == other.file_bits_per_image
             assert one.psnr == pytest.approx(other.psnr, nan_ok=True)
+
+
+def test_dropout_of_models_in_training_mode_is_not_measured(small_batches):
+    pipeline = tiny_pipeline()
+    dropping = [type(prior)(replace(prior.config, dropout=0.5)) for prior in pipeline.priors]
+    measured = [
+        evaluate_pipeline(pipeline.vqvae, [prior.train(mode) for prior in dropping], images(6))
+        for mode in (False, True)
+    ]
+    assert measured[0] == measured[1]
+    assert all(prior.training for prior in dropping)
 
 
 def test_images_are_read_once_and_one_batch_is_held_at_a_time(models, small_batches, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +42,7 @@ class Accuracy:
 def classification_accuracy(
     model: Classifier, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Accuracy:
-    """Accuracy of a classifier in evaluation mode.
+    """Accuracy of a classifier.
 
     Args:
         batches: Images `[B, C, H, W]` in [-1, 1] with labels `[B]`.
@@ -53,18 +54,19 @@ def classification_accuracy(
     classes = model.config.num_classes
     hits, totals = torch.zeros(classes, dtype=torch.int64), torch.zeros(classes, dtype=torch.int64)
     among_five = 0
-    for images, labels in batches:
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(
-                f"accuracy: expected labels in [0, {classes}), the classes of the classifier, got "
-                f"labels from {int(labels.min())} to {int(labels.max())}."
-            )
-        ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
-        labels = labels.cpu()
-        right = ranked[:, 0] == labels
-        hits += torch.bincount(labels[right], minlength=classes)
-        totals += torch.bincount(labels, minlength=classes)
-        among_five += int((ranked == labels[:, None]).sum())
+    with evaluating(model):
+        for images, labels in batches:
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                raise ValueError(
+                    f"accuracy: expected labels in [0, {classes}), the classes of the classifier, "
+                    f"got labels from {int(labels.min())} to {int(labels.max())}."
+                )
+            ranked = model(images.to(device)).topk(min(5, classes), dim=1).indices.cpu()  # [B, 5]
+            labels = labels.cpu()
+            right = ranked[:, 0] == labels
+            hits += torch.bincount(labels[right], minlength=classes)
+            totals += torch.bincount(labels, minlength=classes)
+            among_five += int((ranked == labels[:, None]).sum())
     count = int(totals.sum())
     if not count:
         raise ValueError("accuracy: expected at least one image, got none.")

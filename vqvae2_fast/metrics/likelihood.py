@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqvae2_fast.metrics.codebook import code_counts, entropy_of_counts
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,15 +44,16 @@ def prior_likelihood(
     """Mean negative log-likelihood of codes under a prior.
 
     Args:
-        prior: The prior of one level, in evaluation mode.
+        prior: The prior of one level.
         batches: Code maps coarse to fine, int64 `[B, h, w]` each, and labels `[B]`.
         level: Which of the maps the prior models, 0 the coarsest; those before it condition it.
     """
     nats, images, codes_per_image = 0.0, 0, 0
-    for maps, labels in batches:
-        nats += code_nats(prior, maps, labels, level)
-        images += len(labels)
-        codes_per_image = maps[level][0].numel()
+    with evaluating(prior):
+        for maps, labels in batches:
+            nats += code_nats(prior, maps, labels, level)
+            images += len(labels)
+            codes_per_image = maps[level][0].numel()
     if not images:
         raise ValueError("prior_likelihood: expected at least one batch of codes, got none.")
     return Likelihood.of_sum(nats, images, codes_per_image)
@@ -59,7 +61,8 @@ def prior_likelihood(
 
 @torch.no_grad()
 def code_nats(prior: Prior, maps: list[Tensor], labels: Tensor, level: int) -> float:
-    """Cost in nats of all codes of one batch; the arguments are those of `prior_likelihood`."""
+    """Cost in nats of all codes of one batch; the arguments are those of `prior_likelihood`, the
+    prior in evaluation mode."""
     device = device_of(prior)
     codes = maps[level].to(device)
     condition = [coarser.to(device) for coarser in maps[:level]]

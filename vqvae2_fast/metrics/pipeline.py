@@ -7,6 +7,7 @@ grow with the set.
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from vqvae2_fast.metrics.results import CodecQuality, Evaluation, LevelCost
 from vqvae2_fast.metrics.shares import ALONE, terms_of_all
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +66,7 @@ def evaluate_pipeline(
     Pillow has.
 
     Args:
-        vqvae, priors: In evaluation mode; one prior per level, coarse to fine.
+        vqvae, priors: One prior per level, coarse to fine.
         train_set: Images that they were trained on, for the overfitting gap.
         perceptual: LPIPS, if it is to be measured too.
         codec_images: At most this many images, spread evenly over the set, are given to the
@@ -143,7 +145,7 @@ def store_reconstructions(
 ) -> StoredImages:
     """Write the reconstructions of a set to the file `path`, and give them as a set."""
     device = device_of(vqvae)
-    with progress.task(f"reconstruct {name}", len(images)) as task:
+    with evaluating(vqvae), progress.task(f"reconstruct {name}", len(images)) as task:
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
             for batch, labels in in_order(images, evaluation_batch(vqvae.config.image_size)):
@@ -185,7 +187,10 @@ def _one_pass(
     size, rank, count = evaluation_batch(config.image_size), processes.rank, processes.count
     firsts = range(rank * size, len(images), count * size)
     own = in_order(images, size, rank=rank, world_size=count)
-    with progress.task(name, len(images)) as task:
+    with ExitStack() as held:
+        for model in (vqvae, *priors):
+            held.enter_context(evaluating(model))
+        task = held.enter_context(progress.task(name, len(images)))
         for first, (batch, labels) in zip(firsts, own, strict=True):
             # As `extract_codes` encodes them: sums in another order can move a vector to another
             # code.

@@ -16,6 +16,7 @@ from vqvae2_fast.metrics.structural import (
     structural_similarity,
 )
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -180,7 +181,8 @@ def _measured(
     model: VQVAE2, images: Iterable[Tensor], sums: PairSums, processes: Processes = ALONE
 ) -> Reconstruction:
     device = device_of(model)
-    for batch in images:
-        batch = batch.to(device)
-        sums.add(batch, model.decode(model.encode(batch)))
+    with evaluating(model):
+        for batch in images:
+            batch = batch.to(device)
+            sums.add(batch, model.decode(model.encode(batch)))
     return sums.result(processes)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.evaluating import evaluating
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.classifier import Classifier
@@ -78,7 +79,6 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
     """Probability of each image's own class, float32 `[B]` on the CPU.
 
     Args:
-        classifier: In evaluation mode.
         images: `[B, C, H, W]` in [-1, 1].
         labels: int64 `[B]`.
 
@@ -92,7 +92,8 @@ def class_probability(classifier: Classifier, images: Tensor, labels: Tensor) ->
             f"got {int(labels.min())} to {int(labels.max())}."
         )
     device = device_of(classifier)
-    probabilities = classifier(images.to(device)).float().softmax(1)
+    with evaluating(classifier):
+        probabilities = classifier(images.to(device)).float().softmax(1)
     return probabilities.gather(1, labels.to(device)[:, None])[:, 0].cpu()
 
 

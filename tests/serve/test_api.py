@@ -264,6 +264,8 @@ def test_codebooks_are_described(client, pipeline):
             "first_sample",
             "2^32 / 2",
         ),
+        ("images", {"label": [1] * 17}, 422, "label", "a list of at most 16, got 17"),
+        ("images", {"label": "9" * 5000}, 422, "label", "expected a number below"),
         ("images", {"known": [None]}, 422, "known", "2 maps"),
         ("images", {"known": [[[1, 2]], None]}, 422, "known.0", "4 rows of 4"),
         ("images", {"known": [[[13] * 4] * 4, None]}, 422, "known.0", "codes in -1..12"),

@@ -90,7 +90,8 @@ def class_number(
     if not found and text == NO_CLASS:
         return num_classes
     if not found and text.isdecimal():
-        found = [int(text)] if int(text) < num_classes else []
+        # Python refuses to convert thousands of digits.
+        found = [int(text)] if len(text) < 20 and int(text) < num_classes else []
     elif not found:
         found = [number for number, name in enumerate(names) if name.startswith(text)]
     if len(found) == 1:

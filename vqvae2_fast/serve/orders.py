@@ -94,6 +94,8 @@ class Desk:
             raise _unfit("first_sample", below, request.first_sample, "Use another seed.")
         samples = range(request.first_sample, request.first_sample + request.count)
         given = request.label if isinstance(request.label, list) else [request.label]
+        if len(given) > most:
+            raise _unfit("label", f"a list of at most {most}", len(given), "Ask several times.")
         return Order(
             samples,
             self.settings(request),

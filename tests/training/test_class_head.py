@@ -169,7 +169,9 @@ def test_it_trains_in_one_process(monkeypatch):
         train(stage, CONFIG, progress=QUIET)
 
 
-@pytest.mark.parametrize("setting", ["weight=-1.0", "weight=nan", "channels=0", "learning_rate=inf"])
+@pytest.mark.parametrize(
+    "setting", ["weight=-1.0", "weight=nan", "channels=0", "learning_rate=inf"]
+)
 def test_settings_are_checked(setting):
     name, _, value = setting.partition("=")
     with pytest.raises(ValueError, match=f"ClassHeadSettings: class_head.{name} must be >=? "):

@@ -137,6 +137,9 @@ def test_images_without_labels_or_of_other_classes_are_refused():
     three = replace(SMALL, num_classes=3)
     with pytest.raises(ValueError, match="the classifier has 3 classes, the images 2"):
         classifier_stage(Classifier(three), stripes(8), stripes(8), settings)
+    others = ImageTensorDataset(stripes(8).images, stripes(8).labels, ("across", "zebra"))
+    with pytest.raises(ValueError, match="got label 1 for 'down' and 'zebra'"):
+        classifier_stage(Classifier(SMALL), stripes(8), others, settings)
 
 
 def test_the_small_network_halves_images_of_48_pixels_first():

@@ -116,3 +116,5 @@ def test_micro_batches_shrink_to_the_memory_and_share_the_batch_evenly():
 def test_more_cards_than_items_are_refused_with_the_nearest_number():
     with pytest.raises(ValueError, match="1 to 12 cards.* got 13; 12 share it evenly"):
         forecast(PRIOR, CONFIG, CARD, 13)
+    with pytest.raises(ValueError, match="1 to 12 cards.* got 0"):
+        forecast(PRIOR, CONFIG, CARD, 0)

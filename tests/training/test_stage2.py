@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import islice
 
@@ -125,6 +126,12 @@ def told_labels(tmp_path, changed: dict[str, int] | None = None, **dropout) -> T
     torch.manual_seed(0)
     stage.loss(model, next(stage.batches(0)))
     return told[0]
+
+
+@pytest.mark.parametrize("shares", [(1.5, 0.1), (-0.5, 0.1), (math.nan, 0.1), (0.1, 1.0)])
+def test_dropouts_that_are_no_shares_are_refused(tmp_path, shares):
+    with pytest.raises(ValueError, match="prior_stage: expected 0 <= .*dropout < 1, got"):
+        told_labels(tmp_path, label_dropout=shares[0], subclass_dropout=shares[1])
 
 
 def test_a_prior_is_told_the_class_of_a_changed_image_and_how_it_was_changed(tmp_path):

@@ -15,7 +15,12 @@ import torch
 from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier
-from vqvae2_fast.training.classifier import classifier_recipe, classifier_stage
+from vqvae2_fast.training.classifier import (
+    check_classes,
+    check_same_names,
+    classifier_recipe,
+    classifier_stage,
+)
 from vqvae2_fast.training.loop import train
 
 if TYPE_CHECKING:
@@ -70,6 +75,9 @@ def classification_accuracy_score(
     )
     settings = replace(settings, seed=seed, validate_every=settings.steps)
     test = next(iter(test_sets.values()))
+    for images in test_sets.values():
+        check_classes("classification_accuracy_score", images, len(first.class_names))
+        check_same_names("classification_accuracy_score", first, images)
     for name, images in train_sets.items():
         torch.manual_seed(seed)
         model = Classifier(config).to(device or torch.device("cpu"))

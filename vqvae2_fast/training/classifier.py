@@ -121,6 +121,7 @@ def classifier_stage(
     """
     check_classes("classifier_stage", train_set, model.config.num_classes)
     check_classes("classifier_stage", held_out, model.config.num_classes)
+    check_same_names("classifier_stage", train_set, held_out)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -173,6 +174,17 @@ def _average_norms_(model: Classifier) -> None:
     flat = ranks.sum_(torch.cat([value.flatten() for value in running])) / ranks.count
     for value, mean in zip(running, flat.split([v.numel() for v in running]), strict=True):
         value.copy_(mean.view_as(value))
+
+
+def check_same_names(op: str, first: ImageSource, second: ImageSource) -> None:
+    """Raises ValueError if a label means different classes in two sets of images."""
+    names, others = tuple(first.class_names), tuple(second.class_names)
+    for number, (name, other) in enumerate(zip(names, others, strict=True)):
+        if name != other:
+            raise ValueError(
+                f"{op}: expected the same classes in all sets of images, got label {number} for "
+                f"{name!r} and {other!r}; give all sets the same subfolders."
+            )
 
 
 def check_classes(op: str, images: ImageSource, num_classes: int | None = None) -> None:

@@ -128,7 +128,7 @@ def forecast(
     """
     batch = training.cut().batch_size
     if not 1 <= count <= batch:
-        near = max(n for n in range(1, min(count, batch) + 1) if batch % n == 0)
+        near = max(n for n in range(1, max(min(count, batch), 1) + 1) if batch % n == 0)
         raise ValueError(
             f"plan: expected 1 to {batch} cards, one for each item of the batch, got {count}; "
             f"{near} share it evenly."

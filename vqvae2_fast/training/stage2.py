@@ -130,8 +130,15 @@ def prior_stage(
 
     Raises:
         ValueError: A store that has no records, whose codes are not what the prior models, or that
-            is of another VQ-VAE or of other classes than the other store.
+            is of another VQ-VAE or of other classes than the other store; dropouts that are not
+            shares.
     """
+    for option, share in (
+        ("label_dropout", label_dropout),
+        ("subclass_dropout", subclass_dropout),
+    ):
+        if not 0 <= share < 1:
+            raise ValueError(f"prior_stage: expected 0 <= {option} < 1, got {share:g}.")
     for store in (train_set, held_out):
         check_matches(store, prior.config)
     _check_one_source(train_set, held_out)

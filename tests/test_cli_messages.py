@@ -108,8 +108,8 @@ def test_a_value_of_another_type_is_told_with_its_option(line, told, capsys):
     ("option", "told"),
     [
         ("--adversary.weight=-1", "--adversary.weight must be >= 0, got -1"),
-        ("--adversary.learning-rate=0", "--adversary.learning-rate must be > 0, got 0"),
-        ("--class-head.learning-rate=0", "--class-head.learning-rate must be > 0, got 0"),
+        ("--adversary.learning-rate=0", "--adversary.learning-rate must be > 0 and finite, got 0"),
+        ("--class-head.learning-rate=0", "--class-head.learning-rate must be > 0 and finite"),
         ("--train.final-learning-rate=-1", "--train.final-learning-rate must be in [0, 1]"),
         ("--train.max-grad-norm=nan", "--train.max-grad-norm must be >= 0, got nan"),
     ],
@@ -128,6 +128,12 @@ def test_a_message_names_the_option_of_its_group(option, told, error_of):
 )
 def test_devices_and_threads_that_are_not_taken_are_refused(option, told, error_of):
     assert f"error: {told}" in error_of(["info", option])
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, error_of):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "--device: expected a number below 2" in error_of(["info", "--device", "cuda:2"])
 
 
 def test_a_reader_that_has_enough_is_no_error():

@@ -92,6 +92,11 @@ class Command:
             raise wrong
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"--device: {self.device} was asked for, but PyTorch sees no GPU.")
+        if device.type == "cuda" and (device.index or 0) >= (cards := torch.cuda.device_count()):
+            raise ValueError(
+                f"--device: expected a number below {cards}, as many GPUs as PyTorch sees, got "
+                f"{self.device}."
+            )
         return device
 
     def progress(self) -> Progress:

@@ -10,6 +10,7 @@ import pytest
 
 from vqvae2_fast.commands import plan
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
+from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training import cost
 from vqvae2_fast.training.cost import StepCost
 
@@ -112,7 +113,13 @@ def test_micro_batches_of_a_global_batch_are_counted(vqvae_run, memory, monkeypa
     """In a step of 12 there are three of four images."""
     monkeypatch.setattr(cost, "_extrapolated", lambda parts, batch_size: (600.0, 0, 10**8))
     step = "--train.global-batch", 12
-    assert "1,800 s per step" in vqvae_run("--dry-run", "--ignore-memory", *step)[1]
+    planned = "--dry-run", "--ignore-memory", *step
+    assert "1,800 s per step" in vqvae_run(*planned)[1]
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "3")  # each process then takes one of them
+        for alone in ("first_makes", "told_by_first"):
+            patch.setattr(Ranks, alone, lambda self, make: make())
+        assert " 600 s per step" in vqvae_run(*planned)[1]
     memory(25 * 10**7)
     code, _, error = vqvae_run(*step)
     assert code == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -80,6 +80,8 @@ def plan_of_training(
     done = step_of(newest) if newest else 0
     rest = max(0, config.steps - done)
     cut = config.cut(world_size=processes)
+    # What this process does of a step, as if it were alone.
+    own = replace(config, batch_size=len(cut.parts()[0]), accumulate=cut.accumulate, global_batch=0)
     epochs = config.steps * cut.batch_size / max(1, items["train"])
     micro = f"{config.accumulate} x " if config.accumulate > 1 else ""
     batch = f"{config.global_batch or f'{micro}{config.batch_size}'}"
@@ -96,8 +98,8 @@ def plan_of_training(
     stage = make_stage(make_model().to(device))
     check(stage)
     progress.say("timing the first steps ...")
-    cost = measure_step(stage, config)
-    memory = state + cost.activation_bytes(config.batch_size)
+    cost = measure_step(stage, own)
+    memory = state + cost.activation_bytes(own.batch_size)
     lines = [
         f"model: {parameters(outline):,} parameters, {size(weights + buffers)}; in training "
         f"{size(state)}, with activations about {size(memory)}"
@@ -116,7 +118,8 @@ def plan_of_training(
     if not dry_run:
         progress.say("\n".join(lines))
     if not ignore_memory:
-        _check_memory(state, cost.fixed_bytes, cost.item_bytes, free, config, device)
+        micro_batch = replace(config, batch_size=own.batch_size)
+        _check_memory(state, cost.fixed_bytes, cost.item_bytes, free, micro_batch, device)
     return Result(
         {
             "dry_run": True,
@@ -124,7 +127,7 @@ def plan_of_training(
             "parameters": parameters(outline),
             "model_bytes": weights + buffers,
             "training_bytes": state,
-            "activation_bytes": cost.activation_bytes(config.batch_size),
+            "activation_bytes": cost.activation_bytes(own.batch_size),
             "free_bytes": free,
             "step_seconds": cost.seconds,
             "seconds": cost.seconds * rest,
@@ -267,7 +270,7 @@ def plan_of_extraction(
 
 
 def parameters(model: nn.Module) -> int:
-    """The number of a model's trainable parameters."""
+    """The number of a model's parameters."""
     return sum(weight.numel() for weight in model.parameters())
 
 

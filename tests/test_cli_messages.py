@@ -136,6 +136,23 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch, error_of):
     assert "--device: expected a number below 2" in error_of(["info", "--device", "cuda:2"])
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["compress x", "decompress x", "export encode", "calibrate --codes x --pipeline x"],
+)
+def test_a_gpu_for_what_only_the_cpu_runs_is_refused(line, monkeypatch, error_of):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert "runs on the CPU only, got cuda" in error_of([*line.split(), "--device", "cuda"])
+
+
+@pytest.mark.parametrize("option", ["--presets", "--sampler --preset emoji32"])
+def test_a_path_that_is_not_read_is_refused(option, error_of):
+    assert "expected no path with it, got somewhere" in error_of(
+        ["info", "somewhere", *option.split()]
+    )
+
+
 def test_a_reader_that_has_enough_is_no_error():
     command = [sys.executable, "-c", "from vqvae2_fast.cli import main; raise SystemExit(main())"]
     with subprocess.Popen(

@@ -23,6 +23,12 @@ def test_a_seed_that_is_too_large_is_named(error_of):
     assert "expected --seed to be an integer from" in text
 
 
+@pytest.mark.parametrize("option", ["--classifier", "--inception-weights"])
+def test_what_the_features_do_not_use_is_refused(option, error_of):
+    text = error_of(["tune", "--preset", "emoji32", "--features", "efficientnet", option, "file"])
+    assert f"{option}: expected --features" in text
+
+
 class Pixels:
     """In place of a network: coarse pixels as features."""
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from vqvae2_fast.checkpoints import save
@@ -49,8 +48,8 @@ class Calibrate(Command):
             raise ValueError(f"--records: expected 1 or more, got {self.records}.")
         check_replaceable(self.out)
         check_one_store("--codes", self.codes)
-        self.prepare()
-        pipeline = self.model.open(torch.device("cpu"))
+        device = self.prepare_on_cpu()
+        pipeline = self.model.open(device)
         store = CodeStore(self.codes)
         check_codes_of("--codes", pipeline.networks()[0], str(self.codes), store.checkpoint_hash)
         chosen = evenly(len(store), self.records)

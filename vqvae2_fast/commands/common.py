@@ -99,6 +99,16 @@ class Command:
             )
         return device
 
+    def prepare_on_cpu(self) -> torch.device:
+        """`prepare` for a command that only the CPU runs."""
+        device = self.prepare()
+        if self.device != "auto" and device.type != "cpu":
+            raise ValueError(
+                f"--device: expected cpu or auto, since this command runs on the CPU only, got "
+                f"{self.device}."
+            )
+        return torch.device("cpu")
+
     def progress(self) -> Progress:
         return Progress(quiet=self.quiet)
 

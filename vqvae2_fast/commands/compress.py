@@ -60,10 +60,10 @@ class Compress(Command):
     """File to write."""
 
     def run(self) -> Result:
-        self.prepare()
+        device = self.prepare_on_cpu()
         check_one_store("compress", Path(self.images))
         self._check_out()
-        pipeline = self.model.open(torch.device("cpu"))
+        pipeline = self.model.open(device)
         names = level_names(len(pipeline.priors))
         if self.levels is not None and self.levels not in names:
             raise ValueError(f"--levels: expected one of {', '.join(names)}, got {self.levels!r}.")

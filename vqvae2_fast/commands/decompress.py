@@ -10,7 +10,6 @@ from itertools import chain
 from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import tyro
 
 from vqvae2_fast.codec import decode_image_stream, decode_stream, describe, open_compressed
@@ -52,12 +51,12 @@ class Decompress(Command):
     """Refuse a file of more images or tiles than this."""
 
     def run(self) -> Result:
-        self.prepare()
+        device = self.prepare_on_cpu()
         check_out(self.out)
         if self.out.is_dir():  # before the models are loaded
             with self._alone():
                 self._check_free()
-        pipeline = self.model.open(torch.device("cpu"))
+        pipeline = self.model.open(device)
         with open_compressed(self.file) as file:
             found = describe(file, max_images=self.max_images)
             file.seek(0)

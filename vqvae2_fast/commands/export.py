@@ -47,7 +47,7 @@ class Export(Command):
             raise ValueError(f"--out: expected NAME.onnx or NAME.pt2, got {out}.")
         if out.suffix == ".onnx" and self.own_search:
             raise ValueError(f"--own-search: expected --out NAME.pt2, got {out}.")
-        self.prepare()
+        self.prepare_on_cpu()
         model = self._model()
         vqvae = model.networks()[0] if isinstance(model, Pipeline) else model
         size, stride = self.size or vqvae.config.image_size, math.prod(vqvae.config.strides)

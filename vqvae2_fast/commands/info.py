@@ -84,6 +84,9 @@ class Info(Command):
             raise ValueError(
                 f"{given[0]}: expected --sampler with it, which plans a draw, got none."
             )
+        for flag, is_given in (("--presets", self.presets), ("--preset", self.preset is not None)):
+            if is_given and self.path is not None:
+                raise ValueError(f"{flag}: expected no path with it, got {self.path}.")
         if self.presets:
             return _presets()
         if self.sampler:

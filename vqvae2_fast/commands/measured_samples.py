@@ -185,6 +185,9 @@ class Samples:
                 f"{options.cas_images}."
             )
         if options.cas_epochs or self.classifier is not None:
+            if not self.pipeline.num_classes:
+                flag = "--cas-epochs" if options.cas_epochs else "--classifier"
+                raise ValueError(f"{flag}: expected priors that are told classes, got none.")
             for images in (self.train_set, self.held_out):
                 check_classes("evaluate", images, self.pipeline.num_classes)
                 check_classes("evaluate", self._judged(images))

@@ -120,6 +120,15 @@ class Tune(Command):
             raise ValueError(
                 f"--features: expected auto or one of {', '.join(NETWORKS)}, got {self.features!r}."
             )
+        for flag, given, fitting in (
+            ("--classifier", self.classifier, ("classifier",)),
+            ("--inception-weights", self.inception_weights, ("inception", "auto")),
+        ):
+            if given is not None and self.features not in fitting:
+                raise ValueError(
+                    f"{flag}: expected --features {fitting[0]} with it, got --features "
+                    f"{self.features}, which does not use it."
+                )
         device = self.prepare()
         pipeline = self.models.open(device)
         config = pipeline.networks()[0].config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -49,7 +50,9 @@ def test_it_answers_until_it_is_terminated():
         (["--preset", "emoji32", "--upload-mib", "-1"], "--upload-mib: expected more than 0"),
         (["--preset", "emoji32", "--upload-mib", "inf"], "--upload-mib: expected less than 2^63"),
         (["--preset", "emoji32", "--timeout", "inf"], "--timeout: expected less than 2^63"),
-        (["--preset", "emoji32", "--host", "0.0.0.0"], "--token"),
+        (["--preset", "emoji32", "--host", "0.0.0.0"], "--token-file: needed with --host"),
+        (["--preset", "emoji32", "--token-file", os.devnull], "--token-file: expected a long"),
+        (["--preset", "emoji32", "--token-file", "a", "--token", "b"], "it or --token, got both"),
         (["--preset", "emoji32", "--token", ""], "--token: expected a long random word"),
         (["--preset", "emoji32", "--count", "300"], "--waiting: expected at least --count, 300"),
     ],

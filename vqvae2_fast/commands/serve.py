@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from dataclasses import dataclass, field
+from pathlib import Path  # noqa: TC003 (tyro reads it)
 from typing import Annotated
 
 import tyro
@@ -32,6 +33,8 @@ class Serve(Command):
     token: str | None = None
     """What requests must carry as `Authorization: Bearer TOKEN`. The page takes it from its
     address: /#token=TOKEN."""
+    token_file: Path | None = None
+    """In place of --token: a file that holds it. Other users of this machine can read options."""
     batch: int = Limits.batch
     """Most images that are drawn together."""
     count: int = Limits.count
@@ -56,16 +59,15 @@ class Serve(Command):
         limits = self._limits()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"--port: expected 0 to 65535, got {self.port}.")
-        if self.token == "":
-            raise ValueError("--token: expected a long random word, got an empty one.")
-        if not is_loopback(self.host) and self.token is None:
+        token = self._token()
+        if not is_loopback(self.host) and token is None:
             raise ValueError(
-                f"--token: needed with --host {self.host}, because other machines can reach the "
-                "server. Choose a long random word."
+                f"--token-file: needed with --host {self.host}, because other machines can reach "
+                "the server. Put a long random word into it, or give it as --token."
             )
         with self._bound() as own:
             pipeline = self.models.open(self.prepare())
-            app = create_app(pipeline, limits, token=self.token, loopback=is_loopback(self.host))
+            app = create_app(pipeline, limits, token=token, loopback=is_loopback(self.host))
             config = uvicorn.Config(
                 app,
                 log_level="warning" if self.quiet else "info",
@@ -101,6 +103,17 @@ class Serve(Command):
                 "another --port (0 takes a free one) or --host."
             ) from error
         return found
+
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            token, flag = self.token, "--token"
+        elif self.token is not None:
+            raise ValueError("--token-file: expected it or --token, got both.")
+        else:
+            token, flag = self.token_file.read_text().strip(), "--token-file"
+        if token == "":
+            raise ValueError(f"{flag}: expected a long random word, got an empty one.")
+        return token
 
     def _limits(self) -> Limits:
         for name in ("batch", "count", "waiting", "upload_mib", "timeout"):

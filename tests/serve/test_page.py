@@ -306,6 +306,14 @@ def test_an_error_stands_beside_its_control(page, tmp_path):
     expect(page.locator('[data-field="top_p.1"] + .error')).to_be_visible()
 
 
+def test_a_seed_that_the_browser_rounds_is_refused(page, tmp_path):
+    card, file = card_of(page), tmp_path / "card.json"
+    card["request"]["seed"] = 2**53 + 1
+    file.write_text(json.dumps(card))
+    page.locator("#file").set_input_files(file)
+    expect(page.locator('[data-field="seed"] + .error')).to_contain_text("up to 9007199254740991")
+
+
 def test_a_code_is_looked_up(page):
     page.locator("#maps canvas").nth(1).focus()
     page.keyboard.press("ArrowDown")

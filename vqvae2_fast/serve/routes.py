@@ -169,7 +169,8 @@ def routes(desk: Desk, engine: Engine) -> APIRouter:
         else:
             data = from_base64("vq2", body.vq2 or "")
             images = await in_engine(lambda: _decoded_file(desk, data))
-        return {"images": [as_png(image) for image in images]}
+        # Compressing large images takes long enough for streams to notice.
+        return {"images": await asyncio.to_thread(lambda: [as_png(image) for image in images])}
 
     described: list[list[dict[str, Any]]] = []
 

@@ -177,6 +177,9 @@ async function draw(path, request, { title, kind, live = false }) {
   let rows = 0, firstRow = 0;
   say("Drawing…");
   try {
+    if (request.seed > Number.MAX_SAFE_INTEGER) {
+      throw new Refused({ field: "seed", expected: `Expected a seed up to ${Number.MAX_SAFE_INTEGER}, because browsers round larger ones.`, remedy: "Draw with this one over the HTTP API." });
+    }
     for await (const [name, content] of stream(path, { ...request, previews: pace > 0 }, own.signal)) {
       own.signal.throwIfAborted();
       if (name === "start") {

@@ -62,8 +62,10 @@ class Reconstruct(Command):
         perceptual = load_lpips().to(device) if self.lpips else None
         model = load_vqvae(self.vqvae, device)
         config, progress = model.config, Progress(quiet=self.quiet or ranks.rank > 0)
-        images = open_images(
-            self.source, self.split, config.image_channels, config.image_size, progress
+        images = ranks.first_makes(
+            lambda: open_images(
+                self.source, self.split, config.image_channels, config.image_size, progress
+            )
         )
         size, share = evaluation_batch(config.image_size), (ranks.rank, ranks.count)
         with ranks.joined(device), progress.task("reconstruct", len(images)) as task:

@@ -46,7 +46,7 @@ _TRAIN = TrainConfig(
 @dataclass(kw_only=True)
 class FinetuneDecoder(TrainingCommand):
     """Train the decoder of a VQ-VAE further, for sharper images: LPIPS and a discriminator (VQGAN's
-    loss) beside the squared error. Its codes stay the same, so the priors stay valid.
+    loss) in addition to the squared error. Its codes stay the same, so the priors stay valid.
 
     Leaves a run whose VQ-VAE takes the place of the old one, and OUT/pipeline if --vqvae names a
     pipeline.

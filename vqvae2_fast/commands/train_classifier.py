@@ -37,8 +37,8 @@ class TrainClassifier(TrainingCommand):
     steps: int | None = None
     """In place of --epochs: optimiser steps."""
     batch_size: int | None = None
-    """Images that a process takes at once: fewer need less memory. Those of a step stay as many;
-    64 at once by default."""
+    """Images that a process takes at once: fewer need less memory. The number in a step stays
+    the same; 64 at once by default."""
     flip: bool = False
     """Mirror half of the training images left to right."""
     crop_padding: int = 0

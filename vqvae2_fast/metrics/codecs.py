@@ -60,7 +60,7 @@ class Codec:
         qualities: The settings that make its curve.
         options: Options of `Image.save`.
         has_grey: Whether it stores images of one channel; else they are encoded as RGB.
-        plugin: The module that brings the format to Pillow, if Pillow has it not by itself.
+        plugin: The module that brings the format to Pillow, if Pillow lacks it.
     """
 
     name: str

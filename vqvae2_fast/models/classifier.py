@@ -1,7 +1,7 @@
 """Classifiers, for classification accuracy, rejection sampling and the features of a set.
 
 ResNet-50 (https://arxiv.org/abs/1512.03385, stride in the 3×3 convolution as is usual since) for
-images of 64 pixels and more, and a small residual network for small ones.
+large images, and a small residual network for small ones.
 """
 
 from __future__ import annotations

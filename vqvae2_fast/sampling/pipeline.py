@@ -194,8 +194,8 @@ def draw_levels(
     """Draw like `sample_levels`, with the settings of each level as one object.
 
     Args:
-        candidates: Draw the free codes of each map so often, and take one of these fillings by
-            what follows, see `draw_candidates`.
+        candidates: Draw the free codes of each map this many times, and take one of these fillings
+            by what follows, see `draw_candidates`.
     """
     where, num_levels = "sample_images", len(pipeline.priors)
     batch_size = checked_integer(where, "batch_size", batch_size, 1, 2**32)

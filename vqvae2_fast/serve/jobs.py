@@ -64,7 +64,7 @@ class Job:
         self.missing = len(self.order.samples)
 
     async def told(self, seconds: float) -> AsyncIterator[Event]:
-        """The events up to "done" or "error", which also comes after so many seconds.
+        """The events up to "done" or "error", which comes after `seconds` at the latest.
 
         Whoever stops reading cancels the job.
         """

@@ -101,8 +101,8 @@ class DrawRequest(_Model):
     candidates: int = Field(
         1,
         ge=1,
-        description="Draw the unknown codes of each map so often, and take one of these fillings "
-        "by how well the known codes after it follow.",
+        description="Draw the unknown codes of each map this many times, and take one of these "
+        "fillings by how well the known codes after it follow.",
     )
     stream: bool = Field(
         False,

@@ -139,7 +139,7 @@ class Adversary(Companion):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a reconstruction is to be beside close in squares.
+    """What a reconstruction should be, besides close in squared error.
 
     Args:
         perceptual, perceptual_weight: LPIPS and its weight. It gives sharper images of a lower

@@ -14,7 +14,7 @@ __all__ = ["Companion"]
 
 
 class Companion:
-    """A network with its optimiser, which the loss of a stage asks and `step` moves.
+    """A network with its own optimiser, which learns beside a model and has a part in its loss.
 
     Args:
         what: What it is, for messages: "discriminator".

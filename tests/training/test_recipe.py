@@ -57,6 +57,12 @@ def assert_equal(first: Pipeline, second: Pipeline) -> None:
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_the_callers_generator_goes_on_as_before(tmp_path):
+    state = torch.random.get_rng_state()
+    trained(tmp_path)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_the_recipe_trains_a_pipeline_of_three_levels(tmp_path):
     result = trained(tmp_path)
     assert_equal(load(tmp_path / "pipeline", expect=Pipeline), result.pipeline)

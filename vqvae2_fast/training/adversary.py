@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.patch_discriminator import LEAST_SIDE, PatchDiscriminator
+from vqvae2_fast.modules.seeded import seeded
 from vqvae2_fast.training.companion import Companion
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class Adversary(Companion):
                 f"discriminator, got {config.image_size}. Train without one: adversary.weight=0."
             )
         self.settings = settings
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = PatchDiscriminator(config.image_channels, settings.channels)
         network.to(next(model.parameters()).device)
         # β of the usual GAN trainings: the opponent moves, and old gradients mislead.

@@ -15,6 +15,7 @@ import torch
 from vqvae2_fast.data import in_order
 from vqvae2_fast.metrics.accuracy import Accuracy, classification_accuracy
 from vqvae2_fast.models.classifier import Classifier
+from vqvae2_fast.modules.seeded import seeded
 from vqvae2_fast.training.classifier import (
     check_classes,
     check_same_names,
@@ -79,8 +80,8 @@ def classification_accuracy_score(
         check_classes("classification_accuracy_score", images, len(first.class_names))
         check_same_names("classification_accuracy_score", first, images)
     for name, images in train_sets.items():
-        torch.manual_seed(seed)
-        model = Classifier(config).to(device or torch.device("cpu"))
+        with seeded(seed):
+            model = Classifier(config).to(device or torch.device("cpu"))
         stage = classifier_stage(
             model, images, test, settings, flip=flip, name=f"train on {name} images"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.device import device_of
+from vqvae2_fast.modules.seeded import seeded
 from vqvae2_fast.training.companion import Companion
 
 if TYPE_CHECKING:
@@ -122,8 +123,7 @@ class ClassHead(Companion):
                 "nothing: train without a class head instead."
             )
         self.settings = settings
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             network = _Network(model.config.embedding_dim, settings.channels, num_classes)
         network.to(device_of(model))
         optimizer = torch.optim.AdamW(

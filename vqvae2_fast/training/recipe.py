@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from vqvae2_fast.checkpoints.checkpoint import save
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
@@ -21,6 +19,7 @@ from vqvae2_fast.data.batches import check_image_source
 from vqvae2_fast.models.configs import level_names
 from vqvae2_fast.models.prior import make_prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.seeded import seeded
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import Stage, train
@@ -29,6 +28,8 @@ from vqvae2_fast.training.stage2 import prior_config, prior_stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import torch
 
     from vqvae2_fast.data import CodeStore, ImageSource
     from vqvae2_fast.models.prior import Prior
@@ -121,8 +122,8 @@ def train_pipeline(
         ).log
 
     with timed("vqvae"):
-        torch.manual_seed(seed)
-        vqvae = VQVAE2(replace(preset.vqvae, seed=seed)).to(device)
+        with seeded(seed):
+            vqvae = VQVAE2(replace(preset.vqvae, seed=seed)).to(device)
         settings = replace(training.vqvae, seed=seed)
         stage = vqvae_stage(vqvae, train_set, held_out, settings, flip=training.flip)
         run("vqvae", stage, settings)
@@ -143,8 +144,8 @@ def train_pipeline(
     priors = []
     for level, name in enumerate(level_names(len(preset.priors))):
         with timed(f"prior_{name}"):
-            torch.manual_seed(seed)
-            prior = make_prior(prior_config(preset.priors[level], codes, level)).to(device)
+            with seeded(seed):
+                prior = make_prior(prior_config(preset.priors[level], codes, level)).to(device)
             settings = replace(training.priors[level], seed=seed)
             stage = prior_stage(
                 prior,

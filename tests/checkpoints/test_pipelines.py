@@ -29,6 +29,21 @@ def test_a_pipeline_comes_back_whole_with_the_names_of_its_classes(tmp_path):
     assert class_names(tmp_path / "pipeline") == loaded.class_names == ("cat", "dog")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_pipeline_is_float32_whatever_torchs_default_is(tmp_path, dtype):
+    pipeline = tiny_pipeline()
+    save(pipeline, tmp_path)
+    torch.set_default_dtype(dtype)
+    try:
+        loaded = load(tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for model, other in zip(
+        (pipeline.vqvae, *pipeline.priors), (loaded.vqvae, *loaded.priors), strict=True
+    ):
+        assert_equal(model, other)
+
+
 def test_a_loaded_pipeline_is_saved_with_all_it_had(tmp_path):
     recommended = {"temperature": [0.9, 0.8], "top_k": 5}
     save(

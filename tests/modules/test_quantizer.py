@@ -416,3 +416,17 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 def test_wrong_dimension_of_z_is_named() -> None:
     with pytest.raises(ValueError, match=r"expected z \[\.\.\., D\] with D=5, got \[2, 4\]"):
         VectorQuantizerEMA(K, D)(torch.randn(2, 4))
+
+
+def test_the_codebook_is_float32_whatever_torchs_default_is():
+    wanted = VectorQuantizerEMA(8, 4, init="normal")
+    torch.set_default_dtype(torch.float64)
+    try:
+        quantizer = VectorQuantizerEMA(8, 4, init="normal")
+        quantizer(torch.randn(20, 4, dtype=torch.float32))
+        quantizer.update_codebook_()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {buffer.dtype for buffer in quantizer.buffers()} == {
+        buffer.dtype for buffer in wanted.buffers()
+    }

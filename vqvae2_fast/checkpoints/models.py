@@ -242,7 +242,7 @@ def read_model(header: dict[str, Any], folder: Path, *, check_finite: bool = Tru
     expected = _expected_tensors(model_class, config, folder)
     check_tensors(expected, folder, "model", DTYPES[header["dtype"]])
     with torch.random.fork_rng(devices=[]), unfilled():
-        model: Model = model_class(config)
+        model: Model = model_class(config).float()  # whatever torch's default is
     model.load_state_dict(restored(read_part(folder, "model", check_finite=check_finite)))
     if not isinstance(model, Classifier):
         model.vqvae_hash = header.get("vqvae_hash", "")

@@ -132,13 +132,14 @@ def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, str
     # A word made from both, because the generator uses only 32 bits of its seed.
     word = random_words(zero, zero, zero, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
     generator = torch.Generator().manual_seed(int(word))
-    shape = (num_embeddings, dim)
+    shape, dtype = (num_embeddings, dim), torch.float32  # whatever torch's default is
     if init == "uniform":
         # VarianceScaling(distribution="uniform") of sonnet's VectorQuantizerEMA, fan-in D.
         limit = (3.0 / dim) ** 0.5
-        codebook = torch.rand(shape, generator=generator, device="cpu") * (2 * limit) - limit
+        codebook = torch.rand(shape, generator=generator, dtype=dtype, device="cpu")
+        codebook = codebook * (2 * limit) - limit
     else:
-        codebook = torch.randn(shape, generator=generator, device="cpu")
+        codebook = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
     return codebook.to(torch.get_default_device())
 
 

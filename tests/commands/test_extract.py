@@ -80,7 +80,7 @@ def test_processes_of_torchrun_share_the_work(images, vqvae, codes, tmp_path, ru
     out = tmp_path / "codes"
     line = f"extract --vqvae {vqvae} --data {images} --out {out} --quiet --threads 1"
     said = run_in_two_processes(line)
-    assert said[0]  # the first prints for all
+    assert f"train: 18 records in {out / 'train'}" in said[0]  # the first prints for all
     assert said[1] == ""
     assert json.loads((out / "result.json").read_text())["train"]["records"] == 18
     for split in ("train", "held_out"):

@@ -106,7 +106,10 @@ class Extract(Command):
                 progress=progress,
                 name=f"extract {split}",
             )
-        return self._result({split: CodeStore(self.out / split) for split in splits}, ranks)
+        ranks.first_waits()
+        if ranks.rank:
+            return Result({}, [])
+        return self._result({split: CodeStore(self.out / split) for split in splits})
 
     def _variants(self, split: Split) -> Variants:
         return self.variants if split == "train" else Variants()
@@ -141,10 +144,7 @@ class Extract(Command):
                     "them, or name another folder."
                 )
 
-    def _result(self, stores: dict[Split, CodeStore], ranks: Ranks) -> Result:
-        if not all(store.complete for store in stores.values()):
-            lines = ["this process is done, others are still encoding"] if ranks.rank == 0 else []
-            return Result({"codes": str(self.out)}, lines)
+    def _result(self, stores: dict[Split, CodeStore]) -> Result:
         values: dict[str, Any] = {"codes": str(self.out)}
         lines = []
         for split, store in stores.items():
@@ -161,4 +161,4 @@ class Extract(Command):
                 f"{store.num_embeddings}: {shown}"
             )
         write_result(self.out / "result.json", values)
-        return Result(values, lines if ranks.rank == 0 else [])
+        return Result(values, lines)

@@ -190,6 +190,18 @@ class Ranks:
         self._store.set(f"{key}/heard/{self.rank}", "")
         return told
 
+    def first_waits(self) -> None:
+        """Returns at once in all processes but the first, and there once all others are here."""
+        if self.count == 1:
+            return
+        key = self._key()
+        if self.rank:
+            self._store.set(f"{key}/here/{self.rank}", "")
+            return
+        here = [f"{key}/here/{rank}" for rank in range(1, self.count)]
+        with self._naming_losses():
+            self._store.wait(here, _PREPARATION)
+
     def first_makes(self, make: Callable[[], _Made]) -> _Made:
         """What `make` returns, called in the first process and, once that is done, in the others.
 

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from vqvae2_fast.cli import main
+from vqvae2_fast.commands.demo import Demo
+from vqvae2_fast.commands.tune import Tune
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -309,3 +311,14 @@ def test_tensorboard_without_its_package_fails_with_the_remedy(
     message = error_of(f"{train_vqvae(place)} --tensorboard --out {tmp_path}/run", code=1)
     assert "pip install 'vqvae2_fast[tensorboard]'" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("demo", True), ("tune", False)])
+def test_ctrl_c_names_resume_where_a_command_has_it(command, resumes, monkeypatch, capsys):
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    for kind in (Demo, Tune):
+        monkeypatch.setattr(kind, "run", stopped)
+    assert main([command]) == 130
+    assert ("--resume" in capsys.readouterr().err) == resumes

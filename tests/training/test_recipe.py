@@ -100,7 +100,7 @@ def test_an_interrupted_recipe_ends_as_an_unbroken_one(part, tmp_path, monkeypat
 
 def test_the_recipe_does_not_write_over_a_run(tmp_path):
     trained(tmp_path)
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already. Continue it with resume=True, or name another"):
         trained(tmp_path)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vqvae2_fast.checkpoints.checkpoint import save
+from vqvae2_fast.checkpoints.locate import latest
 from vqvae2_fast.console.progress import Progress, clock
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.data.batches import check_image_source
@@ -100,6 +101,11 @@ def train_pipeline(
     check_image_source("train_pipeline", "train_set", train_set)
     check_image_source("train_pipeline", "held_out", held_out)
     folder = Path(out)
+    if not resume and latest(folder / "vqvae") is not None:
+        raise ValueError(
+            f"train_pipeline: out: {folder} holds a training already. Continue it with "
+            "resume=True, or name another folder."
+        )
     training, classes = preset.training, train_set.class_names
     progress = progress or Progress()
     logs: dict[str, list[dict[str, Any]]] = {}

@@ -46,6 +46,7 @@ def test_vqvae(train):
     assert output.reconstruction.is_meta
     assert output.reconstruction.shape == (2, 3, 32, 32)
     assert [list(codes.shape) for codes in output.codes] == [[2, 8, 8], [2, 16, 16]]
+    assert model.decode(output.codes).shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])

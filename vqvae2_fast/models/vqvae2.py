@@ -212,8 +212,9 @@ class VQVAE2(nn.Module):
         for level, quantizer in enumerate(self._levels()):
             z = self._vectors(level, features[level], context)
             indices = quantizer.encode(z)
-            context = self._extended(level, context, quantizer.lookup(indices).to(z.dtype))
             codes.append(indices)
+            if level + 1 < len(features):
+                context = self._extended(level, context, quantizer.lookup(indices).to(z.dtype))
         return codes
 
     def decode(self, codes: list[Tensor]) -> Tensor:
@@ -399,7 +400,7 @@ class VQVAE2(nn.Module):
                     f"VQVAE2: expected codes {list(size)} at level {self.level_names[level]} for "
                     f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
                 )
-        if torch.compiler.is_compiling() or codes[0].numel() == 0:
+        if torch.compiler.is_compiling() or codes[0].numel() == 0 or codes[0].is_meta:
             return
         extremes = [torch.stack(level_codes.aminmax()) for level_codes in codes]
         pairs = torch.stack(extremes).tolist()  # [L, 2], one synchronisation

@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 
 from vqvae2_fast.models.pixelsnail import PixelSNAIL
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.presets import preset
 from vqvae2_fast.testing.configs import SMALL_PRIOR, SMALL_VQVAE
 
 
@@ -90,6 +91,33 @@ def test_batches_of_other_sizes_need_no_other_graph() -> None:
     for count in (17, 19, 23):
         prior_loss(dynamic, count)
     assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_batch_of_any_size_is_one_graph_of_the_kernels_for_large_ones() -> None:
+    """emoji32's convolutions take the kernels for training from 3, 6 or 11 images on."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = VQVAE2(preset("emoji32").vqvae)
+    dynamic = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for count in (2, 4, 8, 12):
+        dynamic(torch.zeros(count, 3, 32, 32))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_decoder_is_exported_for_batches_of_any_size() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = VQVAE2(preset("emoji32").vqvae).eval()
+
+        def forward(self, top: Tensor, bottom: Tensor) -> Tensor:
+            return self.model.decode([top, bottom])
+
+    decoder, maps = Decoder(), (torch.zeros(4, 8, 8).long(), torch.zeros(4, 16, 16).long())
+    sizes = {0: torch.export.Dim("batch")}
+    program = torch.export.export(decoder, maps, dynamic_shapes=(sizes, sizes))
+    small = tuple(codes[:2] for codes in maps)
+    torch.testing.assert_close(program.module()(*small), decoder(*small))
 
 
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]

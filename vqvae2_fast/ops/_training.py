@@ -29,8 +29,18 @@ def is_training_call(
     return (
         torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in given)
-        and products >= least
+        and _is_large(products, least)
         and all(tensor.is_cpu for tensor in given)
         and not torch.is_autocast_enabled("cpu")
         and (while_compiling or not torch.compiler.is_compiling())
     )
+
+
+def _is_large(products: int, least: int) -> bool:
+    if not torch.compiler.is_compiling():
+        return products >= least
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    # A comparison of sizes that the compiler leaves open would need a graph for each outcome. The
+    # kernels are right for small ones too.
+    return not statically_known_true(products < least)

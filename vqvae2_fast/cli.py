@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vqvae2_fast import __version__
-from vqvae2_fast.commands.flags import as_flags, flags_of
+from vqvae2_fast.commands.flags import as_flags
 from vqvae2_fast.console.words import perhaps
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.runs.interrupt import InterruptedRun
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vqvae2-fast: {text}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        resumable = kind is not None and "resume" in flags_of(kind)
-        text = "stopped; --resume continues a run." if resumable else "stopped."
+        resumes = hasattr(kind, "resume")
+        text = "stopped; --resume continues a run." if resumes else "stopped."
         print(f"vqvae2-fast: {text}", file=sys.stderr)
         return 130
     return _print_result(result, as_json=command.json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 (tyro reads it)
+from pathlib import Path  # noqa: TC003  (tyro reads the annotations)
 from typing import Annotated
 
 import tyro

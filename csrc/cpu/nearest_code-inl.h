@@ -87,17 +87,28 @@ inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float l
   if (__builtin_popcount(open) > kMaxOpenLanes) return false;
   float lane_best[Vec::kLanes];
   best.store(lane_best);
-  Shortlist shortlist(codebook, z);
-  for (; lanes; lanes &= lanes - 1) {
-    const int lane = __builtin_ctz(lanes);
-    const bool all = open >> lane & 1;
-    const int64_t tag = bits_of(lane_best[lane]) & tags.mask;
-    const int64_t first = all ? 0 : tag << tags.shift;
-    const int64_t last = all ? 2 * codebook.num_panels : (tag + 1) << tags.shift;
-    for (int64_t v = first; v < last; ++v) {
-      const int64_t code = v * Vec::kLanes + lane;
-      if (code < codebook.num_codes) shortlist.add(code);
+  const auto each_code = [&](const auto& use) {
+    for (; lanes; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      const bool all = open >> lane & 1;
+      const int64_t tag = bits_of(lane_best[lane]) & tags.mask;
+      const int64_t first = all ? 0 : tag << tags.shift;
+      const int64_t last = all ? 2 * codebook.num_panels : (tag + 1) << tags.shift;
+      for (int64_t v = first; v < last; ++v) {
+        const int64_t code = v * Vec::kLanes + lane;
+        if (code < codebook.num_codes) use(code);
+      }
     }
+  };
+  Shortlist shortlist(codebook, z);
+  // A few codes are added at once, because how many of them a bound excludes is hard to predict.
+  if (open == 0 && Vec::kLanes << tags.shift <= Shortlist::kCapacity) {
+    int32_t codes[Shortlist::kCapacity];
+    int count = 0;
+    each_code([&](int64_t code) { codes[count++] = static_cast<int32_t>(code); });
+    shortlist.add_all(codes, count);
+  } else {
+    each_code([&](int64_t code) { shortlist.add(code); });
   }
   *index = shortlist.nearest();
   return true;
@@ -108,7 +119,7 @@ template <class Screen>
 inline int64_t screen_rows(const PackedCodebook& codebook, const Workspace& work, int64_t* list,
                            int64_t count, int64_t* indices) {
   using Word = typename Screen::Word;
-  const Tags tags(2 * codebook.num_panels);
+  const Tags tags(2 * codebook.num_panels, Screen::tag_shift(codebook));
   Word* const words = reinterpret_cast<Word*>(work.words);
   const int64_t num_tiles = (count + Screen::kTileRows - 1) / Screen::kTileRows;
   const int64_t num_rows = num_tiles * Screen::kTileRows;

@@ -40,18 +40,24 @@ struct ByteCodes {
   float residual = 0;  // |e' - its bytes|, at most
 };
 
-// The screen on tiles: bfloat16 in chunks of kTileDims dimensions, two tiles of codes to a panel.
-// Longer codes have none.
+// The screen on tiles: bfloat16 in chunks of kTileDims dimensions, two tiles of codes to a panel,
+// kGroupPanels panels to a group. Longer codes have none.
 constexpr int64_t kTileDims = 32;
 constexpr int64_t kTileWidth = 16;
 constexpr int64_t kTilePanel = 2 * kTileWidth;
+constexpr int64_t kGroupPanels = 2;
+constexpr int64_t kTileGroup = kGroupPanels * kTilePanel;
 constexpr int64_t kMostTileDims = 1024;
 
 constexpr int64_t tile_chunks(int64_t dim) { return (dim + kTileDims - 1) / kTileDims; }
+// Codes with the padding of the last group.
+constexpr int64_t tiled_codes(int64_t num_codes) {
+  return (num_codes + kTileGroup - 1) / kTileGroup * kTileGroup;
+}
 
 // Codes as bfloat16; no panels if there are none.
 struct TileCodes {
-  // [whole panels, tile_chunks(D), 2, kTileDims / 2, kTileWidth, 2], zero in padding
+  // [panels of whole groups, tile_chunks(D), 2, kTileDims / 2, kTileWidth, 2], zero in padding
   const uint16_t* panels = nullptr;
   double residual = 0;  // |e' - its bfloat16| / |e'|, at most, but for underflow
 };
@@ -64,7 +70,7 @@ struct PackedCodebook {
   // The rest is for the screen; a few rows are searched without it.
   int64_t num_panels = 0;         // of 2 * kLanes codes
   const float* center = nullptr;  // [D], m
-  // [num_panels * panel_width and whole panels of tiles], |e'|^2 / 2, kEmptyScore in padding
+  // [num_panels * panel_width and whole groups of tiles], |e'|^2 / 2, kEmptyScore in padding
   const float* half_norms = nullptr;
   const float* panels = nullptr;  // [num_panels, D, panel_width], e', zero in padding
   // The same as int16 in units of each code, two dimensions to a word: [num_panels, ceil(D / 2),

@@ -105,7 +105,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
   packed->level = kernels.name;
   packed->codes = std::move(owned);
   packed->center = aligned<float>(dim);
-  const int64_t tiled = (num_codes + kTilePanel - 1) / kTilePanel * kTilePanel;
+  const int64_t tiled = tiled_codes(num_codes);
   const int64_t padded = std::max(num_panels * width, tiled);
   packed->half_norms = aligned<float>(padded);
   std::fill_n(packed->half_norms.get() + num_panels * width, padded - num_panels * width,
@@ -115,9 +115,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
-  const bool in_bytes = kernels.bytes.suits && kernels.bytes.suits(num_codes, dim);
-  // Rows that bytes leave open go to int16: both forms would take too much memory.
-  if (kernels.has_tiles && dim <= kMostTileDims && !in_bytes) {
+  if (kernels.has_tiles && dim <= kMostTileDims) {
     const int64_t size = tiled * tile_chunks(dim) * kTileDims;
     packed->tile_panels = aligned<uint16_t>(size);
     memset(packed->tile_panels.get(), 0, static_cast<size_t>(size) * sizeof(uint16_t));
@@ -153,7 +151,9 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
   } else {
     run_parts(num_panels, fill);
   }
-  if (in_bytes) pack_bytes(*packed, largest_component, kernels, run_parts);
+  if (kernels.bytes.suits && kernels.bytes.suits(num_codes, dim)) {
+    pack_bytes(*packed, largest_component, kernels, run_parts);
+  }
   return packed;
 }
 

@@ -34,6 +34,7 @@ struct FloatScreen {
   static constexpr int kDimsPerWord = 1;
   // Roundings of a sum of D products (scalar levels round products and sums).
   static double roundings(int64_t dim) { return static_cast<double>(dim) + 2; }
+  static int tag_shift(const PackedCodebook&) { return 0; }
   static double code_residual(const PackedCodebook&) { return kFloatUnit; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.panels; }
   static const float* units(const PackedCodebook& codebook) { return codebook.half_norms; }
@@ -58,6 +59,7 @@ struct PairScreen {
   static constexpr int kDimsPerWord = 2;
   // The conversion of the sum and the addition of the half norm.
   static double roundings(int64_t) { return 3; }
+  static int tag_shift(const PackedCodebook&) { return 0; }
   static double code_residual(const PackedCodebook& codebook) { return codebook.pair_residual; }
   static const Word* panels(const PackedCodebook& codebook) { return codebook.pair_panels; }
   static const float* units(const PackedCodebook& codebook) { return codebook.pair_units; }
@@ -159,11 +161,11 @@ struct Tags {
   int shift;
   double rounding;  // relative change of a score
 
-  explicit Tags(int64_t num_vectors) {
+  Tags(int64_t num_vectors, int least_shift) {
     int bits = 0;
-    while (bits < kMaxTagBits && (int64_t{1} << bits) < num_vectors) ++bits;
+    while (bits < kMaxTagBits && (int64_t{1} << (bits + least_shift)) < num_vectors) ++bits;
     mask = (1u << bits) - 1;
-    shift = 0;
+    shift = least_shift;
     while (((num_vectors - 1) >> shift) > mask) ++shift;
     rounding = bits ? static_cast<double>(uint32_t{1} << bits) * 0x1p-23 : 0;
   }

@@ -28,8 +28,8 @@ enum class First { kPairs, kBytes, kTiles };
 
 int64_t wrong_picks(const search_data::Set& set, First screen) {
   const int64_t panels = (set.num_codes + kPanelWidth - 1) / kPanelWidth, dim = set.dim;
-  const int64_t tiled = (set.num_codes + kTilePanel - 1) / kTilePanel * kTilePanel;
-  const auto half_norms = aligned<float>(panels * kPanelWidth + kTilePanel);
+  const int64_t tiled = tiled_codes(set.num_codes);
+  const auto half_norms = aligned<float>(panels * kPanelWidth + kTileGroup);
   for (int64_t k = set.num_codes; k < tiled; ++k) half_norms[k] = kEmptyScore;
   const auto floats = aligned<float>(panels * kPanelWidth * dim);
   const auto units = aligned<float>(panels * kPanelWidth);
@@ -110,6 +110,14 @@ int main() {
   }
   bool good = breaks_in_time(sets, First::kPairs);
 #if defined(VQ_HAS_TILES)
+  good = breaks_in_time(sets, First::kTiles) && good;
+  sets.clear();
+  for (const int64_t dim :
+       {int64_t{2}, int64_t{16}, kMostGroupedDims}) {  // the last group has one panel
+    const int64_t num_codes = kFewestGroupedCodes + 1;
+    sets.push_back(search_data::midpoints(random, 500, num_codes, dim, 0));
+    sets.push_back(search_data::aligned_roundings(random, 500, num_codes, dim));
+  }
   good = breaks_in_time(sets, First::kTiles) && good;
 #endif
 #if defined(VQ_HAS_BYTE_PRODUCTS)

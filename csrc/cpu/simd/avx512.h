@@ -145,19 +145,16 @@ inline Vec store_rounded(Vec values, int16_t* rounded) {
 }
 #endif
 
+// Tiles are faster than bytes.
+#if !defined(__AMX_TILE__)
 #define VQ_HAS_BYTE_PRODUCTS
 
 #if defined(__AVX512VNNI__)
 // Sixteen scores of int32, sums of products of bytes, four dimensions at a time.
 struct ByteSum {
   static constexpr int kLanes = 16, kDims = 4;
-  // Measured but for AMX: README.
-#if defined(__AMX_TILE__)
-  static constexpr int kFewestDims = 1, kMostDims = 64, kFewestCodes = 16384;
-#else
-  static constexpr int kFewestDims = 32, kMostDims = 512, kFewestCodes = 256;
-#endif
-  static constexpr int kProductsPerCandidate = 12000;
+  static constexpr int kFewestDims = 32, kMostDims = 512;
+  static constexpr int kFewestCodes = 256, kProductsPerCandidate = 12000;  // measured: README
   static constexpr int kMostCode = 127;
   static constexpr int kMostHalf = 1 << 22, kMostScore = 1 << 30;
   using Half = float;
@@ -240,6 +237,7 @@ struct ByteSum {
     return _mm512_cmple_epi16_mask(reinterpret_cast<__m512i>(v), _mm512_set1_epi16(bound));
   }
 };
+#endif
 #endif
 
 // Per lane: keeps the least score and the second least. The low bits of a score are replaced by a

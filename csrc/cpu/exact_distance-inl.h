@@ -69,9 +69,11 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
     sums[0] = sums[0].add_product(last, last);
     d += Vec::kLanes;
   }
-  float sum = lane_sum(sums[0] + sums[1]);
-  for (; d < dim; ++d) sum += (z[d] - e[d]) * (z[d] - e[d]);
-  return sum;
+  if (d < dim) {
+    const Vec rest = Vec::load_first(z + d, dim - d) - Vec::load_first(e + d, dim - d);
+    sums[1] = sums[1].add_product(rest, rest);
+  }
+  return lane_sum(sums[0] + sums[1]);
 }
 
 // The nearest of the codes that are added, in any order. Quick distances exclude all codes except

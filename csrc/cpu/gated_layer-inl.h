@@ -18,14 +18,7 @@ inline void for_each_vector(int64_t count, float* out, const Use& use, const Arr
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) use(Vec::load(arrays + i)...).store(out + i);
   if (i == count) return;
-  const auto padded = [&](const float* array) {
-    float part[Vec::kLanes] = {};
-    for (int64_t j = i; j < count; ++j) part[j - i] = array[j];
-    return Vec::load(part);
-  };
-  float results[Vec::kLanes];
-  use(padded(arrays)...).store(results);
-  for (int64_t j = i; j < count; ++j) out[j] = results[j - i];
+  use(Vec::load_first(arrays + i, count - i)...).store_first(out + i, count - i);
 }
 
 // factors[c] = 1 / (1 - p) or 0 for channels first..first + kPart of a row.

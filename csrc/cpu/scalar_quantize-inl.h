@@ -21,24 +21,6 @@ inline void for_each_vector(int64_t dim, int64_t count, const Use& use) {
   }
 }
 
-// Lanes past the end are 0.
-inline Vec load_some(const float* from, int64_t lanes) {
-  if (lanes == Vec::kLanes) return Vec::load(from);
-  float part[Vec::kLanes] = {};
-  for (int64_t l = 0; l < lanes; ++l) part[l] = from[l];
-  return Vec::load(part);
-}
-
-inline void store_some(Vec value, float* to, int64_t lanes) {
-  if (lanes == Vec::kLanes) {
-    value.store(to);
-    return;
-  }
-  float part[Vec::kLanes];
-  value.store(part);
-  for (int64_t l = 0; l < lanes; ++l) to[l] = part[l];
-}
-
 template <bool kHard>
 inline Vec bounded(Vec x) {
   const Vec one = Vec::broadcast(1.0f);
@@ -68,7 +50,7 @@ inline void round_rows(const ScalarGrid& grid, const float* z, int64_t count, fl
   const Vec one = Vec::broadcast(1.0f), zero = Vec::broadcast(0.0f);
   const Vec magic = Vec::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   for_each_vector(grid.dim, count, [&](int64_t i, int64_t lanes, int64_t column) {
-    const Vec x = load_some(z + i, lanes) + Vec::load(grid.shift + column);
+    const Vec x = Vec::load_first(z + i, lanes) + Vec::load(grid.shift + column);
     const Vec exact = Vec::load(grid.offset + column)
                           .add_product_fused(Vec::load(grid.half + column), bounded<kHard>(x));
     Vec number = (exact + magic) - magic;
@@ -77,10 +59,10 @@ inline void round_rows(const ScalarGrid& grid, const float* z, int64_t count, fl
     number = number.at_least(least).at_most(Vec::load(grid.most + column));
     // A NaN becomes digit 0.
     const Vec digit = number - least;
-    store_some(digit.where_positive(digit, zero) * Vec::load(grid.place + column), digits + i,
-               lanes);
+    (digit.where_positive(digit, zero) * Vec::load(grid.place + column))
+        .store_first(digits + i, lanes);
     const Vec value = number / Vec::load(grid.width + column);
-    store_some(kSymmetric ? value - one : value, values + i, lanes);
+    (kSymmetric ? value - one : value).store_first(values + i, lanes);
   });
 }
 
@@ -148,9 +130,9 @@ template <bool kHard>
 inline void backward_rows(const ScalarGrid& grid, const float* dvalues, const float* z,
                           int64_t count, float* dz) {
   for_each_vector(grid.dim, count, [&](int64_t i, int64_t lanes, int64_t column) {
-    const Vec x = load_some(z + i, lanes) + Vec::load(grid.shift + column);
+    const Vec x = Vec::load_first(z + i, lanes) + Vec::load(grid.shift + column);
     const Vec slope = bounded_slope<kHard>(x) * Vec::load(grid.slope + column);
-    store_some(load_some(dvalues + i, lanes) * slope, dz + i, lanes);
+    (Vec::load_first(dvalues + i, lanes) * slope).store_first(dz + i, lanes);
   });
 }
 
@@ -168,8 +150,9 @@ inline void signs(const float* z, float scale, int64_t dim, int64_t first, int64
     const int64_t rows = last - row < kDigitRows ? last - row : kDigitRows;
     const float* const numbers = z + row * dim;
     for_each_vector(dim, rows * dim, [&](int64_t i, int64_t lanes, int64_t) {
-      store_some(load_some(numbers + i, lanes).where_positive(positive, negative),
-                 values + row * dim + i, lanes);
+      Vec::load_first(numbers + i, lanes)
+          .where_positive(positive, negative)
+          .store_first(values + row * dim + i, lanes);
     });
     for (int64_t r = 0; r < rows; ++r) {
       int64_t index = 0;

@@ -106,9 +106,7 @@ inline void for_each_centered(const float* z, const PackedCodebook& codebook, co
     use(d, Vec::load(codebook.center + d) - Vec::load(z + d));
   }
   if (d == dim) return;
-  float part[Vec::kLanes] = {};
-  for (int64_t i = d; i < dim; ++i) part[i - d] = codebook.center[i] - z[i];
-  use(d, Vec::load(part));
+  use(d, Vec::load_first(codebook.center + d, dim - d) - Vec::load_first(z + d, dim - d));
 }
 
 // An upper bound of a length whose square was summed in float32: squares that underflow, the

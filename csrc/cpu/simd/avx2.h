@@ -14,6 +14,11 @@ struct Vec {
   __m256 v;
 
   static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  // The first `count` lanes, at most all; the others are 0.
+  static Vec load_first(const float* p, int64_t count) {
+    if (count == kLanes) return load(p);
+    return {_mm256_maskload_ps(p, first_lanes(count))};
+  }
   static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   // kLanes words, two bfloat16 each: the low halves and the high halves.
   static void load_halves(const float* words, Vec& low, Vec& high) {
@@ -27,6 +32,10 @@ struct Vec {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store_first(float* p, int64_t count) const {
+    if (count == kLanes) return store(p);
+    _mm256_maskstore_ps(p, first_lanes(count), v);
+  }
   // The low byte of each lane's bits.
   void store_low_bytes(uint8_t* p) const {
     const __m256i first =
@@ -57,6 +66,12 @@ struct Vec {
   Vec power_of_two() const {
     const __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(v), 23);
     return {_mm256_castsi256_ps(_mm256_add_epi32(shifted, _mm256_set1_epi32(0x3F800000)))};
+  }
+
+ private:
+  static __m256i first_lanes(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
 };
 

@@ -14,6 +14,10 @@ struct Vec {
   __m512 v;
 
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  // The first `count` lanes, at most all; the others are 0.
+  static Vec load_first(const float* p, int64_t count) {
+    return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
+  }
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   // kLanes words, two bfloat16 each: the low halves and the high halves.
   static void load_halves(const float* words, Vec& low, Vec& high) {
@@ -27,6 +31,9 @@ struct Vec {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(packed))};
   }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store_first(float* p, int64_t count) const {
+    _mm512_mask_storeu_ps(p, first_lanes(count), v);
+  }
   // The low byte of each lane's bits.
   void store_low_bytes(uint8_t* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(v)));
@@ -51,6 +58,11 @@ struct Vec {
   Vec power_of_two() const {
     const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(shifted, _mm512_set1_epi32(0x3F800000)))};
+  }
+
+ private:
+  static __mmask16 first_lanes(int64_t count) {
+    return static_cast<__mmask16>((uint32_t{1} << count) - 1);
   }
 };
 

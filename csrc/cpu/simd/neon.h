@@ -16,6 +16,13 @@ struct Vec {
   float32x4_t v;
 
   static Vec load(const float* p) { return {vld1q_f32(p)}; }
+  // The first `count` lanes, at most all; the others are 0.
+  static Vec load_first(const float* p, int64_t count) {
+    if (count == kLanes) return load(p);
+    float lanes[kLanes] = {};
+    for (int64_t l = 0; l < count; ++l) lanes[l] = p[l];
+    return load(lanes);
+  }
   static Vec broadcast(float x) { return {vdupq_n_f32(x)}; }
   // kLanes words, two bfloat16 each: the low halves and the high halves.
   static void load_halves(const float* words, Vec& low, Vec& high) {
@@ -30,6 +37,12 @@ struct Vec {
     return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(eight)))))};
   }
   void store(float* p) const { vst1q_f32(p, v); }
+  void store_first(float* p, int64_t count) const {
+    if (count == kLanes) return store(p);
+    float lanes[kLanes];
+    store(lanes);
+    for (int64_t l = 0; l < count; ++l) p[l] = lanes[l];
+  }
   // The low byte of each lane's bits.
   void store_low_bytes(uint8_t* p) const {
     const uint16x4_t words = vmovn_u32(vreinterpretq_u32_f32(v));

@@ -16,6 +16,13 @@ struct Vec {
     for (int l = 0; l < kLanes; ++l) r.v[l] = p[l];
     return r;
   }
+  // The first `count` lanes, at most all; the others are 0.
+  static Vec load_first(const float* p, int64_t count) {
+    if (count == kLanes) return load(p);
+    float lanes[kLanes] = {};
+    for (int64_t l = 0; l < count; ++l) lanes[l] = p[l];
+    return load(lanes);
+  }
   static Vec broadcast(float x) {
     Vec r;
     for (int l = 0; l < kLanes; ++l) r.v[l] = x;
@@ -39,6 +46,12 @@ struct Vec {
   }
   void store(float* p) const {
     for (int l = 0; l < kLanes; ++l) p[l] = v[l];
+  }
+  void store_first(float* p, int64_t count) const {
+    if (count == kLanes) return store(p);
+    float lanes[kLanes];
+    store(lanes);
+    for (int64_t l = 0; l < count; ++l) p[l] = lanes[l];
   }
   // The low byte of each lane's bits.
   void store_low_bytes(uint8_t* p) const {

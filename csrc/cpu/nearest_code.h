@@ -41,7 +41,7 @@ struct ByteCodes {
 };
 
 // The screen on tiles: bfloat16 in chunks of kTileDims dimensions, two tiles of codes to a panel,
-// kGroupPanels panels to a group. Longer codes have none.
+// kGroupPanels panels to a group.
 constexpr int64_t kTileDims = 32;
 constexpr int64_t kTileWidth = 16;
 constexpr int64_t kTilePanel = 2 * kTileWidth;
@@ -49,6 +49,10 @@ constexpr int64_t kGroupPanels = 2;
 constexpr int64_t kTileGroup = kGroupPanels * kTilePanel;
 constexpr int64_t kMostTileDims = 1024;
 
+// Of short codes, most of what a tile multiplies is padding. Measured: README.
+constexpr bool suit_tiles(int64_t num_codes, int64_t dim) {
+  return dim <= kMostTileDims && (dim >= 16 || (dim >= 8 && num_codes >= 2048));
+}
 constexpr int64_t tile_chunks(int64_t dim) { return (dim + kTileDims - 1) / kTileDims; }
 // Codes with the padding of the last group.
 constexpr int64_t tiled_codes(int64_t num_codes) {

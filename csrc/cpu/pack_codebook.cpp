@@ -115,7 +115,7 @@ std::shared_ptr<const PackedCodebookStorage> pack(const float* codes, Aligned<fl
     packed->pair_panels = aligned<uint32_t>(num_panels * ((dim + 1) / 2) * width);
     packed->pair_units = aligned<float>(num_panels * width);
   }
-  if (kernels.has_tiles && dim <= kMostTileDims) {
+  if (kernels.has_tiles && suit_tiles(num_codes, dim)) {
     const int64_t size = tiled * tile_chunks(dim) * kTileDims;
     packed->tile_panels = aligned<uint16_t>(size);
     memset(packed->tile_panels.get(), 0, static_cast<size_t>(size) * sizeof(uint16_t));

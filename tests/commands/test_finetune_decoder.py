@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vqvae2_fast.checkpoints import load, save
-from vqvae2_fast.commands import finetune_decoder
+from vqvae2_fast.commands import finetune_decoder, plan
 from vqvae2_fast.metrics import perceptual
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.sampling.pipeline import Pipeline
@@ -59,6 +59,36 @@ def test_the_decoder_of_a_pipeline_is_replaced(pipeline, large_images, run, tmp_
     assert code == 0
     assert json.loads((out / "result.json").read_text())["held_out"]["psnr"] > 0
     assert load(out, expect=VQVAE2).vqvae_hash
+
+
+def test_the_plan_counts_gradients_and_moments_of_the_decoder_only(
+    pipeline, large_images, run, tmp_path
+):
+    given = ["--vqvae", pipeline, "--data", large_images, "--out", tmp_path / "run"]
+    code, told, _ = run(
+        *("finetune-decoder", *given, *SHORT, "--lpips-weight", "0", "--dry-run", "--json")
+    )
+    assert code == 0
+    values, vqvae = json.loads(told), load(pipeline, expect=Pipeline).vqvae
+    averaged, trained = (
+        sum(weight.nbytes for weight in part.parameters()) for part in (vqvae, vqvae.decoder)
+    )
+    # One gradient and AdamW's two moments of what is trained, and the average of all weights.
+    assert values["training_bytes"] - values["model_bytes"] == 3 * trained + averaged
+
+
+def test_a_decoder_that_cannot_fit_is_refused_before_the_model_is_copied(
+    pipeline, large_images, run, tmp_path, monkeypatch
+):
+    def copied(model):
+        raise AssertionError("the model was copied")
+
+    monkeypatch.setattr(finetune_decoder, "deepcopy", copied)
+    monkeypatch.setattr(plan, "free_memory", lambda device: 1)
+    given = ["--vqvae", pipeline, "--data", large_images, "--out", tmp_path / "run"]
+    code, _, error = run("finetune-decoder", *given, *SHORT, "--lpips-weight", "0")
+    assert code == 2
+    assert "for weights, gradients, optimiser and average)" in error
 
 
 def test_small_images_are_refused_before_the_first_step(vqvae, images, run, tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from vqvae2_fast.commands.memory import explaining_memory
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+from vqvae2_fast.console.words import number
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.testing.configs import SMALL_VQVAE
 from vqvae2_fast.training import TrainConfig
+from vqvae2_fast.training.decoder import freeze_all_but_decoder
 
 
 def fill_the_machine(*_: object, **__: object) -> None:
@@ -64,6 +68,16 @@ def test_settings_that_are_used_already_are_left_out(settings, expected):
     for words in expected:
         assert any(words in one for one in helps), helps
     assert ("bfloat16" in str(caught.value)) == (config.precision == "float32")
+
+
+def test_the_moments_are_those_of_the_weights_that_are_trained():
+    model = VQVAE2(SMALL_VQVAE)
+    freeze_all_but_decoder(model)
+    size = sum(weight.nbytes for weight in model.decoder.parameters()) / 2**20
+    explaining = explaining_memory(model, TrainConfig(batch_size=1), TrainVQVAE)
+    saved = f"optimizer=momentum, in a new run: {number(size)} MiB, the size of the weights that"
+    with pytest.raises(RuntimeError, match=re.escape(saved)), explaining:
+        fill_the_card()
 
 
 def test_other_errors_pass():

@@ -23,7 +23,7 @@ from vqvae2_fast.report import picture_of_reconstructions
 from vqvae2_fast.sampling.pipeline import Pipeline
 from vqvae2_fast.training import TrainConfig
 from vqvae2_fast.training.adversary import Adversary, AdversarySettings, Fidelity
-from vqvae2_fast.training.decoder import decoder_stage
+from vqvae2_fast.training.decoder import decoder_stage, freeze_all_but_decoder
 
 if TYPE_CHECKING:
     from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -88,7 +88,16 @@ class FinetuneDecoder(TrainingCommand):
             fidelity = Fidelity(perceptual, self.perceptual_weight, adversary)
             return decoder_stage(model, train_set, held_out, self.train, fidelity, flip=self.flip)
 
-        task = Task(lambda: deepcopy(original), stage, self.train, device, progress, self.out)
+        freeze_all_but_decoder(original)
+        task = Task(
+            lambda: deepcopy(original),
+            stage,
+            self.train,
+            device,
+            progress,
+            self.out,
+            original=original,
+        )
         plan = self.planned(
             ranks,
             task,

@@ -49,8 +49,15 @@ def explaining_memory(model: nn.Module, config: TrainConfig, command: type) -> I
 
 def _savings(model: nn.Module, config: TrainConfig) -> list[tuple[str, str]]:
     """The settings that would need less, and what to write and to expect of each."""
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    copy = f"{number(weights / 2**20)} MiB, the size of the weights"
+    weights = sum(weight.nbytes for weight in model.parameters())
+    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    copy, moments = (
+        f"{number(size / 2**20)} MiB, the size of the {what}"
+        for size, what in (
+            (weights, "weights"),
+            (trained, "weights" if trained == weights else "weights that are trained"),
+        )
+    )
     found = []
     if config.batch_size > 1:
         least = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
@@ -65,7 +72,7 @@ def _savings(model: nn.Module, config: TrainConfig) -> list[tuple[str, str]]:
     if config.average_decay:
         found.append(("average_decay", f"average_decay=0: {copy}"))
     if config.optimizer == "adamw":
-        found.append(("optimizer", f"optimizer=momentum, in a new run: {copy}"))
+        found.append(("optimizer", f"optimizer=momentum, in a new run: {moments}"))
     if not config.recompute and getattr(model, "segments", list)():
         again = "about half or less of what is kept until then, for a third more time"
         found.append(("recompute", f"recompute=True: {again}"))

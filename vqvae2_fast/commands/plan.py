@@ -36,6 +36,7 @@ _NOTHING = "dry run: nothing was written"
 
 
 def plan_of_training(
+    outline: nn.Module,
     make_model: Callable[[], Model],
     make_stage: Callable[[Model], Stage],
     config: TrainConfig,
@@ -59,6 +60,7 @@ def plan_of_training(
     A model is made, timed and thrown away, unless its weights, gradients and moments cannot fit.
 
     Args:
+        outline: A model of the sizes of the one to be trained, which may be on the device `meta`.
         command: The command whose flags the messages name.
         items: Number of images or records by split.
         shape: The shape of one item, in words.
@@ -70,10 +72,8 @@ def plan_of_training(
     Raises:
         ValueError: If there is not enough memory.
     """
-    with torch.device("meta"):
-        outline = make_model()
-    weights = sum(weight.numel() * weight.element_size() for weight in outline.parameters())
-    buffers = sum(value.numel() * value.element_size() for value in outline.buffers())
+    weights = sum(weight.nbytes for weight in outline.parameters())
+    buffers = sum(value.nbytes for value in outline.buffers())
     shards = processes if config.shard else 1
     state, free = state_bytes(outline, config) // shards, free_memory(device)
     newest = latest(out) if resume else None

@@ -112,6 +112,7 @@ class TrainingCommand(Command):
         def plan() -> None:
             plans.append(
                 plan_of_training(
+                    task.outline(),
                     task.fresh_model,
                     task.make_stage,
                     task.config,
@@ -166,6 +167,8 @@ class Task(Generic[Model]):
     Args:
         make_model: A model on the CPU, its weights from torch's random numbers.
         make_stage: The stage that trains it, made once the model is on its device.
+        original: The model that `make_model` copies, with the weights frozen that stay as they are;
+            None if it makes a new one.
     """
 
     make_model: Callable[[], Model]
@@ -174,6 +177,14 @@ class Task(Generic[Model]):
     device: torch.device
     progress: Progress
     out: Path
+    original: Model | None = None
+
+    def outline(self) -> Model:
+        """A model of the sizes of the one to be trained, for which no memory is taken."""
+        if self.original is not None:
+            return self.original
+        with torch.device("meta"):
+            return self.make_model()
 
     def fresh_model(self) -> Model:
         """The model in the state in which the run begins."""

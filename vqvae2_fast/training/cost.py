@@ -50,12 +50,14 @@ def state_bytes(model: nn.Module, config: TrainConfig) -> int:
     """Weights, gradients, the optimiser's moments, the average and buffers of a model in training.
 
     Args:
-        model: May be on the device `meta`, where it takes no memory itself.
+        model: May be on the device `meta`, where it takes no memory itself. Weights that do not
+            require gradients have no moments either, but the average includes them.
     """
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    buffers = sum(value.numel() * value.element_size() for value in model.buffers())
-    copies = 2 + moments_of(config) + (config.average_decay > 0)
-    return copies * weights + buffers
+    weights = sum(weight.nbytes for weight in model.parameters())
+    trained = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+    buffers = sum(value.nbytes for value in model.buffers())
+    kept = 1 + (config.average_decay > 0)
+    return kept * weights + (1 + moments_of(config)) * trained + buffers
 
 
 def free_memory(device: torch.device) -> int | None:

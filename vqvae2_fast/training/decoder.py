@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.adversary import Fidelity
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["decoder_stage"]
+__all__ = ["decoder_stage", "freeze_all_but_decoder"]
+
+
+def freeze_all_but_decoder(model: VQVAE2) -> None:
+    """Let gradients reach the weights of the decoder only."""
+    model.requires_grad_(False)
+    model.decoder.requires_grad_(True)
 
 
 def decoder_stage(
@@ -71,8 +77,7 @@ def decoder_stage(
     check_images("decoder_stage", model, held_out, "held_out")
     before = weights_hash(model)
     model.vqvae_hash = codes_hash(model)
-    model.requires_grad_(False)
-    model.decoder.requires_grad_(True)
+    freeze_all_but_decoder(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     validation = validation_set(held_out, config)
 

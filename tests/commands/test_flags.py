@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vqvae2_fast.commands.evaluate import Evaluate
 from vqvae2_fast.commands.extract import Extract
 from vqvae2_fast.commands.flags import as_flags, flags_of, value_of
 from vqvae2_fast.commands.train_classifier import TrainClassifier
@@ -50,6 +51,12 @@ def test_an_option_may_have_another_name_than_its_argument():
 
 def test_a_command_without_the_argument_leaves_its_name():
     assert as_flags("batches: batch_size must be 1.", Extract) == "batches: batch_size must be 1."
+
+
+def test_a_command_that_cannot_resume_is_to_be_repeated():
+    message = "stopped. Continue with resume=True and the same options."
+    told = "stopped. Continue with the same command and the same options."
+    assert as_flags(message, Evaluate) == told
 
 
 def test_of_two_fields_of_one_name_that_of_the_training_counts():

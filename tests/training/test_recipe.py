@@ -104,6 +104,14 @@ def test_the_recipe_does_not_write_over_a_run(tmp_path):
         trained(tmp_path)
 
 
+def test_a_recipe_that_cannot_be_continued_names_no_argument_that_it_lacks(tmp_path):
+    trained(tmp_path)
+    with pytest.raises(ValueError, match="would not be the one that was begun") as refused:
+        train_pipeline(TINY, images(10, 2), images(5, 1), tmp_path, resume=True, progress=QUIET)
+    assert str(refused.value).endswith("with which it was begun, or name another folder.")
+    assert "=True" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_has_a_training_for_each_of_its_models(name):
     known = preset(name)

@@ -389,5 +389,5 @@ def _offering_previous(folder: Path) -> Iterator[None]:
         command = shlex.join(["mv", str(folder), f"{folder}.damaged"])
         raise DamagedError(
             f"{error}\nThe checkpoint before it is whole: {earlier}. Load it by its path, or "
-            f"continue the run from it: `{command}`, then train with resume=True."
+            f"continue the run from it: `{command}`, then resume its training."
         ) from error

@@ -23,6 +23,7 @@ from vqvae2_fast.training.classifier import (
     classifier_stage,
 )
 from vqvae2_fast.training.loop import train
+from vqvae2_fast.training.state import OtherRunError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +68,8 @@ def classification_accuracy_score(
         steps: Number of steps; by default those of `epochs` passes over the first training set.
 
     Raises:
-        ValueError: Images without labels, or of different classes.
+        ValueError: Images without labels, or of different classes; or a run in `out` that was made
+            otherwise.
     """
     rows = []
     first = next(iter(train_sets.values()))
@@ -85,14 +87,20 @@ def classification_accuracy_score(
         stage = classifier_stage(
             model, images, test, settings, flip=flip, name=f"train on {name} images"
         )
-        train(
-            stage,
-            settings,
-            out=out / name,
-            resume=True,
-            progress=progress,
-            class_names=images.class_names,
-        )
+        try:
+            train(
+                stage,
+                settings,
+                out=out / name,
+                resume=True,
+                progress=progress,
+                class_names=images.class_names,
+            )
+        except OtherRunError as error:
+            raise ValueError(
+                f"{error.what} Delete {out / name} to train that classifier again, or name another "
+                "folder."
+            ) from error
         found = {
             kind: classification_accuracy(model, in_order(own, _TEST_BATCH))
             for kind, own in test_sets.items()

@@ -26,6 +26,7 @@ from vqvae2_fast.training.extraction import Variants, extract_codes
 from vqvae2_fast.training.loop import Stage, train
 from vqvae2_fast.training.stage1 import vqvae_stage
 from vqvae2_fast.training.stage2 import prior_config, prior_stage
+from vqvae2_fast.training.state import OtherRunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,14 +119,20 @@ def train_pipeline(
         seconds[name] = time.monotonic() - start
 
     def run(name: str, stage: Stage, settings: TrainConfig) -> None:
-        logs[name] = train(
-            stage,
-            settings,
-            out=folder / name,
-            resume=resume,
-            progress=progress,
-            class_names=classes,
-        ).log
+        try:
+            logs[name] = train(
+                stage,
+                settings,
+                out=folder / name,
+                resume=resume,
+                progress=progress,
+                class_names=classes,
+            ).log
+        except OtherRunError as error:
+            raise ValueError(
+                f"{error.what} Continue it with the preset, the images and the versions of the "
+                "packages with which it was begun, or name another folder."
+            ) from error
 
     with timed("vqvae"):
         with seeded(seed):

@@ -27,7 +27,21 @@ if TYPE_CHECKING:
     from vqvae2_fast.training.companion import Companion
     from vqvae2_fast.training.config import TrainConfig
 
-__all__ = ["TrainingRun"]
+__all__ = ["OtherRunError", "TrainingRun"]
+
+
+class OtherRunError(ValueError):
+    """The run in a folder is another one than would be continued there.
+
+    Args:
+        what: How they differ.
+        remedy: What a caller of `train` can do. Whoever calls it on behalf of others has other
+            arguments, and says what those can do.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what} {remedy}")
+        self.what = what
 
 
 class TrainingRun:
@@ -170,9 +184,9 @@ class TrainingRun:
         as it is.
 
         Raises:
-            ValueError: It is of another model or optimiser; or, unless that is accepted, of other
-                data, versions or settings that must not change in a run; or it is past the last
-                step.
+            OtherRunError: Unless that is accepted, it is of other data, versions or settings that
+                must not change in a run; or it is past the last step.
+            ValueError: It is of another model or optimiser.
         """
         model: Any = self.model
         share = (self.ranks.rank, self.ranks.count) if is_sharded(model) else (0, 1)
@@ -198,9 +212,10 @@ class TrainingRun:
             )
         done = saved.state["step"]
         if done > self.config.steps:
-            raise ValueError(
+            raise OtherRunError(
                 f"train: expected steps={done} or more, the steps that {path} has done, got "
-                f"{self.config.steps}. Raise it, or start again with overwrite=True."
+                f"{self.config.steps}.",
+                "Raise it, or start again with overwrite=True.",
             )
         changes, remedy = self._other_order(saved.state), ""
         if changes:
@@ -208,11 +223,12 @@ class TrainingRun:
         # Checkpoints of older versions have no identity to compare.
         changes += _changes(dict(saved.state.get("identity", {})), self.identity)
         if changes and not accept_changed:
-            raise ValueError(
+            raise OtherRunError(
                 f"train: {path} was made with {'; '.join(changes)}: continued like this, the run "
-                "would not be the one that was begun. Repeat the options with which it was begun, "
-                f"its preset too.{remedy} Or continue all the same with accept_changed=True, or "
-                "start again with overwrite=True or in another output folder."
+                "would not be the one that was begun.",
+                f"Repeat the options with which it was begun, its preset too.{remedy} Or continue "
+                "all the same with accept_changed=True, or start again with overwrite=True or in "
+                "another output folder.",
             )
         self._check_moments(path, saved)
         if (saved.companion is None) != (self.companion is None):

@@ -1,0 +1,31 @@
+"""The classification accuracy score: its classifiers, and runs of them that are there already."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast.console import Progress
+from vqvae2_fast.data import ImageTensorDataset
+from vqvae2_fast.training.cas import classification_accuracy_score
+
+QUIET = Progress(quiet=True)
+
+
+def images(count: int, seed: int) -> ImageTensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return ImageTensorDataset(pixels, torch.arange(count) % 2, ("even", "odd"))
+
+
+def test_a_classifier_of_other_images_names_its_folder_and_no_argument(tmp_path):
+    def scored(seed):
+        sets = {"real": images(8, seed)}, {"real": images(4, 1)}
+        classification_accuracy_score(*sets, out=tmp_path, steps=1, progress=QUIET)
+
+    scored(0)
+    with pytest.raises(ValueError, match="would not be the one that was begun") as refused:
+        scored(2)
+    remedy = f"Delete {tmp_path / 'real'} to train that classifier again, or name another folder."
+    assert str(refused.value).endswith(remedy)
+    assert "=True" not in str(refused.value)

@@ -347,7 +347,7 @@ def test_part_of_the_held_out_images_can_be_measured(place, tmp_path):
         (("--neighbours", "3", "--groups"), "without which --groups, --neighbours would have no"),
         (
             ("--images", "200", "--features", "classifier"),
-            "needs a classifier (on the command line, --classifier)",
+            "--classifier must be a trained one for the features of",
         ),
         (("--images", "200", "--features", "resnet"), "expected one of auto, inception"),
         (("--images", "200", "--features", "inception"), "VQVAE2_FAST_INCEPTION"),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
+import vqvae2_fast
 from vqvae2_fast.commands.evaluate import Evaluate
 from vqvae2_fast.commands.extract import Extract
 from vqvae2_fast.commands.flags import as_flags, flags_of, value_of
+from vqvae2_fast.commands.sample import Sample
 from vqvae2_fast.commands.train_classifier import TrainClassifier
 from vqvae2_fast.commands.train_prior import TrainPrior
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
@@ -31,11 +37,27 @@ from vqvae2_fast.commands.train_vqvae import TrainVQVAE
         ("head={'learning_rate': 1, 'flip=True': 2}", "head={'learning_rate': 1, 'flip=True': 2}"),
         ("{'a': 1}: raise batch_size", "{'a': 1}: raise --train.batch-size"),
         ("x: expected steps to be an integer", "x: expected --train.steps to be an integer"),
+        ("make room and continue by the same call", "make room and continue with --resume"),
         ("load: x: expected steps to be names", "load: x: expected steps to be names"),
     ],
 )
 def test_a_message_names_flags(message, told):
     assert as_flags(message, TrainVQVAE) == told
+
+
+def test_messages_of_the_library_name_no_flags():
+    """Outside of whole commands, in backticks: a caller of Python has arguments only."""
+    package = Path(vqvae2_fast.__file__).parent
+    found = [
+        f"{path.relative_to(package)}:{node.lineno}: {node.value}"
+        for path in package.rglob("*.py")
+        if path.parent.name != "commands" and path.name != "cli.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.search(r"(^|[\s(])--[a-z]", re.sub(r"`[^`]*(`|$)", "", node.value))
+    ]
+    assert not found
 
 
 def test_the_last_of_an_option_that_is_given_twice_counts():
@@ -47,6 +69,7 @@ def test_the_last_of_an_option_that_is_given_twice_counts():
 def test_an_option_may_have_another_name_than_its_argument():
     told = as_flags("variants: expected codes with classes.", TrainPrior)
     assert told == "--tell-variants: expected codes with classes."
+    assert as_flags("count: begun for 2, got 1.", Sample) == "--n: begun for 2, got 1."
 
 
 def test_a_command_without_the_argument_leaves_its_name():

@@ -119,7 +119,7 @@ def test_resume_of_nothing_begins(sample, tmp_path, column):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n", "2"], "holds samples already. Add --resume"),
+        (["--n", "2"], "holds samples already. Continue there with --resume"),
         (["--n", "2", "--resume", "--seed", "1"], "(seed: 0 there, 1 now)"),
         (["--n", "2", "--resume", "--label", "cat"], "(labels: 'all' there, [0] now)"),
         (["--n", "2", "--resume", "--engine", "reference"], "'reference' now"),

@@ -275,6 +275,7 @@ def test_a_collapsed_codebook_is_said(vqvae_run, monkeypatch):
     )
     told = vqvae_run("--model.quantize-after", 0)[1]
     assert "use only 1 of the 16 codes of level top" in told
+    assert "Raise --model.restart=" in told
     assert "level bottom" not in told
 
 

@@ -85,7 +85,7 @@ def test_the_finished_index_is_sorted(tmp_path):
 
 def test_a_folder_that_holds_samples_is_not_written_over(tmp_path):
     begin(tmp_path).close()
-    with pytest.raises(ValueError, match=r"holds samples already. Add --resume"):
+    with pytest.raises(ValueError, match=r"^out: .* holds samples already. .* resume=True"):
         begin(tmp_path)
 
 

@@ -84,5 +84,5 @@ def test_the_classifier_gives_features_of_each_image():
     assert seen.log_probabilities.shape == (4, 5)
     assert torch.allclose(seen.log_probabilities.exp().sum(1), torch.ones(4))
     assert len(seen.features) == len(seen.spatial) == 4
-    with pytest.raises(ValueError, match="needs a classifier"):
+    with pytest.raises(ValueError, match="classifier must be a trained one"):
         open_features("classifier")

@@ -46,15 +46,15 @@ def test_levels_that_have_collapsed_are_named_with_what_to_do(used, perplexity, 
     assert found.keys() == ({"top"} if said else set())
     if said:
         assert said in found["top"]
-        assert "--model.restart (now 0.02)" in found["top"]
+        assert "Raise restart=0.02, " in found["top"]
 
 
 @pytest.mark.parametrize(
     ("quantizer", "remedy"),
     [
-        ("gradient", "Take another --model.quantizer (now gradient), or lower"),
-        ("cosine", "Raise --model.restart (now 0.02)"),
-        ("residual:16,32", "Raise --model.restart (now 0.02)"),
+        ("gradient", "Take another than quantizer=gradient, or lower learning_rate"),
+        ("cosine", "Raise restart=0.02"),
+        ("residual:16,32", "Raise restart=0.02"),
     ],
 )
 def test_only_moving_averages_are_told_to_restart(quantizer, remedy):

@@ -299,8 +299,8 @@ def _load_pipeline(
     if tuned_for and tuned_for != [weights_hash(model) for model in (vqvae, *priors)]:
         raise ValueError(
             f"load: {folder}: its recommended settings were tuned for other weights than these. "
-            "Load the VQ-VAE and the priors one by one (--vqvae, --priors), and have "
-            "`vqvae2-fast tune` find their settings."
+            "Load the VQ-VAE and the priors one by one, and have `vqvae2-fast tune` find their "
+            "settings."
         )
     try:
         return Pipeline(vqvae, priors, header["class_names"], header["recommended"])

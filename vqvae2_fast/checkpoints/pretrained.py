@@ -50,7 +50,7 @@ def pretrained_folder(name: str) -> Path:
             f"from_preset: the package has no weights of {name!r}; it has those of "
             f"{', '.join(pretrained_names()) or 'none'}.{perhaps(name, pretrained_names())} "
             "The other presets, which `vqvae2-fast info --presets` lists, have to be trained: "
-            "vqvae2-fast train-vqvae --preset NAME"
+            "`vqvae2-fast train-vqvae --preset NAME`."
         )
     return _FOLDER / name
 

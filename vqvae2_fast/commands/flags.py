@@ -46,13 +46,16 @@ def as_flags(message: str, kind: type) -> str:
     """A message of the library with the flags of a command in place of the arguments it names.
 
     `name=True` becomes the flag that switches it on, and `name=False` the one that switches it off.
-    In a command without --resume, `resume=True` becomes "the same command".
+    In a command with --resume, that stands for "by the same call"; in others, "the same command"
+    for `resume=True`.
     A word without an underscore or a point may be English: it is taken for a name only if the
     message contains `name must` or `name=` or begins with `name:` or with `expected name` and what
     is expected.
     """
     flags = flags_of(kind)
-    if "resume" not in flags:  # such a command repeats, or continues what it finds
+    if "resume" in flags:
+        message = message.replace("by the same call", f"with {flags['resume']}")
+    else:  # such a command repeats, or continues what it finds
         message = message.replace("resume=True", "the same command")
     for field, flag in flags.items():
         name = rf"(?<![\w./-]){re.escape(field)}"

@@ -61,7 +61,7 @@ class Sample(Command):
     """
 
     models: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    n: int | None = None
+    count: Annotated[int | None, tyro.conf.arg(name="n")] = None
     """How many images to draw; the classes, or the images of --known, are used in turn. By default
     100, or 8 for each image of --known if that is fewer."""
     label: tuple[str, ...] = ()
@@ -116,14 +116,14 @@ class Sample(Command):
     """Draw what is missing in --out; with a larger --n, add to it."""
 
     def run(self) -> Result:
-        if self.n is not None and self.n < 1:
-            raise ValueError(f"--n: expected 1 or more, got {self.n}.")
+        if self.count is not None and self.count < 1:
+            raise ValueError(f"--n: expected 1 or more, got {self.count}.")
         if self.batch_size < 0:
             raise ValueError(f"--batch-size: expected 0 or more, got {self.batch_size}.")
         if min(self.top_k, default=0) < 0:
             raise ValueError(f"--top-k: expected 0, for no limit, or more, got {min(self.top_k)}.")
-        if self.n is not None and self.n > _MOST_SAMPLES:
-            raise ValueError(f"--n: expected at most {_MOST_SAMPLES}, got {self.n}.")
+        if self.count is not None and self.count > _MOST_SAMPLES:
+            raise ValueError(f"--n: expected at most {_MOST_SAMPLES}, got {self.count}.")
         if self.resume and self.out is None:
             raise ValueError("--resume: name the folder to continue with by --out.")
         if self.out is not None:
@@ -131,7 +131,7 @@ class Sample(Command):
         ranks = Ranks.of_this_run()
         series = self._series(ranks)
         most = _COUNT if series.known is None else _COMPLETIONS * len(series.known)
-        total = self.n or min(_COUNT, most) // series.group * series.group or series.group
+        total = self.count or min(_COUNT, most) // series.group * series.group or series.group
         if total % series.group:
             raise ValueError(
                 f"--n: expected a multiple of the {series.group} candidates of --best, got {total}."

@@ -220,7 +220,7 @@ class CodeWriter:
             with explained(
                 f"CodeWriter: cannot write to {self.folder}",
                 "The store is what it was before the unfinished shard; make room and continue by "
-                "the same call (of the command line, with --resume)",
+                "the same call",
             ):
                 yield
         except BaseException:

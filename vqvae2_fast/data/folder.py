@@ -235,7 +235,7 @@ def _whole_image(op: str, path: Path, inside: Path | None) -> Iterator[tuple[IO[
             yield file, where
     except CorruptImageError as error:
         raise CorruptImageError(
-            f"{str(error)[:-1]}; remove it, or pass --skip-corrupt to leave out such files."
+            f"{str(error)[:-1]}; remove it, or pass skip_corrupt=True to leave out such files."
         ) from error
 
 

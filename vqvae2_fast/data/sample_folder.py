@@ -97,16 +97,16 @@ class SampleFolder:
     folder takes one run at a time, until it is closed.
     """
 
-    def __init__(self, path: Path, count: int) -> None:
-        self.path, self.count = path, count
-        if (path / IMAGES).is_symlink():
-            raise ValueError(f"--out: {printable(path / IMAGES)} is a link, not a folder.")
-        self._lock = open_untrusted(path / IMAGES / ".lock", "ab")
+    def __init__(self, out: Path, count: int) -> None:
+        self.path, self.count = out, count
+        if (out / IMAGES).is_symlink():
+            raise ValueError(f"out: {printable(out / IMAGES)} is a link, not a folder.")
+        self._lock = open_untrusted(out / IMAGES / ".lock", "ab")
 
     @classmethod
     def begin(
         cls,
-        path: Path,
+        out: Path,
         count: int,
         settings: dict[str, Any],
         *,
@@ -125,32 +125,32 @@ class SampleFolder:
                 settings or for more samples; or it holds files of something else.
             RuntimeError: Another run is writing to it.
         """
-        before = _read_settings(path)
+        before = _read_settings(out)
         if before is not None and not resume:
             raise ValueError(
-                f"--out: {path} holds samples already. Add --resume to continue there, or name "
+                f"out: {out} holds samples already. Continue there with resume=True, or name "
                 "another folder."
             )
-        images = path / IMAGES
-        found = {*path.glob("[!.]*"), *images.glob("[!.]*")} - {images}
+        images = out / IMAGES
+        found = {*out.glob("[!.]*"), *images.glob("[!.]*")} - {images}
         if before is None and found:
             raise ValueError(
-                f"--out: {path} holds files of something else ({min(found).name}); name another "
+                f"out: {out} holds files of something else ({min(found).name}); name another "
                 "folder."
             )
         images.mkdir(parents=True, exist_ok=True)
-        folder = cls(path, count)
+        folder = cls(out, count)
         try:
             if not lock_file(folder._lock, wait=False):
-                raise RuntimeError(f"--out: another run is writing to {path}.")
+                raise RuntimeError(f"out: another run is writing to {out}.")
             if before is not None:
-                _check_same(path, before, count, settings)
-            _remove_parts(path)
+                _check_same(out, before, count, settings)
+            _remove_parts(out)
             _remove_parts(images)
             wanted = {"version": _VERSION, "count": count, "settings": settings}
             if wanted != before:
                 content = json.dumps(wanted, indent=2) + "\n"  # ASCII: a path may be no UTF-8
-                replace_file(path / _SETTINGS, content.encode())
+                replace_file(out / _SETTINGS, content.encode())
             if not alone:
                 lock_file(folder._lock, wait=True, shared=True)
         except BaseException:
@@ -159,37 +159,37 @@ class SampleFolder:
         return folder
 
     @staticmethod
-    def begun_for(path: Path) -> int:
+    def begun_for(out: Path) -> int:
         """How many samples a folder was begun for; 0 if it was not.
 
         Raises:
             ValueError: It is a folder of something else.
         """
-        before = _read_settings(path)
+        before = _read_settings(out)
         return before["count"] if before is not None else 0
 
     @staticmethod
-    def changes(path: Path, settings: dict[str, Any]) -> str:
+    def changes(out: Path, settings: dict[str, Any]) -> str:
         """How these settings differ from those that a folder was begun with, in words; "" if they
         do not, or if it was not begun."""
-        before = _read_settings(path)
+        before = _read_settings(out)
         return _changes(before["settings"], settings) if before is not None else ""
 
     @staticmethod
-    def discard_unused(path: Path) -> None:
+    def discard_unused(out: Path) -> None:
         """Remove a closed folder without any image: it would be in the way of other settings."""
-        if next(read_index(path), None) is not None or any((path / IMAGES).glob("[!.]*")):
+        if next(read_index(out), None) is not None or any((out / IMAGES).glob("[!.]*")):
             return
         for name in (f"{IMAGES}/.lock", INDEX, _SETTINGS, ".lock"):
-            (path / name).unlink(missing_ok=True)
+            (out / name).unlink(missing_ok=True)
         with suppress(OSError):  # other files stay
-            (path / IMAGES).rmdir()
-            path.rmdir()
+            (out / IMAGES).rmdir()
+            out.rmdir()
 
     @classmethod
-    def join(cls, path: Path, count: int) -> SampleFolder:
+    def join(cls, out: Path, count: int) -> SampleFolder:
         """The folder that another process of this run has begun."""
-        folder = cls(path, count)
+        folder = cls(out, count)
         lock_file(folder._lock, wait=True, shared=True)
         return folder
 
@@ -329,32 +329,32 @@ def _remove_parts(folder: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _read_settings(path: Path) -> dict[str, Any] | None:
+def _read_settings(out: Path) -> dict[str, Any] | None:
     try:
-        values = read_object(path / _SETTINGS)
+        values = read_object(out / _SETTINGS)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"--out: {error}") from error
+        raise ValueError(f"out: {error}") from error
     if type(values.get("count")) is not int or not isinstance(values.get("settings"), dict):
-        raise ValueError(f"--out: {printable(path / _SETTINGS)} is not of a folder of samples.")
+        raise ValueError(f"out: {printable(out / _SETTINGS)} is not of a folder of samples.")
     if values.get("version") != _VERSION:
         raise ValueError(
-            f"--out: {printable(path / _SETTINGS)} has version "
+            f"out: {printable(out / _SETTINGS)} has version "
             f"{short(repr(values.get('version')))}, this package reads {_VERSION}."
         )
     return values
 
 
-def _check_same(path: Path, before: dict[str, Any], count: int, settings: dict[str, Any]) -> None:
+def _check_same(out: Path, before: dict[str, Any], count: int, settings: dict[str, Any]) -> None:
     if count < before["count"]:
         raise ValueError(
-            f"--n: {path} was begun for {before['count']} samples, got {count}; more can be added, "
-            "but none removed."
+            f"count: {out} was begun for {before['count']} samples, got {count}; more can be "
+            "added, but none removed."
         )
     if changes := _changes(before["settings"], settings):
         raise ValueError(
-            f"--resume: {path} was begun with other settings ({changes}). Give those, or name "
+            f"resume: {out} was begun with other settings ({changes}). Give those, or name "
             "another folder."
         )
 

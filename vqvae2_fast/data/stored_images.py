@@ -112,7 +112,7 @@ def samples_of_folder(folder: Path, path: Path, class_names: Sequence[str]) -> S
     """
     samples, labels = labelled_samples(folder, class_names)
     if not samples:
-        raise ValueError(f"--samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
+        raise ValueError(f"samples: {folder} holds no samples; `vqvae2-fast sample` makes some.")
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for sample, label in zip(samples, labels, strict=True):
@@ -143,7 +143,7 @@ def labelled_samples(folder: Path, class_names: Sequence[str]) -> tuple[list[int
             unknown.add(row["class"])
     if unknown:
         raise ValueError(
-            f"--samples: {folder} has classes that the training images do not have: "
+            f"samples: {folder} has classes that the training images do not have: "
             f"{', '.join(short(name) for name in sorted(unknown))}."
         )
     return samples, labels

@@ -180,7 +180,7 @@ class ClassifierFeatures:
 
 _INCEPTION_REMEDY = (
     "get weights-inception-2015-12-05-6726825d.pth from the releases of "
-    "https://github.com/toshas/torch-fidelity (v0.2.0) and name it by --inception-weights or "
+    "https://github.com/toshas/torch-fidelity (v0.2.0) and name it by inception_weights or "
     f"{INCEPTION_VARIABLE}."
 )
 
@@ -209,7 +209,7 @@ def _inception(sources: NetworkSources) -> FeatureExtractor:
 def _classifier(sources: NetworkSources) -> FeatureExtractor:
     if sources.classifier is None:
         raise ValueError(
-            "features: `classifier` needs a classifier (on the command line, --classifier)."
+            "features: classifier must be a trained one for the features of `classifier`, got None."
         )
     return ClassifierFeatures(sources.classifier)
 

@@ -133,7 +133,7 @@ def _samples(found: Evaluation, pictures: Mapping[str, Path]) -> list[Section]:
             Section(
                 "Samples",
                 "Drawn from the model as it is: temperature 1, no guidance, nothing rejected. "
-                "Samples of a folder (--samples) are as they were drawn.",
+                "Samples that were drawn before, in a folder of their own, are as they are there.",
                 picture=pictures["samples"],
             )
         )

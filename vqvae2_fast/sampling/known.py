@@ -57,7 +57,7 @@ def lower_rows(keep: float, config: VQVAE2Config) -> Hole:
         ValueError: A share that is not above 0 and at most 1.
     """
     if not 0 < keep <= 1:
-        raise ValueError(f"--keep: expected a share of the rows above 0 and at most 1, got {keep}.")
+        raise ValueError(f"keep: expected a share of the rows above 0 and at most 1, got {keep}.")
     pixels, *codes = (
         (torch.arange(height) >= int(keep * height))[:, None].expand(height, width)
         for height, width in (config.image_size, *config.level_sizes)
@@ -76,8 +76,8 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
         ValueError: It cannot be decoded, or nothing in it is to be drawn; candidates below 1.
     """
     if candidates < 1:
-        raise ValueError(f"--candidates: expected 1 or more, got {candidates}.")
-    where = f"--mask: {printable(path)}"
+        raise ValueError(f"candidates: expected 1 or more, got {candidates}.")
+    where = f"mask: {printable(path)}"
     with _opened_mask(path) as file:
         mask = decode_whole_image(file, where, channels=1, convert_channels=True) >= 128
     height, width = config.image_size
@@ -99,12 +99,12 @@ def painted(path: Path, candidates: int, config: VQVAE2Config) -> Hole:
 
 
 def _opened_mask(path: Path) -> IO[bytes]:
-    """The file of a mask; errors name the option."""
+    """The file of a mask; errors name the argument."""
     try:
-        with explained(f"--mask: {printable(path)}"):
+        with explained(f"mask: {printable(path)}"):
             return open_untrusted(path)
     except UntrustedFileError as error:
-        raise ValueError(f"--mask: {error}") from error
+        raise ValueError(f"mask: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ def open_known(
     if known == "emoji":
         if config.image_channels != 3 or config.image_size[0] != config.image_size[1]:
             raise ValueError(
-                f"--known emoji: these are square images of 3 channels, but the model is for "
+                f"known: emoji are square images of 3 channels, but the model is for "
                 f"{config.image_channels} of {config.image_size[0]}x{config.image_size[1]}."
             )
         dataset, source = load_emoji("held_out", config.image_size[0]), "emoji"
@@ -182,13 +182,13 @@ def open_known(
         dataset = CodeStore(path)
         # Not its classes: they need not be those of the priors where --label names one.
         check_prior_fits(
-            f"--known: {printable(path)}",
+            f"known: {printable(path)}",
             priors[-1].config,
             dataset.num_embeddings,
             dataset.level_sizes,
             "Extract with the VQ-VAE that the priors are for.",
         )
-        check_codes_of("--known", vqvae, known, dataset.checkpoint_hash)
+        check_codes_of("known", vqvae, known, dataset.checkpoint_hash)
         digest = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()
         source = f"{path} ({digest[:16]})"
     elif path.is_dir():
@@ -206,16 +206,16 @@ def open_known(
         source = f"{path} ({hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
     else:
         raise ValueError(
-            "--known: expected an image, a folder of images, a code store or `emoji`, but there is "
+            "known: expected an image, a folder of images, a code store or `emoji`, but there is "
             f"nothing at {known!r}."
         )
     if not len(dataset):
-        raise ValueError(f"--known: {path} holds no records.")
+        raise ValueError(f"known: {path} holds no records.")
     return Known(pipeline, dataset, source, hole)
 
 
 def _one_image(path: Path, config: VQVAE2Config) -> ImageTensorDataset:
     shape = (config.image_channels, *config.image_size)
     with open_untrusted(path) as file:
-        pixels = decode_image(file, f"--known: {printable(path)}", shape, convert_channels=True)
+        pixels = decode_image(file, f"known: {printable(path)}", shape, convert_channels=True)
     return ImageTensorDataset(pixels[None], names=(path.name,))

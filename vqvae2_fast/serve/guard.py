@@ -92,7 +92,8 @@ class Guard:
                 403,
                 "Host",
                 "Expected a request to localhost.",
-                "Start the server with --host to serve other names.",
+                "To serve other names, start it with `vqvae2-fast serve --host`, or, as an app of "
+                "Python, with create_app(loopback=False).",
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and _parts(origin).netloc != host:

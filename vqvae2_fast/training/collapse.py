@@ -46,13 +46,12 @@ def collapsed_levels(
             )
         if learns_by_averages(quantizer):
             remedy = (
-                f"Raise --model.restart (now {config.restart:g}), which gives unused codes another "
-                f"chance, or --model.quantize-after (now {config.quantize_after}), or lower "
+                f"Raise restart={config.restart:g}, which gives unused codes another chance, or "
+                f"quantize_after={config.quantize_after}, or lower "
             )
         else:
-            remedy = f"Take another --model.quantizer (now {quantizer}), or lower "
+            remedy = f"Take another than quantizer={quantizer}, or lower "
         found[name] = (
-            f"the held-out images {what}: its codebook has collapsed. {remedy}"
-            "--train.learning-rate."
+            f"the held-out images {what}: its codebook has collapsed. {remedy}learning_rate."
         )
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvae2_fast.data import ImageTensorDataset, in_order
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data import ImageTensorDataset, in_order, sources, subclasses
+from vqvae2_fast.data.sources import DataOptions, open_images, open_splits
 from vqvae2_fast.data.subclasses import Subclasses
 
 
@@ -33,9 +33,9 @@ def test_images_of_a_part_look_alike():
 @pytest.mark.parametrize("side", [16, 17, 40])
 def test_other_images_fall_into_the_part_of_those_like_them(side):
     train = grey([0, 10, 200, 210, 50, 60, 90, 99], [0] * 4 + [1] * 4, side=side)
-    subclasses = Subclasses.of(train, 2)
-    dark, bright, dog = subclasses.split(grey([5, 255, 20], [0, 0, 1], side=side)).labels.tolist()
-    train_labels = subclasses.split(train).labels.tolist()
+    parts = Subclasses.of(train, 2)
+    dark, bright, dog = parts.split(grey([5, 255, 20], [0, 0, 1], side=side)).labels.tolist()
+    train_labels = parts.labels.tolist()
     assert [dark, bright, dog] == [train_labels[0], train_labels[2], train_labels[4]]
 
 
@@ -66,6 +66,27 @@ def test_held_out_images_are_split_as_the_training_images_are():
     assert torch.equal(held_out.labels, expected.labels)
 
 
+def test_training_images_are_opened_and_read_once(monkeypatch):
+    opened, read = [], []
+    load, reduce = sources.load_emoji, subclasses._features
+    monkeypatch.setattr(
+        sources, "load_emoji", lambda split, *_, **__: opened.append(split) or load(split)
+    )
+    monkeypatch.setattr(
+        subclasses, "_features", lambda images: read.append(len(images)) or reduce(images)
+    )
+    found = open_splits(DataOptions(subclasses=2), ("held_out", "train"), 3, (32, 32))
+    assert sorted(opened) == ["held_out", "train"]
+    assert sorted(read) == sorted(map(len, found.values()))
+
+
+def test_training_images_are_in_the_parts_that_their_features_say():
+    values = torch.randint(256, (31,), generator=torch.Generator().manual_seed(0)).tolist()
+    images = grey(values, [0] * 20 + [-1] + [1] * 10)
+    split = Subclasses.of(images, 3)
+    assert torch.equal(split.labels, split.split(images).labels)
+
+
 @pytest.mark.parametrize(
     ("images", "count", "message"),
     [
@@ -80,6 +101,6 @@ def test_bad_counts_are_refused(images, count, message):
 
 
 def test_images_of_other_classes_are_refused():
-    subclasses = Subclasses.of(grey([1, 2], [0, 1]), 1)
+    parts = Subclasses.of(grey([1, 2], [0, 1]), 1)
     with pytest.raises(ValueError, match=r"that were split \(.*cat, dog.*\), got .*cat, cow"):
-        subclasses.split(grey([1, 2], [0, 1], names=("cat", "cow")))
+        parts.split(grey([1, 2], [0, 1], names=("cat", "cow")))

@@ -16,7 +16,7 @@ from vqvae2_fast.checkpoints.pretrained import from_preset
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data import ImageSource, ImageTensorDataset, Split
 from vqvae2_fast.data.code_manifest import MANIFEST
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.sources import DataOptions, open_splits
 from vqvae2_fast.files.durable import write_file
 from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.classifier import Classifier
@@ -314,9 +314,8 @@ def open_both(
     Args:
         dry: Write no cache, but read every image, to find those that cannot be read.
     """
-    train_set, held_out = (
-        open_images(source, split, channels, size, progress, write=not dry) for split in _TRAINED_ON
-    )
+    opened = open_splits(source, _TRAINED_ON, channels, size, progress, write=not dry)
+    train_set, held_out = (opened[split] for split in _TRAINED_ON)
     if dry:
         with progress.task("read all images", len(train_set) + len(held_out)) as task:
             for done, index in enumerate((*range(len(train_set)), *range(-len(held_out), 0))):

@@ -24,7 +24,7 @@ from vqvae2_fast.commands.measured_files import compressed_files, files_of
 from vqvae2_fast.commands.measured_samples import SampleOptions, Samples, check_least
 from vqvae2_fast.console import Progress
 from vqvae2_fast.data.groups import group_names
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.sources import DataOptions, open_splits
 from vqvae2_fast.data.subset import spread_evenly
 from vqvae2_fast.files.durable import explained
 from vqvae2_fast.files.folder_lock import alone_in
@@ -37,7 +37,7 @@ from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.sampling.engines.cpu import why_not_cpu
 
 if TYPE_CHECKING:
-    from vqvae2_fast.data import ImageSource, Split
+    from vqvae2_fast.data import Split
 
 __all__ = ["Evaluate"]
 
@@ -90,15 +90,14 @@ class Evaluate(Command):
         vqvae, priors = pipeline.networks()
         progress, config = Progress(quiet=self.quiet or ranks.rank > 0), vqvae.config
         shape = (config.image_channels, *config.image_size)
-
-        def opened(split: Split) -> ImageSource:
-            return open_images(self.source, split, shape[0], shape[1:], progress)
-
-        held_out = ranks.first_makes(lambda: opened("held_out"))
-        check_same_classes(pipeline, held_out.class_names)
-        train_set = None
+        splits: tuple[Split, ...] = ("held_out",)
         if self.train_images or self.samples.images:
-            train_set = ranks.first_makes(lambda: opened("train"))
+            splits += ("train",)
+        opened = ranks.first_makes(
+            lambda: open_splits(self.source, splits, shape[0], shape[1:], progress)
+        )
+        held_out, train_set = opened["held_out"], opened.get("train")
+        check_same_classes(pipeline, held_out.class_names)
         classifier = None
         if self.samples.classifier is not None:
             judged = pipeline.class_names

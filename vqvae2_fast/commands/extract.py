@@ -20,7 +20,7 @@ from vqvae2_fast.console import Progress
 from vqvae2_fast.data import CodeStore
 from vqvae2_fast.data.code_layout import CodeLayout
 from vqvae2_fast.data.code_manifest import MANIFEST
-from vqvae2_fast.data.sources import DataOptions, open_images
+from vqvae2_fast.data.sources import DataOptions, open_splits
 from vqvae2_fast.metrics.codebook import use_of_codes
 from vqvae2_fast.runs.ranks import Ranks
 from vqvae2_fast.training.extraction import (
@@ -74,17 +74,14 @@ class Extract(Command):
         ranks.told_by_first(lambda: self._check_out(splits))
         progress = Progress(quiet=self.quiet or ranks.rank > 0)
         sources = ranks.first_makes(
-            lambda: {
-                split: open_images(
-                    self.source,
-                    split,
-                    config.image_channels,
-                    config.image_size,
-                    progress,
-                    write=not self.dry_run,
-                )
-                for split in splits
-            }
+            lambda: open_splits(
+                self.source,
+                splits,
+                config.image_channels,
+                config.image_size,
+                progress,
+                write=not self.dry_run,
+            )
         )
         if ranks.rank == 0:
             plan = self._plan(model, sources)

@@ -26,18 +26,18 @@ from vqvae2_fast.data.hugging_face import (
 )
 from vqvae2_fast.data.image_cache import cache_key, cached_images, open_cache
 from vqvae2_fast.data.images import held_out_of
-from vqvae2_fast.data.subclasses import Subclasses
+from vqvae2_fast.data.subclasses import Subclasses, SubclassImages
 from vqvae2_fast.data.web_dataset import load_web_dataset
 from vqvae2_fast.files.folders import why_no_folder
 from vqvae2_fast.files.printable import short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vqvae2_fast.data.batches import ImageSource
     from vqvae2_fast.data.images import Split
 
-__all__ = ["DataOptions", "open_images"]
+__all__ = ["DataOptions", "open_images", "open_splits"]
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
 _HELD_OUT_SPLITS = ("held_out", "validation", "valid", "test")  # tried in this order
@@ -261,7 +261,23 @@ def open_images(
     *,
     write: bool = True,
 ) -> ImageSource:
-    """The images of a split, in the channels and size (height, width) that a model takes.
+    """The images of a split; arguments and errors are those of `open_splits`."""
+    return open_splits(options, (split,), channels, size, progress, write=write)[split]
+
+
+def open_splits(
+    options: DataOptions,
+    splits: Sequence[Split],
+    channels: int,
+    size: tuple[int, int],
+    progress: Progress | None = None,
+    *,
+    write: bool = True,
+) -> dict[Split, ImageSource]:
+    """The images of splits, in the channels and size (height, width) that a model takes.
+
+    To divide classes into parts takes a pass over the training images, whichever the splits, and
+    one over each of the others.
 
     Args:
         progress: Shows the decoding into the cache.
@@ -280,8 +296,14 @@ def open_images(
         wanted = _Wanted(options, split, channels, size, progress, write)
         return _SOURCES[prefix].open(name, wanted)
 
-    images = opened(split)
+    found = {split: opened(split) for split in splits}
     if not options.subclasses:
-        return images
-    train = images if split == "train" else opened("train")
-    return Subclasses.of(train, options.subclasses).split(images)
+        return found
+    train = found["train"] if "train" in found else opened("train")
+    parts = Subclasses.of(train, options.subclasses)
+    return {
+        split: SubclassImages(train, parts.labels, parts.names)
+        if split == "train"
+        else parts.split(images)
+        for split, images in found.items()
+    }

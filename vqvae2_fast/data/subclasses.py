@@ -36,7 +36,7 @@ _ONE_CLASS = "images"  # the class of a set without classes
 class _Split:
     """Images whose projection on the axis is below the threshold are on the left."""
 
-    axis: Tensor  # [F]
+    axis: Tensor  # float64 [F]
     threshold: float
     left: _Split | int  # a part's number
     right: _Split | int
@@ -50,11 +50,23 @@ class Subclasses:
         class_names: Of the set that was split.
         count: Parts of a class.
         trees: One per class.
+        labels: The part of each image of that set, int64 `[N]`; -1 for an image of no class.
     """
 
     class_names: tuple[str, ...]
     count: int
     trees: tuple[_Split | int, ...]
+    labels: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parts, in the order of their labels."""
+        width = len(str(self.count - 1))
+        return tuple(
+            f"{name}{SEPARATOR}{part:0{width}}"
+            for name in self.class_names
+            for part in range(self.count)
+        )
 
     @classmethod
     def of(cls, images: ImageSource, count: int) -> Subclasses:
@@ -69,20 +81,26 @@ class Subclasses:
         names, labels = images.class_names or (_ONE_CLASS,), _labels(images)
         features = _features(images)
         trees: list[_Split | int] = []
+        parts = torch.full_like(labels, -1)
         for label, name in enumerate(names):
-            own = features[labels == label]
+            own = (labels == label).nonzero()[:, 0]
             if len(own) < count:
                 raise ValueError(
                     f"subclasses: expected {count} images of each class or more, and {name!r} has "
                     f"{len(own)}; take fewer parts."
                 )
-            trees.append(_tree(own, 0, count))
-            if not all(len(rows) for rows, _ in _leaves(trees[-1], own, torch.arange(len(own)))):
+            # A set is known by its labels. In float32 the axes differ by 1e-6 with the number of
+            # threads, which can move an image of a large set across a threshold.
+            trees.append(_tree(features[own].double(), 0, count))
+            leaves = list(_leaves(trees[-1], features, own))
+            for rows, part in leaves:
+                parts[rows] = label * count + part
+            if not all(len(rows) for rows, _ in leaves):
                 raise ValueError(
                     f"subclasses: expected images that differ, and too many of {name!r} are equal "
                     f"for {count} parts; take fewer parts, or each image once."
                 )
-        return cls(names, count, tuple(trees))
+        return cls(names, count, tuple(trees), parts)
 
     def split(self, images: ImageSource) -> SubclassImages:
         """Other images of the same classes, each in the part that it falls into.
@@ -103,13 +121,7 @@ class Subclasses:
             own = (labels == label).nonzero()[:, 0]
             for rows, part in _leaves(tree, features, own):
                 parts[rows] = label * self.count + part
-        width = len(str(self.count - 1))
-        names = tuple(
-            f"{name}{SEPARATOR}{part:0{width}}"
-            for name in self.class_names
-            for part in range(self.count)
-        )
-        return SubclassImages(images, parts, names)
+        return SubclassImages(images, parts, self.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +148,15 @@ def _labels(images: ImageSource) -> Tensor:
 
 
 def _features(images: ImageSource) -> Tensor:
-    """The images, reduced to at most 16x16 pixels: float64 `[N, F]`."""
+    """The images, reduced to at most 16x16 pixels: float32 `[N, F]`."""
     _, height, width = images.image_shape
     factor = (-(-height // _SIDE), -(-width // _SIDE))
     reduced = [F.avg_pool2d(batch, factor).flatten(1) for batch, _ in in_order(images, _BATCH)]
-    return torch.cat(reduced).double()  # [N, C, h, w] -> [N, C h w]
+    return torch.cat(reduced)  # [N, C, h, w] -> [N, C h w]
 
 
 def _tree(features: Tensor, first: int, count: int) -> _Split | int:
-    """The parts `first` to `first + count - 1` of features `[N, F]`, N >= count."""
+    """The parts `first` to `first + count - 1` of features float64 `[N, F]`, N >= count."""
     if count == 1:
         return first
     left = count // 2
@@ -176,6 +188,6 @@ def _leaves(tree: _Split | int, features: Tensor, rows: Tensor) -> Iterator[tupl
     if isinstance(tree, int):
         yield rows, tree
         return
-    below = features[rows] @ tree.axis < tree.threshold
+    below = features[rows].double() @ tree.axis < tree.threshold
     yield from _leaves(tree.left, features, rows[below])
     yield from _leaves(tree.right, features, rows[~below])

@@ -184,6 +184,33 @@ def test_a_full_disk_is_named_and_leaves_no_image(
     assert run(call) == 0
 
 
+def test_a_full_disk_is_named_and_leaves_no_store(
+    folder: Path, small_disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CodeWriter("store", 13, [(4, 4), (8, 8)], class_names=("a", "b", "c")) as writer:
+        writer.add([torch.randint(13, (300, side, side)) for side in (4, 8)])
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 0
+    out, add = small_disk.folder / "out", CodeWriter.add
+
+    def add_and_fill(writer, *batch):
+        if writer.position:  # the first batch is in a shard of its own
+            small_disk.fill(0)
+        add(writer, *batch)
+        writer.flush()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CodeWriter, "add", add_and_fill)
+        call = f"decompress x.vq2 --pipeline pipeline --out {out} --quiet"
+        code = run(call)
+    small_disk.clear()
+    assert code == 1
+    error = capsys.readouterr().err
+    assert f"cannot write to {out}: " in error
+    assert "What was written so far was removed; make room and start again" in error
+    assert not out.exists()
+    assert run(call) == 0
+
+
 def test_a_full_disk_is_named_and_leaves_no_file(
     folder: Path, small_disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

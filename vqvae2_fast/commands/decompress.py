@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Decompress"]
 
 _LOCK = ".decompress.lock"
-_NOTHING_LEFT = "The images written so far were removed; make room and start again"
+_NOTHING_LEFT = "What was written so far was removed; make room and start again"
 
 
 @dataclass(kw_only=True)
@@ -144,6 +144,7 @@ class Decompress(Command):
             first = next(batches)  # before there is a store, as above
             with (
                 self._own_folder(),
+                self._store_removed_on_error(),
                 CodeWriter(
                     self.out,
                     vqvae.config.num_embeddings,
@@ -154,12 +155,23 @@ class Decompress(Command):
                     source_records=found.images,
                 ) as writer,
             ):
+                writer.remedy = _NOTHING_LEFT
                 for maps, labels in chain([first], batches):
                     if labels is not None:
                         labels = labels.where(labels < pipeline.num_classes, -1)
                     writer.add(maps, labels)
                     task.advance(len(maps[0]))
         return found.images
+
+    @contextmanager
+    def _store_removed_on_error(self) -> Iterator[None]:
+        """Removes the store again if the block fails; a second try would refuse it."""
+        try:
+            yield
+        except BaseException:
+            for path in (self.out / MANIFEST, *self.out.glob("shard-*.bin"), self.out / ".lock"):
+                path.unlink(missing_ok=True)
+            raise
 
 
 class _Images:

@@ -76,6 +76,12 @@ class CodeWriter:
             a damaged store, or sizes are out of range.
     """
 
+    remedy = (
+        "The store is what it was before the unfinished shard; make room and continue by the same "
+        "call"
+    )
+    """What an error of the disk ends with; another for a writer whose caller cannot continue."""
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -217,11 +223,7 @@ class CodeWriter:
     def _explained(self) -> Iterator[None]:
         """Drops the unfinished shard on an error, and explains an error of the disk."""
         try:
-            with explained(
-                f"CodeWriter: cannot write to {self.folder}",
-                "The store is what it was before the unfinished shard; make room and continue by "
-                "the same call",
-            ):
+            with explained(f"CodeWriter: cannot write to {self.folder}", self.remedy):
                 yield
         except BaseException:
             self.discard()

@@ -16,6 +16,7 @@ from vqvae2_fast.cli import _parse, main
 from vqvae2_fast.commands.flags import flags_of
 from vqvae2_fast.commands.info import Info
 from vqvae2_fast.commands.train_vqvae import TrainVQVAE
+from vqvae2_fast.sampling.request import EngineError
 from vqvae2_fast_command import COMMANDS
 
 
@@ -201,6 +202,8 @@ def test_completions_of_other_shells_are_refused(arguments, error_of):
         (OSError(28, "x"), 1),
         (OSError(5, "x"), 1),
         (RuntimeError("x"), 1),
+        (EngineError("x"), 2),
+        (NotImplementedError("x"), 2),
         (MemoryError("x"), 1),
         (KeyboardInterrupt(), 130),
     ],

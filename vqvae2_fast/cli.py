@@ -67,9 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = _message(error)
             text = printable(text if kind is None else as_flags(text, kind), keep="\n")
             print(f"vqvae2-fast: error: {text}\n(--debug shows where)", file=sys.stderr)
-        # The request was right if a run diverged or the machine failed, so this is not 2.
+        # The request was right if a run diverged or the machine failed, so this is not 2. Some
+        # RuntimeErrors are about the request all the same.
+        asked = isinstance(error, (ValueError, NotImplementedError))
         failed = (
-            isinstance(error, (RuntimeError, MemoryError, ImportError))
+            not asked
+            and isinstance(error, (RuntimeError, MemoryError, ImportError))
             or getattr(error, "errno", None) in _MACHINE
         )
         return 1 if failed else 2

@@ -304,12 +304,19 @@ def refused_at_once(monkeypatch):
     monkeypatch.setattr(module, "draw_into", refuse)
 
 
+@pytest.mark.parametrize("asked", ["--engine cuda", "--window 3 --engine reference"])
+def test_an_engine_that_cannot_draw_what_was_asked_for_is_a_wrong_request(
+    sample_error, tmp_path, asked
+):
+    assert "engine " in sample_error(tmp_path / "out", "--n 1 --device cpu", asked, code=2)
+
+
 @pytest.mark.parametrize("resume", ["", "--resume"])
 def test_an_engine_that_refuses_leaves_nothing_in_the_way_of_another(
     sample, sample_error, tmp_path, resume
 ):
     out = tmp_path / "out"
-    sample_error(out, "--n 1 --engine cpu_w8a8", code=1)  # the pipeline has no calibration
+    sample_error(out, "--n 1 --engine cpu_w8a8")  # the pipeline has no calibration
     assert not out.exists()
     assert sample(out, "--n 1", resume) == 0
 

@@ -17,6 +17,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.sampling.bounds import check_plan, check_weights
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.request import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +74,10 @@ class PriorInterface:
         """The plan of the current weights.
 
         Raises:
-            RuntimeError: The prior has none.
+            EngineError: The prior has none.
         """
         if self.plan is None:
-            raise RuntimeError(f"sample_codes: {NO_PLAN}; expected engine='reference'.")
+            raise EngineError(f"sample_codes: {NO_PLAN}; expected engine='reference'.")
         return self.plan()
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from vqvae2_fast.files.printable import printable
 from vqvae2_fast.models.weights_hash import weights_hash
 from vqvae2_fast.sampling.kept import Kept
+from vqvae2_fast.sampling.request import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,17 +137,17 @@ def checked_ranges(prior: nn.Module, plan: SamplingPlan, engine: str = "cpu_w8a8
         engine: Which is told in errors.
 
     Raises:
-        RuntimeError: There is none, or it is of other weights.
+        EngineError: There is none, or it is of other weights.
     """
     calibration = getattr(prior, "calibration", None)
     remedy = "Calibrate it with vqvae2-fast calibrate, or vqvae2_fast.calibrate(prior, batches)."
     if not isinstance(calibration, Calibration):
-        raise RuntimeError(f"engine {engine}: the prior has no calibration. {remedy}")
+        raise EngineError(f"engine {engine}: the prior has no calibration. {remedy}")
 
     def checked() -> InputRanges:
         found = weights_hash(prior)
         if found != calibration.weights_hash:
-            raise RuntimeError(
+            raise EngineError(
                 f"engine {engine}: the prior's calibration is of weights "
                 f"{printable(calibration.weights_hash[:12])}, but its weights are {found[:12]}. "
                 f"{remedy}"

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from vqvae2_fast.sampling.noise import DrawNoise
     from vqvae2_fast.sampling.settings import DrawSettings
 
-__all__ = ["DrawRequest", "Drawn", "beyond", "log_prob_of"]
+__all__ = ["DrawRequest", "Drawn", "EngineError", "beyond", "log_prob_of"]
+
+
+class EngineError(RuntimeError, ValueError):
+    """An engine that was asked for by name cannot draw what it was asked for."""
 
 
 @dataclass(frozen=True)

@@ -119,9 +119,9 @@ def sample_codes(
             the prior's weights, or activations or logits that they make, are NaN, infinite or so
             large that sums could overflow (docs/security.md).
         TypeError: Codes or labels not int64, noise not float32, or a prior of an unknown type.
-        RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior;
-            a GPU that fails during the draw; or a CUDA graph is being captured, which cannot hold a
-            draw.
+        RuntimeError: Engine `cpu` or `cuda` asked for by name where it cannot draw from the prior,
+            which is a ValueError too; a GPU that fails during the draw; or a CUDA graph is being
+            captured, which cannot hold a draw.
         NotImplementedError: A window of several codes with an engine, asked for by name, that draws
             one at a time.
 

@@ -16,7 +16,7 @@ from vqvae2_fast.sampling.bounds import check_logits
 from vqvae2_fast.sampling.engines.cpu_pack import described_plan
 from vqvae2_fast.sampling.kept import Kept
 from vqvae2_fast.sampling.quantized import InputRanges, checked_ranges, warn_of_clamped
-from vqvae2_fast.sampling.request import Drawn
+from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,7 +89,7 @@ def draw_cpu_timed(
     """
     reason = why_not_cpu(plan.device, plan.head.dtype)
     if reason is not None:
-        raise RuntimeError(f"engine cpu: {reason}.")
+        raise EngineError(f"engine cpu: {reason}.")
     batch, (height, width) = request.batch_size, plan.size
     codes = torch.zeros(batch, height, width, dtype=torch.int64)
     log_prob = torch.zeros(batch, height, width) if request.want_log_prob else None

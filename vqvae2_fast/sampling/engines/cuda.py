@@ -23,7 +23,7 @@ from vqvae2_fast.sampling.engines.cuda_pack import FloatForm, pack, sizes_of
 from vqvae2_fast.sampling.engines.cuda_pack_int8 import Int8Form
 from vqvae2_fast.sampling.engines.cuda_workspace import zeroed_workspace
 from vqvae2_fast.sampling.kept import Kept
-from vqvae2_fast.sampling.request import Drawn
+from vqvae2_fast.sampling.request import Drawn, EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,15 +194,15 @@ def draw_cuda(
         calibrated: What `cuda_w8a8` needs besides.
 
     Raises:
-        RuntimeError: A prior on another device, of another dtype, or too large for the card; or the
-            GPU has failed, after which no engine draws on it in this process.
+        EngineError: A prior on another device, of another dtype, or too large for the card.
+        RuntimeError: The GPU has failed, after which no engine draws on it in this process.
         LaunchError: A kernel did not start, and the GPU is well.
         torch.OutOfMemoryError: The message names the largest batch that would have fitted.
     """
     settings, precision = request.settings, PRECISIONS[engine]
     reason = why_not_cuda(plan.device, plan.head.dtype)
     if reason is not None:
-        raise RuntimeError(f"engine {engine}: {reason}.")
+        raise EngineError(f"engine {engine}: {reason}.")
     library = native_library()
     with torch.cuda.device(plan.device):
         stream = torch.cuda.current_stream()
@@ -217,7 +217,7 @@ def draw_cuda(
             precision=precision,
         )
         if reason is not None:
-            raise RuntimeError(f"engine {engine}: {reason}.")
+            raise EngineError(f"engine {engine}: {reason}.")
         try:
             return draw_with(
                 library,

@@ -52,7 +52,7 @@ def test_levels_that_have_collapsed_are_named_with_what_to_do(used, perplexity, 
 @pytest.mark.parametrize(
     ("quantizer", "remedy"),
     [
-        ("gradient", "Take another than quantizer=gradient, or lower learning_rate"),
+        ("gradient", "Replace quantizer=gradient, or lower learning_rate"),
         ("cosine", "Raise restart=0.02"),
         ("residual:16,32", "Raise restart=0.02"),
     ],

@@ -50,7 +50,7 @@ def collapsed_levels(
                 f"quantize_after={config.quantize_after}, or lower "
             )
         else:
-            remedy = f"Take another than quantizer={quantizer}, or lower "
+            remedy = f"Replace quantizer={quantizer}, or lower "
         found[name] = (
             f"the held-out images {what}: its codebook has collapsed. {remedy}learning_rate."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -327,6 +328,15 @@ def test_perplexity_and_usage_of_the_latest_forward():
     ours(ours.codebook[:4][None])
     assert float(ours.perplexity) == pytest.approx(4, rel=1e-5)
     assert float(ours.usage) == pytest.approx(4 / NUM_CODES)
+
+
+def test_a_transform_leaves_a_module_that_can_be_copied():
+    ours = VectorQuantize(6, NUM_CODES, heads=2, codebook_dim=3, separate_codebook_per_head=True)
+    x = torch.randn(4, 9, 6)
+    ours.eval()(x)
+    expected = ours.perplexity
+    torch.func.vmap(lambda x: ours(x)[0])(x[:, None])
+    torch.testing.assert_close(copy.deepcopy(ours).perplexity, expected)
 
 
 def test_masked_positions_do_not_count_for_usage():

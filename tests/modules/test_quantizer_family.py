@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -190,6 +192,26 @@ def test_inductor_trains_a_residual_quantiser_as_eager_mode_does():
         torch.testing.assert_close(compiled_z_q, z_q)
         torch.testing.assert_close(compiled_loss, loss)
     torch.testing.assert_close(other.state_dict(), eager.state_dict())
+
+
+TRANSFORMS = {
+    "grad": lambda call: torch.func.grad(lambda z: call(z).sum()),
+    "vmap": lambda call: torch.func.vmap(call, in_dims=1),
+    "vmap_of_grad": lambda call: torch.func.vmap(torch.func.grad(lambda z: call(z).sum())),
+    "grad_of_vmap": lambda call: torch.func.grad(lambda z: torch.func.vmap(call)(z).sum()),
+}
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_transform_leaves_a_module_that_can_be_saved(name, transform):
+    quantizer = made(name).eval()
+    z = torch.randn(3, 7, D)
+    quantizer(z)
+    expected = quantizer.perplexity
+    TRANSFORMS[transform](lambda z: quantizer(z)[0])(z)
+    torch.save(quantizer.perplexity, io.BytesIO())
+    torch.testing.assert_close(copy.deepcopy(quantizer).perplexity, expected)
 
 
 @pytest.mark.parametrize("name", MAKE)

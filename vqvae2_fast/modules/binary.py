@@ -88,7 +88,6 @@ class _Signs(Quantizer):
         self.diversity = diversity
         self.temperature = temperature
         self.project_in, self.project_out = projections(self.embedding_dim, bits)
-        self.perplexity = torch.ones(())
 
     scale: float
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqvae2_fast import ops
+from vqvae2_fast.modules.outside_transforms import outside_transforms
 from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_words
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ def stacked_codebooks(codebooks: Sequence[Tensor]) -> Tensor:
     )
 
 
+@outside_transforms
 def perplexity(counts: Tensor) -> Tensor:
     """exp(entropy) of the use of codes, float32 0-d: K if all are used alike, 1 if only one is.
 

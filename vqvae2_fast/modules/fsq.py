@@ -57,7 +57,6 @@ class FSQ(Quantizer):
         self.num_embeddings = math.prod(levels)
         self.embedding_dim = len(levels) if embedding_dim is None else embedding_dim
         self.project_in, self.project_out = projections(self.embedding_dim, len(levels))
-        self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return f"{list(self.grid.levels)}, embedding_dim={self.embedding_dim}"

@@ -16,6 +16,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_vectors,
     join_codes,
+    mean_perplexity,
     split_codes,
 )
 from vqvae2_fast.modules.residual_vq import ResidualVQ
@@ -47,7 +48,6 @@ class _Parts(Quantizer):
         self.sizes = sizes
         self.joint_code = joint_code
         self.parts = nn.ModuleList(parts)
-        self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, joint_code={self.joint_code}"
@@ -93,7 +93,7 @@ class _Parts(Quantizer):
         results = [part(x) for part, x in zip(self._own(), self._split(z), strict=True)]
         rows, indices, losses = (list(values) for values in zip(*results, strict=True))
         z_q = rows[0].flatten(-2) if len(rows) == 1 else torch.cat(rows, dim=-1)
-        self.perplexity = torch.stack([part.perplexity for part in self._own()]).mean()
+        self.perplexity = mean_perplexity(*[part.perplexity for part in self._own()])
         return z_q, self._gather(indices), torch.stack(losses).mean()
 
     @torch.no_grad()

@@ -53,7 +53,6 @@ class _LearntCodes(Quantizer):
         self.embedding_dim = embedding_dim
         self.commitment_cost = commitment_cost
         self.gradient = gradient
-        self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return (

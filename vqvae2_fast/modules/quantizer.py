@@ -149,7 +149,6 @@ class VectorQuantizerEMA(Quantizer):
         # Not `zeros_like`, for which torch imports sympy on the meta device (0.4 s).
         sums = torch.zeros(codebook.shape, dtype=codebook.dtype)
         self.register_buffer("pending_sums", sums, persistent=False)
-        self.perplexity = torch.ones(())
         self.usage = torch.zeros(())
         self._start = StartFlag()
         # A copy of what the buffers say: a compiled graph could not read them.

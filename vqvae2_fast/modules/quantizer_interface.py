@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vqvae2_fast.console.tables import html_summary
 from vqvae2_fast.console.words import number
 from vqvae2_fast.modules.codebook import perplexity
+from vqvae2_fast.modules.outside_transforms import outside_transforms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ __all__ = [
     "check_vectors",
     "in_words",
     "join_codes",
+    "mean_perplexity",
     "mean_square_error",
     "perplexity_of",
     "split_codes",
@@ -43,11 +45,16 @@ class Quantizer(nn.Module):
 
     Attributes:
         embedding_dim: D.
-        perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d.
+        perplexity: exp(entropy) of the codes of this process's latest forward, float32 0-d; under
+            `vmap` of the codes of all its samples.
     """
 
     embedding_dim: int
     perplexity: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.perplexity = torch.ones(())
 
     def encode(self, z: Tensor) -> Tensor:
         """Only the indices; nothing is learnt from z in either mode."""
@@ -148,6 +155,13 @@ def split_codes(codes: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack(parts, dim=-1)
 
 
+@outside_transforms
+def mean_perplexity(*parts: Tensor) -> Tensor:
+    """The mean of the perplexities of a code's parts, float32 0-d."""
+    return torch.stack(parts).mean()
+
+
+@outside_transforms
 def perplexity_of(indices: Tensor, num_embeddings: int) -> Tensor:
     """exp(entropy) of indices int64 `[...]` below K, float32 0-d."""
     flat = indices.flatten()

@@ -43,7 +43,6 @@ class RandomProjectionQuantizer(Quantizer):
         self.register_buffer("codebook", F.normalize(codes, dim=-1))
         self.register_buffer("projection", matrix * (2 / (embedding_dim + code_dim)) ** 0.5)
         self.norm = nn.LayerNorm(embedding_dim, elementwise_affine=False)
-        self.perplexity = torch.ones(())
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_vectors,
     join_codes,
+    mean_perplexity,
     perplexity_of,
     split_codes,
 )
@@ -68,7 +69,6 @@ class ResidualFSQ(Quantizer):
         self.joint_code = joint_code
         self.embedding_dim = len(levels) if embedding_dim is None else embedding_dim
         self.project_in, self.project_out = projections(self.embedding_dim, len(levels))
-        self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return f"{list(self.grid.levels)}, num_quantizers={len(self.sizes)}"
@@ -120,7 +120,7 @@ class ResidualFSQ(Quantizer):
             numbers, total, parts = self._codes(wide(projected(self.project_in, z)))
             z_q = projected(self.project_out, total + (numbers - numbers.detach())).to(z.dtype)
         each = [perplexity_of(part, self.sizes[0]) for part in parts.unbind(-1)]
-        self.perplexity = torch.stack(each).mean()
+        self.perplexity = mean_perplexity(*each)
         indices = join_codes(parts, self.sizes) if self.joint_code else parts
         return z_q, indices, torch.zeros((), device=z.device)
 

@@ -23,6 +23,7 @@ from vqvae2_fast.modules.quantizer_interface import (
     check_joint,
     check_vectors,
     join_codes,
+    mean_perplexity,
     perplexity_of,
     split_codes,
 )
@@ -116,7 +117,6 @@ class ResidualVQ(Quantizer):
             )
             for number, size in enumerate(self.sizes[:1] if shared_codebook else self.sizes)
         )
-        self.perplexity = torch.ones(())
 
     def extra_repr(self) -> str:
         return (
@@ -247,7 +247,7 @@ class ResidualVQ(Quantizer):
                 perplexity_of(index, size)
                 for index, size in zip(indices[..., :in_use].unbind(-1), self.sizes, strict=False)
             ]
-            self.perplexity = torch.stack(each).mean()
+            self.perplexity = mean_perplexity(*each)
 
     def _residuals(
         self, z: Tensor, codebooks: Tensor, indices: Tensor, in_use: int

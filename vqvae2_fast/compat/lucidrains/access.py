@@ -12,11 +12,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vqvae2_fast.compat.lucidrains.layout import Layouts
+from vqvae2_fast.modules.outside_transforms import outside_transforms
 
 if TYPE_CHECKING:
     from vqvae2_fast.compat.lucidrains.codebook import Codebook
 
-__all__ = ["CodebookAccess"]
+__all__ = ["CodebookAccess", "indices_to_keep"]
+
+
+@outside_transforms
+def indices_to_keep(row_indices: Tensor) -> Tensor:
+    """`[c, M]` of c codebooks, or `[c, M, k]` of the k nearest codes -> `[c, M·k]`."""
+    return row_indices.flatten(1)
 
 
 class CodebookAccess(Layouts):

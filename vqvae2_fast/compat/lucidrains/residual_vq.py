@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vqvae2_fast import ops
+from vqvae2_fast.compat.lucidrains.access import indices_to_keep
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
 from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
@@ -324,7 +325,7 @@ class ResidualVQ(Residual):
         residual = x.detach()
         for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
             rows, row_index = residual.reshape(1, -1, self.codebook_dim), index.reshape(1, -1)
-            layer._latest_indices = row_index
+            layer._latest_indices = indices_to_keep(row_index)
             if self.training and not frozen:
                 layer._codebook.update(rows, row_index, None)
                 residual = residual - codebook[index]

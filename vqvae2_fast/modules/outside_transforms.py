@@ -1,0 +1,51 @@
+"""What a module may keep of a forward inside `torch.func`, whose tensors end with a transform."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, ParamSpec
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+from vqvae2_fast.ops._registry import transforms_are_active
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["outside_transforms"]
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def outside_transforms(function: Callable[_Arguments, Tensor]) -> Callable[_Arguments, Tensor]:
+    """Make a function compute with the values that tensors hold, past all surrounding transforms.
+
+    Its result is an ordinary tensor, without a derivative. Under `vmap` the samples are the last
+    dimension of its arguments.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Tensor:
+        # A compiled graph holds no wrappers.
+        if torch.compiler.is_compiling() or not transforms_are_active():
+            return function(*args, **kwargs)
+        # PyTorch has no public function for this, but prints tensors in the same way.
+        with torch._C._DisableFuncTorch():
+            held = [_held(value) if isinstance(value, Tensor) else value for value in args]
+            return function(*held, **kwargs)  # type: ignore[arg-type]
+
+    return call
+
+
+def _held(value: Tensor) -> Tensor:
+    dims = []
+    while _functorch.is_functorch_wrapped_tensor(value):
+        dims.append(_functorch.maybe_get_bdim(value))
+        value = _functorch.get_unwrapped(value)
+    # From the outermost `vmap` inwards: what is wrapped later does not count its dimension.
+    for dim in reversed(dims):
+        if dim >= 0:
+            value = value.movedim(dim, -1)
+    return value

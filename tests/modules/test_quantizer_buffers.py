@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch.func import functional_call
+from torch.func import functional_call, grad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vqvae2_fast.modules import codebook_steps, outside_graphs
@@ -97,6 +97,29 @@ def test_a_functional_call_uses_the_buffers_that_it_is_given() -> None:
     assert not module.initialised
     module(far(codes))
     assert module.codebook.min() > 50
+
+
+@pytest.mark.usefixtures("_reading")
+@pytest.mark.parametrize("update", ["step", "forward"])
+def test_a_transform_trains_the_buffers_that_it_is_given(update) -> None:
+    module, z = quantizer(update=update), torch.randn(20, D, requires_grad=True)
+    given = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def loss(buffers, z):
+        z_q, _, commitment = functional_call(module, buffers, z)
+        return z_q.square().sum() + commitment, buffers
+
+    for _ in range(2):
+        slope, given = grad(loss, argnums=1, has_aux=True)(given, z)
+    assert not module.initialised
+    copied = copy.deepcopy(module)
+    for _ in range(2):
+        z_q, _, commitment = copied(z)
+    (expected,) = torch.autograd.grad(z_q.square().sum() + commitment, z)
+    assert torch.equal(slope, expected)
+    torch.testing.assert_close(given, dict(copied.named_buffers()))
+    assert torch.equal(module.perplexity, copied.perplexity)
+    assert torch.equal(module.usage, copied.usage)
 
 
 @pytest.mark.usefixtures("_reading")

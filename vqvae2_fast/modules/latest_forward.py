@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._registry import transforms_are_active
+
 __all__ = ["LatestForward"]
 
 _SAMPLE = 64  # numbers by which the vectors of a forward are known again
@@ -23,6 +25,8 @@ class LatestForward:
         Raises:
             RuntimeError: A recomputation of another forward than the latest.
         """
+        if transforms_are_active():  # no checkpoint recomputes there, and none may keep its tensors
+            return codebook.clone()
         z = z.detach()
         sample = z.take(torch.arange(0, z.numel(), max(1, z.numel() // _SAMPLE), device=z.device))
         if not recomputing or self._codebook is None or self._sample is None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from vqvae2_fast.ops._registry import transforms_are_active
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -61,16 +63,18 @@ def reading_waits(tensor: Tensor) -> bool:
 
 
 class StartFlag:
-    """What the host knows of a codebook's start, so that it need not wait for a GPU at every step.
-
-    Attributes:
-        settled: Whether the codebook has started: bool, 0-d, on the CPU. False if that is not
-            known.
-    """
+    """What the host knows of a codebook's start, so that it need not ask a GPU at every step."""
 
     def __init__(self) -> None:
-        self.settled = torch.zeros((), dtype=torch.bool, device="cpu")
+        self._settled = torch.zeros((), dtype=torch.bool, device="cpu")
         self._buffer: Tensor | None = None
+
+    @property
+    def settled(self) -> Tensor:
+        """Whether the codebook has started: bool, 0-d, on the CPU. False if that is not known."""
+        if transforms_are_active():  # they refuse to write what they were not given
+            return torch.zeros((), dtype=torch.bool, device="cpu")
+        return self._settled
 
     def sees_another(self, initialised: Tensor) -> bool:
         """Whether the buffer was replaced (moved, swapped, passed in); `settled` is then False.
@@ -79,7 +83,7 @@ class StartFlag:
         """
         if torch.compiler.is_compiling() or self._buffer is initialised:
             return False
-        self._buffer = initialised
+        self._buffer = None if transforms_are_active() else initialised
         self.settled.fill_(False)
         return True
 

@@ -14,7 +14,7 @@ from vqvae2_fast.ops._registry import transforms_are_active
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["outside_transforms"]
+__all__ = ["detached", "outside_transforms"]
 
 _Arguments = ParamSpec("_Arguments")
 
@@ -49,3 +49,9 @@ def _held(value: Tensor) -> Tensor:
         if dim >= 0:
             value = value.movedim(dim, -1)
     return value
+
+
+@outside_transforms
+def detached(value: Tensor) -> Tensor:
+    """`value.detach()`, which a module may keep."""
+    return value.detach()

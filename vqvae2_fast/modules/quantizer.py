@@ -22,6 +22,7 @@ from vqvae2_fast.modules.outside_graphs import (
     inside_backward,
     reading_waits,
 )
+from vqvae2_fast.modules.outside_transforms import detached
 from vqvae2_fast.modules.quantizer_arguments import check_arguments
 from vqvae2_fast.modules.quantizer_interface import Quantizer, check_vectors, perplexity_of
 from vqvae2_fast.modules.seen_vectors import SeenVectors
@@ -89,7 +90,8 @@ class VectorQuantizerEMA(Quantizer):
         The buffers `initialised` and `steps` decide whether k-means still has to start the
         codebook, however they were set. On a GPU they are read until it has started.
         A vector with NaN or infinity moves no code: the statistics of its code in that update are
-        dropped. `torch.compile` makes one graph of a training step.
+        dropped. `torch.compile` makes one graph of a training step. Transforms of `torch.func` take
+        one if they are given the buffers (`functional_call`), which it changes.
         With gradient "straight_through", backward needs z_q unchanged: do not work on it in
         place. While `quantize_after` holds, z_q is z itself.
     """
@@ -323,7 +325,7 @@ class VectorQuantizerEMA(Quantizer):
             self.steps += 1
             self._waits()
             return
-        self.usage = move_codebook_(
+        usage = move_codebook_(
             self._seen.rows or [self.codebook.new_zeros(0, self.embedding_dim)],
             self._seen.firsts,
             self._seen.total,
@@ -344,6 +346,7 @@ class VectorQuantizerEMA(Quantizer):
             seed=self.seed,
             stream=self.stream,
         )
+        self.usage = detached(usage)
         self._seen.forget()
 
     def _waits(self) -> bool:

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vqvae2_fast.modules.codebook import Span, spans_of
+from vqvae2_fast.modules.outside_transforms import outside_transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class SeenVectors:
 
     def keep(self, z: Tensor, part: BatchPart | None) -> None:
         """Take z `[B, ..., D]` in place of what was kept, or beside other parts of its batch."""
-        rows = z.detach().reshape(-1, z.shape[-1])
+        rows = _rows(z)
         if part is None:
             self.rows, self.firsts, self.total = [rows], [], -1
             return
@@ -49,3 +50,8 @@ class SeenVectors:
     def spans(self) -> list[Span]:
         """As `spans_of`."""
         return spans_of(self.rows, self.firsts, self.total)
+
+
+@outside_transforms
+def _rows(z: Tensor) -> Tensor:
+    return z.detach().reshape(-1, z.shape[-1])

@@ -192,6 +192,20 @@ def test_entropies_of_lfq_at_other_temperatures_and_with_a_mask(name, temperatur
     assert_same_step(theirs, ours, inputs(name), seed=0, **call)
 
 
+def test_lfq_trains_in_one_graph_of_any_length():
+    torch.manual_seed(0)
+    quantizer = lucidrains.LFQ(codebook_size=64, dim=6)
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for length in (9, 7):
+        x = torch.randn(2, length, 6, requires_grad=True)
+        slopes = []
+        for call in (quantizer, compiled):
+            quantized, _, loss = call(x)
+            slopes += torch.autograd.grad(quantized.square().sum() + loss, x)
+        torch.testing.assert_close(slopes[1], slopes[0])
+
+
 def test_noise_of_fsq_is_the_packages():
     arguments = {"levels": [5, 4], "preserve_symmetry": True, "noise_dropout": 0.5}
     x = torch.randn(2, 9, 2)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvae2_fast.compat.lucidrains.lfq_entropy import clamped_entropy
+from vqvae2_fast.compat.lucidrains.lfq_entropy import LEAST, clamped_entropy
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.binary import bits_of, mean_over_processes
@@ -30,9 +30,6 @@ __all__ = ["LFQ", "GroupedResidualLFQ", "LossBreakdown", "ResidualLFQ", "Return"
 
 Return = namedtuple("Return", ["quantized", "indices", "entropy_aux_loss"])
 LossBreakdown = namedtuple("LossBreakdown", ["per_sample_entropy", "batch_entropy", "commitment"])
-
-# The package's logarithms are of at least this.
-_LEAST = 1e-5
 
 
 class _CosineLinear(nn.Module):
@@ -261,9 +258,9 @@ class LFQ(nn.Module):
         # softmax(2·inv_temperature·x·c) over the codes c, by bits.
         logits = chosen * (4 * inv_temperature * self.code_value)
         tables = list(map(tables_of_bits, logits.unbind(1)))
-        sample = torch.stack([clamped_entropy(*pair, _LEAST) for pair in tables]).mean()
+        sample = torch.stack([clamped_entropy(*pair) for pair in tables]).mean()
         shares = [mean_over_processes(mean_of_codes(*pair), len(chosen)) for pair in tables]
-        use = entropy_of(torch.stack(shares), _LEAST).sum(-1).mean() if mask is None else sample
+        use = entropy_of(torch.stack(shares), LEAST).sum(-1).mean() if mask is None else sample
         loss = sample - self.diversity_gamma * use
         if self.experimental_softplus_entropy_loss:
             loss = F.softplus(loss + self.entropy_loss_offset)

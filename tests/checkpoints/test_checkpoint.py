@@ -46,6 +46,23 @@ def test_a_model_in_another_memory_format_comes_back(tmp_path):
     assert_equal(model, load(tmp_path / "model"))
 
 
+def test_a_compiled_model_is_saved_as_its_original(tmp_path):
+    prior = small_priors()[0]
+    prior.class_names = ("cat", "dog")
+    save(torch.compile(prior), tmp_path / "prior")
+    assert_equal(prior, load(tmp_path / "prior"))
+    assert load(tmp_path / "prior").class_names == prior.class_names
+
+
+def test_a_pipeline_of_compiled_models_is_saved(tmp_path):
+    models = [VQVAE2(SMALL_VQVAE), *small_priors()]
+    vqvae, *priors = map(torch.compile, models)
+    save(Pipeline(vqvae, priors), tmp_path / "pipeline")
+    loaded = load(tmp_path / "pipeline", expect=Pipeline)
+    for model, found in zip(models, (loaded.vqvae, *loaded.priors), strict=True):
+        assert_equal(model, found)
+
+
 def test_weights_saved_in_bfloat16_load_as_their_rounded_float32(tmp_path):
     pipeline = Pipeline(VQVAE2(SMALL_VQVAE), small_priors())
     save(pipeline, tmp_path / "whole")

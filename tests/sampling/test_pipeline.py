@@ -40,6 +40,14 @@ def test_each_level_draws_its_stream_given_all_levels_before():
     assert all(torch.equal(a, b) for a, b in zip(decoder.seen, maps, strict=True))
 
 
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_compiled_prior_draws_what_its_original_does(engine):
+    prior = tiny_prior(0, size=(2, 3))
+    compiled = torch.compile(prior, backend="eager")
+    drawn = sample_codes(compiled, 2, engine=engine)
+    assert torch.equal(drawn, sample_codes(prior, 2, engine=engine))
+
+
 def test_images_are_decoded_one_at_a_time():
     # PyTorch's convolutions of a batch may add in another order than those of one image.
     decoder = Decoder()

@@ -50,6 +50,7 @@ from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.stored_weights import DTYPES
 from vqvae2_fast.models.vqvae2 import VQVAE2
 from vqvae2_fast.models.weights_hash import check_made_for, weights_hash
+from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.sampling.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def save(
     """Write a model or a pipeline as a folder at `path`, replacing a checkpoint already there.
 
     Args:
+        obj: Of a model that `torch.compile` has wrapped, the original is written.
         dtype: The dtype of the weights in the file. torch.bfloat16 rounds them, codebooks too, to 8
             bits of precision and takes half the space. torch.int8 takes a quarter for a prior: its
             matrices and convolutions become integers up to 127 with a scale for each output, and
@@ -120,6 +122,7 @@ def save(
     """
     if dtype not in DTYPES.values():
         raise TypeError(f"save: expected dtype to be one of {tuple(DTYPES)}, got {dtype}.")
+    obj = without_compiler(obj)
     with replacing(Path(path)) as folder:
         if isinstance(obj, Pipeline):
             _write_pipeline(obj, folder, class_names or obj.class_names, dtype)

@@ -14,6 +14,7 @@ from vqvae2_fast.files.printable import short
 from vqvae2_fast.models.code_checks import check_prior_fits
 from vqvae2_fast.models.prior import Prior
 from vqvae2_fast.models.vqvae2 import VQVAE2
+from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.modules.device import device_of
 from vqvae2_fast.modules.evaluating import evaluating
 from vqvae2_fast.ops._checks import checked_integer
@@ -55,7 +56,8 @@ class Pipeline:
     """Everything that is needed to draw images.
 
     Args:
-        vqvae: Anything with `decode(codes)`, codes a list of maps, coarse to fine.
+        vqvae: Anything with `decode(codes)`, codes a list of maps, coarse to fine. Of a module that
+            `torch.compile` has wrapped, here and among the priors, the pipeline takes the original.
         priors: One per level, coarse to fine; each is conditioned on all levels before it.
         class_names: One per class of the priors, or none. By default those of the first prior that
             was loaded with a name for each class.
@@ -75,7 +77,8 @@ class Pipeline:
     recommended: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "priors", tuple(self.priors))
+        object.__setattr__(self, "vqvae", without_compiler(self.vqvae))
+        object.__setattr__(self, "priors", tuple(map(without_compiler, self.priors)))
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "recommended", dict(self.recommended))
         if not self.priors:

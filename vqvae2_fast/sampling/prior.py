@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vqvae2_fast.models.code_checks import label_count
 from vqvae2_fast.models.prior import Prior
+from vqvae2_fast.modules.compiled import without_compiler
 from vqvae2_fast.sampling.bounds import check_plan, check_weights
 from vqvae2_fast.sampling.fingerprint import fingerprint
 from vqvae2_fast.sampling.kept import Kept
@@ -88,6 +89,9 @@ def interface_of(prior: object) -> PriorInterface:
     Raises:
         TypeError: No function is registered for the prior's type.
     """
+    original = without_compiler(prior)
+    if original is not prior:
+        return interface_of(original)
     raise TypeError(
         f"sample_codes: do not know how to draw from a {type(prior).__name__}. Register its type: "
         "vqvae2_fast.sampling.interface_of.register(type, function)."

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vqvae2_fast as vq2
 from vqvae2_fast.modules import MultiHeadVQ, RandomProjectionQuantizer, VectorQuantizer
@@ -212,6 +213,16 @@ def test_a_transform_leaves_a_module_that_can_be_saved(name, transform):
     TRANSFORMS[transform](lambda z: quantizer(z)[0])(z)
     torch.save(quantizer.perplexity, io.BytesIO())
     torch.testing.assert_close(copy.deepcopy(quantizer).perplexity, expected)
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("train", [True, False], ids=["trains", "evaluates"])
+def test_a_quantiser_is_built_and_called_with_tensors_without_values(name, train):
+    with FakeTensorMode():
+        z_q, indices, loss = MAKE[name]().train(train)(torch.empty(5, 7, D))
+    assert z_q.shape == (5, 7, D)
+    assert indices.shape == (5, 7, *PARTS.get(name, ()))
+    assert loss.shape == ()
 
 
 @pytest.mark.parametrize("name", MAKE)

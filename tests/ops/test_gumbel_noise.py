@@ -18,6 +18,8 @@ from vqvae2_fast.ops.gumbel_noise.reference import (
     fixed_log,
     gumbel_noise_reference,
     philox4x32,
+    random_word,
+    random_words,
     uniform_from_words,
 )
 from vqvae2_fast.testing.compare import simd_level, simd_levels
@@ -40,6 +42,13 @@ GOLDEN = Path(__file__).parents[1] / "data" / "gumbel_golden.safetensors"
 def test_philox_gives_the_published_vectors(counter, key, words):
     actual = philox4x32(tuple(torch.tensor(c) for c in counter), key)
     assert tuple(int(word) for word in actual) == words
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**40 + 5, 2**63])
+def test_a_word_without_tensors_is_the_first_of_those_with_them(seed):
+    zero = torch.zeros((), dtype=torch.int64)
+    word = random_words(zero, zero, zero, seed=seed, stream=3 << 8, purpose=2)
+    assert random_word(seed=seed, stream=3 << 8, purpose=2) == word.item()
 
 
 def golden_arguments():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vqvae2_fast import ops
 from vqvae2_fast.modules.outside_transforms import outside_transforms
-from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_words
+from vqvae2_fast.ops.gumbel_noise.reference import PURPOSE_RESTART, random_word, random_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,10 +129,9 @@ def drop_non_finite_(counts: Tensor, sums: Tensor) -> None:
 def initial_codebook(num_embeddings: int, dim: int, *, init: str, seed: int, stream: int) -> Tensor:
     """The codebook before any data, `[K, D]` float32: a function of only the seed and the
     stream."""
-    zero = torch.zeros((), dtype=torch.int64, device="cpu")
     # A word made from both, because the generator uses only 32 bits of its seed.
-    word = random_words(zero, zero, zero, seed=seed, stream=stream, purpose=PURPOSE_RESTART)
-    generator = torch.Generator().manual_seed(int(word))
+    word = random_word(seed=seed, stream=stream, purpose=PURPOSE_RESTART)
+    generator = torch.Generator().manual_seed(word)
     shape, dtype = (num_embeddings, dim), torch.float32  # whatever torch's default is
     if init == "uniform":
         # VarianceScaling(distribution="uniform") of sonnet's VectorQuantizerEMA, fan-in D.

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["StartFlag", "has_started", "inside_backward", "outside_graphs", "reading_waits"]
+__all__ = [
+    "StartFlag",
+    "has_started",
+    "has_values",
+    "inside_backward",
+    "outside_graphs",
+    "reading_waits",
+]
 
 _LIBRARY = torch.library.Library("vqvae2_fast", "FRAGMENT")
 _Arguments = ParamSpec("_Arguments")
@@ -57,9 +65,14 @@ def inside_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything to read: neither on the meta device nor under `FakeTensorMode`."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
 def reading_waits(tensor: Tensor) -> bool:
-    """Whether the host has to wait for the tensor's device to read a value of it."""
-    return not tensor.is_cpu
+    """Whether the host has to wait for the tensor's device to read a value of it, or cannot."""
+    return not (tensor.is_cpu and has_values(tensor))
 
 
 class StartFlag:
@@ -95,10 +108,10 @@ class StartFlag:
 def has_started(initialised: Tensor, settled: Tensor) -> bool:
     """Whether a codebook has started, which only its buffer decides.
 
-    If reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True. On the
-    meta device there is no value: the codebook counts as started.
+    If reading it waits for a GPU, `settled` of its `StartFlag` remembers that it was True. Where
+    there is no value to read, the codebook counts as started.
     """
-    if initialised.is_meta:
+    if not has_values(initialised):
         return True
     if not reading_waits(initialised):
         return bool(initialised)

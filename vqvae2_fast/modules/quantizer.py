@@ -19,6 +19,7 @@ from vqvae2_fast.modules.latest_forward import LatestForward
 from vqvae2_fast.modules.outside_graphs import (
     StartFlag,
     has_started,
+    has_values,
     inside_backward,
     reading_waits,
 )
@@ -356,7 +357,7 @@ class VectorQuantizerEMA(Quantizer):
         if not self.quantize_after or self.steps.is_meta:  # there nothing can be read
             return False
         may_read = self._is_waiting or not reading_waits(self.steps)
-        if may_read and not torch.compiler.is_compiling():
+        if may_read and has_values(self.steps) and not torch.compiler.is_compiling():
             self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
         return self._is_waiting
 

@@ -7,6 +7,8 @@ add, because library logarithms differ between backends in a fifth of all values
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,15 @@ __all__ = [
     "gumbel_from_words",
     "gumbel_noise_reference",
     "philox4x32",
+    "random_word",
     "random_words",
     "uniform_from_words",
 ]
 
 PURPOSE_DRAW, PURPOSE_DROPOUT, PURPOSE_RESTART = 0, 1, 2
 PURPOSE_AUGMENT, PURPOSE_CANDIDATE = 3, 4
+
+_Word = TypeVar("_Word", int, Tensor)
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -49,8 +54,8 @@ _LOG2_HIGH, _LOG2_LOW = 0.693359375, -2.12194440e-4
 _SQRT_HALF_BITS = 0x3F3504F3
 
 
-def _multiply_high_low(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of the 64-bit product of two 32-bit words held in int64.
+def _multiply_high_low(a: int, b: _Word) -> tuple[_Word, _Word]:
+    """High and low word of the 64-bit product of two 32-bit words, of tensors held in int64.
 
     It is computed in two halves, because the whole product would overflow int64.
     """
@@ -66,7 +71,13 @@ def philox4x32(
 
     Counter and key words are 32-bit values in int64; counters broadcast. Returns four words.
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    return _philox_rounds(torch.broadcast_tensors(*counter), key)
+
+
+def _philox_rounds(
+    counter: tuple[_Word, _Word, _Word, _Word], key: tuple[int | _Word, int | _Word]
+) -> tuple[_Word, _Word, _Word, _Word]:
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
         high0, low0 = _multiply_high_low(_MULTIPLIERS[0], c0)
@@ -98,6 +109,13 @@ def random_words(
     last = torch.full_like(position, (stream & 0xFFFF) | purpose << 16)
     words = torch.stack(philox4x32((index >> 2, position, sample, last), key), dim=-1)
     return words.gather(-1, (index & 3).expand(words.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def random_word(*, seed: int, stream: int, purpose: int) -> int:
+    """The word of `random_words` for index, position and sample 0, computed without a tensor."""
+    seed &= (1 << 64) - 1
+    counter = (0, 0, 0, (stream & 0xFFFF) | purpose << 16)
+    return _philox_rounds(counter, (seed & _MASK32, seed >> 32))[0]
 
 
 def uniform_from_words(words: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vqvae2_fast.models.configs import VQVAE2Config
 from vqvae2_fast.models.vqvae2 import VQVAE2
@@ -69,6 +70,22 @@ def test_encode_and_decode_are_the_halves_of_forward(strides: tuple[int, ...]) -
     for one, other in zip(codes, output.codes, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(model.decode(codes), output.reconstruction)
+
+
+def test_decode_of_each_sample_by_vmap_equals_a_loop() -> None:
+    model = trained(small(), images(2, 3, 32, 64))
+    codes = model.encode(images(3, 3, 32, 64))
+    of_all = torch.func.vmap(lambda *maps: model.decode([each[None] for each in maps]))(*codes)
+    for number, found in enumerate(of_all):
+        expected = model.decode([each[number][None] for each in codes])
+        torch.testing.assert_close(found, expected)
+
+
+def test_tensors_without_values_are_reconstructed() -> None:
+    with FakeTensorMode():
+        model = small().eval()
+        output = model(torch.empty(2, 3, 32, 64))
+        assert model.decode(output.codes).shape == output.reconstruction.shape == (2, 3, 32, 64)
 
 
 def quantised_vectors(model: VQVAE2, batch: torch.Tensor) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from vqvae2_fast.modules.outside_graphs import has_values
 from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "check_range",
     "describe_maps",
     "label_count",
+    "may_read",
 ]
 
 Size = tuple[int, int]
@@ -53,15 +55,21 @@ def check_int64(where: str, name: str, values: Tensor) -> None:
         raise TypeError(f"{where}: expected {name} int64, got {values.dtype}.")
 
 
+def may_read(values: Tensor) -> bool:
+    """Whether a check may read values: not in a compiled graph, nor under transforms of
+    `torch.func`, nor where there are none."""
+    if torch.compiler.is_compiling() or transforms_are_active():
+        return False
+    return values.numel() > 0 and has_values(values)
+
+
 def check_range(where: str, name: str, values: Tensor, first: int, end: int) -> None:
     """Raise ValueError unless all values are in first..end-1.
 
-    On a GPU this is an assertion on the device, without synchronisation. Nothing is checked in a
-    compiled graph, nor under transforms of `torch.func`, where values cannot be read.
+    On a GPU this is an assertion on the device, without synchronisation. Nothing is checked where
+    values cannot be read (`may_read`).
     """
-    if torch.compiler.is_compiling() or transforms_are_active():
-        return
-    if values.numel() == 0 or values.is_meta:
+    if not may_read(values):
         return
     if values.device.type != "cpu":
         torch._assert_async(((values >= first) & (values < end)).all())

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.console.tables import html_summary
+from vqvae2_fast.models.code_checks import may_read
 from vqvae2_fast.models.configs import VQVAE2Config, level_names
 from vqvae2_fast.modules.codebook_steps import update_codebooks_
 from vqvae2_fast.modules.decoder import Decoder, upsampler
@@ -221,8 +222,8 @@ class VQVAE2(nn.Module):
     def decode(self, codes: list[Tensor]) -> Tensor:
         """Images `[B, C, H, W]`, not clamped, from code maps int64 `[B, h, w]`, coarse to fine.
 
-        Checking the range of the codes synchronises a GPU with its host; `torch.compile` leaves the
-        check out.
+        Checking the range of the codes synchronises a GPU with its host; `torch.compile` and
+        transforms of `torch.func` leave the check out.
 
         Raises:
             ValueError: The wrong number of maps, a size that does not follow from that of the
@@ -401,7 +402,7 @@ class VQVAE2(nn.Module):
                     f"VQVAE2: expected codes {list(size)} at level {self.level_names[level]} for "
                     f"{list(codes[0].shape)} at level top, got {list(codes[level].shape)}."
                 )
-        if torch.compiler.is_compiling() or codes[0].numel() == 0 or codes[0].is_meta:
+        if not may_read(codes[0]):
             return
         extremes = [torch.stack(level_codes.aminmax()) for level_codes in codes]
         pairs = torch.stack(extremes).tolist()  # [L, 2], one synchronisation

@@ -332,6 +332,22 @@ def test_gradients_of_each_sample_by_vmap_equal_a_loop():
             torch.testing.assert_close(of_all[name][number], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("attention", [True, False])
+def test_stacked_priors_by_vmap_equal_a_loop(attention):
+    priors = [tiny_prior(seed, attention=attention, condition_sizes=((2, 3),)) for seed in (0, 1)]
+    inputs = prior_inputs(priors[0], 3)
+    stacked = torch.func.stack_module_state(priors)
+
+    def logits(*state):
+        arguments = (inputs["codes"], inputs["condition"])
+        return torch.func.functional_call(priors[0], state, arguments)
+
+    of_all = torch.func.vmap(logits)(*stacked)
+    for found, prior in zip(of_all, priors, strict=True):
+        expected = prior(inputs["codes"], inputs["condition"])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_equals_itself_after_a_round_trip_of_its_state():
     prior = tiny_prior(num_classes=2, condition_sizes=((2, 3),))
     other = PixelSNAIL(prior.config).eval()

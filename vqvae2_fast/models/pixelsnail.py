@@ -188,8 +188,9 @@ class PixelSNAIL(Prior):
         x = self.stem(codes)
         batch, height = codes.shape[:2]
         background = self.background[:, :, :height].expand(batch, -1, -1, -1)
-        # It gets the memory order of the other maps, which concatenating would otherwise change.
-        background = background.contiguous(memory_format=torch.channels_last)
+        # It gets the memory order of the other maps, which concatenating would otherwise change:
+        # channels_last, in calls that `vmap` takes.
+        background = background.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x, background, features, labels)
         for layer in self.output_layers:

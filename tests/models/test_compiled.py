@@ -125,6 +125,17 @@ def test_a_decoder_is_exported_for_batches_of_any_size() -> None:
     torch.testing.assert_close(program.module()(*small), decoder(*small))
 
 
+def test_an_update_of_all_codebooks_is_one_graph() -> None:
+    model = vqvae()
+    model(*images(4))
+    eager = copy.deepcopy(model)
+    torch._dynamo.reset()
+    torch.compile(model.update_codebooks_, fullgraph=True, backend="eager")()
+    eager.update_codebooks_()
+    assert all(quantizer.steps == 1 for quantizer in model.quantizers)
+    torch.testing.assert_close(model.state_dict(), eager.state_dict())
+
+
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
 
 

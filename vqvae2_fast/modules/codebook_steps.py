@@ -249,13 +249,13 @@ def update_codebooks_(quantizers: list[VectorQuantizerEMA]) -> None:
 
     It is where all of them know which part of the batch they saw: see `batch_part`.
     """
-    moving = [quantizer for quantizer in quantizers if quantizer.has_statistics()]
-    if is_distributed() and moving and all(quantizer.knows_its_part for quantizer in moving):
+    statistics: dict[VectorQuantizerEMA, Tensor] = {}
+    # A compiled graph could not read which have statistics, and one process need not know.
+    moving = [each for each in quantizers if each.has_statistics()] if is_distributed() else []
+    if moving and all(quantizer.knows_its_part for quantizer in moving):
         flat = [quantizer.statistics() for quantizer in moving]
         summed = torch.cat(flat)
         all_reduce_(summed)
         statistics = dict(zip(moving, summed.split([len(part) for part in flat]), strict=True))
-    else:
-        statistics = {}
     for quantizer in quantizers:
         quantizer.move_(statistics.get(quantizer))

@@ -136,6 +136,16 @@ def test_an_update_of_all_codebooks_is_one_graph() -> None:
     torch.testing.assert_close(model.state_dict(), eager.state_dict())
 
 
+def test_a_compiled_update_ends_the_wait_of_a_compiled_model() -> None:
+    torch._dynamo.reset()
+    model = VQVAE2(replace(SMALL_VQVAE, image_size=(16, 16), quantize_after=2))
+    compiled = torch.compile(model, backend="eager")
+    update = torch.compile(model.update_codebooks_, backend="eager")
+    for steps in (0, 1, 2):
+        assert any(codes.any() for codes in compiled(*images(4)).codes) == (steps == 2)
+        update()
+
+
 BACKENDS = ["eager", pytest.param("inductor", marks=pytest.mark.inductor)]
 
 

@@ -324,7 +324,8 @@ class VectorQuantizerEMA(Quantizer):
             return
         if self._waits():
             self.steps += 1
-            self._waits()
+            # In compiled code too, although that may break its graph: else the wait would not end.
+            self._read_wait()
             return
         usage = move_codebook_(
             self._seen.rows or [self.codebook.new_zeros(0, self.embedding_dim)],
@@ -357,9 +358,13 @@ class VectorQuantizerEMA(Quantizer):
         if not self.quantize_after or self.steps.is_meta:  # there nothing can be read
             return False
         may_read = self._is_waiting or not reading_waits(self.steps)
-        if may_read and has_values(self.steps) and not torch.compiler.is_compiling():
-            self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
+        if may_read and not torch.compiler.is_compiling():
+            self._read_wait()
         return self._is_waiting
+
+    def _read_wait(self) -> None:
+        if has_values(self.steps):
+            self._is_waiting = bool((self.steps < self.quantize_after) & ~self.initialised)
 
     def _first_count(self) -> float:
         return 1.0 if self.ema_start == "one" else 0.0

@@ -261,17 +261,20 @@ def test_an_empty_batch_gives_empty_results(arguments, shape, training) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "make",
     [
-        {"kmeans_init": True, "threshold_ema_dead_code": 2},
-        {"use_cosine_sim": True, "heads": 2, "codebook_dim": 5, "rotation_trick": False},
+        lambda: VectorQuantize(DIM, NUM_CODES, kmeans_init=True, threshold_ema_dead_code=2),
+        lambda: VectorQuantize(
+            DIM, NUM_CODES, use_cosine_sim=True, heads=2, codebook_dim=5, rotation_trick=False
+        ),
+        lambda: ResidualVQ(dim=DIM, codebook_size=NUM_CODES, num_quantizers=3),
+        lambda: ResidualVQ(dim=DIM, codebook_size=NUM_CODES, num_quantizers=3, kmeans_init=True),
     ],
-    ids=["kmeans", "cosine_heads"],
+    ids=["kmeans", "cosine_heads", "residual", "residual_kmeans"],
 )
-def test_one_graph_holds_a_training_step(arguments) -> None:
+def test_one_graph_holds_a_training_step(make) -> None:
     torch._dynamo.reset()
-    eager = VectorQuantize(DIM, NUM_CODES, **arguments)
-    traced = VectorQuantize(DIM, NUM_CODES, **arguments)
+    eager, traced = make(), make()
     traced.load_state_dict(eager.state_dict())
     compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
     for step in range(3):
@@ -281,8 +284,32 @@ def test_one_graph_holds_a_training_step(arguments) -> None:
             leaf = x.clone().requires_grad_()
             torch.manual_seed(step)
             quantized, _, loss = module(leaf)
-            (quantized.square().sum() + loss).backward()
+            (quantized.square().sum() + loss.sum()).backward()
             gradients.append(leaf.grad)
         torch.testing.assert_close(*gradients)
     for name, expected in eager.state_dict().items():
         torch.testing.assert_close(traced.state_dict()[name], expected)
+
+
+@pytest.mark.parametrize("kmeans_init", [False, True])
+def test_a_compiled_residual_quantiser_starts_the_codebooks_that_have_not(kmeans_init) -> None:
+    torch._dynamo.reset()
+    sizes = {"dim": DIM, "codebook_size": NUM_CODES, "num_quantizers": 2}
+    module = ResidualVQ(**sizes, kmeans_init=kmeans_init)
+    module.load_state_dict(ResidualVQ(**sizes, kmeans_init=True).state_dict())
+    torch.compile(module, fullgraph=True, backend="eager")(torch.randn(2, 30, DIM))
+    assert all(layer._codebook.initted for layer in module.layers)
+    assert module.codebooks.abs().sum() > 0
+
+
+def test_a_compiled_residual_quantiser_that_has_started_searches_all_codebooks_at_once() -> None:
+    torch._dynamo.reset()
+    module = ResidualVQ(dim=DIM, codebook_size=NUM_CODES, num_quantizers=3).eval()
+    called = []
+
+    def backend(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(module, fullgraph=True, backend=backend)(torch.randn(2, 9, DIM))
+    assert sum("residual_nearest_code" in name for name in called) == 1

@@ -18,7 +18,7 @@ from vqvae2_fast.compat.lucidrains.codebook_steps import (
     take_ratios_,
 )
 from vqvae2_fast.modules.codebook import perplexity
-from vqvae2_fast.modules.outside_graphs import StartFlag, has_started
+from vqvae2_fast.modules.outside_graphs import StartFlag, has_started, has_values
 
 __all__ = ["Codebook"]
 
@@ -95,6 +95,8 @@ class Codebook(nn.Module):
         else:
             self.register_buffer("embed", embed)
         self._start = StartFlag()
+        # What the host was told of `initted`, which a compiled graph could not read.
+        self._may_start = kmeans_init
         self.register_load_state_dict_post_hook(_forget_start)  # type: ignore[no-untyped-call]
 
     def transform_input(self, x: Tensor) -> Tensor:
@@ -221,7 +223,12 @@ class Codebook(nn.Module):
         return torch.stack([perplexity(counts) for counts in self.counts(indices)]).mean()
 
     def has_started(self) -> bool:
-        """Whether the codebook has started; a GPU is waited for only until it has."""
+        """Whether the codebook has started; a GPU is waited for only until it has.
+
+        In a compiled graph False may also mean that it is not known.
+        """
+        if torch.compiler.is_compiling():
+            return not self._may_start
         self._start.sees_another(self.initted)
         return has_started(self.initted, self._start.settled)
 
@@ -303,3 +310,4 @@ class Codebook(nn.Module):
 def _forget_start(module: nn.Module, _incompatible_keys: object) -> None:
     assert isinstance(module, Codebook)
     module._start.forget()
+    module._may_start = has_values(module.initted) and not module.initted

@@ -319,7 +319,9 @@ class ResidualVQ(Residual):
         if routes and not first.rotation_trick:
             # Each quantiser passes the gradient straight to x.
             quantized = quantized + in_use * (x - x.detach())
-        losses = torch.zeros(in_use, device=x.device, requires_grad=self.training)
+        # A compiled graph cannot make a leaf that requires a gradient.
+        leaf = self.training and not torch.compiler.is_compiling()
+        losses = torch.zeros(in_use, device=x.device, requires_grad=leaf)
         if self.training:
             losses = losses + first.commitment_weight * commitments
         residual = x.detach()

@@ -102,6 +102,22 @@ def test_a_model_in_training_is_exported_as_it_evaluates_and_goes_on_training():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_module_of_ones_own_is_loaded_again_as_the_page_says(tmp_path):
+    class Codes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vqvae = small()
+
+        def forward(self, images):
+            return self.vqvae(images).reconstruction, *self.vqvae.encode(images)
+
+    module, images = Codes(), torch.rand(2, 3, 16, 16)
+    program = torch.export.export(module, (images,)).run_decompositions({})
+    torch.export.save(program, tmp_path / "codes.pt2")
+    loaded = torch.export.load(tmp_path / "codes.pt2").module()
+    check_equal(loaded(images), module(images))
+
+
 def test_errors():
     model = small()
     with pytest.raises(ValueError, match="expected part encoder, decoder, autoencoder, got 'top'"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import vector_quantize_pytorch as package
@@ -127,6 +129,12 @@ def test_masked_sequences(name, padding):
         assert_same_step(
             getattr(theirs, module)(), getattr(ours, module)(), torch.randn(SEQUENCE), 0, mask=mask
         )
+
+
+def test_a_transform_leaves_a_module_that_can_be_copied():
+    ours = pair({})[1].eval()
+    torch.func.grad(lambda x: ours(x)[0].square().sum())(torch.randn(SEQUENCE))
+    assert copy.deepcopy(ours).layers[-1].perplexity > 1
 
 
 @pytest.mark.parametrize("name", ["defaults", "projected", "sizes", "dropout"])

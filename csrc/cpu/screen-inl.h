@@ -116,6 +116,24 @@ inline float norm_above(float square, int64_t dim) {
   return sqrtf(square + static_cast<float>(dim) * 0x1p-120f) * factor;
 }
 
+// The same for an array, which holds whole vectors.
+inline void squares_to_norms(float* squares, int64_t count, int64_t dim) {
+  const Vec factor = Vec::broadcast(1.0001f + static_cast<float>(dim) * 0x1p-22f);
+  const Vec underflow = Vec::broadcast(static_cast<float>(dim) * 0x1p-120f);
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    ((Vec::load(squares + i) + underflow).square_root() * factor).store(squares + i);
+  }
+}
+
+// Adds the rounding of m - z to the errors.
+inline void add_centering(StagedRows staged, int64_t count) {
+  for (int64_t i = 0; i < count; i += Vec::kLanes) {
+    Vec::load(staged.errors + i)
+        .add_product(Vec::load(staged.norms + i), Vec::broadcast(0x1.01p-24f))
+        .store(staged.errors + i);
+  }
+}
+
 // Writes m - z (minus z', so that scores are sums) of the rows that a list names as words of tiles.
 // It makes passes over all rows, so that the sums of the rows and their roots, which are chains of
 // dependent instructions, run in parallel.
@@ -131,10 +149,8 @@ inline void stage_rows(const PackedCodebook& codebook, const float* const* rows,
                       [&](int64_t, Vec values) { squares = squares.add_product(values, values); });
     staged.norms[i] = lane_sum(squares);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    staged.norms[i] = norm_above(staged.norms[i], dim);
-    staged.units[i] = Screen::unit(staged.norms[i]);
-  }
+  squares_to_norms(staged.norms, count, dim);
+  for (int64_t i = 0; i < count; ++i) staged.units[i] = Screen::unit(staged.norms[i]);
   for (int64_t i = 0; i < count; ++i) {
     typename Screen::Word* const tile =
         tiles + i / kTileRows * tile_words + i % kTileRows * kStageWords;
@@ -147,10 +163,8 @@ inline void stage_rows(const PackedCodebook& codebook, const float* const* rows,
     });
     staged.errors[i] = Screen::kDimsPerWord == 1 ? 0 : lane_sum(errors);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const float rounded = Screen::kDimsPerWord == 1 ? 0 : norm_above(staged.errors[i], dim);
-    staged.errors[i] = rounded + staged.norms[i] * 0x1.01p-24f;  // the rounding of m - z
-  }
+  if (Screen::kDimsPerWord > 1) squares_to_norms(staged.errors, count, dim);
+  add_centering(staged, count);
 }
 
 // How scores are tagged: vector v of codes has tag v >> shift.

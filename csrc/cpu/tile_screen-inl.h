@@ -62,11 +62,9 @@ inline void stage_rows<TileScreen>(const PackedCodebook& codebook, const float* 
     staged.errors[i] = lane_sum(errors);
     staged.units[i] = 1;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    staged.norms[i] = norm_above(staged.norms[i], dim);
-    // The last term is the rounding of m - z.
-    staged.errors[i] = norm_above(staged.errors[i], dim) + staged.norms[i] * 0x1.01p-24f;
-  }
+  squares_to_norms(staged.norms, count, dim);
+  squares_to_norms(staged.errors, count, dim);
+  add_centering(staged, count);
 }
 
 // Scores of a tile of rows with both tiles of a panel.

@@ -140,6 +140,16 @@ def _tmpfs(folder: Path) -> Iterator[SmallDisk]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Lifts a limit of files before pytest reports the test, perhaps to a longer file."""
+    try:
+        return (yield)
+    finally:
+        if "small_disk" in item.fixturenames:
+            item.funcargs["small_disk"].clear()
+
+
 def _limited_files(folder: Path) -> Iterator[SmallDisk]:
     resource = pytest.importorskip("resource", reason="limits of files need Unix")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

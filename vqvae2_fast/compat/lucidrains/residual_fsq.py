@@ -1,4 +1,8 @@
-"""`ResidualFSQ` and `GroupedResidualFSQ` of lucidrains/vector-quantize-pytorch."""
+"""`ResidualFSQ` and `GroupedResidualFSQ` of lucidrains/vector-quantize-pytorch.
+
+What differs from the package: `GroupedResidualFSQ(accept_image_fmap=True)` quantises along the
+channels, as with `is_channel_first=True` (the package's own bounds and scales by the width).
+"""
 
 from __future__ import annotations
 
@@ -148,17 +152,31 @@ class GroupedResidualFSQ(Grouped):
     Args:
         dim: Channels of the input.
         groups, accept_image_fmap: As of `Grouped`.
-        kwargs: Arguments of `ResidualFSQ`.
+        is_channel_first: As accept_image_fmap, which it equals by default.
+        kwargs: Further arguments of `ResidualFSQ`.
     """
 
     def __init__(
-        self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any
+        self,
+        *,
+        dim: int,
+        groups: int = 1,
+        accept_image_fmap: bool = False,
+        is_channel_first: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dim, groups, accept_image_fmap)
+        if is_channel_first not in (None, accept_image_fmap):
+            raise ValueError(
+                f"GroupedResidualFSQ: expected is_channel_first={accept_image_fmap} with "
+                f"accept_image_fmap={accept_image_fmap}, got {is_channel_first}: both say where "
+                "the channels are."
+            )
+        kwargs["is_channel_first"] = accept_image_fmap
         for _ in range(groups):
             self.rvqs.append(ResidualFSQ(dim=dim // groups, **kwargs))
         self.codebook_size = cast("ResidualFSQ", self.rvqs[0]).codebook_size
 
     def forward(self, x: Tensor, return_all_codes: bool = False) -> tuple[Any, ...]:
-        """As `ResidualFSQ`, with indices `[groups, B, N, Q]` and a tuple of each group's codes."""
+        """As `ResidualFSQ`, with a first dimension of groups in indices, and a tuple of codes."""
         return self._quantised(x, 1, return_all_codes=return_all_codes)

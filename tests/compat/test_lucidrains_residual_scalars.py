@@ -1,0 +1,35 @@
+"""Layouts and arguments of `ResidualFSQ`, `ResidualLFQ` and their groups in `compat.lucidrains`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import vector_quantize_pytorch as package
+
+from vqvae2_fast.compat import lucidrains
+from vqvae2_fast.testing.drop_ins import assert_same_step
+
+RFSQ = {"levels": [8, 5, 3], "num_quantizers": 2}
+MAPS = {"groups": 2, "accept_image_fmap": True}
+
+
+def test_groups_of_maps_are_quantised_along_the_channels():
+    theirs, ours = (
+        source.GroupedResidualFSQ(dim=6, **MAPS, **RFSQ, **extra)
+        for source, extra in ((package, {"is_channel_first": True}), (lucidrains, {}))
+    )
+    # As wide as a group has channels: a wrong dimension would raise no error.
+    x = torch.randn(2, 6, 5, 3, generator=torch.Generator().manual_seed(1))
+    assert_same_step(theirs.eval(), ours.eval(), x, seed=0)
+
+
+def test_groups_of_maps_have_projections():
+    module = lucidrains.GroupedResidualFSQ(dim=8, **MAPS, **RFSQ)
+    quantized, indices = module(torch.randn(2, 8, 5, 4))
+    assert quantized.shape == (2, 8, 5, 4)
+    assert indices.shape == (2, 2, 2, 5, 4)
+
+
+def test_groups_whose_flags_name_different_dimensions_are_refused():
+    with pytest.raises(ValueError, match="expected is_channel_first=False with accept_image_fmap"):
+        lucidrains.GroupedResidualFSQ(dim=6, **RFSQ, is_channel_first=True)

@@ -33,3 +33,26 @@ def test_groups_of_maps_have_projections():
 def test_groups_whose_flags_name_different_dimensions_are_refused():
     with pytest.raises(ValueError, match="expected is_channel_first=False with accept_image_fmap"):
         lucidrains.GroupedResidualFSQ(dim=6, **RFSQ, is_channel_first=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [
+        ("ResidualLFQ", {"dim": 6}, (2, 6, 5, 4)),
+        ("ResidualLFQ", {"dim": 6}, (2, 5, 7)),
+        ("GroupedResidualLFQ", {"dim": 12, **MAPS}, (2, 12, 5, 4)),
+    ],
+)
+def test_what_the_projections_of_residual_lfq_cannot_take_is_refused(name, arguments, shape):
+    module = getattr(lucidrains, name)(codebook_size=16, num_quantizers=2, **arguments)
+    with pytest.raises(ValueError, match=r"ResidualLFQ: expected x \[B, N, dim\] with dim=6"):
+        module(torch.randn(shape))
+
+
+def test_residual_lfq_takes_maps_without_projections():
+    torch.manual_seed(0)
+    theirs, ours = (
+        source.GroupedResidualLFQ(dim=8, codebook_size=16, num_quantizers=2, **MAPS)
+        for source in (package, lucidrains)
+    )
+    assert_same_step(theirs.eval(), ours.eval(), torch.randn(2, 8, 5, 3), seed=0)

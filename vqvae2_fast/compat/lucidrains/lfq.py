@@ -303,6 +303,7 @@ class ResidualLFQ(Residual):
             quantize_dropout_multiple_of,
         )
         bits = int(math.log2(codebook_size))
+        self.dim = dim
         self.has_projections = bits != dim
         self.project_in, self.project_out = projections(dim, bits)
         self.layers = nn.ModuleList()
@@ -323,14 +324,20 @@ class ResidualLFQ(Residual):
         return_all_codes: bool = False,
         rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Tensor, ...]:
-        """Quantise x `[B, N, dim]`; see `LFQ`.
+        """Quantise x `[B, N, dim]`, or `[B, dim, ...]` without projections; see `LFQ`.
 
         Returns:
             quantized: x's shape.
-            indices: int64 `[B, N, Q]`; −1 for dropped quantisers.
+            indices: int64 `[B, N, Q]` (or the positions of x and Q); −1 for dropped quantisers.
             losses: `[Q]`.
             codes: With return_all_codes, those of each quantiser.
         """
+        if self.has_projections and (x.dim() != 3 or x.shape[-1] != self.dim):
+            raise ValueError(
+                f"ResidualLFQ: expected x [B, N, dim] with dim={self.dim}, got {list(x.shape)}. "
+                f"Only without projections (codebook_size=2**{self.dim}) does it take maps; else "
+                "make them sequences: x.flatten(2).transpose(1, 2)."
+            )
         x = self.project_in(x)
         drops = self.training and self.quantize_dropout and torch.is_grad_enabled()
         in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)

@@ -35,6 +35,22 @@ def test_groups_whose_flags_name_different_dimensions_are_refused():
         lucidrains.GroupedResidualFSQ(dim=6, **RFSQ, is_channel_first=True)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_residual_fsq_keeps_the_dimension_of_the_codebooks(groups):
+    keeps = {"dim": 3 * groups, "groups": groups, "keep_num_codebooks_dim": True}
+    theirs, ours = (s.GroupedResidualFSQ(**keeps, **RFSQ) for s in (package, lucidrains))
+    x = torch.randn(2, 5, 3 * groups, generator=torch.Generator().manual_seed(1))
+    assert_same_step(theirs.eval(), ours.eval(), x, seed=0, return_all_codes=True)
+
+
+def test_dropped_quantisers_keep_the_dimension_of_the_codebooks():
+    """The package fails here."""
+    module = lucidrains.ResidualFSQ(**RFSQ, keep_num_codebooks_dim=True, quantize_dropout=True)
+    indices = module(torch.randn(2, 5, 3), rand_quantize_dropout_fixed_seed=2)[1]
+    assert indices.shape == (2, 5, 1, 2)
+    assert (indices[..., 1] == -1).all()
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "shape"),
     [

@@ -1,7 +1,13 @@
 """`ResidualFSQ` and `GroupedResidualFSQ` of lucidrains/vector-quantize-pytorch.
 
-What differs from the package: `GroupedResidualFSQ(accept_image_fmap=True)` quantises along the
-channels, as with `is_channel_first=True` (the package's own bounds and scales by the width).
+What differs from the package:
+
+- `GroupedResidualFSQ(accept_image_fmap=True)` quantises along the channels, as with
+  `is_channel_first=True` (the package's own bounds and scales by the width).
+- With `is_channel_first`, `return_all_codes` returns `[Q, B, H, W, d]` (the package takes W for
+  the quantisers), and `keep_num_codebooks_dim` works there and with dropped quantisers.
+
+Letters: B batch, N positions, Q quantisers, d numbers of a code.
 """
 
 from __future__ import annotations
@@ -117,8 +123,11 @@ class ResidualFSQ(Residual):
 
         Returns:
             quantized: x's shape.
-            indices: int32 `[B, N, Q]` (int64 with dropped quantisers, which have −1); with
-                is_channel_first `[B, Q, ...]`.
+            indices: int32 `[B, N, Q]` (int64 with dropped quantisers, which have −1), or
+                `[B, N, 1, Q]` with keep_num_codebooks_dim; with is_channel_first `[B, Q, ...]`,
+                of which `get_codes_from_indices` and `get_output_from_indices` take
+                `movedim(1, -1)`.
+            codes: With return_all_codes, `[Q, B, N, d]`, where positions follow B as in indices.
         """
         if self.is_channel_first:
             x = x.movedim(1, -1)
@@ -136,9 +145,10 @@ class ResidualFSQ(Residual):
                 quantized = quantized.view(residual.shape) * scale
                 residual = residual - quantized.detach()
                 total = total + quantized
-                indices.append(index.view(positions))
+                # With keep_num_codebooks_dim a last 1 follows the positions.
+                indices.append(index.view(*positions, *index.shape[2:]))
         for _ in range(self.num_quantizers - in_use):
-            indices.append(indices[0].new_full((), -1, dtype=torch.int64).expand(positions))
+            indices.append(torch.full_like(indices[0], -1, dtype=torch.int64))
         total, found = self.project_out(total), torch.stack(indices, dim=-1)
         codes = (self.get_codes_from_indices(found),) if return_all_codes else ()
         if self.is_channel_first:

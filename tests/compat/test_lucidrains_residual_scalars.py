@@ -51,6 +51,32 @@ def test_dropped_quantisers_keep_the_dimension_of_the_codebooks():
     assert (indices[..., 1] == -1).all()
 
 
+def test_residual_fsq_takes_single_vectors():
+    theirs, ours = (s.ResidualFSQ(**RFSQ, is_channel_first=True) for s in (package, lucidrains))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    assert_same_step(theirs.eval(), ours.eval(), x, seed=0)
+    found = lucidrains.ResidualFSQ(**RFSQ).eval()(x)
+    assert torch.equal(found[0], ours(x)[0])
+
+
+@pytest.mark.parametrize(
+    "argument", [{"return_indices": False}, {"num_codebooks": 2}, {"channel_first": True}]
+)
+def test_arguments_that_a_residual_grid_cannot_take_are_refused(argument):
+    with pytest.raises(ValueError, match=f"ResidualFSQ: expected {next(iter(argument))}="):
+        lucidrains.ResidualFSQ(**RFSQ, **argument)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layout"),
+    [({}, "B, N, dim"), ({"dim": 6}, "B, N, dim"), ({"is_channel_first": True}, "B, dim, ...")],
+)
+def test_residual_fsq_explains_a_layout_that_does_not_fit(arguments, layout):
+    module = lucidrains.ResidualFSQ(**RFSQ, **arguments)
+    with pytest.raises(ValueError, match=rf"expected x \[{layout}\].*got \[4, 5, 7\]"):
+        module(torch.randn(4, 5, 7))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "shape"),
     [

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupedResidualFSQ", "ResidualFSQ"]
 
+# What each grid of a residual quantiser needs of the arguments of `FSQ`.
+_OF_GRIDS = {"return_indices": True, "num_codebooks": 1, "channel_first": False}
+
 
 class ResidualFSQ(Residual):
     """Finer and finer grids, each of what the ones before left over.
@@ -76,8 +79,14 @@ class ResidualFSQ(Residual):
             raise ValueError(
                 "ResidualFSQ: expected soft_clamp_input_value only with bound_hard_clamp=False."
             )
+        for name, expected in _OF_GRIDS.items():
+            if kwargs.get(name, expected) != expected:
+                raise ValueError(
+                    f"ResidualFSQ: expected {name}={expected}, got {kwargs[name]}: FSQ on its own "
+                    "takes others."
+                )
         codebook_dim = len(levels)
-        dim = codebook_dim if dim is None else dim
+        self.dim = dim = codebook_dim if dim is None else dim
         self.has_projections = codebook_dim != dim
         self.project_in, self.project_out = projections(dim, codebook_dim)
         self.is_channel_first = is_channel_first
@@ -129,8 +138,13 @@ class ResidualFSQ(Residual):
                 `movedim(1, -1)`.
             codes: With return_all_codes, `[Q, B, N, d]`, where positions follow B as in indices.
         """
-        if self.is_channel_first:
-            x = x.movedim(1, -1)
+        moves = self.is_channel_first
+        if x.dim() < 2 or x.shape[1 if moves else -1] != self.dim:
+            raise ValueError(
+                f"ResidualFSQ: expected x [{'B, dim, ...' if moves else 'B, N, dim'}] with "
+                f"dim={self.dim}, got {list(x.shape)}. is_channel_first chooses the layout."
+            )
+        x = x.movedim(1, -1) if moves else x
         x = self.project_in(x)
         if self.soft_clamp_input_value is not None:
             x = soft_clamp(x, self.soft_clamp_input_value)
@@ -141,7 +155,7 @@ class ResidualFSQ(Residual):
         with without_autocast(x.device):
             for layer, scale in zip(self.layers[:in_use], self.scales, strict=False):
                 # As sequences: a layer would take a map for one with channels first.
-                quantized, index = layer((residual / scale).flatten(1, -2))
+                quantized, index = layer((residual / scale)[:, None].flatten(1, -2))
                 quantized = quantized.view(residual.shape) * scale
                 residual = residual - quantized.detach()
                 total = total + quantized
@@ -151,7 +165,7 @@ class ResidualFSQ(Residual):
             indices.append(torch.full_like(indices[0], -1, dtype=torch.int64))
         total, found = self.project_out(total), torch.stack(indices, dim=-1)
         codes = (self.get_codes_from_indices(found),) if return_all_codes else ()
-        if self.is_channel_first:
+        if moves:
             total, found = total.movedim(-1, 1), found.movedim(-1, 1)
         return (total, found, *codes)
 

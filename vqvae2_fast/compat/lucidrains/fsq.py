@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FSQ"]
 
+_MOST_CODES = 2**31
+
 
 class FSQ(nn.Module):
     """Finite scalar quantisation, https://arxiv.org/abs/2309.15505.
@@ -40,7 +42,8 @@ class FSQ(nn.Module):
         allowed_dtypes, force_quantization_f32: Other dtypes are quantised in float32.
         channel_first: The input is `[B, dim, ...]`; so are all inputs of four dimensions and more.
         projection_has_bias: Of the linear layers.
-        return_indices: Otherwise indices are None, and K may be as large as one likes.
+        return_indices: Otherwise indices are None, and K may be as large as one likes: above 2³¹,
+            no method takes or returns indices.
         preserve_symmetry: Values spread evenly over [−1, 1]; needed for 2 levels.
         noise_dropout: Probability with which a number of a code gets noise in training.
         bound_hard_clamp: Clamp to [−1, 1] instead of tanh.
@@ -48,7 +51,7 @@ class FSQ(nn.Module):
     """
 
     _levels: Tensor
-    _basis: Tensor
+    _basis: Tensor | None
     orthogonal_rot: Tensor
     implicit_codebook: Tensor
 
@@ -83,9 +86,20 @@ class FSQ(nn.Module):
                 f"FSQ: expected keep_num_codebooks_dim with num_codebooks={num_codebooks}."
             )
         self.grid = Grid(tuple(levels), preserve_symmetry, bound_hard_clamp)
-        basis = [math.prod(levels[:number]) for number in range(len(levels))]
         self.register_buffer("_levels", torch.tensor(levels, dtype=torch.int32), persistent=False)
-        self.register_buffer("_basis", torch.tensor(basis, dtype=torch.int32), persistent=False)
+        has_indices = math.prod(levels) <= _MOST_CODES
+        if return_indices and not has_indices:
+            raise ValueError(
+                f"FSQ: expected levels with a product of at most 2**31, got {list(levels)}: use "
+                "fewer levels, or FSQ with return_indices=False."
+            )
+        # Larger grids have no indices in int32, hence none to convert.
+        basis = [math.prod(levels[:number]) for number in range(len(levels))]
+        self.register_buffer(
+            "_basis",
+            torch.tensor(basis, dtype=torch.int32) if has_indices else None,
+            persistent=False,
+        )
         self.scale = scale
         self.preserve_symmetry = preserve_symmetry
         self.noise_dropout = noise_dropout
@@ -158,7 +172,7 @@ class FSQ(nn.Module):
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """The digit of each number: `[...]` -> `[..., d]`."""
-        return (indices[..., None] // self._basis) % self._levels
+        return (indices[..., None] // self._checked_basis()) % self._levels
 
     def codes_to_indices(self, zhat: Tensor) -> Tensor:
         """Indices int32 `[...]` of values `[..., d]`."""
@@ -166,7 +180,7 @@ class FSQ(nn.Module):
             digits = (zhat + 1) / (2 / (self._levels - 1))
         else:
             digits = zhat * (self._levels // 2) + self._levels // 2
-        return (digits * self._basis).sum(-1).round().to(torch.int32)
+        return (digits * self._checked_basis()).sum(-1).round().to(torch.int32)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """What `forward` returns for these indices in evaluation."""
@@ -182,6 +196,14 @@ class FSQ(nn.Module):
     def _indices_to_codes(self, indices: Tensor) -> Tensor:
         digits = self.indices_to_level_indices(indices)
         return digits_to_values(self.grid, digits, torch.float32)
+
+    def _checked_basis(self) -> Tensor:
+        if self._basis is None:
+            raise ValueError(
+                f"FSQ: expected levels with a product of at most 2**31 for indices, got "
+                f"{list(self.grid.levels)}."
+            )
+        return self._basis
 
     def _with_noise(self, codes: Tensor) -> Tensor:
         chosen = torch.full_like(codes, self.noise_dropout).bernoulli_().bool()

@@ -1,0 +1,35 @@
+"""Limits of `FSQ`, `LFQ` and other small classes of `compat.lucidrains`, and their messages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import vector_quantize_pytorch as package
+
+from vqvae2_fast.compat import lucidrains
+from vqvae2_fast.testing.drop_ins import assert_near, assert_same_step
+
+
+@pytest.mark.parametrize(
+    ("levels", "dim"), [([8] * 12, None), ([5] * 16, 64), ([5] * 40, None)], ids=str
+)
+def test_a_grid_without_indices_may_be_larger_than_integers(levels, dim):
+    modules = []
+    for source in (package, lucidrains):
+        torch.manual_seed(0)
+        modules.append(source.FSQ(levels, dim=dim, return_indices=False))
+    x = torch.randn(2, 5, dim or len(levels), generator=torch.Generator().manual_seed(1))
+    assert_same_step(*modules, x, seed=0)
+
+
+def test_indices_that_a_grid_is_too_large_for_are_refused():
+    levels = [8] * 12
+    with pytest.raises(ValueError, match=r"product of at most 2\*\*31.*return_indices=False"):
+        lucidrains.FSQ(levels)
+    module = lucidrains.FSQ(levels, return_indices=False)
+    for call in (
+        lambda: module.codes_to_indices(torch.zeros(2, 12)),
+        lambda: module.indices_to_codes(torch.zeros(2, dtype=torch.int64)),
+    ):
+        with pytest.raises(ValueError, match="at most 2\\*\\*31 for indices"):
+            call()

@@ -33,3 +33,25 @@ def test_indices_that_a_grid_is_too_large_for_are_refused():
     ):
         with pytest.raises(ValueError, match="at most 2\\*\\*31 for indices"):
             call()
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "grad_of_grad"])
+def test_lfq_trains_inside_functional_transforms(transform):
+    results = []
+    x, direction = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(1)).double()
+    for source in (package, lucidrains):
+        torch.manual_seed(0)
+        module = source.LFQ(codebook_size=64, dim=4, force_quantization_f32=False).double()
+
+        def loss(z, module=module):
+            return module(z, inv_temperature=1.0)[2]
+
+        grad = torch.func.grad(loss)
+        run = {
+            "grad": lambda grad=grad: grad(x),
+            "vmap": lambda grad=grad: torch.func.vmap(grad)(x[:, None]),
+            "jvp": lambda loss=loss: torch.func.jvp(loss, (x,), (direction,)),
+            "grad_of_grad": lambda grad=grad: torch.func.grad(lambda z: grad(z).square().sum())(x),
+        }
+        results.append(run[transform]())
+    assert_near(results[1], results[0], transform)

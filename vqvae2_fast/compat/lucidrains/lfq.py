@@ -1,8 +1,8 @@
 """`LFQ`, `ResidualLFQ` and `GroupedResidualLFQ` of lucidrains/vector-quantize-pytorch.
 
-What differs from the package: no matrix of vectors by codes is formed; in training `quantized` is
-exactly the code (the package's is a rounding error away); in a process group the use of codes is
-that of all vectors, where the package divides its own by their number.
+What differs from the package: no matrix of vectors by codes is formed, except under `torch.func`;
+in training `quantized` is exactly the code (the package's is a rounding error away); in a process
+group the use of codes is that of all vectors, where the package divides its own by their number.
 
 Letters: B batch, N positions, c codebooks, d bits, K = 2^d codes, Q quantisers.
 """

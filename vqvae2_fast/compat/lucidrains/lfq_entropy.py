@@ -1,7 +1,8 @@
 """Entropies of the package's `LFQ`, with logarithms of at least 1e-5, without an N×K matrix.
 
 A distribution over the K codes is the product of one table of the upper and one of the lower bits
-(see `vqvae2_fast.modules.binary_entropy`); it is formed for a few vectors at a time.
+(see `vqvae2_fast.modules.binary_entropy`); it is formed for a few vectors at a time. Only under a
+transform of `torch.func` the N×K matrix is formed, because PyTorch then has to differentiate it.
 
 Sizes: N vectors, H and L combinations of upper and lower bits, K = H·L codes.
 """
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vqvae2_fast.modules.binary_entropy import entropy_of
 from vqvae2_fast.modules.outside_graphs import outside_graphs
+from vqvae2_fast.ops._registry import transforms_are_active
 
 __all__ = ["LEAST", "clamped_entropy"]
 
@@ -69,5 +72,9 @@ class _ClampedEntropy(torch.autograd.Function):
 
 def clamped_entropy(high: Tensor, low: Tensor) -> Tensor:
     """Mean over vectors of the entropy of high `[N, H]` × low `[N, L]`, in nats, 0-d; 0 of none."""
-    total: Tensor = _ClampedEntropy.apply(high, low)  # type: ignore[no-untyped-call]
+    total: Tensor
+    if transforms_are_active():
+        total = entropy_of(high[:, :, None] * low[:, None, :], LEAST).sum()
+    else:
+        total = _ClampedEntropy.apply(high, low)  # type: ignore[no-untyped-call]
     return total / max(len(high), 1)

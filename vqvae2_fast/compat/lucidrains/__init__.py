@@ -1,5 +1,6 @@
 """lucidrains/vector-quantize-pytorch: change the import and keep the code and the state dicts."""
 
+import sys
 from typing import Any
 
 from vqvae2_fast.compat.lucidrains.fsq import FSQ
@@ -39,9 +40,19 @@ _LEFT_OUT = {
 }
 
 
+class _LeftOut(NotImplementedError, AttributeError):
+    """`hasattr` and `getattr` with a default treat a class that is left out as missing."""
+
+
+class _LeftOutOfImport(NotImplementedError, ImportError):
+    """What `from ... import` raises."""
+
+
 def __getattr__(name: str) -> Any:
     if name in _LEFT_OUT:
-        raise NotImplementedError(
+        # Python would make an ImportError without this reason of an AttributeError.
+        imports = sys._getframe(1).f_code.co_name == "_handle_fromlist"
+        raise (_LeftOutOfImport if imports else _LeftOut)(
             f"vqvae2_fast.compat.lucidrains: {name} is not supported: it {_LEFT_OUT[name]}. The "
             "package vector-quantize-pytorch has it."
         )

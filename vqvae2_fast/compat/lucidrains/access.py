@@ -32,6 +32,8 @@ class CodebookAccess(Layouts):
     has_projections: bool
     project_in: nn.Module
     project_out: nn.Module
+    orthogonal_reg_weight: float
+    codebook_diversity_loss_weight: float
     in_place_codebook_optimizer: torch.optim.Optimizer | None
     _codebook: Codebook
     _latest_indices: Tensor | None
@@ -123,3 +125,13 @@ class CodebookAccess(Layouts):
                 weight.grad /= dist.get_world_size()
         self.in_place_codebook_optimizer.step()
         self.in_place_codebook_optimizer.zero_grad()
+
+    @property
+    def has_codebook_orthogonal_loss(self) -> bool:
+        """Whether a loss makes the codes orthogonal."""
+        return self.orthogonal_reg_weight > 0
+
+    @property
+    def has_codebook_diversity_loss(self) -> bool:
+        """Whether a loss makes the use of the codes even."""
+        return self.codebook_diversity_loss_weight > 0

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["FSQ"]
 
 _MOST_CODES = 2**31
+# That of `scalar_quantize`.
+_BOUND_EPS = 1e-3
 
 
 class FSQ(nn.Module):
@@ -155,8 +157,7 @@ class FSQ(nn.Module):
             forced = self.force_quantization_f32 and dtype not in self.allowed_dtypes
             x = x.float() if forced else wide(x)
             codes, indices = scalar_quantize(x, *self.grid, int32=True)
-            if self.training and self.noise_dropout:
-                codes = self._with_noise(codes)
+            codes = self.maybe_apply_noise(codes)
             if self.orthogonal_rotation:
                 codes = codes @ self.orthogonal_rot.T
             codes = codes.flatten(-2).to(dtype)
@@ -169,6 +170,24 @@ class FSQ(nn.Module):
     def quantize(self, z: Tensor) -> Tensor:
         """The grid's values of z `[..., d]`."""
         return scalar_quantize(wide(z), *self.grid)[0]
+
+    def bound(self, z: Tensor, eps: float = _BOUND_EPS, hard_clamp: bool = False) -> Tensor:
+        """`quantize` on the grid without preserve_symmetry."""
+        if eps != _BOUND_EPS:
+            raise ValueError(f"FSQ.bound: expected eps={_BOUND_EPS}, which is fixed, got {eps}.")
+        return scalar_quantize(wide(z), self.grid.levels, hard=hard_clamp)[0]
+
+    def symmetry_preserving_bound(self, z: Tensor, hard_clamp: bool = False) -> Tensor:
+        """`quantize` on the grid with preserve_symmetry."""
+        return scalar_quantize(wide(z), self.grid.levels, symmetric=True, hard=hard_clamp)[0]
+
+    def maybe_apply_noise(self, bounded_z: Tensor) -> Tensor:
+        """Values of the grid with the noise of training."""
+        if not self.training or not self.noise_dropout:
+            return bounded_z
+        chosen = torch.full_like(bounded_z, self.noise_dropout).bernoulli_().bool()
+        offset = torch.rand_like(bounded_z) - 0.5
+        return torch.where(chosen, bounded_z + offset, bounded_z).clamp(-1, 1)
 
     def indices_to_level_indices(self, indices: Tensor) -> Tensor:
         """The digit of each number: `[...]` -> `[..., d]`."""
@@ -204,8 +223,3 @@ class FSQ(nn.Module):
                 f"{list(self.grid.levels)}."
             )
         return self._basis
-
-    def _with_noise(self, codes: Tensor) -> Tensor:
-        chosen = torch.full_like(codes, self.noise_dropout).bernoulli_().bool()
-        offset = torch.rand_like(codes) - 0.5
-        return torch.where(chosen, codes + offset, codes).clamp(-1, 1)

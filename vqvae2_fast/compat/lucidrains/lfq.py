@@ -176,6 +176,10 @@ class LFQ(nn.Module):
         """0 and 1 as −codebook_scale and codebook_scale."""
         return bits * self.codebook_scale * 2 - self.codebook_scale
 
+    def maybe_l2norm(self, x: Tensor) -> Tensor:
+        """x `[..., d]` with a length of codebook_scale, if spherical."""
+        return F.normalize(x, dim=-1) * self.codebook_scale if self.spherical else x
+
     def indices_to_codes(self, indices: Tensor, project_out: bool = True) -> Tensor:
         """What `forward` returns for these indices in evaluation."""
         is_map = indices.dim() >= 3 + self.keep_num_codebooks_dim
@@ -221,8 +225,7 @@ class LFQ(nn.Module):
         x = x.unflatten(-1, (self.num_codebooks, self.codebook_dim))  # [B, N, c, d]
         if self.orthogonal_rotation:
             x = x @ self.orthogonal_rot
-        if self.spherical:
-            x = F.normalize(x, dim=-1) * self.codebook_scale
+        x = self.maybe_l2norm(x)
         with without_autocast(x.device):
             dtype = x.dtype
             x = x.float() if self.force_quantization_f32 else x

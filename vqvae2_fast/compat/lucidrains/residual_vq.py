@@ -343,6 +343,11 @@ class ResidualVQ(Residual):
         every = torch.stack(residuals, dim=-2)  # [B, N, q, D]
         first.expire_codes_(every.reshape(len(every), -1, self.codebook_dim))
 
+    @property
+    def vq_is_ema_updating(self) -> bool:
+        """Whether codes follow their averages."""
+        return self._quantizers()[0].ema_update
+
 
 class GroupedResidualVQ(Grouped):
     """A `ResidualVQ` for each group of channels (https://arxiv.org/abs/2305.02765).

@@ -55,3 +55,10 @@ def test_lfq_trains_inside_functional_transforms(transform):
         }
         results.append(run[transform]())
     assert_near(results[1], results[0], transform)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (2, 5, 7), (2, 3, 5, 8)], ids=str)
+def test_what_a_random_projection_cannot_take_is_explained(shape):
+    module = lucidrains.RandomProjectionQuantizer(dim=8, codebook_size=16, codebook_dim=4)
+    with pytest.raises(ValueError, match=r"expected x \[B, N, dim\] with dim=8, got \["):
+        module(torch.randn(shape))

@@ -2,7 +2,8 @@
 
 What differs from the package: no matrix of vectors by codes is formed, except under `torch.func`;
 in training `quantized` is exactly the code (the package's is a rounding error away); in a process
-group the use of codes is that of all vectors, where the package divides its own by their number.
+group the use of codes is that of all vectors, where the package divides its own by their number;
+without vectors the entropies and the commitment are 0, where the package's are NaN.
 
 Letters: B batch, N positions, c codebooks, d bits, K = 2^d codes, Q quantisers.
 """
@@ -25,6 +26,7 @@ from vqvae2_fast.modules.binary_entropy import entropy_of, mean_of_codes, tables
 from vqvae2_fast.modules.projections import projections
 from vqvae2_fast.modules.residual_fsq import soft_clamp
 from vqvae2_fast.ops import sign_quantize
+from vqvae2_fast.ops._checks import dtype_name
 
 __all__ = ["LFQ", "GroupedResidualLFQ", "LossBreakdown", "ResidualLFQ", "Return"]
 
@@ -125,6 +127,11 @@ class LFQ(nn.Module):
         inner = bits * num_codebooks
         dim = inner if dim is None else dim
         projects = dim != inner if has_projections is None else has_projections
+        if dim != inner and not projects:
+            raise ValueError(
+                f"LFQ: expected has_projections, or dim={inner}, the bits of codebook_size="
+                f"{codebook_size} times num_codebooks={num_codebooks}, got dim={dim}."
+            )
         self.project_in: nn.Module = nn.Identity()
         self.project_out: nn.Module = nn.Identity()
         if projects and cosine_sim_project_in:
@@ -207,18 +214,24 @@ class LFQ(nn.Module):
             x: `[B, N, dim]`, or `[B, dim, ...]`; see channel_first.
             inv_temperature: Of the soft codes in the entropies.
             return_loss_breakdown: Return a `LossBreakdown`, too.
-            mask: bool `[B, N]`: the vectors that the losses take. As in the package, the two
-                entropies are then equal: with diversity_gamma=1 they cancel.
+            mask: bool `[B, N]`: the vectors that the losses take; of a map, N = H·W. As in the
+                package, the two entropies are then equal: with diversity_gamma=1 they cancel.
 
         Returns:
             `Return`: quantized in x's shape and dtype, indices int64, and the loss, 0-d.
         """
         moves = x.dim() >= 4 if self.channel_first is None else self.channel_first
         x = x.movedim(1, -1) if moves else x
-        if x.shape[-1] != self.dim:
+        if x.dim() < 2 or x.shape[-1] != self.dim:
             raise ValueError(f"LFQ: expected dim={self.dim} channels, got x {list(x.shape)}.")
         positions = x.shape[:-1]
-        x = self.project_in(x.reshape(positions[0], -1, self.dim))
+        x = x[:, None].flatten(1, -2)  # [B, N, dim], also of single vectors
+        if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(
+                f"LFQ: expected mask bool {list(x.shape[:2])}, the positions in a row, got "
+                f"{list(mask.shape)} {dtype_name(mask.dtype)}."
+            )
+        x = self.project_in(x)
         if self.soft_clamp_input_value is not None:
             clamp = torch.as_tensor(self.soft_clamp_input_value, dtype=x.dtype, device=x.device)
             x = soft_clamp(x, clamp)
@@ -270,7 +283,8 @@ class LFQ(nn.Module):
         commitment = self.zero
         if self.commitment_loss_weight > 0:
             error = (x - quantized).square()
-            commitment = (error if mask is None else error[mask]).mean()
+            error = error if mask is None else error[mask]
+            commitment = error.sum() / max(error.numel(), 1)
         total = loss * self.entropy_loss_weight + commitment * self.commitment_loss_weight
         return total, LossBreakdown(sample, use, commitment)
 

@@ -166,3 +166,16 @@ def test_resblock_keeps_its_input():
     before = x.clone()
     ResBlock(4, 2)(x)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_loss_has_the_dtype_of_the_module(dtype):
+    torch.manual_seed(0)
+    quantizer = Quantize(4, 8).to(dtype).eval()
+    x = torch.randn(30, 4).to(dtype).requires_grad_()
+    _, diff, indices = quantizer(x)
+    # As the port computes it; in float64 a loss rounded to float32 is off by 1e-8.
+    expected = (quantizer.embed_code(indices) - x).square().mean()
+    assert diff.dtype == dtype
+    tolerance = 1e-14 if dtype == torch.float64 else torch.finfo(dtype).eps
+    torch.testing.assert_close(diff, expected, rtol=tolerance, atol=0)

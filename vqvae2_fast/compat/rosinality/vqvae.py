@@ -76,7 +76,7 @@ class Quantize(nn.Module):
 
         Returns:
             quantize: `x + sg[q - x]`, `[..., D]`.
-            diff: mean((sg[q] - x)²), 0-d.
+            diff: mean((sg[q] - x)²), 0-d, in the codebook's dtype.
             embed_ind: int64, `[...]`.
 
         Raises:
@@ -91,6 +91,9 @@ class Quantize(nn.Module):
         # The operators take codes as rows; the copy is K·D values.
         codebook = self.embed.t().contiguous()  # [K, D]
         rows, embed_ind, diff = ops.vector_quantize(x, codebook)
+        # The operator's loss is float32, which would round one of float64.
+        exact = x.dtype == torch.float64
+        diff = F.mse_loss(x, rows.detach()) if exact else diff.to(x.dtype)
         if self.training:
             self._update_averages(x, embed_ind)
         quantize = input + (rows - input).detach()

@@ -99,3 +99,12 @@ def test_what_a_random_projection_cannot_take_is_explained(shape):
     module = lucidrains.RandomProjectionQuantizer(dim=8, codebook_size=16, codebook_dim=4)
     with pytest.raises(ValueError, match=r"expected x \[B, N, dim\] with dim=8, got \["):
         module(torch.randn(shape))
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+@pytest.mark.parametrize("name", ["SimVQ", "ResidualSimVQ"])
+def test_sim_vq_returns_the_dtype_of_its_input(name, rotates):
+    """The package cannot search in half precision on a CPU."""
+    several = {"num_quantizers": 2} if name == "ResidualSimVQ" else {}
+    module = getattr(lucidrains, name)(dim=8, codebook_size=12, rotation_trick=rotates, **several)
+    assert module(torch.randn(2, 5, 8).bfloat16())[0].dtype == torch.bfloat16

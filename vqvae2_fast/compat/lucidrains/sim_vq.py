@@ -86,7 +86,7 @@ class SimVQ(nn.Module):
             x: `[B, ..., dim]`, or `[B, dim, ...]` with channel_first.
 
         Returns:
-            quantized: x's shape.
+            quantized: x's shape and dtype.
             indices: int64, the positions of x.
             loss: 0-d.
         """
@@ -97,7 +97,7 @@ class SimVQ(nn.Module):
         loss = F.mse_loss(x.detach(), quantized) + (
             F.mse_loss(x, quantized.detach()) * self.input_to_quantize_commit_loss_weight
         )
-        rows = quantized.detach()
+        rows = quantized.detach().to(x.dtype)
         quantized = rotate_gradient(x, rows) if self.rotation_trick else rows + (x - x.detach())
         if self.channel_first:
             quantized = quantized.movedim(-1, 1)
@@ -173,7 +173,7 @@ class ResidualSimVQ(Residual):
         """Quantise; see `SimVQ`.
 
         Returns:
-            quantized: x's shape.
+            quantized: x's shape and dtype.
             indices: int64, the positions of x and Q; −1 for dropped quantisers.
             losses: `[Q]`.
             codes: With return_all_codes, those of each quantiser.

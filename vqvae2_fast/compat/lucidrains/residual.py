@@ -93,10 +93,10 @@ class Residual(nn.Module):
         return torch.stack(codes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What evaluation would return for these indices, channels last.
+        """The codes of these indices, added up and projected out, channels last.
 
-        As in the package, the rotations of `orthogonal_rotation` and the scale of `spherical` are
-        left out.
+        With `orthogonal_rotation` or `spherical` this is not what `forward` returns: as in the
+        package, the rotations and the scale are left out. Otherwise it is, in evaluation.
         """
         output: Tensor = self.project_out(self.get_codes_from_indices(indices).sum(0))
         return output
@@ -137,7 +137,7 @@ class Grouped(nn.Module):
         return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in each])
 
     def get_output_from_indices(self, indices: Sequence[Tensor]) -> Tensor:
-        """What evaluation would return for these indices `[groups, B, N, Q]` of sequences."""
+        """As of `Residual`, for indices `[groups, B, N, Q]` of sequences."""
         each = zip(self._own(), indices, strict=True)
         parts = [rvq.get_output_from_indices(part) for rvq, part in each]
         return torch.cat(parts, dim=self.split_dim)

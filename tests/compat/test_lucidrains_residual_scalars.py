@@ -98,3 +98,13 @@ def test_residual_lfq_takes_maps_without_projections():
         for source in (package, lucidrains)
     )
     assert_same_step(theirs.eval(), ours.eval(), torch.randn(2, 8, 5, 3), seed=0)
+
+
+def test_groups_of_bits_are_quantised_along_the_channels():
+    module = lucidrains.GroupedResidualLFQ(dim=8, codebook_size=16, num_quantizers=2, **MAPS)
+    # As long as a group has channels: a wrong dimension would raise no error.
+    x = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(1))
+    quantized, indices, _ = module.eval()(x)
+    of_map = module(x[..., None])
+    assert torch.equal(quantized, of_map[0][..., 0])
+    assert torch.equal(indices, of_map[1].squeeze(3))

@@ -388,6 +388,8 @@ class GroupedResidualLFQ(Grouped):
         self, *, dim: int, groups: int = 1, accept_image_fmap: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(dim, groups, accept_image_fmap)
+        if accept_image_fmap:
+            kwargs.setdefault("channel_first", True)  # by default, of four dimensions only
         for _ in range(groups):
             self.rvqs.append(ResidualLFQ(dim=dim // groups, **kwargs))
 

@@ -35,8 +35,9 @@ class Layouts(nn.Module):
             sizes = ("N", "H, W", "depth, H, W")[spatial - 1]
             layout = f"B, {sizes}, dim" if self._is_channel_last() else f"B, dim, {sizes}"
             raise ValueError(
-                f"VectorQuantize: expected x [{layout}] with dim={self.dim}, got {list(x.shape)}. "
-                "channel_last, accept_image_fmap and accept_3d_fmap choose the layout."
+                f"{type(self).__name__}: expected x [{layout}] with dim={self.dim}, got "
+                f"{list(x.shape)}. channel_last, accept_image_fmap and accept_3d_fmap choose the "
+                "layout."
             )
         if single:
             return x[:, None]  # [B, 1, dim]

@@ -4,8 +4,8 @@ What differs from the package, besides what `VectorQuantize` lists:
 
 - One operator searches all quantisers where nothing needs them one by one: in float32, without a
   k-means start to come, a mask, a beam, a shared or a learnt codebook.
-- Maps (accept_image_fmap) work whatever their sizes, also with projections; indices are
-  `[B, H, W, Q]`.
+- Maps, volumes and channels before positions work whatever their sizes, also with projections;
+  indices are `[B, positions, Q]`.
 - Replacing dead codes of a shared codebook looks at all sequences of a batch.
 
 Letters: B batch, N positions, Q quantisers, K codes, D codebook_dim.
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vqvae2_fast import ops
 from vqvae2_fast.compat.lucidrains.access import indices_to_keep
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
+from vqvae2_fast.compat.lucidrains.layout import Layouts
 from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
@@ -50,7 +51,7 @@ _FORWARD = {
 }
 
 
-class ResidualVQ(Residual):
+class ResidualVQ(Residual, Layouts):
     """`VectorQuantize` in a row: algorithm 1 of https://arxiv.org/abs/2107.03312.
 
     Args:
@@ -62,7 +63,7 @@ class ResidualVQ(Residual):
         heads: 1.
         quantize_dropout, quantize_dropout_cutoff_index, quantize_dropout_multiple_of: As of
             `Residual`.
-        accept_image_fmap: The input is `[B, dim, H, W]`.
+        channel_last, accept_image_fmap, accept_3d_fmap: The layout of x, as of `VectorQuantize`.
         beam_size, eval_beam_size, beam_score_quantizer_weights: Keep so many candidates, in
             training and in evaluation, by the weighted sum of their errors.
         quant_grad_frac: Share of a code's gradient that the next residuals pass on.
@@ -89,7 +90,9 @@ class ResidualVQ(Residual):
         quantize_dropout: bool = False,
         quantize_dropout_cutoff_index: int = 0,
         quantize_dropout_multiple_of: int = 1,
+        channel_last: bool = True,
         accept_image_fmap: bool = False,
+        accept_3d_fmap: bool = False,
         mlp_kwargs: dict[str, Any] | None = None,
         beam_size: int | None = None,
         eval_beam_size: int | None = None,
@@ -132,10 +135,14 @@ class ResidualVQ(Residual):
             quantize_dropout_cutoff_index,
             quantize_dropout_multiple_of,
         )
+        self.dim = dim
         self.codebook_dim = dim if codebook_dim is None else codebook_dim
         self.has_projections = self.codebook_dim != dim
         self.project_in, self.project_out = projections(dim, self.codebook_dim)
+        # The layers see sequences, whatever the layout.
+        self.channel_last = channel_last
         self.accept_image_fmap = accept_image_fmap
+        self.accept_3d_fmap = accept_3d_fmap
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
         if shared_codebook:
             # It moves once, after the last quantiser.
@@ -197,7 +204,7 @@ class ResidualVQ(Residual):
         """Quantise; in training move the codebooks.
 
         Args:
-            x: `[B, N, dim]`, `[B, dim]`, or `[B, dim, H, W]` with accept_image_fmap.
+            x: `[B, N, dim]`, `[B, dim]`, or as the constructor's layout flags say.
             mask: bool `[B, N]`, True where a position counts.
             sample_codebook_temp, freeze_codebook: As of `VectorQuantize`.
             beam_size, rand_quantize_dropout_fixed_seed: For this call.
@@ -209,10 +216,11 @@ class ResidualVQ(Residual):
             codes: With return_all_codes, those of each quantiser.
 
         Raises:
+            ValueError: x does not fit the layout.
             NotImplementedError: indices are given, or a mask with a beam.
         """
         refuse_others("ResidualVQ.forward", {"indices": indices}, _FORWARD)
-        sequence = x.flatten(2).transpose(1, 2) if self.accept_image_fmap else x
+        sequence = self._to_sequence(x)
         projected = self.project_in(sequence)
         drops = self.training and self.quantize_dropout
         in_use = self._number_in_use(drops, rand_quantize_dropout_fixed_seed, x.device)
@@ -241,10 +249,8 @@ class ResidualVQ(Residual):
         missing = self.num_quantizers - in_use
         codes = nn.functional.pad(codes, (0, missing), value=-1)
         losses = nn.functional.pad(losses, (0, missing))
-        if self.accept_image_fmap:
-            quantized = quantized.transpose(1, 2).reshape(x.shape)
-            codes = codes.unflatten(1, x.shape[2:])
-        result = (quantized, codes, losses)
+        codes = self._codes_like(codes, x)
+        result = (self._from_sequence(quantized, x), codes, losses)
         return (*result, self.get_codes_from_indices(codes)) if return_all_codes else result
 
     def _one_by_one(
@@ -365,6 +371,11 @@ class GroupedResidualVQ(Grouped):
         for _ in range(groups):
             rvq = ResidualVQ(dim=dim // groups, accept_image_fmap=accept_image_fmap, **kwargs)
             self.rvqs.append(rvq)
+
+    @property
+    def split_dim(self) -> int:
+        """The dimension of the channels."""
+        return -1 if cast("ResidualVQ", self.rvqs[0])._is_channel_last() else 1
 
     def forward(
         self,

@@ -57,3 +57,72 @@ def test_channels_before_positions_are_sequences_of_them(kind, layout, positions
 def test_a_residual_layout_that_does_not_fit_is_explained():
     with pytest.raises(ValueError, match=r"ResidualVQ: expected x \[B, dim, N\] with dim=8"):
         lucidrains.ResidualVQ(**BASE, channel_last=False)(torch.randn(2, 9, 8))
+
+
+def stop_the_first(module):
+    module.layers[0].eval()
+
+
+def weigh_the_second(module):
+    module.layers[1].commitment_weight = 10.0
+
+
+def unroute_the_second(module):
+    module.layers[1].route_gradients_to_input = False
+
+
+def rotate_only_the_first(module):
+    for layer in module.layers[1:]:
+        layer.rotation_trick = False
+
+
+def spread_the_second(module):
+    module.layers[1].codebook_diversity_loss_weight = 0.1
+    module.layers[1].has_codebook_diversity_loss = True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        stop_the_first,
+        weigh_the_second,
+        unroute_the_second,
+        rotate_only_the_first,
+        spread_the_second,
+    ],
+)
+def test_what_is_set_on_one_layer_counts(change):
+    theirs, ours = pair()
+    change(theirs)
+    change(ours)
+    torch.manual_seed(1)
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0)
+
+
+def test_layers_that_train_in_evaluation_move_their_codebooks():
+    theirs, ours = (module.eval() for module in pair())
+    for module in (theirs, ours):
+        module.layers[1].train()
+    torch.manual_seed(1)
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0)
+
+
+@pytest.mark.parametrize(
+    "register",
+    ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"],
+)
+def test_hooks_of_layers_are_called(register):
+    ours, calls = pair()[1], []
+    getattr(ours.layers[2], register)(lambda *_: calls.append(1))
+    ours(torch.randn(SEQUENCE, requires_grad=True))[0].sum().backward()
+    assert calls == [1]
+
+
+def test_a_hook_of_all_modules_sees_the_layers():
+    ours, seen = pair()[1], []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        ours(torch.randn(SEQUENCE))
+    finally:
+        hook.remove()
+    assert set(ours.layers) <= set(seen)

@@ -3,7 +3,8 @@
 What differs from the package, besides what `VectorQuantize` lists:
 
 - One operator searches all quantisers where nothing needs them one by one: in float32, without a
-  k-means start to come, a mask, a beam, a shared or a learnt codebook.
+  k-means start to come, a mask, a beam, a shared or a learnt codebook, hooks, or layers that were
+  set otherwise than the first.
 - Maps, volumes and channels before positions work whatever their sizes, also with projections;
   indices are `[B, positions, Q]`.
 - Replacing dead codes of a shared codebook looks at all sequences of a batch.
@@ -18,16 +19,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from vqvae2_fast import ops
-from vqvae2_fast.compat.lucidrains.access import indices_to_keep
 from vqvae2_fast.compat.lucidrains.arguments import Unsupported, refuse_others
 from vqvae2_fast.compat.lucidrains.layout import Layouts
 from vqvae2_fast.compat.lucidrains.losses import directed
 from vqvae2_fast.compat.lucidrains.residual import Grouped, Residual
+from vqvae2_fast.compat.lucidrains.residual_at_once import at_once, goes_at_once
 from vqvae2_fast.compat.lucidrains.residual_beam import beam_search
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
-from vqvae2_fast.modules.autocast import without_autocast
-from vqvae2_fast.modules.codebook import stacked_codebooks
 from vqvae2_fast.modules.projections import projections
 
 if TYPE_CHECKING:
@@ -232,8 +230,8 @@ class ResidualVQ(Residual, Layouts):
                     "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
                 )
             found = beam_search(self, projected, beam_size, in_use, freeze_codebook)
-        elif self._goes_at_once(projected, mask, sample_codebook_temp):
-            found = self._at_once(projected, in_use, freeze_codebook)
+        elif goes_at_once(self, projected, mask, sample_codebook_temp):
+            found = at_once(self, projected, in_use, freeze_codebook)
         else:
             found = self._one_by_one(projected, in_use, mask, sample_codebook_temp, freeze_codebook)
         quantized, codes, losses, residuals = found
@@ -283,61 +281,6 @@ class ResidualVQ(Residual, Layouts):
             if not share
             else share * quantized + (1 - share) * (quantized.detach())
         )
-
-    def _goes_at_once(self, x: Tensor, mask: Tensor | None, temperature: float | None) -> bool:
-        plain = x.dtype == torch.float32 and mask is None and not self.shared_codebook
-        layers = self._quantizers()
-        return (
-            plain
-            and self.quant_grad_frac <= 0
-            and x.numel() > 0
-            and self._is_plain(layers[0], temperature)
-            and all(layer._codebook.has_started() for layer in layers)
-        )
-
-    @staticmethod
-    def _is_plain(layer: VectorQuantize, temperature: float | None) -> bool:
-        """Whether a layer searches by distance and loses by it alone; all layers are alike."""
-        book = layer._codebook
-        return not (
-            book.use_cosine_sim
-            or book.learnable_codebook
-            or book.samples(temperature)
-            or layer.directional_reparam
-            or layer.codebook_diversity_loss_weight > 0
-            or layer.commitment_use_cross_entropy_loss
-            or layer.in_place_codebook_optimizer is not None
-        )
-
-    def _at_once(
-        self, x: Tensor, in_use: int, frozen: bool
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """`_one_by_one` with one search of all codebooks."""
-        layers = self._quantizers()[:in_use]
-        first = layers[0]
-        codebooks = stacked_codebooks([layer._codebook.embed[0] for layer in layers])
-        routes = self.training and x.requires_grad and first.route_gradients_to_input
-        with without_autocast(x.device):
-            z_q, indices, commitments = ops.residual_nearest_code(
-                x, codebooks, rotate=first.rotation_trick
-            )
-        quantized = z_q if routes and first.rotation_trick else z_q.detach()
-        if routes and not first.rotation_trick:
-            # Each quantiser passes the gradient straight to x.
-            quantized = quantized + in_use * (x - x.detach())
-        # A compiled graph cannot make a leaf that requires a gradient.
-        leaf = self.training and not torch.compiler.is_compiling()
-        losses = torch.zeros(in_use, device=x.device, requires_grad=leaf)
-        if self.training:
-            losses = losses + first.commitment_weight * commitments
-        residual = x.detach()
-        for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
-            rows, row_index = residual.reshape(1, -1, self.codebook_dim), index.reshape(1, -1)
-            layer._latest_indices = indices_to_keep(row_index)
-            if self.training and not frozen:
-                layer._codebook.update(rows, row_index, None)
-                residual = residual - codebook[index]
-        return quantized, indices, losses, []
 
     @torch.no_grad()
     def _move_shared_(self, residuals: list[Tensor]) -> None:

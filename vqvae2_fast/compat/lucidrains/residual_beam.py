@@ -19,7 +19,12 @@ __all__ = ["beam_search"]
 
 
 def beam_search(
-    module: ResidualVQ, x: Tensor, beam_size: int, in_use: int, frozen: bool
+    module: ResidualVQ,
+    x: Tensor,
+    beam_size: int,
+    in_use: int,
+    temperature: float | None,
+    frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The candidate with the least weighted sum of errors, as the package finds it.
 
@@ -39,7 +44,9 @@ def beam_search(
     layers = module._quantizers()[:in_use]
     for number, layer in enumerate(layers):
         candidates = residual.shape[1]
-        codes, index, loss = layer(residual, topk=beam_size, freeze_codebook=frozen)
+        codes, index, loss = layer(
+            residual, topk=beam_size, sample_codebook_temp=temperature, freeze_codebook=frozen
+        )
         k = index.shape[-1]
         scores = (scores[:, :, None] - loss * module.beam_score_weights[number]).flatten(1)
         # Candidate j with code k is number j·k of the next ones.

@@ -229,7 +229,9 @@ class ResidualVQ(Residual, Layouts):
                 raise NotImplementedError(
                     "ResidualVQ: a mask with beam_size is not supported: leave one of them out."
                 )
-            found = beam_search(self, projected, beam_size, in_use, freeze_codebook)
+            found = beam_search(
+                self, projected, beam_size, in_use, sample_codebook_temp, freeze_codebook
+            )
         elif goes_at_once(self, projected, mask, sample_codebook_temp):
             found = at_once(self, projected, in_use, freeze_codebook)
         else:

@@ -26,3 +26,43 @@ def test_a_beam_samples_at_the_temperature_of_a_call():
     torch.manual_seed(1)
     x = torch.randn(SEQUENCE)
     assert_same_step(theirs, ours, x, seed=0, sample_codebook_temp=5.0)
+
+
+FROZEN = {
+    "at_once": {},
+    "one_by_one": {"use_cosine_sim": True},
+    "beam": {"beam_size": 2},
+    "shared": {"shared_codebook": True, "threshold_ema_dead_code": 2},
+    "shared_beam": {"shared_codebook": True, "beam_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+@pytest.mark.parametrize(
+    ("constructor", "call"),
+    [({"freeze_codebook": True}, {}), ({}, {"freeze_codebook": True})],
+    ids=["constructor", "call"],
+)
+def test_a_frozen_codebook_never_moves(name, constructor, call):
+    ours = pair(**FROZEN[name], **constructor)[1]
+    before = ours.codebooks.clone()
+    for _ in range(2):
+        ours(torch.randn(SEQUENCE), **call)
+    assert torch.equal(ours.codebooks, before)
+
+
+def test_groups_keep_frozen_codebooks():
+    ours = lucidrains.GroupedResidualVQ(**BASE, groups=2, freeze_codebook=True)
+    before = ours.codebooks.clone()
+    ours(torch.randn(SEQUENCE))
+    assert torch.equal(ours.codebooks, before)
+
+
+def test_the_layers_after_a_frozen_one_still_see_its_residual():
+    frozen, free = (pair()[1] for _ in range(2))
+    frozen.layers[0].freeze_codebook = True
+    x = torch.randn(SEQUENCE)
+    frozen(x)
+    free(x)
+    assert torch.equal(frozen.codebooks[1:], free.codebooks[1:])
+    assert not torch.equal(frozen.codebooks[0], free.codebooks[0])

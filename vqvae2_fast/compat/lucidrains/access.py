@@ -29,6 +29,7 @@ def indices_to_keep(row_indices: Tensor) -> Tensor:
 class CodebookAccess(Layouts):
     """A module with a `Codebook` between two projections."""
 
+    freeze_codebook: bool
     has_projections: bool
     project_in: nn.Module
     project_out: nn.Module
@@ -52,6 +53,10 @@ class CodebookAccess(Layouts):
     @codebook.setter
     def codebook(self, codes: Tensor) -> None:
         self._codebook.embed.data.copy_(codes if self.separate_codebook_per_head else codes[None])
+
+    def is_frozen(self, of_call: bool | None) -> bool:
+        """Whether a forward with this freeze_codebook leaves the codebook as it is."""
+        return self.freeze_codebook if of_call is None else of_call
 
     @property
     def perplexity(self) -> Tensor:

@@ -72,7 +72,7 @@ def _is_plain(layer: VectorQuantize, temperature: float | None) -> bool:
 
 
 def at_once(
-    module: ResidualVQ, x: Tensor, in_use: int, frozen: bool
+    module: ResidualVQ, x: Tensor, in_use: int, freeze_codebook: bool | None
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """What `ResidualVQ._one_by_one` returns, with no residuals."""
     layers = module._quantizers()[:in_use]
@@ -96,7 +96,8 @@ def at_once(
     for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
         rows, row_index = residual.reshape(1, -1, module.codebook_dim), index.reshape(1, -1)
         layer._latest_indices = indices_to_keep(row_index)
-        if module.training and not frozen:
-            layer._codebook.update(rows, row_index, None)
+        if module.training:
+            if not layer.is_frozen(freeze_codebook):
+                layer._codebook.update(rows, row_index, None)
             residual = residual - codebook[index]
     return quantized, indices, losses, []

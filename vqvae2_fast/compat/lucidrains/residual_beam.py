@@ -1,6 +1,6 @@
 """Beam search of `ResidualVQ`: several candidates of each vector from quantiser to quantiser.
 
-In training only the codebook of the first quantiser moves, as in the package.
+In training only the codebook of the first quantiser moves, as in the package, unless it is frozen.
 
 Letters: B batch, N positions, j candidates, k codes of each, q quantisers so far, D codebook_dim.
 """
@@ -24,7 +24,7 @@ def beam_search(
     beam_size: int,
     in_use: int,
     temperature: float | None,
-    frozen: bool,
+    freeze_codebook: bool | None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The candidate with the least weighted sum of errors, as the package finds it.
 
@@ -45,7 +45,10 @@ def beam_search(
     for number, layer in enumerate(layers):
         candidates = residual.shape[1]
         codes, index, loss = layer(
-            residual, topk=beam_size, sample_codebook_temp=temperature, freeze_codebook=frozen
+            residual,
+            topk=beam_size,
+            sample_codebook_temp=temperature,
+            freeze_codebook=freeze_codebook,
         )
         k = index.shape[-1]
         scores = (scores[:, :, None] - loss * module.beam_score_weights[number]).flatten(1)
@@ -64,7 +67,7 @@ def beam_search(
             indices = [part[rows, best] for part in indices]
             losses = [part[rows, best] for part in losses]
     found = torch.stack([index[:, 0] for index in indices], dim=-1).view(*positions, -1)
-    if module.training:
+    if module.training and not layers[0].is_frozen(freeze_codebook):
         layers[0].update_indices(x.detach(), found[..., 0])
     mean_losses = torch.stack([loss[:, 0].mean() for loss in losses])
     return total[:, 0].view(x.shape), found, mean_losses, [x]

@@ -7,6 +7,8 @@ What differs from the package, besides what `VectorQuantize` lists:
   set otherwise than the first.
 - Maps, volumes and channels before positions work whatever their sizes, also with projections;
   indices are `[B, positions, Q]`.
+- A frozen codebook never moves. The package moves it with freeze_codebook=True in the constructor,
+  and of a call with a beam or a shared codebook.
 - Replacing dead codes of a shared codebook looks at all sequences of a batch.
 
 Letters: B batch, N positions, Q quantisers, K codes, D codebook_dim.
@@ -195,7 +197,7 @@ class ResidualVQ(Residual, Layouts):
         indices: Any = None,
         return_all_codes: bool = False,
         sample_codebook_temp: float | None = None,
-        freeze_codebook: bool = False,
+        freeze_codebook: bool | None = None,
         beam_size: int | None = None,
         rand_quantize_dropout_fixed_seed: int | None = None,
     ) -> tuple[Any, ...]:
@@ -237,7 +239,8 @@ class ResidualVQ(Residual, Layouts):
         else:
             found = self._one_by_one(projected, in_use, mask, sample_codebook_temp, freeze_codebook)
         quantized, codes, losses, residuals = found
-        if self.training and self.shared_codebook:
+        frozen = self._quantizers()[0].is_frozen(freeze_codebook)
+        if self.training and self.shared_codebook and not frozen:
             self._move_shared_(residuals)
         if self.diveq:
             quantized = directed(projected, quantized, 5e-3)
@@ -259,7 +262,7 @@ class ResidualVQ(Residual, Layouts):
         in_use: int,
         mask: Tensor | None,
         temperature: float | None,
-        frozen: bool,
+        freeze_codebook: bool | None,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """The sum of codes, indices `[..., q]`, losses `[q]` and residuals of q quantisers."""
         residual, total = x, torch.zeros_like(x)
@@ -267,7 +270,10 @@ class ResidualVQ(Residual, Layouts):
         for layer in self._quantizers()[:in_use]:
             residuals.append(residual)
             quantized, index, loss = layer(
-                residual, mask=mask, sample_codebook_temp=temperature, freeze_codebook=frozen
+                residual,
+                mask=mask,
+                sample_codebook_temp=temperature,
+                freeze_codebook=freeze_codebook,
             )
             residual = residual - self.passed_on(quantized)
             total = total + quantized
@@ -328,7 +334,7 @@ class GroupedResidualVQ(Grouped):
         indices: Any = None,
         return_all_codes: bool = False,
         sample_codebook_temp: float | None = None,
-        freeze_codebook: bool = False,
+        freeze_codebook: bool | None = None,
         mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """As `ResidualVQ`, with indices and losses `[groups, ...]`, codes as a tuple."""

@@ -274,7 +274,7 @@ class VectorQuantize(CodebookAccess):
         mask = self._as_mask(x, sequence, mask, lens)
         rows, row_mask = self._to_rows(self.project_in(sequence), mask)
         rows = self._codebook.transform_input(rows)
-        frozen = self.freeze_codebook if freeze_codebook is None else freeze_codebook
+        frozen = self.is_frozen(freeze_codebook)
         learning = self.training and not frozen
         losses = Losses(self, sequence, rows, mask, row_mask, self.zero)
 

@@ -89,3 +89,29 @@ def test_mask_and_lens_together_are_refused():
 def test_synchronising_without_a_process_group_is_refused():
     with pytest.raises(RuntimeError, match="there is no process group"):
         VectorQuantize(12, NUM_CODES, sync_codebook=True)(torch.randn(SEQUENCE))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "x_shape", "shape", "expected"),
+    [
+        ({}, SEQUENCE, (9, 2), r"indices \[2, 9\] for x \[2, 9, 12\], got \[9, 2\]"),
+        ({}, SEQUENCE, (2, 8), r"indices \[2, 9\]"),
+        ({}, (2, 12), (2, 1), r"indices \[2\]"),
+        ({"accept_image_fmap": True}, (2, 12, 3, 4), (2, 12), r"indices \[2, 3, 4\]"),
+        ({"heads": 2}, SEQUENCE, (2, 2, 9), r"indices \[2, 9, 2\]"),
+    ],
+)
+def test_indices_of_another_shape_are_refused(arguments, x_shape, shape, expected):
+    module, x = VectorQuantize(12, NUM_CODES, **arguments), torch.randn(x_shape)
+    indices = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match=expected):
+        module(x, indices=indices)
+    with pytest.raises(ValueError, match=expected):
+        module.update_indices(x, indices)
+
+
+def test_indices_of_another_dtype_are_refused():
+    with pytest.raises(TypeError, match=r"indices int64, got int32\. Pass indices.long\(\)"):
+        VectorQuantize(12, NUM_CODES)(
+            torch.randn(SEQUENCE), indices=torch.zeros(2, 9, dtype=torch.int32)
+        )

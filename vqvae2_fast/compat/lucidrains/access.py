@@ -110,6 +110,7 @@ class CodebookAccess(Layouts):
     def update_indices(self, x: Tensor, indices: Tensor, mask: Tensor | None = None) -> None:
         """Move the codebook by given vectors and indices, as `forward` takes and returns them."""
         sequence = self._to_sequence(x)
+        self._check_indices(indices, x)
         mask = self._as_mask(x, sequence, mask, None)
         rows, row_mask = self._to_rows(self.project_in(sequence), mask)
         rows = self._codebook.transform_input(rows)

@@ -58,6 +58,23 @@ class Layouts(nn.Module):
         positions = like.shape[1:-1] if self._is_channel_last() else like.shape[2:]
         return codes.reshape(len(codes), *positions, *codes.shape[2:])
 
+    def _check_indices(self, indices: Tensor, x: Tensor) -> None:
+        """Raise unless indices are int64 and as `forward` returns them for x."""
+        expected = list(x.shape)
+        expected.pop(-1 if self._is_channel_last() else 1)
+        if self.heads > 1:
+            expected.append(self.heads)
+        if list(indices.shape) != expected:
+            raise ValueError(
+                f"{type(self).__name__}: expected indices {expected} for x {list(x.shape)}, got "
+                f"{list(indices.shape)}."
+            )
+        if indices.dtype != torch.int64:
+            raise TypeError(
+                f"{type(self).__name__}: expected indices int64, got {dtype_name(indices.dtype)}. "
+                "Pass indices.long()."
+            )
+
     def _to_rows(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`[B, N, h·D]` as `[c, M, D]` of c codebooks, normalised for cosine; mask as `[c, M]`."""
         batch, length, inner = x.shape

@@ -261,6 +261,7 @@ class VectorQuantize(CodebookAccess):
 
         Raises:
             ValueError: Shapes that do not fit the layout, or mask and lens together.
+            TypeError: indices are not int64.
             NotImplementedError: Another argument of the package is given.
         """
         given = {
@@ -271,6 +272,8 @@ class VectorQuantize(CodebookAccess):
         refuse_others("VectorQuantize.forward", given, FORWARD_ARGUMENTS)
         topk = self._checked_topk(topk)
         sequence = self._to_sequence(x)
+        if indices is not None:
+            self._check_indices(indices, x)
         mask = self._as_mask(x, sequence, mask, lens)
         rows, row_mask = self._to_rows(self.project_in(sequence), mask)
         rows = self._codebook.transform_input(rows)

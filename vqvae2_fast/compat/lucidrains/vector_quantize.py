@@ -77,7 +77,8 @@ class VectorQuantize(CodebookAccess):
         directional_reparam, directional_reparam_variance: `quantized` is x and a step as long as
             the error, in its direction with noise, so that the codebook has a gradient without a
             loss (https://openreview.net/forum?id=KRVnpTbx7R).
-        straight_through: Accepted with rotation_trick=False; its gradient reaches nothing else.
+        straight_through: With rotation_trick=False: where x needs no gradient, but `project_in`
+            does, it gets that of the codes' mean by softmax(distance / sample_codebook_temp).
         rotation_trick: Gradient of https://arxiv.org/abs/2410.06424 instead of straight through;
             by default if dim > 1.
         sync_codebook: Sum the statistics of all processes; by default if there are several.
@@ -182,6 +183,7 @@ class VectorQuantize(CodebookAccess):
         self.codebook_diversity_loss_weight = codebook_diversity_loss_weight
         self.codebook_diversity_temperature = codebook_diversity_temperature
         self.rotation_trick = rotates
+        self.straight_through = straight_through
         self.learnable_codebook = learnable
         self.sync_update_v = sync_update_v
         self.return_zeros_for_masked_padding = return_zeros_for_masked_padding
@@ -283,7 +285,14 @@ class VectorQuantize(CodebookAccess):
 
         def find(update: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             return self._find(
-                rows, row_mask, update, ema_update, topk, sample_codebook_temp, indices is not None
+                rows,
+                row_mask,
+                update,
+                ema_update,
+                topk,
+                sample_codebook_temp,
+                needs_distances=indices is not None,
+                softens=self.straight_through and self.training and not x.requires_grad,
             )
 
         with without_autocast(x.device):
@@ -332,10 +341,12 @@ class VectorQuantize(CodebookAccess):
             return None
         by_entropy = self.commitment_use_cross_entropy_loss and self.training
         in_place = self.in_place_codebook_optimizer is not None and self.training
-        if topk < 1 or self.heads > 1 or by_entropy or in_place:
+        softens = self.straight_through and self.training
+        if topk < 1 or self.heads > 1 or by_entropy or in_place or softens:
             raise ValueError(
                 "VectorQuantize: expected topk >= 1, and only with one head and, in training, "
-                f"without commitment_use_cross_entropy_loss and in-place optimiser, got {topk}."
+                "without commitment_use_cross_entropy_loss, straight_through and in-place "
+                f"optimiser, got {topk}."
             )
         return min(topk, self.codebook_size)
 
@@ -347,13 +358,16 @@ class VectorQuantize(CodebookAccess):
         ema_update: bool | None,
         topk: int | None,
         temperature: float | None,
+        *,
         needs_distances: bool,
+        softens: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes `[c, M, D]`, indices `[c, M]` (with topk `[1, M, k]`), distances if needed."""
         book = self._codebook
         wide = rows.float()
         book.start(wide.detach(), row_mask)
         samples = book.samples(temperature) or topk is not None
+        needs_distances |= softens
         needs_distances |= self.training and (
             self.commitment_use_cross_entropy_loss or self.codebook_diversity_loss_weight > 0
         )
@@ -363,6 +377,8 @@ class VectorQuantize(CodebookAccess):
         else:
             row_indices = book.search(wide.detach())
         quantized = book.lookup(row_indices)
+        if softens and distances is not None:
+            quantized = book.softened(quantized, distances, temperature)
         if update:
             book.update(wide.detach(), row_indices, row_mask, ema_update)
         return quantized, row_indices, distances

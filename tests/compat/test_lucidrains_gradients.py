@@ -44,3 +44,19 @@ def test_topk_has_no_straight_through_gradient():
     module = VectorQuantize(8, 12, straight_through=True, rotation_trick=False)
     with pytest.raises(ValueError, match=r"without .* straight_through"):
         module(torch.randn(2, 4, 8), topk=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"orthogonal_reg_weight": 0.1},
+        {"learnable_codebook": True, "ema_update": False, "freeze_codebook": True},
+    ],
+)
+def test_topk_losses_of_evaluation_reach_a_codebook_that_is_a_parameter(arguments):
+    gradients = []
+    for module in pair(**arguments):
+        torch.manual_seed(1)
+        module.eval()(torch.randn(2, 4, 8), topk=2)[2].sum().backward()
+        gradients.append(module._codebook.embed.grad)
+    assert_near(gradients[1], gradients[0], "gradient of the codebook")

@@ -315,7 +315,9 @@ class VectorQuantize(CodebookAccess):
             return routed if self.heads > 1 else routed[0], losses.of_codes(distances, indices)
 
         codes = self._indices_from_rows(row_indices, sequence)
-        found = quantized if self.learnable_codebook and not frozen else quantized.detach()
+        # As in the package, only training keeps the loss from a codebook that does not learn by it.
+        learns = self.learnable_codebook and not frozen
+        found = quantized if learns or not self.training else quantized.detach()
         loss, parts = losses.of_forward(found, codes, row_indices, distances, topk)
         quantized = self._routed(x, rows, quantized)
         quantized = self.project_out(self._from_rows(quantized, sequence))

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqvae2_fast.modules.codebook import all_reduce_
+from vqvae2_fast.modules.outside_graphs import reading_waits
+from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +28,12 @@ def dropout_seed(device: torch.device) -> int:
     seed = torch.randint(0, 10_000, (), device=device)
     all_reduce_(seed)
     return int(seed)
+
+
+def _can_be_read(indices: Tensor) -> bool:
+    """Whether a look at the values costs no wait for a GPU and leaves a graph whole."""
+    unseen = torch.compiler.is_compiling() or transforms_are_active()
+    return not unseen and not reading_waits(indices)
 
 
 class Residual(nn.Module):
@@ -78,18 +86,33 @@ class Residual(nn.Module):
 
         Args:
             indices: `[B, ..., Q]`, or fewer quantisers, if it was trained with quantize_dropout.
+
+        Raises:
+            ValueError: Too few or too many quantisers, or, on a CPU, an index below -1.
         """
         missing = self.num_quantizers - indices.shape[-1]
+        if missing < 0:
+            raise ValueError(
+                f"{type(self).__name__}: expected indices [B, ..., Q] of at most "
+                f"{self.num_quantizers} quantisers, got {list(indices.shape)}."
+            )
         if missing and not self.quantize_dropout:
             raise ValueError(
                 f"{type(self).__name__}: expected indices [B, ..., {self.num_quantizers}], got "
                 f"{list(indices.shape)}: only a quantiser with quantize_dropout does with fewer."
             )
+        if _can_be_read(indices) and bool((indices < -1).any()):
+            raise ValueError(
+                f"{type(self).__name__}: expected indices from 0, or -1 for none, got "
+                f"{int(indices.min())}."
+            )
         indices = F.pad(indices, (0, missing), value=-1)
         codes = []
         for codebook, index in zip(self.codebooks, indices.unbind(-1), strict=True):
-            rows = codebook[index.clamp(min=0).long()]
-            codes.append(rows.masked_fill((index == -1)[..., None], 0.0))
+            none = index == -1
+            # Unlike codebook[...], this takes no index below 0 on a GPU either.
+            rows = F.embedding(index.masked_fill(none, 0).long(), codebook)
+            codes.append(rows.masked_fill(none[..., None], 0.0))
         return torch.stack(codes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:

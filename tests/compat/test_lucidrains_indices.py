@@ -1,0 +1,31 @@
+"""Codes and outputs that `compat.lucidrains` returns for given indices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvae2_fast.compat.lucidrains import ResidualVQ
+
+BASE = {"dim": 8, "num_quantizers": 3, "codebook_size": 12}
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_more_quantisers_than_there_are_are_refused(dropout):
+    module = ResidualVQ(**BASE, quantize_dropout=dropout)
+    with pytest.raises(ValueError, match=r"at most 3 quantisers, got \[2, 5, 4\]"):
+        module.get_codes_from_indices(torch.zeros(2, 5, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_an_index_below_minus_one_is_refused(dtype):
+    indices = torch.tensor([[[0, -1, -2]]], dtype=dtype)
+    with pytest.raises(ValueError, match=r"-1 for none, got -2"):
+        ResidualVQ(**BASE).get_codes_from_indices(indices)
+
+
+def test_codes_of_indices_are_one_graph():
+    torch._dynamo.reset()
+    module, indices = ResidualVQ(**BASE), torch.tensor([[[0, 5, -1]]])
+    codes = torch.compile(module.get_codes_from_indices, fullgraph=True, backend="eager")(indices)
+    assert torch.equal(codes, module.get_codes_from_indices(indices))

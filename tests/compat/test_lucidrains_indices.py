@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvae2_fast.compat.lucidrains import ResidualVQ
+from vqvae2_fast.compat.lucidrains import ResidualVQ, VectorQuantize
 
 BASE = {"dim": 8, "num_quantizers": 3, "codebook_size": 12}
 
@@ -29,3 +29,22 @@ def test_codes_of_indices_are_one_graph():
     module, indices = ResidualVQ(**BASE), torch.tensor([[[0, 5, -1]]])
     codes = torch.compile(module.get_codes_from_indices, fullgraph=True, backend="eager")(indices)
     assert torch.equal(codes, module.get_codes_from_indices(indices))
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        ({"accept_image_fmap": True}, (2, 8, 3, 4)),
+        ({"accept_3d_fmap": True}, (2, 8, 2, 3, 4)),
+        ({"channel_last": False}, (2, 8, 4)),
+        ({"channel_last": False}, (2, 8)),
+    ],
+)
+@pytest.mark.parametrize(
+    "heads", [{}, {"heads": 2}, {"heads": 2, "separate_codebook_per_head": True}]
+)
+def test_outputs_of_indices_have_channels_where_the_input_has_them(layout, shape, heads):
+    torch.manual_seed(0)
+    module = VectorQuantize(8, 12, codebook_dim=3, **layout, **heads).eval()
+    quantized, indices, _ = module(torch.randn(shape))
+    torch.testing.assert_close(module.get_output_from_indices(indices), quantized)

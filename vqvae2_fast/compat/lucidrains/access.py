@@ -80,23 +80,31 @@ class CodebookAccess(Layouts):
 
         With heads that share a codebook the rows stay apart, `[..., h, D]`, as in the package.
         """
+        return self._channels_as_input(self._codes_of(indices))
+
+    def _codes_of(self, indices: Tensor) -> Tensor:
+        """`get_codes_from_indices` with channels last."""
         if self.separate_codebook_per_head:
             per_head = zip(self.codebook, indices.unbind(-1), strict=True)
-            codes = torch.cat([codebook[index] for codebook, index in per_head], dim=-1)
-        else:
-            codes = self.codebook[indices]
-        return codes if self._is_channel_last() else codes.movedim(-1, 1)
+            return torch.cat([codebook[index] for codebook, index in per_head], dim=-1)
+        return self.codebook[indices]
+
+    def _channels_as_input(self, x: Tensor) -> Tensor:
+        return x if self._is_channel_last() else x.movedim(-1, 1)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """What evaluation would return for these indices.
+        """What evaluation would return for these indices, in the layout of the input.
 
-        As in the package, the projection acts on the last dimension, so channels must come last.
+        Without a projection, heads that share a codebook stay apart, as in
+        `get_codes_from_indices`. With one and channels first, the package projects along the last
+        dimension of a map instead.
         """
-        codes = self.get_codes_from_indices(indices)
-        if self.has_projections and self.heads > 1 and not self.separate_codebook_per_head:
+        if not self.has_projections:
+            return self.get_codes_from_indices(indices)
+        codes = self._codes_of(indices)
+        if self.heads > 1 and not self.separate_codebook_per_head:
             codes = codes.flatten(-2)  # [..., h, D] -> [..., h·D]
-        output: Tensor = self.project_out(codes)
-        return output
+        return self._channels_as_input(self.project_out(codes))
 
     def expire_codes_(self, x: Tensor) -> None:
         """Replace dead codes by vectors of x, `[B, N, h·D]` as `project_in` returns it.

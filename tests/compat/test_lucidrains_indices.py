@@ -48,3 +48,12 @@ def test_outputs_of_indices_have_channels_where_the_input_has_them(layout, shape
     module = VectorQuantize(8, 12, codebook_dim=3, **layout, **heads).eval()
     quantized, indices, _ = module(torch.randn(shape))
     torch.testing.assert_close(module.get_output_from_indices(indices), quantized)
+
+
+def test_writing_to_returned_indices_leaves_the_perplexity():
+    torch.manual_seed(0)
+    module = VectorQuantize(8, 12)
+    indices = module(torch.randn(2, 9, 8))[1]
+    before = module.perplexity, module.usage
+    indices.fill_(0)
+    assert (module.perplexity, module.usage) == before

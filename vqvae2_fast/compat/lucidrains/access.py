@@ -22,8 +22,11 @@ __all__ = ["CodebookAccess", "indices_to_keep"]
 
 @outside_transforms
 def indices_to_keep(row_indices: Tensor) -> Tensor:
-    """`[c, M]` of c codebooks, or `[c, M, k]` of the k nearest codes -> `[c, M·k]`."""
-    return row_indices.flatten(1)
+    """`[c, M]` of c codebooks, or `[c, M, k]` of the k nearest codes -> `[c, M·k]`.
+
+    A copy: the indices are returned too, and may be written then.
+    """
+    return row_indices.flatten(1).clone()
 
 
 class CodebookAccess(Layouts):

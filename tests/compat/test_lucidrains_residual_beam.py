@@ -66,3 +66,13 @@ def test_the_layers_after_a_frozen_one_still_see_its_residual():
     free(x)
     assert torch.equal(frozen.codebooks[1:], free.codebooks[1:])
     assert not torch.equal(frozen.codebooks[0], free.codebooks[0])
+
+
+@pytest.mark.parametrize("arguments", [{"commitment_weight": 0.0}, {"diveq": True}])
+def test_a_beam_that_nothing_ranks_is_refused(arguments):
+    ours = pair(**arguments, beam_size=2)[1]
+    x = torch.randn(SEQUENCE)
+    with pytest.raises(ValueError, match="expected commitment_weight > 0"):
+        ours(x)
+    ours(x, beam_size=1)
+    ours.eval()(x)

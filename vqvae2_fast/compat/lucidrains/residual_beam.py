@@ -33,6 +33,9 @@ def beam_search(
 
     Returns:
         Sum of codes `[..., D]`, indices `[..., q]`, losses `[q]`, and what the first quantiser saw.
+
+    Raises:
+        ValueError: The layers have no commitment loss in training.
     """
     positions = x.shape[:-1]
     residual = x.reshape(-1, 1, x.shape[-1])  # [M, j, D]
@@ -42,6 +45,12 @@ def beam_search(
     indices: list[Tensor] = []
     losses: list[Tensor] = []
     layers = module._quantizers()[:in_use]
+    if not all(layer.has_commitment_loss or not layer.training for layer in layers):
+        raise ValueError(
+            "ResidualVQ: expected commitment_weight > 0, without diveq or directional_reparam, "
+            "with a beam in training, which ranks candidates by their commitment loss. Pass "
+            "beam_size=1 to forward in training."
+        )
     for number, layer in enumerate(layers):
         candidates = residual.shape[1]
         codes, index, loss = layer(

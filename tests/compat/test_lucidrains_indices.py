@@ -57,3 +57,10 @@ def test_writing_to_returned_indices_leaves_the_perplexity():
     before = module.perplexity, module.usage
     indices.fill_(0)
     assert (module.perplexity, module.usage) == before
+
+
+def test_one_head_with_a_codebook_of_its_own_returns_its_codes():
+    torch.manual_seed(0)
+    module = VectorQuantize(8, 12, separate_codebook_per_head=True).eval()
+    quantized, indices, _ = module(torch.randn(2, 9, 8))
+    assert torch.equal(module.get_codes_from_indices(indices), quantized)

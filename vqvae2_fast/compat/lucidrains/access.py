@@ -87,10 +87,11 @@ class CodebookAccess(Layouts):
 
     def _codes_of(self, indices: Tensor) -> Tensor:
         """`get_codes_from_indices` with channels last."""
-        if self.separate_codebook_per_head:
+        # The indices of a single head have no dimension for it.
+        if self.separate_codebook_per_head and self.heads > 1:
             per_head = zip(self.codebook, indices.unbind(-1), strict=True)
             return torch.cat([codebook[index] for codebook, index in per_head], dim=-1)
-        return self.codebook[indices]
+        return self._codebook.embed[0][indices]
 
     def _channels_as_input(self, x: Tensor) -> Tensor:
         return x if self._is_channel_last() else x.movedim(-1, 1)

@@ -280,3 +280,9 @@ def test_classes_left_out_say_what_comes_nearest(name):
 def test_the_temperature_of_a_call_counts():
     theirs, ours = pair({"stochastic_sample_codes": True, "sample_codebook_temp": 0.0})
     assert_same_step(theirs, ours, torch.randn(LONG), seed=0, sample_codebook_temp=5.0)
+
+
+def test_one_quantiser_has_no_dropout_to_cut_off():
+    arguments = {"num_quantizers": 1, "quantize_dropout": True, "quantize_dropout_cutoff_index": 1}
+    theirs, ours = pair(arguments)
+    assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0)

@@ -57,13 +57,13 @@ class Residual(nn.Module):
     ) -> None:
         super().__init__()
         cutoff = quantize_dropout_cutoff_index
-        if cutoff < 0 or (quantize_dropout and cutoff >= num_quantizers):
+        self.quantize_dropout = quantize_dropout and num_quantizers > 1
+        if cutoff < 0 or (self.quantize_dropout and cutoff >= num_quantizers):
             raise ValueError(
                 f"{type(self).__name__}: expected quantize_dropout_cutoff_index in "
                 f"0..{num_quantizers - 1}, got {cutoff}."
             )
         self.num_quantizers = num_quantizers
-        self.quantize_dropout = quantize_dropout and num_quantizers > 1
         self.quantize_dropout_cutoff_index = cutoff
         self.quantize_dropout_multiple_of = quantize_dropout_multiple_of
 

@@ -286,3 +286,22 @@ def test_one_quantiser_has_no_dropout_to_cut_off():
     arguments = {"num_quantizers": 1, "quantize_dropout": True, "quantize_dropout_cutoff_index": 1}
     theirs, ours = pair(arguments)
     assert_same_step(theirs, ours, torch.randn(SEQUENCE), seed=0)
+
+
+def test_one_graph_cannot_hold_a_dropout():
+    torch._dynamo.reset()
+    compiled = torch.compile(pair({"quantize_dropout": True})[1], fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="leave fullgraph=True out"):
+        compiled(torch.randn(SEQUENCE))
+
+
+def test_graphs_around_a_dropout_drop_as_many_quantisers():
+    torch._dynamo.reset()
+    eager, traced = (pair({"quantize_dropout": True, "num_quantizers": 4})[1] for _ in range(2))
+    compiled = torch.compile(traced, backend="eager")
+    for seed in range(3):
+        x = torch.randn(SEQUENCE)
+        torch.manual_seed(seed)
+        expected = eager(x)
+        torch.manual_seed(seed)
+        assert_near(compiled(x), expected, f"step {seed}")

@@ -76,6 +76,12 @@ class Residual(nn.Module):
         """How many quantisers this forward uses, the first ones."""
         if not drops:
             return self.num_quantizers
+        if torch.compiler.is_compiling():
+            # Each number of quantisers is a graph of its own, and only a call knows which.
+            torch._dynamo.graph_break(
+                msg="quantize_dropout draws how many quantisers a training step uses, outside of "
+                "graphs: leave fullgraph=True out, or compile without quantize_dropout."
+            )
         chosen = random.Random(dropout_seed(device) if seed is None else seed)
         index = chosen.randrange(self.quantize_dropout_cutoff_index, self.num_quantizers)
         multiple = self.quantize_dropout_multiple_of

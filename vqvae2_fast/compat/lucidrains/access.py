@@ -17,11 +17,11 @@ from vqvae2_fast.modules.outside_transforms import outside_transforms
 if TYPE_CHECKING:
     from vqvae2_fast.compat.lucidrains.codebook import Codebook
 
-__all__ = ["CodebookAccess", "indices_to_keep"]
+__all__ = ["CodebookAccess"]
 
 
 @outside_transforms
-def indices_to_keep(row_indices: Tensor) -> Tensor:
+def _indices_to_keep(row_indices: Tensor) -> Tensor:
     """`[c, M]` of c codebooks, or `[c, M, k]` of the k nearest codes -> `[c, M·k]`.
 
     A copy: the indices are returned too, and may be written then.
@@ -60,6 +60,11 @@ class CodebookAccess(Layouts):
     def is_frozen(self, of_call: bool | None) -> bool:
         """Whether a forward with this freeze_codebook leaves the codebook as it is."""
         return self.freeze_codebook if of_call is None else of_call
+
+    def _remember(self, row_indices: Tensor) -> None:
+        """Keep the indices of a forward for `perplexity` and `usage`."""
+        if not torch.compiler.is_exporting():  # an exported program keeps nothing of its calls
+            self._latest_indices = _indices_to_keep(row_indices)
 
     @property
     def perplexity(self) -> Tensor:

@@ -167,7 +167,8 @@ class Codebook(nn.Module):
         """Minus the distances (for cosine the products) of x `[h, N, D]`: `[h, N, K]`."""
         # .data: the update writes the codes in place, and backward takes them as they are then, as
         # the package's does.
-        codes = self.embed if self.learnable_codebook else self.embed.data
+        moves = self.training and not self.learnable_codebook
+        codes = self.embed.data if moves else self.embed
         codes = codes.to(x.dtype)
         products = x @ codes.mT
         if self.use_cosine_sim:
@@ -247,7 +248,7 @@ class Codebook(nn.Module):
         lucidrains_start_(
             x,
             mask,
-            self.embed.data,
+            self.embed.detach(),  # torch.export cannot follow .data
             self.cluster_size,
             self.embed_avg,
             self.initted,

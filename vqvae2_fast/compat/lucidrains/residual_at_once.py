@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vqvae2_fast import ops
-from vqvae2_fast.compat.lucidrains.access import indices_to_keep
 from vqvae2_fast.compat.lucidrains.vector_quantize import VectorQuantize
 from vqvae2_fast.modules.autocast import without_autocast
 from vqvae2_fast.modules.codebook import stacked_codebooks
@@ -95,7 +94,7 @@ def at_once(
     residual = x.detach()
     for layer, codebook, index in zip(layers, codebooks, indices.unbind(-1), strict=True):
         rows, row_index = residual.reshape(1, -1, module.codebook_dim), index.reshape(1, -1)
-        layer._latest_indices = indices_to_keep(row_index)
+        layer._remember(row_index)
         if module.training:
             if not layer.is_frozen(freeze_codebook):
                 layer._codebook.update(rows, row_index, None)

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vqvae2_fast.compat.lucidrains.access import CodebookAccess, indices_to_keep
+from vqvae2_fast.compat.lucidrains.access import CodebookAccess
 from vqvae2_fast.compat.lucidrains.arguments import (
     FORWARD_ARGUMENTS,
     OTHER_ARGUMENTS,
@@ -330,7 +330,7 @@ class VectorQuantize(CodebookAccess):
             codes = codes.masked_fill(~mask.view(*mask.shape, *[1] * (codes.dim() - 2)), -1)
             unmasked = row_mask if topk is None else row_mask[..., None]
             row_indices = row_indices.masked_fill(~unmasked, -1)
-        self._latest_indices = indices_to_keep(row_indices)
+        self._remember(row_indices)
         if loss.dim():
             loss = self._codes_like(loss, x)
         result = (self._from_sequence(quantized, x), self._codes_like(codes, x), loss)

@@ -1,4 +1,4 @@
-"""`compat.lucidrains` through `torch.export`."""
+"""`compat.lucidrains` through `torch.jit.trace` and `torch.export`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def loaded(name: str) -> torch.nn.Module:
 def assert_same_results(actual, expected) -> None:
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["vector", "kmeans", "residual"])
+def test_a_trace_takes_batches_of_other_sizes(name):
+    module = loaded(name)
+    traced = torch.jit.trace(module, (torch.randn(2, 6, 8),))
+    x = torch.randn(3, 7, 8)
+    assert_same_results(traced(x), module(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_that_would_start_the_codebook_is_refused():
+    with pytest.raises(RuntimeError, match=r"by a forward before torch\.jit\.trace"):
+        torch.jit.trace(MAKE["kmeans"]().eval(), (torch.randn(2, 20, 8),))
 
 
 @pytest.mark.parametrize("name", MAKE)

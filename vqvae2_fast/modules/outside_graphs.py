@@ -97,7 +97,7 @@ class StartFlag:
         if torch.compiler.is_compiling() or self._buffer is initialised:
             return False
         self._buffer = None if transforms_are_active() else initialised
-        self.settled.fill_(False)
+        self.settled.zero_()  # torch.jit.trace cannot record fill_(False)
         return True
 
     def forget(self) -> None:

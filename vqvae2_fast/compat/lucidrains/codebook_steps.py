@@ -56,6 +56,11 @@ def lucidrains_start_(
         return
     if not sync_choice and x.shape[1] == 0:
         return
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        raise RuntimeError(
+            "VectorQuantize: a trace would run k-means at every call. Start the codebook by a "
+            "forward before torch.jit.trace."
+        )
     for codebook, rows in enumerate(_compressed(x, mask)):
         means, counts = _kmeans(rows, embed.shape[1], iterations, cosine, sync_choice)
         cluster_size[codebook] = counts

@@ -55,8 +55,7 @@ class Layouts(nn.Module):
         """Indices `[B, N(, h)]` with the positions of `like`."""
         if like.dim() == 2:
             return codes[:, 0]
-        positions = like.shape[1:-1] if self._is_channel_last() else like.shape[2:]
-        return codes.reshape(len(codes), *positions, *codes.shape[2:])
+        return codes if like.dim() == 3 else codes.unflatten(1, like.shape[2:])
 
     def _check_indices(self, indices: Tensor, x: Tensor) -> None:
         """Raise unless indices are int64 and as `forward` returns them for x."""

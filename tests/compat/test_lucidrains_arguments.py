@@ -8,7 +8,7 @@ import pytest
 import torch
 import vector_quantize_pytorch
 
-from vqvae2_fast.compat.lucidrains import VectorQuantize
+from vqvae2_fast.compat.lucidrains import ResidualVQ, VectorQuantize
 
 SEQUENCE, NUM_CODES = (2, 9, 12), 20
 LEARNABLE = {"learnable_codebook": True, "ema_update": False}
@@ -115,3 +115,16 @@ def test_indices_of_another_dtype_are_refused():
         VectorQuantize(12, NUM_CODES)(
             torch.randn(SEQUENCE), indices=torch.zeros(2, 9, dtype=torch.int32)
         )
+
+
+@pytest.mark.parametrize(
+    ("indices", "text"),
+    [
+        (torch.zeros(2, 9, 3).long(), r"got \[2, 9, 3\] int64\."),
+        ([torch.zeros(2, 9).long()] * 3, r"got a list of 3\."),
+    ],
+)
+def test_a_refused_tensor_is_named_by_its_shape(indices, text):
+    module = ResidualVQ(dim=12, codebook_size=NUM_CODES, num_quantizers=3)
+    with pytest.raises(NotImplementedError, match=text):
+        module(torch.randn(SEQUENCE), indices=indices)

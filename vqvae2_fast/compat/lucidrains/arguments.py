@@ -5,6 +5,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from vqvae2_fast.ops._checks import dtype_name
+
 __all__ = ["FORWARD_ARGUMENTS", "OTHER_ARGUMENTS", "check_together", "refuse_others"]
 
 
@@ -66,8 +70,17 @@ def refuse_others(where: str, given: dict[str, Any], known: dict[str, Unsupporte
             idle_values = " or ".join(map(repr, idle))
             raise NotImplementedError(
                 f"{where}: {name} is not supported by vqvae2_fast.compat.lucidrains: expected "
-                f"{idle_values}, got {value!r}. {instead}"
+                f"{idle_values}, got {_described(value)}. {instead}"
             )
+
+
+def _described(value: object) -> str:
+    """A value in a few words: of tensors only what kind they are."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {dtype_name(value.dtype)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)
 
 
 def _is(value: object, idle: object) -> bool:

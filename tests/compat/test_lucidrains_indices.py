@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvae2_fast.compat.lucidrains import ResidualVQ, VectorQuantize
+from vqvae2_fast.compat.lucidrains import GroupedResidualVQ, ResidualVQ, VectorQuantize
 
 BASE = {"dim": 8, "num_quantizers": 3, "codebook_size": 12}
 
@@ -64,3 +64,14 @@ def test_one_head_with_a_codebook_of_its_own_returns_its_codes():
     module = VectorQuantize(8, 12, separate_codebook_per_head=True).eval()
     quantized, indices, _ = module(torch.randn(2, 9, 8))
     assert torch.equal(module.get_codes_from_indices(indices), quantized)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [({"accept_image_fmap": True}, (2, 8, 3, 4)), ({"channel_last": False}, (2, 8, 5))],
+)
+def test_outputs_of_groups_are_joined_along_the_last_dimension(layout, shape):
+    module = GroupedResidualVQ(**BASE, groups=2, **layout).eval()
+    quantized, indices, _ = module(torch.randn(shape))
+    outputs = module.get_output_from_indices(indices)
+    torch.testing.assert_close(outputs.movedim(-1, 1), quantized)

@@ -166,10 +166,13 @@ class Grouped(nn.Module):
         return torch.stack([rvq.get_codes_from_indices(part) for rvq, part in each])
 
     def get_output_from_indices(self, indices: Sequence[Tensor]) -> Tensor:
-        """As of `Residual`, for indices `[groups, B, N, Q]` of sequences."""
+        """As of `Residual`, for indices `[groups, B, ..., Q]`; channels come last.
+
+        The package joins the groups of a map along its height.
+        """
         each = zip(self._own(), indices, strict=True)
         parts = [rvq.get_output_from_indices(part) for rvq, part in each]
-        return torch.cat(parts, dim=self.split_dim)
+        return torch.cat(parts, dim=-1)
 
     def _own(self) -> list[Residual]:
         return [cast("Residual", rvq) for rvq in self.rvqs]

@@ -76,6 +76,30 @@ inline float quick_sqdist(const float* z, const float* e, int64_t dim) {
   return lane_sum(sums[0] + sums[1]);
 }
 
+// The same for four codes, whose lanes are summed together.
+inline void quick_sqdists(const float* z, const float* const* e, int64_t dim, float* distances) {
+  Vec sums[4];
+  for (Vec& sum : sums) sum = Vec::broadcast(0.0f);
+  int64_t d = 0;
+  for (; d + Vec::kLanes <= dim; d += Vec::kLanes) {
+    const Vec part = Vec::load(z + d);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec difference = part - Vec::load(e[i] + d);
+      sums[i] = sums[i].add_product(difference, difference);
+    }
+  }
+  if (d < dim) {
+    const Vec part = Vec::load_first(z + d, dim - d);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vec difference = part - Vec::load_first(e[i] + d, dim - d);
+      sums[i] = sums[i].add_product(difference, difference);
+    }
+  }
+  lane_sums(sums, distances);
+}
+
 // The nearest of the codes that are added, in any order. Quick distances exclude all codes except
 // those that rounding cannot separate, which are settled by the definition.
 class Shortlist {
@@ -93,13 +117,24 @@ class Shortlist {
   }
 
   void add(int64_t code) {
-    const float distance = quick_sqdist(z_, codebook_.codes + code * codebook_.dim, codebook_.dim);
-    // False for NaN, which never wins.
-    if (!(distance <= least_ * factor_ + slack_)) return;
-    least_ = distance < least_ ? distance : least_;
-    if (count_ == kCapacity) settle();
-    codes_[count_] = code;
-    distances_[count_++] = distance;
+    add(code, quick_sqdist(z_, codebook_.codes + code * codebook_.dim, codebook_.dim));
+  }
+
+  // Adds every step-th code from `first` on.
+  void add_every(int64_t first, int64_t step) {
+    const int64_t last = codebook_.num_codes - 1;
+    for (int64_t code = first; code <= last; code += 4 * step) {
+      const float* e[4];
+      float distances[4];
+      for (int i = 0; i < 4; ++i) {
+        const int64_t other = code + i * step;
+        e[i] = codebook_.codes + (other <= last ? other : code) * codebook_.dim;
+      }
+      quick_sqdists(z_, e, codebook_.dim, distances);
+      for (int i = 0; i < 4; ++i) {
+        if (code + i * step <= last) add(code + i * step, distances[i]);
+      }
+    }
   }
 
   // Adds up to kCapacity codes to an empty list. No branch depends on a distance before all of them
@@ -129,6 +164,15 @@ class Shortlist {
   }
 
  private:
+  void add(int64_t code, float distance) {
+    // False for NaN, which never wins.
+    if (!(distance <= least_ * factor_ + slack_)) return;
+    least_ = distance < least_ ? distance : least_;
+    if (count_ == kCapacity) settle();
+    codes_[count_] = code;
+    distances_[count_++] = distance;
+  }
+
   void drop_beaten() {
     const float bound = least_ * factor_ + slack_;
     int kept = 0;

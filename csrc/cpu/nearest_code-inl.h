@@ -78,7 +78,7 @@ struct Workspace {
 inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float least, float bound,
                        Vec best, Vec second, const float* z, int64_t* index) {
   if (!(bound < kEmptyScore)) return false;
-  uint32_t lanes = lanes_at_most(best, bound);
+  const uint32_t lanes = lanes_at_most(best, bound);
   const uint32_t open = lanes_at_most(second, bound);
   if (open == 0 && (lanes & (lanes - 1)) == 0 && tags.shift == 0) {
     *index = static_cast<int64_t>(bits_of(least) & tags.mask) * Vec::kLanes + __builtin_ctz(lanes);
@@ -87,14 +87,11 @@ inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float l
   if (__builtin_popcount(open) > kMaxOpenLanes) return false;
   float lane_best[Vec::kLanes];
   best.store(lane_best);
-  const auto each_code = [&](const auto& use) {
-    for (; lanes; lanes &= lanes - 1) {
-      const int lane = __builtin_ctz(lanes);
-      const bool all = open >> lane & 1;
+  const auto each_named_code = [&](const auto& use) {
+    for (uint32_t named = lanes & ~open; named; named &= named - 1) {
+      const int lane = __builtin_ctz(named);
       const int64_t tag = bits_of(lane_best[lane]) & tags.mask;
-      const int64_t first = all ? 0 : tag << tags.shift;
-      const int64_t last = all ? 2 * codebook.num_panels : (tag + 1) << tags.shift;
-      for (int64_t v = first; v < last; ++v) {
+      for (int64_t v = tag << tags.shift; v < (tag + 1) << tags.shift; ++v) {
         const int64_t code = v * Vec::kLanes + lane;
         if (code < codebook.num_codes) use(code);
       }
@@ -102,13 +99,16 @@ inline bool settle_row(const PackedCodebook& codebook, const Tags& tags, float l
   };
   Shortlist shortlist(codebook, z);
   // A few codes are added at once, because how many of them a bound excludes is hard to predict.
-  if (open == 0 && Vec::kLanes << tags.shift <= Shortlist::kCapacity) {
+  if (Vec::kLanes << tags.shift <= Shortlist::kCapacity) {
     int32_t codes[Shortlist::kCapacity];
     int count = 0;
-    each_code([&](int64_t code) { codes[count++] = static_cast<int32_t>(code); });
+    each_named_code([&](int64_t code) { codes[count++] = static_cast<int32_t>(code); });
     shortlist.add_all(codes, count);
   } else {
-    each_code([&](int64_t code) { shortlist.add(code); });
+    each_named_code([&](int64_t code) { shortlist.add(code); });
+  }
+  for (uint32_t left = open; left; left &= left - 1) {
+    shortlist.add_every(__builtin_ctz(left), Vec::kLanes);
   }
   *index = shortlist.nearest();
   return true;

@@ -305,6 +305,13 @@ inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, V
   best.v = _mm256_min_ps(tagged, best.v);
 }
 
+// sums[i] = lane_sum(a[i]) of four, in another order.
+inline void lane_sums(const Vec* a, float* sums) {
+  const __m256 fours =
+      _mm256_hadd_ps(_mm256_hadd_ps(a[0].v, a[1].v), _mm256_hadd_ps(a[2].v, a[3].v));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
+}
+
 inline float lane_sum(Vec a) {
   __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
   half = _mm_add_ps(half, _mm_movehl_ps(half, half));

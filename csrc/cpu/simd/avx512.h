@@ -266,6 +266,20 @@ inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, V
 
 inline float lane_sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 
+// sums[i] = lane_sum(a[i]) of four, in another order.
+inline void lane_sums(const Vec* a, float* sums) {
+  const __m512 low =
+      _mm512_add_ps(_mm512_unpacklo_ps(a[0].v, a[1].v), _mm512_unpackhi_ps(a[0].v, a[1].v));
+  const __m512 high =
+      _mm512_add_ps(_mm512_unpacklo_ps(a[2].v, a[3].v), _mm512_unpackhi_ps(a[2].v, a[3].v));
+  const __m512d pairs[2] = {_mm512_castps_pd(low), _mm512_castps_pd(high)};
+  const __m512 fours = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(pairs[0], pairs[1])),
+                                     _mm512_castpd_ps(_mm512_unpackhi_pd(pairs[0], pairs[1])));
+  const __m256 half =
+      _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
+  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
 inline float least_lane(Vec a) { return _mm512_reduce_min_ps(a.v); }
 
 inline uint32_t lanes_at_most(Vec score, float bound) {

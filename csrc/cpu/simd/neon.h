@@ -120,6 +120,11 @@ inline void keep_two_least(Vec score, uint32_t clear, uint32_t tag, Vec& best, V
 
 inline float lane_sum(Vec a) { return vaddvq_f32(a.v); }
 
+// sums[i] = lane_sum(a[i]) of four, in another order.
+inline void lane_sums(const Vec* a, float* sums) {
+  vst1q_f32(sums, vpaddq_f32(vpaddq_f32(a[0].v, a[1].v), vpaddq_f32(a[2].v, a[3].v)));
+}
+
 inline float least_lane(Vec a) { return vminvq_f32(a.v); }
 
 // Bit l is set where score[l] <= bound.

@@ -203,6 +203,11 @@ inline float lane_sum(Vec a) {
   return sum;
 }
 
+// sums[i] = lane_sum(a[i]) of four.
+inline void lane_sums(const Vec* a, float* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] = lane_sum(a[i]);
+}
+
 inline float least_lane(Vec a) {
   float least = a.v[0];
   for (int l = 1; l < Vec::kLanes; ++l) least = a.v[l] < least ? a.v[l] : least;

@@ -211,6 +211,24 @@ def test_a_full_disk_is_named_and_leaves_no_store(
     assert run(call) == 0
 
 
+def test_a_failed_decompress_leaves_what_others_wrote(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with CodeWriter("store", 13, [(4, 4), (8, 8)], class_names=("a", "b", "c")) as writer:
+        writer.add([torch.randint(13, (3, side, side)) for side in (4, 8)])
+    assert run("compress store --pipeline pipeline --out x.vq2 --quiet") == 0
+    others = folder / "out" / "shard-000000000512.bin"  # of a store whose manifest was lost
+    others.parent.mkdir()
+    others.write_bytes(b"codes")
+
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(CodeWriter, "add", fail)
+    assert run("decompress x.vq2 --pipeline pipeline --out out --quiet") != 0
+    assert list(others.parent.iterdir()) == [others]
+
+
 def test_a_full_disk_is_named_and_leaves_no_file(
     folder: Path, small_disk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,11 +165,14 @@ class Decompress(Command):
 
     @contextmanager
     def _store_removed_on_error(self) -> Iterator[None]:
-        """Removes the store again if the block fails; a second try would refuse it."""
+        """Removes the store again if the block fails; a second try would refuse it. What was there
+        before stays: shards without a manifest may be somebody's only copy."""
+        before = set(self.out.iterdir())
         try:
             yield
         except BaseException:
-            for path in (self.out / MANIFEST, *self.out.glob("shard-*.bin"), self.out / ".lock"):
+            store = {self.out / MANIFEST, *self.out.glob("shard-*.bin"), self.out / ".lock"}
+            for path in store - before:
                 path.unlink(missing_ok=True)
             raise
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvae2_fast.models.code_checks import may_read
 from vqvae2_fast.modules.codebook import all_reduce_
 from vqvae2_fast.modules.outside_graphs import reading_waits
-from vqvae2_fast.ops._registry import transforms_are_active
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,12 +28,6 @@ def dropout_seed(device: torch.device) -> int:
     seed = torch.randint(0, 10_000, (), device=device)
     all_reduce_(seed)
     return int(seed)
-
-
-def _can_be_read(indices: Tensor) -> bool:
-    """Whether a look at the values costs no wait for a GPU and leaves a graph whole."""
-    unseen = torch.compiler.is_compiling() or transforms_are_active()
-    return not unseen and not reading_waits(indices)
 
 
 class Residual(nn.Module):
@@ -107,7 +101,8 @@ class Residual(nn.Module):
                 f"{type(self).__name__}: expected indices [B, ..., {self.num_quantizers}], got "
                 f"{list(indices.shape)}: only a quantiser with quantize_dropout does with fewer."
             )
-        if _can_be_read(indices) and bool((indices < -1).any()):
+        # On a GPU the host would have to wait.
+        if may_read(indices) and not reading_waits(indices) and bool((indices < -1).any()):
             raise ValueError(
                 f"{type(self).__name__}: expected indices from 0, or -1 for none, got "
                 f"{int(indices.min())}."

@@ -19,8 +19,8 @@ namespace {
 // Words of the tiles of a block: they should stay in the second-level cache together with the
 // codes.
 constexpr int64_t kBlockWords = 16 << 10;
-// A row with more open lanes than this costs less in the next screen. An open lane is searched
-// code by code, at a quarter of the rate of the screen.
+// A row with more open lanes than this costs less in the next screen: all codes of an open lane are
+// compared, at a fraction of the rate of the screen.
 constexpr int kMaxOpenLanes = 2;
 
 inline int64_t block_tiles(int64_t dim) {

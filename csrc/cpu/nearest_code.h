@@ -48,10 +48,14 @@ constexpr int64_t kTilePanel = 2 * kTileWidth;
 constexpr int64_t kGroupPanels = 2;
 constexpr int64_t kTileGroup = kGroupPanels * kTilePanel;
 constexpr int64_t kMostTileDims = 1024;
+// Of many codes, the panels of a group are compared together: a lane keeps only the least of their
+// scores, and a row that is not certain is compared with all codes of the lane in the group.
+constexpr int64_t kFewestGroupedCodes = 2048, kMostGroupedDims = 64;
 
-// Of short codes, most of what a tile multiplies is padding. Measured: README.
+// Of short codes, most of what a tile multiplies is padding, which only groups make up for.
+// Measured: README.
 constexpr bool suit_tiles(int64_t num_codes, int64_t dim) {
-  return dim <= kMostTileDims && (dim >= 16 || (dim >= 8 && num_codes >= 2048));
+  return dim <= kMostTileDims && (dim >= 16 || (dim >= 8 && num_codes >= kFewestGroupedCodes));
 }
 constexpr int64_t tile_chunks(int64_t dim) { return (dim + kTileDims - 1) / kTileDims; }
 // Codes with the padding of the last group.

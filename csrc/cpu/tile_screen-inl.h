@@ -18,9 +18,6 @@ constexpr int64_t kTilesRows = 2 * kTileHeight;
 // Codes that stay in the first-level cache for all rows.
 constexpr int64_t kTileCacheBytes = 16 << 10;
 constexpr int kPanelVecs = static_cast<int>(kTilePanel) / Vec::kLanes;
-// Of many codes, the panels of a group are compared together: a lane keeps only the least of their
-// scores, and a row that is not certain is compared with all codes of the lane in the group.
-constexpr int64_t kFewestGroupedCodes = 2048, kMostGroupedDims = 64;
 
 struct TileScreen {
   using Word = uint32_t;  // two bfloat16
